@@ -1,0 +1,1 @@
+"""Floor 1, bytes: from a file to host memory to the device, on time."""

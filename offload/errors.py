@@ -1,0 +1,44 @@
+"""Everything that can go wrong below the terminal, as one tree.
+
+    OverstoryError                  exit code 1: something failed while running
+    ├── BadInputError               exit code 2: what the user gave cannot be used
+    │   ├── CheckpointError         a model folder that is missing, damaged or not safetensors
+    │   │   └── UnsupportedArchitectureError
+    │   └── BudgetError             the memory budgets cannot hold what must be held
+    ├── LinkError                   a copy failed: the pass is lost, the next one may work
+    └── PassCancelledError          somebody cancelled the pass that was waiting
+
+Every message is one sentence: what, where, found, expected, next step.
+"""
+
+
+class OverstoryError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInputError(OverstoryError):
+    """What the user gave cannot be used; nothing has been written."""
+
+    exit_code = 2
+
+
+class CheckpointError(BadInputError):
+    """A model folder is missing, damaged, or not stored as safetensors."""
+
+
+class UnsupportedArchitectureError(CheckpointError):
+    """The checkpoint is sound, but its architecture is not a dense decoder-only causal language model."""
+
+
+class BudgetError(BadInputError):
+    """The memory budgets cannot hold what has to be held at the same time."""
+
+
+class LinkError(OverstoryError):
+    """A copy over a link failed; the cause is chained."""
+
+
+class PassCancelledError(OverstoryError):
+    """The pass was cancelled while it waited for a layer."""

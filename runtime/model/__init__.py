@@ -1,0 +1,1 @@
+"""The models: a transformers causal LM whose layers draw their weights from a streamer."""

@@ -1,0 +1,42 @@
+"""How the next token is chosen: temperature, nucleus, seed, and where an answer ends."""
+
+import math
+from dataclasses import dataclass
+
+from runtime.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The choices of one answer; draft and target use the same ones."""
+
+    temperature: float = 0.0
+    """0 is greedy: the target's most likely token. Otherwise logits are divided by it."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose mass reaches this; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many most likely tokens; 0 keeps all."""
+    seed: int = 0
+    """Same seed, same tokens (with the same tree)."""
+    max_new_tokens: int = 256
+    """An answer ends after this many tokens."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these strings."""
+
+    def __post_init__(self) -> None:
+        problems = (
+            ("temperature", self.temperature, "0 or more", math.isfinite(self.temperature) and self.temperature >= 0),
+            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("top_k", self.top_k, "0 (off) or more", self.top_k >= 0),
+            ("seed", self.seed, "0 or more", self.seed >= 0),
+            ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
+            ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
+        )
+        for name, found, expected, is_fine in problems:
+            if not is_fine:
+                raise OptionError(f"{name} is {found}; it must be {expected}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the target's most likely one."""
+        return self.temperature == 0

@@ -1,0 +1,1 @@
+"""Trees, drawing and verification in pure NumPy: no torch, no device, no file."""

@@ -1,0 +1,1 @@
+"""Floor 3, the terminal: the command line and everything that is printed."""
