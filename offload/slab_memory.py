@@ -19,5 +19,9 @@ def round_up_to_page(num_bytes: int) -> int:
 
 def allocate_slab(num_bytes: int) -> torch.Tensor:
     """Page-aligned zeroed bytes, uint8 of shape (round_up_to_page(num_bytes),); freed with the last view of it."""
-    mapping = mmap.mmap(-1, max(round_up_to_page(num_bytes), PAGE_BYTES))
+    size = max(round_up_to_page(num_bytes), PAGE_BYTES)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:  # Windows maps the page file, which is private already
+        mapping = mmap.mmap(-1, size)
     return torch.frombuffer(mapping, dtype=torch.uint8)
