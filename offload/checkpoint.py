@@ -1,0 +1,358 @@
+"""The index of a model folder: which tensor lies where, in which file, as what.
+
+Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
+passes can be streamed without a second look. Knows neither torch nor transformers, never reads a tensor's bytes, and
+opens nothing but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile.
+Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
+"""
+
+import json
+import math
+import os
+import re
+import reprlib
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeGuard
+
+from offload.errors import CheckpointError
+
+SUPPORTED_DTYPES = ("BF16", "F16", "F32")
+ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+MAX_HEADER_BYTES = 100 * 10**6
+MAX_CONFIG_BYTES = 16 * 10**6
+_MAX_RANK = 64
+_MAX_NAME_CHARACTERS = 500
+_LENGTH_BYTES = 8
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_SKIPPED_PATTERNS = ("*/*", "consolidated*")
+_quoter = reprlib.Repr()
+_quoter.maxstring = _quoter.maxother = 80
+
+
+def quote(value: object) -> str:
+    """`value` as a short single line that is safe to print, whatever a file put into it."""
+    return _quoter.repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor's bytes are."""
+
+    name: str
+    """The name in the file."""
+    dtype: str
+    """The storage type in safetensors' spelling: "BF16", "F16", "F32", ..."""
+    shape: tuple[int, ...]
+    """Row-major."""
+    file: Path
+    """The safetensors file."""
+    offset_bytes: int
+    """From the beginning of the file, its header included."""
+    num_bytes: int
+    """Size of the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder whose files have been found sound."""
+
+    folder: Path
+    """The folder as it was named."""
+    config: Mapping[str, Any]
+    """config.json, parsed."""
+    tensors: Mapping[str, TensorEntry]
+    """Every tensor by its name."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read and check the index of `folder`.
+
+        Raises:
+            CheckpointError: the folder is missing, damaged, quantised, or not stored as safetensors.
+        """
+        folder = Path(folder)
+        try:
+            if not folder.is_dir():
+                raise CheckpointError(f"{folder} is not a folder; expected a model folder in Hugging Face format")
+            if not (folder / "config.json").exists():
+                raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
+            config = _read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
+            _refuse_quantised(config, folder=folder)
+            tensors = _read_tensors(folder)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be read: {quote(str(error))}") from error
+        return cls(folder=folder, config=config, tensors=tensors)
+
+    @property
+    def total_bytes(self) -> int:
+        """All tensors together."""
+        return sum(entry.num_bytes for entry in self.tensors.values())
+
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        *,
+        optional: Collection[str] = (),
+        stored_names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Check that every expected tensor is stored with this shape and as BF16, F16 or F32.
+
+        Args:
+            expected: shape by name.
+            optional: names that may be absent, such as a tied head.
+            stored_names: the name in the file by expected name, where they differ.
+
+        Raises:
+            CheckpointError: names the first tensor that is missing or wrong.
+        """
+        for name, shape in expected.items():
+            entry = self.tensors.get((stored_names or {}).get(name, name))
+            if entry is None:
+                if name in optional:
+                    continue
+                raise CheckpointError(
+                    f"{self.folder} lacks the tensor {quote(name)} that its config.json calls for; "
+                    "the download is incomplete or config.json belongs to another model"
+                )
+            where = f"the tensor {quote(entry.name)} in {entry.file}"
+            if entry.shape != tuple(shape):
+                raise CheckpointError(
+                    f"{where} has shape {quote(list(entry.shape))}, but config.json calls for {quote(list(shape))}; "
+                    "one of the two belongs to another model"
+                )
+            if entry.dtype not in SUPPORTED_DTYPES:
+                raise CheckpointError(
+                    f"{where} is stored as {entry.dtype}; expected one of {', '.join(SUPPORTED_DTYPES)}"
+                )
+
+
+def resolve_model_folder(name_or_path: str) -> Path:
+    """The local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
+
+    Downloads are transformers' own: the same cache, tokens and offline switches, but no pickle files.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub could not deliver it.
+    """
+    path = Path(name_or_path).expanduser()
+    try:
+        if name_or_path and path.is_dir():
+            return path
+        is_other_file = path.is_file()
+    except (OSError, ValueError):
+        is_other_file = False
+    if is_other_file:
+        raise CheckpointError(f"{quote(name_or_path)} is a file; expected the model folder that holds it")
+    if not _HUB_NAME.fullmatch(name_or_path):
+        raise CheckpointError(
+            f"model folder not found: {quote(name_or_path)}; expected an existing folder or a hub name like owner/name"
+        )
+    return _download(name_or_path)
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    options = {"allow_patterns": list(_DOWNLOADED_PATTERNS), "ignore_patterns": list(_SKIPPED_PATTERNS)}
+    try:
+        return Path(huggingface_hub.snapshot_download(name, **options))
+    except errors.GatedRepoError as error:
+        reason = "its owner grants access on request: accept the conditions on its page and log in with `hf auth login`"
+        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
+    except errors.RepositoryNotFoundError as error:
+        reason = "the hub has no such model (or it is private), and there is no folder of that name here"
+        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        reason = "the hub cannot be reached and no complete copy is in the local cache; name a local folder instead"
+        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {quote(str(error))}"
+        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
+
+
+def _refuse_quantised(config: Mapping[str, Any], *, folder: Path) -> None:
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key) is not None:
+            raise CheckpointError(
+                f"{folder} is a quantised checkpoint ({key} in config.json), which this version cannot read; "
+                "use the bf16, fp16 or fp32 original"
+            )
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorEntry]:
+    if (folder / "model.safetensors").exists():
+        return _read_header(folder / "model.safetensors")
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.exists():
+        _raise_no_safetensors(folder)
+    weight_map = _read_json(index_file, max_bytes=MAX_HEADER_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_file} has no usable weight_map: expected file names by tensor name")
+    headers: dict[str, dict[str, TensorEntry]] = {}
+    tensors: dict[str, TensorEntry] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise CheckpointError(f"{index_file} maps {quote(name)} to {quote(shard)}; expected a file name")
+        if shard not in headers:
+            headers[shard] = _read_header(_shard_path(folder, shard, index_file=index_file))
+        if name not in headers[shard]:
+            raise CheckpointError(
+                f"{index_file} places the tensor {quote(name)} in {quote(shard)}, which does not hold it; "
+                "download the model again"
+            )
+        tensors[name] = headers[shard][name]
+    return tensors
+
+
+def _shard_path(folder: Path, shard: str, *, index_file: Path) -> Path:
+    """Judged by name alone: in the hub's cache an honest shard is a link to a file elsewhere."""
+    is_inside = not PurePosixPath(shard).is_absolute() and ".." not in PurePosixPath(shard).parts
+    if not is_inside or not shard.isprintable() or len(shard) > 255 or any(sign in shard for sign in "\\:"):
+        raise CheckpointError(f"{index_file} names the shard {quote(shard)}; expected a file inside the model folder")
+    if not shard.endswith(".safetensors"):
+        raise CheckpointError(f"{index_file} names the shard {quote(shard)}; expected a .safetensors file")
+    return folder / PurePosixPath(shard)
+
+
+def _raise_no_safetensors(folder: Path) -> NoReturn:
+    names = [path.name for path in folder.iterdir()]
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds its weights as pickle ({quote(pickles[0])}), which can run code and is never opened; "
+            "convert them to safetensors or choose a safetensors revision"
+        )
+    raise CheckpointError(f"{folder} has no weights: expected model.safetensors or model.safetensors.index.json")
+
+
+def _read_header(file: Path) -> dict[str, TensorEntry]:
+    file_bytes, start = _read_start(file, num_bytes=_LENGTH_BYTES)
+    if len(start) < _LENGTH_BYTES:
+        raise CheckpointError(f"{file} is not a safetensors file: it has {file_bytes} bytes; download it again")
+    header_bytes = int.from_bytes(start, "little")
+    if header_bytes > file_bytes - _LENGTH_BYTES:
+        raise CheckpointError(
+            f"{file} is truncated or not a safetensors file: its header claims {header_bytes} bytes "
+            f"and the file has {file_bytes}; download it again"
+        )
+    if header_bytes > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{file} has a header of {header_bytes} bytes; expected at most {MAX_HEADER_BYTES}")
+    _, raw = _read_start(file, num_bytes=_LENGTH_BYTES + header_bytes)
+    header = _parse_json(raw[_LENGTH_BYTES:], where=f"the header of {file}")
+    header.pop("__metadata__", None)
+    data_offset_bytes = _LENGTH_BYTES + header_bytes
+    tensors: dict[str, TensorEntry] = {}
+    for name, fields in header.items():
+        entry = _parse_entry(name, fields, file=file, data_offset_bytes=data_offset_bytes)
+        if entry.offset_bytes + entry.num_bytes > file_bytes:
+            raise CheckpointError(
+                f"{file} is truncated: the tensor {quote(name)} ends at byte {entry.offset_bytes + entry.num_bytes} "
+                f"and the file has {file_bytes}; download it again"
+            )
+        tensors[name] = entry
+    _check_overlaps(tensors, file=file)
+    return tensors
+
+
+def _parse_entry(name: str, fields: object, *, file: Path, data_offset_bytes: int) -> TensorEntry:
+    where = f"the tensor {quote(name)} in {file}"
+    if len(name) > _MAX_NAME_CHARACTERS:
+        raise CheckpointError(f"{where} has a name of {len(name)} characters; expected up to {_MAX_NAME_CHARACTERS}")
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{where} is described by {quote(fields)}; expected dtype, shape and data_offsets")
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{where} has the dtype {quote(dtype)}; expected one of {', '.join(SUPPORTED_DTYPES)}")
+    if not _is_size_list(shape) or len(shape) > _MAX_RANK:
+        raise CheckpointError(f"{where} has the shape {quote(shape)}; expected a list of sizes")
+    if not _is_size_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where} has the data_offsets {quote(offsets)}; expected its first and last byte")
+    num_bytes = offsets[1] - offsets[0]
+    expected_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    if num_bytes != expected_bytes:
+        raise CheckpointError(
+            f"{where} takes {num_bytes} bytes by its data_offsets and {quote(expected_bytes)} by its dtype {dtype} "
+            f"and shape {quote(shape)}; download the file again"
+        )
+    return TensorEntry(name, dtype, tuple(shape), file, data_offset_bytes + offsets[0], num_bytes)
+
+
+def _is_size_list(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _check_overlaps(tensors: Mapping[str, TensorEntry], *, file: Path) -> None:
+    in_order = sorted((entry for entry in tensors.values() if entry.num_bytes), key=lambda entry: entry.offset_bytes)
+    for left, right in pairwise(in_order):
+        if left.offset_bytes + left.num_bytes > right.offset_bytes:
+            raise CheckpointError(
+                f"{file} is damaged: the tensors {quote(left.name)} and {quote(right.name)} overlap; download it again"
+            )
+
+
+def _read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
+    """The file's size and its first bytes; only regular files, because opening a pipe would wait for ever."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file} is not a regular file; expected the file that the model's publisher offers")
+        with file.open("rb") as opened:
+            return os.fstat(opened.fileno()).st_size, opened.read(num_bytes)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing; download the model again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {quote(str(error))}") from error
+
+
+def _read_json(file: Path, *, max_bytes: int) -> dict[str, Any]:
+    file_bytes, raw = _read_start(file, num_bytes=max_bytes)
+    if file_bytes > max_bytes:
+        raise CheckpointError(f"{file} has {file_bytes} bytes; expected at most {max_bytes}")
+    return _parse_json(raw, where=str(file))
+
+
+def _parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
+    """A JSON object; stricter than the standard parser: no key twice, no NaN, no infinity."""
+    try:
+        parsed = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique_pairs,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not valid JSON: {quote(str(error))}; download it again") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where} holds {quote(parsed)}; expected a JSON object")
+    return parsed
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"the key {quote(name)} stands twice")
+        unique[name] = value
+    return unique
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{quote(text)} is not a finite number")
+    return number

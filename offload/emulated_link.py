@@ -1,0 +1,108 @@
+"""A slow link on any machine: paces another engine's copies to a given bandwidth and latency.
+
+The link carries one copy at a time, in the order of `start`: a copy occupies it from max(link free, submission) on for
+latency + bytes / bandwidth, and is usable then, or when the engine below has really done it, whichever is later. Knows
+bytes and a clock; what moves the bytes is the engine below.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.errors import PassCancelledError
+from offload.units import LinkSpec
+
+WaitUntil: TypeAlias = Callable[[float, threading.Event | None], None]
+"""Blocks until the clock shows the given time, or until the event is set."""
+
+
+def wait_until(deadline_seconds: float, cancel: threading.Event | None) -> None:
+    """Sleep until time.perf_counter() shows the deadline, or until `cancel` is set."""
+    while (remaining := deadline_seconds - time.perf_counter()) > 0:
+        if cancel is None:
+            time.sleep(remaining)
+        elif cancel.wait(remaining):
+            return
+
+
+class EmulatedLink:
+    """A CopyEngine that makes another one look as slow as `link`; closing it closes the engine below."""
+
+    def __init__(
+        self,
+        engine: CopyEngine,
+        link: LinkSpec,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        wait: WaitUntil = wait_until,
+    ) -> None:
+        """`clock` and `wait` belong together: a virtual clock is advanced by its own wait."""
+        self.link = link
+        self._engine = engine
+        self._clock = clock
+        self._wait = wait
+        self._link_free = clock()
+        self._booked_seconds = 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds so far that copies occupied the emulated link, or the one below if that was busier."""
+        # Bookings are contiguous from now on: each began at its submission, or where the one before it ends.
+        still_to_come = max(0.0, self._link_free - self._clock())
+        return max(self._booked_seconds - still_to_come, self._engine.busy_seconds)
+
+    @property
+    def bytes_copied(self) -> int:
+        """Total weight bytes that the engine below has copied."""
+        return self._engine.bytes_copied
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        """Book the link for the copy and hand it to the engine below; returns at once."""
+        copy_seconds = self.link.copy_seconds(source.payload_bytes)
+        self._link_free = max(self._link_free, self._clock()) + copy_seconds
+        self._booked_seconds += copy_seconds
+        return _PacedCopy(self._engine.start(source, slot), self._link_free, clock=self._clock, wait=self._wait)
+
+    def release(self, slot: torch.Tensor) -> None:
+        """As the engine below does."""
+        self._engine.release(slot)
+
+    def close(self) -> None:
+        """Close the engine below."""
+        self._engine.close()
+
+
+class _PacedCopy:
+    """A copy that is usable at `due`, if the engine below has done it by then."""
+
+    def __init__(self, copy: PendingCopy, due: float, *, clock: Callable[[], float], wait: WaitUntil) -> None:
+        self._copy = copy
+        self._due = due
+        self._clock = clock
+        self._wait = wait
+        self._is_abandoned = False
+
+    @property
+    def num_bytes(self) -> int:
+        return self._copy.num_bytes
+
+    @property
+    def is_done(self) -> bool:
+        return self._copy.is_done and (self._is_abandoned or self._clock() >= self._due)
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        self._copy.wait(cancel)
+        if self._is_abandoned:
+            return
+        self._wait(self._due, cancel)
+        if self._clock() < self._due and cancel is not None and cancel.is_set():
+            raise PassCancelledError("The pass was cancelled while it waited for a layer.")
+
+    def abandon(self) -> None:
+        """The emulated link stays booked, as a real one finishes what it has begun; only nobody waits for it."""
+        self._is_abandoned = True
+        self._copy.abandon()

@@ -1,0 +1,284 @@
+"""The ring: hands the layers of a pass out in order, and copies the next ones into a few slots meanwhile.
+
+Copies follow the cyclic order of the streamed layers and begin as soon as a slot is free, also across the end of a
+pass: the first layers of the next one arrive while the caller drafts. `pipeline_model.simulate` says when everything
+happens; the tests hold the two to the same schedule. Knows slabs and an engine, nothing of what the bytes mean.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import torch
+
+from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.errors import PassCancelledError
+from offload.slab_memory import allocate_slab
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentLayer:
+    """A layer whose slab stays in device memory."""
+
+    slab: torch.Tensor
+    """uint8, 1-D; handed out as it is."""
+
+
+StreamedLayer: TypeAlias = ResidentLayer | CopySource
+"""A layer of a streamed model: resident, or where its bytes come from in every pass."""
+
+
+class SlotState(Enum):
+    """What a slot of the ring is doing."""
+
+    FREE = "free"
+    COPYING = "copying"
+    READY = "ready"
+    IN_USE = "in use"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """A slot as a display shows it."""
+
+    state: SlotState
+    """What it is doing."""
+    layer_index: int | None
+    """Whose bytes it holds or waits for; None if free."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassStatistics:
+    """What one complete pass did."""
+
+    seconds: float
+    """From begin_pass to end_pass."""
+    wait_seconds: float
+    """Of these, in `acquire`, waiting for a copy."""
+    link_busy_seconds: float
+    """With a copy in flight, counted from the end of the previous pass on: prefetching while drafting belongs here."""
+    bytes_streamed: int
+    """Weight bytes of the streamed layers handed out."""
+    num_layers: int
+    """Layers handed out."""
+    num_streamed_layers: int
+    """Of these, the ones that came through the ring."""
+
+
+@dataclass(slots=True)
+class _Visit:
+    """A streamed layer on its way through a slot."""
+
+    layer_index: int
+    slot_index: int
+    copy: PendingCopy
+    is_in_use: bool = False
+
+
+class LayerStreamer:
+    """Layers 0..L-1 in order, pass after pass: begin_pass, then acquire(i) and release(i) for each layer, end_pass.
+
+    Driven from one thread; only `cancel` and `slot_states` may be called from others. After any exception in a pass
+    call abort_pass. A context manager; closing it frees the slots but leaves the engine open.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[StreamedLayer],
+        engine: CopyEngine,
+        *,
+        num_slots: int,
+        allocate_slot: Callable[[int], torch.Tensor] = allocate_slab,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`num_slots` is 2 or more if anything streams; `allocate_slot(bytes)` is called once for each, here."""
+        self.layers = tuple(layers)
+        """Every layer: resident, or where its bytes come from."""
+        self._engine = engine
+        self._clock = clock
+        sources = [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, ResidentLayer)]
+        self._sources: tuple[tuple[int, CopySource], ...] = tuple(sources)
+        if self._sources and num_slots < 2:
+            raise ValueError(f"a ring of {num_slots} slots cannot copy and compute at once; it needs 2 or more")
+        slot_bytes = max((source.slot_bytes for _, source in self._sources), default=0)
+        self.slots = tuple(allocate_slot(slot_bytes) for _ in range(num_slots if self._sources else 0))
+        self._free_slots: deque[int] = deque(range(len(self.slots)))
+        self._visits: list[_Visit | None] = [None] * len(self.slots)  # by slot
+        self._coming: deque[_Visit] = deque()  # submitted, not acquired yet, in order
+        self._next_source = 0
+        self._next_layer = 0
+        self._acquired: set[int] = set()
+        self._is_in_pass = self._is_closed = False
+        self._cancel = threading.Event()
+        self._lock = threading.Lock()
+        self._began = self._waited = 0.0
+        self._busy_mark = engine.busy_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def num_streamed_layers(self) -> int:
+        """Layers that come through the ring."""
+        return len(self._sources)
+
+    @property
+    def ring_bytes(self) -> int:
+        """Memory of all slots."""
+        return sum(slot.numel() for slot in self.slots)
+
+    @property
+    def slot_states(self) -> tuple[SlotStatus, ...]:
+        """What each slot is doing just now."""
+        return tuple(_status(visit) for visit in tuple(self._visits))
+
+    def prefetch(self) -> None:
+        """Start a copy into every free slot, ahead of the first pass; later passes prefetch by themselves."""
+        self._require(not self._is_closed, "the streamer is closed")
+        while self._free_slots:
+            self._submit(self._free_slots.popleft())
+
+    def begin_pass(self) -> None:
+        """Start a pass: layer 0 is next. Forgets a cancellation that came too late for the pass before."""
+        self._require(not self._is_in_pass, "the pass before has not ended")
+        self.prefetch()
+        with self._lock:
+            self._cancel.clear()
+            self._is_in_pass = True
+        self._began, self._waited, self._next_layer = self._clock(), 0.0, 0
+
+    def acquire(self, layer_index: int) -> torch.Tensor:
+        """The slab of the next layer, uint8, valid until release(layer_index); blocks until its bytes are there.
+
+        A streamed layer's slab is always one of the same few tensors, `slots`, which may be longer than the layer.
+        Raises LinkError if its copy failed, PassCancelledError after `cancel`; only abort_pass can follow either.
+        """
+        self._require(self._is_in_pass, "no pass has begun")
+        self._require(
+            layer_index == self._next_layer < len(self.layers),
+            f"layer {layer_index} was asked for, but layer {self._next_layer} of {len(self.layers)} is next",
+        )
+        if self._cancel.is_set():
+            raise PassCancelledError(f"The pass was cancelled before layer {layer_index}.")
+        layer = self.layers[layer_index]
+        slab = layer.slab if isinstance(layer, ResidentLayer) else self._wait_for_slot()
+        self._next_layer += 1
+        self._acquired.add(layer_index)
+        return slab
+
+    def release(self, layer_index: int) -> None:
+        """The computation enqueued so far was the layer's last: its slot takes the next copy, without delay."""
+        self._require(layer_index in self._acquired, f"layer {layer_index} is not acquired")
+        self._acquired.remove(layer_index)
+        for visit in self._visits:
+            if visit is not None and visit.is_in_use and visit.layer_index == layer_index:
+                self._engine.release(self.slots[visit.slot_index])
+                self._submit(visit.slot_index)
+
+    def end_pass(self) -> PassStatistics:
+        """Close a pass in which every layer was acquired and released; the ring goes on filling."""
+        self._require(self._is_in_pass, "no pass has begun")
+        self._require(not self._acquired, f"layers {sorted(self._acquired)} are not released")
+        self._require(self._next_layer == len(self.layers), f"layer {self._next_layer} was never asked for")
+        self._leave_pass()
+        busy_before, self._busy_mark = self._busy_mark, self._engine.busy_seconds
+        return PassStatistics(
+            seconds=self._clock() - self._began,
+            wait_seconds=self._waited,
+            link_busy_seconds=self._busy_mark - busy_before,
+            bytes_streamed=sum(source.payload_bytes for _, source in self._sources),
+            num_layers=len(self.layers),
+            num_streamed_layers=len(self._sources),
+        )
+
+    def abort_pass(self) -> None:
+        """Give up the pass, at any layer and after any error: drops what is in flight, and the next pass is correct.
+
+        Blocks only for blocks of bytes that are being written just now. Without a pass it does nothing.
+        """
+        if self._is_in_pass:
+            self._drain()
+            self._leave_pass()
+
+    def cancel(self) -> None:
+        """Make the pass under way fail with PassCancelledError at its next or present acquire; from any thread."""
+        with self._lock:
+            if self._is_in_pass:
+                self._cancel.set()
+
+    def close(self) -> None:
+        """Drop what is in flight, wait until nothing writes to the slots, and let go of them; idempotent."""
+        if self._is_closed:
+            return
+        self._drain()
+        self._leave_pass()
+        self.slots, self._visits, self._free_slots = (), [], deque()
+        self._is_closed = True
+
+    def _wait_for_slot(self) -> torch.Tensor:
+        self._require(bool(self._coming), "every slot is in use; release a layer first")
+        visit = self._coming[0]
+        assert visit.layer_index == self._next_layer
+        began = self._clock()
+        try:
+            visit.copy.wait(self._cancel)
+        finally:
+            self._waited += self._clock() - began
+        self._coming.popleft()
+        visit.is_in_use = True
+        return self.slots[visit.slot_index]
+
+    def _submit(self, slot_index: int) -> None:
+        layer_index, source = self._sources[self._next_source]
+        self._next_source = (self._next_source + 1) % len(self._sources)
+        visit = _Visit(layer_index, slot_index, self._engine.start(source, self.slots[slot_index]))
+        self._visits[slot_index] = visit
+        self._coming.append(visit)
+
+    def _drain(self) -> None:
+        for visit in self._coming:
+            visit.copy.abandon()
+        for visit in self._coming:
+            visit.copy.wait()
+        for slot, occupant in zip(self.slots, self._visits, strict=True):
+            if occupant is not None:
+                self._engine.release(slot)
+        self._coming.clear()
+        self._acquired.clear()
+        self._visits = [None] * len(self.slots)
+        self._free_slots = deque(range(len(self.slots)))
+        self._next_source = 0
+        self._busy_mark = self._engine.busy_seconds
+
+    def _leave_pass(self) -> None:
+        with self._lock:
+            self._is_in_pass = False
+            self._cancel.clear()
+
+    def _require(self, condition: bool, complaint: str) -> None:
+        """Misuse is a fault in our own code, not a user's: a RuntimeError."""
+        if not condition:
+            raise RuntimeError(f"{complaint} (layer streamer)")
+
+
+def _status(visit: _Visit | None) -> SlotStatus:
+    if visit is None:
+        return SlotStatus(SlotState.FREE, None)
+    if visit.is_in_use:
+        return SlotStatus(SlotState.IN_USE, visit.layer_index)
+    return SlotStatus(SlotState.READY if visit.copy.is_done else SlotState.COPYING, visit.layer_index)

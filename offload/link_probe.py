@@ -1,0 +1,125 @@
+"""How fast a file's disk is, by the simplest loop that could be: the yardstick for streamed passes.
+
+Threads take the next block of the given ranges, in order, and read it into a buffer of their own, with O_DIRECT where
+the file system allows it. Shares no reading code with the copy engine on purpose, and keeps nothing of what it reads.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
+from itertools import cycle, takewhile
+from pathlib import Path
+
+from offload.copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
+from offload.errors import LinkError
+from offload.layer_layout import SlabRange
+from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
+
+
+@dataclass(frozen=True, slots=True)
+class RawLink:
+    """What the loop got."""
+
+    num_bytes: int
+    """Bytes read."""
+    seconds: float
+    """From before the first read to after the last."""
+    is_direct: bool
+    """Whether every read bypassed the page cache; if not, the rate may be memory's."""
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes read per second."""
+        return self.num_bytes / self.seconds
+
+
+def measure_raw_link(
+    ranges: Sequence[SlabRange],
+    *,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    num_threads: int = DEFAULT_NUM_THREADS,
+    max_seconds: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> RawLink:
+    """Read the ranges' pages in order: once, or with `max_seconds` over and over until the time is up.
+
+    Raises:
+        LinkError: a file cannot be read, or there is nothing to read.
+    """
+    blocks = list(_blocks(ranges, block_bytes))
+    try:
+        with ExitStack() as opened:
+            readers = [_Reader(ranges, block_bytes, opened) for _ in range(num_threads)]
+            began = clock()
+            end = began + (max_seconds or 0.0)
+            queue = iter(blocks) if max_seconds is None else takewhile(lambda _: clock() < end, cycle(blocks))
+            num_bytes = _read_all(queue, readers)
+            seconds = max(clock() - began, 1e-9)
+    except OSError as error:
+        raise LinkError(f"Measuring the link failed ({error}); check that the files can be read.") from error
+    if num_bytes == 0:
+        raise LinkError("The files hold no bytes to measure the link with; check that they are complete.")
+    return RawLink(num_bytes, seconds, is_direct=all(reader.is_direct for reader in readers))
+
+
+class _Reader:
+    """One thread's files and buffer."""
+
+    def __init__(self, ranges: Sequence[SlabRange], block_bytes: int, opened: ExitStack) -> None:
+        self.is_direct = True
+        self._files: dict[Path, FileIO] = {}
+        self._buffer = memoryview(allocate_slab(block_bytes).numpy().data)
+        for path in {piece.file for piece in ranges}:
+            file = self._open_direct(path)
+            self._files[path] = opened.enter_context(FileIO(path) if file is None else file)
+            self.is_direct = self.is_direct and file is not None
+
+    def read(self, path: Path, offset: int, num_bytes: int) -> int:
+        """Read whole pages, or up to the end of the file; the number of bytes that came."""
+        file = self._files[path]
+        file.seek(offset)
+        return file.readinto(self._buffer[:num_bytes]) or 0
+
+    def _open_direct(self, path: Path) -> FileIO | None:
+        if not hasattr(os, "O_DIRECT"):
+            return None
+        try:
+            file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
+        except OSError:
+            return None
+        try:
+            file.readinto(self._buffer[:PAGE_BYTES])  # some file systems accept the flag and refuse the first read
+        except OSError:
+            file.close()
+            return None
+        return file
+
+
+def _blocks(ranges: Sequence[SlabRange], block_bytes: int) -> Iterator[tuple[Path, int, int]]:
+    """(file, offset, bytes) of whole pages, in order."""
+    for piece in ranges:
+        begin = piece.file_offset // PAGE_BYTES * PAGE_BYTES
+        end = round_up_to_page(piece.file_offset + piece.num_bytes)
+        for offset in range(begin, end, block_bytes):
+            yield piece.file, offset, min(block_bytes, end - offset)
+
+
+def _read_all(queue: Iterator[tuple[Path, int, int]], readers: Sequence[_Reader]) -> int:
+    lock = threading.Lock()
+
+    def read_blocks(reader: _Reader) -> int:
+        num_bytes = 0
+        while True:
+            with lock:
+                block = next(queue, None)
+            if block is None:
+                return num_bytes
+            num_bytes += reader.read(*block)
+
+    with ThreadPoolExecutor(len(readers)) as threads:
+        return sum(threads.map(read_blocks, readers))

@@ -1,0 +1,135 @@
+"""How much memory this process may still use, and how much it uses.
+
+Free is the smallest of what the machine has available and what each memory control group above this process leaves
+(Linux, version 1 and 2: containers and `systemd-run -p MemoryMax=`). Page cache that the kernel drops on demand counts
+as free. Elsewhere psutil's answer stands alone. Knows no device memory, and not what the memory is for.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+# Version 1 writes "no limit" as the largest multiple of a page; no machine has an exbibyte.
+_NO_LIMIT_BYTES = 1 << 60
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """What this process holds of physical memory."""
+
+    resident_bytes: int
+    """Now."""
+    peak_bytes: int
+    """The most that it ever held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupFiles:
+    """How one version of control groups names things."""
+
+    mounts: tuple[str, ...]
+    """Where its hierarchy may be mounted, below the root."""
+    limits: tuple[str, ...]
+    """Files that each hold a limit in bytes, or "max"."""
+    usage: str
+    """The file that holds the usage in bytes, page cache included."""
+    reclaimable: tuple[tuple[str, str], ...]
+    """Counters of page cache in memory.stat: with all groups below, if there is one, else of the group alone."""
+
+
+_VERSION_1 = _GroupFiles(
+    mounts=("sys/fs/cgroup/memory",),
+    limits=("memory.limit_in_bytes",),
+    usage="memory.usage_in_bytes",
+    reclaimable=(("total_inactive_file", "inactive_file"), ("total_active_file", "active_file")),
+)
+_VERSION_2 = _GroupFiles(
+    mounts=("sys/fs/cgroup", "sys/fs/cgroup/unified"),
+    limits=("memory.max", "memory.high"),
+    usage="memory.current",
+    reclaimable=(("inactive_file", "inactive_file"), ("active_file", "active_file")),
+)
+
+
+def free_memory_bytes(*, root: Path = _ROOT) -> int:
+    """What this process may still use now, at least 0; `root` is where proc/ and sys/ are. Odd systems do no harm."""
+    machine_bytes = int(psutil.virtual_memory().available)
+    group_bytes = control_group_bytes(root)
+    return max(0, machine_bytes if group_bytes is None else min(machine_bytes, group_bytes))
+
+
+def control_group_bytes(root: Path = _ROOT) -> int | None:
+    """What the tightest memory control group above this process leaves, negative if over; None if nothing limits it."""
+    left = [
+        limit - usage
+        for folder, files in _group_folders(root)
+        for limit, usage in _limits_and_usage(folder, files)
+        if limit < _NO_LIMIT_BYTES
+    ]
+    return min(left, default=None)
+
+
+def process_memory(*, root: Path = _ROOT) -> ProcessMemory:
+    """Physical memory of this process, now and at its peak."""
+    now = int(psutil.Process().memory_info().rss)
+    return ProcessMemory(resident_bytes=now, peak_bytes=max(now, _peak_bytes(root)))
+
+
+def _peak_bytes(root: Path) -> int:
+    # Linux's getrusage also remembers the program that started this one, from before it became this one.
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return int(memory.peak_wset)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _group_folders(root: Path) -> Iterator[tuple[Path, _GroupFiles]]:
+    """This process's memory control groups that exist below `root`, from its own up to the top."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        files = _VERSION_1 if controllers else _VERSION_2
+        # In a container the path may be the host's, of which only some end is mounted; what is not there has no files.
+        path = PurePosixPath(*(part for part in PurePosixPath(group).parts if part not in ("/", "..")))
+        for mount in files.mounts:
+            for relative in (path, *path.parents):
+                yield root / mount / relative, files
+
+
+def _limits_and_usage(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:
+    usage = _to_int(_read(folder / files.usage))
+    if usage is None:
+        return
+    for name in files.limits:
+        limit = _to_int(_read(folder / name))
+        if limit is not None:
+            yield limit, usage - _reclaimable_bytes(folder, files)
+
+
+def _reclaimable_bytes(folder: Path, files: _GroupFiles) -> int:
+    counters = dict(line.split(maxsplit=1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+    return sum(_to_int(counters.get(whole, counters.get(own, ""))) or 0 for whole, own in files.reclaimable)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _to_int(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else None

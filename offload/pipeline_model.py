@@ -1,0 +1,168 @@
+"""When each layer of a streamed pass is copied and computed, and how long a round takes.
+
+Pure arithmetic (ALGORITHMS: "The hardware-aware choice"): the planner's cost model and the oracle of the layer
+streamer's tests are this one recurrence. For a ring of R slots, with streamed layers counted on their own,
+
+    copied[i]   = max(copied[i-1], computed[i-R]) + tau_i          resident layers need no copy: copied[i] = 0
+    computed[i] = max(computed[i-1], copied[i]) + kappa_i
+
+over several passes: copies pause for nothing but a free slot, also across the end of a pass, and between the last layer
+of a pass and the first of the next lies the time of drafting, lm_head and verification. Knows no model and no device.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineParts:
+    """What a round is made of. L layers; every time in seconds."""
+
+    copy_seconds: tuple[float | None, ...]
+    """tau: seconds that layer i occupies the link; None for a resident layer. L entries."""
+    compute_seconds: tuple[float, ...]
+    """kappa: seconds that layer i computes. L entries."""
+    num_slots: int
+    """R: slots of the ring, at least 1; without meaning if all layers are resident."""
+    between_passes_seconds: float = 0.0
+    """From the end of a pass's last layer to the earliest start of the next pass's first layer."""
+
+    def __post_init__(self) -> None:
+        if len(self.copy_seconds) != len(self.compute_seconds):
+            raise ValueError(f"{len(self.copy_seconds)} copy times but {len(self.compute_seconds)} compute times")
+        if self.num_slots < 1 and self.num_streamed_layers > 0:
+            raise ValueError(f"a ring of {self.num_slots} slots cannot stream")
+
+    @property
+    def num_streamed_layers(self) -> int:
+        """Layers that cross the link in every pass."""
+        return sum(seconds is not None for seconds in self.copy_seconds)
+
+    @property
+    def link_bound_seconds(self) -> float:
+        """A round cannot be shorter than its copies one after the other."""
+        return sum(seconds for seconds in self.copy_seconds if seconds is not None)
+
+    @property
+    def compute_bound_seconds(self) -> float:
+        """A round cannot be shorter than its computation, with the time between passes."""
+        return sum(self.compute_seconds) + self.between_passes_seconds
+
+    @property
+    def no_overlap_seconds(self) -> float:
+        """A round in which copies and computation never overlap: what a streamer without a ring would take."""
+        return self.link_bound_seconds + self.compute_bound_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTiming:
+    """One layer in one pass; all four in seconds since the first copy could start."""
+
+    copy_start: float
+    """When its copy starts; 0 for a resident layer."""
+    copied: float
+    """When its bytes are usable; 0 for a resident layer."""
+    compute_start: float
+    """When its computation starts."""
+    computed: float
+    """When its computation ends and its slot is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What `simulate` returns."""
+
+    passes: tuple[tuple[LayerTiming, ...], ...]
+    """Per pass, per layer."""
+
+
+def simulate(parts: PipelineParts, num_passes: int) -> Schedule:
+    """Run the recurrence from an empty ring: copies may start at time 0, and so may the first pass."""
+    freed: deque[float] = deque([0.0] * parts.num_slots, maxlen=parts.num_slots)  # computed[i-R] .. computed[i-1]
+    link_free = computed = 0.0
+    passes = []
+    for pass_index in range(num_passes):
+        if pass_index > 0:
+            computed += parts.between_passes_seconds
+        timings = []
+        for copy_seconds, compute_seconds in zip(parts.copy_seconds, parts.compute_seconds, strict=True):
+            copy_start = copied = 0.0
+            if copy_seconds is not None:
+                copy_start = max(link_free, freed[0])
+                copied = link_free = copy_start + copy_seconds
+            compute_start = max(computed, copied)
+            computed = compute_start + compute_seconds
+            if copy_seconds is not None:
+                freed.append(computed)
+            timings.append(LayerTiming(copy_start, copied, compute_start, computed))
+        passes.append(tuple(timings))
+    return Schedule(tuple(passes))
+
+
+def round_seconds(parts: PipelineParts) -> float:
+    """The steady-state period of `simulate`: seconds from one pass's end to the next one's, late enough."""
+    periods = round_seconds_for(
+        np.asarray(parts.compute_seconds, dtype=np.float64)[None, :],
+        parts.copy_seconds,
+        num_slots=parts.num_slots,
+        between_passes_seconds=parts.between_passes_seconds,
+    )
+    return float(periods[0])
+
+
+def round_seconds_for(
+    compute_seconds: ArrayLike,
+    copy_seconds: Sequence[float | None],
+    *,
+    num_slots: int,
+    between_passes_seconds: ArrayLike = 0.0,
+) -> NDArray[np.float64]:
+    """`round_seconds` of C candidates at once: compute_seconds (C, L), between_passes_seconds scalar or (C,) -> (C,).
+
+    One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
+    the link free, the last computation done, and each of the R slots freed. Its eigenvalue, the largest mean weight of
+    a circuit, is the period: no simulation of many passes, no transient. 1,000 candidates of 80 layers take 12 ms.
+    """
+    kappas = np.atleast_2d(np.asarray(compute_seconds, dtype=np.float64))  # (C, L)
+    between = np.broadcast_to(np.asarray(between_passes_seconds, dtype=np.float64), kappas.shape[:1])  # (C,)
+    if kappas.shape[1] != len(copy_seconds):
+        raise ValueError(f"{len(copy_seconds)} copy times but {kappas.shape[1]} compute times")
+    if all(seconds is None for seconds in copy_seconds):
+        return np.asarray(kappas.sum(axis=1) + between, dtype=np.float64)
+    return _largest_circuit_mean(_pass_matrix(kappas, copy_seconds, num_slots, between))
+
+
+def _pass_matrix(
+    kappas: NDArray[np.float64], copy_seconds: Sequence[float | None], num_slots: int, between: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Longest paths through one pass, (C, D, D): [c, i, j] from start time j to end time i, -inf if none; D = R + 2."""
+    num_times = num_slots + 2
+    start = np.full((num_times, kappas.shape[0], num_times), -np.inf)  # (D, C, D)
+    start[np.arange(num_times), :, np.arange(num_times)] = 0.0
+    link_free, computed = start[0], start[1] + between[:, None]  # (C, D) each
+    freed = deque(start[2:], maxlen=num_slots)
+    for layer_index, seconds in enumerate(copy_seconds):
+        kappa = kappas[:, layer_index, None]  # (C, 1)
+        if seconds is None:
+            computed = computed + kappa
+            continue
+        link_free = np.maximum(link_free, freed[0]) + seconds
+        computed = np.maximum(computed, link_free) + kappa
+        freed.append(computed)
+    return np.stack([link_free, computed, *freed], axis=1)
+
+
+def _largest_circuit_mean(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(max, +) eigenvalues of (C, D, D) matrices: the maximum over k <= D of the largest diagonal entry of M^k / k."""
+    num_times = matrix.shape[1]
+    best = np.full(matrix.shape[0], -np.inf)
+    power = matrix
+    for length in range(1, num_times + 1):
+        best = np.maximum(best, np.diagonal(power, axis1=1, axis2=2).max(axis=1) / length)
+        if length < num_times:
+            power = (power[:, :, :, None] + matrix[:, None, :, :]).max(axis=2)  # (C, D, D, D) -> (C, D, D)
+    return best

@@ -1,0 +1,153 @@
+"""Which layer's bytes live where: resident on the device, in host memory, or on disk.
+
+Pure: sizes and budgets in, tiers out. Residents are spread evenly between streamed layers, around the end of a pass
+too, because a run of residents leaves the link idle while it computes; disk layers are spread likewise among the
+streamed ones, so that both links work at the same time. Knows no file, no device, and not what else needs memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import accumulate
+from typing import TypeAlias
+
+from offload.errors import BudgetError
+from offload.units import format_bytes
+
+
+class Tier(Enum):
+    """Where a layer's bytes wait for their turn."""
+
+    RESIDENT = "resident"
+    """In device memory for good."""
+    HOST = "host"
+    """In host memory; copied to a slot in every pass."""
+    DISK = "disk"
+    """In its file; read to a slot in every pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyPlan:
+    """A tier for every layer, and the ring that the streamed ones share."""
+
+    tiers: tuple[Tier, ...]
+    """Per layer."""
+    layer_bytes: tuple[int, ...]
+    """Per layer, as allocated."""
+    num_slots: int
+    """Slots of the ring; 0 if nothing streams."""
+
+    @property
+    def streamed_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that are copied in every pass."""
+        return tuple(index for index, tier in enumerate(self.tiers) if tier is not Tier.RESIDENT)
+
+    @property
+    def slot_bytes(self) -> int:
+        """The largest streamed layer; 0 if nothing streams."""
+        return max((self.layer_bytes[index] for index in self.streamed_layers), default=0)
+
+    @property
+    def ring_bytes(self) -> int:
+        """All slots together."""
+        return self.num_slots * self.slot_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the device budget, beside the ring."""
+        return self._bytes_of(Tier.RESIDENT)
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the host budget."""
+        return self._bytes_of(Tier.HOST)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Read from disk in every pass."""
+        return self._bytes_of(Tier.DISK)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Copied in every pass: host and disk tier."""
+        return self.host_bytes + self.disk_bytes
+
+    def _bytes_of(self, wanted: Tier) -> int:
+        return sum(size for size, tier in zip(self.layer_bytes, self.tiers, strict=True) if tier is wanted)
+
+
+def plan_residency(
+    layer_bytes: Sequence[int], *, num_slots: int, device_budget_bytes: int, host_budget_bytes: int
+) -> ResidencyPlan:
+    """Fill the device budget with residents beside a ring of `num_slots` slots, then the host budget; the rest is disk.
+
+    `layer_bytes` are slab sizes as allocated. The device budget is what remains for layers and ring after all fixed
+    costs. If every layer fits without a ring, there is none. No layer could be moved to a faster tier on top.
+
+    Raises:
+        BudgetError: the device budget does not hold the ring.
+    """
+    sizes = tuple(layer_bytes)
+    if sum(sizes) <= device_budget_bytes:
+        return ResidencyPlan((Tier.RESIDENT,) * len(sizes), sizes, num_slots=0)
+
+    def device_cost(residents: frozenset[int]) -> int:
+        slot_bytes = max((size for index, size in enumerate(sizes) if index not in residents), default=0)
+        return sum(sizes[index] for index in residents) + num_slots * slot_bytes
+
+    residents = _choose_evenly(sizes, device_cost, device_budget_bytes)
+    if residents is None:
+        needed = min(sum(sizes), num_slots * max(sizes))
+        missing = needed - device_budget_bytes
+        raise BudgetError(
+            f"{format_bytes(max(0, device_budget_bytes))} of device memory are left for layers, but {num_slots} slots "
+            f"need {format_bytes(needed)}; raise the device memory budget by {format_bytes(missing)}."
+        )
+    streamed = [index for index in range(len(sizes)) if index not in residents]
+    in_host = _choose_evenly(
+        [sizes[index] for index in streamed],
+        lambda chosen: sum(sizes[streamed[place]] for place in chosen),
+        max(0, host_budget_bytes),
+    )
+    assert in_host is not None  # choosing none costs nothing
+    tiers = [Tier.RESIDENT] * len(sizes)
+    for place, index in enumerate(streamed):
+        tiers[index] = Tier.HOST if place in in_host else Tier.DISK
+    return ResidencyPlan(tuple(tiers), sizes, num_slots)
+
+
+def spread_evenly(num_places: int, num_chosen: int) -> tuple[int, ...]:
+    """`num_chosen` of `num_places` cyclic places, so that neighbouring gaps, around the end too, differ by at most one.
+
+    The same holds for the places that are not chosen. Centred: one of five is the middle one, place 2.
+    """
+    return tuple((2 * rank + 1) * num_places // (2 * num_chosen) for rank in range(num_chosen))
+
+
+_Cost: TypeAlias = Callable[[frozenset[int]], int]
+
+
+def _choose_evenly(sizes: Sequence[int], cost: _Cost, budget_bytes: int) -> frozenset[int] | None:
+    """As many evenly spread places as the budget holds, then whatever still fits; None if even no place does."""
+    chosen = next((places for places in _even_choices(sizes, budget_bytes) if cost(places) <= budget_bytes), None)
+    if chosen is None:
+        return None
+    # Only layers of different sizes leave room here: equal ones cost the same wherever they are.
+    largest_first = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    while True:
+        grown = (chosen | {place} for place in largest_first if place not in chosen)
+        fitting = next((places for places in grown if cost(places) <= budget_bytes), None)
+        if fitting is None:
+            return chosen
+        chosen = fitting
+
+
+def _even_choices(sizes: Sequence[int], budget_bytes: int) -> Iterator[frozenset[int]]:
+    """Evenly spread sets of places, the largest number first, and of each number every rotation, centred first."""
+    num_places = len(sizes)
+    smallest_first = list(accumulate(sorted(sizes)))
+    largest_number = sum(total <= budget_bytes for total in smallest_first)
+    for num_chosen in range(largest_number, -1, -1):
+        pattern = spread_evenly(num_places, num_chosen)
+        for shift in range(num_places if smallest_first and len(set(sizes)) > 1 else 1):
+            yield frozenset((place + shift) % num_places for place in pattern)

@@ -1,0 +1,136 @@
+"""Grows the tree of drafts level by level with a small resident model.
+
+One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
+and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
+forward. Children are the draft's most likely tokens (greedy) or draws without replacement (Sequoia, section 3.2).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from runtime.events import LevelDrafted
+from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.sampling import draw_without_replacement, logits_to_probs
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+
+
+class Drafter:
+    """A draft model and how far its cache has followed the text."""
+
+    def __init__(self, model: StreamedModel, *, target_vocab_size: int) -> None:
+        """`target_vocab_size` V: rows of the target's logits; either model may have padding rows that the other lacks."""
+        self._model = model
+        self._target_vocab_size = target_vocab_size
+        self._num_committed = 0
+        self._slots: dict[int, int] = {}
+        self.step_seconds: list[tuple[int, float]] = []
+        """(width, seconds) of every draft forward of the last tree."""
+
+    @property
+    def num_committed(self) -> int:
+        """Tokens of the text whose keys and values the draft holds for good."""
+        return self._num_committed
+
+    def grow(
+        self,
+        text: Sequence[int],
+        topology: TreeTopology,
+        *,
+        params: SamplingParams,
+        rng: np.random.Generator,
+    ) -> Iterator[LevelDrafted | TokenTree]:
+        """Yield an event per level and last the tree whose root is the text's last token."""
+        self.step_seconds = []
+        self._slots = {}
+        tree = TokenTree.rooted(topology, root_token_id=text[-1])
+        for level, (start, stop) in enumerate(topology.level_slices):
+            nodes = [node for node in range(start, stop) if topology.num_children[node]]
+            if not nodes:
+                continue
+            begun = time.perf_counter()
+            inputs = self._text_input(text) if level == 0 else self._level_input(tree, nodes)
+            hidden = self._run(inputs)
+            if level == 0:
+                self._num_committed = len(text)
+            logits = self._fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            self._place_children(tree, nodes, logits, params=params, rng=rng)
+            self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
+            yield LevelDrafted(level=level, width=len(nodes))
+        yield tree
+
+    def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
+        """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""
+        self.roll_back()
+        while len(text) - self._num_committed > chunk_tokens:
+            stop = self._num_committed + chunk_tokens
+            self._run(chain_input(text[self._num_committed : stop], num_cached=self._num_committed))
+            self._num_committed = stop
+
+    def _run(self, inputs: PassInput) -> torch.Tensor:
+        last_token = self._model.vocab_size - 1
+        return self._model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
+
+    def _fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
+        """(W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
+        num_missing = self._target_vocab_size - logits.shape[-1]
+        return F.pad(logits, (0, num_missing), value=-torch.inf) if num_missing else logits
+
+    def _text_input(self, text: Sequence[int]) -> PassInput:
+        self.roll_back()
+        num_cached = self._num_committed
+        self._slots[0] = len(text) - 1
+        return chain_input(text[num_cached:], num_cached=num_cached)
+
+    def _level_input(self, tree: TokenTree, nodes: Sequence[int]) -> PassInput:
+        topology = tree.topology
+        num_cached = self._model.cache.num_cached
+        self._slots.update({node: num_cached + i for i, node in enumerate(nodes)})
+        drafted = [node for node in self._slots if node != 0]  # in slot order
+        positions = self._num_committed - 1 + topology.depths[nodes]
+        key_positions = np.concatenate(
+            [np.arange(self._num_committed), self._num_committed - 1 + topology.depths[drafted]]
+        ).astype(np.int64)
+        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
+        visible[:, self._num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
+        return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
+
+    def _place_children(
+        self,
+        tree: TokenTree,
+        nodes: Sequence[int],
+        logits: torch.Tensor,
+        *,
+        params: SamplingParams,
+        rng: np.random.Generator,
+    ) -> None:
+        """`logits` (W, V): row i belongs to nodes[i]."""
+        num_children = tree.topology.num_children
+        if params.is_greedy:
+            best = logits.topk(int(num_children[nodes].max()), dim=-1).indices.numpy(force=True)  # (W, max children)
+            for node, tokens in zip(nodes, best, strict=True):
+                tree.set_children(node, token_ids=tokens[: num_children[node]])
+            return
+        for node, row in zip(nodes, logits.numpy(force=True), strict=True):
+            probs = logits_to_probs(row, params, dtype=np.float32)
+            drawn = draw_without_replacement(probs, int(num_children[node]), rng)
+            tree.set_children(node, token_ids=drawn, draft_probs=probs)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the other branches."""
+        slots = [self._slots[node] for node in path[1:] if node in self._slots]
+        self._model.cache.compact(self._num_committed, slots)
+        self._num_committed += len(slots)
+        self._slots = {}
+
+    def roll_back(self, num_tokens: int | None = None) -> None:
+        """Forget everything uncommitted, and everything behind `num_tokens` if given."""
+        if num_tokens is not None:
+            self._num_committed = min(self._num_committed, num_tokens)
+        self._model.cache.truncate(self._num_committed)
+        self._slots = {}

@@ -1,0 +1,152 @@
+"""The round loop: grow a tree of drafts, verify it in one streamed pass, keep the accepted path (Sequoia, section 3).
+
+A generator of events. The text so far and both caches agree whenever an event is yielded; closing the generator at
+any event, or an error in any pass, rolls both caches back to the last commit. Knows token ids, no strings.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from runtime.drafter import Drafter
+from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
+from runtime.model.lazy_logits import LazyLogits
+from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
+from runtime.planner import RoundObservation, TreePlanner
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.verifier import Verdict, verify
+
+PREFILL_CHUNK_TOKENS = 256
+
+
+@dataclass(slots=True)
+class Engine:
+    """A target, an optional drafter, and the text that both caches follow."""
+
+    target: StreamedModel
+    """The model whose distribution the text has."""
+    drafter: Drafter | None
+    """Proposes trees; None is plain decoding."""
+    planner: TreePlanner
+    """Chooses each round's topology and learns what rounds cost."""
+    context_tokens: int
+    """The text may not grow beyond this many tokens."""
+    text: list[int] = field(default_factory=list)
+    """Prompt and accepted tokens; its last token is the next root."""
+    num_committed: int = 0
+    """Tokens of the text whose keys and values the target holds."""
+    bytes_streamed: int = 0
+    """Bytes that have crossed the link in all passes so far."""
+
+    def generate(
+        self, prompt: Sequence[int], params: SamplingParams, rng: np.random.Generator
+    ) -> Generator[Event, None, None]:
+        """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty."""
+        self.set_text(prompt)
+        try:
+            yield from self._prefill()
+            while (room := self.context_tokens - len(self.text)) > 0:
+                yield from self._round(self.planner.topology(max_levels=room), params, rng)
+        finally:
+            self.roll_back()
+
+    def _round(self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator) -> Iterator[Event]:
+        begun = time.perf_counter()
+        tree = yield from self._draft(topology, params, rng)
+        drafted = time.perf_counter()
+        logits = self._verify_pass(tree)
+        verdict = verify(tree, logits.row, params, rng)
+        num_pass_tokens = len(self.text) - self.num_committed + topology.num_nodes - 1
+        self._commit(tree, verdict)
+        observation = RoundObservation(
+            num_pass_tokens=num_pass_tokens,
+            num_nodes=tree.topology.num_nodes,
+            num_emitted=verdict.num_emitted,
+            draft_seconds=drafted - begun,
+            verify_seconds=time.perf_counter() - drafted,
+            draft_steps=tuple(self.drafter.step_seconds) if self.drafter is not None else (),
+            statistics=self.target.last_pass,
+        )
+        self.planner.observe(observation)
+        yield observation.to_event()
+        yield TokensAccepted(token_ids=tuple(verdict.emitted_token_ids(tree)))
+
+    def _prefill(self) -> Iterator[Event]:
+        """Run all of the prompt but its last chunk, which shares the first round's pass."""
+        while len(self.text) - self.num_committed > PREFILL_CHUNK_TOKENS:
+            stop = self.num_committed + PREFILL_CHUNK_TOKENS
+            self._run_target(chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed))
+            self.num_committed = stop
+            yield PrefillProgress(num_done_tokens=stop, num_prompt_tokens=len(self.text))
+        if self.drafter is not None:
+            self.drafter.follow(self.text, chunk_tokens=PREFILL_CHUNK_TOKENS)
+
+    def _draft(
+        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator
+    ) -> Generator[Event, None, TokenTree]:
+        if self.drafter is None or topology.num_nodes == 1:
+            return TokenTree(topology=TreeTopology.single(), token_ids=np.array([self.text[-1]], dtype=np.int64))
+        for step in self.drafter.grow(self.text, topology, params=params, rng=rng):
+            if not isinstance(step, LevelDrafted):
+                return step
+            yield step
+        raise AssertionError("the drafter ends with a tree")
+
+    def _verify_pass(self, tree: TokenTree) -> LazyLogits:
+        """One pass over what the target has not seen of the text, and the tree."""
+        hidden = self._run_target(verify_input(self.text, tree, num_cached=self.num_committed))
+        return LazyLogits(self.target, hidden[len(self.text) - self.num_committed - 1 :], tree.topology)
+
+    def _run_target(self, inputs: PassInput) -> torch.Tensor:
+        hidden = self.target.run_pass(inputs)
+        self.bytes_streamed += self.target.last_pass.bytes_streamed
+        return hidden
+
+    def _commit(self, tree: TokenTree, verdict: Verdict) -> None:
+        root_slot = len(self.text) - 1
+        self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path])
+        self.num_committed = root_slot + len(verdict.path)
+        if self.drafter is not None:
+            self.drafter.commit(verdict.path)
+        self.text += verdict.emitted_token_ids(tree)
+
+    def set_text(self, prompt: Sequence[int]) -> None:
+        """Make `prompt` the text; what both caches hold of a common prefix is kept."""
+        num_common = 0
+        for old, new in zip(self.text, prompt, strict=False):
+            if old != new:
+                break
+            num_common += 1
+        self.truncate(min(num_common, len(prompt) - 1))
+        self.text = list(prompt)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Shorten the text, and both caches with it."""
+        del self.text[num_tokens:]
+        self.num_committed = min(self.num_committed, num_tokens)
+        self.roll_back()
+
+    def roll_back(self) -> None:
+        """Forget what either cache holds beyond the committed text."""
+        self.target.cache.truncate(self.num_committed)
+        if self.drafter is not None:
+            self.drafter.roll_back(len(self.text))
+
+
+def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> PassInput:
+    """The pass over text[num_cached:] and the tree on its last token: T = len(text) - num_cached + N - 1 tokens."""
+    topology = tree.topology
+    num_text = len(text)
+    num_pending = num_text - num_cached
+    num_tokens = num_pending + topology.num_nodes - 1
+    token_ids = np.concatenate([np.asarray(text[num_cached:], dtype=np.int64), tree.token_ids[1:]])
+    key_positions = np.concatenate([np.arange(num_text), num_text - 1 + topology.depths[1:]]).astype(np.int64)
+    visible = np.zeros((num_tokens, num_text + topology.num_nodes - 1), dtype=np.bool_)
+    visible[:num_pending, :num_text] = np.tri(num_pending, num_text, k=num_cached, dtype=np.bool_)
+    visible[num_pending:, :num_text] = True
+    visible[num_pending:, num_text:] = topology.ancestor_mask[1:, 1:]
+    return PassInput(token_ids, key_positions[num_cached:], key_positions, visible)

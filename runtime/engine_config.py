@@ -1,0 +1,111 @@
+"""Every choice about models, memory and the link, as the user states it and before any file is opened.
+
+A plan is derived from this and from the machine. Does not know what fits: only that each value makes sense on its own.
+"""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from offload.errors import BadInputError
+from offload.units import format_bytes as format_bytes  # the terminal prints what it lets people write
+from offload.units import parse_bytes, parse_link
+from runtime.errors import OptionError
+
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+ReadPath = Literal["auto", "direct", "buffered"]
+
+MAX_TREE_NODES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The choices of one session; raises OptionError for a value outside its range."""
+
+    target: str | None = None
+    """Folder or hub name of the model whose text is wanted; None is the demo model."""
+    draft: str = "substitute"
+    """`substitute` (the target's own layers, int8, resident), `none` (plain streaming), or a folder or hub name."""
+    tree: str = "auto"
+    """`auto`, or nodes x levels as in `64x10`; both count the root."""
+    device_memory_bytes: int | None = None
+    """Budget of the device; None is what the machine has free."""
+    host_memory_bytes: int | None = None
+    """Budget of host memory for layers; None is what the machine has free."""
+    link: str | None = None
+    """Speed and latency of an emulated link, as in `25GB/s,10us`; None is the real link."""
+    ring_slots: int = 2
+    """Device slots that streamed layers share."""
+    context_tokens: int | None = None
+    """Most tokens of prompt and answer together; None is chosen from the model and the budget."""
+    compute_dtype: ComputeDtype = "auto"
+    """Type that matmuls run in; auto follows what the device does fast."""
+    io: ReadPath = "auto"
+    """`direct` bypasses the page cache, `buffered` does not; auto is direct where the file system allows it."""
+    num_reader_threads: int = 4
+    """Threads that read one layer from disk together."""
+
+    def __post_init__(self) -> None:
+        minimums = (
+            ("device_memory_bytes", self.device_memory_bytes, 1),
+            ("host_memory_bytes", self.host_memory_bytes, 0),
+            ("ring_slots", self.ring_slots, 2),
+            ("context_tokens", self.context_tokens, 2),
+            ("num_reader_threads", self.num_reader_threads, 1),
+        )
+        for name, value, minimum in minimums:
+            if value is not None and value < minimum:
+                raise OptionError(f"{name} is {value}; it must be {minimum} or more")
+        choices = (("compute_dtype", self.compute_dtype, ComputeDtype), ("io", self.io, ReadPath))
+        for name, found, allowed in choices:
+            if found not in get_args(allowed):
+                raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(get_args(allowed))}")
+        for name, text in (("target", self.target), ("draft", self.draft)):
+            if text is not None and not text.strip():
+                raise OptionError(f"{name} is empty; give a model folder or a hub name")
+        parse_tree(self.tree)
+        if self.link is not None:
+            with _as_option_error("link"):
+                parse_link(self.link)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no draft, so that every pass emits one token."""
+        return self.draft == "none"
+
+    @property
+    def tree_shape(self) -> tuple[int, int] | None:
+        """(nodes, levels) of a fixed tree, root counted in both; None when the tree is chosen."""
+        return parse_tree(self.tree)
+
+
+def parse_tree(text: str) -> tuple[int, int] | None:
+    """`64x10` -> (64, 10), `auto` -> None; raises OptionError for anything else."""
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+    if match is None:
+        raise OptionError(f"tree is {text!r}; it must be auto, or nodes x levels as in 64x10")
+    num_nodes, num_levels = int(match[1]), int(match[2])
+    if not 2 <= num_levels <= num_nodes <= MAX_TREE_NODES:
+        raise OptionError(
+            f"tree is {text!r}; it needs 2 to {MAX_TREE_NODES} nodes and from 2 levels up to one per node, "
+            "the root counted in both"
+        )
+    return num_nodes, num_levels
+
+
+def parse_memory(text: str, option: str) -> int:
+    """Bytes of a budget such as `2.2GB`; raises OptionError that names the option."""
+    with _as_option_error(option):
+        return parse_bytes(text)
+
+
+@contextmanager
+def _as_option_error(option: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except BadInputError as error:
+        raise OptionError(f"{option}: {error}") from error

@@ -1,0 +1,133 @@
+"""What the engine yields while it answers one prompt.
+
+A consumer that stops early loses nothing: closing the generator at any event rolls both caches back to the last commit.
+The last event is always `Finished`. Values only: knows no torch, no tokenizer and no terminal.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """One more chunk of the prompt is in both caches."""
+
+    num_done_tokens: int
+    """Prompt tokens in the caches so far, those of an earlier prompt with the same prefix included."""
+    num_prompt_tokens: int
+    """Prompt tokens altogether."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelDrafted:
+    """The draft model has proposed one more level of the round's tree."""
+
+    level: int
+    """Depth of the level; the root is level 0."""
+    width: int
+    """Nodes in this level."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassVerified:
+    """One pass of the target over the whole tree is done and its accepted path is known."""
+
+    num_nodes: int
+    """Nodes that the pass computed, the root included."""
+    num_accepted: int
+    """Tokens this round emits: the accepted draft tokens and the one drawn after them."""
+    seconds: float
+    """Wall time of the pass."""
+    link_busy_seconds: float
+    """Time since the previous pass in which the link carried bytes."""
+    bytes_streamed: int
+    """Bytes that crossed the link since the previous pass."""
+    draft_seconds: float = 0.0
+    """Wall time of growing this round's tree."""
+    verify_seconds: float = 0.0
+    """Wall time of the pass, the head and the walk."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokensAccepted:
+    """These tokens are final: committed to both caches, or to be committed as the next root."""
+
+    token_ids: tuple[int, ...]
+    """The round's new tokens, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of the answer, cut so that no character and no stop string is split."""
+
+    text: str
+    """What to append; may hold terminal escapes, which whoever prints it must strip."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStatistics:
+    """What one answer cost; sums, so that several answers add up to one."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, template included."""
+    new_tokens: int
+    """Tokens of the answer."""
+    rounds: int
+    """Rounds, one pass each; the first one also carries the end of the prompt."""
+    prefill_seconds: float
+    """Wall time from the start to the end of the first round."""
+    decode_seconds: float
+    """Wall time from there to the end of the answer."""
+    decode_tokens: int
+    """Tokens of the answer that came after the first round."""
+    draft_seconds: float
+    """Part of `decode_seconds` spent growing trees."""
+    verify_seconds: float
+    """Part of `decode_seconds` spent in the target's passes."""
+    bytes_streamed: int
+    """Bytes that crossed the link, prefill included."""
+    link_busy_seconds: float
+    """Time while decoding in which the link carried bytes."""
+    decode_bytes_streamed: int
+    """Bytes that crossed the link while decoding."""
+
+    @classmethod
+    def total(cls, statistics: Iterable["GenerationStatistics"]) -> "GenerationStatistics":
+        """The sum of several answers, so that its ratios are those of the whole run."""
+        rows = list(statistics)
+        return cls(**{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(cls)})
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens of the answer per pass of the target; None before the first pass."""
+        return self.new_tokens / self.rounds if self.rounds else None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Decoding time per token after the first round; None when there is no such token."""
+        return self.decode_seconds / self.decode_tokens if self.decode_tokens else None
+
+    @property
+    def link_utilization(self) -> float | None:
+        """Share of the decoding time in which the link carried bytes; None when nothing streams."""
+        if not self.decode_bytes_streamed or not self.decode_seconds:
+            return None
+        return self.link_busy_seconds / self.decode_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete; always the last event."""
+
+    finish_reason: FinishReason
+    """An end token or stop string; the token limit; no room left in the context."""
+    text: str
+    """The whole answer, equal to its `TextDelta` texts joined."""
+    statistics: GenerationStatistics
+    """What the answer cost."""
+
+
+Event = PrefillProgress | LevelDrafted | PassVerified | TokensAccepted | TextDelta | Finished

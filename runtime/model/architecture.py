@@ -1,0 +1,353 @@
+"""From a checkpoint to an empty transformers model whose decoder layers can be fed one at a time.
+
+Accepts dense decoder-only causal language models by what they are (one list of attention layers, masks and positions
+taken from the caller), not by a list of names, and refuses everything else in a sentence. Checks every name and shape
+against the files before any weight is read. Knows no device and no slab. A mangled config.json must neither crash,
+hang nor fill the memory: layer counts are compared before anything is built, and sizes while it is.
+"""
+
+import inspect
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from offload.checkpoint import Checkpoint, TensorEntry, quote
+from offload.errors import CheckpointError, UnsupportedArchitectureError
+from runtime.model.size_guard import SizeGuard
+
+SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
+MAX_BUILT_ELEMENTS = 2**31
+"""No single parameter of a dense model is larger; a config that asks for one is damaged."""
+_MAX_COUNT = 100_000
+_COUNT_KEY = re.compile(r"^(?!.*(size|dim|length|token|position)).*(layer|block|depth|label|loop|cycle)")
+_EXPERT_KEY = re.compile(r"experts?$")
+_OTHER_INPUT_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
+_NOT_ATTENTION = frozenset(
+    ("experts", "router", "mamba", "linear_attn", "delta_net", "short_conv", "conv", "recurrent", "temporal_block")
+)
+_SLOT_DEPENDENT = {
+    "gpt_neo": "its local attention goes by cache slots, not by positions",
+    "hrm_text": "it runs its layers several times per token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderParts:
+    """An empty causal language model, taken apart, with the stored tensor of each of its parameters."""
+
+    model: PreTrainedModel
+    """Parameters on the meta device, non-persistent buffers real, eval mode."""
+    decoder_prefix: str
+    """Name of the decoder below `model`: "model", "transformer", ..."""
+    layers_name: str
+    """Dotted path of the list of decoder layers: "model.layers", "transformer.h", ..."""
+    layers: nn.ModuleList
+    """The decoder layers, in the order in which a pass visits them."""
+    layer_windows: tuple[int | None, ...]
+    """Per layer: W if the token at position q sees the keys at positions q-W+1..q (W keys, its own included), as
+    transformers' masks have it (key > q - W); None for full attention."""
+    layer_tensors: tuple[Mapping[str, TensorEntry], ...]
+    """Per layer: its parameters by their names below the layer."""
+    other_tensors: Mapping[str, TensorEntry]
+    """Everything else by full name: embeddings, final norm, head, and persistent buffers wherever they stand."""
+    tied: Mapping[str, str]
+    """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+
+def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
+    """The whole way: load the configuration, build the empty model, match it with the files.
+
+    Raises:
+        CheckpointError: config and files do not belong together.
+        UnsupportedArchitectureError: not a dense decoder-only causal language model.
+    """
+    config = load_config(checkpoint)
+    largest = max((math.prod(entry.shape) for entry in checkpoint.tensors.values()), default=0)
+    model = build_empty_model(config, dtype=dtype, max_elements=max(2 * largest, 2**24))
+    return inspect_decoder(model, checkpoint)
+
+
+def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """transformers' configuration of a checkpoint; no code of the checkpoint is run.
+
+    Raises:
+        CheckpointError: config.json is damaged, or counts other layers than the files hold.
+        UnsupportedArchitectureError: it describes something else than a dense decoder-only causal language model.
+    """
+    where = f"{checkpoint.folder}/config.json"
+    raw = checkpoint.config
+    for key, value in _walk(raw):
+        # Some configurations build lists of this length while they are parsed.
+        if type(value) is int and _COUNT_KEY.search(key) and not -1 <= value <= _MAX_COUNT:
+            raise CheckpointError(f"{where} has {quote(key)} = {quote(value)}; expected at most {_MAX_COUNT}")
+    if not isinstance(raw.get("model_type"), str):
+        raise CheckpointError(f"{where} has the model_type {quote(raw.get('model_type'))}; expected a name like llama")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # a damaged file makes transformers raise nearly anything
+        if "auto_map" in raw and "trust_remote_code" in str(error):
+            raise UnsupportedArchitectureError(
+                f"{where} needs code from its own repository (auto_map), which is never run; {SUPPORTED}"
+            ) from error
+        raise CheckpointError(
+            f"{where} (model_type {quote(raw['model_type'])}) was refused by transformers: {_first_line(error)}"
+        ) from error
+    try:
+        _refuse_unsupported(config, where=where)
+        _check_layer_count(config, checkpoint)
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{where} holds a setting of the wrong kind: {_first_line(error)}") from error
+    return config
+
+
+def _refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
+    """Raise UnsupportedArchitectureError, naming what was found."""
+    reason = None
+    settings = config.to_dict()
+    is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
+    for key, value in settings.items():
+        if _OTHER_INPUT_KEY.match(key) and value:
+            reason = f"a composite model ({key}), not a text-only decoder"
+        elif _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
+            reason = f"a mixture of experts ({key} = {value})"
+    layer_types = set(_declared(config, "layer_types") or ())
+    if reason is None and getattr(config, "is_encoder_decoder", False):
+        reason = "an encoder-decoder model"
+    elif reason is None and layer_types - {"full_attention", "sliding_attention"}:
+        found = sorted(map(str, layer_types - {"full_attention", "sliding_attention"}))
+        reason = f"a model with layers other than full or sliding attention ({quote(found[0])})"
+    elif reason is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        reason = "not a causal language model in transformers"
+    elif reason is None:
+        reason = _unsafe_forward(config)
+    if reason is not None:
+        raise UnsupportedArchitectureError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
+
+
+def _unsafe_forward(config: PreTrainedConfig) -> str | None:
+    """Why a token tree could not be run through this model's forward; None if it can."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
+        return "not a causal language model"
+    needed = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+    missing = [name for name in needed if name not in inspect.signature(model_class.forward).parameters]
+    if missing:
+        return f"a model whose forward takes no {missing[0]}, so that a tree of tokens cannot be placed in it"
+    if not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
+        return "a model that does not take attention masks from its caller"
+    if getattr(config, "alibi", False):
+        return "a model whose attention goes by distance in memory (alibi)"
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        return "a model with bidirectional attention"
+    if getattr(config, "add_cross_attention", False):
+        return "a model with cross-attention"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "a model whose layers share keys and values"
+    return _SLOT_DEPENDENT.get(config.model_type)
+
+
+def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """Before building: the layer count must be one that the files' tensor names show."""
+    indices: dict[str, set[int]] = {}
+    for name in checkpoint.tensors:
+        if numbered := re.match(r"(\D*\.|)(\d{1,6})\.", name, re.ASCII):
+            indices.setdefault(numbered[1], set()).add(int(numbered[2]))
+    if not indices:
+        raise CheckpointError(f"{checkpoint.folder} has no decoder layers: expected tensors named like model.layers.0")
+    stored = max(indices.values(), key=len)
+    num_layers = config.num_hidden_layers
+    if type(num_layers) is not int or stored != set(range(num_layers if num_layers < _MAX_COUNT else 0)):
+        raise CheckpointError(
+            f"{checkpoint.folder}/config.json calls for {quote(num_layers)} decoder layers, but the files hold tensors "
+            f"of {len(stored)}; the download is incomplete or config.json belongs to another model"
+        )
+
+
+def build_empty_model(
+    config: PreTrainedConfig, *, dtype: torch.dtype, max_elements: int = MAX_BUILT_ELEMENTS
+) -> PreTrainedModel:
+    """transformers' model in eval mode: parameters of `dtype` on the meta device, buffers (rotary tables) real.
+
+    Raises:
+        CheckpointError: the configuration is inconsistent, or asks for a tensor of more than `max_elements`.
+    """
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    try:
+        with warnings.catch_warnings(), SizeGuard(max_elements), init_empty_weights(include_buffers=False):
+            warnings.simplefilter("ignore")
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+    except Exception as error:  # settings that contradict each other make transformers and torch raise nearly anything
+        raise CheckpointError(
+            f"config.json ({config.model_type}) describes a model that cannot be built: {_first_line(error)}"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderParts:
+    """Find the decoder layers of an empty model and match every parameter with its stored tensor.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape or type than the model needs.
+        UnsupportedArchitectureError: the model has no single list of attention layers.
+    """
+    layers_name, layers = _find_layers(model)
+    tied, stored_names = _match_names(model, checkpoint)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    checkpoint.check(shapes, stored_names=stored_names)
+    streamed = {
+        name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(f"{layers_name}.")
+    }
+    if any(name in streamed for pair in tied.items() for name in pair):
+        raise _unsupported(model, "layers that share weights with other parts")
+    entries = {name: checkpoint.tensors[stored_names[name]] for name in shapes}
+    prefixes = [f"{layers_name}.{index}." for index in range(len(layers))]
+    return DecoderParts(
+        model=model,
+        decoder_prefix=model.base_model_prefix,
+        layers_name=layers_name,
+        layers=layers,
+        layer_windows=_layer_windows(model, num_layers=len(layers)),
+        layer_tensors=tuple(
+            {
+                name.removeprefix(prefix): entries[name]
+                for name in shapes
+                if name in streamed and name.startswith(prefix)
+            }
+            for prefix in prefixes
+        ),
+        other_tensors={name: entry for name, entry in entries.items() if name not in streamed},
+        tied=tied,
+    )
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    prefix = f"{model.base_model_prefix}."
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    outermost = [
+        (name, module)
+        for name, module in lists
+        if next(module.parameters(), None) is not None and not re.search(r"\.\d+\.", name)
+    ]
+    if len(outermost) != 1 or not outermost[0][0].startswith(prefix) or "encoder" in outermost[0][0].split("."):
+        raise _unsupported(model, "no single list of decoder layers")
+    layers_name, layers = outermost[0]
+    for name, module in layers.named_modules():
+        if not _NOT_ATTENTION.isdisjoint(name.split(".")) or type(module) is nn.Conv1d:
+            raise _unsupported(model, f"layers that are not dense attention layers ({quote(name)})")
+    return layers_name, layers
+
+
+def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
+    """Which parameters are tied to which, and the stored name of every parameter that has one.
+
+    transformers' own renaming decides: old spellings, and the base prefix that checkpoints of base models lack.
+    Where it would also change values while loading, the file's bytes are not the layer's.
+    """
+    state = model.state_dict()
+    conversions = get_model_conversion_mapping(model)
+    renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
+    converters = [item for item in conversions if isinstance(item, WeightConverter)]
+    stored_names = {name: name for name in state if name in checkpoint.tensors}
+    for stored_name in checkpoint.tensors:
+        name, conversion = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, state)
+        if conversion is not None and name in state:
+            raise _unsupported(model, f"tensors that are converted while loading ({quote(stored_name)})")
+        if name in state:
+            stored_names.setdefault(name, stored_name)
+    tied: dict[str, str] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if source in stored_names and target not in stored_names:
+            tied[target] = source
+        elif target in stored_names and source not in stored_names:
+            tied[source] = target
+    return tied, stored_names
+
+
+def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | None, ...]:
+    """What the model's own masks do: per layer type where the class declares types, else one window for all layers."""
+    config = model.config
+    window = _declared(config, "sliding_window")
+    layer_types = _declared(config, "layer_types")
+    if not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+        return (None,) * num_layers
+    if layer_types is None:
+        layer_types = ["sliding_attention" if window is not None else "full_attention"] * num_layers
+    if len(layer_types) != num_layers:
+        raise CheckpointError(f"config.json lists {len(layer_types)} layer_types for {num_layers} layers")
+    windows: tuple[int | None, ...] = tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    if "sliding_attention" in layer_types and (type(window) is not int or window < 1):
+        raise UnsupportedArchitectureError(
+            f"config.json ({config.model_type}) has layers of sliding attention and sliding_window = {quote(window)}; "
+            "expected a window of 1 or more"
+        )
+    return windows
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Number of positions that the model was made for; None if its configuration does not say."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if type(limit) is int and limit > 0 else None
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    """The class that config.json names, or the one that transformers would choose."""
+    names = getattr(config, "architectures", None)
+    if isinstance(names, list) and names:
+        return str(names[0])
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+    return config.model_type if model_class is None else model_class.__name__
+
+
+def _declared(config: PreTrainedConfig, name: str) -> Any:
+    """A setting only if the configuration's class knows it: unknown keys of config.json are attributes too."""
+    return getattr(config, name, None) if hasattr(type(config), name) else None
+
+
+def _walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Every number and string with the key that it stands under, without recursion."""
+    pending = [(key, value)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending.extend(value.items())
+        elif isinstance(value, list):
+            pending.extend((key, item) for item in value)
+        else:
+            yield key, value
+
+
+def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitectureError:
+    return UnsupportedArchitectureError(f"{type(model).__name__} has {reason}; {SUPPORTED}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {quote(lines[0] if lines else '')}"

@@ -1,0 +1,102 @@
+"""Gives the empty modules of a transformers model their weights, and takes them away again.
+
+Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; embeddings gather
+their rows in the storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
+Knows modules and names, not where bytes come from.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
+
+Convert = Callable[[torch.Tensor], StoredWeight]
+
+
+class StoredLinear(nn.Module):
+    """A linear layer whose matrix is a `StoredWeight`, bound before use and gone after release."""
+
+    def __init__(self, scratch: UpcastScratch) -> None:
+        super().__init__()
+        self._scratch = scratch
+        self.stored: StoredWeight | None = None
+        self.bias: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dense matrix, for architectures that look at its dtype or device."""
+        assert isinstance(self.stored, DenseWeight), "no dense weight is bound"
+        return self.stored.matrix
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (..., I) to (..., O)."""
+        assert self.stored is not None, "the layer's weights were released"
+        return self.stored.linear(inputs, self.bias, self._scratch)
+
+
+def replace_linears(module: nn.Module, scratch: UpcastScratch) -> None:
+    """Put a `StoredLinear` in the place of every plain nn.Linear below `module`."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, StoredLinear(scratch))
+
+
+class ModuleBinder:
+    """Binds named tensors into one module; `unbind` makes any later use an error."""
+
+    def __init__(
+        self, module: nn.Module, *, compute_dtype: torch.dtype, policy: MatmulPolicy, convert: Convert | None = None
+    ) -> None:
+        self._module = module
+        self._compute_dtype = compute_dtype
+        self._convert: Convert = convert or (lambda matrix: DenseWeight(matrix, policy))
+        self._is_copied = convert is not None  # what is converted outlives the slab it came from
+        self._linears = {
+            f"{name}.weight": child for name, child in module.named_modules() if isinstance(child, StoredLinear)
+        }
+
+    def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Make `tensors` (by the module's own parameter names, in the storage dtype) the module's weights."""
+        for name, tensor in tensors.items():
+            linear = self._linears.get(name)
+            if linear is not None:
+                linear.stored = self._convert(tensor)
+            else:
+                self._bind_small(name, tensor)
+
+    def _bind_small(self, name: str, tensor: torch.Tensor) -> None:
+        owner_name, _, attribute = name.rpartition(".")
+        owner = self._module.get_submodule(owner_name)
+        widened = tensor.to(self._compute_dtype, copy=self._is_copied)
+        if isinstance(owner, StoredLinear):
+            owner.bias = widened
+        elif attribute in owner._buffers:
+            owner._buffers[attribute] = widened
+        else:
+            owner._parameters[attribute] = nn.Parameter(widened, requires_grad=False)
+
+    def unbind(self) -> None:
+        """Forget the matrices, so that the slab behind them may be overwritten."""
+        for linear in self._linears.values():
+            linear.stored = None
+
+
+def bind_embedding(module: nn.Module, matrix: torch.Tensor, compute_dtype: torch.dtype) -> None:
+    """Let an nn.Embedding (or a subclass that scales) read its rows from `matrix` (V, E) in the storage dtype.
+
+    Before each forward the rows asked for are gathered and widened, and the ids renumbered: the architecture's own
+    forward then runs in the compute dtype without a widened copy of the table.
+    """
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids, *rest = args
+        rows = matrix[ids.reshape(-1)].to(compute_dtype)
+        module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+        return torch.arange(ids.numel(), device=ids.device).view(ids.shape), *rest
+
+    module.padding_idx = None  # the renumbered ids know no padding row
+    module.register_forward_pre_hook(gather)

@@ -1,0 +1,150 @@
+"""From a model folder to modules with weights: the target's shell, a resident draft, a substitute draft.
+
+A `ModelFiles` is a checked folder whose weights are still on disk; from it the memory each piece needs is known before
+anything is read. Embeddings, final norm and head are always resident, in their storage dtype. Knows no budgets.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offload.checkpoint import Checkpoint
+from offload.copy_engine import CopyEngine
+from offload.layer_layout import LayerLayout, layout_layer
+from offload.layer_streamer import LayerStreamer
+from offload.weight_format import Int8RowsWeight, MatmulPolicy, UpcastScratch
+from offload.weight_store import LayerSlabs, read_slab, slab_views
+from runtime.model.architecture import DecoderParts, open_decoder
+from runtime.model.layer_binding import ModuleBinder, bind_embedding, replace_linears
+from runtime.model.streamed_model import ModelShell, StreamedModel
+from runtime.model.tree_cache import TreeCache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A checked model folder, laid out in slabs; no weight has been read."""
+
+    checkpoint: Checkpoint
+    """The folder's index."""
+    config: Any
+    """transformers' configuration."""
+    slabs: LayerSlabs
+    """Where each decoder layer's bytes are."""
+    other_layout: LayerLayout
+    """Everything that is not a decoder layer, as one slab."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "ModelFiles":
+        """Check the folder and its architecture. Raises CheckpointError."""
+        checkpoint = Checkpoint.open(folder)
+        parts = open_decoder(checkpoint, dtype=torch.float32)
+        slabs = LayerSlabs([layout_layer(tensors) for tensors in parts.layer_tensors])
+        return cls(checkpoint, parts.model.config, slabs, layout_layer(parts.other_tensors))
+
+    @property
+    def int8_bytes(self) -> int:
+        """Bytes of the decoder layers as int8 rows: one byte an element, one float32 scale a row."""
+        total = 0
+        for layout in self.slabs.layouts:
+            for tensor in layout.tensors:
+                total += math.prod(tensor.shape) + 4 * tensor.shape[0]
+        return total
+
+    def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
+        """Bytes of keys and values that one token takes in all layers."""
+        config = self.config
+        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * len(self.slabs.layouts) * num_heads * head_dim * compute_dtype.itemsize)
+
+    def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
+        """Bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest (an estimate)."""
+        hidden, inner = self.config.hidden_size, getattr(self.config, "intermediate_size", 4 * self.config.hidden_size)
+        return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """How a model multiplies."""
+
+    dtype: torch.dtype
+    """Type of activations, caches and (widened) weights."""
+    policy: MatmulPolicy = MatmulPolicy()
+    """When a product may run in the weights' narrower dtype."""
+    device: torch.device = torch.device("cpu")
+    """Where it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyModel:
+    """A model without its decoder layers' weights: what draft and target loading have in common."""
+
+    shell: ModelShell
+    """Modules; everything but the decoder layers is bound."""
+    compute: ComputePlan
+    """How it multiplies."""
+
+    @classmethod
+    def build(cls, files: ModelFiles, compute: ComputePlan, *, others: Mapping[str, torch.Tensor]) -> "EmptyModel":
+        """`others` are the tensors of files.other_layout by full name, in the storage dtype."""
+        parts = open_decoder(files.checkpoint, dtype=compute.dtype)
+        model = parts.model
+        replace_linears(model, UpcastScratch(compute.dtype, compute.device))
+        _bind_others(model, parts, others, compute)
+        shell = ModelShell(
+            model, parts.decoder_prefix, list(parts.layers), parts.layer_windows, compute.dtype, compute.device
+        )
+        return cls(shell, compute)
+
+    def binder(self, index: int, *, is_int8: bool = False) -> ModuleBinder:
+        """Binds decoder layer `index`."""
+        return ModuleBinder(
+            self.shell.layers[index],
+            compute_dtype=self.compute.dtype,
+            policy=self.compute.policy,
+            convert=Int8RowsWeight.quantize if is_int8 else None,
+        )
+
+    def streamed(self, slabs: LayerSlabs, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
+        """The model whose layers come from `streamer`."""
+        num_layers = len(self.shell.layers)
+        binders = [self.binder(index) for index in range(num_layers)]
+        cache = TreeCache(num_layers=num_layers, capacity=capacity)
+        return StreamedModel(self.shell, cache, binders=binders, slabs=slabs, streamer=streamer)
+
+    def resident(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
+        """The model with every layer in memory, bytes as in the file. Raises LinkError."""
+        for index, layout in enumerate(slabs.layouts):
+            self.binder(index).bind(slab_views(layout, read_slab(layout, engine)))
+        return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
+
+    def quantized(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
+        """The model with every layer in memory as int8 rows, made in one read of the file. Raises LinkError."""
+        for index, tensors in enumerate(slabs.stream_from_disk(engine)):
+            self.binder(index, is_int8=True).bind(tensors)
+        return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
+
+
+def read_others(files: ModelFiles, engine: CopyEngine) -> dict[str, torch.Tensor]:
+    """Embeddings, final norm and head by full name, as views of one slab in the storage dtype. Raises LinkError."""
+    return slab_views(files.other_layout, read_slab(files.other_layout, engine))
+
+
+def _bind_others(
+    model: nn.Module, parts: DecoderParts, others: Mapping[str, torch.Tensor], compute: ComputePlan
+) -> None:
+    """Bind everything outside the decoder layers; tied parameters share their source's bytes."""
+    tied = {name: others[source] for name, source in parts.tied.items() if source in others}
+    tensors = {**tied, **others}
+    embeddings = {
+        f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+    }
+    for name, module in embeddings.items():
+        if name in tensors:
+            bind_embedding(module, tensors.pop(name), compute.dtype)
+    ModuleBinder(model, compute_dtype=compute.dtype, policy=compute.policy).bind(tensors)

@@ -1,0 +1,175 @@
+"""A transformers causal LM whose decoder layers draw their weights from a LayerStreamer, or hold them all.
+
+No architecture is written here: embedding, masks, rotary positions, attention and the head are transformers' own
+forward, run over a batch of one with a ready four-dimensional mask. Draft and target are this same class; only where
+their layers' bytes are differs. Knows tokens and positions, not trees.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from offload.layer_streamer import LayerStreamer, PassStatistics
+from offload.weight_store import LayerSlabs
+from runtime.model.layer_binding import ModuleBinder
+from runtime.model.tree_cache import TreeCache
+from runtime.model.tree_mask import attention_masks
+
+
+@dataclass(frozen=True, slots=True)
+class PassInput:
+    """One pass: T tokens behind C cached ones."""
+
+    token_ids: npt.NDArray[np.int64]
+    """(T,)"""
+    positions: npt.NDArray[np.int64]
+    """(T,) absolute positions of the tokens."""
+    key_positions: npt.NDArray[np.int64]
+    """(C + T,) absolute positions of everything that can be attended to."""
+    visible: npt.NDArray[np.bool_]
+    """(T, C + T): which keys each token may attend to."""
+
+
+class _KnownHiddenStates(nn.Module):
+    """Stands where the decoder was: hands on the hidden states it is given."""
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShell:
+    """The modules of a causal LM, without the weights of its decoder layers."""
+
+    model: nn.Module
+    """The causal LM; embeddings, final norm and head are bound."""
+    decoder_prefix: str
+    """Name of the decoder below `model`."""
+    layers: Sequence[nn.Module]
+    """The decoder layers, in order."""
+    layer_windows: Sequence[int | None]
+    """Sliding window of each layer; None is full attention."""
+    compute_dtype: torch.dtype
+    """dtype of activations and caches."""
+    device: torch.device
+    """Where the activations live."""
+
+
+class StreamedModel:
+    """Runs passes over a model; its cache holds the keys and values of every token it has seen."""
+
+    def __init__(
+        self,
+        shell: ModelShell,
+        cache: TreeCache,
+        *,
+        binders: Sequence[ModuleBinder] = (),
+        slabs: LayerSlabs | None = None,
+        streamer: LayerStreamer | None = None,
+    ) -> None:
+        """With `streamer`, each visit binds the slab it hands over through `binders` and `slabs`; without, all is bound."""
+        self.shell = shell
+        self.cache = cache
+        self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0)
+        self._streamer = streamer
+        self._masks: dict[int | None, torch.Tensor] = {}
+        self._decoder = shell.model.get_submodule(shell.decoder_prefix)
+        self._head = copy.copy(shell.model)
+        self._head._modules = {**shell.model._modules, shell.decoder_prefix: _KnownHiddenStates()}
+        for index, layer in enumerate(shell.layers):
+            self._choose_mask(layer, shell.layer_windows[index])
+            if streamer is not None:
+                assert slabs is not None
+                self._stream(layer, index, binders[index], slabs)
+
+    def _choose_mask(self, layer: nn.Module, window: int | None) -> None:
+        place = list(inspect.signature(layer.forward).parameters).index("attention_mask")
+
+        def set_mask(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if place < len(args):
+                return (*args[:place], self._masks[window], *args[place + 1 :]), kwargs
+            return args, {**kwargs, "attention_mask": self._masks[window]}
+
+        layer.register_forward_pre_hook(set_mask, with_kwargs=True)
+
+    def _stream(self, layer: nn.Module, index: int, binder: ModuleBinder, slabs: LayerSlabs) -> None:
+        streamer = self._streamer
+        assert streamer is not None
+
+        def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
+            binder.bind(slabs.views(index, streamer.acquire(index)))
+
+        def release(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            binder.unbind()
+            streamer.release(index)
+
+        layer.register_forward_pre_hook(bind)
+        layer.register_forward_hook(release)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the embedding, padding included."""
+        size: int = self.shell.model.config.vocab_size
+        return size
+
+    @torch.inference_mode()
+    def run_pass(self, inputs: PassInput) -> torch.Tensor:
+        """Append T tokens to the cache and return their last hidden states, (T, E).
+
+        Raises what a failed or cancelled copy raises; cache and ring are then as they were before the pass.
+        """
+        num_cached = self.cache.num_cached
+        shell = self.shell
+        self._masks = attention_masks(
+            inputs.visible,
+            query_positions=inputs.positions,
+            key_positions=inputs.key_positions,
+            windows=shell.layer_windows,
+            dtype=shell.compute_dtype,
+            device=shell.device,
+        )
+        if self._streamer is not None:
+            self._streamer.begin_pass()
+        try:
+            output = self._decoder(
+                input_ids=torch.from_numpy(inputs.token_ids)[None].to(shell.device),
+                attention_mask=next(iter(self._masks.values())),
+                position_ids=torch.from_numpy(inputs.positions)[None].to(shell.device),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        except BaseException:
+            self.cache.truncate(num_cached)
+            if self._streamer is not None:
+                self._streamer.abort_pass()
+            raise
+        if self._streamer is not None:
+            self.last_pass = self._streamer.end_pass()
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The architecture's own head over hidden states (M, E): float32 logits (M, V)."""
+        output = self._head(inputs_embeds=hidden[None], use_cache=False)
+        logits: torch.Tensor = output.logits[0].to(torch.float32)
+        return logits
+
+
+def chain_input(token_ids: Sequence[int], *, num_cached: int) -> PassInput:
+    """The pass that appends a plain chain of tokens behind `num_cached` committed ones."""
+    num_tokens = len(token_ids)
+    positions = np.arange(num_cached + num_tokens, dtype=np.int64)
+    causal = np.tri(num_tokens, num_cached + num_tokens, k=num_cached, dtype=np.bool_)
+    return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, causal)
+

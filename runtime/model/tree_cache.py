@@ -1,0 +1,99 @@
+"""A transformers Cache whose slots are allocated once: append, compact in place, truncate.
+
+One slot per token and layer. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path,
+`truncate` forgets. The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet.
+Knows nothing of trees: it is told which slots to keep.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one decoder layer, each (1, K, capacity, D)."""
+
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.num_cached = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the slots once the first keys and values show their shapes and dtypes."""
+        self.keys = key_states.new_empty(self._slot_shape(key_states))
+        self.values = value_states.new_empty(self._slot_shape(value_states))
+        self.is_initialized = True
+
+    def _slot_shape(self, states: torch.Tensor) -> tuple[int, int, int, int]:
+        return (1, states.shape[1], self.capacity, states.shape[3])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (1, K, T, D) behind what is cached; returns views of everything cached, (1, K, num_cached, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.num_cached = self.num_cached, self.num_cached + key_states.shape[2]
+        if self.num_cached > self.capacity:
+            raise RuntimeError(f"the cache has {self.capacity} slots and {self.num_cached} are needed")
+        self.keys[:, :, start : self.num_cached] = key_states
+        self.values[:, :, start : self.num_cached] = value_states
+        return self.keys[:, :, : self.num_cached], self.values[:, :, : self.num_cached]
+
+    def keep(self, start: int, slots: torch.Tensor) -> None:
+        """Move the given slots, in order, to start, start + 1, ... and forget everything behind them."""
+        if self.is_initialized and slots.numel():
+            end = start + slots.numel()
+            self.keys[:, :, start:end] = self.keys.index_select(2, slots)
+            self.values[:, :, start:end] = self.values.index_select(2, slots)
+        self.num_cached = start + slots.numel()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Key length and offset during the next pass of `query_length` tokens."""
+        return self.num_cached + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens cached."""
+        return self.num_cached
+
+    def get_max_length(self) -> int:
+        """Slots allocated."""
+        return self.capacity
+
+
+class TreeCache(Cache):  # type: ignore[misc]
+    """The layers' caches, kept in step."""
+
+    def __init__(self, *, num_layers: int, capacity: int) -> None:
+        super().__init__(layers=[TreeCacheLayer(capacity) for _ in range(num_layers)])
+        self.capacity = capacity
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that every layer holds (during a pass: that the slowest layer holds)."""
+        return min(layer.num_cached for layer in self.layers)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens` tokens."""
+        for layer in self.layers:
+            layer.num_cached = min(layer.num_cached, num_tokens)
+
+    @torch.inference_mode()
+    def compact(self, start: int, slots: Sequence[int]) -> None:
+        """Keep the first `start` tokens and then the given slots, in order; slots are >= start and increasing."""
+        if list(slots) == list(range(start, start + len(slots))):
+            self.truncate(start + len(slots))
+            return
+        index = torch.tensor(slots, dtype=torch.int64, device=self.layers[0].keys.device)
+        for layer in self.layers:
+            layer.keep(start, index)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes reserved by all slots allocated so far."""
+        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,262 @@
+"""Prompt files: .txt with one prompt a line, or .jsonl with one JSON object a line.
+
+A line that cannot be used becomes a `BadLine`, so that one typo costs one answer; a file that cannot be used as a
+whole raises PromptFileError. Does not know the tokenizer: whether a chat template exists is for the session to say.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import OptionError, PromptFileError
+from runtime.sampling_params import SamplingParams
+
+ROLES = ("system", "user", "assistant")
+_WHOLE_NUMBER_KEYS = ("max_new_tokens", "top_k", "seed")
+_NUMBER_KEYS = ("temperature", "top_p")
+_LINE_KEYS = ("prompt", "messages", "id", "system", *_WHOLE_NUMBER_KEYS, *_NUMBER_KEYS, "stop")
+_JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+    """What was said, as plain text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRequest:
+    """One prompt to answer; exactly one of `messages` and `prompt` is set."""
+
+    id: str
+    """Unique in its file; the line number where the line gives none."""
+    messages: tuple[Message, ...] | None = None
+    """A conversation that ends with the user's turn; the tokenizer's chat template is applied to it."""
+    prompt: str | None = None
+    """Raw text, tokenised as it stands."""
+    params: SamplingParams = field(default_factory=SamplingParams)
+    """How its tokens are chosen."""
+    line_number: int = 1
+    """Line of the prompt file, from 1."""
+
+    def __post_init__(self) -> None:
+        assert (self.messages is None) != (self.prompt is None), "a request has messages or a raw prompt"
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the text is tokenised as it stands, without the chat template."""
+        return self.prompt is not None
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line of the prompt file that cannot be used."""
+
+    line_number: int
+    """Line of the prompt file, from 1."""
+    id: str
+    """The line's own id where it is readable and unique, otherwise its line number."""
+    error: str
+    """One sentence that names the file, the line and what to change."""
+
+
+def read_prompts(
+    path: str | Path, defaults: SamplingParams, *, system: str | None = None, is_raw: bool = False
+) -> list[PromptRequest | BadLine]:
+    """Read every prompt of a .txt or .jsonl file, in order; `-` (standard input) and pipes read as .txt.
+
+    `defaults` and `system` hold for lines that do not say otherwise; `is_raw` skips the chat template.
+
+    Raises:
+        PromptFileError: the file is missing, unreadable, not UTF-8, of another kind, or holds no prompt.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    is_jsonl = _is_jsonl(path)
+    items: list[PromptRequest | BadLine] = []
+    line_number_of_id: dict[str, int] = {}
+    for line_number, line in enumerate(_read_text(path, name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        item_id = str(line_number)
+        try:
+            fields = _parse_object(line) if is_jsonl else {"prompt": line.removesuffix("\r")}
+            item_id = _unused_id(fields, line_number, line_number_of_id=line_number_of_id)
+            messages = _conversation(fields, system=system, is_raw=is_raw)
+            prompt = fields["prompt"] if messages is None else None
+            params = _sampling_params(fields, defaults)
+            request = PromptRequest(
+                id=item_id, messages=messages, prompt=prompt, params=params, line_number=line_number
+            )
+            items.append(request)
+        except (PromptFileError, OptionError) as error:
+            items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {error}"))
+    if not items:
+        raise PromptFileError(f"{name} holds no prompt; write one prompt on each line")
+    return items
+
+
+def _is_jsonl(path: str | Path) -> bool:
+    suffix = Path(path).suffix.lower()
+    if Path(path).is_file() and suffix not in (".txt", ".jsonl"):  # a pipe has no name to go by
+        raise PromptFileError(
+            f"{path} is neither .txt (one prompt a line) nor .jsonl (one JSON object a line); rename it"
+        )
+    return suffix == ".jsonl"
+
+
+def _read_text(path: str | Path, name: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise PromptFileError(
+            f"{name} cannot be read: {error.strerror or error}; give a readable prompt file"
+        ) from error
+    try:
+        return content.decode("utf-8-sig")  # editors on Windows open a file with a byte order mark
+    except UnicodeDecodeError as error:
+        line_number = content.count(b"\n", 0, error.start) + 1
+        raise PromptFileError(
+            f"{name} is not UTF-8: line {line_number} holds the byte 0x{content[error.start]:02x}; save it as UTF-8"
+        ) from error
+
+
+def _parse_object(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line, object_pairs_hook=_unique_pairs)
+    except RecursionError as error:
+        raise PromptFileError("the JSON is nested too deeply") from error
+    except ValueError as error:  # also a number with thousands of digits
+        raise PromptFileError(f"not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise PromptFileError('expected a JSON object such as {"prompt": "..."}')
+    for key in fields:
+        if key not in _LINE_KEYS:
+            raise PromptFileError(f"unknown key {key!r}; the keys are {', '.join(_LINE_KEYS)}")
+    return fields
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [key for key, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise PromptFileError(f"the key {repeated!r} stands there twice; keep one")
+    return fields
+
+
+def _unused_id(fields: Mapping[str, Any], line_number: int, *, line_number_of_id: dict[str, int]) -> str:
+    """The line's id, recorded in `line_number_of_id`."""
+    value = fields.get("id", line_number)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise PromptFileError(f"id is {_describe(value)}; it must be text or a whole number")
+    item_id = _encodable(str(value), "id")
+    if item_id in line_number_of_id:
+        raise PromptFileError(
+            f"the id {item_id!r} is already that of line {line_number_of_id[item_id]}; ids must differ"
+        )
+    line_number_of_id[item_id] = line_number
+    return item_id
+
+
+def _conversation(fields: Mapping[str, Any], *, system: str | None, is_raw: bool) -> tuple[Message, ...] | None:
+    """The line's turns, system turn first; None when the prompt is raw text."""
+    if ("prompt" in fields) == ("messages" in fields):
+        raise PromptFileError("expected either prompt or messages, and only one of them")
+    own_system = _text(fields["system"], "system") if "system" in fields else None
+    if is_raw and ("messages" in fields or own_system is not None):
+        raise PromptFileError(
+            "a raw prompt has no chat template; use prompt without messages and system, or drop --raw"
+        )
+    if "prompt" in fields:
+        prompt = _text(fields["prompt"], "prompt")
+        if not prompt.strip():
+            raise PromptFileError("prompt is empty; write something to answer")
+        if is_raw:
+            return None
+        messages: tuple[Message, ...] = (Message("user", prompt),)
+    else:
+        messages = _messages(fields["messages"])
+    has_system = messages[0].role == "system"
+    if has_system and own_system is not None:
+        raise PromptFileError("system stands beside messages that already open with a system turn; keep one")
+    chosen_system = system if own_system is None else own_system
+    return messages if has_system or chosen_system is None else (Message("system", chosen_system), *messages)
+
+
+def _messages(value: object) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise PromptFileError(f"messages is {_describe(value)}; it must be a list of turns with role and content")
+    messages = tuple(_message(turn, position) for position, turn in enumerate(value, start=1))
+    if any(message.role == "system" for message in messages[1:]):
+        raise PromptFileError("messages has a system turn after its first turn; move it to the front")
+    if messages[-1].role != "user":
+        raise PromptFileError(f"messages ends with a {messages[-1].role} turn; it must end with a user turn")
+    return messages
+
+
+def _message(turn: object, position: int) -> Message:
+    name = f"turn {position} of messages"
+    if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+        raise PromptFileError(f"{name} must be an object with the keys role and content, and no other")
+    if turn["role"] not in ROLES:
+        raise PromptFileError(f"{name} has the role {_describe(turn['role'])}; it must be one of {', '.join(ROLES)}")
+    return Message(turn["role"], _text(turn["content"], f"the content of {name}"))
+
+
+def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
+    changes: dict[str, Any] = {}
+    for key in _WHOLE_NUMBER_KEYS:
+        if key in fields:
+            if isinstance(fields[key], bool) or not isinstance(fields[key], int):
+                raise PromptFileError(f"{key} is {_describe(fields[key])}; it must be a whole number")
+            changes[key] = fields[key]
+    for key in _NUMBER_KEYS:
+        if key in fields:
+            changes[key] = _number(fields[key], key)
+    if "stop" in fields:
+        changes["stop"] = _stop_strings(fields["stop"])
+    return replace(defaults, **changes)
+
+
+def _number(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PromptFileError(f"{key} is {_describe(value)}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    texts: Sequence[object] = value if isinstance(value, list) else [value]
+    return tuple(_text(text, "stop") for text in texts)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise PromptFileError(f"{name} is {_describe(value)}; it must be text")
+    return _encodable(value, name)
+
+
+def _encodable(text: str, name: str) -> str:
+    """The text itself; JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptFileError(f"{name} holds half of a surrogate pair (\\ud800 to \\udfff); remove it") from error
+    return text
+
+
+def _describe(value: object) -> str:
+    """A short value as it stands in the file, otherwise what kind of value it is."""
+    if value is None:
+        return "null"
+    shown = ascii(value)
+    return shown if len(shown) <= 40 else _JSON_TYPE_NAMES.get(type(value), "a long value")

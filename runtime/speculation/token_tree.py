@@ -1,0 +1,177 @@
+"""The shape of a tree of candidate tokens, and a tree with its tokens filled in.
+
+Nodes are numbered breadth first from the root, so a level is a slice and siblings lie side by side. A topology
+knows nothing of tokens, a token tree knows nothing of models. Words and numbering follow Sequoia (arXiv 2402.12374).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeTopology:
+    """The shape of a tree of N nodes, numbered breadth first; two topologies are equal if their parents are.
+
+    Raises ValueError if `parents` is not a breadth-first numbering. All arrays are read-only.
+    """
+
+    parents: NDArray[np.int64]
+    """(N,) the parent of each node, -1 for the root; never decreasing."""
+    ranks: NDArray[np.int64] = field(init=False, repr=False)
+    """(N,) 1 for the first child of its parent, 2 for the second, 0 for the root."""
+    depths: NDArray[np.int64] = field(init=False, repr=False)
+    """(N,) edges from the root; 0 for the root."""
+    num_children: NDArray[np.int64] = field(init=False, repr=False)
+    """(N,) how many children each node has."""
+    level_slices: tuple[tuple[int, int], ...] = field(init=False, repr=False)
+    """(start, stop) node indices of every level, the root's level first."""
+    ancestor_mask: NDArray[np.bool_] = field(init=False, repr=False)
+    """(N, N) [i, j] is true if node j is node i or an ancestor of it."""
+    _first_children: NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parents = np.array(self.parents, dtype=np.int64)
+        _check_breadth_first(parents)
+        num_nodes = len(parents)
+        num_children = np.bincount(parents[1:], minlength=num_nodes)
+        first_children = 1 + np.cumsum(num_children) - num_children
+        ranks = np.arange(num_nodes) - first_children[parents] + 1
+        ranks[0] = 0
+        level_slices = _level_slices(parents)
+        depths = np.repeat(np.arange(len(level_slices)), [stop - start for start, stop in level_slices])
+        arrays = {
+            "parents": parents,
+            "ranks": ranks,
+            "depths": depths,
+            "num_children": num_children,
+            "ancestor_mask": _ancestor_mask(parents, level_slices),
+            "_first_children": first_children,
+        }
+        for name, values in arrays.items():
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "level_slices", level_slices)
+
+    @classmethod
+    def from_child_counts(cls, child_counts: Sequence[int] | NDArray[np.int64]) -> Self:
+        """The tree whose nodes, breadth first, have these numbers of children.
+
+        Raises ValueError if the counts do not describe one tree.
+        """
+        counts = np.asarray(child_counts, dtype=np.int64)
+        if counts.ndim != 1 or not len(counts) or (counts < 0).any() or counts.sum() + 1 != len(counts):
+            raise ValueError(
+                f"child counts must be one number of children, 0 or more, for each node and sum to one less than the "
+                f"number of nodes, found {counts.size} counts with sum {counts.sum()}"
+            )
+        return cls(np.concatenate(([-1], np.repeat(np.arange(len(counts)), counts))))
+
+    @classmethod
+    def chain(cls, num_nodes: int) -> Self:
+        """A root with one line of descendants: speculation without branches."""
+        if num_nodes < 1:
+            raise ValueError(f"a chain has 1 node or more, found {num_nodes}")
+        return cls(np.arange(-1, num_nodes - 1))
+
+    @classmethod
+    def single(cls) -> Self:
+        """The root alone: plain decoding, one token per pass."""
+        return cls.chain(1)
+
+    @property
+    def num_nodes(self) -> int:
+        """N, the root included."""
+        return len(self.parents)
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of nodes, the root's included: draft forwards per round."""
+        return len(self.level_slices)
+
+    @property
+    def expanded_nodes(self) -> NDArray[np.int64]:
+        """The nodes that have children, in order."""
+        return np.flatnonzero(self.num_children)
+
+    def children(self, node: int) -> range:
+        """The children of a node in drawing order: rank 1 first."""
+        start = int(self._first_children[node])
+        return range(start, start + int(self.num_children[node]))
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the root to `node`, both included."""
+        return tuple(np.flatnonzero(self.ancestor_mask[node]).tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TreeTopology) and np.array_equal(self.parents, other.parents)
+
+    def __hash__(self) -> int:
+        return hash(self.parents.tobytes())
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """A topology, the token at each node, and the draft's distributions that the tokens were drawn from."""
+
+    topology: TreeTopology
+    """The shape."""
+    token_ids: NDArray[np.int64]
+    """(N,) the token at each node; filled in place while the tree grows."""
+    draft_probs: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """For each node with children the row (V,) its children were drawn from; empty when decoding is greedy."""
+
+    def __post_init__(self) -> None:
+        expected = (self.topology.num_nodes,)
+        if self.token_ids.shape != expected:
+            raise ValueError(f"token_ids must have shape {expected}, one per node, found {self.token_ids.shape}")
+
+    @classmethod
+    def rooted(cls, topology: TreeTopology, *, root_token_id: int) -> Self:
+        """A tree of which only the root's token is known; the others read -1."""
+        token_ids = np.full(topology.num_nodes, -1, dtype=np.int64)
+        token_ids[0] = root_token_id
+        return cls(topology, token_ids)
+
+    def set_children(self, node: int, *, token_ids: ArrayLike, draft_probs: NDArray[np.float32] | None = None) -> None:
+        """Put drawn tokens, rank 1 first, at the children of `node`, with the row (V,) they were drawn from."""
+        children = self.topology.children(node)
+        drawn = np.asarray(token_ids, dtype=np.int64)
+        if drawn.shape != (len(children),):
+            raise ValueError(f"node {node} has {len(children)} children, found {drawn.size} tokens for them")
+        self.token_ids[children.start : children.stop] = drawn
+        if draft_probs is not None:
+            self.draft_probs[node] = draft_probs
+
+    def path_token_ids(self, node: int) -> NDArray[np.int64]:
+        """The tokens from the root to `node`, both included, shape (depth + 1,)."""
+        token_ids: NDArray[np.int64] = self.token_ids[self.topology.ancestor_mask[node]]
+        return token_ids
+
+
+def _check_breadth_first(parents: NDArray[np.int64]) -> None:
+    if parents.ndim != 1 or not len(parents) or parents[0] != -1:
+        raise ValueError("parents must be a vector that starts with the root's -1")
+    later = parents[1:]
+    if (later < 0).any() or (later > np.arange(len(later))).any():
+        raise ValueError("every node but the root needs a parent that is numbered before it")
+    if (np.diff(later) < 0).any():
+        raise ValueError("nodes must be numbered breadth first: parents may not decrease")
+
+
+def _level_slices(parents: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    slices = [(0, 1)]
+    while (start := slices[-1][1]) < len(parents):
+        # Parents never decrease, so the next level ends before the first node whose parent lies in it.
+        slices.append((start, int(np.searchsorted(parents, start))))
+    return tuple(slices)
+
+
+def _ancestor_mask(parents: NDArray[np.int64], level_slices: tuple[tuple[int, int], ...]) -> NDArray[np.bool_]:
+    mask = np.eye(len(parents), dtype=np.bool_)  # (N, N)
+    for start, stop in level_slices[1:]:
+        mask[start:stop, :start] = mask[parents[start:stop], :start]
+    return mask

@@ -1,0 +1,290 @@
+"""Which tree to grow: the most expected tokens for a number of nodes and levels.
+
+F(tree) = sum over nodes of the product of p[rank] on the path from the root; G(n, d) is its maximum over trees of
+n nodes and at most d levels, root included. `dynamic_program` is the algorithm of Sequoia (arXiv 2402.12374, 4.1),
+exact for every acceptance vector; `best_first` equals it for non-increasing ones in milliseconds. Nothing here
+measures: acceptance and costs come in as numbers. G is -inf where no such tree exists, so maximise G per second.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.speculation.token_tree import TreeTopology
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicProgram:
+    """The solved table of the paper's dynamic program, for every size and level limit up to the ones asked for."""
+
+    expected_tokens: Floats
+    """(D, N) [d - 1, n - 1] = G(n, d)."""
+    worths: Floats
+    """(D + 1, B + 1, N + 1) T[d, b, n]: the most for n nodes, d levels and b children of the root."""
+    splits: NDArray[np.int32]
+    """(D + 1, B + 1, N + 1) the nodes left for the root and its first b - 1 children in that best tree."""
+
+    def topology(self, num_nodes: int, num_levels: int) -> TreeTopology:
+        """The tree that reaches G(num_nodes, num_levels); the first maximiser wins ties."""
+        if not np.isfinite(self.expected_tokens[num_levels - 1, num_nodes - 1]):
+            raise ValueError(f"no tree has {num_nodes} nodes on {num_levels} levels with so few ranks")
+        child_counts: list[int] = []
+        subtrees = deque([(num_nodes, num_levels)])
+        while subtrees:
+            size, levels = subtrees.popleft()
+            branches = int(self.worths[levels, :, size].argmax())
+            child_counts.append(branches)
+            children: list[tuple[int, int]] = []
+            for rank in range(branches, 0, -1):
+                left = int(self.splits[levels, rank, size])
+                children.append((size - left, levels - 1))
+                size = left
+            subtrees.extend(reversed(children))
+        return TreeTopology.from_child_counts(child_counts)
+
+
+def dynamic_program(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> DynamicProgram:
+    """Solve T[n,d,b] = max over y of T[y,d,b-1] + p[b] G(n-y,d-1) for all n, d and b, in float32 like the paper's.
+
+    `acceptance` is a vector by rank, sorted or not. O(n^2 d B) time: half a second for 1024 nodes and 17 levels.
+    """
+    by_rank = _check_acceptance(acceptance).astype(np.float32)
+    if by_rank.ndim != 1:
+        raise ValueError("the dynamic program takes a vector by rank; give a matrix by depth to best_first")
+    _check_limits(num_nodes, num_levels)
+    by_rank = by_rank[: num_nodes - 1]
+    num_ranks = len(by_rank)
+    shape = (num_levels + 1, num_ranks + 1, num_nodes + 1)
+    worths = np.full(shape, -np.inf, dtype=np.float32)
+    worths[1:, 0, 1] = 1
+    splits = np.zeros(shape, dtype=np.int32)
+    best = np.full((num_levels + 1, num_nodes + 1), -np.inf, dtype=np.float32)
+    best[1:, 1] = 1
+    # p[b] G(k, d-1) by descending k: then the sum over y below adds two forward slices.
+    child_worths = np.full((num_levels - 1, num_ranks, num_nodes + 1), -np.inf, dtype=np.float32)
+    child_worths[:, :, num_nodes - 1] = by_rank
+    scratch = np.empty((num_levels - 1) * num_ranks * max(num_nodes - 1, 0), dtype=np.float32)
+    for size in range(2, num_nodes + 1):
+        sums = scratch[: (num_levels - 1) * num_ranks * (size - 1)].reshape(num_levels - 1, num_ranks, size - 1)
+        np.add(worths[2:, :-1, 1:size], child_worths[:, :, num_nodes - size + 1 : num_nodes], out=sums)
+        chosen = sums.argmax(axis=-1)  # (D - 1, B), the first maximiser
+        splits[2:, 1:, size] = chosen + 1
+        worths[2:, 1:, size] = np.take_along_axis(sums, chosen[..., None], axis=-1)[..., 0]
+        best[:, size] = worths[:, :, size].max(axis=1)
+        is_possible = np.isfinite(best[1:-1, size])  # 0 times -inf is not a number
+        child_worths[is_possible, :, num_nodes - size] = best[1:-1, size][is_possible, None] * by_rank
+    return DynamicProgram(expected_tokens=best[1:, 1:], worths=worths, splits=splits)
+
+
+@dataclass(frozen=True, slots=True)
+class BestFirst:
+    """The best trees of 1, 2, ... N nodes with at most `num_levels` levels; each contains the one before."""
+
+    num_levels: int
+    """The level limit d, the root's level included."""
+    expected_tokens: NDArray[np.float64]
+    """(N,) [n - 1] = G(n, d); -inf from the first size on that no tree within the limit has."""
+    depths: NDArray[np.int64]
+    """(M,) the depth of the node that each step adds, M <= N; the tree of n nodes consists of the first n."""
+    parents: NDArray[np.int64]
+    """(M,) the step that added its parent; -1 for the root."""
+    ranks: NDArray[np.int64]
+    """(M,) its rank among its siblings, from 1; 0 for the root."""
+
+    def topology(self, num_nodes: int) -> TreeTopology:
+        """The tree that reaches G(num_nodes, d). Raises ValueError if no tree within the limit is that large."""
+        if not 1 <= num_nodes <= len(self.depths):
+            raise ValueError(
+                f"this search holds trees of 1 to {len(self.depths)} nodes on {self.num_levels} levels, "
+                f"found {num_nodes} asked for"
+            )
+        numbers = np.zeros(num_nodes, dtype=np.int64)  # step -> breadth-first number
+        parents = [np.array([-1])]
+        num_numbered = 1
+        for depth in range(1, int(self.depths[:num_nodes].max()) + 1):
+            level = np.flatnonzero(self.depths[:num_nodes] == depth)
+            level_parents = numbers[self.parents[level]]
+            order = np.lexsort((self.ranks[level], level_parents))
+            numbers[level[order]] = num_numbered + np.arange(len(level))
+            num_numbered += len(level)
+            parents.append(level_parents[order])
+        return TreeTopology(np.concatenate(parents))
+
+    def nodes_per_level(self) -> NDArray[np.int64]:
+        """(M, d) [n - 1, l] = nodes at depth l of the best tree of n nodes: the draft's widths, for all n at once."""
+        return np.cumsum(self.depths[:, None] == np.arange(self.num_levels), axis=0)
+
+
+def best_first(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> BestFirst:
+    """G(n, num_levels) and its trees for all n up to `num_nodes`.
+
+    With p non-increasing in rank no node is worth more than its parent or its elder sibling, so the n nodes of
+    largest path product are a tree, and the best one. `acceptance` is p[rank] or a matrix p[depth of the
+    parent][rank], whose last row also serves deeper levels. Raises ValueError if it increases with rank.
+    """
+    return best_first_by_levels(acceptance, num_nodes, num_levels)[-1]
+
+
+def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> tuple[BestFirst, ...]:
+    """`best_first` for every level limit 1 .. num_levels, from one sweep; index d - 1. See there.
+
+    A level's nodes are the largest products of the level above with p; they merge into the order of the levels
+    before. What falls behind the `num_nodes`-th place never comes back, nor do its descendants: the sweep is short.
+    """
+    by_depth = np.atleast_2d(_check_acceptance(acceptance).astype(np.float64))
+    if (np.diff(by_depth, axis=1) > 0).any():
+        raise ValueError("acceptance must not increase with rank; pass it through make_non_increasing first")
+    _check_limits(num_nodes, num_levels)
+    nodes = np.zeros(1, dtype=_NODE)  # level by level, each level by descending worth
+    nodes["worth"], nodes["parent"] = 1, -1
+    order = np.zeros(1, dtype=np.int64)  # the num_nodes worthiest of them
+    searches = [_search_of(nodes, order, num_nodes=num_nodes, num_levels=1)]
+    level_start = 0
+    for depth in range(1, num_levels):
+        least_worth = nodes["worth"][order[-1]] if len(order) == num_nodes else -1.0
+        by_rank = by_depth[min(depth, len(by_depth)) - 1]
+        level = _next_level(nodes["worth"][level_start:], by_rank, num_nodes=num_nodes, least_worth=least_worth)
+        level["parent"] += level_start
+        level["depth"] = depth
+        level_start = len(nodes)
+        nodes = np.concatenate((nodes, level))
+        order = np.concatenate((order, np.arange(level_start, len(nodes))))
+        # A stable sort lets the shallower and elder node go first among equals, so parents precede their children.
+        order = order[np.argsort(-nodes["worth"][order], kind="stable")[:num_nodes]]
+        searches.append(_search_of(nodes, order, num_nodes=num_nodes, num_levels=depth + 1))
+    return tuple(searches)
+
+
+def expected_tokens(topology: TreeTopology, acceptance: ArrayLike) -> float:
+    """F(tree) for p[rank] or p[depth of the parent][rank]; ranks beyond p are never accepted."""
+    by_depth = np.atleast_2d(_check_acceptance(acceptance).astype(np.float64))
+    widest = max(int(topology.ranks.max()), by_depth.shape[1])
+    by_depth = np.pad(by_depth, ((0, 0), (0, widest - by_depth.shape[1])))
+    worths = np.ones(topology.num_nodes)
+    for depth, (start, stop) in enumerate(topology.level_slices[1:], start=1):
+        by_rank = by_depth[min(depth, len(by_depth)) - 1]
+        worths[start:stop] = worths[topology.parents[start:stop]] * by_rank[topology.ranks[start:stop] - 1]
+    return float(worths.sum())
+
+
+def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) -> NDArray[np.float64]:
+    """The nearest vector that never increases (weighted least squares); a matrix is treated row by row.
+
+    Isotonic regression by pooling adjacent violators. `weights`, of the same shape, are the observations behind
+    each value; without them all count the same.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    heavy = np.ones_like(given) if weights is None else np.asarray(weights, dtype=np.float64)
+    if given.ndim > 1:
+        return np.array(
+            [make_non_increasing(row, weights=row_weights) for row, row_weights in zip(given, heavy, strict=True)]
+        )
+    pools: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(given.tolist(), heavy.tolist(), strict=True):
+        mean, total, length = value, weight, 1
+        while pools and pools[-1][0] < mean:
+            other_mean, other_total, other_length = pools.pop()
+            share = other_total / (total + other_total) if total + other_total > 0 else 0.5
+            mean, total, length = mean + share * (other_mean - mean), total + other_total, length + other_length
+        pools.append((mean, total, length))
+    return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareChoice:
+    """The tree that the paper's cost model prefers, and what it promises."""
+
+    num_nodes: int
+    """n, the root included; 1 is plain decoding."""
+    num_levels: int
+    """d, the root's level included."""
+    expected_tokens: float
+    """G(n, d), tokens per round."""
+    seconds_per_token: float
+    """Seconds of a round over its tokens."""
+    speedup: float
+    """Seconds of plain decoding over seconds_per_token."""
+
+
+def hardware_choice(
+    acceptance: ArrayLike,
+    verify_seconds_by_size: Mapping[int, float],
+    *,
+    draft_step_seconds: float,
+    size_limit: int,
+    level_limit: int,
+) -> HardwareChoice:
+    """Maximise Speedup(n, d) = G(n, d) / (t(n) + d c) of the paper (section 4.3) over all n and d within the limits.
+
+    t(n) is interpolated between the sizes given, which must include 1; c is a draft step that costs the same at
+    every width. Plain decoding, n = 1, takes no draft step. Raises ValueError if size 1 is missing.
+    """
+    if 1 not in verify_seconds_by_size:
+        raise ValueError("verify_seconds_by_size needs the seconds of size 1, plain decoding")
+    sizes = sorted(verify_seconds_by_size)
+    measured = [verify_seconds_by_size[size] for size in sizes]
+    verify_seconds = np.interp(np.arange(1, size_limit + 1), sizes, measured)  # (N,)
+    searches = best_first_by_levels(acceptance, size_limit, level_limit)
+    tokens = np.array([search.expected_tokens for search in searches])  # (D, N)
+    seconds = verify_seconds + draft_step_seconds * np.arange(1, level_limit + 1)[:, None]
+    seconds[:, 0] = verify_seconds[0]
+    level_index, size_index = np.unravel_index(np.argmax(tokens / seconds), tokens.shape)
+    seconds_per_token = float(seconds[level_index, size_index] / tokens[level_index, size_index])
+    return HardwareChoice(
+        num_nodes=int(size_index) + 1,
+        num_levels=int(level_index) + 1,
+        expected_tokens=float(tokens[level_index, size_index]),
+        seconds_per_token=seconds_per_token,
+        speedup=float(verify_seconds[0]) / seconds_per_token,
+    )
+
+
+_NODE = np.dtype([("worth", np.float64), ("parent", np.int64), ("rank", np.int64), ("depth", np.int64)])
+
+
+def _next_level(
+    parent_worths: NDArray[np.float64], by_rank: NDArray[np.float64], *, num_nodes: int, least_worth: float
+) -> NDArray[np.void]:
+    """The worthiest `num_nodes` children, worth more than `least_worth`, of a level sorted by worth, sorted again."""
+    worths = by_rank[:, None] * parent_worths  # (B, L)
+    # Child k of parent i falls behind the k children at least as worthy of each of i parents.
+    places = np.arange(1, len(by_rank) + 1)[:, None] * np.arange(1, len(parent_worths) + 1)
+    ranks, parents = np.nonzero((worths > least_worth) & (places <= num_nodes))
+    worths = worths[ranks, parents]
+    order = np.argsort(-worths, kind="stable")[:num_nodes]
+    level = np.empty(len(order), dtype=_NODE)
+    level["worth"], level["parent"], level["rank"] = worths[order], parents[order], ranks[order] + 1
+    return level
+
+
+def _search_of(nodes: NDArray[np.void], order: NDArray[np.int64], *, num_nodes: int, num_levels: int) -> BestFirst:
+    chosen = nodes[order]
+    steps = np.empty(len(nodes) + 1, dtype=np.int64)
+    steps[order] = np.arange(len(order))
+    steps[-1] = -1  # the root's parent
+    tokens = np.full(num_nodes, -np.inf)
+    tokens[: len(order)] = np.cumsum(chosen["worth"])
+    return BestFirst(
+        num_levels=num_levels,
+        expected_tokens=tokens,
+        depths=chosen["depth"].copy(),
+        parents=steps[chosen["parent"]],
+        ranks=chosen["rank"].copy(),
+    )
+
+
+def _check_acceptance(acceptance: ArrayLike) -> NDArray[np.float64]:
+    probabilities = np.asarray(acceptance, dtype=np.float64)
+    if not probabilities.size or not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("acceptance must be one or more probabilities between 0 and 1")
+    return probabilities
+
+
+def _check_limits(num_nodes: int, num_levels: int) -> None:
+    if num_nodes < 1 or num_levels < 1:
+        raise ValueError(f"a tree has 1 node and 1 level or more, found {num_nodes} nodes and {num_levels} levels")

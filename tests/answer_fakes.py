@@ -1,0 +1,85 @@
+"""A session without a model, for everything that consumes events: it answers a prompt with the prompt's own words."""
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+from runtime.accounting import Accounting, MemoryEntry
+from runtime.events import (
+    Event,
+    Finished,
+    GenerationStatistics,
+    PassVerified,
+    PrefillProgress,
+    TextDelta,
+    TokensAccepted,
+)
+from runtime.prompt_file import PromptRequest
+
+STATISTICS = GenerationStatistics(
+    prompt_tokens=5,
+    new_tokens=8,
+    rounds=4,
+    prefill_seconds=0.5,
+    decode_seconds=3.0,
+    decode_tokens=6,
+    draft_seconds=1.0,
+    verify_seconds=2.0,
+    bytes_streamed=4_000_000,
+    link_busy_seconds=2.4,
+    decode_bytes_streamed=3_000_000,
+)
+
+ACCOUNTING = Accounting(
+    budget_bytes=3_000_000,
+    fixed=(MemoryEntry("embeddings", 1_000_000),),
+    ring_bytes=500_000,
+    resident_bytes=1_000_000,
+    num_resident_layers=2,
+    num_host_layers=0,
+    host_bytes=0,
+    num_disk_layers=2,
+    disk_bytes=1_000_000,
+    baseline_bytes=7_000_000,
+)
+
+
+def statistics(**changes: float) -> GenerationStatistics:
+    """STATISTICS with some fields changed."""
+    return replace(STATISTICS, **changes)
+
+
+def question(request: PromptRequest) -> str:
+    """The text a request asks."""
+    return request.prompt if request.messages is None else request.messages[-1].content
+
+
+def echo(request: PromptRequest) -> Generator[Event, None, None]:
+    """Answer with the question in capitals, two deltas, in one pass."""
+    answer = question(request).upper()
+    yield PrefillProgress(3, 5)
+    yield PassVerified(num_nodes=8, num_accepted=2, seconds=0.1, link_busy_seconds=0.1, bytes_streamed=10)
+    yield TokensAccepted((1, 2))
+    yield TextDelta(answer[:2])
+    yield TextDelta(answer[2:])
+    yield Finished("stop", answer, STATISTICS)
+
+
+def install_session(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
+    """Put a module in the place of `runtime.assembly` whose sessions answer with `generate`; returns it.
+
+    `module.opened` lists the configs that were opened.
+    """
+    module = ModuleType("runtime.assembly")
+    module.opened = []
+
+    @contextmanager
+    def open_session(config, *, target, draft=None, requests=()) -> Iterator[SimpleNamespace]:
+        module.opened.append(config)
+        yield SimpleNamespace(session=SimpleNamespace(generate=generate), accounting=ACCOUNTING)
+
+    module.open_session = open_session
+    sys.modules["runtime.assembly"] = module
+    return module

@@ -1,0 +1,146 @@
+"""Stand-ins that only tests need: a clock that stands still until waited for, a link on it, and slots gone bad."""
+
+import threading
+
+import torch
+
+from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.errors import LinkError, PassCancelledError
+
+
+class VirtualClock:
+    """Time that passes only when somebody waits or computes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def compute(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait_until(self, deadline: float, cancel: threading.Event | None = None) -> None:
+        if cancel is None or not cancel.is_set():
+            self.now = max(self.now, deadline)
+
+
+class InstantEngine:
+    """Copies host memory at once, in no time; remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.busy_seconds = 0.0
+        self.bytes_copied = 0
+        self.num_released = 0
+        self.is_closed = False
+        self.failing: set[int] = set()
+        """Numbers of the copies (in order of start) that fail."""
+        self.num_started = 0
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        cause = OSError("pulled the plug") if self.num_started in self.failing else None
+        self.num_started += 1
+        if cause is None:
+            self._fill(source, slot)
+            self.bytes_copied += source.payload_bytes
+        return InstantCopy(source.payload_bytes, cause)
+
+    def release(self, slot: torch.Tensor) -> None:
+        self.num_released += 1
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _fill(self, source: CopySource, slot: torch.Tensor) -> None:
+        slab = getattr(source, "slab", None)
+        if slab is not None:
+            slot[: slab.numel()].copy_(slab)
+
+
+class InstantCopy:
+    """A copy that was done before anybody could wait for it."""
+
+    is_done = True
+
+    def __init__(self, num_bytes: int, cause: Exception | None) -> None:
+        self.num_bytes = num_bytes
+        self._cause = cause
+        self._is_abandoned = False
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        if self._cause is not None and not self._is_abandoned:
+            raise LinkError("The copy failed.") from self._cause
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+
+
+class ExclusiveLink(InstantEngine):
+    """A link on a virtual clock: one copy at a time, first come first served, each for a given number of seconds.
+
+    Written from the definition, independently of EmulatedLink: each copy begins where the one before it ends.
+    """
+
+    def __init__(self, clock: VirtualClock, copy_seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.copy_seconds = copy_seconds
+        """By the number of bytes that a source carries, which names the layer."""
+        self.intervals: list[tuple[float, float]] = []
+        """(start, due) of every copy so far."""
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        begins = max(self.clock.now, self.intervals[-1][1] if self.intervals else 0.0)
+        self.intervals.append((begins, begins + self.copy_seconds[source.payload_bytes]))
+        return DueCopy(super().start(source, slot), self.clock, self.intervals[-1][1])
+
+
+class DueCopy:
+    """A copy that arrives when the virtual clock shows its time; waiting for it turns the clock."""
+
+    def __init__(self, copy: PendingCopy, clock: VirtualClock, due: float) -> None:
+        self._copy = copy
+        self._clock = clock
+        self._due = due
+        self.num_bytes = copy.num_bytes
+        self._is_abandoned = False
+
+    @property
+    def is_done(self) -> bool:
+        return self._clock.now >= self._due
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        if cancel is not None and cancel.is_set():
+            raise PassCancelledError("cancelled")
+        if not self._is_abandoned:
+            self._clock.wait_until(self._due, cancel)
+        self._copy.wait(cancel)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+        self._copy.abandon()
+
+
+class PoisoningEngine:
+    """Fills a slot with 0xFF when it is released: whoever reads it afterwards sees NaN in every float format."""
+
+    def __init__(self, engine: CopyEngine) -> None:
+        self._engine = engine
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._engine.busy_seconds
+
+    @property
+    def bytes_copied(self) -> int:
+        return self._engine.bytes_copied
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        return self._engine.start(source, slot)
+
+    def release(self, slot: torch.Tensor) -> None:
+        self._engine.release(slot)
+        slot.fill_(0xFF)
+
+    def close(self) -> None:
+        self._engine.close()

@@ -1,0 +1,363 @@
+"""Which models are accepted, how their layers are found and matched with the files, and how the rest is refused."""
+
+import json
+
+import pytest
+import torch
+from model_factory import MAIN_KINDS, random_model, save_tiny_model, tiny_config, write_safetensors
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from offload.checkpoint import Checkpoint
+from offload.errors import CheckpointError, UnsupportedArchitectureError
+from runtime.model.architecture import (
+    build_empty_model,
+    inspect_decoder,
+    load_config,
+    max_positions,
+    open_decoder,
+)
+
+HALF_SLIDING = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}
+FAMILIES = {
+    **{kind: {} for kind in MAIN_KINDS},
+    "qwen2 sliding": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    "apertus": {},
+    "arcee": {},
+    "biogpt": {},
+    "cohere": {},
+    "cohere2": HALF_SLIDING,
+    "ernie4_5": {},
+    "exaone4": HALF_SLIDING,
+    "falcon": {},
+    "gemma": {"head_dim": 8},
+    "gemma2": {},
+    "glm4": {"head_dim": 8},
+    "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "gptj": {"rotary_dim": 8},
+    "granite": {},
+    "helium": {"head_dim": 8},
+    "ministral": {"head_dim": 8, **HALF_SLIDING},
+    "nemotron": {},
+    "olmo2": {},
+    "olmo3": HALF_SLIDING,
+    "opt": {},
+    "phi": {},
+    "phi3": {"sliding_window": 8},
+    "seed_oss": {},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
+    "xglm": {},
+}
+NUM_CONTEXT = 14
+PARENTS = (-1, 0, 0, 1, 1, 2, 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small gain nothing from threads, and lose seconds each where other processes use the cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def settings(family: str) -> tuple[str, dict]:
+    return family.split()[0], FAMILIES[family]
+
+
+def save_family(family, folder):
+    kind, overrides = settings(family)
+    return Checkpoint.open(save_tiny_model(kind, folder, **overrides))
+
+
+def refusal(folder) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_decoder(Checkpoint.open(folder), dtype=torch.float32)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 700
+    return message
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def path_to(node):
+    return [] if node < 0 else [*path_to(PARENTS[node]), node]
+
+
+def additive(allowed):
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[None, None]
+
+
+def masks(visible, query_positions, key_positions, windows):
+    """What the layers' windows ask for: one mask, or one per kind where both kinds occur."""
+    found = {
+        "full_attention" if window is None else "sliding_attention": additive(
+            visible if window is None else visible & (key_positions[None, :] > query_positions[:, None] - window)
+        )
+        for window in windows
+    }
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_an_accepted_family_computes_a_tree_as_if_each_path_were_alone(family, tmp_path):
+    """The one property that speculation rests on, with the windows that inspect_decoder reports."""
+    parts = open_decoder(save_family(family, tmp_path), dtype=torch.float32)
+    kind, overrides = settings(family)
+    model = random_model(tiny_config(kind, **overrides))
+    num_nodes = len(PARENTS)
+    ids = torch.randint(7, 90, (1, NUM_CONTEXT + num_nodes), generator=torch.Generator().manual_seed(0))
+    context = torch.arange(NUM_CONTEXT)
+    nodes = torch.tensor([NUM_CONTEXT + len(path_to(node)) - 1 for node in range(num_nodes)])
+    visible = torch.zeros(num_nodes, NUM_CONTEXT + num_nodes, dtype=torch.bool)
+    visible[:, :NUM_CONTEXT] = True
+    for node in range(num_nodes):
+        visible[node, [NUM_CONTEXT + ancestor for ancestor in path_to(node)]] = True
+    cache = DynamicCache()
+    causal = torch.ones(NUM_CONTEXT, NUM_CONTEXT, dtype=torch.bool).tril()
+    for tokens, seen, positions, key_positions in (
+        (ids[:, :NUM_CONTEXT], causal, context, context),
+        (ids[:, NUM_CONTEXT:], visible, nodes, torch.cat([context, nodes])),
+    ):
+        tree_logits = model(
+            input_ids=tokens,
+            attention_mask=masks(seen, positions, key_positions, parts.layer_windows),
+            position_ids=positions[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+    for node in range(num_nodes):
+        alone = torch.cat([ids[:, :NUM_CONTEXT], ids[:, [NUM_CONTEXT + item for item in path_to(node)]]], dim=1)
+        expected = model(input_ids=alone, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(tree_logits[node], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_filling_an_empty_model_from_its_entries_gives_transformers_own_logits(family, tmp_path):
+    """Names, shapes, ties and real buffers are all right if nothing but the named bytes makes the model."""
+    checkpoint = save_family(family, tmp_path)
+    parts = open_decoder(checkpoint, dtype=torch.float32)
+    stored = {
+        parts.layers_name + f".{index}.{name}": entry
+        for index, tensors in enumerate(parts.layer_tensors)
+        for name, entry in tensors.items()
+    } | dict(parts.other_tensors)
+    state = {}
+    for name, entry in stored.items():
+        raw = entry.file.read_bytes()[entry.offset_bytes : entry.offset_bytes + entry.num_bytes]
+        state[name] = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(entry.shape)
+    state |= {target: state[source] for target, source in parts.tied.items()}
+    assert set(state) == set(parts.model.state_dict())
+    parts.model.load_state_dict(state, assign=True)
+    ids = torch.arange(7, 27)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(input_ids=ids).logits
+        torch.testing.assert_close(parts.model(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_the_parts_of_a_tied_model_with_mixed_windows(tmp_path):
+    parts = open_decoder(Checkpoint.open(save_tiny_model("gemma3", tmp_path)), dtype=torch.bfloat16)
+    assert (parts.decoder_prefix, parts.layers_name, parts.num_layers) == ("model", "model.layers", 6)
+    assert parts.layer_windows == (8, 8, None, 8, 8, None)
+    assert parts.tied == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert set(parts.other_tensors) == {"model.embed_tokens.weight", "model.norm.weight"}
+    assert parts.layer_tensors[3]["mlp.up_proj.weight"].name == "model.layers.3.mlp.up_proj.weight"
+    assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in parts.model.parameters())
+    assert not any(buffer.is_meta for buffer in parts.model.buffers()) and not parts.model.training
+    assert parts.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "expected"),
+    [
+        ("llama", {}, (None,) * 4),
+        ("llama", {"sliding_window": 8}, (None,) * 4),
+        ("llama", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 4}, (None,) * 4),
+        ("mistral", {}, (8,) * 4),
+        ("mistral", {"sliding_window": None}, (None,) * 4),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, (None,) * 4),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 8)),
+        ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, (8,) * 4),
+        ("phi3", {"sliding_window": 8}, (8,) * 4),
+        ("gemma2", {}, (8, None, 8, None)),
+    ],
+)
+def test_windows_are_those_of_the_models_own_masks(tmp_path, kind, overrides, expected):
+    """Settings that an architecture ignores (a sliding_window in a Llama's config.json) are ignored here too."""
+    checkpoint = Checkpoint.open(save_tiny_model(kind, tmp_path, **overrides))
+    assert open_decoder(checkpoint, dtype=torch.float32).layer_windows == expected
+
+
+@torch.no_grad()
+def test_a_window_of_w_is_the_token_and_the_w_minus_one_before_it():
+    model = random_model(tiny_config("mistral", num_hidden_layers=1, sliding_window=4))
+    ids = torch.arange(20, 30)[None]
+    before = model(input_ids=ids).logits[0, 9]
+    for position in range(9):
+        changed = ids.clone()
+        changed[0, position] += 30
+        is_seen = not torch.equal(model(input_ids=changed).logits[0, 9], before)
+        assert is_seen == (position > 9 - 4)
+
+
+def test_a_base_models_names_are_matched_without_their_prefix(tmp_path):
+    """GPT-2 is published like this."""
+    save_tiny_model("gpt2", tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}, file)
+    parts = open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32)
+    assert parts.other_tensors["transformer.wte.weight"].name == "wte.weight"
+    assert parts.layer_tensors[1]["attn.c_attn.weight"].name == "h.1.attn.c_attn.weight"
+
+
+def test_old_spellings_are_matched_as_transformers_matches_them(tmp_path):
+    save_tiny_model("gpt_neox", tmp_path)
+    parts = open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32)
+    assert parts.other_tensors["lm_head.weight"].name == "embed_out.weight"
+
+
+def test_a_stored_head_wins_over_tying(tmp_path):
+    """transformers does not tie what the file stores twice with different values."""
+    save_tiny_model("llama", tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    parts = open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32)
+    assert parts.tied == {} and "lm_head.weight" in parts.other_tensors
+
+
+def test_a_missing_embedding_is_tied_to_the_stored_head(tmp_path):
+    save_tiny_model("llama", tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    file = tmp_path / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "embed_tokens" not in name}, file)
+    parts = open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32)
+    assert parts.tied == {"model.embed_tokens.weight": "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "expected"),
+    [
+        ("mixtral", {}, "'MixtralForCausalLM', a mixture of experts (num_local_experts = 4)"),
+        ("qwen3_moe", {"num_experts": 4}, "mixture of experts"),
+        ("mamba", {}, "'linear_attention'"),
+        ("bloom", {}, "takes no position_ids"),
+        ("mpt", {}, "takes no position_ids"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 2]]}, "cache slots"),
+        ("bert", {}, "no single list of decoder layers"),
+        ("gpt2", {"add_cross_attention": True}, "cross-attention"),
+        ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(tmp_path, kind, overrides, expected):
+    save_tiny_model(kind, tmp_path, **overrides)
+    message = refusal(tmp_path)
+    assert expected in message and "dense decoder-only causal language models" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "encoder-decoder"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"vision_config": {"hidden_size": 3}}, "a composite model (vision_config)"),
+        ({"audio_config": {"hidden_size": 3}}, "a composite model (audio_config)"),
+        ({"n_routed_experts": 8}, "mixture of experts (n_routed_experts = 8)"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
+        ({"model_type": "clip_text_model", "architectures": None}, "not a causal language model"),
+    ],
+)
+def test_a_config_of_another_kind_is_refused_before_building(tmp_path, changes, expected):
+    save_tiny_model("llama", tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UnsupportedArchitectureError):
+        load_config(Checkpoint.open(tmp_path))
+    assert expected in refusal(tmp_path)
+
+
+def test_code_from_the_checkpoint_is_never_run(tmp_path):
+    save_tiny_model("llama", tmp_path)
+    (tmp_path / "configuration_mine.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    auto_map = {"AutoConfig": "configuration_mine.Mine", "AutoModelForCausalLM": "configuration_mine.Model"}
+    edit_config(tmp_path, auto_map=auto_map)
+    assert open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32).num_layers == 4
+    edit_config(tmp_path, model_type="mine")
+    assert "needs code from its own repository (auto_map), which is never run" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": None}, "model_type None"),
+        ({"model_type": "no_such_model"}, "refused by transformers"),
+        ({"num_hidden_layers": 5}, "calls for 5 decoder layers, but the files hold tensors of 4"),
+        ({"num_hidden_layers": 3}, "calls for 3 decoder layers"),
+        ({"num_hidden_layers": 10**9}, "expected at most"),
+        ({"num_hidden_layers": -4}, "expected at most"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers"),
+        ({"num_labels": 10**9}, "expected at most"),
+        ({"hidden_size": 10**12}, "cannot be built"),
+        ({"hidden_size": 64}, "has shape"),
+        ({"intermediate_size": 10**9}, "cannot be built"),
+        ({"vocab_size": 97}, "has shape"),
+        ({"num_key_value_heads": 0}, "config.json"),
+        ({"num_attention_heads": 10**15}, "config.json"),
+        ({"hidden_act": "no_such_activation"}, "cannot be built"),
+        ({"rope_parameters": {"rope_type": "no_such_type"}}, "config.json"),
+        ({"attention_bias": True}, "lacks the tensor 'model.layers.0.self_attn"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_files_is_refused(tmp_path, changes, expected):
+    save_tiny_model("llama", tmp_path)
+    edit_config(tmp_path, **changes)
+    assert expected in refusal(tmp_path)
+
+
+def test_a_position_table_that_would_fill_the_memory_is_refused(tmp_path):
+    """This model keeps positions x positions bytes as a real buffer: 10 TB for this setting."""
+    save_tiny_model("gpt_bigcode", tmp_path)
+    edit_config(tmp_path, n_positions=10**6 + 4, max_position_embeddings=None)
+    assert "cannot be built" in refusal(tmp_path)
+
+
+def test_missing_layer_tensors_are_named(tmp_path):
+    save_tiny_model("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.layers.2.mlp.up_proj.weight")
+    save_file(tensors, file)
+    assert "lacks the tensor 'model.layers.2.mlp.up_proj.weight'" in refusal(tmp_path)
+    save_file({name: tensor for name, tensor in tensors.items() if ".layers.2." not in name}, file)
+    assert "calls for 4 decoder layers, but the files hold tensors of 3" in refusal(tmp_path)
+    write_safetensors(file, {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
+    assert "no decoder layers" in refusal(tmp_path)
+
+
+def test_a_wrong_dtype_is_refused(tmp_path):
+    save_tiny_model("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor.double() for name, tensor in tensors.items()}, file)
+    assert "is stored as F64; expected one of BF16, F16, F32" in refusal(tmp_path)
+
+
+def test_the_three_steps_are_what_open_decoder_does(tmp_path):
+    checkpoint = Checkpoint.open(save_tiny_model("qwen3", tmp_path))
+    model = build_empty_model(load_config(checkpoint), dtype=torch.float16)
+    parts = inspect_decoder(model, checkpoint)
+    assert parts.model is model and parts.num_layers == 4
+    assert parts.layers is model.get_submodule(parts.layers_name)
+
+
+def test_max_positions_is_what_the_configuration_says():
+    assert max_positions(tiny_config("llama", max_position_embeddings=123)) == 123
+    assert max_positions(tiny_config("gpt2", n_positions=77, max_position_embeddings=77)) == 77
+    assert max_positions(tiny_config("bloom", max_position_embeddings=None)) is None

@@ -1,0 +1,85 @@
+import pytest
+
+from runtime.engine_config import EngineConfig, parse_memory, parse_tree
+from runtime.errors import OptionError
+
+
+def test_defaults_are_the_demo_model_with_a_substitute_draft():
+    config = EngineConfig()
+    assert config.target is None
+    assert not config.is_plain
+    assert config.tree_shape is None
+
+
+def test_draft_none_is_plain_streaming():
+    assert EngineConfig(draft="none").is_plain
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"), [("64x10", (64, 10)), ("2x2", (2, 2)), ("4096x2", (4096, 2)), ("auto", None)]
+)
+def test_tree_text_is_nodes_by_levels(text, shape):
+    assert parse_tree(text) == shape
+    assert EngineConfig(tree=text).tree_shape == shape
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "64",
+        "64x",
+        "x10",
+        "64X10",
+        "64x10x2",
+        "-4x2",
+        "4x5",
+        "1x1",
+        "64x1",
+        "4097x2",
+        "6.4x2",
+        "٣x٢",
+        " 4x2",
+        "9" * 50 + "x2",
+    ],
+)
+def test_a_tree_that_cannot_be_is_refused_by_name(text):
+    with pytest.raises(OptionError, match="tree is"):
+        EngineConfig(tree=text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ring_slots": 1}, "ring_slots is 1; it must be 2 or more"),
+        ({"device_memory_bytes": 0}, "device_memory_bytes is 0"),
+        ({"host_memory_bytes": -1}, "host_memory_bytes is -1"),
+        ({"context_tokens": 1}, "context_tokens is 1"),
+        ({"num_reader_threads": 0}, "num_reader_threads is 0"),
+        ({"compute_dtype": "float16"}, "compute_dtype is 'float16'; it must be one of auto, float32, bfloat16"),
+        ({"io": "mmap"}, "io is 'mmap'"),
+        ({"target": " "}, "target is empty"),
+        ({"draft": ""}, "draft is empty"),
+        ({"link": "25 parsecs"}, "link: "),
+    ],
+)
+def test_a_value_outside_its_range_is_named(changes, named):
+    with pytest.raises(OptionError, match=named):
+        EngineConfig(**changes)
+
+
+def test_host_memory_may_be_nothing():
+    assert EngineConfig(host_memory_bytes=0).host_memory_bytes == 0
+
+
+def test_a_link_is_checked_before_anything_is_opened():
+    assert EngineConfig(link="25GB/s,10us").link == "25GB/s,10us"
+
+
+def test_memory_is_read_as_people_write_it():
+    assert parse_memory("2.2GB", "--device-memory") == 2_200_000_000
+
+
+def test_memory_that_is_none_names_the_option():
+    with pytest.raises(OptionError, match="--device-memory: .*lots"):
+        parse_memory("lots", "--device-memory")

@@ -1,0 +1,116 @@
+"""A slab is the file's bytes: every layout is played through on real bytes and compared with them."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from offload.checkpoint import ITEM_BYTES, TensorEntry
+from offload.layer_layout import MAX_GAP_BYTES, TENSOR_ALIGNMENT_BYTES, LayerLayout, SlabRange, layout_layer
+from offload.slab_memory import PAGE_BYTES
+
+FILE = Path("a.safetensors")
+OTHER = Path("b.safetensors")
+
+
+def entry(offset, num_items, *, dtype="BF16", file=FILE):
+    return TensorEntry("stored", dtype, (num_items,), file, offset, num_items * ITEM_BYTES[dtype])
+
+
+def read_by_pages(layout: LayerLayout, contents: dict[Path, bytes]) -> bytearray:
+    """Fill a slab as O_DIRECT would: whole pages of the file over whole pages of the slab, in an arbitrary order."""
+    slab = bytearray(layout.slab_bytes)
+    for item in reversed(layout.ranges):
+        first, end = item.window
+        file_first = item.file_offset - (item.slab_offset - first)
+        assert file_first % PAGE_BYTES == 0 and first % PAGE_BYTES == 0 and end <= layout.slab_bytes
+        read = contents[item.file][file_first : file_first + end - first]
+        slab[first : first + len(read)] = read
+    return slab
+
+
+def read_exactly(layout: LayerLayout, contents: dict[Path, bytes]) -> bytearray:
+    slab = bytearray(layout.slab_bytes)
+    for item in layout.ranges:
+        read = contents[item.file][item.file_offset : item.file_offset + item.num_bytes]
+        assert len(read) == item.num_bytes and item.slab_offset + len(read) <= len(slab)
+        slab[item.slab_offset : item.slab_offset + len(read)] = read
+    return slab
+
+
+def assert_tensors_are_there(layout, entries, slab, contents):
+    assert {tensor.name for tensor in layout.tensors} == set(entries)
+    for tensor in layout.tensors:
+        stored = entries[tensor.name]
+        assert (tensor.dtype, tensor.shape) == (stored.dtype, stored.shape)
+        assert tensor.slab_offset % ITEM_BYTES[tensor.dtype] == 0
+        expected = contents[stored.file][stored.offset_bytes : stored.offset_bytes + stored.num_bytes]
+        assert slab[tensor.slab_offset : tensor.slab_offset + stored.num_bytes] == expected
+
+
+def random_entries(source: random.Random, *, alignment: int) -> tuple[dict[str, TensorEntry], dict[Path, bytes]]:
+    entries, contents = {}, {}
+    for file in (FILE, OTHER)[: source.choice((1, 2))]:
+        offset = source.randrange(8, 9000)
+        for index in range(source.randrange(1, 8)):
+            gap = source.choice((0, 0, 0, 40, 5000, MAX_GAP_BYTES - 8, MAX_GAP_BYTES + 8))
+            offset = (offset + gap) // alignment * alignment + alignment
+            dtype = source.choice(("BF16", "F16", "F32"))
+            stored = entry(offset, source.choice((0, 1, 33, 4096, 10_000)), dtype=dtype, file=file)
+            entries[f"{file.stem}.{index}"] = stored
+            offset += stored.num_bytes
+        contents[file] = source.randbytes(offset + source.randrange(5000))
+    return dict(source.sample(list(entries.items()), len(entries))), contents
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_page_wise_and_exact_reads_both_put_the_files_bytes_under_every_tensor(seed):
+    entries, contents = random_entries(random.Random(seed), alignment=4)
+    layout = layout_layer(entries)
+    assert layout.is_phase_aligned and layout.slab_bytes % PAGE_BYTES == 0
+    assert layout.payload_bytes == sum(stored.num_bytes for stored in entries.values())
+    assert_tensors_are_there(layout, entries, read_by_pages(layout, contents), contents)
+    assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tensors_at_odd_offsets_get_a_range_each_and_no_page_wise_reads(seed):
+    entries, contents = random_entries(random.Random(seed), alignment=1)
+    entries["odd"] = entry(7, 16)
+    layout = layout_layer(entries)
+    assert not layout.is_phase_aligned
+    assert all(tensor.slab_offset % TENSOR_ALIGNMENT_BYTES == 0 for tensor in layout.tensors)
+    assert len(layout.ranges) == sum(stored.num_bytes > 0 for stored in entries.values())
+    assert layout.slab_bytes % PAGE_BYTES == 0
+    assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
+
+
+def test_a_layer_that_lies_together_is_one_range_at_its_own_phase():
+    layout = layout_layer({"k": entry(10_000 + 200, 50), "q": entry(10_000, 100), "v": entry(10_300, 10)})
+    assert layout.ranges == (SlabRange(FILE, 10_000, 320, 10_000 % PAGE_BYTES),)
+    assert [tensor.name for tensor in layout.tensors] == ["q", "k", "v"]
+    assert layout.slab_bytes == PAGE_BYTES and layout.payload_bytes == 320
+
+
+def test_gaps_are_read_through_up_to_a_mebibyte():
+    near = layout_layer({"a": entry(0, 2), "b": entry(4 + MAX_GAP_BYTES, 2)})
+    far = layout_layer({"a": entry(0, 2), "b": entry(6 + MAX_GAP_BYTES, 2)})
+    assert [item.num_bytes for item in near.ranges] == [MAX_GAP_BYTES + 8]
+    assert [item.num_bytes for item in far.ranges] == [4, 4]
+    assert far.slab_bytes == 2 * PAGE_BYTES
+
+
+def test_two_files_are_two_ranges_even_where_their_offsets_meet():
+    layout = layout_layer({"a": entry(0, 2), "b": entry(4, 2, file=OTHER)})
+    assert [item.file for item in layout.ranges] == [FILE, OTHER]
+    assert layout.ranges[1].slab_offset == PAGE_BYTES + 4
+
+
+def test_nothing_at_all_is_an_empty_slab():
+    assert layout_layer({}) == LayerLayout((), (), 0, 0)
+
+
+def test_ranges_that_share_a_page_are_not_phase_aligned():
+    """A page-wise read of one would overwrite the other."""
+    ranges = (SlabRange(FILE, 0, 10, 0), SlabRange(FILE, 100, 10, 100))
+    assert not LayerLayout((), ranges, PAGE_BYTES, 20).is_phase_aligned

@@ -1,0 +1,121 @@
+"""The recurrence against schedules worked out by hand, and the closed-form period against long simulations."""
+
+import math
+import random
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from offload.pipeline_model import LayerTiming, PipelineParts, round_seconds, round_seconds_for, simulate
+
+
+def random_parts(rng: random.Random, *, max_layers: int = 9) -> PipelineParts:
+    num_layers = rng.randint(1, max_layers)
+    resident_share = rng.choice([0.0, 0.3, 0.7])
+    return PipelineParts(
+        copy_seconds=tuple(
+            None if rng.random() < resident_share else rng.choice([0.0, rng.random(), float(rng.randint(1, 9))])
+            for _ in range(num_layers)
+        ),
+        compute_seconds=tuple(rng.choice([0.0, rng.random(), float(rng.randint(1, 9))]) for _ in range(num_layers)),
+        num_slots=rng.randint(1, 5),
+        between_passes_seconds=rng.choice([0.0, rng.random(), 20.0]),
+    )
+
+
+def late_period(parts: PipelineParts, *, num_passes: int) -> float:
+    """Mean round over the last 60 passes of a simulation."""
+    ends = [layers[-1].computed for layers in simulate(parts, num_passes).passes]
+    return (ends[-1] - ends[-61]) / 60
+
+
+def test_two_slots_three_layers_as_worked_out_by_hand() -> None:
+    """Copies of 2 s, computations of 3 s: from the third copy on, a copy waits for the slot two before it."""
+    parts = PipelineParts((2.0, 2.0, 2.0), (3.0, 3.0, 3.0), num_slots=2, between_passes_seconds=1.0)
+    first, second = simulate(parts, 2).passes
+    assert first == (LayerTiming(0, 2, 2, 5), LayerTiming(2, 4, 5, 8), LayerTiming(5, 7, 8, 11))
+    assert second == (LayerTiming(8, 10, 12, 15), LayerTiming(11, 13, 15, 18), LayerTiming(15, 17, 18, 21))
+
+
+def test_a_resident_layer_needs_neither_copy_nor_slot() -> None:
+    parts = PipelineParts((4.0, None, 4.0), (1.0, 1.0, 1.0), num_slots=2)
+    (layers,) = simulate(parts, 1).passes
+    assert layers == (LayerTiming(0, 4, 4, 5), LayerTiming(0, 0, 5, 6), LayerTiming(4, 8, 8, 9))
+
+
+def test_copies_go_on_while_the_draft_works() -> None:
+    """With both slots filled during the time between passes, only two of the four copies remain to be waited for."""
+    parts = PipelineParts((5.0,) * 4, (0.0,) * 4, num_slots=2, between_passes_seconds=10.0)
+    assert round_seconds(parts) == 20.0  # the link never idles
+    assert round_seconds(PipelineParts((5.0,) * 4, (0.0,) * 4, num_slots=2, between_passes_seconds=30.0)) == 40.0
+
+
+def test_all_resident_takes_the_computation_alone() -> None:
+    parts = PipelineParts((None, None), (1.0, 2.0), num_slots=0, between_passes_seconds=0.5)
+    assert round_seconds(parts) == 3.5
+    assert simulate(parts, 2).passes[1][0] == LayerTiming(0, 0, 3.5, 4.5)
+
+
+def test_a_plan_without_layers_is_the_time_between_passes() -> None:
+    assert round_seconds(PipelineParts((), (), num_slots=2, between_passes_seconds=0.25)) == 0.25
+
+
+def test_a_ring_of_one_never_overlaps_a_copy_with_its_own_layer() -> None:
+    parts = PipelineParts((2.0, 3.0), (1.0, 1.0), num_slots=1)
+    assert round_seconds(parts) == parts.no_overlap_seconds == 7.0
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_the_period_is_what_long_simulations_settle_on(seed: int) -> None:
+    parts = random_parts(random.Random(seed))
+    assert math.isclose(round_seconds(parts), late_period(parts, num_passes=1000), rel_tol=1e-9, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_round_lies_between_its_bounds(seed: int) -> None:
+    parts = random_parts(random.Random(1000 + seed))
+    lower = max(parts.link_bound_seconds, parts.compute_bound_seconds)
+    assert lower - 1e-9 <= round_seconds(parts) <= parts.no_overlap_seconds + 1e-9
+
+
+def test_more_slots_never_make_a_round_longer() -> None:
+    rng = random.Random(7)
+    for _ in range(30):
+        parts = random_parts(rng)
+        periods = [
+            round_seconds(
+                PipelineParts(parts.copy_seconds, parts.compute_seconds, num_slots, parts.between_passes_seconds)
+            )
+            for num_slots in range(1, 8)
+        ]
+        assert all(late <= early + 1e-9 for early, late in pairwise(periods))
+
+
+def test_candidates_at_once_equal_candidates_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    copy_seconds = (0.5, None, 0.25, 0.75, None, 1.0)
+    kappas, between = rng.random((40, 6)), rng.random(40)
+    together = round_seconds_for(kappas, copy_seconds, num_slots=3, between_passes_seconds=between)
+    one_by_one = [
+        round_seconds(PipelineParts(copy_seconds, tuple(map(float, row)), 3, float(pause)))
+        for row, pause in zip(kappas, between, strict=True)
+    ]
+    assert together.tolist() == one_by_one
+
+
+def test_hundreds_of_candidates_of_a_large_model_are_fast_enough_for_a_search() -> None:
+    kappas = np.random.default_rng(0).random((300, 80))
+    began = time.process_time()
+    round_seconds_for(kappas, [1.0] * 80, num_slots=4, between_passes_seconds=2.0)
+    assert time.process_time() - began < 0.5  # some 10 ms when idle
+
+
+def test_mismatched_lengths_and_an_empty_ring_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 copy times but 1 compute times"):
+        PipelineParts((1.0, 1.0), (1.0,), num_slots=2)
+    with pytest.raises(ValueError, match="2 copy times but 1 compute times"):
+        round_seconds_for([[1.0]], (1.0, 1.0), num_slots=2)
+    with pytest.raises(ValueError, match="ring of 0 slots"):
+        PipelineParts((1.0,), (1.0,), num_slots=0)

@@ -1,0 +1,145 @@
+"""Budgets kept to the byte, nothing left that would still fit, and residents never in a row while others stream."""
+
+import random
+import time
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+
+from offload.errors import BudgetError
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency, spread_evenly
+
+R, H, D = Tier.RESIDENT, Tier.HOST, Tier.DISK
+
+
+def cyclic_gaps(places: Sequence[int], num_places: int) -> set[int]:
+    return {(later - place - 1) % num_places for place, later in zip(places, [*places[1:], *places[:1]], strict=True)}
+
+
+def needed_bytes(plan: ResidencyPlan, residents: set[int]) -> int:
+    """Device bytes with these residents, from the definition."""
+    sizes = plan.layer_bytes
+    streamed = [size for index, size in enumerate(sizes) if index not in residents]
+    return sum(sizes[index] for index in residents) + plan.num_slots * max(streamed, default=0)
+
+
+def assert_within_budgets_and_full(plan: ResidencyPlan, device_budget: int, host_budget: int) -> None:
+    residents = {index for index, tier in enumerate(plan.tiers) if tier is R}
+    assert plan.resident_bytes + plan.ring_bytes == needed_bytes(plan, residents) <= device_budget
+    assert plan.host_bytes <= max(0, host_budget)
+    assert plan.resident_bytes + plan.host_bytes + plan.disk_bytes == sum(plan.layer_bytes)
+    for index, (size, tier) in enumerate(zip(plan.layer_bytes, plan.tiers, strict=True)):
+        if tier is not R:
+            assert needed_bytes(plan, residents | {index}) > device_budget
+        if tier is D:
+            assert plan.host_bytes + size > host_budget
+
+
+@pytest.mark.parametrize(("num_places", "num_chosen"), [(p, c) for p in range(1, 34) for c in range(p + 1)])
+def test_spreading_is_even_for_the_chosen_and_for_the_others(num_places: int, num_chosen: int) -> None:
+    chosen = spread_evenly(num_places, num_chosen)
+    others = [place for place in range(num_places) if place not in chosen]
+    assert len(set(chosen)) == num_chosen and list(chosen) == sorted(chosen)
+    for places in (list(chosen), others):
+        gaps = cyclic_gaps(places, num_places)
+        assert not gaps or max(gaps) - min(gaps) <= 1
+    if num_chosen < num_places / 2:
+        assert 0 not in chosen  # a pass starts with what the ring has prefetched
+
+
+def test_everything_that_fits_is_resident_and_needs_no_ring() -> None:
+    plan = plan_residency([10, 20, 30], num_slots=2, device_budget_bytes=60, host_budget_bytes=0)
+    assert plan.tiers == (R, R, R)
+    assert (plan.num_slots, plan.ring_bytes, plan.slot_bytes, plan.resident_bytes) == (0, 0, 0, 60)
+    assert plan.streamed_layers == ()
+
+
+def test_no_layers_need_nothing() -> None:
+    plan = plan_residency([], num_slots=2, device_budget_bytes=0, host_budget_bytes=0)
+    assert plan.tiers == () and plan.slot_bytes == 0
+
+
+def test_residents_stand_between_streamed_layers() -> None:
+    plan = plan_residency([10] * 8, num_slots=2, device_budget_bytes=45, host_budget_bytes=0)
+    assert plan.tiers == (D, D, R, D, D, D, R, D)
+    assert (plan.resident_bytes, plan.ring_bytes, plan.disk_bytes, plan.streamed_bytes) == (20, 20, 60, 60)
+
+
+def test_host_layers_stand_between_disk_layers() -> None:
+    plan = plan_residency([10] * 6, num_slots=2, device_budget_bytes=20, host_budget_bytes=35)
+    assert plan.tiers == (D, H, D, H, D, H)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 7, 12])
+def test_every_pair_of_budgets_for_equal_layers(num_layers: int) -> None:
+    """Every budget from nothing to everything, in steps of half a layer."""
+    for num_slots, device, host in product((2, 3), range(0, 10 * num_layers + 11, 5), range(0, 10 * num_layers, 15)):
+        ring_or_all = min(num_slots, num_layers) * 10
+        if device < ring_or_all:
+            with pytest.raises(BudgetError):
+                plan_residency(
+                    [10] * num_layers, num_slots=num_slots, device_budget_bytes=device, host_budget_bytes=host
+                )
+            continue
+        plan = plan_residency(
+            [10] * num_layers, num_slots=num_slots, device_budget_bytes=device, host_budget_bytes=host
+        )
+        assert_within_budgets_and_full(plan, device, host)
+        residents = [index for index, tier in enumerate(plan.tiers) if tier is R]
+        in_host = [place for place, index in enumerate(plan.streamed_layers) if plan.tiers[index] is H]
+        for places, num_places in ((residents, num_layers), (in_host, len(plan.streamed_layers))):
+            gaps = cyclic_gaps(places, num_places) if places else {0}
+            assert max(gaps) - min(gaps) <= 1
+        assert not plan.streamed_layers or len(plan.streamed_layers) > num_slots
+
+
+def test_random_sizes_fill_both_budgets() -> None:
+    rng = random.Random(5)
+    num_plans = 0
+    for _ in range(400):
+        sizes = [rng.choice([rng.randint(1, 100), 50, 54]) for _ in range(rng.randint(1, 14))]
+        device, host = rng.randint(sum(sizes) // 3, sum(sizes) + 50), rng.randint(-10, sum(sizes))
+        num_slots = rng.randint(2, 4)
+        try:
+            plan = plan_residency(sizes, num_slots=num_slots, device_budget_bytes=device, host_budget_bytes=host)
+        except BudgetError:
+            assert num_slots * max(sizes) > device < sum(sizes)
+            continue
+        assert_within_budgets_and_full(plan, device, host)
+        num_plans += 1
+    assert num_plans > 200
+
+
+def test_layers_that_differ_by_a_page_are_still_spread_evenly() -> None:
+    """A slab's size depends on its phase in the file, so neighbours differ by 4096 bytes."""
+    rng = random.Random(1)
+    sizes = [93_000_000 // 4096 * 4096 + 4096 * rng.randint(0, 1) for _ in range(28)]
+    for num_residents in range(1, 25):
+        budget = 2 * max(sizes) + num_residents * 93_100_000
+        plan = plan_residency(sizes, num_slots=2, device_budget_bytes=budget, host_budget_bytes=0)
+        residents = [index for index, tier in enumerate(plan.tiers) if tier is R]
+        gaps = cyclic_gaps(residents, 28)
+        assert len(residents) == num_residents and max(gaps) - min(gaps) <= 1
+
+
+def test_a_budget_without_room_for_the_ring_says_how_much_is_missing() -> None:
+    with pytest.raises(BudgetError) as caught:
+        plan_residency([90_000_000] * 28, num_slots=2, device_budget_bytes=100_000_000, host_budget_bytes=0)
+    assert str(caught.value) == (
+        "100 MB of device memory are left for layers, but 2 slots need 180 MB; "
+        "raise the device memory budget by 80.0 MB."
+    )
+
+
+def test_a_negative_budget_is_an_empty_one() -> None:
+    with pytest.raises(BudgetError, match="0 B of device memory are left"):
+        plan_residency([10, 10, 10], num_slots=2, device_budget_bytes=-5, host_budget_bytes=0)
+
+
+def test_a_model_of_many_different_layers_is_planned_quickly() -> None:
+    rng = random.Random(2)
+    sizes = [rng.randint(1, 1_000_000) for _ in range(160)]
+    began = time.process_time()
+    plan_residency(sizes, num_slots=4, device_budget_bytes=sum(sizes) // 2, host_budget_bytes=sum(sizes) // 4)
+    assert time.process_time() - began < 2.0

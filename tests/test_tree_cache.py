@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from runtime.model.tree_cache import TreeCache
+
+
+def states(*values: int) -> torch.Tensor:
+    """Keys of one head of width one whose values are the tokens' numbers: (1, 1, T, 1)."""
+    return torch.tensor(values, dtype=torch.float32).view(1, 1, -1, 1)
+
+
+def filled_cache(num_tokens: int = 6) -> TreeCache:
+    cache = TreeCache(num_layers=2, capacity=8)
+    for layer_index in range(2):
+        cache.update(states(*range(num_tokens)), -states(*range(num_tokens)), layer_index)
+    return cache
+
+
+def cached_keys(cache: TreeCache, layer_index: int = 0) -> list[float]:
+    return cache.layers[layer_index].keys[0, 0, : cache.num_cached, 0].tolist()
+
+
+def test_update_appends_and_returns_everything_cached() -> None:
+    cache = filled_cache(3)
+    keys, values = cache.update(states(9), states(7), 0)
+    assert keys.flatten().tolist() == [0, 1, 2, 9]
+    assert values.flatten().tolist() == [0, -1, -2, 7]
+
+
+def test_nothing_is_reallocated() -> None:
+    cache = filled_cache(1)
+    address = cache.layers[0].keys.data_ptr()
+    for _ in range(5):
+        cache.update(states(1), states(1), 0)
+    assert cache.layers[0].keys.data_ptr() == address
+
+
+def test_compact_keeps_the_chosen_slots_in_order_in_every_layer() -> None:
+    cache = filled_cache(6)
+    cache.compact(2, [2, 4, 5])
+    assert cache.num_cached == 5
+    assert cached_keys(cache, 0) == cached_keys(cache, 1) == [0, 1, 2, 4, 5]
+
+
+def test_compacting_a_prefix_copies_nothing() -> None:
+    cache = filled_cache(6)
+    cache.layers[0].keys[0, 0, 4] = float("nan")
+    cache.compact(2, [2, 3])
+    assert cached_keys(cache) == [0, 1, 2, 3]
+
+
+def test_truncate_forgets_and_later_tokens_take_the_place() -> None:
+    cache = filled_cache(6)
+    cache.truncate(2)
+    keys, _ = cache.update(states(8), states(8), 0)
+    assert keys.flatten().tolist() == [0, 1, 8]
+
+
+def test_truncate_levels_layers_of_an_aborted_pass() -> None:
+    """A pass that fails in layer 1 has appended to layer 0 only."""
+    cache = filled_cache(2)
+    cache.update(states(5), states(5), 0)
+    cache.truncate(2)
+    assert [layer.num_cached for layer in cache.layers] == [2, 2]
+
+
+def test_more_tokens_than_slots_is_an_error_of_ours() -> None:
+    cache = filled_cache(8)
+    with pytest.raises(RuntimeError, match="8 slots"):
+        cache.update(states(1), states(1), 0)
+
+
+def test_bytes_are_those_of_all_slots() -> None:
+    assert TreeCache(num_layers=2, capacity=8).num_bytes == 0
+    assert filled_cache().num_bytes == 2 * 2 * 8 * 4

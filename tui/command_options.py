@@ -1,0 +1,196 @@
+"""The options that several commands share, each written down once with its default and its help.
+
+A group of options is a frozen dataclass; a command takes the group as one parameter, and `with_option_groups` shows
+the command line one option per field. Does not act on any option.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, cast, get_type_hints
+
+import typer
+
+from runtime.engine_config import ComputeDtype, EngineConfig, ReadPath, parse_memory
+from runtime.errors import OptionError
+from runtime.sampling_params import SamplingParams
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+_MODELS, _MEMORY, _ANSWERS = "Models", "Memory and link", "Answers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """What proposes tokens, as typed."""
+
+    draft: Annotated[
+        str,
+        typer.Option(
+            help="substitute (the target itself in int8), none (plain streaming), or a folder or hub name.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = "substitute"
+    tree: Annotated[
+        str, typer.Option(help="auto, or nodes x levels as in 64x10, the root counted.", rich_help_panel=_MODELS)
+    ] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """The target, memory and link, as typed."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of the model to run.", show_default="the demo model", rich_help_panel=_MODELS
+        ),
+    ] = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of prompt and answer together.",
+            show_default="what the prompts need",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None
+    compute_dtype: Annotated[
+        str, typer.Option(help="Type of the matmuls: auto, float32 or bfloat16.", rich_help_panel=_MODELS)
+    ] = "auto"
+    device_memory: Annotated[
+        str | None,
+        typer.Option(help="Budget of the device, as in 2.2GB.", show_default="what is free", rich_help_panel=_MEMORY),
+    ] = None
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget of host memory for streamed layers.", show_default="what is free", rich_help_panel=_MEMORY
+        ),
+    ] = None
+    emulate_link: Annotated[
+        str | None,
+        typer.Option(
+            help="Stream over a link of this speed and latency, as in 25GB/s,10us.",
+            show_default="the real link",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None
+    ring_slots: Annotated[
+        int, typer.Option(help="Device slots that streamed layers share, 2 or more.", rich_help_panel=_MEMORY)
+    ] = 2
+    io: Annotated[
+        str,
+        typer.Option(help="Disk reads: auto, direct (past the page cache) or buffered.", rich_help_panel=_MEMORY),
+    ] = "auto"
+    reader_threads: Annotated[
+        int, typer.Option(help="Threads that read one layer from disk together.", rich_help_panel=_MEMORY)
+    ] = 4
+
+    def to_config(self, drafting: DraftOptions | None = None) -> EngineConfig:
+        """The same choices, checked; without `drafting`, plain streaming. Raises OptionError."""
+        return EngineConfig(
+            target=self.target,
+            draft="none" if drafting is None else drafting.draft,
+            tree="auto" if drafting is None else drafting.tree,
+            device_memory_bytes=_memory(self.device_memory, "--device-memory"),
+            host_memory_bytes=_memory(self.host_memory, "--host-memory"),
+            link=self.emulate_link,
+            ring_slots=self.ring_slots,
+            context_tokens=self.context,
+            compute_dtype=cast(ComputeDtype, self.compute_dtype),
+            io=cast(ReadPath, self.io),
+            num_reader_threads=self.reader_threads,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """How prompts become answers, where a line of the prompt file does not say otherwise."""
+
+    max_new_tokens: Annotated[
+        int, typer.Option(help="An answer ends after this many tokens.", rich_help_panel=_ANSWERS)
+    ] = 256
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy; higher is more varied.", rich_help_panel=_ANSWERS)
+    ] = 0.0
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most likely tokens up to this mass.", rich_help_panel=_ANSWERS)
+    ] = 1.0
+    top_k: Annotated[
+        int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", rich_help_panel=_ANSWERS)
+    ] = 0
+    seed: Annotated[int, typer.Option(help="Same seed, same tokens.", rich_help_panel=_ANSWERS)] = 0
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this text; may be given again.", show_default="none", rich_help_panel=_ANSWERS),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option(help="System turn of every prompt.", show_default="the model's", rich_help_panel=_ANSWERS),
+    ] = None
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send prompts as they are, without chat template.", rich_help_panel=_ANSWERS)
+    ] = False
+
+    def to_params(self) -> SamplingParams:
+        """The sampling choices, checked; raises OptionError."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            stop=tuple(self.stop or ()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """Where results and progress go."""
+
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Append results to this file.", show_default="stdout")
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already answers.")] = False
+    quiet: Quiet = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output is None:
+            raise OptionError("--resume needs the file to go on with; add --output FILE")
+
+
+def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
+    """Show the command line one parameter per field wherever `command` takes a dataclass."""
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+            for field in dataclasses.fields(parameter.annotation)
+        ]
+
+    @wraps(command)
+    def flat_command(**values: Any) -> int:
+        collected = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**collected, **values)
+
+    flat_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flat_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat_command
+
+
+def _memory(text: str | None, option: str) -> int | None:
+    return None if text is None else parse_memory(text, option)

@@ -1,0 +1,130 @@
+"""What people read while and after prompts are answered: memory accounting, progress, tables of measurements.
+
+Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
+"""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from runtime.accounting import Accounting
+from runtime.engine_config import format_bytes
+from runtime.events import Finished, GenerationStatistics, PassVerified, PrefillProgress
+from runtime.headless import HeadlessEvent, PromptEnded, PromptStarted
+from tui.terminal_text import one_line
+
+
+def progress_console(*, is_quiet: bool) -> Console:
+    """A console on stderr that says nothing when asked to be quiet or when nobody watches a terminal."""
+    console = Console(stderr=True, highlight=False, emoji=False)
+    console.quiet = is_quiet or not console.is_terminal
+    return console
+
+
+def accounting_lines(accounting: Accounting) -> list[str]:
+    """Where every planned byte is, one purpose a line, and what crosses the link in every pass."""
+    lines = [f"device memory: {format_bytes(accounting.device_bytes)} of {format_bytes(accounting.budget_bytes)}"]
+    lines += [f"  {format_bytes(entry.num_bytes):>8}  {entry.label}" for entry in accounting.entries()]
+    lines.append(
+        f"streamed in every pass: {format_bytes(accounting.streamed_bytes_per_pass)} "
+        f"({accounting.num_host_layers} layers from host memory, {accounting.num_disk_layers} from disk)"
+    )
+    lines.append(f"before any of this the process held {format_bytes(accounting.baseline_bytes)}")
+    return lines
+
+
+def cost_line(statistics: GenerationStatistics) -> str:
+    """The costs of an answer, or of several, that the speed law is about."""
+    parts = [
+        f"{_figures(statistics.seconds_per_token)} s/token",
+        f"{_figures(statistics.tokens_per_round)} tokens/pass",
+        f"{format_bytes(statistics.bytes_streamed)} streamed",
+    ]
+    if statistics.link_utilization is not None:
+        parts.append(f"link {100 * statistics.link_utilization:.0f} % busy")
+    return "   ".join(parts)
+
+
+def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
+    """A two-column table of a record's single values; bytes and seconds are written for people."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in measured.items():
+        if not isinstance(value, list | tuple | dict):
+            table.add_row(Text(name.replace("_", " ")), Text(_cell(name, value)))
+    return table
+
+
+class RunProgress:
+    """One line on a terminal that says which prompt is being answered and how it goes; a context manager.
+
+    The line is gone whenever a prompt has ended, so that its result can be written to the same terminal.
+    """
+
+    def __init__(self, console: Console, *, num_prompts: int) -> None:
+        self._console = console
+        self._tokens = 0
+        self._rounds = 0
+        self._bar = Progress(
+            SpinnerColumn(),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=console.quiet,
+        )
+        self._task = self._bar.add_task("", total=num_prompts)
+        self._name = ""
+
+    def show(self, event: HeadlessEvent) -> None:
+        """Bring the line up to date with one event of `run_prompts`."""
+        if isinstance(event, PromptStarted):
+            self._name, self._tokens, self._rounds = one_line(event.request.id), 0, 0
+            self._say("prefill")
+            self._bar.start()
+        elif isinstance(event, PrefillProgress):
+            self._say(f"prefill {event.num_done_tokens}/{event.num_prompt_tokens}")
+        elif isinstance(event, PassVerified):
+            self._rounds += 1
+            self._tokens += event.num_accepted
+            self._say(f"{self._tokens} tokens, {self._tokens / self._rounds:.2f} per pass")
+        elif isinstance(event, PromptEnded):
+            self._bar.advance(self._task)
+            self._bar.stop()
+            if event.result.error is not None:
+                self._console.print(Text(one_line(event.result.error)), style="red")
+        elif isinstance(event, Finished):
+            self._say(cost_line(event.statistics))
+
+    def _say(self, words: str) -> None:
+        self._bar.update(self._task, description=f"{self._name}: {words}")
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _figures(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return one_line(str(value))
+    if name.endswith("bytes_per_second"):
+        return f"{format_bytes(value)}/s"
+    if name.endswith("_bytes") or name.startswith("bytes_"):
+        return format_bytes(value)
+    if name.endswith("_seconds"):
+        return f"{_figures(float(value))} s"
+    return str(value) if isinstance(value, int) else _figures(value)
