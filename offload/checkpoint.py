@@ -144,12 +144,12 @@ def resolve_model_folder(name_or_path: str) -> Path:
     Raises:
         CheckpointError: there is no such folder, or the hub could not deliver it.
     """
-    path = Path(name_or_path).expanduser()
     try:
+        path = Path(name_or_path).expanduser()
         if name_or_path and path.is_dir():
             return path
         is_other_file = path.is_file()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
         is_other_file = False
     if is_other_file:
         raise CheckpointError(f"{quote(name_or_path)} is a file; expected the model folder that holds it")
@@ -164,20 +164,18 @@ def _download(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    options = {"allow_patterns": list(_DOWNLOADED_PATTERNS), "ignore_patterns": list(_SKIPPED_PATTERNS)}
+    patterns = {"allow_patterns": list(_DOWNLOADED_PATTERNS), "ignore_patterns": list(_SKIPPED_PATTERNS)}
     try:
-        return Path(huggingface_hub.snapshot_download(name, **options))
-    except errors.GatedRepoError as error:
-        reason = "its owner grants access on request: accept the conditions on its page and log in with `hf auth login`"
-        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
-    except errors.RepositoryNotFoundError as error:
-        reason = "the hub has no such model (or it is private), and there is no folder of that name here"
-        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        reason = "the hub cannot be reached and no complete copy is in the local cache; name a local folder instead"
-        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {quote(str(error))}"
+        return Path(huggingface_hub.snapshot_download(name, **patterns))
+    except Exception as error:  # the hub, its HTTP client and the file system each raise their own
+        if isinstance(error, errors.GatedRepoError):
+            reason = "its owner grants access on request: accept the terms on its page and log in with `hf auth login`"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = "the hub has no such model (or it is private), and there is no folder of that name here"
+        elif isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+            reason = "the hub cannot be reached and no complete copy is in the local cache; name a local folder instead"
+        else:
+            reason = f"{type(error).__name__}: {quote(str(error))}"
         raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
 
 
@@ -328,7 +326,7 @@ def _parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
         parsed = json.loads(
             raw.decode("utf-8"),
             object_pairs_hook=_unique_pairs,
-            parse_constant=_refuse_constant,
+            parse_constant=_finite_float,
             parse_float=_finite_float,
         )
     except (ValueError, RecursionError) as error:
@@ -345,10 +343,6 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {quote(name)} stands twice")
         unique[name] = value
     return unique
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
 
 
 def _finite_float(text: str) -> float:

@@ -83,17 +83,29 @@ class LinearCost:
         return max(size for size, _ in self._samples)
 
     def fit(self) -> tuple[float, float]:
-        """(base, slope) by least squares, clamped to be non-negative; one size alone gives a pure base or slope."""
+        """(base, slope) by least squares without outliers, clamped to be non-negative; one size alone gives a base.
+
+        A step that met a busy processor may take ten times its time: what lies three deviations off is left out.
+        """
         sizes, seconds = np.array(self._samples, dtype=np.float64).T
-        spread = sizes - sizes.mean()
-        variance = float((spread**2).sum())
-        if variance == 0:
-            return float(np.median(seconds)), 0.0
-        slope = max(0.0, float((spread * seconds).sum() / variance))
-        base = float(seconds.mean() - slope * sizes.mean())
-        if base < 0:
-            return 0.0, float((sizes * seconds).sum() / (sizes**2).sum())
+        base, slope = _fit_line(sizes, seconds)
+        for _ in range(3):
+            errors = np.abs(seconds - base - slope * sizes)
+            is_kept = errors <= 3 * 1.4826 * np.median(errors) + 1e-12
+            base, slope = _fit_line(sizes[is_kept], seconds[is_kept])
         return base, slope
+
+
+def _fit_line(sizes: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
+    spread = sizes - sizes.mean()
+    variance = float((spread**2).sum())
+    if variance == 0:
+        return float(np.median(seconds)), 0.0
+    slope = max(0.0, float((spread * seconds).sum() / variance))
+    base = float(seconds.mean() - slope * sizes.mean())
+    if base < 0:
+        return 0.0, float((sizes * seconds).sum() / (sizes**2).sum())
+    return base, slope
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from runtime.detokenizer import IncrementalDetokenizer
 from runtime.engine import Engine
@@ -95,6 +96,11 @@ class Session:
     def generate(self, request: PromptRequest) -> Generator[Event, None, None]:
         """Answer one request; the last event is Finished. Closing early leaves the session ready for the next."""
         prompt = self.format_prompt(request)
+        if len(prompt) >= self._engine.context_tokens:
+            raise OptionError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self._engine.context_tokens}, answer "
+                "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
+            )
         tally = _Tally(begun=time.perf_counter())
         bytes_before = self._engine.bytes_streamed
         answer = IncrementalDetokenizer(self._tokenizer, request.params.stop)
@@ -147,9 +153,11 @@ def format_prompt(tokenizer: Any, request: PromptRequest) -> list[int]:
         if not tokenizer.chat_template:
             raise OptionError("the target's tokenizer has no chat template; add --raw to send prompts as they are")
         conversation = [{"role": message.role, "content": message.content} for message in request.messages]
-        token_ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        try:
+            encoded = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)
+        except TemplateError as error:
+            raise OptionError(f"the target's chat template refuses the conversation: {error}; use --raw") from error
+        token_ids = encoded["input_ids"]
     if not token_ids:
         raise OptionError("the prompt holds no token; give it some text")
     return list(token_ids)

@@ -1,6 +1,5 @@
 """A session without a model, for everything that consumes events: it answers a prompt with the prompt's own words."""
 
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,8 +66,8 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
     yield Finished("stop", answer, STATISTICS)
 
 
-def install_session(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
-    """Put a module in the place of `runtime.assembly` whose sessions answer with `generate`; returns it.
+def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
+    """A module for the place of `runtime.assembly`: its sessions answer with `generate`.
 
     `module.opened` lists the configs that were opened.
     """
@@ -81,5 +80,4 @@ def install_session(generate: Callable[[PromptRequest], Generator[Event, None, N
         yield SimpleNamespace(session=SimpleNamespace(generate=generate), accounting=ACCOUNTING)
 
     module.open_session = open_session
-    sys.modules["runtime.assembly"] = module
     return module

@@ -252,7 +252,10 @@ def test_an_existing_folder_resolves_to_itself(folder, monkeypatch):
     assert resolve_model_folder(folder.name).name == folder.name
 
 
-@pytest.mark.parametrize("name", ["./absent", "/absent", "absent", "a/b/c", "owner/na me", "~/absent/x", "", "x\0y"])
+@pytest.mark.parametrize(
+    "name",
+    ["./absent", "/absent", "absent", "a/b/c", "owner/na me", "~/absent/x", "~nobody-here/x", "", "x\0y", "x" * 5000],
+)
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("not a hub name"))

@@ -81,5 +81,5 @@ def test_memory_is_read_as_people_write_it():
 
 
 def test_memory_that_is_none_names_the_option():
-    with pytest.raises(OptionError, match="--device-memory: .*lots"):
+    with pytest.raises(OptionError, match=r"--device-memory: .*lots"):
         parse_memory("lots", "--device-memory")

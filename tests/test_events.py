@@ -4,10 +4,10 @@ from runtime.events import GenerationStatistics
 
 
 def test_ratios_are_those_of_the_decoding_part():
-    costs = statistics(new_tokens=10, rounds=4, decode_seconds=3.0, decode_tokens=6, link_busy_seconds=2.4)
+    costs = statistics(new_tokens=10, rounds=4, decode_seconds=3.0, decode_tokens=6, link_busy_seconds=2.25)
     assert costs.tokens_per_round == 2.5
     assert costs.seconds_per_token == 0.5
-    assert costs.link_utilization == 0.8
+    assert costs.link_utilization == 0.75
 
 
 def test_ratios_without_a_denominator_are_unknown_not_errors():

@@ -169,8 +169,8 @@ def execute(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted; what was written is kept", 130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error: click's own class or typer's copy of it
-            sentence = error.format_message()  # empty when no command is given and the help has been printed
-            return _fail(f"error: {sentence} See overstory --help", 2) if sentence else 2
+            sentence = error.format_message().rstrip(".")  # empty where no command was given: the help is printed
+            return _fail(f"error: {sentence}; see overstory --help", 2) if sentence else 2
         return _fail(
             f"error: unexpected {type(error).__name__}: {error}; run again with OVERSTORY_DEBUG=1 for the traceback", 1
         )

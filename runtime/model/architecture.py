@@ -37,7 +37,7 @@ _OTHER_INPUT_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|th
 _NOT_ATTENTION = frozenset(
     ("experts", "router", "mamba", "linear_attn", "delta_net", "short_conv", "conv", "recurrent", "temporal_block")
 )
-_SLOT_DEPENDENT = {
+_UNSUITABLE_TYPES = {
     "gpt_neo": "its local attention goes by cache slots, not by positions",
     "hrm_text": "it runs its layers several times per token",
 }
@@ -93,8 +93,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """
     where = f"{checkpoint.folder}/config.json"
     raw = checkpoint.config
-    for key, value in _walk(raw):
-        # Some configurations build lists of this length while they are parsed.
+    for key, value in _walk(raw):  # some configurations build lists of this length while they are parsed
         if type(value) is int and _COUNT_KEY.search(key) and not -1 <= value <= _MAX_COUNT:
             raise CheckpointError(f"{where} has {quote(key)} = {quote(value)}; expected at most {_MAX_COUNT}")
     if not isinstance(raw.get("model_type"), str):
@@ -107,12 +106,10 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             )
     except Exception as error:  # a damaged file makes transformers raise nearly anything
         if "auto_map" in raw and "trust_remote_code" in str(error):
-            raise UnsupportedArchitectureError(
-                f"{where} needs code from its own repository (auto_map), which is never run; {SUPPORTED}"
-            ) from error
-        raise CheckpointError(
-            f"{where} (model_type {quote(raw['model_type'])}) was refused by transformers: {_first_line(error)}"
-        ) from error
+            reason = "needs code from its own repository (auto_map), which is never run"
+            raise UnsupportedArchitectureError(f"{where} {reason}; {SUPPORTED}") from error
+        found = f"model_type {quote(raw['model_type'])}"
+        raise CheckpointError(f"{where} ({found}) was refused by transformers: {_first_line(error)}") from error
     try:
         _refuse_unsupported(config, where=where)
         _check_layer_count(config, checkpoint)
@@ -122,31 +119,32 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def _refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
-    """Raise UnsupportedArchitectureError, naming what was found."""
-    reason = None
-    settings = config.to_dict()
-    is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
-    for key, value in settings.items():
-        if _OTHER_INPUT_KEY.match(key) and value:
-            reason = f"a composite model ({key}), not a text-only decoder"
-        elif _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
-            reason = f"a mixture of experts ({key} = {value})"
-    layer_types = set(_declared(config, "layer_types") or ())
-    if reason is None and getattr(config, "is_encoder_decoder", False):
-        reason = "an encoder-decoder model"
-    elif reason is None and layer_types - {"full_attention", "sliding_attention"}:
-        found = sorted(map(str, layer_types - {"full_attention", "sliding_attention"}))
-        reason = f"a model with layers other than full or sliding attention ({quote(found[0])})"
-    elif reason is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        reason = "not a causal language model in transformers"
-    elif reason is None:
-        reason = _unsafe_forward(config)
+    reason = _unsuitable_parts(config) or _unsafe_forward(config)
     if reason is not None:
         raise UnsupportedArchitectureError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
 
 
+def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
+    """What this model has that a dense decoder has not; None if nothing."""
+    settings = config.to_dict()
+    is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
+    for key, value in settings.items():
+        if _OTHER_INPUT_KEY.match(key) and value:
+            return f"a composite model ({key}), not a text-only decoder"
+        if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
+            return f"a mixture of experts ({key} = {value})"
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder model"
+    other_types = set(_declared(config, "layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if other_types:
+        return f"a model with layers other than full or sliding attention ({quote(min(map(str, other_types)))})"
+    return None
+
+
 def _unsafe_forward(config: PreTrainedConfig) -> str | None:
     """Why a token tree could not be run through this model's forward; None if it can."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "not a causal language model in transformers"
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
         return "not a causal language model"
@@ -164,7 +162,7 @@ def _unsafe_forward(config: PreTrainedConfig) -> str | None:
         return "a model with cross-attention"
     if getattr(config, "num_kv_shared_layers", 0):
         return "a model whose layers share keys and values"
-    return _SLOT_DEPENDENT.get(config.model_type)
+    return _UNSUITABLE_TYPES.get(config.model_type)
 
 
 def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
@@ -201,9 +199,8 @@ def build_empty_model(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
     except Exception as error:  # settings that contradict each other make transformers and torch raise nearly anything
-        raise CheckpointError(
-            f"config.json ({config.model_type}) describes a model that cannot be built: {_first_line(error)}"
-        ) from error
+        where = f"config.json ({config.model_type})"
+        raise CheckpointError(f"{where} describes a model that cannot be built: {_first_line(error)}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -322,8 +319,8 @@ def _architecture(config: PreTrainedConfig) -> str:
     names = getattr(config, "architectures", None)
     if isinstance(names, list) and names:
         return str(names[0])
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
-    return config.model_type if model_class is None else model_class.__name__
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return str(getattr(model_class, "__name__", config.model_type))
 
 
 def _declared(config: PreTrainedConfig, name: str) -> Any:

@@ -36,7 +36,9 @@ class SizeGuard(TorchDispatchMode):
         """Run `func` unless its arguments announce a tensor that is too large."""
         num_elements = max(_sizes_asked_for(args), _broadcast_elements(args))
         if "arange" in str(func):
-            num_elements = max(num_elements, *(math.ceil(abs(value)) for value in args if isinstance(value, (int, float))))
+            num_elements = max(
+                num_elements, *(math.ceil(abs(value)) for value in args if isinstance(value, (int, float)))
+            )
         if num_elements > self.max_elements:
             raise ValueError(f"a tensor of {quote(num_elements)} elements; expected at most {self.max_elements}")
         return func(*args, **(kwargs or {}))

@@ -1,0 +1,207 @@
+"""Holds the floors up: what may import what, what every module must have, and what must not appear at all."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("profiles", "offload", "runtime", "tui")
+MAX_LINES = 350
+TORCH_FREE = ("profiles", "runtime.speculation")
+HEAVY = {"torch", "transformers", "accelerate", "bitsandbytes"}
+WITHOUT_OWN_TESTS = {
+    "errors",  # trees of empty classes
+}
+
+
+def modules() -> list[str]:
+    paths = (path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py")))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+def source_of(module: str) -> str:
+    path = ROOT.joinpath(*module.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every imported name with its dots, imports inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def floor_violations(module: str, source: str) -> list[str]:
+    floor = module.split(".")[0]
+    found = []
+    for imported in imports_of(ast.parse(source)):
+        top = imported.split(".")[0]
+        if top == "":
+            found.append(f"{module} imports {imported}: name the package")
+        elif top in FLOORS and FLOORS.index(top) > FLOORS.index(floor):
+            found.append(f"{module} imports {imported}: that is a floor above")
+        elif floor == "tui" and top == "offload" and not f"{imported}.".startswith("offload.errors."):
+            found.append(f"{module} imports {imported}: the terminal sees only offload.errors")
+        elif top in HEAVY and f"{module}.".startswith(tuple(f"{package}." for package in TORCH_FREE)):
+            found.append(f"{module} imports {imported}: this package knows no torch")
+        elif top == "tests":
+            found.append(f"{module} imports {imported}: the product does not import its tests")
+    return found
+
+
+def undocumented(module: str, source: str) -> list[str]:
+    def missing(node: ast.AST, name: str) -> Iterator[str]:
+        if not ast.get_docstring(node):
+            yield f"{name} has no docstring"
+        for child in ast.iter_child_nodes(node):
+            is_named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_named and not child.name.startswith("_") and not isinstance(node, ast.FunctionDef):
+                yield from missing(child, f"{name}.{child.name}")
+
+    return list(missing(ast.parse(source), module))
+
+
+def forbidden(module: str, source: str) -> list[str]:
+    found = [f"{module} imports pickle" for name in imports_of(ast.parse(source)) if name.split(".")[0] == "pickle"]
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called == "print" and not module.startswith("tui"):
+            found.append(f"{module}:{node.lineno} prints below the terminal")
+        if called == "torch.load":
+            found.append(f"{module}:{node.lineno} calls torch.load, which reads pickle")
+        found += [
+            f"{module}:{node.lineno} sets trust_remote_code"
+            for keyword in node.keywords
+            if keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) != "False"
+        ]
+    return found
+
+
+def test_imports_go_down_only():
+    assert [found for module in modules() for found in floor_violations(module, source_of(module))] == []
+
+
+def test_everything_public_has_a_docstring():
+    assert [found for module in modules() for found in undocumented(module, source_of(module))] == []
+
+
+def test_nothing_forbidden_appears():
+    assert [found for module in modules() for found in forbidden(module, source_of(module))] == []
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {module: len(source_of(module).splitlines()) for module in modules()}
+    assert {module: length for module, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_every_module_has_its_tests():
+    names = [module.split(".")[-1] for module in modules() if not ROOT.joinpath(*module.split(".")).is_dir()]
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert [name for name in names if name not in tested | WITHOUT_OWN_TESTS] == []
+
+
+def test_the_house_is_not_empty():
+    """A wrong path would let every test above pass."""
+    assert {module.split(".")[0] for module in modules()} == set(FLOORS)
+    assert len(modules()) > 30
+
+
+def test_every_exception_from_having_tests_is_still_needed():
+    names = {module.split(".")[-1] for module in modules()}
+    assert names >= WITHOUT_OWN_TESTS
+    assert not [name for name in WITHOUT_OWN_TESTS if (ROOT / "tests" / f"test_{name}.py").exists()]
+
+
+def test_module_names_are_unique():
+    names = Counter(module.split(".")[-1] for module in modules())
+    assert [name for name, count in names.items() if count > 1 and name != "errors"] == []
+
+
+def test_the_command_line_and_the_light_packages_import_no_torch():
+    """Importing torch takes seconds, and --help must not."""
+    light = [module for module in modules() if module.startswith(TORCH_FREE)]
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(*sys.modules)"
+    command = [sys.executable, "-c", program, "tui.cli", *light]
+    loaded = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    assert "tui.cli" in loaded
+    assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("profiles.x", "import offload.units"),
+        ("offload.x", "from runtime import events"),
+        ("runtime.x", "def f():\n    from tui.cli import main"),
+        ("runtime.model.x", "import tui"),
+        ("tui.x", "from offload.units import parse_bytes"),
+        ("tui.x", "from offload import errors_of_others"),
+        ("tui.x", "import offload"),
+        ("runtime.x", "from . import events"),
+        ("runtime.speculation.x", "import torch"),
+        ("profiles", "from torch import Tensor"),
+        ("profiles.x", "if TYPE_CHECKING:\n    import transformers.models"),
+    ],
+)
+def test_an_import_that_goes_up_is_caught(module, source):
+    assert len(floor_violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("runtime.x", "from offload.units import parse_bytes\nfrom profiles import y\nimport torch"),
+        ("tui.x", "from offload.errors import OverstoryError\nfrom offload import errors\nimport runtime.events"),
+        ("offload.x", "import torch, numpy\nfrom offload.errors import LinkError"),
+        ("runtime.speculations", "import torch"),
+    ],
+)
+def test_an_import_that_goes_down_is_fine(module, source):
+    assert floor_violations(module, source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(): pass",
+        '"""Doc."""\ndef f(): pass',
+        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self): pass',
+        '"""Doc."""\nclass C:\n    """Doc."""\n    class D:\n        x = 1',
+    ],
+)
+def test_a_missing_docstring_is_caught(source):
+    assert undocumented("x", source)
+
+
+def test_private_and_inner_names_need_no_docstring():
+    source = '"""D."""\ndef _f(): pass\ndef g():\n    """D."""\n    def h(): pass\nclass _C:\n    def f(self): pass\n'
+    assert undocumented("x", source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import load",
+        "print(1)",
+        "torch.load(path)",
+        "f(trust_remote_code=True)",
+        "f(trust_remote_code=flag)",
+    ],
+)
+def test_a_forbidden_call_is_caught(source):
+    assert len(forbidden("runtime.x", source)) == 1
+
+
+def test_trust_may_be_refused_and_the_terminal_may_print():
+    assert forbidden("tui.x", "print(1)\nf(trust_remote_code=False)") == []

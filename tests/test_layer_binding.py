@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from offload.weight_format import DenseWeight, Int8RowsWeight, MatmulPolicy, UpcastScratch
+from runtime.model.layer_binding import ModuleBinder, StoredLinear, bind_embedding, replace_linears
+
+
+class Block(nn.Module):
+    """A linear layer with bias, one without, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(inputs))
+
+
+@pytest.fixture
+def block() -> Block:
+    torch.manual_seed(0)
+    return Block().eval().requires_grad_(False)
+
+
+def bound(block: Block, *, is_int8: bool = False) -> tuple[ModuleBinder, dict[str, torch.Tensor]]:
+    tensors = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    block.to("meta")
+    replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
+    convert = Int8RowsWeight.quantize if is_int8 else None
+    binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), convert=convert)
+    binder.bind(tensors)
+    return binder, tensors
+
+
+def test_a_bound_module_computes_what_the_original_did(block: Block) -> None:
+    inputs = torch.randn(2, 4)
+    expected = block(inputs)
+    bound(block)
+    torch.testing.assert_close(block(inputs), expected)
+
+
+def test_an_unbound_module_cannot_compute(block: Block) -> None:
+    binder, _ = bound(block)
+    binder.unbind()
+    with pytest.raises(AssertionError, match="released"):
+        block(torch.randn(2, 4))
+
+
+def test_dense_matrices_are_views_and_no_copies(block: Block) -> None:
+    _, tensors = bound(block)
+    first = block.inner[0]
+    assert isinstance(first, StoredLinear)
+    assert isinstance(first.stored, DenseWeight)
+    assert first.weight.data_ptr() == tensors["inner.0.weight"].data_ptr()
+
+
+def test_converted_weights_outlive_the_slab_they_came_from(block: Block) -> None:
+    """The substitute draft is made from slots that the next layer overwrites, norms and biases included."""
+    inputs = torch.randn(2, 4)
+    _, tensors = bound(block, is_int8=True)
+    before = block(inputs)
+    for tensor in tensors.values():
+        tensor.fill_(float("nan"))
+    assert torch.equal(block(inputs), before)
+
+
+def test_subclasses_of_linear_are_left_alone() -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    module = nn.Sequential(Scaled(2, 2), nn.Linear(2, 2))
+    replace_linears(module, UpcastScratch(torch.float32, torch.device("cpu")))
+    assert type(module[0]) is Scaled
+    assert isinstance(module[1], StoredLinear)
+
+
+def test_an_embedding_gathers_from_the_stored_table_and_keeps_its_own_forward() -> None:
+    class ScaledEmbedding(nn.Embedding):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(input_ids) * 3
+
+    table = torch.randn(10, 4).bfloat16()
+    module = ScaledEmbedding(10, 4, padding_idx=9, device="meta").requires_grad_(False)
+    bind_embedding(module, table, torch.float32)
+    ids = torch.tensor([[7, 7, 0]])
+    assert torch.equal(module(ids), table[ids].float() * 3)
