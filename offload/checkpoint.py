@@ -6,12 +6,8 @@ opens nothing but JSON and safetensors, so no file of a checkpoint can run code.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
 
-import json
 import math
-import os
 import re
-import reprlib
-import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.errors import CheckpointError
+from offload.strict_json import parse_json, quote, read_json, read_start
 
 SUPPORTED_DTYPES = ("BF16", "F16", "F32")
 ITEM_BYTES = {
@@ -35,13 +32,6 @@ _LENGTH_BYTES = 8
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SKIPPED_PATTERNS = ("*/*", "consolidated*")
-_quoter = reprlib.Repr()
-_quoter.maxstring = _quoter.maxother = 80
-
-
-def quote(value: object) -> str:
-    """`value` as a short single line that is safe to print, whatever a file put into it."""
-    return _quoter.repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +76,7 @@ class Checkpoint:
                 raise CheckpointError(f"{folder} is not a folder; expected a model folder in Hugging Face format")
             if not (folder / "config.json").exists():
                 raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
-            config = _read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
+            config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
             _refuse_quantised(config, folder=folder)
             tensors = _read_tensors(folder)
         except OSError as error:
@@ -194,7 +184,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorEntry]:
     index_file = folder / "model.safetensors.index.json"
     if not index_file.exists():
         _raise_no_safetensors(folder)
-    weight_map = _read_json(index_file, max_bytes=MAX_HEADER_BYTES).get("weight_map")
+    weight_map = read_json(index_file, max_bytes=MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_file} has no usable weight_map: expected file names by tensor name")
     headers: dict[str, dict[str, TensorEntry]] = {}
@@ -235,7 +225,7 @@ def _raise_no_safetensors(folder: Path) -> NoReturn:
 
 
 def _read_header(file: Path) -> dict[str, TensorEntry]:
-    file_bytes, start = _read_start(file, num_bytes=_LENGTH_BYTES)
+    file_bytes, start = read_start(file, num_bytes=_LENGTH_BYTES)
     if len(start) < _LENGTH_BYTES:
         raise CheckpointError(f"{file} is not a safetensors file: it has {file_bytes} bytes; download it again")
     header_bytes = int.from_bytes(start, "little")
@@ -246,8 +236,8 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         )
     if header_bytes > MAX_HEADER_BYTES:
         raise CheckpointError(f"{file} has a header of {header_bytes} bytes; expected at most {MAX_HEADER_BYTES}")
-    _, raw = _read_start(file, num_bytes=_LENGTH_BYTES + header_bytes)
-    header = _parse_json(raw[_LENGTH_BYTES:], where=f"the header of {file}")
+    _, raw = read_start(file, num_bytes=_LENGTH_BYTES + header_bytes)
+    header = parse_json(raw[_LENGTH_BYTES:], where=f"the header of {file}")
     header.pop("__metadata__", None)
     data_offset_bytes = _LENGTH_BYTES + header_bytes
     tensors: dict[str, TensorEntry] = {}
@@ -297,56 +287,3 @@ def _check_overlaps(tensors: Mapping[str, TensorEntry], *, file: Path) -> None:
             raise CheckpointError(
                 f"{file} is damaged: the tensors {quote(left.name)} and {quote(right.name)} overlap; download it again"
             )
-
-
-def _read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
-    """The file's size and its first bytes; only regular files, because opening a pipe would wait for ever."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{file} is not a regular file; expected the file that the model's publisher offers")
-        with file.open("rb") as opened:
-            return os.fstat(opened.fileno()).st_size, opened.read(num_bytes)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; download the model again") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {quote(str(error))}") from error
-
-
-def _read_json(file: Path, *, max_bytes: int) -> dict[str, Any]:
-    file_bytes, raw = _read_start(file, num_bytes=max_bytes)
-    if file_bytes > max_bytes:
-        raise CheckpointError(f"{file} has {file_bytes} bytes; expected at most {max_bytes}")
-    return _parse_json(raw, where=str(file))
-
-
-def _parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
-    """A JSON object; stricter than the standard parser: no key twice, no NaN, no infinity."""
-    try:
-        parsed = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_unique_pairs,
-            parse_constant=_finite_float,
-            parse_float=_finite_float,
-        )
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not valid JSON: {quote(str(error))}; download it again") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where} holds {quote(parsed)}; expected a JSON object")
-    return parsed
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
-            raise ValueError(f"the key {quote(name)} stands twice")
-        unique[name] = value
-    return unique
-
-
-def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{quote(text)} is not a finite number")
-    return number

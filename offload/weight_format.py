@@ -51,7 +51,7 @@ class UpcastScratch:
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
     def linear(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """`inputs` (..., I) times the transpose of `matrix` (O, I) of a narrower dtype: (..., O), widened in chunks."""
+        """`inputs` (..., I) times the transpose of `matrix` (O, I), which is widened in chunks: (..., O)."""
         num_outputs, num_columns = matrix.shape
         flat = inputs.reshape(-1, num_columns).t()  # (I, T)
         products = inputs.new_empty(num_outputs, flat.shape[1])  # (O, T)
@@ -70,7 +70,7 @@ class MatmulPolicy:
     direct_max_rows: int = 0
     """Inputs of at most this many rows are rounded to the storage dtype; 0 keeps every product in the compute dtype.
 
-    Rounding makes a token's logits depend on the width of its pass, so a target keeps 0; a draft may be as fast as it can.
+    Rounding makes a token's logits depend on the width of its pass, so a target keeps 0; a draft may be fast.
     """
 
 

@@ -38,7 +38,7 @@ from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_MAX_NODES = 256
-"""Largest tree that `auto` considers on a CPU: with float32 products a larger one never paid on the machines measured."""
+"""Largest tree that `auto` considers: on a CPU a larger one computes longer than any disk reads."""
 RESERVED_SHARE = 0.03
 RESERVED_BYTES = 64 << 20
 """Free memory that the default budget leaves alone: this much and this share of it."""
@@ -116,13 +116,11 @@ class _Assembly:
         return OpenSession(session, accounting, streamer, link, reader)
 
     def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
-        """Enough for the longest request, the user's own choice, or a default; never more than the model's positions."""
+        """The user's choice, or enough for the longest request, or a default; at most the model's positions."""
         limit = max_positions(self._target.config) or (1 << 30)
         if self._config.context_tokens is not None:
             return min(self._config.context_tokens, limit)
-        needed = [
-            len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests
-        ]
+        needed = [len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests]
         return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
 
     def _plan(self) -> tuple[ResidencyPlan, Accounting]:
@@ -151,7 +149,7 @@ class _Assembly:
         return plan, self._account(plan, fixed, budget)
 
     def _host_budget(self, remaining_bytes: int) -> int:
-        """Layers wait in host memory only where a link is emulated; without one, memory is better spent on residents."""
+        """Layers wait in host memory only where a link is emulated; without one, residents are the better use."""
         if self._config.host_memory_bytes is not None:
             return self._config.host_memory_bytes
         return max(0, remaining_bytes - RESERVED_BYTES) if self._config.link else 0

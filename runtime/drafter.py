@@ -24,7 +24,7 @@ class Drafter:
     """A draft model and how far its cache has followed the text."""
 
     def __init__(self, model: StreamedModel, *, target_vocab_size: int) -> None:
-        """`target_vocab_size` V: rows of the target's logits; either model may have padding rows that the other lacks."""
+        """`target_vocab_size` V: the target's logits; either model may have padding rows that the other lacks."""
         self._model = model
         self._target_vocab_size = target_vocab_size
         self._num_committed = 0
@@ -122,7 +122,7 @@ class Drafter:
             tree.set_children(node, token_ids=drawn, draft_probs=probs)
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the other branches."""
+        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest."""
         slots = [self._slots[node] for node in path[1:] if node in self._slots]
         self._model.cache.compact(self._num_committed, slots)
         self._num_committed += len(slots)

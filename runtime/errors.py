@@ -1,10 +1,10 @@
 """What can go wrong with tokens, below `offload.errors.OverstoryError`.
 
-    BadInputError                   exit code 2
-    ├── OptionError                 a setting outside its range
-    ├── PromptFileError             a prompt file or one of its lines cannot be read
-    ├── TokenizerMismatchError      the draft's token ids mean other strings than the target's
-    └── DemoModelError              the default model could not be fetched, or is not the expected one
+BadInputError                   exit code 2
+├── OptionError                 a setting outside its range
+├── PromptFileError             a prompt file or one of its lines cannot be read
+├── TokenizerMismatchError      the draft's token ids mean other strings than the target's
+└── DemoModelError              the default model could not be fetched, or is not the expected one
 """
 
 from offload.errors import BadInputError

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from offload.layer_streamer import PassStatistics
 from offload.pipeline_model import round_seconds_for
 from runtime.events import PassVerified
-from runtime.speculation.tree_search import BestFirst, best_first_by_levels
 from runtime.speculation.token_tree import TreeTopology
+from runtime.speculation.tree_search import BestFirst, best_first_by_levels
 
 FIRST_SHAPE = (24, 8)
 """Nodes and levels of the tree before anything was measured."""
@@ -139,7 +139,7 @@ class TreePlanner:
         max_nodes: int,
         fixed_shape: tuple[int, int] | None = None,
     ) -> None:
-        """`streamed_bytes` has an entry per layer, None for residents; `fixed_shape` (nodes, levels) ends all choosing."""
+        """`streamed_bytes`: per layer, None for residents; `fixed_shape` (nodes, levels) ends all choosing."""
         self._acceptance = acceptance
         self._streamed_bytes = tuple(streamed_bytes)
         self._num_slots = num_slots

@@ -88,9 +88,7 @@ def run_stream_benchmark(
     ranges = [piece for source in sources for piece in source.layout.ranges]
     turns = []
     for _ in range(num_turns):
-        raw = measure_raw_link(
-            ranges, block_bytes=opened.reader.block_bytes, num_threads=opened.reader.num_threads
-        )
+        raw = measure_raw_link(ranges, block_bytes=opened.reader.block_bytes, num_threads=opened.reader.num_threads)
         turn = _time_passes(opened, passes_per_turn, raw.bytes_per_second)
         turns.append(turn)
         yield turn

@@ -12,7 +12,6 @@ from runtime.events import Finished, TextDelta, TokensAccepted
 from runtime.prompt_file import Message, PromptRequest
 from runtime.session import Session, format_prompt
 
-
 SEED = 37
 """A random model whose greedy answer is varied and meets no end token for 100 tokens."""
 

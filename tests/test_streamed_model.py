@@ -33,7 +33,8 @@ def test_streamed_logits_equal_transformers_own(kind: str, num_residents: int, t
         target = opened.session.engine.target
         assert opened.streamer.num_streamed_layers == len(target.cache.layers) - num_residents
         hidden = [
-            target.run_pass(chain_input(TOKENS[start:stop], num_cached=start)) for start, stop in ((0, 11), (11, 12), (12, 18))
+            target.run_pass(chain_input(TOKENS[start:stop], num_cached=start))
+            for start, stop in ((0, 11), (11, 12), (12, 18))
         ]
         logits = target.logits(torch.cat(hidden))
     torch.testing.assert_close(logits, own_logits(folder, TOKENS), rtol=1e-5, atol=1e-5)

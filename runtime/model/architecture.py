@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -23,24 +22,19 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from offload.checkpoint import Checkpoint, TensorEntry, quote
+from offload.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError, UnsupportedArchitectureError
+from offload.strict_json import quote
 from runtime.model.size_guard import SizeGuard
+from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 
-SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
 MAX_BUILT_ELEMENTS = 2**31
 """No single parameter of a dense model is larger; a config that asks for one is damaged."""
 _MAX_COUNT = 100_000
 _COUNT_KEY = re.compile(r"^(?!.*(size|dim|length|token|position)).*(layer|block|depth|label|loop|cycle)")
-_EXPERT_KEY = re.compile(r"experts?$")
-_OTHER_INPUT_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
 _NOT_ATTENTION = frozenset(
     ("experts", "router", "mamba", "linear_attn", "delta_net", "short_conv", "conv", "recurrent", "temporal_block")
 )
-_UNSUITABLE_TYPES = {
-    "gpt_neo": "its local attention goes by cache slots, not by positions",
-    "hrm_text": "it runs its layers several times per token",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,58 +105,11 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         found = f"model_type {quote(raw['model_type'])}"
         raise CheckpointError(f"{where} ({found}) was refused by transformers: {_first_line(error)}") from error
     try:
-        _refuse_unsupported(config, where=where)
+        refuse_unsupported(config, where=where)
         _check_layer_count(config, checkpoint)
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{where} holds a setting of the wrong kind: {_first_line(error)}") from error
     return config
-
-
-def _refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
-    reason = _unsuitable_parts(config) or _unsafe_forward(config)
-    if reason is not None:
-        raise UnsupportedArchitectureError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
-
-
-def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
-    """What this model has that a dense decoder has not; None if nothing."""
-    settings = config.to_dict()
-    is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
-    for key, value in settings.items():
-        if _OTHER_INPUT_KEY.match(key) and value:
-            return f"a composite model ({key}), not a text-only decoder"
-        if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
-            return f"a mixture of experts ({key} = {value})"
-    if getattr(config, "is_encoder_decoder", False):
-        return "an encoder-decoder model"
-    other_types = set(_declared(config, "layer_types") or ()) - {"full_attention", "sliding_attention"}
-    if other_types:
-        return f"a model with layers other than full or sliding attention ({quote(min(map(str, other_types)))})"
-    return None
-
-
-def _unsafe_forward(config: PreTrainedConfig) -> str | None:
-    """Why a token tree could not be run through this model's forward; None if it can."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return "not a causal language model in transformers"
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
-        return "not a causal language model"
-    needed = ("input_ids", "attention_mask", "position_ids", "past_key_values")
-    missing = [name for name in needed if name not in inspect.signature(model_class.forward).parameters]
-    if missing:
-        return f"a model whose forward takes no {missing[0]}, so that a tree of tokens cannot be placed in it"
-    if not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
-        return "a model that does not take attention masks from its caller"
-    if getattr(config, "alibi", False):
-        return "a model whose attention goes by distance in memory (alibi)"
-    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
-        return "a model with bidirectional attention"
-    if getattr(config, "add_cross_attention", False):
-        return "a model with cross-attention"
-    if getattr(config, "num_kv_shared_layers", 0):
-        return "a model whose layers share keys and values"
-    return _UNSUITABLE_TYPES.get(config.model_type)
 
 
 def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
@@ -256,6 +203,8 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(outermost) != 1 or not outermost[0][0].startswith(prefix) or "encoder" in outermost[0][0].split("."):
         raise _unsupported(model, "no single list of decoder layers")
     layers_name, layers = outermost[0]
+    if "attention_mask" not in inspect.signature(layers[0].forward).parameters:
+        raise _unsupported(model, "layers that take no attention mask")
     for name, module in layers.named_modules():
         if not _NOT_ATTENTION.isdisjoint(name.split(".")) or type(module) is nn.Conv1d:
             raise _unsupported(model, f"layers that are not dense attention layers ({quote(name)})")
@@ -291,8 +240,8 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
 def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | None, ...]:
     """What the model's own masks do: per layer type where the class declares types, else one window for all layers."""
     config = model.config
-    window = _declared(config, "sliding_window")
-    layer_types = _declared(config, "layer_types")
+    window = declared(config, "sliding_window")
+    layer_types = declared(config, "layer_types")
     if not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
         return (None,) * num_layers
     if layer_types is None:
@@ -312,20 +261,6 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     """Number of positions that the model was made for; None if its configuration does not say."""
     limit = getattr(config, "max_position_embeddings", None)
     return limit if type(limit) is int and limit > 0 else None
-
-
-def _architecture(config: PreTrainedConfig) -> str:
-    """The class that config.json names, or the one that transformers would choose."""
-    names = getattr(config, "architectures", None)
-    if isinstance(names, list) and names:
-        return str(names[0])
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return str(getattr(model_class, "__name__", config.model_type))
-
-
-def _declared(config: PreTrainedConfig, name: str) -> Any:
-    """A setting only if the configuration's class knows it: unknown keys of config.json are attributes too."""
-    return getattr(config, name, None) if hasattr(type(config), name) else None
 
 
 def _walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:

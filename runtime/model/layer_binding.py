@@ -85,7 +85,7 @@ class ModuleBinder:
             linear.stored = None
 
 
-def bind_embedding(module: nn.Module, matrix: torch.Tensor, compute_dtype: torch.dtype) -> None:
+def bind_embedding(module: nn.Embedding, matrix: torch.Tensor, compute_dtype: torch.dtype) -> None:
     """Let an nn.Embedding (or a subclass that scales) read its rows from `matrix` (V, E) in the storage dtype.
 
     Before each forward the rows asked for are gathered and widened, and the ids renumbered: the architecture's own

@@ -6,7 +6,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ class ComputePlan:
 
     dtype: torch.dtype
     """Type of activations, caches and (widened) weights."""
-    policy: MatmulPolicy = MatmulPolicy()
+    policy: MatmulPolicy = field(default_factory=MatmulPolicy)
     """When a product may run in the weights' narrower dtype."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where it runs."""
 
 
@@ -97,7 +97,13 @@ class EmptyModel:
         replace_linears(model, UpcastScratch(compute.dtype, compute.device))
         _bind_others(model, parts, others, compute)
         shell = ModelShell(
-            model, parts.decoder_prefix, list(parts.layers), parts.layer_windows, compute.dtype, compute.device
+            model=model,
+            decoder_prefix=parts.decoder_prefix,
+            layers=list(parts.layers),
+            vocab_size=files.config.vocab_size,
+            layer_windows=parts.layer_windows,
+            compute_dtype=compute.dtype,
+            device=compute.device,
         )
         return cls(shell, compute)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offload.checkpoint import quote
+from offload.strict_json import quote
 
 
 class SizeGuard(TorchDispatchMode):

@@ -41,7 +41,9 @@ class PassInput:
 class _KnownHiddenStates(nn.Module):
     """Stands where the decoder was: hands on the hidden states it is given."""
 
-    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+    def forward(
+        self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
@@ -55,6 +57,8 @@ class ModelShell:
     """Name of the decoder below `model`."""
     layers: Sequence[nn.Module]
     """The decoder layers, in order."""
+    vocab_size: int
+    """V: rows of the embedding, padding included."""
     layer_windows: Sequence[int | None]
     """Sliding window of each layer; None is full attention."""
     compute_dtype: torch.dtype
@@ -75,7 +79,7 @@ class StreamedModel:
         slabs: LayerSlabs | None = None,
         streamer: LayerStreamer | None = None,
     ) -> None:
-        """With `streamer`, each visit binds the slab it hands over through `binders` and `slabs`; without, all is bound."""
+        """With `streamer`, each visit binds the slab it hands over (`binders`, `slabs`); without, all is bound."""
         self.shell = shell
         self.cache = cache
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0)
@@ -119,8 +123,7 @@ class StreamedModel:
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
-        size: int = self.shell.model.config.vocab_size
-        return size
+        return self.shell.vocab_size
 
     @torch.inference_mode()
     def run_pass(self, inputs: PassInput) -> torch.Tensor:
@@ -172,4 +175,3 @@ def chain_input(token_ids: Sequence[int], *, num_cached: int) -> PassInput:
     positions = np.arange(num_cached + num_tokens, dtype=np.int64)
     causal = np.tri(num_tokens, num_cached + num_tokens, k=num_cached, dtype=np.bool_)
     return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, causal)
-

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from offload.checkpoint import quote
 from offload.errors import CheckpointError
+from offload.strict_json import quote
 from runtime.errors import TokenizerMismatchError
 
 

@@ -75,7 +75,8 @@ class TreeCache(Cache):  # type: ignore[misc]
     @property
     def num_cached(self) -> int:
         """Tokens that every layer holds (during a pass: that the slowest layer holds)."""
-        return min(layer.num_cached for layer in self.layers)
+        counts: list[int] = [layer.num_cached for layer in self.layers]
+        return min(counts)
 
     def truncate(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens` tokens."""

@@ -36,4 +36,3 @@ def _additive(allowed: npt.NDArray[np.bool_], dtype: torch.dtype, device: torch.
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
     mask.masked_fill_(torch.from_numpy(~allowed).to(device), torch.finfo(dtype).min)
     return mask[None, None]  # (1, 1, T, K)
-

@@ -1,0 +1,85 @@
+"""Which configurations describe a dense decoder-only causal language model that a tree of tokens can be run through.
+
+Decides by what a configuration and its class are, not by a list of names. Looks at no weights and builds nothing.
+"""
+
+import inspect
+import re
+import sys
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from offload.errors import UnsupportedArchitectureError
+from offload.strict_json import quote
+
+SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
+_EXPERT_KEY = re.compile(r"experts?$")
+_OTHER_INPUT_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
+_UNSUITABLE_TYPES = {
+    "gpt_neo": "its local attention goes by cache slots, not by positions",
+    "hrm_text": "it runs its layers several times per token",
+}
+
+
+def refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
+    """Raise UnsupportedArchitectureError, saying what was found, unless a tree can be run; `where` names the file."""
+    reason = _unsuitable_parts(config) or _unsafe_forward(config)
+    if reason is not None:
+        raise UnsupportedArchitectureError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
+
+
+def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
+    """What this model has that a dense decoder has not; None if nothing."""
+    settings = config.to_dict()
+    is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
+    for key, value in settings.items():
+        if _OTHER_INPUT_KEY.match(key) and value:
+            return f"a composite model ({key}), not a text-only decoder"
+        if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
+            return f"a mixture of experts ({key} = {value})"
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder model"
+    other_types = set(declared(config, "layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if other_types:
+        return f"a model with layers other than full or sliding attention ({quote(min(map(str, other_types)))})"
+    return None
+
+
+def _unsafe_forward(config: PreTrainedConfig) -> str | None:
+    """Why a token tree could not be run through this model's forward; None if it can."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "not a causal language model in transformers"
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
+        return "not a causal language model"
+    needed = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+    missing = [name for name in needed if name not in inspect.signature(model_class.forward).parameters]
+    if missing:
+        return f"a model whose forward takes no {missing[0]}, so that a tree of tokens cannot be placed in it"
+    if not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
+        return "a model that does not take attention masks from its caller"
+    if getattr(config, "alibi", False):
+        return "a model whose attention goes by distance in memory (alibi)"
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        return "a model with bidirectional attention"
+    if getattr(config, "add_cross_attention", False):
+        return "a model with cross-attention"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "a model whose layers share keys and values"
+    return _UNSUITABLE_TYPES.get(config.model_type)
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    """The class that config.json names, or the one that transformers would choose."""
+    names = getattr(config, "architectures", None)
+    if isinstance(names, list) and names:
+        return str(names[0])
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return str(getattr(model_class, "__name__", config.model_type))
+
+
+def declared(config: PreTrainedConfig, name: str) -> Any:
+    """A setting only if the configuration's class knows it: unknown keys of config.json are attributes too."""
+    return getattr(config, name, None) if hasattr(type(config), name) else None

@@ -1,0 +1,31 @@
+import math
+
+import pytest
+
+from runtime.errors import OptionError
+from runtime.sampling_params import SamplingParams
+
+
+def test_the_defaults_are_greedy() -> None:
+    assert SamplingParams().is_greedy
+    assert not SamplingParams(temperature=0.1).is_greedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", math.nan),
+        ("top_k", -1),
+        ("seed", -1),
+        ("max_new_tokens", 0),
+        ("stop", ("",)),
+    ],
+)
+def test_a_value_outside_its_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"^{name} is"):
+        SamplingParams(**{name: value})  # type: ignore[arg-type]

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+from session_factory import open_tiny, save_tiny_folder
+
+from runtime.errors import OptionError
+from runtime.stream_benchmark import StreamReport, StreamTurn, run_stream_benchmark
+
+
+def test_a_run_reports_each_turn_and_every_byte(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model", seed=37)
+    with open_tiny(folder, num_residents=1, io="buffered") as opened:
+        *turns, report = run_stream_benchmark(opened, num_turns=2, passes_per_turn=3)
+        payload = opened.session.engine.target.last_pass.bytes_streamed
+    assert isinstance(report, StreamReport)
+    assert report.turns == tuple(turns)
+    assert len(turns) == 2
+    assert report.bytes_per_pass == payload
+    assert (report.num_resident_layers, report.num_streamed_layers) == (1, 3)
+    record = report.to_record()
+    assert record["ratio"] == pytest.approx(sorted(turn.ratio for turn in report.turns)[0], rel=10)
+    assert record["raw_bytes_per_second"] > 0
+    assert record["seconds_per_pass"] > 0
+
+
+def test_the_ratio_is_the_median_of_the_turns() -> None:
+    turns = tuple(StreamTurn(100.0, achieved, 1.0) for achieved in (90.0, 99.0, 10.0))
+    report = StreamReport(turns, 1, 1, 0, 1, peak_bytes=11, planned_bytes=10)
+    assert report.ratio == pytest.approx(0.9)
+    assert report.to_record()["peak_over_planned"] == pytest.approx(1.1)
+
+
+def test_nothing_to_stream_is_a_sentence(tmp_path: Path) -> None:
+    with open_tiny(save_tiny_folder(tmp_path / "model")) as opened, pytest.raises(OptionError, match="--device-memory"):
+        list(run_stream_benchmark(opened))

@@ -1,0 +1,27 @@
+import pytest
+from model_factory import tiny_config
+
+from offload.errors import UnsupportedArchitectureError
+from runtime.model.supported_models import declared, refuse_unsupported
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "mistral", "gpt2", "olmo2"])
+def test_dense_decoders_pass(kind: str) -> None:
+    refuse_unsupported(tiny_config(kind), where="config.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("mixtral", "mixture of experts"), ("t5", "encoder-decoder"), ("mamba", "linear_attention"), ("bert", "causal")],
+)
+def test_everything_else_is_refused_with_what_it_is(kind: str, reason: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=reason):
+        refuse_unsupported(tiny_config(kind), where="config.json")
+
+
+def test_a_setting_counts_only_if_the_class_knows_it() -> None:
+    """config.json may hold anything, and every key becomes an attribute."""
+    config = tiny_config("llama", sliding_window=4)
+    assert config.sliding_window == 4
+    assert declared(config, "sliding_window") is None
+    assert declared(tiny_config("mistral"), "sliding_window") == 8
