@@ -5,6 +5,7 @@ is read; then embeddings, draft and resident layers are read, and the ring start
 they are.
 """
 
+import gc
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
 from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session, format_prompt
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE, SUBSTITUTE_ACCEPTANCE
 
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_MAX_NODES = 256
@@ -72,8 +73,16 @@ def open_session(
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
         LinkError: reading failed.
     """
+    gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     with ExitStack() as stack:
         yield _Assembly(config, target, draft, requests).open(stack)
+
+
+def plan_memory(
+    config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
+) -> Accounting:
+    """What `open_session` would hold with the same arguments; reads no weights. Raises BadInputError."""
+    return _Assembly(config, target, draft, requests).plan()[1]
 
 
 class _Assembly:
@@ -97,7 +106,7 @@ class _Assembly:
 
     def open(self, stack: ExitStack) -> OpenSession:
         """Plan, read, and start the ring."""
-        plan, accounting = self._plan()
+        plan, accounting = self.plan()
         reader = stack.enter_context(
             HostCopyEngine(
                 num_threads=self._config.num_reader_threads,
@@ -123,7 +132,7 @@ class _Assembly:
         needed = [len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests]
         return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
 
-    def _plan(self) -> tuple[ResidencyPlan, Accounting]:
+    def plan(self) -> tuple[ResidencyPlan, Accounting]:
         """Hold the budgets against what is needed. Raises BudgetError."""
         fixed = self._fixed_memory()
         fixed_bytes = sum(entry.num_bytes for entry in fixed)
@@ -131,9 +140,10 @@ class _Assembly:
         ring_bytes = self._config.ring_slots * max(slab_bytes)
         free = free_memory_bytes()
         budget = self._config.device_memory_bytes
-        if budget is None:
-            reserved = RESERVED_BYTES + int(RESERVED_SHARE * free)
-            budget = fixed_bytes + ring_bytes if self._config.link else max(0, free - reserved)
+        if budget == 0 or (budget is None and self._config.link):  # an emulated device has no free memory to measure
+            budget = fixed_bytes + ring_bytes
+        elif budget is None:
+            budget = max(0, free - RESERVED_BYTES - int(RESERVED_SHARE * free))
         if fixed_bytes > budget:
             needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in fixed)
             raise BudgetError(
@@ -205,7 +215,7 @@ class _Assembly:
     def _planner(self, plan: ResidencyPlan) -> TreePlanner:
         payloads = self._target.slabs.payload_bytes
         return TreePlanner(
-            np.asarray(BUILTIN_ACCEPTANCE),
+            np.asarray(SUBSTITUTE_ACCEPTANCE if self._draft is None else BUILTIN_ACCEPTANCE),
             streamed_bytes=[
                 None if tier is Tier.RESIDENT else size for tier, size in zip(plan.tiers, payloads, strict=True)
             ],

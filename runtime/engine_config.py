@@ -31,7 +31,7 @@ class EngineConfig:
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
     device_memory_bytes: int | None = None
-    """Budget of the device; None is what the machine has free."""
+    """Budget of the device; None is what the machine has free, 0 the least that works: no layer stays resident."""
     host_memory_bytes: int | None = None
     """Budget of host memory for layers; None is what the machine has free."""
     link: str | None = None
@@ -44,12 +44,12 @@ class EngineConfig:
     """Type that matmuls run in; auto follows what the device does fast."""
     io: ReadPath = "auto"
     """`direct` bypasses the page cache, `buffered` does not; auto is direct where the file system allows it."""
-    num_reader_threads: int = 4
+    num_reader_threads: int = 3
     """Threads that read one layer from disk together."""
 
     def __post_init__(self) -> None:
         minimums = (
-            ("device_memory_bytes", self.device_memory_bytes, 1),
+            ("device_memory_bytes", self.device_memory_bytes, 0),
             ("host_memory_bytes", self.host_memory_bytes, 0),
             ("ring_slots", self.ring_slots, 2),
             ("context_tokens", self.context_tokens, 2),
@@ -98,7 +98,9 @@ def parse_tree(text: str) -> tuple[int, int] | None:
 
 
 def parse_memory(text: str, option: str) -> int:
-    """Bytes of a budget such as `2.2GB`; raises OptionError that names the option."""
+    """Bytes of a budget such as `2.2GB`, 0 for `min`; raises OptionError that names the option."""
+    if text == "min":
+        return 0
     with _as_option_error(option):
         return parse_bytes(text)
 

@@ -1,19 +1,22 @@
 """How close plain decoding comes to the raw link, and whether memory is what the accounting says.
 
 Alternates, in one run, the raw link (sequential O_DIRECT reads of the same layers with the same blocks and threads)
-and whole passes of the real round loop without a draft. The first pass of each turn is not timed: it starts from a
-ring that filled while nothing computed. Measures; prints nothing.
+and whole passes of the real round loop without a draft; a turn is held against the raw link right before and right
+after it, since a disk is never twice the same. The first pass of each turn is not timed: it starts from a ring that
+filled while nothing computed. Measures; prints nothing.
 """
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from offload.copy_engine import DiskSource
+from offload.layer_layout import SlabRange
 from offload.link_probe import measure_raw_link
 from offload.memory_budget import process_memory
 from runtime.assembly import OpenSession
@@ -27,14 +30,16 @@ PROMPT_TOKENS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class StreamTurn:
-    """One turn: the raw link, then passes."""
+    """One turn: passes, between two looks at the raw link."""
 
     raw_bytes_per_second: float
-    """What a bare reading loop got."""
+    """What a bare reading loop got, mean of before and after."""
     bytes_per_second: float
     """What whole passes got."""
     seconds_per_pass: float
     """Mean of the turn's passes."""
+    wait_seconds_per_pass: float
+    """Of these, waiting for bytes; where it is near zero the processor is the bound, not the link."""
 
     @property
     def ratio(self) -> float:
@@ -79,7 +84,7 @@ class StreamReport:
 
 
 def run_stream_benchmark(
-    opened: OpenSession, *, num_turns: int = 3, passes_per_turn: int = 3
+    opened: OpenSession, *, num_turns: int = 5, passes_per_turn: int = 3
 ) -> Iterator[StreamTurn | StreamReport]:
     """Yield each turn as it ends, and last the report. Raises OptionError if nothing streams from disk."""
     sources = [layer for layer in opened.streamer.layers if isinstance(layer, DiskSource)]
@@ -104,17 +109,25 @@ def run_stream_benchmark(
     )
 
 
-def _time_passes(opened: OpenSession, num_passes: int, raw_bytes_per_second: float) -> StreamTurn:
+def _raw_bytes_per_second(opened: OpenSession, ranges: Sequence[SlabRange]) -> float:
+    reader = opened.reader
+    return measure_raw_link(ranges, block_bytes=reader.block_bytes, num_threads=reader.num_threads).bytes_per_second
+
+
+def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, float]:
+    """Bytes per second, seconds and waiting seconds per pass, of `num_passes` passes behind an untimed one."""
     engine = opened.session.engine
     engine.truncate(0)
-    rounds = engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))
     marks: list[tuple[float, int]] = []
-    for event in rounds:
-        if isinstance(event, TokensAccepted):
+    wait_seconds = 0.0
+    with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as rounds:
+        for event in rounds:
+            if not isinstance(event, TokensAccepted):
+                continue
+            wait_seconds += engine.target.last_pass.wait_seconds if marks else 0.0
             marks.append((time.perf_counter(), opened.link.bytes_copied))
             if len(marks) > num_passes:
                 break
-    rounds.close()
     (start, start_bytes), (end, end_bytes) = marks[0], marks[-1]
     seconds = end - start
-    return StreamTurn(raw_bytes_per_second, (end_bytes - start_bytes) / seconds, seconds / num_passes)
+    return (end_bytes - start_bytes) / seconds, seconds / num_passes, wait_seconds / num_passes

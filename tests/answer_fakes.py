@@ -79,5 +79,10 @@ def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]
         module.opened.append(config)
         yield SimpleNamespace(session=SimpleNamespace(generate=generate), accounting=ACCOUNTING)
 
+    def plan_memory(config, *, target, draft=None, requests=()) -> Accounting:
+        return ACCOUNTING
+
+    module.plan_memory = plan_memory
+
     module.open_session = open_session
     return module

@@ -52,7 +52,7 @@ def test_a_tree_that_cannot_be_is_refused_by_name(text):
     ("changes", "named"),
     [
         ({"ring_slots": 1}, "ring_slots is 1; it must be 2 or more"),
-        ({"device_memory_bytes": 0}, "device_memory_bytes is 0"),
+        ({"device_memory_bytes": -1}, "device_memory_bytes is -1"),
         ({"host_memory_bytes": -1}, "host_memory_bytes is -1"),
         ({"context_tokens": 1}, "context_tokens is 1"),
         ({"num_reader_threads": 0}, "num_reader_threads is 0"),

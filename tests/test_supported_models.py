@@ -12,7 +12,7 @@ def test_dense_decoders_pass(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("mixtral", "mixture of experts"), ("t5", "encoder-decoder"), ("mamba", "linear_attention"), ("bert", "causal")],
+    [("mixtral", "mixture of experts"), ("t5", "encoder-decoder"), ("mamba", "linear_attention")],
 )
 def test_everything_else_is_refused_with_what_it_is(kind: str, reason: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=reason):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from runtime.assembly import OpenSession
 
 _Returned = TypeVar("_Returned")
+
+STREAM_BENCHMARK_TOKENS = 32
+"""Context of `bench stream`: more would only reserve memory that it never touches."""
 
 app = typer.Typer(
     name="overstory",
@@ -121,25 +124,56 @@ def compare(
     items = read_prompts(path, answers.to_params(), system=answers.system, is_raw=answers.raw)
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout
-    results: dict[str, list[PromptResult]] = {"plain": [], "tree": []}
-    for name, draft in (("plain", "none"), ("tree", config.draft)):
-        out.write(f"\n== {name} ==\n")
-        with _answering(replace(config, draft=draft), items, console) as generate:
-            events = run_prompts(generate, items)
-            results[name] = show_answers(events, out, num_prompts=len(items), earlier=results["plain"])
-    comparison = Comparison(plain=results["plain"], tree=results["tree"])
+    if any(isinstance(item, PromptRequest) for item in items):
+        config = _with_fixed_budget(config, items, console)
+    out.write("\n== plain ==\n")
+    plain = _show_all(replace(config, draft="none"), items, console, out)
+    out.write("\n== tree ==\n")
+    comparison = Comparison(plain=plain, tree=_show_all(config, items, console, out, earlier=plain))
     out.write("\n" + "\n".join(comparison.lines()) + "\n")
     if as_json:
         sys.stdout.write(json.dumps(comparison.to_record()) + "\n")
     return _report_errors(comparison.num_errors, len(items))
 
 
+def _show_all(
+    config: EngineConfig,
+    items: Sequence[PromptItem],
+    console: "Console",
+    out: TextIO,
+    *,
+    earlier: Sequence[PromptResult] = (),
+) -> list[PromptResult]:
+    """Answer every line in a session of its own, whose memory is free again when this returns."""
+    with _answering(config, items, console) as generate:
+        return show_answers(run_prompts(generate, items), out, num_prompts=len(items), earlier=earlier)
+
+
+def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
+    """The same choices with the device budget that they would get now, so that two sessions get the same one."""
+    from runtime.assembly import plan_memory
+    from runtime.model_folders import locate_models
+
+    target, draft = _finish(locate_models(config, cache_folder=cache_folder()), console)
+    requests = [item for item in items if isinstance(item, PromptRequest)]
+    accounting = plan_memory(config, target=target, draft=draft, requests=requests)
+    return replace(config, device_memory_bytes=accounting.budget_bytes)
+
+
 @bench_app.command()
 @with_option_groups
 def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
-    """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line."""
+    """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line.
+
+    Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
+    """
     console = progress_console(is_quiet=quiet)
-    with _open(engine.to_config(), [], console) as opened:
+    config = engine.to_config()
+    if config.device_memory_bytes is None:
+        config = replace(config, device_memory_bytes=0)
+    if config.context_tokens is None:
+        config = replace(config, context_tokens=STREAM_BENCHMARK_TOKENS)
+    with _open(config, [], console) as opened:
         from runtime.stream_benchmark import StreamReport, run_stream_benchmark
 
         for measured in run_stream_benchmark(opened):

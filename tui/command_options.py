@@ -61,7 +61,11 @@ class EngineOptions:
     ] = "auto"
     device_memory: Annotated[
         str | None,
-        typer.Option(help="Budget of the device, as in 2.2GB.", show_default="what is free", rich_help_panel=_MEMORY),
+        typer.Option(
+            help="Budget of the device, as in 2.2GB, or min: no layer stays resident.",
+            show_default="what is free",
+            rich_help_panel=_MEMORY,
+        ),
     ] = None
     host_memory: Annotated[
         str | None,
@@ -86,7 +90,7 @@ class EngineOptions:
     ] = "auto"
     reader_threads: Annotated[
         int, typer.Option(help="Threads that read one layer from disk together.", rich_help_panel=_MEMORY)
-    ] = 4
+    ] = 3
 
     def to_config(self, drafting: DraftOptions | None = None) -> EngineConfig:
         """The same choices, checked; without `drafting`, plain streaming. Raises OptionError."""
