@@ -70,7 +70,9 @@ class EngineOptions:
     host_memory: Annotated[
         str | None,
         typer.Option(
-            help="Budget of host memory for streamed layers.", show_default="what is free", rich_help_panel=_MEMORY
+            help="Budget of host memory for streamed layers.",
+            show_default="what is free with an emulated link, else none",
+            rich_help_panel=_MEMORY,
         ),
     ] = None
     emulate_link: Annotated[

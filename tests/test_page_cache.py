@@ -1,0 +1,63 @@
+"""O_DIRECT leaves nothing in the page cache: a model larger than memory must not push everything else out."""
+
+import ctypes
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from offload.checkpoint import Checkpoint
+from offload.copy_engine import HostCopyEngine
+from offload.layer_layout import layout_layer
+from offload.weight_store import read_slab
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mincore and O_DIRECT are Linux's")
+
+NUM_BYTES = 8 << 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One tensor of 8 MiB, written through and dropped from the cache."""
+    save_file({"w": np.ones(NUM_BYTES // 4, dtype=np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    return tmp_path
+
+
+def cached_pages(file: Path) -> int:
+    """Pages of the file that the kernel holds in memory."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        view = np.frombuffer(mapping, dtype=np.uint8)
+        pages = (ctypes.c_ubyte * -(-len(mapping) // mmap.PAGESIZE))()
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mincore(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(mapping)), pages) == 0
+        del view
+        return sum(page & 1 for page in pages)
+
+
+def read_whole(folder: Path, *, direct: bool) -> bool:
+    layout = layout_layer(dict(Checkpoint.open(folder).tensors))
+    with HostCopyEngine(direct=None if direct else False) as engine:
+        assert read_slab(layout, engine).numel() >= NUM_BYTES
+        return engine.is_direct
+
+
+def test_direct_reads_do_not_grow_the_page_cache(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    if not read_whole(folder, direct=True):
+        pytest.skip("the temporary folder's file system has no O_DIRECT")
+    # Of 2,048 pages: the header is read through the cache, with readahead.
+    assert cached_pages(file) < 64
+
+
+def test_buffered_reads_do_which_is_how_we_know_that_the_count_counts(folder: Path) -> None:
+    read_whole(folder, direct=False)
+    assert cached_pages(folder / "model.safetensors") > NUM_BYTES // mmap.PAGESIZE // 2
