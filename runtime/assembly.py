@@ -41,7 +41,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_MAX_NODES = 256
 """Largest tree that `auto` considers: on a CPU a larger one computes longer than any disk reads."""
 RESERVED_SHARE = 0.03
-RESERVED_BYTES = 64 << 20
+RESERVED_BYTES = 192 << 20
 """Free memory that the default budget leaves alone: this much and this share of it."""
 
 
@@ -170,8 +170,10 @@ class _Assembly:
         cache_bytes = self._capacity * target.cache_bytes_per_token(self._dtype)
         entries = [MemoryEntry("target's embeddings, norm and head", target.other_layout.slab_bytes)]
         if draft is not None:
-            draft_bytes = sum(layout.slab_bytes for layout in draft.slabs.layouts) + draft.other_layout.slab_bytes
-            entries.append(MemoryEntry("draft model", draft_bytes))
+            is_int8 = self._config.draft_format == "int8"
+            layer_bytes = draft.int8_bytes if is_int8 else sum(layout.slab_bytes for layout in draft.slabs.layouts)
+            label = "draft model (int8 rows)" if is_int8 else "draft model"
+            entries.append(MemoryEntry(label, layer_bytes + draft.other_layout.slab_bytes))
             cache_bytes += self._capacity * draft.cache_bytes_per_token(self._dtype)
         elif not self._config.is_plain:
             entries.append(MemoryEntry("substitute draft (int8 rows)", target.int8_bytes))
@@ -209,7 +211,8 @@ class _Assembly:
             model = empty.quantized(self._target.slabs, reader, capacity=self._capacity)
         else:
             empty = EmptyModel.build(self._draft, compute, others=read_others(self._draft, reader))
-            model = empty.resident(self._draft.slabs, reader, capacity=self._capacity)
+            load = empty.quantized if self._config.draft_format == "int8" else empty.resident
+            model = load(self._draft.slabs, reader, capacity=self._capacity)
         return Drafter(model, target_vocab_size=self._target.config.vocab_size)
 
     def _planner(self, plan: ResidencyPlan) -> TreePlanner:

@@ -16,6 +16,7 @@ from runtime.errors import OptionError
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 ReadPath = Literal["auto", "direct", "buffered"]
+DraftFormat = Literal["int8", "stored"]
 
 MAX_TREE_NODES = 4096
 
@@ -28,6 +29,8 @@ class EngineConfig:
     """Folder or hub name of the model whose text is wanted; None is the demo model."""
     draft: str = "substitute"
     """`substitute` (the target's own layers, int8, resident), `none` (plain streaming), or a folder or hub name."""
+    draft_format: DraftFormat = "int8"
+    """How a separate draft's layers are held: `int8` rows, or `stored` as in its files."""
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
     device_memory_bytes: int | None = None
@@ -58,7 +61,11 @@ class EngineConfig:
         for name, value, minimum in minimums:
             if value is not None and value < minimum:
                 raise OptionError(f"{name} is {value}; it must be {minimum} or more")
-        choices = (("compute_dtype", self.compute_dtype, ComputeDtype), ("io", self.io, ReadPath))
+        choices = (
+            ("compute_dtype", self.compute_dtype, ComputeDtype),
+            ("io", self.io, ReadPath),
+            ("draft_format", self.draft_format, DraftFormat),
+        )
         for name, found, allowed in choices:
             if found not in get_args(allowed):
                 raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(get_args(allowed))}")

@@ -35,7 +35,13 @@ def open_tiny(
 ) -> Generator[OpenSession, None, None]:
     """A session on `target`; `num_residents` sets the budget so that exactly so many layers stay resident."""
     folder = draft if isinstance(draft, Path) else None
-    options: dict[str, Any] = {"context_tokens": CONTEXT_TOKENS, "draft": str(draft), "tree": tree, **settings}
+    options: dict[str, Any] = {
+        "context_tokens": CONTEXT_TOKENS,
+        "draft": str(draft),
+        "tree": tree,
+        "draft_format": "stored",
+    }
+    options |= settings
     budget = None
     if num_residents is not None:
         with open_session(EngineConfig(target=str(target), **options), target=target, draft=folder) as whole:

@@ -34,6 +34,17 @@ def test_free_memory_is_filled_with_residents(folder: Path) -> None:
         assert opened.accounting.streamed_bytes_per_pass == 0
 
 
+def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_path: Path) -> None:
+    draft = save_tiny_folder(tmp_path / "draft", "qwen2", seed=4)
+    texts, fixed_bytes = [], []
+    for draft_format in ("stored", "int8"):
+        with open_tiny(folder, draft=draft, tree="12x5", draft_format=draft_format) as opened:
+            texts.append(answer(opened, request())[1])
+            fixed_bytes.append(opened.accounting.fixed_bytes)
+    assert texts[0] == texts[1]
+    assert fixed_bytes[1] < fixed_bytes[0]
+
+
 def test_an_emulated_link_keeps_only_the_ring_on_the_device_and_layers_in_host_memory(folder: Path) -> None:
     with open_tiny(folder, link="1GB/s") as opened:
         assert isinstance(opened.link, EmulatedLink)

@@ -81,3 +81,10 @@ def test_the_crossover_is_measured_and_bounded() -> None:
     assert measure_direct_max_rows(torch.float32, torch.float32) == 0
     measured = measure_direct_max_rows(torch.bfloat16, torch.float32, side=64)
     assert measured in {0, 1, 4, 16, 64, 1 << 30}
+
+
+def test_quantizing_leaves_the_matrix_as_it_was() -> None:
+    matrix = random_matrix(8, 16, torch.float32)
+    before = matrix.clone()
+    Int8RowsWeight.quantize(matrix)
+    assert torch.equal(matrix, before)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from runtime.engine_config import ComputeDtype, EngineConfig, ReadPath, parse_memory
+from runtime.engine_config import ComputeDtype, DraftFormat, EngineConfig, ReadPath, parse_memory
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 
@@ -33,6 +33,12 @@ class DraftOptions:
             rich_help_panel=_MODELS,
         ),
     ] = "substitute"
+    draft_format: Annotated[
+        str,
+        typer.Option(
+            help="How a separate draft is held: int8 (rows), or stored as in its files.", rich_help_panel=_MODELS
+        ),
+    ] = "int8"
     tree: Annotated[
         str, typer.Option(help="auto, or nodes x levels as in 64x10, the root counted.", rich_help_panel=_MODELS)
     ] = "auto"
@@ -100,6 +106,7 @@ class EngineOptions:
             target=self.target,
             draft="none" if drafting is None else drafting.draft,
             tree="auto" if drafting is None else drafting.tree,
+            draft_format="int8" if drafting is None else cast(DraftFormat, drafting.draft_format),
             device_memory_bytes=_memory(self.device_memory, "--device-memory"),
             host_memory_bytes=_memory(self.host_memory, "--host-memory"),
             link=self.emulate_link,
