@@ -153,7 +153,7 @@ class Int8RowsWeight:
         return product if bias is None else product + bias
 
     def _int8_product(self, inputs: torch.Tensor) -> torch.Tensor:
-        flat = inputs.reshape(-1, inputs.shape[-1])  # (T, I)
+        flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)  # (T, I); a bfloat16 scale would let 128 wrap
         input_scales = (flat.abs().amax(dim=1, keepdim=True) / 127.0).clamp_min(1e-30)
         quantized = (flat / input_scales).round_().to(torch.int8)
         product = torch._int_mm(quantized, self.rows.t()).to(torch.float32)  # (T, O)

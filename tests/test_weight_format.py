@@ -88,3 +88,13 @@ def test_quantizing_leaves_the_matrix_as_it_was() -> None:
     before = matrix.clone()
     Int8RowsWeight.quantize(matrix)
     assert torch.equal(matrix, before)
+
+
+def test_an_int8_product_of_bfloat16_inputs_does_not_wrap(scratch: UpcastScratch) -> None:
+    """A scale rounded down to bfloat16 made the largest activation 128, which wrapped to -128: drafts were noise."""
+    matrix = random_matrix(64, 256, torch.float32)
+    inputs = torch.randn(32, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    product = Int8RowsWeight.quantize(matrix).linear(inputs, None, scratch)
+    expected = F.linear(inputs.float(), matrix)
+    assert product.dtype == torch.bfloat16
+    assert (product.float() - expected).norm() / expected.norm() < 0.02
