@@ -18,7 +18,7 @@ def test_a_run_reports_each_turn_and_every_byte(tmp_path: Path) -> None:
     assert report.bytes_per_pass == payload
     assert (report.num_resident_layers, report.num_streamed_layers) == (1, 3)
     record = report.to_record()
-    assert record["ratio"] == pytest.approx(sorted(turn.ratio for turn in report.turns)[0], rel=10)
+    assert record["ratio"] == pytest.approx(sum(turn.ratio for turn in turns) / 2)  # the median of two
     assert record["raw_bytes_per_second"] > 0
     assert record["seconds_per_pass"] > 0
 
