@@ -1,34 +1,18 @@
-"""Moves a layer's bytes into a slot while the caller does something else.
+"""What moves a layer's bytes into a slot while the caller does something else: sources, pending copies, the protocol.
 
-The protocol that the layer streamer drives, and the engine of a machine without an accelerator: threads that read files
-and copy memory. An accelerator's engine fits the same protocol: there `wait` makes the compute stream wait for the copy
-stream, and `release` records the event behind which the slot may be overwritten. Knows slabs, not layers or passes.
+The layer streamer drives it. On a host, `wait` blocks until the bytes are there; on an accelerator it makes the
+compute stream wait for the copy stream, and `release` records the event behind which the slot may be overwritten. Knows
+slabs, not layers or passes.
 """
 
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Protocol, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from offload.block_reader import SourceFile, split_range
-from offload.errors import LinkError, PassCancelledError
 from offload.layer_layout import LayerLayout
-from offload.slab_memory import PAGE_BYTES
-
-# On a virtual disk of 1.1 to 2 GB/s, O_DIRECT, 1 GiB each: 1 to 4 threads with 4, 8 or 16 MiB lie within its noise.
-# Three keep two requests queued while one thread is in Python (0.1 to 0.17 of a core); 8 MiB is never the slowest.
-DEFAULT_NUM_THREADS = 3
-DEFAULT_BLOCK_BYTES = 8 << 20
-
-_CANCEL_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +89,9 @@ class CopyEngine(Protocol):
     def bytes_copied(self) -> int:
         """Total weight bytes of the copies that arrived."""
 
+    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
+        """Say which sources will be asked for, in order, over and over; an engine may use it to read ahead."""
+
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         """Begin to fill `slot` (uint8, at least source.slot_bytes) and return at once; any failure shows in `wait`."""
 
@@ -113,217 +100,3 @@ class CopyEngine(Protocol):
 
     def close(self) -> None:
         """Abandon what is in flight, wait until nothing writes any more, free what the engine holds; idempotent."""
-
-
-class _Block(Protocol):
-    def transfer(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _MemoryBlock:
-    """A piece of a slab that one thread copies."""
-
-    source: NDArray[np.uint8]
-    destination: NDArray[np.uint8]
-
-    def transfer(self) -> None:
-        # Not torch's copy_: it would give every thread of ours a pool of OpenMP threads of its own.
-        np.copyto(self.destination, self.source)
-
-
-class _HostCopy:
-    """One copy of the HostCopyEngine, made of blocks that may finish in any order."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        self.num_blocks_left = 0
-        self.failure: Exception | None = None
-        self.is_abandoned = False
-        self._arrived = threading.Event()
-
-    @property
-    def is_done(self) -> bool:
-        return self._arrived.is_set()
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.failure is None and not self.is_abandoned
-
-    def wait(self, cancel: threading.Event | None = None) -> None:
-        # Two events cannot be waited for at once; and on Windows a wait without a timeout ignores Ctrl-C.
-        while not self._arrived.wait(_CANCEL_POLL_SECONDS):
-            if cancel is not None and cancel.is_set():
-                raise PassCancelledError("The pass was cancelled while it waited for a layer.")
-        if self.failure is not None and not self.is_abandoned:
-            raise LinkError(str(self.failure)) from self.failure
-
-    def abandon(self) -> None:
-        self.is_abandoned = True
-
-    def arrive(self) -> None:
-        self._arrived.set()
-
-
-class HostCopyEngine:
-    """Fills slots in host memory with a few threads that take blocks from one queue, so that files are read in order.
-
-    A block that fails fails its own copy only. A context manager; closing it joins the threads.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_threads: int = DEFAULT_NUM_THREADS,
-        block_bytes: int = DEFAULT_BLOCK_BYTES,
-        direct: bool | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """`direct`: True demands O_DIRECT, False never uses it, None uses it where file system and layout allow it."""
-        if num_threads < 1 or block_bytes < PAGE_BYTES or block_bytes % PAGE_BYTES:
-            raise ValueError(f"{num_threads} threads and blocks of {block_bytes} bytes: need 1 or more, in whole pages")
-        self.block_bytes = block_bytes
-        self.num_threads = num_threads
-        self._direct = direct
-        self._clock = clock
-        self._files: dict[Path, SourceFile] = {}
-        self._queue: deque[tuple[_HostCopy, _Block]] = deque()
-        self._wake = threading.Condition()
-        self._is_closed = False
-        self._bytes_copied = 0
-        self._num_in_flight = 0
-        self._busy_seconds = 0.0
-        self._busy_since = 0.0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"copy-{index}", daemon=True) for index in range(num_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def busy_seconds(self) -> float:
-        """Total time so far during which at least one copy was in flight."""
-        with self._wake:
-            running = self._clock() - self._busy_since if self._num_in_flight else 0.0
-            return self._busy_seconds + running
-
-    @property
-    def bytes_copied(self) -> int:
-        """Total weight bytes of the copies that arrived."""
-        with self._wake:
-            return self._bytes_copied
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether every file opened so far is read with O_DIRECT; True before the first one, unless it is ruled out."""
-        return self._direct is not False and all(file.is_direct for file in self._files.values())
-
-    def start(self, source: CopySource, slot: torch.Tensor) -> _HostCopy:
-        """Queue the copy's blocks; see CopyEngine."""
-        copy = _HostCopy(source.payload_bytes)
-        blocks: list[_Block] = []
-        try:
-            blocks.extend(self._split(source, slot))
-        except (OSError, LinkError) as error:
-            copy.failure = error
-        with self._wake:
-            if self._is_closed:
-                raise RuntimeError("the copy engine is closed")
-            if self._num_in_flight == 0:
-                self._busy_since = self._clock()
-            self._num_in_flight += 1
-            copy.num_blocks_left = len(blocks)
-            self._queue.extend((copy, block) for block in blocks)
-            if not blocks:
-                self._arrive(copy)
-            self._wake.notify(len(blocks))
-        return copy
-
-    def release(self, slot: torch.Tensor) -> None:
-        """Nothing to do: host computation is over when the caller says so."""
-
-    def close(self) -> None:
-        """Abandon what is queued, join the threads and close the files; idempotent."""
-        with self._wake:
-            self._is_closed = True
-            for copy, _ in self._queue:
-                copy.failure = copy.failure or LinkError("The copy engine was closed before the copy was complete.")
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _split(self, source: CopySource, slot: torch.Tensor) -> Iterator[_Block]:
-        assert slot.numel() >= source.slot_bytes, "the slot is smaller than the layer"
-        destination: NDArray[np.uint8] = slot.numpy()
-        if isinstance(source, HostSource):
-            origin: NDArray[np.uint8] = source.slab.numpy()
-            for begin in range(0, len(origin), self.block_bytes):
-                end = min(begin + self.block_bytes, len(origin))
-                yield _MemoryBlock(origin[begin:end], destination[begin:end])
-            return
-        layout = source.layout
-        is_aligned = layout.is_phase_aligned and slot.data_ptr() % PAGE_BYTES == 0
-        if self._direct and not is_aligned:
-            raise LinkError(
-                f"{layout.ranges[0].file} does not store its weights where O_DIRECT could read them; "
-                "choose buffered reads instead."
-            )
-        for file in {piece.file: self._open(piece.file) for piece in layout.ranges}.values():
-            file.check_unchanged()
-        for piece in layout.ranges:
-            file = self._files[piece.file]
-            is_direct = is_aligned and file.is_direct
-            yield from split_range(piece, file, destination.data, block_bytes=self.block_bytes, is_direct=is_direct)
-
-    def _open(self, path: Path) -> SourceFile:
-        if path not in self._files:
-            try:
-                self._files[path] = SourceFile(path, direct=self._direct)
-            except OSError as error:
-                raise LinkError(
-                    f"{path} cannot be opened ({error.strerror or error}); check that it is there."
-                ) from error
-        return self._files[path]
-
-    def _work(self) -> None:
-        while (job := self._next_job()) is not None:
-            copy, block = job
-            failure: Exception | None = None
-            if copy.is_wanted:
-                try:
-                    block.transfer()
-                except Exception as error:  # handed over to whoever waits for the copy; the thread lives on
-                    failure = error
-            self._finish_block(copy, failure)
-
-    def _next_job(self) -> tuple[_HostCopy, _Block] | None:
-        with self._wake:
-            while not self._queue and not self._is_closed:
-                self._wake.wait()
-            return self._queue.popleft() if self._queue else None
-
-    def _finish_block(self, copy: _HostCopy, failure: Exception | None) -> None:
-        with self._wake:
-            copy.failure = copy.failure or failure
-            copy.num_blocks_left -= 1
-            if copy.num_blocks_left == 0:
-                self._arrive(copy)
-
-    def _arrive(self, copy: _HostCopy) -> None:
-        """With the lock held: nothing writes to the copy's slot any more."""
-        self._num_in_flight -= 1
-        if self._num_in_flight == 0:
-            self._busy_seconds += self._clock() - self._busy_since
-        if copy.is_wanted:
-            self._bytes_copied += copy.num_bytes
-        copy.arrive()

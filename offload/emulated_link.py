@@ -7,7 +7,7 @@ bytes and a clock; what moves the bytes is the engine below.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -59,6 +59,10 @@ class EmulatedLink:
     def bytes_copied(self) -> int:
         """Total weight bytes that the engine below has copied."""
         return self._engine.bytes_copied
+
+    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
+        """As the engine below does."""
+        self._engine.look_ahead(cycle)
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         """Book the link for the copy and hand it to the engine below; returns at once."""

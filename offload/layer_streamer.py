@@ -16,7 +16,7 @@ from typing import Self, TypeAlias
 
 import torch
 
-from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
 from offload.errors import PassCancelledError
 from offload.slab_memory import allocate_slab
 
@@ -68,6 +68,10 @@ class PassStatistics:
     """Layers handed out."""
     num_streamed_layers: int
     """Of these, the ones that came through the ring."""
+    disk_busy_seconds: float = 0.0
+    """As link_busy_seconds, for the disk behind the link; 0 where the link is the disk, or there is none."""
+    bytes_read: int = 0
+    """Weight bytes that the disk behind the link delivered for them."""
 
 
 @dataclass(slots=True)
@@ -94,12 +98,17 @@ class LayerStreamer:
         *,
         num_slots: int,
         allocate_slot: Callable[[int], torch.Tensor] = allocate_slab,
+        disk: CopyEngine | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`num_slots` is 2 or more if anything streams; `allocate_slot(bytes)` is called once for each, here."""
+        """`num_slots` is 2 or more if anything streams; `allocate_slot(bytes)` is called once for each, here.
+
+        `disk` is the engine behind `engine` whose business is counted too, if there is one.
+        """
         self.layers = tuple(layers)
         """Every layer: resident, or where its bytes come from."""
         self._engine = engine
+        self._disk = disk
         self._clock = clock
         sources = [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, ResidentLayer)]
         self._sources: tuple[tuple[int, CopySource], ...] = tuple(sources)
@@ -117,7 +126,8 @@ class LayerStreamer:
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._began = self._waited = 0.0
-        self._busy_mark = engine.busy_seconds
+        self._mark_busy()
+        engine.look_ahead([source for _, source in self._sources])
 
     def __enter__(self) -> Self:
         return self
@@ -196,7 +206,8 @@ class LayerStreamer:
         self._require(not self._acquired, f"layers {sorted(self._acquired)} are not released")
         self._require(self._next_layer == len(self.layers), f"layer {self._next_layer} was never asked for")
         self._leave_pass()
-        busy_before, self._busy_mark = self._busy_mark, self._engine.busy_seconds
+        busy_before, disk_busy_before = self._busy_mark, self._disk_busy_mark
+        self._mark_busy()
         return PassStatistics(
             seconds=self._clock() - self._began,
             wait_seconds=self._waited,
@@ -204,6 +215,10 @@ class LayerStreamer:
             bytes_streamed=sum(source.payload_bytes for _, source in self._sources),
             num_layers=len(self.layers),
             num_streamed_layers=len(self._sources),
+            disk_busy_seconds=self._disk_busy_mark - disk_busy_before,
+            bytes_read=sum(source.payload_bytes for _, source in self._sources if isinstance(source, DiskSource))
+            if self._disk
+            else 0,
         )
 
     def abort_pass(self) -> None:
@@ -263,7 +278,11 @@ class LayerStreamer:
         self._visits = [None] * len(self.slots)
         self._free_slots = deque(range(len(self.slots)))
         self._next_source = 0
+        self._mark_busy()
+
+    def _mark_busy(self) -> None:
         self._busy_mark = self._engine.busy_seconds
+        self._disk_busy_mark = self._disk.busy_seconds if self._disk is not None else 0.0
 
     def _leave_pass(self) -> None:
         with self._lock:

@@ -15,8 +15,8 @@ from io import FileIO
 from itertools import cycle, takewhile
 from pathlib import Path
 
-from offload.copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.errors import LinkError
+from offload.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.layer_layout import SlabRange
 from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
 

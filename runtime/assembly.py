@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from offload.copy_engine import CopyEngine, HostCopyEngine
+from offload.copy_engine import CopyEngine
 from offload.emulated_link import EmulatedLink
 from offload.errors import BudgetError
+from offload.host_copy_engine import HostCopyEngine
 from offload.layer_streamer import LayerStreamer
 from offload.memory_budget import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency

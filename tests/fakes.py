@@ -1,6 +1,7 @@
 """Stand-ins that only tests need: a clock that stands still until waited for, a link on it, and slots gone bad."""
 
 import threading
+from collections.abc import Sequence
 
 import torch
 
@@ -36,6 +37,9 @@ class InstantEngine:
         self.failing: set[int] = set()
         """Numbers of the copies (in order of start) that fail."""
         self.num_started = 0
+
+    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
+        self.cycle = list(cycle)
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         cause = OSError("pulled the plug") if self.num_started in self.failing else None
@@ -134,6 +138,9 @@ class PoisoningEngine:
     @property
     def bytes_copied(self) -> int:
         return self._engine.bytes_copied
+
+    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
+        self._engine.look_ahead(cycle)
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         return self._engine.start(source, slot)

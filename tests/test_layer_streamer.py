@@ -10,9 +10,10 @@ import pytest
 import torch
 from fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 
-from offload.copy_engine import CopyEngine, DiskSource, HostCopyEngine, HostSource
+from offload.copy_engine import CopyEngine, DiskSource, HostSource
 from offload.emulated_link import EmulatedLink
 from offload.errors import LinkError, PassCancelledError
+from offload.host_copy_engine import HostCopyEngine
 from offload.layer_layout import LayerLayout, SlabRange
 from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, SlotState, StreamedLayer
 from offload.pipeline_model import PipelineParts, simulate

@@ -5,8 +5,8 @@ import torch
 from model_factory import save_tiny_model
 from session_factory import save_tiny_folder
 
-from offload.copy_engine import HostCopyEngine
 from offload.errors import CheckpointError
+from offload.host_copy_engine import HostCopyEngine
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
 from runtime.model.streamed_model import chain_input
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from offload.checkpoint import Checkpoint
-from offload.copy_engine import HostCopyEngine
+from offload.host_copy_engine import HostCopyEngine
 from offload.layer_layout import layout_layer
 from offload.weight_store import read_slab
 

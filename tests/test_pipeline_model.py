@@ -14,11 +14,17 @@ from offload.pipeline_model import LayerTiming, PipelineParts, round_seconds, ro
 def random_parts(rng: random.Random, *, max_layers: int = 9) -> PipelineParts:
     num_layers = rng.randint(1, max_layers)
     resident_share = rng.choice([0.0, 0.3, 0.7])
+    disk_share = rng.choice([0.0, 0.4, 1.0])
+    copy_seconds = tuple(
+        None if rng.random() < resident_share else rng.choice([0.0, rng.random(), float(rng.randint(1, 9))])
+        for _ in range(num_layers)
+    )
     return PipelineParts(
-        copy_seconds=tuple(
-            None if rng.random() < resident_share else rng.choice([0.0, rng.random(), float(rng.randint(1, 9))])
-            for _ in range(num_layers)
+        copy_seconds=copy_seconds,
+        read_seconds=tuple(
+            None if copy is None or rng.random() >= disk_share else float(rng.randint(0, 12)) for copy in copy_seconds
         ),
+        num_stages=rng.randint(1, 3),
         compute_seconds=tuple(rng.choice([0.0, rng.random(), float(rng.randint(1, 9))]) for _ in range(num_layers)),
         num_slots=rng.randint(1, 5),
         between_passes_seconds=rng.choice([0.0, rng.random(), 20.0]),
@@ -119,3 +125,30 @@ def test_mismatched_lengths_and_an_empty_ring_are_refused() -> None:
         round_seconds_for([[1.0]], (1.0, 1.0), num_slots=2)
     with pytest.raises(ValueError, match="ring of 0 slots"):
         PipelineParts((1.0,), (1.0,), num_slots=0)
+
+
+def test_a_disk_layer_waits_for_its_stage_as_worked_out_by_hand() -> None:
+    """One stage: its second read waits until the link has emptied it."""
+    parts = PipelineParts((2.0,) * 3, (1.0,) * 3, num_slots=3, read_seconds=(5.0, None, 5.0), num_stages=1)
+    (layers,) = simulate(parts, 1).passes
+    assert layers == (LayerTiming(5, 7, 7, 8), LayerTiming(7, 9, 9, 10), LayerTiming(12, 14, 14, 15))
+
+
+def test_with_two_stages_a_round_costs_the_slower_link_not_the_sum() -> None:
+    """Every second of 40 layers comes from disk: reads and copies hide behind each other almost wholly."""
+    reads = tuple(4.0 if index % 2 else None for index in range(40))
+    for copy_seconds in (1.0, 2.0, 3.0):
+        parts = PipelineParts((copy_seconds,) * 40, (0.1,) * 40, num_slots=2, read_seconds=reads, num_stages=2)
+        assert round_seconds(parts) <= 1.05 * max(parts.disk_bound_seconds, parts.link_bound_seconds)
+        assert parts.no_overlap_seconds > 1.4 * round_seconds(parts)
+
+
+@pytest.mark.parametrize(
+    ("reads", "num_stages", "complaint"),
+    [((1.0,), 1, "1 read times but 2 copy times"), ((1.0, None), 0, "cannot pass through 0 stages")],
+)
+def test_reads_that_do_not_fit_the_layers_are_refused(
+    reads: tuple[float | None, ...], num_stages: int, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        PipelineParts((1.0, 1.0), (1.0, 1.0), num_slots=2, read_seconds=reads, num_stages=num_stages)

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from offload.checkpoint import Checkpoint
-from offload.copy_engine import DiskSource, HostCopyEngine, HostSource
+from offload.copy_engine import DiskSource, HostSource
+from offload.host_copy_engine import HostCopyEngine
 from offload.layer_layout import layout_layer
 from offload.layer_streamer import ResidentLayer
 from offload.residency_plan import ResidencyPlan, Tier
