@@ -41,7 +41,7 @@ def test_a_device_that_is_not_here_is_refused_with_what_is(two_devices: None, te
 
 @pytest.mark.parametrize("text", ["", "cuda:", ":0", "cuda:x", "cuda:-1", "CUDA 0", "cuda:0:1", "gpu:99999"])
 def test_what_is_no_device_is_refused(no_device: None, text: str) -> None:
-    with pytest.raises(BadInputError, match="is not a device.*torch finds no accelerator"):
+    with pytest.raises(BadInputError, match=r"is not a device.*torch finds no accelerator"):
         select_device(text)
 
 
