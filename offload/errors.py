@@ -8,20 +8,12 @@
     ├── LinkError                   a copy failed: the pass is lost, the next one may work
     └── PassCancelledError          somebody cancelled the pass that was waiting
 
+The two roots stand in profiles.errors, one floor down, where ProfileError derives from them; import them from here.
 Every message is one sentence: what, where, found, expected, next step.
 """
 
-
-class OverstoryError(Exception):
-    """Base of every error that this project raises on purpose."""
-
-    exit_code = 1
-
-
-class BadInputError(OverstoryError):
-    """What the user gave cannot be used; nothing has been written."""
-
-    exit_code = 2
+from profiles.errors import BadInputError as BadInputError
+from profiles.errors import OverstoryError as OverstoryError
 
 
 class CheckpointError(BadInputError):

@@ -1,0 +1,30 @@
+"""The root of every error tree, and what can go wrong with stored facts.
+
+    OverstoryError                  exit code 1: something failed while running
+    └── BadInputError               exit code 2: what the user gave cannot be used
+        └── ProfileError            a stored profile that cannot be read, believed or written
+            └── StaleProfileError   a sound profile of another device, driver or machine
+
+The roots stand on the lowest floor because every floor derives from them. Every message is one sentence: what, where,
+found, expected, next step.
+"""
+
+
+class OverstoryError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInputError(OverstoryError):
+    """What the user gave cannot be used; nothing has been written."""
+
+    exit_code = 2
+
+
+class ProfileError(BadInputError):
+    """A stored profile cannot be read, is damaged, holds nonsense, or cannot be written."""
+
+
+class StaleProfileError(ProfileError):
+    """The profile is sound, but it describes another device, driver or machine."""
