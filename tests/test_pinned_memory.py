@@ -1,0 +1,408 @@
+"""Registered after they are filled, in chunks, on one thread; a refusal leaves a mixture that works."""
+
+import gc
+import logging
+import mmap
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from fake_driver import OUT_OF_MEMORY, FakeDriver
+
+from offload import pinned_memory
+from offload.errors import PassCancelledError
+from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
+from offload.pinned_memory import CudaHostRegistrar, PinnedMemory, open_pinner, open_registrar
+
+PAGE = 4096
+CHUNK = 4 * PAGE
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """For drivers that wait; set at the end in any case, so that no thread outlives its test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def pin(memory: PinnedMemory, *sizes: int) -> list[torch.Tensor]:
+    slabs = [memory.allocate(size) for size in sizes]
+    for slab in slabs:
+        memory.filled(slab.fill_(1))
+    memory.finish()
+    return slabs
+
+
+def at_call(number: int, act: Callable[[], object]) -> Callable[[int], None]:
+    def before_call(call: int) -> None:
+        if call == number:
+            act()
+
+    return before_call
+
+
+def registered(driver: FakeDriver, slab: torch.Tensor) -> list[tuple[int, int]]:
+    """(offset, bytes) of the ranges in a slab, in order."""
+    begin, end = slab.data_ptr(), slab.data_ptr() + slab.numel()
+    return sorted((address - begin, size) for address, size in driver.ranges.items() if begin <= address < end)
+
+
+def test_a_slab_is_registered_to_the_byte_and_only_once_it_is_filled() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slab = memory.allocate(5 * PAGE - 1)
+        assert slab.dtype == torch.uint8 and slab.shape == (5 * PAGE,) and slab.data_ptr() % PAGE == 0
+        memory.finish()
+        assert not memory.is_pinned(slab) and driver.ranges == {}
+        memory.filled(slab)
+        memory.finish()
+        assert memory.is_pinned(slab) and memory.refused is None
+        assert memory.pinned_bytes == 5 * PAGE
+        assert registered(driver, slab) == [(0, CHUNK), (CHUNK, PAGE)]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, PAGE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 33 * PAGE])
+def test_sizes_are_whole_pages_and_not_powers_of_two(num_bytes: int) -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        (slab,) = pin(memory, num_bytes)
+        expected = max(PAGE, -(-num_bytes // PAGE) * PAGE)
+        assert memory.pinned_bytes == driver.pinned_bytes == slab.numel() == expected
+        offsets = [offset for offset, _ in registered(driver, slab)]
+        assert offsets == list(range(0, expected, CHUNK))
+
+
+def test_a_gigabyte_is_the_usual_chunk() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None) as memory:
+        slab = memory.allocate((1 << 30) + PAGE)  # never touched, so no gigabyte is used
+        memory.filled(slab)
+        memory.finish()
+        assert registered(driver, slab) == [(0, 1 << 30), (1 << 30, PAGE)]
+
+
+def test_every_driver_call_comes_from_one_thread_which_is_not_the_callers() -> None:
+    """The error that a refusal leaves behind belongs to the thread that met it."""
+    driver = FakeDriver(capacity_bytes=3 * CHUNK)
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        pin(memory, CHUNK, 4 * CHUNK)
+    assert len(driver.thread_ids) == 1 and threading.get_ident() not in driver.thread_ids
+
+
+def test_filled_returns_while_the_driver_is_busy(release: threading.Event) -> None:
+    driver = FakeDriver(before_call=lambda _: release.wait())
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = [memory.allocate(CHUNK) for _ in range(3)]
+        for slab in slabs:
+            memory.filled(slab)
+        assert not any(memory.is_pinned(slab) for slab in slabs) and memory.pinned_bytes == 0
+        release.set()
+        memory.finish()
+        assert all(memory.is_pinned(slab) for slab in slabs)
+
+
+@pytest.mark.parametrize("refused_call", range(1, 10))
+def test_a_refusal_at_any_chunk_leaves_a_working_mixture(refused_call: int) -> None:
+    """Of three slabs of three chunks: all before it stay pinned, its own slab is undone, no later one is tried."""
+    driver = FakeDriver()
+    driver.before_call = at_call(refused_call, lambda: setattr(driver, "is_poisoned", True))
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = pin(memory, *[3 * CHUNK] * 3)
+        num_whole = (refused_call - 1) // 3
+        assert [memory.is_pinned(slab) for slab in slabs] == [index < num_whole for index in range(3)]
+        assert [len(registered(driver, slab)) for slab in slabs] == [
+            3 if index < num_whole else 0 for index in range(3)
+        ]
+        assert memory.pinned_bytes == driver.pinned_bytes == num_whole * 3 * CHUNK
+        assert driver.num_register_calls == refused_call
+        assert memory.refused is not None and "error 2, out of memory" in memory.refused
+        (late,) = pin(memory, CHUNK)
+        assert not memory.is_pinned(late) and driver.num_register_calls == refused_call
+        assert all(bool((slab == 1).all()) for slab in [*slabs, late])
+    assert driver.ranges == {}
+
+
+def test_the_refusal_is_one_sentence_with_what_was_pinned_before(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), PinnedMemory(FakeDriver(capacity_bytes=2 * CHUNK), None, CHUNK) as memory:
+        pin(memory, 2 * CHUNK, CHUNK)
+        expected = "the driver pinned 32.8 KB of host memory and then no more (error 2, out of memory)"
+        assert memory.refused == expected and caplog.messages == [expected]
+
+
+def test_a_driver_that_raises_has_refused() -> None:
+    def fail() -> None:
+        raise RuntimeError("the device\nfell off the bus")
+
+    driver = FakeDriver(before_call=at_call(2, fail))
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = pin(memory, CHUNK, CHUNK, CHUNK)
+        assert [memory.is_pinned(slab) for slab in slabs] == [True, False, False]
+        assert memory.refused is not None and "RuntimeError: the device fell off the bus" in memory.refused
+    assert driver.ranges == {}
+
+
+def test_nobody_learns_that_the_queue_is_empty_before_a_refused_slab_is_undone(release: threading.Event) -> None:
+    """A copy from memory that is registered in part fails, so `finish` must not return in between."""
+    driver = FakeDriver(capacity_bytes=2 * CHUNK)
+    is_undoing = threading.Event()
+    unregister = driver.unregister
+
+    def slow_unregister(address: int) -> int:
+        is_undoing.set()
+        release.wait()
+        return unregister(address)
+
+    driver.unregister = slow_unregister  # type: ignore[method-assign]
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        memory.filled(memory.allocate(3 * CHUNK))
+        assert is_undoing.wait(60)
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(PassCancelledError):
+            memory.finish(cancel)
+        release.set()
+        memory.finish()
+        assert memory.refused is not None and driver.ranges == {}
+
+
+def test_the_budget_is_never_exceeded_and_its_rest_is_used() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, 5 * PAGE, CHUNK) as memory:
+        slabs = pin(memory, 3 * PAGE, 3 * PAGE, 2 * PAGE, PAGE)
+        assert [memory.is_pinned(slab) for slab in slabs] == [True, False, True, False]
+        assert memory.pinned_bytes == driver.pinned_bytes == 5 * PAGE
+        assert memory.refused is None  # nobody asked the driver for more
+
+
+def test_a_budget_of_nothing_asks_the_driver_for_nothing() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, 0, CHUNK) as memory:
+        pin(memory, PAGE)
+    assert driver.num_register_calls == 0
+
+
+def test_a_slab_reported_twice_is_registered_once() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        (slab,) = pin(memory, CHUNK)
+        memory.filled(slab)
+        memory.finish()
+        assert driver.num_register_calls == 1 and memory.pinned_bytes == CHUNK
+
+
+def test_memory_of_others_is_not_taken() -> None:
+    with PinnedMemory(FakeDriver(), None, CHUNK) as memory:
+        foreign = torch.zeros(PAGE, dtype=torch.uint8)
+        assert not memory.is_pinned(foreign)
+        with pytest.raises(ValueError, match="not allocated here"):
+            memory.filled(foreign)
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 1, -PAGE, PAGE + 1])
+def test_chunks_are_whole_pages(chunk_bytes: int) -> None:
+    with pytest.raises(ValueError, match="in whole pages"):
+        PinnedMemory(FakeDriver(), None, chunk_bytes)
+
+
+class TracedMapping(mmap.mmap):
+    """An anonymous mapping that can be watched."""
+
+
+def trace_mappings(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
+    """Let the driver's list of events also say when a slab is unmapped."""
+
+    def allocate(num_bytes: int) -> torch.Tensor:
+        mapping = TracedMapping(-1, num_bytes)
+        slab = torch.frombuffer(mapping, dtype=torch.uint8)
+        weakref.finalize(mapping, driver.events.append, ("unmap", slab.data_ptr(), num_bytes))
+        return slab
+
+    monkeypatch.setattr(pinned_memory, "allocate_slab", allocate)
+
+
+def test_every_chunk_is_unregistered_before_its_mapping_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nobody but the owner holds the slabs any more."""
+    driver = FakeDriver()
+    trace_mappings(monkeypatch, driver)
+    memory = PinnedMemory(driver, None, CHUNK)
+    addresses = [slab.data_ptr() for slab in pin(memory, 2 * CHUNK, CHUNK)]
+    gc.collect()
+    assert "unmap" not in [what for what, _, _ in driver.events]
+    memory.close()
+    gc.collect()
+    assert [what for what, _, _ in driver.events] == ["register"] * 3 + ["unregister"] * 3 + ["unmap"] * 2
+    assert sorted(address for what, address, _ in driver.events if what == "unmap") == sorted(addresses)
+
+
+def test_a_slab_outlives_the_close_of_its_owner_as_pageable_memory() -> None:
+    driver = FakeDriver()
+    memory = PinnedMemory(driver, None, CHUNK)
+    (slab,) = pin(memory, CHUNK)
+    memory.close()
+    assert bool((slab == 1).all()) and not memory.is_pinned(slab) and memory.pinned_bytes == 0
+    assert driver.ranges == {}
+
+
+def test_what_the_driver_will_not_let_go_stays_mapped_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were the address used again, a copy from it would read the pages that were pinned before."""
+    monkeypatch.setattr(pinned_memory, "_never_unmapped", [])
+    driver = FakeDriver()
+    trace_mappings(monkeypatch, driver)
+    memory = PinnedMemory(driver, None, CHUNK)
+    pin(memory, CHUNK)
+    driver.unregister_code = OUT_OF_MEMORY
+    memory.close()
+    gc.collect()
+    assert [what for what, _, _ in driver.events] == ["register"]
+    assert "would not unpin 16384 bytes (error 2, out of memory)" in caplog.text
+
+
+def test_closing_again_does_nothing_and_a_closed_owner_takes_nothing() -> None:
+    driver = FakeDriver()
+    memory = PinnedMemory(driver, None, CHUNK)
+    (slab,) = pin(memory, CHUNK)
+    memory.close()
+    num_events = len(driver.events)
+    memory.close()
+    memory.finish()
+    assert len(driver.events) == num_events
+    with pytest.raises(RuntimeError, match="closed"):
+        memory.allocate(PAGE)
+    with pytest.raises(RuntimeError, match="closed"):
+        memory.filled(slab)
+
+
+def test_closing_in_the_middle_drops_the_queue_and_undoes_the_slab_in_hand(release: threading.Event) -> None:
+    has_begun = threading.Event()
+
+    def wait_in_second_call() -> None:
+        has_begun.set()
+        release.wait()
+
+    driver = FakeDriver(before_call=at_call(2, wait_in_second_call))
+    memory = PinnedMemory(driver, None, CHUNK)
+    for size in (3 * CHUNK, CHUNK):
+        memory.filled(memory.allocate(size))
+    assert has_begun.wait(60)
+    closer = threading.Thread(target=memory.close)
+    closer.start()
+    while not memory._is_closing:
+        pass
+    release.set()
+    closer.join(60)
+    assert not closer.is_alive()
+    assert driver.num_register_calls == 2 and driver.ranges == {} and memory.refused is None
+
+
+def test_a_hanging_driver_can_be_left_alone(release: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    cancel = threading.Event()
+
+    def hang() -> None:
+        cancel.set()
+        release.wait()
+
+    driver = FakeDriver(before_call=at_call(2, hang))
+    memory = PinnedMemory(driver, None, CHUNK, patience_seconds=0.05)
+    slabs = [memory.allocate(CHUNK) for _ in range(3)]
+    for slab in slabs:
+        memory.filled(slab)
+    with pytest.raises(PassCancelledError, match="cancelled while host memory was being pinned"):
+        memory.finish(cancel)
+    assert memory.is_pinned(slabs[0]) and not memory.is_pinned(slabs[1])
+    memory.close()
+    assert "has not answered" in caplog.text
+    release.set()
+    memory.close()
+    assert driver.ranges == {}
+
+
+def test_an_error_leaves_the_block_with_everything_unregistered() -> None:
+    driver = FakeDriver()
+    with pytest.raises(KeyError), PinnedMemory(driver, None, CHUNK) as memory:
+        pin(memory, CHUNK)
+        raise KeyError
+    assert driver.ranges == {} and not memory._thread.is_alive()
+
+
+class FakeRuntime:
+    """What `torch.cuda.cudart()` returns, as far as it is used."""
+
+    def __init__(self, codes: list[int]) -> None:
+        self.codes = codes
+        self.calls: list[tuple[Any, ...]] = []
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        self.calls.append(("register", address, num_bytes, flags))
+        return self.codes.pop(0)
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", address))
+        return self.codes.pop(0)
+
+
+class NoDevice:
+    """Stands for `torch.cuda.device`, which needs a driver."""
+
+    entered: list[torch.device] = []  # noqa: RUF012
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        self.entered.append(self.device)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_the_real_registrar_hands_codes_back_and_clears_what_a_refusal_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime([0, 2, 0, 712])
+    launches: list[torch.device] = []
+
+    def launch(_: int, *, device: torch.device) -> None:
+        launches.append(device)
+        raise RuntimeError("CUDA error: out of memory")  # the refusal's, met by an innocent kernel
+
+    monkeypatch.setattr(NoDevice, "entered", [])
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    monkeypatch.setattr(torch, "ones", launch)
+    device = torch.device("cuda", 1)
+    registrar = CudaHostRegistrar(device)
+    assert [registrar.register(8192, 4096), registrar.register(16384, 4096)] == [0, 2]
+    assert launches == [device]
+    assert [registrar.unregister(8192), registrar.unregister(16384)] == [0, 712]
+    assert launches == [device, device]
+    assert runtime.calls == [
+        ("register", 8192, 4096, 1),
+        ("register", 16384, 4096, 1),
+        ("unregister", 8192),
+        ("unregister", 16384),
+    ]
+    assert NoDevice.entered == [device] * 4
+
+
+def test_each_kind_of_device_gets_its_way_of_pinning() -> None:
+    kinds: dict[str, type] = {"cpu": PageableMemory, "cuda": PinnedMemory, "xpu": AllocatorPinnedMemory}
+    for name, kind in kinds.items():
+        with open_pinner(torch.device(name), 123 * PAGE) as pinner:
+            assert type(pinner) is kind
+    assert isinstance(open_registrar(torch.device("cuda", 1)), CudaHostRegistrar)
+    assert open_registrar(torch.device("xpu")) is None
+
+
+def test_a_machine_without_the_driver_ends_with_pageable_slabs() -> None:
+    """torch raises where it was built without it, or finds no device."""
+    if torch.cuda.is_available():
+        pytest.skip("the driver is there")
+    pinner: HostPinner = open_pinner(torch.device("cuda"), None)
+    with pinner:
+        slab = pinner.allocate(PAGE)
+        pinner.filled(slab)
+        pinner.finish()
+        assert not pinner.is_pinned(slab) and pinner.refused is not None
