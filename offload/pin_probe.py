@@ -1,0 +1,230 @@
+"""How much host memory the driver will pin, found out by a process of its own: one refusal poisons whoever meets it.
+
+The child pins 256 MiB after 256 MiB and reports each step in a line, so that even its death tells what it had been
+granted; the parent keeps four fifths of that. `python -m offload.pin_probe` is the child, and is of no use to people.
+Knows neither layers nor platforms.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offload.errors import LinkError, PassCancelledError
+from offload.host_pinner import AllocatorPinnedMemory
+from offload.memory_budget import free_memory_bytes
+from offload.pinned_memory import HostRegistrar, open_registrar
+from offload.slab_memory import PAGE_BYTES, allocate_slab
+from profiles.machine_profile import PinBudgetSource
+
+logger = logging.getLogger(__name__)
+
+STEP_BYTES = 256 << 20
+"""Small against the budgets that are found in practice, 0.5 GB and more."""
+RESERVE_BYTES = 2 << 30
+"""Of free host memory, left alone: the child's own libraries, and everybody else."""
+_KEPT_PERCENT = 80
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a probe was granted, and why it ended."""
+
+    granted_bytes: int
+    """Pinned by the child when it ended."""
+    source: PinBudgetSource
+    """GRANTED, REFUSED, CRASHED or TIMED_OUT."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """What may be relied on: everything if nothing went wrong, else four fifths."""
+        if self.source is PinBudgetSource.GRANTED:
+            return self.granted_bytes
+        return self.granted_bytes * _KEPT_PERCENT // 100
+
+
+def probe_limit_bytes() -> int:
+    """As much as a probe may touch now without driving anybody else out of memory."""
+    return max(0, free_memory_bytes() - RESERVE_BYTES)
+
+
+def probe_pin_budget(
+    driver: str,
+    *,
+    limit_bytes: int,
+    step_bytes: int = STEP_BYTES,
+    timeout_seconds: float = 180.0,
+    cancel: threading.Event | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ProbeResult:
+    """Let a child pin up to `limit_bytes`, and see how far it comes.
+
+    `driver` is a device in torch's words, such as "xpu:0", or "module:attribute", which makes a HostRegistrar.
+
+    Raises:
+        LinkError: the child did not even begin, so that nothing is known; what it said is quoted.
+        PassCancelledError: `cancel` was set first; the child is gone.
+    """
+    arguments = ["--driver", driver, "--limit-bytes", str(limit_bytes), "--step-bytes", str(step_bytes)]
+    # The child finds modules where this process does, and not in whatever folder the user happens to be.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "offload.pin_probe", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    is_in_time, output, complaints = _wait(child, timeout_seconds, cancel, clock)
+    return _read_report(output, complaints, exit_code=child.returncode if is_in_time else None)
+
+
+def _wait(
+    child: subprocess.Popen[str],
+    timeout_seconds: float,
+    cancel: threading.Event | None,
+    clock: Callable[[], float],
+) -> tuple[bool, str, str]:
+    """Whether the child ended by itself in time, and all that it wrote; whatever happens here, it is gone after."""
+    deadline = clock() + timeout_seconds
+    try:
+        while True:
+            if cancel is not None and cancel.is_set():
+                raise PassCancelledError("The search for the pinned memory budget was cancelled.")
+            try:
+                return True, *child.communicate(timeout=_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if clock() >= deadline:
+                    return False, *_kill(child)
+    finally:
+        if child.poll() is None:
+            _kill(child)
+
+
+def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """End the child; all that it wrote."""
+    child.kill()
+    try:
+        return child.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired as error:  # stuck in the driver, where no signal reaches it: leave it there
+        output: str | bytes | None = error.output
+        return output.decode(errors="replace") if isinstance(output, bytes) else output or "", ""
+
+
+def _read_report(output: str, complaints: str, *, exit_code: int | None) -> ProbeResult:
+    """The last whole line counts; `exit_code` None means that the child was killed because its time was up."""
+    steps = [step for line in output.splitlines() if (step := _parse_step(line)) is not None]
+    if not steps:
+        last_words = complaints.strip().splitlines()[-1:] or ["it said nothing"]
+        what = "took too long" if exit_code is None else f"ended with {exit_code}"
+        raise LinkError(
+            f"The driver could not be asked how much host memory it pins: the probe {what} before its first step "
+            f"({last_words[0][:200]}); check that the device works."
+        )
+    granted_bytes, ending = steps[-1]
+    if exit_code is None:
+        source = PinBudgetSource.TIMED_OUT
+    elif exit_code != 0 or ending is None:
+        source = PinBudgetSource.CRASHED
+    else:
+        source = ending
+    logger.debug("the pin probe was granted %d bytes: %s", granted_bytes, source)
+    return ProbeResult(granted_bytes, source)
+
+
+def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
+    """(bytes granted so far, how it ended or None) of one of the child's lines; None for anything else."""
+    try:
+        step = json.loads(line)
+        ending = step["ending"]
+        return int(step["granted_bytes"]), None if ending is None else PinBudgetSource(ending)
+    except (ValueError, KeyError, TypeError):  # a driver that prints, or a line cut off by a crash
+        return None
+
+
+class _AllocatorSteps:
+    """torch's own pinned allocator in the place of a registrar: what it hands out is pinned already."""
+
+    def __init__(self) -> None:
+        self._memory = AllocatorPinnedMemory(None)
+
+    def grant(self, num_bytes: int) -> bool:
+        self._memory.allocate(num_bytes)
+        return self._memory.refused is None
+
+
+class _RegistrarSteps:
+    """Slabs that are touched, registered, and kept to the end."""
+
+    def __init__(self, registrar: HostRegistrar) -> None:
+        self._registrar = registrar
+        self._slabs: list[torch.Tensor] = []
+
+    def grant(self, num_bytes: int) -> bool:
+        slab = allocate_slab(num_bytes)
+        slab[::PAGE_BYTES] = 1
+        self._slabs.append(slab)
+        return self._registrar.register(slab.data_ptr(), slab.numel()) == 0
+
+
+def _open_driver(name: str) -> _AllocatorSteps | _RegistrarSteps:
+    module, _, attribute = name.partition(":")
+    if attribute and not attribute.isdigit():
+        registrar: HostRegistrar = getattr(importlib.import_module(module), attribute)()
+        return _RegistrarSteps(registrar)
+    found = open_registrar(torch.device(name))
+    return _AllocatorSteps() if found is None else _RegistrarSteps(found)
+
+
+def _steps(driver: _AllocatorSteps | _RegistrarSteps, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:
+    """The child's report, beginning with a line that says that the driver is there."""
+    granted_bytes = 0
+    yield {"granted_bytes": 0, "ending": None}
+    while (num_bytes := min(step_bytes, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
+        if not driver.grant(num_bytes):
+            yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.REFUSED.value}
+            return
+        granted_bytes += num_bytes
+        yield {"granted_bytes": granted_bytes, "ending": None}
+    yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.GRANTED.value}
+
+
+def _offer_itself_to_the_out_of_memory_killer() -> None:
+    """Should memory run short after all, this process is the one to lose; only Linux has the file."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _run_child() -> None:
+    parser = argparse.ArgumentParser(prog="python -m offload.pin_probe")
+    parser.add_argument("--driver", required=True)
+    parser.add_argument("--limit-bytes", type=int, required=True)
+    parser.add_argument("--step-bytes", type=int, required=True)
+    arguments = parser.parse_args()
+    _offer_itself_to_the_out_of_memory_killer()
+    for step in _steps(_open_driver(arguments.driver), arguments.limit_bytes, arguments.step_bytes):
+        sys.stdout.write(json.dumps(step) + "\n")
+        sys.stdout.flush()
+    # No clean-up: unregistering gigabytes takes seconds, and the driver lets go of them with the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _run_child()
