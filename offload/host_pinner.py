@@ -148,10 +148,11 @@ class AllocatorPinnedMemory:
     def _try_pinned(self, num_bytes: int) -> torch.Tensor | None:
         try:
             slab = self._allocate_pinned(num_bytes)
+            is_pinned = slab.is_pinned()  # the allocator's own word is all there is to go by here
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             self._refuse(str(error))
             return None
-        if not slab.is_pinned():  # the allocator's own word is all there is to go by here
+        if not is_pinned:
             self._refuse("torch returned memory that it does not call pinned")
             return None
         return slab

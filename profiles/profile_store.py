@@ -90,7 +90,7 @@ def _read(path: Path) -> bytes | None:
             raise ProfileError("it is not a regular file")
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ProfileError(f"it cannot be read ({error.strerror or error})") from error
