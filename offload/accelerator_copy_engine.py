@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import torch
 
@@ -70,39 +70,47 @@ class TorchAccelerator:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def create_stream(self) -> torch.Stream:
+    def create_stream(self) -> WorkStream:
         """See `Accelerator`."""
-        return torch.Stream(self.device)
+        return cast(WorkStream, torch.Stream(self.device))
 
-    def current_stream(self) -> torch.Stream:
+    def current_stream(self) -> WorkStream:
         """See `Accelerator`."""
-        return torch.accelerator.current_stream(self.device)
+        return cast(WorkStream, torch.accelerator.current_stream(self.device))
 
-    def create_event(self) -> torch.Event:
+    def create_event(self) -> StreamEvent:
         """See `Accelerator`; timed where the device can, which says how busy the link is."""
-        return torch.Event(self.device, enable_timing=True)
+        return cast(StreamEvent, torch.Event(self.device, enable_timing=True))
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: torch.Stream) -> None:
+    def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
         """See `Accelerator`."""
-        with stream:
+        with cast(torch.Stream, stream):
             destination.copy_(source, non_blocking=True)
 
 
-@dataclass(slots=True)
-class _SlotState:
-    """What the engine remembers of a slot, by its address."""
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Two events around a piece of device work; they go back to the pool when it is done."""
 
-    compute_done: StreamEvent
-    is_released: bool = False
+    begun: StreamEvent
+    done: StreamEvent
+
+
+@dataclass(slots=True)
+class _SlotUse:
+    """The computation that a slot was handed out for."""
+
+    span: _Span
+    is_over: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    """One copy's events; they go back to the pool when the copy has arrived."""
+    """One copy."""
 
     num_bytes: int
-    begun: StreamEvent
-    done: StreamEvent
+    slot_address: int
+    span: _Span
     issued_at: float
     failure: Exception | None = None
     is_complete: bool = False
@@ -133,14 +141,15 @@ class AcceleratorCopyEngine:
         self._clock = clock
         self._pause = pause
         self._copy_stream = accelerator.create_stream()
-        self._slots: dict[int, _SlotState] = {}
-        self._pool: list[tuple[StreamEvent, StreamEvent]] = []
+        self._uses: dict[int, _SlotUse] = {}  # by the slot's address
+        self._pool: list[_Span] = []
         self._in_flight: deque[_Transfer] = deque()
+        self._computing: deque[_Span] = deque()
         self._lock = threading.RLock()
         self._last_handed_out: _Transfer | None = None
         self._can_time = True
         self._busy_until = clock()
-        self._busy_seconds = 0.0
+        self._busy_seconds = self._computed_seconds = 0.0
         self._bytes_copied = 0
         self._is_closed = False
 
@@ -160,6 +169,13 @@ class AcceleratorCopyEngine:
             return self._busy_seconds
 
     @property
+    def computed_seconds(self) -> float | None:
+        """Total device time of the computations that slots were handed out for; None if the device has no timers."""
+        with self._lock:
+            self._collect()
+            return self._computed_seconds if self._can_time else None
+
+    @property
     def bytes_copied(self) -> int:
         """Total weight bytes of the copies that have arrived."""
         with self._lock:
@@ -177,8 +193,9 @@ class AcceleratorCopyEngine:
             if self._is_closed:
                 raise RuntimeError("the copy engine is closed")
             self._collect()
-            begun, done = self._pool.pop() if self._pool else self._create_events()
-            transfer = _Transfer(source.payload_bytes, begun, done, self._clock(), reads=source.slab)
+            transfer = _Transfer(
+                source.payload_bytes, slot.data_ptr(), self._take_span(), self._clock(), reads=source.slab
+            )
             try:
                 self._enqueue(source.slab, slot, transfer)
             except RuntimeError as error:
@@ -186,30 +203,38 @@ class AcceleratorCopyEngine:
             self._in_flight.append(transfer)
         return _DeviceCopy(self, transfer)
 
-    def _create_events(self) -> tuple[StreamEvent, StreamEvent]:
-        return self._accelerator.create_event(), self._accelerator.create_event()
+    def _take_span(self) -> _Span:
+        return (
+            self._pool.pop()
+            if self._pool
+            else _Span(self._accelerator.create_event(), self._accelerator.create_event())
+        )
 
     def _enqueue(self, slab: torch.Tensor, slot: torch.Tensor, transfer: _Transfer) -> None:
-        state = self._slots.get(slot.data_ptr())
-        if state is not None and state.is_released:
-            self._copy_stream.wait_event(state.compute_done)
-            state.is_released = False
-        self._copy_stream.record_event(transfer.begun)
+        use = self._uses.pop(transfer.slot_address, None)
+        if use is not None and use.is_over:
+            self._copy_stream.wait_event(use.span.done)
+        self._copy_stream.record_event(transfer.span.begun)
         try:
             for begin in range(0, slab.numel(), self.chunk_bytes):
                 end = min(begin + self.chunk_bytes, slab.numel())
                 self._accelerator.copy(slot[begin:end], slab[begin:end], self._copy_stream)
         finally:
-            self._copy_stream.record_event(transfer.done)  # also where a chunk failed: the others still write
+            self._copy_stream.record_event(transfer.span.done)  # also where a chunk failed: the others still write
 
     def release(self, slot: torch.Tensor) -> None:
         """Record where the computation enqueued so far ends: the slot's next copy begins behind it."""
         with self._lock:
-            state = self._slots.get(slot.data_ptr())
-            if state is None:
-                state = self._slots[slot.data_ptr()] = _SlotState(self._accelerator.create_event())
-            self._accelerator.current_stream().record_event(state.compute_done)
-            state.is_released = True
+            use = self._uses.get(slot.data_ptr()) or self._begin_use(slot.data_ptr())
+            self._accelerator.current_stream().record_event(use.span.done)
+            if not use.is_over:
+                self._computing.append(use.span)
+            use.is_over = True
+
+    def _begin_use(self, slot_address: int) -> _SlotUse:
+        use = self._uses[slot_address] = _SlotUse(self._take_span())
+        self._accelerator.current_stream().record_event(use.span.begun)
+        return use
 
     def close(self) -> None:
         """Wait until nothing writes any more, and let go of every event and source; idempotent."""
@@ -219,7 +244,8 @@ class AcceleratorCopyEngine:
         for transfer in tuple(self._in_flight):
             transfer.is_abandoned = True
             self.block_until_arrived(transfer, None)
-        self._slots.clear()
+        self._uses.clear()
+        self._computing.clear()
         self._pool.clear()
 
     def hand_out(self, transfer: _Transfer, cancel: threading.Event | None) -> None:
@@ -227,7 +253,8 @@ class AcceleratorCopyEngine:
         with self._lock:  # the events of a copy that has arrived may be another's by now
             self._collect()
             if transfer.failure is None and not transfer.is_complete:
-                self._accelerator.current_stream().wait_event(transfer.done)
+                self._accelerator.current_stream().wait_event(transfer.span.done)
+            self._begin_use(transfer.slot_address)
         before, self._last_handed_out = self._last_handed_out, transfer
         if before is not None and before is not transfer:
             self.block_until_arrived(before, cancel)
@@ -248,32 +275,42 @@ class AcceleratorCopyEngine:
             return transfer.is_complete
 
     def _collect(self) -> None:
-        """With the lock held: account for the copies that have arrived, in order, and recycle their events."""
-        while self._in_flight and self._is_passed(self._in_flight[0]):
+        """With the lock held: account for what the device has done, in order, and recycle its events."""
+        while self._in_flight and self._is_passed(self._in_flight[0].span, self._in_flight[0]):
             transfer = self._in_flight.popleft()
             transfer.is_complete, transfer.reads = True, None
             if transfer.failure is None:
-                self._busy_seconds += self._seconds_of(transfer)
+                self._busy_seconds += self._copy_seconds(transfer)
                 if not transfer.is_abandoned:
                     self._bytes_copied += transfer.num_bytes
-            self._pool.append((transfer.begun, transfer.done))
+            self._pool.append(transfer.span)
+        while self._computing and self._is_passed(self._computing[0]):
+            span = self._computing.popleft()
+            self._computed_seconds += self._device_seconds(span) or 0.0
+            self._pool.append(span)
 
-    def _is_passed(self, transfer: _Transfer) -> bool:
+    def _is_passed(self, span: _Span, transfer: _Transfer | None = None) -> bool:
         try:
-            return transfer.done.query()
+            return span.done.query()
         except RuntimeError as error:  # the device itself is lost: nothing writes any more
-            transfer.failure = transfer.failure or error
+            if transfer is not None:
+                transfer.failure = transfer.failure or error
             return True
 
-    def _seconds_of(self, transfer: _Transfer) -> float:
+    def _copy_seconds(self, transfer: _Transfer) -> float:
         now = self._clock()
         begun, self._busy_until = max(transfer.issued_at, self._busy_until), now
+        seconds = self._device_seconds(transfer.span)
+        return max(0.0, now - begun) if seconds is None else seconds
+
+    def _device_seconds(self, span: _Span) -> float | None:
+        """What the device's own timers say of work that is done; None if it has none."""
         if self._can_time:
             try:
-                return transfer.begun.elapsed_time(transfer.done) / 1000
+                return span.begun.elapsed_time(span.done) / 1000
             except (RuntimeError, NotImplementedError):
-                self._can_time = False  # then the host's own clock has to do
-        return max(0.0, now - begun)
+                self._can_time = False
+        return None
 
 
 class _DeviceCopy:

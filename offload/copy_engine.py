@@ -86,6 +86,10 @@ class CopyEngine(Protocol):
         """Total time so far during which at least one copy was in flight."""
 
     @property
+    def computed_seconds(self) -> float | None:
+        """Total device time so far from handing a slot out to its release; None where the caller's clock says it."""
+
+    @property
     def bytes_copied(self) -> int:
         """Total weight bytes of the copies that arrived."""
 

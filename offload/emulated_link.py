@@ -56,6 +56,11 @@ class EmulatedLink:
         return max(self._booked_seconds - still_to_come, self._engine.busy_seconds)
 
     @property
+    def computed_seconds(self) -> float | None:
+        """As the engine below says."""
+        return self._engine.computed_seconds
+
+    @property
     def bytes_copied(self) -> int:
         """Total weight bytes that the engine below has copied."""
         return self._engine.bytes_copied
@@ -99,12 +104,11 @@ class _PacedCopy:
         return self._copy.is_done and (self._is_abandoned or self._clock() >= self._due)
 
     def wait(self, cancel: threading.Event | None = None) -> None:
-        self._copy.wait(cancel)
-        if self._is_abandoned:
-            return
-        self._wait(self._due, cancel)
-        if self._clock() < self._due and cancel is not None and cancel.is_set():
-            raise PassCancelledError("The pass was cancelled while it waited for a layer.")
+        if not self._is_abandoned:
+            self._wait(self._due, cancel)
+            if self._clock() < self._due and cancel is not None and cancel.is_set():
+                raise PassCancelledError("The pass was cancelled while it waited for a layer.")
+        self._copy.wait(cancel)  # last: an accelerator's engine counts from here on as the layer's computation
 
     def abandon(self) -> None:
         """The emulated link stays booked, as a real one finishes what it has begun; only nobody waits for it."""

@@ -129,6 +129,11 @@ class HostCopyEngine:
             return self._busy_seconds + running
 
     @property
+    def computed_seconds(self) -> None:
+        """Nothing to add to the caller's own clock."""
+        return None
+
+    @property
     def bytes_copied(self) -> int:
         """Total weight bytes of the copies that arrived."""
         with self._wake:

@@ -68,6 +68,8 @@ class PassStatistics:
     """Layers handed out."""
     num_streamed_layers: int
     """Of these, the ones that came through the ring."""
+    compute_seconds: float
+    """Of the layers' computation: what is left of `seconds` on a host, the device's own time on an accelerator."""
     disk_busy_seconds: float = 0.0
     """As link_busy_seconds, for the disk behind the link; 0 where the link is the disk, or there is none."""
     bytes_read: int = 0
@@ -206,15 +208,21 @@ class LayerStreamer:
         self._require(not self._acquired, f"layers {sorted(self._acquired)} are not released")
         self._require(self._next_layer == len(self.layers), f"layer {self._next_layer} was never asked for")
         self._leave_pass()
-        busy_before, disk_busy_before = self._busy_mark, self._disk_busy_mark
+        busy_before, disk_busy_before, computed_before = self._busy_mark, self._disk_busy_mark, self._computed_mark
         self._mark_busy()
+        seconds = self._clock() - self._began
+        compute_seconds = seconds - self._waited
+        if self._computed_mark is not None and computed_before is not None and self._sources:
+            # The device times what it does for streamed layers; residents cost the same.
+            compute_seconds = (self._computed_mark - computed_before) * len(self.layers) / len(self._sources)
         return PassStatistics(
-            seconds=self._clock() - self._began,
+            seconds=seconds,
             wait_seconds=self._waited,
             link_busy_seconds=self._busy_mark - busy_before,
             bytes_streamed=sum(source.payload_bytes for _, source in self._sources),
             num_layers=len(self.layers),
             num_streamed_layers=len(self._sources),
+            compute_seconds=compute_seconds,
             disk_busy_seconds=self._disk_busy_mark - disk_busy_before,
             bytes_read=sum(source.payload_bytes for _, source in self._sources if isinstance(source, DiskSource))
             if self._disk
@@ -282,6 +290,7 @@ class LayerStreamer:
 
     def _mark_busy(self) -> None:
         self._busy_mark = self._engine.busy_seconds
+        self._computed_mark = self._engine.computed_seconds
         self._disk_busy_mark = self._disk.busy_seconds if self._disk is not None else 0.0
 
     def _leave_pass(self) -> None:

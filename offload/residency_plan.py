@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
+from operator import sub
 from typing import TypeAlias
 
 from offload.errors import BudgetError
@@ -77,27 +78,34 @@ class ResidencyPlan:
 
 
 def plan_residency(
-    layer_bytes: Sequence[int], *, num_slots: int, device_budget_bytes: int, host_budget_bytes: int
+    layer_bytes: Sequence[int],
+    *,
+    num_slots: int,
+    device_budget_bytes: int,
+    host_budget_bytes: int,
+    saved_bytes: Sequence[int] | None = None,
 ) -> ResidencyPlan:
     """Fill the device budget with residents beside a ring of `num_slots` slots, then the host budget; the rest is disk.
 
     `layer_bytes` are slab sizes as allocated. The device budget is what remains for layers and ring after all fixed
     costs. If every layer fits without a ring, there is none. No layer could be moved to a faster tier on top.
+    `saved_bytes`: per layer, what its residency frees elsewhere on the device (a draft that shares it needs no copy).
 
     Raises:
         BudgetError: the device budget does not hold the ring.
     """
     sizes = tuple(layer_bytes)
-    if sum(sizes) <= device_budget_bytes:
+    costs = sizes if saved_bytes is None else tuple(map(sub, sizes, saved_bytes))
+    if sum(costs) <= device_budget_bytes:
         return ResidencyPlan((Tier.RESIDENT,) * len(sizes), sizes, num_slots=0)
 
     def device_cost(residents: frozenset[int]) -> int:
         slot_bytes = max((size for index, size in enumerate(sizes) if index not in residents), default=0)
-        return sum(sizes[index] for index in residents) + num_slots * slot_bytes
+        return sum(costs[index] for index in residents) + num_slots * slot_bytes
 
-    residents = _choose_evenly(sizes, device_cost, device_budget_bytes)
+    residents = _choose_evenly(costs, device_cost, device_budget_bytes)
     if residents is None:
-        needed = min(sum(sizes), num_slots * max(sizes))
+        needed = min(sum(costs), num_slots * max(sizes))
         missing = needed - device_budget_bytes
         raise BudgetError(
             f"{format_bytes(max(0, device_budget_bytes))} of device memory are left for layers, but {num_slots} slots "

@@ -126,6 +126,11 @@ class StagedCopyEngine:
         return self.link.busy_seconds
 
     @property
+    def computed_seconds(self) -> float | None:
+        """As the engine of the link says."""
+        return self.link.computed_seconds
+
+    @property
     def bytes_copied(self) -> int:
         """Over the link to the device."""
         return self.link.bytes_copied

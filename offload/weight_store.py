@@ -1,24 +1,18 @@
-"""Where each layer's bytes are: resident in device memory, in host memory, or on disk.
+"""From a layer's slab to its tensors: a slab's bytes are the file's bytes, and tensors are views of it.
 
-Reads what has to be in memory through a CopyEngine (so with O_DIRECT nothing is left behind in the page cache), and
-hands the rest to the streamer as sources. A slab's bytes are the file's bytes: tensors are views of it. Knows layouts
-and tiers, not what the tensors mean.
+Reads through a CopyEngine, so that with O_DIRECT nothing is left behind in the page cache. Knows layouts, not what
+the tensors mean or in which tier a slab is.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from offload.copy_engine import CopyEngine, DiskSource, HostSource
+from offload.copy_engine import CopyEngine, DiskSource
 from offload.layer_layout import LayerLayout
-from offload.layer_streamer import ResidentLayer, StreamedLayer
-from offload.residency_plan import ResidencyPlan, Tier
 from offload.slab_memory import allocate_slab
 from offload.weight_format import TORCH_DTYPES
-
-logger = logging.getLogger(__name__)
 
 
 def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -65,16 +59,3 @@ class LayerSlabs:
             following = index + num_slots
             if following < len(self.layouts):
                 pending.append(engine.start(DiskSource(self.layouts[following]), slot))
-
-
-def place_layers(slabs: LayerSlabs, plan: ResidencyPlan, engine: CopyEngine) -> list[StreamedLayer]:
-    """Read resident and host layers into memory and name every layer's source, in layer order. Raises LinkError."""
-    layers: list[StreamedLayer] = []
-    for index, (layout, tier) in enumerate(zip(slabs.layouts, plan.tiers, strict=True)):
-        if tier is Tier.DISK:
-            layers.append(DiskSource(layout))
-            continue
-        slab = read_slab(layout, engine)
-        layers.append(ResidentLayer(slab) if tier is Tier.RESIDENT else HostSource(slab, layout.payload_bytes))
-        logger.debug("layer %d is %s: %d bytes", index, tier.name.lower(), layout.slab_bytes)
-    return layers

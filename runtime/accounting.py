@@ -3,7 +3,10 @@
 The residency plan spends what these fixed costs leave; the same list is shown to the user. Sums only: knows no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from offload.residency_plan import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,39 @@ class Accounting:
     """Their bytes."""
     baseline_bytes: int
     """What the process held before any of this: Python, torch and the libraries."""
+    stage_bytes: int = 0
+    """Host memory through which layers from disk pass on their way to the device."""
+
+    @classmethod
+    def of_tiers(
+        cls,
+        tiers: Sequence[Tier],
+        payload_bytes: Sequence[int],
+        *,
+        budget_bytes: int,
+        fixed: tuple[MemoryEntry, ...],
+        ring_bytes: int,
+        resident_bytes: int,
+        stage_bytes: int,
+        baseline_bytes: int,
+    ) -> "Accounting":
+        """Layers counted by their tier; `payload_bytes` are those of each layer's weights."""
+        by_tier = {
+            tier: [size for size, found in zip(payload_bytes, tiers, strict=True) if found is tier] for tier in Tier
+        }
+        return cls(
+            budget_bytes=budget_bytes,
+            fixed=fixed,
+            ring_bytes=ring_bytes,
+            resident_bytes=resident_bytes,
+            num_resident_layers=len(by_tier[Tier.RESIDENT]),
+            num_host_layers=len(by_tier[Tier.HOST]),
+            host_bytes=sum(by_tier[Tier.HOST]),
+            num_disk_layers=len(by_tier[Tier.DISK]),
+            disk_bytes=sum(by_tier[Tier.DISK]),
+            baseline_bytes=baseline_bytes,
+            stage_bytes=stage_bytes,
+        )
 
     @property
     def fixed_bytes(self) -> int:

@@ -14,7 +14,7 @@ from offload.units import format_bytes as format_bytes  # the terminal prints wh
 from offload.units import parse_bytes, parse_link
 from runtime.errors import OptionError
 
-ComputeDtype = Literal["auto", "float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["int8", "stored"]
 
@@ -33,12 +33,16 @@ class EngineConfig:
     """How a separate draft's layers are held: `int8` rows, or `stored` as in its files."""
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
+    device: str = "auto"
+    """`auto` (an accelerator if torch finds one, else the processor), `cpu`, or `TYPE[:INDEX]` as in `cuda:0`."""
     device_memory_bytes: int | None = None
     """Budget of the device; None is what the machine has free, 0 the least that works: no layer stays resident."""
     host_memory_bytes: int | None = None
     """Budget of host memory for layers; None is what the machine has free."""
     link: str | None = None
     """Speed and latency of an emulated link, as in `25GB/s,10us`; None is the real link."""
+    disk_link: str | None = None
+    """Speed and latency of an emulated disk behind the emulated link."""
     ring_slots: int = 2
     """Device slots that streamed layers share."""
     context_tokens: int | None = None
@@ -73,9 +77,15 @@ class EngineConfig:
             if text is not None and not text.strip():
                 raise OptionError(f"{name} is empty; give a model folder or a hub name")
         parse_tree(self.tree)
-        if self.link is not None:
-            with _as_option_error("link"):
-                parse_link(self.link)
+        for name, text in (("device", self.device), ("link", self.link), ("disk_link", self.disk_link)):
+            if text is not None and not text.strip():
+                raise OptionError(f"{name} is empty; leave it out, or give it a value")
+        for name, text in (("link", self.link), ("disk_link", self.disk_link)):
+            if text is not None:
+                with _as_option_error(name):
+                    parse_link(text)
+        if self.disk_link is not None and self.link is None:
+            raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
 
     @property
     def is_plain(self) -> bool:

@@ -12,6 +12,18 @@ FinishReason = Literal["stop", "length", "context"]
 
 
 @dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """One more piece of the models is in memory; comes before a session can be asked anything."""
+
+    what: str
+    """What is being read now."""
+    num_done_bytes: int
+    """Weight bytes read so far."""
+    num_bytes: int
+    """Weight bytes that have to be read before the first prompt."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillProgress:
     """One more chunk of the prompt is in both caches."""
 

@@ -138,10 +138,17 @@ class TreePlanner:
         num_slots: int,
         max_nodes: int,
         fixed_shape: tuple[int, int] | None = None,
+        read_bytes: Sequence[int | None] = (),
+        num_stages: int = 0,
     ) -> None:
-        """`streamed_bytes`: per layer, None for residents; `fixed_shape` (nodes, levels) ends all choosing."""
+        """`streamed_bytes`: per layer, None for residents; `fixed_shape` (nodes, levels) ends all choosing.
+
+        `read_bytes`: per layer, what a disk delivers to one of `num_stages` stages; empty where no disk is behind.
+        """
         self._acceptance = acceptance
         self._streamed_bytes = tuple(streamed_bytes)
+        self._read_bytes = tuple(read_bytes)
+        self._num_stages = num_stages
         self._num_slots = num_slots
         self._max_nodes = max(1, max_nodes)
         self._is_fixed = fixed_shape is not None
@@ -151,6 +158,7 @@ class TreePlanner:
         self._compute = LinearCost()
         self._overhead: deque[float] = deque(maxlen=16)
         self._bytes_per_second: deque[float] = deque(maxlen=16)
+        self._disk_bytes_per_second: deque[float] = deque(maxlen=16)
         self.choice: Choice | None = None
 
     @cached_property
@@ -171,10 +179,12 @@ class TreePlanner:
         for width, seconds in observation.draft_steps:
             self._draft_step.add(width, seconds)
         statistics = observation.statistics
-        self._compute.add(observation.num_pass_tokens, statistics.seconds - statistics.wait_seconds)
+        self._compute.add(observation.num_pass_tokens, statistics.compute_seconds)
         self._overhead.append(observation.verify_seconds - statistics.seconds)
         if statistics.link_busy_seconds > 0:
             self._bytes_per_second.append(statistics.bytes_streamed / statistics.link_busy_seconds)
+        if statistics.disk_busy_seconds > 0:
+            self._disk_bytes_per_second.append(statistics.bytes_read / statistics.disk_busy_seconds)
         self._num_rounds += 1
         is_time = self._num_rounds <= NUM_EAGER_ROUNDS or self._num_rounds % REPLAN_ROUNDS == 0
         if is_time and not self._is_fixed and self._draft_step.is_known:
@@ -208,9 +218,12 @@ class TreePlanner:
         num_layers = len(self._streamed_bytes)
         per_layer = (base + slope * num_nodes) / num_layers  # (C,)
         rate = float(np.median(self._bytes_per_second)) if self._bytes_per_second else np.inf
+        disk_rate = float(np.median(self._disk_bytes_per_second)) if self._disk_bytes_per_second else np.inf
         return round_seconds_for(
             np.repeat(per_layer[:, None], num_layers, axis=1),
             [None if size is None else size / rate for size in self._streamed_bytes],
             num_slots=self._num_slots,
             between_passes_seconds=draft_seconds + float(np.median(self._overhead)),
+            read_seconds=[None if size is None else size / disk_rate for size in self._read_bytes],
+            num_stages=self._num_stages,
         )

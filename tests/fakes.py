@@ -29,6 +29,8 @@ class VirtualClock:
 class InstantEngine:
     """Copies host memory at once, in no time; remembers what was asked of it."""
 
+    computed_seconds: float | None = None
+
     def __init__(self) -> None:
         self.busy_seconds = 0.0
         self.bytes_copied = 0
@@ -134,6 +136,10 @@ class PoisoningEngine:
     @property
     def busy_seconds(self) -> float:
         return self._engine.busy_seconds
+
+    @property
+    def computed_seconds(self) -> float | None:
+        return self._engine.computed_seconds
 
     @property
     def bytes_copied(self) -> int:

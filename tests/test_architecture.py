@@ -1,5 +1,6 @@
 """Which models are accepted, how their layers are found and matched with the files, and how the rest is refused."""
 
+import inspect
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from runtime.model.architecture import (
     max_positions,
     open_decoder,
 )
+from runtime.model.supported_models import cache_argument
 
 HALF_SLIDING = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}
 FAMILIES = {
@@ -132,7 +134,7 @@ def test_an_accepted_family_computes_a_tree_as_if_each_path_were_alone(family, t
             input_ids=tokens,
             attention_mask=masks(seen, positions, key_positions, parts.layer_windows),
             position_ids=positions[None],
-            past_key_values=cache,
+            **{cache_argument(inspect.signature(model.forward).parameters): cache},
             use_cache=True,
         ).logits[0]
     for node in range(num_nodes):

@@ -28,7 +28,15 @@ class Machine:
             (LAYER_BYTES / self.bytes_per_second,) * NUM_LAYERS, (per_layer,) * NUM_LAYERS, 2, draft_seconds + overhead
         )
 
-    def observe(self, planner: TreePlanner, num_nodes: int, widths: tuple[int, ...]) -> None:
+    def observe(
+        self,
+        planner: TreePlanner,
+        num_nodes: int,
+        widths: tuple[int, ...],
+        *,
+        disk_seconds: float = 0.0,
+        bytes_read: int = 0,
+    ) -> None:
         compute = self.compute[0] + self.compute[1] * num_nodes
         busy = NUM_LAYERS * LAYER_BYTES / self.bytes_per_second
         planner.observe(
@@ -39,7 +47,17 @@ class Machine:
                 draft_seconds=sum(self.draft[0] + self.draft[1] * width for width in widths),
                 verify_seconds=compute + 0.51,
                 draft_steps=tuple((width, self.draft[0] + self.draft[1] * width) for width in widths),
-                statistics=PassStatistics(compute + 0.5, 0.5, busy, NUM_LAYERS * LAYER_BYTES, NUM_LAYERS, NUM_LAYERS),
+                statistics=PassStatistics(
+                    seconds=compute + 0.5,
+                    wait_seconds=0.5,
+                    link_busy_seconds=busy,
+                    bytes_streamed=NUM_LAYERS * LAYER_BYTES,
+                    num_layers=NUM_LAYERS,
+                    num_streamed_layers=NUM_LAYERS,
+                    compute_seconds=compute,
+                    disk_busy_seconds=disk_seconds,
+                    bytes_read=bytes_read,
+                ),
             )
         )
 
@@ -143,3 +161,22 @@ def test_one_outlier_does_not_bend_the_line() -> None:
         cost.add(size, 0.5 + 0.25 * size)
     cost.add(6, 40.0)
     assert cost.fit() == pytest.approx((0.5, 0.25), rel=0.05)
+
+
+def test_a_disk_behind_the_link_is_part_of_the_prediction() -> None:
+    """Half of the layers come from a disk four times slower than the link: the disk is the bound, and is predicted."""
+    machine = Machine(link=1e7, compute=(0.001, 1e-6), draft=(0.01, 1e-4))
+    reads = tuple(LAYER_BYTES if index % 2 else None for index in range(NUM_LAYERS))
+    planner = TreePlanner(
+        np.asarray(BUILTIN_ACCEPTANCE),
+        streamed_bytes=(LAYER_BYTES,) * NUM_LAYERS,
+        num_slots=2,
+        max_nodes=64,
+        read_bytes=reads,
+        num_stages=2,
+    )
+    disk_seconds = NUM_LAYERS / 2 * LAYER_BYTES / (machine.bytes_per_second / 4)
+    for num_nodes, widths in ((40, (1, 3, 9)), (64, (1, 5, 20))):
+        machine.observe(planner, num_nodes, widths, disk_seconds=disk_seconds, bytes_read=NUM_LAYERS // 2 * LAYER_BYTES)
+    predicted = planner.round_seconds(np.array([1.0]), np.array([1.0]), np.array([0.0]))[0]
+    assert predicted >= 0.999 * disk_seconds

@@ -2,7 +2,7 @@ import pytest
 from model_factory import tiny_config
 
 from offload.errors import UnsupportedArchitectureError
-from runtime.model.supported_models import declared, refuse_unsupported
+from runtime.model.supported_models import cache_argument, declared, refuse_unsupported
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "mistral", "gpt2", "olmo2"])
@@ -25,3 +25,9 @@ def test_a_setting_counts_only_if_the_class_knows_it() -> None:
     assert config.sliding_window == 4
     assert declared(config, "sliding_window") is None
     assert declared(tiny_config("mistral"), "sliding_window") == 8
+
+
+def test_the_cache_goes_by_the_name_that_the_forward_knows() -> None:
+    """transformers 5.24 renamed it, and forwards swallow a wrong name: every pass would forget the text."""
+    assert cache_argument(["input_ids", "cache"]) == "cache"
+    assert cache_argument(["input_ids", "past_key_values"]) == "past_key_values"

@@ -5,12 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from offload.checkpoint import Checkpoint
-from offload.copy_engine import DiskSource, HostSource
 from offload.host_copy_engine import HostCopyEngine
 from offload.layer_layout import layout_layer
-from offload.layer_streamer import ResidentLayer
-from offload.residency_plan import ResidencyPlan, Tier
-from offload.weight_store import LayerSlabs, place_layers, read_slab, slab_views
+from offload.weight_store import LayerSlabs, read_slab, slab_views
 
 Tensors = dict[str, torch.Tensor]
 
@@ -44,20 +41,6 @@ def test_views_of_a_slab_are_the_files_tensors(stored: tuple[list[Tensors], Laye
     views = slab_views(slabs.layouts[1], slab)
     assert_same(views, layers[1])
     assert all(view.untyped_storage().data_ptr() == slab.untyped_storage().data_ptr() for view in views.values())
-
-
-def test_each_tier_has_its_kind_of_source(stored: tuple[list[Tensors], LayerSlabs]) -> None:
-    layers, slabs = stored
-    sizes = tuple(layout.slab_bytes for layout in slabs.layouts)
-    plan = ResidencyPlan((Tier.RESIDENT, Tier.HOST, Tier.DISK), sizes, num_slots=2)
-    with HostCopyEngine() as engine:
-        resident, host, disk = place_layers(slabs, plan, engine)
-    assert isinstance(resident, ResidentLayer)
-    assert_same(slabs.views(0, resident.slab), layers[0])
-    assert isinstance(host, HostSource)
-    assert host.num_bytes == slabs.payload_bytes[1]
-    assert_same(slabs.views(1, host.slab), layers[1])
-    assert disk == DiskSource(slabs.layouts[2])
 
 
 def test_one_read_of_the_file_visits_every_layer_in_order(stored: tuple[list[Tensors], LayerSlabs]) -> None:

@@ -63,7 +63,14 @@ class EngineOptions:
         ),
     ] = None
     compute_dtype: Annotated[
-        str, typer.Option(help="Type of the matmuls: auto, float32 or bfloat16.", rich_help_panel=_MODELS)
+        str, typer.Option(help="Type of the matmuls: auto, float32, bfloat16 or float16.", rich_help_panel=_MODELS)
+    ] = "auto"
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto (an accelerator if torch finds one), cpu, or a type and index as in cuda:0.",
+            rich_help_panel=_MEMORY,
+        ),
     ] = "auto"
     device_memory: Annotated[
         str | None,
@@ -77,7 +84,7 @@ class EngineOptions:
         str | None,
         typer.Option(
             help="Budget of host memory for streamed layers.",
-            show_default="what is free with an emulated link, else none",
+            show_default="what is free for an accelerator or an emulated link, else none",
             rich_help_panel=_MEMORY,
         ),
     ] = None
@@ -86,6 +93,14 @@ class EngineOptions:
         typer.Option(
             help="Stream over a link of this speed and latency, as in 25GB/s,10us.",
             show_default="the real link",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None
+    emulate_disk: Annotated[
+        str | None,
+        typer.Option(
+            help="Read layers for the emulated link from a disk of this speed, as in 3GB/s,100us.",
+            show_default="the real disk",
             rich_help_panel=_MEMORY,
         ),
     ] = None
@@ -109,7 +124,9 @@ class EngineOptions:
             draft_format="int8" if drafting is None else cast(DraftFormat, drafting.draft_format),
             device_memory_bytes=_memory(self.device_memory, "--device-memory"),
             host_memory_bytes=_memory(self.host_memory, "--host-memory"),
+            device=self.device,
             link=self.emulate_link,
+            disk_link=self.emulate_disk,
             ring_slots=self.ring_slots,
             context_tokens=self.context,
             compute_dtype=cast(ComputeDtype, self.compute_dtype),

@@ -5,6 +5,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ from offload.checkpoint import Checkpoint
 from offload.copy_engine import CopyEngine
 from offload.layer_layout import LayerLayout, layout_layer
 from offload.layer_streamer import LayerStreamer
-from offload.weight_format import Int8RowsWeight, MatmulPolicy, UpcastScratch
+from offload.weight_format import TORCH_DTYPES, Int8RowsWeight, MatmulPolicy, UpcastScratch
 from offload.weight_store import LayerSlabs, read_slab, slab_views
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.layer_binding import ModuleBinder, bind_embedding, replace_linears
 from runtime.model.streamed_model import ModelShell, StreamedModel
 from runtime.model.tree_cache import TreeCache
+
+HOST_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ class ModelFiles:
         parts = open_decoder(checkpoint, dtype=torch.float32)
         slabs = LayerSlabs([layout_layer(tensors) for tensors in parts.layer_tensors])
         return cls(checkpoint, parts.model.config, slabs, layout_layer(parts.other_tensors))
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The float type of most of the decoder layers' weights."""
+        sizes: Counter[str] = Counter()
+        for layout in self.slabs.layouts:
+            for tensor in layout.tensors:
+                sizes[tensor.dtype] += math.prod(tensor.shape)
+        return TORCH_DTYPES[sizes.most_common(1)[0][0]]
 
     @property
     def int8_bytes(self) -> int:
@@ -76,7 +88,7 @@ class ComputePlan:
     """Type of activations, caches and (widened) weights."""
     policy: MatmulPolicy = field(default_factory=MatmulPolicy)
     """When a product may run in the weights' narrower dtype."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = HOST_DEVICE
     """Where it runs."""
 
 
@@ -96,6 +108,7 @@ class EmptyModel:
         model = parts.model
         replace_linears(model, UpcastScratch(compute.dtype, compute.device))
         _bind_others(model, parts, others, compute)
+        _move_tables(model, compute.device)
         shell = ModelShell(
             model=model,
             decoder_prefix=parts.decoder_prefix,
@@ -126,7 +139,7 @@ class EmptyModel:
     def resident(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
         """The model with every layer in memory, bytes as in the file. Raises LinkError."""
         for index, layout in enumerate(slabs.layouts):
-            self.binder(index).bind(slab_views(layout, read_slab(layout, engine)))
+            self.binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
     def quantized(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
@@ -136,9 +149,15 @@ class EmptyModel:
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
 
-def read_others(files: ModelFiles, engine: CopyEngine) -> dict[str, torch.Tensor]:
-    """Embeddings, final norm and head by full name, as views of one slab in the storage dtype. Raises LinkError."""
-    return slab_views(files.other_layout, read_slab(files.other_layout, engine))
+def read_others(
+    files: ModelFiles, engine: CopyEngine, *, device: torch.device = HOST_DEVICE
+) -> dict[str, torch.Tensor]:
+    """Embeddings, final norm and head by full name, as views of one slab on `device` in the storage dtype.
+
+    Raises:
+        LinkError: reading failed.
+    """
+    return slab_views(files.other_layout, read_slab(files.other_layout, engine).to(device))
 
 
 def _bind_others(
@@ -154,3 +173,11 @@ def _bind_others(
         if name in tensors:
             bind_embedding(module, tensors.pop(name), compute.dtype)
     ModuleBinder(model, compute_dtype=compute.dtype, policy=compute.policy).bind(tensors)
+
+
+def _move_tables(model: nn.Module, device: torch.device) -> None:
+    """Bring to `device` what no file holds: rotary and position tables, which are built on the host."""
+    for module in model.modules():
+        for name, table in module._buffers.items():
+            if table is not None and not table.is_meta:
+                module._buffers[name] = table.to(device)

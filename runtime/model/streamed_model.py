@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from offload.layer_streamer import LayerStreamer, PassStatistics
 from offload.weight_store import LayerSlabs
 from runtime.model.layer_binding import ModuleBinder
+from runtime.model.supported_models import cache_argument
 from runtime.model.tree_cache import TreeCache
 from runtime.model.tree_mask import attention_masks
 
@@ -82,10 +83,11 @@ class StreamedModel:
         """With `streamer`, each visit binds the slab it hands over (`binders`, `slabs`); without, all is bound."""
         self.shell = shell
         self.cache = cache
-        self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0)
+        self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._masks: dict[int | None, torch.Tensor] = {}
         self._decoder = shell.model.get_submodule(shell.decoder_prefix)
+        self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
         self._head = copy.copy(shell.model)
         self._head._modules = {**shell.model._modules, shell.decoder_prefix: _KnownHiddenStates()}
         for index, layer in enumerate(shell.layers):
@@ -148,8 +150,8 @@ class StreamedModel:
                 input_ids=torch.from_numpy(inputs.token_ids)[None].to(shell.device),
                 attention_mask=next(iter(self._masks.values())),
                 position_ids=torch.from_numpy(inputs.positions)[None].to(shell.device),
-                past_key_values=self.cache,
                 use_cache=True,
+                **{self._cache_argument: self.cache},
             )
         except BaseException:
             self.cache.truncate(num_cached)
@@ -157,6 +159,9 @@ class StreamedModel:
                 self._streamer.abort_pass()
             raise
         if self._streamer is not None:
+            if shell.device.type != "cpu":
+                # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
+                torch.accelerator.current_stream(shell.device).synchronize()
             self.last_pass = self._streamer.end_pass()
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

@@ -6,6 +6,7 @@ Decides by what a configuration and its class are, not by a list of names. Looks
 import inspect
 import re
 import sys
+from collections.abc import Container
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -54,8 +55,9 @@ def _unsafe_forward(config: PreTrainedConfig) -> str | None:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
         return "not a causal language model"
-    needed = ("input_ids", "attention_mask", "position_ids", "past_key_values")
-    missing = [name for name in needed if name not in inspect.signature(model_class.forward).parameters]
+    accepted = inspect.signature(model_class.forward).parameters
+    needed = ("input_ids", "attention_mask", "position_ids", cache_argument(accepted))
+    missing = [name for name in needed if name not in accepted]
     if missing:
         return f"a model whose forward takes no {missing[0]}, so that a tree of tokens cannot be placed in it"
     if not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
@@ -69,6 +71,11 @@ def _unsafe_forward(config: PreTrainedConfig) -> str | None:
     if getattr(config, "num_kv_shared_layers", 0):
         return "a model whose layers share keys and values"
     return _UNSUITABLE_TYPES.get(config.model_type)
+
+
+def cache_argument(accepted: Container[str]) -> str:
+    """What a forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
+    return "cache" if "cache" in accepted else "past_key_values"
 
 
 def _architecture(config: PreTrainedConfig) -> str:

@@ -1,0 +1,163 @@
+"""Brings every layer to the tier that the residency plan gives it, and a tier down where memory runs out on the way.
+
+Resident layers go to the device, host layers to slabs that a pinner may pin, disk layers stay where they are. A
+generator: each step says how many bytes have been read, so that a load can be shown, and stopped by closing it. Knows
+layouts and tiers, not what the tensors mean.
+"""
+
+import errno
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from offload.copy_engine import CopyEngine, DiskSource, HostSource, PendingCopy
+from offload.errors import BudgetError
+from offload.host_pinner import HostPinner
+from offload.layer_layout import LayerLayout
+from offload.layer_streamer import ResidentLayer, StreamedLayer
+from offload.residency_plan import ResidencyPlan, Tier
+from offload.slab_memory import allocate_slab
+
+AllocateSlab = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the layers' bytes really are."""
+
+    layers: tuple[StreamedLayer, ...]
+    """What the streamer takes, in layer order."""
+    tiers: tuple[Tier, ...]
+    """Tier of each layer; the plan's, unless memory ran out."""
+    notes: tuple[str, ...]
+    """A sentence for each kind of memory that ran out; empty if the plan held."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed for want of memory, by any of the ways in which hosts and devices say so."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Memory that a layer's bytes are to be read to."""
+
+    index: int
+    layout: LayerLayout
+    slab: torch.Tensor
+
+    @property
+    def is_on_device(self) -> bool:
+        return self.slab.device.type != "cpu"
+
+
+class LayerPlacer:
+    """The tiers' memory, and what a layer does when its own is full."""
+
+    def __init__(
+        self,
+        reader: CopyEngine,
+        *,
+        pinner: HostPinner,
+        host_budget_bytes: int,
+        device: torch.device | None = None,
+        allocate_on_host: AllocateSlab = allocate_slab,
+        allocate_on_device: AllocateSlab | None = None,
+    ) -> None:
+        """`host_budget_bytes` bounds what the host tier may grow to when the device runs out of memory."""
+        self._reader = reader
+        self._pinner = pinner
+        self._host_budget_bytes = host_budget_bytes
+        self._device = device or torch.device("cpu")
+        self._allocate_on_host = allocate_on_host
+        self._allocate_on_device = allocate_on_device or self._empty_on_device
+        self._host_bytes = 0
+        self._notes: dict[str, str] = {}
+
+    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, Placement]:
+        """Yield the bytes read after each layer; return where everything is. Raises LinkError if reading fails."""
+        self._host_bytes = plan.host_bytes
+        layers: list[StreamedLayer] = [DiskSource(layout) for layout in layouts]
+        tiers = list(plan.tiers)
+        homes: list[_Home] = []
+        for index, layout in enumerate(layouts):
+            tiers[index], slab = self._find_slab(index, layout.slab_bytes, plan)
+            if slab is not None:
+                homes.append(_Home(index, layout, slab))
+        num_read = 0
+        for home in self._fill(homes):
+            payload_bytes = home.layout.payload_bytes
+            if tiers[home.index] is Tier.RESIDENT:
+                layers[home.index] = ResidentLayer(home.slab)
+            else:
+                self._pinner.filled(home.slab)
+                layers[home.index] = HostSource(home.slab, payload_bytes)
+            num_read += payload_bytes
+            yield num_read
+        return Placement(tuple(layers), tuple(tiers), tuple(self._notes.values()))
+
+    def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:
+        """The highest tier, from the planned one down, whose memory still takes the layer."""
+        tier = plan.tiers[index]
+        if tier is Tier.RESIDENT:
+            slab = self._try("the device", self._allocate_on_device, index, num_bytes)
+            if slab is not None:
+                return Tier.RESIDENT, slab
+            if num_bytes > plan.slot_bytes:
+                raise BudgetError(
+                    f"the device ran out of memory at layer {index}, and no slot of the ring is large enough to stream "
+                    "it; give a smaller --device-memory, so that the ring is planned for"
+                )
+            if self._host_bytes + num_bytes > self._host_budget_bytes:
+                return Tier.DISK, None
+            self._host_bytes += num_bytes
+        if tier is Tier.DISK:
+            return Tier.DISK, None
+        slab = self._try("host memory", self._pinner.allocate, index, num_bytes)
+        return (Tier.DISK, None) if slab is None else (Tier.HOST, slab)
+
+    def _try(self, place: str, allocate: AllocateSlab, index: int, num_bytes: int) -> torch.Tensor | None:
+        if place in self._notes:  # a second attempt would only disturb what else needs memory there
+            return None
+        try:
+            return allocate(num_bytes)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            below = "host memory or disk" if place == "the device" else "disk"
+            self._notes[place] = (
+                f"{place} ran out of memory at layer {index}: it and the later layers meant for there stream from "
+                f"{below} instead, which is slower; close other programs or give a smaller budget"
+            )
+            return None
+
+    def _fill(self, homes: Sequence[_Home]) -> Iterator[_Home]:
+        """Read the layers in order, the next one while this one is used; a device's go through two bounce buffers."""
+        bounces: list[torch.Tensor] = []
+        if any(home.is_on_device for home in homes):
+            largest = max(home.layout.slab_bytes for home in homes)
+            bounces = [self._allocate_on_host(largest) for _ in range(2)]
+
+        def begin(place: int) -> tuple[PendingCopy, torch.Tensor]:
+            target = bounces[place % 2] if homes[place].is_on_device else homes[place].slab
+            return self._reader.start(DiskSource(homes[place].layout), target), target
+
+        coming = [begin(0)] if homes else []
+        for place, home in enumerate(homes):
+            copy, target = coming.pop()
+            if place + 1 < len(homes):
+                coming.append(begin(place + 1))
+            copy.wait()
+            if target is not home.slab:
+                home.slab.copy_(target[: home.slab.numel()])
+            yield home
+
+    def _empty_on_device(self, num_bytes: int) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return self._allocate_on_host(num_bytes)
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)

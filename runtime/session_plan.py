@@ -1,0 +1,221 @@
+"""What a session will hold and where, decided before the first weight is read.
+
+Opens and checks the folders, chooses device, compute dtype and context, lists every fixed cost, and holds the budgets
+against them: the rest of the device's memory is filled with layers. Reads headers only. Knows no stream and no engine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offload.device_selection import device_memory, select_device
+from offload.errors import BudgetError
+from offload.memory_budget import free_memory_bytes, process_memory
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from offload.weight_format import CHUNK_ELEMENTS
+from runtime.accounting import Accounting, MemoryEntry
+from runtime.engine import PREFILL_CHUNK_TOKENS
+from runtime.engine_config import EngineConfig
+from runtime.model.architecture import max_positions
+from runtime.model.model_loader import ModelFiles
+from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
+from runtime.prompt_file import PromptRequest
+from runtime.session import format_prompt
+
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_MAX_NODES = 256
+"""Largest tree that `auto` considers: on a CPU a larger one computes longer than any disk reads."""
+RESERVED_SHARE = 0.03
+RESERVED_BYTES = 192 << 20
+"""Free memory that the default budget leaves alone: this much and this share of it."""
+NUM_STAGES = 2
+"""Host stages for layers that a device cannot fetch itself: one is filled while the other is sent."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """Every decision that memory depends on."""
+
+    config: EngineConfig
+    """The user's choices."""
+    device: torch.device
+    """Where everything computes."""
+    dtype: torch.dtype
+    """Type of activations, caches and widened weights."""
+    target: ModelFiles
+    """The target, checked."""
+    draft: ModelFiles | None
+    """A separate draft, checked; None for a substitute or none."""
+    tokenizer: Any
+    """The target's."""
+    context_tokens: int
+    """Most tokens of prompt and answer."""
+    max_nodes: int
+    """Largest tree."""
+    residency: ResidencyPlan
+    """A tier for every layer of the target."""
+    host_budget_bytes: int
+    """What the host tier may grow to."""
+    accounting: Accounting
+    """Every byte, by name."""
+
+    @classmethod
+    def build(
+        cls, config: EngineConfig, *, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
+    ) -> "SessionPlan":
+        """Check the folders and hold the budgets against what is needed. Raises BadInputError."""
+        return _Planning(config, target, draft, requests).plan()
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the caches: the context and one tree."""
+        return self.context_tokens + self.max_nodes
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the device is the processor itself."""
+        return self.device.type == "cpu"
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether disk layers go through host stages: an accelerator's do, and an emulated one's beside host layers."""
+        return needs_stages(self.config, self.device, self.residency)
+
+
+def needs_stages(config: EngineConfig, device: torch.device, residency: ResidencyPlan) -> bool:
+    """Whether anything streamed passes through host stages on its way to `device`."""
+    tiers = set(residency.tiers)
+    if Tier.DISK not in tiers:
+        return False
+    return device.type != "cpu" or config.disk_link is not None or (config.link is not None and Tier.HOST in tiers)
+
+
+class _Planning:
+    """The steps of `SessionPlan.build` and what they share."""
+
+    def __init__(
+        self, config: EngineConfig, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
+    ) -> None:
+        self._config = config
+        self._device = select_device(config.device)
+        self._target = ModelFiles.open(target)
+        self._tokenizer = load_tokenizer(target)
+        self._draft: ModelFiles | None = None
+        if draft is not None:
+            self._draft = ModelFiles.open(draft)
+            check_tokenizers_match(self._tokenizer, load_tokenizer(draft))
+        self._context_tokens = self._choose_context(requests)
+        shape = config.tree_shape
+        self._max_nodes = 1 if config.is_plain else max(shape[0] if shape else DEFAULT_MAX_NODES, 1)
+        self._capacity = self._context_tokens + self._max_nodes
+        self._dtype = _DTYPES.get(config.compute_dtype) or self._default_dtype()
+
+    def plan(self) -> SessionPlan:
+        """Hold the budgets against what is needed. Raises BudgetError."""
+        fixed = self._fixed_memory()
+        fixed_bytes = sum(entry.num_bytes for entry in fixed)
+        slab_bytes = [layout.slab_bytes for layout in self._target.slabs.layouts]
+        budget = self._device_budget(fixed_bytes + self._config.ring_slots * max(slab_bytes))
+        if fixed_bytes > budget:
+            needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in fixed)
+            raise BudgetError(
+                f"the device budget of {budget / 1e6:.0f} MB is less than the {fixed_bytes / 1e6:.0f} MB that stay "
+                f"resident ({needed}); give a larger --device-memory, a smaller draft or a shorter --context"
+            )
+        host_budget = self._host_budget(budget, max(slab_bytes))
+        residency = plan_residency(
+            slab_bytes,
+            num_slots=self._config.ring_slots,
+            device_budget_bytes=budget - fixed_bytes,
+            host_budget_bytes=host_budget,
+        )
+        return SessionPlan(
+            config=self._config,
+            device=self._device,
+            dtype=self._dtype,
+            target=self._target,
+            draft=self._draft,
+            tokenizer=self._tokenizer,
+            context_tokens=self._context_tokens,
+            max_nodes=self._max_nodes,
+            residency=residency,
+            host_budget_bytes=host_budget,
+            accounting=self._account(residency, fixed, budget),
+        )
+
+    def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
+        """The user's choice, or enough for the longest request, or a default; at most the model's positions."""
+        limit = max_positions(self._target.config) or (1 << 30)
+        if self._config.context_tokens is not None:
+            return min(self._config.context_tokens, limit)
+        needed = [len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests]
+        return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
+
+    def _default_dtype(self) -> torch.dtype:
+        """On a CPU float32, so that the text does not depend on the tree; on an accelerator what the files hold."""
+        return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
+
+    def _device_budget(self, least_bytes: int) -> int:
+        """What the user gives, or what is free; 0 asks for the least that works."""
+        budget = self._config.device_memory_bytes
+        is_emulated = self._device.type == "cpu" and self._config.link is not None
+        if budget == 0 or (budget is None and is_emulated):  # an emulated device has no free memory to measure
+            return least_bytes
+        if budget is not None:
+            return budget
+        memory = device_memory(self._device)
+        if memory is None:
+            raise BudgetError(
+                f"the device {self._device} does not say how much memory is free; give --device-memory, as in 10GB"
+            )
+        return max(0, memory.free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * memory.free_bytes))
+
+    def _host_budget(self, device_budget: int, largest_slab_bytes: int) -> int:
+        """Layers wait in host memory for an accelerator, or for an emulated link; else residents are the better use."""
+        if self._config.host_memory_bytes is not None:
+            return self._config.host_memory_bytes
+        if self._device.type != "cpu":
+            free = free_memory_bytes() - NUM_STAGES * largest_slab_bytes
+            return max(0, free - RESERVED_BYTES - int(RESERVED_SHARE * free))
+        return max(0, free_memory_bytes() - device_budget - RESERVED_BYTES) if self._config.link else 0
+
+    def _fixed_memory(self) -> tuple[MemoryEntry, ...]:
+        target, draft = self._target, self._draft
+        pass_tokens = PREFILL_CHUNK_TOKENS + self._max_nodes
+        cache_bytes = self._capacity * target.cache_bytes_per_token(self._dtype)
+        entries = [MemoryEntry("target's embeddings, norm and head", target.other_layout.slab_bytes)]
+        if draft is not None:
+            is_int8 = self._config.draft_format == "int8"
+            layer_bytes = draft.int8_bytes if is_int8 else sum(layout.slab_bytes for layout in draft.slabs.layouts)
+            label = "draft model (int8 rows)" if is_int8 else "draft model"
+            entries.append(MemoryEntry(label, layer_bytes + draft.other_layout.slab_bytes))
+            cache_bytes += self._capacity * draft.cache_bytes_per_token(self._dtype)
+        elif not self._config.is_plain:
+            entries.append(MemoryEntry("substitute draft (int8 rows)", target.int8_bytes))
+            cache_bytes += self._capacity * target.cache_bytes_per_token(self._dtype)
+        entries.append(MemoryEntry(f"keys and values of {self._capacity} tokens", cache_bytes))
+        entries.append(MemoryEntry("upcast scratch", 2 * CHUNK_ELEMENTS * self._dtype.itemsize))
+        workspace_tokens = min(pass_tokens, self._capacity)
+        entries.append(MemoryEntry("activations", target.workspace_bytes(workspace_tokens, self._dtype)))
+        return tuple(entries)
+
+    def _account(self, residency: ResidencyPlan, fixed: tuple[MemoryEntry, ...], budget: int) -> Accounting:
+        has_stages = needs_stages(self._config, self._device, residency)
+        disk_slabs = [
+            size for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True) if tier is Tier.DISK
+        ]
+        return Accounting.of_tiers(
+            residency.tiers,
+            self._target.slabs.payload_bytes,
+            budget_bytes=budget,
+            fixed=fixed,
+            ring_bytes=residency.ring_bytes,
+            resident_bytes=residency.resident_bytes,
+            stage_bytes=NUM_STAGES * max(disk_slabs) if has_stages else 0,
+            baseline_bytes=process_memory().resident_bytes,
+        )
