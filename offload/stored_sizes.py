@@ -1,0 +1,36 @@
+"""How many bytes a matrix takes in each storage format, from its shape alone.
+
+Exact: int8 rows as this project keeps them, NF4 as bitsandbytes writes it into safetensors. Only matrices of decoder
+layers are quantised; vectors stay as they are. Opens nothing and knows no torch.
+"""
+
+import math
+from collections.abc import Sequence
+
+NF4_BLOCK_ELEMENTS = 64
+"""Weights that share one scale (bitsandbytes' blocksize)."""
+NF4_NESTED_BLOCKS = 256
+"""Scales that share one scale of their own, with double quantisation."""
+NF4_CODE_BYTES = 16 * 4
+"""quant_map: the 16 levels, float32."""
+NF4_NESTED_CODE_BYTES = 256 * 4
+"""nested_quant_map: the 256 levels of a scale, float32."""
+
+
+def int8_rows_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a matrix (O, I) as int8 rows: one byte an element and one float32 scale a row."""
+    return math.prod(shape) + 4 * shape[0]
+
+
+def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:
+    """Bytes of a matrix as bitsandbytes NF4, without its JSON state (some 160 bytes).
+
+    Two weights a byte; per 64 weights one scale, float32, or one byte with double quantisation, which then has one
+    float32 per 256 scales; and the tables of levels.
+    """
+    num_elements = math.prod(shape)
+    num_blocks = -(-num_elements // NF4_BLOCK_ELEMENTS)
+    scale_bytes = 4 * num_blocks
+    if is_double:
+        scale_bytes = num_blocks + 4 * -(-num_blocks // NF4_NESTED_BLOCKS) + NF4_NESTED_CODE_BYTES
+    return -(-num_elements // 2) + scale_bytes + NF4_CODE_BYTES

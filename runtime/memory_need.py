@@ -1,0 +1,218 @@
+"""What one session must hold, as numbers: the decoder layers in each format, and everything beside them.
+
+Built from a checked folder's headers (`need_of_files`) or from a shape alone (`ModelShape.need`); no weight is read.
+Knows no machine and no budget.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from offload.checkpoint import ITEM_BYTES
+from offload.layer_layout import LayerLayout
+from offload.slab_memory import round_up_to_page
+from offload.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.weight_format import CHUNK_ELEMENTS
+from runtime.accounting import MemoryEntry
+from runtime.engine import PREFILL_CHUNK_TOKENS
+from runtime.engine_config import EngineConfig
+from runtime.model.model_loader import ModelFiles
+
+QUANTISED_FORMATS = ("int8", "nf4")
+"""What `overstory prepare` writes, the larger one first."""
+_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFormat:
+    """The decoder layers in one storage format."""
+
+    name: str
+    """bfloat16, float16, float32, int8 or nf4."""
+    layer_bytes: tuple[int, ...]
+    """Per layer, as allocated (whole pages)."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All layers together."""
+        return sum(self.layer_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftNeed:
+    """What a draft holds on the device."""
+
+    label: str
+    """For the user."""
+    num_bytes: int
+    """Weights."""
+    cache_bytes_per_token: int
+    """Keys and values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """What one session needs, whatever the machine."""
+
+    formats: tuple[LayerFormat, ...]
+    """The format that would be run, then the smaller ones it could be converted to."""
+    others_bytes: int
+    """Embeddings, final norm and head: always resident, never quantised."""
+    draft: DraftNeed | None
+    """None: plain streaming."""
+    cache_bytes_per_token: int
+    """The target's keys and values."""
+    context_tokens: int
+    """Most tokens of prompt and answer together."""
+    max_nodes: int
+    """Largest tree; 1 without a draft."""
+    prefill_tokens: int
+    """Prompt tokens of one pass."""
+    activation_bytes_per_token: int
+    """What a pass holds per token at its widest."""
+    logits_bytes: int
+    """What it holds whatever its width."""
+    scratch_bytes: int
+    """Where narrow weights are widened."""
+    num_slots: int = 2
+    """Slots of the ring."""
+    file_bytes: int = 0
+    """Disk that files still to be downloaded or written will take."""
+
+    @property
+    def layers(self) -> LayerFormat:
+        """The decoder layers as they would be run."""
+        return self.formats[0]
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the caches have room for: the context and one tree."""
+        return self.context_tokens + self.max_nodes
+
+    @property
+    def ring_bytes(self) -> int:
+        """The ring when every layer streams."""
+        return self.num_slots * max(self.layers.layer_bytes)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All fixed entries."""
+        return sum(entry.num_bytes for entry in self.fixed_entries())
+
+    def fixed_entries(self) -> tuple[MemoryEntry, ...]:
+        """What stays on the device besides decoder layers and ring, by name."""
+        cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
+        pass_tokens = min(self.prefill_tokens + self.max_nodes, self.capacity_tokens)
+        entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
+        if self.draft is not None:
+            entries.append(MemoryEntry(self.draft.label, self.draft.num_bytes))
+        return (
+            *entries,
+            MemoryEntry(f"keys and values of {self.capacity_tokens} tokens", self.capacity_tokens * cache_bytes),
+            MemoryEntry("upcast scratch", self.scratch_bytes),
+            MemoryEntry("activations", pass_tokens * self.activation_bytes_per_token + self.logits_bytes),
+        )
+
+    def with_context(self, context_tokens: int) -> "MemoryNeed":
+        """The same with another context."""
+        return replace(self, context_tokens=context_tokens)
+
+    def without_draft(self) -> "MemoryNeed":
+        """The same, plain."""
+        return replace(self, draft=None, max_nodes=1)
+
+    def with_draft_bytes(self, num_bytes: int) -> "MemoryNeed":
+        """The same with a draft whose weights take `num_bytes`."""
+        assert self.draft is not None
+        return replace(self, draft=replace(self.draft, num_bytes=num_bytes))
+
+    def in_format(self, name: str) -> "MemoryNeed":
+        """The same with the layers in that one of `formats`, in files still to be written. Raises KeyError.
+
+        int8 rows are made from the original, which needs its place as well; NF4 folders are also published.
+        """
+        names = [layers.name for layers in self.formats]
+        if name not in names:
+            raise KeyError(f"{name} is not among {names}")
+        rest = self.formats[names.index(name) :]
+        if rest == self.formats:
+            return self
+        file_bytes = rest[0].total_bytes + self.others_bytes + (self.file_bytes if name == "int8" else 0)
+        return replace(self, formats=rest, file_bytes=file_bytes)
+
+
+def need_of_files(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    compute_dtype: torch.dtype,
+    context_tokens: int,
+    max_nodes: int,
+) -> MemoryNeed:
+    """What a session of these checked folders needs, from their headers alone.
+
+    `draft` is a separate draft; without one the config says whether there is a substitute or none.
+    """
+    logits_bytes = target.workspace_bytes(0, compute_dtype)
+    return MemoryNeed(
+        formats=layer_formats(target.slabs.layouts),
+        others_bytes=target.other_layout.slab_bytes,
+        draft=_draft_need(config, target, draft, compute_dtype),
+        cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
+        context_tokens=context_tokens,
+        max_nodes=1 if config.is_plain else max_nodes,
+        prefill_tokens=PREFILL_CHUNK_TOKENS,
+        activation_bytes_per_token=target.workspace_bytes(1, compute_dtype) - logits_bytes,
+        logits_bytes=logits_bytes,
+        scratch_bytes=2 * CHUNK_ELEMENTS * compute_dtype.itemsize,
+        num_slots=config.ring_slots,
+    )
+
+
+def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
+    """The layers as stored, then as each quantised format that is smaller; a quantised folder has no other format."""
+    stored = LayerFormat(_stored_name(layouts), tuple(layout.slab_bytes for layout in layouts))
+    if stored.name in QUANTISED_FORMATS:
+        return (stored,)
+    shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
+    vectors = [layout.payload_bytes - _matrix_bytes(layout) for layout in layouts]
+    converted = (quantised_layers(name, shapes, vectors) for name in QUANTISED_FORMATS)
+    return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
+
+
+def quantised_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
+    """Layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` kept as they are."""
+    size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[name]
+    payloads = [sum(map(size, matrices)) + rest for matrices, rest in zip(shapes, vector_bytes, strict=True)]
+    return LayerFormat(name, tuple(map(round_up_to_page, payloads)))
+
+
+def _draft_need(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute_dtype: torch.dtype
+) -> DraftNeed | None:
+    if draft is not None:
+        is_int8 = config.draft_format == "int8"
+        layers = draft.int8_bytes if is_int8 else sum(layout.slab_bytes for layout in draft.slabs.layouts)
+        label = "draft model (int8 rows)" if is_int8 else "draft model"
+        num_bytes = layers + draft.other_layout.slab_bytes
+        return DraftNeed(label, num_bytes, draft.cache_bytes_per_token(compute_dtype))
+    if config.is_plain:
+        return None
+    return DraftNeed("substitute draft (int8 rows)", target.int8_bytes, target.cache_bytes_per_token(compute_dtype))
+
+
+def _stored_name(layouts: Sequence[LayerLayout]) -> str:
+    """The format of most of the bytes."""
+    counts: dict[str, int] = {}
+    for layout in layouts:
+        for tensor in layout.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    dtype = max(counts, key=lambda name: counts[name])
+    return _FORMAT_NAMES.get(dtype, dtype)
+
+
+def _matrix_bytes(layout: LayerLayout) -> int:
+    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) == 2)

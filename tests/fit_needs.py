@@ -1,0 +1,47 @@
+"""Needs and machines of round numbers, for the tests of what fits."""
+
+from dataclasses import replace
+
+from runtime.memory_fit import MachineMemory, free_bytes_for
+from runtime.memory_need import DraftNeed, LayerFormat, MemoryNeed
+
+GB = 10**9
+
+
+def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, file_gb: float = 0) -> MemoryNeed:
+    """Ten layers of 4 GB (int8: 2, nf4: 1), 1 GB of embeddings, 1 MB a token of cache, rings of two slots."""
+    return MemoryNeed(
+        formats=tuple(
+            LayerFormat(name, (size * GB,) * 10) for name, size in (("bfloat16", 4), ("int8", 2), ("nf4", 1))
+        ),
+        others_bytes=GB,
+        draft=None if draft_gb is None else DraftNeed("draft model", int(draft_gb * GB), 0),
+        cache_bytes_per_token=10**6,
+        context_tokens=context_tokens,
+        max_nodes=1 if draft_gb is None else 100,
+        prefill_tokens=256,
+        activation_bytes_per_token=0,
+        logits_bytes=0,
+        scratch_bytes=0,
+        file_bytes=int(file_gb * GB),
+    )
+
+
+def machine(
+    *, host: int, device: int | None = None, disk: int | None = None, budget: int | None = None, link: bool = False
+) -> MachineMemory:
+    """A machine whose budgets, not its free memory, are exactly `host` and `device` bytes."""
+    return MachineMemory(
+        host_total_bytes=1 << 50,
+        host_free_bytes=free_bytes_for(host),
+        device_total_bytes=None if device is None else 1 << 50,
+        device_free_bytes=None if device is None else free_bytes_for(device),
+        disk_free_bytes=disk,
+        device_budget_bytes=budget,
+        is_link_emulated=link,
+    )
+
+
+def with_free_host(found: MachineMemory, more_bytes: int) -> MachineMemory:
+    """The machine with more free memory."""
+    return replace(found, host_free_bytes=found.host_free_bytes + more_bytes)
