@@ -8,13 +8,14 @@ Format: 8 bytes little-endian header length, a JSON header, then the data that i
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.errors import CheckpointError
+from offload.hub_download import download_model
 from offload.strict_json import parse_json, quote, read_json, read_start
 
 SUPPORTED_DTYPES = ("BF16", "F16", "F32")
@@ -30,8 +31,6 @@ _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500
 _LENGTH_BYTES = 8
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-_SKIPPED_PATTERNS = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +125,8 @@ class Checkpoint:
                 )
 
 
-def resolve_model_folder(name_or_path: str) -> Path:
+def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] = download_model) -> Path:
     """The local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
-
-    Downloads are transformers' own: the same cache, tokens and offline switches, but no pickle files.
 
     Raises:
         CheckpointError: there is no such folder, or the hub could not deliver it.
@@ -147,26 +144,7 @@ def resolve_model_folder(name_or_path: str) -> Path:
         raise CheckpointError(
             f"model folder not found: {quote(name_or_path)}; expected an existing folder or a hub name like owner/name"
         )
-    return _download(name_or_path)
-
-
-def _download(name: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    patterns = {"allow_patterns": list(_DOWNLOADED_PATTERNS), "ignore_patterns": list(_SKIPPED_PATTERNS)}
-    try:
-        return Path(huggingface_hub.snapshot_download(name, **patterns))
-    except Exception as error:  # the hub, its HTTP client and the file system each raise their own
-        if isinstance(error, errors.GatedRepoError):
-            reason = "its owner grants access on request: accept the terms on its page and log in with `hf auth login`"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason = "the hub has no such model (or it is private), and there is no folder of that name here"
-        elif isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-            reason = "the hub cannot be reached and no complete copy is in the local cache; name a local folder instead"
-        else:
-            reason = f"{type(error).__name__}: {quote(str(error))}"
-        raise CheckpointError(f"the model {name} could not be downloaded: {reason}") from error
+    return download(name_or_path)
 
 
 def _refuse_quantised(config: Mapping[str, Any], *, folder: Path) -> None:

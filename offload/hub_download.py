@@ -1,0 +1,140 @@
+"""Downloads a model from the hub into its usual cache, unless the disk is too small for it.
+
+The same cache, tokens and offline switches as transformers' own downloads, but no pickle files. Sizes are asked for
+before a byte is written; a hub that does not tell them is left to the download itself to complain about. Knows nothing
+of what is in the files.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from offload.errors import CheckpointError
+from offload.strict_json import quote
+from offload.units import format_bytes
+
+DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+"""What a model needs."""
+SKIPPED_PATTERNS = ("*/*", "consolidated*")
+"""What repeats it in other formats."""
+_ASKING_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a model on the hub."""
+
+    name: str
+    """As in the repository."""
+    num_bytes: int
+    """Its size."""
+    is_cached: bool
+    """Whether all of it is in the cache already."""
+
+
+class Hub(Protocol):
+    """What is asked of the hub; its errors are huggingface_hub's."""
+
+    def list_files(self, name: str) -> Iterable[HubFile]:
+        """Every file of the newest revision of the model `name` that would be downloaded."""
+
+    def download(self, name: str) -> Path:
+        """The folder in the cache that holds those files, after downloading what is missing."""
+
+    def cache_folder(self) -> Path:
+        """Where downloads go; may not exist yet."""
+
+    def partial_bytes(self, name: str) -> int:
+        """Bytes of broken-off downloads of the model that will be gone on with."""
+
+
+class HuggingFaceHub:
+    """The real hub."""
+
+    def list_files(self, name: str) -> Iterable[HubFile]:
+        """See Hub."""
+        import huggingface_hub as hub
+
+        info = hub.HfApi().model_info(name, files_metadata=True, timeout=_ASKING_SECONDS)
+        names_and_bytes = [(file.rfilename, file.size or 0) for file in info.siblings or ()]
+        for file, num_bytes in hub.utils.filter_repo_objects(names_and_bytes, key=lambda item: item[0], **_patterns()):
+            is_cached = isinstance(hub.try_to_load_from_cache(name, file, revision=info.sha), str)
+            yield HubFile(file, num_bytes, is_cached)
+
+    def download(self, name: str) -> Path:
+        """See Hub."""
+        import huggingface_hub as hub
+
+        return Path(hub.snapshot_download(name, **_patterns()))
+
+    def cache_folder(self) -> Path:
+        """See Hub."""
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+
+    def partial_bytes(self, name: str) -> int:
+        """See Hub."""
+        from huggingface_hub.file_download import repo_folder_name
+
+        blobs = self.cache_folder() / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
+        return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+
+
+def download_model(
+    name: str, *, hub: Hub | None = None, free_bytes: Callable[[Path], int | None] | None = None
+) -> Path:
+    """The local folder of the hub's model `name` ("owner/name"), after downloading what is missing.
+
+    Raises:
+        CheckpointError: the disk is too small for it, or the hub could not deliver it.
+    """
+    hub = HuggingFaceHub() if hub is None else hub
+    _check_disk(name, hub, free_bytes or free_disk_bytes)
+    try:
+        return hub.download(name)
+    except Exception as error:  # the hub, its HTTP client and the file system each raise their own
+        raise CheckpointError(f"the model {name} could not be downloaded: {_reason(error)}") from error
+
+
+def free_disk_bytes(folder: Path) -> int | None:
+    """Free bytes where `folder` is or would be made; None if the system does not say."""
+    for place in (folder, *folder.parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return None
+
+
+def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -> None:
+    try:
+        missing_bytes = sum(file.num_bytes for file in hub.list_files(name) if not file.is_cached)
+        missing_bytes = max(0, missing_bytes - hub.partial_bytes(name))
+        folder = hub.cache_folder()
+        free = free_bytes(folder)
+    except Exception:  # offline, unknown, or not ours to see: the download says so in its own words
+        return
+    if free is not None and missing_bytes > free:
+        raise CheckpointError(
+            f"the model {name} could not be downloaded: it needs {format_bytes(missing_bytes)} more and "
+            f"{format_bytes(free)} are free in {folder}; free some, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+def _patterns() -> dict[str, list[str]]:
+    return {"allow_patterns": list(DOWNLOADED_PATTERNS), "ignore_patterns": list(SKIPPED_PATTERNS)}
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner grants access on request: accept the terms on its page and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model (or it is private), and there is no folder of that name here"
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        return "the hub cannot be reached and no complete copy is in the local cache; name a local folder instead"
+    return f"{type(error).__name__}: {quote(str(error))}"
