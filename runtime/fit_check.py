@@ -64,12 +64,10 @@ def check_fit(need: MemoryNeed, machine: MachineMemory) -> FitReport:
     return FitReport(placement, changes, sentence)
 
 
-def nearest_change(need: MemoryNeed, machine: MachineMemory) -> str:
-    """What to do where a session does not fit, as the end of a sentence; empty where it fits."""
+def with_nearest_change(sentence: str, need: MemoryNeed, machine: MachineMemory) -> str:
+    """The sentence of a refusal, ended by the nearest change that would run; as it is where nothing would."""
     changes = [change for change in check_fit(need, machine).changes if change.placement.can_run]
-    if not changes:
-        return ""
-    return _recommend(changes[0])
+    return f"{sentence.rstrip('.')}; {_recommend(changes[0])}" if changes else sentence
 
 
 def _changes(need: MemoryNeed, machine: MachineMemory, base: Placement) -> Iterator[Change]:

@@ -1,7 +1,7 @@
 import pytest
 from fit_needs import GB, machine, round_need, with_free_host
 
-from runtime.fit_check import check_fit, nearest_change
+from runtime.fit_check import check_fit, with_nearest_change
 from runtime.memory_fit import place
 
 FIXED = GB + 4001 * 10**6
@@ -14,7 +14,7 @@ def words(need, found):
 
 def test_what_fits_needs_no_change():
     report = check_fit(round_need(), machine(host=60 * GB))
-    assert report.runs_well and report.changes == () and nearest_change(round_need(), machine(host=60 * GB)) == ""
+    assert report.runs_well and report.changes == ()
     assert report.sentence == "fits: every layer stays in memory (45.0 GB of 60.0 GB)"
 
 
@@ -136,7 +136,15 @@ def test_where_only_more_memory_helps_that_is_said():
         "bfloat16 would need 13.0 GB of memory; you have 2.00 GB, so it takes 11.4 GB more memory "
         "(every pass would then read 40.0 GB from disk)"
     )
-    assert nearest_change(round_need(), machine(host=2 * GB)).startswith("it takes 11.4 GB more memory")
+
+
+def test_a_refusal_gains_the_nearest_change():
+    need = round_need(draft_gb=50, context_tokens=600)
+    found = machine(host=40 * GB, device=8 * GB + GB + 601 * 10**6)
+    assert with_nearest_change("The budget is too small.", need, found) == (
+        "The budget is too small; --draft none is the nearest that fits"
+    )
+    assert with_nearest_change("Refused.", round_need(), machine(host=60 * GB)) == "Refused."
 
 
 def test_a_budget_that_is_too_small_is_the_first_thing_to_change():

@@ -25,6 +25,7 @@ from runtime.prompt_file import PromptRequest, read_prompts
 from runtime.result_file import ResultFile, ResultStream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.comparison import Comparison, show_answers
+from tui.doctor_command import doctor
 from tui.locations import cache_folder, example_prompts
 from tui.report import RunProgress, accounting_lines, measurement_table, progress_console
 from tui.terminal_text import one_line
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.command()(doctor)
 
 
 def _show_version(is_wanted: bool) -> None:
