@@ -12,7 +12,6 @@ from offload.checkpoint import resolve_model_folder
 from offload.device_selection import select_device
 from offload.errors import CheckpointError
 from offload.strict_json import quote
-from runtime.assembly import DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES
 from runtime.doctor import DoctorReport, ModelQuestion, examine
 from runtime.engine_config import EngineConfig
 from runtime.machine_probes import MachineProbes
@@ -20,6 +19,7 @@ from runtime.memory_need import need_of_files
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model_shape import LLAMA_3_8B, LLAMA_3_70B, ModelShape
+from runtime.session_plan import DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES
 
 
 def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, DoctorReport]:
@@ -28,7 +28,7 @@ def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None
     Raises:
         BadInputError: the target or the draft cannot be used; nothing has been measured then.
     """
-    device = select_device("auto")
+    device = select_device(config.device)
     questions, folder = [question_of_shapes(device)], None
     if config.target is not None:
         folder = find_folder(config.target)
@@ -37,16 +37,11 @@ def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None
     return (yield from examine(MachineProbes(device, cache_folder, model_folder=folder), questions))
 
 
-def compute_dtype_of(device: torch.device) -> torch.dtype:
-    """What matmuls run in where the user does not choose."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
 def question_of_shapes(
     device: torch.device, target: ModelShape = LLAMA_3_70B, draft: ModelShape = LLAMA_3_8B
 ) -> ModelQuestion:
     """A model that is not here, with a draft in int8 rows; the files are still to be downloaded."""
-    item_bytes = compute_dtype_of(device).itemsize
+    item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see SessionPlan
     need = target.need(
         draft.as_draft(item_bytes),
         context_tokens=DEFAULT_CONTEXT_TOKENS,
@@ -67,7 +62,7 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
         config,
         files,
         None if draft is None else ModelFiles.open(draft),
-        compute_dtype=compute_dtype_of(device),
+        compute_dtype=torch.float32 if device.type == "cpu" else files.stored_dtype,
         context_tokens=min(config.context_tokens or DEFAULT_CONTEXT_TOKENS, max_positions(files.config) or 1 << 30),
         max_nodes=DEFAULT_MAX_NODES,
     )

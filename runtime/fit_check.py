@@ -119,7 +119,7 @@ def _format_changes(need: MemoryNeed, machine: MachineMemory, base: Placement, r
         smaller = need.in_format(layers.name)
         placement = place(smaller, machine)
         if reaches(placement):
-            needed = _needed_bytes(smaller, placement, resource, is_least=not base.can_run)
+            needed = _needed_bytes(smaller, machine, placement, resource=resource, is_least=not base.can_run)
             yield Change(f"{layers.name} ({format_bytes(needed)})", "format", placement)
 
 
@@ -165,7 +165,7 @@ def _memory_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) ->
     placement = place(need, machine)
     while not reaches(placement) and len(words) < len(_MORE):
         shortage = _shortage(need, machine, placement)
-        machine, more_bytes = _grown(machine, shortage, placement)
+        machine, more_bytes = _grown(need, machine, shortage, placement)
         words.append(f"{_rounded_up(more_bytes, ' ')} more {_MORE[shortage.resource]}")
         placement = place(need, machine)
     if words and reaches(placement):
@@ -206,26 +206,37 @@ def _shortage(need: MemoryNeed, machine: MachineMemory, placement: Placement) ->
         return _Shortage("host", placement.host_bytes, machine.host_free_bytes)
     if machine.is_cpu and not placement.host_budget_bytes and not machine.is_link_emulated:
         return _Shortage("memory", need.fixed_bytes + need.layers.total_bytes, device_budget, is_budget)
+    stages = _stage_bytes(need, machine)
     is_host_budget = machine.host_budget_bytes is not None
-    return _Shortage("host", placement.streamed_bytes, placement.host_budget_bytes, is_host_budget)
+    return _Shortage("host", placement.streamed_bytes + stages, placement.host_budget_bytes + stages, is_host_budget)
 
 
-def _needed_bytes(need: MemoryNeed, placement: Placement, resource: _Resource, *, is_least: bool) -> int:
+def _stage_bytes(need: MemoryNeed, machine: MachineMemory) -> int:
+    """What layers take of host memory in passing; beside a budget that the user chose."""
+    return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
+
+
+def _needed_bytes(
+    need: MemoryNeed, machine: MachineMemory, placement: Placement, *, resource: _Resource, is_least: bool
+) -> int:
     """How much of a resource a session takes: to run at all, or to run well."""
     if resource == "disk":
         return need.file_bytes
     if resource == "host":
-        return placement.streamed_bytes or need.layers.total_bytes
+        return placement.streamed_bytes + _stage_bytes(need, machine)
     return need.fixed_bytes + (min(need.ring_bytes, need.layers.total_bytes) if is_least else need.layers.total_bytes)
 
 
-def _grown(machine: MachineMemory, shortage: _Shortage, placement: Placement) -> tuple[MachineMemory, int]:
+def _grown(
+    need: MemoryNeed, machine: MachineMemory, shortage: _Shortage, placement: Placement
+) -> tuple[MachineMemory, int]:
     """The machine with just enough of what it lacks, and how much more that is; it has no budgets of the user's."""
     needed = shortage.needed_bytes
     if shortage.resource == "disk":
         return replace(machine, disk_free_bytes=needed), needed - shortage.usable_bytes
     if not machine.is_link_emulated:
-        free = free_bytes_for(needed)
+        stages = _stage_bytes(need, machine) if shortage.resource == "host" else 0
+        free = free_bytes_for(needed - stages) + stages
     elif shortage.resource == "host":
         free = placement.device_budget_bytes + RESERVED_BYTES + needed
     else:

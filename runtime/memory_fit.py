@@ -56,7 +56,7 @@ class MachineMemory:
         if self.host_budget_bytes is not None:
             return device, self.host_budget_bytes
         if not self.is_cpu:
-            return device, usable_bytes(self.host_free_bytes)
+            return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
         return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
 
 

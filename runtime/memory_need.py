@@ -22,6 +22,8 @@ from runtime.model.model_loader import ModelFiles
 
 QUANTISED_FORMATS = ("int8", "nf4")
 """What `overstory prepare` writes, the larger one first."""
+NUM_STAGES = 2
+"""Host stages of an accelerator: one is filled while the other is sent."""
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
 
@@ -95,6 +97,11 @@ class MemoryNeed:
     def ring_bytes(self) -> int:
         """The ring when every layer streams."""
         return self.num_slots * max(self.layers.layer_bytes)
+
+    @property
+    def stage_bytes(self) -> int:
+        """Host memory through which layers reach a device that cannot fetch them itself."""
+        return NUM_STAGES * max(self.layers.layer_bytes)
 
     @property
     def fixed_bytes(self) -> int:

@@ -8,7 +8,7 @@ from runtime.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRa
 from runtime.memory_fit import MachineMemory
 
 PROBES = ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches")
-SMALL_GPU = machine(host=15 * GB, device=13_001 * 10**6, disk=100 * GB)
+SMALL_GPU = machine(host=11 * GB, device=13_001 * 10**6, disk=100 * GB)
 """On which bfloat16 and int8 of `round_need()` stream from disk and nf4 runs well."""
 
 

@@ -30,10 +30,13 @@ def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, fil
 def machine(
     *, host: int, device: int | None = None, disk: int | None = None, budget: int | None = None, link: bool = False
 ) -> MachineMemory:
-    """A machine whose budgets, not its free memory, are exactly `host` and `device` bytes."""
+    """A machine whose budgets for `round_need()`, not its free memory, are exactly `host` and `device` bytes.
+
+    In smaller formats an accelerator's stages are smaller, and the host's budget so much larger (nearly).
+    """
     return MachineMemory(
         host_total_bytes=1 << 50,
-        host_free_bytes=free_bytes_for(host),
+        host_free_bytes=free_bytes_for(host) + (0 if device is None else round_need().stage_bytes),
         device_total_bytes=None if device is None else 1 << 50,
         device_free_bytes=None if device is None else free_bytes_for(device),
         disk_free_bytes=disk,

@@ -80,7 +80,7 @@ def test_seconds_come_from_the_rates_that_were_measured():
     def seconds(probes):
         return [one.seconds_per_pass for one in examined(probes).models[0].formats]
 
-    assert seconds(FakeProbes()) == [28 / 2, 2 / 2, 4 / 20]
+    assert seconds(FakeProbes()) == [32 / 2, 2 / 2, 4 / 20]
     without_disk = seconds(FakeProbes(failures={"disk": OSError("x")}))
     assert without_disk[:2] == [None, None] and without_disk[2] is not None
     assert seconds(FakeProbes(failures={"link": OSError("x")})) == [None, None, None]

@@ -49,9 +49,9 @@ def test_the_machine_and_the_models_are_shown(install, capsys):
         "caches 100 GB free for overstory in /cache/overstory",
         "versions python 3.12.1, torch 2.13.0 (CUDA 13.0)",
         "Some-70B, 4000 tokens of context, draft: none",
-        "bfloat16 slow bfloat16 would need 40.0 GB of host memory, int8 16.0 GB; you have 15.0 GB, so nf4 (4.00 GB) is "
-        "the nearest that fits; as it is, every pass reads 28.0 GB from disk layers: 3 wait in host memory, 7 are read "
-        "from disk; a pass moves 40.0 GB in 14 s or more",
+        "bfloat16 slow bfloat16 would need 48.0 GB of host memory, int8 20.0 GB; you have 19.0 GB, so nf4 (6.00 GB) is "
+        "the nearest that fits; as it is, every pass reads 32.0 GB from disk layers: 2 wait in host memory, 8 are read "
+        "from disk; a pass moves 40.0 GB in 16 s or more",
         "nf4 fits 6 of 10 layers stay on the device (13.0 GB of 13.0 GB) and 4.00 GB wait in host memory a pass moves "
         "4.00 GB in 0.2 s or more",
         "overstory prepare MODEL --format int8|nf4 --output DIR",
@@ -118,8 +118,8 @@ def test_json_is_one_document_on_stdout(install, capsys):
 
 def test_options_reach_the_check(install, capsys):
     seen = install(FakeProbes())
-    run(capsys, "--target", "/models/a", "--draft", "none")
-    assert [(config.target, config.draft) for config in seen] == [("/models/a", "none")]
+    run(capsys, "--target", "/models/a", "--draft", "none", "--device", "xpu:0")
+    assert [(config.target, config.draft, config.device) for config in seen] == [("/models/a", "none", "xpu:0")]
 
 
 def test_a_target_that_cannot_be_used_is_exit_code_2_and_one_line(capsys, tmp_path):
@@ -127,3 +127,4 @@ def test_a_target_that_cannot_be_used_is_exit_code_2_and_one_line(capsys, tmp_pa
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "has no config.json" in err
     assert run(capsys, "--draft", " ")[0] == 2
+    assert run(capsys, "--device", "nonsense:9")[0] == 2

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from fit_needs import GB, machine, round_need, with_free_host
 
 from runtime.fit_check import check_fit, with_nearest_change
-from runtime.memory_fit import place
+from runtime.memory_fit import free_bytes_for, place
 
 FIXED = GB + 4001 * 10**6
 """Of `round_need()`: embeddings and the cache of 4001 tokens."""
@@ -26,21 +28,24 @@ def test_layers_in_host_memory_are_said():
 
 
 def test_the_nearest_format_is_named_with_what_the_others_lack():
-    report = check_fit(round_need(), machine(host=15 * GB, device=FIXED + 8 * GB))
+    report = check_fit(round_need(), machine(host=11 * GB, device=FIXED + 8 * GB))
     assert report.can_run and not report.runs_well
     assert report.sentence == (
-        "bfloat16 would need 40.0 GB of host memory, int8 16.0 GB; you have 15.0 GB, "
-        "so nf4 (4.00 GB) is the nearest that fits; as it is, every pass reads 28.0 GB from disk"
+        "bfloat16 would need 48.0 GB of host memory, int8 20.0 GB; you have 19.0 GB, "
+        "so nf4 (6.00 GB) is the nearest that fits; as it is, every pass reads 32.0 GB from disk"
     )
     assert [change.kind for change in report.changes] == ["format", "memory"]
-    assert words(round_need(), machine(host=16 * GB, device=FIXED + 8 * GB))[:2] == ["int8 (16.0 GB)", "nf4 (4.00 GB)"]
+    assert words(round_need(), machine(host=15 * GB, device=FIXED + 8 * GB))[:2] == ["int8 (20.0 GB)", "nf4 (6.00 GB)"]
 
 
 def test_a_format_fits_at_exactly_its_bytes():
-    """int8 leaves two more layers on the device (4 GB less ring), so 16 GB wait."""
-    device = FIXED + 8 * GB
-    assert words(round_need(), machine(host=16 * GB, device=device))[0] == "int8 (16.0 GB)"
-    assert words(round_need(), machine(host=16 * GB - 1, device=device))[0] == "nf4 (4.00 GB)"
+    """int8 keeps two layers on the device beside its ring, so 16 GB wait in host memory, beside its stages."""
+    need, device = round_need(), FIXED + 8 * GB
+    as_int8 = need.in_format("int8")
+    exact = machine(host=0, device=device)
+    exact = replace(exact, host_free_bytes=free_bytes_for(16 * GB) + as_int8.stage_bytes)
+    assert words(need, exact)[0] == "int8 (20.0 GB)"
+    assert words(need, replace(exact, host_free_bytes=exact.host_free_bytes - 1))[0] == "nf4 (6.00 GB)"
 
 
 def test_on_a_cpu_all_memory_is_one():

@@ -1,14 +1,19 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 from test_model_shape import TINY
 
 from offload.checkpoint import ITEM_BYTES
+from offload.errors import BudgetError
 from offload.stored_sizes import int8_rows_bytes, nf4_bytes
-from runtime.assembly import DEFAULT_MAX_NODES, plan_memory
+from runtime.assembly import plan_memory
 from runtime.engine_config import EngineConfig
+from runtime.memory_fit import MachineMemory, place
 from runtime.memory_need import layer_formats, need_of_files
 from runtime.model.model_loader import ModelFiles
+from runtime.session_plan import DEFAULT_MAX_NODES
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,27 @@ def test_without_draft_there_is_no_tree():
     saved += (320 - 65) * need.activation_bytes_per_token
     assert need.fixed_bytes - plain.fixed_bytes == saved
     assert need.with_draft_bytes(7).fixed_bytes == need.fixed_bytes - need.draft.num_bytes + 7
+
+
+@pytest.mark.parametrize("spare_slabs", [0, 1, 2, 3, 9])
+def test_layers_lie_where_a_session_puts_them(folder, spare_slabs):
+    need = need_of(EngineConfig(draft="none"), folder)
+    budget = need.fixed_bytes + need.ring_bytes + spare_slabs * max(need.layers.layer_bytes)
+    config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
+    planned = plan_memory(config, target=folder)
+    machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+    placement = place(need, machine)
+    counts = (planned.num_resident_layers, planned.num_host_layers, planned.num_disk_layers)
+    assert placement.num_layers == counts
+    assert (placement.ring_bytes, placement.resident_bytes) == (planned.ring_bytes, planned.resident_bytes)
+
+
+def test_a_session_is_refused_where_the_check_says_so_and_not_before(folder):
+    need = need_of(EngineConfig(draft="none"), folder)
+    least = need.fixed_bytes + need.ring_bytes
+    for budget, can_run in ((least, True), (least - 1, False)):
+        config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
+        machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+        assert place(need, machine).can_run is can_run
+        with nullcontext() if can_run else pytest.raises(BudgetError):
+            plan_memory(config, target=folder)

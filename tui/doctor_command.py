@@ -44,11 +44,12 @@ def doctor(
     draft: Annotated[
         str, typer.Option(help="What would draft for it: substitute, none, or a folder or cached hub name.")
     ] = "substitute",
+    device: Annotated[str, typer.Option(help="auto, cpu, or TYPE[:INDEX] as in cuda:0.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
     quiet: Quiet = False,
 ) -> int:
     """Say what this machine can do, what would stop a 70B model here, and what to do about it."""
-    report = _examine(EngineConfig(target=target, draft=draft), progress_console(is_quiet=quiet))
+    report = _examine(EngineConfig(target=target, draft=draft, device=device), progress_console(is_quiet=quiet))
     if as_json:
         sys.stdout.write(json.dumps(report.to_record()) + "\n")
     else:
