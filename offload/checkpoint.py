@@ -1,7 +1,8 @@
 """The index of a model folder: which tensor lies where, in which file, as what.
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
-passes can be streamed without a second look. Knows neither torch nor transformers, never reads a tensor's bytes, and
+passes can be streamed without a second look. Of quantised folders those of bitsandbytes pass, and other methods are
+refused by name. Knows neither torch nor transformers, never reads a tensor's bytes, and
 opens nothing but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
@@ -67,7 +68,8 @@ class Checkpoint:
         """Read and check the index of `folder`.
 
         Raises:
-            CheckpointError: the folder is missing, damaged, quantised, or not stored as safetensors.
+            CheckpointError: the folder is missing, damaged, not stored as safetensors, or quantised by another method
+                than bitsandbytes.
         """
         folder = Path(folder)
         try:
@@ -76,11 +78,16 @@ class Checkpoint:
             if not (folder / "config.json").exists():
                 raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
             config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
-            _refuse_quantised(config, folder=folder)
+            _check_quantization(config, folder=folder)
             tensors = _read_tensors(folder)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {quote(str(error))}") from error
         return cls(folder=folder, config=config, tensors=tensors)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether config.json says that linear layers are stored in formats of bitsandbytes."""
+        return self.config.get("quantization_config") is not None
 
     @property
     def total_bytes(self) -> int:
@@ -147,12 +154,26 @@ def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] =
     return download(name_or_path)
 
 
-def _refuse_quantised(config: Mapping[str, Any], *, folder: Path) -> None:
+def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
+    """Let bitsandbytes pass, by the same rule as transformers, and refuse every other method by its name."""
     for key in ("quantization_config", "compression_config"):
-        if config.get(key) is not None:
+        settings = config.get(key)
+        if settings is None:
+            continue
+        next_step = "use the bf16, fp16 or fp32 original, or a bitsandbytes folder (4-bit NF4 or FP4, or 8-bit)"
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"{folder}/config.json has {key} = {quote(settings)}; expected an object")
+        is_loaded = [settings.get(name) is True for name in ("load_in_4bit", "load_in_8bit")]
+        method = settings.get("quant_method", "bitsandbytes" if any(is_loaded) else None)
+        if key != "quantization_config" or method != "bitsandbytes":
             raise CheckpointError(
-                f"{folder} is a quantised checkpoint ({key} in config.json), which this version cannot read; "
-                "use the bf16, fp16 or fp32 original"
+                f"{folder} is quantised with {quote(method)} ({key} in config.json), which cannot be streamed; "
+                f"{next_step}"
+            )
+        if sum(is_loaded) != 1:
+            raise CheckpointError(
+                f"{folder}/config.json names bitsandbytes in {key} without saying which format: expected either "
+                f"load_in_4bit or load_in_8bit to be true; {next_step}"
             )
 
 

@@ -1,38 +1,54 @@
-"""How a stored weight becomes a matrix product: bf16/fp16/fp32 as they are, or int8 rows with one scale each.
+"""How a stored weight becomes a matrix product: what all formats share, and bf16/fp16/fp32 as they are.
 
-Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or int8 rows made from them) and
+Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or narrower ones made from them) and
 multiplies activations in the compute dtype. Where storage is narrower, the matrix is widened into one reused scratch
-buffer, a single cheap stream of memory, or multiplied directly in its storage dtype where a `MatmulPolicy` allows that.
-Knows nothing of layers, slabs or models.
+buffer, a single cheap stream of memory, or multiplied in a narrower dtype where a `MatmulPolicy` allows that.
+The quantised formats are modules of their own. Knows nothing of layers, slabs or models.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from offload.slab_memory import allocate_slab
+from offload.kernel_timing import fastest_seconds
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 """safetensors names of the storage dtypes that can be streamed."""
-
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements widened at a time: 4 MB in float32 stay in the processor's cache between being written and multiplied.
 
 Measured on two cores, 8960 x 1536 bf16, 1 / 8 / 64 rows: whole matrix 6.4 / 10.7 / 25.7 ms, chunks 2.4 / 5.4 / 13 ms.
 """
+ACCELERATOR_CHUNK_ELEMENTS = 1 << 25
+"""The same on any other device, where each chunk costs kernel launches and no cache holds it anyway."""
+
+
+def chunk_elements(device: torch.device) -> int:
+    """How many elements the scratch of `device` holds unless a single row is longer."""
+    return CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+
+
+def scratch_bytes(dtype: torch.dtype, device: torch.device) -> int:
+    """What one `UpcastScratch` takes once something was widened in it."""
+    return chunk_elements(device) * dtype.itemsize
 
 
 class UpcastScratch:
-    """One buffer in the compute dtype, CHUNK_ELEMENTS large, reused by every product of a model."""
+    """One buffer in the compute dtype, a chunk large, reused by every product of a model."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._buffer = torch.empty(0, dtype=dtype, device=device)
 
@@ -41,28 +57,48 @@ class UpcastScratch:
         """Bytes held now."""
         return self._buffer.numel() * self._buffer.element_size()
 
-    def chunk_rows(self, num_columns: int) -> int:
-        """How many rows of a matrix with this many columns are widened at a time."""
-        return max(1, CHUNK_ELEMENTS // num_columns)
-
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
         """An uninitialised (num_rows, num_columns) matrix; valid until the next call."""
         num_elements = num_rows * num_columns
         if self._buffer.numel() < num_elements:
-            self._buffer = torch.empty(max(num_elements, CHUNK_ELEMENTS), dtype=self._dtype, device=self._device)
+            size = max(num_elements, chunk_elements(self._device))
+            self._buffer = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
     def linear(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         """`inputs` (..., I) times the transpose of `matrix` (O, I), which is widened in chunks: (..., O)."""
-        num_outputs, num_columns = matrix.shape
+
+        def widen(start: int, stop: int) -> torch.Tensor:
+            return self.view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
+
+        return from_columns(self.multiply(inputs, matrix.shape[0], widen), inputs)
+
+    def multiply(
+        self,
+        inputs: torch.Tensor,
+        num_outputs: int,
+        widen: Callable[[int, int], torch.Tensor],
+        *,
+        row_multiple: int = 1,
+    ) -> torch.Tensor:
+        """A matrix (O, I) times `inputs` (..., I) as columns: (O, T).
+
+        `widen(start, stop)` returns rows of the matrix in the compute dtype, (stop - start, I), valid until its next
+        call; every `start` is a multiple of `row_multiple`.
+        """
+        num_columns = inputs.shape[-1]
         flat = inputs.reshape(-1, num_columns).t()  # (I, T)
         products = inputs.new_empty(num_outputs, flat.shape[1])  # (O, T)
-        step = self.chunk_rows(num_columns)
+        step = max(1, chunk_elements(self._device) // (num_columns * row_multiple)) * row_multiple
         for start in range(0, num_outputs, step):
-            rows = matrix[start : start + step]
-            wide = self.view(rows.shape[0], num_columns).copy_(rows)
-            torch.mm(wide, flat, out=products[start : start + step])
-        return products.t().reshape(*inputs.shape[:-1], num_outputs)
+            stop = min(start + step, num_outputs)
+            torch.mm(widen(start, stop), flat, out=products[start:stop])
+        return products
+
+
+def from_columns(products: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Products (O, T) in the shape of the `inputs` (..., I) that they belong to: (..., O)."""
+    return products.t().reshape(*inputs.shape[:-1], products.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +110,15 @@ class MatmulPolicy:
 
     Rounding makes a token's logits depend on the width of its pass, so a target keeps 0; a draft may be fast.
     """
+    is_fast: bool = False
+    """Whether a quantised weight may use any kernel of the device, those that round activations included.
+
+    A target keeps False: its matrices are widened to the compute dtype whatever the width of the pass.
+    """
+
+
+EXACT = MatmulPolicy()
+"""Nothing is rounded to a narrower type than the compute dtype."""
 
 
 class StoredWeight(Protocol):
@@ -83,8 +128,26 @@ class StoredWeight(Protocol):
     def num_bytes(self) -> int:
         """Bytes of the stored form."""
 
+    def copy(self) -> "StoredWeight":
+        """The same weight in memory of its own."""
+
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """`inputs` (..., I) times the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
+
+
+class WeightFormat(Protocol):
+    """How a quantised matrix lies in a slab: known on the host before any of its bytes are on a device."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I) of the matrix."""
+
+    @property
+    def part_suffixes(self) -> tuple[str, ...]:
+        """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
+
+    def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> StoredWeight:
+        """The weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +156,17 @@ class DenseWeight:
 
     matrix: torch.Tensor
     """(O, I) in the storage dtype; usually a view of a slab."""
-    policy: MatmulPolicy = MatmulPolicy()
+    policy: MatmulPolicy = EXACT
     """When the product may run in the storage dtype."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the matrix."""
         return self.matrix.numel() * self.matrix.element_size()
+
+    def copy(self) -> "DenseWeight":
+        """See `StoredWeight.copy`."""
+        return replace(self, matrix=self.matrix.clone())
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """See `StoredWeight.linear`."""
@@ -110,56 +177,6 @@ class DenseWeight:
             return product if bias is None else product + bias
         product = scratch.linear(inputs, self.matrix)
         return product if bias is None else product.add_(bias)
-
-
-@dataclass(frozen=True, slots=True)
-class Int8RowsWeight:
-    """A matrix stored as int8 rows with one scale per output row: matrix ≈ scales[:, None] * rows."""
-
-    rows: torch.Tensor
-    """(O, I) int8."""
-    scales: torch.Tensor
-    """(O,) float32."""
-
-    @classmethod
-    def quantize(cls, matrix: torch.Tensor) -> "Int8RowsWeight":
-        """Round (O, I) of any float dtype to the nearest of 255 levels per row (absmax scaling).
-
-        Works in chunks and keeps the rows in memory of their own: whole float32 matrices from the heap left holes
-        between the rows, and a draft of 0.36 GB then held 1.5 GB.
-        """
-        num_outputs, num_columns = matrix.shape
-        rows = allocate_slab(matrix.numel())[: matrix.numel()].view(torch.int8).view(matrix.shape)
-        scales = torch.empty(num_outputs)
-        step = max(1, CHUNK_ELEMENTS // num_columns)
-        for start in range(0, num_outputs, step):
-            wide = matrix[start : start + step].to(torch.float32, copy=True)
-            scale = (wide.abs().amax(dim=1) / 127.0).clamp_min(torch.finfo(torch.float32).tiny)
-            scales[start : start + step] = scale
-            rows[start : start + step] = wide.div_(scale[:, None]).round_().clamp_(-127, 127)
-        return cls(rows, scales)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of rows and scales."""
-        return self.rows.numel() + 4 * self.scales.numel()
-
-    def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """See `StoredWeight.linear`; activations are rounded to int8 per row where the device multiplies int8 fast."""
-        if inputs.device.type == "cpu":
-            product = self._int8_product(inputs)
-        else:
-            product = scratch.linear(inputs, self.rows) * self.scales.to(inputs.dtype)
-        return product if bias is None else product + bias
-
-    def _int8_product(self, inputs: torch.Tensor) -> torch.Tensor:
-        flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)  # (T, I); a bfloat16 scale would let 128 wrap
-        input_scales = (flat.abs().amax(dim=1, keepdim=True) / 127.0).clamp_min(1e-30)
-        quantized = (flat / input_scales).round_().to(torch.int8)
-        product = torch._int_mm(quantized, self.rows.t()).to(torch.float32)  # (T, O)
-        product *= input_scales
-        product *= self.scales
-        return product.view(*inputs.shape[:-1], -1).to(inputs.dtype)
 
 
 def num_rows(inputs: torch.Tensor) -> int:
@@ -188,16 +205,7 @@ def measure_direct_max_rows(storage: torch.dtype, compute: torch.dtype, *, side:
         def multiply_wide(inputs: torch.Tensor = inputs) -> None:
             scratch.linear(inputs, matrix)
 
-        if _fastest_seconds(multiply_direct) > _fastest_seconds(multiply_wide):
+        if fastest_seconds(multiply_direct) > fastest_seconds(multiply_wide):
             break
         best = rows
     return 1 << 30 if best == 256 else best
-
-
-def _fastest_seconds(action: Callable[[], None], *, repeats: int = 4) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -112,10 +112,39 @@ def test_pickle_weights_are_never_opened(folder, name):
     assert name in message and "convert them to safetensors" in message
 
 
-@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-def test_quantised_checkpoints_are_refused(folder, key):
-    (folder / "config.json").write_text(json.dumps({key: {"quant_method": "bitsandbytes"}}))
-    assert "quantised" in refusal(folder) and key in refusal(folder)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised with 'gptq'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised with 'fp8'"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "load_in_4bit": True}}, "'compressed-tensors'"),
+        ({"compression_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "compression_config"),
+        ({"quantization_config": {"bits": 4}}, "quantised with None"),
+        ({"quantization_config": {"quant_method": ["bitsandbytes"]}}, "quantised with ['bitsandbytes']"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "without saying which format"),
+        ({"quantization_config": {"load_in_4bit": True, "load_in_8bit": True}}, "without saying which format"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": 1}}, "without saying which format"),
+        ({"quantization_config": "nf4"}, "expected an object"),
+    ],
+)
+def test_other_quantisations_are_refused_by_name(folder, settings, expected):
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert expected in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {"load_in_4bit": True},
+    ],
+)
+def test_bitsandbytes_folders_are_opened(folder, settings):
+    assert not Checkpoint.open(folder).is_quantized
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    assert Checkpoint.open(folder).is_quantized
 
 
 @pytest.mark.parametrize(

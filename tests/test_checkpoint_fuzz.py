@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from model_factory import save_tiny_model
+from quantized_factory import save_quantized_folder
+from safetensors.torch import load_file, save
 
 from offload.checkpoint import Checkpoint
 from offload.errors import BadInputError
@@ -51,6 +53,8 @@ EXTRA_SETTINGS: tuple[dict[str, Any], ...] = (
     {"attn_implementation": "owner/kernel"},
     {"_attn_implementation": "flash_attention_2"},
     {"quantization_config": {}},
+    {"quantization_config": {"load_in_4bit": True}},
+    {"quantization_config": {"load_in_8bit": True, "quant_method": "bitsandbytes", "llm_int8_skip_modules": 3}},
     {"per_layer_config": {"0": {"hidden_size": 10**9}}},
     {"sliding_window": -5},
     {"head_dim": 10**7},
@@ -162,6 +166,21 @@ def setting_cases(file: Path) -> Iterator[tuple[Path, bytes]]:
         yield file, to_json({**config, **extra})
 
 
+def state_cases(folder: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    """The packed quant_states: their bytes, single values of their JSON, and what they are stored as."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    names = sorted(name for name in tensors if ".quant_state." in name)
+    for index in range(num_cases):
+        name = source.choice(names)
+        raw = bytes(tensors[name].tolist())
+        damaged = damage_bytes(raw, source) if index % 3 == 0 else to_json(damage_value(json.loads(raw), source))
+        packed = torch.tensor(list(damaged), dtype=torch.uint8)
+        if index % 10 == 9:
+            packed = source.choice((packed.to(torch.float32), packed[:0], packed.repeat(300), packed.view(1, -1)))
+        yield file, save({**tensors, name: packed})
+
+
 def outcome(folder: Path) -> str:
     """How the whole way from the folder to its laid-out layers ends."""
     try:
@@ -236,3 +255,41 @@ def test_damaged_configs(tmp_path, kind):
 def test_every_setting_with_every_odd_value(tmp_path):
     folder = save_tiny_model("llama", tmp_path, num_hidden_layers=2)
     check(lambda: setting_cases(folder / "config.json"), at_least=900)
+
+
+QUANTIZED_SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nf4 nested", "int8"])
+def test_damaged_headers_of_quantised_folders(tmp_path, name):
+    folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
+    check(lambda: header_cases(folder, random.Random(5), 300), at_least=300)
+
+
+@pytest.mark.slow
+def test_damaged_configs_of_quantised_folders(tmp_path):
+    folder = save_quantized_folder(tmp_path, "nf4", sizes=QUANTIZED_SIZES)
+    check(lambda: json_cases(folder / "config.json", random.Random(6), 200), at_least=200)
+
+
+@pytest.mark.slow
+def test_every_quantization_setting_with_every_odd_value(tmp_path):
+    folder = save_quantized_folder(tmp_path, "nf4", sizes=QUANTIZED_SIZES)
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes())
+    settings = config["quantization_config"]
+
+    def cases() -> Iterator[tuple[Path, bytes]]:
+        for key in settings:
+            for value in ODD_VALUES:
+                yield file, to_json({**config, "quantization_config": {**settings, key: value}})
+
+    check(cases, at_least=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nf4 nested", "fp4"])
+def test_damaged_quant_states(tmp_path, name):
+    folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
+    check(lambda: state_cases(folder, random.Random(7), 300), at_least=300)

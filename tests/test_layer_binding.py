@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from offload.weight_format import DenseWeight, Int8RowsWeight, MatmulPolicy, UpcastScratch
+from offload.int8_rows import Int8RowsFormat, Int8RowsWeight
+from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
 from runtime.model.layer_binding import ModuleBinder, StoredLinear, bind_embedding, replace_linears
 
 
@@ -24,11 +25,16 @@ def block() -> Block:
     return Block().eval().requires_grad_(False)
 
 
+def to_int8(stored: StoredWeight) -> StoredWeight:
+    assert isinstance(stored, DenseWeight)
+    return Int8RowsWeight.quantize(stored.matrix)
+
+
 def bound(block: Block, *, is_int8: bool = False) -> tuple[ModuleBinder, dict[str, torch.Tensor]]:
     tensors = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     block.to("meta")
     replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
-    convert = Int8RowsWeight.quantize if is_int8 else None
+    convert = to_int8 if is_int8 else None
     binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), convert=convert)
     binder.bind(tensors)
     return binder, tensors
@@ -64,6 +70,25 @@ def test_converted_weights_outlive_the_slab_they_came_from(block: Block) -> None
     for tensor in tensors.values():
         tensor.fill_(float("nan"))
     assert torch.equal(block(inputs), before)
+
+
+def test_a_quantised_matrix_is_put_together_from_its_tensors(block: Block) -> None:
+    """Its scales are no parameter of the module; the bias beside them is."""
+    inputs = torch.randn(2, 4)
+    tensors = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    quantised = Int8RowsWeight.quantize(tensors["inner.0.weight"])
+    block.inner[0].weight.data = quantised.rows * quantised.absmax[:, None] / 127
+    expected = block(inputs)
+    block.to("meta")
+    replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
+    formats = {"inner.0.weight": Int8RowsFormat((6, 4))}
+    binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), formats=formats)
+    binder.bind({**tensors, "inner.0.weight": quantised.rows, "inner.0.weight.SCB": quantised.absmax})
+    torch.testing.assert_close(block(inputs), expected)
+    first = block.inner[0]
+    assert isinstance(first, StoredLinear) and isinstance(first.stored, Int8RowsWeight)
+    assert first.stored.rows.data_ptr() == quantised.rows.data_ptr()
+    assert first.weight.dtype == torch.float32 and first.weight.numel() == 0
 
 
 def test_subclasses_of_linear_are_left_alone() -> None:

@@ -3,12 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from offload.weight_format import (
+    ACCELERATOR_CHUNK_ELEMENTS,
     CHUNK_ELEMENTS,
     DenseWeight,
-    Int8RowsWeight,
     MatmulPolicy,
     UpcastScratch,
+    chunk_elements,
+    from_columns,
     measure_direct_max_rows,
+    scratch_bytes,
 )
 
 CPU = torch.device("cpu")
@@ -54,47 +57,29 @@ def test_the_policy_decides_from_how_many_rows_on_a_product_is_exact(scratch: Up
     torch.testing.assert_close(weight.linear(many, None, scratch), F.linear(many, matrix.float()), rtol=1e-5, atol=1e-5)
 
 
-def test_int8_rows_are_within_half_a_step_of_the_matrix() -> None:
-    matrix = random_matrix(40, 24, torch.bfloat16)
-    weight = Int8RowsWeight.quantize(matrix)
-    restored = weight.rows.float() * weight.scales[:, None]
-    assert ((restored - matrix.float()).abs() <= 0.5 * weight.scales[:, None] * 1.0001).all()
-    assert weight.num_bytes == 40 * 24 + 4 * 40
-
-
-def test_an_int8_product_is_close_to_the_dense_one(scratch: UpcastScratch) -> None:
-    matrix, bias = random_matrix(64, 256, torch.float32), torch.randn(64)
-    inputs = torch.randn(1, 5, 256)
-    product = Int8RowsWeight.quantize(matrix).linear(inputs, bias, scratch)
-    expected = F.linear(inputs, matrix, bias)
-    assert product.shape == expected.shape
-    assert (product - expected).norm() / expected.norm() < 0.02
-
-
-def test_a_row_of_zeros_stays_zero(scratch: UpcastScratch) -> None:
-    """An absmax of zero must not divide: padding rows of real checkpoints are zero."""
-    product = Int8RowsWeight.quantize(torch.zeros(32, 16)).linear(torch.zeros(1, 16), None, scratch)
-    assert torch.equal(product, torch.zeros(1, 32))
-
-
 def test_the_crossover_is_measured_and_bounded() -> None:
     assert measure_direct_max_rows(torch.float32, torch.float32) == 0
     measured = measure_direct_max_rows(torch.bfloat16, torch.float32, side=64)
     assert measured in {0, 1, 4, 16, 64, 1 << 30}
 
 
-def test_quantizing_leaves_the_matrix_as_it_was() -> None:
-    matrix = random_matrix(8, 16, torch.float32)
-    before = matrix.clone()
-    Int8RowsWeight.quantize(matrix)
-    assert torch.equal(matrix, before)
+def test_chunks_start_at_multiples_of_what_the_format_asks_for(scratch: UpcastScratch) -> None:
+    """A row multiple that divides no chunk: blocks of a 4-bit matrix may span several rows."""
+    num_inputs = 1 << 16
+    matrix = random_matrix(37, num_inputs, torch.float32)
+    starts = []
+
+    def widen(start: int, stop: int) -> torch.Tensor:
+        starts.append(start)
+        return matrix[start:stop]
+
+    inputs = torch.randn(1, 2, num_inputs)
+    product = from_columns(scratch.multiply(inputs, 37, widen, row_multiple=5), inputs)
+    assert starts == [0, 15, 30]
+    torch.testing.assert_close(product, F.linear(inputs, matrix), rtol=1e-4, atol=1e-3)
 
 
-def test_an_int8_product_of_bfloat16_inputs_does_not_wrap(scratch: UpcastScratch) -> None:
-    """A scale rounded down to bfloat16 made the largest activation 128, which wrapped to -128: drafts were noise."""
-    matrix = random_matrix(64, 256, torch.float32)
-    inputs = torch.randn(32, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
-    product = Int8RowsWeight.quantize(matrix).linear(inputs, None, scratch)
-    expected = F.linear(inputs.float(), matrix)
-    assert product.dtype == torch.bfloat16
-    assert (product.float() - expected).norm() / expected.norm() < 0.02
+def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
+    assert chunk_elements(CPU) == CHUNK_ELEMENTS
+    assert chunk_elements(torch.device("meta")) == ACCELERATOR_CHUNK_ELEMENTS
+    assert scratch_bytes(torch.bfloat16, CPU) == 2 * CHUNK_ELEMENTS

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError, UnsupportedArchitectureError
+from offload.quantized_group import QuantizedGroup, find_group
 from offload.strict_json import quote
+from offload.weight_format import WeightFormat
 from runtime.model.size_guard import SizeGuard
 from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 
@@ -53,9 +55,14 @@ class DecoderParts:
     """Per layer: W if the token at position q sees the keys at positions q-W+1..q (W keys, its own included), as
     transformers' masks have it (key > q - W); None for full attention."""
     layer_tensors: tuple[Mapping[str, TensorEntry], ...]
-    """Per layer: its parameters by their names below the layer."""
+    """Per layer: its parameters by their names below the layer; of a quantised matrix every tensor, by name and
+    suffix."""
+    layer_formats: tuple[Mapping[str, WeightFormat], ...]
+    """Per layer: the formats of its quantised matrices, by their names below the layer."""
     other_tensors: Mapping[str, TensorEntry]
     """Everything else by full name: embeddings, final norm, head, and persistent buffers wherever they stand."""
+    other_formats: Mapping[str, WeightFormat]
+    """The formats of quantised matrices among them (a head)."""
     tied: Mapping[str, str]
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
 
@@ -73,7 +80,8 @@ def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
         UnsupportedArchitectureError: not a dense decoder-only causal language model.
     """
     config = load_config(checkpoint)
-    largest = max((math.prod(entry.shape) for entry in checkpoint.tensors.values()), default=0)
+    sizes = (max(math.prod(entry.shape), entry.num_bytes) for entry in checkpoint.tensors.values())
+    largest = max(sizes, default=0)  # of 4-bit codes too: they are two a byte
     model = build_empty_model(config, dtype=dtype, max_elements=max(2 * largest, 2**24))
     return inspect_decoder(model, checkpoint)
 
@@ -160,14 +168,32 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
     """
     layers_name, layers = _find_layers(model)
     tied, stored_names = _match_names(model, checkpoint)
+    groups = _find_groups(model, checkpoint, stored_names, tied=tied)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    checkpoint.check(shapes, stored_names=stored_names)
+    checkpoint.check({name: shape for name, shape in shapes.items() if name not in groups}, stored_names=stored_names)
     streamed = {
         name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(f"{layers_name}.")
     }
     if any(name in streamed for pair in tied.items() for name in pair):
         raise _unsupported(model, "layers that share weights with other parts")
-    entries = {name: checkpoint.tensors[stored_names[name]] for name in shapes}
+    others = [name for name in shapes if name not in streamed]
+    by_layer = [
+        [name for name in shapes if name in streamed and name.startswith(f"{layers_name}.{index}.")]
+        for index in range(len(layers))
+    ]
+
+    def entries_of(names: Sequence[str], prefix: str = "") -> dict[str, TensorEntry]:
+        return {
+            f"{name}{suffix}".removeprefix(prefix): entry
+            for name in names
+            for suffix, entry in (
+                groups[name].entries if name in groups else {"": checkpoint.tensors[stored_names[name]]}
+            ).items()
+        }
+
+    def formats_of(names: Sequence[str], prefix: str = "") -> dict[str, WeightFormat]:
+        return {name.removeprefix(prefix): groups[name].format for name in names if name in groups}
+
     prefixes = [f"{layers_name}.{index}." for index in range(len(layers))]
     return DecoderParts(
         model=model,
@@ -175,17 +201,30 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
         layers_name=layers_name,
         layers=layers,
         layer_windows=_layer_windows(model, num_layers=len(layers)),
-        layer_tensors=tuple(
-            {
-                name.removeprefix(prefix): entries[name]
-                for name in shapes
-                if name in streamed and name.startswith(prefix)
-            }
-            for prefix in prefixes
-        ),
-        other_tensors={name: entry for name, entry in entries.items() if name not in streamed},
+        layer_tensors=tuple(map(entries_of, by_layer, prefixes)),
+        layer_formats=tuple(map(formats_of, by_layer, prefixes)),
+        other_tensors=entries_of(others),
+        other_formats=formats_of(others),
         tied=tied,
     )
+
+
+def _find_groups(
+    model: PreTrainedModel, checkpoint: Checkpoint, stored_names: Mapping[str, str], *, tied: Mapping[str, str]
+) -> dict[str, QuantizedGroup]:
+    """The quantised matrices of a quantised folder by their full names; only linear layers can have one."""
+    if not checkpoint.is_quantized:
+        return {}
+    groups = {}
+    for module_name, module in model.named_modules():
+        name = f"{module_name}.weight"
+        if type(module) is nn.Linear and name in stored_names and name not in tied:
+            group = find_group(checkpoint, stored_names[name], (module.out_features, module.in_features))
+            if group is not None:
+                groups[name] = group
+    if not groups.keys().isdisjoint(tied.values()):
+        raise _unsupported(model, "embeddings that are tied to a quantised head")
+    return groups
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

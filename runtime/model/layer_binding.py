@@ -1,6 +1,7 @@
 """Gives the empty modules of a transformers model their weights, and takes them away again.
 
-Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; embeddings gather
+Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantised matrix
+comes as several tensors, which its `WeightFormat` puts together; embeddings gather
 their rows in the storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
 Knows modules and names, not where bytes come from.
 """
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
+from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, WeightFormat
 
-Convert = Callable[[torch.Tensor], StoredWeight]
+Convert = Callable[[StoredWeight], StoredWeight]
+"""Makes another weight, in memory of its own, of one that views a slab."""
 
 
 class StoredLinear(nn.Module):
@@ -27,9 +29,11 @@ class StoredLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense matrix, for architectures that look at its dtype or device."""
-        assert isinstance(self.stored, DenseWeight), "no dense weight is bound"
-        return self.stored.matrix
+        """The dense matrix, for architectures that look at its dtype or device; empty where it is quantised."""
+        if isinstance(self.stored, DenseWeight):
+            return self.stored.matrix
+        assert self.stored is not None, "the layer's weights were released"
+        return self._scratch.view(0, 0)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs` (..., I) to (..., O)."""
@@ -49,14 +53,25 @@ class ModuleBinder:
     """Binds named tensors into one module; `unbind` makes any later use an error."""
 
     def __init__(
-        self, module: nn.Module, *, compute_dtype: torch.dtype, policy: MatmulPolicy, convert: Convert | None = None
+        self,
+        module: nn.Module,
+        *,
+        compute_dtype: torch.dtype,
+        policy: MatmulPolicy,
+        formats: Mapping[str, WeightFormat] | None = None,
+        convert: Convert | None = None,
     ) -> None:
+        """`formats` of the quantised matrices by name; what `convert` makes outlives the slab it came from."""
         self._module = module
         self._compute_dtype = compute_dtype
-        self._convert: Convert = convert or (lambda matrix: DenseWeight(matrix, policy))
-        self._is_copied = convert is not None  # what is converted outlives the slab it came from
+        self._policy = policy
+        self._formats = dict(formats or {})
+        self._convert = convert
         self._linears = {
             f"{name}.weight": child for name, child in module.named_modules() if isinstance(child, StoredLinear)
+        }
+        self._part_names = {
+            f"{name}{suffix}" for name, found in self._formats.items() for suffix in found.part_suffixes if suffix
         }
 
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -64,14 +79,21 @@ class ModuleBinder:
         for name, tensor in tensors.items():
             linear = self._linears.get(name)
             if linear is not None:
-                linear.stored = self._convert(tensor)
-            else:
+                stored = self._stored(name, tensors)
+                linear.stored = stored if self._convert is None else self._convert(stored)
+            elif name not in self._part_names:
                 self._bind_small(name, tensor)
+
+    def _stored(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:
+        found = self._formats.get(name)
+        if found is None:
+            return DenseWeight(tensors[name], self._policy)
+        return found.bind({suffix: tensors[f"{name}{suffix}"] for suffix in found.part_suffixes}, self._policy)
 
     def _bind_small(self, name: str, tensor: torch.Tensor) -> None:
         owner_name, _, attribute = name.rpartition(".")
         owner = self._module.get_submodule(owner_name)
-        widened = tensor.to(self._compute_dtype, copy=self._is_copied)
+        widened = tensor.to(self._compute_dtype, copy=self._convert is not None)
         if isinstance(owner, StoredLinear):
             owner.bias = widened
         elif attribute in owner._buffers:

@@ -5,7 +5,6 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint import SUPPORTED_DTYPES, Checkpoint
 from offload.copy_engine import CopyEngine
+from offload.int8_rows import Int8RowsWeight
 from offload.layer_layout import LayerLayout, layout_layer
 from offload.layer_streamer import LayerStreamer
-from offload.weight_format import TORCH_DTYPES, Int8RowsWeight, MatmulPolicy, UpcastScratch
+from offload.weight_format import (
+    TORCH_DTYPES,
+    DenseWeight,
+    MatmulPolicy,
+    StoredWeight,
+    UpcastScratch,
+    WeightFormat,
+)
 from offload.weight_store import LayerSlabs, read_slab, slab_views
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.layer_binding import ModuleBinder, bind_embedding, replace_linears
@@ -40,6 +47,8 @@ class ModelFiles:
     """Where each decoder layer's bytes are."""
     other_layout: LayerLayout
     """Everything that is not a decoder layer, as one slab."""
+    formats: tuple[Mapping[str, WeightFormat], ...]
+    """Per layer: the formats of its quantised matrices by name."""
 
     @classmethod
     def open(cls, folder: Path) -> "ModelFiles":
@@ -47,16 +56,15 @@ class ModelFiles:
         checkpoint = Checkpoint.open(folder)
         parts = open_decoder(checkpoint, dtype=torch.float32)
         slabs = LayerSlabs([layout_layer(tensors) for tensors in parts.layer_tensors])
-        return cls(checkpoint, parts.model.config, slabs, layout_layer(parts.other_tensors))
+        others = layout_layer(parts.other_tensors)
+        return cls(checkpoint, parts.model.config, slabs, others, parts.layer_formats)
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The float type of most of the decoder layers' weights."""
-        sizes: Counter[str] = Counter()
-        for layout in self.slabs.layouts:
-            for tensor in layout.tensors:
-                sizes[tensor.dtype] += math.prod(tensor.shape)
-        return TORCH_DTYPES[sizes.most_common(1)[0][0]]
+        """The float type of the largest tensor outside the layers, which is never quantised: the embedding."""
+        floats = [tensor for tensor in self.other_layout.tensors if tensor.dtype in SUPPORTED_DTYPES]
+        largest = max(floats, key=lambda tensor: math.prod(tensor.shape))
+        return TORCH_DTYPES[largest.dtype]
 
     @property
     def int8_bytes(self) -> int:
@@ -100,6 +108,8 @@ class EmptyModel:
     """Modules; everything but the decoder layers is bound."""
     compute: ComputePlan
     """How it multiplies."""
+    formats: tuple[Mapping[str, WeightFormat], ...]
+    """Per layer: the formats of its quantised matrices by name."""
 
     @classmethod
     def build(cls, files: ModelFiles, compute: ComputePlan, *, others: Mapping[str, torch.Tensor]) -> "EmptyModel":
@@ -118,7 +128,7 @@ class EmptyModel:
             compute_dtype=compute.dtype,
             device=compute.device,
         )
-        return cls(shell, compute)
+        return cls(shell, compute, files.formats)
 
     def binder(self, index: int, *, is_int8: bool = False) -> ModuleBinder:
         """Binds decoder layer `index`."""
@@ -126,7 +136,8 @@ class EmptyModel:
             self.shell.layers[index],
             compute_dtype=self.compute.dtype,
             policy=self.compute.policy,
-            convert=Int8RowsWeight.quantize if is_int8 else None,
+            formats=self.formats[index],
+            convert=_to_int8_rows if is_int8 else None,
         )
 
     def streamed(self, slabs: LayerSlabs, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
@@ -147,6 +158,11 @@ class EmptyModel:
         for index, tensors in enumerate(slabs.stream_from_disk(engine)):
             self.binder(index, is_int8=True).bind(tensors)
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
+
+
+def _to_int8_rows(stored: StoredWeight) -> StoredWeight:
+    """What a draft holds: int8 rows of an ordinary matrix, and its own copy of one that is quantised already."""
+    return Int8RowsWeight.quantize(stored.matrix) if isinstance(stored, DenseWeight) else stored.copy()
 
 
 def read_others(
@@ -172,7 +188,8 @@ def _bind_others(
     for name, module in embeddings.items():
         if name in tensors:
             bind_embedding(module, tensors.pop(name), compute.dtype)
-    ModuleBinder(model, compute_dtype=compute.dtype, policy=compute.policy).bind(tensors)
+    binder = ModuleBinder(model, compute_dtype=compute.dtype, policy=compute.policy, formats=parts.other_formats)
+    binder.bind(tensors)
 
 
 def _move_tables(model: nn.Module, device: torch.device) -> None:

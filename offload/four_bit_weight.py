@@ -1,0 +1,228 @@
+"""Weights in bitsandbytes' 4-bit formats, NF4 and FP4 (QLoRA, arXiv 2305.14314), with and without double quantisation.
+
+Two codes of 4 bits a byte, first element high; blocks of consecutive elements share an absmax, and with double
+quantisation the absmaxes are 8-bit codes in blocks of 256 themselves. A product widens the matrix chunk by chunk, bit
+for bit as bitsandbytes does: with its kernel where it has one for the device, else by a table from a byte to its two
+values. All that steers is known on the host (`FourBitFormat`): no visit reads anything back. Knows no files.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+from offload.slab_memory import allocate_slab
+from offload.weight_format import CHUNK_ELEMENTS, EXACT, MatmulPolicy, UpcastScratch, from_columns
+
+QUANT_TYPES = ("nf4", "fp4")
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+DEFAULT_BLOCK_SIZE = 64
+NESTED_BLOCK_SIZE = 256
+"""Absmaxes that share a second absmax; bitsandbytes writes no other."""
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS", "hpu": "HPU"}
+
+
+@dataclass(frozen=True, slots=True)
+class FourBitFormat:
+    """How a matrix of 4-bit codes is to be read."""
+
+    shape: tuple[int, int]
+    """(O, I); blocks run on from one row to the next."""
+    quant_type: str
+    """One of QUANT_TYPES."""
+    block_size: int = DEFAULT_BLOCK_SIZE
+    """Elements that share an absmax."""
+    nested_offset: float | None = None
+    """What is added to every absmax of a doubly quantised matrix; None without double quantisation."""
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the absmaxes are quantised too."""
+        return self.nested_offset is not None
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of absmaxes; the last block may be short."""
+        return -(-math.prod(self.shape) // self.block_size)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the codes."""
+        return -(-math.prod(self.shape) // 2)
+
+    @property
+    def part_suffixes(self) -> tuple[str, ...]:
+        """See `WeightFormat.part_suffixes`."""
+        nested = (".nested_absmax", ".nested_quant_map") if self.is_nested else ()
+        return ("", ".absmax", *nested)
+
+    @property
+    def row_multiple(self) -> int:
+        """How many rows are a whole number of blocks."""
+        return self.block_size // math.gcd(self.shape[1], self.block_size)
+
+    def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> "FourBitWeight":
+        """See `WeightFormat.bind`."""
+        return FourBitWeight(self, parts, policy)
+
+
+@dataclass(frozen=True, slots=True)
+class FourBitWeight:
+    """A matrix of 4-bit codes."""
+
+    format: FourBitFormat
+    """How to read it."""
+    parts: Mapping[str, torch.Tensor]
+    """By suffix: the codes uint8 (any shape), absmax float32 (B,), or uint8 (B,) with nested_absmax float32 and
+    nested_quant_map float32 (256,)."""
+    policy: MatmulPolicy = EXACT
+    """Whether bitsandbytes' fused product may be used, where it has one."""
+
+    @classmethod
+    def quantize(
+        cls,
+        matrix: torch.Tensor,
+        policy: MatmulPolicy = EXACT,
+        *,
+        quant_type: str = "nf4",
+        is_nested: bool = True,
+    ) -> "FourBitWeight":
+        """Round (O, I) of any float dtype to 4-bit codes, bit for bit as bitsandbytes does; in chunks, on the CPU."""
+        import bitsandbytes.functional as bnb
+
+        plain = FourBitFormat((matrix.shape[0], matrix.shape[1]), quant_type)
+        codes = allocate_slab(plain.packed_bytes)[: plain.packed_bytes]
+        absmax = torch.empty(plain.num_blocks)
+        step = max(1, CHUNK_ELEMENTS // (matrix.shape[1] * plain.row_multiple)) * plain.row_multiple
+        for start in range(0, matrix.shape[0], step):
+            first = start * matrix.shape[1]
+            packed, state = bnb.quantize_4bit(
+                matrix[start : start + step].to("cpu"), blocksize=plain.block_size, quant_type=quant_type
+            )
+            codes[first // 2 : first // 2 + packed.numel()] = packed.view(-1)
+            first_block = first // plain.block_size
+            absmax[first_block : first_block + state.absmax.numel()] = state.absmax
+        if not is_nested:
+            return cls(plain, {"": codes, ".absmax": absmax}, policy)
+        offset = absmax.mean()
+        nested, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
+        parts = {"": codes, ".absmax": nested, ".nested_absmax": state.absmax, ".nested_quant_map": state.code}
+        return cls(replace(plain, nested_offset=offset.item()), parts, policy)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+    def to(self, device: torch.device) -> "FourBitWeight":
+        """The same weight on `device`; itself if it is there."""
+        return replace(self, parts={suffix: part.to(device) for suffix, part in self.parts.items()})
+
+    def copy(self) -> "FourBitWeight":
+        """See `StoredWeight.copy`."""
+        return replace(self, parts={suffix: part.clone() for suffix, part in self.parts.items()})
+
+    def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
+        """See `StoredWeight.linear`."""
+        if self.policy.is_fast and has_kernel("gemm_4bit", inputs.device.type):
+            return self._fused_product(inputs, bias)
+        absmax = self._wide_absmax()
+        num_outputs, num_columns = self.format.shape
+
+        def widen(start: int, stop: int) -> torch.Tensor:
+            out = scratch.view(stop - start, num_columns)
+            return self._widen_rows(start, stop, absmax, out)
+
+        columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=self.format.row_multiple)
+        product = from_columns(columns, inputs)
+        return product if bias is None else product.add_(bias)
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole matrix (O, I), bit for bit what bitsandbytes' dequantize_4bit gives."""
+        out = torch.empty(self.format.shape, dtype=dtype, device=self.parts[""].device)
+        return self._widen_rows(0, self.format.shape[0], self._wide_absmax(), out)
+
+    def _wide_absmax(self) -> torch.Tensor:
+        """(B,) float32."""
+        absmax = self.parts[".absmax"]
+        if self.format.nested_offset is None:
+            return absmax
+        values = self.parts[".nested_quant_map"].index_select(0, absmax.view(-1).to(torch.int32))
+        wide = _scale_blocks(values, self.parts[".nested_absmax"], NESTED_BLOCK_SIZE, out=values)
+        return wide.add_(self.format.nested_offset)
+
+    def _widen_rows(self, start: int, stop: int, absmax: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Rows start..stop (`start` a multiple of row_multiple), in `out` or in memory of the kernel's own."""
+        num_columns, block_size = self.format.shape[1], self.format.block_size
+        first, end = start * num_columns, stop * num_columns
+        codes = self.parts[""].view(-1)[first // 2 : -(-end // 2)]
+        blocks = absmax[first // block_size : -(-end // block_size)]
+        is_plain = num_columns % 2 == 0 and block_size < 2048  # bitsandbytes compiles python code for the others
+        if is_plain and has_kernel("dequantize_4bit", codes.device.type):
+            shape = (stop - start, num_columns)
+            widened: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
+                codes, blocks, block_size, self.format.quant_type, shape, out.dtype
+            )
+            return widened
+        pairs = pair_table(self.format.quant_type, codes.device).index_select(0, codes.to(torch.int32))
+        values = pairs.view(torch.float32)[: end - first]
+        return _scale_blocks(values, blocks, block_size, out=out.view(-1)).view(out.shape)
+
+    def _fused_product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        parts, shape = self.parts, self.format
+        nested: dict[str, torch.Tensor] = {}
+        if shape.nested_offset is not None:
+            offset = scalar_on(shape.nested_offset, inputs.device)
+            nested = {
+                "absmax_8bit": parts[".absmax"],
+                "absmax_code": parts[".nested_quant_map"],
+                "absmax_offset": offset,
+            }
+        scales = parts[".nested_absmax"] if shape.is_nested else parts[".absmax"]
+        codes = parts[""].view(-1, 1)
+        product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
+            inputs, codes, shape.shape, scales, shape.block_size, shape.quant_type, bias=bias, **nested
+        )
+        return product
+
+
+def _scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int, *, out: torch.Tensor) -> torch.Tensor:
+    """out[i] = values[i] * scales[i // block_size], rounded once to the dtype of `out`; all one-dimensional."""
+    num_whole = values.numel() // block_size
+    whole = num_whole * block_size
+    blocks = values[:whole].view(num_whole, block_size)
+    torch.mul(blocks, scales[:num_whole, None], out=out[:whole].view(num_whole, block_size))
+    if whole < values.numel():
+        torch.mul(values[whole:], scales[num_whole], out=out[whole:])
+    return out
+
+
+@cache
+def pair_table(quant_type: str, device: torch.device) -> torch.Tensor:
+    """(256,) on `device`: entry b holds the two float32 values of byte b, high nibble first, as one int64.
+
+    One gather of 8 bytes is twice as fast as one of two floats, and every device gathers int64.
+    """
+    import bitsandbytes.functional as bnb
+
+    values = bnb.get_4bit_type(quant_type, device="cpu")  # (16,) float32
+    byte = torch.arange(256)
+    pairs = torch.stack([values[byte >> 4], values[byte & 15]], dim=1)  # (256, 2)
+    return pairs.view(torch.int64).view(-1).to(device)
+
+
+@cache
+def scalar_on(value: float, device: torch.device) -> torch.Tensor:
+    """A float32 scalar on `device`, copied there once."""
+    return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+@cache
+def has_kernel(operator: str, device_type: str) -> bool:
+    """Whether bitsandbytes has a kernel of its own for this operator on this type of device."""
+    import bitsandbytes  # noqa: F401  # registers its operators
+
+    key = _DISPATCH_KEYS.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator}", key)

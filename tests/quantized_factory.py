@@ -1,0 +1,57 @@
+"""Tiny models saved by transformers itself in bitsandbytes' formats, and their matrices dequantised by bitsandbytes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import torch
+from model_factory import save_tiny_model, save_tiny_tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4 nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+"""Settings of BitsAndBytesConfig by name."""
+_SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 8}
+
+
+def save_quantized_folder(
+    folder: Path, name: str, *, kind: str = "qwen2", seed: int = 0, sizes: dict[str, Any] | None = None, **settings: Any
+) -> Path:
+    """A tiny bf16 model loaded by transformers in format `name` and saved, with a tokenizer beside it.
+
+    The inner size is no multiple of 64, so that blocks run on from one row to the next.
+    """
+    dense = save_tiny_model(kind, folder / "dense", seed=seed, dtype=torch.bfloat16, **(sizes or _SIZES))
+    options = {"bnb_4bit_compute_dtype": torch.bfloat16, **FORMATS[name], **settings}
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    model = AutoModelForCausalLM.from_pretrained(
+        dense, quantization_config=BitsAndBytesConfig(**options), device_map="cpu", dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder / "quantized")
+    return save_tiny_tokenizer(folder / "quantized")
+
+
+def dequantized_model(folder: Path) -> PreTrainedModel:
+    """transformers' own float32 model of a quantised folder, every matrix dequantised to float32 by bitsandbytes."""
+    quantized = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.bfloat16)
+    state = {}
+    for name, module in quantized.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear):
+            if getattr(weight, "quant_state", None) is not None:
+                weight.quant_state.dtype = torch.float32
+                state[f"{name}.weight"] = bnb.dequantize_4bit(weight.data, weight.quant_state)
+            elif weight.dtype == torch.int8:
+                state[f"{name}.weight"] = bnb.int8_vectorwise_dequant(weight.data, weight.SCB)
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    dense = {name: tensor.float() for name, tensor in quantized.state_dict().items() if tensor.dtype == torch.bfloat16}
+    model.load_state_dict({**dense, **state}, strict=not config.tie_word_embeddings)
+    return model

@@ -1,0 +1,137 @@
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import torch.nn.functional as F
+
+from offload import four_bit_weight
+from offload.four_bit_weight import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
+from offload.weight_format import CHUNK_ELEMENTS, MatmulPolicy, UpcastScratch
+
+CPU = torch.device("cpu")
+SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]
+
+
+@pytest.fixture(params=["bitsandbytes", "table"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Widens with bitsandbytes' kernel, or with the table that any other device uses."""
+    if request.param == "table":
+        monkeypatch.setattr(four_bit_weight, "has_kernel", lambda operator, device_type: False)
+    return request.param
+
+
+def random_matrix(num_outputs: int, num_inputs: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(num_outputs, num_inputs, generator=generator).to(dtype)
+
+
+def quantize_by_bitsandbytes(
+    matrix: torch.Tensor, *, quant_type: str, is_nested: bool
+) -> tuple[torch.Tensor, bnb.QuantState]:
+    return bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quantizing_equals_bitsandbytes_own_bit_for_bit(
+    shape: tuple[int, int], dtype: torch.dtype, quant_type: str, is_nested: bool
+) -> None:
+    matrix = random_matrix(*shape, dtype)
+    codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
+    weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+    assert torch.equal(weight.parts[""], codes.view(-1))
+    assert torch.equal(weight.parts[".absmax"], state.absmax)
+    assert weight.format.num_blocks == state.absmax.numel()
+    assert weight.format.is_nested == is_nested
+    if is_nested:
+        assert torch.equal(weight.parts[".nested_absmax"], state.state2.absmax)
+        assert weight.format.nested_offset == state.offset.item()
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(
+    shape: tuple[int, int], dtype: torch.dtype, quant_type: str, is_nested: bool, kernel: str
+) -> None:
+    matrix = random_matrix(*shape, dtype)
+    codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
+    weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+    assert torch.equal(weight.dequantize(dtype), bnb.dequantize_4bit(codes, state))
+
+
+def test_a_matrix_of_many_chunks_and_nested_blocks_equals_bitsandbytes_own(kernel: str) -> None:
+    """66 columns: blocks span rows, chunks end where a block does, and the last block is short."""
+    matrix = random_matrix(2 * CHUNK_ELEMENTS // 66 + 1001, 66)
+    codes, state = quantize_by_bitsandbytes(matrix, quant_type="nf4", is_nested=True)
+    weight = FourBitWeight.quantize(matrix)
+    assert torch.equal(weight.parts[""], codes.view(-1))
+    expected = bnb.dequantize_4bit(codes, state)
+    inputs, scratch = torch.randn(3, 66), UpcastScratch(torch.float32, CPU)
+    torch.testing.assert_close(weight.linear(inputs, None, scratch), F.linear(inputs, expected), rtol=1e-5, atol=1e-4)
+    assert scratch.num_bytes == 4 * CHUNK_ELEMENTS
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 16])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", [MatmulPolicy(), MatmulPolicy(is_fast=True)])
+def test_a_product_equals_that_of_the_dequantised_matrix(
+    num_tokens: int, compute: torch.dtype, policy: MatmulPolicy, kernel: str
+) -> None:
+    weight = FourBitWeight.quantize(random_matrix(96, 130), policy)
+    inputs, bias = torch.randn(2, num_tokens, 130).to(compute), torch.randn(96).to(compute)
+    product = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
+    expected = F.linear(inputs, weight.dequantize(compute), bias)
+    assert product.dtype == compute
+    torch.testing.assert_close(product, expected, rtol=2e-2 if compute == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+def test_rows_and_blocks_of_zeros_stay_zero(kernel: str) -> None:
+    matrix = random_matrix(8, 64)
+    matrix[3] = 0
+    weight = FourBitWeight.quantize(matrix, is_nested=False)
+    assert (weight.dequantize(torch.float32)[3] == 0).all()
+
+
+def test_a_bound_weight_views_the_slab_whatever_dtype_the_codes_are_stored_as() -> None:
+    made = FourBitWeight.quantize(random_matrix(4, 128))
+    bound = made.format.bind(made.parts, MatmulPolicy())
+    assert bound.parts[""].data_ptr() == made.parts[""].data_ptr()
+    assert torch.equal(bound.to(CPU).dequantize(torch.float32), made.dequantize(torch.float32))
+    assert made.num_bytes == 4 * 64 + 8 + 4 + 4 * 256
+
+
+def test_the_format_knows_its_sizes() -> None:
+    layout = FourBitFormat((5, 7), "nf4")
+    assert (layout.num_blocks, layout.packed_bytes, layout.row_multiple) == (1, 18, 64)
+    assert layout.part_suffixes == ("", ".absmax")
+    nested = FourBitFormat((6, 96), "fp4", 64, 0.5)
+    assert (nested.num_blocks, nested.packed_bytes, nested.row_multiple) == (9, 288, 2)
+    assert nested.part_suffixes == ("", ".absmax", ".nested_absmax", ".nested_quant_map")
+
+
+def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device here has the fused kernel; bitsandbytes' default implementation of the operator stands in for it."""
+    asked = []
+    monkeypatch.setattr(four_bit_weight, "has_kernel", lambda operator, device_type: asked.append(operator) or True)
+    inputs, bias = torch.randn(2, 130), torch.randn(96)
+    for is_nested in (False, True):
+        weight = FourBitWeight.quantize(random_matrix(96, 130), MatmulPolicy(is_fast=True), is_nested=is_nested)
+        product = weight.linear(inputs, bias, UpcastScratch(torch.float32, CPU))
+        expected = F.linear(inputs, weight.dequantize(torch.float32), bias)
+        torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
+    assert "gemm_4bit" in asked
+
+
+def test_only_devices_with_kernels_of_their_own_use_them() -> None:
+    assert has_kernel("dequantize_4bit", "cpu")
+    assert not has_kernel("gemm_4bit", "cpu")
+    assert not has_kernel("dequantize_4bit", "privateuseone")
+
+
+def test_tables_and_scalars_are_made_once_per_device() -> None:
+    assert pair_table("nf4", CPU) is pair_table("nf4", CPU)
+    assert scalar_on(0.5, CPU) is scalar_on(0.5, CPU)
+    assert pair_table("nf4", CPU).view(torch.float32)[:2].tolist() == [-1.0, -1.0]

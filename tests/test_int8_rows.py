@@ -1,0 +1,100 @@
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import torch.nn.functional as F
+
+from offload.int8_rows import Int8RowsFormat, Int8RowsWeight, measure_bfloat16_max_rows
+from offload.weight_format import MatmulPolicy, UpcastScratch
+
+CPU = torch.device("cpu")
+FAST = MatmulPolicy(is_fast=True)
+
+
+@pytest.fixture
+def scratch() -> UpcastScratch:
+    return UpcastScratch(torch.float32, CPU)
+
+
+def random_matrix(num_outputs: int, num_inputs: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(num_outputs, num_inputs, generator=generator).to(dtype)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(40, 24), (3, 129), (700, 3000)])
+def test_quantizing_equals_bitsandbytes_own_bit_for_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """The last shape is quantised in several chunks."""
+    matrix = random_matrix(*shape, dtype)
+    rows, absmax, _ = bnb.int8_vectorwise_quant(matrix)
+    weight = Int8RowsWeight.quantize(matrix)
+    assert torch.equal(weight.rows, rows)
+    assert torch.equal(weight.absmax, absmax)
+    assert weight.num_bytes == rows.numel() + 4 * len(absmax)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 16, 70])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_an_exact_product_equals_that_of_bitsandbytes_dequantised_matrix(num_tokens: int, compute: torch.dtype) -> None:
+    """No activation is rounded: a target's logits must not depend on the width of its pass."""
+    weight = Int8RowsWeight.quantize(random_matrix(300, 200))
+    matrix = bnb.int8_vectorwise_dequant(weight.rows, weight.absmax)
+    inputs, bias = torch.randn(2, num_tokens, 200).to(compute), torch.randn(300).to(compute)
+    product = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
+    assert product.dtype == compute
+    expected = F.linear(inputs.float(), matrix, bias.float())
+    assert relative_error(product, expected) < (1e-6 if compute == torch.float32 else 4e-3)
+
+
+def test_a_rows_product_is_the_same_alone_and_among_others(scratch: UpcastScratch) -> None:
+    weight = Int8RowsWeight.quantize(random_matrix(300, 200))
+    inputs = torch.randn(16, 200)
+    together = weight.linear(inputs, None, scratch)
+    for row in range(16):
+        torch.testing.assert_close(weight.linear(inputs[row], None, scratch), together[row], rtol=1e-5, atol=1e-4)
+
+
+def test_a_row_of_zeros_stays_zero(scratch: UpcastScratch) -> None:
+    """An absmax of zero must not divide: padding rows of real checkpoints are zero."""
+    matrix = random_matrix(32, 16)
+    matrix[5] = 0
+    for policy in (MatmulPolicy(), FAST):
+        product = Int8RowsWeight.quantize(matrix, policy).linear(torch.randn(2, 16), None, scratch)
+        assert product.isfinite().all()
+        assert (product[:, 5] == 0).all() and (product[:, 4] != 0).all()
+
+
+def test_quantizing_leaves_the_matrix_as_it_was() -> None:
+    matrix = random_matrix(8, 16)
+    before = matrix.clone()
+    Int8RowsWeight.quantize(matrix)
+    assert torch.equal(matrix, before)
+
+
+def test_a_bound_weight_views_the_slab() -> None:
+    rows, absmax = torch.ones(4, 6, dtype=torch.int8), torch.ones(4)
+    layout = Int8RowsFormat((4, 6))
+    weight = layout.bind({"": rows, ".SCB": absmax}, FAST)
+    assert layout.part_suffixes == ("", ".SCB")
+    assert weight.rows.data_ptr() == rows.data_ptr() and weight.absmax.data_ptr() == absmax.data_ptr()
+    assert weight.policy is FAST
+    assert weight.to(CPU).rows.data_ptr() == rows.data_ptr()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 64, 200])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_a_fast_product_is_within_the_rounding_of_bfloat16(num_tokens: int, compute: torch.dtype) -> None:
+    matrix = random_matrix(64, 256)
+    weight = Int8RowsWeight.quantize(matrix, FAST)
+    inputs, bias = torch.randn(1, num_tokens, 256).to(compute), torch.randn(64).to(compute)
+    product = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
+    assert product.dtype == compute and product.shape == (1, num_tokens, 64)
+    assert relative_error(product, F.linear(inputs.float(), matrix, bias.float())) < 0.02
+
+
+def test_the_crossover_is_measured_and_bounded() -> None:
+    assert measure_bfloat16_max_rows(CPU, torch.float32, side=64) in {0, 1, 4, 8, 16, 64}
+    assert measure_bfloat16_max_rows(torch.device("meta"), torch.float32) == 0
