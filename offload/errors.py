@@ -6,6 +6,7 @@
     │   │   └── UnsupportedArchitectureError
     │   └── BudgetError             the memory budgets cannot hold what must be held
     ├── LinkError                   a copy failed: the pass is lost, the next one may work
+    ├── WriteError                  a file could not be written: the disk is full, or not writable
     └── PassCancelledError          somebody cancelled the pass that was waiting
 
 The two roots stand in profiles.errors, one floor down, where ProfileError derives from them; import them from here.
@@ -30,6 +31,10 @@ class BudgetError(BadInputError):
 
 class LinkError(OverstoryError):
     """A copy over a link failed; the cause is chained."""
+
+
+class WriteError(OverstoryError):
+    """A file could not be written; what was finished before is kept."""
 
 
 class PassCancelledError(OverstoryError):
