@@ -1,0 +1,94 @@
+"""The command `prepare`: writes a quantised copy of a model that this program and transformers both load.
+
+Draws progress on stderr and ends with one JSON line on stdout. Does not know how anything is quantised.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tui.command_options import Quiet
+from tui.report import measurement_table, progress_console
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.preparation import PreparationProgress
+
+
+def prepare(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of the bf16, fp16 or fp32 model.")],
+    *,
+    weight_format: Annotated[
+        str, typer.Option("--format", help="int8 (rows, half the bytes of bf16) or nf4 (4-bit blocks, a quarter).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to be made.")],
+    double_quant: Annotated[
+        bool,
+        typer.Option(
+            "--double-quant/--no-double-quant", help="nf4 only: quantise the scales too (0.4 bits a weight less)."
+        ),
+    ] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Write a quantised copy of a model that transformers itself loads, layer by layer; run again to go on."""
+    from runtime.preparation import PreparationRequest, PreparedModel, prepare_model
+
+    request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)
+    console = progress_console(is_quiet=quiet)
+    try:
+        with _PreparationBar(console) as bar:
+            for event in prepare_model(request):
+                if isinstance(event, str):
+                    console.print(one_line(event), markup=False)
+                elif not isinstance(event, PreparedModel):
+                    bar.show(event)
+                else:
+                    record = {**asdict(event), "folder": str(event.folder), "format": request.format}
+                    record["double_quant"] = request.is_double
+                    console.print(measurement_table(record, title="prepared"))
+                    sys.stdout.write(json.dumps(record) + "\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
+        raise SystemExit(130) from None
+    return 0
+
+
+class _PreparationBar:
+    """One line on a terminal: how many bytes of the original are done, and at which layer; a context manager."""
+
+    def __init__(self, console: "Console") -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=console.quiet,
+        )
+        self._task = self._bar.add_task("")
+
+    def show(self, progress: "PreparationProgress") -> None:
+        """Bring the line up to date."""
+        at = "embeddings and head" if progress.layer_index is None else f"layer {progress.layer_index + 1}"
+        words = f"{at} of {progress.num_layers} layers{', kept' if progress.is_kept else ''}"
+        self._bar.update(
+            self._task, description=words, completed=progress.done_bytes, total=progress.total_bytes, refresh=False
+        )
+        self._bar.start()
+
+    def __enter__(self) -> "_PreparationBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
