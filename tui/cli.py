@@ -27,6 +27,7 @@ from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quie
 from tui.comparison import Comparison, show_answers
 from tui.doctor_command import doctor
 from tui.locations import cache_folder, example_prompts
+from tui.perplexity_command import perplexity
 from tui.prepare_command import prepare
 from tui.report import RunProgress, accounting_lines, measurement_table, progress_console
 from tui.terminal_text import one_line
@@ -51,6 +52,7 @@ bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_
 app.add_typer(bench_app, name="bench")
 app.command()(doctor)
 app.command()(prepare)
+bench_app.command()(perplexity)
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -1,0 +1,99 @@
+"""The command `bench perplexity`: how well a model predicts a fixed text, streamed and as transformers loads it.
+
+Progress goes to stderr, one JSON line to stdout. Does not know how anything is computed.
+"""
+
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runtime.errors import OptionError
+from tui.command_options import EngineOptions, Quiet, with_option_groups
+from tui.locations import cache_folder, example_prompts
+from tui.report import measurement_table, progress_console
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.perplexity import Perplexity, PerplexityProgress
+
+
+@with_option_groups
+def perplexity(
+    engine: EngineOptions,
+    *,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="The text to predict, UTF-8.", show_default="examples/perplexity.txt"),
+    ] = None,
+    beside_transformers: Annotated[
+        bool, typer.Option("--beside-transformers", help="Also load the model whole with transformers, and compare.")
+    ] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
+    console = progress_console(is_quiet=quiet)
+    path = example_prompts().with_name("perplexity.txt") if text is None else text
+    content = _read_text(path)
+    from runtime.model_folders import locate_models
+
+    steps = locate_models(engine.to_config(), cache_folder=cache_folder())
+    while True:
+        try:
+            console.print(one_line(next(steps)), markup=False)
+        except StopIteration as found:
+            target: Path = found.value[0]
+            break
+    record = _measure(engine, target, content, console, is_compared=beside_transformers)
+    console.print(measurement_table(record, title="perplexity"))
+    sys.stdout.write(json.dumps({**record, "target": str(target), "text": str(path)}) + "\n")
+    return 0
+
+
+def _measure(
+    engine: EngineOptions, target: Path, content: str, console: "Console", *, is_compared: bool
+) -> dict[str, Any]:
+    """One after the other, so that both models are never in memory at the same time."""
+    from runtime.assembly import open_session
+    from runtime.perplexity import streamed_perplexity, text_request, tokenize_text, transformers_perplexity
+
+    config = replace(engine.to_config(), target=str(target))
+    with open_session(config, target=target, requests=[text_request(content)]) as opened:
+        token_ids = tokenize_text(opened, content)
+        streamed = _finish(streamed_perplexity(opened, token_ids), console, "streamed")
+    record: dict[str, Any] = asdict(streamed)
+    if is_compared:
+        whole = _finish(transformers_perplexity(target, token_ids), console, "transformers")
+        record["transformers_perplexity"] = whole.perplexity
+        record["transformers_seconds"] = whole.seconds
+        record["relative_difference"] = streamed.perplexity / whole.perplexity - 1
+    return record
+
+
+def _finish(
+    steps: "Generator[PerplexityProgress | Perplexity, None, None]", console: "Console", name: str
+) -> "Perplexity":
+    from runtime.perplexity import Perplexity
+
+    result: Perplexity | None = None
+    for event in steps:
+        if isinstance(event, Perplexity):
+            result = event
+        else:
+            console.print(f"{name}: {event.num_done_tokens} of {event.num_tokens} tokens", markup=False)
+    assert result is not None, "a measurement ends with its result"
+    return result
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"the text {path} cannot be read: {reason}; give a text file with --text") from error
