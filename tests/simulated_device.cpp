@@ -34,9 +34,12 @@
 #include <sys/prctl.h>
 #endif
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -57,7 +60,7 @@ constexpr int kNumPoolStreams = 32; // as many as torch.cuda hands out before it
 constexpr int kStreamsPerDevice = kNumPoolStreams + 1;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kSmallBytes = 1 << 20;
-constexpr size_t kCopyChunkBytes = 1 << 20;
+constexpr size_t kCopyChunkBytes = 256 << 10;
 constexpr int kPoison = 0xFF;
 constexpr size_t kMaxMessages = 100;
 
@@ -115,6 +118,7 @@ class OrderChecker {
     join(time, host_);
     ++time[stream];
     const Access access{stream, time[stream], name};
+    is_reported_ = false;
     for (const auto& range : ranges) {
       range.is_write ? write(range, access) : read(range, access);
     }
@@ -181,7 +185,6 @@ class OrderChecker {
   void read(const Range& range, const Access& access) {
     split(range.begin);
     split(range.end);
-    bool is_reported = false;
     auto at = spans_.lower_bound(range.begin);
     for (auto position = range.begin; position < range.end; position = at->second.end, ++at) {
       if (at == spans_.end() || at->first > position) {
@@ -189,7 +192,7 @@ class OrderChecker {
         at = spans_.emplace_hint(at, position, Span{end, {-1, 0, ""}, {}});
       }
       auto& span = at->second;
-      is_reported = is_reported || check(access, "reads", span.writer, "wrote");
+      check(access, "reads", span.writer, "wrote");
       auto same = std::find_if(span.readers.begin(), span.readers.end(), [&](const Access& reader) {
         return reader.stream == access.stream;
       });
@@ -200,24 +203,24 @@ class OrderChecker {
   void write(const Range& range, const Access& access) {
     split(range.begin);
     split(range.end);
-    bool is_reported = false;
-    for (auto at = spans_.lower_bound(range.begin); at != spans_.end() && at->first < range.end && !is_reported; ++at) {
-      is_reported = check(access, "overwrites", at->second.writer, "wrote");
+    for (auto at = spans_.lower_bound(range.begin); at != spans_.end() && at->first < range.end; ++at) {
+      check(access, "overwrites", at->second.writer, "wrote");
       for (const auto& reader : at->second.readers) {
-        is_reported = is_reported || check(access, "overwrites", reader, "reads");
+        check(access, "overwrites", reader, "reads");
       }
     }
     erase(range.begin, range.end);
     spans_.emplace(range.begin, Span{range.end, access, {}});
   }
 
-  bool check(const Access& access, const char* does, const Access& earlier, const char* did) {
-    if (earlier.stream < 0 || earlier.stream == access.stream || streams_[access.stream][earlier.stream] >= earlier.tick) {
-      return false;
+  void check(const Access& access, const char* does, const Access& earlier, const char* did) {
+    const bool is_first = earlier.stream < 0;
+    if (is_reported_ || is_first || streams_[access.stream][earlier.stream] >= earlier.tick) {
+      return;
     }
+    is_reported_ = true; // one message for one operation
     add_message(c10::str(access.name, " on stream ", access.stream, " ", does, " bytes that ", earlier.name,
                          " on stream ", earlier.stream, " ", did, ", and does not wait for it"));
-    return true;
   }
 
   void add_message(std::string message) {
@@ -250,6 +253,7 @@ class OrderChecker {
   LogicalTime host_;
   std::vector<LogicalTime> streams_;
   Spans spans_;
+  bool is_reported_ = false;
   std::vector<std::string> messages_;
 };
 
@@ -443,12 +447,12 @@ class CopyEngine {
     std::memset(to, kPoison, num_bytes);
     for (size_t done = 0; done < num_bytes;) {
       const auto chunk = std::min(kCopyChunkBytes, num_bytes - done);
-      std::memcpy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done, chunk);
-      done += chunk;
-      if (speed > 0) {
-        const std::chrono::duration<double> seconds(static_cast<double>(done) / speed);
+      if (speed > 0) { // no byte is there before its time
+        const std::chrono::duration<double> seconds(static_cast<double>(done + chunk) / speed);
         std::this_thread::sleep_until(start + std::chrono::duration_cast<Clock::duration>(seconds));
       }
+      std::memcpy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done, chunk);
+      done += chunk;
     }
     std::lock_guard<std::mutex> lock(mutex_);
     ++serving_;
@@ -1189,7 +1193,7 @@ bool waits_for_device(const std::string& name, bool has_mask) {
   static const std::unordered_set<std::string> names{
       "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
       "aten::unique_consecutive", "aten::repeat_interleave"};
-  return names.count(name) > 0 || (has_mask && is_indexing(name));
+  return names.count(name) > 0 || (has_mask && name != "aten::index" && is_indexing(name)); // index calls nonzero first
 }
 
 class OperatorCall {
@@ -1504,6 +1508,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("resize_", &resize);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   m.impl("set_.source_Tensor", &at::native::set_tensor_);
+  m.impl("set_.source_Storage", &at::native::set_);
   m.impl("set_", &set_empty);
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);

@@ -72,7 +72,7 @@ def build() -> Path:
     folder = Path(os.environ.get("OVERSTORY_CACHE") or tempfile.gettempdir()) / f"overstory-tests-{_user()}"
     library = folder / f"simulated_device-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = library.with_suffix(f".{os.getpid()}.so")
         done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
         if done.returncode:
