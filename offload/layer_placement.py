@@ -68,14 +68,19 @@ class LayerPlacer:
         device: torch.device | None = None,
         allocate_on_host: AllocateSlab = allocate_slab,
         allocate_on_device: AllocateSlab | None = None,
+        is_pinned: Callable[[int], bool] = lambda index: True,
     ) -> None:
-        """`host_budget_bytes` bounds what the host tier may grow to when the device runs out of memory."""
+        """`host_budget_bytes` bounds what the host tier may grow to when the device runs out of memory.
+
+        `is_pinned(layer index)`: whether a host layer's slab comes from the pinner; the others' are left pageable.
+        """
         self._reader = reader
         self._pinner = pinner
         self._host_budget_bytes = host_budget_bytes
         self._device = device or torch.device("cpu")
         self._allocate_on_host = allocate_on_host
         self._allocate_on_device = allocate_on_device or self._empty_on_device
+        self._is_pinned = is_pinned
         self._host_bytes = 0
         self._notes: dict[str, str] = {}
 
@@ -95,7 +100,8 @@ class LayerPlacer:
             if tiers[home.index] is Tier.RESIDENT:
                 layers[home.index] = ResidentLayer(home.slab)
             else:
-                self._pinner.filled(home.slab)
+                if self._is_pinned(home.index):
+                    self._pinner.filled(home.slab)
                 layers[home.index] = HostSource(home.slab, payload_bytes)
             num_read += payload_bytes
             yield num_read
@@ -118,7 +124,8 @@ class LayerPlacer:
             self._host_bytes += num_bytes
         if tier is Tier.DISK:
             return Tier.DISK, None
-        slab = self._try("host memory", self._pinner.allocate, index, num_bytes)
+        allocate = self._pinner.allocate if self._is_pinned(index) else self._allocate_on_host
+        slab = self._try("host memory", allocate, index, num_bytes)
         return (Tier.DISK, None) if slab is None else (Tier.HOST, slab)
 
     def _try(self, place: str, allocate: AllocateSlab, index: int, num_bytes: int) -> torch.Tensor | None:

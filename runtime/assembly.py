@@ -16,30 +16,25 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from offload.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
-from offload.copy_engine import CopyEngine, DiskSource
-from offload.emulated_link import EmulatedLink
+from offload.copy_engine import CopyEngine
 from offload.host_copy_engine import HostCopyEngine
-from offload.host_pinner import HostPinner
-from offload.layer_placement import LayerPlacer, Placement
+from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer
-from offload.pinned_memory import open_pinner
 from offload.residency_plan import Tier
-from offload.slab_memory import allocate_slab
-from offload.staged_copy_engine import StagedCopyEngine
-from offload.units import parse_link
 from offload.weight_format import MatmulPolicy, measure_direct_max_rows
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
 from runtime.engine import Engine
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
+from runtime.memory_need import NUM_STAGES
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
 from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session
-from runtime.session_plan import NUM_STAGES, SessionPlan
+from runtime.session_plan import SessionPlan
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE, SUBSTITUTE_ACCEPTANCE
+from runtime.stream_path import StreamPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +59,16 @@ class OpenSession:
 
 @contextmanager
 def open_session(
-    config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
+    config: EngineConfig,
+    *,
+    target: Path,
+    draft: Path | None = None,
+    requests: Sequence[PromptRequest] = (),
+    state_folder: Path | None = None,
 ) -> Generator[OpenSession, None, None]:
     """`load_session` in one go; the session is closed with the context."""
     with ExitStack() as stack:
-        loading = load_session(config, stack, target=target, draft=draft, requests=requests)
+        loading = load_session(config, stack, target=target, draft=draft, requests=requests, state_folder=state_folder)
         while True:
             try:
                 next(loading)
@@ -85,10 +85,12 @@ def load_session(
     target: Path,
     draft: Path | None = None,
     requests: Sequence[PromptRequest] = (),
+    state_folder: Path | None = None,
 ) -> Generator[LoadProgress, None, OpenSession]:
     """Load the models in the folders `target` and `draft` (None: substitute or none) within the budgets.
 
-    `requests` that will be asked size the caches. What was opened is closed with `stack`, whether the load ends or not.
+    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered. What
+    was opened is closed with `stack`, whether the load ends or not.
 
     Raises:
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
@@ -96,7 +98,7 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = SessionPlan.build(config, target=target, draft=draft, requests=requests)
-    return (yield from _Load(plan, stack).run())
+    return (yield from _Load(plan, stack, state_folder).run())
 
 
 def plan_memory(
@@ -109,63 +111,33 @@ def plan_memory(
 class _Load:
     """The steps of `load_session` and what they share."""
 
-    def __init__(self, plan: SessionPlan, stack: ExitStack) -> None:
+    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None) -> None:
         self._plan = plan
         self._config = plan.config
-        self._stack = stack
         self._reader = stack.enter_context(
             HostCopyEngine(
                 num_threads=self._config.num_reader_threads,
                 direct={"auto": None, "direct": True, "buffered": False}[self._config.io],
             )
         )
+        self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
 
     def run(self) -> Generator[LoadProgress, None, OpenSession]:
-        """Read, place, and start the ring; memory that must not be missing is taken first."""
+        """Read what stays on the device, place the layers, and start the ring."""
         plan, target = self._plan, self._plan.target
-        pinner = self._stack.enter_context(open_pinner(plan.device, None))
-        ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
-        stages = self._allocate_stages(pinner)
         total_bytes = self._bytes_to_read()
         yield LoadProgress("embeddings, norm and head", 0, total_bytes)
         others = read_others(target, self._reader, device=plan.device)
-        num_read = target.other_layout.payload_bytes
-        yield LoadProgress("draft", num_read, total_bytes)
+        yield LoadProgress("draft", target.other_layout.payload_bytes, total_bytes)
         drafter = self._open_drafter(others)
-        num_read = total_bytes - self._bytes_to_place()
-        placement = yield from self._place(pinner, num_read, total_bytes)
-        pinner.finish()
-        link = self._open_link(placement, pinner, stages)
-        streamer = self._stack.enter_context(
-            LayerStreamer(
-                placement.layers,
-                link,
-                num_slots=self._config.ring_slots,
-                allocate_slot=lambda num_bytes: ring.pop() if ring else self._empty_slot(num_bytes),
-                disk=link.reader if isinstance(link, StagedCopyEngine) else None,
-            )
-        )
+        placement = yield from self._place(total_bytes)
+        streamer, link = self._path.open(placement)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
         engine = Engine(model, drafter, self._planner(placement), context_tokens=plan.context_tokens)
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
-        notes = placement.notes if pinner.refused is None else (*placement.notes, pinner.refused)
+        notes = self._path.notes(placement)
         return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
-
-    def _empty_slot(self, num_bytes: int) -> torch.Tensor:
-        if self._plan.is_host:
-            return allocate_slab(num_bytes)
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
-
-    def _allocate_stages(self, pinner: HostPinner) -> list[torch.Tensor]:
-        """Before any layer: a driver that has refused memory once pins nothing more."""
-        if not self._plan.has_stages:
-            return []
-        stages = [pinner.allocate(self._plan.accounting.stage_bytes // NUM_STAGES) for _ in range(NUM_STAGES)]
-        for stage in stages:
-            stage.fill_(0)  # touched, or the driver would have to do it page by page
-            pinner.filled(stage)
-        return stages
 
     def _bytes_to_read(self) -> int:
         plan = self._plan
@@ -181,41 +153,16 @@ class _Load:
         tiers = self._plan.residency.tiers
         return sum(size for size, tier in zip(payloads, tiers, strict=True) if tier is not Tier.DISK)
 
-    def _place(self, pinner: HostPinner, num_read: int, total_bytes: int) -> Generator[LoadProgress, None, Placement]:
-        plan = self._plan
-        placer = LayerPlacer(self._reader, pinner=pinner, host_budget_bytes=plan.host_budget_bytes, device=plan.device)
-        placing = placer.place(plan.target.slabs.layouts, plan.residency)
+    def _place(self, total_bytes: int) -> Generator[LoadProgress, None, Placement]:
+        num_read = total_bytes - self._bytes_to_place()
+        yield LoadProgress("layers", num_read, total_bytes)
+        placing = self._path.place()
         while True:
             try:
                 yield LoadProgress("layers", num_read + next(placing), total_bytes)
             except StopIteration as end:
                 placement: Placement = end.value
                 return placement
-
-    def _open_link(self, placement: Placement, pinner: HostPinner, stages: list[torch.Tensor]) -> CopyEngine:
-        """What feeds the ring; closed with the stack."""
-        plan, config = self._plan, self._config
-        unfetchable = [source for source in placement.layers if isinstance(source, DiskSource)]
-        reader: CopyEngine = self._reader
-        if config.disk_link:
-            reader = EmulatedLink(reader, parse_link(config.disk_link))
-        if plan.is_host and not (stages or config.link):
-            return reader
-        link: CopyEngine = self._reader
-        if not plan.is_host:
-            link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
-        elif stages:
-            link = self._stack.enter_context(HostCopyEngine(num_threads=1))
-        if config.link:
-            link = EmulatedLink(link, parse_link(config.link))
-        if not stages and (plan.is_host or not unfetchable):
-            return link
-        if not stages:  # nothing was to be staged, but memory ran out
-            largest = max(source.slot_bytes for source in unfetchable)
-            stages = [pinner.allocate(largest) for _ in range(NUM_STAGES)]
-        return self._stack.enter_context(
-            StagedCopyEngine(reader, link, stages, needs_stage=lambda source: isinstance(source, DiskSource))
-        )
 
     def _account(self, placement: Placement) -> Accounting:
         """The planned accounting, with the layers where they really are."""

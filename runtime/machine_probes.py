@@ -7,8 +7,6 @@ places where a driver leaves its version. Writes one temporary file where there 
 import os
 import platform
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,20 +18,18 @@ import psutil
 import torch
 
 from offload.copy_rate import measure_copy_rate
+from offload.device_identity import device_name, find_driver
 from offload.device_selection import device_memory
 from offload.errors import LinkError
 from offload.hub_download import HuggingFaceHub, free_disk_bytes
 from offload.layer_layout import SlabRange
 from offload.link_probe import measure_raw_link
 from offload.memory_budget import control_group_bytes, free_memory_bytes
-from offload.pin_budget import remembered_pin_budget
-from offload.pin_probe import probe_limit_bytes, probe_pin_budget
-from profiles.machine_profile import DeviceIdentity
 from runtime.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates
 from runtime.memory_fit import MachineMemory
+from runtime.pin_policy import find_pin_budget
 
 PACKAGES = ("transformers", "bitsandbytes", "accelerate", "safetensors", "textual", "psutil")
-UNKNOWN_DRIVER = "unknown"
 SAMPLE_BYTES = 256 << 20
 """Of the temporary file that the disk is measured with."""
 _MEASURED_SECONDS = 1.5
@@ -99,14 +95,7 @@ class MachineProbes:
         """See Probes."""
         if self.device.type == "cpu":
             return "not needed: the CPU reads host memory as it is"
-        memory = device_memory(self.device)
-        driver = find_driver(self.root)
-        budget = remembered_pin_budget(
-            DeviceIdentity(self.device.type, _device_name(self.device), "" if driver == UNKNOWN_DRIVER else driver),
-            self.cache_folder,
-            probe=lambda: probe_pin_budget(str(self.device), limit_bytes=probe_limit_bytes()),
-            device_memory_bytes=0 if memory is None else memory.total_bytes,
-        )
+        budget = find_pin_budget(self.device, self.cache_folder)
         return budget.explain()
 
     def link(self) -> LinkRates:
@@ -140,38 +129,14 @@ def built_for() -> str:
     return ", ".join(f"{name} {version}" for name, version in kinds.items() if version) or "CPU only"
 
 
-def find_driver(root: Path = _ROOT) -> str:
-    """The accelerator's driver and its version, from the driver's own files or nvidia-smi; else UNKNOWN_DRIVER."""
-    nvidia = _read_text(root / "proc/driver/nvidia/version")
-    if match := re.search(r"(\d+\.\d+(?:\.\d+)?)\s", nvidia.partition("Kernel Module")[2]):
-        return f"NVIDIA {match[1]}"
-    if version := _read_text(root / "sys/module/amdgpu/version").strip():
-        return f"amdgpu {version}"
-    if program := shutil.which("nvidia-smi"):
-        command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        if asked.returncode == 0 and asked.stdout.strip():
-            return f"NVIDIA {asked.stdout.split()[0]}"
-    return UNKNOWN_DRIVER
-
-
 def _device_facts(device: torch.device) -> DeviceFacts:
     memory = device_memory(device)
     return DeviceFacts(
         str(device),
-        _device_name(device),
+        device_name(device),
         None if memory is None else memory.free_bytes,
         None if memory is None else memory.total_bytes,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    module = torch.get_device_module(device.type)
-    if hasattr(module, "get_device_name"):
-        return str(module.get_device_name(device.index))
-    if hasattr(module, "get_device_properties"):
-        return str(getattr(module.get_device_properties(device.index), "name", device.type))
-    return device.type
 
 
 def _processor_name(root: Path) -> str:

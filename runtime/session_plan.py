@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from offload.device_selection import device_memory, select_device
+from offload.device_selection import DeviceMemory, device_memory, select_device
 from offload.errors import BudgetError
 from offload.memory_budget import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
-from offload.weight_format import CHUNK_ELEMENTS
 from runtime.accounting import Accounting, MemoryEntry
-from runtime.engine import PREFILL_CHUNK_TOKENS
 from runtime.engine_config import EngineConfig
+from runtime.fit_check import FitReport, check_fit, with_nearest_change
+from runtime.memory_fit import MachineMemory
+from runtime.memory_need import NUM_STAGES, MemoryNeed, need_of_files
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
@@ -28,12 +30,6 @@ from runtime.session import format_prompt
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_MAX_NODES = 256
 """Largest tree that `auto` considers: on a CPU a larger one computes longer than any disk reads."""
-RESERVED_SHARE = 0.03
-RESERVED_BYTES = 192 << 20
-"""Free memory that the default budget leaves alone: this much and this share of it."""
-NUM_STAGES = 2
-"""Host stages for layers that a device cannot fetch itself: one is filled while the other is sent."""
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,6 +59,8 @@ class SessionPlan:
     """What the host tier may grow to."""
     accounting: Accounting
     """Every byte, by name."""
+    fit: FitReport
+    """Whether it fits well, and what would make it fit better."""
 
     @classmethod
     def build(
@@ -117,23 +115,20 @@ class _Planning:
 
     def plan(self) -> SessionPlan:
         """Hold the budgets against what is needed. Raises BudgetError."""
-        fixed = self._fixed_memory()
-        fixed_bytes = sum(entry.num_bytes for entry in fixed)
-        slab_bytes = [layout.slab_bytes for layout in self._target.slabs.layouts]
-        budget = self._device_budget(fixed_bytes + self._config.ring_slots * max(slab_bytes))
-        if fixed_bytes > budget:
-            needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in fixed)
-            raise BudgetError(
-                f"the device budget of {budget / 1e6:.0f} MB is less than the {fixed_bytes / 1e6:.0f} MB that stay "
-                f"resident ({needed}); give a larger --device-memory, a smaller draft or a shorter --context"
-            )
-        host_budget = self._host_budget(budget, max(slab_bytes))
-        residency = plan_residency(
-            slab_bytes,
-            num_slots=self._config.ring_slots,
-            device_budget_bytes=budget - fixed_bytes,
-            host_budget_bytes=host_budget,
+        need = need_of_files(
+            self._config,
+            self._target,
+            self._draft,
+            compute_dtype=self._dtype,
+            context_tokens=self._context_tokens,
+            max_nodes=self._max_nodes,
         )
+        machine = self._machine()
+        device_budget, host_budget = machine.budgets(need)
+        try:
+            residency = self._place(need, device_budget, host_budget)
+        except BudgetError as error:
+            raise BudgetError(with_nearest_change(str(error), need, machine)) from error
         return SessionPlan(
             config=self._config,
             device=self._device,
@@ -145,7 +140,43 @@ class _Planning:
             max_nodes=self._max_nodes,
             residency=residency,
             host_budget_bytes=host_budget,
-            accounting=self._account(residency, fixed, budget),
+            accounting=self._account(residency, need.fixed_entries(), device_budget),
+            fit=check_fit(need, machine),
+        )
+
+    def _machine(self) -> MachineMemory:
+        """What there is. Raises BudgetError if an accelerator does not say how much it has and the user does not."""
+        config, on_device = self._config, None
+        if self._device.type != "cpu":
+            on_device = device_memory(self._device)
+            if on_device is None and config.device_memory_bytes is not None:
+                on_device = DeviceMemory(config.device_memory_bytes or 1 << 62, config.device_memory_bytes or 1 << 62)
+            if on_device is None:
+                raise BudgetError(
+                    f"the device {self._device} does not say how much memory is free; give --device-memory, as in 10GB"
+                )
+        return MachineMemory(
+            host_total_bytes=int(psutil.virtual_memory().total),
+            host_free_bytes=free_memory_bytes(),
+            device_total_bytes=None if on_device is None else on_device.total_bytes,
+            device_free_bytes=None if on_device is None else on_device.free_bytes,
+            device_budget_bytes=config.device_memory_bytes,
+            host_budget_bytes=config.host_memory_bytes,
+            is_link_emulated=on_device is None and config.link is not None,
+        )
+
+    def _place(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:
+        if need.fixed_bytes > device_budget:
+            needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in need.fixed_entries())
+            raise BudgetError(
+                f"the device budget of {device_budget / 1e6:.0f} MB is less than the {need.fixed_bytes / 1e6:.0f} MB "
+                f"that stay resident ({needed}); give a larger --device-memory, a smaller draft or a shorter --context"
+            )
+        return plan_residency(
+            need.layers.layer_bytes,
+            num_slots=self._config.ring_slots,
+            device_budget_bytes=device_budget - need.fixed_bytes,
+            host_budget_bytes=host_budget,
         )
 
     def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
@@ -159,50 +190,6 @@ class _Planning:
     def _default_dtype(self) -> torch.dtype:
         """On a CPU float32, so that the text does not depend on the tree; on an accelerator what the files hold."""
         return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
-
-    def _device_budget(self, least_bytes: int) -> int:
-        """What the user gives, or what is free; 0 asks for the least that works."""
-        budget = self._config.device_memory_bytes
-        is_emulated = self._device.type == "cpu" and self._config.link is not None
-        if budget == 0 or (budget is None and is_emulated):  # an emulated device has no free memory to measure
-            return least_bytes
-        if budget is not None:
-            return budget
-        memory = device_memory(self._device)
-        if memory is None:
-            raise BudgetError(
-                f"the device {self._device} does not say how much memory is free; give --device-memory, as in 10GB"
-            )
-        return max(0, memory.free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * memory.free_bytes))
-
-    def _host_budget(self, device_budget: int, largest_slab_bytes: int) -> int:
-        """Layers wait in host memory for an accelerator, or for an emulated link; else residents are the better use."""
-        if self._config.host_memory_bytes is not None:
-            return self._config.host_memory_bytes
-        if self._device.type != "cpu":
-            free = free_memory_bytes() - NUM_STAGES * largest_slab_bytes
-            return max(0, free - RESERVED_BYTES - int(RESERVED_SHARE * free))
-        return max(0, free_memory_bytes() - device_budget - RESERVED_BYTES) if self._config.link else 0
-
-    def _fixed_memory(self) -> tuple[MemoryEntry, ...]:
-        target, draft = self._target, self._draft
-        pass_tokens = PREFILL_CHUNK_TOKENS + self._max_nodes
-        cache_bytes = self._capacity * target.cache_bytes_per_token(self._dtype)
-        entries = [MemoryEntry("target's embeddings, norm and head", target.other_layout.slab_bytes)]
-        if draft is not None:
-            is_int8 = self._config.draft_format == "int8"
-            layer_bytes = draft.int8_bytes if is_int8 else sum(layout.slab_bytes for layout in draft.slabs.layouts)
-            label = "draft model (int8 rows)" if is_int8 else "draft model"
-            entries.append(MemoryEntry(label, layer_bytes + draft.other_layout.slab_bytes))
-            cache_bytes += self._capacity * draft.cache_bytes_per_token(self._dtype)
-        elif not self._config.is_plain:
-            entries.append(MemoryEntry("substitute draft (int8 rows)", target.int8_bytes))
-            cache_bytes += self._capacity * target.cache_bytes_per_token(self._dtype)
-        entries.append(MemoryEntry(f"keys and values of {self._capacity} tokens", cache_bytes))
-        entries.append(MemoryEntry("upcast scratch", 2 * CHUNK_ELEMENTS * self._dtype.itemsize))
-        workspace_tokens = min(pass_tokens, self._capacity)
-        entries.append(MemoryEntry("activations", target.workspace_bytes(workspace_tokens, self._dtype)))
-        return tuple(entries)
 
     def _account(self, residency: ResidencyPlan, fixed: tuple[MemoryEntry, ...], budget: int) -> Accounting:
         has_stages = needs_stages(self._config, self._device, residency)

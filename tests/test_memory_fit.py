@@ -3,17 +3,11 @@ from dataclasses import replace
 import pytest
 from fit_needs import GB, machine, round_need
 
-from runtime import memory_need, session_plan
-from runtime.memory_fit import RESERVED_BYTES, RESERVED_SHARE, free_bytes_for, place, usable_bytes
+from runtime.memory_fit import free_bytes_for, place, usable_bytes
 
 NEED = round_need()
 FIXED = GB + 4001 * 10**6
 ALL = FIXED + 40 * GB
-
-
-def test_the_reserve_is_the_one_that_a_session_keeps():
-    assert (RESERVED_BYTES, RESERVED_SHARE) == (session_plan.RESERVED_BYTES, session_plan.RESERVED_SHARE)
-    assert memory_need.NUM_STAGES == session_plan.NUM_STAGES
 
 
 @pytest.mark.parametrize("budget", [1, 7, 10**6, 123_456_789, 62 * GB, 1 << 43])
