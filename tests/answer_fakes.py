@@ -1,7 +1,6 @@
 """A session without a model, for everything that consumes events: it answers a prompt with the prompt's own words."""
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
@@ -10,6 +9,7 @@ from runtime.events import (
     Event,
     Finished,
     GenerationStatistics,
+    LoadProgress,
     PassVerified,
     PrefillProgress,
     TextDelta,
@@ -74,15 +74,17 @@ def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]
     module = ModuleType("runtime.assembly")
     module.opened = []
 
-    @contextmanager
-    def open_session(config, *, target, draft=None, requests=()) -> Iterator[SimpleNamespace]:
+    def load_session(config, stack, *, target, draft=None, requests=(), state_folder=None):
         module.opened.append(config)
-        yield SimpleNamespace(session=SimpleNamespace(generate=generate), accounting=ACCOUNTING)
+        yield LoadProgress("layers", 1, 2)
+        plan = SimpleNamespace(fit=SimpleNamespace(sentence="it fits"))
+        session = SimpleNamespace(generate=generate)
+        return SimpleNamespace(session=session, accounting=ACCOUNTING, plan=plan, notes=())
 
     def plan_memory(config, *, target, draft=None, requests=()) -> Accounting:
         return ACCOUNTING
 
     module.plan_memory = plan_memory
 
-    module.open_session = open_session
+    module.load_session = load_session
     return module

@@ -1,11 +1,15 @@
 import io
+from collections.abc import Generator
 
+import pytest
 from answer_fakes import ACCOUNTING, STATISTICS, echo, statistics
 from rich.console import Console
 
+from offload.errors import LinkError
+from runtime.events import LoadProgress
 from runtime.headless import run_prompts
 from runtime.prompt_file import BadLine, Message, PromptRequest
-from tui.report import RunProgress, accounting_lines, cost_line, measurement_table, progress_console
+from tui.report import RunProgress, accounting_lines, cost_line, measurement_table, progress_console, show_load
 
 
 def terminal():
@@ -74,3 +78,24 @@ def test_progress_on_a_quiet_console_writes_nothing():
         for event in run_prompts(echo, [PromptRequest(id="1", prompt="hello"), BadLine(2, "2", "bad")]):
             progress.show(event)
     assert console.file.getvalue() == ""
+
+
+def test_a_load_is_shown_in_bytes_and_returns_what_it_loaded() -> None:
+    def load() -> Generator[LoadProgress, None, str]:
+        yield LoadProgress("draft", 0, 4_000_000)
+        yield LoadProgress("layers", 3_000_000, 4_000_000)
+        return "session"
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    assert show_load(load(), console) == "session"
+    assert "3.0/4.0 MB" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "loading layers" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_load_that_fails_lets_its_error_through() -> None:
+    def load() -> Generator[LoadProgress, None, str]:
+        yield LoadProgress("draft", 0, 4)
+        raise LinkError("the disk is gone")
+
+    with pytest.raises(LinkError, match="the disk is gone"):
+        show_load(load(), Console(file=io.StringIO(), quiet=True))

@@ -74,20 +74,26 @@ class Recorder(HostCopyEngine):
         return super().start(source, slot)
 
 
-def run_passes(streamer: LayerStreamer, num_passes: int = 1, compute_seconds: float = 0.0) -> float:
-    """Check every layer's bytes; the seconds of all but the first pass, per pass."""
+def run_passes(streamer: LayerStreamer, num_passes: int = 1, compute_seconds: float = 0.0) -> tuple[float, float]:
+    """Check every layer's bytes; seconds per pass and computing seconds per layer of all but the first pass.
+
+    A computation is a sleep, which a busy machine makes longer: what it really took is what the model is asked for.
+    """
+    begun = slept = 0.0
     for number in range(num_passes):
         if number == 1:
-            begun = time.perf_counter()
+            begun, slept = time.perf_counter(), 0.0
         streamer.begin_pass()
         for index in range(streamer.num_layers):
             slab = streamer.acquire(index)
             assert int(slab[0]) == int(slab[SLAB_BYTES - 1]) == index + 1
-            if compute_seconds:
-                time.sleep(compute_seconds)
+            computed = time.perf_counter()
+            time.sleep(compute_seconds)
+            slept += time.perf_counter() - computed
             streamer.release(index)
         streamer.end_pass()
-    return (time.perf_counter() - begun) / (num_passes - 1) if num_passes > 1 else 0.0
+    num_timed = max(1, num_passes - 1)
+    return (time.perf_counter() - begun) / num_timed, slept / num_timed / streamer.num_layers
 
 
 @pytest.mark.parametrize("kinds", ["d", "dd", "dhdh", "hhdhhd", "rdrh", "dddddd", "hhhh"])
@@ -235,7 +241,7 @@ def test_pageable_memory_may_need_a_stage_too(file: Path) -> None:
     assert set(map(id, reader.started)) == {id(pageable)}
 
 
-def real_round_seconds(layers: Sequence[StreamedLayer], disk: LinkSpec, link: LinkSpec, compute: float) -> float:
+def real_round(layers: Sequence[StreamedLayer], disk: LinkSpec, link: LinkSpec, compute: float) -> tuple[float, float]:
     reader = EmulatedLink(HostCopyEngine(num_threads=1), disk)
     with (
         StagedCopyEngine(reader, EmulatedLink(HostCopyEngine(num_threads=1), link), stages(2)) as engine,
@@ -254,15 +260,19 @@ def test_a_pass_costs_the_slower_link_not_the_sum(
     """Six host and four disk layers: the model says max, and a real run with two emulated links agrees within 5 %."""
     kinds = "hdhhdhdhhd"
     disk, link = LinkSpec(SLAB_BYTES / disk_seconds), LinkSpec(SLAB_BYTES / link_seconds)
-    parts = PipelineParts(
-        copy_seconds=(link_seconds,) * len(kinds),
-        compute_seconds=(compute_seconds,) * len(kinds),
-        num_slots=2,
-        read_seconds=tuple(disk_seconds if kind == "d" else None for kind in kinds),
-        num_stages=2,
-    )
-    predicted = round_seconds(parts)
+
+    def predict(compute_seconds: float) -> PipelineParts:
+        return PipelineParts(
+            copy_seconds=(link_seconds,) * len(kinds),
+            compute_seconds=(compute_seconds,) * len(kinds),
+            num_slots=2,
+            read_seconds=tuple(disk_seconds if kind == "d" else None for kind in kinds),
+            num_stages=2,
+        )
+
+    predicted = round_seconds(predict(compute_seconds))
     assert predicted <= 1.05 * max(4 * disk_seconds, 10 * link_seconds, 10 * compute_seconds)
-    assert predicted < 0.75 * parts.no_overlap_seconds
-    measured = min(real_round_seconds(make_layers(file, kinds), disk, link, compute_seconds) for _ in range(3))
-    assert measured == pytest.approx(predicted, rel=0.05)
+    assert predicted < 0.75 * predict(compute_seconds).no_overlap_seconds
+    runs = [real_round(make_layers(file, kinds), disk, link, compute_seconds) for _ in range(4)]
+    ratios = [seconds / round_seconds(predict(compute)) for seconds, compute in runs]
+    assert min(ratios) == pytest.approx(1, rel=0.05)

@@ -29,7 +29,7 @@ from tui.doctor_command import doctor
 from tui.locations import cache_folder, example_prompts
 from tui.perplexity_command import perplexity
 from tui.prepare_command import prepare
-from tui.report import RunProgress, accounting_lines, measurement_table, progress_console
+from tui.report import RunProgress, accounting_lines, measurement_table, progress_console, show_load
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -259,15 +259,19 @@ def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:
 
 @contextmanager
 def _open(config: EngineConfig, requests: Sequence[PromptRequest], console: "Console") -> Iterator["OpenSession"]:
-    """Find the models, open the session, and show what it holds."""
+    """Find the models, load them in sight of the user, and say what the session holds."""
     from runtime.model_folders import locate_models
 
     target, draft = _finish(locate_models(config, cache_folder=cache_folder()), console)
     console.print(f"opening {one_line(str(target))}", markup=False)
-    from runtime.assembly import open_session
+    from runtime.assembly import load_session
 
-    with open_session(config, target=target, draft=draft, requests=requests) as opened:
-        for line in accounting_lines(opened.accounting):
+    with ExitStack() as stack:
+        loading = load_session(
+            config, stack, target=target, draft=draft, requests=requests, state_folder=cache_folder()
+        )
+        opened = show_load(loading, console)
+        for line in (*accounting_lines(opened.accounting), opened.plan.fit.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
 

@@ -3,18 +3,31 @@
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from runtime.accounting import Accounting
 from runtime.engine_config import format_bytes
-from runtime.events import Finished, GenerationStatistics, PassVerified, PrefillProgress
+from runtime.events import Finished, GenerationStatistics, LoadProgress, PassVerified, PrefillProgress
 from runtime.headless import HeadlessEvent, PromptEnded, PromptStarted
 from tui.terminal_text import one_line
+
+_Loaded = TypeVar("_Loaded")
 
 
 def progress_console(*, is_quiet: bool) -> Console:
@@ -32,6 +45,8 @@ def accounting_lines(accounting: Accounting) -> list[str]:
         f"streamed in every pass: {format_bytes(accounting.streamed_bytes_per_pass)} "
         f"({accounting.num_host_layers} layers from host memory, {accounting.num_disk_layers} from disk)"
     )
+    if accounting.stage_bytes:
+        lines.append(f"host stages on the way from disk: {format_bytes(accounting.stage_bytes)}")
     lines.append(f"before any of this the process held {format_bytes(accounting.baseline_bytes)}")
     return lines
 
@@ -57,6 +72,27 @@ def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
         if not isinstance(value, list | tuple | dict):
             table.add_row(Text(name.replace("_", " ")), Text(_cell(name, value)))
     return table
+
+
+def show_load(loading: Generator[LoadProgress, None, _Loaded], console: Console) -> _Loaded:
+    """Run a load to its end under a bar of bytes, rate and time left; returns what it returns."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
+        task = bar.add_task("loading", total=None)
+        while True:
+            try:
+                step = next(loading)
+            except StopIteration as end:
+                loaded: _Loaded = end.value
+                return loaded
+            bar.update(task, description=f"loading {step.what}", completed=step.num_done_bytes, total=step.num_bytes)
 
 
 class RunProgress:
