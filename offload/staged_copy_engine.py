@@ -136,6 +136,11 @@ class StagedCopyEngine:
         return self.link.bytes_copied
 
     @property
+    def num_stages(self) -> int:
+        """Sources that can be on their way at once."""
+        return len(self._stages)
+
+    @property
     def stage_bytes(self) -> int:
         """Host memory of all stages."""
         return sum(stage.buffer.numel() for stage in self._stages)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
@@ -23,24 +23,20 @@ from runtime.events import Event
 from runtime.headless import PromptEnded, PromptItem, PromptResult, pending_items, run_prompts
 from runtime.prompt_file import PromptRequest, read_prompts
 from runtime.result_file import ResultFile, ResultStream
+from tui.bench_commands import round_, stream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.comparison import Comparison, show_answers
 from tui.doctor_command import doctor
 from tui.locations import cache_folder, example_prompts
 from tui.perplexity_command import perplexity
 from tui.prepare_command import prepare
-from tui.report import RunProgress, accounting_lines, measurement_table, progress_console, show_load
+from tui.report import RunProgress, progress_console
+from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.assembly import OpenSession
-
-_Returned = TypeVar("_Returned")
-
-STREAM_BENCHMARK_TOKENS = 32
-"""Context of `bench stream`: more would only reserve memory that it never touches."""
 
 app = typer.Typer(
     name="overstory",
@@ -53,6 +49,8 @@ app.add_typer(bench_app, name="bench")
 app.command()(doctor)
 app.command()(prepare)
 bench_app.command()(perplexity)
+bench_app.command()(stream)
+bench_app.command("round")(round_)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -160,35 +158,10 @@ def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], consol
     from runtime.assembly import plan_memory
     from runtime.model_folders import locate_models
 
-    target, draft = _finish(locate_models(config, cache_folder=cache_folder()), console)
+    target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
     requests = [item for item in items if isinstance(item, PromptRequest)]
     accounting = plan_memory(config, target=target, draft=draft, requests=requests)
     return replace(config, device_memory_bytes=accounting.budget_bytes)
-
-
-@bench_app.command()
-@with_option_groups
-def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
-    """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line.
-
-    Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
-    """
-    console = progress_console(is_quiet=quiet)
-    config = engine.to_config()
-    if config.device_memory_bytes is None:
-        config = replace(config, device_memory_bytes=0)
-    if config.context_tokens is None:
-        config = replace(config, context_tokens=STREAM_BENCHMARK_TOKENS)
-    with _open(config, [], console) as opened:
-        from runtime.stream_benchmark import StreamReport, run_stream_benchmark
-
-        for measured in run_stream_benchmark(opened):
-            if isinstance(measured, StreamReport):
-                console.print(measurement_table(measured.to_record(), title="streaming"))
-                sys.stdout.write(json.dumps(measured.to_record()) + "\n")
-            else:
-                console.print(f"turn: {100 * measured.ratio:.1f} % of the raw link")
-    return 0
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:
@@ -249,41 +222,12 @@ def _answering(
     if not requests:
         yield _never_asked
         return
-    with _open(config, requests, console) as opened:
+    with open_session_in_sight(config, requests, console) as opened:
         yield opened.session.generate
 
 
 def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:
     raise AssertionError(f"no session was opened for line {request.line_number}")
-
-
-@contextmanager
-def _open(config: EngineConfig, requests: Sequence[PromptRequest], console: "Console") -> Iterator["OpenSession"]:
-    """Find the models, load them in sight of the user, and say what the session holds."""
-    from runtime.model_folders import locate_models
-
-    target, draft = _finish(locate_models(config, cache_folder=cache_folder()), console)
-    console.print(f"opening {one_line(str(target))}", markup=False)
-    from runtime.assembly import load_session
-
-    with ExitStack() as stack:
-        loading = load_session(
-            config, stack, target=target, draft=draft, requests=requests, state_folder=cache_folder()
-        )
-        opened = show_load(loading, console)
-        for line in (*accounting_lines(opened.accounting), opened.plan.fit.sentence, *opened.notes):
-            console.print(line, markup=False)
-        yield opened
-
-
-def _finish(steps: Generator[str, None, _Returned], console: "Console") -> _Returned:
-    """Announce each step of a long preparation and return what it ends with."""
-    while True:
-        try:
-            console.print(next(steps), markup=False)
-        except StopIteration as end:
-            returned: _Returned = end.value
-            return returned
 
 
 def _report_errors(num_errors: int, num_lines: int) -> int:

@@ -7,7 +7,8 @@ their layers' bytes are differs. Knows tokens and positions, not trees.
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,18 +110,27 @@ class StreamedModel:
         layer.register_forward_pre_hook(set_mask, with_kwargs=True)
 
     def _stream(self, layer: nn.Module, index: int, binder: ModuleBinder, slabs: LayerSlabs) -> None:
-        streamer = self._streamer
-        assert streamer is not None
-
         def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
-            binder.bind(slabs.views(index, streamer.acquire(index)))
+            assert self._streamer is not None
+            binder.bind(slabs.views(index, self._streamer.acquire(index)))
 
         def release(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            assert self._streamer is not None
             binder.unbind()
-            streamer.release(index)
+            self._streamer.release(index)
 
         layer.register_forward_pre_hook(bind)
         layer.register_forward_hook(release)
+
+    @contextmanager
+    def streaming_from(self, streamer: LayerStreamer) -> Iterator[None]:
+        """Take the layers from another ring for a while, between two passes; for measurements."""
+        assert self._streamer is not None, "a resident model has no ring"
+        own, self._streamer = self._streamer, streamer
+        try:
+            yield
+        finally:
+            self._streamer = own
 
     @property
     def vocab_size(self) -> int:

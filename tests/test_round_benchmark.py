@@ -1,0 +1,56 @@
+"""Parts and rounds on a tiny model: complete, consistent, and over the pace of an emulated link."""
+
+from pathlib import Path
+
+import pytest
+from session_factory import answer, open_tiny, request, save_tiny_folder
+
+from runtime.errors import OptionError
+from runtime.round_benchmark import MeasuredRound, RoundParts, RoundReport, run_round_benchmark
+
+LAYER_SECONDS = 0.01
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=2)
+
+
+def test_parts_rounds_and_report_belong_together(folder: Path) -> None:
+    """Four layers of 40 KB over a link that needs 10 ms for each: no round is faster, and the model knows it."""
+    with open_tiny(folder, draft=folder, tree="8x4", link=f"{40_000 / LAYER_SECONDS:.0f}B/s") as opened:
+        measured = list(run_round_benchmark(opened, num_rounds=3, num_repeats=2))
+        text = answer(opened, request())[1]
+    with open_tiny(folder) as plain:
+        assert answer(plain, request())[1] == text  # measuring leaves the session as good as new
+    assert [type(item) for item in measured] == [RoundParts, *[MeasuredRound] * 3, RoundParts, RoundReport]
+    report = measured[-1]
+    assert isinstance(report, RoundReport)
+    assert (report.num_nodes, report.num_levels) == (8, 4)
+    parts = report.parts
+    assert min(parts.compute_seconds, parts.draft_seconds, parts.head_seconds) > 0
+    assert parts.link_seconds == pytest.approx(4 * LAYER_SECONDS, rel=0.3)
+    assert parts.predicted_seconds >= 0.95 * max(parts.link_seconds, parts.compute_seconds + parts.draft_seconds)
+    assert report.ratio == report.round_seconds / parts.predicted_seconds > 0.5
+    assert 0 < report.to_record()["link_utilization"] <= 1.1
+
+
+def test_two_links_are_measured_each_on_its_own(folder: Path) -> None:
+    with open_tiny(folder, link="8MB/s", disk_link="2MB/s", host_memory_bytes=90_000) as opened:
+        *_, report = run_round_benchmark(opened, num_rounds=2, num_repeats=1)
+    assert isinstance(report, RoundReport)
+    assert report.parts.disk_seconds == pytest.approx(2 * 40_000 / 2e6, rel=0.3)
+    assert report.parts.link_seconds == pytest.approx(4 * 40_000 / 8e6, rel=0.3)
+
+
+def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> None:
+    with open_tiny(folder) as opened, pytest.raises(OptionError, match="no layer streams here"):
+        next(run_round_benchmark(opened))
+
+
+def test_people_get_one_line_for_each_step(folder: Path) -> None:
+    parts = RoundParts(1.0, 0.0, 0.5, 0.25, 0.05, 1.2)
+    assert parts.describe().startswith("apart: link 1.000 s")
+    assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8).describe() == (
+        "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
+    )

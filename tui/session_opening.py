@@ -1,0 +1,52 @@
+"""Finds models and opens a session in sight of the user: each step is announced, and the load has a bar.
+
+What several commands begin with. Imports torch only when a model is opened.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from runtime.engine_config import EngineConfig
+from runtime.prompt_file import PromptRequest
+from tui.locations import cache_folder
+from tui.report import accounting_lines, show_load
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.assembly import OpenSession
+
+_Returned = TypeVar("_Returned")
+
+
+@contextmanager
+def open_session_in_sight(
+    config: EngineConfig, requests: Sequence[PromptRequest], console: "Console"
+) -> Iterator["OpenSession"]:
+    """Find the models, load them in sight of the user, and say what the session holds."""
+    from runtime.model_folders import locate_models
+
+    target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
+    console.print(f"opening {one_line(str(target))}", markup=False)
+    from runtime.assembly import load_session
+
+    with ExitStack() as stack:
+        loading = load_session(
+            config, stack, target=target, draft=draft, requests=requests, state_folder=cache_folder()
+        )
+        opened = show_load(loading, console)
+        for line in (*accounting_lines(opened.accounting), opened.plan.fit.sentence, *opened.notes):
+            console.print(line, markup=False)
+        yield opened
+
+
+def finish(steps: Generator[str, None, _Returned], console: "Console") -> _Returned:
+    """Announce each step of a long preparation and return what it ends with."""
+    while True:
+        try:
+            console.print(next(steps), markup=False)
+        except StopIteration as end:
+            returned: _Returned = end.value
+            return returned
