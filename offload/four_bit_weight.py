@@ -120,9 +120,9 @@ class FourBitWeight:
         """The same weight on `device`; itself if it is there."""
         return replace(self, parts={suffix: part.to(device) for suffix, part in self.parts.items()})
 
-    def copy(self) -> "FourBitWeight":
-        """See `StoredWeight.copy`."""
-        return replace(self, parts={suffix: part.clone() for suffix, part in self.parts.items()})
+    def copy_to(self, device: torch.device) -> "FourBitWeight":
+        """See `StoredWeight.copy_to`."""
+        return replace(self, parts={suffix: part.to(device, copy=True) for suffix, part in self.parts.items()})
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """See `StoredWeight.linear`."""

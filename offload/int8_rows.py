@@ -73,9 +73,9 @@ class Int8RowsWeight:
         """The same weight on `device`; itself if it is there."""
         return replace(self, rows=self.rows.to(device), absmax=self.absmax.to(device))
 
-    def copy(self) -> "Int8RowsWeight":
-        """See `StoredWeight.copy`."""
-        return replace(self, rows=self.rows.clone(), absmax=self.absmax.clone())
+    def copy_to(self, device: torch.device) -> "Int8RowsWeight":
+        """See `StoredWeight.copy_to`."""
+        return replace(self, rows=self.rows.to(device, copy=True), absmax=self.absmax.to(device, copy=True))
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """See `StoredWeight.linear`."""

@@ -12,6 +12,10 @@ DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
 
 
+CHOICE_REPEATS = 12
+"""Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
+
+
 def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: torch.device | None = None) -> float:
     """Seconds of the fastest of `repeats` runs; on any device but a CPU, until its work is done."""
     seconds = []

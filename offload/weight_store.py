@@ -48,14 +48,22 @@ class LayerSlabs:
         """Layer `index`'s tensors as views of its slab; valid as long as the slab is."""
         return slab_views(self.layouts[index], slab)
 
-    def stream_from_disk(self, engine: CopyEngine, *, num_slots: int = 2) -> Iterator[dict[str, torch.Tensor]]:
-        """Every layer's tensors once, in order, read ahead through `num_slots` slots; each is valid until the next."""
-        slots = [allocate_slab(max(layout.slab_bytes for layout in self.layouts)) for _ in range(num_slots)]
-        pending = [engine.start(DiskSource(layout), slots[i]) for i, layout in enumerate(self.layouts[:num_slots])]
-        for index in range(len(self.layouts)):
-            slot = slots[index % num_slots]
-            pending[index].wait()
-            yield self.views(index, slot)
-            following = index + num_slots
-            if following < len(self.layouts):
-                pending.append(engine.start(DiskSource(self.layouts[following]), slot))
+    def stream_from_disk(
+        self, engine: CopyEngine, *, num_slots: int = 2, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """The index and tensors of every layer (or of `indices`) once, in order, read ahead through `num_slots` slots.
+
+        The tensors are valid until the next.
+        """
+        wanted = range(len(self.layouts)) if indices is None else indices
+        layouts = [self.layouts[index] for index in wanted]
+        largest = max((layout.slab_bytes for layout in layouts), default=0)
+        slots = [allocate_slab(largest) for _ in range(min(num_slots, len(layouts)))]
+        pending = [engine.start(DiskSource(layout), slot) for layout, slot in zip(layouts, slots, strict=False)]
+        for place, index in enumerate(wanted):
+            slot = slots[place % num_slots]
+            pending[place].wait()
+            yield index, self.views(index, slot)
+            following = place + num_slots
+            if following < len(layouts):
+                pending.append(engine.start(DiskSource(layouts[following]), slot))

@@ -17,11 +17,11 @@ import torch
 from transformers import GenerationConfig
 
 from offload.copy_engine import CopyEngine
+from offload.draft_weight import draft_policy
 from offload.host_copy_engine import HostCopyEngine
 from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer
 from offload.residency_plan import Tier
-from offload.weight_format import MatmulPolicy, measure_direct_max_rows
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
 from runtime.engine import Engine
@@ -187,18 +187,12 @@ class _Load:
         plan = self._plan
         if self._config.is_plain:
             return None
-        policy = MatmulPolicy()
-        if plan.is_host:
-            policy = MatmulPolicy(direct_max_rows=measure_direct_max_rows(torch.bfloat16, plan.dtype))
-        compute = ComputePlan(plan.dtype, policy, plan.device)
-        if plan.draft is None:
-            empty = EmptyModel.build(plan.target, compute, others=others)
-            model = empty.quantized(plan.target.slabs, self._reader, capacity=plan.capacity)
-        else:
-            own = read_others(plan.draft, self._reader, device=plan.device)
-            empty = EmptyModel.build(plan.draft, compute, others=own)
-            load = empty.quantized if self._config.draft_format == "int8" else empty.resident
-            model = load(plan.draft.slabs, self._reader, capacity=plan.capacity)
+        compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
+        files, is_substitute = plan.draft or plan.target, plan.draft is None
+        own = others if is_substitute else read_others(files, self._reader, device=plan.device)
+        empty = EmptyModel.build(files, compute, others=own)
+        held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
+        model = empty.as_draft(held, files, self._reader, capacity=plan.capacity, is_substitute=is_substitute)
         return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
     def _planner(self, placement: Placement) -> TreePlanner:

@@ -65,6 +65,7 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
         compute_dtype=torch.float32 if device.type == "cpu" else files.stored_dtype,
         context_tokens=min(config.context_tokens or DEFAULT_CONTEXT_TOKENS, max_positions(files.config) or 1 << 30),
         max_nodes=DEFAULT_MAX_NODES,
+        device=device,
     )
     return ModelQuestion(str(target), config.draft, need)
 

@@ -16,7 +16,7 @@ from runtime.errors import OptionError
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
-DraftFormat = Literal["int8", "stored"]
+DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 
 MAX_TREE_NODES = 4096
 
@@ -28,9 +28,9 @@ class EngineConfig:
     target: str | None = None
     """Folder or hub name of the model whose text is wanted; None is the demo model."""
     draft: str = "substitute"
-    """`substitute` (the target's own layers, int8, resident), `none` (plain streaming), or a folder or hub name."""
-    draft_format: DraftFormat = "int8"
-    """How a separate draft's layers are held: `int8` rows, or `stored` as in its files."""
+    """`substitute` (the target's layers, quantised, resident), `none` (plain streaming), or a folder or hub name."""
+    draft_format: DraftFormat = "auto"
+    """How a draft's layers are held: `int8` rows, `nf4`, `stored` as in its files, or `auto`, the fastest measured."""
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
     device: str = "auto"

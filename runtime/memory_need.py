@@ -14,11 +14,11 @@ from offload.checkpoint import ITEM_BYTES
 from offload.layer_layout import LayerLayout
 from offload.slab_memory import round_up_to_page
 from offload.stored_sizes import int8_rows_bytes, nf4_bytes
-from offload.weight_format import CHUNK_ELEMENTS
+from offload.weight_format import scratch_bytes
 from runtime.accounting import MemoryEntry
 from runtime.engine import PREFILL_CHUNK_TOKENS
 from runtime.engine_config import EngineConfig
-from runtime.model.model_loader import ModelFiles
+from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 
 QUANTISED_FORMATS = ("int8", "nf4")
 """What `overstory prepare` writes, the larger one first."""
@@ -158,6 +158,7 @@ def need_of_files(
     compute_dtype: torch.dtype,
     context_tokens: int,
     max_nodes: int,
+    device: torch.device = HOST_DEVICE,
 ) -> MemoryNeed:
     """What a session of these checked folders needs, from their headers alone.
 
@@ -167,14 +168,14 @@ def need_of_files(
     return MemoryNeed(
         formats=layer_formats(target.slabs.layouts),
         others_bytes=target.other_layout.slab_bytes,
-        draft=_draft_need(config, target, draft, compute_dtype),
+        draft=_draft_need(config, target, draft, ComputePlan(compute_dtype, device=device)),
         cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
         context_tokens=context_tokens,
         max_nodes=1 if config.is_plain else max_nodes,
         prefill_tokens=PREFILL_CHUNK_TOKENS,
         activation_bytes_per_token=target.workspace_bytes(1, compute_dtype) - logits_bytes,
         logits_bytes=logits_bytes,
-        scratch_bytes=2 * CHUNK_ELEMENTS * compute_dtype.itemsize,
+        scratch_bytes=2 * scratch_bytes(compute_dtype, device),
         num_slots=config.ring_slots,
     )
 
@@ -198,17 +199,17 @@ def quantised_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vecto
 
 
 def _draft_need(
-    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute_dtype: torch.dtype
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute: ComputePlan
 ) -> DraftNeed | None:
-    if draft is not None:
-        is_int8 = config.draft_format == "int8"
-        layers = draft.int8_bytes if is_int8 else sum(layout.slab_bytes for layout in draft.slabs.layouts)
-        label = "draft model (int8 rows)" if is_int8 else "draft model"
-        num_bytes = layers + draft.other_layout.slab_bytes
-        return DraftNeed(label, num_bytes, draft.cache_bytes_per_token(compute_dtype))
     if config.is_plain:
         return None
-    return DraftNeed("substitute draft (int8 rows)", target.int8_bytes, target.cache_bytes_per_token(compute_dtype))
+    files, is_substitute = draft or target, draft is None
+    held = files.held_format(config.draft_format, compute, is_substitute=is_substitute)
+    num_bytes = sum(files.draft_layer_bytes(held))
+    if not is_substitute:
+        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, compute.device)
+    label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype))
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:

@@ -122,6 +122,7 @@ class _Planning:
             compute_dtype=self._dtype,
             context_tokens=self._context_tokens,
             max_nodes=self._max_nodes,
+            device=self._device,
         )
         machine = self._machine()
         device_budget, host_budget = machine.budgets(need)

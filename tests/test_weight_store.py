@@ -46,6 +46,19 @@ def test_views_of_a_slab_are_the_files_tensors(stored: tuple[list[Tensors], Laye
 def test_one_read_of_the_file_visits_every_layer_in_order(stored: tuple[list[Tensors], LayerSlabs]) -> None:
     layers, slabs = stored
     with HostCopyEngine() as engine:
-        for views, layer in zip(slabs.stream_from_disk(engine), layers, strict=True):
-            assert_same(views, layer)
+        for (index, views), expected in zip(slabs.stream_from_disk(engine), range(3), strict=True):
+            assert index == expected
+            assert_same(views, layers[index])
         assert engine.bytes_copied == sum(slabs.payload_bytes)
+
+
+@pytest.mark.parametrize("indices", [[], [1], [2, 0], [0, 1, 2]])
+def test_only_the_layers_asked_for_are_read(stored: tuple[list[Tensors], LayerSlabs], indices: list[int]) -> None:
+    layers, slabs = stored
+    with HostCopyEngine() as engine:
+        visited = []
+        for index, views in slabs.stream_from_disk(engine, indices=indices):
+            assert_same(views, layers[index])
+            visited.append(index)
+        assert visited == indices
+        assert engine.bytes_copied == sum(slabs.payload_bytes[index] for index in indices)

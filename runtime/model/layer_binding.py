@@ -60,8 +60,13 @@ class ModuleBinder:
         policy: MatmulPolicy,
         formats: Mapping[str, WeightFormat] | None = None,
         convert: Convert | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`formats` of the quantised matrices by name; what `convert` makes outlives the slab it came from."""
+        """`formats` of the quantised matrices by name; what `convert` makes outlives the slab it came from.
+
+        With `device` everything but the matrices is brought there, which is where `convert` brings those.
+        """
+        self._device = device
         self._module = module
         self._compute_dtype = compute_dtype
         self._policy = policy
@@ -93,7 +98,7 @@ class ModuleBinder:
     def _bind_small(self, name: str, tensor: torch.Tensor) -> None:
         owner_name, _, attribute = name.rpartition(".")
         owner = self._module.get_submodule(owner_name)
-        widened = tensor.to(self._compute_dtype, copy=self._convert is not None)
+        widened = tensor.to(self._device or tensor.device, self._compute_dtype, copy=self._convert is not None)
         if isinstance(owner, StoredLinear):
             owner.bias = widened
         elif attribute in owner._buffers:

@@ -15,20 +15,15 @@ from torch import nn
 
 from offload.checkpoint import SUPPORTED_DTYPES, Checkpoint
 from offload.copy_engine import CopyEngine
-from offload.int8_rows import Int8RowsWeight
+from offload.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.layer_layout import LayerLayout, layout_layer
 from offload.layer_streamer import LayerStreamer
-from offload.weight_format import (
-    TORCH_DTYPES,
-    DenseWeight,
-    MatmulPolicy,
-    StoredWeight,
-    UpcastScratch,
-    WeightFormat,
-)
+from offload.packed_int8 import PackedInt8Weight
+from offload.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
 from offload.weight_store import LayerSlabs, read_slab, slab_views
+from runtime.engine_config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
-from runtime.model.layer_binding import ModuleBinder, bind_embedding, replace_linears
+from runtime.model.layer_binding import Convert, ModuleBinder, StoredLinear, bind_embedding, replace_linears
 from runtime.model.streamed_model import ModelShell, StreamedModel
 from runtime.model.tree_cache import TreeCache
 
@@ -49,6 +44,8 @@ class ModelFiles:
     """Everything that is not a decoder layer, as one slab."""
     formats: tuple[Mapping[str, WeightFormat], ...]
     """Per layer: the formats of its quantised matrices by name."""
+    linears: tuple[Mapping[str, tuple[int, int]], ...]
+    """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
 
     @classmethod
     def open(cls, folder: Path) -> "ModelFiles":
@@ -57,7 +54,15 @@ class ModelFiles:
         parts = open_decoder(checkpoint, dtype=torch.float32)
         slabs = LayerSlabs([layout_layer(tensors) for tensors in parts.layer_tensors])
         others = layout_layer(parts.other_tensors)
-        return cls(checkpoint, parts.model.config, slabs, others, parts.layer_formats)
+        linears = tuple(
+            {
+                f"{name}.weight": (module.out_features, module.in_features)
+                for name, module in layer.named_modules()
+                if type(module) is nn.Linear
+            }
+            for layer in parts.layers
+        )
+        return cls(checkpoint, parts.model.config, slabs, others, parts.layer_formats, linears)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -67,13 +72,36 @@ class ModelFiles:
         return TORCH_DTYPES[largest.dtype]
 
     @property
-    def int8_bytes(self) -> int:
-        """Bytes of the decoder layers as int8 rows: one byte an element, one float32 scale a row."""
-        total = 0
-        for layout in self.slabs.layouts:
-            for tensor in layout.tensors:
-                total += math.prod(tensor.shape) + 4 * tensor.shape[0]
-        return total
+    def is_quantized(self) -> bool:
+        """Whether any matrix of the decoder layers is stored quantised."""
+        return any(self.formats)
+
+    def held_format(self, wanted: DraftFormat, compute: "ComputePlan", *, is_substitute: bool) -> HeldFormat:
+        """How a draft made of these files is held: what is quantised stays so, and `auto` is the fastest measured.
+
+        A substitute held like an unquantised target would be the target itself, so it is int8 then.
+        """
+        if self.is_quantized:
+            return "stored"
+        held = fastest_format(compute.dtype, compute.device) if wanted == "auto" else wanted
+        return "int8" if is_substitute and held == "stored" else held
+
+    def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
+        """Bytes of each decoder layer in a draft of this format; norms and biases count in float32."""
+        if held == "stored":
+            return tuple(layout.slab_bytes for layout in self.slabs.layouts)
+        return tuple(
+            sum(
+                held_bytes(linears[tensor.name], held) if tensor.name in linears else 4 * math.prod(tensor.shape)
+                for tensor in layout.tensors
+            )
+            for layout, linears in zip(self.slabs.layouts, self.linears, strict=True)
+        )
+
+    def draft_head_bytes(self, held: HeldFormat, device: torch.device = HOST_DEVICE) -> int:
+        """Bytes of the head's own int8 copy, which only a separate draft of that format on a CPU has."""
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        return held_bytes(shape, held) if held == "int8" and device.type == "cpu" else 0
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Bytes of keys and values that one token takes in all layers."""
@@ -130,14 +158,15 @@ class EmptyModel:
         )
         return cls(shell, compute, files.formats)
 
-    def binder(self, index: int, *, is_int8: bool = False) -> ModuleBinder:
+    def binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
         """Binds decoder layer `index`."""
         return ModuleBinder(
             self.shell.layers[index],
             compute_dtype=self.compute.dtype,
             policy=self.compute.policy,
             formats=self.formats[index],
-            convert=_to_int8_rows if is_int8 else None,
+            convert=convert,
+            device=None if convert is None else self.compute.device,
         )
 
     def streamed(self, slabs: LayerSlabs, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
@@ -153,16 +182,50 @@ class EmptyModel:
             self.binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
-    def quantized(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
-        """The model with every layer in memory as int8 rows, made in one read of the file. Raises LinkError."""
-        for index, tensors in enumerate(slabs.stream_from_disk(engine)):
-            self.binder(index, is_int8=True).bind(tensors)
+    def quantized(
+        self,
+        slabs: LayerSlabs,
+        engine: CopyEngine,
+        *,
+        capacity: int,
+        held: HeldFormat = "int8",
+        shared: Mapping[int, dict[str, torch.Tensor]] | None = None,
+    ) -> StreamedModel:
+        """A draft: every layer in memory as `held` says, made in one read of the file.
+
+        `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
+        model, such as layers that stay resident in the target. Raises LinkError.
+        """
+        shared = shared or {}
+        convert = draft_converter(held, self.compute.dtype, self.compute.device)
+        for index, tensors in shared.items():
+            self.binder(index).bind(tensors)
+        own = [index for index in range(len(slabs.layouts)) if index not in shared]
+        for index, tensors in slabs.stream_from_disk(engine, indices=own):
+            self.binder(index, convert=convert).bind(tensors)
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
+    def as_draft(
+        self, held: HeldFormat, files: ModelFiles, engine: CopyEngine, *, capacity: int, is_substitute: bool
+    ) -> StreamedModel:
+        """The model of `files` as a draft of that format, with its own head if it is separate. Raises LinkError."""
+        if held == "stored" and not files.is_quantized:
+            return self.resident(files.slabs, engine, capacity=capacity)
+        model = self.quantized(files.slabs, engine, capacity=capacity, held=held)
+        if held == "int8" and not is_substitute:
+            self.quantize_head()
+        return model
 
-def _to_int8_rows(stored: StoredWeight) -> StoredWeight:
-    """What a draft holds: int8 rows of an ordinary matrix, and its own copy of one that is quantised already."""
-    return Int8RowsWeight.quantize(stored.matrix) if isinstance(stored, DenseWeight) else stored.copy()
+    def quantize_head(self) -> None:
+        """Give the head an int8 copy of its own where its kernel then is several times faster (not on accelerators).
+
+        A draft of half a billion parameters spends a third of its step in a bfloat16 head.
+        """
+        head = self.shell.model.get_output_embeddings()  # type: ignore[operator]
+        if isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
+            converted = draft_converter("int8", self.compute.dtype, self.compute.device)(head.stored)
+            if isinstance(converted, PackedInt8Weight):
+                head.stored = converted
 
 
 def read_others(

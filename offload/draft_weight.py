@@ -1,0 +1,82 @@
+"""What a draft's matrices are held as: int8 rows, NF4, or as they are stored, and which of these is fastest here.
+
+A draft may round activations, so each format runs the fastest kernel that this device has for the widths of a tree's
+levels, found by measuring (well under half a second in all, once per process). Knows no models.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal
+
+import torch
+
+from offload.four_bit_weight import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
+from offload.int8_rows import Int8RowsWeight
+from offload.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
+from offload.packed_int8 import PackedInt8Weight, measure_is_packed_faster
+from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, measure_direct_max_rows
+
+HeldFormat = Literal["int8", "nf4", "stored"]
+_INT8_BYTES_PER_ROW = 12
+_DECIDED = 0.8
+"""Another format than int8 is chosen if it takes at most this share of its time: less is noise."""
+
+
+def draft_policy(compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16) -> MatmulPolicy:
+    """Any kernel of the device, each where it was measured to be faster."""
+    is_cpu = device.type == "cpu"
+    return MatmulPolicy(direct_max_rows=measure_direct_max_rows(storage, compute) if is_cpu else 0, is_fast=True)
+
+
+def draft_converter(
+    held: HeldFormat, compute: torch.dtype, device: torch.device
+) -> Callable[[StoredWeight], StoredWeight]:
+    """Makes a draft's weight on `device`, in memory of its own, of one that views a slab.
+
+    What is stored quantised stays so, whatever `held` says.
+    """
+    policy = draft_policy(compute, device)
+    is_packed = device.type == "cpu" and measure_is_packed_faster(compute)
+
+    def convert(stored: StoredWeight) -> StoredWeight:
+        if isinstance(stored, DenseWeight) and held == "nf4":
+            return FourBitWeight.quantize(stored.matrix, policy).to(device)
+        if isinstance(stored, DenseWeight) and held == "int8":
+            stored = Int8RowsWeight.quantize(stored.matrix, policy)
+            return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
+        if isinstance(stored, Int8RowsWeight) and is_packed:
+            return PackedInt8Weight.pack(stored)
+        return stored.copy_to(device)
+
+    return convert
+
+
+def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
+    """Bytes of an ordinary (O, I) matrix once a draft holds it in this format."""
+    if held == "int8":
+        return shape[0] * (shape[1] + _INT8_BYTES_PER_ROW)
+    layout = FourBitFormat(shape, "nf4", nested_offset=0.0)
+    num_nested = -(-layout.num_blocks // NESTED_BLOCK_SIZE)
+    return layout.packed_bytes + layout.num_blocks + 4 * (num_nested + 256)
+
+
+@cache
+def fastest_format(
+    compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16, side: int = 1024
+) -> HeldFormat:
+    """The format whose products of 1 to 16 rows are the fastest on this device; int8 unless another wins clearly."""
+    scratch = UpcastScratch(compute, device)
+    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(storage)
+    seconds: dict[HeldFormat, float] = {}
+    formats: tuple[HeldFormat, ...] = ("int8", "nf4", "stored")
+    for held in formats:
+        if held == "stored":
+            weight: StoredWeight = DenseWeight(matrix.to(device), draft_policy(compute, device, storage=storage))
+        else:
+            weight = draft_converter(held, compute, device)(DenseWeight(matrix))
+        seconds[held] = sum(
+            fastest_seconds(partial(weight.linear, inputs, None, scratch), repeats=CHOICE_REPEATS, device=device)
+            for inputs in (torch.ones(width, side, dtype=compute, device=device) for width in DRAFT_WIDTHS)
+        )
+    best = min(formats, key=lambda held: seconds[held])
+    return best if seconds[best] <= _DECIDED * seconds["int8"] else "int8"

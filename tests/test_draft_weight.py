@@ -1,0 +1,101 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from offload import draft_weight
+from offload.draft_weight import draft_converter, draft_policy, fastest_format, held_bytes
+from offload.four_bit_weight import FourBitWeight
+from offload.int8_rows import Int8RowsWeight
+from offload.packed_int8 import PackedInt8Weight
+from offload.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
+
+CPU = torch.device("cpu")
+MATRIX = torch.randn(64, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+@pytest.fixture(params=[True, False], ids=["packed", "rows"])
+def is_packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: request.param)
+    return bool(request.param)
+
+
+def stored_weights() -> dict[str, StoredWeight]:
+    return {
+        "dense": DenseWeight(MATRIX.clone(), EXACT),
+        "int8": Int8RowsWeight.quantize(MATRIX),
+        "nf4": FourBitWeight.quantize(MATRIX),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "held", "expected"),
+    [
+        ("dense", "int8", Int8RowsWeight),
+        ("dense", "nf4", FourBitWeight),
+        ("dense", "stored", DenseWeight),
+        ("int8", "stored", Int8RowsWeight),
+        ("int8", "nf4", Int8RowsWeight),
+        ("nf4", "int8", FourBitWeight),
+    ],
+)
+def test_a_matrix_is_held_as_asked_unless_it_is_quantised_already(
+    stored: str, held: draft_weight.HeldFormat, expected: type, is_packed: bool
+) -> None:
+    """And in memory of its own: the slot that it came from is overwritten."""
+    weight = stored_weights()[stored]
+    convert = draft_converter(held, torch.float32, CPU)
+    converted = convert(weight)
+    assert type(converted) is (PackedInt8Weight if is_packed and expected is Int8RowsWeight else expected)
+    inputs, scratch = torch.randn(3, 128), UpcastScratch(torch.float32, CPU)
+    before = converted.linear(inputs, None, scratch)
+    assert (before - F.linear(inputs, MATRIX.float())).norm() < 0.15 * before.norm()
+    for part in vars_of(weight):
+        part.zero_()
+    assert torch.equal(converted.linear(inputs, None, scratch), before)
+
+
+def vars_of(weight: StoredWeight) -> list[torch.Tensor]:
+    if isinstance(weight, DenseWeight):
+        return [weight.matrix]
+    if isinstance(weight, Int8RowsWeight):
+        return [weight.rows, weight.absmax]
+    assert isinstance(weight, FourBitWeight)
+    return list(weight.parts.values())
+
+
+def test_held_bytes_are_what_the_weights_take(is_packed: bool) -> None:
+    int8 = draft_converter("int8", torch.float32, CPU)(DenseWeight(MATRIX))
+    assert held_bytes((64, 128), "int8") == 64 * 140
+    assert int8.num_bytes <= held_bytes((64, 128), "int8")
+    assert held_bytes((64, 128), "nf4") == FourBitWeight.quantize(MATRIX).num_bytes
+    assert held_bytes((7, 66), "nf4") == FourBitWeight.quantize(MATRIX[:7, :66]).num_bytes
+
+
+def test_a_draft_may_use_any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert draft_policy(torch.float32, CPU).is_fast
+    assert draft_policy(torch.bfloat16, torch.device("meta")).direct_max_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((1.0, 2.0, 3.0), "int8"),
+        ((1.0, 0.9, 0.85), "int8"),
+        ((1.0, 0.9, 0.5), "stored"),
+        ((1.0, 0.7, 0.75), "nf4"),
+    ],
+)
+def test_another_format_than_int8_must_win_clearly(
+    seconds: tuple[float, float, float], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timings = iter([value for value in seconds for _ in draft_weight.DRAFT_WIDTHS])
+    draft_policy(torch.float32, CPU), draft_converter("int8", torch.float32, CPU)  # these measure too
+    monkeypatch.setattr(draft_weight, "fastest_seconds", lambda action, **options: next(timings))
+    assert fastest_format.__wrapped__(torch.float32, CPU, side=64) == expected
+
+
+def test_the_fastest_format_is_measured_once() -> None:
+    first = fastest_format(torch.float32, CPU)
+    assert first in {"int8", "nf4", "stored"}
+    assert fastest_format(torch.float32, CPU) == first
+    assert fastest_format.cache_info().hits
