@@ -27,6 +27,7 @@ from tui.bench_commands import round_, stream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.comparison import Comparison, show_answers
 from tui.doctor_command import doctor
+from tui.draft_bench_command import draft as bench_draft
 from tui.locations import cache_folder, example_prompts
 from tui.perplexity_command import perplexity
 from tui.prepare_command import prepare
@@ -51,6 +52,7 @@ app.command()(prepare)
 bench_app.command()(perplexity)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
+bench_app.command(name="draft")(bench_draft)
 
 
 def _show_version(is_wanted: bool) -> None:
