@@ -85,7 +85,7 @@ class LayerPlacer:
         self._notes: dict[str, str] = {}
 
     def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, Placement]:
-        """Yield the bytes read after each layer; return where everything is. Raises LinkError if reading fails."""
+        """Yield the weight bytes of each layer that was read; return where everything is. Raises LinkError."""
         self._host_bytes = plan.host_bytes
         layers: list[StreamedLayer] = [DiskSource(layout) for layout in layouts]
         tiers = list(plan.tiers)
@@ -94,7 +94,6 @@ class LayerPlacer:
             tiers[index], slab = self._find_slab(index, layout.slab_bytes, plan)
             if slab is not None:
                 homes.append(_Home(index, layout, slab))
-        num_read = 0
         for home in self._fill(homes):
             payload_bytes = home.layout.payload_bytes
             if tiers[home.index] is Tier.RESIDENT:
@@ -103,8 +102,7 @@ class LayerPlacer:
                 if self._is_pinned(home.index):
                     self._pinner.filled(home.slab)
                 layers[home.index] = HostSource(home.slab, payload_bytes)
-            num_read += payload_bytes
-            yield num_read
+            yield payload_bytes
         return Placement(tuple(layers), tuple(tiers), tuple(self._notes.values()))
 
     def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:

@@ -44,6 +44,11 @@ class ResidencyPlan:
         return tuple(index for index, tier in enumerate(self.tiers) if tier is not Tier.RESIDENT)
 
     @property
+    def resident_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that stay on the device."""
+        return tuple(index for index, tier in enumerate(self.tiers) if tier is Tier.RESIDENT)
+
+    @property
     def slot_bytes(self) -> int:
         """The largest streamed layer; 0 if nothing streams."""
         return max((self.layer_bytes[index] for index in self.streamed_layers), default=0)

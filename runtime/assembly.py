@@ -20,7 +20,7 @@ from offload.copy_engine import CopyEngine
 from offload.draft_weight import draft_policy
 from offload.host_copy_engine import HostCopyEngine
 from offload.layer_placement import Placement
-from offload.layer_streamer import LayerStreamer
+from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.residency_plan import Tier
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
@@ -28,7 +28,7 @@ from runtime.engine import Engine
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.memory_need import NUM_STAGES
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
 from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session
@@ -121,16 +121,16 @@ class _Load:
             )
         )
         self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
+        self._num_read, self._num_bytes = 0, self._bytes_to_read()
 
     def run(self) -> Generator[LoadProgress, None, OpenSession]:
-        """Read what stays on the device, place the layers, and start the ring."""
+        """Read what stays on the device, place the layers, make the draft, and start the ring."""
         plan, target = self._plan, self._plan.target
-        total_bytes = self._bytes_to_read()
-        yield LoadProgress("embeddings, norm and head", 0, total_bytes)
+        yield self._progress("embeddings, norm and head", 0)
         others = read_others(target, self._reader, device=plan.device)
-        yield LoadProgress("draft", target.other_layout.payload_bytes, total_bytes)
-        drafter = self._open_drafter(others)
-        placement = yield from self._place(total_bytes)
+        yield self._progress("layers", target.other_layout.payload_bytes)
+        placement = yield from self._place()
+        drafter = yield from self._open_drafter(others, placement)
         streamer, link = self._path.open(placement)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
@@ -139,27 +139,28 @@ class _Load:
         notes = self._path.notes(placement)
         return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
 
+    def _progress(self, what: str, num_bytes: int) -> LoadProgress:
+        """`num_bytes` more have been read."""
+        self._num_read += num_bytes
+        return LoadProgress(what, self._num_read, self._num_bytes)
+
     def _bytes_to_read(self) -> int:
-        plan = self._plan
-        total = plan.target.other_layout.payload_bytes + self._bytes_to_place()
+        plan, residency = self._plan, self._plan.residency
+        payloads = plan.target.slabs.payload_bytes
+        total = plan.target.other_layout.payload_bytes
+        total += sum(size for size, tier in zip(payloads, residency.tiers, strict=True) if tier is not Tier.DISK)
         if plan.draft is not None:
             total += plan.draft.other_layout.payload_bytes + sum(plan.draft.slabs.payload_bytes)
         elif not self._config.is_plain:
-            total += sum(plan.target.slabs.payload_bytes)
+            shared = residency.resident_layers if self._config.share_layers else ()
+            total += sum(size for index, size in enumerate(payloads) if index not in shared)
         return total
 
-    def _bytes_to_place(self) -> int:
-        payloads = self._plan.target.slabs.payload_bytes
-        tiers = self._plan.residency.tiers
-        return sum(size for size, tier in zip(payloads, tiers, strict=True) if tier is not Tier.DISK)
-
-    def _place(self, total_bytes: int) -> Generator[LoadProgress, None, Placement]:
-        num_read = total_bytes - self._bytes_to_place()
-        yield LoadProgress("layers", num_read, total_bytes)
+    def _place(self) -> Generator[LoadProgress, None, Placement]:
         placing = self._path.place()
         while True:
             try:
-                yield LoadProgress("layers", num_read + next(placing), total_bytes)
+                yield self._progress("layers", next(placing))
             except StopIteration as end:
                 placement: Placement = end.value
                 return placement
@@ -183,17 +184,43 @@ class _Load:
             baseline_bytes=planned.baseline_bytes,
         )
 
-    def _open_drafter(self, others: dict[str, torch.Tensor]) -> Drafter | None:
+    def _open_drafter(
+        self, others: dict[str, torch.Tensor], placement: Placement
+    ) -> Generator[LoadProgress, None, Drafter | None]:
         plan = self._plan
         if self._config.is_plain:
             return None
         compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
         files, is_substitute = plan.draft or plan.target, plan.draft is None
-        own = others if is_substitute else read_others(files, self._reader, device=plan.device)
+        own = others
+        if not is_substitute:
+            own = read_others(files, self._reader, device=plan.device)
+            yield self._progress("draft", files.other_layout.payload_bytes)
         empty = EmptyModel.build(files, compute, others=own)
-        held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
-        model = empty.as_draft(held, files, self._reader, capacity=plan.capacity, is_substitute=is_substitute)
-        return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
+        loading = empty.as_draft(
+            files.held_format(self._config.draft_format, compute, is_substitute=is_substitute),
+            files,
+            self._reader,
+            capacity=plan.capacity,
+            is_substitute=is_substitute,
+            shared=self._shared_layers(placement) if is_substitute else None,
+        )
+        while True:
+            try:
+                yield self._progress("draft", next(loading))
+            except StopIteration as end:
+                return Drafter(end.value, target_vocab_size=plan.target.config.vocab_size)
+
+    def _shared_layers(self, placement: Placement) -> SharedLayers:
+        """The target's resident layers, where a substitute is to use them as they are."""
+        if not self._config.share_layers:
+            return {}
+        slabs = self._plan.target.slabs
+        return {
+            index: slabs.views(index, layer.slab)
+            for index, layer in enumerate(placement.layers)
+            if isinstance(layer, ResidentLayer)
+        }
 
     def _planner(self, placement: Placement) -> TreePlanner:
         plan, payloads = self._plan, self._plan.target.slabs.payload_bytes

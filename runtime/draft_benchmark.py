@@ -22,7 +22,7 @@ from runtime.assembly import open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.model_folders import locate_models
 from runtime.prompt_file import PromptRequest
@@ -153,7 +153,8 @@ def _load(
 ) -> StreamedModel:
     """The draft as a session would hold it."""
     empty = EmptyModel.build(files, compute, others=read_others(files, engine, device=compute.device))
-    return empty.as_draft(held, files, engine, capacity=capacity, is_substitute=is_substitute)
+    loading = empty.as_draft(held, files, engine, capacity=capacity, is_substitute=is_substitute)
+    return finish_loading(loading)
 
 
 def _measure(

@@ -31,6 +31,8 @@ class EngineConfig:
     """`substitute` (the target's layers, quantised, resident), `none` (plain streaming), or a folder or hub name."""
     draft_format: DraftFormat = "auto"
     """How a draft's layers are held: `int8` rows, `nf4`, `stored` as in its files, or `auto`, the fastest measured."""
+    share_layers: bool = False
+    """Whether a substitute draft uses the target's resident layers as they are instead of a copy of its own."""
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
     device: str = "auto"

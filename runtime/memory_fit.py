@@ -134,15 +134,17 @@ def place(need: MemoryNeed, machine: MachineMemory) -> Placement:
         num_slots=need.num_slots,
         device_budget_bytes=max(spare, least),
         host_budget_bytes=host_budget,
+        saved_bytes=need.saved_bytes,
     )
+    fixed_bytes = need.fixed_bytes - need.shared_bytes(plan.resident_layers)
     # A budget that the user chose may be more than there is: then what is there decides.
-    device_bytes = need.fixed_bytes + plan.ring_bytes + plan.resident_bytes
+    device_bytes = fixed_bytes + plan.ring_bytes + plan.resident_bytes
     held_bytes = device_bytes + (plan.host_bytes if machine.is_cpu else 0)
     missing_host = 0 if machine.is_cpu else max(0, plan.host_bytes - machine.host_free_bytes)
     counts = tuple(sum(tier is wanted for tier in plan.tiers) for wanted in (Tier.RESIDENT, Tier.HOST, Tier.DISK))
     return Placement(
         format_name=need.layers.name,
-        fixed_bytes=need.fixed_bytes,
+        fixed_bytes=fixed_bytes,
         ring_bytes=plan.ring_bytes,
         resident_bytes=plan.resident_bytes,
         host_bytes=plan.host_bytes,

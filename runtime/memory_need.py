@@ -52,6 +52,8 @@ class DraftNeed:
     """Weights."""
     cache_bytes_per_token: int
     """Keys and values."""
+    shared_layer_bytes: tuple[int, ...] = ()
+    """Per layer of the target, what the draft does not hold if that layer is resident; empty if it shares none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +107,26 @@ class MemoryNeed:
 
     @property
     def fixed_bytes(self) -> int:
-        """All fixed entries."""
+        """All fixed entries, with no layer resident."""
         return sum(entry.num_bytes for entry in self.fixed_entries())
 
-    def fixed_entries(self) -> tuple[MemoryEntry, ...]:
-        """What stays on the device besides decoder layers and ring, by name."""
+    @property
+    def saved_bytes(self) -> tuple[int, ...] | None:
+        """Per layer, what its residency saves in the draft; None if nothing is shared."""
+        return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
+
+    def shared_bytes(self, residents: Iterable[int]) -> int:
+        """What the draft does not hold because these layers are resident in the target."""
+        saved = self.saved_bytes
+        return 0 if saved is None else sum(saved[index] for index in residents)
+
+    def fixed_entries(self, residents: Iterable[int] = ()) -> tuple[MemoryEntry, ...]:
+        """What stays on the device besides decoder layers and ring, by name; `residents` are layers there."""
         cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
         pass_tokens = min(self.prefill_tokens + self.max_nodes, self.capacity_tokens)
         entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
         if self.draft is not None:
-            entries.append(MemoryEntry(self.draft.label, self.draft.num_bytes))
+            entries.append(MemoryEntry(self.draft.label, self.draft.num_bytes - self.shared_bytes(residents)))
         return (
             *entries,
             MemoryEntry(f"keys and values of {self.capacity_tokens} tokens", self.capacity_tokens * cache_bytes),
@@ -209,7 +221,8 @@ def _draft_need(
     if not is_substitute:
         num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, compute.device)
     label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
-    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype))
+    shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype), shared)
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:

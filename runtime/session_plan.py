@@ -141,7 +141,7 @@ class _Planning:
             max_nodes=self._max_nodes,
             residency=residency,
             host_budget_bytes=host_budget,
-            accounting=self._account(residency, need.fixed_entries(), device_budget),
+            accounting=self._account(residency, need.fixed_entries(residency.resident_layers), device_budget),
             fit=check_fit(need, machine),
         )
 
@@ -178,6 +178,7 @@ class _Planning:
             num_slots=self._config.ring_slots,
             device_budget_bytes=device_budget - need.fixed_bytes,
             host_budget_bytes=host_budget,
+            saved_bytes=need.saved_bytes,
         )
 
     def _choose_context(self, requests: Sequence[PromptRequest]) -> int:

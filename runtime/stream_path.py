@@ -55,7 +55,7 @@ class StreamPath:
         self._stages = self._allocate_stages()
 
     def place(self) -> Generator[int, None, Placement]:
-        """Bring every layer to its tier; yields the bytes read so far. Raises LinkError."""
+        """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
         plan = self._plan
         placer = LayerPlacer(
             self._reader,

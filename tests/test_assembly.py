@@ -1,4 +1,8 @@
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_factory import save_tiny_model, save_tiny_tokenizer
@@ -8,7 +12,7 @@ from offload.copy_engine import DiskSource, HostSource
 from offload.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
-from runtime.assembly import open_session
+from runtime.assembly import load_session, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.errors import TokenizerMismatchError
 
@@ -104,3 +108,59 @@ def test_every_way_of_reading_gives_the_same_text(io: str, folder: Path) -> None
     except LinkError as error:  # a temporary folder in memory has no O_DIRECT; anything else is a failure
         assert io == "direct"
         assert "O_DIRECT" in str(error)
+
+
+@pytest.mark.parametrize("draft_format", ["int8", "nf4"])
+def test_a_substitute_may_share_the_layers_that_are_resident_anyway(folder: Path, draft_format: str) -> None:
+    """Two shared layers cost the draft nothing, and the text stays the target's own."""
+    with open_tiny(folder, num_residents=2) as plain:
+        expected = answer(plain, request())[1]
+    fixed = {}
+    for share_layers in (False, True):
+        settings: dict[str, Any] = {"draft_format": draft_format, "share_layers": share_layers}
+        with open_tiny(folder, draft="substitute", tree="12x5", **settings) as opened:
+            assert opened.accounting.num_resident_layers == 4
+            fixed[share_layers] = opened.accounting.fixed_bytes
+        with open_tiny(folder, draft="substitute", tree="12x5", link="1GB/s", **settings) as opened:
+            assert answer(opened, request())[1] == expected
+    labels = {entry.label: entry.num_bytes for entry in opened.plan.accounting.fixed}
+    assert fixed[False] - fixed[True] == labels[f"substitute draft ({draft_format})"]
+
+
+def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:
+    """The budget that holds one layer beside an int8 copy of all holds more when residents need no copy."""
+    config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=128, tree="8x4")
+    whole = plan_memory(config, target=folder)
+    budget = whole.fixed_bytes + int(3.9 * whole.resident_bytes / 4)
+    counts = []
+    for share_layers in (False, True):
+        limited = replace(config, share_layers=share_layers, device_memory_bytes=budget)
+        with open_session(limited, target=folder) as opened:
+            counts.append(opened.accounting.num_resident_layers)
+            assert opened.accounting.device_bytes <= budget
+            text = answer(opened, request())[1]
+    with open_tiny(folder) as plain:
+        assert answer(plain, request())[1] == text
+    assert counts[0] < counts[1]
+
+
+def test_a_load_says_how_far_it_is_and_ends_at_its_total(folder: Path) -> None:
+    config = EngineConfig(target=str(folder), context_tokens=64, draft_format="int8")
+    with ExitStack() as stack:
+        steps = list(load_session(config, stack, target=folder))
+    done = [step.num_done_bytes for step in steps]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == steps[-1].num_bytes
+    assert {step.what for step in steps} == {"embeddings, norm and head", "layers", "draft"}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 6])
+def test_a_load_can_be_given_up_at_any_step(folder: Path, num_steps: int) -> None:
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        loading = load_session(EngineConfig(target=str(folder), context_tokens=64), stack, target=folder)
+        for _ in range(num_steps):
+            next(loading)
+        loading.close()
+    assert threading.active_count() == threads

@@ -32,7 +32,7 @@ def test_every_engine_choice_can_be_made_on_the_command_line():
         io="buffered",
         reader_threads=2,
     )
-    config = engine.to_config(DraftOptions(draft="d", tree="64x10", draft_format="stored"))
+    config = engine.to_config(DraftOptions(draft="d", tree="64x10", draft_format="stored", share_layers=True))
     default = EngineConfig()
     for field in dataclasses.fields(EngineConfig):
         assert getattr(config, field.name) != getattr(default, field.name), field.name

@@ -88,7 +88,7 @@ def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
     assert placement.tiers == (R, H, D, H, R)
     assert placement.notes == ()
     check_bytes(placement)
-    assert read == [(PAGE_BYTES - 1) * number for number in (1, 2, 3, 4)]
+    assert read == [PAGE_BYTES - 1] * 4
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -12,7 +12,7 @@ from offload.errors import CheckpointError
 from offload.host_copy_engine import HostCopyEngine
 from offload.weight_store import read_slab, slab_views
 from runtime.model import model_loader
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
 from runtime.model.streamed_model import chain_input
 
 TOKENS = [5, 17, 40, 8]
@@ -34,9 +34,10 @@ def logits_of(
     with HostCopyEngine() as engine:
         empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
         if held is None:
-            model = empty.resident(files.slabs, engine, capacity=16)
+            model = finish_loading(empty.resident(files.slabs, engine, capacity=16))
         else:
-            model = empty.quantized(files.slabs, engine, capacity=16, held=held, shared=shared)
+            loading = empty.quantized(files.slabs, engine, capacity=16, held=held, shared=shared)
+            model = finish_loading(loading)
         if has_own_head:
             empty.quantize_head()
     return model.logits(model.run_pass(chain_input(TOKENS, num_cached=0)))

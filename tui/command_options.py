@@ -40,6 +40,14 @@ class DraftOptions:
             rich_help_panel=_MODELS,
         ),
     ] = "auto"
+    share_layers: Annotated[
+        bool,
+        typer.Option(
+            "--share-layers",
+            help="A substitute uses the target's resident layers as they are, and copies only the others.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = False
     tree: Annotated[
         str, typer.Option(help="auto, or nodes x levels as in 64x10, the root counted.", rich_help_panel=_MODELS)
     ] = "auto"
@@ -121,6 +129,7 @@ class EngineOptions:
         return EngineConfig(
             target=self.target,
             draft="none" if drafting is None else drafting.draft,
+            share_layers=drafting is not None and drafting.share_layers,
             tree="auto" if drafting is None else drafting.tree,
             draft_format="auto" if drafting is None else cast(DraftFormat, drafting.draft_format),
             device_memory_bytes=_memory(self.device_memory, "--device-memory"),

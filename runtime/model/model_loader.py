@@ -5,10 +5,10 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +28,10 @@ from runtime.model.streamed_model import ModelShell, StreamedModel
 from runtime.model.tree_cache import TreeCache
 
 HOST_DEVICE = torch.device("cpu")
+LoadingModel: TypeAlias = Generator[int, None, StreamedModel]
+"""A load on its way: yields the weight bytes of each layer that has been read, returns the model."""
+SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
+"""Layers by index, as named tensors in their storage types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,16 @@ class ComputePlan:
     """Where it runs."""
 
 
+def finish_loading(loading: LoadingModel) -> StreamedModel:
+    """The model at the end of its load."""
+    while True:
+        try:
+            next(loading)
+        except StopIteration as end:
+            model: StreamedModel = end.value
+            return model
+
+
 @dataclass(frozen=True, slots=True)
 class EmptyModel:
     """A model without its decoder layers' weights: what draft and target loading have in common."""
@@ -176,10 +190,11 @@ class EmptyModel:
         cache = TreeCache(num_layers=num_layers, capacity=capacity)
         return StreamedModel(self.shell, cache, binders=binders, slabs=slabs, streamer=streamer)
 
-    def resident(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> StreamedModel:
-        """The model with every layer in memory, bytes as in the file. Raises LinkError."""
+    def resident(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> LoadingModel:
+        """Load the model with every layer in memory, bytes as in the file. Raises LinkError."""
         for index, layout in enumerate(slabs.layouts):
             self.binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
+            yield layout.payload_bytes
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
     def quantized(
@@ -189,9 +204,9 @@ class EmptyModel:
         *,
         capacity: int,
         held: HeldFormat = "int8",
-        shared: Mapping[int, dict[str, torch.Tensor]] | None = None,
-    ) -> StreamedModel:
-        """A draft: every layer in memory as `held` says, made in one read of the file.
+        shared: SharedLayers | None = None,
+    ) -> LoadingModel:
+        """Load a draft: every layer in memory as `held` says, made in one read of the file.
 
         `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
         model, such as layers that stay resident in the target. Raises LinkError.
@@ -203,15 +218,26 @@ class EmptyModel:
         own = [index for index in range(len(slabs.layouts)) if index not in shared]
         for index, tensors in slabs.stream_from_disk(engine, indices=own):
             self.binder(index, convert=convert).bind(tensors)
+            yield slabs.layouts[index].payload_bytes
         return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
 
     def as_draft(
-        self, held: HeldFormat, files: ModelFiles, engine: CopyEngine, *, capacity: int, is_substitute: bool
-    ) -> StreamedModel:
-        """The model of `files` as a draft of that format, with its own head if it is separate. Raises LinkError."""
+        self,
+        held: HeldFormat,
+        files: ModelFiles,
+        engine: CopyEngine,
+        *,
+        capacity: int,
+        is_substitute: bool,
+        shared: SharedLayers | None = None,
+    ) -> LoadingModel:
+        """Load the model of `files` as a draft of that format, with its own head if it is separate. Raises LinkError.
+
+        `shared`: see `quantized`; only a substitute has layers to share.
+        """
         if held == "stored" and not files.is_quantized:
-            return self.resident(files.slabs, engine, capacity=capacity)
-        model = self.quantized(files.slabs, engine, capacity=capacity, held=held)
+            return (yield from self.resident(files.slabs, engine, capacity=capacity))
+        model = yield from self.quantized(files.slabs, engine, capacity=capacity, held=held, shared=shared)
         if held == "int8" and not is_substitute:
             self.quantize_head()
         return model
