@@ -1,25 +1,26 @@
 """How close plain decoding comes to the raw link, and whether memory is what the accounting says.
 
-Alternates, in one run, the raw link (sequential O_DIRECT reads of the same layers with the same blocks and threads)
-and whole passes of the real round loop without a draft; a turn is held against the raw link right before and right
-after it, since a disk is never twice the same. The first pass of each turn is not timed: it starts from a ring that
-filled while nothing computed. Measures; prints nothing.
+Alternates, in one run, the raw link (sequential O_DIRECT reads of the same layers with the same blocks and threads; an
+emulated link's own rate) and whole passes of the real round loop without a draft. A turn begins and ends with a full
+ring, so that exactly its passes' bytes cross the link, and is held against the raw link right before and right after
+it, since a disk is never twice the same. Beside it stands a bare loop that reads the same bytes and does the same
+products, one after the other. Measures; prints nothing.
 """
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from offload.copy_engine import DiskSource
-from offload.layer_layout import SlabRange
-from offload.link_probe import measure_raw_link
+from offload.layer_streamer import SlotState
 from offload.memory_budget import process_memory
+from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
+from runtime.bare_loop import bare_pass_seconds, raw_link_seconds, streamed_layouts
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted
 from runtime.sampling_params import SamplingParams
@@ -65,6 +66,8 @@ class StreamReport:
     """The process's largest resident size, less what it held before loading."""
     planned_bytes: int
     """What the accounting says it would hold."""
+    bare_seconds_per_pass: float
+    """A loop that reads a layer's bytes, multiplies by its matrices, reads the next one: mean of before and after."""
 
     @property
     def ratio(self) -> float:
@@ -78,58 +81,75 @@ class StreamReport:
             "bytes_per_second": statistics.median(turn.bytes_per_second for turn in self.turns),
             "raw_bytes_per_second": statistics.median(turn.raw_bytes_per_second for turn in self.turns),
             "seconds_per_pass": statistics.median(turn.seconds_per_pass for turn in self.turns),
+            "seconds_over_bare_loop": statistics.median(turn.seconds_per_pass for turn in self.turns)
+            / self.bare_seconds_per_pass,
             "peak_over_planned": self.peak_bytes / self.planned_bytes,
             **{**asdict(self), "turns": [{**asdict(turn), "ratio": turn.ratio} for turn in self.turns]},
         }
 
 
 def run_stream_benchmark(
-    opened: OpenSession, *, num_turns: int = 5, passes_per_turn: int = 3
+    opened: OpenSession, *, num_turns: int = 6, passes_per_turn: int = 2
 ) -> Iterator[StreamTurn | StreamReport]:
-    """Yield each turn as it ends, and last the report. Raises OptionError if nothing streams from disk."""
-    sources = [layer for layer in opened.streamer.layers if isinstance(layer, DiskSource)]
-    if not sources:
-        raise OptionError("no layer streams from disk here; give a smaller --device-memory, or a larger --target")
-    ranges = [piece for source in sources for piece in source.layout.ranges]
+    """Yield each turn as it ends, and last the report. Raises OptionError if nothing streams."""
+    if opened.streamer.num_streamed_layers == 0:
+        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+    if isinstance(opened.link, StagedCopyEngine):
+        raise OptionError("layers stream over two links here; give --host-memory 0 or enough of it, or use bench round")
     turns = []
-    raw_after = _raw_bytes_per_second(opened, ranges)
+    bare_before = bare_pass_seconds(opened)
+    raw_after = _raw_bytes_per_second(opened)
     for _ in range(num_turns):
         raw_before, passes = raw_after, _time_passes(opened, passes_per_turn)
-        raw_after = _raw_bytes_per_second(opened, ranges)
+        raw_after = _raw_bytes_per_second(opened)
         turn = StreamTurn((raw_before + raw_after) / 2, *passes)
         turns.append(turn)
         yield turn
     accounting = opened.accounting
+    peak_bytes = process_memory().peak_bytes - accounting.baseline_bytes
     yield StreamReport(
         turns=tuple(turns),
         bytes_per_pass=accounting.streamed_bytes_per_pass,
         num_streamed_layers=accounting.num_disk_layers + accounting.num_host_layers,
         num_resident_layers=accounting.num_resident_layers,
         passes_per_turn=passes_per_turn,
-        peak_bytes=process_memory().peak_bytes - accounting.baseline_bytes,
+        peak_bytes=peak_bytes,
         planned_bytes=accounting.device_bytes + accounting.host_bytes,
+        bare_seconds_per_pass=(bare_before + bare_pass_seconds(opened)) / 2,
     )
 
 
-def _raw_bytes_per_second(opened: OpenSession, ranges: Sequence[SlabRange]) -> float:
-    reader = opened.reader
-    return measure_raw_link(ranges, block_bytes=reader.block_bytes, num_threads=reader.num_threads).bytes_per_second
+def _raw_bytes_per_second(opened: OpenSession) -> float:
+    """Weights per second over the emulated link, latency included, or as a bare reading loop gets them from files."""
+    streamed = streamed_layouts(opened)
+    num_bytes = sum(layout.payload_bytes for layout in streamed)
+    return num_bytes / raw_link_seconds(opened, streamed)
 
 
 def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, float]:
-    """Bytes per second, seconds and waiting seconds per pass, of `num_passes` passes behind an untimed one."""
+    """Bytes per second, seconds and waiting seconds per pass, from a full ring to a full ring."""
     engine = opened.session.engine
     engine.truncate(0)
-    marks: list[tuple[float, int]] = []
     wait_seconds = 0.0
+    num_rounds = 0
     with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as rounds:
         for event in rounds:
             if not isinstance(event, TokensAccepted):
                 continue
-            wait_seconds += engine.target.last_pass.wait_seconds if marks else 0.0
-            marks.append((time.perf_counter(), opened.link.bytes_copied))
-            if len(marks) > num_passes:
+            if num_rounds == 0:  # the prompt's own pass comes before
+                _wait_for_full_ring(opened)
+                begun, bytes_before = time.perf_counter(), opened.link.bytes_copied
+            else:
+                wait_seconds += engine.target.last_pass.wait_seconds
+            if num_rounds == num_passes:
                 break
-    (start, start_bytes), (end, end_bytes) = marks[0], marks[-1]
-    seconds = end - start
-    return (end_bytes - start_bytes) / seconds, seconds / num_passes, wait_seconds / num_passes
+            num_rounds += 1
+        _wait_for_full_ring(opened)
+        seconds = time.perf_counter() - begun
+    return (opened.link.bytes_copied - bytes_before) / seconds, seconds / num_passes, wait_seconds / num_passes
+
+
+def _wait_for_full_ring(opened: OpenSession) -> None:
+    """Until every slot holds a layer, so that nothing crosses the link any more."""
+    while any(slot.state is not SlotState.READY for slot in opened.streamer.slot_states):
+        time.sleep(0.0005)

@@ -1,0 +1,65 @@
+"""What anybody could write in an hour: read a layer, multiply by its matrices, read the next one.
+
+The yardstick for whole passes beside the raw link. Reads with the threads, blocks and O_DIRECT of `link_probe`, and
+multiplies one row by every matrix with the same kernels, on zeros. Shares no streaming code.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from offload.emulated_link import EmulatedLink
+from offload.layer_layout import LayerLayout
+from offload.layer_streamer import ResidentLayer
+from offload.link_probe import measure_raw_link
+from offload.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
+from runtime.assembly import OpenSession
+
+
+def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:
+    """Layouts of the layers that cross the link in every pass."""
+    layouts = opened.plan.target.slabs.layouts
+    pairs = zip(layouts, opened.streamer.layers, strict=True)
+    return [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
+
+
+def raw_link_seconds(opened: OpenSession, layouts: Sequence[LayerLayout]) -> float:
+    """Seconds that the link alone needs for these layers: an emulated one by its figures, a disk as read by a loop."""
+    if isinstance(opened.link, EmulatedLink):
+        return sum(opened.link.link.copy_seconds(layout.payload_bytes) for layout in layouts)
+    ranges = [piece for layout in layouts for piece in layout.ranges]
+    reader = opened.reader
+    return measure_raw_link(ranges, block_bytes=reader.block_bytes, num_threads=reader.num_threads).seconds
+
+
+def bare_pass_seconds(opened: OpenSession) -> float:
+    """Seconds of one pass, layer after layer, of reading and multiplying in turn; residents are only multiplied."""
+    plan = opened.plan
+    slab = torch.zeros(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device)
+    scratch = UpcastScratch(plan.dtype, plan.device)
+    streamed = set(map(id, streamed_layouts(opened)))
+    seconds = 0.0
+    for index, layout in enumerate(plan.target.slabs.layouts):
+        if id(layout) in streamed:
+            seconds += raw_link_seconds(opened, [layout])
+        matrices = _matrices(opened, index, slab)
+        begun = time.perf_counter()
+        for matrix, num_columns in matrices:
+            matrix.linear(torch.ones(1, num_columns, dtype=plan.dtype, device=plan.device), None, scratch)
+        seconds += time.perf_counter() - begun
+    return seconds
+
+
+def _matrices(opened: OpenSession, index: int, slab: torch.Tensor) -> list[tuple[StoredWeight, int]]:
+    """The layer's matrices as the model would bind them, and the columns of each."""
+    target = opened.plan.target
+    views, formats = target.slabs.views(index, slab), target.formats[index]
+    found: list[tuple[StoredWeight, int]] = []
+    for name, shape in target.linears[index].items():
+        if name in formats:
+            parts = {suffix: views[f"{name}{suffix}"] for suffix in formats[name].part_suffixes}
+            found.append((formats[name].bind(parts, EXACT), shape[1]))
+        else:
+            found.append((DenseWeight(views[name]), shape[1]))
+    return found
