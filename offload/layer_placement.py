@@ -5,7 +5,6 @@ generator: each step says how many bytes have been read, so that a load can be s
 layouts and tiers, not what the tensors mean.
 """
 
-import errno
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from offload.errors import BudgetError
 from offload.host_pinner import HostPinner
 from offload.layer_layout import LayerLayout
 from offload.layer_streamer import ResidentLayer, StreamedLayer
+from offload.out_of_memory import is_out_of_memory
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.slab_memory import allocate_slab
 
@@ -32,15 +32,6 @@ class Placement:
     """Tier of each layer; the plan's, unless memory ran out."""
     notes: tuple[str, ...]
     """A sentence for each kind of memory that ran out; empty if the plan held."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed for want of memory, by any of the ways in which hosts and devices say so."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )
 
 
 @dataclass(frozen=True, slots=True)

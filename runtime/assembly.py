@@ -21,6 +21,7 @@ from offload.draft_weight import draft_policy
 from offload.host_copy_engine import HostCopyEngine
 from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer, ResidentLayer
+from offload.out_of_memory import explained_shortage
 from offload.residency_plan import Tier
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
@@ -127,10 +128,12 @@ class _Load:
         """Read what stays on the device, place the layers, make the draft, and start the ring."""
         plan, target = self._plan, self._plan.target
         yield self._progress("embeddings, norm and head", 0)
-        others = read_others(target, self._reader, device=plan.device)
+        with explained_shortage("the embeddings, norm and head"):
+            others = read_others(target, self._reader, device=plan.device)
         yield self._progress("layers", target.other_layout.payload_bytes)
         placement = yield from self._place()
-        drafter = yield from self._open_drafter(others, placement)
+        with explained_shortage("the draft"):
+            drafter = yield from self._open_drafter(others, placement)
         streamer, link = self._path.open(placement)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)

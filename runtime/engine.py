@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from offload.out_of_memory import explained_shortage
 from runtime.drafter import Drafter
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
@@ -48,9 +49,10 @@ class Engine:
         """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty."""
         self.set_text(prompt)
         try:
-            yield from self._prefill()
-            while (room := self.context_tokens - len(self.text)) > 0:
-                yield from self._round(self.planner.topology(max_levels=room), params, rng)
+            with explained_shortage("a pass over the model"):
+                yield from self._prefill()
+                while (room := self.context_tokens - len(self.text)) > 0:
+                    yield from self._round(self.planner.topology(max_levels=room), params, rng)
         finally:
             self.roll_back()
 

@@ -12,7 +12,7 @@ from offload.errors import BudgetError, LinkError
 from offload.host_copy_engine import HostCopyEngine
 from offload.host_pinner import PageableMemory
 from offload.layer_layout import LayerLayout, SlabRange
-from offload.layer_placement import LayerPlacer, Placement, is_out_of_memory
+from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import ResidentLayer
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.slab_memory import PAGE_BYTES, allocate_slab
@@ -179,10 +179,3 @@ def test_a_file_that_cannot_be_read_fails_the_load(layouts: list[LayerLayout]) -
         placer = LayerPlacer(reader, pinner=PageableMemory(), host_budget_bytes=1 << 30)
         with pytest.raises(LinkError, match="cannot be opened"):
             finish(placer.place(layouts, plan_of((H,) * NUM_LAYERS)))
-
-
-def test_out_of_memory_is_told_from_other_errors() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("x"))
-    assert is_out_of_memory(OSError(errno.ENOMEM, "x"))
-    assert not is_out_of_memory(OSError(errno.EIO, "x"))
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
