@@ -17,6 +17,8 @@ class MemoryEntry:
     """What the memory is for."""
     num_bytes: int
     """How much of it."""
+    is_taken_late: bool = False
+    """Whether it is only allocated by the first pass, when everything else is in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Accounting:
     def fixed_bytes(self) -> int:
         """Sum of the fixed entries."""
         return sum(entry.num_bytes for entry in self.fixed)
+
+    @property
+    def late_bytes(self) -> int:
+        """What the first pass allocates: room that has to be left until then."""
+        return sum(entry.num_bytes for entry in self.fixed if entry.is_taken_late)
 
     @property
     def device_bytes(self) -> int:

@@ -129,9 +129,17 @@ class MemoryNeed:
             entries.append(MemoryEntry(self.draft.label, self.draft.num_bytes - self.shared_bytes(residents)))
         return (
             *entries,
-            MemoryEntry(f"keys and values of {self.capacity_tokens} tokens", self.capacity_tokens * cache_bytes),
-            MemoryEntry("upcast scratch", self.scratch_bytes),
-            MemoryEntry("activations", pass_tokens * self.activation_bytes_per_token + self.logits_bytes),
+            MemoryEntry(
+                f"keys and values of {self.capacity_tokens} tokens",
+                self.capacity_tokens * cache_bytes,
+                is_taken_late=True,
+            ),
+            MemoryEntry("upcast scratch", self.scratch_bytes, is_taken_late=True),
+            MemoryEntry(
+                "activations",
+                pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
+                is_taken_late=True,
+            ),
         )
 
     def with_context(self, context_tokens: int) -> "MemoryNeed":

@@ -7,17 +7,20 @@ links, no model and no tokens.
 
 from collections.abc import Generator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from offload.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
 from offload.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
+from offload.device_selection import device_memory
 from offload.emulated_link import EmulatedLink
 from offload.host_copy_engine import HostCopyEngine
 from offload.host_pinner import HostPinner, PageableMemory
 from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import LayerStreamer
+from offload.out_of_memory import explained_shortage
 from offload.pinned_memory import open_pinner
 from offload.pinning_plan import PinningPlan
 from offload.residency_plan import Tier
@@ -51,8 +54,10 @@ class StreamPath:
             hosts = [index for index, tier in enumerate(plan.residency.tiers) if tier is Tier.HOST]
             self._host_places = {index: place for place, index in enumerate(hosts)}
         stack.enter_context(self._pinner)
-        self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
-        self._stages = self._allocate_stages()
+        with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
+            self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
+        with explained_shortage("the stages of layers from disk"):
+            self._stages = self._allocate_stages()
 
     def place(self) -> Generator[int, None, Placement]:
         """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
@@ -62,9 +67,11 @@ class StreamPath:
             pinner=self._pinner,
             host_budget_bytes=plan.host_budget_bytes,
             device=plan.device,
+            allocate_on_device=self._allocate_resident,
             is_pinned=self._is_to_be_pinned,
         )
-        placement = yield from placer.place(plan.target.slabs.layouts, plan.residency)
+        with explained_shortage("the layers on their way to the device"):
+            placement = yield from placer.place(plan.target.slabs.layouts, plan.residency)
         self._pinner.finish()
         return placement
 
@@ -84,17 +91,28 @@ class StreamPath:
         """What the user should know: memory that ran out, and what is pinned."""
         if self._pinning is None:
             return placement.notes
-        pinned = {
-            self._host_places[index]
-            for index, layer in enumerate(placement.layers)
-            if isinstance(layer, HostSource) and index in self._host_places and self._pinner.is_pinned(layer.slab)
-        }
-        outcome = self._pinning.with_outcome(
-            pinned,
+        slabs = [layer.slab for layer in placement.layers if isinstance(layer, HostSource)]
+        placed = replace(
+            self._pinning,
+            slab_sizes=tuple(slab.numel() for slab in slabs),
+            num_stages=len(self._stages),
+            stage_bytes=max((stage.numel() for stage in self._stages), default=0),
+            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placement.layers),
+        )
+        outcome = placed.with_outcome(
+            [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
             refused=self._pinner.refused,
             is_ring_pinned=all(self._pinner.is_pinned(stage) for stage in self._stages),
         )
         return (*placement.notes, outcome.sentence())
+
+    def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
+        """Memory for a layer that stays; none if the first pass would then miss it for caches and activations."""
+        memory = None if self._plan.is_host else device_memory(self._plan.device)
+        late_bytes = self._plan.accounting.late_bytes
+        if memory is not None and memory.free_bytes < num_bytes + late_bytes:
+            raise torch.OutOfMemoryError(f"{memory.free_bytes} bytes are free, and {late_bytes} will be wanted later")
+        return self._empty_slot(num_bytes)
 
     def _empty_slot(self, num_bytes: int) -> torch.Tensor:
         if self._plan.is_host:
@@ -108,22 +126,27 @@ class StreamPath:
         stage_bytes = plan.accounting.stage_bytes // NUM_STAGES
         if pinning is not None and pinning.num_stages:
             num_stages, stage_bytes = pinning.num_stages, pinning.stage_bytes
+        return self._pinned_stages(num_stages, stage_bytes)
+
+    def _pinned_stages(self, num_stages: int, stage_bytes: int) -> list[torch.Tensor]:
         stages = [self._pinner.allocate(stage_bytes) for _ in range(num_stages)]
         for stage in stages:
             stage.fill_(0)  # touched, or the driver would have to do it page by page
             self._pinner.filled(stage)
+        self._pinner.finish()
         return stages
 
     def _is_to_be_pinned(self, index: int) -> bool:
+        """A layer that was meant for the device and found no room there is pinned as far as the budget goes."""
         place = self._host_places.get(index)
-        return place is not None and self._pinning is not None and place in self._pinning.pinned_slabs
+        return place is None or (self._pinning is not None and place in self._pinning.pinned_slabs)
 
     def _open_link(self, placement: Placement) -> CopyEngine:
         plan, config = self._plan, self._plan.config
         reader: CopyEngine = self._reader
         if config.disk_link:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
-        stages = self._stages or self._late_stages(placement)
+        self._stages = stages = self._stages or self._late_stages(placement)
         link: CopyEngine = self._reader
         if not plan.is_host:
             link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
@@ -140,10 +163,13 @@ class StreamPath:
         largest = max((layer.slot_bytes for layer in placement.layers if isinstance(layer, DiskSource)), default=0)
         if self._plan.is_host or not largest:
             return []
-        return [self._pinner.allocate(largest) for _ in range(NUM_STAGES)]
+        with explained_shortage("the stages of layers from disk"):
+            return self._pinned_stages(NUM_STAGES, largest)
 
     def _needs_stage(self, source: CopySource) -> bool:
-        """Files always; pageable memory where a pinned ring is there for it."""
+        """Files always; pageable memory where a pinned ring is there for it, with stages that are large enough."""
         if isinstance(source, DiskSource):
             return True
-        return self._pinning is not None and not self._pinner.is_pinned(source.slab)
+        if self._pinning is None or source.slot_bytes > self._stages[0].numel():
+            return False
+        return not self._pinner.is_pinned(source.slab) and self._pinner.is_pinned(self._stages[0])
