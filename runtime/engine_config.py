@@ -53,7 +53,7 @@ class EngineConfig:
     """Type that matmuls run in; auto follows what the device does fast."""
     io: ReadPath = "auto"
     """`direct` bypasses the page cache, `buffered` does not; auto is direct where the file system allows it."""
-    num_reader_threads: int = 3
+    num_reader_threads: int = 6
     """Threads that read one layer from disk together."""
 
     def __post_init__(self) -> None:

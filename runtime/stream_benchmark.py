@@ -67,7 +67,7 @@ class StreamReport:
     planned_bytes: int
     """What the accounting says it would hold."""
     bare_seconds_per_pass: float
-    """A loop that reads a layer's bytes, multiplies by its matrices, reads the next one: mean of before and after."""
+    """A loop that reads a layer's bytes, multiplies by its matrices, reads the next one: mean of two, behind the turns."""
 
     @property
     def ratio(self) -> float:
@@ -97,7 +97,6 @@ def run_stream_benchmark(
     if isinstance(opened.link, StagedCopyEngine):
         raise OptionError("layers stream over two links here; give --host-memory 0 or enough of it, or use bench round")
     turns = []
-    bare_before = bare_pass_seconds(opened)
     raw_after = _raw_bytes_per_second(opened)
     for _ in range(num_turns):
         raw_before, passes = raw_after, _time_passes(opened, passes_per_turn)
@@ -115,7 +114,7 @@ def run_stream_benchmark(
         passes_per_turn=passes_per_turn,
         peak_bytes=peak_bytes,
         planned_bytes=accounting.device_bytes + accounting.host_bytes,
-        bare_seconds_per_pass=(bare_before + bare_pass_seconds(opened)) / 2,
+        bare_seconds_per_pass=(bare_pass_seconds(opened) + bare_pass_seconds(opened)) / 2,
     )
 
 

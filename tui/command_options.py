@@ -122,7 +122,7 @@ class EngineOptions:
     ] = "auto"
     reader_threads: Annotated[
         int, typer.Option(help="Threads that read one layer from disk together.", rich_help_panel=_MEMORY)
-    ] = 3
+    ] = 6
 
     def to_config(self, drafting: DraftOptions | None = None) -> EngineConfig:
         """The same choices, checked; without `drafting`, plain streaming. Raises OptionError."""
