@@ -72,7 +72,8 @@ class PinningPlan:
             return ""
         whole, pinned = format_bytes(sum(self.slab_sizes)), format_bytes(self.pinned_slab_bytes)
         if num_pinned == num_slabs:
-            return f"all {num_slabs} host layers ({whole}) are pinned"
+            which = "the only host layer" if num_slabs == 1 else f"all {num_slabs} host layers"
+            return f"{which} ({whole}) {'is' if num_slabs == 1 else 'are'} pinned"
         rest = f"the other {self.num_pageable}" if num_pinned else "all of them"
         goes = "goes" if self.num_pageable == 1 else "go"
         begin = f"{num_pinned} of {num_slabs} host layers ({pinned} of {whole}) are pinned, {self.cause}"

@@ -19,7 +19,7 @@ from runtime.memory_need import need_of_files
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model_shape import LLAMA_3_8B, LLAMA_3_70B, ModelShape
-from runtime.session_plan import DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES
+from runtime.session_plan import DEFAULT_CONTEXT_TOKENS, default_max_nodes
 
 
 def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, DoctorReport]:
@@ -45,7 +45,7 @@ def question_of_shapes(
     need = target.need(
         draft.as_draft(item_bytes),
         context_tokens=DEFAULT_CONTEXT_TOKENS,
-        max_nodes=DEFAULT_MAX_NODES,
+        max_nodes=default_max_nodes(device),
         compute_item_bytes=item_bytes,
     )
     return ModelQuestion(target.name, f"{draft.name} in int8 rows", need)
@@ -64,7 +64,7 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
         None if draft is None else ModelFiles.open(draft),
         compute_dtype=torch.float32 if device.type == "cpu" else files.stored_dtype,
         context_tokens=min(config.context_tokens or DEFAULT_CONTEXT_TOKENS, max_positions(files.config) or 1 << 30),
-        max_nodes=DEFAULT_MAX_NODES,
+        max_nodes=default_max_nodes(device),
         device=device,
     )
     return ModelQuestion(str(target), config.draft, need)

@@ -67,7 +67,7 @@ class StreamReport:
     planned_bytes: int
     """What the accounting says it would hold."""
     bare_seconds_per_pass: float
-    """A loop that reads a layer's bytes, multiplies by its matrices, reads the next one: mean of two, behind the turns."""
+    """A loop that reads a layer's bytes, multiplies by its matrices, then reads the next; mean of two, at the end."""
 
     @property
     def ratio(self) -> float:

@@ -89,3 +89,9 @@ def test_a_device_that_is_not_here_is_refused_before_any_folder_is_opened() -> N
     config = EngineConfig(device="nosuch:0")
     with pytest.raises(BadInputError, match="there is no device of type 'nosuch' here"):
         SessionPlan.build(config, target=Path("/nowhere"), draft=None, requests=())
+
+
+def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, accelerator: None) -> None:
+    settings = {"draft": "substitute", "draft_format": "int8", "device_memory_bytes": 10**9}
+    assert build(folder, **settings).max_nodes == 1024
+    assert build(folder, **settings, tree="16x4").max_nodes == 16
