@@ -18,7 +18,7 @@ class MemoryEntry:
     num_bytes: int
     """How much of it."""
     is_taken_late: bool = False
-    """Whether it is only allocated by the first pass, when everything else is in its place."""
+    """Whether it is allocated when the layers are in their places: by the draft, or by the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Accounting:
 
     @property
     def late_bytes(self) -> int:
-        """What the first pass allocates: room that has to be left until then."""
+        """What is allocated after the layers: room that they have to leave."""
         return sum(entry.num_bytes for entry in self.fixed if entry.is_taken_late)
 
     @property

@@ -126,7 +126,8 @@ class MemoryNeed:
         pass_tokens = min(self.prefill_tokens + self.max_nodes, self.capacity_tokens)
         entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
         if self.draft is not None:
-            entries.append(MemoryEntry(self.draft.label, self.draft.num_bytes - self.shared_bytes(residents)))
+            num_bytes = self.draft.num_bytes - self.shared_bytes(residents)
+            entries.append(MemoryEntry(self.draft.label, num_bytes, is_taken_late=True))
         return (
             *entries,
             MemoryEntry(

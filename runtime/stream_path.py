@@ -107,7 +107,7 @@ class StreamPath:
         return (*placement.notes, outcome.sentence())
 
     def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
-        """Memory for a layer that stays; none if the first pass would then miss it for caches and activations."""
+        """Memory for a layer that stays; none if draft, caches or activations would then miss it."""
         memory = None if self._plan.is_host else device_memory(self._plan.device)
         late_bytes = self._plan.accounting.late_bytes
         if memory is not None and memory.free_bytes < num_bytes + late_bytes:

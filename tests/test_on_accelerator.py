@@ -592,12 +592,15 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
 # -------------------------------------------------------------------------------------------------------- out of memory
 
 
-def load_with_less_room(config: EngineConfig, folder: Path, stack: ExitStack, room: int) -> OpenSession:
+def load_with_less_room(
+    config: EngineConfig, folder: Path, draft: Path | None, stack: ExitStack, room: int
+) -> OpenSession:
     """Open a session on a device that has room for `room` bytes of resident layers, and not for the planned ones."""
-    loading = load_session(config, stack, target=folder)
+    loading = load_session(config, stack, target=folder, draft=draft)
     while next(loading).what != "layers":
         pass
-    late_bytes = plan_memory(config, target=folder).late_bytes
+    _embeddings, *late = plan_memory(config, target=folder, draft=draft).fixed
+    late_bytes = sum(entry.num_bytes for entry in late)
     sim.set_capacity_bytes(allocated_bytes() + late_bytes + room)
     while True:
         try:
@@ -613,13 +616,13 @@ def allocated_bytes() -> int:
     return int(torch.accelerator.memory_allocated(torch.device(DEVICE)))
 
 
-def device_runs_out_at_resident(number: int, host_layers: int) -> None:
+def device_runs_out_at_resident(number: int, host_layers: int, has_draft: bool) -> None:
     """That layer and the later ones move a tier down, and the session says so and has room enough for its passes."""
     folder = wide_folder()
-    size = layer_bytes(folder)
-    config = config_of(folder, num_residents=3, host_memory_bytes=host_layers * size)
+    size, draft = layer_bytes(folder), folder if has_draft else None
+    config = config_of(folder, num_residents=3, host_memory_bytes=host_layers * size, draft=draft or "none", tree="8x4")
     with capacity_restored(), ExitStack() as stack:
-        opened = load_with_less_room(config, folder, stack, number * size + size // 2)
+        opened = load_with_less_room(config, folder, draft, stack, number * size + size // 2)
         residents, hosts, disks = num_tiers(opened)
         assert residents == number
         assert (hosts, disks) == (min(6 - number, host_layers), max(0, 6 - number - host_layers))
@@ -632,9 +635,9 @@ def device_runs_out_at_resident(number: int, host_layers: int) -> None:
         assert sim.num_synchronous_copies() == 0, opened.notes
 
 
-for _number, _hosts in ((0, 6), (2, 6), (2, 3), (1, 0)):
+for _number, _hosts, _has_draft in ((0, 6, False), (2, 6, True), (2, 3, False), (1, 0, False)):
     CHECKS[f"device_runs_out_at_resident {_number}, host budget of {_hosts} layers"] = functools.partial(
-        device_runs_out_at_resident, _number, _hosts
+        device_runs_out_at_resident, _number, _hosts, _has_draft
     )
 
 
