@@ -106,6 +106,7 @@ class StagedCopyEngine:
         self._stages = [_Stage(buffer) for buffer in stages]
         self._cycle: tuple[CopySource, ...] = ()
         self._ahead: deque[_Stage] = deque()  # stages with a source, in the order of their reads
+        self._leaving: list[_Stage] = []  # stages whose source is not wanted any more, while it is still written there
         self._next_in_cycle: int | None = None
         self._queue: deque[_StagedCopy] = deque()
         self._wake = threading.Condition()
@@ -192,7 +193,8 @@ class StagedCopyEngine:
                     self._free_stages()
                     self._send()
                     self._read_ahead()
-                    is_waiting = bool(self._queue) or any(stage.sending is not None for stage in self._ahead)
+                    is_sending = any(stage.sending is not None for stage in self._ahead)
+                    is_waiting = bool(self._queue or self._leaving or is_sending)
                     self._wake.wait(_POLL_SECONDS if is_waiting else None)
         except BaseException as death:  # handed to whoever waits; another thread takes this one's place
             logger.error("the thread that feeds the link died: %r", death)
@@ -212,6 +214,9 @@ class StagedCopyEngine:
         for stage in [stage for stage in self._ahead if stage.sending is not None and stage.sending.is_done]:
             self._ahead.remove(stage)
             stage.source = stage.reading = stage.sending = None
+        for stage in [stage for stage in self._leaving if stage.reading is None or stage.reading.is_done]:
+            self._leaving.remove(stage)
+            stage.source = stage.reading = None
 
     def _send(self) -> None:
         """Start every copy at the head of the queue that can start now."""
@@ -250,21 +255,24 @@ class StagedCopyEngine:
         return self._begin_read(source)
 
     def _forget_reads(self) -> None:
-        """Drop what was read ahead; stages that are being written to or sent from are freed when that is over."""
+        """Drop what was read ahead; stages that are being written to or sent from are freed when that is over.
+
+        Nobody waits for them here: a disk that has stopped to answer would hold up who cancels, and who closes.
+        """
         for stage in [stage for stage in self._ahead if stage.sending is None]:
             if stage.reading is not None:
                 stage.reading.abandon()
-                stage.reading.wait()
             self._ahead.remove(stage)
-            stage.source = stage.reading = None
+            self._leaving.append(stage)
+        self._free_stages()
         self._next_in_cycle = None
 
     def _begin_read(self, source: CopySource) -> _Stage | None:
         free = next((stage for stage in self._stages if stage.source is None), None)
         if free is None:
             return None
+        free.reading = self.reader.start(source, free.buffer)  # may raise: the stage is still free then
         free.source = source
-        free.reading = self.reader.start(source, free.buffer)
         self._ahead.append(free)
         place = next((place for place, item in enumerate(self._cycle) if item is source), None)
         self._next_in_cycle = None if place is None else (place + 1) % len(self._cycle)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes import InstantEngine
 
+from offload.block_reader import FileBlock
 from offload.copy_engine import CopySource, DiskSource, HostSource, PendingCopy
 from offload.emulated_link import EmulatedLink
 from offload.errors import LinkError, PassCancelledError
@@ -173,6 +174,76 @@ def test_a_failed_read_fails_its_pass_and_the_next_pass_works(file: Path, number
         with pytest.raises(LinkError, match="/no/such/file"):
             run_passes(streamer, 5)
         streamer.abort_pass()
+        run_passes(streamer, 3)
+
+
+class Refusing(HostCopyEngine):
+    """Raises at the reads with the given numbers, before anything has begun."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__(num_threads=1)
+        self.numbers = set(numbers)
+        self.num_started = 0
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        self.num_started += 1
+        if self.num_started - 1 in self.numbers:
+            raise ValueError("refused")
+        return super().start(source, slot)
+
+
+def test_a_reader_that_refuses_to_begin_costs_no_stage(file: Path) -> None:
+    """Each refusal kept a stage for good, so that the third one waited for ever."""
+    with (
+        StagedCopyEngine(Refusing(0, 1, 2), HostCopyEngine(num_threads=1), stages(2)) as engine,
+        LayerStreamer(make_layers(file, "dhd"), engine, num_slots=2) as streamer,
+    ):
+        for _ in range(3):
+            with pytest.raises(LinkError, match="refused"):
+                run_passes(streamer, 1)
+            streamer.abort_pass()
+        run_passes(streamer, 3)
+
+
+class Stuck(HostCopyEngine):
+    """Reads that do not end before they are let go, as from a disk that has stopped to answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.release_reads = threading.Event()
+        self.num_stuck = 0
+        transfer = FileBlock.transfer
+
+        def stuck_transfer(block: FileBlock) -> None:
+            self.num_stuck += 1
+            self.release_reads.wait()
+            transfer(block)
+
+        monkeypatch.setattr(FileBlock, "transfer", stuck_transfer)
+        super().__init__(num_threads=1)
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_cancelled_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages wait for it, and nobody else: host layers go on, and once it answers, so does everything."""
+    reader = Stuck(monkeypatch)
+    layers = make_layers(file, "hdhd")
+    with (
+        StagedCopyEngine(reader, HostCopyEngine(num_threads=1), stages(2)) as engine,
+        LayerStreamer(layers, engine, num_slots=2) as streamer,
+    ):
+        for _ in range(4):
+            canceller = threading.Timer(0.05, streamer.cancel)
+            canceller.start()
+            streamer.begin_pass()
+            assert int(streamer.acquire(0)[0]) == 1
+            streamer.release(0)
+            with pytest.raises(PassCancelledError):
+                streamer.acquire(1)
+            begun = time.perf_counter()
+            streamer.abort_pass()
+            assert time.perf_counter() - begun < 1
+            canceller.join()
+        assert reader.num_stuck == 1
+        reader.release_reads.set()
         run_passes(streamer, 3)
 
 
