@@ -331,7 +331,7 @@ class _DeviceCopy:
     def wait(self, cancel: threading.Event | None = None) -> None:
         transfer = self._transfer
         if transfer.is_abandoned:
-            self._engine.block_until_arrived(transfer, None)
+            self._engine.block_until_arrived(transfer, cancel)
             return
         if transfer.failure is None:
             self._engine.hand_out(transfer, cancel)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from offload.block_reader import SourceFile, split_range
 from offload.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
+from offload.patience import PATIENCE_SECONDS, Patience
 from offload.slab_memory import PAGE_BYTES
 
 # On a virtual disk of 1.0 to 1.6 GB/s, O_DIRECT: 3 threads keep it busy alone, but while both cores multiply, a thread
@@ -96,14 +97,19 @@ class HostCopyEngine:
         block_bytes: int = DEFAULT_BLOCK_BYTES,
         direct: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        """`direct`: True demands O_DIRECT, False never uses it, None uses it where file system and layout allow it."""
+        """`direct`: True demands O_DIRECT, False never uses it, None uses it where file system and layout allow it.
+
+        `close` gives up on a read that takes longer than the patience.
+        """
         if num_threads < 1 or block_bytes < PAGE_BYTES or block_bytes % PAGE_BYTES:
             raise ValueError(f"{num_threads} threads and blocks of {block_bytes} bytes: need 1 or more, in whole pages")
         self.block_bytes = block_bytes
         self.num_threads = num_threads
         self._direct = direct
         self._clock = clock
+        self._patience_seconds = patience_seconds
         self._files: dict[Path, SourceFile] = {}
         self._queue: deque[tuple[_HostCopy, _Block]] = deque()
         self._wake = threading.Condition()
@@ -173,14 +179,21 @@ class HostCopyEngine:
         """Nothing to do: host computation is over when the caller says so."""
 
     def close(self) -> None:
-        """Abandon what is queued, join the threads and close the files; idempotent."""
+        """Abandon what is queued, join the threads and close the files; idempotent.
+
+        A disk that does not answer is left alone with its threads, its files and the memory that it may write to.
+        """
         with self._wake:
             self._is_closed = True
             for copy, _ in self._queue:
                 copy.failure = copy.failure or LinkError("The copy engine was closed before the copy was complete.")
             self._wake.notify_all()
+        patience = Patience(self._patience_seconds)
         for thread in self._threads:
-            thread.join()
+            thread.join(patience.seconds_left)
+        if any(thread.is_alive() for thread in self._threads):
+            logger.warning("a disk has not answered for %g s; its files stay open", self._patience_seconds)
+            return
         for file in self._files.values():
             file.close()
         self._files.clear()

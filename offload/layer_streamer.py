@@ -5,6 +5,7 @@ pass: the first layers of the next one arrive while the caller drafts. `pipeline
 happens; the tests hold the two to the same schedule. Knows slabs and an engine, nothing of what the bytes mean.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,8 +18,14 @@ from typing import Self, TypeAlias
 import torch
 
 from offload.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
-from offload.errors import PassCancelledError
+from offload.errors import LinkError, PassCancelledError
+from offload.patience import PATIENCE_SECONDS, Patience
 from offload.slab_memory import allocate_slab
+
+logger = logging.getLogger(__name__)
+
+_never_freed: list[torch.Tensor] = []
+"""Slots that something may still write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +109,11 @@ class LayerStreamer:
         allocate_slot: Callable[[int], torch.Tensor] = allocate_slab,
         disk: CopyEngine | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`num_slots` is 2 or more if anything streams; `allocate_slot(bytes)` is called once for each, here.
 
+        An aborted pass is given up on, for now, where something still writes to a slot after `patience_seconds`.
         `disk` is the engine behind `engine` whose business is counted too, if there is one.
         """
         self.layers = tuple(layers)
@@ -112,6 +121,7 @@ class LayerStreamer:
         self._engine = engine
         self._disk = disk
         self._clock = clock
+        self._patience_seconds = patience_seconds
         sources = [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, ResidentLayer)]
         self._sources: tuple[tuple[int, CopySource], ...] = tuple(sources)
         if self._sources and num_slots < 2:
@@ -124,7 +134,7 @@ class LayerStreamer:
         self._next_source = 0
         self._next_layer = 0
         self._acquired: set[int] = set()
-        self._is_in_pass = self._is_closed = False
+        self._is_in_pass = self._is_closed = self._is_draining = False
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._began = self._waited = 0.0
@@ -166,8 +176,13 @@ class LayerStreamer:
             self._submit(self._free_slots.popleft())
 
     def begin_pass(self) -> None:
-        """Start a pass: layer 0 is next. Forgets a cancellation that came too late for the pass before."""
+        """Start a pass: layer 0 is next. Forgets a cancellation that came too late for the pass before.
+
+        Raises LinkError if something still writes to a slot since an aborted pass.
+        """
         self._require(not self._is_in_pass, "the pass before has not ended")
+        if self._is_draining:
+            self._drain()
         self.prefetch()
         with self._lock:
             self._cancel.clear()
@@ -232,11 +247,12 @@ class LayerStreamer:
     def abort_pass(self) -> None:
         """Give up the pass, at any layer and after any error: drops what is in flight, and the next pass is correct.
 
-        Blocks only for blocks of bytes that are being written just now. Without a pass it does nothing.
+        Blocks only for blocks of bytes that are being written just now, and no longer than the patience: then it raises
+        LinkError, and so does every `begin_pass` until they are written. Without a pass it does nothing.
         """
         if self._is_in_pass:
-            self._drain()
             self._leave_pass()
+            self._drain()
 
     def cancel(self) -> None:
         """Make the pass under way fail with PassCancelledError at its next or present acquire; from any thread."""
@@ -245,11 +261,18 @@ class LayerStreamer:
                 self._cancel.set()
 
     def close(self) -> None:
-        """Drop what is in flight, wait until nothing writes to the slots, and let go of them; idempotent."""
+        """Drop what is in flight, wait until nothing writes to the slots, and let go of them; idempotent.
+
+        Slots that are still written to after the patience are never freed.
+        """
         if self._is_closed:
             return
-        self._drain()
         self._leave_pass()
+        try:
+            self._drain()
+        except LinkError as error:
+            logger.warning("%s", error)
+            _never_freed.extend(self.slots)
         self.slots, self._visits, self._free_slots = (), [], deque()
         self._is_closed = True
 
@@ -276,8 +299,16 @@ class LayerStreamer:
     def _drain(self) -> None:
         for visit in self._coming:
             visit.copy.abandon()
-        for visit in self._coming:
-            visit.copy.wait()
+        self._is_draining, patience = True, Patience(self._patience_seconds)
+        try:
+            for visit in self._coming:
+                visit.copy.wait(patience)
+        except PassCancelledError as error:
+            raise LinkError(
+                f"A layer that is not wanted any more has been on its way for {self._patience_seconds:g} seconds; "
+                "check that the disk and the device still answer, then try again."
+            ) from error
+        self._is_draining = False
         for slot, occupant in zip(self.slots, self._visits, strict=True):
             if occupant is not None:
                 self._engine.release(slot)

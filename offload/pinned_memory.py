@@ -8,7 +8,6 @@ that a refusal leaves behind belongs to the thread that met it. The one module t
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from typing import Protocol, Self, SupportsInt
 
 import torch
 
-from offload.errors import PassCancelledError
+from offload.errors import LinkError, PassCancelledError
 from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
+from offload.patience import PATIENCE_SECONDS, Patience
 from offload.slab_memory import PAGE_BYTES, allocate_slab
 from offload.units import format_bytes
 
@@ -115,9 +115,9 @@ class PinnedMemory:
         budget_bytes: int | None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         *,
-        patience_seconds: float = 30.0,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        """`budget_bytes`: None for no limit. `close` gives up on a driver call that takes longer than the patience."""
+        """`budget_bytes`: None for no limit. `finish` and `close` give up on a call that outlasts the patience."""
         if chunk_bytes < PAGE_BYTES or chunk_bytes % PAGE_BYTES:
             raise ValueError(f"chunks of {chunk_bytes} bytes: need one page or more, in whole pages")
         self._registrar = registrar
@@ -182,11 +182,22 @@ class PinnedMemory:
             self._wake.notify_all()
 
     def finish(self, cancel: threading.Event | None = None) -> None:
-        """See HostPinner. What was registered before a cancel stays so; the rest goes on in the background."""
+        """See HostPinner. What was registered before a cancel stays so; the rest goes on in the background.
+
+        Raises LinkError, too, if the driver does not answer within the patience: no copy may start then.
+        """
         with self._wake:
+            num_calls, patience = self._num_calls, Patience(self._patience_seconds)
             while any(slab.state is _State.QUEUED for slab in self._slabs.values()) and not self._is_closing:
                 if cancel is not None and cancel.is_set():
                     raise PassCancelledError("Loading was cancelled while host memory was being pinned.")
+                if self._num_calls != num_calls:
+                    num_calls, patience = self._num_calls, Patience(self._patience_seconds)
+                elif patience.is_set():
+                    raise LinkError(
+                        f"The driver has been pinning host memory for {self._patience_seconds:g} seconds without an "
+                        "answer; check that the device works, then try again."
+                    )
                 self._wake.wait(_POLL_SECONDS)
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
@@ -204,12 +215,12 @@ class PinnedMemory:
             self._is_closing = True
             self._queue.clear()
             self._wake.notify_all()
-            num_calls, deadline = self._num_calls, time.monotonic() + self._patience_seconds
+            num_calls, patience = self._num_calls, Patience(self._patience_seconds)
             while not self._has_ended:
                 self._wake.wait(_POLL_SECONDS)
                 if self._num_calls != num_calls:
-                    num_calls, deadline = self._num_calls, time.monotonic() + self._patience_seconds
-                elif time.monotonic() >= deadline:
+                    num_calls, patience = self._num_calls, Patience(self._patience_seconds)
+                elif patience.is_set():
                     logger.warning("the driver has not answered for %g s; its memory stays", self._patience_seconds)
                     return
         self._thread.join()

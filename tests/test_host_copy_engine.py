@@ -264,6 +264,23 @@ def test_closing_fails_what_is_queued_and_joins_the_threads(tmp_path: Path, monk
         engine.start(source, allocate_slab(source.slot_bytes))
 
 
+def test_closing_gives_up_on_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread keeps the memory that it writes to, and ends when the read does."""
+    make_file(tmp_path / "a.bin", PAGE)
+    source, gate = disk_source((tmp_path / "a.bin", 0, PAGE)), Gate()
+    gate.hold(monkeypatch)
+    engine = HostCopyEngine(num_threads=1, patience_seconds=0.05)
+    copy = engine.start(source, allocate_slab(source.slot_bytes))
+    gate.entered.wait()
+    engine.close()
+    assert not copy.is_done
+    gate.opened.set()
+    copy.abandon()
+    copy.wait()
+    engine.close()
+    assert not engine._files and not any(thread.is_alive() for thread in engine._threads)
+
+
 def test_busy_time_is_that_with_any_copy_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_file(tmp_path / "a.bin", 2 * PAGE)
     source = disk_source((tmp_path / "a.bin", 0, PAGE))

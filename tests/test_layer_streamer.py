@@ -10,7 +10,8 @@ import pytest
 import torch
 from fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 
-from offload.copy_engine import CopyEngine, DiskSource, HostSource
+from offload import layer_streamer
+from offload.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
 from offload.emulated_link import EmulatedLink
 from offload.errors import LinkError, PassCancelledError
 from offload.host_copy_engine import HostCopyEngine
@@ -345,6 +346,67 @@ def test_cancel_from_another_thread_wakes_the_waiting_acquire() -> None:
             streamer.acquire(0)
         canceller.join()
         streamer.abort_pass()
+
+
+class HeldEngine(InstantEngine):
+    """Its copies go on writing, abandoned or not, until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> "HeldCopy":
+        return HeldCopy(self.let_go, super().start(source, slot))
+
+
+class HeldCopy:
+    def __init__(self, let_go: threading.Event, copy: PendingCopy) -> None:
+        self._let_go = let_go
+        self._copy = copy
+        self.num_bytes = copy.num_bytes
+
+    @property
+    def is_done(self) -> bool:
+        return self._let_go.is_set()
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        while not self._let_go.wait(0.001):
+            if cancel is not None and cancel.is_set():
+                raise PassCancelledError("cancelled")
+        self._copy.wait()
+
+    def abandon(self) -> None:
+        self._copy.abandon()
+
+
+def test_a_copy_that_does_not_end_holds_nobody_up_for_good() -> None:
+    """A disk that has stopped to answer: every pass is refused with a sentence, until it answers again."""
+    engine = HeldEngine()
+    with LayerStreamer(make_layers([False] * 3), engine, num_slots=2, patience_seconds=0.02) as streamer:
+        streamer.begin_pass()
+        streamer.cancel()
+        with pytest.raises(PassCancelledError):
+            streamer.acquire(0)
+        with pytest.raises(LinkError, match=r"0.02 seconds.*disk"):
+            streamer.abort_pass()
+        for _ in range(2):
+            with pytest.raises(LinkError, match="not wanted any more"):
+                streamer.begin_pass()
+        engine.let_go.set()
+        run_pass(streamer)
+        run_pass(streamer)
+
+
+def test_slots_that_are_still_written_to_outlive_the_ring() -> None:
+    engine = HeldEngine()
+    streamer = LayerStreamer(make_layers([False] * 3), engine, num_slots=2, patience_seconds=0.02)
+    slots = streamer.slots
+    streamer.begin_pass()
+    streamer.close()
+    assert streamer.slots == ()
+    assert all(any(kept is slot for kept in layer_streamer._never_freed) for slot in slots)
+    layer_streamer._never_freed.clear()
+    engine.let_go.set()
 
 
 def test_a_cancelled_pass_fails_at_its_next_layer_even_if_that_is_resident() -> None:

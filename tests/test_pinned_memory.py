@@ -4,6 +4,7 @@ import gc
 import logging
 import mmap
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from fake_driver import OUT_OF_MEMORY, FakeDriver
 
 from offload import pinned_memory
-from offload.errors import PassCancelledError
+from offload.errors import LinkError, PassCancelledError
 from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
 from offload.pinned_memory import CudaHostRegistrar, PinnedMemory, open_pinner, open_registrar
 
@@ -167,6 +168,21 @@ def test_nobody_learns_that_the_queue_is_empty_before_a_refused_slab_is_undone(r
         release.set()
         memory.finish()
         assert memory.refused is not None and driver.ranges == {}
+
+
+def test_a_driver_that_does_not_answer_ends_the_wait_with_a_sentence(release: threading.Event) -> None:
+    """And one that is slow but answers does not, however many chunks there are."""
+    driver = FakeDriver(before_call=lambda call: time.sleep(0.03) if call < 6 else release.wait())
+    with PinnedMemory(driver, None, CHUNK, patience_seconds=0.1) as memory:
+        slab = memory.allocate(5 * CHUNK)
+        memory.filled(slab)
+        memory.finish()
+        assert memory.is_pinned(slab)
+        memory.filled(memory.allocate(CHUNK))
+        with pytest.raises(LinkError, match=r"0.1 seconds without an answer; check that the device works"):
+            memory.finish()
+        release.set()
+        memory.finish()
 
 
 def test_the_budget_is_never_exceeded_and_its_rest_is_used() -> None:

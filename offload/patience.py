@@ -1,0 +1,32 @@
+"""How long to wait for a disk or a device that may never answer, as a cancellation that comes by itself."""
+
+import threading
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 30.0
+"""No block of a layer takes nearly as long, on any disk that works."""
+
+
+class Patience(threading.Event):
+    """An event for `PendingCopy.wait` that is set once its time is up; `set` ends it earlier."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._deadline = clock() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """At least 0."""
+        return 0.0 if super().is_set() else max(0.0, self._deadline - self._clock())
+
+    def is_set(self) -> bool:
+        """Whether the time is up."""
+        return self.seconds_left == 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the time is up, or for `timeout` seconds; whether it is up."""
+        left = self.seconds_left
+        super().wait(left if timeout is None else min(timeout, left))
+        return self.is_set()
