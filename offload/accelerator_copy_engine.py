@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self, cast
+from typing import Protocol, cast
 
 import torch
 
+from offload.closeable import Closeable
 from offload.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 
@@ -118,7 +118,7 @@ class _Transfer:
     reads: torch.Tensor | None = field(default=None, repr=False)  # keeps a source alive that the device still reads
 
 
-class AcceleratorCopyEngine:
+class AcceleratorCopyEngine(Closeable):
     """A CopyEngine for slabs in pinned memory and slots on an accelerator; see the module for the order of events.
 
     Pageable slabs are correct too, but torch then copies synchronously. `start` may be called from one other thread
@@ -152,14 +152,6 @@ class AcceleratorCopyEngine:
         self._busy_seconds = self._computed_seconds = 0.0
         self._bytes_copied = 0
         self._is_closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def busy_seconds(self) -> float:

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from offload.block_reader import SourceFile, split_range
+from offload.closeable import Closeable
 from offload.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 from offload.patience import PATIENCE_SECONDS, Patience
@@ -84,7 +84,7 @@ class _HostCopy:
         self._arrived.set()
 
 
-class HostCopyEngine:
+class HostCopyEngine(Closeable):
     """Fills slots in host memory with a few threads that take blocks from one queue, so that files are read in order.
 
     A block that fails fails its own copy only. A context manager; closing it joins the threads.
@@ -119,14 +119,6 @@ class HostCopyEngine:
         self._busy_seconds = 0.0
         self._busy_since = 0.0
         self._threads = [self._begin_thread(index) for index in range(num_threads)]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def busy_seconds(self) -> float:

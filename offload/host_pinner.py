@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 import torch
 
+from offload.closeable import Closeable
 from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
 from offload.units import format_bytes
 
@@ -57,19 +58,11 @@ class HostPinner(Protocol):
         """Close it."""
 
 
-class PageableMemory:
+class PageableMemory(Closeable):
     """For a device that computes in host memory: slabs that nobody has to pin."""
 
     pinned_bytes = 0
     refused: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """See HostPinner."""
@@ -93,7 +86,7 @@ def _allocate_pinned(num_bytes: int) -> torch.Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
-class AllocatorPinnedMemory:
+class AllocatorPinnedMemory(Closeable):
     """Slabs from torch's own pinned allocator, pinned from the start; pageable ones once it refuses or at the budget.
 
     The allocator takes the next power of two of every size, which is what counts against the budget. It keeps freed
@@ -109,14 +102,6 @@ class AllocatorPinnedMemory:
         self._slabs: dict[int, torch.Tensor] = {}
         self.pinned_bytes = 0
         self.refused: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """See HostPinner."""

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import torch
 
+from offload.closeable import Closeable
 from offload.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.patience import PATIENCE_SECONDS, Patience
@@ -93,7 +93,7 @@ class _Visit:
     is_in_use: bool = False
 
 
-class LayerStreamer:
+class LayerStreamer(Closeable):
     """Layers 0..L-1 in order, pass after pass: begin_pass, then acquire(i) and release(i) for each layer, end_pass.
 
     Driven from one thread; only `cancel` and `slot_states` may be called from others. After any exception in a pass
@@ -140,14 +140,6 @@ class LayerStreamer:
         self._began = self._waited = 0.0
         self._mark_busy()
         engine.look_ahead([source for _, source in self._sources])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def num_layers(self) -> int:

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
-from typing import Protocol, Self, SupportsInt
+from typing import Protocol, SupportsInt
 
 import torch
 
+from offload.closeable import Closeable
 from offload.errors import LinkError, PassCancelledError
 from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
 from offload.patience import PATIENCE_SECONDS, Patience
@@ -101,7 +101,7 @@ class _Slab:
         return self.memory.numel()
 
 
-class PinnedMemory:
+class PinnedMemory(Closeable):
     """A HostPinner that registers filled slabs in chunks on a thread of its own, as far as budget and driver allow.
 
     Owns its slabs until it is closed, even if nobody else holds them. A slab is pinned as a whole or not at all; no
@@ -134,14 +134,6 @@ class PinnedMemory:
         self._refused: str | None = None
         self._thread = threading.Thread(target=self._work, name="pin", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pinned_bytes(self) -> int:

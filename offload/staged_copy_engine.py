@@ -13,11 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import torch
 
+from offload.closeable import Closeable
 from offload.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 
@@ -82,7 +81,7 @@ class _StagedCopy:
         self._left_queue.set()
 
 
-class StagedCopyEngine:
+class StagedCopyEngine(Closeable):
     """A CopyEngine that feeds `link` from host memory, through stages where a source needs one; closes both engines.
 
     One thread of its own moves things on: it starts a copy when its stage is full, and the next read when a stage is
@@ -112,14 +111,6 @@ class StagedCopyEngine:
         self._wake = threading.Condition()
         self._is_closed = False
         self._thread = self._begin_thread()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def busy_seconds(self) -> float:
