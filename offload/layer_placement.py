@@ -125,10 +125,11 @@ class LayerPlacer:
         except (OSError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            below = "host memory or disk" if place == "the device" else "disk"
+            is_device = place == "the device"
+            below, what = ("host memory or disk", " of memory") if is_device else ("disk", "")
             self._notes[place] = (
-                f"{place} ran out of memory at layer {index}: it and the later layers meant for there stream from "
-                f"{below} instead, which is slower; close other programs or give a smaller budget"
+                f"{place} ran out{what} at layer {index}: it and the later layers meant for there stream from {below} "
+                "instead, which is slower; close other programs or give a smaller budget"
             )
             return None
 

@@ -134,7 +134,7 @@ def test_host_memory_that_ends_at_slab_k_gives_the_rest_to_disk(layouts: list[La
         3 - number
     )
     (note,) = placement.notes
-    assert "host memory ran out of memory" in note
+    assert "host memory ran out at layer" in note
     check_bytes(placement)
 
 
