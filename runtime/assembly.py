@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from offload.copy_engine import CopyEngine
-from offload.draft_weight import draft_policy
+from offload.draft_weight import HeldFormat, draft_policy
 from offload.host_copy_engine import HostCopyEngine
 from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer, ResidentLayer
@@ -34,7 +33,7 @@ from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session
 from runtime.session_plan import SessionPlan
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE, SUBSTITUTE_ACCEPTANCE
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.stream_path import StreamPath
 
 
@@ -123,6 +122,7 @@ class _Load:
         )
         self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
         self._num_read, self._num_bytes = 0, self._bytes_to_read()
+        self._held: HeldFormat = "int8"
 
     def run(self) -> Generator[LoadProgress, None, OpenSession]:
         """Read what stays on the device, place the layers, make the draft, and start the ring."""
@@ -200,8 +200,9 @@ class _Load:
             own = read_others(files, self._reader, device=plan.device)
             yield self._progress("draft", files.other_layout.payload_bytes)
         empty = EmptyModel.build(files, compute, others=own)
+        self._held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
         loading = empty.as_draft(
-            files.held_format(self._config.draft_format, compute, is_substitute=is_substitute),
+            self._held,
             files,
             self._reader,
             capacity=plan.capacity,
@@ -229,7 +230,7 @@ class _Load:
         plan, payloads = self._plan, self._plan.target.slabs.payload_bytes
         tiers = placement.tiers
         return TreePlanner(
-            np.asarray(SUBSTITUTE_ACCEPTANCE if plan.draft is None else BUILTIN_ACCEPTANCE),
+            builtin_acceptance(substitute_held=None if plan.draft is not None else self._held),
             streamed_bytes=[
                 None if tier is Tier.RESIDENT else size for tier, size in zip(tiers, payloads, strict=True)
             ],

@@ -8,7 +8,12 @@ import pytest
 from chi_square import chi_square_p_value
 
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE, AcceptanceEstimator, analytic_acceptance
+from runtime.speculation.acceptance import (
+    BUILTIN_ACCEPTANCE,
+    AcceptanceEstimator,
+    analytic_acceptance,
+    builtin_acceptance,
+)
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import make_non_increasing
 from runtime.speculation.verifier import Verdict, verify
@@ -95,3 +100,13 @@ def test_builtin_acceptance_follows_its_recipe() -> None:
     assert len(BUILTIN_ACCEPTANCE) == 32
     assert sum(BUILTIN_ACCEPTANCE) < 1
     assert (np.diff(BUILTIN_ACCEPTANCE) <= 0).all()
+
+
+def test_the_builtin_vector_depends_on_what_drafts() -> None:
+    """An int8 copy of the target agrees nearly always, an NF4 one often, another model less."""
+    vectors = [builtin_acceptance(substitute_held=held) for held in ("int8", "nf4", None)]
+    assert vectors[0][0] > vectors[1][0] > vectors[2][0]
+    for vector in vectors:
+        assert (np.diff(vector) <= 0).all()
+        assert 0.95 < vector.sum() <= 1
+    assert (builtin_acceptance(substitute_held="stored") == vectors[0]).all()
