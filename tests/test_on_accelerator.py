@@ -31,6 +31,7 @@ import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 from quantized_factory import save_quantized_folder
 from session_factory import CONTEXT_TOKENS, answer, request
+from soak_driver import soak
 
 from offload import pinned_memory
 from offload.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
@@ -399,6 +400,21 @@ def a_cancel_wakes_a_pass_that_waits_for_a_slow_link() -> None:
         sim.set_copy_bytes_per_second(None)
         assert answer(opened, ASKED)[1] == cpu_text(folder)
         assert sim.hazards() == []
+
+
+def soak_leaves_nothing_behind(tiers: str, num_passes: int) -> None:
+    folder = folder_of("llama")
+    text = cpu_text(folder)[:12]
+    with opened_on(folder, io="buffered", **in_layers(TIERS[tiers], folder)) as opened:
+        sim.reset_counters()
+        driver = soak(opened, text, num_passes=num_passes, longest_pass_seconds=0.02)
+        assert sim.hazards() == []
+        has_disk = "disk" in tiers
+        assert all(number > 0 for way, number in driver.endings.items() if way != "unreadable" or has_disk)
+
+
+for _tiers, _number in zip(FEW_TIERS, (100, 200), strict=True):
+    CHECKS[f"soak_leaves_nothing_behind: {_tiers}"] = functools.partial(soak_leaves_nothing_behind, _tiers, _number)
 
 
 # ------------------------------------------------------------------------------------------------- an engine gone wrong
