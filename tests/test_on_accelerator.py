@@ -89,8 +89,14 @@ def wide_folder() -> Path:
     return save_tiny_tokenizer(save_tiny_model("llama", scratch() / "wide", seed=SEED, **WIDE))
 
 
+@functools.cache
 def layer_bytes(folder: Path) -> int:
     return max(layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts)
+
+
+@functools.cache
+def fixed_bytes(config: EngineConfig, folder: Path, draft: Path | None) -> int:
+    return plan_memory(config, target=folder, draft=draft).fixed_bytes
 
 
 def config_of(
@@ -101,7 +107,7 @@ def config_of(
     config = EngineConfig(target=str(folder), draft=str(draft), **options)
     if num_residents is None:
         return config
-    fixed = plan_memory(config, target=folder, draft=draft if isinstance(draft, Path) else None).fixed_bytes
+    fixed = fixed_bytes(config, folder, draft if isinstance(draft, Path) else None)
     return replace(config, device_memory_bytes=fixed + (config.ring_slots + num_residents) * layer_bytes(folder))
 
 
