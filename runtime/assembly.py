@@ -22,12 +22,12 @@ from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.out_of_memory import explained_shortage
 from offload.residency_plan import Tier
+from offload.staged_copy_engine import StagedCopyEngine
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
 from runtime.engine import Engine
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
-from runtime.memory_need import NUM_STAGES
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
 from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
@@ -137,7 +137,7 @@ class _Load:
         streamer, link = self._path.open(placement)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
-        engine = Engine(model, drafter, self._planner(placement), context_tokens=plan.context_tokens)
+        engine = Engine(model, drafter, self._planner(placement, link), context_tokens=plan.context_tokens)
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
         notes = self._path.notes(placement)
         return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
@@ -226,7 +226,8 @@ class _Load:
             if isinstance(layer, ResidentLayer)
         }
 
-    def _planner(self, placement: Placement) -> TreePlanner:
+    def _planner(self, placement: Placement, link: CopyEngine) -> TreePlanner:
+        """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
         plan, payloads = self._plan, self._plan.target.slabs.payload_bytes
         tiers = placement.tiers
         return TreePlanner(
@@ -235,9 +236,9 @@ class _Load:
                 None if tier is Tier.RESIDENT else size for tier, size in zip(tiers, payloads, strict=True)
             ],
             read_bytes=[size if tier is Tier.DISK else None for tier, size in zip(tiers, payloads, strict=True)]
-            if plan.has_stages
+            if isinstance(link, StagedCopyEngine)
             else (),
-            num_stages=NUM_STAGES,
+            num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
             num_slots=self._config.ring_slots,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
