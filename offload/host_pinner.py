@@ -34,8 +34,11 @@ class HostPinner(Protocol):
     def refused(self) -> str | None:
         """One sentence if memory was refused at some slab, after which nothing more is pinned; else None."""
 
-    def allocate(self, num_bytes: int) -> torch.Tensor:
-        """A slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill."""
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
+        """A slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
+
+        `huge_pages`: see allocate_slab; memory that is pinned from the start is left as it comes.
+        """
 
     def filled(self, slab: torch.Tensor) -> None:
         """The slab holds its bytes: pin it, now or in the background; returns at once."""
@@ -64,9 +67,9 @@ class PageableMemory(Closeable):
     pinned_bytes = 0
     refused: str | None = None
 
-    def allocate(self, num_bytes: int) -> torch.Tensor:
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """See HostPinner."""
-        return allocate_slab(num_bytes)
+        return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     def filled(self, slab: torch.Tensor) -> None:
         """Nothing to do."""
@@ -103,14 +106,14 @@ class AllocatorPinnedMemory(Closeable):
         self.pinned_bytes = 0
         self.refused: str | None = None
 
-    def allocate(self, num_bytes: int) -> torch.Tensor:
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """See HostPinner."""
         size = max(round_up_to_page(num_bytes), PAGE_BYTES)
         taken_bytes = next_power_of_two(size)
         has_room = self._budget_bytes is None or self.pinned_bytes + taken_bytes <= self._budget_bytes
         slab = self._try_pinned(size) if has_room and self.refused is None else None
         if slab is None:
-            return allocate_slab(num_bytes)
+            return allocate_slab(num_bytes, huge_pages=huge_pages)
         self._slabs[slab.data_ptr()] = slab
         self.pinned_bytes += taken_bytes
         return slab

@@ -20,7 +20,7 @@ from offload.closeable import Closeable
 from offload.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.patience import PATIENCE_SECONDS, Patience
-from offload.slab_memory import allocate_slab
+from offload.slab_memory import allocate_read_slab
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class LayerStreamer(Closeable):
         engine: CopyEngine,
         *,
         num_slots: int,
-        allocate_slot: Callable[[int], torch.Tensor] = allocate_slab,
+        allocate_slot: Callable[[int], torch.Tensor] = allocate_read_slab,
         disk: CopyEngine | None = None,
         clock: Callable[[], float] = time.perf_counter,
         patience_seconds: float = PATIENCE_SECONDS,

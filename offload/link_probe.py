@@ -18,7 +18,7 @@ from pathlib import Path
 from offload.errors import LinkError
 from offload.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.layer_layout import SlabRange
-from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
+from offload.slab_memory import PAGE_BYTES, allocate_read_slab, round_up_to_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Reader:
     def __init__(self, ranges: Sequence[SlabRange], block_bytes: int, opened: ExitStack) -> None:
         self.is_direct = True
         self._files: dict[Path, FileIO] = {}
-        self._buffer = memoryview(allocate_slab(block_bytes).numpy().data)
+        self._buffer = memoryview(allocate_read_slab(block_bytes).numpy().data)
         for path in {piece.file for piece in ranges}:
             file = self._open_direct(path)
             self._files[path] = opened.enter_context(FileIO(path) if file is None else file)

@@ -147,9 +147,9 @@ class PinnedMemory(Closeable):
         with self._wake:
             return self._refused
 
-    def allocate(self, num_bytes: int) -> torch.Tensor:
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """A zeroed slab of whole pages, uint8, pageable so far; see HostPinner."""
-        memory = allocate_slab(num_bytes)
+        memory = allocate_slab(num_bytes, huge_pages=huge_pages)
         with self._wake:
             if self._is_closing:
                 raise RuntimeError("the pinned memory is closed")

@@ -11,7 +11,7 @@ import torch
 
 from offload.copy_engine import CopyEngine, DiskSource
 from offload.layer_layout import LayerLayout
-from offload.slab_memory import allocate_slab
+from offload.slab_memory import allocate_read_slab, allocate_slab
 from offload.weight_format import TORCH_DTYPES
 
 
@@ -58,7 +58,7 @@ class LayerSlabs:
         wanted = range(len(self.layouts)) if indices is None else indices
         layouts = [self.layouts[index] for index in wanted]
         largest = max((layout.slab_bytes for layout in layouts), default=0)
-        slots = [allocate_slab(largest) for _ in range(min(num_slots, len(layouts)))]
+        slots = [allocate_read_slab(largest) for _ in range(min(num_slots, len(layouts)))]
         pending = [engine.start(DiskSource(layout), slot) for layout, slot in zip(layouts, slots, strict=False)]
         for place, index in enumerate(wanted):
             slot = slots[place % num_slots]

@@ -1,11 +1,13 @@
 """What anybody could write in an hour: read a layer, multiply by its matrices, read the next one.
 
-The yardstick for whole passes beside the raw link. Reads with the threads, blocks and O_DIRECT of `link_probe`, and
+And what nobody can beat: reading everything and multiplying everything at once, neither waiting for the other. The
+yardsticks for whole passes beside the raw link. Reads with the threads, blocks and O_DIRECT of `link_probe`, and
 multiplies one row by every matrix with the same kernels, on zeros. Shares no streaming code.
 """
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -36,19 +38,52 @@ def raw_link_seconds(opened: OpenSession, layouts: Sequence[LayerLayout]) -> flo
 def bare_pass_seconds(opened: OpenSession) -> float:
     """Seconds of one pass, layer after layer, of reading and multiplying in turn; residents are only multiplied."""
     plan = opened.plan
-    slab = torch.zeros(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device)
-    scratch = UpcastScratch(plan.dtype, plan.device)
     streamed = set(map(id, streamed_layouts(opened)))
+    products = _LayerProducts(opened)
     seconds = 0.0
     for index, layout in enumerate(plan.target.slabs.layouts):
         if id(layout) in streamed:
             seconds += raw_link_seconds(opened, [layout])
-        matrices = _matrices(opened, index, slab)
+        seconds += products.seconds(index)
+    return seconds
+
+
+def free_overlap_seconds(opened: OpenSession) -> float:
+    """Seconds of reading every streamed layer while every layer's products are done, neither waiting for the other.
+
+    Where a disk and the products share cores and memory, no streaming can be faster. An emulated link takes no part of
+    either: there it is the longer of the two.
+    """
+    products, num_layers = _LayerProducts(opened), opened.streamer.num_layers
+    streamed = streamed_layouts(opened)
+    if isinstance(opened.link, EmulatedLink):
+        return max(raw_link_seconds(opened, streamed), sum(map(products.seconds, range(num_layers))))
+    with ThreadPoolExecutor(1) as beside:
+        begun = time.perf_counter()
+        reading = beside.submit(raw_link_seconds, opened, streamed)
+        for index in range(num_layers):
+            products.seconds(index)
+        reading.result()
+        return time.perf_counter() - begun
+
+
+class _LayerProducts:
+    """One row times every matrix of a layer, with the model's own kernels, on zeros that lie in memory once."""
+
+    def __init__(self, opened: OpenSession) -> None:
+        plan = opened.plan
+        self._opened = opened
+        self._slab = torch.zeros(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device)
+        self._scratch = UpcastScratch(plan.dtype, plan.device)
+
+    def seconds(self, index: int) -> float:
+        """Do layer `index`'s products; the seconds that they took."""
+        plan = self._opened.plan
+        matrices = _matrices(self._opened, index, self._slab)
         begun = time.perf_counter()
         for matrix, num_columns in matrices:
-            matrix.linear(torch.ones(1, num_columns, dtype=plan.dtype, device=plan.device), None, scratch)
-        seconds += time.perf_counter() - begun
-    return seconds
+            matrix.linear(torch.ones(1, num_columns, dtype=plan.dtype, device=plan.device), None, self._scratch)
+        return time.perf_counter() - begun
 
 
 def _matrices(opened: OpenSession, index: int, slab: torch.Tensor) -> list[tuple[StoredWeight, int]]:

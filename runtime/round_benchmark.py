@@ -2,15 +2,16 @@
 
 The parts: a copy of every layer with nothing computing, a pass of the same tree over layers of zeros that are already
 there, the drafting of the tree alone, and head, walk and compaction alone. `pipeline_model` turns them into the seconds
-of a round; real rounds, text and all, are then timed on the same session. Measures; prints nothing.
+of a round. Real rounds, text and all, are then timed on the same session; before and after every two of them the
+copies are timed again, since a disk is never twice the same, and these rounds are held against the prediction from
+those. Measures; prints nothing.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
 from runtime.engine import verify_input
 from runtime.errors import OptionError
-from runtime.events import PassVerified, TokensAccepted
+from runtime.events import Event, PassVerified, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree
@@ -32,6 +33,8 @@ from runtime.speculation.verifier import verify
 PROMPT_TOKENS = tuple(range(1, 33))
 """Any tokens do: what they cost does not depend on what they mean."""
 NUM_REPEATS = 5
+ROUNDS_PER_LOOK = 2
+"""Measured rounds between two looks at the copies alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class MeasuredRound:
     """Tokens emitted."""
     link_utilization: float
     """Share of the round in which the link carried bytes."""
+    link_seconds: float
+    """All copies of a pass with nothing computing, mean of the looks before and after."""
+    disk_seconds: float
+    """The same for reads from a disk behind the link; 0 without one."""
 
     def describe(self) -> str:
         """One line for people."""
@@ -97,6 +104,8 @@ class RoundReport:
     """Measured apart, before the rounds and after them; the mean of both."""
     rounds: tuple[MeasuredRound, ...]
     """In order."""
+    predictions: tuple[float, ...]
+    """Seconds of each round by the recurrence, from the parts and the copies timed around it."""
 
     @property
     def round_seconds(self) -> float:
@@ -105,21 +114,24 @@ class RoundReport:
 
     @property
     def ratio(self) -> float:
-        """Real round over predicted round."""
-        return self.round_seconds / self.parts.predicted_seconds
+        """Median of real round over predicted round."""
+        pairs = zip(self.rounds, self.predictions, strict=True)
+        return statistics.median(item.seconds / predicted for item, predicted in pairs)
 
     @property
     def pass_over_bound(self) -> float:
         """Median real pass over the longest of copies, reads and computation."""
-        bound = max(self.parts.link_seconds, self.parts.disk_seconds, self.parts.compute_seconds)
-        return statistics.median(item.pass_seconds for item in self.rounds) / bound
+        return statistics.median(
+            item.pass_seconds / max(item.link_seconds, item.disk_seconds, self.parts.compute_seconds)
+            for item in self.rounds
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The report as a JSON object."""
         return {
             "ratio": self.ratio,
             "round_seconds": self.round_seconds,
-            "predicted_seconds": self.parts.predicted_seconds,
+            "predicted_seconds": statistics.median(self.predictions),
             "pass_over_bound": self.pass_over_bound,
             "link_utilization": statistics.median(item.link_utilization for item in self.rounds),
             "tokens_per_round": statistics.mean(item.num_tokens for item in self.rounds),
@@ -142,61 +154,96 @@ def run_round_benchmark(
     after = _measure_parts(opened, num_repeats)
     yield after
     topology = opened.session.engine.planner.topology(max_levels=1 << 20)
-    means = {name: (value + getattr(after, name)) / 2 for name, value in asdict(before).items()}
+    parts = RoundParts(**{name: (value + getattr(after, name)) / 2 for name, value in asdict(before).items()})
     yield RoundReport(
         num_nodes=topology.num_nodes,
         num_levels=len(topology.level_slices),
         bytes_per_pass=opened.accounting.streamed_bytes_per_pass,
-        parts=RoundParts(**means),
+        parts=parts,
         rounds=tuple(rounds),
+        predictions=tuple(
+            _predict(opened, replace(parts, link_seconds=item.link_seconds, disk_seconds=item.disk_seconds))
+            for item in rounds
+        ),
     )
 
 
 def _measure_rounds(opened: OpenSession, num_rounds: int) -> Iterator[MeasuredRound]:
-    """Real rounds behind two that are not timed: the first carries the prompt, the second starts from a full ring."""
+    """Real rounds, two by two, between looks at the copies alone; raises OptionError if the text ends before."""
     engine = opened.session.engine
     engine.truncate(0)
-    ends: list[float] = []
-    verified: list[PassVerified] = []
     with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as events:
-        for event in events:
-            if isinstance(event, PassVerified):
-                verified.append(event)
-            if isinstance(event, TokensAccepted):
-                ends.append(time.perf_counter())
-                if len(ends) > num_rounds + 1:
-                    break
-    for (start, end), event in zip(list(pairwise(ends))[1:], verified[2:], strict=True):
-        yield MeasuredRound(
-            seconds=end - start,
-            pass_seconds=event.seconds,
-            draft_seconds=event.draft_seconds,
-            num_tokens=event.num_accepted,
-            link_utilization=event.link_busy_seconds / (end - start),
-        )
+        rounds = _time_rounds(events)
+        try:
+            next(rounds)  # carries the prompt
+            copies_after = _time_copies(opened)
+            while num_rounds > 0:
+                copies_before = copies_after
+                next(rounds)  # starts from a ring that the looks have filled, and leaves one as a round finds it
+                group = [next(rounds) for _ in range(min(num_rounds, ROUNDS_PER_LOOK))]
+                copies_after = _time_copies(opened)
+                link_seconds, disk_seconds = map(statistics.mean, zip(copies_before, copies_after, strict=True))
+                for measured in group:
+                    yield replace(measured, link_seconds=link_seconds, disk_seconds=disk_seconds)
+                num_rounds -= len(group)
+        except StopIteration:
+            raise OptionError(
+                "the text ended before the rounds did; give a larger --context or fewer --rounds"
+            ) from None
+
+
+def _time_rounds(events: Iterator[Event]) -> Iterator[MeasuredRound]:
+    """Each round from being asked for to its tokens; copies alone are not known here."""
+    begun = time.perf_counter()
+    verified: PassVerified | None = None
+    for event in events:
+        if isinstance(event, PassVerified):
+            verified = event
+        if isinstance(event, TokensAccepted) and verified is not None:
+            seconds = time.perf_counter() - begun
+            yield MeasuredRound(
+                seconds=seconds,
+                pass_seconds=verified.seconds,
+                draft_seconds=verified.draft_seconds,
+                num_tokens=verified.num_accepted,
+                link_utilization=verified.link_busy_seconds / seconds,
+                link_seconds=0.0,
+                disk_seconds=0.0,
+            )
+            begun = time.perf_counter()
 
 
 def _measure_parts(opened: OpenSession, num_repeats: int) -> RoundParts:
-    engine, streamer = opened.session.engine, opened.streamer
+    engine = opened.session.engine
     if not engine.text:
         engine.set_text(PROMPT_TOKENS)
     tree, draft_seconds = _time_draft(opened, num_repeats)
     compute_seconds, head_seconds = _time_compute(opened, tree, num_repeats)
-    link_seconds, disk_seconds = _time_copies(opened)
+    parts = RoundParts(*_time_copies(opened), compute_seconds, draft_seconds, head_seconds, predicted_seconds=0.0)
+    return replace(parts, predicted_seconds=_predict(opened, parts))
+
+
+def _predict(opened: OpenSession, measured: RoundParts) -> float:
+    """Seconds of a round by the recurrence, from these parts."""
+    streamer = opened.streamer
     num_layers, num_streamed = streamer.num_layers, streamer.num_streamed_layers
     is_staged = isinstance(opened.link, StagedCopyEngine)
     disk_layers = [isinstance(layer, DiskSource) and is_staged for layer in streamer.layers]
-    parts = PipelineParts(
-        copy_seconds=tuple(
-            None if isinstance(layer, ResidentLayer) else link_seconds / num_streamed for layer in streamer.layers
-        ),
-        compute_seconds=(compute_seconds / num_layers,) * num_layers,
-        num_slots=len(streamer.slots),
-        between_passes_seconds=draft_seconds + head_seconds,
-        read_seconds=tuple(disk_seconds / sum(disk_layers) if is_read else None for is_read in disk_layers),
-        num_stages=opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0,
+    return round_seconds(
+        PipelineParts(
+            copy_seconds=tuple(
+                None if isinstance(layer, ResidentLayer) else measured.link_seconds / num_streamed
+                for layer in streamer.layers
+            ),
+            compute_seconds=(measured.compute_seconds / num_layers,) * num_layers,
+            num_slots=len(streamer.slots),
+            between_passes_seconds=measured.draft_seconds + measured.head_seconds,
+            read_seconds=tuple(
+                measured.disk_seconds / sum(disk_layers) if is_read else None for is_read in disk_layers
+            ),
+            num_stages=opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0,
+        )
     )
-    return RoundParts(link_seconds, disk_seconds, compute_seconds, draft_seconds, head_seconds, round_seconds(parts))
 
 
 def _time_draft(opened: OpenSession, num_repeats: int) -> tuple[TokenTree, float]:

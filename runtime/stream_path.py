@@ -24,7 +24,7 @@ from offload.out_of_memory import explained_shortage
 from offload.pinned_memory import open_pinner
 from offload.pinning_plan import PinningPlan
 from offload.residency_plan import Tier
-from offload.slab_memory import allocate_slab
+from offload.slab_memory import allocate_read_slab, allocate_slab
 from offload.staged_copy_engine import StagedCopyEngine
 from offload.units import parse_link
 from runtime.memory_need import NUM_STAGES
@@ -112,11 +112,11 @@ class StreamPath:
         late_bytes = self._plan.accounting.late_bytes
         if memory is not None and memory.free_bytes < num_bytes + late_bytes:
             raise torch.OutOfMemoryError(f"{memory.free_bytes} bytes are free, and {late_bytes} will be wanted later")
-        return self._empty_slot(num_bytes)
+        return allocate_slab(num_bytes) if self._plan.is_host else self._empty_slot(num_bytes)
 
     def _empty_slot(self, num_bytes: int) -> torch.Tensor:
         if self._plan.is_host:
-            return allocate_slab(num_bytes)
+            return allocate_read_slab(num_bytes)
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
 
     def _allocate_stages(self) -> list[torch.Tensor]:
@@ -129,7 +129,7 @@ class StreamPath:
         return self._pinned_stages(num_stages, stage_bytes)
 
     def _pinned_stages(self, num_stages: int, stage_bytes: int) -> list[torch.Tensor]:
-        stages = [self._pinner.allocate(stage_bytes) for _ in range(num_stages)]
+        stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
         for stage in stages:
             stage.fill_(0)  # touched, or the driver would have to do it page by page
             self._pinner.filled(stage)

@@ -1,13 +1,16 @@
 """The yardstick: every byte is read once, every matrix multiplied once, and nothing overlaps."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from session_factory import open_tiny, save_tiny_folder
 
+from offload.layer_layout import LayerLayout
 from runtime import bare_loop
-from runtime.bare_loop import bare_pass_seconds, raw_link_seconds, streamed_layouts
+from runtime.assembly import OpenSession
+from runtime.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,22 @@ def test_residents_are_multiplied_but_not_read(folder: Path, monkeypatch: pytest
 def test_a_files_seconds_are_measured_by_reading_it(folder: Path) -> None:
     with open_tiny(folder, num_residents=0) as opened:
         assert raw_link_seconds(opened, streamed_layouts(opened)) > 0
+
+
+def test_a_free_overlap_lasts_as_long_as_the_longer_of_reading_and_multiplying(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_tiny(folder, link="1MB/s") as opened:
+        layouts = streamed_layouts(opened)
+        assert free_overlap_seconds(opened) == pytest.approx(raw_link_seconds(opened, layouts))
+    with open_tiny(folder, num_residents=1) as opened:
+        read = []
+
+        def slow_read(opened: OpenSession, layouts: list[LayerLayout]) -> float:
+            read.extend(layouts)
+            time.sleep(0.3)
+            return 0.3
+
+        monkeypatch.setattr(bare_loop, "raw_link_seconds", slow_read)
+        assert 0.3 <= free_overlap_seconds(opened) < 0.6
+        assert read == streamed_layouts(opened)

@@ -64,7 +64,7 @@ class ShortMemory(PageableMemory):
     def __init__(self, number: int, error: Exception) -> None:
         self._allocate = failing_at(number, error)
 
-    def allocate(self, num_bytes: int) -> torch.Tensor:
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         return self._allocate(num_bytes)
 
 

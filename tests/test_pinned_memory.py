@@ -231,7 +231,7 @@ class TracedMapping(mmap.mmap):
 def trace_mappings(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
     """Let the driver's list of events also say when a slab is unmapped."""
 
-    def allocate(num_bytes: int) -> torch.Tensor:
+    def allocate(num_bytes: int, *, huge_pages: bool) -> torch.Tensor:
         mapping = TracedMapping(-1, num_bytes)
         slab = torch.frombuffer(mapping, dtype=torch.uint8)
         weakref.finalize(mapping, driver.events.append, ("unmap", slab.data_ptr(), num_bytes))

@@ -31,7 +31,9 @@ def test_parts_rounds_and_report_belong_together(folder: Path) -> None:
     assert min(parts.compute_seconds, parts.draft_seconds, parts.head_seconds) > 0
     assert parts.link_seconds == pytest.approx(4 * LAYER_SECONDS, rel=0.3)
     assert parts.predicted_seconds >= 0.95 * max(parts.link_seconds, parts.compute_seconds + parts.draft_seconds)
-    assert report.ratio == report.round_seconds / parts.predicted_seconds > 0.5
+    assert report.predictions == pytest.approx([parts.predicted_seconds] * 3, rel=0.3)
+    assert all(item.link_seconds == pytest.approx(4 * LAYER_SECONDS, rel=0.3) for item in report.rounds)
+    assert report.ratio > 0.5
     assert 0 < report.to_record()["link_utilization"] <= 1.1
 
 
@@ -51,6 +53,22 @@ def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> N
 def test_people_get_one_line_for_each_step(folder: Path) -> None:
     parts = RoundParts(1.0, 0.0, 0.5, 0.25, 0.05, 1.2)
     assert parts.describe().startswith("apart: link 1.000 s")
-    assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8).describe() == (
+    assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8, 0.9, 0.0).describe() == (
         "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
     )
+
+
+def test_each_round_is_held_against_the_copies_timed_around_it() -> None:
+    parts = RoundParts(1.0, 0.0, 0.5, 0.25, 0.05, 1.2)
+    rounds = tuple(MeasuredRound(seconds, 0.9 * seconds, 0.2, 5, 0.8, seconds, 0.0) for seconds in (1.0, 2.0, 4.0))
+    report = RoundReport(8, 4, 100, parts, rounds, predictions=(1.0, 1.6, 2.0))
+    assert report.ratio == 1.25
+    assert report.pass_over_bound == pytest.approx(0.9)
+
+
+def test_a_text_that_ends_too_soon_is_a_sentence(folder: Path) -> None:
+    with (
+        open_tiny(folder, draft=folder, tree="8x4", link="40MB/s", context_tokens=60) as opened,
+        pytest.raises(OptionError, match="--context"),
+    ):
+        list(run_round_benchmark(opened, num_rounds=50, num_repeats=1))

@@ -1,6 +1,10 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 
-from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
+from offload.slab_memory import PAGE_BYTES, allocate_read_slab, allocate_slab, round_up_to_page
 
 
 def test_sizes_are_rounded_up_to_whole_pages() -> None:
@@ -30,3 +34,29 @@ def test_a_view_keeps_the_memory_alive() -> None:
 
 def test_an_empty_slab_still_has_an_address() -> None:
     assert allocate_slab(0).numel() == PAGE_BYTES
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no transparent huge pages"
+)
+@pytest.mark.parametrize(("allocate", "is_huge"), [(allocate_slab, False), (allocate_read_slab, True)])
+def test_only_slabs_that_are_read_into_ask_for_huge_pages(
+    allocate: Callable[[int], torch.Tensor], is_huge: bool
+) -> None:
+    slab = allocate(8 << 20).fill_(1)
+    flags = mapping_flags(slab.data_ptr())
+    assert ("hg" in flags) == is_huge, flags
+    assert int(slab[-1]) == 1
+
+
+def mapping_flags(address: int) -> list[str]:
+    """The kernel's flags of the mapping that holds the address."""
+    is_inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split(maxsplit=1)[0]
+        if "-" in head and not head.endswith(":"):
+            begin, end = (int(part, 16) for part in head.split("-"))
+            is_inside = begin <= address < end
+        elif is_inside and head == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError("the address is not mapped")

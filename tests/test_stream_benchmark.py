@@ -24,11 +24,12 @@ def test_a_run_reports_each_turn_and_every_byte(tmp_path: Path) -> None:
 
 
 def test_the_ratio_is_the_median_of_the_turns() -> None:
-    turns = tuple(StreamTurn(100.0, achieved, 1.0, 0.5) for achieved in (90.0, 99.0, 10.0))
+    turns = tuple(StreamTurn(100.0, 0.8, achieved, 1.0, 0.5) for achieved in (90.0, 99.0, 10.0))
     report = StreamReport(turns, 1, 1, 0, 1, peak_bytes=11, planned_bytes=10, bare_seconds_per_pass=2.0)
     assert report.ratio == pytest.approx(0.9)
     assert report.to_record()["peak_over_planned"] == pytest.approx(1.1)
     assert report.to_record()["seconds_over_bare_loop"] == pytest.approx(0.5)
+    assert report.to_record()["seconds_over_free_overlap"] == pytest.approx(1.25)
 
 
 def test_over_an_emulated_link_a_turn_moves_exactly_its_passes_bytes(tmp_path: Path) -> None:

@@ -358,12 +358,12 @@ def test_host_memory_that_ends_at_a_slab_leaves_the_rest_on_disk(
 ) -> None:
     num_allocated = 0
 
-    def allocate(num_bytes: int) -> torch.Tensor:
+    def allocate(num_bytes: int, *, huge_pages: bool) -> torch.Tensor:
         nonlocal num_allocated
         num_allocated += 1
         if num_allocated > number:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
-        return allocate_slab(num_bytes)
+        return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     monkeypatch.setattr(host_pinner, "allocate_slab", allocate)
     with open_tiny(folder, link="1GB/s") as opened:

@@ -40,7 +40,10 @@ def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
                 console.print(measurement_table(measured.to_record(), title="streaming"))
                 sys.stdout.write(json.dumps(measured.to_record()) + "\n")
             else:
-                console.print(f"turn: {100 * measured.ratio:.1f} % of the raw link")
+                console.print(
+                    f"turn: {100 * measured.ratio:.1f} % of the raw link, "
+                    f"{measured.seconds_over_free_overlap:.3f} of a free overlap's time"
+                )
     return 0
 
 
