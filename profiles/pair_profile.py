@@ -1,0 +1,203 @@
+"""What one pair of models costs and accepts on one machine, as measured: draft steps, layers, head, acceptance.
+
+Keyed by device and driver and by the content of both models, so that a changed model, format or driver makes a profile
+stale instead of wrong. A profile cannot hold nonsense: every field is checked when the object is made. Knows no file
+and no torch; `profile_store` reads and writes it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import pairwise
+from typing import Any
+
+from profiles.errors import ProfileError
+from profiles.machine_profile import DeviceIdentity
+
+_LARGEST = 1 << 60
+_MOST_SECONDS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model, by what its files hold."""
+
+    name: str
+    """For people: the folder's or hub name."""
+    content_digest: str
+    """Hexadecimal digest of configuration, headers and samples of the weights; see runtime.model_digest."""
+    held: str
+    """How its layers are held: "bfloat16", "float32", "int8", "nf4", ..."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "content_digest", "held"):
+            if not isinstance(text := getattr(self, name), str) or not text:
+                raise ProfileError(f"{name} of a model is {text!r:.80}; expected a text")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.held}, {self.content_digest[:12]})"
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """A draft forward, head and choice of children included."""
+
+    width: int
+    """Tokens that it computes."""
+    seconds: float
+    """Median."""
+    is_fitted: bool = False
+    """Whether a fit to other widths gave it, not a measurement."""
+
+    def __post_init__(self) -> None:
+        _check_count("width of a draft step", self.width, minimum=1)
+        _check_seconds("seconds of a draft step", self.seconds)
+        _check_flag("is_fitted of a draft step", self.is_fitted)
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """The computation of all decoder layers of the target over some tokens, with every weight there already."""
+
+    num_tokens: int
+    """Tokens that the pass computes."""
+    context_tokens: int
+    """Tokens that they attend to, before them."""
+    seconds: float
+    """Median."""
+    is_fitted: bool = False
+    """Whether a fit to other sizes gave it, not a measurement."""
+
+    def __post_init__(self) -> None:
+        _check_count("num_tokens of a pass", self.num_tokens, minimum=1)
+        _check_count("context_tokens of a pass", self.context_tokens, minimum=0)
+        _check_seconds("seconds of a pass", self.seconds)
+        _check_flag("is_fitted of a pass", self.is_fitted)
+
+
+@dataclass(frozen=True, slots=True)
+class WalkCost:
+    """Head, walk and compaction after a pass."""
+
+    num_nodes: int
+    """Nodes of the tree."""
+    seconds: float
+    """Median."""
+
+    def __post_init__(self) -> None:
+        _check_count("num_nodes of a walk", self.num_nodes, minimum=1)
+        _check_seconds("seconds of a walk", self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceTable:
+    """How likely the child of each rank is the accepted one, at one temperature. R ranks, D depths."""
+
+    temperature: float
+    """Of both models."""
+    by_rank: tuple[float, ...]
+    """(R,) means over all positions."""
+    by_rank_errors: tuple[float | None, ...]
+    """(R,) standard errors; None where fewer than two positions were seen."""
+    num_positions: tuple[int, ...]
+    """(R,) positions that had a child of this rank."""
+    by_depth: tuple[tuple[float, ...], ...]
+    """(D, R) the same by depth of the parent in the accepted path; the last row stands for all deeper ones."""
+    by_depth_positions: tuple[int, ...]
+    """(D,) positions at each depth."""
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, maximum=100.0)
+        _check_probabilities("by_rank", self.by_rank)
+        sizes = {len(self.by_rank), len(self.by_rank_errors), len(self.num_positions)}
+        if not self.by_rank or len(sizes) > 1:
+            raise ProfileError(f"acceptance by rank has {sorted(sizes)} entries; expected as many of each, at least 1")
+        for error in self.by_rank_errors:
+            if error is not None:
+                _check_number("a standard error of by_rank", error, maximum=1.0)
+        for count in (*self.num_positions, *self.by_depth_positions):
+            _check_count("a number of positions", count, minimum=0)
+        for row in self.by_depth:
+            _check_probabilities("by_depth", row)
+            if len(row) != len(self.by_rank):
+                raise ProfileError(f"a row of by_depth has {len(row)} ranks; expected {len(self.by_rank)}")
+        if len(self.by_depth) != len(self.by_depth_positions):
+            raise ProfileError(
+                f"by_depth has {len(self.by_depth)} rows but {len(self.by_depth_positions)} numbers of positions"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairProfile:
+    """Facts about one target and one draft on one device. Raises ProfileError, which names the field, for nonsense."""
+
+    device: DeviceIdentity
+    """Where it was measured."""
+    target: ModelIdentity
+    """The model whose text is wanted."""
+    draft: ModelIdentity
+    """What proposes; a substitute has the target's digest and its own `held`."""
+    compute_dtype: str
+    """Type of the activations."""
+    measured_at: date
+    """The day of the measurement."""
+    draft_steps: tuple[StepCost, ...]
+    """By ascending width."""
+    pass_costs: tuple[PassCost, ...]
+    """By ascending context, then tokens."""
+    walk_costs: tuple[WalkCost, ...]
+    """By ascending nodes."""
+    acceptance: tuple[AcceptanceTable, ...]
+    """By ascending temperature."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("device", DeviceIdentity), ("target", ModelIdentity), ("draft", ModelIdentity)):
+            if not isinstance(getattr(self, name), kind):
+                raise ProfileError(f"{name} is {getattr(self, name)!r:.80}; expected an object")
+        if not isinstance(self.compute_dtype, str) or not self.compute_dtype:
+            raise ProfileError(f"compute_dtype is {self.compute_dtype!r:.80}; expected a text")
+        if type(self.measured_at) is not date:
+            raise ProfileError(f"measured_at is {self.measured_at!r:.80}; expected a date such as 2026-01-31")
+        _check_ascending("draft_steps", [step.width for step in self.draft_steps])
+        _check_ascending("pass_costs", [(cost.context_tokens, cost.num_tokens) for cost in self.pass_costs])
+        _check_ascending("walk_costs", [cost.num_nodes for cost in self.walk_costs])
+        _check_ascending("acceptance", [table.temperature for table in self.acceptance])
+
+
+def _check_ascending(name: str, keys: Sequence[Any]) -> None:
+    if not keys:
+        raise ProfileError(f"{name} is empty; expected at least one entry")
+    if any(later <= earlier for earlier, later in pairwise(keys)):
+        raise ProfileError(f"{name} is not in ascending order, each size once")
+
+
+def _check_probabilities(name: str, values: Iterable[object]) -> None:
+    total = 0.0
+    for value in values:
+        total += _check_number(f"an entry of {name}", value, maximum=1.0)
+    if total > 1 + 1e-6:
+        raise ProfileError(f"{name} adds up to {total:.4f}; expected at most 1, since one child at most is accepted")
+
+
+def _check_count(name: str, value: object, *, minimum: int) -> None:
+    if type(value) is not int or not minimum <= value <= _LARGEST:  # True is an int too
+        raise ProfileError(f"{name} is {value!r:.80}; expected a whole number, at least {minimum}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if _check_number(name, value, maximum=_MOST_SECONDS) == 0:
+        raise ProfileError(f"{name} is 0; expected more")
+
+
+def _check_number(name: str, value: object, *, maximum: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProfileError(f"{name} is {value!r:.80}; expected a number from 0 to {maximum:g}")
+    if not 0 <= value <= maximum:
+        raise ProfileError(f"{name} is {value!r:.80}; expected a number from 0 to {maximum:g}")
+    return float(value)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ProfileError(f"{name} is {value!r:.80}; expected true or false")

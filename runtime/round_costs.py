@@ -1,0 +1,72 @@
+"""What a round costs, as tables: copies by layer, computation by tree size, draft steps by width, head and walk.
+
+The planner's input, whether it was measured just now, read from a profile or taken from a data sheet. `pipeline_model`
+turns it into seconds. Knows no model, no file and no device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offload.pipeline_model import round_seconds_for
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Seconds by size: measured points, straight lines between them, the last line's slope beyond; never negative."""
+
+    sizes: tuple[float, ...]
+    """Ascending, at least one."""
+    seconds: tuple[float, ...]
+    """Of each size."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.seconds) or (np.diff(self.sizes) <= 0).any():
+            raise ValueError("a cost table needs ascending sizes and as many seconds, at least one of each")
+        if not all(np.isfinite(self.seconds)) or min(self.seconds) < 0:
+            raise ValueError("a cost table's seconds are finite and not negative")
+
+    def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
+        """Seconds of each size, of the same shape. Below the smallest point its seconds; one point is a constant."""
+        wanted = np.asarray(sizes, dtype=np.float64)
+        known, seconds = np.asarray(self.sizes, dtype=np.float64), np.asarray(self.seconds, dtype=np.float64)
+        inside: NDArray[np.float64] = np.interp(wanted, known, seconds)
+        if len(known) == 1:
+            return inside
+        slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
+        return np.asarray(inside + slope * np.maximum(wanted - known[-1], 0.0), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCosts:
+    """Every part of a round. L layers."""
+
+    copy_seconds: tuple[float | None, ...]
+    """(L,) of each layer over the link; None for a resident one."""
+    pass_seconds: CostTable
+    """Computation of all L layers together, by tokens in the pass (the tree's nodes)."""
+    draft_step_seconds: CostTable | None
+    """A draft forward by its width; None without a draft."""
+    walk_seconds: CostTable
+    """Head, walk and compaction, by nodes."""
+    num_slots: int
+    """Slots of the ring."""
+    read_seconds: tuple[float | None, ...] = ()
+    """(L,) of each layer from the disk behind the link; () without one."""
+    num_stages: int = 0
+    """Host stages that reads go through."""
+
+    def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
+        """Seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
+        nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
+        num_layers = len(self.copy_seconds)
+        per_layer = self.pass_seconds(nodes) / num_layers
+        return round_seconds_for(
+            np.repeat(per_layer[:, None], num_layers, axis=1),
+            self.copy_seconds,
+            num_slots=self.num_slots,
+            between_passes_seconds=np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(nodes),
+            read_seconds=self.read_seconds,
+            num_stages=self.num_stages,
+        )
