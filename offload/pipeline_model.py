@@ -144,7 +144,7 @@ def round_seconds(parts: PipelineParts) -> float:
 
 def round_seconds_for(
     compute_seconds: ArrayLike,
-    copy_seconds: Sequence[float | None],
+    copy_seconds: Sequence[float | NDArray[np.float64] | None],
     *,
     num_slots: int,
     between_passes_seconds: ArrayLike = 0.0,
@@ -152,6 +152,8 @@ def round_seconds_for(
     num_stages: int = 0,
 ) -> NDArray[np.float64]:
     """`round_seconds` of C candidates at once: compute_seconds (C, L), between_passes_seconds scalar or (C,) -> (C,).
+
+    A layer's copy_seconds is one number for all candidates or an array (C,).
 
     One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
     link and disk free, the last computation done, each of the R slots freed and S stages emptied. Its eigenvalue,
@@ -172,7 +174,7 @@ def round_seconds_for(
 
 def _pass_matrix(
     kappas: NDArray[np.float64],
-    copy_seconds: Sequence[float | None],
+    copy_seconds: Sequence[float | NDArray[np.float64] | None],
     read_seconds: Sequence[float | None],
     num_buffers: tuple[int, int],
     between: NDArray[np.float64],
@@ -198,7 +200,7 @@ def _pass_matrix(
         if disk_seconds is not None:
             disk_free = np.maximum(disk_free, emptied[0]) + disk_seconds
             copy_start = np.maximum(copy_start, disk_free)
-        link_free = copy_start + seconds
+        link_free = copy_start + (seconds[:, None] if isinstance(seconds, np.ndarray) else seconds)
         if disk_seconds is not None:
             emptied.append(link_free)
         computed = np.maximum(computed, link_free) + kappa

@@ -150,6 +150,10 @@ class PairProfile:
     """By ascending nodes."""
     acceptance: tuple[AcceptanceTable, ...]
     """By ascending temperature."""
+    compute_slowdown: float = 0.0
+    """Seconds of computation that each second of copying costs, where both share cores and memory."""
+    copy_slowdown: float = 0.0
+    """Seconds of copying that each second of computing costs."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", DeviceIdentity), ("target", ModelIdentity), ("draft", ModelIdentity)):
@@ -159,6 +163,8 @@ class PairProfile:
             raise ProfileError(f"compute_dtype is {self.compute_dtype!r:.80}; expected a text")
         if type(self.measured_at) is not date:
             raise ProfileError(f"measured_at is {self.measured_at!r:.80}; expected a date such as 2026-01-31")
+        for name in ("compute_slowdown", "copy_slowdown"):
+            _check_number(name, getattr(self, name), maximum=100.0)
         _check_ascending("draft_steps", [step.width for step in self.draft_steps])
         _check_ascending("pass_costs", [(cost.context_tokens, cost.num_tokens) for cost in self.pass_costs])
         _check_ascending("walk_costs", [cost.num_nodes for cost in self.walk_costs])

@@ -1,7 +1,9 @@
 """What a round costs, as tables: copies by layer, computation by tree size, draft steps by width, head and walk.
 
 The planner's input, whether it was measured just now, read from a profile or taken from a data sheet. `pipeline_model`
-turns it into seconds. Knows no model, no file and no device.
+turns it into seconds. Where a disk's reads and the computation share cores, each slows the other: two numbers say by
+how much, so that a pass costs the longer of copies + b * computation and computation + a * copies. Knows no model, no
+file and no device.
 """
 
 from dataclasses import dataclass
@@ -56,15 +58,21 @@ class RoundCosts:
     """(L,) of each layer from the disk behind the link; () without one."""
     num_stages: int = 0
     """Host stages that reads go through."""
+    compute_slowdown: float = 0.0
+    """Seconds of computation that each second of copying costs, where both share cores and memory; else 0."""
+    copy_slowdown: float = 0.0
+    """Seconds of copying that each second of computing costs; likewise."""
 
     def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
         """Seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
         nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
         num_layers = len(self.copy_seconds)
-        per_layer = self.pass_seconds(nodes) / num_layers
+        per_layer = self.pass_seconds(nodes) / num_layers  # (C,)
+        copies = self.copy_seconds
+        slowed = [per_layer + self.compute_slowdown * (seconds or 0.0) for seconds in copies]
         return round_seconds_for(
-            np.repeat(per_layer[:, None], num_layers, axis=1),
-            self.copy_seconds,
+            np.stack(slowed, axis=1),
+            [None if seconds is None else seconds + self.copy_slowdown * per_layer for seconds in copies],
             num_slots=self.num_slots,
             between_passes_seconds=np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(nodes),
             read_seconds=self.read_seconds,

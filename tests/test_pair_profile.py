@@ -40,6 +40,7 @@ def test_parts_that_cannot_be_are_refused_by_name(make: Any, message: str) -> No
         ({"draft_steps": ()}, "draft_steps is empty"),
         ({"draft_steps": (StepCost(2, 0.1), StepCost(1, 0.1))}, "draft_steps is not in ascending order"),
         ({"walk_costs": (WalkCost(2, 0.1), WalkCost(2, 0.1))}, "walk_costs is not in ascending order"),
+        ({"copy_slowdown": -0.1}, "copy_slowdown"),
         ({"compute_dtype": ""}, "compute_dtype"),
         ({"measured_at": "today"}, "measured_at"),
         ({"target": None}, "target"),

@@ -44,3 +44,17 @@ def test_rounds_are_those_of_the_recurrence() -> None:
             )
         )
         assert costs.round_seconds([nodes], [draft_seconds]) == pytest.approx([expected])
+
+
+def test_shared_cores_slow_the_copies_and_the_computation() -> None:
+    """Four layers, copies 0.1 s, computation long or short: the longer of both, each with its share of the other."""
+    costs = RoundCosts(
+        copy_seconds=(0.1,) * 4,
+        pass_seconds=CostTable((1, 101), (0.04, 0.84)),
+        draft_step_seconds=None,
+        walk_seconds=CostTable((1,), (0.0,)),
+        num_slots=3,
+        compute_slowdown=0.5,
+        copy_slowdown=0.25,
+    )
+    assert costs.round_seconds([1, 101], [0.0, 0.0]) == pytest.approx([0.4 + 0.25 * 0.04, 0.84 + 0.5 * 0.4])
