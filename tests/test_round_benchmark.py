@@ -6,7 +6,8 @@ import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from runtime.errors import OptionError
-from runtime.round_benchmark import MeasuredRound, RoundParts, RoundReport, run_round_benchmark
+from runtime.round_benchmark import MeasuredRound, RoundReport, run_round_benchmark
+from runtime.round_parts import RoundParts
 
 LAYER_SECONDS = 0.01
 
@@ -51,7 +52,7 @@ def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> N
 
 
 def test_people_get_one_line_for_each_step(folder: Path) -> None:
-    parts = RoundParts(1.0, 0.0, 0.5, 0.25, 0.05, 1.2)
+    parts = RoundParts(1.0, 0.0, 0.5, 0.05, 1.1, 0.25, 1.2, 1.3)
     assert parts.describe().startswith("apart: link 1.000 s")
     assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8, 0.9, 0.0).describe() == (
         "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
@@ -59,11 +60,13 @@ def test_people_get_one_line_for_each_step(folder: Path) -> None:
 
 
 def test_each_round_is_held_against_the_copies_timed_around_it() -> None:
-    parts = RoundParts(1.0, 0.0, 0.5, 0.25, 0.05, 1.2)
+    parts = RoundParts(1.0, 0.0, 0.5, 0.05, 1.1, 0.25, 1.2, 1.3)
     rounds = tuple(MeasuredRound(seconds, 0.9 * seconds, 0.2, 5, 0.8, seconds, 0.0) for seconds in (1.0, 2.0, 4.0))
-    report = RoundReport(8, 4, 100, parts, rounds, predictions=(1.0, 1.6, 2.0))
+    report = RoundReport(8, 4, 100, parts, rounds, predictions=(1.0, 1.6, 2.0), shared_predictions=(1.0, 2.0, 2.0))
     assert report.ratio == 1.25
+    assert report.shared_ratio == 1.0
     assert report.pass_over_bound == pytest.approx(0.9)
+    assert report.pass_over_free_overlap == pytest.approx(1.8 / 1.1)
 
 
 def test_a_text_that_ends_too_soon_is_a_sentence(folder: Path) -> None:
