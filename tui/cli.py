@@ -31,6 +31,7 @@ from tui.draft_bench_command import draft as bench_draft
 from tui.locations import cache_folder, example_prompts
 from tui.perplexity_command import perplexity
 from tui.prepare_command import prepare
+from tui.ratio_command import ratio
 from tui.report import RunProgress, progress_console
 from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
@@ -50,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(doctor)
 app.command()(prepare)
 bench_app.command()(perplexity)
+bench_app.command()(ratio)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
 bench_app.command(name="draft")(bench_draft)
