@@ -33,6 +33,11 @@ class Drafter:
         """(width, seconds) of every draft forward of the last tree."""
 
     @property
+    def model(self) -> StreamedModel:
+        """What proposes; whoever runs it leaves its cache as it was, or rolls the drafter back."""
+        return self._model
+
+    @property
     def num_committed(self) -> int:
         """Tokens of the text whose keys and values the draft holds for good."""
         return self._num_committed
