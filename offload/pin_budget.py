@@ -1,7 +1,8 @@
 """How much host memory may be pinned here: what the platform allows, what the driver granted, what was remembered.
 
 The platforms' habits are a table, with the reports that they come from. Where one limits pinning, the driver is probed
-once and the figure kept in the machine profile, until device, driver or memory change. Knows no layers.
+once and the figure kept in the machine profile, until device, driver, memory or the profile's schema change. Knows no
+layers.
 """
 
 import logging
@@ -156,7 +157,7 @@ def remembered_pin_budget(
     costs only the next start's time.
 
     Raises:
-        ProfileError: the stored profile is damaged or of another schema version; it is left as it is.
+        ProfileError: the stored profile is damaged or of a newer schema version; it is left as it is.
         LinkError, PassCancelledError: from `probe`; nothing is stored.
     """
     if not rule_for(platform or detect_platform()).is_probed:

@@ -4,23 +4,14 @@ Stricter than the standard parser: an object with no key twice and nothing that 
 bounded size. Whatever is wrong becomes one sentence that is safe to print. Knows nothing of models.
 """
 
-import json
-import math
 import os
-import reprlib
 import stat
 from pathlib import Path
 from typing import Any
 
 from offload.errors import CheckpointError
-
-_quoter = reprlib.Repr()
-_quoter.maxstring = _quoter.maxother = 80
-
-
-def quote(value: object) -> str:
-    """`value` as a short single line that is safe to print, whatever a file put into it."""
-    return _quoter.repr(value)
+from profiles.field_checks import quote as quote
+from profiles.json_text import parse_json_text
 
 
 def read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
@@ -51,30 +42,9 @@ def read_json(file: Path, *, max_bytes: int) -> dict[str, Any]:
 def parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
     """The JSON object in `raw`; `where` names it in the CheckpointError that any damage becomes."""
     try:
-        parsed = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_unique_pairs,
-            parse_constant=_finite_float,
-            parse_float=_finite_float,
-        )
-    except (ValueError, RecursionError) as error:
+        parsed = parse_json_text(raw)
+    except ValueError as error:
         raise CheckpointError(f"{where} is not valid JSON: {quote(str(error))}; download it again") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where} holds {quote(parsed)}; expected a JSON object")
     return parsed
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
-            raise ValueError(f"the key {quote(name)} stands twice")
-        unique[name] = value
-    return unique
-
-
-def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{quote(text)} is not a finite number")
-    return number

@@ -3,7 +3,7 @@
     OverstoryError                  exit code 1: something failed while running
     └── BadInputError               exit code 2: what the user gave cannot be used
         └── ProfileError            a stored profile that cannot be read, believed or written
-            └── StaleProfileError   a sound profile of another device, driver or machine
+            └── StaleProfileError   a sound profile of another device, driver, machine or model, or of an older version
 
 The roots stand on the lowest floor because every floor derives from them. Every message is one sentence: what, where,
 found, expected, next step.
@@ -27,4 +27,4 @@ class ProfileError(BadInputError):
 
 
 class StaleProfileError(ProfileError):
-    """The profile is sound, but it describes another device, driver or machine."""
+    """The profile is sound, but describes another device, driver, machine or model, or is of an older version."""

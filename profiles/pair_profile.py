@@ -5,18 +5,30 @@ stale instead of wrong. A profile cannot hold nonsense: every field is checked w
 and no torch; `profile_store` reads and writes it.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
 from typing import Any
 
 from profiles.errors import ProfileError
+from profiles.field_checks import (
+    check_ascending,
+    check_count,
+    check_day,
+    check_entries,
+    check_flag,
+    check_not_empty,
+    check_number,
+    check_probabilities,
+    check_seconds,
+    check_text,
+    quote,
+)
 from profiles.machine_profile import DeviceIdentity
+from profiles.profile_records import from_record, to_record
 
-_LARGEST = 1 << 60
-_MOST_SECONDS = 1e6
+PAIR_SCHEMA_VERSION = 1
+"""Raised whenever a field is added, dropped or changes its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +44,7 @@ class ModelIdentity:
 
     def __post_init__(self) -> None:
         for name in ("name", "content_digest", "held"):
-            if not isinstance(text := getattr(self, name), str) or not text:
-                raise ProfileError(f"{name} of a model is {text!r:.80}; expected a text")
+            check_text(f"{name} of a model", getattr(self, name))
 
     def __str__(self) -> str:
         return f"{self.name} ({self.held}, {self.content_digest[:12]})"
@@ -51,9 +62,9 @@ class StepCost:
     """Whether a fit to other widths gave it, not a measurement."""
 
     def __post_init__(self) -> None:
-        _check_count("width of a draft step", self.width, minimum=1)
-        _check_seconds("seconds of a draft step", self.seconds)
-        _check_flag("is_fitted of a draft step", self.is_fitted)
+        check_count("width of a draft step", self.width, minimum=1)
+        check_seconds("seconds of a draft step", self.seconds)
+        check_flag("is_fitted of a draft step", self.is_fitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +81,10 @@ class PassCost:
     """Whether a fit to other sizes gave it, not a measurement."""
 
     def __post_init__(self) -> None:
-        _check_count("num_tokens of a pass", self.num_tokens, minimum=1)
-        _check_count("context_tokens of a pass", self.context_tokens, minimum=0)
-        _check_seconds("seconds of a pass", self.seconds)
-        _check_flag("is_fitted of a pass", self.is_fitted)
+        check_count("num_tokens of a pass", self.num_tokens, minimum=1)
+        check_count("context_tokens of a pass", self.context_tokens, minimum=0)
+        check_seconds("seconds of a pass", self.seconds)
+        check_flag("is_fitted of a pass", self.is_fitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +97,8 @@ class WalkCost:
     """Median."""
 
     def __post_init__(self) -> None:
-        _check_count("num_nodes of a walk", self.num_nodes, minimum=1)
-        _check_seconds("seconds of a walk", self.seconds)
+        check_count("num_nodes of a walk", self.num_nodes, minimum=1)
+        check_seconds("seconds of a walk", self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +119,38 @@ class AcceptanceTable:
     """(D,) positions at each depth."""
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, maximum=100.0)
-        _check_probabilities("by_rank", self.by_rank)
+        check_number("temperature", self.temperature, maximum=100.0)
+        check_probabilities("by_rank", self.by_rank)
+        for name in ("by_rank_errors", "num_positions", "by_depth", "by_depth_positions"):
+            if not isinstance(values := getattr(self, name), tuple):
+                raise ProfileError(f"{name} is {quote(values)}; expected a list")
         sizes = {len(self.by_rank), len(self.by_rank_errors), len(self.num_positions)}
         if not self.by_rank or len(sizes) > 1:
             raise ProfileError(f"acceptance by rank has {sorted(sizes)} entries; expected as many of each, at least 1")
         for error in self.by_rank_errors:
             if error is not None:
-                _check_number("a standard error of by_rank", error, maximum=1.0)
+                check_number("a standard error of by_rank", error, maximum=1.0)
         for count in (*self.num_positions, *self.by_depth_positions):
-            _check_count("a number of positions", count, minimum=0)
+            check_count("a number of positions", count, minimum=0)
+        self._check_depths()
+
+    def _check_depths(self) -> None:
         for row in self.by_depth:
-            _check_probabilities("by_depth", row)
+            check_probabilities("by_depth", row)
             if len(row) != len(self.by_rank):
                 raise ProfileError(f"a row of by_depth has {len(row)} ranks; expected {len(self.by_rank)}")
         if len(self.by_depth) != len(self.by_depth_positions):
             raise ProfileError(
                 f"by_depth has {len(self.by_depth)} rows but {len(self.by_depth_positions)} numbers of positions"
             )
+
+
+_TABLES: dict[str, type] = {
+    "draft_steps": StepCost,
+    "pass_costs": PassCost,
+    "walk_costs": WalkCost,
+    "acceptance": AcceptanceTable,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,52 +183,29 @@ class PairProfile:
     def __post_init__(self) -> None:
         for name, kind in (("device", DeviceIdentity), ("target", ModelIdentity), ("draft", ModelIdentity)):
             if not isinstance(getattr(self, name), kind):
-                raise ProfileError(f"{name} is {getattr(self, name)!r:.80}; expected an object")
-        if not isinstance(self.compute_dtype, str) or not self.compute_dtype:
-            raise ProfileError(f"compute_dtype is {self.compute_dtype!r:.80}; expected a text")
-        if type(self.measured_at) is not date:
-            raise ProfileError(f"measured_at is {self.measured_at!r:.80}; expected a date such as 2026-01-31")
+                raise ProfileError(f"{name} is {quote(getattr(self, name))}; expected an object")
+        check_text("compute_dtype", self.compute_dtype)
+        check_day("measured_at", self.measured_at)
         for name in ("compute_slowdown", "copy_slowdown"):
-            _check_number(name, getattr(self, name), maximum=100.0)
-        _check_ascending("draft_steps", [step.width for step in self.draft_steps])
-        _check_ascending("pass_costs", [(cost.context_tokens, cost.num_tokens) for cost in self.pass_costs])
-        _check_ascending("walk_costs", [cost.num_nodes for cost in self.walk_costs])
-        _check_ascending("acceptance", [table.temperature for table in self.acceptance])
+            check_number(name, getattr(self, name), maximum=100.0)
+        for table, entry_kind in _TABLES.items():
+            check_entries(table, getattr(self, table), entry_kind)
+            check_not_empty(table, getattr(self, table))
+        check_ascending("draft_steps", [step.width for step in self.draft_steps])
+        check_ascending("pass_costs", [(cost.context_tokens, cost.num_tokens) for cost in self.pass_costs])
+        check_ascending("walk_costs", [cost.num_nodes for cost in self.walk_costs])
+        check_ascending("acceptance", [table.temperature for table in self.acceptance])
+
+    def to_record(self) -> dict[str, Any]:
+        """The profile as a JSON object."""
+        return {"schema_version": PAIR_SCHEMA_VERSION, **to_record(self)}
 
 
-def _check_ascending(name: str, keys: Sequence[Any]) -> None:
-    if not keys:
-        raise ProfileError(f"{name} is empty; expected at least one entry")
-    if any(later <= earlier for earlier, later in pairwise(keys)):
-        raise ProfileError(f"{name} is not in ascending order, each size once")
+def pair_profile_from_record(record: Mapping[str, Any]) -> PairProfile:
+    """The profile that `to_record` wrote.
 
-
-def _check_probabilities(name: str, values: Iterable[object]) -> None:
-    total = 0.0
-    for value in values:
-        total += _check_number(f"an entry of {name}", value, maximum=1.0)
-    if total > 1 + 1e-6:
-        raise ProfileError(f"{name} adds up to {total:.4f}; expected at most 1, since one child at most is accepted")
-
-
-def _check_count(name: str, value: object, *, minimum: int) -> None:
-    if type(value) is not int or not minimum <= value <= _LARGEST:  # True is an int too
-        raise ProfileError(f"{name} is {value!r:.80}; expected a whole number, at least {minimum}")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if _check_number(name, value, maximum=_MOST_SECONDS) == 0:
-        raise ProfileError(f"{name} is 0; expected more")
-
-
-def _check_number(name: str, value: object, *, maximum: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ProfileError(f"{name} is {value!r:.80}; expected a number from 0 to {maximum:g}")
-    if not 0 <= value <= maximum:
-        raise ProfileError(f"{name} is {value!r:.80}; expected a number from 0 to {maximum:g}")
-    return float(value)
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ProfileError(f"{name} is {value!r:.80}; expected true or false")
+    Raises:
+        StaleProfileError: an older version of this program wrote it.
+        ProfileError: it is anything else; the message names what is wrong.
+    """
+    return from_record(PairProfile, record, version=PAIR_SCHEMA_VERSION)

@@ -1,12 +1,12 @@
-"""Profiles as JSON files in one folder: one per device, replaced in one step, refused by name if not of use.
+"""Profiles as JSON files in one folder: one per device, one per pair of models on a device, replaced in one step.
 
-A profile is looked up by the device's type and name, and believed only if the driver is the same too. Files may have
-been damaged or edited by hand: a regular file of bounded size, no key twice, nothing that is not finite. Knows not what
-the figures mean, nor how to measure them again.
+A profile is looked up by names, and believed only if driver and content are the same too; else it is refused by name.
+Files may have been damaged or edited by hand: a regular file of bounded size, no key twice, nothing that is not finite.
+Knows not what the figures mean, nor how to measure them again.
 """
 
+import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -15,34 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import ProfileError, StaleProfileError
+from profiles.field_checks import quote
 from profiles.machine_profile import DeviceIdentity, MachineProfile, profile_from_record
+from profiles.pair_profile import ModelIdentity, PairProfile, pair_profile_from_record
+from profiles.profile_records import parse_record
 
 MAX_FILE_BYTES = 1 << 20
 _MAX_NAME_LENGTH = 80
+_MAX_PAIR_NAME_LENGTH = 160
+_DIGEST_LENGTH = 8
 
 
 def profile_path(folder: Path, device: DeviceIdentity) -> Path:
     """Where the profile of this device is kept, whatever its driver."""
-    words = re.findall("[a-z0-9]+", f"{device.device_type} {device.name}".lower())
-    return folder / f"machine-{'-'.join(words)[:_MAX_NAME_LENGTH]}.json"
+    return folder / f"machine-{_words(f'{device.device_type} {device.name}', _MAX_NAME_LENGTH)}.json"
 
 
 def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile | None:
     """The stored profile of this device with this driver; None if there is none.
 
     Raises:
-        StaleProfileError: what is stored was measured on another device or with another driver.
-        ProfileError: the file cannot be read, has another schema version, or holds nonsense.
+        StaleProfileError: it was measured on another device or with another driver, or is of an older schema version.
+        ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
     """
     path = profile_path(folder, device)
     try:
-        raw = _read(path)
-        if raw is None:
-            return None
-        profile = profile_from_record(_parse(raw))
+        record = _read(path)
+        profile = None if record is None else profile_from_record(record)
     except ProfileError as error:
-        raise ProfileError(f"{path} is not a usable machine profile: {error}; delete it to measure again") from error
-    if profile.device != device:
+        raise type(error)(f"{path} is not a usable machine profile: {error}; delete it to measure again") from error
+    if profile is not None and profile.device != device:
         raise StaleProfileError(
             f"{path} was measured on {profile.device}, but this is {device}; delete it to measure again"
         )
@@ -55,10 +57,83 @@ def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
     Raises:
         ProfileError: the file system refused; an older profile is still there as it was.
     """
-    path = profile_path(folder, profile.device)
-    content = json.dumps(profile.to_record(), indent=2, allow_nan=False) + "\n"
+    return _write(profile_path(folder, profile.device), profile.to_record())
+
+
+def pair_profile_path(folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity) -> Path:
+    """Where the profile of these two models on this device is kept, whatever their content and the driver."""
+    names = [target.name, target.held, draft.name, draft.held, device.device_type, device.name]
+    # Names that differ only in what a file name cannot hold, or beyond its length, still have files of their own.
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:_DIGEST_LENGTH]
+    return folder / f"pair-{_words(' '.join(names), _MAX_PAIR_NAME_LENGTH)}-{digest}.json"
+
+
+def load_pair_profile(
+    folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity, compute_dtype: str
+) -> PairProfile | None:
+    """The stored profile of exactly these models on this device with this driver; None if there is none.
+
+    Raises:
+        StaleProfileError: what it was measured with has changed, or it is of an older schema version.
+        ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
+    """
+    path = pair_profile_path(folder, device=device, target=target, draft=draft)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        record = _read(path)
+        profile = None if record is None else pair_profile_from_record(record)
+    except ProfileError as error:
+        raise type(error)(
+            f"{path} is not a usable profile of this pair: {error}; `overstory calibrate` measures it again"
+        ) from error
+    if profile is None:
+        return None
+    changes = [
+        *_device_changes(profile.device, device),
+        *_model_changes("target", profile.target, target),
+        *_model_changes("draft", profile.draft, draft),
+        *_change("the compute dtype", profile.compute_dtype, compute_dtype),
+    ]
+    if changes:
+        raise StaleProfileError(
+            f"{path} no longer describes this pair: {', and '.join(changes)}; `overstory calibrate` measures it again"
+        )
+    return profile
+
+
+def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
+    """Replace the pair's profile in one step and return its path; makes the folder if need be.
+
+    Raises:
+        ProfileError: the file system refused; an older profile is still there as it was.
+    """
+    path = pair_profile_path(folder, device=profile.device, target=profile.target, draft=profile.draft)
+    return _write(path, profile.to_record())
+
+
+def _device_changes(found: DeviceIdentity, expected: DeviceIdentity) -> list[str]:
+    names = (f"{found.name} ({found.device_type})", f"{expected.name} ({expected.device_type})")
+    return [*_change("the device", *names), *_change("the driver", found.driver_version, expected.driver_version)]
+
+
+def _model_changes(role: str, found: ModelIdentity, expected: ModelIdentity) -> list[str]:
+    """By content and format alone: a model that was only renamed is the same model."""
+    content = _change(f"the content of the {role}", found.content_digest, expected.content_digest)
+    return [*content, *_change(f"the weight format of the {role}", found.held, expected.held)]
+
+
+def _change(what: str, found: str, expected: str) -> list[str]:
+    return [] if found == expected else [f"{what} was {quote(found)} and is {quote(expected)} now"]
+
+
+def _words(name: str, max_length: int) -> str:
+    """What a file name can hold of `name`, on any system."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))[:max_length]
+
+
+def _write(path: Path, record: dict[str, Any]) -> Path:
+    content = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _replace_content(path, content.encode())
     except OSError as error:
         raise ProfileError(
@@ -83,8 +158,8 @@ def _replace_content(path: Path, content: bytes) -> None:
         raise
 
 
-def _read(path: Path) -> bytes | None:
-    """The content of a regular file of bounded size; None if there is none."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in a regular file of bounded size; None if there is none."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             raise ProfileError("it is not a regular file")
@@ -96,30 +171,4 @@ def _read(path: Path) -> bytes | None:
         raise ProfileError(f"it cannot be read ({error.strerror or error})") from error
     if len(raw) > MAX_FILE_BYTES:
         raise ProfileError(f"it has more than {MAX_FILE_BYTES} bytes")
-    return raw
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_finite, parse_float=_finite
-        )
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"it is not valid JSON ({str(error)[:120]!r})") from error
-    if not isinstance(parsed, dict):
-        raise ProfileError("it does not hold a JSON object")
-    return parsed
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        raise ValueError("a key stands twice")
-    return unique
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is not a finite number")
-    return number
+    return parse_record(raw)

@@ -4,6 +4,7 @@ Joins what the driver grants (asked once, remembered), what the platform's rules
 nothing itself.
 """
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,19 @@ from offload.pin_budget import PinBudget, budget_beside, detect_platform, rememb
 from offload.pin_probe import probe_limit_bytes, probe_pin_budget
 from offload.pinning_plan import PinningPlan, plan_pinning
 from offload.residency_plan import ResidencyPlan, Tier
+from profiles.errors import ProfileError
 from profiles.machine_profile import PinBudgetSource
+
+logger = logging.getLogger(__name__)
 
 
 def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:
     """What may be pinned for an accelerator; a probe's answer is kept in `state_folder` (None: nowhere).
 
     A probe that could not even begin leaves nothing pinned: slower, but a session all the same.
+
+    Raises:
+        ProfileError: what is stored is damaged or of a newer schema version.
     """
     memory = device_memory(device)
     with tempfile.TemporaryDirectory(prefix="overstory-") as passing:
@@ -45,12 +52,16 @@ def plan_pinned_layers(
     """Which host layers of `residency` to pin for `device`, and the budget (None: no limit) that decided it.
 
     `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. Stages
-    are whole layers here.
+    are whole layers here. A stored budget that cannot be used costs a probe at every start, not the session.
     """
     sizes = {tier: _sizes_of(residency, tier) for tier in (Tier.HOST, Tier.DISK)}
     wanted = sum(sizes[Tier.HOST])
     memory = device_memory(device)
-    found = find_pin_budget(device, state_folder, wanted_bytes=wanted)
+    try:
+        found = find_pin_budget(device, state_folder, wanted_bytes=wanted)
+    except ProfileError as error:
+        logger.warning("the pinned memory budget is probed at every start: %s", error)
+        found = find_pin_budget(device, None, wanted_bytes=wanted)
     budget = budget_beside(
         found.num_bytes,
         rule_for(detect_platform()),

@@ -1,5 +1,7 @@
 """Joins what a driver grants with what the platform and the layers say: with drivers and devices made up."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from offload.errors import LinkError
 from offload.pin_budget import PinBudget, Platform
 from offload.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
+from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
+from profiles.profile_store import load_machine_profile, profile_path
 from runtime import pin_policy
 from runtime.pin_policy import find_pin_budget, plan_pinned_layers
 
@@ -87,3 +91,51 @@ def test_on_windows_what_lies_on_the_device_counts_against_it(card: None, monkey
     roomy = plan_of(monkeypatch, 6 * GB + 100_000, Platform.WINDOWS, device_bytes=0)
     crowded = plan_of(monkeypatch, 6 * GB + 100_000, Platform.WINDOWS, device_bytes=4 * GB - 100_000)
     assert crowded[0] < roomy[0]
+
+
+CARD = DeviceIdentity("meta", "Card", "1.0")
+VERSION_1 = {
+    "schema_version": 1,
+    "device": {"device_type": "meta", "name": "Card", "driver_version": "1.0"},
+    "device_memory_bytes": 8 * GB,
+    "host_memory_bytes": 64 * GB,
+    "pin_budget_bytes": 7 * GB,
+    "pin_budget_source": "refused",
+    "measured_at": "2026-01-31",
+    "link_bytes_per_second": None,
+    "link_latency_seconds": None,
+    "disk_bytes_per_second": None,
+}
+
+
+def budget_of_a_session(state_folder: Path) -> int | None:
+    residency = ResidencyPlan((H, R), (GB,) * 2, num_slots=1)
+    _, budget = plan_pinned_layers(DEVICE, residency, device_bytes=0, state_folder=state_folder)
+    return budget
+
+
+def test_a_budget_of_an_older_version_is_probed_anew_and_replaced(
+    card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = grant(monkeypatch, GB)
+    profile_path(tmp_path, CARD).write_text(json.dumps(VERSION_1))
+    assert [budget_of_a_session(tmp_path) for _ in range(2)] == [800_000_000] * 2
+    assert len(asked) == 1
+    stored = load_machine_profile(tmp_path, CARD)
+    assert stored is not None and stored.pin_budget_bytes == 800_000_000
+
+
+@pytest.mark.parametrize("content", [json.dumps({**VERSION_1, "schema_version": 99}), "{", ""])
+def test_a_session_starts_beside_a_profile_that_cannot_be_used_and_leaves_it_alone(
+    card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    """A newer program's figures may have taken minutes to measure; whoever asks for the budget alone is told."""
+    asked = grant(monkeypatch, GB)
+    path = profile_path(tmp_path, CARD)
+    path.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        assert budget_of_a_session(tmp_path) == 800_000_000
+    assert len(asked) == 1 and path.read_text() == content
+    assert str(path) in caplog.text and "delete it to measure again" in caplog.text
+    with pytest.raises(ProfileError, match="is not a usable machine profile"):
+        find_pin_budget(DEVICE, tmp_path)
