@@ -20,7 +20,8 @@ from profiles.machine_profile import DeviceIdentity, MachineProfile, profile_fro
 from profiles.pair_profile import ModelIdentity, PairProfile, pair_profile_from_record
 from profiles.profile_records import parse_record
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 20
+"""A pair's tables by rank and depth take 0.1 MB at 32 ranks and depths."""
 _MAX_NAME_LENGTH = 80
 _MAX_PAIR_NAME_LENGTH = 160
 _DIGEST_LENGTH = 8

@@ -91,7 +91,7 @@ def damaged(**changes: object) -> bytes:
         (damaged(pin_budget_bytes=-1), "pin_budget_bytes is -1; expected a whole number"),
         (damaged(link_bytes_per_second="fast"), "link_bytes_per_second is 'fast'; expected a number"),
         (damaged(device_memory_bytes=None), "device_memory_bytes is None"),
-        (b" " * (MAX_FILE_BYTES + 1), "more than 1048576 bytes"),
+        (b" " * (MAX_FILE_BYTES + 1), "more than 4194304 bytes"),
     ],
 )
 def test_damage_is_one_sentence_with_the_file_and_the_next_step(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -305,7 +305,7 @@ def damaged_pair(**changes: object) -> bytes:
         ),
         (damaged_pair(copy_slowdown=float("nan")), "not a finite number"),
         (damaged_pair(acceptance=[{"temperature": 0}]), "acceptance[0].by_rank is missing"),
-        (b" " * (MAX_FILE_BYTES + 1), "more than 1048576 bytes"),
+        (b" " * (MAX_FILE_BYTES + 1), "more than 4194304 bytes"),
     ],
 )
 def test_a_damaged_pair_is_one_sentence_with_the_file_and_the_next_step(

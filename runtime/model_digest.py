@@ -1,0 +1,80 @@
+"""Tells models apart by what their files hold: a digest that a path, a date or a copy does not change.
+
+It covers the configuration, every tensor's name, type, shape and place, the size of every file, and samples of the
+weights themselves, so that a fine-tune of equal shapes is another model. Reads a few megabytes of a folder, whatever
+its size, and never all of it: a file in which single bytes were changed by hand may pass for the one it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from offload.checkpoint import Checkpoint, TensorEntry
+from offload.errors import CheckpointError
+from offload.strict_json import quote
+from profiles.pair_profile import ModelIdentity
+
+PAGE_BYTES = 4096
+"""Of each sample."""
+STRIDE_BYTES = 64 << 20
+"""Every tensor gives a page, and one more for each further stride: 2,385 pages of Llama-3-70B in bf16."""
+_FORMAT = "overstory model digest 1"
+_NUM_READERS = 8  # shards are read side by side: a page takes a disk's latency, and hides behind seven others
+
+
+def model_digest(folder: Path) -> str:
+    """64 hexadecimal digits that stand for the model in `folder`.
+
+    Raises CheckpointError if the folder is not a sound model folder, or cannot be read.
+    """
+    checkpoint = Checkpoint.open(folder)
+    by_file: dict[Path, list[TensorEntry]] = {}
+    for entry in checkpoint.tensors.values():
+        by_file.setdefault(entry.file, []).append(entry)
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        digests = dict(zip(by_file, readers.map(_file_digest, by_file, by_file.values()), strict=True))
+    files = {file.relative_to(checkpoint.folder).as_posix(): digest for file, digest in digests.items()}
+    return hashlib.sha256(_line([_FORMAT, checkpoint.config, files])).hexdigest()
+
+
+def model_identity(folder: Path, held: str) -> ModelIdentity:
+    """The model in `folder`, whose layers are held as `held`. Raises CheckpointError like `model_digest`."""
+    return ModelIdentity(name=model_name(folder), content_digest=model_digest(folder), held=held)
+
+
+def model_name(folder: Path) -> str:
+    """What people call the model: its folder's name, or its hub name if the folder is of the hub's cache."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name or str(folder)
+
+
+def sample_offsets(num_bytes: int) -> Sequence[int]:
+    """Where in a tensor of `num_bytes` its pages begin: in the middle of equal parts, of a stride at most."""
+    num_parts = -(-num_bytes // STRIDE_BYTES)
+    last = max(0, num_bytes - PAGE_BYTES)
+    return [min(last, num_bytes * (2 * part + 1) // (2 * num_parts)) for part in range(num_parts)]
+
+
+def _file_digest(file: Path, entries: Sequence[TensorEntry]) -> str:
+    """Over the file's size, its tensors and the samples of their weights, in the order of the file."""
+    in_order = sorted(entries, key=lambda entry: (entry.offset_bytes, entry.name))
+    try:
+        digest = hashlib.sha256(_line(file.stat().st_size))
+        with file.open("rb", buffering=0) as opened:  # a buffer would read on after every page
+            for entry in in_order:
+                digest.update(_line([entry.name, entry.dtype, entry.shape, entry.offset_bytes, entry.num_bytes]))
+                for offset in sample_offsets(entry.num_bytes):
+                    opened.seek(entry.offset_bytes + offset)
+                    digest.update(opened.read(min(PAGE_BYTES, entry.num_bytes)))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {quote(str(error))}; check the disk it is on") from error
+    return digest.hexdigest()
+
+
+def _line(value: object) -> bytes:
+    """`value` as one line of JSON, the same whatever order its keys are in."""
+    return json.dumps(value, sort_keys=True).encode() + b"\n"
