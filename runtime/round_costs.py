@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from offload.pipeline_model import round_seconds_for
+from offload.pipeline_model import RoundPeriods, round_periods_for, round_seconds_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,33 @@ class RoundCosts:
     def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
         """Seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
         nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
-        num_layers = len(self.copy_seconds)
-        per_layer = self.pass_seconds(nodes) / num_layers  # (C,)
-        copies = self.copy_seconds
-        slowed = [per_layer + self.compute_slowdown * (seconds or 0.0) for seconds in copies]
+        compute_seconds, copy_seconds = self.layer_seconds(nodes)
         return round_seconds_for(
-            np.stack(slowed, axis=1),
-            [None if seconds is None else seconds + self.copy_slowdown * per_layer for seconds in copies],
+            compute_seconds,
+            copy_seconds,
             num_slots=self.num_slots,
             between_passes_seconds=np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(nodes),
             read_seconds=self.read_seconds,
             num_stages=self.num_stages,
         )
+
+    def round_periods(self, num_nodes: ArrayLike) -> RoundPeriods:
+        """The same for trees (C,) whose draft seconds are not known yet; they come with the walk's, as the gap."""
+        compute_seconds, copy_seconds = self.layer_seconds(num_nodes)
+        return round_periods_for(
+            compute_seconds,
+            copy_seconds,
+            num_slots=self.num_slots,
+            read_seconds=self.read_seconds,
+            num_stages=self.num_stages,
+        )
+
+    def layer_seconds(self, num_nodes: ArrayLike) -> tuple[NDArray[np.float64], list[NDArray[np.float64] | None]]:
+        """Computation (C, L), and per layer its copy (C,) or None, each with what the other slows it down by."""
+        nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
+        per_layer = self.pass_seconds(nodes) / len(self.copy_seconds)  # (C,)
+        slowed = [per_layer + self.compute_slowdown * (seconds or 0.0) for seconds in self.copy_seconds]
+        copies = [
+            None if seconds is None else seconds + self.copy_slowdown * per_layer for seconds in self.copy_seconds
+        ]
+        return np.stack(slowed, axis=1), copies

@@ -3,12 +3,20 @@
 import math
 import random
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from offload.pipeline_model import LayerTiming, PipelineParts, round_seconds, round_seconds_for, simulate
+from offload.pipeline_model import (
+    LayerTiming,
+    PipelineParts,
+    round_periods_for,
+    round_seconds,
+    round_seconds_for,
+    simulate,
+)
 
 
 def random_parts(rng: random.Random, *, max_layers: int = 9) -> PipelineParts:
@@ -152,3 +160,23 @@ def test_reads_that_do_not_fit_the_layers_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         PipelineParts((1.0, 1.0), (1.0, 1.0), num_slots=2, read_seconds=reads, num_stages=num_stages)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_period_with_its_gap_left_open_is_the_period(seed: int) -> None:
+    parts = random_parts(random.Random(seed))
+    periods = round_periods_for(
+        np.array([parts.compute_seconds, parts.compute_seconds]),
+        parts.copy_seconds,
+        num_slots=parts.num_slots,
+        read_seconds=parts.read_seconds,
+        num_stages=parts.num_stages,
+    )
+    gaps = np.array([[0.0, 0.5], [parts.between_passes_seconds, 60.0]])
+    expected = [[round_seconds(replace(parts, between_passes_seconds=float(gap))) for gap in row] for row in gaps]
+    np.testing.assert_allclose(periods(gaps), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_period_with_its_gap_left_open_needs_as_many_copies_as_computations() -> None:
+    with pytest.raises(ValueError, match="2 copy times but 1 compute times"):
+        round_periods_for([[1.0]], (1.0, 1.0), num_slots=2)

@@ -58,3 +58,20 @@ def test_shared_cores_slow_the_copies_and_the_computation() -> None:
         copy_slowdown=0.25,
     )
     assert costs.round_seconds([1, 101], [0.0, 0.0]) == pytest.approx([0.4 + 0.25 * 0.04, 0.84 + 0.5 * 0.4])
+
+
+def test_rounds_with_the_gap_left_open_are_the_same_rounds() -> None:
+    costs = RoundCosts(
+        copy_seconds=(0.1, None, 0.2, 0.1),
+        pass_seconds=CostTable((1, 101), (0.04, 0.84)),
+        draft_step_seconds=None,
+        walk_seconds=CostTable((1, 100), (0.01, 0.1)),
+        num_slots=2,
+        read_seconds=(None, None, 0.3, 0.3),
+        num_stages=2,
+        compute_slowdown=0.5,
+        copy_slowdown=0.25,
+    )
+    nodes, draft_seconds = np.array([1, 30, 200]), np.array([0.0, 0.5, 0.1])
+    found = costs.round_periods(nodes)(draft_seconds + costs.walk_seconds(nodes))
+    assert found == pytest.approx(costs.round_seconds(nodes, draft_seconds), rel=1e-12)

@@ -15,7 +15,6 @@ from runtime.speculation.tree_search import (
     best_first_by_levels,
     dynamic_program,
     expected_tokens,
-    hardware_choice,
     make_non_increasing,
 )
 
@@ -194,28 +193,6 @@ def test_single_nodes_and_single_levels_are_plain_decoding() -> None:
 )
 def test_make_non_increasing_pools_violators(values: list, weights: list | None, expected: list) -> None:
     np.testing.assert_allclose(make_non_increasing(values, weights=weights), expected)
-
-
-def test_hardware_choice_reproduces_the_reference() -> None:
-    record = REFERENCE["hardware_choice"]
-    choice = hardware_choice(
-        LLAMA_SORTED,
-        {int(size): seconds for size, seconds in record["verify_seconds_by_size"].items()},
-        draft_step_seconds=record["draft_step_seconds"],
-        size_limit=record["size_limit"],
-        level_limit=record["level_limit"],
-    )
-    assert (choice.num_nodes, choice.num_levels) == (record["best_size"], record["best_levels"])
-    assert choice.expected_tokens == pytest.approx(record["expected_tokens"], abs=5e-4)
-    assert choice.seconds_per_token == pytest.approx(record["seconds_per_token"], abs=5e-4)
-    assert choice.speedup == pytest.approx(record["speedup"], abs=5e-3)
-
-
-def test_hardware_choice_falls_back_to_plain_decoding_when_drafting_costs_too_much() -> None:
-    choice = hardware_choice([0.5], {1: 1.0, 8: 1.0}, draft_step_seconds=10, size_limit=8, level_limit=8)
-    assert (choice.num_nodes, choice.num_levels, choice.speedup) == (1, 1, 1.0)
-    with pytest.raises(ValueError, match="size 1"):
-        hardware_choice([0.5], {8: 1.0}, draft_step_seconds=1, size_limit=8, level_limit=8)
 
 
 @pytest.mark.parametrize("acceptance", [[], [1.5], [-0.1], [float("nan")]])

@@ -7,7 +7,6 @@ measures: acceptance and costs come in as numbers. G is -inf where no such tree 
 """
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,55 +192,6 @@ def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) 
             mean, total, length = mean + share * (other_mean - mean), total + other_total, length + other_length
         pools.append((mean, total, length))
     return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
-
-
-@dataclass(frozen=True, slots=True)
-class HardwareChoice:
-    """The tree that the paper's cost model prefers, and what it promises."""
-
-    num_nodes: int
-    """n, the root included; 1 is plain decoding."""
-    num_levels: int
-    """d, the root's level included."""
-    expected_tokens: float
-    """G(n, d), tokens per round."""
-    seconds_per_token: float
-    """Seconds of a round over its tokens."""
-    speedup: float
-    """Seconds of plain decoding over seconds_per_token."""
-
-
-def hardware_choice(
-    acceptance: ArrayLike,
-    verify_seconds_by_size: Mapping[int, float],
-    *,
-    draft_step_seconds: float,
-    size_limit: int,
-    level_limit: int,
-) -> HardwareChoice:
-    """Maximise Speedup(n, d) = G(n, d) / (t(n) + d c) of the paper (section 4.3) over all n and d within the limits.
-
-    t(n) is interpolated between the sizes given, which must include 1; c is a draft step that costs the same at
-    every width. Plain decoding, n = 1, takes no draft step. Raises ValueError if size 1 is missing.
-    """
-    if 1 not in verify_seconds_by_size:
-        raise ValueError("verify_seconds_by_size needs the seconds of size 1, plain decoding")
-    sizes = sorted(verify_seconds_by_size)
-    measured = [verify_seconds_by_size[size] for size in sizes]
-    verify_seconds = np.interp(np.arange(1, size_limit + 1), sizes, measured)  # (N,)
-    searches = best_first_by_levels(acceptance, size_limit, level_limit)
-    tokens = np.array([search.expected_tokens for search in searches])  # (D, N)
-    seconds = verify_seconds + draft_step_seconds * np.arange(1, level_limit + 1)[:, None]
-    seconds[:, 0] = verify_seconds[0]
-    level_index, size_index = np.unravel_index(np.argmax(tokens / seconds), tokens.shape)
-    seconds_per_token = float(seconds[level_index, size_index] / tokens[level_index, size_index])
-    return HardwareChoice(
-        num_nodes=int(size_index) + 1,
-        num_levels=int(level_index) + 1,
-        expected_tokens=float(tokens[level_index, size_index]),
-        seconds_per_token=seconds_per_token,
-        speedup=float(verify_seconds[0]) / seconds_per_token,
-    )
 
 
 _NODE = np.dtype([("worth", np.float64), ("parent", np.int64), ("rank", np.int64), ("depth", np.int64)])
