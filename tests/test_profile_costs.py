@@ -1,0 +1,147 @@
+"""From profiles to tables and vectors: interpolation, shrinkage, tails, and what best-first needs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from profile_factory import PAIR
+
+from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
+from runtime.profile_costs import PRIOR_POSITIONS, acceptance_of, costs_from_profiles
+from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.tree_choice import choose_tree
+
+BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
+
+
+def pair_with(
+    by_rank: list[float],
+    counts: list[int],
+    *,
+    by_depth: list[list[float]] | None = None,
+    depth_positions: list[int] | None = None,
+) -> PairProfile:
+    table = AcceptanceTable(
+        temperature=0.0,
+        by_rank=tuple(by_rank),
+        by_rank_errors=(None,) * len(by_rank),
+        num_positions=tuple(counts),
+        by_depth=tuple(map(tuple, by_depth or [])),
+        by_depth_positions=tuple(depth_positions or []),
+    )
+    return replace(PAIR, acceptance=(table,))
+
+
+def pass_at(*costs: tuple[int, int, float], context: int) -> list[float]:
+    pair = replace(PAIR, pass_costs=tuple(PassCost(*cost) for cost in costs))
+    found = costs_from_profiles(pair, copy_seconds=[0.1], num_slots=2, context_tokens=context)
+    return found.pass_seconds([1, 50, 100]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (0, [1.0, 1.49, 1.99]),
+        (128, [1.0, 1.49, 1.99]),
+        (384, [2.0, 2.98, 3.98]),
+        (640, [3.0, 4.47, 5.97]),
+        (9000, [3.0] * 3),
+    ],
+)
+def test_passes_lie_between_the_nearest_contexts(context: int, expected: list[float]) -> None:
+    costs = [(1, 128, 1.0), (100, 128, 1.99), (1, 640, 3.0), (100, 640, 5.97)]
+    if context == 9000:
+        costs = [(1, 128, 1.0), (100, 128, 1.99), (1, 640, 3.0)]  # one size alone is a constant
+    assert pass_at(*costs, context=context) == pytest.approx(expected, abs=0.011)
+
+
+def test_contexts_measured_at_other_sizes_are_joined_at_all_of_them() -> None:
+    found = pass_at((1, 128, 1.0), (100, 128, 2.0), (1, 256, 2.0), (50, 256, 4.0), context=192)
+    assert found == pytest.approx([1.5, (1 + 49 / 99 + 4) / 2, (2 + 4 + 2 * 50 / 49) / 2])
+
+
+def test_the_rest_of_a_round_is_the_profiles() -> None:
+    pair = replace(PAIR, compute_slowdown=0.3, copy_slowdown=0.2)
+    costs = costs_from_profiles(
+        pair, copy_seconds=[0.1, None], num_slots=3, read_seconds=[0.2, None], num_stages=2, context_tokens=128
+    )
+    assert costs.draft_step_seconds is not None
+    assert costs.draft_step_seconds([1, 8]).tolist() == [0.01, 0.02]
+    assert costs.walk_seconds([1, 64]).tolist() == [0.005, 0.01]
+    assert (costs.copy_seconds, costs.read_seconds) == ((0.1, None), (0.2, None))
+    assert (costs.num_slots, costs.num_stages, costs.compute_slowdown, costs.copy_slowdown) == (3, 2, 0.3, 0.2)
+
+
+@pytest.mark.parametrize(("temperature", "first"), [(0.0, 0.8), (0.4, 0.8), (0.5, 0.8), (0.6, 0.7), (9.0, 0.7)])
+def test_the_nearest_temperature_is_taken_and_of_two_the_cooler(temperature: float, first: float) -> None:
+    assert acceptance_of(PAIR, temperature, by_depth=False)[0] == pytest.approx(first)
+
+
+def test_a_tail_that_nobody_measured_has_the_builtin_shape() -> None:
+    found = acceptance_of(pair_with([0.7, 0.1, 0.04], [300, 300, 300]), 0.0, by_depth=False)
+    assert found[:3] == pytest.approx([0.7, 0.1, 0.04])
+    assert found[3:] == pytest.approx(BUILTIN[3:] * 0.04 / BUILTIN[2])
+
+
+def test_ranks_that_were_never_accepted_make_the_tail_thinner() -> None:
+    """200 positions without one of rank 4: the builtin tail counts for 40 positions among 240."""
+    found = acceptance_of(pair_with([0.7, 0.1, 0.04, 0.0], [300, 300, 300, 200]), 0.0, by_depth=False)
+    assert found[3:] == pytest.approx(BUILTIN[3:] * 0.04 / BUILTIN[2] * PRIOR_POSITIONS / (PRIOR_POSITIONS + 200))
+
+
+def test_a_rank_without_positions_is_not_taken_for_one_that_is_never_accepted() -> None:
+    measured = acceptance_of(pair_with([0.7, 0.1], [300, 300]), 0.0, by_depth=False)
+    padded = acceptance_of(pair_with([0.7, 0.1, 0.0, 0.0], [300, 300, 0, 0]), 0.0, by_depth=False)
+    assert padded == pytest.approx(measured)
+
+
+def test_violations_are_pooled_by_their_positions() -> None:
+    found = acceptance_of(pair_with([0.7, 0.02, 0.08], [300, 200, 100]), 0.0, by_depth=False)
+    assert found[1:3] == pytest.approx([0.04, 0.04])
+
+
+def test_nothing_accepted_leaves_nothing_to_hope_for() -> None:
+    assert acceptance_of(pair_with([0.0, 0.0], [300, 200]), 0.0, by_depth=False).tolist() == [0.0] * 32
+
+
+def test_a_draft_that_is_nearly_always_right_leaves_its_tail_the_rest() -> None:
+    found = acceptance_of(pair_with([0.98, 0.015], [300, 300]), 0.0, by_depth=False)
+    assert found[:2] == pytest.approx([0.98, 0.015])
+    assert found.sum() == pytest.approx(1.0)
+
+
+def test_depths_with_few_positions_are_drawn_towards_all_depths() -> None:
+    pair = pair_with(
+        [0.8, 0.1], [1000, 1000], by_depth=[[0.7, 0.15], [0.95, 0.02], [0.0, 0.0]], depth_positions=[960, 40, 0]
+    )
+    pooled, rows = acceptance_of(pair, 0.0, by_depth=False), acceptance_of(pair, 0.0)
+    assert rows[0, 0] == pytest.approx((960 * 0.7 + 40 * 0.8) / 1000)
+    assert rows[1, 0] == pytest.approx((0.95 + 0.8) / 2)
+    assert rows[2] == pytest.approx(pooled)
+    for row in rows:  # what the first two ranks leave is shared out alike
+        assert row[2:] / (1 - row[:2].sum()) == pytest.approx(pooled[2:] / (1 - pooled[:2].sum()))
+
+
+def test_a_profile_without_depths_gives_one_row() -> None:
+    pair = pair_with([0.8, 0.1], [100, 100])
+    assert acceptance_of(pair, 0.0) == pytest.approx(acceptance_of(pair, 0.0, by_depth=False)[None, :])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_table_can_be_searched(seed: int) -> None:
+    """Random means and counts, ranks without positions, more ranks than the builtin vector: no row increases."""
+    rng = np.random.default_rng(seed)
+    num_ranks, num_depths = int(rng.integers(1, 40)), int(rng.integers(1, 6))
+    rows = rng.dirichlet(np.full(num_ranks + 1, 0.2), size=num_depths + 1)[:, :-1]
+    counts = np.sort(rng.integers(0, 50, size=num_ranks))[::-1]
+    pair = pair_with(
+        np.where(counts > 0, rows[0], 0.0).tolist(),
+        counts.tolist(),
+        by_depth=rows[1:].tolist(),
+        depth_positions=rng.integers(0, 60, size=num_depths).tolist(),
+    )
+    costs = costs_from_profiles(pair, copy_seconds=[0.5] * 4, num_slots=2, context_tokens=100)
+    for acceptance in (acceptance_of(pair, 0.3), acceptance_of(pair, 0.3, by_depth=False)):
+        assert (np.diff(acceptance) <= 0).all()
+        assert (acceptance.sum(axis=-1) <= 1 + 1e-12).all()
+        assert choose_tree(costs, acceptance, max_nodes=20, max_levels=6).best.expected_tokens >= 1
