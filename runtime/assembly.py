@@ -23,17 +23,19 @@ from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.out_of_memory import explained_shortage
 from offload.residency_plan import Tier
 from offload.staged_copy_engine import StagedCopyEngine
+from profiles.machine_profile import MachineProfile
+from profiles.pair_profile import PairProfile
 from runtime.accounting import Accounting
 from runtime.drafter import Drafter
 from runtime.engine import Engine
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
+from runtime.initial_plan import InitialPlan, stream_shape
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
 from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session
 from runtime.session_plan import SessionPlan
-from runtime.speculation.acceptance import builtin_acceptance
 from runtime.stream_path import StreamPath
 
 
@@ -65,10 +67,21 @@ def open_session(
     draft: Path | None = None,
     requests: Sequence[PromptRequest] = (),
     state_folder: Path | None = None,
+    profile: PairProfile | None = None,
+    machine: MachineProfile | None = None,
 ) -> Generator[OpenSession, None, None]:
     """`load_session` in one go; the session is closed with the context."""
     with ExitStack() as stack:
-        loading = load_session(config, stack, target=target, draft=draft, requests=requests, state_folder=state_folder)
+        loading = load_session(
+            config,
+            stack,
+            target=target,
+            draft=draft,
+            requests=requests,
+            state_folder=state_folder,
+            profile=profile,
+            machine=machine,
+        )
         while True:
             try:
                 next(loading)
@@ -86,11 +99,14 @@ def load_session(
     draft: Path | None = None,
     requests: Sequence[PromptRequest] = (),
     state_folder: Path | None = None,
+    profile: PairProfile | None = None,
+    machine: MachineProfile | None = None,
 ) -> Generator[LoadProgress, None, OpenSession]:
     """Load the models in the folders `target` and `draft` (None: substitute or none) within the budgets.
 
-    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered. What
-    was opened is closed with `stack`, whether the load ends or not.
+    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered.
+    `profile` of this pair and `machine` give the first tree; without them it is a modest one. What was opened is closed
+    with `stack`, whether the load ends or not.
 
     Raises:
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
@@ -98,7 +114,7 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = SessionPlan.build(config, target=target, draft=draft, requests=requests)
-    return (yield from _Load(plan, stack, state_folder).run())
+    return (yield from _Load(plan, stack, state_folder, InitialPlan(profile, machine)).run())
 
 
 def plan_memory(
@@ -111,8 +127,9 @@ def plan_memory(
 class _Load:
     """The steps of `load_session` and what they share."""
 
-    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None) -> None:
+    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None, start: InitialPlan) -> None:
         self._plan = plan
+        self._start = start
         self._config = plan.config
         self._reader = stack.enter_context(
             HostCopyEngine(
@@ -139,7 +156,7 @@ class _Load:
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
         engine = Engine(model, drafter, self._planner(placement, link), context_tokens=plan.context_tokens)
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
-        notes = self._path.notes(placement)
+        notes = (*self._path.notes(placement), *self._start.notes(plan, is_planned=engine.planner.choice is not None))
         return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
 
     def _progress(self, what: str, num_bytes: int) -> LoadProgress:
@@ -228,20 +245,20 @@ class _Load:
 
     def _planner(self, placement: Placement, link: CopyEngine) -> TreePlanner:
         """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
-        plan, payloads = self._plan, self._plan.target.slabs.payload_bytes
-        tiers = placement.tiers
-        return TreePlanner(
-            builtin_acceptance(substitute_held=None if plan.draft is not None else self._held),
-            streamed_bytes=[
-                None if tier is Tier.RESIDENT else size for tier, size in zip(tiers, payloads, strict=True)
-            ],
-            read_bytes=[size if tier is Tier.DISK else None for tier, size in zip(tiers, payloads, strict=True)]
-            if isinstance(link, StagedCopyEngine)
-            else (),
-            num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
+        plan, start = self._plan, self._start
+        stream = stream_shape(
+            placement.tiers,
+            plan.target.slabs.payload_bytes,
             num_slots=self._config.ring_slots,
+            num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
+        )
+        return TreePlanner(
+            start.acceptance_at(substitute_held=None if plan.draft is not None else self._held),
+            stream,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
+            initial_costs=start.costs(placement.tiers, stream, plan),
+            is_acceptance_measured=start.profile is not None,
         )
 
 

@@ -16,7 +16,8 @@ from runtime.drafter import Drafter
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
-from runtime.planner import RoundObservation, TreePlanner
+from runtime.planner import TreePlanner
+from runtime.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
@@ -48,6 +49,7 @@ class Engine:
     ) -> Generator[Event, None, None]:
         """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty."""
         self.set_text(prompt)
+        self.planner.use_temperature(params.temperature)
         try:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
@@ -72,6 +74,8 @@ class Engine:
             verify_seconds=time.perf_counter() - drafted,
             draft_steps=tuple(self.drafter.step_seconds) if self.drafter is not None else (),
             statistics=self.target.last_pass,
+            accepted_ranks=verdict.accepted_ranks,
+            num_children=verdict.num_children,
         )
         self.planner.observe(observation)
         yield observation.to_event()

@@ -1,130 +1,39 @@
-"""Chooses each round's tree: the one with the fewest predicted seconds per token, from what rounds cost here.
+"""Chooses each round's tree: the one with the fewest predicted seconds per token, from what rounds cost and accept.
 
-The first rounds use a modest tree and are measured; from then on every part of a round is a fitted cost: draft steps
-by width, layer computation by pass size, the link's rate, and the head. `pipeline_model` turns them into the seconds
-of a round (the hardware-aware choice of Sequoia, section 3.3, with measured instead of assumed parts). Plans are
-derived and never stored. Knows no model and no device.
+With a profile the first tree is the planned one. Without, a modest tree is measured and grown step by step. Either way
+every round teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds.
+Each temperature has its own acceptance. Plans are derived and never stored. Knows no model and no device.
 """
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.layer_streamer import PassStatistics
-from offload.pipeline_model import round_seconds_for
-from runtime.events import PassVerified
+from runtime.cost_learning import CostLearner, StreamShape
+from runtime.round_costs import RoundCosts
+from runtime.round_observation import RoundObservation
+from runtime.speculation.acceptance_learning import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
 from runtime.speculation.token_tree import TreeTopology
-from runtime.speculation.tree_search import BestFirst, best_first_by_levels
+from runtime.speculation.tree_search import best_first
+from runtime.tree_choice import TreeChoice, TreeRanking, choose_tree
 
 FIRST_SHAPE = (24, 8)
 """Nodes and levels of the tree before anything was measured."""
 NUM_EAGER_ROUNDS = 4
-"""Rounds after each of which the tree is chosen anew; later every REPLAN_ROUNDS."""
+"""Rounds after each of which the tree is chosen anew; later every REPLAN_ROUNDS, or while a step was too short."""
 REPLAN_ROUNDS = 8
-MAX_LEVELS = 32
-GROWTH_LIMIT = 4
-"""A choice extrapolates to at most this many times the largest pass measured."""
+MAX_NODES, MAX_LEVELS = 4096, 64
+STEP_FACTOR = 2
+"""Nodes and levels grow and shrink at most by this from one choice to the next: costs beyond are extrapolated."""
+LEAST_STEP = (8, 4)
+"""Nodes and levels that a step may always reach: nothing would ever grow out of (1, 1) by factors of two."""
+PROBE_ROUNDS = 32
+"""Rounds of plain decoding after which a small tree is tried, since plain rounds say nothing about drafts."""
+PROBE_SHAPE = (4, 3)
 
-
-@dataclass(frozen=True, slots=True)
-class RoundObservation:
-    """What one round cost and brought."""
-
-    num_pass_tokens: int
-    """Tokens that the pass computed: the tree, and text that the target had not seen."""
-    num_nodes: int
-    """Nodes of the tree, root included."""
-    num_emitted: int
-    """Tokens emitted: accepted drafts and the one after them."""
-    draft_seconds: float
-    """Growing the tree."""
-    verify_seconds: float
-    """The pass, the head and the walk."""
-    draft_steps: tuple[tuple[int, float], ...]
-    """(width, seconds) of each draft forward."""
-    statistics: PassStatistics
-    """What the pass says of itself."""
-
-    def to_event(self) -> PassVerified:
-        """The same as the consumer sees it."""
-        return PassVerified(
-            num_nodes=self.num_nodes,
-            num_accepted=self.num_emitted,
-            seconds=self.statistics.seconds,
-            link_busy_seconds=self.statistics.link_busy_seconds,
-            bytes_streamed=self.statistics.bytes_streamed,
-            draft_seconds=self.draft_seconds,
-            verify_seconds=self.verify_seconds,
-        )
-
-
-class LinearCost:
-    """seconds = base + slope * size, both >= 0, fitted to the last few measurements."""
-
-    def __init__(self, *, num_kept: int = 48) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=num_kept)
-
-    def add(self, size: float, seconds: float) -> None:
-        """Learn one measurement."""
-        self._samples.append((size, seconds))
-
-    @property
-    def is_known(self) -> bool:
-        """Whether anything was measured."""
-        return bool(self._samples)
-
-    @property
-    def largest_size(self) -> float:
-        """The largest size measured."""
-        return max(size for size, _ in self._samples)
-
-    def fit(self) -> tuple[float, float]:
-        """(base, slope) by least squares without outliers, clamped to be non-negative; one size alone gives a base.
-
-        A step that met a busy processor may take ten times its time: what lies three deviations off is left out.
-        """
-        sizes, seconds = np.array(self._samples, dtype=np.float64).T
-        base, slope = _fit_line(sizes, seconds)
-        for _ in range(3):
-            errors = np.abs(seconds - base - slope * sizes)
-            is_kept = errors <= 3 * 1.4826 * np.median(errors) + 1e-12
-            base, slope = _fit_line(sizes[is_kept], seconds[is_kept])
-        return base, slope
-
-
-def _fit_line(sizes: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    spread = sizes - sizes.mean()
-    variance = float((spread**2).sum())
-    if variance == 0:
-        return float(np.median(seconds)), 0.0
-    slope = max(0.0, float((spread * seconds).sum() / variance))
-    base = float(seconds.mean() - slope * sizes.mean())
-    if base < 0:
-        return 0.0, float((sizes * seconds).sum() / (sizes**2).sum())
-    return base, slope
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A tree and what it is predicted to bring."""
-
-    num_nodes: int
-    """Nodes, root included."""
-    num_levels: int
-    """Level limit, root included."""
-    expected_tokens: float
-    """Tokens per round."""
-    round_seconds: float
-    """Seconds per round, drafting included."""
-
-    @property
-    def seconds_per_token(self) -> float:
-        """What the choice minimises."""
-        return self.round_seconds / self.expected_tokens
+AcceptanceAt = Callable[[float], NDArray[np.float64]]
+"""Acceptance to start from, by rank or by depth and rank, at a temperature."""
 
 
 class TreePlanner:
@@ -132,98 +41,121 @@ class TreePlanner:
 
     def __init__(
         self,
-        acceptance: NDArray[np.float64],
+        acceptance_at: AcceptanceAt,
+        stream: StreamShape,
         *,
-        streamed_bytes: Sequence[int | None],
-        num_slots: int,
         max_nodes: int,
         fixed_shape: tuple[int, int] | None = None,
-        read_bytes: Sequence[int | None] = (),
-        num_stages: int = 0,
+        initial_costs: RoundCosts | None = None,
+        is_acceptance_measured: bool = False,
     ) -> None:
-        """`streamed_bytes`: per layer, None for residents; `fixed_shape` (nodes, levels) ends all choosing.
+        """`fixed_shape` (nodes, levels) ends all choosing; `initial_costs` are those of a profile.
 
-        `read_bytes`: per layer, what a disk delivers to one of `num_stages` stages; empty where no disk is behind.
+        `is_acceptance_measured`: whether `acceptance_at` comes from this pair, so that more is needed to move it.
         """
-        self._acceptance = acceptance
-        self._streamed_bytes = tuple(streamed_bytes)
-        self._read_bytes = tuple(read_bytes)
-        self._num_stages = num_stages
-        self._num_slots = num_slots
-        self._max_nodes = max(1, max_nodes)
-        self._is_fixed = fixed_shape is not None
-        self._shape = fixed_shape or FIRST_SHAPE
+        self._acceptance_at = acceptance_at
+        self._prior_events = MEASURED_EVENTS if is_acceptance_measured else BUILTIN_EVENTS
+        self._learner = CostLearner(stream, initial_costs)
+        self._max_nodes = min(MAX_NODES, max(1, max_nodes))
+        self._fixed_shape = fixed_shape
+        self._has_profile = initial_costs is not None
+        self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._max_nodes), FIRST_SHAPE[1])
         self._num_rounds = 0
-        self._draft_step = LinearCost()
-        self._compute = LinearCost()
-        self._overhead: deque[float] = deque(maxlen=16)
-        self._bytes_per_second: deque[float] = deque(maxlen=16)
-        self._disk_bytes_per_second: deque[float] = deque(maxlen=16)
-        self.choice: Choice | None = None
+        self._num_plain_rounds = 0
+        self._is_step_short = False
+        self._by_temperature: dict[float, AcceptanceLearner] = {}
+        self._temperature = 0.0
+        self.choice: TreeChoice | None = None
+        """The latest choice and what it promises; None before the first one, and for a fixed shape."""
+        self._start()
 
-    @cached_property
-    def _searches(self) -> tuple[BestFirst, ...]:
-        num_nodes, num_levels = self._max_nodes, MAX_LEVELS
-        if self._is_fixed:
-            num_nodes, num_levels = self._shape
-        return best_first_by_levels(self._acceptance, num_nodes, num_levels)
+    @property
+    def acceptance(self) -> NDArray[np.float64]:
+        """(D, R) what is believed at the present temperature."""
+        return self._acceptance_learner().estimate()
+
+    @property
+    def costs(self) -> RoundCosts | None:
+        """What rounds are believed to cost; None before a round was measured or a profile said so."""
+        return self._learner.costs() if self._learner.is_known else None
+
+    def use_temperature(self, temperature: float) -> None:
+        """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it."""
+        if temperature != self._temperature:
+            self._temperature = temperature
+            self._start()
 
     def topology(self, *, max_levels: int) -> TreeTopology:
         """The tree for the next round, with at most `max_levels` levels."""
-        num_nodes, num_levels = self._shape
-        search = self._searches[min(num_levels, max_levels, len(self._searches)) - 1]
-        return search.topology(min(num_nodes, len(search.depths)))
+        if self._tree.num_levels <= max_levels:
+            return self._tree
+        return self._grown(self._tree.num_nodes, max_levels)
 
     def observe(self, observation: RoundObservation) -> None:
         """Learn from a round, and choose the next rounds' tree anew when it is time."""
-        for width, seconds in observation.draft_steps:
-            self._draft_step.add(width, seconds)
-        statistics = observation.statistics
-        self._compute.add(observation.num_pass_tokens, statistics.compute_seconds)
-        self._overhead.append(observation.verify_seconds - statistics.seconds)
-        if statistics.link_busy_seconds > 0:
-            self._bytes_per_second.append(statistics.bytes_streamed / statistics.link_busy_seconds)
-        if statistics.disk_busy_seconds > 0:
-            self._disk_bytes_per_second.append(statistics.bytes_read / statistics.disk_busy_seconds)
+        self._learner.observe(observation)
+        self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
         self._num_rounds += 1
-        is_time = self._num_rounds <= NUM_EAGER_ROUNDS or self._num_rounds % REPLAN_ROUNDS == 0
-        if is_time and not self._is_fixed and self._draft_step.is_known:
-            self.choice = self._choose()
-            self._shape = (self.choice.num_nodes, self.choice.num_levels)
+        if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
+            return
+        was_probed = self._shape == (1, 1) and observation.num_nodes > 1
+        is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short
+        if is_eager or was_probed or self._num_rounds % REPLAN_ROUNDS == 0:
+            self._choose(is_free=False)
+        self._probe()
 
-    def _choose(self) -> Choice:
-        limit = min(self._max_nodes, int(GROWTH_LIMIT * self._compute.largest_size))
-        sizes = np.unique(np.geomspace(1, limit, 48).astype(np.int64))
-        candidates = []
-        for levels, search in enumerate(self._searches, start=1):
-            possible = sizes[sizes <= len(search.depths)]
-            num_expanded = np.cumsum(search.ranks == 1)  # each node with children has one child of rank 1
-            num_levels = np.maximum.accumulate(search.depths) + 1
-            for size in possible:
-                if num_levels[size - 1] == levels:
-                    candidates.append((size, levels, search.expected_tokens[size - 1], num_expanded[size - 1]))
-        table = np.array(candidates, dtype=np.float64)  # (C, 4)
-        seconds = self.round_seconds(table[:, 0], table[:, 1], table[:, 3])
-        best = int(np.argmin(seconds / table[:, 2]))
-        size, levels, tokens, _ = table[best]
-        return Choice(int(size), int(levels), float(tokens), float(seconds[best]))
+    def _start(self) -> None:
+        """The first tree at a temperature."""
+        if self._fixed_shape is None and self._learner.is_known:
+            self._choose(is_free=self._has_profile)
+        else:
+            self._used_acceptance = self._acceptance_at(self._temperature)  # a fixed tree does not drift
+            self._tree = self._grown(*self._shape)
 
-    def round_seconds(
-        self, num_nodes: NDArray[np.float64], num_levels: NDArray[np.float64], num_expanded: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Predicted seconds (C,) of rounds with these trees: all but the last level, and only parents, are drafted."""
-        step_base, step_slope = self._draft_step.fit()
-        draft_seconds = (num_levels - 1) * step_base + num_expanded * step_slope
-        base, slope = self._compute.fit()
-        num_layers = len(self._streamed_bytes)
-        per_layer = (base + slope * num_nodes) / num_layers  # (C,)
-        rate = float(np.median(self._bytes_per_second)) if self._bytes_per_second else np.inf
-        disk_rate = float(np.median(self._disk_bytes_per_second)) if self._disk_bytes_per_second else np.inf
-        return round_seconds_for(
-            np.repeat(per_layer[:, None], num_layers, axis=1),
-            [None if size is None else size / rate for size in self._streamed_bytes],
-            num_slots=self._num_slots,
-            between_passes_seconds=draft_seconds + float(np.median(self._overhead)),
-            read_seconds=[None if size is None else size / disk_rate for size in self._read_bytes],
-            num_stages=self._num_stages,
+    def _choose(self, *, is_free: bool) -> None:
+        """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
+        most_nodes, most_levels = self._max_nodes, MAX_LEVELS
+        if not is_free:
+            most_nodes = min(most_nodes, max(LEAST_STEP[0], STEP_FACTOR * self._shape[0]))
+            most_levels = min(most_levels, max(LEAST_STEP[1], STEP_FACTOR * self._shape[1]))
+        self._used_acceptance = self.acceptance
+        ranking = choose_tree(
+            self._learner.costs(), self._used_acceptance, max_nodes=most_nodes, max_levels=most_levels
         )
+        choice = ranking.best
+        if not is_free:
+            choice = self._least_step(ranking) or choice
+        is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_LEVELS
+        self._is_step_short = is_cut or choice != ranking.best
+        self.choice, self._shape = choice, (choice.num_nodes, choice.num_levels)
+        self._tree = choice.topology()
+
+    def _least_step(self, ranking: TreeRanking) -> TreeChoice | None:
+        """The tree half-way down where the best lies further down than a step reaches; None where it does not."""
+        best = ranking.best
+        num_nodes, num_levels = self._shape[0] // STEP_FACTOR, self._shape[1] // STEP_FACTOR
+        if best.num_nodes >= num_nodes and best.num_levels >= num_levels:
+            return None
+        levels = range(max(best.num_levels, num_levels), self._shape[1] + 1)  # few ranks may need more for the nodes
+        return next(filter(None, (ranking.of_shape(max(best.num_nodes, num_nodes), count) for count in levels)), None)
+
+    def _probe(self) -> None:
+        """While plain decoding is best, try a small tree now and then, for one round."""
+        self._num_plain_rounds = self._num_plain_rounds + 1 if self._shape == (1, 1) else 0
+        if self._shape == (1, 1):
+            is_time = self._num_plain_rounds % PROBE_ROUNDS == 0
+            self._tree = self._grown(*PROBE_SHAPE) if is_time else TreeTopology.single()
+
+    def _grown(self, num_nodes: int, num_levels: int) -> TreeTopology:
+        """The most expected tokens of this shape, or of as many nodes as its levels can have."""
+        search = best_first(self._used_acceptance, min(num_nodes, self._max_nodes), num_levels)
+        return search.topology(len(search.depths))
+
+    def _acceptance_learner(self) -> AcceptanceLearner:
+        learner = self._by_temperature.get(self._temperature)
+        if learner is None:
+            prior = self._acceptance_at(self._temperature)
+            learner = self._by_temperature[self._temperature] = AcceptanceLearner(
+                prior, prior_events=self._prior_events
+            )
+        return learner

@@ -89,11 +89,12 @@ class TreeRanking:
         """(N,) seconds per token by size, of trees with at most so many levels; infinite where there is none."""
         return np.asarray(self.seconds_per_token[level_limit - 1], dtype=np.float64)
 
-    def best_from(self, *, min_nodes: int, min_levels: int) -> TreeChoice:
-        """The best with at least so many nodes and levels; the best of all where there is none."""
-        table = self._table
-        found = table.best_where((table.sizes >= min_nodes) & (table.num_levels >= min_levels))
-        return self.best if found is None else found
+    def of_shape(self, num_nodes: int, level_limit: int) -> TreeChoice | None:
+        """The best tree of exactly so many nodes within so many levels; None if there is none among those searched."""
+        num_limits, num_sizes = self.seconds_per_token.shape
+        row, column = level_limit - 1, num_nodes - 1
+        is_searched = 0 <= row < num_limits and 0 <= column < num_sizes
+        return self._table.choice(row, column) if is_searched and np.isfinite(self.curve(level_limit)[column]) else None
 
 
 @dataclass(frozen=True, slots=True)

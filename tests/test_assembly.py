@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from model_factory import save_tiny_model, save_tiny_tokenizer
+from profile_factory import PAIR
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from offload.copy_engine import DiskSource, HostSource
@@ -15,6 +16,7 @@ from offload.layer_streamer import ResidentLayer
 from runtime.assembly import load_session, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.errors import TokenizerMismatchError
+from runtime.initial_plan import NO_PROFILE
 
 
 @pytest.fixture
@@ -164,3 +166,30 @@ def test_a_load_can_be_given_up_at_any_step(folder: Path, num_steps: int) -> Non
             next(loading)
         loading.close()
     assert threading.active_count() == threads
+
+
+def test_with_profiles_the_first_tree_is_planned_and_without_a_note_says_so(folder: Path) -> None:
+    config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=400, link="1MB/s")
+    with open_session(config, target=folder, profile=PAIR) as opened:
+        planner = opened.session.engine.planner
+        assert planner.choice is not None
+        assert planner.topology(max_levels=400) == planner.choice.topology()
+        assert planner.costs is not None
+        assert planner.costs.draft_step_seconds is not None
+        assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure
+        assert NO_PROFILE not in opened.notes
+    with open_session(config, target=folder) as opened:
+        assert opened.session.engine.planner.choice is None
+        assert opened.notes[-1] == NO_PROFILE
+
+
+def test_every_temperature_a_session_is_asked_at_is_planned_for(folder: Path) -> None:
+    with open_tiny(folder, draft="substitute", num_residents=0) as opened:
+        for temperature in (0.0, 1.0, 0.0):
+            answer(opened, request(temperature=temperature, max_new_tokens=6))
+        planner = opened.session.engine.planner
+        assert planner.costs is not None
+        assert planner.acceptance.shape[0] > 1
+        cold = planner.acceptance
+        planner.use_temperature(1.0)
+        assert (planner.acceptance != cold).any()

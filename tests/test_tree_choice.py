@@ -158,13 +158,21 @@ def test_a_chain_is_chosen_where_a_step_of_two_nodes_is_out_of_the_question() ->
     assert ranking.best.seconds_per_token < ranking.seconds_per_token.min()
 
 
-def test_the_best_from_a_size_and_depth_on_is_the_best_of_those() -> None:
+def test_any_shape_can_be_asked_for() -> None:
     ranking = choose_tree(simple_costs(draft=3.0), VECTOR, max_nodes=30, max_levels=6)
-    assert ranking.best.num_nodes == 1
-    least = ranking.best_from(min_nodes=12, min_levels=4)
-    assert least.num_nodes >= 12
-    assert least.num_levels == 4  # a level more costs three seconds
-    assert ranking.best_from(min_nodes=31, min_levels=1) == ranking.best
+    assert ranking.best == ranking.plain == ranking.of_shape(1, 1)
+    asked = ranking.of_shape(12, 4)
+    assert asked is not None
+    assert (asked.num_nodes, asked.num_levels) == (12, 4)
+    assert asked.seconds_per_token == ranking.curve(4)[11]
+    for num_nodes, level_limit in (
+        (31, 4),
+        (0, 4),
+        (12, 7),
+        (12, 0),
+        (6, 2),
+    ):  # four ranks: at most 5 nodes on 2 levels
+        assert ranking.of_shape(num_nodes, level_limit) is None
 
 
 def test_thousands_of_nodes_and_dozens_of_levels_are_searched_in_a_moment() -> None:

@@ -1,0 +1,49 @@
+"""What one round cost and brought: the engine writes it down, the planner learns from it, the consumer sees a part."""
+
+from dataclasses import dataclass
+
+from offload.layer_streamer import PassStatistics
+from runtime.events import PassVerified
+
+
+@dataclass(frozen=True, slots=True)
+class RoundObservation:
+    """One round, as measured."""
+
+    num_pass_tokens: int
+    """Tokens that the pass computed: the tree, and text that the target had not seen."""
+    num_nodes: int
+    """Nodes of the tree, root included."""
+    num_emitted: int
+    """Tokens emitted: accepted drafts and the one after them."""
+    draft_seconds: float
+    """Growing the tree."""
+    verify_seconds: float
+    """The pass, the head and the walk."""
+    draft_steps: tuple[tuple[int, float], ...]
+    """(width, seconds) of each draft forward."""
+    statistics: PassStatistics
+    """What the pass says of itself."""
+    accepted_ranks: tuple[int, ...] = ()
+    """For each accepted node, from the root down, the rank of the child that was accepted; 0 if none was."""
+    num_children: tuple[int, ...] = ()
+    """For each accepted node how many children stood for acceptance."""
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What was neither a draft forward nor the pass: head, walk and compaction, and filling the tree."""
+        outside_pass = self.verify_seconds - self.statistics.seconds
+        outside_steps = self.draft_seconds - sum(seconds for _, seconds in self.draft_steps)
+        return max(0.0, outside_pass + outside_steps)
+
+    def to_event(self) -> PassVerified:
+        """The same as the consumer sees it."""
+        return PassVerified(
+            num_nodes=self.num_nodes,
+            num_accepted=self.num_emitted,
+            seconds=self.statistics.seconds,
+            link_busy_seconds=self.statistics.link_busy_seconds,
+            bytes_streamed=self.statistics.bytes_streamed,
+            draft_seconds=self.draft_seconds,
+            verify_seconds=self.verify_seconds,
+        )

@@ -1,0 +1,75 @@
+"""Keeps an acceptance matrix up to date from what rounds accept: a prior, moved by counts that fade.
+
+Rounds are few and far ranks rare, so nothing is estimated freely. What is learned are factors on the prior: one for
+each group of ranks over all depths, and one more for each depth. Either is a Gamma-Poisson estimate, (a + seen) /
+(a + expected), which is 1 until there is evidence; a is how many accepted children the prior counts for. Counts fade
+with every round, so that the estimate follows the text, and returns to the prior where nothing more is seen.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.speculation.tree_search import make_non_increasing
+
+KEPT_PER_ROUND = 0.98
+"""Share of all counts that a round leaves: the last 50 rounds are what is believed."""
+BUILTIN_EVENTS = 4.0
+"""Accepted children that a builtin vector counts for: it was measured with other models."""
+MEASURED_EVENTS = 32.0
+"""The same for a vector that was measured with this pair, on other text."""
+DEPTH_EVENTS = 32.0
+"""Accepted children that all depths together count for beside a depth's own."""
+NUM_DEPTHS = 12
+"""Depths that are told apart, if the prior does not tell more; deeper ones belong to the last."""
+
+
+class AcceptanceLearner:
+    """One prior and what was seen since; for one temperature."""
+
+    def __init__(self, prior: ArrayLike, *, prior_events: float = BUILTIN_EVENTS) -> None:
+        """`prior`: p[rank] or p[depth of the parent][rank], not increasing with rank; its last row serves deeper."""
+        rows = np.atleast_2d(np.asarray(prior, dtype=np.float64))
+        missing = max(0, NUM_DEPTHS - len(rows))
+        self._prior = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])  # (D, R)
+        self._prior_events = prior_events
+        self._seen = np.zeros_like(self._prior)
+        self._tried = np.zeros_like(self._prior)
+        ranks = np.arange(self._prior.shape[1])
+        self._groups = np.ceil(np.log2(ranks + 1)).astype(np.int64)  # ranks 1, 2, 3-4, 5-8, 9-16, ...
+
+    def observe(self, accepted_ranks: Sequence[int], num_children: Sequence[int]) -> None:
+        """Learn one round's path: for each accepted node its children, and which of them was accepted (0: none)."""
+        self._seen *= KEPT_PER_ROUND
+        self._tried *= KEPT_PER_ROUND
+        num_depths, num_ranks = self._prior.shape
+        for depth, (rank, count) in enumerate(zip(accepted_ranks, num_children, strict=True)):
+            row = min(depth, num_depths - 1)
+            self._tried[row, :count] += 1
+            if 0 < rank <= num_ranks:
+                self._seen[row, rank - 1] += 1
+
+    def estimate(self) -> NDArray[np.float64]:
+        """(D, R) by depth of the parent and rank; no row increases with rank or adds up to more than 1."""
+        expected = self._tried * self._prior
+        overall = _factors(self._seen.sum(axis=0), expected.sum(axis=0), self._groups, self._prior_events)
+        moved = self._prior * overall
+        by_depth = _factors(self._seen, self._tried * moved, self._groups, DEPTH_EVENTS)
+        return cut_to_one(make_non_increasing(moved * by_depth))
+
+
+def cut_to_one(acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., R) the same, with what adds up to more than 1 cut off at the end: one child at most is accepted."""
+    room = np.maximum(1 - np.cumsum(acceptance, axis=-1) + acceptance, 0.0)
+    # Sums round: the minimum keeps each row from increasing by a last bit.
+    return np.asarray(np.minimum.accumulate(np.minimum(acceptance, room), axis=-1), dtype=np.float64)
+
+
+def _factors(
+    seen: NDArray[np.float64], expected: NDArray[np.float64], groups: NDArray[np.int64], prior_events: float
+) -> NDArray[np.float64]:
+    """(..., R) what each rank's group was accepted over what was expected, both with the prior's events added."""
+    is_of_group = (groups[:, None] == np.arange(groups[-1] + 1)).astype(np.float64)  # (R, G)
+    factors = (seen @ is_of_group + prior_events) / (expected @ is_of_group + prior_events)  # (..., G)
+    return np.asarray(factors[..., groups], dtype=np.float64)

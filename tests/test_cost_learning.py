@@ -1,0 +1,162 @@
+"""Costs learned from measurements alone, and from a profile that measurements scale."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from offload.layer_streamer import PassStatistics
+from runtime.cost_learning import CostFactor, CostLearner, LinearCost, StreamShape
+from runtime.round_costs import CostTable, RoundCosts
+from runtime.round_observation import RoundObservation
+
+SHAPE = StreamShape((1000, None, 1000, 1000), num_slots=2)
+INITIAL = RoundCosts(
+    copy_seconds=(0.1, None, 0.1, 0.1),
+    pass_seconds=CostTable((1, 101), (0.2, 1.2)),
+    draft_step_seconds=CostTable((1, 11), (0.01, 0.02)),
+    walk_seconds=CostTable((1,), (0.05,)),
+    num_slots=2,
+)
+
+
+def observation(
+    *,
+    num_tokens: int = 51,
+    compute: float = 0.7,
+    link: float = 0.3,
+    step: float = 0.015,
+    overhead: float = 0.05,
+    disk: float = 0.0,
+    bytes_read: int = 0,
+) -> RoundObservation:
+    """A round with one draft step of width 6; by default just as INITIAL expects."""
+    statistics = PassStatistics(
+        seconds=compute + 0.1,
+        wait_seconds=0.1,
+        link_busy_seconds=link,
+        bytes_streamed=3000,
+        num_layers=4,
+        num_streamed_layers=3,
+        compute_seconds=compute,
+        disk_busy_seconds=disk,
+        bytes_read=bytes_read,
+    )
+    return RoundObservation(
+        num_pass_tokens=num_tokens,
+        num_nodes=num_tokens,
+        num_emitted=1,
+        draft_seconds=step,
+        verify_seconds=compute + 0.1 + overhead,
+        draft_steps=((6, step),),
+        statistics=statistics,
+    )
+
+
+def test_a_linear_cost_recovers_its_line_and_never_turns_negative() -> None:
+    cost = LinearCost()
+    for size in (1, 4, 9):
+        cost.add(size, 0.5 + 0.25 * size)
+    assert cost.fit() == pytest.approx((0.5, 0.25))
+    assert cost.table()([0, 2, 100]) == pytest.approx([0.5, 1.0, 25.5])
+    falling = LinearCost()
+    falling.add(1, 2.0)
+    falling.add(3, 1.0)
+    assert falling.fit() == pytest.approx((1.5, 0.0), abs=0.01)
+    steep = LinearCost()
+    steep.add(10, 1.0)
+    steep.add(20, 4.0)
+    base, slope = steep.fit()
+    assert base == 0
+    assert slope > 0
+
+
+def test_one_outlier_does_not_bend_the_line() -> None:
+    """A draft step that met a busy processor must not decide the tree."""
+    cost = LinearCost()
+    for size in range(1, 13):
+        cost.add(size, 0.5 + 0.25 * size)
+    cost.add(6, 40.0)
+    assert cost.fit() == pytest.approx((0.5, 0.25), rel=0.05)
+
+
+def test_old_measurements_fade() -> None:
+    cost = LinearCost()
+    for _ in range(60):
+        cost.add(4, 1.0)
+    for _ in range(60):
+        cost.add(4, 3.0)
+    assert cost.fit() == (3.0, 0.0)
+
+
+def test_a_factor_is_one_until_there_are_more_than_a_few_measurements() -> None:
+    factor = CostFactor()
+    assert factor.value() == 1.0
+    factor.add(9.0, 1.0)
+    assert factor.value() == 1.0
+    for _ in range(8):
+        factor.add(1.3, 1.0)
+    assert factor.value() == 1.3
+    factor.add(1.0, 0.0)  # nothing was expected
+    assert factor.value() == 1.3
+
+
+def test_measurements_alone_become_costs() -> None:
+    learner = CostLearner(SHAPE)
+    assert not learner.is_known
+    learner.observe(replace(observation(), draft_steps=()))
+    assert not learner.is_known  # a round without a draft says nothing about drafting
+    learner.observe(observation(num_tokens=101, compute=1.2))
+    assert learner.is_known
+    costs = learner.costs()
+    assert costs.copy_seconds == pytest.approx((0.1, None, 0.1, 0.1))
+    assert costs.pass_seconds([1, 51, 101]) == pytest.approx([0.2, 0.7, 1.2])
+    assert costs.draft_step_seconds is not None
+    assert costs.draft_step_seconds([1, 6]) == pytest.approx([0.015, 0.015])
+    assert costs.walk_seconds([1]) == pytest.approx([0.05], abs=0.02)
+    assert costs.read_seconds == ()
+
+
+def test_a_disk_behind_the_link_is_measured_too() -> None:
+    shape = StreamShape((1000,) * 2, num_slots=2, read_bytes=(None, 1000), num_stages=2)
+    learner = CostLearner(shape)
+    learner.observe(observation(disk=0.5, bytes_read=1000))
+    costs = learner.costs()
+    assert costs.read_seconds == (None, 0.5)
+    assert costs.num_stages == 2
+    assert costs.round_seconds([1], [0.0])[0] >= 0.5
+
+
+def test_a_profile_is_believed_until_measurements_say_otherwise() -> None:
+    learner = CostLearner(SHAPE, INITIAL)
+    assert learner.is_known
+    assert learner.costs() == INITIAL
+    for _ in range(12):
+        learner.observe(observation(compute=1.4, link=0.6, step=0.03, overhead=0.025))
+    costs = learner.costs()
+    assert costs.copy_seconds == pytest.approx((0.2, None, 0.2, 0.2))
+    assert costs.pass_seconds([1, 101]) == pytest.approx([0.4, 2.4])
+    assert costs.draft_step_seconds is not None
+    assert costs.draft_step_seconds([1, 11]) == pytest.approx([0.02, 0.04])
+    assert costs.walk_seconds([1]) == pytest.approx([0.025])
+
+
+def test_rounds_that_go_as_expected_change_nothing_slowdowns_and_disk_included() -> None:
+    """Copies slowed by 0.7 s of computation at 0.5, computation by those copies at 0.1."""
+    initial = replace(
+        INITIAL,
+        compute_slowdown=0.1,
+        copy_slowdown=0.5,
+        read_seconds=(None, None, 0.2, 0.2),
+        num_stages=2,
+    )
+    learner = CostLearner(replace(SHAPE, read_bytes=(None, None, 1000, 1000), num_stages=2), initial)
+    link = (0.3 + 0.5 * 0.7) / (1 - 0.5 * 0.1)
+    for _ in range(12):
+        learner.observe(observation(compute=0.7 + 0.1 * link, link=link, disk=0.4, bytes_read=2000))
+    costs = learner.costs()
+    assert costs.copy_seconds == pytest.approx(initial.copy_seconds)
+    assert costs.read_seconds == pytest.approx(initial.read_seconds)
+    assert costs.pass_seconds([1, 51]) == pytest.approx(initial.pass_seconds([1, 51]))
+    nodes, draft = np.array([1, 50]), np.array([0.0, 0.1])
+    assert costs.round_seconds(nodes, draft) == pytest.approx(initial.round_seconds(nodes, draft))
