@@ -56,9 +56,9 @@ class TreeCandidates:
         by_width[0] = 0.0  # a level without children takes no step
         if isinstance(self.searched, DynamicProgram):
             return np.asarray(by_width[_widths_of(self.searched)].sum(axis=-1), dtype=np.float64)
-        seconds = np.zeros((num_limits, num_nodes))
+        seconds, increments = np.zeros((num_limits, num_nodes)), np.diff(by_width)
         for row, search in zip(seconds, self.searched, strict=True):
-            _add_steps(row, search, np.diff(by_width))
+            _add_steps(row, search, increments)
         return np.cumsum(seconds, axis=1)
 
     def topology(self, num_nodes: int, level_limit: int) -> TreeTopology:

@@ -176,7 +176,7 @@ def test_any_shape_can_be_asked_for() -> None:
 
 
 def test_thousands_of_nodes_and_dozens_of_levels_are_searched_in_a_moment() -> None:
-    """0.1 s on one idle core; the limit here leaves room for a busy one."""
+    """60 ms on one idle core; the limit here leaves room for a busy one."""
     costs = RoundCosts(
         copy_seconds=tuple(None if index % 5 == 0 else 0.06 for index in range(80)),
         pass_seconds=CostTable((1, 128, 1024), (0.2, 0.25, 0.9)),

@@ -7,7 +7,8 @@ measures: acceptance and costs come in as numbers. G is -inf where no such tree 
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -139,23 +140,20 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
     if (np.diff(by_depth, axis=1) > 0).any():
         raise ValueError("acceptance must not increase with rank; pass it through make_non_increasing first")
     _check_limits(num_nodes, num_levels)
-    nodes = np.zeros(1, dtype=_NODE)  # level by level, each level by descending worth
-    nodes["worth"], nodes["parent"] = 1, -1
-    order = np.zeros(1, dtype=np.int64)  # the num_nodes worthiest of them
-    searches = [_search_of(nodes, order, num_nodes=num_nodes, num_levels=1)]
-    level_start = 0
+    level = _Ranked.root()  # the newest level by descending worth
+    chosen = level  # the num_nodes worthiest nodes of all levels so far
+    searches = [_search_of(chosen, num_nodes=num_nodes, num_levels=1)]
+    num_numbered = 1
     for depth in range(1, num_levels):
-        least_worth = nodes["worth"][order[-1]] if len(order) == num_nodes else -1.0
+        least_worth = float(chosen.worths[-1]) if len(chosen.worths) == num_nodes else -1.0
         by_rank = by_depth[min(depth, len(by_depth)) - 1]
-        level = _next_level(nodes["worth"][level_start:], by_rank, num_nodes=num_nodes, least_worth=least_worth)
-        level["parent"] += level_start
-        level["depth"] = depth
-        level_start = len(nodes)
-        nodes = np.concatenate((nodes, level))
-        order = np.concatenate((order, np.arange(level_start, len(nodes))))
-        # A stable sort lets the shallower and elder node go first among equals, so parents precede their children.
-        order = order[np.argsort(-nodes["worth"][order], kind="stable")[:num_nodes]]
-        searches.append(_search_of(nodes, order, num_nodes=num_nodes, num_levels=depth + 1))
+        level = _next_level(level, by_rank, num_nodes=num_nodes, least_worth=least_worth, first_number=num_numbered)
+        if len(level.worths) == 0:  # nor will any deeper level have a node
+            searches += [replace(searches[-1], num_levels=limit) for limit in range(depth + 1, num_levels + 1)]
+            break
+        num_numbered += len(level.worths)
+        chosen = chosen.merged(level, num_nodes)
+        searches.append(_search_of(chosen, num_nodes=num_nodes, num_levels=depth + 1))
     return tuple(searches)
 
 
@@ -194,37 +192,79 @@ def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) 
     return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
 
 
-_NODE = np.dtype([("worth", np.float64), ("parent", np.int64), ("rank", np.int64), ("depth", np.int64)])
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """M nodes by descending worth. Numbers are those of the sweep: level by level, each level by worth."""
+
+    worths: NDArray[np.float64]
+    numbers: NDArray[np.int64]
+    parents: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    depths: NDArray[np.int64]
+
+    @classmethod
+    def root(cls) -> "_Ranked":
+        zero = np.zeros(1, dtype=np.int64)
+        return cls(np.ones(1), zero, zero - 1, zero, zero)
+
+    def merged(self, level: "_Ranked", num_nodes: int) -> "_Ranked":
+        """The worthiest `num_nodes` of both; the shallower goes first among equals, so parents precede children."""
+        late = np.searchsorted(-self.worths, -level.worths, side="right") + np.arange(len(level.worths))
+        is_late = np.zeros(len(self.worths) + len(level.worths), dtype=np.bool_)
+        is_late[late] = True
+        is_late = is_late[:num_nodes]
+        num_late = int(is_late.sum())
+
+        def join(own: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+            both = np.empty(len(is_late), dtype=own.dtype)
+            both[is_late] = new[:num_late]
+            both[~is_late] = own[: len(is_late) - num_late]
+            return both
+
+        return _Ranked(
+            join(self.worths, level.worths),
+            join(self.numbers, level.numbers),
+            join(self.parents, level.parents),
+            join(self.ranks, level.ranks),
+            join(self.depths, level.depths),
+        )
 
 
 def _next_level(
-    parent_worths: NDArray[np.float64], by_rank: NDArray[np.float64], *, num_nodes: int, least_worth: float
-) -> NDArray[np.void]:
-    """The worthiest `num_nodes` children, worth more than `least_worth`, of a level sorted by worth, sorted again."""
-    worths = by_rank[:, None] * parent_worths  # (B, L)
+    level: _Ranked, by_rank: NDArray[np.float64], *, num_nodes: int, least_worth: float, first_number: int
+) -> _Ranked:
+    """The worthiest `num_nodes` children of a level that are worth more than `least_worth`."""
+    # Both are sorted: only the first parents and ranks can reach so much.
+    num_parents = int(np.count_nonzero(level.worths * by_rank[0] > least_worth))
+    num_ranks = int(np.count_nonzero(level.worths[:1] * by_rank > least_worth)) if num_parents else 0
+    worths = by_rank[:num_ranks, None] * level.worths[:num_parents]  # (B, L)
     # Child k of parent i falls behind the k children at least as worthy of each of i parents.
-    places = np.arange(1, len(by_rank) + 1)[:, None] * np.arange(1, len(parent_worths) + 1)
+    places = np.arange(1, num_ranks + 1)[:, None] * np.arange(1, num_parents + 1)
     ranks, parents = np.nonzero((worths > least_worth) & (places <= num_nodes))
     worths = worths[ranks, parents]
     order = np.argsort(-worths, kind="stable")[:num_nodes]
-    level = np.empty(len(order), dtype=_NODE)
-    level["worth"], level["parent"], level["rank"] = worths[order], parents[order], ranks[order] + 1
-    return level
+    return _Ranked(
+        worths[order],
+        first_number + np.arange(len(order)),
+        level.numbers[parents[order]],
+        ranks[order] + 1,
+        np.full(len(order), level.depths[0] + 1),
+    )
 
 
-def _search_of(nodes: NDArray[np.void], order: NDArray[np.int64], *, num_nodes: int, num_levels: int) -> BestFirst:
-    chosen = nodes[order]
-    steps = np.empty(len(nodes) + 1, dtype=np.int64)
-    steps[order] = np.arange(len(order))
+def _search_of(chosen: _Ranked, *, num_nodes: int, num_levels: int) -> BestFirst:
+    num_chosen = len(chosen.worths)
+    steps = np.empty(int(chosen.numbers.max()) + 2, dtype=np.int64)
+    steps[chosen.numbers] = np.arange(num_chosen)
     steps[-1] = -1  # the root's parent
     tokens = np.full(num_nodes, -np.inf)
-    tokens[: len(order)] = np.cumsum(chosen["worth"])
+    tokens[:num_chosen] = np.cumsum(chosen.worths)
     return BestFirst(
         num_levels=num_levels,
         expected_tokens=tokens,
-        depths=chosen["depth"].copy(),
-        parents=steps[chosen["parent"]],
-        ranks=chosen["rank"].copy(),
+        depths=chosen.depths,
+        parents=steps[chosen.parents],
+        ranks=chosen.ranks,
     )
 
 
