@@ -6,7 +6,6 @@ A step is what the drafter runs for a level: a pass over its nodes behind some c
 """
 
 import statistics
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from runtime.events import Finished
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.model_folders import locate_models
+from runtime.part_timing import time_draft_step
 from runtime.prompt_file import PromptRequest
 from runtime.speculation.acceptance import AcceptanceEstimator
 
@@ -197,8 +197,6 @@ def _time_step(model: StreamedModel, width: int, *, num_repeats: int) -> DraftSt
     inputs = chain_input(token_ids[STEP_CONTEXT_TOKENS:], num_cached=STEP_CONTEXT_TOKENS)
     seconds = []
     for _ in range(num_repeats + 1):  # the first warms up
-        begun = time.perf_counter()
-        model.logits(model.run_pass(inputs)).argmax(dim=-1).tolist()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time_draft_step(model, inputs))
         model.cache.truncate(STEP_CONTEXT_TOKENS)
     return DraftStep(width, statistics.median(seconds[1:]), min(seconds[1:]))

@@ -6,7 +6,6 @@ Prints nothing.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,13 +14,14 @@ import numpy as np
 import torch
 
 from offload.copy_engine import DiskSource
-from offload.layer_streamer import LayerStreamer, ResidentLayer
+from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import PipelineParts, round_seconds
 from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
 from runtime.bare_loop import raw_link_seconds, streamed_layouts
 from runtime.engine import verify_input
 from runtime.model.lazy_logits import LazyLogits
+from runtime.part_timing import layers_of_zeros, median_seconds
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
@@ -128,16 +128,15 @@ def _time_draft(opened: OpenSession, num_repeats: int) -> tuple[TokenTree, float
         assert isinstance(last, TokenTree)
         tree = last
 
-    seconds = _median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
+    seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
     assert tree is not None
     return tree, seconds
 
 
 def _time_compute(opened: OpenSession, tree: TokenTree, num_repeats: int) -> tuple[float, float, float]:
     """Median seconds of a pass over layers of zeros, of head, walk and compaction, and of a pass while copies run."""
-    engine, plan = opened.session.engine, opened.plan
+    engine = opened.session.engine
     target = engine.target
-    zeros = torch.zeros(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device)
     num_committed = target.cache.num_cached
     text = engine.text[: num_committed + 1]
     hidden = torch.empty(0)
@@ -152,11 +151,10 @@ def _time_compute(opened: OpenSession, tree: TokenTree, num_repeats: int) -> tup
         verdict = verify(tree, logits.row, SamplingParams(), np.random.default_rng(0))
         target.cache.compact(num_committed, [num_committed + node for node in verdict.path])
 
-    layers = [ResidentLayer(zeros)] * opened.streamer.num_layers
-    with LayerStreamer(layers, opened.reader, num_slots=2) as ring, target.streaming_from(ring):
-        compute_seconds = _median_seconds(run_pass, num_repeats + 1)
-        head_seconds = _median_seconds(walk, num_repeats, before=run_pass)
-        overlap_seconds = _median_seconds(lambda: _beside_copies(opened, run_pass), num_repeats + 1)
+    with layers_of_zeros(opened):
+        compute_seconds = median_seconds(run_pass, num_repeats + 1)
+        head_seconds = median_seconds(walk, num_repeats, before=run_pass)
+        overlap_seconds = median_seconds(lambda: _beside_copies(opened, run_pass), num_repeats + 1)
     target.cache.truncate(num_committed)
     return compute_seconds, head_seconds, overlap_seconds
 
@@ -183,23 +181,3 @@ def time_copies(opened: OpenSession) -> tuple[float, float]:
         link_seconds = statistics.mean(item.link_busy_seconds for item in timed)
         return link_seconds, statistics.mean(item.disk_busy_seconds for item in timed)
     return statistics.mean(item.seconds for item in timed), 0.0
-
-
-def _median_seconds(
-    action: Callable[[], object],
-    num_repeats: int,
-    *,
-    before: Callable[[], object] | None = None,
-    after: Callable[[], object] | None = None,
-) -> float:
-    """Median over the repeats, the first one left out where there are several."""
-    seconds = []
-    for _ in range(num_repeats):
-        if before is not None:
-            before()
-        begun = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - begun)
-        if after is not None:
-            after()
-    return statistics.median(seconds[1:] or seconds)

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from offload.layer_streamer import SlotState
 from offload.memory_budget import process_memory
 from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
 from runtime.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted
+from runtime.part_timing import wait_for_full_ring
 from runtime.sampling_params import SamplingParams
 
 PROMPT_TOKENS = (1, 2, 3, 4)
@@ -151,19 +151,13 @@ def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, fl
             if not isinstance(event, TokensAccepted):
                 continue
             if num_rounds == 0:  # the prompt's own pass comes before
-                _wait_for_full_ring(opened)
+                wait_for_full_ring(opened)
                 begun, bytes_before = time.perf_counter(), opened.link.bytes_copied
             else:
                 wait_seconds += engine.target.last_pass.wait_seconds
             if num_rounds == num_passes:
                 break
             num_rounds += 1
-        _wait_for_full_ring(opened)
+        wait_for_full_ring(opened)
         seconds = time.perf_counter() - begun
     return (opened.link.bytes_copied - bytes_before) / seconds, seconds / num_passes, wait_seconds / num_passes
-
-
-def _wait_for_full_ring(opened: OpenSession) -> None:
-    """Until every slot holds a layer, so that nothing crosses the link any more."""
-    while any(slot.state is not SlotState.READY for slot in opened.streamer.slot_states):
-        time.sleep(0.0005)
