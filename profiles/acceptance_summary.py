@@ -1,0 +1,147 @@
+"""From positions of the target's own text to acceptance by rank, and by depth and rank, with standard errors.
+
+A position is a place in a text that the target wrote, with what verification would do there on average: how likely
+each child that the draft draws is the accepted one (Sequoia, section 4.1; analytic, so with far less variance than
+counting). Texts come as they are written, position after position. Knows no models and no files.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiles.pair_profile import AcceptanceTable
+
+MAX_DEPTHS = 32
+MIN_DEPTH_POSITIONS = 20.0
+"""A depth has a row of its own if it was reached with at least this much evidence; deeper ones are pooled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForcedPosition:
+    """One position of a text."""
+
+    temperature: float
+    """Of the text, and of both distributions."""
+    text: int
+    """Which text; positions of one text come in order, none left out."""
+    acceptance: NDArray[np.float64]
+    """(R,) how likely the child of each rank is the accepted one."""
+    followed: float
+    """How likely the token that the text has here was an accepted child, given that the text has it.
+
+    Or a number, 0 or more, of which that is the mean over the draft's draws: 0 or 1 for greedy texts.
+    """
+
+
+class AcceptanceSummary:
+    """Collects positions and makes a table of each temperature."""
+
+    def __init__(self) -> None:
+        self._texts: defaultdict[float, defaultdict[int, list[ForcedPosition]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, position: ForcedPosition) -> None:
+        """Add the next position of its text."""
+        self._texts[position.temperature][position.text].append(position)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those that have a position, ascending."""
+        return tuple(sorted(self._texts))
+
+    def num_positions(self, temperature: float) -> int:
+        """Positions seen at this temperature."""
+        return sum(map(len, self._texts[temperature].values()))
+
+    def table(self, temperature: float) -> AcceptanceTable:
+        """Acceptance by rank and by depth at a temperature that has at least one position.
+
+        By rank: means over all N positions; standard error sqrt(variance / (N - 1)), as if positions were independent.
+
+        By depth: a round may start anywhere, so each position of a text is the root (depth 0) of a path that starts
+        there. Position t has depth j on the path that started at t - j, and counts there with the weight
+
+            W[t, j] = product of followed[i] over i = t-j .. t-1,
+
+        whose mean over the draws is the probability that verification of a tree with R children a node went along the
+        text's own tokens from t-j to t. Row j is sum_t W[t, j] acceptance[t] / sum_t W[t, j]: what follows an accepted
+        path of j drafts. If easy stretches stay easy, deeper rows are higher. Its number of positions is Kish's
+        effective one, (sum W)^2 / sum W^2. At temperature 0 `followed` is 0 or 1, so this counts accepted paths.
+
+        A depth has its own row while its number reaches MIN_DEPTH_POSITIONS, at most MAX_DEPTHS - 1 rows; the last row
+        pools all deeper ones (each position weighted by the sum of its W there).
+        """
+        texts = [_TextPositions.of(positions) for positions in self._texts[temperature].values()]
+        acceptance = np.concatenate([text.acceptance for text in texts])  # (N, R)
+        num_positions, num_ranks = acceptance.shape
+        means = acceptance.mean(axis=0)
+        errors: list[float | None] = [None] * num_ranks
+        if num_positions > 1:
+            errors = [float(error) for error in acceptance.std(axis=0) / np.sqrt(num_positions - 1)]
+        rows, evidence = _by_depth(texts)
+        return AcceptanceTable(
+            temperature=temperature,
+            by_rank=_probabilities(means),
+            by_rank_errors=tuple(errors),
+            num_positions=(num_positions,) * num_ranks,
+            by_depth=tuple(_probabilities(row) for row in rows),
+            by_depth_positions=tuple(max(1, round(float(count))) for count in evidence),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _TextPositions:
+    """N positions of one text."""
+
+    acceptance: NDArray[np.float64]
+    """(N, R)"""
+    weights: NDArray[np.float64]
+    """(N, N) W[t, j]; 0 where the path would start before the text."""
+
+    @classmethod
+    def of(cls, positions: list[ForcedPosition]) -> "_TextPositions":
+        num_positions = len(positions)
+        weights = np.zeros((num_positions, num_positions))
+        weights[:, 0] = 1.0
+        for t in range(1, num_positions):
+            weights[t, 1:] = weights[t - 1, :-1] * positions[t - 1].followed
+        return cls(np.stack([position.acceptance for position in positions]), weights)
+
+    def weights_at(self, depth: int, *, and_deeper: bool = False) -> NDArray[np.float64]:
+        """(N,) of each position at one depth, or at it and all deeper ones together."""
+        if depth >= len(self.weights):
+            return np.zeros(len(self.weights))
+        return self.weights[:, depth:].sum(axis=1) if and_deeper else self.weights[:, depth]
+
+
+def _by_depth(texts: list[_TextPositions]) -> tuple[list[NDArray[np.float64]], list[float]]:
+    """The rows (R,) by depth, and the effective positions of each; the last row pools what is deeper."""
+    rows: list[NDArray[np.float64]] = []
+    evidence: list[float] = []
+    for depth in range(MAX_DEPTHS - 1):
+        row, count = _weighted(texts, [text.weights_at(depth) for text in texts])
+        if depth > 0 and count < MIN_DEPTH_POSITIONS:
+            break
+        rows.append(row)
+        evidence.append(count)
+    row, count = _weighted(texts, [text.weights_at(len(rows), and_deeper=True) for text in texts])
+    if count > 0:
+        rows.append(row)
+        evidence.append(count)
+    return rows, evidence
+
+
+def _weighted(texts: list[_TextPositions], weights: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], float]:
+    """Weighted mean of the acceptance, (R,), and the effective number of positions, 0 if no weight is left."""
+    every = np.concatenate(weights)  # (N,)
+    total = float(every.sum())
+    if total <= 0:
+        return np.zeros(texts[0].acceptance.shape[1]), 0.0
+    sums = sum((weight @ text.acceptance for weight, text in zip(weights, texts, strict=True)), start=np.zeros(()))
+    return np.asarray(sums / total), total**2 / float((every**2).sum())
+
+
+def _probabilities(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Rounded to what a profile needs; sums of rounding errors must not exceed 1."""
+    return tuple(round(float(value), 7) for value in np.clip(values, 0.0, 1.0))

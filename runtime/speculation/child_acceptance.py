@@ -1,0 +1,65 @@
+"""What verification does at one node on average: which child it accepts, and whether it goes along a given token.
+
+The same recursion as `acceptance.analytic_acceptance`, in closed form: after j rejections the target's residual is
+S(beta)^-1 (P - beta Q)+, so only the sum S(beta) is needed, over tokens that grow fewer. 2 ms instead of 40 for 32
+children of a vocabulary of 152,000. Pure NumPy. Sequoia (arXiv 2402.12374, algorithm 2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.speculation.verifier import Probs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeOutcome:
+    """What happens at a node whose children were drawn without replacement."""
+
+    acceptance: NDArray[np.float64]
+    """(b,) how likely each child, in drawing order, is the accepted one."""
+    followed: float
+    """How likely `emitted` came as an accepted child, given that it is what the node emits; its mean over draws is."""
+
+
+def node_outcome(target_probs: Probs, draft_probs: Probs, children: Sequence[int], *, emitted: int) -> NodeOutcome:
+    """The outcome for these children, drawn from `draft_probs` Q (V,), against `target_probs` P (V,), both with sum 1.
+
+    With m_j the mass of Q before draw j, Q_j = Q / m_j off the tokens drawn before; beta_1 = 0, S(0) = 1,
+    beta_(j+1) = beta_j + S(beta_j) / m_j and P_j = (P - beta_j Q)+ / S(beta_j), where S(beta) is the sum of
+    (P - beta Q)+. A rejected token x has P_j[x] < Q_j[x], so no later residual holds it. Then
+
+        acceptance[j] = R_j min(1, P_j[x_j] / Q_j[x_j]),   R_j = probability that all before were rejected,
+        followed = sum_j R_j min(P_j[y], Q_j[y]) / P[y]    for y = emitted,
+
+    the second with draw j itself averaged over Q_j: its mean over the draws is P(child y accepted) / P(y emitted), at
+    most 1, though single draws may exceed it.
+    Children drawn after Q's mass was gone count as never accepted.
+    """
+    acceptance = np.zeros(len(children))
+    left = draft_probs.copy()
+    left[list(children)] = 0.0
+    masses = left.sum() + np.cumsum(draft_probs[list(children)][::-1])[::-1]  # (b,) m_j, free of cancellation
+    target_left, draft_left = target_probs, draft_probs  # the tokens of the residual
+    beta, scale, all_rejected, followed = 0.0, 1.0, 1.0, 0.0
+    for index, (token, mass) in enumerate(zip(children, masses, strict=True)):
+        if mass <= 0 or draft_probs[token] <= 0:
+            break
+        if emitted not in children[:index]:
+            residual = max(0.0, target_probs[emitted] - beta * draft_probs[emitted]) / scale
+            followed += all_rejected * min(residual, draft_probs[emitted] / mass)
+        residual = max(0.0, target_probs[token] - beta * draft_probs[token]) / scale
+        accepted = min(1.0, float(residual * mass / draft_probs[token]))
+        acceptance[index] = all_rejected * accepted
+        all_rejected *= 1 - accepted
+        if all_rejected <= 0:
+            break
+        beta += scale / mass
+        is_left = target_left > beta * draft_left
+        target_left, draft_left = target_left[is_left], draft_left[is_left]
+        scale = float(target_left.sum() - beta * draft_left.sum())
+        if scale <= 0:  # P == Q but for its last bits
+            break
+    return NodeOutcome(acceptance, float(followed / target_probs[emitted]))
