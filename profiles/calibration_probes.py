@@ -1,0 +1,151 @@
+"""What a calibration asks of a machine and a pair of models, and how far it goes: the calibrator's side of the seam.
+
+Probes time one thing once, right now; how often, in which order and for how long is the calibrator's choice. The
+probes of a real session stand in `runtime.probes`, those of tests on a clock of their own. Knows no torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from profiles.acceptance_summary import ForcedPosition
+from profiles.machine_profile import DeviceIdentity, PinBudgetSource
+from profiles.pair_profile import ModelIdentity
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What needs no stopwatch."""
+
+    device: DeviceIdentity
+    """Where it computes."""
+    device_memory_bytes: int
+    """All of the device's memory."""
+    host_memory_bytes: int
+    """All of the machine's memory."""
+    pin_budget_bytes: int | None
+    """Host memory that may be pinned; None where no figure was looked for."""
+    pin_budget_source: PinBudgetSource
+    """How that was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairFacts:
+    """Which models, and what their session has room for."""
+
+    target: ModelIdentity
+    """The model whose text is wanted."""
+    draft: ModelIdentity
+    """What proposes."""
+    compute_dtype: str
+    """Type of the activations."""
+    max_pass_tokens: int
+    """Tokens of the largest pass that the session has memory for."""
+    cache_tokens: int
+    """Tokens that both caches hold: context and pass together."""
+    context_tokens: int
+    """Most tokens of a text."""
+    prompt_tokens: tuple[int, ...]
+    """By number of prompts used, from one: tokens that they have together, common beginnings counted once."""
+    is_streamed: bool
+    """Whether any layer of the target crosses a link in every pass."""
+
+
+class CalibrationProbes(Protocol):
+    """Times one thing once; seconds."""
+
+    def machine(self) -> MachineFacts:
+        """Device, memory and pin budget; asking the driver may take seconds."""
+
+    def pair(self) -> PairFacts:
+        """The models and their session."""
+
+    def time_link(self, num_bytes: int) -> float | None:
+        """A copy from pinned host memory to the device; None where such memory cannot be had."""
+
+    def time_disk(self, num_bytes: int) -> float | None:
+        """A read of the target's files past the page cache; None if no file is so long, or it cannot be bypassed."""
+
+    def time_draft_step(self, width: int, context_tokens: int) -> float:
+        """A draft forward of so many nodes, head and choice of children included."""
+
+    def time_pass(self, num_tokens: int, context_tokens: int) -> float:
+        """The computation of all layers of the target, with every weight there already."""
+
+    def time_walk(self, num_nodes: int) -> float:
+        """Head, walk and compaction after a pass over a tree."""
+
+    def time_copies(self) -> float:
+        """All copies of a pass over the session's own link with nothing computing; only where layers stream."""
+
+    def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
+        """A real pass that finds a full ring: until it is computed, and until the ring is full again."""
+
+    def begin_texts(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
+        """Run the prompts through both models; at most so many texts of each temperature will be written at a time."""
+
+    def grow_texts(self) -> Sequence[ForcedPosition]:
+        """Write one token of every text, and say what verification would have done there; empty when no text grows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationScope:
+    """How far a calibration goes. Shares are of the seconds left when measuring begins; texts get all the rest."""
+
+    budget_seconds: float
+    """From the start of the command to its end."""
+    transfer_bytes: tuple[int, ...] = (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
+    """Sizes of copies and reads."""
+    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Draft steps, ascending."""
+    step_context_tokens: int = 256
+    """What draft steps attend to."""
+    tree_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    """Tokens of passes, ascending; all are measured behind the first context as far as time and memory go."""
+    contexts: tuple[int, ...] = (128, 512, 2048, 4096)
+    """Contexts of passes, ascending."""
+    sizes_in_context: tuple[int, ...] = (64, 1, 256)
+    """Tokens of the passes that are measured behind the later contexts, in this order."""
+    walk_sizes: tuple[int, ...] = (1, 16, 64, 256, 1024)
+    """Nodes of the trees that are walked, ascending."""
+    temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
+    """Of the texts, ascending."""
+    max_texts: int = 16
+    """Texts of each temperature that are written at a time, and prompts that are used."""
+    repeat_seconds: float = 1.5
+    """A size is timed again while its runs took less than this together, up to max_repeats."""
+    max_repeats: int = 4
+    """Runs of one size, of which the median counts."""
+    overlap_looks: int = 3
+    """Looks at passes that stream and compute at once, for each of two sizes."""
+    transfers_share: float = 0.03
+    """For link and disk."""
+    draft_share: float = 0.10
+    """For draft steps."""
+    passes_share: float = 0.22
+    """For passes."""
+    walks_share: float = 0.04
+    """For walks."""
+    overlap_share: float = 0.22
+    """For passes that stream and compute at once."""
+    texts_share: float = 0.25
+    """Kept for texts, whatever the other parts took."""
+
+
+FULL = CalibrationScope(budget_seconds=170.0)
+"""Three minutes at most, with what the start and the files take."""
+QUICK = CalibrationScope(
+    budget_seconds=37.0,
+    widths=(1, 4, 16, 64, 256),
+    tree_sizes=(1, 4, 16, 64, 256, 1024),
+    sizes_in_context=(64,),
+    walk_sizes=(1, 16, 64, 256, 1024),
+    max_texts=12,
+    repeat_seconds=0.4,
+    max_repeats=3,
+    overlap_looks=1,
+    overlap_share=0.30,
+)
+"""Forty seconds at most: everything once, few positions."""

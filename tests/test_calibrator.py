@@ -1,0 +1,138 @@
+"""Calibrations of a machine that obeys laws, on a clock of its own: budgets, grids, flags, and what is recovered."""
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+from calibration_fakes import (
+    COMPUTE_SLOWDOWN,
+    COPY_SLOWDOWN,
+    DISK_BYTES_PER_SECOND,
+    LATENCY_SECONDS,
+    LINK_BYTES_PER_SECOND,
+    PASS_LAW,
+    STEP_LAW,
+    LawfulProbes,
+)
+from fakes import VirtualClock
+
+from profiles.calibration_probes import FULL, QUICK, CalibrationScope
+from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
+from profiles.errors import BadInputError
+
+START_SECONDS = 8.0
+"""What opening the session took before."""
+TODAY = date(2026, 3, 4)
+
+
+def calibrate(
+    probes: LawfulProbes, scope: CalibrationScope = FULL
+) -> tuple[CalibrationResult, list[CalibrationProgress]]:
+    probes.clock.now = 100.0 + START_SECONDS
+    *progress, result = Calibrator(probes, scope, clock=probes.clock, began=100.0, today=TODAY).run()
+    assert isinstance(result, CalibrationResult)
+    return result, [step for step in progress if isinstance(step, CalibrationProgress)]
+
+
+@pytest.mark.parametrize("scope", [FULL, QUICK])
+@pytest.mark.parametrize("slower", [0.01, 1.0, 1.5])
+def test_the_budget_of_time_is_kept_and_used(scope: CalibrationScope, slower: float) -> None:
+    result, _ = calibrate(LawfulProbes(VirtualClock(), slower=slower), scope)
+    assert 0.9 * scope.budget_seconds <= result.seconds <= scope.budget_seconds
+
+
+def test_a_machine_that_is_ten_times_slower_still_ends_with_profiles() -> None:
+    """The least that gives a profile is measured whatever it takes, and nothing beyond it."""
+    probes = LawfulProbes(VirtualClock(), slower=10.0)
+    result, _ = calibrate(probes, QUICK)
+    assert {size for size, _ in probes.cells} == {1, 16}
+    assert len(result.pair.acceptance) == 3
+    assert result.pair.acceptance[0].num_positions[0] == probes.texts_per_temperature == 1
+
+
+def test_the_laws_are_recovered_and_flags_say_what_was_measured() -> None:
+    probes = LawfulProbes(VirtualClock())
+    result, _ = calibrate(probes)
+    assert result.overlap is not None
+    passes = {(cost.num_tokens, cost.context_tokens): cost for cost in result.pair.pass_costs}
+    assert set(passes) >= {(size, context) for size in FULL.tree_sizes for context in FULL.contexts}
+    measured = {key for key, cost in passes.items() if not cost.is_fitted}
+    assert measured <= set(probes.cells)
+    assert set(probes.cells) - measured == {
+        (size, 128) for size in (result.overlap.link_bound_tokens, result.overlap.compute_bound_tokens)
+    }
+    assert {(size, 128) for size in (1, 2, 4, 8, 16, 32, 64, 128, 256)} | {(64, 2048)} <= measured
+    for (size, context), cost in passes.items():
+        assert cost.seconds == pytest.approx(PASS_LAW(size, context), rel=1e-3)
+    for step in result.pair.draft_steps:
+        assert step.seconds == pytest.approx(STEP_LAW(step.width), rel=1e-3)
+    assert [step.width for step in result.pair.draft_steps] == list(FULL.widths)
+    assert result.pair.copy_slowdown == pytest.approx(COPY_SLOWDOWN)
+    assert result.pair.compute_slowdown == pytest.approx(COMPUTE_SLOWDOWN)
+
+
+def test_no_pass_is_larger_than_the_session_has_room_for() -> None:
+    probes = LawfulProbes(VirtualClock())
+    probes.max_pass_tokens, probes.cache_tokens = 64, 600
+    result, _ = calibrate(probes)
+    assert max(size for size, _ in probes.cells) == 64
+    assert max(size + context for size, context in probes.cells) <= 600
+    fitted = [cost for cost in result.pair.pass_costs if cost.num_tokens > 64]
+    assert fitted and all(cost.is_fitted for cost in fitted)
+
+
+def test_a_cache_shorter_than_every_context_is_measured_without_one() -> None:
+    probes = LawfulProbes(VirtualClock())
+    probes.max_pass_tokens, probes.cache_tokens = 6, 66
+    calibrate(probes)
+    assert {context for _, context in probes.cells} == {0}
+
+
+def test_the_machine_is_described_by_its_samples() -> None:
+    result, _ = calibrate(LawfulProbes(VirtualClock()))
+    machine = result.machine
+    assert machine.link_bytes_per_second == pytest.approx(LINK_BYTES_PER_SECOND, rel=1e-6)
+    assert machine.disk_bytes_per_second == pytest.approx(DISK_BYTES_PER_SECOND, rel=1e-6)
+    assert machine.disk_latency_seconds == pytest.approx(LATENCY_SECONDS, rel=1e-3)
+    assert [sample.num_bytes for sample in machine.disk_samples] == list(FULL.transfer_bytes)
+    assert (machine.measured_at, machine.pin_budget_bytes) == (TODAY, 3_000_000_000)
+
+
+def test_a_link_that_cannot_be_measured_is_left_open() -> None:
+    probes = LawfulProbes(VirtualClock())
+    probes.has_pinned_memory = False
+    machine = calibrate(probes)[0].machine
+    assert (machine.link_bytes_per_second, machine.link_latency_seconds, machine.link_samples) == (None, None, ())
+
+
+def test_where_nothing_streams_nothing_is_slowed() -> None:
+    result, _ = calibrate(LawfulProbes(VirtualClock(), is_streamed=False))
+    assert result.overlap is None
+    assert (result.pair.copy_slowdown, result.pair.compute_slowdown) == (0.0, 0.0)
+
+
+def test_the_time_left_only_shrinks_and_ends_near_nothing() -> None:
+    _, progress = calibrate(LawfulProbes(VirtualClock()))
+    left = [step.left_seconds for step in progress]
+    assert left == sorted(left, reverse=True)
+    assert left[0] == pytest.approx(FULL.budget_seconds - START_SECONDS, abs=2)
+    assert left[-1] < 5
+
+
+def test_texts_that_end_before_the_time_does_end_the_calibration() -> None:
+    """Every prompt may be answered by one word at temperature 0, and nothing else may be asked for."""
+    result, _ = calibrate(LawfulProbes(VirtualClock(), num_steps=3))
+    assert result.seconds < 0.9 * FULL.budget_seconds
+    assert all(table.num_positions[0] > 0 for table in result.pair.acceptance)
+
+
+def test_texts_that_cannot_begin_are_a_sentence() -> None:
+    with pytest.raises(BadInputError, match="--context"):
+        calibrate(LawfulProbes(VirtualClock(), num_steps=0))
+
+
+def test_prompts_are_few_where_they_would_take_the_texts_time() -> None:
+    many, few = LawfulProbes(VirtualClock()), LawfulProbes(VirtualClock(), slower=2.0)
+    calibrate(many)
+    calibrate(few, replace(QUICK, max_texts=16))
+    assert many.texts_per_temperature > few.texts_per_temperature >= 1
