@@ -63,7 +63,7 @@ class Drafter:
             hidden = self._run(inputs)
             if level == 0:
                 self._num_committed = len(text)
-            logits = self._fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
             self._place_children(tree, nodes, logits, params=params, rng=rng)
             self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
             yield LevelDrafted(level=level, width=len(nodes))
@@ -81,7 +81,7 @@ class Drafter:
         last_token = self._model.vocab_size - 1
         return self._model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
 
-    def _fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
+    def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
         """(W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
         num_missing = self._target_vocab_size - logits.shape[-1]
         return F.pad(logits, (0, num_missing), value=-torch.inf) if num_missing else logits

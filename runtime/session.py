@@ -89,6 +89,11 @@ class Session:
         """The round loop and its caches."""
         return self._engine
 
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self._end_token_ids
+
     def format_prompt(self, request: PromptRequest) -> list[int]:
         """The request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
         return format_prompt(self._tokenizer, request)

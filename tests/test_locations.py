@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.locations import cache_folder, example_prompts
+from tui.locations import cache_folder, calibration_prompts, example_prompts
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,7 @@ def test_the_environment_is_read_when_asked(monkeypatch, tmp_path):
 
 def test_the_example_prompts_are_in_this_checkout():
     assert example_prompts().is_file()
+
+
+def test_the_calibration_prompts_are_in_this_checkout():
+    assert calibration_prompts().is_file()

@@ -24,6 +24,11 @@ def cache_folder(*, environment: Mapping[str, str] | None = None, platform: str 
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "overstory"
 
 
+def calibration_prompts() -> Path:
+    """The prompts of this checkout that a calibration writes texts to; missing where only the packages are."""
+    return example_prompts().with_name("calibration.jsonl")
+
+
 def example_prompts() -> Path:
     """The demo prompt file of this checkout; missing where only the packages are installed."""
     return Path(__file__).resolve().parent.parent / "examples" / "prompts.jsonl"

@@ -1,0 +1,149 @@
+"""Lets the target write texts, and says at each of their positions what verification would do there on average.
+
+Texts are drawn from the target itself, many at a time, so that one stream of weights brings a position of each; the
+target's rows of the pass that chose a token are the teacher-forced ones, and the draft reads along. At every position
+children are drawn from the draft as the drafter draws them, and their analytic acceptance is handed out (Sequoia,
+section 4.1). A text ends at an end token, which is a position too, or when it is long enough; at temperatures above 0
+another one then takes its place. Knows no clock.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from profiles.acceptance_summary import ForcedPosition
+from runtime.assembly import OpenSession
+from runtime.drafter import Drafter
+from runtime.errors import OptionError
+from runtime.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.child_acceptance import node_outcome
+from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs, sample, top_tokens
+from runtime.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
+
+NUM_RANKS = 32
+MAX_TEXT_TOKENS = 96
+"""An answer is cut here: depth needs no more, and other prompts say more about acceptance."""
+MIN_STEPS = 24
+"""Fewer texts are written at a time if the caches would not hold so many tokens of each."""
+MAX_PROMPT_TOKENS = 768
+"""Prompts beyond the first are left out where they would take more together."""
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class _Text:
+    """A text that is being written."""
+
+    number: int
+    params: SamplingParams
+    prompt_end: Leaf
+    leaf: Leaf
+
+    @property
+    def num_written(self) -> int:
+        return len(self.leaf.slots) - len(self.prompt_end.slots)
+
+
+class TextWriter:
+    """Writes texts in a session whose caches it has to itself while the context lasts."""
+
+    def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, seed: int = 0) -> None:
+        engine = opened.session.engine
+        assert engine.drafter is not None, "without a draft there is nothing to compare"
+        self._opened = opened
+        self._drafter: Drafter = engine.drafter
+        self._requests = requests
+        self._forest = TextForest(engine)
+        self._rng = np.random.default_rng(seed)
+        self._texts: list[_Text] = []
+        self._num_texts = 0
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """See PairFacts. Raises OptionError if the first prompt leaves no room for an answer."""
+        prompts = self._fitting_prompts(len(self._requests))
+        return tuple(num_forest_tokens(prompts[:count]) for count in range(1, len(prompts) + 1))
+
+    def begin(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
+        """Run the prompts. As many of them are used as texts of a temperature are written; greedy ones need each one.
+
+        Raises OptionError if the first prompt leaves no room for an answer.
+        """
+        self._forest.clear()
+        prompts = self._fitting_prompts(texts_per_temperature)
+        leaves = self._forest.add_prompts(prompts)
+        room = self._forest.num_free // (MIN_STEPS * len(temperatures))
+        count = max(1, min(texts_per_temperature, room))
+        self._texts = []
+        for temperature in temperatures:
+            params = SamplingParams(temperature=temperature)
+            num_texts = min(count, len(leaves)) if params.is_greedy else count
+            self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(num_texts)]
+
+    def step(self) -> list[ForcedPosition]:
+        """The next token of every text, and each one's position; empty when no text can grow."""
+        limit, texts = self._opened.plan.context_tokens, self._texts
+        if not texts or self._forest.num_free < len(texts):
+            return []
+        self._texts, positions, tokens, growing = [], [], list[NewToken](), list[_Text]()
+        for text, target_row, draft_row in self._rows(texts):
+            position, token_id = self._judge(text, target_row, draft_row)
+            positions.append(position)
+            is_ended = token_id in self._opened.session.end_token_ids or len(text.leaf.slots) + 1 >= limit
+            if not is_ended and text.num_written + 1 < MAX_TEXT_TOKENS:
+                tokens.append(NewToken(token_id, text.leaf.slots))
+                growing.append(text)
+            elif not text.params.is_greedy:
+                self._texts.append(self._new_text(text.params, text.prompt_end))
+        for text, leaf in zip(growing, self._forest.add(tokens) if tokens else [], strict=True):
+            text.leaf = leaf
+        self._texts += growing
+        return positions
+
+    def _fitting_prompts(self, wanted: int) -> list[list[int]]:
+        limit, session = self._opened.plan.context_tokens, self._opened.session
+        prompts: list[list[int]] = []
+        for request in self._requests[:wanted]:
+            prompt = session.format_prompt(request)
+            if not prompts and len(prompt) >= min(limit, self._forest.num_free):
+                raise OptionError(
+                    f"the prompt '{request.id}' has {len(prompt)} tokens and the context holds {limit}, answer "
+                    "included; give a larger --context or a shorter prompt"
+                )
+            room = min(MAX_PROMPT_TOKENS, self._forest.num_free // 2)
+            if not prompts or (len(prompt) < limit and num_forest_tokens([*prompts, prompt]) <= room):
+                prompts.append(prompt)
+        return prompts
+
+    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> _Text:
+        self._num_texts += 1
+        return _Text(self._num_texts, params, prompt_end, prompt_end)
+
+    def _rows(self, texts: Sequence[_Text]) -> Iterator[tuple[_Text, Floats, Floats]]:
+        """Each text with both models' logits (V,) after it; a few rows of the vocabulary are held at a time."""
+        target = self._opened.session.engine.target
+        for start in range(0, len(texts), _ROWS_AT_ONCE):
+            some = texts[start : start + _ROWS_AT_ONCE]
+            verified = target.logits(torch.stack([text.leaf.target_hidden for text in some]))
+            drafted = self._drafter.model.logits(torch.stack([text.leaf.draft_hidden for text in some]))
+            rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
+            yield from zip(some, *rows, strict=True)
+
+    def _judge(self, text: _Text, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
+        """What verification would do after `text`, and the token that the target goes on with."""
+        num_ranks = min(NUM_RANKS, len(draft_row))
+        if text.params.is_greedy:
+            token_id = int(top_tokens(target_row, 1)[0])
+            hits = (top_tokens(draft_row, num_ranks) == token_id).astype(np.float64)
+            return ForcedPosition(text.params.temperature, text.number, hits, float(hits.sum())), token_id
+        target_probs = np.asarray(logits_to_probs(target_row, text.params), dtype=np.float64)
+        drawn_from = logits_to_probs(draft_row, text.params, dtype=np.float32)
+        children = draw_without_replacement(drawn_from, num_ranks, self._rng).tolist()
+        token_id = sample(target_probs, self._rng)
+        draft_probs = drawn_from.astype(np.float64)
+        draft_probs /= draft_probs.sum()
+        outcome = node_outcome(target_probs, draft_probs, children, emitted=token_id)
+        return ForcedPosition(text.params.temperature, text.number, outcome.acceptance, outcome.followed), token_id

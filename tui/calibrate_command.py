@@ -1,0 +1,109 @@
+"""`overstory calibrate`: measures this machine and a pair of models, and keeps what it finds in the state folder.
+
+Opens the session as `run` would. Progress goes to stderr with an estimate of the time left, then a table; one JSON line
+goes to stdout. Nothing is written before everything is measured. Does not know how anything is measured.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiles.calibration_probes import FULL, QUICK
+from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
+from profiles.profile_store import save_machine_profile, save_pair_profile
+from runtime.errors import OptionError, PromptFileError
+from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.sampling_params import SamplingParams
+from tui.calibration_report import calibration_lines, calibration_record
+from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.locations import cache_folder, calibration_prompts
+from tui.report import progress_console
+from tui.session_opening import open_session_in_sight
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONTEXT_TOKENS = 2048
+"""Context of the session where none is given: enough for texts side by side, and for the planner's contexts."""
+QUICK_CONTEXT_TOKENS = 1024
+"""The same for --quick."""
+
+
+@with_option_groups
+def calibrate(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .txt or .jsonl file of prompts like those that will be asked.",
+            show_default="examples/calibration.jsonl",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 seconds instead of three minutes, and rougher.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure this machine and this pair of models, and keep both profiles; ends with one JSON line."""
+    began = time.monotonic()
+    config = engine.to_config(drafting)
+    if config.is_plain:
+        raise OptionError(
+            "--draft none leaves nothing to calibrate, since a profile is of a target with its draft; leave it out, or "
+            "use `overstory bench stream` to measure plain streaming"
+        )
+    requests = _read_requests(str(calibration_prompts()) if prompts is None else prompts)
+    scope = QUICK if quick else FULL
+    if config.context_tokens is None:
+        config = replace(config, context_tokens=QUICK_CONTEXT_TOKENS if quick else CONTEXT_TOKENS)
+    console = progress_console(is_quiet=quiet)
+    with open_session_in_sight(config, [], console) as opened:
+        from runtime.probes import SessionProbes
+
+        probes = SessionProbes(opened, requests, state_folder=cache_folder())
+        calibrator = Calibrator(probes, scope, clock=time.monotonic, began=began, today=date.today())
+        result = _show(calibrator.run(), console)
+    pair_path = save_pair_profile(cache_folder(), result.pair)
+    machine_path = save_machine_profile(cache_folder(), result.machine)
+    if not quiet:
+        for line in (*calibration_lines(result), f"saved {machine_path}", f"saved {pair_path}"):
+            sys.stderr.write(line + "\n")
+    paths = {"machine_profile": str(machine_path), "pair_profile": str(pair_path)}
+    sys.stdout.write(json.dumps(calibration_record(result) | paths) + "\n")
+    return 0
+
+
+def _read_requests(path: str) -> list[PromptRequest]:
+    """Every prompt of the file; how many tokens are written is the calibration's own choice."""
+    requests = []
+    for item in read_prompts(path, SamplingParams(), system=None, is_raw=False):
+        if not isinstance(item, PromptRequest):
+            raise PromptFileError(item.error)
+        requests.append(item)
+    return requests
+
+
+def _show(steps: Iterator[CalibrationProgress | CalibrationResult], console: "Console") -> CalibrationResult:
+    """Run a calibration under a line that says what is measured and how long it will take; returns its result."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
+        task = bar.add_task("calibrating", total=None)
+        for step in steps:
+            if isinstance(step, CalibrationResult):
+                return step
+            bar.update(
+                task,
+                description=f"{step.what}; about {step.left_seconds:.0f} s left",
+                completed=step.done_seconds,
+                total=step.done_seconds + step.left_seconds,
+            )
+    raise AssertionError("a calibration ends with its result")
