@@ -18,9 +18,9 @@ from runtime.assembly import OpenSession
 from runtime.engine import Engine
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted
-from runtime.planner import RoundObservation
 from runtime.prompt_file import PromptRequest
 from runtime.round_costs import RoundCosts
+from runtime.round_observation import RoundObservation
 from runtime.round_parts import time_copies
 from runtime.speculation.token_tree import TreeTopology
 
@@ -135,6 +135,9 @@ class TreesInTurn:
         """The next round's tree, whole: the caller leaves room for all levels."""
         return self._topologies[self.next_index]
 
+    def use_temperature(self, temperature: float) -> None:
+        """All temperatures get the same trees."""
+
     def observe(self, observation: RoundObservation) -> None:
         """Nothing is learned."""
 
@@ -150,9 +153,9 @@ def time_shapes(
     own_planner, trees = engine.planner, TreesInTurn(topologies)
     room = max(topology.num_levels for topology in topologies) + 1
     prompts = [opened.session.format_prompt(request) for request in requests]
-    usable = [prompt for prompt in prompts if len(prompt) + 4 * room < engine.context_tokens]
+    usable = [prompt for prompt in prompts if len(prompt) + 2 * room < engine.context_tokens]
     if not usable:
-        raise OptionError(f"no prompt leaves room for a few trees of {room - 1} levels; give a larger --context")
+        raise OptionError(f"no prompt leaves room for two trees of {room - 1} levels; give a larger --context")
     engine.planner = trees  # type: ignore[assignment]
     try:
         rounds = _rounds_on(engine, usable, requests[0], room=room)

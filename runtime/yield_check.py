@@ -112,7 +112,9 @@ def check_yields(
         worst_error_by_rank=float(np.abs(predicted / measured - 1).max()),
         worst_error_by_depth=float(np.abs(deeper / measured - 1).max()),
     )
-    return YieldReport(curve, tuple(_check_chain(length, texts, by_rank, by_depth) for length in CHAIN_LENGTHS))
+    longest = max(map(len, texts))
+    chains = [_check_chain(length, texts, by_rank, by_depth) for length in CHAIN_LENGTHS if length <= longest]
+    return YieldReport(curve, tuple(chains))
 
 
 def expected_by_size(search: BestFirst, acceptance: ArrayLike) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ def test_every_tree_gets_its_rounds_and_none_is_faster_than_the_link(folder: Pat
 
 def test_a_prompt_that_leaves_no_room_is_a_sentence(folder: Path) -> None:
     with open_tiny(folder, draft=folder, link="4MB/s") as opened, pytest.raises(OptionError, match="--context"):
-        list(time_shapes(opened, [request()], [TreeTopology.chain(60)], num_turns=1))
+        list(time_shapes(opened, [request()], [TreeTopology.chain(70)], num_turns=1))
     with open_tiny(folder) as plain:
         assert isinstance(plain.session.engine.planner, TreePlanner)
 

@@ -36,6 +36,7 @@ from tui.ratio_command import ratio
 from tui.report import RunProgress, progress_console
 from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
+from tui.validate_command import validate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +55,7 @@ app.command()(doctor)
 app.command()(prepare)
 bench_app.command()(perplexity)
 bench_app.command()(ratio)
+bench_app.command()(validate)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
 bench_app.command(name="draft")(bench_draft)

@@ -32,3 +32,8 @@ def calibration_prompts() -> Path:
 def example_prompts() -> Path:
     """The demo prompt file of this checkout; missing where only the packages are installed."""
     return Path(__file__).resolve().parent.parent / "examples" / "prompts.jsonl"
+
+
+def validation_prompts() -> Path:
+    """Other prompts, to hold a calibration against; missing where only the packages are installed."""
+    return Path(__file__).resolve().parent.parent / "examples" / "validation.jsonl"
