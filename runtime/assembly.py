@@ -36,6 +36,7 @@ from runtime.planner import TreePlanner
 from runtime.prompt_file import PromptRequest
 from runtime.session import Session
 from runtime.session_plan import SessionPlan
+from runtime.stored_profiles import StoredProfiles, find_profiles
 from runtime.stream_path import StreamPath
 
 
@@ -104,9 +105,10 @@ def load_session(
 ) -> Generator[LoadProgress, None, OpenSession]:
     """Load the models in the folders `target` and `draft` (None: substitute or none) within the budgets.
 
-    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered.
-    `profile` of this pair and `machine` give the first tree; without them it is a modest one. What was opened is closed
-    with `stack`, whether the load ends or not.
+    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered, and
+    the profiles that calibrating left there are looked for. They, or `profile` of this pair and `machine` where given,
+    say which tree is the first; without them it is a modest one. What was opened is closed with `stack`, whether the
+    load ends or not.
 
     Raises:
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
@@ -114,7 +116,10 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = SessionPlan.build(config, target=target, draft=draft, requests=requests)
-    return (yield from _Load(plan, stack, state_folder, InitialPlan(profile, machine)).run())
+    stored = StoredProfiles(InitialPlan(profile, machine), ())
+    if profile is None and machine is None:
+        stored = find_profiles(plan, state_folder)
+    return (yield from _Load(plan, stack, state_folder, stored).run())
 
 
 def plan_memory(
@@ -127,9 +132,9 @@ def plan_memory(
 class _Load:
     """The steps of `load_session` and what they share."""
 
-    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None, start: InitialPlan) -> None:
+    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None, stored: StoredProfiles) -> None:
         self._plan = plan
-        self._start = start
+        self._start, self._profile_notes = stored.start, stored.notes
         self._config = plan.config
         self._reader = stack.enter_context(
             HostCopyEngine(
@@ -156,7 +161,8 @@ class _Load:
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
         engine = Engine(model, drafter, self._planner(placement, link), context_tokens=plan.context_tokens)
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
-        notes = (*self._path.notes(placement), *self._start.notes(plan, is_planned=engine.planner.choice is not None))
+        start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
+        notes = (*self._path.notes(placement), *self._profile_notes, *start_notes)
         return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
 
     def _progress(self, what: str, num_bytes: int) -> LoadProgress:
