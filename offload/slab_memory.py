@@ -11,12 +11,8 @@ import mmap
 
 import torch
 
-PAGE_BYTES = 4096
-
-
-def round_up_to_page(num_bytes: int) -> int:
-    """The smallest multiple of PAGE_BYTES that is at least `num_bytes`."""
-    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+from offload.stored_sizes import PAGE_BYTES as PAGE_BYTES
+from offload.stored_sizes import round_up_to_page as round_up_to_page
 
 
 def allocate_slab(num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How many bytes a matrix takes in each storage format, from its shape alone.
+"""How many bytes a matrix takes in each storage format, from its shape alone, and a slab in memory.
 
 Exact: int8 rows as this project keeps them, NF4 as bitsandbytes writes it into safetensors. Only matrices of decoder
 layers are quantised; vectors stay as they are. Opens nothing and knows no torch.
@@ -7,6 +7,8 @@ layers are quantised; vectors stay as they are. Opens nothing and knows no torch
 import math
 from collections.abc import Sequence
 
+PAGE_BYTES = 4096
+"""Slabs are allocated in whole pages of this size."""
 NF4_BLOCK_ELEMENTS = 64
 """Weights that share one scale (bitsandbytes' blocksize)."""
 NF4_NESTED_BLOCKS = 256
@@ -15,6 +17,19 @@ NF4_CODE_BYTES = 16 * 4
 """quant_map: the 16 levels, float32."""
 NF4_NESTED_CODE_BYTES = 256 * 4
 """nested_quant_map: the 256 levels of a scale, float32."""
+
+CHUNK_ELEMENTS = 1 << 20
+"""Elements widened at a time: 4 MB in float32 stay in the processor's cache between being written and multiplied.
+
+Measured on two cores, 8960 x 1536 bf16, 1 / 8 / 64 rows: whole matrix 6.4 / 10.7 / 25.7 ms, chunks 2.4 / 5.4 / 13 ms.
+"""
+ACCELERATOR_CHUNK_ELEMENTS = 1 << 23
+"""The same on any other device, where each chunk costs kernel launches and no cache holds it anyway."""
+
+
+def round_up_to_page(num_bytes: int) -> int:
+    """The smallest multiple of PAGE_BYTES that is at least `num_bytes`."""
+    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def int8_rows_bytes(shape: Sequence[int]) -> int:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from offload.kernel_timing import fastest_seconds
+from offload.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS as ACCELERATOR_CHUNK_ELEMENTS
+from offload.stored_sizes import CHUNK_ELEMENTS as CHUNK_ELEMENTS
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -24,14 +26,6 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 """safetensors names of the storage dtypes that can be streamed."""
-
-CHUNK_ELEMENTS = 1 << 20
-"""Elements widened at a time: 4 MB in float32 stay in the processor's cache between being written and multiplied.
-
-Measured on two cores, 8960 x 1536 bf16, 1 / 8 / 64 rows: whole matrix 6.4 / 10.7 / 25.7 ms, chunks 2.4 / 5.4 / 13 ms.
-"""
-ACCELERATOR_CHUNK_ELEMENTS = 1 << 23
-"""The same on any other device, where each chunk costs kernel launches and no cache holds it anyway."""
 
 
 def chunk_elements(device: torch.device) -> int:

@@ -14,8 +14,8 @@ from offload.errors import CheckpointError
 from offload.strict_json import quote
 from runtime.doctor import DoctorReport, ModelQuestion, examine
 from runtime.engine_config import EngineConfig
+from runtime.file_need import need_of_files
 from runtime.machine_probes import MachineProbes
-from runtime.memory_need import need_of_files
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model_shape import LLAMA_3_8B, LLAMA_3_70B, ModelShape

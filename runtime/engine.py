@@ -13,6 +13,7 @@ import torch
 
 from offload.out_of_memory import explained_shortage
 from runtime.drafter import Drafter
+from runtime.engine_config import PREFILL_CHUNK_TOKENS as PREFILL_CHUNK_TOKENS
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
@@ -21,8 +22,6 @@ from runtime.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
-
-PREFILL_CHUNK_TOKENS = 256
 
 
 @dataclass(slots=True)

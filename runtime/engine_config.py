@@ -19,6 +19,13 @@ ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 
 MAX_TREE_NODES = 4096
+PREFILL_CHUNK_TOKENS = 256
+"""Prompt tokens that one pass computes."""
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_MAX_NODES = 256
+"""Largest tree that `auto` considers on a processor: a larger one computes longer than any disk reads."""
+ACCELERATOR_MAX_NODES = 1024
+"""The same on an accelerator, where a pass over so many nodes is still shorter than its copies (Sequoia, section 4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

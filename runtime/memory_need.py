@@ -1,30 +1,19 @@
 """What one session must hold, as numbers: the decoder layers in each format, and everything beside them.
 
-Built from a checked folder's headers (`need_of_files`) or from a shape alone (`ModelShape.need`); no weight is read.
-Knows no machine and no budget.
+Built from a checked folder's headers (`file_need`) or from a shape alone (`ModelShape.need`); no weight is read. Knows
+no machine, no budget and no torch.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from offload.checkpoint import ITEM_BYTES
-from offload.layer_layout import LayerLayout
-from offload.slab_memory import round_up_to_page
-from offload.stored_sizes import int8_rows_bytes, nf4_bytes
-from offload.weight_format import scratch_bytes
+from offload.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.accounting import MemoryEntry
-from runtime.engine import PREFILL_CHUNK_TOKENS
-from runtime.engine_config import EngineConfig
-from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 
 QUANTISED_FORMATS = ("int8", "nf4")
 """What `overstory prepare` writes, the larger one first."""
 NUM_STAGES = 2
 """Host stages of an accelerator: one is filled while the other is sent."""
-_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,78 +160,8 @@ class MemoryNeed:
         return replace(self, formats=rest, file_bytes=file_bytes)
 
 
-def need_of_files(
-    config: EngineConfig,
-    target: ModelFiles,
-    draft: ModelFiles | None,
-    *,
-    compute_dtype: torch.dtype,
-    context_tokens: int,
-    max_nodes: int,
-    device: torch.device = HOST_DEVICE,
-) -> MemoryNeed:
-    """What a session of these checked folders needs, from their headers alone.
-
-    `draft` is a separate draft; without one the config says whether there is a substitute or none.
-    """
-    logits_bytes = target.workspace_bytes(0, compute_dtype)
-    return MemoryNeed(
-        formats=layer_formats(target.slabs.layouts),
-        others_bytes=target.other_layout.slab_bytes,
-        draft=_draft_need(config, target, draft, ComputePlan(compute_dtype, device=device)),
-        cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
-        context_tokens=context_tokens,
-        max_nodes=1 if config.is_plain else max_nodes,
-        prefill_tokens=PREFILL_CHUNK_TOKENS,
-        activation_bytes_per_token=target.workspace_bytes(1, compute_dtype) - logits_bytes,
-        logits_bytes=logits_bytes,
-        scratch_bytes=2 * scratch_bytes(compute_dtype, device),
-        num_slots=config.ring_slots,
-    )
-
-
-def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
-    """The layers as stored, then as each quantised format that is smaller; a quantised folder has no other format."""
-    stored = LayerFormat(_stored_name(layouts), tuple(layout.slab_bytes for layout in layouts))
-    if stored.name in QUANTISED_FORMATS:
-        return (stored,)
-    shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
-    vectors = [layout.payload_bytes - _matrix_bytes(layout) for layout in layouts]
-    converted = (quantised_layers(name, shapes, vectors) for name in QUANTISED_FORMATS)
-    return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
-
-
 def quantised_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
     """Layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` kept as they are."""
     size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[name]
     payloads = [sum(map(size, matrices)) + rest for matrices, rest in zip(shapes, vector_bytes, strict=True)]
     return LayerFormat(name, tuple(map(round_up_to_page, payloads)))
-
-
-def _draft_need(
-    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute: ComputePlan
-) -> DraftNeed | None:
-    if config.is_plain:
-        return None
-    files, is_substitute = draft or target, draft is None
-    held = files.held_format(config.draft_format, compute, is_substitute=is_substitute)
-    num_bytes = sum(files.draft_layer_bytes(held))
-    if not is_substitute:
-        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, compute.device)
-    label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
-    shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
-    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype), shared)
-
-
-def _stored_name(layouts: Sequence[LayerLayout]) -> str:
-    """The format of most of the bytes."""
-    counts: dict[str, int] = {}
-    for layout in layouts:
-        for tensor in layout.tensors:
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    dtype = max(counts, key=lambda name: counts[name])
-    return _FORMAT_NAMES.get(dtype, dtype)
-
-
-def _matrix_bytes(layout: LayerLayout) -> int:
-    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) == 2)

@@ -6,10 +6,8 @@ Opens nothing.
 
 from dataclasses import dataclass
 
-from offload.slab_memory import round_up_to_page
-from offload.stored_sizes import int8_rows_bytes
-from offload.weight_format import CHUNK_ELEMENTS
-from runtime.engine import PREFILL_CHUNK_TOKENS
+from offload.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, round_up_to_page
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
 
 

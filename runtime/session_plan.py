@@ -17,21 +17,19 @@ from offload.errors import BudgetError
 from offload.memory_budget import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.accounting import Accounting, MemoryEntry
-from runtime.engine_config import EngineConfig
+from runtime.engine_config import ACCELERATOR_MAX_NODES, EngineConfig
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS as DEFAULT_CONTEXT_TOKENS
+from runtime.engine_config import DEFAULT_MAX_NODES as DEFAULT_MAX_NODES
+from runtime.file_need import need_of_files
 from runtime.fit_check import FitReport, check_fit, with_nearest_change
 from runtime.memory_fit import MachineMemory
-from runtime.memory_need import NUM_STAGES, MemoryNeed, need_of_files
+from runtime.memory_need import NUM_STAGES, MemoryNeed
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
 from runtime.prompt_file import PromptRequest
 from runtime.session import format_prompt
 
-DEFAULT_CONTEXT_TOKENS = 4096
-DEFAULT_MAX_NODES = 256
-"""Largest tree that `auto` considers on a processor: a larger one computes longer than any disk reads."""
-ACCELERATOR_MAX_NODES = 1024
-"""The same on an accelerator, where a pass over so many nodes is still shorter than its copies (Sequoia, section 4)."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
