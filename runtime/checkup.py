@@ -15,10 +15,11 @@ from offload.strict_json import quote
 from runtime.doctor import DoctorReport, ModelQuestion, examine
 from runtime.engine_config import EngineConfig
 from runtime.file_need import need_of_files
+from runtime.known_shapes import LLAMA_3_8B, LLAMA_3_70B
 from runtime.machine_probes import MachineProbes
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
-from runtime.model_shape import LLAMA_3_8B, LLAMA_3_70B, ModelShape
+from runtime.model_shape import ModelShape
 from runtime.session_plan import DEFAULT_CONTEXT_TOKENS, default_max_nodes
 
 

@@ -1,19 +1,21 @@
 """Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of a folder.
 
-For questions about models that are not on this machine. Each built-in shape names the config.json it was copied from.
-Opens nothing.
+For questions about models that are not on this machine: `known_shapes` holds some, `config_shape` reads others. Opens
+nothing and knows no torch.
 """
 
 from dataclasses import dataclass
 
-from offload.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, round_up_to_page
+from offload.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
+
+_HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The sizes of a dense decoder with grouped-query attention, a gated MLP, two norms a layer and no biases."""
+    """The sizes of a dense decoder with grouped-query attention, an MLP and two norms a layer."""
 
     name: str
     """For the user."""
@@ -37,6 +39,14 @@ class ModelShape:
     """Whether the head is the embeddings."""
     item_bytes: int = 2
     """Of one stored number: 2 is bfloat16, 4 float32."""
+    num_vector_elements: int = 0
+    """Biases and other vectors of a layer, beside its two norms."""
+    is_gated: bool = True
+    """Whether the MLP has a gate beside up and down."""
+    published_as: str | None = None
+    """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
+    max_context_tokens: int | None = None
+    """max_position_embeddings; None where not known."""
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
@@ -44,24 +54,37 @@ class ModelShape:
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         hidden, inner = self.hidden_size, self.inner_size
         attention = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
-        return (*attention, (inner, hidden), (inner, hidden), (hidden, inner))
+        gates = ((inner, hidden),) if self.is_gated else ()
+        return (*attention, *gates, (inner, hidden), (hidden, inner))
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Of one decoder layer's matrices, which is what a token is multiplied with."""
+        return sum(rows * columns for rows, columns in self.matrices)
 
     @property
     def num_parameters(self) -> int:
         """All of them, tied ones once."""
-        layer = sum(rows * columns for rows, columns in self.matrices) + 2 * self.hidden_size
+        layer = self.num_layer_parameters + 2 * self.hidden_size + self.num_vector_elements
         return self.num_layers * layer + self._num_other_elements
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
-        """The decoder layers as published, then int8 and NF4."""
-        vector_bytes = 2 * self.hidden_size * self.item_bytes
-        layer_bytes = sum(rows * columns for rows, columns in self.matrices) * self.item_bytes + vector_bytes
-        published = LayerFormat(
-            {2: "bfloat16", 4: "float32"}[self.item_bytes], (round_up_to_page(layer_bytes),) * self.num_layers
-        )
-        quantised = [quantised_layers(name, [self.matrices], [vector_bytes]) for name in QUANTISED_FORMATS]
-        return (published, *(LayerFormat(one.name, one.layer_bytes * self.num_layers) for one in quantised))
+        """The decoder layers as published, then int8 and NF4, unless they are published quantised."""
+        name = self.published_as or {2: "bfloat16", 4: "float32"}[self.item_bytes]
+        if name in QUANTISED_FORMATS:
+            return (self._quantised(name),)
+        layer_bytes = self.num_layer_parameters * self.item_bytes + self._vector_bytes
+        published = LayerFormat(name, (round_up_to_page(layer_bytes),) * self.num_layers)
+        return (published, *map(self._quantised, QUANTISED_FORMATS))
+
+    def _quantised(self, name: str) -> LayerFormat:
+        layer = quantised_layers(name, [self.matrices], [self._vector_bytes])
+        return LayerFormat(name, layer.layer_bytes * self.num_layers)
+
+    @property
+    def _vector_bytes(self) -> int:
+        return (2 * self.hidden_size + self.num_vector_elements) * self.item_bytes
 
     @property
     def others_bytes(self) -> int:
@@ -72,12 +95,31 @@ class ModelShape:
         """Keys and values of one token in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * compute_item_bytes
 
-    def as_draft(self, compute_item_bytes: int) -> DraftNeed:
-        """This model as a separate draft in int8 rows."""
-        int8_bytes = sum(map(int8_rows_bytes, self.matrices)) + 2 * self.hidden_size * self.item_bytes
+    @property
+    def head_bytes(self) -> int:
+        """The matrix that makes logits."""
+        return self.vocab_size * self.hidden_size * self.item_bytes
+
+    def held_bytes(self, held: str) -> int:
+        """The decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
+        if held == "stored" or self.published_as in QUANTISED_FORMATS:
+            return self.formats[0].total_bytes
+        size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
+        return self.num_layers * (sum(map(size, self.matrices)) + self._vector_bytes)
+
+    def as_draft(self, compute_item_bytes: int, *, held: str = "int8") -> DraftNeed:
+        """This model as a separate draft, with its embeddings and head."""
         return DraftNeed(
-            f"draft {self.name} (int8 rows)",
-            self.num_layers * int8_bytes + self.others_bytes,
+            f"draft {self.name} ({_HELD_WORDS[held]})",
+            self.held_bytes(held) + self.others_bytes,
+            self.cache_bytes_per_token(compute_item_bytes),
+        )
+
+    def as_substitute(self, compute_item_bytes: int, *, held: str) -> DraftNeed:
+        """This model's own layers as its draft; embeddings and head are the target's."""
+        return DraftNeed(
+            f"substitute draft ({_HELD_WORDS[held]})",
+            self.held_bytes(held),
             self.cache_bytes_per_token(compute_item_bytes),
         )
 
@@ -110,27 +152,3 @@ class ModelShape:
     @property
     def _num_other_elements(self) -> int:
         return (1 if self.is_tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size
-
-
-LLAMA_3_70B = ModelShape(
-    name="Llama-3-70B",
-    source="config.json of meta-llama/Meta-Llama-3-70B-Instruct",
-    num_layers=80,
-    hidden_size=8192,
-    inner_size=28672,
-    num_heads=64,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-)
-LLAMA_3_8B = ModelShape(
-    name="Llama-3-8B",
-    source="config.json of meta-llama/Meta-Llama-3-8B-Instruct",
-    num_layers=32,
-    hidden_size=4096,
-    inner_size=14336,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-)

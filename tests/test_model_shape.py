@@ -1,4 +1,7 @@
-from runtime.model_shape import LLAMA_3_8B, LLAMA_3_70B, ModelShape
+from dataclasses import replace
+
+from runtime.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from runtime.model_shape import ModelShape
 
 TINY = ModelShape(
     name="tiny",
@@ -12,12 +15,6 @@ TINY = ModelShape(
     vocab_size=96,
     item_bytes=4,
 )
-
-
-def test_the_built_in_shapes_have_the_published_numbers_of_parameters():
-    """From the safetensors metadata that the hub shows for both models."""
-    assert LLAMA_3_70B.num_parameters == 70_553_706_496
-    assert LLAMA_3_8B.num_parameters == 8_030_261_248
 
 
 def test_published_bytes_are_two_a_parameter():
@@ -53,3 +50,20 @@ def test_a_plain_need_has_no_tree_and_counts_the_files():
     need = LLAMA_3_70B.need(None, context_tokens=100, max_nodes=256, compute_item_bytes=2)
     assert (need.max_nodes, need.capacity_tokens) == (1, 101)
     assert need.file_bytes == 2 * LLAMA_3_70B.num_parameters
+
+
+def test_what_is_published_in_four_bits_has_no_other_format():
+    shape = replace(TINY, published_as="nf4")
+    assert [one.name for one in shape.formats] == ["nf4"]
+    assert shape.held_bytes("int8") == shape.held_bytes("stored") == shape.formats[0].total_bytes
+
+
+def test_a_substitute_shares_embeddings_and_head_and_a_draft_as_published_does_not():
+    assert TINY.as_substitute(4, held="nf4").num_bytes == TINY.held_bytes("nf4")
+    assert TINY.as_draft(4, held="stored").num_bytes == TINY.held_bytes("stored") + TINY.others_bytes
+
+
+def test_an_mlp_without_gate_has_one_matrix_less():
+    plain = replace(TINY, is_gated=False)
+    assert TINY.num_layer_parameters - plain.num_layer_parameters == TINY.hidden_size * TINY.inner_size
+    assert len(plain.matrices) == 6
