@@ -132,6 +132,11 @@ class Checkpoint:
                 )
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether this can be a model's name on the hub: "owner/name"."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
 def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] = download_model) -> Path:
     """The local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
 
@@ -147,7 +152,7 @@ def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] =
         is_other_file = False
     if is_other_file:
         raise CheckpointError(f"{quote(name_or_path)} is a file; expected the model folder that holds it")
-    if not _HUB_NAME.fullmatch(name_or_path):
+    if not is_hub_name(name_or_path):
         raise CheckpointError(
             f"model folder not found: {quote(name_or_path)}; expected an existing folder or a hub name like owner/name"
         )

@@ -17,7 +17,7 @@ from offload.units import format_bytes
 from runtime.model_shape import ModelShape
 
 TOLERATED_DIFFERENCE = 0.06
-"""By how much the bytes of the files may differ from those of the sizes before it is said: NF4 without double quantisation is 5 % more."""
+"""By how much the bytes of the files may differ from those of the sizes before it is said; plain NF4 scales are 5 %."""
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -32,6 +32,7 @@ _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _EXPERT_KEY = re.compile(r"experts?$")
 _PART_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
 _LARGEST_SIZE = 1 << 24
+_ASKING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class FoundShape:
 
     shape: ModelShape
     """The sizes."""
-    is_here: bool
-    """Whether its weights are on this machine."""
+    folder: Path | None = None
+    """Where its weights are; None if they are not on this machine."""
     note: str | None = None
     """Why the sizes may be wrong; None where nothing says so."""
 
@@ -53,7 +54,7 @@ def shape_of_folder(folder: Path) -> FoundShape:
     config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
     shape = shape_of_config(config, name=folder.name or str(folder), where=f"{folder}/config.json")
     if not any(folder.glob("*.safetensors")):
-        return FoundShape(shape, is_here=False)
+        return FoundShape(shape)
     stored_bytes = Checkpoint.open(folder).total_bytes
     expected_bytes = shape.formats[0].total_bytes + shape.others_bytes
     note = None
@@ -62,7 +63,7 @@ def shape_of_folder(folder: Path) -> FoundShape:
             f"the files of {shape.name} hold {format_bytes(stored_bytes)}, but its config.json gives "
             f"{format_bytes(expected_bytes)} for a Llama-like model: figures may be off by as much"
         )
-    return FoundShape(shape, is_here=True, note=note)
+    return FoundShape(shape, folder, note)
 
 
 def shape_on_hub(name: str, *, fetch: Callable[[str], Path] | None = None) -> FoundShape:
@@ -79,7 +80,7 @@ def shape_on_hub(name: str, *, fetch: Callable[[str], Path] | None = None) -> Fo
             "folder, or ask about a known model such as llama-3-70b"
         ) from error
     config = read_json(path, max_bytes=MAX_CONFIG_BYTES)
-    return FoundShape(shape_of_config(config, name=name, where=f"config.json of {name}"), is_here=False)
+    return FoundShape(shape_of_config(config, name=name, where=f"config.json of {name}"))
 
 
 def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> ModelShape:
@@ -170,6 +171,10 @@ def _flag(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
 
 
 def _fetch_config(name: str) -> Path:
-    import huggingface_hub
+    import huggingface_hub as hub
 
-    return Path(huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=5.0))
+    cached = hub.try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    hub.HfApi().model_info(name, timeout=_ASKING_SECONDS)  # fails at once where the download would try five times
+    return Path(hub.hf_hub_download(name, "config.json", etag_timeout=_ASKING_SECONDS))

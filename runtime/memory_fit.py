@@ -7,7 +7,7 @@ session uses. Streaming from disk is allowed, and slow: a session that does it r
 import math
 from dataclasses import dataclass
 
-from offload.residency_plan import Tier, plan_residency
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.memory_need import MemoryNeed
 
 RESERVED_SHARE = 0.03
@@ -123,19 +123,25 @@ def free_bytes_for(budget_bytes: int) -> int:
     return free
 
 
-def place(need: MemoryNeed, machine: MachineMemory) -> Placement:
-    """Where the bytes would lie."""
+def residency_of(need: MemoryNeed, machine: MachineMemory) -> ResidencyPlan:
+    """Which layer would lie where, if what is missing were there."""
     device_budget, host_budget = machine.budgets(need)
-    missing_disk = 0 if machine.disk_free_bytes is None else max(0, need.file_bytes - machine.disk_free_bytes)
-    spare = device_budget - need.fixed_bytes
-    least = min(need.layers.total_bytes, need.ring_bytes)
-    plan = plan_residency(
+    return plan_residency(
         need.layers.layer_bytes,
         num_slots=need.num_slots,
-        device_budget_bytes=max(spare, least),
+        device_budget_bytes=max(device_budget - need.fixed_bytes, min(need.layers.total_bytes, need.ring_bytes)),
         host_budget_bytes=host_budget,
         saved_bytes=need.saved_bytes,
     )
+
+
+def place(need: MemoryNeed, machine: MachineMemory) -> Placement:
+    """Where the bytes would lie."""
+    device_budget, host_budget = machine.budgets(need)
+    plan = residency_of(need, machine)
+    missing_disk = 0 if machine.disk_free_bytes is None else max(0, need.file_bytes - machine.disk_free_bytes)
+    spare = device_budget - need.fixed_bytes
+    least = min(need.layers.total_bytes, need.ring_bytes)
     fixed_bytes = need.fixed_bytes - need.shared_bytes(plan.resident_layers)
     # A budget that the user chose may be more than there is: then what is there decides.
     device_bytes = fixed_bytes + plan.ring_bytes + plan.resident_bytes

@@ -42,7 +42,7 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
     matrices = sum(
         tensor.shape[0] * tensor.shape[1] for tensor in files.slabs.layouts[0].tensors if len(tensor.shape) == 2
     )
-    assert found.is_here
+    assert found.folder == folder
     assert found.shape.num_layer_parameters == matrices
     assert found.shape.num_layers == len(files.slabs.layouts)
     of_files = layer_formats(files.slabs.layouts)[0]
@@ -61,7 +61,7 @@ def test_files_that_disagree_with_their_config_are_noted(tmp_path):
 def test_a_folder_may_hold_a_config_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
     found = shape_of_folder(tmp_path)
-    assert not found.is_here and found.note is None
+    assert found.folder is None and found.note is None
     assert found.shape.name == tmp_path.name
 
 
@@ -132,7 +132,7 @@ def test_only_the_config_is_fetched_from_the_hub(tmp_path):
 
     found = shape_on_hub("owner/name", fetch=fetch)
     assert asked == ["owner/name"]
-    assert (found.shape.name, found.is_here) == ("owner/name", False)
+    assert (found.shape.name, found.folder) == ("owner/name", None)
 
 
 def test_no_hub_is_a_sentence():

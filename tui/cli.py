@@ -31,6 +31,7 @@ from tui.doctor_command import doctor
 from tui.draft_bench_command import draft as bench_draft
 from tui.locations import cache_folder, example_prompts
 from tui.perplexity_command import perplexity
+from tui.plan_command import plan
 from tui.prepare_command import prepare
 from tui.ratio_command import ratio
 from tui.report import RunProgress, progress_console
@@ -53,6 +54,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(calibrate)
 app.command()(doctor)
 app.command()(prepare)
+app.command()(plan)
 bench_app.command()(perplexity)
 bench_app.command()(ratio)
 bench_app.command()(validate)

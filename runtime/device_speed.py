@@ -1,0 +1,112 @@
+"""How fast a device multiplies: weights per second in narrow passes, floating-point operations in wide ones.
+
+Measured, or made of a data sheet and the shares of it that published measurements reached. The shares are derived here,
+from the figures they rest on, and stated. Knows no torch and no model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+_L40_BYTES_PER_SECOND = 864e9
+_L40_FLOPS = 181.05e12
+_DRAFT_STEP_BYTES = 2 * (8_030_261_248 - 128_256 * 4096)
+_DRAFT_STEP_SECONDS = 0.025
+MEMORY_SHARE = _DRAFT_STEP_BYTES / _DRAFT_STEP_SECONDS / _L40_BYTES_PER_SECOND
+"""Of a data sheet's memory bandwidth: a published step of Llama-3-8B in bf16 on an L40 takes 0.025 s (Sequoia).
+
+It reads 15.0 GB, everything but the embeddings, and the data sheet says 864 GB/s: 0.69.
+"""
+FLOPS_SHARE = MEMORY_SHARE
+"""Of a data sheet's operations: taken to be the same, since published passes hide their computation behind the copies.
+
+Sequoia's verification of 1,024 nodes on the L40 only shows that it is more than 0.13.
+"""
+_PASS_FLOPS = 2 * 80 * 855_638_016 * 1024
+_PASS_SECONDS, _LINK_SECONDS = 5.8, 80 * 1_711_308_800 / 24.9e9
+COPY_SLOWDOWN = (_PASS_SECONDS - _LINK_SECONDS) / (_PASS_FLOPS / (FLOPS_SHARE * _L40_FLOPS))
+"""Seconds of copying that each second of computing costs, where a published pass grows with its nodes.
+
+Sequoia, L40, Llama-3-70B: 136.9 GB at 24.9 GB/s are 5.50 s, and 1,024 nodes take 5.8 s: 0.27.
+"""
+NARROW_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "stored": 2.0, "int8": 1.0, "nf4": 0.52}
+"""Of one stored weight."""
+
+
+class Basis(StrEnum):
+    """What a figure rests on."""
+
+    MEASURED = "measured here"
+    """On this machine."""
+    PUBLISHED = "published"
+    """Somebody's measurement."""
+    DATA_SHEET = "data sheet"
+    """The maker's promise."""
+    GIVEN = "given"
+    """The user said so."""
+    ASSUMED = "assumed"
+    """Nobody said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Bytes per second and what they rest on."""
+
+    bytes_per_second: float
+    """How fast."""
+    basis: Basis
+    """What it rests on."""
+    source: str
+    """Where it stands, for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpeed:
+    """What computing costs on one device."""
+
+    target_weights_per_second: Mapping[str, float]
+    """By format: weights that a narrow pass of the target, which widens them exactly, multiplies."""
+    draft_weights_per_second: Mapping[str, float]
+    """By how a draft holds them: the same for a draft, which may use any kernel."""
+    flops: float
+    """Floating-point operations a second in wide passes."""
+    memory_bytes_per_second: float
+    """Of reading what is not a weight: keys and values, logits."""
+    basis: Basis
+    """What all of it rests on."""
+    source: str
+    """The same in words, for the user."""
+    compute_item_bytes: int = 2
+    """Of one activation."""
+    copy_slowdown: float = 0.0
+    """Seconds of copying that each second of computing costs."""
+    compute_slowdown: float = 0.0
+    """Seconds of computing that each second of copying costs."""
+
+
+def speed_of_data_sheet(
+    *, memory_bytes_per_second: float, flops: float, source: str, item_bytes: int = 2
+) -> DeviceSpeed:
+    """A device that reaches the published shares of its data sheet's bandwidth and operations.
+
+    A quantised weight is read, written widened and read again, so that it takes longer than a bf16 one.
+    """
+    reached = MEMORY_SHARE * memory_bytes_per_second
+
+    def rate(name: str) -> float:
+        narrow = NARROW_BYTES[name]
+        return reached / (narrow + 2 * item_bytes if name in ("int8", "nf4") else narrow)
+
+    return DeviceSpeed(
+        target_weights_per_second={name: rate(name) for name in NARROW_BYTES if name != "stored"},
+        draft_weights_per_second={name: rate(name) for name in ("stored", "int8", "nf4")},
+        flops=FLOPS_SHARE * flops,
+        memory_bytes_per_second=reached,
+        basis=Basis.DATA_SHEET,
+        source=(
+            f"{memory_bytes_per_second / 1e9:.0f} GB/s and {flops / 1e12:.0f} TFLOPS ({source}) times "
+            f"{MEMORY_SHARE:.2f}, the share that a published draft step on an L40 reaches"
+        ),
+        compute_item_bytes=item_bytes,
+        copy_slowdown=COPY_SLOWDOWN,
+    )
