@@ -105,7 +105,8 @@ def speed_of_data_sheet(
         basis=Basis.DATA_SHEET,
         source=(
             f"{memory_bytes_per_second / 1e9:.0f} GB/s and {flops / 1e12:.0f} TFLOPS ({source}) times "
-            f"{MEMORY_SHARE:.2f}, the share that a published draft step on an L40 reaches"
+            f"{MEMORY_SHARE:.2f}, the share that a published draft step on an L40 reaches; each second of it delays "
+            f"copies by {COPY_SLOWDOWN:.2f} s, as in the published passes there"
         ),
         compute_item_bytes=item_bytes,
         copy_slowdown=COPY_SLOWDOWN,

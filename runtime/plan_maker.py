@@ -241,7 +241,8 @@ def _changes(machine: PlanMachine, main: PlanOption) -> Iterator[tuple[str, Plan
     """(words, machine) of what could be bought."""
     is_cpu, more = machine.link is None, format_bytes(MORE_DEVICE_BYTES)
     kind = "memory" if is_cpu else "device memory"
-    yield f"{more} more {kind}", machine.with_more_device_memory(MORE_DEVICE_BYTES)
+    if machine.memory.device_budget_bytes != 0:  # --device-memory min takes no more, whatever there is
+        yield f"{more} more {kind}", machine.with_more_device_memory(MORE_DEVICE_BYTES)
     generation = machine.pcie_generation
     faster = "a disk twice as fast" if is_cpu else "a link twice as fast (one PCIe generation)"
     if generation is not None:

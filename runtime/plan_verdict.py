@@ -60,6 +60,8 @@ def notes_of(question: PlanQuestion, machine: PlanMachine, main: PlanOption) -> 
     yield from question.notes
     kernels = "" if main.measured_at is not None else "; launching kernels is not counted"
     yield f"speeds are those of a text of {question.context_tokens // 2} tokens{kernels}"
+    if main.draft_held is not None and question.tree_shape is None and main.tree.num_nodes == main.max_nodes:
+        yield f"the best tree is the largest that a session keeps memory for, {main.max_nodes} nodes"
     if machine.is_host_assumed and main.placement.host_bytes:
         held = main.placement.host_bytes
         yield f"host memory is assumed to hold the {format_bytes(held)} of layers that wait there; say --host-memory"

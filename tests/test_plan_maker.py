@@ -78,6 +78,10 @@ def test_more_of_the_machine_is_never_worse():
     assert report.what_ifs[1].saved_share > 0.3
 
 
+def test_the_least_device_memory_asks_for_no_more():
+    assert [one.change for one in planned(device_bytes=0).what_ifs] == ["PCIe 5.0 instead of 4.0"]
+
+
 def test_a_disk_that_bounds_makes_host_memory_the_advice():
     report = planned("rtx-4090", target="qwen2.5-32b", host_bytes=32 * GB)
     assert report.main.bound == "disk" and report.main.placement.disk_bytes > 0
