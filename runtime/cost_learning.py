@@ -94,6 +94,7 @@ class CostLearner:
         """`initial`: a profile's costs of the same layers, which measurements then scale."""
         self._shape = shape
         self._initial = initial
+        self._is_cold = True
         self._pass, self._step = LinearCost(), LinearCost()
         self._overhead: deque[float] = deque(maxlen=NUM_KEPT)
         self._link_rates: deque[float] = deque(maxlen=NUM_KEPT)
@@ -106,7 +107,10 @@ class CostLearner:
         return self._initial is not None or (self._pass.is_known and self._step.is_known)
 
     def observe(self, observation: RoundObservation) -> None:
-        """Learn a round."""
+        """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
+        if self._is_cold:
+            self._is_cold = False
+            return
         if self._initial is not None:
             self._compare(observation, self._initial)
             return

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
 from runtime.round_costs import CostTable, RoundCosts
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
-from runtime.speculation.acceptance_learning import cut_to_one
 from runtime.speculation.tree_search import make_non_increasing
 
 PRIOR_POSITIONS = 40.0
@@ -95,13 +94,13 @@ def _pooled_ranks(table: AcceptanceTable) -> NDArray[np.float64]:
     ranks = np.zeros(num_ranks)
     ranks[:num_accepted] = values[:num_accepted]
     if not 0 < num_accepted < len(builtin):
-        return cut_to_one(ranks)
+        return _cut_to_one(ranks)
     in_vain = counts[is_known][num_accepted:]
     share = PRIOR_POSITIONS / (PRIOR_POSITIONS + (int(in_vain.min()) if len(in_vain) else 0))
     tail = builtin[num_accepted:] * share * ranks[num_accepted - 1] / builtin[num_accepted - 1]
     room = max(0.0, 1 - float(ranks.sum()))
     ranks[num_accepted : len(builtin)] = tail * min(1.0, room / float(tail.sum()))
-    return cut_to_one(ranks)
+    return _cut_to_one(ranks)
 
 
 def _shrunk_row(
@@ -120,4 +119,10 @@ def _shrunk_row(
     left, left_pooled = 1 - float(shrunk[is_reached].sum()), 1 - float(pooled[is_reached].sum())
     if left_pooled > 0:
         shrunk[~is_reached] *= max(0.0, left) / left_pooled
-    return cut_to_one(make_non_increasing(shrunk, weights=weights + PRIOR_POSITIONS))
+    return _cut_to_one(make_non_increasing(shrunk, weights=weights + PRIOR_POSITIONS))
+
+
+def _cut_to_one(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One child at most is accepted: what is too much is cut off at the end. Rounding may not make it increase."""
+    room = np.maximum(1 - np.cumsum(ranks) + ranks, 0.0)
+    return np.asarray(np.minimum.accumulate(np.minimum(ranks, room)), dtype=np.float64)

