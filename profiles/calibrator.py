@@ -25,6 +25,8 @@ _MAX_TRANSFERS = 32
 """Runs of one size of copy or read."""
 _TEXT_SLOWER = 2.0
 """As many texts are written at a time as make a step at most this much slower than one text of each temperature."""
+FEW_POSITIONS = 30
+"""With fewer the first rank's standard error is around 0.07 or more."""
 _JUDGING_SECONDS = 0.01
 """What verification's outcome at one position takes to compute, with a large vocabulary."""
 
@@ -55,6 +57,16 @@ class CalibrationResult:
     """How copies and computation slowed each other; None where nothing streams."""
     seconds: float
     """Of all, from the start of the command."""
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is known too roughly to plan from, a sentence each."""
+        return tuple(
+            f"only {table.num_positions[0]} positions were seen at temperature {table.temperature:g}, so its "
+            "acceptance is rough; calibrate again when the machine is idle, with more prompts or without --quick"
+            for table in self.pair.acceptance
+            if table.num_positions[0] < FEW_POSITIONS
+        )
 
 
 _Progress = Generator[CalibrationProgress, None, list[CostSample]]

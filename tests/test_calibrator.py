@@ -38,6 +38,7 @@ def calibrate(
 @pytest.mark.parametrize("slower", [0.01, 1.0, 1.5])
 def test_the_budget_of_time_is_kept_and_used(scope: CalibrationScope, slower: float) -> None:
     result, _ = calibrate(LawfulProbes(VirtualClock(), slower=slower), scope)
+    assert not result.doubts or slower > 1
     assert 0.9 * scope.budget_seconds <= result.seconds <= scope.budget_seconds
 
 
@@ -48,6 +49,8 @@ def test_a_machine_that_is_ten_times_slower_still_ends_with_profiles() -> None:
     assert {size for size, _ in probes.cells} == {1, 16}
     assert len(result.pair.acceptance) == 3
     assert result.pair.acceptance[0].num_positions[0] == probes.texts_per_temperature == 1
+    assert len(result.doubts) == 3
+    assert result.doubts[1].startswith("only 1 positions were seen at temperature 0.6")
 
 
 def test_the_laws_are_recovered_and_flags_say_what_was_measured() -> None:

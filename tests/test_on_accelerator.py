@@ -48,7 +48,7 @@ from runtime.assembly import OpenSession, load_session, open_session, plan_memor
 from runtime.engine_config import EngineConfig
 from runtime.events import PassVerified
 from runtime.model.model_loader import ModelFiles
-from tui import cli
+from tui import calibrate_command, cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "sim:0"
@@ -803,6 +803,29 @@ def the_doctor_examines_the_device() -> None:
     record = json.loads(out)
     assert "sim:0" in json.dumps(record["devices"])
     assert record["link"]["value"]["pinned_bytes_per_second"] > 0, record["link"]
+
+
+@check
+def a_calibration_measures_the_device() -> None:
+    scope = replace(calibrate_command.QUICK, budget_seconds=3.0, transfer_bytes=(1 << 16, 1 << 20), max_texts=2)
+    target, state = folder_of("llama"), scratch() / "state"
+    budget = layer_bytes(target) * 2 + fixed_bytes(config_of(target, draft=target, context_tokens=200), target, target)
+    with (
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(scratch()), "OVERSTORY_CACHE": str(state)}),
+        mock.patch.object(calibrate_command, "QUICK", scope),
+    ):
+        code, out, err = run_command(
+            *("calibrate", "--quick", "--device", DEVICE, "--target", str(target), "--draft", str(target)),
+            *("--draft-format", "stored", "--context", "200", "--device-memory", f"{budget}B"),
+        )
+    assert code == 0, err
+    record = json.loads(out)
+    assert "(sim)" in record["device"], record["device"]
+    assert record["link_bytes_per_second"] > 0
+    assert record["copy_seconds"] > 0
+    assert [table["temperature"] for table in record["acceptance"]] == [0.0, 0.6, 1.0]
+    assert all(table["by_rank"][0] > 0.99 for table in record["acceptance"])  # the draft is the target
+    assert len(list(state.glob("*.json"))) == 2
 
 
 # ------------------------------------------------------------------------------------------------- the tests themselves

@@ -24,6 +24,7 @@ def calibration_lines(result: CalibrationResult) -> list[str]:
         f"head and walk, ms by nodes: {_costs((cost.num_nodes, cost.seconds, False) for cost in pair.walk_costs)}",
         *_overlap_lines(result),
         *[line for table in pair.acceptance for line in _acceptance_lines(table)],
+        *result.doubts,
         f"{result.num_texts} texts of the target; {result.seconds:.0f} s in all",
     ]
 
@@ -45,6 +46,7 @@ def calibration_record(result: CalibrationResult) -> dict[str, Any]:
         "copy_slowdown": None if result.overlap is None else result.overlap.copy_slowdown,
         "compute_slowdown": None if result.overlap is None else result.overlap.compute_slowdown,
         "num_texts": result.num_texts,
+        "doubts": result.doubts,
         "acceptance": [
             {
                 "temperature": table.temperature,
