@@ -17,8 +17,8 @@ from runtime.speculation.tree_search import make_non_increasing
 
 KEPT_PER_ROUND = 0.98
 """Share of all counts that a round leaves: the last 50 rounds are what is believed."""
-BUILTIN_EVENTS = 4.0
-"""Accepted children that a builtin vector counts for: it was measured with other models."""
+BUILTIN_EVENTS = 12.0
+"""Accepted children that a builtin vector counts for: it was measured with other models, but a prompt is little too."""
 MEASURED_EVENTS = 32.0
 """The same for a vector that was measured with this pair, on other text."""
 DEPTH_EVENTS = 32.0
