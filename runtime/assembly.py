@@ -264,7 +264,7 @@ class _Load:
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
             initial_costs=start.costs(placement.tiers, stream, plan),
-            is_acceptance_measured=start.profile is not None,
+            is_acceptance_measured=start.is_acceptance_measured,
         )
 
 

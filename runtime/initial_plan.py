@@ -5,12 +5,12 @@ for the tiers that the layers really got. An emulated link is taken at its word.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offload.residency_plan import Tier
 from offload.units import LinkSpec, parse_link
 from profiles.machine_profile import MachineProfile
-from profiles.pair_profile import PairProfile
+from profiles.pair_profile import AcceptanceTable, PairProfile
 from runtime.cost_learning import StreamShape
 from runtime.planner import AcceptanceAt
 from runtime.profile_costs import acceptance_of, costs_from_profiles
@@ -22,10 +22,16 @@ NO_PROFILE = (
     "this pair of models has not been measured here: trees start from the built-in acceptance and follow what is "
     "accepted; overstory calibrate measures the pair"
 )
+FEW_POSITIONS = (
+    "the profile of this pair saw too few positions to tell what is accepted: trees start from the built-in "
+    "acceptance; overstory calibrate on an idle machine, without --quick, sees more"
+)
 NO_LINK_SPEED = (
     "the machine's profile lacks the speed of the link or disk that layers come through: the first rounds measure it; "
     "overstory calibrate would know it beforehand"
 )
+MIN_POSITIONS = 20
+"""Below, a table of acceptance is not believed: the error of its first rank would be 0.1 or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,21 @@ class InitialPlan:
 
     def acceptance_at(self, *, substitute_held: str | None) -> AcceptanceAt:
         """The pair's acceptance at any temperature, or a builtin one, see `builtin_acceptance`, at all of them."""
-        profile = self.profile
-        if profile is None:
+        profile, tables = self.profile, self._believed_tables
+        if profile is None or not tables:
             return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
-        return lambda temperature: acceptance_of(profile, temperature)
+        believed = replace(profile, acceptance=tables)
+        return lambda temperature: acceptance_of(believed, temperature)
+
+    @property
+    def is_acceptance_measured(self) -> bool:
+        """Whether the profile saw enough positions at any temperature to plan from them."""
+        return bool(self._believed_tables)
+
+    @property
+    def _believed_tables(self) -> tuple[AcceptanceTable, ...]:
+        tables = () if self.profile is None else self.profile.acceptance
+        return tuple(table for table in tables if table.num_positions[0] >= MIN_POSITIONS)
 
     def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> RoundCosts | None:
         """A round's costs at half the context; None where a profile or a speed is missing."""
@@ -62,7 +79,11 @@ class InitialPlan:
 
     def notes(self, plan: SessionPlan, *, is_planned: bool) -> tuple[str, ...]:
         """One sentence where the first tree is not a planned one although it could be; none where none is chosen."""
-        if plan.config.is_plain or plan.config.tree_shape is not None or is_planned:
+        if plan.config.is_plain or plan.config.tree_shape is not None:
+            return ()
+        if self.profile is not None and not self.is_acceptance_measured:
+            return (FEW_POSITIONS,)
+        if is_planned:
             return ()
         return (NO_PROFILE if self.profile is None else NO_LINK_SPEED,)
 

@@ -10,7 +10,7 @@ from profile_factory import PAIR, machine_profile
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from runtime.engine_config import EngineConfig
-from runtime.initial_plan import NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
+from runtime.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
 from runtime.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance
 
@@ -100,3 +100,16 @@ def test_one_sentence_says_why_the_first_tree_is_modest() -> None:
 @pytest.mark.parametrize("options", [{"draft": "none"}, {"tree": "16x4"}])
 def test_where_no_tree_is_chosen_nothing_is_said(options: dict[str, Any]) -> None:
     assert InitialPlan().notes(plan_for(**options), is_planned=False) == ()
+
+
+def test_tables_of_a_few_positions_are_not_believed() -> None:
+    greedy, warm = PAIR.acceptance
+    one = replace(greedy, by_rank=(1.0, 0.0), num_positions=(1, 1))
+    few = InitialPlan(replace(PAIR, acceptance=(one,)), MACHINE)
+    assert not few.is_acceptance_measured
+    assert few.acceptance_at(substitute_held=None)(0.0).tolist() == builtin_acceptance(substitute_held=None).tolist()
+    assert few.notes(plan_for(), is_planned=True) == (FEW_POSITIONS,)
+    mixed = InitialPlan(replace(PAIR, acceptance=(one, warm)), MACHINE)
+    assert mixed.is_acceptance_measured
+    assert mixed.acceptance_at(substitute_held=None)(0.0).tolist() == acceptance_of(PAIR, 1.0).tolist()
+    assert mixed.notes(plan_for(), is_planned=True) == ()
