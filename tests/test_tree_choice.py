@@ -223,6 +223,16 @@ def test_the_tree_that_the_paper_ran_is_as_good_as_the_best_of_its_size() -> Non
     assert ranking.curve(18)[767] / ranking.best.seconds_per_token < 1.0025
 
 
+def test_a_slightly_better_draft_makes_the_papers_tree_the_choice() -> None:
+    """The vector is of another text than the one that 768 x 18 ran on; with .80 for .773 first, the choice is equal."""
+    vector = make_non_increasing(LLAMA["acceptance"])
+    better = np.concatenate(([0.8], vector[1:] * 0.2 / (1 - vector[0])))
+    ranking = choose_tree_as_published(
+        better, L40_SECONDS, draft_step_seconds=0.025, size_limit=768, level_limit=40, search=SearchMethod.BEST_FIRST
+    )
+    assert (ranking.best.num_nodes, ranking.best.num_levels) == (768, 18)
+
+
 def test_the_papers_model_charges_every_level_and_overlaps_nothing() -> None:
     ranking = choose_tree_as_published(
         [0.5, 0.2], {1: 1.0, 8: 2.0}, draft_step_seconds=0.1, size_limit=8, level_limit=4
