@@ -137,7 +137,7 @@ class CalibrationScope:
 FULL = CalibrationScope(budget_seconds=170.0)
 """Three minutes at most, with what the start and the files take."""
 QUICK = CalibrationScope(
-    budget_seconds=37.0,
+    budget_seconds=35.0,
     widths=(1, 4, 16, 64, 256),
     tree_sizes=(1, 4, 16, 64, 256, 1024),
     sizes_in_context=(64,),
@@ -146,6 +146,7 @@ QUICK = CalibrationScope(
     repeat_seconds=0.4,
     max_repeats=3,
     overlap_looks=1,
+    passes_share=0.16,
     overlap_share=0.30,
 )
-"""Forty seconds at most: everything once, few positions."""
+"""Forty seconds at most, with three or four for the start and the end: everything once, few positions."""

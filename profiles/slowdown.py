@@ -66,7 +66,7 @@ def measure_overlap(probes: OverlapProbes, law: CostLaw, limits: OverlapLimits) 
     """Say what is measured next, and return what was found; `law` says how long passes compute.
 
     A look is T, then K and the pass for the small size, then for the large one; T is the mean of the one before and the
-    one after, where there is one. The slowdowns are medians over the looks, never negative:
+    one after, unless there is one look only. The slowdowns are medians over the looks, never negative:
 
         copy_slowdown = (seconds until the ring is full again - T) / K      of the small pass,
         compute_slowdown = (seconds until it is computed - K) / T           of the large one.
@@ -87,7 +87,7 @@ def measure_overlap(probes: OverlapProbes, law: CostLaw, limits: OverlapLimits) 
         if not look:
             break
         looks.append(look)
-        if limits.has_time(copies[-1]):
+        if limits.num_looks > 1 and limits.has_time(copies[-1]):
             yield "copies alone"
             copies.append(probes.time_copies())
     small, large = sizes
