@@ -66,8 +66,11 @@ class InitialPlan:
         if self.profile is None or (copies := self._copy_seconds(tiers, stream, plan)) is None:
             return None
         _, disk = self._speeds(plan)
+        profile = self.profile
+        if plan.config.link is not None:  # which takes no part of cores or memory
+            profile = replace(profile, compute_slowdown=0.0, copy_slowdown=0.0)
         return costs_from_profiles(
-            self.profile,
+            profile,
             copy_seconds=copies,
             num_slots=stream.num_slots,
             read_seconds=[

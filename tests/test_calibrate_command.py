@@ -8,7 +8,9 @@ import pytest
 from session_factory import save_tiny_folder
 
 import tui.calibrate_command as command
+from profiles import calibrator
 from profiles.pair_profile import pair_profile_from_record
+from profiles.profile_store import save_pair_profile
 from runtime.probes import SessionProbes
 from tui.cli import execute
 
@@ -132,3 +134,21 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(
     state.write_text("a file where the folder would be")
     assert execute(arguments(folder, tmp_path)) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
+    folder: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrator, "FEW_POSITIONS", 1 << 40)
+    assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
+    path = Path(json.loads(capsys.readouterr().out)["pair_profile"])
+    first = pair_profile_from_record(json.loads(path.read_text()))
+    assert (first.compute_slowdown, first.copy_slowdown) == (0.0, 0.0)
+    tables = tuple(replace(table, num_positions=(4000,) * len(table.num_positions)) for table in first.acceptance)
+    save_pair_profile(state, replace(first, acceptance=tables, compute_slowdown=0.25, copy_slowdown=0.5))
+    assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
+    captured = capsys.readouterr()
+    second = pair_profile_from_record(json.loads(path.read_text()))
+    assert (second.compute_slowdown, second.copy_slowdown) == (0.25, 0.5)
+    assert second.acceptance == tables
+    assert "saw more positions and is kept" in captured.err

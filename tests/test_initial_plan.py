@@ -113,3 +113,12 @@ def test_tables_of_a_few_positions_are_not_believed() -> None:
     assert mixed.is_acceptance_measured
     assert mixed.acceptance_at(substitute_held=None)(0.0).tolist() == acceptance_of(PAIR, 1.0).tolist()
     assert mixed.notes(plan_for(), is_planned=True) == ()
+
+
+def test_an_emulated_link_slows_nothing() -> None:
+    slowed = InitialPlan(replace(PAIR, compute_slowdown=0.5, copy_slowdown=0.25), MACHINE)
+    stream = stream_shape((DISK,), [SIZE], num_slots=2, num_stages=0)
+    real, emulated = (slowed.costs((DISK,), stream, plan_for(is_host=True, link=link)) for link in (None, "4GB/s"))
+    assert real is not None and emulated is not None
+    assert (real.compute_slowdown, real.copy_slowdown) == (0.5, 0.25)
+    assert (emulated.compute_slowdown, emulated.copy_slowdown) == (0.0, 0.0)

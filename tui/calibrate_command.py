@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,9 @@ import typer
 
 from profiles.calibration_probes import FULL, QUICK
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
-from profiles.profile_store import save_machine_profile, save_pair_profile
+from profiles.errors import ProfileError
+from profiles.pair_profile import PairProfile
+from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
 from runtime.errors import OptionError, PromptFileError
 from runtime.prompt_file import PromptRequest, read_prompts
 from runtime.sampling_params import SamplingParams
@@ -70,14 +73,47 @@ def calibrate(
         probes = SessionProbes(opened, requests, state_folder=cache_folder())
         calibrator = Calibrator(probes, scope, clock=time.monotonic, began=began, today=date.today())
         result = _show(calibrator.run(), console)
-    pair_path = save_pair_profile(cache_folder(), result.pair)
+    kept, notes = _joined(result, is_link_emulated=config.link is not None)
+    pair_path = save_pair_profile(cache_folder(), kept)
     machine_path = save_machine_profile(cache_folder(), result.machine)
     if not quiet:
-        for line in (*calibration_lines(result), f"saved {machine_path}", f"saved {pair_path}"):
+        for line in (*calibration_lines(result), *notes, f"saved {machine_path}", f"saved {pair_path}"):
             sys.stderr.write(line + "\n")
     paths = {"machine_profile": str(machine_path), "pair_profile": str(pair_path)}
     sys.stdout.write(json.dumps(calibration_record(result) | paths) + "\n")
     return 0
+
+
+def _joined(result: CalibrationResult, *, is_link_emulated: bool) -> tuple[PairProfile, list[str]]:
+    """The profile to keep, and what it keeps of the one before, which must be of the same models, formats and driver.
+
+    How much copies and computation slow each other is a fact of the real link, and an acceptance of a few positions is
+    worse than an older one of many.
+    """
+    pair, notes = result.pair, list[str]()
+    before: PairProfile | None = None
+    with suppress(ProfileError):  # stale or damaged: this is what replaces it
+        before = load_pair_profile(
+            cache_folder(),
+            device=pair.device,
+            target=pair.target,
+            draft=pair.draft,
+            compute_dtype=pair.compute_dtype,
+        )
+    if is_link_emulated:
+        pair = replace(
+            pair,
+            compute_slowdown=0.0 if before is None else before.compute_slowdown,
+            copy_slowdown=0.0 if before is None else before.copy_slowdown,
+        )
+    if result.doubts and before is not None and _positions(before) > _positions(pair):
+        pair = replace(pair, acceptance=before.acceptance)
+        notes.append(f"the acceptance of {before.measured_at.isoformat()} saw more positions and is kept")
+    return pair, notes
+
+
+def _positions(pair: PairProfile) -> int:
+    return sum(table.num_positions[0] for table in pair.acceptance)
 
 
 def _read_requests(path: str) -> list[PromptRequest]:
