@@ -57,9 +57,7 @@ class SoakDriver:
         asked = request(rng.choice(PROMPTS), max_new_tokens=rng.randint(1, 6))
         undo: Callable[[], object] = bool
         if way == "cancelled":
-            timer = threading.Timer(rng.uniform(0, 2 * self._longest_pass_seconds), self.opened.streamer.cancel)
-            timer.start()
-            undo = timer.join
+            undo = self._cancel_after(rng.uniform(0, 2 * self._longest_pass_seconds))
         elif way == "aborted":
             undo = self._raise_in_a_layer()
         elif way == "unreadable":
@@ -85,6 +83,25 @@ class SoakDriver:
                     self.endings["closed"] += 1
                     return
         self.endings["whole"] += 1
+
+    def _cancel_after(self, seconds: float) -> Callable[[], None]:
+        """Cancel then, and again until it meets a pass: drafting in between cannot be cancelled here."""
+        has_ended = threading.Event()
+
+        def keep_cancelling() -> None:
+            pause = seconds
+            while not has_ended.wait(pause):
+                self.opened.streamer.cancel()
+                pause = 0.0003
+
+        thread = threading.Thread(target=keep_cancelling)
+        thread.start()
+
+        def end() -> None:
+            has_ended.set()
+            thread.join()
+
+        return end
 
     def _raise_in_a_layer(self) -> Callable[[], None]:
         layers = self.opened.session.engine.target.shell.layers
