@@ -25,8 +25,6 @@ _MAX_TRANSFERS = 32
 """Runs of one size of copy or read."""
 _TEXT_SLOWER = 2.0
 """As many texts are written at a time as make a step at most this much slower than one text of each temperature."""
-FEW_POSITIONS = 30
-"""With fewer the first rank's standard error is around 0.07 or more."""
 _JUDGING_SECONDS = 0.01
 """What verification's outcome at one position takes to compute, with a large vocabulary."""
 
@@ -65,7 +63,7 @@ class CalibrationResult:
             f"only {table.num_positions[0]} positions were seen at temperature {table.temperature:g}, so its "
             "acceptance is rough; calibrate again when the machine is idle, with more prompts or without --quick"
             for table in self.pair.acceptance
-            if table.num_positions[0] < FEW_POSITIONS
+            if table.is_rough
         )
 
 

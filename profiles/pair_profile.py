@@ -30,6 +30,9 @@ from profiles.profile_records import from_record, to_record
 PAIR_SCHEMA_VERSION = 1
 """Raised whenever a field is added, dropped or changes its meaning."""
 
+FEW_POSITIONS = 30
+"""With fewer the first rank's standard error is around 0.07 or more, and the others are hardly known."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
@@ -144,6 +147,11 @@ class AcceptanceTable:
                 f"by_depth has {len(self.by_depth)} rows but {len(self.by_depth_positions)} numbers of positions"
             )
 
+    @property
+    def is_rough(self) -> bool:
+        """Whether too few positions were seen to plan from."""
+        return self.num_positions[0] < FEW_POSITIONS
+
 
 _TABLES: dict[str, type] = {
     "draft_steps": StepCost,
@@ -195,6 +203,16 @@ class PairProfile:
         check_ascending("pass_costs", [(cost.context_tokens, cost.num_tokens) for cost in self.pass_costs])
         check_ascending("walk_costs", [cost.num_nodes for cost in self.walk_costs])
         check_ascending("acceptance", [table.temperature for table in self.acceptance])
+
+    @property
+    def believed_acceptance(self) -> tuple[AcceptanceTable, ...]:
+        """The tables that saw enough positions to plan from."""
+        return tuple(table for table in self.acceptance if not table.is_rough)
+
+    def acceptance_near(self, temperature: float) -> AcceptanceTable:
+        """The table of the nearest temperature, of two the cooler; a rough one only if all are."""
+        tables = self.believed_acceptance or self.acceptance
+        return min(tables, key=lambda table: (abs(table.temperature - temperature), table.temperature))
 
     def to_record(self) -> dict[str, Any]:
         """The profile as a JSON object."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from offload.residency_plan import Tier
 from offload.units import LinkSpec, parse_link
 from profiles.machine_profile import MachineProfile
-from profiles.pair_profile import AcceptanceTable, PairProfile
+from profiles.pair_profile import PairProfile
 from runtime.cost_learning import StreamShape
 from runtime.planner import AcceptanceAt
 from runtime.profile_costs import acceptance_of, costs_from_profiles
@@ -30,8 +30,6 @@ NO_LINK_SPEED = (
     "the machine's profile lacks the speed of the link or disk that layers come through: the first rounds measure it; "
     "overstory calibrate would know it beforehand"
 )
-MIN_POSITIONS = 20
-"""Below, a table of acceptance is not believed: the error of its first rank would be 0.1 or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +43,15 @@ class InitialPlan:
 
     def acceptance_at(self, *, substitute_held: str | None) -> AcceptanceAt:
         """The pair's acceptance at any temperature, or a builtin one, see `builtin_acceptance`, at all of them."""
-        profile, tables = self.profile, self._believed_tables
-        if profile is None or not tables:
+        profile = self.profile
+        if profile is None or not profile.believed_acceptance:
             return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
-        believed = replace(profile, acceptance=tables)
-        return lambda temperature: acceptance_of(believed, temperature)
+        return lambda temperature: acceptance_of(profile, temperature)
 
     @property
     def is_acceptance_measured(self) -> bool:
         """Whether the profile saw enough positions at any temperature to plan from them."""
-        return bool(self._believed_tables)
-
-    @property
-    def _believed_tables(self) -> tuple[AcceptanceTable, ...]:
-        tables = () if self.profile is None else self.profile.acceptance
-        return tuple(table for table in tables if table.num_positions[0] >= MIN_POSITIONS)
+        return self.profile is not None and bool(self.profile.believed_acceptance)
 
     def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> RoundCosts | None:
         """A round's costs at half the context; None where a profile or a speed is missing."""

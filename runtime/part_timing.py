@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from offload.layer_streamer import LayerStreamer, ResidentLayer, SlotState
+from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, SlotState
 from runtime.assembly import OpenSession
 from runtime.model.streamed_model import PassInput, StreamedModel
 
@@ -47,6 +47,16 @@ def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
         opened.session.engine.target.streaming_from(ring),
     ):
         yield
+
+
+def run_copies(opened: OpenSession) -> PassStatistics:
+    """A pass's copies through the session's own ring, with nothing computing."""
+    streamer = opened.streamer
+    streamer.begin_pass()
+    for index in range(streamer.num_layers):
+        streamer.acquire(index)
+        streamer.release(index)
+    return streamer.end_pass()
 
 
 def time_draft_step(model: StreamedModel, inputs: PassInput, *, num_children: int = 1) -> float:

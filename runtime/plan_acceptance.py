@@ -58,7 +58,7 @@ def planned_acceptance(question: PlanQuestion, held: str) -> PlannedAcceptance:
 
 def measured_acceptance(profile: PairProfile, temperature: float, *, by_depth: bool) -> PlannedAcceptance:
     """Of a pair that was measured on this machine, at the nearest temperature: by depth and rank, or by rank."""
-    table = min(profile.acceptance, key=lambda one: abs(one.temperature - temperature))
+    table = profile.acceptance_near(temperature)
     return PlannedAcceptance(
         acceptance_of(profile, temperature, by_depth=by_depth),
         Basis.MEASURED,

@@ -153,9 +153,9 @@ class _Planning:
     def acceptance(
         self, format_name: str, held: str, *, search: SearchMethod = SearchMethod.BEST_FIRST
     ) -> PlannedAcceptance:
-        """As measured here, or as planned for without that; the dynamic program takes no matrix by depth."""
+        """As measured here, or as planned for where too little was; the dynamic program takes no matrix by depth."""
         profile, temperature = self._profile(format_name, held), self.question.request.temperature
-        if profile is None:
+        if profile is None or not profile.believed_acceptance:
             return planned_acceptance(self.question, held)
         return measured_acceptance(profile, temperature, by_depth=search is SearchMethod.BEST_FIRST)
 

@@ -28,7 +28,7 @@ from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache
 from runtime.pair_identity import pair_identity
-from runtime.part_timing import layers_of_zeros, time_draft_step, wait_for_full_ring
+from runtime.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
 from runtime.pin_policy import find_pin_budget
 from runtime.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
@@ -150,14 +150,9 @@ class SessionProbes:
 
     def time_copies(self) -> float:
         """See CalibrationProbes; from a full ring to a full ring."""
-        streamer = self._opened.streamer
         self._fill_ring()
         begun = time.perf_counter()
-        streamer.begin_pass()
-        for index in range(streamer.num_layers):
-            streamer.acquire(index)
-            streamer.release(index)
-        streamer.end_pass()
+        run_copies(self._opened)
         wait_for_full_ring(self._opened)
         return time.perf_counter() - begun
 

@@ -49,11 +49,11 @@ def costs_from_profiles(
 
 
 def acceptance_of(pair: PairProfile, temperature: float, *, by_depth: bool = True) -> NDArray[np.float64]:
-    """Acceptance by depth of the parent and rank (D, R), or by rank (R,), of the nearest temperature in the profile.
+    """Acceptance by depth of the parent and rank (D, R), or by rank (R,), of `PairProfile.acceptance_near`.
 
     No row increases with rank or adds up to more than 1, so that either can be searched best-first.
     """
-    table = min(pair.acceptance, key=lambda table: (abs(table.temperature - temperature), table.temperature))
+    table = pair.acceptance_near(temperature)
     pooled = _pooled_ranks(table)
     if not by_depth:
         return pooled

@@ -67,6 +67,19 @@ class BadLine:
     """One sentence that names the file, the line and what to change."""
 
 
+def read_requests(path: str | Path, params: SamplingParams) -> list[PromptRequest]:
+    """Every prompt of a file that is measured with, where no line may be missing: raises PromptFileError at a bad one.
+
+    See `read_prompts`, also for a file that cannot be used as a whole.
+    """
+    requests = []
+    for item in read_prompts(path, params):
+        if isinstance(item, BadLine):
+            raise PromptFileError(item.error)
+        requests.append(item)
+    return requests
+
+
 def read_prompts(
     path: str | Path, defaults: SamplingParams, *, system: str | None = None, is_raw: bool = False
 ) -> list[PromptRequest | BadLine]:

@@ -20,6 +20,7 @@ from runtime.errors import OptionError
 from runtime.events import Event, Finished, GenerationStatistics, PassVerified
 from runtime.model_folders import locate_models
 from runtime.prompt_file import PromptRequest
+from runtime.round_parts import PROMPT_TOKENS
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
@@ -29,7 +30,6 @@ PUBLISHED_SPEEDUPS = {0.0: 9.5, 0.6: 9.3}
 """By temperature: Llama-3-70B/8B on an L40 against DeepSpeed-ZeRO-Inference (Sequoia, table 3)."""
 PLAIN_TOKENS = 4
 _MEASURING_LINK = "1000GB/s"
-_PROMPT_TOKENS = tuple(range(1, 33))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _time_step(opened: OpenSession) -> float:
     """Median seconds of the draft's forwards over one token, in a chain."""
     engine = opened.session.engine
     assert engine.drafter is not None, "the configuration names a draft"
-    engine.set_text(_PROMPT_TOKENS)
+    engine.set_text(PROMPT_TOKENS)
     seconds: list[float] = []
     for _ in range(3):
         steps = engine.drafter.grow(

@@ -21,7 +21,7 @@ from runtime.assembly import OpenSession
 from runtime.bare_loop import raw_link_seconds, streamed_layouts
 from runtime.engine import verify_input
 from runtime.model.lazy_logits import LazyLogits
-from runtime.part_timing import layers_of_zeros, median_seconds
+from runtime.part_timing import layers_of_zeros, median_seconds, run_copies
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
@@ -169,14 +169,7 @@ def _beside_copies(opened: OpenSession, run_pass: Callable[[], None]) -> None:
 
 def time_copies(opened: OpenSession) -> tuple[float, float]:
     """Seconds of a pass's copies, and of the reads from a disk behind the link, with nothing computing."""
-    streamer, passes = opened.streamer, []
-    for _ in range(3):
-        streamer.begin_pass()
-        for index in range(streamer.num_layers):
-            streamer.acquire(index)
-            streamer.release(index)
-        passes.append(streamer.end_pass())
-    timed = passes[1:]  # the first began with slots that had been filled earlier
+    timed = [run_copies(opened) for _ in range(3)][1:]  # the first began with slots that had been filled earlier
     if isinstance(opened.link, StagedCopyEngine):
         link_seconds = statistics.mean(item.link_busy_seconds for item in timed)
         return link_seconds, statistics.mean(item.disk_busy_seconds for item in timed)

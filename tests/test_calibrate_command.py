@@ -8,7 +8,7 @@ import pytest
 from session_factory import save_tiny_folder
 
 import tui.calibrate_command as command
-from profiles import calibrator
+from profiles import pair_profile
 from profiles.pair_profile import pair_profile_from_record
 from profiles.profile_store import save_pair_profile
 from runtime.probes import SessionProbes
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(
 def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
     folder: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrator, "FEW_POSITIONS", 1 << 40)
+    monkeypatch.setattr(pair_profile, "FEW_POSITIONS", 1 << 40)
     assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
     path = Path(json.loads(capsys.readouterr().out)["pair_profile"])
     first = pair_profile_from_record(json.loads(path.read_text()))

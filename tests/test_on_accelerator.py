@@ -12,12 +12,10 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -31,6 +29,7 @@ import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 from quantized_factory import save_quantized_folder
 from session_factory import CONTEXT_TOKENS, answer, request
+from sim_checks import SimChecks, needs_compiler
 from soak_driver import soak
 
 from offload import pinned_memory
@@ -50,7 +49,6 @@ from runtime.events import PassVerified
 from runtime.model.model_loader import ModelFiles
 from tui import calibrate_command, cli
 
-ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "sim:0"
 KINDS = ("llama", "qwen2", "gemma3")
 NUM_LAYERS = 6
@@ -58,13 +56,8 @@ SEED = 37
 """A llama whose greedy answer is varied."""
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": NUM_LAYERS}
 """Layers of half a megabyte, so that activations are nowhere near their size."""
-CHECKS: dict[str, Callable[[], None]] = {}
-
-
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    """Names a function as one of the checks that run in the other process."""
-    CHECKS[function.__name__] = function
-    return function
+CHECKS = SimChecks(__file__)
+check = CHECKS.check
 
 
 # ------------------------------------------------------------------------------------------------- folders and sessions
@@ -832,39 +825,17 @@ def a_calibration_measures_the_device() -> None:
 
 
 def run_checks(names: list[str]) -> None:
-    """Run the checks in this process; the last line of stdout says what went wrong in which."""
+    """Run the checks in this process, with what sessions on tiny models need."""
     faulthandler.dump_traceback_later(260, exit=True)
-    torch.set_num_threads(1)
-    sim.load()
     folder_of("llama")  # imports what saving needs
     gc.freeze()  # a session collects garbage when it opens, and the libraries' own objects take it 0.3 s each time
-    failures, seconds = {}, {}
-    for name in names or CHECKS:
-        began = time.perf_counter()
-        try:
-            CHECKS[name]()
-        except (Exception, pytest.fail.Exception):
-            failures[name] = traceback.format_exc()
-        seconds[name] = round(time.perf_counter() - began, 2)
+    CHECKS.run(names)
     scratch.keeper.cleanup()  # type: ignore[attr-defined]
-    print(json.dumps({"num_checks": len(seconds), "failures": failures, "seconds": seconds}))
-
-
-needs_compiler = pytest.mark.skipif(not sim.is_buildable(), reason="no C++ compiler to build the simulated device with")
 
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", __file__]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, timeout=290, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["num_checks"] == len(CHECKS)
-    found: dict[str, str] = result["failures"]
-    return found
+    return CHECKS.failures()
 
 
 @needs_compiler

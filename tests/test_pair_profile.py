@@ -210,3 +210,14 @@ def test_random_damage_is_either_refused_or_read_as_it_stands() -> None:
         num_read += 1
         assert profile.to_record() == changed
     assert num_read > 0
+
+
+def test_tables_of_a_few_positions_give_way_to_those_of_many() -> None:
+    greedy, warm = PAIR.acceptance
+    rough = replace(greedy, num_positions=(29, 29))
+    assert rough.is_rough and not greedy.is_rough
+    assert PAIR.acceptance_near(0.4) is greedy
+    assert replace(PAIR, acceptance=(rough, warm)).acceptance_near(0.0) is warm
+    only_rough = replace(PAIR, acceptance=(rough,))
+    assert only_rough.believed_acceptance == ()
+    assert only_rough.acceptance_near(1.0) is rough

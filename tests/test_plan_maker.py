@@ -1,12 +1,17 @@
 import time
+from dataclasses import replace
 
 import pytest
 from fit_needs import GB
 from plan_fakes import plan_machine, planned, processor
+from profile_factory import PAIR
 
 from offload.errors import BudgetError
 from profiles.builtin_profiles import builtin_pair
+from runtime.device_speed import Basis
 from runtime.errors import OptionError
+from runtime.plan_maker import make_plan
+from runtime.plan_question import PlanRequest, resolve_question
 from runtime.plan_report import PlanOption, Refusal
 
 SEQUOIA = builtin_pair("llama-3-70b-8b")
@@ -171,3 +176,16 @@ def test_a_plan_is_made_in_well_under_three_seconds():
     began = time.process_time()
     planned()
     assert time.process_time() - began < 2
+
+
+def test_a_profile_of_a_few_positions_is_believed_in_costs_alone():
+    """One position that was accepted is no draft that is always right."""
+    question = resolve_question(PlanRequest(target="qwen2.5-1.5b", draft="qwen2.5-0.5b"))
+    greedy, warm = PAIR.acceptance
+    rough = tuple(replace(table, by_rank=(1.0, 0.0), num_positions=(1, 1)) for table in (greedy, warm))
+
+    def acceptance_of(profile):
+        return make_plan(question, processor(), {"int8": profile}).acceptance
+
+    assert acceptance_of(PAIR)[0] is Basis.MEASURED
+    assert acceptance_of(replace(PAIR, acceptance=rough))[0] is Basis.PUBLISHED  # as for any pair of this name

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.errors import PromptFileError
-from runtime.prompt_file import BadLine, Message, PromptRequest, read_prompts
+from runtime.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
 from runtime.sampling_params import SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=32)
@@ -210,3 +210,11 @@ def test_the_example_prompts_are_fine():
     items = read_prompts(example_prompts(), DEFAULTS)
     assert len(items) >= 4
     assert all(isinstance(item, PromptRequest) for item in items)
+
+
+def test_where_no_line_may_be_missing_a_bad_one_ends_the_reading(tmp_path):
+    path = write(tmp_path, '{"prompt": "a"}\n{"prompt": 3}\n')
+    with pytest.raises(PromptFileError, match="line 2"):
+        read_requests(path, DEFAULTS)
+    good = write(tmp_path, '{"prompt": "a"}\n', "good.jsonl")
+    assert [request.params for request in read_requests(good, DEFAULTS)] == [DEFAULTS]

@@ -7,7 +7,6 @@ import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from runtime.errors import OptionError
-from runtime.planner import TreePlanner
 from runtime.round_check import LinkCheck, ShapeCheck, TimedRound, check_link, predict, time_shapes
 from runtime.round_costs import CostTable, RoundCosts
 from runtime.speculation.token_tree import TreeTopology
@@ -44,8 +43,6 @@ def test_every_tree_gets_its_rounds_and_none_is_faster_than_the_link(folder: Pat
 def test_a_prompt_that_leaves_no_room_is_a_sentence(folder: Path) -> None:
     with open_tiny(folder, draft=folder, link="4MB/s") as opened, pytest.raises(OptionError, match="--context"):
         list(time_shapes(opened, [request()], [TreeTopology.chain(70)], num_turns=1))
-    with open_tiny(folder) as plain:
-        assert isinstance(plain.session.engine.planner, TreePlanner)
 
 
 def test_predictions_add_the_draft_by_width_and_scale_the_copies() -> None:

@@ -6,33 +6,25 @@ script) and the tests read how each of them went.
 
 import copy
 import ctypes
-import json
 import mmap
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import model_factory
 import pytest
 import simulated_device as sim
 import torch
 import torch.nn.functional as F
+from sim_checks import SimChecks, needs_compiler
 from transformers import PreTrainedModel
 
 MIB = 1 << 20
-CHECKS: dict[str, Callable[[], None]] = {}
-
-
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    """Names a function as one of the checks that run in the other process."""
-    CHECKS[function.__name__] = function
-    return function
+CHECKS = SimChecks(__file__)
+check = CHECKS.check
 
 
 @contextmanager
@@ -795,32 +787,9 @@ CHECKS |= {f"{kind}_runs_in_bfloat16": partial(run_model_in_bfloat16, kind) for 
 # ------------------------------------------------------------------------------------------------- the tests themselves
 
 
-def run_checks() -> None:
-    """Run every check in this process; the last line of stdout says what went wrong in which."""
-    torch.set_num_threads(1)
-    sim.load()
-    sim.load()
-    failures = {}
-    for name, function in CHECKS.items():
-        try:
-            function()
-        except (Exception, pytest.fail.Exception):
-            failures[name] = traceback.format_exc()
-    print(json.dumps({"num_checks": len(CHECKS), "failures": failures}))
-
-
-needs_compiler = pytest.mark.skipif(not sim.is_buildable(), reason="no C++ compiler to build the simulated device with")
-
-
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
-    command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["num_checks"] == len(CHECKS)
-    found: dict[str, str] = result["failures"]
-    return found
+    return CHECKS.failures()
 
 
 @needs_compiler
@@ -862,4 +831,5 @@ def test_a_missing_compiler_is_said(monkeypatch):
 
 
 if __name__ == "__main__":
-    run_checks()
+    sim.load()
+    CHECKS.run()  # loads it again, which must change nothing

@@ -20,8 +20,8 @@ from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrat
 from profiles.errors import ProfileError
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
-from runtime.errors import OptionError, PromptFileError
-from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.errors import OptionError
+from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.calibration_report import calibration_lines, calibration_record
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
@@ -62,7 +62,7 @@ def calibrate(
             "--draft none leaves nothing to calibrate, since a profile is of a target with its draft; leave it out, or "
             "use `overstory bench stream` to measure plain streaming"
         )
-    requests = _read_requests(str(calibration_prompts()) if prompts is None else prompts)
+    requests = read_requests(calibration_prompts() if prompts is None else prompts, SamplingParams())
     scope = QUICK if quick else FULL
     if config.context_tokens is None:
         config = replace(config, context_tokens=QUICK_CONTEXT_TOKENS if quick else CONTEXT_TOKENS)
@@ -114,16 +114,6 @@ def _joined(result: CalibrationResult, *, is_link_emulated: bool) -> tuple[PairP
 
 def _positions(pair: PairProfile) -> int:
     return sum(table.num_positions[0] for table in pair.acceptance)
-
-
-def _read_requests(path: str) -> list[PromptRequest]:
-    """Every prompt of the file; how many tokens are written is the calibration's own choice."""
-    requests = []
-    for item in read_prompts(path, SamplingParams(), system=None, is_raw=False):
-        if not isinstance(item, PromptRequest):
-            raise PromptFileError(item.error)
-        requests.append(item)
-    return requests
 
 
 def _show(steps: Iterator[CalibrationProgress | CalibrationResult], console: "Console") -> CalibrationResult:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import PromptFileError
-from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import cache_folder, example_prompts
@@ -36,12 +35,7 @@ def draft(
     """Seconds of a draft step by width, and the acceptance of ranks 1 to 5, by format; ends with one JSON line."""
     config = engine.to_config(drafting)
     params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    path = example_prompts() if prompts is None else prompts
-    requests = []
-    for item in read_prompts(path, params, system=None, is_raw=False):
-        if not isinstance(item, PromptRequest):
-            raise PromptFileError(item.error)
-        requests.append(item)
+    requests = read_requests(example_prompts() if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     from runtime.draft_benchmark import DraftFormatReport, DraftReport, run_draft_benchmark
 

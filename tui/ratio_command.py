@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import OptionError, PromptFileError
-from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.errors import OptionError
+from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import cache_folder, example_prompts
@@ -43,11 +43,7 @@ def ratio(
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     config = engine.to_config(drafting)
     params = SamplingParams(max_new_tokens=max_new_tokens)
-    requests = []
-    for item in read_prompts(example_prompts() if prompts is None else prompts, params, system=None, is_raw=False):
-        if not isinstance(item, PromptRequest):
-            raise PromptFileError(item.error)
-        requests.append(item)
+    requests = read_requests(example_prompts() if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     from runtime.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
 

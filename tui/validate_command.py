@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import OptionError, PromptFileError
-from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.errors import OptionError
+from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import cache_folder, calibration_prompts, validation_prompts
@@ -65,8 +65,9 @@ def validate(
     if config.context_tokens is None:
         config = replace(config, context_tokens=CONTEXT_TOKENS)
     links = [None if name == "real" else name for name in link or ("real", "0.5GB/s", "2GB/s")]
-    requests = _read(str(validation_prompts()) if prompts is None else prompts, max_new_tokens)
-    others = _read(str(calibration_prompts()) if calibration is None else calibration, max_new_tokens)
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    requests = read_requests(validation_prompts() if prompts is None else prompts, params)
+    others = read_requests(calibration_prompts() if calibration is None else calibration, params)
     console = progress_console(is_quiet=quiet)
     from runtime.round_check import LinkCheck
     from runtime.validation import ValidationReport, run_validation
@@ -118,12 +119,3 @@ def yield_lines(yields: "YieldReport") -> list[str]:
             for chain in yields.chains
         ),
     ]
-
-
-def _read(path: str, max_new_tokens: int) -> list[PromptRequest]:
-    requests = []
-    for item in read_prompts(path, SamplingParams(max_new_tokens=max_new_tokens), system=None, is_raw=False):
-        if not isinstance(item, PromptRequest):
-            raise PromptFileError(item.error)
-        requests.append(item)
-    return requests
