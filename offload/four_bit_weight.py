@@ -159,7 +159,9 @@ class FourBitWeight:
         first, end = start * num_columns, stop * num_columns
         codes = self.parts[""].view(-1)[first // 2 : -(-end // 2)]
         blocks = absmax[first // block_size : -(-end // block_size)]
-        is_plain = num_columns % 2 == 0 and block_size < 2048  # bitsandbytes compiles python code for the others
+        # bitsandbytes compiles python code for large blocks, and its AVX512 kernel (0.50) scales blocks that reach over
+        # the end of a row wrongly.
+        is_plain = num_columns % block_size == 0 and block_size < 2048
         if is_plain and has_kernel("dequantize_4bit", codes.device.type):
             shape = (stop - start, num_columns)
             widened: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(

@@ -1,4 +1,4 @@
-"""Tiny models saved by transformers itself in bitsandbytes' formats, and their matrices dequantised by bitsandbytes."""
+"""Tiny models saved by transformers itself in bitsandbytes' formats, and their matrices dequantised by the book."""
 
 import logging
 from pathlib import Path
@@ -38,15 +38,14 @@ def save_quantized_folder(
 
 
 def dequantized_model(folder: Path) -> PreTrainedModel:
-    """transformers' own float32 model of a quantised folder, every matrix dequantised to float32 by bitsandbytes."""
+    """transformers' own float32 model of a quantised folder, every matrix dequantised to float32."""
     quantized = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.bfloat16)
     state = {}
     for name, module in quantized.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Linear):
             if getattr(weight, "quant_state", None) is not None:
-                weight.quant_state.dtype = torch.float32
-                state[f"{name}.weight"] = bnb.dequantize_4bit(weight.data, weight.quant_state)
+                state[f"{name}.weight"] = dequantized_4bit(weight.data, weight.quant_state)
             elif weight.dtype == torch.int8:
                 state[f"{name}.weight"] = bnb.int8_vectorwise_dequant(weight.data, weight.SCB)
     config = AutoConfig.from_pretrained(folder)
@@ -55,3 +54,13 @@ def dequantized_model(folder: Path) -> PreTrainedModel:
     dense = {name: tensor.float() for name, tensor in quantized.state_dict().items() if tensor.dtype == torch.bfloat16}
     model.load_state_dict({**dense, **state}, strict=not config.tie_word_embeddings)
     return model
+
+
+def dequantized_4bit(codes: torch.Tensor, state: bnb.QuantState) -> torch.Tensor:
+    """The float32 matrix, entry by entry; bitsandbytes' AVX512 kernel is wrong where blocks reach over a row's end."""
+    packed = codes.view(torch.uint8).flatten().long()
+    values = state.code[torch.stack([packed >> 4, packed & 15], dim=1).flatten()]
+    absmax = state.absmax
+    if state.nested:
+        absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+    return (values * absmax.float().repeat_interleave(state.blocksize)[: values.numel()]).view(state.shape)
