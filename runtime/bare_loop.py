@@ -1,8 +1,9 @@
 """What anybody could write in an hour: read a layer, multiply by its matrices, read the next one.
 
 And what nobody can beat: reading everything and multiplying everything at once, neither waiting for the other. The
-yardsticks for whole passes beside the raw link. Reads with the threads, blocks and O_DIRECT of `link_probe`, and
-multiplies one row by every matrix with the same kernels, on zeros. Shares no streaming code.
+yardsticks for whole passes beside the raw link. Reads with the threads, blocks and O_DIRECT of `link_probe`, copies
+host layers to an accelerator one by one on a stream of its own, and multiplies one row by every matrix with the same
+kernels, on zeros. Shares no streaming code.
 """
 
 import time
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from offload.accelerator_copy_engine import DEFAULT_CHUNK_BYTES
+from offload.copy_engine import HostSource
 from offload.emulated_link import EmulatedLink
 from offload.layer_layout import LayerLayout
 from offload.layer_streamer import ResidentLayer
@@ -27,12 +30,40 @@ def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:
 
 
 def raw_link_seconds(opened: OpenSession, layouts: Sequence[LayerLayout]) -> float:
-    """Seconds that the link alone needs for these layers: an emulated one by its figures, a disk as read by a loop."""
+    """Seconds that the link alone needs for these layers: an emulated one by its figures, others as a bare loop does.
+
+    The loop copies layers that wait in host memory to an accelerator, and reads the others from their files.
+    """
     if isinstance(opened.link, EmulatedLink):
         return sum(opened.link.link.copy_seconds(layout.payload_bytes) for layout in layouts)
+    slabs = _host_slabs(opened, layouts)
+    if slabs and opened.plan.device.type != "cpu":
+        return _copy_seconds(slabs, opened.plan.device)
     ranges = [piece for layout in layouts for piece in layout.ranges]
     reader = opened.reader
     return measure_raw_link(ranges, block_bytes=reader.block_bytes, num_threads=reader.num_threads).seconds
+
+
+def _host_slabs(opened: OpenSession, layouts: Sequence[LayerLayout]) -> list[torch.Tensor]:
+    """What these layers are copied from, if all of them wait in host memory; else nothing."""
+    sources = dict(zip(map(id, opened.plan.target.slabs.layouts), opened.streamer.layers, strict=True))
+    wanted = [sources[id(layout)] for layout in layouts]
+    slabs = [source.slab for source in wanted if isinstance(source, HostSource)]
+    return slabs if len(slabs) == len(wanted) else []
+
+
+def _copy_seconds(slabs: Sequence[torch.Tensor], device: torch.device) -> float:
+    """Seconds of copying them one after another to one place on the device, beside whatever else it does."""
+    place = torch.empty(max(map(torch.Tensor.numel, slabs)), dtype=torch.uint8, device=device)
+    stream = torch.Stream(device)
+    begun = time.perf_counter()
+    with stream:
+        for slab in slabs:
+            for begin in range(0, slab.numel(), DEFAULT_CHUNK_BYTES):  # a driver takes no copy from two registrations
+                piece = slab[begin : begin + DEFAULT_CHUNK_BYTES]
+                place[begin : begin + piece.numel()].copy_(piece, non_blocking=True)
+    stream.synchronize()
+    return time.perf_counter() - begun
 
 
 def bare_pass_seconds(opened: OpenSession) -> float:
@@ -83,6 +114,8 @@ class _LayerProducts:
         begun = time.perf_counter()
         for matrix, num_columns in matrices:
             matrix.linear(torch.ones(1, num_columns, dtype=plan.dtype, device=plan.device), None, self._scratch)
+        if plan.device.type != "cpu":
+            torch.accelerator.current_stream(plan.device).synchronize()
         return time.perf_counter() - begun
 
 
