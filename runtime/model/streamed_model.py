@@ -8,7 +8,7 @@ their layers' bytes are differs. Knows tokens and positions, not trees.
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from offload.layer_streamer import LayerStreamer, PassStatistics
 from offload.weight_store import LayerSlabs
 from runtime.model.layer_binding import ModuleBinder
+from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
 from runtime.model.supported_models import cache_argument
 from runtime.model.tree_cache import TreeCache
 from runtime.model.tree_mask import attention_masks
@@ -80,8 +81,12 @@ class StreamedModel:
         binders: Sequence[ModuleBinder] = (),
         slabs: LayerSlabs | None = None,
         streamer: LayerStreamer | None = None,
+        recorder: PassRecorder | None = None,
     ) -> None:
-        """With `streamer`, each visit binds the slab it hands over (`binders`, `slabs`); without, all is bound."""
+        """With `streamer`, each visit binds the slab it hands over (`binders`, `slabs`); without, all is bound.
+
+        `recorder` records the passes of a resident model; by default the device's own, where it has one.
+        """
         self.shell = shell
         self.cache = cache
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
@@ -91,6 +96,11 @@ class StreamedModel:
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
         self._head = copy.copy(shell.model)
         self._head._modules = {**shell.model._modules, shell.decoder_prefix: _KnownHiddenStates()}
+        self._graphs: PassGraphs | None = None
+        if streamer is None and set(shell.layer_windows) == {None}:
+            recorder = recorder or recorder_for(shell.device)
+            if recorder is not None:
+                self._graphs = PassGraphs(recorder, self._forward_full, cache, dtype=shell.compute_dtype)
         for index, layer in enumerate(shell.layers):
             self._choose_mask(layer, shell.layer_windows[index])
             if streamer is not None:
@@ -145,6 +155,10 @@ class StreamedModel:
         """
         num_cached = self.cache.num_cached
         shell = self.shell
+        if self._graphs is not None:
+            recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=shell.device)
+            if recorded is not None:
+                return recorded
         self._masks = attention_masks(
             inputs.visible,
             query_positions=inputs.positions,
@@ -156,12 +170,9 @@ class StreamedModel:
         if self._streamer is not None:
             self._streamer.begin_pass()
         try:
-            output = self._decoder(
-                input_ids=torch.from_numpy(inputs.token_ids)[None].to(shell.device),
-                attention_mask=next(iter(self._masks.values())),
-                position_ids=torch.from_numpy(inputs.positions)[None].to(shell.device),
-                use_cache=True,
-                **{self._cache_argument: self.cache},
+            output = self._forward(
+                torch.from_numpy(inputs.token_ids)[None].to(shell.device),
+                torch.from_numpy(inputs.positions)[None].to(shell.device),
             )
         except BaseException:
             self.cache.truncate(num_cached)
@@ -173,8 +184,28 @@ class StreamedModel:
                 # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
                 torch.accelerator.current_stream(shell.device).synchronize()
             self.last_pass = self._streamer.end_pass()
-        hidden: torch.Tensor = output.last_hidden_state[0]
+        return output[0]
+
+    def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
+        attention: AbstractContextManager[Any] = (
+            no_cudnn_attention() if self.shell.device.type == "cuda" else nullcontext()
+        )
+        with attention:
+            output = self._decoder(
+                input_ids=token_ids,
+                attention_mask=next(iter(self._masks.values())),
+                position_ids=positions,
+                use_cache=True,
+                **{self._cache_argument: self.cache},
+            )
+        hidden: torch.Tensor = output.last_hidden_state
         return hidden
+
+    def _forward_full(self, token_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`_forward` of an architecture whose layers all have the same mask."""
+        self._masks = {None: mask}
+        return self._forward(token_ids, positions)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

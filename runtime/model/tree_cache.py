@@ -2,10 +2,12 @@
 
 One slot per token and layer. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path,
 `truncate` forgets. The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet.
+For passes of fixed shape (`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding.
 Knows nothing of trees: it is told which slots to keep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,15 +23,22 @@ class TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.capacity = capacity
         self.num_cached = 0
+        self.has_spare_slot = False
+        self.fixed: tuple[torch.Tensor, int] | None = None
+        """During a pass of fixed shape: the new tokens' slots (T,), and how many keys the pass sees."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the slots once the first keys and values show their shapes and dtypes."""
-        self.keys = key_states.new_empty(self._slot_shape(key_states))
-        self.values = value_states.new_empty(self._slot_shape(value_states))
+        # A pass of fixed shape multiplies every slot, the hidden ones by nothing: they must be numbers.
+        allocate = torch.zeros if self.has_spare_slot else torch.empty
+        self.keys, self.values = (
+            allocate(self._slot_shape(states), dtype=states.dtype, device=states.device)
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def _slot_shape(self, states: torch.Tensor) -> tuple[int, int, int, int]:
-        return (1, states.shape[1], self.capacity, states.shape[3])
+        return (1, states.shape[1], self.capacity + self.has_spare_slot, states.shape[3])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -37,6 +46,11 @@ class TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Append (1, K, T, D) behind what is cached; returns views of everything cached, (1, K, num_cached, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.fixed is not None:
+            slots, num_keys = self.fixed
+            self.keys.index_copy_(2, slots, key_states)
+            self.values.index_copy_(2, slots, value_states)
+            return self.keys[:, :, :num_keys], self.values[:, :, :num_keys]
         start, self.num_cached = self.num_cached, self.num_cached + key_states.shape[2]
         if self.num_cached > self.capacity:
             raise RuntimeError(f"the cache has {self.capacity} slots and {self.num_cached} are needed")
@@ -77,6 +91,32 @@ class TreeCache(Cache):  # type: ignore[misc]
         """Tokens that every layer holds (during a pass: that the slowest layer holds)."""
         counts: list[int] = [layer.num_cached for layer in self.layers]
         return min(counts)
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether a pass has shown every layer what its slots look like."""
+        return all(layer.is_initialized for layer in self.layers)
+
+    def allow_fixed_passes(self) -> None:
+        """Give every layer a slot behind the last one, and numbers in all of them; before the first pass."""
+        for layer in self.layers:
+            layer.has_spare_slot = True
+
+    @contextmanager
+    def fixed_pass(self, slots: torch.Tensor, *, num_keys: int) -> Iterator[None]:
+        """Updates meanwhile write to `slots` (T,), return the first `num_keys` keys and count nothing."""
+        for layer in self.layers:
+            layer.fixed = (slots, num_keys)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.fixed = None
+
+    def append(self, num_tokens: int) -> None:
+        """Count tokens that a pass of fixed shape has written behind what is cached."""
+        for layer in self.layers:
+            layer.num_cached += num_tokens
 
     def truncate(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens` tokens."""

@@ -27,12 +27,15 @@ def attention_masks(
     """
     distances = query_positions[:, None] - key_positions[None, :]  # (T, K)
     return {
-        window: _additive(visible if window is None else visible & (distances < window), dtype, device)
+        window: additive_mask(
+            torch.from_numpy(visible if window is None else visible & (distances < window)).to(device), dtype
+        )
         for window in set(windows)
     }
 
 
-def _additive(allowed: npt.NDArray[np.bool_], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-    mask.masked_fill_(torch.from_numpy(~allowed).to(device), torch.finfo(dtype).min)
-    return mask[None, None]  # (1, 1, T, K)
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask (1, 1, T, K) of `allowed` (T, K), bool, on the same device."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+    return mask[None, None]

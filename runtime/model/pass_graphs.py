@@ -1,0 +1,179 @@
+"""Records a resident model's forward once per shape and replays it: a draft step without its launches.
+
+A draft of a billion parameters is a thousand small kernels, and starting them from Python takes several times as long
+as running them. A recorded pass has fixed shapes: T tokens are padded to the next power of two, the keys to the next
+bucket of the cache, and the tokens' slots are an input, so that one recording serves any place in the text. Padding
+tokens write to a slot of their own and nobody sees them. Knows neither architectures nor trees; a device that cannot
+record runs every pass as it comes.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime.model.tree_cache import TreeCache
+from runtime.model.tree_mask import additive_mask
+
+logger = logging.getLogger(__name__)
+
+MAX_WIDTH = 256
+"""Tokens beyond which a pass computes longer than its launches take."""
+LEAST_KEYS = 256
+"""Smallest bucket of keys."""
+USES_BEFORE_RECORDING = 2
+"""Recording takes as long as a few passes: a shape that comes once is not worth it."""
+
+Replay = Callable[[], torch.Tensor]
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Token ids (1, W), positions (1, W) and an additive mask (1, 1, W, K) to last hidden states (1, W, E)."""
+
+
+class PassRecorder(Protocol):
+    """How a device records work."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
+        """Run `work`, whose tensors stay where they are, and return what repeats it on their new contents.
+
+        Raises RuntimeError where the device or one of the kernels cannot be recorded.
+        """
+
+
+class CudaRecorder:
+    """CUDA graphs (and ROCm's, under the same names); all of them share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
+        """See `PassRecorder`. Other threads may go on copying meanwhile."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            work()  # kernels choose their workspaces outside of the recording
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def recorder_for(device: torch.device) -> PassRecorder | None:
+    """What records passes on `device`; None where every pass runs as it comes."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FixedPass:
+    """The inputs of one shape, where a recording reads them, and its replay."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    visible: torch.Tensor
+    replay: Replay
+
+
+class PassGraphs:
+    """The recorded passes of one model."""
+
+    def __init__(self, recorder: PassRecorder, forward: Forward, cache: TreeCache, *, dtype: torch.dtype) -> None:
+        """`forward` runs the decoder on `cache`, whose slots must not have been allocated yet; `dtype` of its masks."""
+        self._recorder = recorder
+        self._forward = forward
+        self._cache = cache
+        self._dtype = dtype
+        self._uses: dict[tuple[int, int], int] = {}
+        self._passes: dict[tuple[int, int], _FixedPass] = {}
+        self._can_record = True
+        cache.allow_fixed_passes()
+
+    @property
+    def num_recorded(self) -> int:
+        """Shapes that have a recording."""
+        return len(self._passes)
+
+    def run(
+        self,
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        visible: npt.NDArray[np.bool_],
+        *,
+        device: torch.device,
+    ) -> torch.Tensor | None:
+        """Last hidden states (T, E) of a pass (see PassInput), appended to the cache; None if it has no recording."""
+        num_tokens, num_keys = visible.shape
+        width, keys = bucket_of(num_tokens, 1), min(bucket_of(num_keys, LEAST_KEYS), self._cache.capacity)
+        if not self._can_record or width > MAX_WIDTH or num_keys > keys or not self._cache.is_allocated:
+            return None
+        shape = (width, keys)
+        if shape not in self._passes:
+            self._uses[shape] = self._uses.get(shape, 0) + 1
+            if self._uses[shape] <= USES_BEFORE_RECORDING or not self._record(shape, device):
+                return None
+        fixed = self._passes[shape]
+        first = num_keys - num_tokens
+        slots = np.full(width, self._cache.capacity, dtype=np.int64)  # padding goes to the spare slot
+        slots[:num_tokens] = np.arange(first, num_keys)
+        seen = np.zeros(shape, dtype=np.bool_)
+        seen[:num_tokens, :num_keys] = visible
+        for fixed_input, values in (
+            (fixed.token_ids, _padded(token_ids, width)[None]),
+            (fixed.positions, _padded(positions, width)[None]),
+            (fixed.slots, slots),
+            (fixed.visible, seen),
+        ):
+            fixed_input.copy_(torch.from_numpy(values), non_blocking=True)
+        hidden = fixed.replay()[0, :num_tokens].clone()  # the next replay overwrites its output
+        self._cache.append(num_tokens)
+        return hidden
+
+    def _record(self, shape: tuple[int, int], device: torch.device) -> bool:
+        """Record a shape; where that fails nothing is recorded any more."""
+        width, keys = shape
+        token_ids, positions = (torch.zeros(1, width, dtype=torch.int64, device=device) for _ in range(2))
+        slots = torch.full((width,), self._cache.capacity, dtype=torch.int64, device=device)
+        visible = torch.zeros(width, keys, dtype=torch.bool, device=device)
+
+        def work() -> torch.Tensor:
+            with self._cache.fixed_pass(slots, num_keys=keys):
+                return self._forward(token_ids, positions, additive_mask(visible, self._dtype))
+
+        try:
+            replay = self._recorder.record(work)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("draft passes are not recorded, which makes them slower: %s", reason)
+            self._can_record = False
+            return False
+        self._passes[shape] = _FixedPass(token_ids, positions, slots, visible, replay)
+        return True
+
+
+def bucket_of(count: int, least: int) -> int:
+    """The smallest power of two that is at least `count` and `least`; both 1 or more."""
+    return 1 << (max(count, least) - 1).bit_length()
+
+
+def _padded(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    return np.pad(values, (0, width - len(values)))
+
+
+def no_cudnn_attention() -> Any:
+    """A context without cuDNN's attention: it plans every new length anew, tens of milliseconds each."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
