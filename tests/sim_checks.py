@@ -1,9 +1,14 @@
 """Checks that need the simulated device run in a process of their own, once, and report by name.
 
 Registering a backend changes a process for good, so the tests' own process stays without one. A file of checks makes a
-`SimChecks`, marks its functions with `check`, and runs them when it is executed itself.
+`SimChecks` by the name of CHECKS and marks its functions with `check`; the fixture `sim_failures` tells which failed.
+Such a process takes seconds to start, so the files of one test run that ask for the same surroundings share one. A file
+that is executed itself runs its own checks, or those named.
 """
 
+import faulthandler
+import functools
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,7 @@ import simulated_device as sim
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = "import sys, sim_checks; sim_checks.run_files(sys.argv[1:])"
 
 needs_compiler = pytest.mark.skipif(not sim.is_buildable(), reason="no C++ compiler to build the simulated device with")
 
@@ -25,9 +32,11 @@ needs_compiler = pytest.mark.skipif(not sim.is_buildable(), reason="no C++ compi
 class SimChecks(dict[str, Callable[[], None]]):
     """The checks of one file, by name."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, surroundings: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         super().__init__()
-        self._file = file
+        self.file = Path(file).stem
+        self.surroundings = surroundings
+        """What is set up, once, around all the checks of a process."""
 
     def check(self, function: Callable[[], None]) -> Callable[[], None]:
         """Name a function as one of the checks that run in the other process."""
@@ -36,31 +45,53 @@ class SimChecks(dict[str, Callable[[], None]]):
 
     def run(self, names: Sequence[str] = ()) -> None:
         """Run them (or those named) in this process; the last line of stdout says what went wrong in which."""
-        torch.set_num_threads(1)
-        sim.load()
-        failures, seconds = {}, {}
-        for name in names or self:
-            began = time.perf_counter()
-            try:
-                self[name]()
-            except (Exception, pytest.fail.Exception):
-                failures[name] = traceback.format_exc()
-            seconds[name] = round(time.perf_counter() - began, 2)
-        print(json.dumps({"num_checks": len(seconds), "failures": failures, "seconds": seconds}))
+        run_together([self], names)
 
-    def failures(self) -> dict[str, str]:
-        """Run the file in another process; the traceback of every check that failed there."""
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", self._file],
-            cwd=ROOT / "tests",
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=290,
-            check=False,
-        )
+    def failures(self, files: Sequence[str]) -> dict[str, str]:
+        """The traceback of every check that failed, where all these files, this one among them, ran in one process."""
+        done = finished(tuple(files))
         assert done.returncode == 0, done.stderr
-        result = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])[self.file]
         assert result["num_checks"] == len(self)
         found: dict[str, str] = result["failures"]
         return found
+
+
+@functools.cache
+def finished(files: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run these files' checks in another process; asked again, tell how it went."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", PROGRAM, *files],
+        cwd=ROOT / "tests",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=290,
+        check=False,
+    )
+
+
+def run_files(files: Sequence[str]) -> None:
+    """Run the checks of these files, which ask for the same surroundings, in this process."""
+    run_together([importlib.import_module(file).CHECKS for file in files])
+
+
+def run_together(files: Sequence[SimChecks], names: Sequence[str] = ()) -> None:
+    """Run all checks (or those named) in this process; the last line of stdout says how they went, by file."""
+    faulthandler.dump_traceback_later(260, exit=True)
+    torch.set_num_threads(1)
+    sim.load()
+    sim.load()  # which must change nothing
+    results = {}
+    with files[0].surroundings():
+        for checks in files:
+            failures, seconds = {}, {}
+            for name in names or checks:
+                began = time.perf_counter()
+                try:
+                    checks[name]()
+                except (Exception, pytest.fail.Exception):
+                    failures[name] = traceback.format_exc()
+                seconds[name] = round(time.perf_counter() - began, 2)
+            results[checks.file] = {"num_checks": len(seconds), "failures": failures, "seconds": seconds}
+    print(json.dumps(results))
