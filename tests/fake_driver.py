@@ -64,8 +64,14 @@ class FakeDriver:
         return OUT_OF_MEMORY if self.is_poisoned or is_full else 0
 
 
-def _at_call(number: int, act: Callable[[], object]) -> Callable[[int], None]:
-    return lambda call: (act() if call == number else None) and None
+def at_call(number: int, act: Callable[[], object]) -> Callable[[int], None]:
+    """For `before_call`: act at one of the calls only."""
+
+    def before_call(call: int) -> None:
+        if call == number:
+            act()
+
+    return before_call
 
 
 def generous() -> FakeDriver:
@@ -77,18 +83,18 @@ def refusing_beyond_5_mib() -> FakeDriver:
 
 
 def dying_at_call_4() -> FakeDriver:
-    return FakeDriver(before_call=_at_call(4, lambda: os.kill(os.getpid(), 9)))
+    return FakeDriver(before_call=at_call(4, lambda: os.kill(os.getpid(), 9)))
 
 
 def leaving_at_call_4() -> FakeDriver:
-    return FakeDriver(before_call=_at_call(4, lambda: os._exit(3)))
+    return FakeDriver(before_call=at_call(4, lambda: os._exit(3)))
 
 
 def raising_at_call_4() -> FakeDriver:
     def fail() -> None:
         raise RuntimeError("the device fell off the bus")
 
-    return FakeDriver(before_call=_at_call(4, fail))
+    return FakeDriver(before_call=at_call(4, fail))
 
 
 def hanging_at_call_4() -> FakeDriver:
@@ -98,7 +104,7 @@ def hanging_at_call_4() -> FakeDriver:
         Path(os.environ["FAKE_DRIVER_HANGS"]).touch()
         threading.Event().wait()
 
-    return FakeDriver(before_call=_at_call(4, hang))
+    return FakeDriver(before_call=at_call(4, hang))
 
 
 def missing() -> FakeDriver:

@@ -1,0 +1,16 @@
+"""Slabs that are filled and pinned in small chunks."""
+
+import torch
+
+from offload.pinned_memory import PinnedMemory
+
+PAGE = 4096
+CHUNK = 4 * PAGE
+
+
+def pin(memory: PinnedMemory, *sizes: int) -> list[torch.Tensor]:
+    slabs = [memory.allocate(size) for size in sizes]
+    for slab in slabs:
+        memory.filled(slab.fill_(1))
+    memory.finish()
+    return slabs
