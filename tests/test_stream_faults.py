@@ -1,129 +1,38 @@
 """What goes wrong in a whole session costs one answer and one sentence, hangs nothing, and leaves nothing behind.
 
-The faults of single parts are in the parts' own tests; here each reaches `Session.generate`, `overstory run` or
-`load_session` through everything in between.
+The faults of single parts are in the parts' own tests; here each reaches `Session.generate` or `overstory run` through
+everything in between.
 """
 
-import errno
-import gc
 import io
 import json
 import os
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import torch
-from session_factory import answer, open_tiny, request, save_tiny_folder
+from fault_injection import ASKED, Dies, Faults, end_of_file, kill_thread, needs_preadv, raise_io_error
+from session_factory import answer, open_tiny, request
 
-from offload import block_reader, host_pinner
-from offload.copy_engine import DiskSource, HostSource
-from offload.errors import LinkError, OverstoryError
-from offload.layer_streamer import ResidentLayer
-from offload.slab_memory import allocate_slab
+from offload import block_reader
+from offload.errors import LinkError
 from offload.staged_copy_engine import StagedCopyEngine
 from runtime import assembly
-from runtime.assembly import OpenSession, load_session, plan_memory
-from runtime.engine_config import EngineConfig
+from runtime.assembly import OpenSession
 from runtime.events import LevelDrafted, TokensAccepted
-from runtime.model.model_loader import ModelFiles
 from tui import cli
 
+pytest_plugins = ("fault_fixtures",)
+pytestmark = pytest.mark.usefixtures("quick_collections", "nothing_is_left_behind")
 WAYS: dict[str, dict[str, Any]] = {
     "host": {},
     "host, with a draft": {"draft": "substitute", "tree": "8x4"},
     "one link": {"link": "1GB/s", "host_memory_bytes": 0},
     "staged": {"link": "1GB/s", "disk_link": "1GB/s", "host_memory_bytes": 90_000},
 }
-ASKED = request(max_new_tokens=12)
 OTHER = request("a dog, and some other words", max_new_tokens=12)
-needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="faults are injected at os.preadv")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Opening a session collects garbage, and the libraries' own objects take that 0.3 s each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    before = what_is_open()
-    yield
-    gc.collect()
-    assert what_is_open() == before
-
-
-def what_is_open() -> tuple[int, int]:
-    """(threads, files) of this process, without the thread that watches over the libraries' progress bars."""
-    return sum(thread.name != "tqdm_monitor" for thread in threading.enumerate()), len(psutil.Process().open_files())
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=37)
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(whole, tmp_path / "target"))
-
-
-@pytest.fixture(scope="module")
-def expected(whole: Path) -> list[int]:
-    with open_tiny(whole) as opened:
-        return answer(opened, ASKED)[1]
-
-
-class Faults:
-    """Stands where os.preadv is, and misbehaves at chosen calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.num_calls = 0
-        self.at: dict[int, Callable[[], int | None]] = {}
-        """By call: what happens instead; None goes on as usual, a number is returned as what was read."""
-        self._read = os.preadv
-        monkeypatch.setattr(os, "preadv", self)
-
-    def __call__(self, descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        self.num_calls += 1
-        fault = self.at.pop(self.num_calls, None)
-        found = None if fault is None else fault()
-        return self._read(descriptor, buffers, offset) if found is None else found
-
-    def soon(self, num_calls: int, fault: Callable[[], int | None]) -> None:
-        """After so many more reads."""
-        self.at[self.num_calls + 1 + num_calls] = fault
-
-
-@pytest.fixture
-def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    return Faults(monkeypatch)
-
-
-def raise_io_error() -> int:
-    raise OSError(errno.EIO, "Input/output error")
-
-
-def end_of_file() -> int:
-    return 0
-
-
-class Dies(BaseException):
-    """What ends a thread."""
-
-
-def kill_thread() -> int:
-    raise Dies("shot")
 
 
 def fails(opened: OpenSession, match: str) -> None:
@@ -234,9 +143,6 @@ def test_a_fault_before_any_event_and_after_many_leaves_what_was_accepted(
         assert answer(opened, ASKED)[1] == expected
 
 
-# ----------------------------------------------------------------------------------------------------- the command line
-
-
 def run_command(prompts: Path, folder: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
     out, err = io.StringIO(), io.StringIO()
     arguments = ["run", str(prompts), "--target", str(folder), "--raw", "--max-new-tokens", "8", "--quiet"]
@@ -282,114 +188,6 @@ def test_a_fault_while_loading_is_one_line(prompts: Path, folder: Path, faults: 
     code, records, err = run_command(prompts, folder, "--device-memory", "1GB")
     assert (code, records) == (1, [])
     assert err.startswith("overstory: error: Reading ") and err.count("\n") == 1
-
-
-# -------------------------------------------------------------------------------------------------------------- loading
-
-
-def config_of(folder: Path, **settings: Any) -> EngineConfig:
-    return EngineConfig(target=str(folder), **{"context_tokens": 128, "draft": "substitute", "tree": "8x4", **settings})
-
-
-def mixed_config(folder: Path) -> EngineConfig:
-    """One layer resident, two in host memory, one on disk."""
-    config = config_of(folder, link="1GB/s", device_memory_bytes=0, host_memory_bytes=100_000)
-    slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts)
-    fixed_bytes = plan_memory(config, target=folder).fixed_bytes
-    return config_of(folder, link="1GB/s", device_memory_bytes=fixed_bytes + 3 * slab_bytes, host_memory_bytes=100_000)
-
-
-def test_a_load_may_be_closed_at_every_step(folder: Path) -> None:
-    before = what_is_open()
-    config, num_steps = mixed_config(folder), 0
-    while True:
-        with ExitStack() as stack:
-            loading = load_session(config, stack, target=folder)
-            try:
-                for _ in range(num_steps):
-                    next(loading)
-            except StopIteration as end:
-                kinds = [type(layer) for layer in end.value.streamer.layers]
-                assert {ResidentLayer, HostSource, DiskSource} == set(kinds)
-                break
-            loading.close()
-        assert what_is_open() == before
-        num_steps += 1
-    assert num_steps > 8
-
-
-@needs_preadv
-@pytest.mark.parametrize("at_read", [0, 3, 6])
-def test_ctrl_c_in_the_middle_of_a_load_frees_everything(
-    at_read: int, folder: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The read goes on in its thread while the main thread is interrupted in its wait."""
-    interrupted = threading.Event()
-    finished = threading.Event()
-
-    def interrupt() -> None:
-        interrupted.set()
-        finished.wait(10)
-
-    wait = threading.Event.wait
-
-    def interrupted_wait(event: threading.Event, timeout: float | None = None) -> bool:
-        if interrupted.is_set() and threading.current_thread() is threading.main_thread() and not finished.is_set():
-            finished.set()
-            raise KeyboardInterrupt
-        return wait(event, timeout)
-
-    before = what_is_open()
-    faults.soon(at_read, interrupt)
-    config = mixed_config(folder)
-    monkeypatch.setattr(threading.Event, "wait", interrupted_wait)
-    with ExitStack() as stack, pytest.raises(KeyboardInterrupt):
-        loading = load_session(config, stack, target=folder)
-        while True:
-            next(loading)
-    monkeypatch.undo()
-    assert finished.is_set()
-    assert what_is_open() == before
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_host_memory_that_ends_at_a_slab_leaves_the_rest_on_disk(
-    number: int, folder: Path, expected: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    num_allocated = 0
-
-    def allocate(num_bytes: int, *, huge_pages: bool) -> torch.Tensor:
-        nonlocal num_allocated
-        num_allocated += 1
-        if num_allocated > number:
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
-        return allocate_slab(num_bytes, huge_pages=huge_pages)
-
-    monkeypatch.setattr(host_pinner, "allocate_slab", allocate)
-    with open_tiny(folder, link="1GB/s") as opened:
-        assert opened.accounting.num_host_layers == number
-        assert opened.accounting.num_disk_layers == 4 - number
-        (note,) = opened.notes
-        assert note.startswith(f"host memory ran out at layer {number}") and "close other programs" in note
-        assert answer(opened, ASKED)[1] == expected
-        assert opened.session.engine.bytes_streamed > 0
-    assert num_allocated == number + 1
-
-
-@needs_preadv
-@pytest.mark.parametrize("at_read", [0, 3, 6])
-def test_a_read_error_while_loading_is_a_sentence_and_the_next_load_works(
-    at_read: int, folder: Path, expected: list[int], faults: Faults
-) -> None:
-    before = what_is_open()
-    faults.soon(at_read, raise_io_error)
-    with ExitStack() as stack, pytest.raises(OverstoryError, match="Input/output error"):
-        loading = load_session(mixed_config(folder), stack, target=folder)
-        while True:
-            next(loading)
-    assert what_is_open() == before
-    with open_tiny(folder, num_residents=1, draft="substitute", tree="8x4") as opened:
-        assert answer(opened, ASKED)[1] == expected
 
 
 def test_faults_are_injected_where_files_are_read() -> None:
