@@ -133,6 +133,13 @@ def build_tokenizer(vocab_size: int = TINY_VOCAB_SIZE, *, order_seed: int = 0) -
     )
 
 
+def edit_config(folder: Path, **changes: object) -> None:
+    """Change settings in the config.json of a saved model."""
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def save_tiny_tokenizer(folder: Path, vocab_size: int = TINY_VOCAB_SIZE, *, order_seed: int = 0) -> Path:
     """Save `build_tokenizer(...)` into `folder` (beside a model, if there is one) and return the folder."""
     build_tokenizer(vocab_size, order_seed=order_seed).save_pretrained(folder)
