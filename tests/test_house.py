@@ -104,6 +104,13 @@ def test_no_file_is_too_long_to_read():
     assert {module: length for module, length in lengths.items() if length > MAX_LINES} == {}
 
 
+def test_no_file_of_tests_is_too_long_to_read():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "tests").glob("*.py")}
+    too_long = [f"{name} has {length} lines" for name, length in sorted(lengths.items()) if length > MAX_LINES]
+    assert too_long == [], f"at most {MAX_LINES}: split it by idea, with what the parts share in a module of its own"
+    assert Path(__file__).name in lengths
+
+
 def test_every_module_has_its_tests():
     names = [module.split(".")[-1] for module in modules() if not ROOT.joinpath(*module.split(".")).is_dir()]
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
