@@ -8,13 +8,14 @@ from model_factory import save_tiny_model, save_tiny_tokenizer
 from runtime.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
+"""Rows of whole blocks: bitsandbytes' AVX512 kernel, which transformers computes with, is wrong for others."""
 SOURCES = {
     "llama, bf16": ("llama", {"dtype": torch.bfloat16, **WIDE}),
     "qwen2 with biases, tied, fp16, shards": (
         "qwen2",
         {"dtype": torch.float16, "tie_word_embeddings": True, "max_shard_size": "60KB", **WIDE},
     ),
-    "gemma3, tied, fp32": ("gemma3", {**WIDE, "num_hidden_layers": 3}),
+    "gemma3, tied, fp32": ("gemma3", {**WIDE, "head_dim": 16, "num_hidden_layers": 3}),
     "gpt2, turned matrices": ("gpt2", {"hidden_size": 64}),
     "opt, projected embeddings": (
         "opt",
