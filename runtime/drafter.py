@@ -2,7 +2,7 @@
 
 One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
 and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
-forward. Children are the draft's most likely tokens (greedy) or draws without replacement (Sequoia, section 3.2).
+forward. Which tokens become children is for the verification scheme to say.
 """
 
 import time
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.sampling import draw_without_replacement, logits_to_probs
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.scheme import Place, Scheme
+from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 
@@ -49,11 +51,16 @@ class Drafter:
         *,
         params: SamplingParams,
         rng: np.random.Generator,
+        scheme: Scheme | None = None,
     ) -> Iterator[LevelDrafted | TokenTree]:
-        """Yield an event per level and last the tree whose root is the text's last token."""
+        """Yield an event per level and last the tree whose root is the text's last token.
+
+        `scheme` places the children; without one it is that of `params`.
+        """
+        scheme = scheme or scheme_for(params)
         self.step_seconds = []
         self._slots = {}
-        tree = TokenTree.rooted(topology, root_token_id=text[-1])
+        tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
         for level, (start, stop) in enumerate(topology.level_slices):
             nodes = [node for node in range(start, stop) if topology.num_children[node]]
             if not nodes:
@@ -64,7 +71,15 @@ class Drafter:
             if level == 0:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
-            self._place_children(tree, nodes, logits, params=params, rng=rng)
+            if isinstance(scheme, Greedy):
+                _place_most_likely(tree, nodes, logits)
+            else:
+                for node, row in zip(nodes, logits.numpy(force=True), strict=True):
+                    num_children = int(topology.num_children[node])
+                    placed = scheme.place(row, num_children, Place.below(tree, node, params), rng)
+                    tree.set_children(
+                        node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn
+                    )
             self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
             yield LevelDrafted(level=level, width=len(nodes))
         yield tree
@@ -105,27 +120,6 @@ class Drafter:
         visible[:, self._num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
         return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
 
-    def _place_children(
-        self,
-        tree: TokenTree,
-        nodes: Sequence[int],
-        logits: torch.Tensor,
-        *,
-        params: SamplingParams,
-        rng: np.random.Generator,
-    ) -> None:
-        """`logits` (W, V): row i belongs to nodes[i]."""
-        num_children = tree.topology.num_children
-        if params.is_greedy:
-            best = logits.topk(int(num_children[nodes].max()), dim=-1).indices.numpy(force=True)  # (W, max children)
-            for node, tokens in zip(nodes, best, strict=True):
-                tree.set_children(node, token_ids=tokens[: num_children[node]])
-            return
-        for node, row in zip(nodes, logits.numpy(force=True), strict=True):
-            probs = logits_to_probs(row, params, dtype=np.float32)
-            drawn = draw_without_replacement(probs, int(num_children[node]), rng)
-            tree.set_children(node, token_ids=drawn, draft_probs=probs)
-
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest."""
         slots = [self._slots[node] for node in path[1:] if node in self._slots]
@@ -139,3 +133,11 @@ class Drafter:
             self._num_committed = min(self._num_committed, num_tokens)
         self._model.cache.truncate(self._num_committed)
         self._slots = {}
+
+
+def _place_most_likely(tree: TokenTree, nodes: Sequence[int], logits: torch.Tensor) -> None:
+    """The scheme `Greedy` for a whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
+    num_children = tree.topology.num_children
+    best = logits.topk(int(num_children[nodes].max()), dim=-1).indices.numpy(force=True)  # (W, max children)
+    for node, tokens in zip(nodes, best, strict=True):
+        tree.set_children(node, token_ids=tokens[: num_children[node]])

@@ -20,6 +20,8 @@ from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner import TreePlanner
 from runtime.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
+from runtime.speculation.scheme import Scheme
+from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
 
@@ -49,20 +51,24 @@ class Engine:
         """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty."""
         self.set_text(prompt)
         self.planner.use_temperature(params.temperature)
+        scheme = scheme_for(params)
         try:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
                 while (room := self.context_tokens - len(self.text)) > 0:
-                    yield from self._round(self.planner.topology(max_levels=room), params, rng)
+                    topology = self.planner.topology(max_levels=room)
+                    yield from self._round(topology, params, rng, scheme)
         finally:
             self.roll_back()
 
-    def _round(self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator) -> Iterator[Event]:
+    def _round(
+        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator, scheme: Scheme
+    ) -> Iterator[Event]:
         begun = time.perf_counter()
-        tree = yield from self._draft(topology, params, rng)
+        tree = yield from self._draft(topology, params, rng, scheme)
         drafted = time.perf_counter()
         logits = self._verify_pass(tree)
-        verdict = verify(tree, logits.row, params, rng)
+        verdict = verify(tree, logits.row, params, rng, scheme=scheme)
         num_pass_tokens = len(self.text) - self.num_committed + topology.num_nodes - 1
         self._commit(tree, verdict)
         observation = RoundObservation(
@@ -91,11 +97,13 @@ class Engine:
             self.drafter.follow(self.text, chunk_tokens=PREFILL_CHUNK_TOKENS)
 
     def _draft(
-        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator
+        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator, scheme: Scheme
     ) -> Generator[Event, None, TokenTree]:
         if self.drafter is None or topology.num_nodes == 1:
-            return TokenTree(topology=TreeTopology.single(), token_ids=np.array([self.text[-1]], dtype=np.int64))
-        for step in self.drafter.grow(self.text, topology, params=params, rng=rng):
+            return TokenTree.rooted(
+                TreeTopology.single(), root_token_id=self.text[-1], root_position=len(self.text) - 1
+            )
+        for step in self.drafter.grow(self.text, topology, params=params, rng=rng, scheme=scheme):
             if not isinstance(step, LevelDrafted):
                 return step
             yield step

@@ -1,9 +1,19 @@
-"""How the next token is chosen: temperature, nucleus, seed, and where an answer ends."""
+"""How the next token is chosen: temperature, nucleus, seed, verification, and where an answer ends."""
 
 import math
 from dataclasses import dataclass
 
 from runtime.errors import OptionError
+
+VERIFICATIONS = ("auto", "sequoia", "coupled", "hybrid", "specinfer", "top-k")
+"""How the tokens of a tree may be judged above temperature 0; see `speculation.scheme`."""
+SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
+"""With these, prompt, seed and target alone decide the tokens: no draft and no tree can change them."""
+
+
+def auto_verification(temperature: float) -> str:
+    """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and sequoia above."""
+    return "greedy" if temperature == 0 else "sequoia"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +27,14 @@ class SamplingParams:
     top_k: int = 0
     """Keep this many most likely tokens; 0 keeps all."""
     seed: int = 0
-    """Same seed, same tokens (with the same tree)."""
+    """Same seed, same tokens: with SCHEMES_OF_ONE_TEXT whatever proposes them, with the others if the trees are the
+    same too, which those that are chosen while running need not be."""
     max_new_tokens: int = 256
     """An answer ends after this many tokens."""
     stop: tuple[str, ...] = ()
     """An answer ends before the first of these strings."""
+    verification: str = "auto"
+    """Which scheme proposes and accepts tokens above temperature 0: one of VERIFICATIONS."""
 
     def __post_init__(self) -> None:
         problems = (
@@ -31,6 +44,12 @@ class SamplingParams:
             ("seed", self.seed, "0 or more", self.seed >= 0),
             ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
             ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
+            (
+                "verification",
+                self.verification,
+                f"one of {', '.join(VERIFICATIONS)}",
+                self.verification in VERIFICATIONS,
+            ),
         )
         for name, found, expected, is_fine in problems:
             if not is_fine:
@@ -40,3 +59,9 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether every token is the target's most likely one."""
         return self.temperature == 0
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme in use: `greedy` at temperature 0, whatever was asked for."""
+        is_open = self.is_greedy or self.verification == "auto"
+        return auto_verification(self.temperature) if is_open else self.verification

@@ -44,7 +44,9 @@ def test_without_draft_options_streaming_is_plain():
 
 
 def test_every_sampling_choice_can_be_made_on_the_command_line():
-    params = AnswerOptions(max_new_tokens=1, temperature=0.5, top_p=0.5, top_k=5, seed=5, stop=["a", "b"]).to_params()
+    params = AnswerOptions(
+        max_new_tokens=1, temperature=0.5, top_p=0.5, top_k=5, seed=5, verification="coupled", stop=["a", "b"]
+    ).to_params()
     default = SamplingParams()
     for field in dataclasses.fields(SamplingParams):
         assert getattr(params, field.name) != getattr(default, field.name), field.name

@@ -1,24 +1,29 @@
-"""Exactness by enumeration: draw and verify over a whole round emit exactly the target's chain.
+"""Exactness by enumeration: draw and verify over a whole round emit exactly the target's chain, with every scheme.
 
-The enumeration drives the shipped `verify` through every outcome: each draw of children, each accept or reject and
-each final token becomes a choice with its exact probability, and all branches are summed. A round emits a prefix of
-varying length; continued with the target's own chain up to a fixed horizon it must be the target's chain.
+The enumeration drives the shipped placing and judging through every outcome: each draw of a token and each accept or
+reject becomes a choice with its exact probability, and all branches are summed. A round emits a prefix of varying
+length; continued with the target's own chain up to a fixed horizon it must be the target's chain.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import pytest
 from chi_square import chi_square_p_value
 
-from runtime.sampling_params import SamplingParams
-from runtime.speculation import verifier
-from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, top_tokens
+from runtime.sampling_params import VERIFICATIONS, SamplingParams
+from runtime.speculation import fixed_and_drawn, sequoia, specinfer
+from runtime.speculation.rejection import residual_step
+from runtime.speculation.sampling import _BlockedWeights, draw_with_replacement, logits_to_probs
+from runtime.speculation.scheme import Children, Place, Scheme
+from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.verifier import verify
 
 Choose = Callable[[Sequence[float]], int]
 Distribution = dict[tuple[int, ...], float]
@@ -78,75 +83,99 @@ def enumerate_choices(play: Callable[[Choose], tuple[int, ...]]) -> Distribution
         script[-1] = (script[-1][0], script[-1][1] + 1)
 
 
-def ordered_draws(probs: np.ndarray, num_draws: int) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Every ordered draw without replacement with its probability; uniform over the rest once no mass is left."""
-    draws, weights = [], []
-    for draw in itertools.permutations(range(len(probs)), num_draws):
-        left, weight = probs.tolist(), 1.0
-        for num_drawn, token in enumerate(draw):
-            mass = sum(left)
-            weight *= left[token] / mass if mass > 0 else 1 / (len(probs) - num_drawn)
-            left[token] = 0.0
-        draws.append(draw)
-        weights.append(weight)
-    return draws, weights
+class Chance(float):
+    """A uniform random number of which only a comparison is known."""
+
+    choose: Choose
+
+    def __lt__(self, probability: float) -> bool:
+        return self.choose([1 - probability, probability]) == 1
 
 
-def independent_draws(probs: np.ndarray, num_draws: int) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Draws with replacement: not what the verifier assumes."""
-    draws = list(itertools.product(range(len(probs)), repeat=num_draws))
-    return draws, [float(np.prod(probs[list(draw)], dtype=np.float64)) for draw in draws]
+class ChoosingGenerator:
+    """A generator whose numbers become choices."""
+
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+
+    def random(self) -> Chance:
+        chance = Chance(0.5)
+        chance.choose = self._choose
+        return chance
 
 
-def emitted_by_enumeration(
-    pair: Pair, topology: TreeTopology, params: SamplingParams, *, draw_law: Callable = ordered_draws
-) -> Distribution:
-    """The exact distribution of the tokens that one round of the shipped `verify` emits."""
+def choosing_pick(weights: _BlockedWeights, rng: ChoosingGenerator) -> int:
+    """In the place of the one function through which every token is drawn."""
+    every = weights._blocks.ravel()
+    return rng._choose((every / every.sum()).tolist())
 
-    def play(choose: Choose) -> tuple[int, ...]:
-        tree = TokenTree.rooted(topology, root_token_id=0)
+
+@pytest.fixture(autouse=True)
+def real_pick() -> Iterator[None]:
+    """Draws become choices where the generator is a ChoosingGenerator."""
+    pick = _BlockedWeights.pick
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            _BlockedWeights,
+            "pick",
+            lambda weights, rng: (choosing_pick if isinstance(rng, ChoosingGenerator) else pick)(weights, rng),
+        )
+        yield
+
+
+def grafts_at(prefix: tuple[int, ...], pair: Pair, num_grafts: int) -> list[int]:
+    """Tokens put behind the drawn ones, a function of the prefix; they may repeat those and each other."""
+    rng = np.random.default_rng([pair.num_tokens, 7, len(prefix), *prefix])
+    return rng.integers(pair.num_tokens, size=num_grafts).tolist()
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is drawn and verified."""
+
+    pair: Pair
+    topology: TreeTopology
+    params: SamplingParams
+    num_grafts: int = 0
+    """So many of each node's children, or all of them if it has fewer, are grafts."""
+
+    def place(self, scheme: Scheme, tree: TokenTree, node: int, rng: object) -> None:
+        prefix = prefix_of(tree, node)
+        num_children = int(self.topology.num_children[node])
+        num_grafts = min(self.num_grafts, num_children)
+        placed = Children(np.empty(0, dtype=np.int64))
+        if num_children > num_grafts:
+            place = Place.below(tree, node, self.params)
+            placed = scheme.place(self.pair.draft(prefix), num_children - num_grafts, place, rng)
+        token_ids = [*placed.token_ids.tolist(), *grafts_at(prefix, self.pair, num_grafts)]
+        tree.set_children(node, token_ids=token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
+
+    def play_lazily(self, rng: object) -> tuple[int, ...]:
+        """Children are placed when the walk reaches their parent: what it never reaches cannot matter."""
+        tree, scheme = TokenTree.rooted(self.topology, root_token_id=0), scheme_for(self.params)
 
         def target_row(node: int) -> np.ndarray:
-            # Children are drawn when the walk reaches their parent: draws it never reaches cannot matter.
-            prefix = tuple(tree.path_token_ids(node)[1:].tolist())
-            num_children = len(topology.children(node))
-            if num_children:
-                row = logits_to_probs(pair.draft(prefix), params, dtype=np.float32)
-                draws, weights = draw_law(row, num_children)
-                tree.set_children(node, token_ids=draws[choose(weights)], draft_probs=row)
-            return pair.target(prefix)
+            if self.topology.num_children[node]:
+                self.place(scheme, tree, node, rng)
+            return self.pair.target(prefix_of(tree, node))
 
-        def decide(target_probs: np.ndarray, draft_probs: np.ndarray, token: int) -> float:
-            accepted = accept_probability(target_probs, draft_probs, token)
-            return float(choose([1 - accepted, accepted]))  # 1 is always above a uniform number, 0 never
+        return tuple(verify(tree, target_row, self.params, rng, scheme=scheme).emitted_token_ids(tree))
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verifier, "accept_probability", decide)
-            patch.setattr(verifier, "sample", lambda probs, rng: choose(probs.tolist()))
-            verdict = verifier.verify(tree, target_row, params, np.random.default_rng(0))
+    def play(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """As the product does it: the whole tree is grown, then verified."""
+        tree, scheme = TokenTree.rooted(self.topology, root_token_id=0), scheme_for(self.params)
+        for node in self.topology.expanded_nodes.tolist():
+            self.place(scheme, tree, node, rng)
+        verdict = verify(tree, lambda node: self.pair.target(prefix_of(tree, node)), self.params, rng, scheme=scheme)
         return tuple(verdict.emitted_token_ids(tree))
 
-    accept_probability = verifier.accept_probability
-    return enumerate_choices(play)
+    def emitted(self) -> Distribution:
+        """The exact distribution of the tokens that the shipped placing and judging emit."""
+        return enumerate_choices(lambda choose: self.play_lazily(ChoosingGenerator(choose)))
 
 
-def real_round(pair: Pair, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator) -> tuple[int, ...]:
-    """The tokens of one round as the product plays it: the whole tree is drawn, then verified."""
-    tree = TokenTree.rooted(topology, root_token_id=0)
-
-    def prefix(node: int) -> tuple[int, ...]:
-        return tuple(tree.path_token_ids(node)[1:].tolist())
-
-    for node in topology.expanded_nodes.tolist():
-        num_children = len(topology.children(node))
-        if params.is_greedy:
-            tree.set_children(node, token_ids=top_tokens(pair.draft(prefix(node)), num_children))
-        else:
-            row = logits_to_probs(pair.draft(prefix(node)), params, dtype=np.float32)
-            drawn = draw_without_replacement(row, num_children, rng)
-            tree.set_children(node, token_ids=drawn, draft_probs=row)
-    verdict = verifier.verify(tree, lambda node: pair.target(prefix(node)), params, rng)
-    return tuple(verdict.emitted_token_ids(tree))
+def prefix_of(tree: TokenTree, node: int) -> tuple[int, ...]:
+    return tuple(tree.path_token_ids(node)[1:].tolist())
 
 
 @cache
@@ -169,8 +198,8 @@ def largest_error(pair: Pair, params: SamplingParams, emitted: Distribution) -> 
     return max(errors)
 
 
-def assert_lossless(pair: Pair, child_counts: list[int], params: SamplingParams) -> None:
-    emitted = emitted_by_enumeration(pair, TreeTopology.from_child_counts(child_counts), params)
+def assert_lossless(pair: Pair, child_counts: list[int], params: SamplingParams, *, num_grafts: int = 0) -> None:
+    emitted = Round(pair, TreeTopology.from_child_counts(child_counts), params, num_grafts).emitted()
     assert sum(emitted.values()) == pytest.approx(1, abs=1e-12)
     assert largest_error(pair, params, emitted) < 1e-12
 
@@ -180,6 +209,8 @@ CHAIN = [1, 1, 1, 0]
 STAR = [3, 0, 0, 0]
 BINARY = [2, 2, 2, 0, 0, 0, 0]
 UNEVEN = [3, 1, 1, 0, 1, 0, 0]
+DRAWING = ["sequoia", "specinfer", "hybrid", "top-k"]
+"""The schemes that a generator decides; `coupled` is a function of noise, see test_coupled.py."""
 
 
 @pytest.mark.parametrize("child_counts", [[0], CHAIN, STAR, BINARY, UNEVEN], ids=str)
@@ -188,6 +219,27 @@ def test_a_round_emits_the_targets_chain(kind: str, child_counts: list[int]) -> 
     assert_lossless(Pair(kind, 3), child_counts, PLAIN)
 
 
+@pytest.mark.parametrize("child_counts", [CHAIN, STAR, [2, 1, 0, 0]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verification", DRAWING[1:])
+def test_so_it_does_with_every_other_scheme(verification: str, kind: str, child_counts: list[int]) -> None:
+    assert_lossless(Pair(kind, 3), child_counts, replace(PLAIN, verification=verification))
+
+
+@pytest.mark.parametrize("num_grafts", [1, 2])
+@pytest.mark.parametrize("child_counts", [CHAIN, STAR, [3, 2, 0, 0, 0, 0]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verification", DRAWING)
+def test_grafted_children_do_not_change_what_is_emitted(
+    verification: str, kind: str, child_counts: list[int], num_grafts: int
+) -> None:
+    """Grafts alone, beside draws, the same as a draw, and twice the same."""
+    assert_lossless(Pair(kind, 4), child_counts, replace(PLAIN, verification=verification), num_grafts=num_grafts)
+
+
+@pytest.mark.parametrize(
+    ("verification", "child_counts"), [("sequoia", [2, 1, 0, 1, 0])] + [(name, [2, 0, 0]) for name in DRAWING[1:]]
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "params",
@@ -200,14 +252,16 @@ def test_a_round_emits_the_targets_chain(kind: str, child_counts: list[int]) -> 
     ],
     ids=lambda params: f"T{params.temperature}-k{params.top_k}-p{params.top_p}",
 )
-def test_a_round_emits_the_targets_chain_whatever_the_params(kind: str, params: SamplingParams) -> None:
-    assert_lossless(Pair(kind, 4), [2, 1, 0, 1, 0], params)
+def test_a_round_emits_the_targets_chain_whatever_the_params(
+    kind: str, params: SamplingParams, verification: str, child_counts: list[int]
+) -> None:
+    assert_lossless(Pair(kind, 4), child_counts, replace(params, verification=verification))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("child_counts", [STAR, [4, 0, 0, 0, 0], [3, 1, 0, 1, 1, 0, 0]], ids=str)
 def test_a_round_emits_the_targets_chain_over_larger_vocabularies(kind: str, child_counts: list[int]) -> None:
-    """Four children of four tokens included: the draft's mass and then its fallback run out."""
+    """Four children of four tokens included: the draft's mass runs out, and fixed tokens follow."""
     assert_lossless(Pair(kind, 4), child_counts, PLAIN)
 
 
@@ -217,11 +271,12 @@ def test_a_round_over_five_tokens_and_seven_nodes_emits_the_targets_chain(kind: 
 
 
 @pytest.mark.parametrize("child_counts", [CHAIN, STAR, UNEVEN], ids=str)
-def test_greedy_rounds_emit_the_targets_argmax_chain(child_counts: list[int]) -> None:
-    params, topology = SamplingParams(temperature=0), TreeTopology.from_child_counts(child_counts)
+@pytest.mark.parametrize("verification", VERIFICATIONS)
+def test_greedy_rounds_emit_the_targets_argmax_chain(verification: str, child_counts: list[int]) -> None:
+    params, topology = SamplingParams(verification=verification), TreeTopology.from_child_counts(child_counts)
     for kind in KINDS:
         pair = Pair(kind, 5)
-        emitted = real_round(pair, topology, params, np.random.default_rng(0))
+        emitted = Round(pair, topology, params).play(np.random.default_rng(0))
         for length, token in enumerate(emitted):
             assert token == int(np.argmax(pair.target(emitted[:length])))
 
@@ -243,39 +298,56 @@ def keep_target(target_probs: np.ndarray, draft_probs: np.ndarray, rejected: Seq
     return target_probs, residual_step(target_probs, draft_probs, rejected)[1]
 
 
-residual_step = verifier.residual_step
+def error_over_four_tokens(verification: str = "sequoia", *, num_grafts: int = 0) -> float:
+    pair, params = Pair("moderate", 4), replace(PLAIN, verification=verification)
+    return largest_error(pair, params, Round(pair, TreeTopology.from_child_counts(STAR), params, num_grafts).emitted())
 
 
 @pytest.mark.parametrize("broken", [keep_draft, zero_without_renormalising, keep_target])
 def test_the_enumeration_catches_a_broken_rule(broken: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, topology = Pair("moderate", 4), TreeTopology.from_child_counts(STAR)
-    monkeypatch.setattr(verifier, "residual_step", broken)
-    assert largest_error(pair, PLAIN, emitted_by_enumeration(pair, topology, PLAIN)) > 1e-3
+    monkeypatch.setattr(sequoia, "residual_step", broken)
+    assert error_over_four_tokens() > 1e-3
 
 
-def test_the_enumeration_catches_draws_with_replacement() -> None:
-    pair, topology = Pair("moderate", 4), TreeTopology.from_child_counts(STAR)
-
-    def safe_ratio(target_probs: np.ndarray, draft_probs: np.ndarray, token: int) -> float:
-        return min(1.0, float(target_probs[token] / draft_probs[token])) if draft_probs[token] else 0.0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "accept_probability", safe_ratio)  # a second draw of a token has no mass left
-        emitted = emitted_by_enumeration(pair, topology, PLAIN, draw_law=independent_draws)
-    assert largest_error(pair, PLAIN, emitted) > 1e-3
+@pytest.mark.parametrize("scheme", [specinfer, fixed_and_drawn])
+def test_the_enumeration_catches_a_target_that_is_kept(scheme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheme, "target_residual", lambda target_probs, draft_probs: target_probs)
+    name = {specinfer: "specinfer", fixed_and_drawn: "hybrid"}[scheme]
+    assert error_over_four_tokens(name) > 1e-3
 
 
+def safe_ratio(target_probs: np.ndarray, draft_probs: np.ndarray, token: int) -> float:
+    """A token that was rejected before has no mass left."""
+    return min(1.0, float(target_probs[token] / draft_probs[token])) if draft_probs[token] else 0.0
+
+
+def test_the_enumeration_catches_draws_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequoia, "accept_probability", safe_ratio)
+    monkeypatch.setattr(sequoia, "draw_while_mass", draw_with_replacement)
+    assert error_over_four_tokens() > 1e-3
+
+
+def test_the_enumeration_catches_a_graft_that_is_taken_for_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequoia, "accept_probability", safe_ratio)
+    assert error_over_four_tokens(num_grafts=1) < 1e-12
+    monkeypatch.setattr(Children, "drawn_token_ids", property(lambda children: children.token_ids.tolist()))
+    monkeypatch.setattr(sequoia, "zip", lambda drawn, tokens, strict: enumerate(tokens), raising=False)
+    assert error_over_four_tokens(num_grafts=1) > 1e-3
+
+
+@pytest.mark.parametrize("verification", DRAWING)
 @pytest.mark.parametrize(
     ("kind", "params"),
     [("moderate", PLAIN), ("with zeros", PLAIN), ("moderate", SamplingParams(temperature=1.3, top_p=0.8))],
     ids=["moderate", "with zeros", "top-p"],
 )
-def test_real_rounds_are_distributed_as_enumerated(kind: str, params: SamplingParams) -> None:
-    """The shipped draws and random numbers. Seed 7, 4,000 rounds, p > 0.001."""
-    pair, topology = Pair(kind, 4), TreeTopology.from_child_counts([2, 2, 1, 0, 0, 0])
-    rng, num_rounds = np.random.default_rng(7), 4000
-    counts = Counter(real_round(pair, topology, params, rng) for _ in range(num_rounds))
-    emitted = emitted_by_enumeration(pair, topology, params)
+def test_real_rounds_are_distributed_as_enumerated(kind: str, params: SamplingParams, verification: str) -> None:
+    """The shipped random numbers. Seed 7, 3,000 rounds, p > 0.001."""
+    topology, params = TreeTopology.from_child_counts([2, 2, 1, 0, 0, 0]), replace(params, verification=verification)
+    played = Round(Pair(kind, 4), topology, params)
+    rng, num_rounds = np.random.default_rng(7), 3000
+    counts = Counter(played.play(rng) for _ in range(num_rounds))
+    emitted = played.emitted()
     assert set(counts) <= set(emitted)
     outcomes = list(emitted)
     expected = [num_rounds * emitted[outcome] for outcome in outcomes]

@@ -9,7 +9,15 @@ from chi_square import chi_square_p_value
 
 from offload.errors import OverstoryError
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, sample, top_tokens
+from runtime.speculation.sampling import (
+    draw_while_mass,
+    draw_with_replacement,
+    draw_without_replacement,
+    log_weights,
+    logits_to_probs,
+    sample,
+    top_tokens,
+)
 
 HAND_MADE = np.array([0.2, 0.05, 0.4, 0.05, 0.3])
 
@@ -131,6 +139,26 @@ def test_logits_that_are_not_finite_are_an_error(row: list[float], temperature: 
         top_tokens(np.float32(row), 1)
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1),
+        SamplingParams(temperature=0.6, top_k=20),
+        SamplingParams(temperature=1.4, top_p=0.8),
+        SamplingParams(temperature=0.9, top_k=30, top_p=0.7),
+        SamplingParams(temperature=0),
+    ],
+    ids=str,
+)
+def test_log_weights_are_the_logarithm_of_the_probabilities_up_to_a_constant(params: SamplingParams) -> None:
+    row = (np.random.default_rng(3).standard_normal(600) * 2).astype(np.float32)
+    row[::5] = -np.inf
+    weights, probs = log_weights(row, params), logits_to_probs(row, params)
+    assert (weights.dtype, weights.max()) == (np.float32, 0)
+    np.testing.assert_array_equal(np.isfinite(weights), probs > 0)
+    np.testing.assert_allclose(np.exp(weights) / np.exp(weights).sum(), probs, rtol=1e-5)
+
+
 @pytest.mark.parametrize("num_values", [6, 700, 20_011])
 def test_top_tokens_equal_a_stable_sort(num_values: int) -> None:
     row = np.random.default_rng(2).integers(0, 40, num_values).astype(np.float32)  # many ties
@@ -208,6 +236,20 @@ def test_draws_are_different_tokens_and_repeat_with_the_seed() -> None:
 def test_more_draws_than_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="3 different tokens"):
         draw_without_replacement(np.float32([0.5, 0.5]), 3, np.random.default_rng(0))
+
+
+def test_draws_end_with_the_mass() -> None:
+    drawn = draw_while_mass(np.float32([0, 0.5, 0, 0.5]), 4, np.random.default_rng(0))
+    assert sorted(drawn.tolist()) == [1, 3]
+    assert len(draw_while_mass(np.zeros(4, dtype=np.float32), 2, np.random.default_rng(0))) == 0
+
+
+def test_draws_with_replacement_are_independent() -> None:
+    """Seed 8, 4,000 pairs, p > 0.001."""
+    rng, row = np.random.default_rng(8), np.float32([0.5, 0.5, 0])
+    pairs = Counter(tuple(draw_with_replacement(row, 2, rng).tolist()) for _ in range(4000))
+    assert chi_square_p_value([pairs[a, b] for a in range(2) for b in range(2)], [1000] * 4) > 1e-3
+    assert set(pairs) == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_sample_follows_the_distribution() -> None:

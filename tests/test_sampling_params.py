@@ -24,8 +24,20 @@ def test_the_defaults_are_greedy() -> None:
         ("seed", -1),
         ("max_new_tokens", 0),
         ("stop", ("",)),
+        ("verification", "gumbel"),
     ],
 )
 def test_a_value_outside_its_range_is_named(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"^{name} is"):
         SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_scheme_that_is_not_there_comes_with_those_that_are() -> None:
+    with pytest.raises(OptionError, match=r"one of auto, sequoia, coupled, hybrid, specinfer, top-k$"):
+        SamplingParams(verification="gumbel")
+
+
+def test_auto_is_sequoia_above_zero_and_everything_is_greedy_at_zero() -> None:
+    assert SamplingParams(temperature=0.1).scheme_name == "sequoia"
+    assert SamplingParams(temperature=0.1, verification="hybrid").scheme_name == "hybrid"
+    assert SamplingParams(verification="hybrid").scheme_name == "greedy"

@@ -104,6 +104,7 @@ def test_a_token_tree_fills_in_drawing_order() -> None:
     assert tree.path_token_ids(5).tolist() == [9, 5, 2]
     assert list(tree.draft_probs) == [0]
     assert tree.draft_probs[0] is row
+    assert tree.drawn == {0: range(3)}  # without a row nothing is drawn
 
 
 def test_a_token_tree_refuses_the_wrong_number_of_tokens() -> None:

@@ -1,12 +1,13 @@
-"""The verifier's steps on hand-made distributions, and its walk; exactness as a whole is in test_lossless.py."""
+"""The walk; exactness as a whole is in test_lossless.py."""
 
 import numpy as np
-import pytest
 
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.sampling import draw_without_replacement, logits_to_probs
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.scheme import Children, Judgement, Place, Row
 from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.verifier import Verdict, accept_probability, residual_step, verify
+from runtime.speculation.top_k_match import TopKMatch
+from runtime.speculation.verifier import Verdict, verify
 
 GREEDY = SamplingParams(temperature=0)
 SAMPLED = SamplingParams(temperature=1)
@@ -19,41 +20,6 @@ def rng() -> np.random.Generator:
 def logits_of(probs: list[float]) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(np.float32(probs))
-
-
-def test_acceptance_is_the_ratio_up_to_one() -> None:
-    target_probs, draft_probs = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
-    assert [accept_probability(target_probs, draft_probs, token) for token in range(3)] == [1, 1, 0.4]
-
-
-def test_rejection_leaves_the_residual_and_takes_the_token_from_the_draft() -> None:
-    target_left, draft_left = residual_step(np.array([0.4, 0.4, 0.2]), np.array([0.1, 0.3, 0.6]), [2])
-    np.testing.assert_allclose(target_left, [0.75, 0.25, 0])
-    np.testing.assert_allclose(draft_left, [0.25, 0.75, 0])
-
-
-def test_without_mass_the_draft_is_uniform_over_tokens_not_rejected() -> None:
-    target_probs = np.array([0.1, 0.2, 0.3, 0.4])
-    target_left, draft_left = residual_step(target_probs, np.array([0, 1.0, 0, 0]), [3, 1])
-    np.testing.assert_allclose(draft_left, [0.5, 0, 0.5, 0])
-    np.testing.assert_allclose(target_left, [0.125, 0, 0.375, 0.5])
-    _, draft_left = residual_step(target_left, draft_left, [3, 1, 0])
-    np.testing.assert_allclose(draft_left, [0, 0, 1, 0])
-    _, draft_left = residual_step(target_left, draft_left, [3, 1, 0, 2])
-    assert draft_left.tolist() == [0, 0, 0, 0]
-
-
-def test_equal_distributions_have_no_residual_and_keep_the_target() -> None:
-    """A residual without mass once became a row of NaN, which ended the answer."""
-    probs = np.array([0.25, 0.75])
-    target_left, _ = residual_step(probs, probs.copy(), [0])
-    assert target_left.tolist() == probs.tolist()
-
-
-def test_steps_leave_their_arguments_alone() -> None:
-    target_probs, draft_probs = np.array([0.4, 0.6]), np.array([0.6, 0.4])
-    residual_step(target_probs, draft_probs, [0])
-    assert (target_probs.tolist(), draft_probs.tolist()) == ([0.4, 0.6], [0.6, 0.4])
 
 
 def greedy_tree() -> TokenTree:
@@ -124,11 +90,35 @@ def test_disjoint_draft_and_target_reject_until_the_uniform_children() -> None:
     assert (verdict.path, verdict.next_token) == ((0,), 0)
 
 
-def test_sampling_needs_the_drafts_distributions() -> None:
-    tree = TokenTree.rooted(TreeTopology.chain(2), root_token_id=0)
-    tree.set_children(0, token_ids=[1])
-    with pytest.raises(ValueError, match="node 0 has children but no draft_probs"):
-        verify(tree, lambda node: logits_of([0.5, 0.5]), SAMPLED, rng())
+def test_children_that_are_said_not_to_be_drawn_are_met_by_the_targets_sample() -> None:
+    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 0]), root_token_id=0)
+    tree.set_children(0, token_ids=[1, 2])
+    for seed in range(20):
+        verdict = verify(tree, lambda node: logits_of([0.3, 0.3, 0.4]), SAMPLED, np.random.default_rng(seed))
+        first = verdict.emitted_token_ids(tree)[0]
+        assert verdict.accepted_ranks[0] == first  # ranks 1 and 2 are tokens 1 and 2; token 0 has no child
+
+
+def test_the_scheme_is_that_of_the_params_unless_another_is_given() -> None:
+    """A draw of the draft's only token is rejected; without draws the target's token 0 finds its child."""
+    tree = sampled_tree([1, 0], [0, 1, 0])
+    verdict = verify(tree, lambda node: logits_of([1, 0, 0]), SAMPLED, rng(), scheme=TopKMatch())
+    assert verdict.accepted_ranks == (2, 0)
+
+
+def test_every_place_has_its_position_and_its_own_path() -> None:
+    class Watching(Greedy):
+        def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+            seen.append((place.position, place.path))
+            return super().judge(children, target_row, place, rng)
+
+    seen: list[tuple[int, tuple[int, ...]]] = []
+    tree = TokenTree.rooted(TreeTopology.chain(3), root_token_id=9, root_position=40)
+    tree.set_children(0, token_ids=[5])
+    tree.set_children(1, token_ids=[6])
+    rows = [logits_of([0] * 5 + [1, 0]), logits_of([0] * 6 + [1]), logits_of([1] + [0] * 6)]
+    verify(tree, rows.__getitem__, GREEDY, rng(), scheme=Watching())
+    assert seen == [(41, ()), (42, (5,)), (43, (5, 6))]
 
 
 def test_same_seed_same_verdict_and_other_seeds_differ() -> None:
@@ -141,21 +131,3 @@ def test_same_seed_same_verdict_and_other_seeds_differ() -> None:
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
-
-
-def test_large_vocabularies_stay_finite_and_normalised() -> None:
-    """Thirty rejections over 50,000 tokens, where draft and target differ by float32 rounding only or a lot."""
-    generator = np.random.default_rng(3)
-    logits = (generator.standard_normal(50_000) * 3).astype(np.float32)
-    for other in (logits, logits[::-1].copy()):
-        target_probs = logits_to_probs(other, SAMPLED)
-        row = logits_to_probs(logits, SAMPLED, dtype=np.float32)
-        draft_probs = row.astype(float) / row.astype(float).sum()
-        rejected: list[int] = []
-        for token in draw_without_replacement(row, 30, generator).tolist():
-            assert 0 <= accept_probability(target_probs, draft_probs, token) <= 1
-            rejected.append(token)
-            target_probs, draft_probs = residual_step(target_probs, draft_probs, rejected)
-            assert target_probs.sum() == pytest.approx(1, abs=1e-12)
-            assert draft_probs.sum() == pytest.approx(1, abs=1e-12)
-            assert not draft_probs[rejected].any()

@@ -161,7 +161,21 @@ class AnswerOptions:
     top_k: Annotated[
         int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", rich_help_panel=_ANSWERS)
     ] = 0
-    seed: Annotated[int, typer.Option(help="Same seed, same tokens.", rich_help_panel=_ANSWERS)] = 0
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Same seed, same tokens; sampled ones if trees are the same too, or with --verification coupled.",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = 0
+    verification: Annotated[
+        str,
+        typer.Option(
+            help="How sampled tokens are verified: auto, sequoia, coupled (the seed alone decides the text), hybrid, "
+            "specinfer or top-k.",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = "auto"
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End before this text; may be given again.", show_default="none", rich_help_panel=_ANSWERS),
@@ -181,6 +195,7 @@ class AnswerOptions:
             top_p=self.top_p,
             top_k=self.top_k,
             seed=self.seed,
+            verification=self.verification,
             max_new_tokens=self.max_new_tokens,
             stop=tuple(self.stop or ()),
         )

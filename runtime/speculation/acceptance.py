@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.speculation.verifier import Probs, Verdict, accept_probability, residual_step
+from runtime.speculation.rejection import accept_probability, residual_step
+from runtime.speculation.sampling import Probs
+from runtime.speculation.verifier import Verdict
 
 # fmt: off
 BUILTIN_ACCEPTANCE: tuple[float, ...] = (

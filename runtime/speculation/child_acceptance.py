@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.speculation.verifier import Probs
+from runtime.speculation.sampling import Probs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

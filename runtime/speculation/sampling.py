@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 from offload.errors import OverstoryError
 
 Floats = NDArray[np.floating]
+Probs = NDArray[np.float64]
+_Support = slice | NDArray[np.int64]
 
 BLOCK_TOKENS = 512
 NUCLEUS_TOLERANCE = 1e-6
@@ -49,6 +51,19 @@ def logits_to_probs(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike
     return probs
 
 
+def log_weights(logits: NDArray[np.float32], params: SamplingChoices) -> NDArray[np.float32]:
+    """The logarithm of what `logits_to_probs` makes of a row (V,), up to a constant: the largest is 0.
+
+    Tokens that are not kept have -inf. Without top-k and top-p this takes no exponential.
+    """
+    support, kept = _kept_log_weights(logits, params, dtype=np.float32)
+    if isinstance(support, slice):
+        return kept
+    weights = np.full(logits.shape, -np.inf, dtype=np.float32)
+    weights[support] = kept
+    return weights
+
+
 def top_tokens(row: Floats, num_tokens: int) -> NDArray[np.int64]:
     """The tokens of the largest values of `row` (V,), in descending order; among equals the lower token first.
 
@@ -66,26 +81,22 @@ def top_tokens(row: Floats, num_tokens: int) -> NDArray[np.int64]:
         least = np.partition(heads, num_blocks - num_tokens)[num_blocks - num_tokens]
     else:
         least = np.partition(row, len(row) - num_tokens)[len(row) - num_tokens]
-    candidates = np.flatnonzero(row >= least)
+    if least == -np.inf:  # most of a filtered row ties here
+        candidates = np.append(np.flatnonzero(row > least), np.flatnonzero(row == least)[:num_tokens])
+    else:
+        candidates = np.flatnonzero(row >= least)
     order = np.argsort(-row[candidates], kind="stable")
     return candidates[order[:num_tokens]]
 
 
 def draw_without_replacement(probs: Floats, num_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw different tokens one after another from `probs` (V,), each time from what is left of it, renormalised.
+    """Draw different tokens as `draw_while_mass` does; once no mass is left, the rest is uniform over the others.
 
-    This is the distribution of the top `num_draws` of log Q + Gumbel noise, in its order, without the noise of a whole
-    vocabulary per node. Once no mass is left, the rest is uniform over the tokens not drawn. Returns (num_draws,).
-    Raises ValueError if the vocabulary is smaller than `num_draws`.
+    Returns (num_draws,). Raises ValueError if the vocabulary is smaller than `num_draws`.
     """
     if num_draws > len(probs):
         raise ValueError(f"{num_draws} different tokens cannot be drawn from a vocabulary of {len(probs)}")
-    weights = _BlockedWeights(probs)
-    drawn: list[int] = []
-    while len(drawn) < num_draws and weights.has_mass:
-        token = weights.pick(rng)
-        weights.clear(token)
-        drawn.append(token)
+    drawn = draw_while_mass(probs, num_draws, rng).tolist()
     taken = set(drawn)
     while len(drawn) < num_draws:
         token = int(rng.integers(len(probs)))
@@ -93,6 +104,27 @@ def draw_without_replacement(probs: Floats, num_draws: int, rng: np.random.Gener
             taken.add(token)
             drawn.append(token)
     return np.array(drawn, dtype=np.int64)
+
+
+def draw_while_mass(probs: Floats, num_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw different tokens one after another from `probs` (V,), each time from what is left of it, renormalised.
+
+    This is the distribution of the top `num_draws` of log Q + Gumbel noise, in its order, without the noise of a whole
+    vocabulary per node. Returns (num_draws,), or as many as there are tokens with mass.
+    """
+    weights = _BlockedWeights(probs)
+    drawn: list[int] = []
+    while len(drawn) < num_draws and weights.has_mass:
+        token = weights.pick(rng)
+        weights.clear(token)
+        drawn.append(token)
+    return np.array(drawn, dtype=np.int64)
+
+
+def draw_with_replacement(probs: Floats, num_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw tokens independently from `probs` (V,), which has mass; returns (num_draws,)."""
+    weights = _BlockedWeights(probs)
+    return np.array([weights.pick(rng) for _ in range(num_draws)], dtype=np.int64)
 
 
 def sample(probs: Floats, rng: np.random.Generator) -> int:
@@ -140,23 +172,28 @@ def _first_above(ends: NDArray[np.float64], point: float) -> int:
 
 def _fill_probs(probs: Floats, logits: Floats, params: SamplingChoices) -> None:
     """Write the distribution of one row of logits (V,) into a row of zeros (V,)."""
-    largest = _finite_maximum(logits)
-    if params.temperature == 0:
-        probs[int(np.argmax(logits))] = 1
-        return
-    has_top_k = 0 < params.top_k < len(logits)
-    support = np.sort(top_tokens(logits, params.top_k)) if has_top_k else slice(None)
-    kept = logits[support].astype(probs.dtype)
-    kept -= largest
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, as it should
-        kept /= max(params.temperature, float(np.finfo(probs.dtype).tiny))
+    support, kept = _kept_log_weights(logits, params, dtype=probs.dtype)
     np.exp(kept, out=kept)
-    if params.top_p < 1:
-        nucleus = _nucleus(kept, params.top_p)
-        kept, outside = np.zeros_like(kept), kept
-        kept[nucleus] = outside[nucleus]
     kept /= float(kept.sum(dtype=np.float64))
     probs[support] = kept
+
+
+def _kept_log_weights(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike) -> tuple[_Support, Floats]:
+    """The tokens of a row (V,) that temperature, top-k and top-p keep, ascending, and their log weights, largest 0."""
+    largest = _finite_maximum(logits)
+    if params.temperature == 0:
+        return np.array([np.argmax(logits)]), np.zeros(1, dtype=dtype)
+    support: _Support = slice(None)
+    if 0 < params.top_k < len(logits):
+        support = np.sort(top_tokens(logits, params.top_k))
+    kept = logits[support].astype(dtype)
+    kept -= largest
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, as it should
+        kept /= max(params.temperature, float(np.finfo(kept.dtype).tiny))
+    if params.top_p < 1:
+        nucleus = np.sort(_nucleus(np.exp(kept), params.top_p))
+        return (nucleus if isinstance(support, slice) else support[nucleus]), kept[nucleus]
+    return support, kept
 
 
 def _nucleus(weights: Floats, top_p: float) -> NDArray[np.int64]:

@@ -122,7 +122,11 @@ class TokenTree:
     token_ids: NDArray[np.int64]
     """(N,) the token at each node; filled in place while the tree grows."""
     draft_probs: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    """For each node with children the row (V,) its children were drawn from; empty when decoding is greedy."""
+    """For each node with drawn children the row (V,) that they were drawn from."""
+    drawn: dict[int, range] = field(default_factory=dict)
+    """For each node with drawn children which of them are drawn, from 0; the others may be any tokens."""
+    root_position: int = 0
+    """Tokens of the text before the root's."""
 
     def __post_init__(self) -> None:
         expected = (self.topology.num_nodes,)
@@ -130,21 +134,32 @@ class TokenTree:
             raise ValueError(f"token_ids must have shape {expected}, one per node, found {self.token_ids.shape}")
 
     @classmethod
-    def rooted(cls, topology: TreeTopology, *, root_token_id: int) -> Self:
+    def rooted(cls, topology: TreeTopology, *, root_token_id: int, root_position: int = 0) -> Self:
         """A tree of which only the root's token is known; the others read -1."""
         token_ids = np.full(topology.num_nodes, -1, dtype=np.int64)
         token_ids[0] = root_token_id
-        return cls(topology, token_ids)
+        return cls(topology, token_ids, root_position=root_position)
 
-    def set_children(self, node: int, *, token_ids: ArrayLike, draft_probs: NDArray[np.float32] | None = None) -> None:
-        """Put drawn tokens, rank 1 first, at the children of `node`, with the row (V,) they were drawn from."""
+    def set_children(
+        self,
+        node: int,
+        *,
+        token_ids: ArrayLike,
+        draft_probs: NDArray[np.float32] | None = None,
+        drawn: range | None = None,
+    ) -> None:
+        """Put tokens, rank 1 first, at the children of `node`, with the row (V,) that the `drawn` of them came from.
+
+        With a row and without `drawn` all of them are drawn; without a row none is.
+        """
         children = self.topology.children(node)
-        drawn = np.asarray(token_ids, dtype=np.int64)
-        if drawn.shape != (len(children),):
-            raise ValueError(f"node {node} has {len(children)} children, found {drawn.size} tokens for them")
-        self.token_ids[children.start : children.stop] = drawn
+        tokens = np.asarray(token_ids, dtype=np.int64)
+        if tokens.shape != (len(children),):
+            raise ValueError(f"node {node} has {len(children)} children, found {tokens.size} tokens for them")
+        self.token_ids[children.start : children.stop] = tokens
         if draft_probs is not None:
             self.draft_probs[node] = draft_probs
+            self.drawn[node] = range(len(tokens)) if drawn is None else drawn
 
     def path_token_ids(self, node: int) -> NDArray[np.int64]:
         """The tokens from the root to `node`, both included, shape (depth + 1,)."""
