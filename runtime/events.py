@@ -140,6 +140,8 @@ class Finished:
     """The whole answer, equal to its `TextDelta` texts joined."""
     statistics: GenerationStatistics
     """What the answer cost."""
+    verification: str = "greedy"
+    """The scheme that its tokens were verified with."""
 
 
 Event = PrefillProgress | LevelDrafted | PassVerified | TokensAccepted | TextDelta | Finished

@@ -12,6 +12,7 @@ from typing import Any
 from offload.errors import OverstoryError
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics
 from runtime.prompt_file import BadLine, PromptRequest
+from runtime.sampling_params import SCHEMES_OF_ONE_TEXT
 
 PromptItem = PromptRequest | BadLine
 Generate = Callable[[PromptRequest], Generator[Event, None, None]]
@@ -29,10 +30,17 @@ class PromptResult:
     """The whole answer; None where `error` is set."""
     finish_reason: FinishReason | None = None
     """Why the answer ended; None where `error` is set."""
+    verification: str | None = None
+    """The scheme that its tokens were verified with; None where `error` is set."""
     statistics: GenerationStatistics | None = None
     """What the answer cost; None where `error` is set."""
     error: str | None = None
     """One sentence, or None when all is well."""
+
+    @property
+    def is_text_fixed(self) -> bool:
+        """Whether an answer that was proposed otherwise, or by nobody, would have the same text."""
+        return self.verification in SCHEMES_OF_ONE_TEXT
 
     def to_record(self) -> dict[str, Any]:
         """The result as a JSON object; every result has the same keys, and `error` is null when all is well."""
@@ -42,6 +50,7 @@ class PromptResult:
             "line": self.line_number,
             "text": self.text,
             "finish_reason": self.finish_reason,
+            "verification": self.verification,
             "prompt_tokens": costs and costs.prompt_tokens,
             "new_tokens": costs and costs.new_tokens,
             "rounds": costs and costs.rounds,
@@ -110,5 +119,6 @@ def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None
         line_number=request.line_number,
         text=finished.text,
         finish_reason=finished.finish_reason,
+        verification=finished.verification,
         statistics=finished.statistics,
     )

@@ -17,7 +17,7 @@ from runtime.sampling_params import SamplingParams
 ROLES = ("system", "user", "assistant")
 _WHOLE_NUMBER_KEYS = ("max_new_tokens", "top_k", "seed")
 _NUMBER_KEYS = ("temperature", "top_p")
-_LINE_KEYS = ("prompt", "messages", "id", "system", *_WHOLE_NUMBER_KEYS, *_NUMBER_KEYS, "stop")
+_LINE_KEYS = ("prompt", "messages", "id", "system", *_WHOLE_NUMBER_KEYS, *_NUMBER_KEYS, "stop", "verification")
 _JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
 
 
@@ -235,6 +235,8 @@ def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> Sam
             changes[key] = _number(fields[key], key)
     if "stop" in fields:
         changes["stop"] = _stop_strings(fields["stop"])
+    if "verification" in fields:
+        changes["verification"] = _text(fields["verification"], "verification")
     return replace(defaults, **changes)
 
 

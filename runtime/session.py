@@ -135,7 +135,7 @@ class Session:
         statistics = tally.statistics(
             prompt_tokens=len(prompt), bytes_streamed=self._engine.bytes_streamed - bytes_before
         )
-        yield Finished(finish_reason=reason, text=answer.text, statistics=statistics)
+        yield Finished(reason, answer.text, statistics, verification=request.params.scheme_name)
 
     def _cut(self, token_ids: Sequence[int], room: int) -> tuple[list[int], FinishReason | None]:
         """The tokens before the first end token or the limit, and why no more follow (None if more may)."""

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 from answer_fakes import echo, statistics
 
@@ -8,8 +9,15 @@ from runtime.prompt_file import BadLine, Message, PromptRequest
 from tui.comparison import Comparison, show_answers
 
 
-def result(text, **costs):
-    return PromptResult(id="a", line_number=1, text=text, finish_reason="stop", statistics=statistics(**costs))
+def result(text, verification="greedy", **costs):
+    return PromptResult(
+        id="a",
+        line_number=1,
+        text=text,
+        finish_reason="stop",
+        verification=verification,
+        statistics=statistics(**costs),
+    )
 
 
 FAILED = PromptResult(id="a", line_number=1, error="no")
@@ -42,6 +50,7 @@ def test_the_record_has_both_costs_and_the_verdict():
     record = Comparison([result("one")], [result("one", decode_seconds=1.5)]).to_record()
     assert record["speedup"] == 2.0
     assert (record["num_answered"], record["num_identical"], record["num_errors"]) == (1, 1, 0)
+    assert record["num_fixed"] == 1
     assert record["plain"]["seconds_per_token"] == 0.5
     assert record["tree"]["decode_bytes_streamed"] == 3_000_000
 
@@ -69,3 +78,24 @@ def test_each_answer_is_marked_against_the_earlier_one():
     assert "   identical)" in verdicts[0]
     assert "DIFFERS from plain streaming" in verdicts[1]
     assert "identical" not in verdicts[2] and "DIFFERS" not in verdicts[2]
+
+
+def test_only_texts_that_the_seed_decides_are_expected_to_be_identical():
+    plain = [result("a"), result("b", "coupled"), result("c", "sequoia"), result("d", "sequoia")]
+    tree = [result("a"), result("B", "coupled"), result("c", "sequoia"), result("D", "sequoia")]
+    comparison = Comparison(plain, tree)
+    assert comparison.lines()[1].endswith("1 of 2 texts identical, 2 texts sampled anew")
+    assert (comparison.to_record()["num_fixed"], comparison.num_identical) == (2, 1)
+    assert Comparison(plain[2:], tree[2:]).lines()[1].endswith("as fast, 2 texts sampled anew")
+
+
+def test_another_sample_is_not_called_a_difference():
+    def sampled(request):
+        *events, finished = echo(request)
+        yield from events
+        yield replace(finished, verification="sequoia")
+
+    out = io.StringIO()
+    show_answers(run_prompts(sampled, items("one")), out, num_prompts=1, earlier=[result("other", "sequoia")])
+    assert "another sample (sequoia)" in out.getvalue()
+    assert "DIFFERS" not in out.getvalue()

@@ -92,7 +92,9 @@ def test_pending_lines_are_the_unanswered_and_the_bad_ones():
 
 
 def test_every_result_has_the_same_keys():
-    good = PromptResult(id="a", line_number=1, text="hi", finish_reason="stop", statistics=STATISTICS).to_record()
+    good = PromptResult(
+        id="a", line_number=1, text="hi", finish_reason="stop", verification="coupled", statistics=STATISTICS
+    ).to_record()
     bad = PromptResult(id="b", line_number=2, error="no").to_record()
     assert list(good) == list(bad)
     assert good == {
@@ -100,6 +102,7 @@ def test_every_result_has_the_same_keys():
         "line": 1,
         "text": "hi",
         "finish_reason": "stop",
+        "verification": "coupled",
         "prompt_tokens": 5,
         "new_tokens": 8,
         "rounds": 4,
@@ -111,3 +114,9 @@ def test_every_result_has_the_same_keys():
         "error": None,
     }
     assert {key: value for key, value in bad.items() if value is not None} == {"id": "b", "line": 2, "error": "no"}
+
+
+def test_a_text_is_fixed_where_no_draft_can_change_it():
+    names = ("greedy", "coupled", "top-k", "sequoia", "hybrid", "specinfer", None)
+    fixed = [name for name in names if PromptResult(id="a", line_number=1, verification=name).is_text_fixed]
+    assert fixed == ["greedy", "coupled", "top-k"]

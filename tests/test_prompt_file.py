@@ -52,9 +52,18 @@ def test_jsonl_sets_every_key(tmp_path):
             "top_k": 40,
             "seed": 3,
             "stop": ["\n", "END"],
+            "verification": "coupled",
         },
     )
-    params = SamplingParams(max_new_tokens=7, temperature=1.0, top_p=0.9, top_k=40, seed=3, stop=("\n", "END"))
+    params = SamplingParams(
+        max_new_tokens=7,
+        temperature=1.0,
+        top_p=0.9,
+        top_k=40,
+        seed=3,
+        stop=("\n", "END"),
+        verification="coupled",
+    )
     messages = (Message("system", "Be brief."), Message("user", "Hi"))
     assert item == PromptRequest(id="a", messages=messages, params=params, line_number=1)
 
@@ -115,6 +124,11 @@ BAD_LINES = [
     ({"prompt": "a", "id": ""}, "id is ''"),
     ({"prompt": "a", "id": ["x" * 100]}, "id is a long list"),
     ({"prompt": "a", "system": 1}, "system is 1"),
+    ({"prompt": "a", "verification": 1}, "verification is 1; it must be text"),
+    (
+        {"prompt": "a", "verification": "magic"},
+        "verification is magic; it must be one of auto, sequoia, coupled, hybrid, specinfer, top-k",
+    ),
     ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
     ({"prompt": "a", "max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number"),
     ({"prompt": "a", "max_new_tokens": True}, "max_new_tokens is True"),

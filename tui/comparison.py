@@ -1,7 +1,8 @@
 """Plain streaming against a tree of drafts: the same prompts, link and budget, answered twice.
 
-The answers appear as they are written, and end with two lines that compare the costs. Texts may only be expected to
-be identical where every prompt is greedy. Does not know how a session is opened.
+The answers appear as they are written, and end with two lines that compare the costs. Greedy texts must be identical,
+and sampled ones where the seed alone decides them (`PromptResult.is_text_fixed`); other samples are independent
+draws. Does not know how a session is opened.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,9 +32,14 @@ class Comparison:
         return [(plain, tree) for plain, tree in pairs if plain.error is None and tree.error is None]
 
     @property
+    def fixed(self) -> list[tuple[PromptResult, PromptResult]]:
+        """The pairs whose two texts must be the same."""
+        return [(plain, tree) for plain, tree in self.answered if tree.is_text_fixed]
+
+    @property
     def num_identical(self) -> int:
-        """Lines whose two texts are the same to the last character."""
-        return sum(plain.text == tree.text for plain, tree in self.answered)
+        """Lines whose two texts must be the same and are, to the last character."""
+        return sum(plain.text == tree.text for plain, tree in self.fixed)
 
     @property
     def num_errors(self) -> int:
@@ -59,7 +65,10 @@ class Comparison:
     def lines(self) -> tuple[str, str]:
         """The comparison for people: one line for plain streaming, one for the tree."""
         faster = "" if self.speedup is None else f"{self.speedup:.2f}x as fast, "
-        verdict = f"{faster}{self.num_identical} of {len(self.answered)} texts identical"
+        num_free = len(self.answered) - len(self.fixed)
+        verdicts = [f"{self.num_identical} of {len(self.fixed)} texts identical"] if self.fixed or not num_free else []
+        verdicts += [f"{num_free} texts sampled anew"] if num_free else []
+        verdict = faster + ", ".join(verdicts)
         return f"plain  {cost_line(self.plain_total)}", f"tree   {cost_line(self.tree_total)}   {verdict}"
 
     def to_record(self) -> dict[str, Any]:
@@ -69,6 +78,7 @@ class Comparison:
             "tree": _costs(self.tree_total),
             "speedup": self.speedup,
             "num_answered": len(self.answered),
+            "num_fixed": len(self.fixed),
             "num_identical": self.num_identical,
             "num_errors": self.num_errors,
         }
@@ -101,8 +111,14 @@ def _closing_line(result: PromptResult, earlier: Sequence[PromptResult]) -> str:
         return f"  error: {one_line(result.error or '')}"
     verdict = ""
     if earlier and earlier[0].text is not None:
-        verdict = "   identical" if earlier[0].text == result.text else "   DIFFERS from plain streaming"
+        verdict = _verdict(earlier[0], result)
     return f"  ({cost_line(result.statistics)}{verdict})"
+
+
+def _verdict(plain: PromptResult, tree: PromptResult) -> str:
+    if not tree.is_text_fixed:
+        return f"   another sample ({tree.verification})"
+    return "   identical" if plain.text == tree.text else "   DIFFERS from plain streaming"
 
 
 def _total(results: Iterable[PromptResult]) -> GenerationStatistics:
