@@ -26,7 +26,7 @@ from runtime.memory_fit import MachineMemory
 from runtime.memory_need import NUM_STAGES, MemoryNeed
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
-from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
+from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
 from runtime.prompt_file import PromptRequest
 from runtime.session import format_prompt
 
@@ -111,7 +111,7 @@ class _Planning:
         self._draft: ModelFiles | None = None
         if draft is not None:
             self._draft = ModelFiles.open(draft)
-            check_tokenizers_match(self._tokenizer, load_tokenizer(draft))
+            check_draft_tokenizer(self._tokenizer, target=target, draft=draft)
         self._context_tokens = self._choose_context(requests)
         shape = config.tree_shape
         self._max_nodes = 1 if config.is_plain else max(shape[0] if shape else default_max_nodes(self._device), 1)

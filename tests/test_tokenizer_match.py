@@ -7,7 +7,13 @@ from model_factory import build_tokenizer, save_tiny_model, save_tiny_tokenizer
 
 from offload.errors import CheckpointError
 from runtime.errors import TokenizerMismatchError
-from runtime.model.tokenizer_match import check_tokenizers_match, load_tokenizer
+from runtime.model import tokenizer_match
+from runtime.model.tokenizer_match import (
+    check_draft_tokenizer,
+    check_tokenizers_match,
+    have_equal_tokenizers,
+    load_tokenizer,
+)
 
 
 class Vocabulary:
@@ -97,3 +103,74 @@ def test_code_of_the_checkpoint_is_never_run(tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError):
         load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two folders of equal tokenizers and different models."""
+    target = save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "target"))
+    return target, save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "draft", num_hidden_layers=2))
+
+
+def test_equal_files_are_not_read_a_second_time(pair, monkeypatch):
+    target, draft = pair
+    tokenizer = load_tokenizer(target)
+    (draft / "chat_template.jinja").write_text("another template")
+    (draft / "README.md").write_text("about the draft")
+    monkeypatch.setattr(tokenizer_match, "load_tokenizer", lambda folder: pytest.fail("read again"))
+    check_draft_tokenizer(tokenizer, target=target, draft=draft)
+
+
+def test_other_files_are_read_and_compared(tmp_path, pair):
+    target, _ = pair
+    other = save_tiny_model("llama", tmp_path / "other")
+    build_tokenizer(order_seed=3).save_pretrained(other)
+    with pytest.raises(TokenizerMismatchError, match="the id 7 is"):
+        check_draft_tokenizer(load_tokenizer(target), target=target, draft=other)
+
+
+def test_a_damaged_tokenizer_of_a_draft_is_one_sentence(pair):
+    target, draft = pair
+    (draft / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .*draft cannot be loaded"):
+        check_draft_tokenizer(load_tokenizer(target), target=target, draft=draft)
+
+
+def _one_byte_more(folder):
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
+def _one_byte_changed(folder):
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes().replace(b"</s>", b"</t>", 1))
+
+
+def _another_model_type(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "qwen2"}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _one_byte_more,
+        _one_byte_changed,
+        _another_model_type,
+        lambda folder: (folder / "added_tokens.json").write_text("{}"),
+        lambda folder: (folder / "tokenizer_config.json").unlink(),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_bytes(b"\xff"),
+    ],
+)
+def test_any_difference_that_could_matter_needs_a_look_inside(pair, change):
+    assert have_equal_tokenizers(*pair)
+    change(pair[1])
+    assert not have_equal_tokenizers(*pair)
+
+
+def test_folders_without_tokenizers_are_not_equal(pair, tmp_path):
+    for folder in pair:
+        (folder / "tokenizer.json").unlink()
+    assert not have_equal_tokenizers(*pair)
+    assert not have_equal_tokenizers(pair[0], tmp_path / "missing")

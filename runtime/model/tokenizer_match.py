@@ -1,9 +1,12 @@
 """Loads tokenizers, and checks that two of them mean the same by the same ids.
 
 A draft proposes token ids and the target judges them, so both must share one vocabulary. Vocabularies are compared,
-not sizes: embeddings often have padding rows that no tokenizer can produce.
+not sizes: embeddings often have padding rows that no tokenizer can produce. Reading one takes a second or two, so what
+equal files show already is not read twice.
 """
 
+import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,16 @@ from transformers import AutoTokenizer
 from offload.errors import CheckpointError
 from offload.strict_json import quote
 from runtime.errors import TokenizerMismatchError
+
+_NOT_OF_TOKENIZERS = re.compile(
+    r"(config|generation_config)\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|onnx)(\.index\.json)?|.*\.(md|jinja)"
+    r"|LICENSE.*|\..*"
+)
+"""Files of a model folder that say nothing about a vocabulary; any other may."""
+_CHOOSING_KEYS = ("model_type", "tokenizer_class", "auto_map")
+"""What transformers looks at in config.json before it chooses a tokenizer's class."""
+_MAX_COMPARED_BYTES = 64 << 20
+"""No tokenizer's file is larger: comparing it would take longer than reading two tokenizers."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -25,7 +38,7 @@ def load_tokenizer(folder: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if not tokenizer.get_vocab():
+        if len(tokenizer) == 0:
             raise ValueError("the vocabulary is empty")
     except Exception as error:  # damaged files make transformers and tokenizers raise nearly anything
         lines = str(error).splitlines() or [""]
@@ -34,6 +47,31 @@ def load_tokenizer(folder: Path) -> Any:
             "expected tokenizer.json and tokenizer_config.json from the model's publisher"
         ) from error
     return tokenizer
+
+
+def check_draft_tokenizer(target_tokenizer: Any, *, target: Path, draft: Path) -> None:
+    """Check that the folder `draft` has the vocabulary of `target_tokenizer`, which the folder `target` holds.
+
+    Raises:
+        CheckpointError: the draft's tokenizer files are missing or damaged.
+        TokenizerMismatchError: names the first id that differs, and both strings.
+    """
+    if not have_equal_tokenizers(target, draft):
+        check_tokenizers_match(target_tokenizer, load_tokenizer(draft))
+
+
+def have_equal_tokenizers(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same tokenizer byte for byte; False where only a look inside could tell."""
+    try:
+        ours, theirs = _tokenizer_files(folder), _tokenizer_files(other)
+        return (
+            "tokenizer.json" in ours
+            and ours.keys() == theirs.keys()
+            and _choosing_settings(folder) == _choosing_settings(other)
+            and all(_are_equal(ours[name], theirs[name]) for name in ours)
+        )
+    except (OSError, ValueError):  # whoever loads the files says what is wrong with them
+        return False
 
 
 def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
@@ -55,3 +93,19 @@ def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
         f"draft and target have different tokenizers: the id {token_id} is {target_string} for the target and "
         f"{draft_string} for the draft; choose a draft of the target's own family"
     )
+
+
+def _tokenizer_files(folder: Path) -> dict[str, Path]:
+    return {
+        path.name: path for path in folder.iterdir() if path.is_file() and not _NOT_OF_TOKENIZERS.fullmatch(path.name)
+    }
+
+
+def _choosing_settings(folder: Path) -> list[Any]:
+    settings = json.loads((folder / "config.json").read_bytes())
+    return [settings.get(key) for key in _CHOOSING_KEYS] if isinstance(settings, dict) else [settings]
+
+
+def _are_equal(file: Path, other: Path) -> bool:
+    size = file.stat().st_size
+    return size <= _MAX_COMPARED_BYTES and size == other.stat().st_size and file.read_bytes() == other.read_bytes()
