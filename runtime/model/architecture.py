@@ -27,7 +27,7 @@ from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.quantized_group import QuantizedGroup, find_group
 from offload.strict_json import quote
 from offload.weight_format import WeightFormat
-from runtime.model.size_guard import SizeGuard
+from runtime.model.meta_build import MetaBuild
 from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 
 MAX_BUILT_ELEMENTS = 2**31
@@ -142,13 +142,15 @@ def build_empty_model(
 ) -> PreTrainedModel:
     """transformers' model in eval mode: parameters of `dtype` on the meta device, buffers (rotary tables) real.
 
+    No parameter is initialised: what no memory holds need not be drawn.
+
     Raises:
         CheckpointError: the configuration is inconsistent, or asks for a tensor of more than `max_elements`.
     """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     try:
-        with warnings.catch_warnings(), SizeGuard(max_elements), init_empty_weights(include_buffers=False):
+        with warnings.catch_warnings(), MetaBuild(max_elements), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
