@@ -263,10 +263,33 @@ def test_no_command_shows_the_help(capsys):
 
 
 def test_libraries_are_told_to_stay_quiet_unless_the_user_says_otherwise(monkeypatch):
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.delenv(name, raising=False)
+    names = ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM", "TORCHDYNAMO_DISABLE", "TRANSFORMERS_VERBOSITY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what is set here is taken back
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
     cli.quieten_libraries()
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+
+
+def test_the_help_loads_neither_torch_nor_transformers():
+    """Both together take seconds, and the help needs neither."""
+    code = (
+        "import sys; from tui.cli import execute; execute(['calibrate', '--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'bitsandbytes')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_compiler_is_not_loaded_with_bitsandbytes():
+    """torch.compile at the top of its modules took a quarter of the time that opening a session takes."""
+    code = (
+        "import sys; from tui.cli import quieten_libraries; quieten_libraries(); import bitsandbytes;"
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=environment)
+    assert run.returncode == 0

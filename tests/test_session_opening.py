@@ -1,6 +1,9 @@
 """What a user sees between a command and its first prompt."""
 
+import gc
 import io
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from rich.console import Console
 from session_factory import save_tiny_folder
 
 from runtime.engine_config import EngineConfig
-from tui.session_opening import finish, open_session_in_sight
+from tui.session_opening import finish, open_session_in_sight, uncollected
 
 
 def test_each_step_is_announced_and_the_result_returned() -> None:
@@ -31,3 +34,22 @@ def test_a_session_opens_with_its_accounting_and_what_was_decided(tmp_path: Path
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "device memory:" in shown
     assert opened.plan.fit.sentence in shown
+
+
+def test_what_is_imported_uncollected_is_never_looked_through() -> None:
+    """In a process of its own: what is frozen stays so."""
+    code = (
+        "import gc, sys; from tui.session_opening import uncollected\n"
+        "with uncollected('unittest.mock'):\n"
+        "    assert not gc.isenabled(); import unittest.mock\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_second_session_leaves_the_collector_alone() -> None:
+    """Models are cycles: frozen, those of an earlier session would stay in memory for ever."""
+    frozen = gc.get_freeze_count()
+    with uncollected("sys"):
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen

@@ -3,6 +3,8 @@
 What several commands begin with. Imports torch only when a model is opened.
 """
 
+import gc
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -30,7 +32,8 @@ def open_session_in_sight(
 
     target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
     console.print(f"opening {one_line(str(target))}", markup=False)
-    from runtime.assembly import load_session
+    with uncollected("runtime.assembly"):
+        from runtime.assembly import load_session
 
     with ExitStack() as stack:
         loading = load_session(
@@ -40,6 +43,25 @@ def open_session_in_sight(
         for line in (*accounting_lines(opened.accounting), opened.plan.fit.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
+
+
+@contextmanager
+def uncollected(module: str) -> Iterator[None]:
+    """Import `module` and all that it needs in here: Python then looks for no cycles among it, now or later.
+
+    torch and transformers make a million objects that live to the end, and every collection would go through them:
+    half a second of four while they are imported, and as much at the end. Where it is imported already nothing changes:
+    there may be models among the objects by then, which are cycles and must be found.
+    """
+    if module in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def finish(steps: Generator[str, None, _Returned], console: "Console") -> _Returned:
