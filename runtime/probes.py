@@ -54,6 +54,7 @@ class SessionProbes:
         self._target, self._draft = engine.target, engine.drafter.model
         self._writer = TextWriter(opened, requests)
         self._zeroed: dict[TreeCache, int] = {}
+        self._walked_hidden: torch.Tensor | None = None
         self._read_offset = 0
         engine.truncate(0)
 
@@ -134,9 +135,11 @@ class SessionProbes:
     def time_walk(self, num_nodes: int) -> float:
         """See CalibrationProbes; all of the first descent is accepted, the longest walk there can be."""
         target, topology = self._target, _likely_tree(num_nodes)
-        self._occupy(target, 0)
-        with layers_of_zeros(self._opened):
-            hidden = target.run_pass(self._chain(target, 1, 0)).expand(num_nodes, -1)
+        if self._walked_hidden is None:  # a whole pass for what is the same for every tree
+            self._occupy(target, 0)
+            with layers_of_zeros(self._opened):
+                self._walked_hidden = target.run_pass(self._chain(target, 1, 0))
+        hidden = self._walked_hidden.expand(num_nodes, -1)
         # All nodes have one hidden state, so one token is the target's choice at each of them, and every child has it.
         token_id = int(target.logits(hidden[:1]).argmax())
         tree = TokenTree(topology, np.full(num_nodes, token_id, dtype=np.int64))
