@@ -10,7 +10,7 @@ from typing import Protocol
 
 from profiles.acceptance_summary import ForcedPosition
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
-from profiles.pair_profile import ModelIdentity
+from profiles.pair_profile import FEW_POSITIONS, ModelIdentity
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -114,6 +114,8 @@ class CalibrationScope:
     """Of the texts, ascending."""
     max_texts: int = 16
     """Texts of each temperature that are written at a time, and prompts that are used."""
+    needed_positions: int = 0
+    """Where time is too short for so many of each temperature, the coolest gets all of it; 0: they always share it."""
     repeat_seconds: float = 1.5
     """A size is timed again while its runs took less than this together, up to max_repeats."""
     max_repeats: int = 4
@@ -137,16 +139,22 @@ class CalibrationScope:
 FULL = CalibrationScope(budget_seconds=170.0)
 """Three minutes at most, with what the start and the files take."""
 QUICK = CalibrationScope(
-    budget_seconds=35.0,
+    budget_seconds=36.5,
     widths=(1, 4, 16, 64, 256),
     tree_sizes=(1, 4, 16, 64, 256, 1024),
     sizes_in_context=(64,),
     walk_sizes=(1, 16, 64, 256, 1024),
     max_texts=12,
+    needed_positions=FEW_POSITIONS,
     repeat_seconds=0.4,
     max_repeats=3,
     overlap_looks=1,
-    passes_share=0.16,
-    overlap_share=0.30,
+    transfers_share=0.02,
+    draft_share=0.05,
+    passes_share=0.10,
+    walks_share=0.03,
+    overlap_share=0.27,
+    texts_share=0.50,
 )
-"""Forty seconds at most, with three or four for the start and the end: everything once, few positions."""
+"""Forty seconds at most, with two or three for the start and the end: everything once, and half of the time for texts;
+of the coolest temperature alone where it is short, because too few positions of each would be believed at none."""

@@ -18,15 +18,14 @@ from profiles.errors import BadInputError
 from profiles.machine_profile import MachineProfile, TransferSample
 from profiles.pair_profile import PairProfile, WalkCost
 from profiles.slowdown import Overlap, OverlapLimits, measure_overlap
+from profiles.text_plan import TextPlan
 
 _SAFETY_SECONDS = 1.0
 """Kept back for what comes after the last measurement."""
+_TEXTS_MARGIN = 1.2
+"""Texts take at most so many times what they are expected to."""
 _MAX_TRANSFERS = 32
 """Runs of one size of copy or read."""
-_TEXT_SLOWER = 2.0
-"""As many texts are written at a time as make a step at most this much slower than one text of each temperature."""
-_JUDGING_SECONDS = 0.01
-"""What verification's outcome at one position takes to compute, with a large vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,21 @@ class CalibrationResult:
     """How copies and computation slowed each other; None where nothing streams."""
     seconds: float
     """Of all, from the start of the command."""
+    unseen_temperatures: tuple[float, ...] = ()
+    """Those that no time was left for."""
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What is known too roughly to plan from, a sentence each."""
-        return tuple(
+        """What is known too roughly to plan from, or not at all, a sentence each."""
+        rough = tuple(
             f"only {table.num_positions[0]} positions were seen at temperature {table.temperature:g}, so its "
             "acceptance is rough; calibrate again when the machine is idle, with more prompts or without --quick"
             for table in self.pair.acceptance
             if table.is_rough
         )
+        unseen = " and ".join(f"{temperature:g}" for temperature in self.unseen_temperatures)
+        sentence = f"no time was left for texts at temperature {unseen}: trees follow the nearest one that was measured"
+        return (*rough, f"{sentence}; calibrate again without --quick") if unseen else rough
 
 
 _Progress = Generator[CalibrationProgress, None, list[CostSample]]
@@ -99,11 +103,10 @@ class Calibrator:
         walks = yield from self._walks(facts)
         overlap = yield from self._overlap(facts, passes)
         summary = AcceptanceSummary()
-        yield self._progress("prompts")
         copy_seconds = 0.0 if overlap is None else overlap.copy_seconds
-        self.probes.begin_texts(self.scope.temperatures, self._texts_at_once(facts, passes, steps, copy_seconds))
-        num_texts = yield from self._texts(summary)
         scope = self.scope
+        plan = TextPlan(facts, fit_costs(passes), fit_costs(steps), copy_seconds, scope.max_texts)
+        num_texts = yield from self._texts(summary, plan)
         pair = PairProfile(
             device=machine.device,
             target=facts.target,
@@ -118,7 +121,8 @@ class Calibrator:
             copy_slowdown=0.0 if overlap is None else overlap.copy_slowdown or 0.0,
         )
         profile = _machine_profile(machine, link, disk, self.today)
-        yield CalibrationResult(profile, pair, num_texts, overlap, seconds=self.clock() - self.began)
+        unseen = tuple(sorted(set(scope.temperatures) - set(summary.temperatures)))
+        yield CalibrationResult(profile, pair, num_texts, overlap, self.clock() - self.began, unseen)
 
     @property
     def _deadline(self) -> float:
@@ -245,31 +249,22 @@ class Calibrator:
                 overlap: Overlap = end.value
                 return overlap
 
-    def _texts_at_once(
-        self, facts: PairFacts, passes: Sequence[CostSample], steps: Sequence[CostSample], copy_seconds: float
-    ) -> int:
-        """Texts of each temperature: streaming weights for one more costs nothing until its computation shows.
+    def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> Generator[CalibrationProgress, None, int]:
+        """Write texts until the time is up, at least one token each; returns how many were begun.
 
-        Their prompts may take a third of the time that is left.
+        Where the time is too short for the positions that each temperature needs, the coolest gets all of it: half of
+        what is needed at each would be believed at none.
         """
-        target, draft, num_temperatures = fit_costs(passes), fit_costs(steps), len(self.scope.temperatures)
-        room = (self._deadline - self.clock()) / 3
-
-        def pass_seconds(num_tokens: int) -> float:
-            return max(copy_seconds, target(num_tokens)) + draft(num_tokens)
-
-        def step_seconds(num_texts: int) -> float:
-            rows = num_texts * num_temperatures
-            return pass_seconds(rows) + _JUDGING_SECONDS * rows
-
-        def is_affordable(num_texts: int) -> bool:
-            prompt_tokens = facts.prompt_tokens[min(num_texts, len(facts.prompt_tokens)) - 1]
-            return step_seconds(num_texts) <= _TEXT_SLOWER * step_seconds(1) and pass_seconds(prompt_tokens) <= room
-
-        return max((count for count in range(1, self.scope.max_texts + 1) if is_affordable(count)), default=1)
-
-    def _texts(self, summary: AcceptanceSummary) -> Generator[CalibrationProgress, None, int]:
-        """Write texts until the time is up, at least one token each; returns how many were begun."""
+        temperatures, needed = self.scope.temperatures, self.scope.needed_positions
+        room = self._deadline - self.clock()
+        count = plan.most_at_once(room, num_temperatures=len(temperatures))
+        if needed:
+            count, num_expected = plan.most_positions(room / _TEXTS_MARGIN, num_temperatures=len(temperatures))
+            if num_expected < needed:
+                temperatures = temperatures[:1]
+                count, _ = plan.most_positions(room / _TEXTS_MARGIN, num_temperatures=1)
+        yield self._progress("prompts")
+        self.probes.begin_texts(temperatures, count)
         seen: set[tuple[float, int]] = set()
         num_positions, longest_step = 0, 0.0
         while num_positions == 0 or self.clock() + longest_step <= self._deadline:

@@ -22,6 +22,7 @@ TINY_SCOPE = replace(
     tree_sizes=(1, 4),
     walk_sizes=(1, 4),
     max_texts=2,
+    needed_positions=0,
     repeat_seconds=0.01,
 )
 

@@ -19,6 +19,7 @@ from fakes import VirtualClock
 from profiles.calibration_probes import FULL, QUICK, CalibrationScope
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
 from profiles.errors import BadInputError
+from profiles.pair_profile import FEW_POSITIONS
 
 START_SECONDS = 8.0
 """What opening the session took before."""
@@ -47,10 +48,31 @@ def test_a_machine_that_is_ten_times_slower_still_ends_with_profiles() -> None:
     probes = LawfulProbes(VirtualClock(), slower=10.0)
     result, _ = calibrate(probes, QUICK)
     assert {size for size, _ in probes.cells} == {1, 16}
-    assert len(result.pair.acceptance) == 3
-    assert result.pair.acceptance[0].num_positions[0] == probes.texts_per_temperature == 1
-    assert len(result.doubts) == 3
-    assert result.doubts[1].startswith("only 1 positions were seen at temperature 0.6")
+    (table,) = result.pair.acceptance
+    assert (table.temperature, table.num_positions[0]) == (0.0, 1)
+    assert probes.texts_per_temperature == 1
+    rough, unseen = result.doubts
+    assert rough.startswith("only 1 positions were seen at temperature 0,")
+    assert unseen.startswith("no time was left for texts at temperature 0.6 and 1:")
+
+
+@pytest.mark.parametrize(("slower", "temperatures"), [(1.0, (0.0, 0.6, 1.0)), (1.4, (0.0,))])
+def test_a_quick_one_spends_short_time_on_the_coolest_temperature(
+    slower: float, temperatures: tuple[float, ...]
+) -> None:
+    """On two busy cores it once saw one position of each temperature, and believed none."""
+    probes = LawfulProbes(VirtualClock(), slower=slower)
+    result, _ = calibrate(probes, QUICK)
+    assert tuple(table.temperature for table in result.pair.acceptance) == temperatures == tuple(probes.temperatures)
+    assert all(table.num_positions[0] >= FEW_POSITIONS for table in result.pair.acceptance)
+    assert result.unseen_temperatures == tuple(value for value in (0.0, 0.6, 1.0) if value not in temperatures)
+    assert len(result.doubts) == (len(temperatures) == 1)
+
+
+def test_a_full_one_shares_its_time_among_the_temperatures_however_short_it_is() -> None:
+    probes = LawfulProbes(VirtualClock(), slower=4.0)
+    calibrate(probes, FULL)
+    assert tuple(probes.temperatures) == FULL.temperatures
 
 
 def test_the_laws_are_recovered_and_flags_say_what_was_measured() -> None:
