@@ -27,7 +27,7 @@ from profiles.field_checks import (
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_records import from_record, to_record
 
-PAIR_SCHEMA_VERSION = 1
+PAIR_SCHEMA_VERSION = 2
 """Raised whenever a field is added, dropped or changes its meaning."""
 
 FEW_POSITIONS = 30
@@ -113,13 +113,15 @@ class AcceptanceTable:
     by_rank: tuple[float, ...]
     """(R,) means over all positions."""
     by_rank_errors: tuple[float | None, ...]
-    """(R,) standard errors; None where fewer than two positions were seen."""
+    """(R,) standard errors, between texts where there are several; None where fewer than two positions were seen."""
     num_positions: tuple[int, ...]
     """(R,) positions that had a child of this rank."""
     by_depth: tuple[tuple[float, ...], ...]
-    """(D, R) the same by depth of the parent in the accepted path; the last row stands for all deeper ones."""
+    """(D, R) the same by depth of the parent, behind likely accepted paths; the last row stands for all deeper ones."""
     by_depth_positions: tuple[int, ...]
     """(D,) positions at each depth."""
+    num_texts: int
+    """Texts that the positions are of."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, maximum=100.0)
@@ -135,6 +137,7 @@ class AcceptanceTable:
                 check_number("a standard error of by_rank", error, maximum=1.0)
         for count in (*self.num_positions, *self.by_depth_positions):
             check_count("a number of positions", count, minimum=0)
+        check_count("num_texts", self.num_texts, minimum=0)
         self._check_depths()
 
     def _check_depths(self) -> None:

@@ -138,7 +138,7 @@ class TextWriter:
         if text.params.is_greedy:
             token_id = int(top_tokens(target_row, 1)[0])
             hits = (top_tokens(draft_row, num_ranks) == token_id).astype(np.float64)
-            return ForcedPosition(text.params.temperature, text.number, hits, float(hits.sum())), token_id
+            return ForcedPosition(text.params.temperature, text.number, hits, hits), token_id
         target_probs = np.asarray(logits_to_probs(target_row, text.params), dtype=np.float64)
         drawn_from = logits_to_probs(draft_row, text.params, dtype=np.float32)
         children = draw_without_replacement(drawn_from, num_ranks, self._rng).tolist()

@@ -92,7 +92,7 @@ class LawfulProbes:
         rows = self.texts_per_temperature * len(self.temperatures)
         self.take(max(COPY_SECONDS, PASS_LAW(rows)) + STEP_LAW(rows))
         return [
-            ForcedPosition(temperature, 100 * index + number, np.array([0.8, 0.1]), 0.9)
+            ForcedPosition(temperature, 100 * index + number, np.array([0.8, 0.1]), np.array([0.8, 0.1]))
             for index, temperature in enumerate(self.temperatures)
             for number in range(self.texts_per_temperature)
         ]

@@ -33,7 +33,7 @@ PAIR = PairProfile(
     pass_costs=(PassCost(1, 128, 0.1), PassCost(64, 128, 0.2, is_fitted=True)),
     walk_costs=(WalkCost(1, 0.005), WalkCost(64, 0.01)),
     acceptance=(
-        AcceptanceTable(0.0, (0.8, 0.1), (0.01, 0.02), (200, 150), ((0.7, 0.1), (0.9, 0.05)), (100, 100)),
-        AcceptanceTable(1.0, (0.7, 0.1), (0.01, None), (200, 1), ((0.7, 0.1),), (200,)),
+        AcceptanceTable(0.0, (0.8, 0.1), (0.01, 0.02), (200, 150), ((0.7, 0.1), (0.9, 0.05)), (100, 100), 8),
+        AcceptanceTable(1.0, (0.7, 0.1), (0.01, None), (200, 1), ((0.7, 0.1),), (200,), 8),
     ),
 )

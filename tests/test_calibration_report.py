@@ -37,8 +37,9 @@ def test_what_was_not_measured_says_so() -> None:
 
 def test_acceptance_is_shown_with_its_errors_and_by_depth() -> None:
     lines = calibration_lines(RESULT)
-    assert "temperature 0: acceptance by rank 0.800 (±0.010) 0.100 (±0.020), any 0.900, over 200 positions" in lines
-    assert "temperature 1: acceptance by rank 0.700 (±0.010) 0.100, any 0.800, over 200 positions" in lines
+    by_rank = "acceptance by rank 0.800 (±0.010) 0.100 (±0.020), any 0.900"
+    assert f"temperature 0: {by_rank}, over 200 positions of 8 texts" in lines
+    assert "temperature 1: acceptance by rank 0.700 (±0.010) 0.100, any 0.800, over 200 positions of 8 texts" in lines
     assert "temperature 0: first child by depth, of positions: 0: 0.700 of 100, 1: 0.900 of 100" in lines
 
 

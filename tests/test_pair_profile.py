@@ -33,15 +33,15 @@ from profiles.pair_profile import (
         (lambda: PassCost(1, 1, 1.0, is_fitted=1), "is_fitted"),  # type: ignore[arg-type]
         (lambda: WalkCost(True, 1.0), "num_nodes"),
         (lambda: ModelIdentity("", "ab", "int8"), "name of a model"),
-        (lambda: AcceptanceTable(0.0, (1.2,), (0.1,), (3,), (), ()), "by_rank"),
-        (lambda: AcceptanceTable(0.0, (0.6, 0.6), (0.1, None), (3, 1), (), ()), "adds up to 1.2"),
-        (lambda: AcceptanceTable(0.0, (0.6, 0.1), (0.1,), (3, 1), (), ()), "as many of each"),
-        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), ((0.5, 0.1),), (3,)), "has 2 ranks"),
-        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), ((0.5,),), ()), "1 rows but 0"),
-        (lambda: AcceptanceTable(0.0, (0.6,), None, (3,), ((0.5,),), (3,)), "by_rank_errors is None"),  # type: ignore[arg-type]
-        (lambda: AcceptanceTable(0.0, [0.6], (0.1,), (3,), ((0.5,),), (3,)), "by_rank is .0.6.; expected a list"),  # type: ignore[arg-type]
+        (lambda: AcceptanceTable(0.0, (1.2,), (0.1,), (3,), (), (), 2), "by_rank"),
+        (lambda: AcceptanceTable(0.0, (0.6, 0.6), (0.1, None), (3, 1), (), (), 2), "adds up to 1.2"),
+        (lambda: AcceptanceTable(0.0, (0.6, 0.1), (0.1,), (3, 1), (), (), 2), "as many of each"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), ((0.5, 0.1),), (3,), 2), "has 2 ranks"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), ((0.5,),), (), 2), "1 rows but 0"),
+        (lambda: AcceptanceTable(0.0, (0.6,), None, (3,), ((0.5,),), (3,), 2), "by_rank_errors is None"),  # type: ignore[arg-type]
+        (lambda: AcceptanceTable(0.0, [0.6], (0.1,), (3,), ((0.5,),), (3,), 2), "by_rank is .0.6.; expected a list"),  # type: ignore[arg-type]
         (lambda: StepCost(1, 10**400), "seconds of a draft step is 1000"),
-        (lambda: AcceptanceTable(float("inf"), (0.6,), (0.1,), (3,), ((0.5,),), (3,)), "temperature"),
+        (lambda: AcceptanceTable(float("inf"), (0.6,), (0.1,), (3,), ((0.5,),), (3,), 2), "temperature"),
     ],
 )
 def test_parts_that_cannot_be_are_refused_by_name(make: Any, message: str) -> None:
@@ -83,17 +83,23 @@ def test_a_profile_survives_json() -> None:
 def test_the_record_is_plain_json_with_a_version_of_its_own() -> None:
     written = record()
     assert list(written)[:4] == ["schema_version", "device", "target", "draft"]
-    assert written["schema_version"] == PAIR_SCHEMA_VERSION == 1
+    assert written["schema_version"] == PAIR_SCHEMA_VERSION == 2
     assert written["pass_costs"][1] == {"num_tokens": 64, "context_tokens": 128, "seconds": 0.2, "is_fitted": True}
     assert written["acceptance"][1]["by_rank_errors"] == [0.01, None]
     assert written["measured_at"] == "2026-01-31"
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, 1.0, None, [1]])
+@pytest.mark.parametrize("version", [0, 3, "2", True, 2.0, None, [2]])
 def test_an_unknown_version_is_refused_by_name(version: Any) -> None:
-    with pytest.raises(ProfileError, match=r"^schema_version is .*; this program reads version 1") as caught:
+    with pytest.raises(ProfileError, match=r"^schema_version is .*; this program reads version 2") as caught:
         pair_profile_from_record({**record(), "schema_version": version})
     assert not isinstance(caught.value, StaleProfileError)
+
+
+def test_an_older_version_is_stale() -> None:
+    """Version 1 asked for acceptance by depth behind any accepted child, and knew no number of texts."""
+    with pytest.raises(StaleProfileError, match="schema_version is 1; this program reads version 2"):
+        pair_profile_from_record({**record(), "schema_version": 1})
 
 
 Path = tuple[str | int, ...]
@@ -167,7 +173,7 @@ def test_an_unknown_key_is_named_with_its_place(path: Path) -> None:
     with pytest.raises(ProfileError) as caught:
         pair_profile_from_record(changed)
     name = ".".join(filter(None, [spelled(path), "secnds"]))
-    assert str(caught.value) == f"{name!r} is not a field of schema version 1"
+    assert str(caught.value) == f"{name!r} is not a field of schema version 2"
 
 
 @pytest.mark.parametrize(

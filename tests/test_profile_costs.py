@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from profile_factory import PAIR
 
+from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
-from runtime.profile_costs import PRIOR_POSITIONS, acceptance_of, costs_from_profiles
+from runtime.profile_costs import DEPTH_POSITIONS, TAIL_POSITIONS, acceptance_of, acceptance_range, costs_from_profiles
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.token_tree import TreeTopology
+from runtime.speculation.tree_search import expected_tokens
 from runtime.tree_choice import choose_tree
 
 BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
@@ -28,6 +31,7 @@ def pair_with(
         num_positions=tuple(counts),
         by_depth=tuple(map(tuple, by_depth or [])),
         by_depth_positions=tuple(depth_positions or []),
+        num_texts=4,
     )
     return replace(PAIR, acceptance=(table,))
 
@@ -86,7 +90,7 @@ def test_a_tail_that_nobody_measured_has_the_builtin_shape() -> None:
 def test_ranks_that_were_never_accepted_make_the_tail_thinner() -> None:
     """200 positions without one of rank 4: the builtin tail counts for 40 positions among 240."""
     found = acceptance_of(pair_with([0.7, 0.1, 0.04, 0.0], [300, 300, 300, 200]), 0.0, by_depth=False)
-    assert found[3:] == pytest.approx(BUILTIN[3:] * 0.04 / BUILTIN[2] * PRIOR_POSITIONS / (PRIOR_POSITIONS + 200))
+    assert found[3:] == pytest.approx(BUILTIN[3:] * 0.04 / BUILTIN[2] * TAIL_POSITIONS / (TAIL_POSITIONS + 200))
 
 
 def test_a_rank_without_positions_is_not_taken_for_one_that_is_never_accepted() -> None:
@@ -110,21 +114,68 @@ def test_a_draft_that_is_nearly_always_right_leaves_its_tail_the_rest() -> None:
     assert found.sum() == pytest.approx(1.0)
 
 
-def test_depths_with_few_positions_are_drawn_towards_all_depths() -> None:
+def test_depths_with_few_positions_are_drawn_towards_the_depth_above() -> None:
     pair = pair_with(
-        [0.8, 0.1], [1000, 1000], by_depth=[[0.7, 0.15], [0.95, 0.02], [0.0, 0.0]], depth_positions=[960, 40, 0]
+        [0.8, 0.1], [1000, 1000], by_depth=[[0.7, 0.15], [0.95, 0.02], [0.0, 0.0]], depth_positions=[980, 40, 0]
     )
     pooled, rows = acceptance_of(pair, 0.0, by_depth=False), acceptance_of(pair, 0.0)
-    assert rows[0, 0] == pytest.approx((960 * 0.7 + 40 * 0.8) / 1000)
-    assert rows[1, 0] == pytest.approx((0.95 + 0.8) / 2)
-    assert rows[2] == pytest.approx(pooled)
+    assert DEPTH_POSITIONS == 20
+    assert rows[0, 0] == pytest.approx((980 * 0.7 + 20 * 0.8) / 1000)
+    assert rows[1, 0] == pytest.approx((40 * 0.95 + 20 * rows[0, 0]) / 60)
+    assert rows[2] == pytest.approx(rows[1])
     for row in rows:  # what the first two ranks leave is shared out alike
         assert row[2:] / (1 - row[:2].sum()) == pytest.approx(pooled[2:] / (1 - pooled[:2].sum()))
+
+
+def test_easy_stretches_that_stay_easy_are_predicted_from_a_calibrations_positions() -> None:
+    """Sixteen texts of 27 tokens, rank 1 at .95 of the positions of the easy half and at .6 of the hard one, seed 3: a
+    chain of 16 nodes brings 6.8 tokens, and less than 5.1 to whoever takes positions for independent."""
+    rng = np.random.default_rng(3)
+    summary = AcceptanceSummary()
+    for number in range(16):
+        for _ in range(27):
+            hits = np.zeros(4)
+            rank = rng.choice(5, p=[0.95, 0.02, 0.01, 0.01, 0.01] if number % 2 else [0.6, 0.2, 0.1, 0.05, 0.05])
+            hits[min(rank, 3)] = rank < 4
+            summary.add(ForcedPosition(0.0, number, hits, hits))
+    pair = replace(PAIR, acceptance=(summary.table(0.0),))
+    chain = TreeTopology.chain(16)
+    truth = np.mean([sum(rate**depth for depth in range(16)) for rate in (0.95, 0.6)])
+    assert truth == pytest.approx(6.85, abs=0.05)
+    assert expected_tokens(chain, acceptance_of(pair, 0.0, by_depth=False)) < 0.75 * truth
+    assert expected_tokens(chain, acceptance_of(pair, 0.0)) == pytest.approx(truth, rel=0.1)
 
 
 def test_a_profile_without_depths_gives_one_row() -> None:
     pair = pair_with([0.8, 0.1], [100, 100])
     assert acceptance_of(pair, 0.0) == pytest.approx(acceptance_of(pair, 0.0, by_depth=False)[None, :])
+
+
+def test_a_standard_error_moves_what_is_missed_at_every_depth() -> None:
+    """First rank 0.8 +- 0.05: misses grow to 1.25 times as many, or shrink to 0.75."""
+    pair = pair_with([0.8, 0.1], [1000, 1000], by_depth=[[0.8, 0.1], [0.9, 0.05]], depth_positions=[1000, 500])
+    table = replace(pair.acceptance[0], by_rank_errors=(0.05, None))
+    pair = replace(pair, acceptance=(table,))
+    rows, around = acceptance_of(pair, 0.0), acceptance_range(pair, 0.0)
+    assert around is not None
+    for found, factor in zip(around, (1.25, 0.75), strict=True):
+        assert 1 - found[:, 0] == pytest.approx(factor * (1 - rows[:, 0]))
+        assert found[:, 1:] == pytest.approx(factor * rows[:, 1:])
+
+
+def test_without_an_error_there_is_no_range() -> None:
+    assert acceptance_range(pair_with([0.8], [1]), 0.0) is None
+    certain = replace(pair_with([1.0], [50]).acceptance[0], by_rank_errors=(0.0,))
+    assert acceptance_range(replace(PAIR, acceptance=(certain,)), 0.0) is None
+
+
+@pytest.mark.parametrize("error", [0.0, 0.3, 1.0])
+def test_a_range_can_be_searched_however_wide(error: float) -> None:
+    pair = pair_with([0.5, 0.3, 0.1], [9, 9, 9], by_depth=[[0.5, 0.3, 0.1], [0.05, 0.05, 0.0]], depth_positions=[9, 9])
+    pair = replace(pair, acceptance=(replace(pair.acceptance[0], by_rank_errors=(error, None, None)),))
+    for rows in acceptance_range(pair, 0.0) or pytest.fail("there is an error"):
+        assert ((rows >= 0) & (rows <= 1)).all() and (np.diff(rows) <= 0).all()
+        assert (rows.sum(axis=1) <= 1 + 1e-12).all()
 
 
 @pytest.mark.parametrize("seed", range(30))

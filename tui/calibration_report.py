@@ -51,6 +51,7 @@ def calibration_record(result: CalibrationResult) -> dict[str, Any]:
             {
                 "temperature": table.temperature,
                 "num_positions": max(table.num_positions),
+                "num_texts": table.num_texts,
                 "by_rank": table.by_rank,
                 "by_rank_errors": table.by_rank_errors,
                 "first_by_depth": [row[0] for row in table.by_depth],
@@ -116,7 +117,7 @@ def _acceptance_lines(table: AcceptanceTable) -> list[str]:
     first = [f"{depth}: {table.by_depth[depth][0]:.3f} of {table.by_depth_positions[depth]}" for depth in depths]
     return [
         f"temperature {table.temperature:g}: acceptance by rank {' '.join(ranks)}, any {sum(table.by_rank):.3f}, "
-        f"over {max(table.num_positions)} positions",
+        f"over {max(table.num_positions)} positions of {table.num_texts} texts",
         f"temperature {table.temperature:g}: first child by depth, of positions: {', '.join(first)}",
     ]
 

@@ -20,8 +20,8 @@ class NodeOutcome:
 
     acceptance: NDArray[np.float64]
     """(b,) how likely each child, in drawing order, is the accepted one."""
-    followed: float
-    """How likely `emitted` came as an accepted child, given that it is what the node emits; its mean over draws is."""
+    followed: NDArray[np.float64]
+    """(b,) how likely `emitted` came as each accepted child, given that the node emits it; the means over draws are."""
 
 
 def node_outcome(target_probs: Probs, draft_probs: Probs, children: Sequence[int], *, emitted: int) -> NodeOutcome:
@@ -32,24 +32,24 @@ def node_outcome(target_probs: Probs, draft_probs: Probs, children: Sequence[int
     (P - beta Q)+. A rejected token x has P_j[x] < Q_j[x], so no later residual holds it. Then
 
         acceptance[j] = R_j min(1, P_j[x_j] / Q_j[x_j]),   R_j = probability that all before were rejected,
-        followed = sum_j R_j min(P_j[y], Q_j[y]) / P[y]    for y = emitted,
+        followed[j] = R_j min(P_j[y], Q_j[y]) / P[y]    for y = emitted,
 
-    the second with draw j itself averaged over Q_j: its mean over the draws is P(child y accepted) / P(y emitted), at
-    most 1, though single draws may exceed it.
+    the second with draw j itself averaged over Q_j: its mean over the draws is P(child j is y and accepted) / P(y). The
+    means add up to 1 at most, though single draws may exceed it.
     Children drawn after Q's mass was gone count as never accepted.
     """
-    acceptance = np.zeros(len(children))
+    acceptance, followed = np.zeros(len(children)), np.zeros(len(children))
     left = draft_probs.copy()
     left[list(children)] = 0.0
     masses = left.sum() + np.cumsum(draft_probs[list(children)][::-1])[::-1]  # (b,) m_j, free of cancellation
     target_left, draft_left = target_probs, draft_probs  # the tokens of the residual
-    beta, scale, all_rejected, followed = 0.0, 1.0, 1.0, 0.0
+    beta, scale, all_rejected = 0.0, 1.0, 1.0
     for index, (token, mass) in enumerate(zip(children, masses, strict=True)):
         if mass <= 0 or draft_probs[token] <= 0:
             break
         if emitted not in children[:index]:
             residual = max(0.0, target_probs[emitted] - beta * draft_probs[emitted]) / scale
-            followed += all_rejected * min(residual, draft_probs[emitted] / mass)
+            followed[index] = all_rejected * min(residual, draft_probs[emitted] / mass)
         residual = max(0.0, target_probs[token] - beta * draft_probs[token]) / scale
         accepted = min(1.0, float(residual * mass / draft_probs[token]))
         acceptance[index] = all_rejected * accepted
@@ -62,4 +62,4 @@ def node_outcome(target_probs: Probs, draft_probs: Probs, children: Sequence[int
         scale = float(target_left.sum() - beta * draft_left.sum())
         if scale <= 0:  # P == Q but for its last bits
             break
-    return NodeOutcome(acceptance, float(followed / target_probs[emitted]))
+    return NodeOutcome(acceptance, followed / target_probs[emitted])
