@@ -4,7 +4,7 @@ Probes time one thing once, right now; how often, in which order and for how lon
 probes of a real session stand in `runtime.probes`, those of tests on a clock of their own. Knows no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,7 +83,7 @@ class CalibrationProbes(Protocol):
     def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
         """A real pass that finds a full ring: until it is computed, and until the ring is full again."""
 
-    def begin_texts(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
+    def begin_texts(self, num_texts: Mapping[float, int]) -> None:
         """Run the prompts through both models; at most so many texts of each temperature will be written at a time."""
 
     def grow_texts(self) -> Sequence[ForcedPosition]:
@@ -112,8 +112,12 @@ class CalibrationScope:
     """Nodes of the trees that are walked, ascending."""
     temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
     """Of the texts, ascending."""
-    max_texts: int = 16
-    """Texts of each temperature that are written at a time, and prompts that are used."""
+    max_texts: int = 24
+    """Texts of a temperature that are written at a time, and prompts that are used."""
+    greedy_per_sampled: int = 2
+    """Greedy texts for each text of another temperature: their trees are the deepest, and most code is greedy."""
+    min_text_steps: int = 32
+    """More texts are written at a time as long as all of them get so many tokens: texts differ more than positions."""
     needed_positions: int = 0
     """Where time is too short for so many of each temperature, the coolest gets all of it; 0: they always share it."""
     repeat_seconds: float = 1.5
@@ -146,6 +150,7 @@ QUICK = CalibrationScope(
     walk_sizes=(1, 16, 64, 256, 1024),
     max_texts=12,
     needed_positions=FEW_POSITIONS,
+    greedy_per_sampled=1,
     repeat_seconds=0.4,
     max_repeats=3,
     overlap_looks=1,
@@ -158,3 +163,13 @@ QUICK = CalibrationScope(
 )
 """Forty seconds at most, with two or three for the start and the end: everything once, and half of the time for texts;
 of the coolest temperature alone where it is short, because too few positions of each would be believed at none."""
+THOROUGH = CalibrationScope(
+    budget_seconds=590.0,
+    max_texts=48,
+    min_text_steps=48,
+    overlap_looks=4,
+    passes_share=0.14,
+    overlap_share=0.12,
+    texts_share=0.60,
+)
+"""Ten minutes at most, most of them for texts: what standard errors of a prediction shrink with is their number."""

@@ -105,7 +105,15 @@ class Calibrator:
         summary = AcceptanceSummary()
         copy_seconds = 0.0 if overlap is None else overlap.copy_seconds
         scope = self.scope
-        plan = TextPlan(facts, fit_costs(passes), fit_costs(steps), copy_seconds, scope.max_texts)
+        plan = TextPlan(
+            facts,
+            target=fit_costs(passes),
+            draft=fit_costs(steps),
+            copy_seconds=copy_seconds,
+            max_texts=scope.max_texts,
+            greedy_per_sampled=scope.greedy_per_sampled,
+            min_text_steps=scope.min_text_steps,
+        )
         num_texts = yield from self._texts(summary, plan)
         pair = PairProfile(
             device=machine.device,
@@ -257,14 +265,13 @@ class Calibrator:
         """
         temperatures, needed = self.scope.temperatures, self.scope.needed_positions
         room = self._deadline - self.clock()
-        count = plan.most_at_once(room, num_temperatures=len(temperatures))
+        texts = plan.most_at_once(room, temperatures)
         if needed:
-            count, num_expected = plan.most_positions(room / _TEXTS_MARGIN, num_temperatures=len(temperatures))
+            texts, num_expected = plan.most_positions(room / _TEXTS_MARGIN, temperatures)
             if num_expected < needed:
-                temperatures = temperatures[:1]
-                count, _ = plan.most_positions(room / _TEXTS_MARGIN, num_temperatures=1)
+                texts, _ = plan.most_positions(room / _TEXTS_MARGIN, temperatures[:1])
         yield self._progress("prompts")
-        self.probes.begin_texts(temperatures, count)
+        self.probes.begin_texts(texts)
         seen: set[tuple[float, int]] = set()
         num_positions, longest_step = 0, 0.0
         while num_positions == 0 or self.clock() + longest_step <= self._deadline:

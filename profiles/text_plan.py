@@ -5,13 +5,14 @@ coolest temperature needs a prompt of its own, which both models read first. Kno
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from profiles.calibration_probes import PairFacts
 from profiles.cost_fit import CostLaw
 
 _SLOWER = 2.0
-"""As many texts are written at a time as make a step at most this much slower than one text of each temperature."""
+"""A step may always be this much slower than with one text of each temperature."""
 _JUDGING_SECONDS = 0.01
 """What verification's outcome at one position takes to compute, with a large vocabulary."""
 
@@ -29,41 +30,57 @@ class TextPlan:
     copy_seconds: float
     """All copies of a pass; 0 where nothing streams."""
     max_texts: int
-    """Of each temperature."""
+    """Of a temperature."""
+    greedy_per_sampled: int
+    """Greedy texts for each text of another temperature."""
+    min_text_steps: int
+    """Tokens that all texts should get, the more of them there are at a time."""
 
-    def prompt_seconds(self, num_texts: int) -> float:
-        """What the prompts of so many texts of each temperature take to read."""
+    def split(self, count: int, temperatures: Sequence[float]) -> dict[float, int]:
+        """Texts by temperature where a sampled one gets `count`, 1 or more; a single one is worth the same anywhere."""
+        num_greedy = count * self.greedy_per_sampled if count > 1 else 1
+        return {temperature: num_greedy if temperature == 0 else count for temperature in temperatures}
+
+    def prompt_seconds(self, texts: Mapping[float, int]) -> float:
+        """What the prompts of these texts take to read; texts of all temperatures share them."""
         prompts = self.facts.prompt_tokens
-        return self._pass_seconds(prompts[min(num_texts, len(prompts)) - 1])
+        return self._pass_seconds(prompts[min(max(texts.values()), len(prompts)) - 1])
 
-    def step_seconds(self, num_texts: int, *, num_temperatures: int) -> float:
+    def step_seconds(self, texts: Mapping[float, int]) -> float:
         """What one more token of each text takes."""
-        rows = num_texts * num_temperatures
+        rows = sum(texts.values())
         return self._pass_seconds(rows) + _JUDGING_SECONDS * rows
 
-    def most_at_once(self, room_seconds: float, *, num_temperatures: int) -> int:
-        """Texts of each temperature, as many as hardly slow a step; their prompts may take a third of the room."""
+    def most_at_once(self, room_seconds: float, temperatures: Sequence[float]) -> dict[float, int]:
+        """As many texts as hardly slow a step, or as all get their tokens; prompts may take a third of the room.
+
+        What a prediction's error shrinks with is the number of texts, more than that of positions.
+        """
+        least = self.step_seconds(self.split(1, temperatures))
 
         def is_affordable(count: int) -> bool:
-            seconds = self.step_seconds(count, num_temperatures=num_temperatures)
-            is_fast = seconds <= _SLOWER * self.step_seconds(1, num_temperatures=num_temperatures)
-            return is_fast and self.prompt_seconds(count) <= room_seconds / 3
+            texts = self.split(count, temperatures)
+            prompt_seconds = self.prompt_seconds(texts)
+            longest = max(_SLOWER * least, (room_seconds - prompt_seconds) / self.min_text_steps)
+            return self.step_seconds(texts) <= longest and prompt_seconds <= room_seconds / 3
 
-        return max(filter(is_affordable, range(1, self.max_texts + 1)), default=1)
+        counts = range(1, self.max_texts // self.greedy_per_sampled + 1)
+        return self.split(max(filter(is_affordable, counts), default=1), temperatures)
 
-    def most_positions(self, room_seconds: float, *, num_temperatures: int) -> tuple[int, int]:
-        """(texts of each temperature, positions of each) with which the most are seen in the time, prompts and all.
+    def most_positions(self, room_seconds: float, temperatures: Sequence[float]) -> tuple[dict[float, int], int]:
+        """(texts, the fewest positions of a temperature) with which the most are seen in the time, prompts and all.
 
-        Greedy texts of one prompt are all the same, so that there are no more than prompts. (1, 0) if there is no time
-        for any.
+        Greedy texts of one prompt are all the same, so that there are no more than prompts. One text of each and no
+        position if there is no time for any.
         """
 
         def num_positions(count: int) -> int:
-            step_seconds = self.step_seconds(count, num_temperatures=num_temperatures)
-            return count * max(0, math.floor((room_seconds - self.prompt_seconds(count)) / step_seconds))
+            texts = self.split(count, temperatures)
+            return count * max(0, math.floor((room_seconds - self.prompt_seconds(texts)) / self.step_seconds(texts)))
 
-        best = max(range(1, min(self.max_texts, len(self.facts.prompt_tokens)) + 1), key=num_positions)
-        return best, num_positions(best)
+        most = min(self.max_texts, len(self.facts.prompt_tokens)) // self.greedy_per_sampled
+        best = max(range(1, max(1, most) + 1), key=num_positions)
+        return self.split(best, temperatures), num_positions(best)
 
     def _pass_seconds(self, num_tokens: int) -> float:
         return max(self.copy_seconds, self.target(num_tokens)) + self.draft(num_tokens)

@@ -7,7 +7,7 @@ section 4.1). A text ends at an end token, which is a position too, or when it i
 another one then takes its place. Knows no clock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,21 +67,20 @@ class TextWriter:
         prompts = self._fitting_prompts(len(self._requests))
         return tuple(num_forest_tokens(prompts[:count]) for count in range(1, len(prompts) + 1))
 
-    def begin(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
-        """Run the prompts. As many of them are used as texts of a temperature are written; greedy ones need each one.
+    def begin(self, num_texts: Mapping[float, int]) -> None:
+        """Run the prompts and begin texts of each temperature, at least one; greedy ones need each a prompt of its own.
 
-        Raises OptionError if the first prompt leaves no room for an answer.
+        There are fewer of all if the caches would not hold MIN_STEPS tokens of each. Raises OptionError if the first
+        prompt leaves no room for an answer.
         """
         self._forest.clear()
-        prompts = self._fitting_prompts(texts_per_temperature)
-        leaves = self._forest.add_prompts(prompts)
-        room = self._forest.num_free // (MIN_STEPS * len(temperatures))
-        count = max(1, min(texts_per_temperature, room))
+        leaves = self._forest.add_prompts(self._fitting_prompts(max(num_texts.values())))
+        share = min(1.0, self._forest.num_free / (MIN_STEPS * sum(num_texts.values())))
         self._texts = []
-        for temperature in temperatures:
-            params = SamplingParams(temperature=temperature)
-            num_texts = min(count, len(leaves)) if params.is_greedy else count
-            self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(num_texts)]
+        for temperature, wanted in num_texts.items():
+            params, count = SamplingParams(temperature=temperature), max(1, int(share * wanted))
+            count = min(count, len(leaves)) if params.is_greedy else count
+            self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(count)]
 
     def step(self) -> list[ForcedPosition]:
         """The next token of every text, and each one's position; empty when no text can grow."""

@@ -5,7 +5,7 @@ behind a context of zeros: what products cost does not depend on what they multi
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,9 +172,9 @@ class SessionProbes:
         self._target.cache.truncate(0)
         return computed, full_again
 
-    def begin_texts(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
+    def begin_texts(self, num_texts: Mapping[float, int]) -> None:
         """See CalibrationProbes."""
-        self._writer.begin(temperatures, texts_per_temperature)
+        self._writer.begin(num_texts)
 
     def grow_texts(self) -> Sequence[ForcedPosition]:
         """See CalibrationProbes."""

@@ -1,6 +1,6 @@
 """A machine and a pair of models that cost what laws say, on a clock of their own, for the calibrator's tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from fakes import VirtualClock
@@ -31,8 +31,7 @@ class LawfulProbes:
         self.has_pinned_memory = True
         self.num_steps = num_steps
         self.cells: list[tuple[int, int]] = []
-        self.texts_per_temperature = 0
-        self.temperatures: Sequence[float] = ()
+        self.num_texts: Mapping[float, int] = {}
         self.max_pass_tokens, self.cache_tokens = 256, 2304
 
     def take(self, seconds: float) -> float:
@@ -81,18 +80,19 @@ class LawfulProbes:
         taken = self.take(max(COPY_SECONDS + COPY_SLOWDOWN * computing, computing + COMPUTE_SLOWDOWN * COPY_SECONDS))
         return taken, taken
 
-    def begin_texts(self, temperatures: Sequence[float], texts_per_temperature: int) -> None:
-        self.temperatures, self.texts_per_temperature = temperatures, texts_per_temperature
-        self.take(max(COPY_SECONDS, PASS_LAW(self.pair().prompt_tokens[texts_per_temperature - 1])))
+    def begin_texts(self, num_texts: Mapping[float, int]) -> None:
+        self.num_texts = num_texts
+        num_prompts = min(max(num_texts.values()), len(self.pair().prompt_tokens))
+        self.take(max(COPY_SECONDS, PASS_LAW(self.pair().prompt_tokens[num_prompts - 1])))
 
     def grow_texts(self) -> Sequence[ForcedPosition]:
         if self.num_steps == 0:
             return []
         self.num_steps -= 1
-        rows = self.texts_per_temperature * len(self.temperatures)
+        rows = sum(self.num_texts.values())
         self.take(max(COPY_SECONDS, PASS_LAW(rows)) + STEP_LAW(rows))
         return [
             ForcedPosition(temperature, 100 * index + number, np.array([0.8, 0.1]), np.array([0.8, 0.1]))
-            for index, temperature in enumerate(self.temperatures)
-            for number in range(self.texts_per_temperature)
+            for index, (temperature, count) in enumerate(self.num_texts.items())
+            for number in range(count)
         ]

@@ -29,7 +29,7 @@ def requests(*texts: str) -> list[PromptRequest]:
 
 
 def write(writer: TextWriter, temperatures: list[float], num_texts: int, num_steps: int) -> list[ForcedPosition]:
-    writer.begin(temperatures, num_texts)
+    writer.begin(dict.fromkeys(temperatures, num_texts))
     return [position for _ in range(num_steps) for position in writer.step()]
 
 
@@ -135,8 +135,16 @@ def test_fewer_texts_are_written_where_many_would_be_short(folders: tuple[Path, 
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=128, tree="6x3") as opened:
         writer = TextWriter(opened, requests(*PROMPTS))
-        writer.begin([0.0, 1.0], 16)
+        writer.begin({0.0: 16, 1.0: 16})
         assert len(writer.step()) <= 4
+
+
+def test_each_temperature_has_its_own_number_of_texts(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    with open_tiny(target, draft=draft, context_tokens=256) as opened:
+        writer = TextWriter(opened, requests(*PROMPTS))
+        writer.begin({0.0: 3, 0.6: 1, 1.0: 2})
+        assert Counter(position.temperature for position in writer.step()) == {0.0: 3, 0.6: 1, 1.0: 2}
 
 
 def test_the_same_seed_writes_the_same_texts(folders: tuple[Path, Path]) -> None:
@@ -152,7 +160,7 @@ def test_a_prompt_without_room_for_an_answer_is_a_sentence(folders: tuple[Path, 
     with open_tiny(target, draft=draft, context_tokens=12) as opened:
         writer = TextWriter(opened, requests("a b c d e f g h i j k l m n o p"))
         with pytest.raises(OptionError, match="--context"):
-            writer.begin([0.0], 1)
+            writer.begin({0.0: 1})
 
 
 def test_prompts_that_do_not_fit_beside_the_first_are_left_out(folders: tuple[Path, Path]) -> None:

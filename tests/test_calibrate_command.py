@@ -9,8 +9,10 @@ from session_factory import save_tiny_folder
 
 import tui.calibrate_command as command
 from profiles import pair_profile
+from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import pair_profile_from_record
 from profiles.profile_store import save_pair_profile
+from runtime.errors import OptionError
 from runtime.probes import SessionProbes
 from tui.cli import execute
 
@@ -65,6 +67,23 @@ def test_both_profiles_are_kept_and_the_last_line_says_where(
     assert f"saved {record['pair_profile']}" in captured.err
 
 
+def test_each_length_has_its_scope_and_context(
+    folder: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def remember(probes: SessionProbes, scope: CalibrationScope, **_: object) -> None:
+        seen.append((scope, probes.pair().context_tokens))
+        raise OptionError("enough")
+
+    monkeypatch.setattr(command, "Calibrator", remember)
+    without_context = [item for item in arguments(folder, tmp_path) if item != "--quick"][:-2]
+    for length in ("--quick", None, "--thorough"):
+        assert execute([*without_context, *([length] if length else [])]) == 2
+    assert [scope.budget_seconds for scope, _ in seen] == [TINY_SCOPE.budget_seconds, 170.0, 590.0]
+    assert [context for _, context in seen] == sorted(context for _, context in seen)
+
+
 def test_quiet_leaves_one_line(folder: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*arguments(folder, tmp_path), "--quiet"]) == 0
     captured = capsys.readouterr()
@@ -92,6 +111,7 @@ def test_an_interrupt_leaves_old_profiles_as_they_were(
         (["--draft", "none"], "bench stream"),
         (["--draft", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--device-memory", "1KB"], "device budget"),
+        (["--thorough"], "--quick and --thorough exclude each other"),
     ],
 )
 def test_what_cannot_be_calibrated_is_one_sentence(

@@ -16,7 +16,7 @@ from calibration_fakes import (
 )
 from fakes import VirtualClock
 
-from profiles.calibration_probes import FULL, QUICK, CalibrationScope
+from profiles.calibration_probes import FULL, QUICK, THOROUGH, CalibrationScope
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
 from profiles.errors import BadInputError
 from profiles.pair_profile import FEW_POSITIONS
@@ -35,7 +35,7 @@ def calibrate(
     return result, [step for step in progress if isinstance(step, CalibrationProgress)]
 
 
-@pytest.mark.parametrize("scope", [FULL, QUICK])
+@pytest.mark.parametrize("scope", [FULL, QUICK, THOROUGH])
 @pytest.mark.parametrize("slower", [0.01, 1.0, 1.5])
 def test_the_budget_of_time_is_kept_and_used(scope: CalibrationScope, slower: float) -> None:
     result, _ = calibrate(LawfulProbes(VirtualClock(), slower=slower), scope)
@@ -50,7 +50,7 @@ def test_a_machine_that_is_ten_times_slower_still_ends_with_profiles() -> None:
     assert {size for size, _ in probes.cells} == {1, 16}
     (table,) = result.pair.acceptance
     assert (table.temperature, table.num_positions[0]) == (0.0, 1)
-    assert probes.texts_per_temperature == 1
+    assert probes.num_texts == {0.0: 1}
     rough, unseen = result.doubts
     assert rough.startswith("only 1 positions were seen at temperature 0,")
     assert unseen.startswith("no time was left for texts at temperature 0.6 and 1:")
@@ -63,7 +63,7 @@ def test_a_quick_one_spends_short_time_on_the_coolest_temperature(
     """On two busy cores it once saw one position of each temperature, and believed none."""
     probes = LawfulProbes(VirtualClock(), slower=slower)
     result, _ = calibrate(probes, QUICK)
-    assert tuple(table.temperature for table in result.pair.acceptance) == temperatures == tuple(probes.temperatures)
+    assert tuple(table.temperature for table in result.pair.acceptance) == temperatures == tuple(probes.num_texts)
     assert all(table.num_positions[0] >= FEW_POSITIONS for table in result.pair.acceptance)
     assert result.unseen_temperatures == tuple(value for value in (0.0, 0.6, 1.0) if value not in temperatures)
     assert len(result.doubts) == (len(temperatures) == 1)
@@ -72,7 +72,7 @@ def test_a_quick_one_spends_short_time_on_the_coolest_temperature(
 def test_a_full_one_shares_its_time_among_the_temperatures_however_short_it_is() -> None:
     probes = LawfulProbes(VirtualClock(), slower=4.0)
     calibrate(probes, FULL)
-    assert tuple(probes.temperatures) == FULL.temperatures
+    assert tuple(probes.num_texts) == FULL.temperatures
 
 
 def test_the_laws_are_recovered_and_flags_say_what_was_measured() -> None:
@@ -160,4 +160,23 @@ def test_prompts_are_few_where_they_would_take_the_texts_time() -> None:
     many, few = LawfulProbes(VirtualClock()), LawfulProbes(VirtualClock(), slower=2.0)
     calibrate(many)
     calibrate(few, replace(QUICK, max_texts=16))
-    assert many.texts_per_temperature > few.texts_per_temperature >= 1
+    assert many.num_texts[0.0] > few.num_texts[0.0] >= 1
+
+
+def test_half_of_the_texts_are_greedy() -> None:
+    probes = LawfulProbes(VirtualClock())
+    result, _ = calibrate(probes)
+    greedy, *sampled = probes.num_texts.values()
+    assert sampled[0] == sampled[1] > 1
+    assert greedy == FULL.greedy_per_sampled * sampled[0] <= FULL.max_texts
+    assert [table.num_texts for table in result.pair.acceptance] == [greedy, *sampled]
+
+
+def test_more_time_goes_into_more_texts_first() -> None:
+    """All of them get their tokens, and several times the positions are seen."""
+    full, thorough = LawfulProbes(VirtualClock()), LawfulProbes(VirtualClock())
+    before, after = calibrate(full)[0], calibrate(thorough, THOROUGH)[0]
+    assert THOROUGH.max_texts == thorough.num_texts[0.0] > full.num_texts[0.0]
+    for few, many in zip(before.pair.acceptance, after.pair.acceptance, strict=True):
+        assert many.num_positions[0] > 4 * few.num_positions[0]
+        assert many.num_positions[0] / many.num_texts > 0.8 * THOROUGH.min_text_steps

@@ -55,7 +55,7 @@ def test_every_part_takes_time_and_leaves_the_session_as_good_as_new(folder: Pat
             probes.time_copies(),
         ]
         assert min(taken) > 0
-        probes.begin_texts([0.0, 1.0], 2)
+        probes.begin_texts({0.0: 2, 1.0: 2})
         assert len(probes.grow_texts()) == 3
         assert answer(opened, request())[1] == expected
 

@@ -25,42 +25,64 @@ PLAN = TextPlan(
     draft=CostLaw(base_seconds=0.1, token_seconds=0.01, attention_seconds=0.0),
     copy_seconds=1.2,
     max_texts=8,
+    greedy_per_sampled=1,
+    min_text_steps=1000,
 )
+ALL = (0.0, 0.6, 1.0)
 
 
 def test_a_step_takes_the_longer_of_copies_and_computation_and_the_draft() -> None:
-    assert PLAN.step_seconds(1, num_temperatures=1) == pytest.approx(1.2 + 0.1 + 0.01 + 0.01)
-    assert PLAN.step_seconds(8, num_temperatures=3) == pytest.approx(0.4 + 24 * 0.05 + 0.1 + 24 * 0.01 + 24 * 0.01)
+    assert PLAN.step_seconds({0.0: 1}) == pytest.approx(1.2 + 0.1 + 0.01 + 0.01)
+    assert PLAN.step_seconds({0.0: 8, 0.6: 8, 1.0: 8}) == pytest.approx(0.4 + 24 * 0.05 + 0.1 + 24 * 0.01 + 24 * 0.01)
 
 
 def test_prompts_beyond_those_that_there_are_cost_nothing_more() -> None:
-    assert PLAN.prompt_seconds(2) == pytest.approx(0.4 + 45 * 0.05 + 0.1 + 45 * 0.01)
-    assert PLAN.prompt_seconds(9) == PLAN.prompt_seconds(4)
+    assert PLAN.prompt_seconds({0.0: 2, 1.0: 1}) == pytest.approx(0.4 + 45 * 0.05 + 0.1 + 45 * 0.01)
+    assert PLAN.prompt_seconds({0.0: 9}) == PLAN.prompt_seconds({0.0: 4})
 
 
-@pytest.mark.parametrize("num_temperatures", [1, 3])
+@pytest.mark.parametrize("temperatures", [(0.0,), ALL])
 @pytest.mark.parametrize("room", [3.0, 7.0, 12.0, 20.0, 60.0])
-def test_the_most_positions_are_seen_that_any_number_of_texts_sees(room: float, num_temperatures: int) -> None:
+def test_the_most_positions_are_seen_that_any_number_of_texts_sees(
+    room: float, temperatures: tuple[float, ...]
+) -> None:
     seen = {}
     for count in range(1, 5):  # as many as prompts
-        left, steps = room - PLAN.prompt_seconds(count), 0
-        while left >= PLAN.step_seconds(count, num_temperatures=num_temperatures):
-            left -= PLAN.step_seconds(count, num_temperatures=num_temperatures)
+        texts = dict.fromkeys(temperatures, count)
+        left, steps = room - PLAN.prompt_seconds(texts), 0
+        while left >= PLAN.step_seconds(texts):
+            left -= PLAN.step_seconds(texts)
             steps += 1
         seen[count] = steps * count
-    best, num_positions = PLAN.most_positions(room, num_temperatures=num_temperatures)
-    assert num_positions == seen[best] == max(seen.values())
+    best, num_positions = PLAN.most_positions(room, temperatures)
+    assert tuple(best) == temperatures
+    assert num_positions == seen[best[0.0]] == max(seen.values())
 
 
 def test_without_time_there_is_one_text_and_no_position() -> None:
-    assert PLAN.most_positions(-1.0, num_temperatures=3) == (1, 0)
+    assert PLAN.most_positions(-1.0, ALL) == (dict.fromkeys(ALL, 1), 0)
 
 
 def test_texts_at_once_are_limited_by_the_step_the_prompts_and_the_scope() -> None:
-    assert PLAN.most_at_once(1000.0, num_temperatures=1) == 8
-    assert PLAN.most_at_once(3 * PLAN.prompt_seconds(2), num_temperatures=1) == 2
+    assert PLAN.most_at_once(1000.0, (0.0,)) == {0.0: 8}
+    assert PLAN.most_at_once(3 * PLAN.prompt_seconds({0.0: 2}), (0.0,)) == {0.0: 2}
     slow = replace(PLAN, copy_seconds=0.0, max_texts=100)
-    count = slow.most_at_once(1000.0, num_temperatures=3)
-    assert slow.step_seconds(count, num_temperatures=3) <= 2 * slow.step_seconds(1, num_temperatures=3)
-    assert slow.step_seconds(count + 1, num_temperatures=3) > 2 * slow.step_seconds(1, num_temperatures=3)
-    assert PLAN.most_at_once(0.0, num_temperatures=3) == 1
+    texts = slow.most_at_once(1000.0, ALL)
+    more = {temperature: count + 1 for temperature, count in texts.items()}
+    assert slow.step_seconds(texts) <= 2 * slow.step_seconds(dict.fromkeys(ALL, 1)) < slow.step_seconds(more)
+    assert PLAN.most_at_once(0.0, ALL) == dict.fromkeys(ALL, 1)
+
+
+def test_there_are_more_texts_as_long_as_all_of_them_get_their_tokens() -> None:
+    plan = replace(PLAN, copy_seconds=0.0, max_texts=100, min_text_steps=50)
+    texts = plan.most_at_once(400.0, ALL)
+    more = {temperature: count + 1 for temperature, count in texts.items()}
+    assert plan.prompt_seconds(texts) + 50 * plan.step_seconds(texts) <= 400.0
+    assert plan.prompt_seconds(more) + 50 * plan.step_seconds(more) > 400.0
+
+
+def test_greedy_texts_are_some_times_as_many_as_those_of_other_temperatures() -> None:
+    plan = replace(PLAN, greedy_per_sampled=2)
+    assert plan.most_at_once(1000.0, ALL) == {0.0: 8, 0.6: 4, 1.0: 4}
+    assert plan.split(1, ALL) == {0.0: 1, 0.6: 1, 1.0: 1}
+    assert plan.most_positions(60.0, ALL)[0][0.0] <= len(FACTS.prompt_tokens)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles.calibration_probes import FULL, QUICK
+from profiles.calibration_probes import FULL, QUICK, THOROUGH
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
 from profiles.errors import ProfileError
 from profiles.pair_profile import PairProfile
@@ -36,6 +36,8 @@ CONTEXT_TOKENS = 2048
 """Context of the session where none is given: enough for texts side by side, and for the planner's contexts."""
 QUICK_CONTEXT_TOKENS = 1024
 """The same for --quick."""
+THOROUGH_CONTEXT_TOKENS = 6144
+"""The same for --thorough: a hundred texts of fifty tokens."""
 
 
 @with_option_groups
@@ -52,10 +54,15 @@ def calibrate(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 seconds instead of three minutes, and rougher.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Ten minutes instead of three: more texts, and tighter acceptance.")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure this machine and this pair of models, and keep both profiles; ends with one JSON line."""
     began = time.monotonic()
+    if quick and thorough:
+        raise OptionError("--quick and --thorough exclude each other; give one of them, or neither for three minutes")
     config = engine.to_config(drafting)
     if config.is_plain:
         raise OptionError(
@@ -63,9 +70,13 @@ def calibrate(
             "use `overstory bench stream` to measure plain streaming"
         )
     requests = read_requests(calibration_prompts() if prompts is None else prompts, SamplingParams())
-    scope = QUICK if quick else FULL
+    scope, context_tokens = FULL, CONTEXT_TOKENS
+    if quick:
+        scope, context_tokens = QUICK, QUICK_CONTEXT_TOKENS
+    elif thorough:
+        scope, context_tokens = THOROUGH, THOROUGH_CONTEXT_TOKENS
     if config.context_tokens is None:
-        config = replace(config, context_tokens=QUICK_CONTEXT_TOKENS if quick else CONTEXT_TOKENS)
+        config = replace(config, context_tokens=context_tokens)
     console = progress_console(is_quiet=quiet)
     with open_session_in_sight(config, [], console) as opened:
         from runtime.probes import SessionProbes
