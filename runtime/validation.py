@@ -1,8 +1,8 @@
 """The checks that the method itself calls for: are the tokens, the seconds and the choice what was predicted?
 
 On each link a session is calibrated, then real rounds of a dozen trees are timed and held against the prediction, the
-planner's own choice among them. Tokens per pass are counted on greedy answers to prompts that no acceptance comes from.
-Prints nothing.
+planner's own choice among them. Tokens per pass are counted on greedy answers to prompts that no acceptance comes from:
+that is the stored profile's, if this pair has one, else the first calibration's. Prints nothing.
 """
 
 import time
@@ -19,22 +19,24 @@ from numpy.typing import NDArray
 from offload.layer_streamer import ResidentLayer
 from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
+from profiles.pair_profile import PairProfile
 from runtime.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
 from runtime.model_folders import locate_models
 from runtime.probes import SessionProbes
-from runtime.profile_costs import acceptance_of, costs_from_profiles
+from runtime.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
 from runtime.prompt_file import PromptRequest
 from runtime.round_check import LinkCheck, check_link, time_shapes
 from runtime.round_costs import RoundCosts
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first_by_levels, expected_tokens
 from runtime.speculation.tree_yield import Ranks, count_yield
+from runtime.stored_profiles import find_profiles
 from runtime.text_ranks import rank_tokens
 from runtime.tree_choice import choose_tree
-from runtime.yield_check import YieldReport, check_yields
+from runtime.yield_check import Prediction, YieldReport, check_yields
 
 SHAPES = (
     (1, 1),
@@ -89,8 +91,7 @@ class ValidationReport:
 class _Findings:
     """What the first link settles for all of them."""
 
-    by_rank: NDArray[np.float64]
-    by_depth: NDArray[np.float64]
+    prediction: Prediction
     ranks: list[Ranks]
 
     @property
@@ -111,7 +112,8 @@ def run_validation(
     """Yield sentences of progress, each link's check as it is there, and last the whole.
 
     `links`: emulated ones, or None for the real one. Tokens are counted on greedy answers to `requests`; acceptance
-    comes from those to `calibration_requests`. Raises OptionError without a draft, prompts, or a layer that streams.
+    comes from this pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError
+    without a draft, prompts, or a layer that streams.
     """
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to validate; leave it out, or name a draft")
@@ -127,24 +129,43 @@ def run_validation(
             if opened.streamer.num_streamed_layers == 0:
                 raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
             name = link or "disk"
-            scope = TEXT_SCOPE if findings is None else COST_SCOPE
+            stored = None
+            if findings is None and (stored := _stored_pair(opened, cache_folder)) is not None:
+                yield f"predicting tokens from the profile of {stored.measured_at.isoformat()}"
+            scope = TEXT_SCOPE if findings is None and stored is None else COST_SCOPE
             result = yield from _calibrate(opened, name, calibration_requests, scope, cache_folder)
             if findings is None:
                 ranks = yield from _write_texts(opened, requests)
-                by_rank, by_depth = (acceptance_of(result.pair, 0.0, by_depth=deep) for deep in (False, True))
-                findings = _Findings(by_rank, by_depth, ranks)
+                findings = _Findings(_prediction(stored or result.pair), ranks)
                 if findings.max_levels < 2:
                     raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
             checks.append((yield from _check(opened, name, result, findings, requests, num_turns)))
             yield checks[-1]
     assert findings is not None, "there is at least one link"
-    yields = check_yields(
-        findings.ranks,
-        by_rank=findings.by_rank,
-        by_depth=findings.by_depth,
-        max_levels=min(findings.max_levels, YIELD_LEVELS),
-    )
+    yields = check_yields(findings.ranks, findings.prediction, max_levels=min(findings.max_levels, YIELD_LEVELS))
     yield ValidationReport(target.name, "substitute" if draft is None else draft.name, yields, tuple(checks))
+
+
+def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
+    """What a calibration kept of this pair on this device, if it saw enough greedy positions to plan from."""
+    profile = find_profiles(opened.plan, cache_folder).start.profile
+    if profile is None:
+        return None
+    table = profile.acceptance_near(0.0)
+    return None if table.is_rough or table.temperature != 0 else profile
+
+
+def _prediction(pair: PairProfile) -> Prediction:
+    table, around = pair.acceptance_near(0.0), acceptance_range(pair, 0.0)
+    low, high = (None, None) if around is None else around
+    return Prediction(
+        by_rank=acceptance_of(pair, 0.0, by_depth=False),
+        by_depth=acceptance_of(pair, 0.0),
+        low=low,
+        high=high,
+        num_positions=table.num_positions[0],
+        num_texts=table.num_texts,
+    )
 
 
 def _calibrate(
@@ -189,10 +210,11 @@ def _check(
 ) -> Generator[str, None, LinkCheck]:
     costs = session_costs(opened, result)
     max_nodes, max_levels = opened.plan.max_nodes, findings.max_levels
-    ranking = choose_tree(costs, findings.by_depth, max_nodes=max_nodes, max_levels=max_levels)
+    by_depth = findings.prediction.by_depth
+    ranking = choose_tree(costs, by_depth, max_nodes=max_nodes, max_levels=max_levels)
     choice = ranking.best
     yield f"{name}: the planner chose {choice.num_nodes}x{choice.num_levels}, {choice.seconds_per_token:.3f} s/token"
-    topologies = [choice.topology(), *_topologies(findings.by_depth, max_nodes, max_levels)]
+    topologies = [choice.topology(), *_topologies(by_depth, max_nodes, max_levels)]
     topologies = list(dict.fromkeys(topologies))
     timed = []
     for item in time_shapes(opened, requests, topologies, num_turns=num_turns):
@@ -204,7 +226,7 @@ def _check(
         timed,
         topologies,
         costs,
-        predicted_tokens=[expected_tokens(tree, findings.by_depth) for tree in topologies],
+        predicted_tokens=[expected_tokens(tree, by_depth) for tree in topologies],
         measured_tokens=[count_yield(tree, findings.ranks).mean for tree in topologies],
     )
 

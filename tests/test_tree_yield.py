@@ -5,7 +5,7 @@ import pytest
 
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens
-from runtime.speculation.tree_yield import count_yield, count_yield_by_size
+from runtime.speculation.tree_yield import count_yield, count_yield_by_size, error_between
 
 
 def test_a_tree_is_followed_as_far_as_the_ranks_allow() -> None:
@@ -43,11 +43,29 @@ def test_independent_ranks_bring_what_the_positional_model_expects() -> None:
         tree = search.topology(size)
         found = count_yield(tree, texts)
         assert found.mean == pytest.approx(expected_tokens(tree, acceptance), abs=4 * found.standard_error + 1e-9)
-        assert by_size[size - 1] == pytest.approx(found.mean, rel=0.01)
+        assert by_size.means[size - 1] == pytest.approx(found.mean, rel=0.01)
+        assert by_size.standard_errors[size - 1] == pytest.approx(found.standard_error, rel=0.2, abs=1e-9)
 
 
 def test_growing_trees_never_lose_tokens() -> None:
     rng = np.random.default_rng(5)
-    by_size = count_yield_by_size(best_first([0.6, 0.2], 40, 12), [rng.integers(0, 4, 300)], horizon=11)
+    by_size = count_yield_by_size(best_first([0.6, 0.2], 40, 12), [rng.integers(0, 4, 300)], horizon=11).means
     assert by_size[0] == 1.0
     assert (np.diff(by_size) >= 0).all()
+
+
+def test_the_error_is_that_between_texts() -> None:
+    """An easy text of 20 starts that bring 2 tokens, a hard one of 10 that bring 1: mean 5/3, surpluses 20/3 each."""
+    found = count_yield(TreeTopology.chain(2), [np.ones(21, dtype=np.int64), np.zeros(11, dtype=np.int64)])
+    assert found.mean == pytest.approx(5 / 3)
+    assert found.standard_error == pytest.approx(np.sqrt(2 * 2 * (20 / 3) ** 2) / 30)
+
+
+def test_one_text_says_nothing_about_others() -> None:
+    assert np.isinf(error_between(np.array([[3.0, 4.0]]), np.array([2]))).all()
+    assert np.isinf(count_yield(TreeTopology.chain(2), [np.ones(40, dtype=np.int64)]).standard_error)
+
+
+def test_no_text_long_enough_leaves_no_number() -> None:
+    found = count_yield_by_size(best_first([0.5], 3, 3), [np.ones(2, dtype=np.int64)], horizon=2)
+    assert np.isnan(found.means).all() and np.isinf(found.standard_errors).all()

@@ -26,10 +26,14 @@ def test_a_link_is_shown_tree_by_tree() -> None:
     ]
 
 
-def test_tokens_are_shown_with_their_fit_and_the_chains() -> None:
-    curve = YieldCurve((1.0,), (1.0,), (1.0,), 50, 0.5, 1.25, 0.987, 0.2, 0.05)
-    assert yield_lines(YieldReport(curve, (ChainCheck(16, 6.0, 0.5, 5.0, 5.9),))) == [
+def test_tokens_are_shown_with_their_fit_their_errors_and_the_chains() -> None:
+    sixteen = (2.0,) * 16
+    curve = YieldCurve(sixteen, sixteen, (2.25,) * 16, (0.5,) * 16, (None,) * 16, 50, 0.5, 1.25, 0.987, 0.2, 0.05)
+    chains = (ChainCheck(16, 6.0, 0.5, 5.0, 5.9, 0.75),)
+    assert yield_lines(YieldReport(curve, chains, 324, 12)) == [
         "G(n) = 0.50 + 1.25 ln n explains 98.7 % of the variance over 50 positions; by rank it is off by up to 20 %, "
         "by depth by up to 5 %",
-        "a chain of 16: 6.00 (±0.50) tokens counted, 5.00 by rank, 5.90 by depth",
+        "predictions rest on 324 positions of 12 texts; standard errors are between texts",
+        "trees of 16 nodes: 2.00 (±0.50) tokens counted, 2.00 by rank, 2.25 by depth",
+        "a chain of 16: 6.00 (±0.50) tokens counted, 5.00 by rank, 5.90 (±0.75) by depth",
     ]

@@ -1,15 +1,22 @@
 """The whole validation on tiny models: every link, every tree, one report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from profile_factory import PAIR
 from session_factory import request, save_tiny_folder
 
+from offload.device_identity import identify_device
 from profiles.calibration_probes import CalibrationScope
+from profiles.pair_profile import AcceptanceTable, PairProfile
+from profiles.profile_store import save_pair_profile
 from runtime import validation
+from runtime.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
+from runtime.pair_identity import pair_identity
 from runtime.round_check import LinkCheck
 from runtime.validation import SHAPES, ValidationReport, run_validation
 
@@ -69,3 +76,32 @@ def test_what_cannot_be_validated_is_a_sentence(folders: tuple[Path, Path], tmp_
         run(config_of(folders), [])
     with pytest.raises(OptionError, match="no layer streams"):
         run(config_of(folders, device_memory_bytes=None), [*PROMPTS])
+
+
+def test_a_profile_that_a_calibration_left_is_what_is_validated(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its acceptance, .5 of 4000 positions, is told apart from the measured one of a draft that is never wrong."""
+    short = CalibrationScope(budget_seconds=4.0, temperatures=(0.0,), contexts=(32,), tree_sizes=(1, 4, 16))
+    monkeypatch.setattr(validation, "TEXT_SCOPE", short)
+    monkeypatch.setattr(validation, "COST_SCOPE", short)
+    monkeypatch.setattr(validation, "SHAPES", ((1, 1), (4, 4)))
+    table = AcceptanceTable(0.0, (0.5,), (0.1,), (4000,), ((0.5,),), (4000,), 70)
+
+    def keep(opened: OpenSession) -> PairProfile:
+        target, draft = pair_identity(opened.plan)
+        device = identify_device(opened.plan.device)
+        return replace(PAIR, device=device, target=target, draft=draft, compute_dtype="float32", acceptance=(table,))
+
+    config = config_of(folders)
+    with open_session(replace(config, link="1MB/s"), target=folders[0], draft=folders[1]) as opened:
+        save_pair_profile(tmp_path, keep(opened))
+    *steps, report = run_validation(
+        config, PROMPTS, calibration_requests=OTHERS, links=["1MB/s"], cache_folder=tmp_path, num_turns=1
+    )
+    assert isinstance(report, ValidationReport)
+    assert "predicting tokens from the profile of 2026-01-31" in steps
+    assert (report.yields.num_predicted_positions, report.yields.num_predicted_texts) == (4000, 70)
+    chain = report.yields.chains[1]
+    assert chain.by_rank == pytest.approx(1 + 0.5 + 0.25 + 0.125)
+    assert chain.by_depth_error == pytest.approx((1 + 0.6 + 0.36 + 0.216 - 1 - 0.4 - 0.16 - 0.064) / 2)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.round_check import LinkCheck
     from runtime.yield_check import YieldReport
 
+_SHOWN_SIZES = (16, 64, 256, 512)
 CONTEXT_TOKENS = 512
 """Context where none is given: prompt and answer, and room for the deepest tree."""
 
@@ -38,7 +39,7 @@ def validate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Other prompts, which the acceptance comes from.",
+            help="Other prompts, which the acceptance comes from if this pair has no profile.",
             show_default="examples/calibration.jsonl",
         ),
     ] = None,
@@ -109,13 +110,27 @@ def link_lines(check: "LinkCheck") -> list[str]:
 def yield_lines(yields: "YieldReport") -> list[str]:
     """Tokens for people."""
     curve = yields.curve
+    places = [size - 1 for size in _SHOWN_SIZES if size in yields.shown_sizes]
+    trees = [
+        f"trees of {place + 1} nodes: {_figure(curve.measured[place], curve.measured_errors[place])} tokens counted, "
+        f"{curve.by_rank[place]:.2f} by rank, {_figure(curve.by_depth[place], curve.by_depth_errors[place])} by depth"
+        for place in places
+    ]
+    chains = [
+        f"a chain of {chain.num_nodes}: {_figure(chain.measured, chain.standard_error)} tokens counted, "
+        f"{chain.by_rank:.2f} by rank, {_figure(chain.by_depth, chain.by_depth_error)} by depth"
+        for chain in yields.chains
+    ]
     return [
         f"G(n) = {curve.log_intercept:.2f} + {curve.log_slope:.2f} ln n explains {100 * curve.log_r_squared:.1f} % of "
         f"the variance over {curve.num_positions} positions; by rank it is off by up to "
         f"{100 * curve.worst_error_by_rank:.0f} %, by depth by up to {100 * curve.worst_error_by_depth:.0f} %",
-        *(
-            f"a chain of {chain.num_nodes}: {chain.measured:.2f} (±{chain.standard_error:.2f}) tokens counted, "
-            f"{chain.by_rank:.2f} by rank, {chain.by_depth:.2f} by depth"
-            for chain in yields.chains
-        ),
+        f"predictions rest on {yields.num_predicted_positions} positions of {yields.num_predicted_texts} texts; "
+        "standard errors are between texts",
+        *trees,
+        *chains,
     ]
+
+
+def _figure(value: float, error: float | None) -> str:
+    return f"{value:.2f}" if error is None else f"{value:.2f} (±{error:.2f})"

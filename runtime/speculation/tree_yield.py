@@ -26,12 +26,22 @@ class TokenYield:
     mean: float
     """Over all positions, the target's own token after the accepted path included."""
     standard_error: float
-    """Between blocks of neighbouring positions, since rounds that overlap are not independent."""
+    """Between texts, see `error_between`."""
     num_positions: int
     """Positions that a round could start at."""
 
 
-def count_yield(topology: TreeTopology, texts: Sequence[Ranks], *, block: int = 32) -> TokenYield:
+@dataclass(frozen=True, slots=True, eq=False)
+class YieldBySize:
+    """Tokens per pass of trees of 1 .. M nodes, counted."""
+
+    means: NDArray[np.float64]
+    """(M,) over all positions."""
+    standard_errors: NDArray[np.float64]
+    """(M,) between texts, see `error_between`."""
+
+
+def count_yield(topology: TreeTopology, texts: Sequence[Ranks]) -> TokenYield:
     """What `topology` emits per pass over every position of the texts from which it cannot run past the end."""
     reach = topology.num_levels - 1
     emitted = [
@@ -39,11 +49,31 @@ def count_yield(topology: TreeTopology, texts: Sequence[Ranks], *, block: int = 
         for ranks in texts
         if len(ranks) > reach
     ]
-    return _mean_of(emitted, block)
+    if not emitted:
+        return TokenYield(float("nan"), float("inf"), 0)
+    counts = np.array([len(part) for part in emitted])
+    mean = float(np.concatenate(emitted).mean())
+    error = error_between(np.array([[float(part.sum())] for part in emitted]), counts)
+    return TokenYield(mean, float(error[0]), int(counts.sum()))
 
 
-def count_yield_by_size(search: BestFirst, texts: Sequence[Ranks], *, horizon: int) -> NDArray[np.float64]:
-    """(M,) tokens per pass of the search's best trees of 1, 2, ... M nodes, means over all positions.
+def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(M,) standard errors of means over the positions of k texts; infinite for fewer than two texts.
+
+    With sums (k, M) over each text's positions, counts (k,) of them and the mean m over all N: texts differ more than
+    their positions, and rounds that overlap are not independent, so
+
+        error^2 = k / (k - 1) sum_i (sums_i - m counts_i)^2 / N^2.
+    """
+    num_texts, num_positions = len(counts), int(counts.sum())
+    if num_texts < 2:
+        return np.full(sums.shape[1], np.inf)
+    surplus = sums - counts[:, None] * (sums.sum(axis=0) / num_positions)
+    return np.asarray(np.sqrt(num_texts / (num_texts - 1) * (surplus**2).sum(axis=0)) / num_positions)
+
+
+def count_yield_by_size(search: BestFirst, texts: Sequence[Ranks], *, horizon: int) -> YieldBySize:
+    """Tokens per pass of the search's best trees of 1, 2, ... M nodes over all positions of the texts.
 
     A round may run at most `horizon` tokens along the text, the same for all sizes.
     """
@@ -51,18 +81,24 @@ def count_yield_by_size(search: BestFirst, texts: Sequence[Ranks], *, horizon: i
         (int(parent), int(rank)): step
         for step, (parent, rank) in enumerate(zip(search.parents, search.ranks, strict=True))
     }
-    gains = np.zeros(len(search.depths))
-    num_positions = 0
+    gains, counts = list[NDArray[np.float64]](), list[int]()  # by text
     for ranks in texts:
-        for start in range(len(ranks) - horizon):
-            num_positions += 1
+        if len(ranks) <= horizon:
+            continue
+        counts.append(len(ranks) - horizon)
+        gains.append(np.zeros(len(search.depths)))
+        for start in range(counts[-1]):
             step = 0
             for rank in ranks[start : start + horizon].tolist():
                 if (child := children.get((step, rank))) is None:
                     break
                 step = child
-                gains[step] += 1  # every tree that has this node emits one more
-    return np.asarray(1 + np.cumsum(gains) / max(num_positions, 1), dtype=np.float64)
+                gains[-1][step] += 1  # every tree that has this node emits one more
+    if not counts:
+        return YieldBySize(np.full(len(search.depths), np.nan), np.full(len(search.depths), np.inf))
+    num_starts = np.array(counts)
+    sums = num_starts[:, None] + np.cumsum(gains, axis=1)  # (k, M)
+    return YieldBySize(sums.sum(axis=0) / num_starts.sum(), error_between(sums, num_starts))
 
 
 def _accepted(topology: TreeTopology, ranks: Ranks) -> int:
@@ -72,12 +108,3 @@ def _accepted(topology: TreeTopology, ranks: Ranks) -> int:
             return depth
         node = topology.children(node)[rank - 1]
     return len(ranks)
-
-
-def _mean_of(emitted: Sequence[NDArray[np.int64]], block: int) -> TokenYield:
-    counted = np.concatenate([np.zeros(0, dtype=np.int64), *emitted])
-    if not len(counted):
-        return TokenYield(float("nan"), float("inf"), 0)
-    blocks = np.array([part[start : start + block].mean() for part in emitted for start in range(0, len(part), block)])
-    error = float(blocks.std(ddof=1) / np.sqrt(len(blocks))) if len(blocks) > 1 else float("inf")
-    return TokenYield(float(counted.mean()), error, len(counted))
