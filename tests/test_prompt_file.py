@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,13 @@ def test_txt_has_one_prompt_a_line_and_skips_blank_ones(tmp_path):
         ("4", 4, (Message("user", "second"),)),
     ]
     assert all(item.params == DEFAULTS and not item.is_raw for item in items)
+
+
+def test_every_example_file_can_be_read():
+    folder = Path(__file__).parent.parent / "examples"
+    numbers = {path.stem: len(read_requests(path, DEFAULTS)) for path in folder.glob("*.jsonl")}
+    assert numbers["editing"] == 8
+    assert min(numbers.values()) > 0
 
 
 def test_txt_is_never_json(tmp_path):
