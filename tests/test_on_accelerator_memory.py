@@ -40,6 +40,7 @@ def load_with_less_room(
     config: EngineConfig, folder: Path, draft: Path | None, stack: ExitStack, room: int
 ) -> OpenSession:
     """Open a session on a device that has room for `room` bytes of resident layers, and not for the planned ones."""
+    empty_device_cache()  # or the ring might lie in larger blocks, of what an earlier session left
     loading = load_session(config, stack, target=folder, draft=draft)
     while next(loading).what != "layers":
         pass
@@ -54,9 +55,13 @@ def load_with_less_room(
             return opened
 
 
-def allocated_bytes() -> int:
+def empty_device_cache() -> None:
     gc.collect()
     torch.accelerator.empty_cache()
+
+
+def allocated_bytes() -> int:
+    empty_device_cache()
     return int(torch.accelerator.memory_allocated(torch.device(DEVICE)))
 
 
