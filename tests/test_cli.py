@@ -293,3 +293,13 @@ def test_the_compiler_is_not_loaded_with_bitsandbytes():
     environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=environment)
     assert run.returncode == 0
+
+
+def test_bitsandbytes_recommends_nothing_on_stderr():
+    """Where the processor has AVX512 with bf16 it asks for a package that would download kernels."""
+    code = (
+        "import logging; from tui.cli import quieten_libraries; quieten_libraries();"
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('install this'); import bitsandbytes"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")

@@ -6,6 +6,7 @@ used, 1 for a failure while running, 130 for Ctrl-C. torch is imported only when
 
 import gc
 import json
+import logging
 import os
 import sys
 import traceback
@@ -226,6 +227,7 @@ def quieten_libraries() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that downloads kernels
 
 
 @contextmanager
