@@ -1,0 +1,206 @@
+"""Trees that take their shape while they grow: against brute force over every path of small random models."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from runtime.speculation.dynamic_tree import GrownTree, GrowthLimits, TreeGrowth
+
+ROOT = 100
+
+
+class Draft:
+    """Candidates of a random model of V tokens, by path; ties between worths where `is_coarse`."""
+
+    def __init__(self, seed: int, *, vocab_size: int, num_candidates: int, is_coarse: bool = False) -> None:
+        self.seed, self.vocab_size, self.num_candidates, self.is_coarse = seed, vocab_size, num_candidates, is_coarse
+
+    def row(self, path: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and log worths, likeliest first."""
+        rng = np.random.default_rng([self.seed, *path])
+        probs = rng.dirichlet(np.full(self.vocab_size, 0.5))
+        if self.is_coarse:
+            probs = 2.0 ** np.floor(np.log2(np.maximum(probs, 1e-6)))
+        tokens = np.argsort(-probs, kind="stable")[: self.num_candidates]
+        return tokens, np.log(probs[tokens])
+
+    def grow(self, growth: TreeGrowth) -> tuple[GrownTree, list[list[int]]]:
+        """The tree, and the nodes that each step ran."""
+        steps = []
+        while len(nodes := growth.next_nodes()):
+            rows = [self.row(tuple(growth.path_token_ids(node))) for node in nodes.tolist()]
+            growth.place_children([row[0] for row in rows], [row[1] for row in rows])
+            steps.append(nodes.tolist())
+        return growth.finish(), steps
+
+    def best_worths(self, num_nodes: int, num_levels: int) -> np.ndarray:
+        """The largest path products, by looking at every path of candidates."""
+        worths = []
+        for depth in range(num_levels):
+            for ranks in itertools.product(range(self.num_candidates), repeat=depth):
+                path, worth = (), 0.0
+                for rank in ranks:
+                    tokens, logs = self.row(path)
+                    path, worth = (*path, int(tokens[rank])), worth + logs[rank]
+                worths.append(worth)
+        return np.sort(worths)[::-1][:num_nodes]
+
+    def worths_of(self, grown: GrownTree) -> np.ndarray:
+        """(M,) the path product of every node of a tree, from its tokens alone."""
+        worths = []
+        for node in range(grown.tree.topology.num_nodes):
+            path = tuple(grown.tree.path_token_ids(node)[1:].tolist())
+            worth = 0.0
+            for depth, token in enumerate(path):
+                tokens, logs = self.row(path[:depth])
+                worth += float(logs[tokens.tolist().index(token)])
+            worths.append(worth)
+        return np.array(worths)
+
+
+def growth_of(num_nodes: int, num_steps: int = 99, max_width: int = 10_000) -> TreeGrowth:
+    return TreeGrowth(GrowthLimits(num_nodes, num_steps, max_width), root_token_id=ROOT)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("num_nodes", [2, 5, 17])
+@pytest.mark.parametrize("is_coarse", [False, True])
+def test_without_a_width_limit_the_best_nodes_of_all_paths_are_found(
+    seed: int, num_nodes: int, is_coarse: bool
+) -> None:
+    draft = Draft(seed, vocab_size=4, num_candidates=3, is_coarse=is_coarse)
+    grown, steps = draft.grow(growth_of(num_nodes, num_steps=4))
+
+    assert len(steps) <= 4
+    assert grown.tree.topology.num_nodes == num_nodes
+    assert np.allclose(np.sort(draft.worths_of(grown))[::-1], draft.best_worths(num_nodes, num_levels=5))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("max_width", [1, 2, 5])
+def test_siblings_stand_in_the_order_of_their_ranks_without_a_gap(seed: int, max_width: int) -> None:
+    """What is learned from a verdict is learned by rank."""
+    draft = Draft(seed, vocab_size=6, num_candidates=4)
+    tree = draft.grow(growth_of(24, num_steps=12, max_width=max_width))[0].tree
+
+    assert tree.topology.num_nodes == 24
+    for node in tree.topology.expanded_nodes.tolist():
+        children = tree.topology.children(node)
+        ranked = draft.row(tuple(tree.path_token_ids(node)[1:].tolist()))[0]
+        assert tree.token_ids[children.start : children.stop].tolist() == ranked[: len(children)].tolist()
+
+
+def test_a_step_runs_the_worthiest_nodes_of_any_depth() -> None:
+    """A confident line is followed while what lies beside it waits."""
+    growth = growth_of(8, num_steps=3, max_width=1)
+    growth.next_nodes()
+    growth.place_children([[1, 2]], np.log([[0.9, 0.1]]))
+    growth.next_nodes()
+    growth.place_children([[3, 4]], np.log([[0.9, 0.05]]))
+    assert growth.token_ids(growth.next_nodes()).tolist() == [3]
+    growth.place_children([[5, 6]], np.log([[0.05, 0.01]]))
+    grown = growth.finish()
+
+    assert not len(growth.next_nodes())
+    assert grown.tree.token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5, 6]
+    assert grown.tree.topology.parents.tolist() == [-1, 0, 0, 1, 1, 3, 3]
+    assert grown.run_index.tolist() == [0, 1, -1, 2, -1, -1, -1]
+
+
+def test_what_was_run_and_then_outdone_leaves_the_tree() -> None:
+    growth = growth_of(4, num_steps=2, max_width=3)
+    growth.next_nodes()
+    growth.place_children([[1, 2, 3]], np.log([[0.6, 0.3, 0.1]]))
+    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2, 3]
+    growth.place_children([[4, 5], [6, 7], [8, 9]], np.log([[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]]))
+
+    grown = growth.finish()
+    assert grown.tree.token_ids.tolist() == [ROOT, 1, 2, 4]  # 0.54 against 0.15 twice and 0.1
+    assert grown.run_index.tolist() == [0, 1, 2, -1]
+
+
+def test_of_equal_nodes_the_ones_placed_first_stay() -> None:
+    """Same text, same tree: nothing is left to the sort."""
+    growth = growth_of(3, num_steps=2)
+    growth.next_nodes()
+    growth.place_children([[1, 2, 3]], np.log([[0.25, 0.25, 0.25]]))
+    growth.next_nodes()
+    growth.place_children([[4], [5]], [[0.0], [0.0]])
+
+    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1, 2]
+
+
+def test_a_later_rank_counts_as_no_likelier_than_the_one_before() -> None:
+    growth = growth_of(3, num_steps=1)
+    growth.next_nodes()
+    growth.place_children([[7, 8, 9]], np.log([[0.2, 0.5, 0.3]]))
+
+    assert growth.finish().tree.token_ids.tolist() == [ROOT, 7, 8]
+
+
+@pytest.mark.parametrize("limits", [GrowthLimits(1, 5, 4), GrowthLimits(5, 0, 4)])
+def test_one_node_or_no_step_is_the_root_alone(limits: GrowthLimits) -> None:
+    growth = TreeGrowth(limits, root_token_id=ROOT)
+    assert not len(growth.next_nodes())
+    grown = growth.finish()
+    assert grown.tree.token_ids.tolist() == [ROOT]
+    assert grown.run_index.tolist() == [-1]
+
+
+def test_a_vocabulary_of_one_token_grows_a_chain_until_the_steps_end() -> None:
+    draft = Draft(0, vocab_size=1, num_candidates=1)
+    grown, steps = draft.grow(growth_of(9, num_steps=5))
+    assert len(steps) == 5
+    assert grown.tree.topology.parents.tolist() == [-1, 0, 1, 2, 3, 4]
+
+
+def test_without_candidates_the_tree_is_smaller_and_growth_ends() -> None:
+    growth = growth_of(9, num_steps=5)
+    growth.next_nodes()
+    growth.place_children([[1, 2]], [[-0.1, -np.inf]])
+    growth.next_nodes()
+    growth.place_children([[3, 4]], [[-np.inf, -np.inf]])
+
+    assert not len(growth.next_nodes())
+    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_node_sees_itself_and_its_ancestors_in_running_order(seed: int) -> None:
+    draft = Draft(seed, vocab_size=5, num_candidates=3)
+    growth = growth_of(20, num_steps=6, max_width=3)
+    run: list[tuple[int, ...]] = []
+    while len(nodes := growth.next_nodes()):
+        paths = [tuple(growth.path_token_ids(node)) for node in nodes.tolist()]
+        before, run = run, run + paths
+        expected = [[path[: len(other)] == other for other in run] for path in paths]
+        assert growth.sight(nodes).tolist() == expected
+        assert growth.run_depths.tolist() == [len(path) for path in before]
+        assert growth.depths(nodes).tolist() == [len(path) for path in paths]
+        rows = [draft.row(path) for path in paths]
+        growth.place_children([row[0] for row in rows], [row[1] for row in rows])
+    grown = growth.finish()
+    for node, index in enumerate(grown.run_index.tolist()):
+        if index >= 0:
+            assert run[index] == tuple(grown.tree.path_token_ids(node)[1:].tolist())
+
+
+def test_asking_twice_gives_the_same_nodes() -> None:
+    growth = growth_of(5)
+    assert growth.next_nodes().tolist() == growth.next_nodes().tolist() == [0]
+
+
+def test_candidates_without_worths_and_rows_without_nodes_are_refused() -> None:
+    growth = growth_of(5)
+    growth.next_nodes()
+    with pytest.raises(ValueError, match="as many candidates as worths"):
+        growth.place_children([[1, 2]], [[-0.1]])
+    with pytest.raises(ValueError, match="1 nodes were run"):
+        growth.place_children([[1], [2]], [[-0.1], [-0.2]])
+
+
+@pytest.mark.parametrize("limits", [(0, 1, 1), (4, -1, 1), (4, 1, 0)])
+def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="1 node or more"):
+        GrowthLimits(*limits)
