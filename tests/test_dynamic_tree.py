@@ -59,8 +59,8 @@ class Draft:
         return np.array(worths)
 
 
-def growth_of(num_nodes: int, num_steps: int = 99, max_width: int = 10_000) -> TreeGrowth:
-    return TreeGrowth(GrowthLimits(num_nodes, num_steps, max_width), root_token_id=ROOT)
+def growth_of(num_nodes: int, num_steps: int = 99, max_width: int = 10_000, least_lead: float = 1.0) -> TreeGrowth:
+    return TreeGrowth(GrowthLimits(num_nodes, num_steps, max_width, least_lead), root_token_id=ROOT)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -118,6 +118,21 @@ def test_what_was_run_and_then_outdone_leaves_the_tree() -> None:
     grown = growth.finish()
     assert grown.tree.token_ids.tolist() == [ROOT, 1, 2, 4]  # 0.54 against 0.15 twice and 0.1
     assert grown.run_index.tolist() == [0, 1, 2, -1]
+
+
+def test_a_node_that_leads_too_little_is_not_run() -> None:
+    """Whatever its best child is worth, hardly anything would be gained: 0.3 is not twice the least worth, 0.2."""
+    growth = growth_of(4, least_lead=2.0)
+    growth.next_nodes()
+    growth.place_children([[1, 2, 3]], np.log([[0.5, 0.3, 0.2]]))
+    assert growth.token_ids(growth.next_nodes()).tolist() == [1]
+    growth.place_children([[4]], np.log([[0.41]]))
+    assert not len(growth.next_nodes())
+
+    growth = growth_of(5, least_lead=2.0)  # not full yet: whatever is there may be run
+    growth.next_nodes()
+    growth.place_children([[1, 2, 3]], np.log([[0.5, 0.3, 0.2]]))
+    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2, 3]
 
 
 def test_of_equal_nodes_the_ones_placed_first_stay() -> None:
@@ -200,7 +215,7 @@ def test_candidates_without_worths_and_rows_without_nodes_are_refused() -> None:
         growth.place_children([[1], [2]], [[-0.1], [-0.2]])
 
 
-@pytest.mark.parametrize("limits", [(0, 1, 1), (4, -1, 1), (4, 1, 0)])
-def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("limits", [(0, 1, 1, 1.0), (4, -1, 1, 1.0), (4, 1, 0, 1.0), (4, 1, 1, 0.5)])
+def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int, float]) -> None:
     with pytest.raises(ValueError, match="1 node or more"):
         GrowthLimits(*limits)

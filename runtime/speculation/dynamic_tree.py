@@ -27,12 +27,17 @@ class GrowthLimits:
     """Draft forwards; the tree has one level more at most."""
     max_width: int
     """Nodes of one draft forward."""
+    least_lead: float = 2.0
+    """How many times as worthy as the least of N nodes one must be to be run: what the best of its children may lose.
+
+    With 1 nothing is spared. In trees of 128 nodes 2 spares 20 % of what is run and 12 % of the steps for 0.4 % of the
+    tokens (simulated from 1,040 positions of Qwen2.5-Coder 1.5B/0.5B, greedy)."""
 
     def __post_init__(self) -> None:
-        if self.num_nodes < 1 or self.num_steps < 0 or self.max_width < 1:
+        if self.num_nodes < 1 or self.num_steps < 0 or self.max_width < 1 or self.least_lead < 1:
             raise ValueError(
-                f"a tree has 1 node or more, and steps of 1 node or more, found {self.num_nodes} nodes and "
-                f"{self.num_steps} steps of {self.max_width}"
+                f"a tree has 1 node or more, steps of 1 node or more and a lead of 1 or more, found {self.num_nodes} "
+                f"nodes, {self.num_steps} steps of {self.max_width} and {self.least_lead}"
             )
 
 
@@ -69,15 +74,22 @@ class TreeGrowth:
     def next_nodes(self) -> NDArray[np.int64]:
         """The nodes (W,) to run now, their ancestors all run; empty when the tree is grown.
 
-        The worthiest that were not run, of equals the ones placed first, in the order of their placing.
+        The worthiest that were not run, of equals the ones placed first, in the order of their placing. Once there are
+        N nodes, only those that lead by enough.
         """
         if self._num_steps >= self._limits.num_steps or self._limits.num_nodes == 1:
             return NO_NODES
         if not len(self._waiting):
-            fresh = self._kept[self._run_index[self._kept] < 0]
+            fresh = self._kept[(self._run_index[self._kept] < 0) & (self._worths[self._kept] >= self._least_worth())]
             order = np.argsort(-self._worths[fresh], kind="stable")
             self._waiting = np.sort(fresh[order[: self._limits.max_width]])
         return self._waiting
+
+    def _least_worth(self) -> float:
+        """What a node must be worth to be run."""
+        if len(self._kept) < self._limits.num_nodes:
+            return -np.inf
+        return float(self._worths[self._kept].min() + np.log(self._limits.least_lead))
 
     def token_ids(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """The token at each node, (W,)."""
