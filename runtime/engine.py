@@ -7,6 +7,7 @@ any event, or an error in any pass, rolls both caches back to the last commit. K
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,10 +21,28 @@ from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner import TreePlanner
 from runtime.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.scheme import Scheme
+from runtime.speculation.logit_processors import LogitProcessor
+from runtime.speculation.scheme import AdjustedRows, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
+
+
+@dataclass(frozen=True, slots=True)
+class _Choosing:
+    """How the tokens of one answer are chosen."""
+
+    params: SamplingParams
+    rng: np.random.Generator
+    processor: LogitProcessor
+    scheme: Scheme
+
+    @classmethod
+    def begin(cls, params: SamplingParams, rng: np.random.Generator, processor: LogitProcessor) -> Self:
+        scheme = scheme_for(params)
+        if not processor.is_idle:
+            scheme = AdjustedRows(scheme, processor.adjusted)
+        return cls(params, rng, processor, scheme)
 
 
 @dataclass(slots=True)
@@ -48,29 +67,33 @@ class Engine:
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, rng: np.random.Generator
     ) -> Generator[Event, None, None]:
-        """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty."""
+        """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty.
+
+        Penalties count what is emitted from here on as the answer. Raises OptionError if a banned or forced token is
+        none of the target's.
+        """
+        processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size)
         self.set_text(prompt)
         self.planner.use_temperature(params.temperature)
-        scheme = scheme_for(params)
+        choosing = _Choosing.begin(params, rng, processor)
         try:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
                 while (room := self.context_tokens - len(self.text)) > 0:
                     topology = self.planner.topology(max_levels=room)
-                    yield from self._round(topology, params, rng, scheme)
+                    yield from self._round(topology, choosing)
         finally:
             self.roll_back()
 
-    def _round(
-        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator, scheme: Scheme
-    ) -> Iterator[Event]:
+    def _round(self, topology: TreeTopology, choosing: _Choosing) -> Iterator[Event]:
         begun = time.perf_counter()
-        tree = yield from self._draft(topology, params, rng, scheme)
+        tree = yield from self._draft(topology, choosing)
         drafted = time.perf_counter()
         logits = self._verify_pass(tree)
-        verdict = verify(tree, logits.row, params, rng, scheme=scheme)
+        verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
         num_pass_tokens = len(self.text) - self.num_committed + topology.num_nodes - 1
         self._commit(tree, verdict)
+        choosing.processor.accept(verdict.emitted_token_ids(tree))
         observation = RoundObservation(
             num_pass_tokens=num_pass_tokens,
             num_nodes=tree.topology.num_nodes,
@@ -96,14 +119,14 @@ class Engine:
         if self.drafter is not None:
             self.drafter.follow(self.text, chunk_tokens=PREFILL_CHUNK_TOKENS)
 
-    def _draft(
-        self, topology: TreeTopology, params: SamplingParams, rng: np.random.Generator, scheme: Scheme
-    ) -> Generator[Event, None, TokenTree]:
+    def _draft(self, topology: TreeTopology, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
         if self.drafter is None or topology.num_nodes == 1:
             return TokenTree.rooted(
                 TreeTopology.single(), root_token_id=self.text[-1], root_position=len(self.text) - 1
             )
-        for step in self.drafter.grow(self.text, topology, params=params, rng=rng, scheme=scheme):
+        for step in self.drafter.grow(
+            self.text, topology, params=choosing.params, rng=choosing.rng, scheme=choosing.scheme
+        ):
             if not isinstance(step, LevelDrafted):
                 return step
             yield step

@@ -16,8 +16,15 @@ from runtime.sampling_params import SamplingParams
 
 ROLES = ("system", "user", "assistant")
 _WHOLE_NUMBER_KEYS = ("max_new_tokens", "top_k", "seed")
-_NUMBER_KEYS = ("temperature", "top_p")
-_LINE_KEYS = ("prompt", "messages", "id", "system", *_WHOLE_NUMBER_KEYS, *_NUMBER_KEYS, "stop", "verification")
+_NUMBER_KEYS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_TOKEN_KEYS = ("banned_tokens", "forced_tokens")
+_LINE_KEYS = (
+    *("prompt", "messages", "id", "system"),
+    *_WHOLE_NUMBER_KEYS,
+    *_NUMBER_KEYS,
+    *_TOKEN_KEYS,
+    *("stop", "verification"),
+)
 _JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
 
 
@@ -227,17 +234,30 @@ def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> Sam
     changes: dict[str, Any] = {}
     for key in _WHOLE_NUMBER_KEYS:
         if key in fields:
-            if isinstance(fields[key], bool) or not isinstance(fields[key], int):
+            if not _is_whole_number(fields[key]):
                 raise PromptFileError(f"{key} is {_describe(fields[key])}; it must be a whole number")
             changes[key] = fields[key]
     for key in _NUMBER_KEYS:
         if key in fields:
             changes[key] = _number(fields[key], key)
+    for key in _TOKEN_KEYS:
+        if key in fields:
+            changes[key] = _token_ids(fields[key], key)
     if "stop" in fields:
         changes["stop"] = _stop_strings(fields["stop"])
     if "verification" in fields:
         changes["verification"] = _text(fields["verification"], "verification")
     return replace(defaults, **changes)
+
+
+def _is_whole_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _token_ids(value: object, key: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(map(_is_whole_number, value)):
+        raise PromptFileError(f"{key} is {_describe(value)}; it must be a list of token ids, which are whole numbers")
+    return tuple(value)
 
 
 def _number(value: object, key: str) -> float:

@@ -45,8 +45,22 @@ def test_without_draft_options_streaming_is_plain():
 
 def test_every_sampling_choice_can_be_made_on_the_command_line():
     params = AnswerOptions(
-        max_new_tokens=1, temperature=0.5, top_p=0.5, top_k=5, seed=5, verification="coupled", stop=["a", "b"]
+        max_new_tokens=1,
+        temperature=0.5,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        ban_token=[4, 5],
+        force_token=[7, 6],
+        seed=5,
+        verification="coupled",
+        stop=["a", "b"],
     ).to_params()
+    assert (params.banned_tokens, params.forced_tokens) == ((4, 5), (7, 6))
+    assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.1, 0.2, 0.3)
     default = SamplingParams()
     for field in dataclasses.fields(SamplingParams):
         assert getattr(params, field.name) != getattr(default, field.name), field.name

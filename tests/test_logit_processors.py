@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 import torch
 from chi_square import chi_square_p_value
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.logit_processors import LogitProcessor, TokenHistory, drop_below_min_p
+from runtime.speculation.logit_processors import LogitProcessor, TokenHistory
 from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, top_tokens
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
@@ -184,32 +178,6 @@ def test_impossible_tokens_are_refused(choices: Choices, message: str) -> None:
 def test_all_but_one_token_may_be_banned() -> None:
     row = processor_of(Choices(banned_tokens=tuple(range(1, 60)))).adjusted(random_row())
     assert np.flatnonzero(logits_to_probs(row, SamplingParams(temperature=1))).tolist() == [0]
-
-
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.8), (20, 0.6)])
-@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
-def test_min_p_behind_the_other_filters_is_what_transformers_keeps(
-    temperature: float, top_k: int, top_p: float, min_p: float
-) -> None:
-    for seed in range(10):
-        row = random_row(seed)
-        expected = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(row)[None])
-        expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
-        expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
-        expected = MinPLogitsWarper(min_p)(None, expected).softmax(dim=-1)[0].numpy()
-        weights = logits_to_probs(row, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p))
-        drop_below_min_p(weights, min_p)
-        np.testing.assert_array_equal(weights > 0, expected > 0)
-        np.testing.assert_allclose(weights / weights.sum(), expected, rtol=1e-4, atol=1e-12)
-
-
-def test_min_p_needs_no_normalised_weights_and_keeps_equals_of_the_largest() -> None:
-    weights = np.array([3.0, 8.0, 4.0, 8.0])
-    drop_below_min_p(weights, 0.5)
-    assert weights.tolist() == [0, 8, 4, 8]
-    drop_below_min_p(weights, 1.0)
-    assert weights.tolist() == [0, 8, 0, 8]
 
 
 SMALL_VOCAB, SMALL_PROMPT = 5, (2, 0)

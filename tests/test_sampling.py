@@ -5,7 +5,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from chi_square import chi_square_p_value
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from offload.errors import OverstoryError
 from runtime.sampling_params import SamplingParams
@@ -113,6 +120,33 @@ def test_top_k_comes_before_top_p() -> None:
     assert np.flatnonzero(probs).tolist() == [2, 4]
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.8), (20, 0.6)])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+def test_min_p_behind_the_other_filters_is_what_transformers_keeps(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    for seed in range(10):
+        row = (4 * np.random.default_rng(seed).standard_normal(60)).astype(np.float32)
+        row[-3:] = -np.inf
+        expected = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(row)[None])
+        expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+        expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+        expected = MinPLogitsWarper(min_p)(None, expected).softmax(dim=-1)[0].numpy()
+        found = logits_to_probs(row, params)
+        np.testing.assert_array_equal(found > 0, expected > 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-12)
+        np.testing.assert_array_equal(np.isfinite(log_weights(row, params)), expected > 0)
+
+
+def test_min_p_is_a_share_of_the_likeliest_and_keeps_its_equals() -> None:
+    row = logits_of(np.array([0.1, 0.35, 0.2, 0.35]))
+    for min_p, kept in [(0.25, [0, 1, 2, 3]), (0.5, [1, 2, 3]), (1.0, [1, 3])]:
+        probs = logits_to_probs(row, SamplingParams(temperature=1, min_p=min_p))
+        assert np.flatnonzero(probs).tolist() == kept
+
+
 def test_a_top_k_beyond_the_vocabulary_keeps_all() -> None:
     assert np.count_nonzero(logits_to_probs(logits_of(HAND_MADE), SamplingParams(temperature=1, top_k=99))) == 5
 
@@ -146,6 +180,7 @@ def test_logits_that_are_not_finite_are_an_error(row: list[float], temperature: 
         SamplingParams(temperature=0.6, top_k=20),
         SamplingParams(temperature=1.4, top_p=0.8),
         SamplingParams(temperature=0.9, top_k=30, top_p=0.7),
+        SamplingParams(temperature=0.9, top_k=30, top_p=0.9, min_p=0.1),
         SamplingParams(temperature=0),
     ],
     ids=str,

@@ -21,6 +21,17 @@ def test_the_defaults_are_greedy() -> None:
         ("top_p", 1.01),
         ("top_p", math.nan),
         ("top_k", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.01),
+        ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 101),
+        ("repetition_penalty", math.nan),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -2.1),
+        ("banned_tokens", (3, -1)),
+        ("forced_tokens", (-1,)),
         ("seed", -1),
         ("max_new_tokens", 0),
         ("stop", ("",)),
@@ -30,6 +41,11 @@ def test_the_defaults_are_greedy() -> None:
 def test_a_value_outside_its_range_is_named(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"^{name} is"):
         SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_the_ranges_are_fine() -> None:
+    SamplingParams(min_p=1, repetition_penalty=0.01, presence_penalty=-2, frequency_penalty=2, banned_tokens=(0,))
+    SamplingParams(min_p=0, repetition_penalty=100, presence_penalty=2, frequency_penalty=-2, forced_tokens=(0, 0))
 
 
 def test_a_scheme_that_is_not_there_comes_with_those_that_are() -> None:

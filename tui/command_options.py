@@ -161,6 +161,41 @@ class AnswerOptions:
     top_k: Annotated[
         int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", rich_help_panel=_ANSWERS)
     ] = 0
+    min_p: Annotated[
+        float,
+        typer.Option(
+            help="Drop tokens below this share of the likeliest one's probability; 0 drops none.",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        typer.Option(
+            help="Above 1, tokens of prompt and answer become less likely; 1 is off.", rich_help_panel=_ANSWERS
+        ),
+    ] = 1.0
+    presence_penalty: Annotated[
+        float,
+        typer.Option(help="Subtracted from the logit of tokens that the answer holds.", rich_help_panel=_ANSWERS),
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float,
+        typer.Option(help="The same, once for each time the answer holds the token.", rich_help_panel=_ANSWERS),
+    ] = 0.0
+    ban_token: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Never emit this token id; may be given again.", show_default="none", rich_help_panel=_ANSWERS
+        ),
+    ] = None
+    force_token: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Begin the answer with this token id; given again, with these in their order.",
+            show_default="none",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = None
     seed: Annotated[
         int,
         typer.Option(
@@ -194,6 +229,12 @@ class AnswerOptions:
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            banned_tokens=tuple(self.ban_token or ()),
+            forced_tokens=tuple(self.force_token or ()),
             seed=self.seed,
             verification=self.verification,
             max_new_tokens=self.max_new_tokens,

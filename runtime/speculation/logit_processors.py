@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import OptionError
-from runtime.speculation.sampling import Floats
+from runtime.speculation.scheme import Row
 
 TokenIds = NDArray[np.int64]
 
@@ -114,7 +114,7 @@ class LogitProcessor:
         forced = self._choices.forced_tokens
         return forced[index] if index < len(forced) else None
 
-    def adjusted(self, row: Floats, path_token_ids: ArrayLike = ()) -> Floats:
+    def adjusted(self, row: Row, path_token_ids: ArrayLike = ()) -> Row:
         """The logits (V,) of the node whose ancestors and itself, below the root, are `path_token_ids` (D,).
 
         The root is the text's last token. `row` itself is returned if nothing changes, otherwise a copy.
@@ -126,7 +126,7 @@ class LogitProcessor:
         self.adjust(result, path)
         return result
 
-    def adjust(self, row: Floats, path_token_ids: ArrayLike = ()) -> None:
+    def adjust(self, row: Row, path_token_ids: ArrayLike = ()) -> None:
         """As `adjusted`, but in place: for a writable row (V,) that nobody else reads, and once for each row.
 
         Changing a row of 152k floats took 0.02 (short texts) to 0.12 ms (30k tokens); a copy adds 0.06 ms, and 0.4 ms
@@ -147,7 +147,7 @@ class LogitProcessor:
             return True
         return self._counts_prompt or (self._counts_answer and self._history.num_answer_tokens + len(path) > 0)
 
-    def _penalise(self, row: Floats, path: TokenIds) -> None:
+    def _penalise(self, row: Row, path: TokenIds) -> None:
         if self._text_ids is None:
             history = self._history
             self._text_ids = history.seen_ids() if self._counts_prompt else history.answer_ids()
@@ -161,7 +161,7 @@ class LogitProcessor:
             counts = self._history.counts(path_ids) + path_counts
             row[path_ids] = self._penalised(path_logits, self._drops(counts))
 
-    def _penalised(self, logits: Floats, drops: NDArray[np.float32]) -> Floats:
+    def _penalised(self, logits: Row, drops: NDArray[np.float32]) -> Row:
         """New logits (K,). Text and path share it: an accepted token must not change a row by a bit."""
         penalty = self._choices.repetition_penalty
         if self._counts_prompt:
@@ -172,17 +172,6 @@ class LogitProcessor:
         """What presence and frequency penalty subtract from tokens that the answer holds `counts` (K,) times."""
         choices = self._choices
         return (choices.frequency_penalty * counts + choices.presence_penalty * (counts > 0)).astype(np.float32)
-
-
-def drop_below_min_p(weights: Floats, min_p: float) -> None:
-    """Set those of `weights` (V,) to 0, in place, that are below `min_p` times the largest.
-
-    Belongs behind temperature, top-k and top-p, in transformers' order; vLLM has it before the last two. The place only
-    matters for top-p, which so means a share of the whole distribution, whatever min_p is. The weights need not be
-    normalised, as only ratios count; the largest is always kept.
-    """
-    if min_p > 0:
-        weights[weights < min_p * weights.max()] = 0
 
 
 def _check_token_ids(choices: ProcessorChoices, vocab_size: int) -> None:

@@ -37,9 +37,13 @@ class SamplingChoices(Protocol):
     def top_p(self) -> float:
         """Keep the smallest set of most likely tokens whose mass reaches this."""
 
+    @property
+    def min_p(self) -> float:
+        """Drop what is then less likely than this share of the most likely token; 0 drops none."""
+
 
 def logits_to_probs(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike = np.float64) -> Floats:
-    """Temperature, top-k, softmax and top-p over the last axis, in this order.
+    """Temperature, top-k, softmax, top-p and min-p over the last axis, in this order.
 
     `logits` (..., V) becomes probabilities (..., V) of type `dtype`, each row with sum 1. Ties go to the lower token.
     Raises OverstoryError if a row's largest logit is not finite.
@@ -54,7 +58,7 @@ def logits_to_probs(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike
 def log_weights(logits: NDArray[np.float32], params: SamplingChoices) -> NDArray[np.float32]:
     """The logarithm of what `logits_to_probs` makes of a row (V,), up to a constant: the largest is 0.
 
-    Tokens that are not kept have -inf. Without top-k and top-p this takes no exponential.
+    Tokens that are not kept have -inf. Without top-p this takes no exponential.
     """
     support, kept = _kept_log_weights(logits, params, dtype=np.float32)
     if isinstance(support, slice):
@@ -179,7 +183,11 @@ def _fill_probs(probs: Floats, logits: Floats, params: SamplingChoices) -> None:
 
 
 def _kept_log_weights(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike) -> tuple[_Support, Floats]:
-    """The tokens of a row (V,) that temperature, top-k and top-p keep, ascending, and their log weights, largest 0."""
+    """The tokens of a row (V,) that the filters keep, ascending, and their log weights, of which the largest is 0.
+
+    Min-p comes last, as in transformers; vLLM has it before top-k and top-p. The place only matters for top-p, which so
+    means a share of the whole distribution, whatever min_p is.
+    """
     largest = _finite_maximum(logits)
     if params.temperature == 0:
         return np.array([np.argmax(logits)]), np.zeros(1, dtype=dtype)
@@ -191,9 +199,15 @@ def _kept_log_weights(logits: Floats, params: SamplingChoices, *, dtype: DTypeLi
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, as it should
         kept /= max(params.temperature, float(np.finfo(kept.dtype).tiny))
     if params.top_p < 1:
-        nucleus = np.sort(_nucleus(np.exp(kept), params.top_p))
-        return (nucleus if isinstance(support, slice) else support[nucleus]), kept[nucleus]
+        support, kept = _selected(support, kept, np.sort(_nucleus(np.exp(kept), params.top_p)))
+    if params.min_p > 0:
+        support, kept = _selected(support, kept, np.flatnonzero(kept >= kept.dtype.type(np.log(params.min_p))))
     return support, kept
+
+
+def _selected(support: _Support, kept: Floats, places: NDArray[np.int64]) -> tuple[_Support, Floats]:
+    """Of the kept tokens those at `places`."""
+    return (places if isinstance(support, slice) else support[places]), kept[places]
 
 
 def _nucleus(weights: Floats, top_p: float) -> NDArray[np.int64]:
