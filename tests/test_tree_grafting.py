@@ -5,10 +5,10 @@ import pytest
 from chi_square import chi_square_p_value
 from test_token_tree import random_topology
 
+from runtime.speculation.rejection import accept_probability, residual_step
 from runtime.speculation.sampling import draw_without_replacement, sample
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_grafting import Branch, GraftedTree, graft
-from runtime.speculation.verifier import accept_probability, residual_step
 
 Paths = list[tuple[int, ...]]
 
