@@ -1,4 +1,3 @@
-import builtins
 import io
 
 import pytest
@@ -6,7 +5,7 @@ from plan_fakes import planned
 from rich.console import Console
 
 from runtime.errors import OptionError
-from tui.plan_plot import check_plot_path, curves_of, draw_curves, write_plot
+from tui.plan_plot import curves_of, draw_curves, write_plot
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,6 @@ def test_plain_decoding_has_no_curve():
 def test_a_file_is_drawn_whole(report, tmp_path, name, start):
     pytest.importorskip("matplotlib")
     path = tmp_path / name
-    check_plot_path(path)
     write_plot(report, path)
     assert path.read_bytes().startswith(start) and path.stat().st_size > 5000
     assert [found.name for found in tmp_path.iterdir()] == [name]
@@ -80,22 +78,3 @@ def test_a_folder_that_is_not_there_is_a_sentence(report, tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(OptionError, match="cannot be written"):
         write_plot(report, tmp_path / "nowhere" / "a.png")
-
-
-@pytest.mark.parametrize("name", ["a.pdf", "a", "a.png.txt"])
-def test_another_suffix_is_a_sentence(tmp_path, name):
-    with pytest.raises(OptionError, match=r"must end in \.png or \.svg"):
-        check_plot_path(tmp_path / name)
-
-
-def test_without_matplotlib_it_says_how_to_install_it(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(OptionError, match=r"pip install 'overstory\[plot\]'"):
-        check_plot_path(tmp_path / "a.png")

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from tui.command_options import Quiet
 from tui.locations import cache_folder
-from tui.plan_plot import check_plot_path, draw_curves, write_plot
+from tui.plan_plot import draw_curves, write_plot
 from tui.plan_text import print_plan
+from tui.plot_file import check_plot_path
 from tui.report import progress_console
 from tui.session_opening import finish
 

@@ -4,10 +4,7 @@ plotext draws in the terminal, matplotlib, which is optional, in files.
 """
 
 import importlib
-import io
 import math
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from runtime.errors import OptionError
+from tui.plot_file import save_figure
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.plan_report import PlanReport
 
-PLOT_SUFFIXES = (".png", ".svg")
 _HEIGHT = 22
 _WIDTH = 100
 _LEAST_WIDTH = 40
@@ -91,16 +87,6 @@ def draw_curves(report: "PlanReport", out: Console) -> None:
     out.file.write((text if has_colors else plotext.uncolorize(text)).rstrip("\n") + "\n")
 
 
-def check_plot_path(path: Path) -> None:
-    """Raise OptionError for a file that could not be drawn: before anything is measured."""
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise OptionError(f"--plot {one_line(str(path))!r} must end in {' or '.join(PLOT_SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise OptionError("--plot needs matplotlib; install it with: pip install 'overstory[plot]'") from error
-
-
 def write_plot(report: "PlanReport", path: Path) -> None:
     """Draw into a file, which is there complete or not at all. Raises OptionError."""
     from matplotlib.figure import Figure
@@ -119,25 +105,8 @@ def write_plot(report: "PlanReport", path: Path) -> None:
         axis.set_minor_formatter("")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.lower().removeprefix("."))
-    try:
-        _replace(path, drawn.getvalue())
-    except OSError as error:
-        raise OptionError(f"--plot {one_line(str(path))!r} cannot be written: {error.strerror or error}") from error
+    save_figure(figure, path)
 
 
 def _title(report: "PlanReport") -> str:
     return one_line(f"{report.question.target.name} in {report.main.format_name} on {report.machine.name}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-    neighbour = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        neighbour.replace(path)
-    except BaseException:
-        neighbour.unlink(missing_ok=True)
-        raise
