@@ -34,16 +34,21 @@ _ROWS_AT_ONCE = 16
 
 
 @dataclass(slots=True)
-class _Text:
+class WrittenText:
     """A text that is being written."""
 
     number: int
+    """Counted from 1 over all texts."""
     params: SamplingParams
+    """How its tokens are chosen."""
     prompt_end: Leaf
+    """Where its answer begins."""
     leaf: Leaf
+    """Its end so far."""
 
     @property
     def num_written(self) -> int:
+        """Tokens of the answer so far."""
         return len(self.leaf.slots) - len(self.prompt_end.slots)
 
 
@@ -58,7 +63,7 @@ class TextWriter:
         self._requests = requests
         self._forest = TextForest(engine)
         self._rng = np.random.default_rng(seed)
-        self._texts: list[_Text] = []
+        self._texts: list[WrittenText] = []
         self._num_texts = 0
 
     @property
@@ -73,24 +78,44 @@ class TextWriter:
         There are fewer of all if the caches would not hold MIN_STEPS tokens of each. Raises OptionError if the first
         prompt leaves no room for an answer.
         """
+        self.begin_with({SamplingParams(temperature=temperature): count for temperature, count in num_texts.items()})
+
+    def begin_with(self, num_texts: Mapping[SamplingParams, int]) -> None:
+        """The same for any sampling choices."""
         self._forest.clear()
         leaves = self._forest.add_prompts(self._fitting_prompts(max(num_texts.values())))
         share = min(1.0, self._forest.num_free / (MIN_STEPS * sum(num_texts.values())))
         self._texts = []
-        for temperature, wanted in num_texts.items():
-            params, count = SamplingParams(temperature=temperature), max(1, int(share * wanted))
+        for params, wanted in num_texts.items():
+            count = max(1, int(share * wanted))
             count = min(count, len(leaves)) if params.is_greedy else count
             self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(count)]
 
     def step(self) -> list[ForcedPosition]:
         """The next token of every text, and each one's position; empty when no text can grow."""
-        limit, texts = self._opened.plan.context_tokens, self._texts
-        if not texts or self._forest.num_free < len(texts):
-            return []
-        self._texts, positions, tokens, growing = [], [], list[NewToken](), list[_Text]()
-        for text, target_row, draft_row in self._rows(texts):
+        positions, tokens = list[ForcedPosition](), list[int]()
+        for text, target_row, draft_row in self.rows():
             position, token_id = self._judge(text, target_row, draft_row)
             positions.append(position)
+            tokens.append(token_id)
+        self.grow(tokens)
+        return positions
+
+    def rows(self) -> Iterator[tuple[WrittenText, Floats, Floats]]:
+        """Each text with the target's and the draft's logits (V,) after it; none when no text can grow.
+
+        A few rows of the vocabulary are held at a time. Then `grow` is to be called.
+        """
+        if self._texts and self._forest.num_free >= len(self._texts):
+            yield from self._rows(self._texts)
+
+    def grow(self, token_ids: Sequence[int]) -> None:
+        """Go on with one token of each text that `rows` gave, in its order."""
+        if not token_ids:
+            return
+        limit, texts = self._opened.plan.context_tokens, self._texts
+        self._texts, tokens, growing = [], list[NewToken](), list[WrittenText]()
+        for text, token_id in zip(texts, token_ids, strict=True):
             is_ended = token_id in self._opened.session.end_token_ids or len(text.leaf.slots) + 1 >= limit
             if not is_ended and text.num_written + 1 < MAX_TEXT_TOKENS:
                 tokens.append(NewToken(token_id, text.leaf.slots))
@@ -100,7 +125,6 @@ class TextWriter:
         for text, leaf in zip(growing, self._forest.add(tokens) if tokens else [], strict=True):
             text.leaf = leaf
         self._texts += growing
-        return positions
 
     def _fitting_prompts(self, wanted: int) -> list[list[int]]:
         limit, session = self._opened.plan.context_tokens, self._opened.session
@@ -117,12 +141,11 @@ class TextWriter:
                 prompts.append(prompt)
         return prompts
 
-    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> _Text:
+    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> WrittenText:
         self._num_texts += 1
-        return _Text(self._num_texts, params, prompt_end, prompt_end)
+        return WrittenText(self._num_texts, params, prompt_end, prompt_end)
 
-    def _rows(self, texts: Sequence[_Text]) -> Iterator[tuple[_Text, Floats, Floats]]:
-        """Each text with both models' logits (V,) after it; a few rows of the vocabulary are held at a time."""
+    def _rows(self, texts: Sequence[WrittenText]) -> Iterator[tuple[WrittenText, Floats, Floats]]:
         target = self._opened.session.engine.target
         for start in range(0, len(texts), _ROWS_AT_ONCE):
             some = texts[start : start + _ROWS_AT_ONCE]
@@ -131,7 +154,7 @@ class TextWriter:
             rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
             yield from zip(some, *rows, strict=True)
 
-    def _judge(self, text: _Text, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
+    def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
         """What verification would do after `text`, and the token that the target goes on with."""
         num_ranks = min(NUM_RANKS, len(draft_row))
         if text.params.is_greedy:

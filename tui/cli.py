@@ -37,6 +37,7 @@ from tui.plan_command import plan
 from tui.prepare_command import prepare
 from tui.ratio_command import ratio
 from tui.report import RunProgress, progress_console
+from tui.robustness_command import robustness
 from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
 from tui.validate_command import validate
@@ -59,6 +60,7 @@ app.command()(prepare)
 app.command()(plan)
 bench_app.command()(perplexity)
 bench_app.command()(ratio)
+bench_app.command()(robustness)
 bench_app.command()(validate)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
