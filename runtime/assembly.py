@@ -159,7 +159,13 @@ class _Load:
         streamer, link = self._path.open(placement)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
-        engine = Engine(model, drafter, self._planner(placement, link), context_tokens=plan.context_tokens)
+        engine = Engine(
+            model,
+            drafter,
+            self._planner(placement, link),
+            context_tokens=plan.context_tokens,
+            num_graft_nodes=self._config.num_graft_nodes,
+        )
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
         start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
         notes = (*self._path.notes(placement), *self._profile_notes, *start_notes)

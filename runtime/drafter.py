@@ -121,7 +121,10 @@ class Drafter:
         return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest."""
+        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.
+
+        Nodes that are none of the grown tree's, -1, were not run.
+        """
         slots = [self._slots[node] for node in path[1:] if node in self._slots]
         self._model.cache.compact(self._num_committed, slots)
         self._num_committed += len(slots)

@@ -1,7 +1,8 @@
 """The round loop: grow a tree of drafts, verify it in one streamed pass, keep the accepted path (Sequoia, section 3).
 
-A generator of events. The text so far and both caches agree whenever an event is yielded; closing the generator at
-any event, or an error in any pass, rolls both caches back to the last commit. Knows token ids, no strings.
+Continuations that the text itself holds are grafted onto the tree where that is wanted. A generator of events: the text
+so far and both caches agree whenever an event is yielded; closing the generator at any event, or an error in any pass,
+rolls both caches back to the last commit. Knows token ids, no strings.
 """
 
 import time
@@ -18,13 +19,16 @@ from runtime.engine_config import PREFILL_CHUNK_TOKENS as PREFILL_CHUNK_TOKENS
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
-from runtime.planner import TreePlanner
+from runtime.planner import MAX_LEVELS, TreePlanner
 from runtime.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor
+from runtime.speculation.lookup_branches import lookup_branches
+from runtime.speculation.ngram_lookup import NgramIndex
 from runtime.speculation.scheme import AdjustedRows, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.tree_grafting import GraftedTree, graft
 from runtime.speculation.verifier import Verdict, verify
 
 
@@ -59,6 +63,10 @@ class Engine:
     """The text may not grow beyond this many tokens."""
     text: list[int] = field(default_factory=list)
     """Prompt and accepted tokens; its last token is the next root."""
+    num_graft_nodes: int = 0
+    """Nodes that looked-up branches may add to a tree of drafts; 0 looks nothing up."""
+    index: NgramIndex = field(default_factory=NgramIndex)
+    """The text, where branches are looked up; empty where none are."""
     num_committed: int = 0
     """Tokens of the text whose keys and values the target holds."""
     bytes_streamed: int = 0
@@ -81,19 +89,22 @@ class Engine:
                 yield from self._prefill()
                 while (room := self.context_tokens - len(self.text)) > 0:
                     topology = self.planner.topology(max_levels=room)
-                    yield from self._round(topology, choosing)
+                    yield from self._round(topology, choosing, max_levels=room)
         finally:
             self.roll_back()
 
-    def _round(self, topology: TreeTopology, choosing: _Choosing) -> Iterator[Event]:
+    def _round(self, topology: TreeTopology, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
         begun = time.perf_counter()
-        tree = yield from self._draft(topology, choosing)
+        drawn = yield from self._draft(topology, choosing)
+        grafted = self._graft(drawn, max_levels=max_levels)
+        tree = grafted.tree
         drafted = time.perf_counter()
         logits = self._verify_pass(tree)
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
-        num_pass_tokens = len(self.text) - self.num_committed + topology.num_nodes - 1
-        self._commit(tree, verdict)
+        num_pass_tokens = len(self.text) - self.num_committed + tree.topology.num_nodes - 1
+        self._commit(grafted, verdict)
         choosing.processor.accept(verdict.emitted_token_ids(tree))
+        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
         observation = RoundObservation(
             num_pass_tokens=num_pass_tokens,
             num_nodes=tree.topology.num_nodes,
@@ -102,8 +113,9 @@ class Engine:
             verify_seconds=time.perf_counter() - drafted,
             draft_steps=tuple(self.drafter.step_seconds) if self.drafter is not None else (),
             statistics=self.target.last_pass,
-            accepted_ranks=verdict.accepted_ranks,
-            num_children=verdict.num_children,
+            accepted_ranks=accepted_ranks,
+            num_children=num_children,
+            num_grafted=grafted.num_grafted,
         )
         self.planner.observe(observation)
         yield observation.to_event()
@@ -132,6 +144,20 @@ class Engine:
             yield step
         raise AssertionError("the drafter ends with a tree")
 
+    def _graft(self, tree: TokenTree, *, max_levels: int) -> GraftedTree:
+        """The tree with the branches that were found, as far as caches, logits and context have room for them.
+
+        A root alone stays so: it was chosen because every node costs more than it brings.
+        """
+        if not self.num_graft_nodes or tree.topology.num_nodes == 1:
+            return GraftedTree.without_grafts(tree)
+        return graft(
+            tree,
+            lookup_branches(self.index, tree),
+            max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
+            max_levels=min(max_levels, MAX_LEVELS),
+        )
+
     def _verify_pass(self, tree: TokenTree) -> LazyLogits:
         """One pass over what the target has not seen of the text, and the tree."""
         hidden = self._run_target(verify_input(self.text, tree, num_cached=self.num_committed))
@@ -142,13 +168,16 @@ class Engine:
         self.bytes_streamed += self.target.last_pass.bytes_streamed
         return hidden
 
-    def _commit(self, tree: TokenTree, verdict: Verdict) -> None:
+    def _commit(self, grafted: GraftedTree, verdict: Verdict) -> None:
         root_slot = len(self.text) - 1
         self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path])
         self.num_committed = root_slot + len(verdict.path)
         if self.drafter is not None:
-            self.drafter.commit(verdict.path)
-        self.text += verdict.emitted_token_ids(tree)
+            self.drafter.commit(grafted.drawn_path(verdict.path))
+        emitted = verdict.emitted_token_ids(grafted.tree)
+        self.text += emitted
+        if self.num_graft_nodes:
+            self.index.extend(emitted)
 
     def set_text(self, prompt: Sequence[int]) -> None:
         """Make `prompt` the text; what both caches hold of a common prefix is kept."""
@@ -159,10 +188,13 @@ class Engine:
             num_common += 1
         self.truncate(min(num_common, len(prompt) - 1))
         self.text = list(prompt)
+        if self.num_graft_nodes:
+            self.index.follow(self.text)
 
     def truncate(self, num_tokens: int) -> None:
         """Shorten the text, and both caches with it."""
         del self.text[num_tokens:]
+        self.index.truncate(num_tokens)
         self.num_committed = min(self.num_committed, num_tokens)
         self.roll_back()
 

@@ -17,6 +17,7 @@ from runtime.errors import OptionError
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
+Lookup = Literal["on", "off"]
 
 MAX_TREE_NODES = 4096
 PREFILL_CHUNK_TOKENS = 256
@@ -26,6 +27,8 @@ DEFAULT_MAX_NODES = 256
 """Largest tree that `auto` considers on a processor: a larger one computes longer than any disk reads."""
 ACCELERATOR_MAX_NODES = 1024
 """The same on an accelerator, where a pass over so many nodes is still shorter than its copies (Sequoia, section 4)."""
+MAX_GRAFTED_NODES = 32
+"""Nodes that looked-up branches may add to a tree; every cache keeps room for them where they are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,9 @@ class EngineConfig:
     """How a draft's layers are held: `int8` rows, `nf4`, `stored` as in its files, or `auto`, the fastest measured."""
     share_layers: bool = False
     """Whether a substitute draft uses the target's resident layers as they are instead of a copy of its own."""
+    lookup: Lookup = "off"
+    """`on` adds what once followed in the text itself to the draft's trees. The commands that answer prompts have it
+    on; those that measure count and time the draft's own trees."""
     tree: str = "auto"
     """`auto`, or nodes x levels as in `64x10`; both count the root."""
     device: str = "auto"
@@ -78,6 +84,7 @@ class EngineConfig:
             ("compute_dtype", self.compute_dtype, ComputeDtype),
             ("io", self.io, ReadPath),
             ("draft_format", self.draft_format, DraftFormat),
+            ("lookup", self.lookup, Lookup),
         )
         for name, found, allowed in choices:
             if found not in get_args(allowed):
@@ -100,6 +107,11 @@ class EngineConfig:
     def is_plain(self) -> bool:
         """Whether there is no draft, so that every pass emits one token."""
         return self.draft == "none"
+
+    @property
+    def num_graft_nodes(self) -> int:
+        """Nodes that may be added to any tree of drafts."""
+        return 0 if self.is_plain or self.lookup == "off" else MAX_GRAFTED_NODES
 
     @property
     def tree_shape(self) -> tuple[int, int] | None:

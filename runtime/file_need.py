@@ -45,6 +45,7 @@ def need_of_files(
         logits_bytes=logits_bytes,
         scratch_bytes=2 * scratch_bytes(compute_dtype, device),
         num_slots=config.ring_slots,
+        num_graft_nodes=config.num_graft_nodes,
     )
 
 

@@ -71,6 +71,8 @@ class MemoryNeed:
     """Where narrow weights are widened."""
     num_slots: int = 2
     """Slots of the ring."""
+    num_graft_nodes: int = 0
+    """Nodes that may be added to the largest tree."""
     file_bytes: int = 0
     """Disk that files still to be downloaded or written will take."""
 
@@ -82,7 +84,7 @@ class MemoryNeed:
     @property
     def capacity_tokens(self) -> int:
         """Tokens that the caches have room for: the context and one tree."""
-        return self.context_tokens + self.max_nodes
+        return self.context_tokens + self.max_nodes + self.num_graft_nodes
 
     @property
     def ring_bytes(self) -> int:
@@ -112,7 +114,7 @@ class MemoryNeed:
     def fixed_entries(self, residents: Iterable[int] = ()) -> tuple[MemoryEntry, ...]:
         """What stays on the device besides decoder layers and ring, by name; `residents` are layers there."""
         cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
-        pass_tokens = min(self.prefill_tokens + self.max_nodes, self.capacity_tokens)
+        pass_tokens = min(self.prefill_tokens + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
         entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
         if self.draft is not None:
             num_bytes = self.draft.num_bytes - self.shared_bytes(residents)
@@ -138,7 +140,7 @@ class MemoryNeed:
 
     def without_draft(self) -> "MemoryNeed":
         """The same, plain."""
-        return replace(self, draft=None, max_nodes=1)
+        return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
 
     def with_draft_bytes(self, num_bytes: int) -> "MemoryNeed":
         """The same with a draft whose weights take `num_bytes`."""

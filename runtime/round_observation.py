@@ -25,9 +25,12 @@ class RoundObservation:
     statistics: PassStatistics
     """What the pass says of itself."""
     accepted_ranks: tuple[int, ...] = ()
-    """For each accepted node, from the root down, the rank of the child that was accepted; 0 if none was."""
+    """For each accepted node of the draft's, from the root down, the rank of the child that was accepted; 0 if none of
+    the draft's was."""
     num_children: tuple[int, ...] = ()
-    """For each accepted node how many children stood for acceptance."""
+    """For each of these nodes how many children of the draft's stood for acceptance."""
+    num_grafted: int = 0
+    """Nodes of the tree that are not the draft's."""
 
     @property
     def overhead_seconds(self) -> float:

@@ -52,7 +52,7 @@ class SessionPlan:
     context_tokens: int
     """Most tokens of prompt and answer."""
     max_nodes: int
-    """Largest tree."""
+    """Largest tree of drafts; what `config` lets be added to it comes on top."""
     residency: ResidencyPlan
     """A tier for every layer of the target."""
     host_budget_bytes: int
@@ -72,7 +72,7 @@ class SessionPlan:
     @property
     def capacity(self) -> int:
         """Slots of the caches: the context and one tree."""
-        return self.context_tokens + self.max_nodes
+        return self.context_tokens + self.max_nodes + self.config.num_graft_nodes
 
     @property
     def is_host(self) -> bool:

@@ -32,7 +32,8 @@ def test_every_engine_choice_can_be_made_on_the_command_line():
         io="buffered",
         reader_threads=2,
     )
-    config = engine.to_config(DraftOptions(draft="d", tree="64x10", draft_format="stored", share_layers=True))
+    drafting = DraftOptions(draft="d", tree="64x10", draft_format="stored", share_layers=True)
+    config = AnswerOptions().applied_to(engine.to_config(drafting))
     default = EngineConfig()
     for field in dataclasses.fields(EngineConfig):
         assert getattr(config, field.name) != getattr(default, field.name), field.name
@@ -64,6 +65,13 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
     default = SamplingParams()
     for field in dataclasses.fields(SamplingParams):
         assert getattr(params, field.name) != getattr(default, field.name), field.name
+
+
+def test_answers_look_up_unless_they_are_told_not_to():
+    assert AnswerOptions().applied_to(EngineConfig()).lookup == "on"
+    assert AnswerOptions(lookup="off").applied_to(EngineConfig()) == EngineConfig()
+    with pytest.raises(OptionError, match="lookup is 'maybe'; it must be one of on, off"):
+        AnswerOptions(lookup="maybe").applied_to(EngineConfig())
 
 
 def test_a_memory_budget_that_is_none_names_its_option():

@@ -67,6 +67,14 @@ def test_drafting_goes_on_correctly_behind_an_accepted_path(drafter: Drafter, fo
     assert drafter.step_seconds[0][0] == 2
 
 
+def test_accepted_nodes_that_are_not_its_own_are_fed_with_the_next_root(drafter: Drafter, folder: Path) -> None:
+    tree = grown(drafter, TEXT, SamplingParams())
+    drafter.commit([0, 1, -1, -1])
+    assert drafter.num_committed == len(TEXT) + 1
+    text = [*TEXT, int(tree.token_ids[1]), 50, 51, 60]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
 def test_rejecting_everything_leaves_only_the_text(drafter: Drafter, folder: Path) -> None:
     grown(drafter, TEXT, SamplingParams())
     drafter.commit([0])

@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.engine_config import EngineConfig, parse_memory, parse_tree
+from runtime.engine_config import MAX_GRAFTED_NODES, EngineConfig, parse_memory, parse_tree
 from runtime.errors import OptionError
 
 
@@ -61,6 +61,7 @@ def test_a_tree_that_cannot_be_is_refused_by_name(text):
         ({"link": "1GB/s", "disk_link": "fast"}, "disk_link: "),
         ({"disk_link": "1GB/s"}, "disk_link has no link in front of it"),
         ({"io": "mmap"}, "io is 'mmap'"),
+        ({"lookup": "maybe"}, "lookup is 'maybe'; it must be one of on, off"),
         ({"target": " "}, "target is empty"),
         ({"draft": ""}, "draft is empty"),
         ({"link": "25 parsecs"}, "link: "),
@@ -69,6 +70,12 @@ def test_a_tree_that_cannot_be_is_refused_by_name(text):
 def test_a_value_outside_its_range_is_named(changes, named):
     with pytest.raises(OptionError, match=named):
         EngineConfig(**changes)
+
+
+def test_only_trees_of_drafts_get_looked_up_nodes():
+    assert EngineConfig().num_graft_nodes == 0
+    assert EngineConfig(lookup="on").num_graft_nodes == MAX_GRAFTED_NODES
+    assert EngineConfig(lookup="on", draft="none").num_graft_nodes == 0
 
 
 def test_host_memory_may_be_nothing():

@@ -14,8 +14,8 @@ Paths = list[tuple[int, ...]]
 
 
 def drawn_tree() -> TokenTree:
-    """Root 9 with children 4, 5; below 5 the chain 6, 7."""
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 1, 1, 0]), root_token_id=9)
+    """Root 9 at position 20 with children 4, 5; below 5 the chain 6, 7."""
+    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 1, 1, 0]), root_token_id=9, root_position=20)
     tree.set_children(0, token_ids=[4, 5], draft_probs=np.float32([0, 0]))
     tree.set_children(2, token_ids=[6], draft_probs=np.float32([2, 2]))
     tree.set_children(3, token_ids=[7], draft_probs=np.float32([3, 3]))
@@ -98,6 +98,24 @@ def test_a_branch_above_a_drawn_level_moves_its_nodes() -> None:
     assert grafted.tree.token_ids.tolist() == [9, 4, 5, 2, 3, 6, 2, 7]
     assert grafted.drawn_nodes.tolist() == [0, 1, 2, -1, -1, 3, -1, 4]
     assert sorted(grafted.tree.draft_probs) == [0, 2, 5]
+
+
+def test_what_belongs_to_the_drawn_tree_is_carried_over() -> None:
+    """Without the root's position the noise of a coupled scheme would be another one."""
+    tree = drawn_tree()
+    tree.drawn[0] = range(1, 2)
+    grafted = graft(tree, [Branch(1, (3,)), Branch(0, (2, 2))], max_nodes=99, max_levels=99)
+    assert grafted.tree.root_position == 20
+    assert grafted.tree.drawn == {0: range(1, 2), 2: range(1), 5: range(1)}
+
+
+def test_an_accepted_path_says_of_the_draft_only_what_it_drew() -> None:
+    grafted = graft(drawn_tree(), [Branch(1, (3,)), Branch(0, (2, 2))], max_nodes=99, max_levels=99)
+    assert grafted.drawn_path([0, 2, 5, 7]) == [0, 2, 3, 4]
+    assert grafted.drawn_ranks([0, 2, 5, 7], [2, 1, 1, 0]) == ((2, 1, 1, 0), (2, 1, 1, 0))
+    assert grafted.drawn_path([0, 3, 6]) == [0, -1, -1]
+    assert grafted.drawn_ranks([0, 3, 6], [3, 1, 0]) == ((0,), (2,)), "the third child was nobody's draw"
+    assert grafted.drawn_ranks([0, 1, 4], [1, 1, 0]) == ((1, 0), (2, 0))
 
 
 def test_branches_share_each_others_nodes() -> None:

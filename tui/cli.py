@@ -100,7 +100,7 @@ def run(
 ) -> int:
     """Answer a prompt file; results are JSON lines, in order."""
     items = read_prompts(prompts, answers.to_params(), system=answers.system, is_raw=answers.raw)
-    config = engine.to_config(drafting)
+    config = answers.applied_to(engine.to_config(drafting))
     console = progress_console(is_quiet=destination.quiet)
     num_errors = 0
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def compare(
     quiet: Quiet = False,
 ) -> int:
     """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare."""
-    config = engine.to_config(drafting)
+    config = answers.applied_to(engine.to_config(drafting))
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     path = example_prompts() if prompts is None else prompts

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from runtime.engine_config import ComputeDtype, DraftFormat, EngineConfig, ReadPath, parse_memory
+from runtime.engine_config import ComputeDtype, DraftFormat, EngineConfig, Lookup, ReadPath, parse_memory
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 
@@ -211,6 +211,13 @@ class AnswerOptions:
             rich_help_panel=_ANSWERS,
         ),
     ] = "auto"
+    lookup: Annotated[
+        str,
+        typer.Option(
+            help="Also propose what followed earlier in the text itself: on or off.",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = "on"
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End before this text; may be given again.", show_default="none", rich_help_panel=_ANSWERS),
@@ -222,6 +229,10 @@ class AnswerOptions:
     raw: Annotated[
         bool, typer.Option("--raw", help="Send prompts as they are, without chat template.", rich_help_panel=_ANSWERS)
     ] = False
+
+    def applied_to(self, config: EngineConfig) -> EngineConfig:
+        """The config with what the answers want of the engine, checked; raises OptionError."""
+        return dataclasses.replace(config, lookup=cast(Lookup, self.lookup))
 
     def to_params(self) -> SamplingParams:
         """The sampling choices, checked; raises OptionError."""

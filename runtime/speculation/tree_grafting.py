@@ -8,7 +8,7 @@ verification against a draft that is sure of x, so it is exact whatever the bran
 on what the target draws in this round. Following the target's own token needs no such care.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -51,6 +51,22 @@ class GraftedTree:
         """How many of the children of `node`, the first ones, were drawn."""
         children = self.tree.topology.children(node)
         return int(np.count_nonzero(self.drawn_nodes[children.start : children.stop] >= 0))
+
+    def drawn_path(self, path: Sequence[int]) -> list[int]:
+        """The drawn tree's own numbers of these nodes, -1 for grafted ones."""
+        drawn: list[int] = self.drawn_nodes[list(path)].tolist()
+        return drawn
+
+    def drawn_ranks(self, path: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """For each drawn node of an accepted path its accepted child's rank, 0 if that was not drawn or none was, and
+        its number of drawn children.
+
+        `ranks` are those of the accepted children, grafted ones included: only what the draft proposed is left in.
+        """
+        drawn = [node for node in path if self.drawn_nodes[node] >= 0]
+        counts = tuple(map(self.num_drawn_children, drawn))
+        own = zip(ranks[: len(drawn)], counts, strict=True)  # no drawn node stands below a grafted one
+        return tuple(rank if rank <= count else 0 for rank, count in own), counts
 
 
 def graft(tree: TokenTree, branches: Iterable[Branch], *, max_nodes: int, max_levels: int) -> GraftedTree:
@@ -111,9 +127,9 @@ class _Growth:
         drawn_nodes = np.array(order, dtype=np.int64)
         token_ids = np.array(self._token_ids, dtype=np.int64)[drawn_nodes]
         drawn_nodes[drawn_nodes >= self._tree.topology.num_nodes] = -1
-        draft_probs = {
-            node: self._tree.draft_probs[drawn]
-            for node, drawn in enumerate(drawn_nodes.tolist())
-            if drawn in self._tree.draft_probs
-        }
-        return GraftedTree(TokenTree(TreeTopology(np.array(parents)), token_ids, draft_probs), drawn_nodes)
+        tree = TokenTree(TreeTopology(np.array(parents)), token_ids, root_position=self._tree.root_position)
+        for node, drawn in enumerate(drawn_nodes.tolist()):
+            if drawn in self._tree.draft_probs:
+                tree.draft_probs[node] = self._tree.draft_probs[drawn]
+                tree.drawn[node] = self._tree.drawn[drawn]  # grafted siblings stand behind, so the places are the same
+        return GraftedTree(tree, drawn_nodes)
