@@ -116,6 +116,8 @@ def test_the_thread_that_feeds_a_link_may_die(
         answer(opened, ASKED)
 
         def die() -> None:
+            if not link._queue:  # a thread that dies while nobody waits is replaced, and no answer is lost
+                return
             monkeypatch.delattr(link, "_send")
             raise Dies("shot")
 
