@@ -117,7 +117,8 @@ class CalibrationScope:
     greedy_per_sampled: int = 2
     """Greedy texts for each text of another temperature: their trees are the deepest, and most code is greedy."""
     min_text_steps: int = 32
-    """More texts are written at a time as long as all of them get so many tokens: texts differ more than positions."""
+    """More texts are written at a time as long as all of them get so many tokens: texts differ more than positions, but
+    answers begin easier than they go on, so that short ones promise too much."""
     needed_positions: int = 0
     """Where time is too short for so many of each temperature, the coolest gets all of it; 0: they always share it."""
     repeat_seconds: float = 1.5
@@ -172,4 +173,4 @@ THOROUGH = CalibrationScope(
     overlap_share=0.12,
     texts_share=0.60,
 )
-"""Ten minutes at most, most of them for texts: what standard errors of a prediction shrink with is their number."""
+"""Ten minutes at most, most of them for texts: predictions get better with their number, once they are long enough."""
