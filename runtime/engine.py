@@ -29,7 +29,7 @@ from runtime.speculation.scheme import AdjustedRows, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_grafting import GraftedTree, graft
-from runtime.speculation.verifier import Verdict, verify
+from runtime.speculation.verifier import verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,9 @@ class Engine:
         logits = self._verify_pass(tree)
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
         num_pass_tokens = len(self.text) - self.num_committed + tree.topology.num_nodes - 1
-        self._commit(grafted, verdict)
-        choosing.processor.accept(verdict.emitted_token_ids(tree))
+        emitted = verdict.emitted_token_ids(tree)
+        self._commit(grafted, verdict.path, emitted)
+        choosing.processor.accept(emitted)
         accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
         observation = RoundObservation(
             num_pass_tokens=num_pass_tokens,
@@ -119,7 +120,7 @@ class Engine:
         )
         self.planner.observe(observation)
         yield observation.to_event()
-        yield TokensAccepted(token_ids=tuple(verdict.emitted_token_ids(tree)))
+        yield TokensAccepted(token_ids=tuple(emitted))
 
     def _prefill(self) -> Iterator[Event]:
         """Run all of the prompt but its last chunk, which shares the first round's pass."""
@@ -168,13 +169,13 @@ class Engine:
         self.bytes_streamed += self.target.last_pass.bytes_streamed
         return hidden
 
-    def _commit(self, grafted: GraftedTree, verdict: Verdict) -> None:
+    def _commit(self, grafted: GraftedTree, path: Sequence[int], emitted: Sequence[int]) -> None:
+        """Keep the accepted path in both caches, and make what the round emitted part of the text."""
         root_slot = len(self.text) - 1
-        self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path])
-        self.num_committed = root_slot + len(verdict.path)
+        self.target.cache.compact(root_slot, [root_slot + node for node in path])
+        self.num_committed = root_slot + len(path)
         if self.drafter is not None:
-            self.drafter.commit(grafted.drawn_path(verdict.path))
-        emitted = verdict.emitted_token_ids(grafted.tree)
+            self.drafter.commit(grafted.drawn_path(path))
         self.text += emitted
         if self.num_graft_nodes:
             self.index.extend(emitted)

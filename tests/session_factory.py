@@ -24,6 +24,15 @@ def save_tiny_folder(folder: Path, kind: str = "llama", *, seed: int = 0, dtype:
     return save_tiny_tokenizer(folder)
 
 
+def save_target_and_drafts(root: Path) -> dict[str, Path]:
+    """A target, the same target again as a perfect draft, and an unrelated draft."""
+    return {
+        "target": save_tiny_folder(root / "target"),
+        "perfect": save_tiny_folder(root / "perfect"),
+        "unrelated": save_tiny_folder(root / "unrelated", "qwen2", seed=9),
+    }
+
+
 @contextmanager
 def open_tiny(
     target: Path,

@@ -1,9 +1,9 @@
 """Checks that need the simulated device run in a process of their own, once, and report by name.
 
 Registering a backend changes a process for good, so the tests' own process stays without one. A file of checks makes a
-`SimChecks` by the name of CHECKS and marks its functions with `check`; the fixture `sim_failures` tells which failed.
-Such a process takes seconds to start, so the files of one test run that ask for the same surroundings share one. A file
-that is executed itself runs its own checks, or those named.
+`SimChecks` by the name of CHECKS, marks its functions with `check`, and makes tests of them with `as_test`. Such a
+process takes seconds to start, so the files of one test run that ask for the same surroundings share one. A file that
+is executed itself runs its own checks, or those named.
 """
 
 import faulthandler
@@ -42,6 +42,16 @@ class SimChecks(dict[str, Callable[[], None]]):
         """Name a function as one of the checks that run in the other process."""
         self[function.__name__] = function
         return function
+
+    def as_test(self) -> Callable[[str, dict[str, str]], None]:
+        """One test for each check; ask for it when all of them are named."""
+
+        @needs_compiler
+        @pytest.mark.parametrize("name", self)
+        def test(name: str, sim_failures: dict[str, str]) -> None:
+            assert name not in sim_failures, sim_failures[name]
+
+        return test
 
     def run(self, names: Sequence[str] = ()) -> None:
         """Run them (or those named) in this process; the last line of stdout says what went wrong in which."""

@@ -56,15 +56,6 @@ NUM_CONTEXT = 14
 PARENTS = (-1, 0, 0, 1, 1, 2, 3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small gain nothing from threads, and lose seconds each where other processes use the cores."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def settings(family: str) -> tuple[str, dict]:
     return family.split()[0], FAMILIES[family]
 
@@ -234,6 +225,10 @@ def test_the_three_steps_are_what_open_decoder_does(tmp_path):
     parts = inspect_decoder(model, checkpoint)
     assert parts.model is model and parts.num_layers == 4
     assert parts.layers is model.get_submodule(parts.layers_name)
+    whole = open_decoder(checkpoint, dtype=torch.float16)
+    assert whole.model.dtype == model.dtype and str(whole.model) == str(model)
+    for name in ("decoder_prefix", "layers_name", "layer_windows", "layer_tensors", "other_tensors", "tied"):
+        assert getattr(whole, name) == getattr(parts, name)
 
 
 def test_max_positions_is_what_the_configuration_says():

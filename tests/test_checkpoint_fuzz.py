@@ -72,14 +72,6 @@ EXTRA_SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def damage_bytes(raw: bytes, source: random.Random) -> bytes:
     damaged = bytearray(raw)
     for _ in range(source.choice((1, 1, 2, 8))):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from model_factory import save_tiny_model
-from session_factory import open_tiny, save_tiny_folder
+from session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
 from runtime.assembly import OpenSession
@@ -24,13 +24,7 @@ TIE = 1e-4
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A target, the same target again as a perfect draft, and an unrelated draft."""
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "target": save_tiny_folder(root / "target"),
-        "perfect": save_tiny_folder(root / "perfect"),
-        "unrelated": save_tiny_folder(root / "unrelated", "qwen2", seed=9),
-    }
+    return save_target_and_drafts(tmp_path_factory.mktemp("models"))
 
 
 def greedy_reference(folder: Path, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:

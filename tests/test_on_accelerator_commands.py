@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from unittest import mock
 
-import pytest
 import simulated_device as sim
 from accelerator_sessions import (
     DEVICE,
@@ -19,7 +18,7 @@ from accelerator_sessions import (
     quick_sessions,
     scratch,
 )
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 
 from tui import calibrate_command, cli
 
@@ -94,10 +93,7 @@ def a_calibration_measures_the_device() -> None:
     assert len(list(state.glob("*.json"))) == 2
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

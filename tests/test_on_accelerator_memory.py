@@ -26,7 +26,7 @@ from accelerator_sessions import (
     wide_folder,
 )
 from session_factory import answer, request
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 
 from offload.errors import BudgetError
 from runtime.assembly import OpenSession, load_session, open_session, plan_memory
@@ -185,10 +185,7 @@ def a_load_may_be_closed_at_every_step() -> None:
     gc.collect()
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import pytest
 import simulated_device as sim
 import torch
 from accelerator_sessions import (
@@ -23,7 +22,7 @@ from accelerator_sessions import (
     wide_folder,
 )
 from session_factory import answer, request
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 
 from offload.accelerator_copy_engine import TorchAccelerator
 from offload.errors import OverstoryError
@@ -154,10 +153,7 @@ CHECKS["a_layer_that_computes_too_early_is_a_hazard"] = functools.partial(
 CHECKS["a_copy_that_begins_too_early_is_a_hazard"] = functools.partial(missing_wait_is_a_hazard, _CopiesTooEarly, 0.002)
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

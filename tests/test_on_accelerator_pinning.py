@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-import pytest
 import simulated_device as sim
 import torch
 from accelerator_sessions import (
@@ -28,7 +27,7 @@ from accelerator_sessions import (
 )
 from quantized_factory import save_quantized_folder
 from session_factory import answer
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 
 from offload import pinned_memory
 from offload.copy_engine import HostSource
@@ -167,10 +166,7 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
             assert answer_under_watch(opened) == cpu_text(folder)
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

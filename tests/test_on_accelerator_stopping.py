@@ -21,7 +21,7 @@ from accelerator_sessions import (
     wide_folder,
 )
 from session_factory import answer, request
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 from soak_driver import soak
 
 from offload.errors import PassCancelledError
@@ -101,10 +101,7 @@ for _tiers, _number in zip(FEW_TIERS, (100, 200), strict=True):
     CHECKS[f"soak_leaves_nothing_behind: {_tiers}"] = functools.partial(soak_leaves_nothing_behind, _tiers, _number)
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import gc
 import sys
 from typing import Any
 
-import pytest
 import torch
 from accelerator_sessions import (
     ASKED,
@@ -23,7 +22,7 @@ from accelerator_sessions import (
 )
 from quantized_factory import save_quantized_folder
 from session_factory import answer
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 
 from offload.accelerator_copy_engine import AcceleratorCopyEngine
 
@@ -129,10 +128,7 @@ def the_second_device_is_used_alone() -> None:
         assert torch.accelerator.current_device_index() == 0
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_accelerator(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_on_accelerator = CHECKS.as_test()
 
 
 if __name__ == "__main__":

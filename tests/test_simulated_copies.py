@@ -4,11 +4,10 @@ import sys
 import time
 from collections.abc import Callable
 
-import pytest
 import simulated_device as sim
 import torch
 import torch.nn.functional as F
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 from simulated_memory import MIB, link_speed, pinned, slot_of
 
 CHECKS = SimChecks(__file__)
@@ -236,10 +235,7 @@ def parts_of_a_slot_are_told_apart() -> None:
     torch.accelerator.synchronize()
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_simulated_device(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_simulated_device = CHECKS.as_test()
 
 
 if __name__ == "__main__":

@@ -145,10 +145,7 @@ def waiting_is_counted() -> None:
     assert sim.num_blocking_reads() == 5
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_simulated_device(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_simulated_device = CHECKS.as_test()
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import simulated_device as sim
 import torch
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 from simulated_memory import MIB, link_speed, pinned, slot_of
 
 CHECKS = SimChecks(__file__)
@@ -192,10 +192,7 @@ def unregistering_under_a_copy_is_reported() -> None:
     torch.accelerator.synchronize()
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_simulated_device(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_simulated_device = CHECKS.as_test()
 
 
 if __name__ == "__main__":

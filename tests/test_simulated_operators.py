@@ -10,7 +10,7 @@ import pytest
 import simulated_device as sim
 import torch
 import torch.nn.functional as F
-from sim_checks import SimChecks, needs_compiler
+from sim_checks import SimChecks
 from transformers import PreTrainedModel
 
 CHECKS = SimChecks(__file__)
@@ -230,10 +230,7 @@ CHECKS |= {f"{kind}_agrees_with_the_cpu": partial(run_model, kind) for kind in (
 CHECKS |= {f"{kind}_runs_in_bfloat16": partial(run_model_in_bfloat16, kind) for kind in ("llama", "qwen2", "gemma3")}
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", CHECKS)
-def test_simulated_device(name, sim_failures):
-    assert name not in sim_failures, sim_failures[name]
+test_simulated_device = CHECKS.as_test()
 
 
 if __name__ == "__main__":

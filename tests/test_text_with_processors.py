@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from session_factory import answer, open_tiny, request, save_tiny_folder
+from session_factory import answer, open_tiny, request, save_target_and_drafts
 from test_token_tree import random_topology
 
 from runtime.assembly import OpenSession
@@ -97,11 +97,7 @@ def test_random_trees_write_the_text_of_plain_decoding(seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "target": save_tiny_folder(root / "target"),
-        "unrelated": save_tiny_folder(root / "unrelated", "qwen2", seed=9),
-    }
+    return save_target_and_drafts(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree, TreeTopology, number_breadth_first
 
 #        0
 #     1  2  3
@@ -113,3 +113,15 @@ def test_a_token_tree_refuses_the_wrong_number_of_tokens() -> None:
         tree.set_children(0, token_ids=[1, 2])
     with pytest.raises(ValueError, match="one per node"):
         TokenTree(TreeTopology.chain(3), np.zeros(2, dtype=np.int64))
+
+
+def test_a_tree_that_grew_in_any_order_is_numbered_breadth_first() -> None:
+    """Grown as 0, its second child 1, that one's child 2, its first child 3, and 4, which is not in the tree."""
+    order, topology = number_breadth_first(
+        np.array([0, 2, 1, 3]),
+        parents=np.array([-1, 0, 1, 0, 3]),
+        depths=np.array([0, 1, 2, 1, 2]),
+        ranks=np.array([0, 5, 1, 2, 1]),
+    )
+    assert order.tolist() == [0, 3, 1, 2]
+    assert topology.parents.tolist() == [-1, 0, 0, 2]

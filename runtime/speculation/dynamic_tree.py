@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree, number_breadth_first
 
 NO_NODES = np.empty(0, dtype=np.int64)
 
@@ -166,17 +166,7 @@ class TreeGrowth:
 
     def finish(self) -> GrownTree:
         """The tree of the N worthiest nodes placed so far, fewer if there are not so many."""
-        numbers = np.zeros(len(self._worths), dtype=np.int64)  # node -> breadth-first number
-        levels, parents = [self._kept[:1]], [np.array([-1])]
-        num_numbered = 1
-        for depth in range(1, int(self._depths[self._kept].max()) + 1):
-            level = self._kept[self._depths[self._kept] == depth]
-            level_parents = numbers[self._parents[level]]
-            order = np.lexsort((self._ranks[level], level_parents))
-            numbers[level[order]] = num_numbered + np.arange(len(level))
-            num_numbered += len(level)
-            levels.append(level[order])
-            parents.append(level_parents[order])
-        nodes = np.concatenate(levels)
-        topology = TreeTopology(np.concatenate(parents))
+        nodes, topology = number_breadth_first(
+            self._kept, parents=self._parents, depths=self._depths, ranks=self._ranks
+        )
         return GrownTree(TokenTree(topology, self._token_ids[nodes]), self._run_index[nodes])

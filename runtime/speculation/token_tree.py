@@ -167,6 +167,28 @@ class TokenTree:
         return token_ids
 
 
+def number_breadth_first(
+    nodes: NDArray[np.int64], *, parents: NDArray[np.int64], depths: NDArray[np.int64], ranks: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], TreeTopology]:
+    """The order (N,) in which a tree numbers `nodes` (N,), the root among them, and its topology.
+
+    `parents`, `depths` and `ranks` (M,) belong to some other numbering, by which nodes and parents are named: the order
+    in which a tree grew, say. Every node's parent is in the tree. Ranks, which order siblings, may have gaps.
+    """
+    numbers = np.zeros(len(parents), dtype=np.int64)  # other number -> breadth-first number
+    order, new_parents = [nodes[depths[nodes] == 0]], [np.array([-1])]
+    num_numbered = 1
+    for depth in range(1, int(depths[nodes].max()) + 1):
+        level = nodes[depths[nodes] == depth]
+        level_parents = numbers[parents[level]]
+        by_parent = np.lexsort((ranks[level], level_parents))
+        numbers[level[by_parent]] = num_numbered + np.arange(len(level))
+        num_numbered += len(level)
+        order.append(level[by_parent])
+        new_parents.append(level_parents[by_parent])
+    return np.concatenate(order), TreeTopology(np.concatenate(new_parents))
+
+
 def _check_breadth_first(parents: NDArray[np.int64]) -> None:
     if parents.ndim != 1 or not len(parents) or parents[0] != -1:
         raise ValueError("parents must be a vector that starts with the root's -1")

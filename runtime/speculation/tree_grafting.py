@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree, number_breadth_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ class _Growth:
         self._max_nodes = max_nodes
         self._max_levels = max_levels
         self._token_ids: list[int] = tree.token_ids.tolist()
+        self._parents: list[int] = topology.parents.tolist()
         self._depths: list[int] = topology.depths.tolist()
+        self._ranks: list[int] = topology.ranks.tolist()
         self._children = [list(topology.children(node)) for node in range(topology.num_nodes)]
 
     @property
@@ -114,20 +116,23 @@ class _Growth:
         if child >= self._max_nodes or depth >= self._max_levels:
             return None
         self._token_ids.append(token_id)
+        self._parents.append(parent)
         self._depths.append(depth)
+        self._ranks.append(len(self._children[parent]) + 1)
         self._children.append([])
         self._children[parent].append(child)
         return child
 
     def result(self) -> GraftedTree:
-        order, parents = [0], [-1]
-        for parent, node in enumerate(order):  # grows while it is read: breadth first
-            order += self._children[node]
-            parents += [parent] * len(self._children[node])
-        drawn_nodes = np.array(order, dtype=np.int64)
+        drawn_nodes, topology = number_breadth_first(
+            np.arange(len(self._token_ids)),
+            parents=np.array(self._parents),
+            depths=np.array(self._depths),
+            ranks=np.array(self._ranks),
+        )
         token_ids = np.array(self._token_ids, dtype=np.int64)[drawn_nodes]
         drawn_nodes[drawn_nodes >= self._tree.topology.num_nodes] = -1
-        tree = TokenTree(TreeTopology(np.array(parents)), token_ids, root_position=self._tree.root_position)
+        tree = TokenTree(topology, token_ids, root_position=self._tree.root_position)
         for node, drawn in enumerate(drawn_nodes.tolist()):
             if drawn in self._tree.draft_probs:
                 tree.draft_probs[node] = self._tree.draft_probs[drawn]

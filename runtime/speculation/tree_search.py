@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.speculation.token_tree import TreeTopology
+from runtime.speculation.token_tree import TreeTopology, number_breadth_first
 
 Floats = NDArray[np.floating]
 
@@ -103,17 +103,9 @@ class BestFirst:
                 f"this search holds trees of 1 to {len(self.depths)} nodes on {self.num_levels} levels, "
                 f"found {num_nodes} asked for"
             )
-        numbers = np.zeros(num_nodes, dtype=np.int64)  # step -> breadth-first number
-        parents = [np.array([-1])]
-        num_numbered = 1
-        for depth in range(1, int(self.depths[:num_nodes].max()) + 1):
-            level = np.flatnonzero(self.depths[:num_nodes] == depth)
-            level_parents = numbers[self.parents[level]]
-            order = np.lexsort((self.ranks[level], level_parents))
-            numbers[level[order]] = num_numbered + np.arange(len(level))
-            num_numbered += len(level)
-            parents.append(level_parents[order])
-        return TreeTopology(np.concatenate(parents))
+        steps = np.arange(num_nodes)
+        _, topology = number_breadth_first(steps, parents=self.parents, depths=self.depths, ranks=self.ranks)
+        return topology
 
     def nodes_per_level(self) -> NDArray[np.int64]:
         """(M, d) [n - 1, l] = nodes at depth l of the best tree of n nodes: the draft's widths, for all n at once."""
