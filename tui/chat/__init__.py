@@ -1,0 +1,1 @@
+"""The chat app: a Textual terminal in this process, the engine in another."""
