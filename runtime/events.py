@@ -61,6 +61,10 @@ class PassVerified:
     """Wall time of growing this round's tree."""
     verify_seconds: float = 0.0
     """Wall time of the pass, the head and the walk."""
+    placing_seconds: float = 0.0
+    """Part of `draft_seconds`: from logits to children; on an accelerator the forward is waited for here."""
+    walk_seconds: float = 0.0
+    """Part of `verify_seconds`: fetching logits where the walk goes, and judging children by them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,12 @@ class RoundObservation:
     """For each of these nodes how many children of the draft's stood for acceptance."""
     num_grafted: int = 0
     """Nodes of the tree that are not the draft's."""
+    placing_seconds: float = 0.0
+    """Part of `draft_seconds`: from logits to children."""
+    walk_seconds: float = 0.0
+    """Part of `verify_seconds`: logits where the walk goes, and the walk."""
+    is_in_context: bool = False
+    """Whether the tree took its shape from context."""
 
     @property
     def overhead_seconds(self) -> float:
@@ -49,4 +55,6 @@ class RoundObservation:
             bytes_streamed=self.statistics.bytes_streamed,
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
+            placing_seconds=self.placing_seconds,
+            walk_seconds=self.walk_seconds,
         )
