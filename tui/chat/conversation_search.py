@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from tui.chat.conversation_records import Role, storable
 
 MAX_HITS = 50
+MAX_TERMS = 32
+"""SQLite refuses expressions that are too deep, and a person may paste a page into the search."""
 SNIPPET_LENGTH = 80
 _LEAD_LENGTH = 24
 """Characters of a snippet before the first match."""
@@ -37,10 +39,10 @@ class SearchHit:
 
 
 def search_terms(query: str) -> tuple[str, ...]:
-    """What must occur, in the order typed."""
+    """What must occur, in the order typed; beyond MAX_TERMS different ones the rest is ignored."""
     pairs = re.findall(r'"([^"]+)"|(\S+)', storable(query))
     candidates = (quoted or bare.strip('"') for quoted, bare in pairs)
-    return tuple(term for term in candidates if term.strip())
+    return tuple(dict.fromkeys(term for term in candidates if term.strip()))[:MAX_TERMS]
 
 
 def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
@@ -117,4 +119,4 @@ def _holds_all(column: str, terms: Sequence[str]) -> str:
 
 
 def _holds(text: str, term: str) -> bool:
-    return term.casefold() in text.casefold()
+    return term.lower() in text.lower()
