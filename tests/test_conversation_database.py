@@ -191,15 +191,18 @@ def test_a_database_that_turns_read_only_is_one_sentence(path):
 
 
 def test_a_write_that_another_instance_does_not_end_is_one_sentence(path):
-    first, second = ConversationDatabase(path), ConversationDatabase(path)
-    with second.reading() as connection:
+    database = ConversationDatabase(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with database.reading() as connection:
         connection.execute("PRAGMA busy_timeout = 0")
-    with first.writing(), pytest.raises(ConversationStoreError, match="another program has been"), second.writing():
+    with pytest.raises(ConversationStoreError, match="another program has been writing to it"), database.writing():
         pass
-    with second.writing() as connection:
+    other.execute("COMMIT")
+    with database.writing() as connection:
         connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
-    first.close()
-    second.close()
+    other.close()
+    database.close()
 
 
 def test_damage_while_running_says_what_to_do(path):

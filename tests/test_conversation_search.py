@@ -144,6 +144,7 @@ def test_an_answer_is_found_once_it_has_ended(store):
         ("short", ["or"], "short", ["or"]),
         ("x" * 200, ["y"], "x" * SNIPPET_LENGTH + "…", []),
         ("a" * 50 + " needle " + "b" * 100, ["needle"], "…" + "a" * 23 + " needle " + "b" * 49 + "…", ["needle"]),
+        ("\x1b[2J\x9b1mring\x07", ["ring"], "␛[2J␛[1mring␇", ["ring"]),
         ("one\ntwo", ["one two"], "one two", ["one two"]),
         ("ring rings", ["ring", "rings"], "ring rings", ["ring", "rings"]),
         ("  \n needle " + " " * 1000, ["needle"], "needle", ["needle"]),

@@ -41,6 +41,9 @@ _SENTENCES = (
 class ConversationDatabase:
     """One connection, for any thread, one at a time; `path` None keeps everything in memory.
 
+    A process has at most one for a file: opening another one closes a handle of the file, with which POSIX ends all
+    locks that the process has on it.
+
     Raises:
         NewerSchemaError: a later version of the program wrote the file, which stays as it is.
         ConversationStoreError: the file can be neither opened nor made.

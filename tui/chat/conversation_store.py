@@ -1,7 +1,7 @@
 """Conversations, kept in SQLite: every prompt, every piece of every answer, as soon as it is there.
 
-Deleted conversations and dropped messages stay restorable. Several instances may use one database. May be called from
-any thread. Knows no screen and no model.
+Deleted conversations and dropped messages stay restorable. Several instances of the app may use one database, each
+with one store, which may be called from any thread. Knows no screen and no model.
 """
 
 import json
