@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tui.chat.conversation_store import ConversationStore
 from tui.chat.errors import ConversationStoreError
 
@@ -25,6 +27,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 def test_a_killed_process_loses_at_most_the_last_round(tmp_path):
     """The process is killed while it appends; what it said it had saved is there, and not a piece twice."""
     path = tmp_path / "conversations.db"

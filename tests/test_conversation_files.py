@@ -169,7 +169,10 @@ def with_message(**fields):
         (changed(messages=[{"role": "user"}]), "messages[0] has no content, state, model, statistics, created_at"),
         (with_message(role="system"), "messages[1].role is 'system'; expected one of user, assistant"),
         (with_message(role=["user"]), "messages[1].role is ['user']; expected one of user, assistant"),
-        (with_message(state="done"), "messages[1].state is 'done'; expected one of complete, streaming"),
+        (
+            with_message(state="done"),
+            "messages[1].state is 'done'; expected one of complete, stopped, failed, streaming",
+        ),
         (with_message(content=3), "messages[1].content is 3; expected a text"),
         (with_message(model=None), "messages[1].model is None; expected a text"),
         (with_message(statistics=[]), "messages[1].statistics is []; expected an object"),

@@ -15,6 +15,7 @@ from tui.chat.conversation_rows import (
     select_conversations,
     select_message,
     select_messages,
+    select_prompts,
     stop_answers,
     title_line,
     touch_conversation_of,
@@ -73,6 +74,12 @@ def test_a_message_is_what_was_put_in(connection, chat):
     assert select_messages(connection, chat) == [expected]
     touch_conversation_of(connection, message_id, now=8.0)
     assert select_conversation(connection, chat).updated_at == 8.0
+
+
+def test_prompts_are_those_of_the_user_newest_first(connection, chat):
+    for role, content in (("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "a")):
+        insert_message(connection, chat, role=role, content=content, created_at=0)
+    assert select_prompts(connection, limit=9) == ["a", "b"]
 
 
 def test_extending_appends_and_keeps_statistics_that_are_not_given(connection, chat):

@@ -194,6 +194,18 @@ def test_nothing_dropped_is_nothing_to_restore(store):
     assert contents(store, conversation) == ["y"]
 
 
+def test_prompts_of_all_conversations_are_remembered_once(store):
+    """Also those that were edited: whoever looks for a prompt in the history means any that was sent."""
+    first, second, gone = (store.create_conversation() for _ in range(3))
+    for conversation, prompt in ((first, "a"), (second, "b"), (gone, "secret"), (first, "c"), (second, "a")):
+        store.append_prompt(conversation.id, prompt)
+    answer(store, first, "no prompt")
+    store.drop_messages_from(store.append_prompt(second.id, "d").id)
+    store.delete_conversation(gone.id)
+    assert store.recent_prompts() == ["d", "a", "c", "b"]
+    assert store.recent_prompts(limit=2) == ["d", "a"]
+
+
 @pytest.mark.parametrize(
     "use",
     [

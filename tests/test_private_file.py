@@ -26,6 +26,14 @@ def test_replacing_leaves_one_file_with_the_new_content(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_a_link(tmp_path):
+    """People keep their settings together in one folder and link to them."""
+    link = tmp_path / "notes.txt"
+    link.symlink_to(tmp_path / "kept" / "notes.txt")
+    replace_private_file(link, b"new")
+    assert link.is_symlink() and (tmp_path / "kept" / "notes.txt").read_bytes() == b"new"
+
+
 def test_creating_refuses_a_file_that_is_there(tmp_path):
     path = tmp_path / "notes.txt"
     create_private_file(path, b"first")

@@ -18,8 +18,10 @@ def make_private_folder(folder: Path) -> None:
 def replace_private_file(path: Path, content: bytes) -> None:
     """Write a neighbour and rename it, so that a process killed here leaves the old file or the new one.
 
-    The folder is made if need be, the file gets mode 0600. Raises OSError.
+    The folder is made if need be, the file gets mode 0600; a link stays, and what it leads to is replaced. Raises
+    OSError.
     """
+    path = path.resolve()  # people keep settings in a folder of their own and link to them
     make_private_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
     neighbour = Path(name)
