@@ -61,6 +61,10 @@ class PassVerified:
     """Wall time of growing this round's tree."""
     verify_seconds: float = 0.0
     """Wall time of the pass, the head and the walk."""
+    parents: tuple[int, ...] = ()
+    """(N,) of the verified tree, breadth first; the root's is -1."""
+    path: tuple[int, ...] = ()
+    """The accepted nodes, from the root on."""
 
 
 @dataclass(frozen=True, slots=True)
