@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context"]
+FinishReason = Literal["stop", "length", "context", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Finished:
     """The answer is complete; always the last event."""
 
     finish_reason: FinishReason
-    """An end token or stop string; the token limit; no room left in the context."""
+    """An end token or stop string; the token limit; no room left in the context; somebody stopped it."""
     text: str
     """The whole answer, equal to its `TextDelta` texts joined."""
     statistics: GenerationStatistics
