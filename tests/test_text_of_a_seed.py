@@ -123,6 +123,6 @@ def test_coupled_text_survives_sliding_windows(kind: str, tmp_path: Path) -> Non
 
 
 def test_the_answer_names_the_scheme(plain: OpenSession) -> None:
-    for temperature, verification, expected in [(0.0, "coupled", "greedy"), (1.0, "auto", "sequoia")]:
+    for temperature, verification, expected in [(0.0, "coupled", "greedy"), (1.0, "auto", "coupled")]:
         finished, _ = answer(plain, request(temperature=temperature, verification=verification))
         assert finished.verification == expected
