@@ -131,6 +131,8 @@ class Engine:
             accepted_ranks=accepted_ranks,
             num_children=num_children,
             num_grafted=grafted.num_grafted,
+            parents=tuple(tree.topology.parents.tolist()),
+            path=verdict.path,
             placing_seconds=self.drafter.placing_seconds if self.drafter is not None else 0.0,
             walk_seconds=walked - passed,
             is_in_context=isinstance(shape, GrowthLimits),

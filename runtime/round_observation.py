@@ -31,6 +31,10 @@ class RoundObservation:
     """For each of these nodes how many children of the draft's stood for acceptance."""
     num_grafted: int = 0
     """Nodes of the tree that are not the draft's."""
+    parents: tuple[int, ...] = ()
+    """(N,) of the verified tree, breadth first; the root's is -1."""
+    path: tuple[int, ...] = ()
+    """The accepted nodes, from the root on."""
     placing_seconds: float = 0.0
     """Part of `draft_seconds`: from logits to children."""
     walk_seconds: float = 0.0
@@ -55,6 +59,8 @@ class RoundObservation:
             bytes_streamed=self.statistics.bytes_streamed,
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
+            parents=self.parents,
+            path=self.path,
             placing_seconds=self.placing_seconds,
             walk_seconds=self.walk_seconds,
         )
