@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from tui.terminal_text import one_line, strip_terminal_escapes
+from tui.terminal_text import one_line, show_escapes, strip_terminal_escapes
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,19 @@ def test_hostile_text_takes_linear_time(piece):
 
 def test_one_line_is_one_line():
     assert one_line("  a\n\x1b[1mb\x1b[0m\r\n\tc ") == "a b c"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain äöü 日本 😀\n\ttab", "plain äöü 日本 😀\n\ttab"),
+        ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
+        ("\x1b]52;c;ZXZpbA==\x07", "␛]52;c;ZXZpbA==␇"),
+        ("over\r\b\x00\x7f", "over␍␈␀␡"),
+        ("\x9b31m\x85", "\\x9b31m\\x85"),
+        ("a\u202eb\u2066c\u2028", "a\\u202eb\\u2066c\\u2028"),
+    ],
+)
+def test_controls_are_shown_and_not_executed(text, shown):
+    assert show_escapes(text) == shown
+    assert show_escapes(shown) == shown

@@ -15,6 +15,7 @@ _SEQUENCE = re.compile(
     re.VERBOSE,
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def strip_terminal_escapes(text: str) -> str:
@@ -23,6 +24,22 @@ def strip_terminal_escapes(text: str) -> str:
     An unterminated sequence loses its introducer, so that what is left of it prints as ordinary characters.
     """
     return _CONTROL.sub("", _SEQUENCE.sub("", text))
+
+
+def show_escapes(text: str) -> str:
+    r"""The text with every control character but \n and \t as a sign that can be seen, so that nothing is executed.
+
+    A reader sees what a model wrote: `\x1b[31m` becomes `␛[31m`. C1 controls and the marks that reorder text on the
+    screen become `\x9b` and `\u202e`, spelled out.
+    """
+    return _HIDDEN.sub(lambda match: _sign(match[0]), text)
+
+
+def _sign(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def one_line(text: str) -> str:
