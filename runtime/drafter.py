@@ -2,7 +2,8 @@
 
 One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
 and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
-forward. Which tokens become children is for the verification scheme to say.
+forward. Which tokens become children is for the verification scheme to say; which shape the tree has is for the planner
+or, node by node, for what the draft itself says in this context.
 """
 
 import time
@@ -12,14 +13,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from runtime.candidate_ranking import is_ranked_on_device, rank_candidates
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.greedy import Greedy
-from runtime.speculation.scheme import Place, Scheme
+from runtime.speculation.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
+from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
+from runtime.speculation.scheme import Place, RankingScheme, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
+
+NUM_CANDIDATES = 32
+"""Of each node, for trees that take their shape from context; with so many the target's token was none in 0.6 %."""
 
 
 class Drafter:
@@ -71,18 +78,50 @@ class Drafter:
             if level == 0:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
-            if isinstance(scheme, Greedy):
-                _place_most_likely(tree, nodes, logits)
+            places = [Place.below(tree, node, params) for node in nodes]
+            if isinstance(scheme, RankingScheme) and is_ranked_on_device(scheme, params):
+                _place_ranked(tree, nodes, scheme, logits, places)
             else:
-                for node, row in zip(nodes, logits.numpy(force=True), strict=True):
-                    num_children = int(topology.num_children[node])
-                    placed = scheme.place(row, num_children, Place.below(tree, node, params), rng)
-                    tree.set_children(
-                        node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn
-                    )
+                _place_one_by_one(tree, nodes, scheme, logits, places, rng)
             self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
             yield LevelDrafted(level=level, width=len(nodes))
         yield tree
+
+    def grow_in_context(
+        self,
+        text: Sequence[int],
+        limits: GrowthLimits,
+        *,
+        params: SamplingParams,
+        scheme: RankingScheme,
+        spread: float = SEPARATE_DRAFT_SPREAD,
+    ) -> Iterator[LevelDrafted | TokenTree]:
+        """Yield an event per step and last a tree of the likeliest nodes that these limits allow, see `dynamic_tree`.
+
+        `spread`: how far draft and target differ, in logits, see `candidate_chances`.
+        """
+        self.step_seconds = []
+        self._slots = {}
+        growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)
+        while len(nodes := growth.next_nodes()):
+            begun = time.perf_counter()
+            is_root = not self.step_seconds
+            inputs = self._text_input(text) if is_root else self._growth_input(growth, nodes)
+            hidden = self._run(inputs)
+            if is_root:
+                self._num_committed = len(text)
+            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            paths = [growth.path_token_ids(node) for node in nodes.tolist()]
+            places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+            num_candidates = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1))
+            ranked = rank_candidates(scheme, logits, places, num_candidates=num_candidates)
+            growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
+            self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
+            yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
+        grown = growth.finish()
+        first_slot = self._num_committed - 1  # the root's
+        self._slots = {node: first_slot + index for node, index in enumerate(grown.run_index.tolist()) if index >= 0}
+        yield grown.tree
 
     def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
         """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""
@@ -120,6 +159,15 @@ class Drafter:
         visible[:, self._num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
         return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
 
+    def _growth_input(self, growth: TreeGrowth, nodes: NDArray[np.int64]) -> PassInput:
+        root_position = self._num_committed - 1
+        positions = root_position + growth.depths(nodes)
+        drafted = root_position + growth.run_depths[1:]  # the root is part of the text
+        key_positions = np.concatenate([np.arange(self._num_committed), drafted, positions])
+        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
+        visible[:, self._num_committed :] = growth.sight(nodes)[:, 1:]
+        return PassInput(growth.token_ids(nodes), positions, key_positions, visible)
+
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.
 
@@ -138,9 +186,25 @@ class Drafter:
         self._slots = {}
 
 
-def _place_most_likely(tree: TokenTree, nodes: Sequence[int], logits: torch.Tensor) -> None:
-    """The scheme `Greedy` for a whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
+def _place_ranked(
+    tree: TokenTree, nodes: Sequence[int], scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place]
+) -> None:
+    """A whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
     num_children = tree.topology.num_children
-    best = logits.topk(int(num_children[nodes].max()), dim=-1).indices.numpy(force=True)  # (W, max children)
+    best = rank_candidates(scheme, logits, places, num_candidates=int(num_children[nodes].max())).token_ids
     for node, tokens in zip(nodes, best, strict=True):
         tree.set_children(node, token_ids=tokens[: num_children[node]])
+
+
+def _place_one_by_one(
+    tree: TokenTree,
+    nodes: Sequence[int],
+    scheme: Scheme,
+    logits: torch.Tensor,
+    places: Sequence[Place],
+    rng: np.random.Generator,
+) -> None:
+    """The same with the whole row of every node."""
+    for node, row, place in zip(nodes, logits.numpy(force=True), places, strict=True):
+        placed = scheme.place(row, int(tree.topology.num_children[node]), place, rng)
+        tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)

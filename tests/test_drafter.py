@@ -12,7 +12,11 @@ from transformers import AutoModelForCausalLM
 from runtime.drafter import Drafter
 from runtime.events import LevelDrafted
 from runtime.sampling_params import SamplingParams
+from runtime.speculation.coupled import Coupled
+from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.greedy import Greedy
 from runtime.speculation.sampling import logits_to_probs, top_tokens
+from runtime.speculation.scheme import Place, RankingScheme
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 TEXT = [5, 17, 40, 8, 33]
@@ -110,4 +114,35 @@ def test_rolling_back_forgets_a_shortened_text(drafter: Drafter, folder: Path) -
     drafter.commit([0, 1])
     drafter.roll_back(3)
     text = [*TEXT[:3], 70, 71]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.8)], ids=["greedy", "coupled"])
+def test_a_tree_in_context_has_every_nodes_own_best_candidates(
+    drafter: Drafter, folder: Path, params: SamplingParams
+) -> None:
+    """Wherever and in whichever step a node was run, its children are the first of its own path's row."""
+    scheme: RankingScheme = Greedy() if params.is_greedy else Coupled(3)
+    limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, least_lead=1.0, max_run=7)
+    *levels, tree = drafter.grow_in_context(TEXT, limits, params=params, scheme=scheme, spread=0.5)
+    assert isinstance(tree, TokenTree)
+    assert tree.root_position == len(TEXT) - 1
+    assert tree.topology.num_nodes == 8
+    assert [level.width for level in levels] == [1, 2, 2, 2]
+    for node in tree.topology.expanded_nodes.tolist():
+        path = tree.path_token_ids(node).tolist()
+        children = tree.token_ids[list(tree.topology.children(node))]
+        place = Place(params, len(TEXT) - 1 + len(path), tuple(path[1:]))
+        ranked = scheme.rank(own_row(folder, TEXT[:-1] + path), len(children), place)
+        assert children.tolist() == ranked.token_ids.tolist()
+
+
+def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
+    limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
+    *_, tree = drafter.grow_in_context(TEXT, limits, params=SamplingParams(), scheme=Greedy())
+    assert isinstance(tree, TokenTree)
+    path = tree.topology.path(tree.topology.num_nodes - 1)  # a deepest leaf, run or not
+    drafter.commit(path)
+    assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
+    text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]
     assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)

@@ -219,3 +219,20 @@ def test_candidates_without_worths_and_rows_without_nodes_are_refused() -> None:
 def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int, float]) -> None:
     with pytest.raises(ValueError, match="1 node or more"):
         GrowthLimits(*limits)
+
+
+def test_no_more_nodes_are_run_than_the_draft_has_slots_for() -> None:
+    draft = Draft(1, vocab_size=5, num_candidates=4)
+    limits = GrowthLimits(24, num_steps=12, max_width=3, least_lead=1.0, max_run=11)
+    grown, steps = draft.grow(TreeGrowth(limits, root_token_id=ROOT))
+    assert [len(step) for step in steps] == [1, 3, 3, 3, 1]
+    assert grown.run_index.max() <= 10
+    with pytest.raises(ValueError, match="1 node or more"):
+        GrowthLimits(24, num_steps=12, max_width=3, max_run=0)
+
+
+def test_the_tree_knows_where_its_root_stands() -> None:
+    growth = TreeGrowth(GrowthLimits(2, 1, 1), root_token_id=ROOT, root_position=17)
+    growth.next_nodes()
+    growth.place_children([[5]], [[-0.1]])
+    assert growth.finish().tree.root_position == 17

@@ -6,10 +6,11 @@ any draft and without one. List decoding with shared Gumbel noise (arXiv 2506.05
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.speculation.position_noise import PositionNoise
 from runtime.speculation.sampling import log_weights, top_tokens
-from runtime.speculation.scheme import Children, Judgement, Place, Row, fill_up
+from runtime.speculation.scheme import Candidates, Children, Judgement, Place, Row, fill_up
 
 
 class Coupled:
@@ -22,10 +23,19 @@ class Coupled:
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """The top tokens of log Q + noise, in order."""
-        scores = self._scores(draft_row, place)
-        best = top_tokens(scores, num_children)
-        kept = best[np.isfinite(scores[best])].tolist()
+        ranked = self.rank(draft_row, num_children, place)
+        kept = ranked.token_ids[np.isfinite(ranked.scores)].tolist()
         return Children(fill_up(kept, draft_row, num_children))
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """The same; scores are T (log Q + noise)."""
+        scores = self._scores(draft_row, place)
+        best = top_tokens(scores, num_candidates)
+        return Candidates(best, np.float32(place.params.temperature) * scores[best])
+
+    def noise_at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
+        """The noise (V,) of a position; read-only."""
+        return self._noise.at(position, num_tokens)
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """argmax(log P + noise), and the child that is it."""

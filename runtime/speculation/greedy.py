@@ -3,7 +3,7 @@
 import numpy as np
 
 from runtime.speculation.sampling import top_tokens
-from runtime.speculation.scheme import Children, Judgement, Place, Row
+from runtime.speculation.scheme import Candidates, Children, Judgement, Place, Row
 
 
 class Greedy:
@@ -14,6 +14,11 @@ class Greedy:
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """The draft's most likely tokens, in order."""
         return Children(top_tokens(draft_row, num_children))
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """The same with their logits."""
+        best = top_tokens(draft_row, num_candidates)
+        return Candidates(best, draft_row[best])
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """The target's most likely token, of equals the lower one."""

@@ -7,7 +7,7 @@ them. Whatever changes logits by what stands before them, such as a penalty or a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,27 @@ class Scheme(Protocol):
         """Choose what an accepted node emits, given the target's logits (V,) after it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The tokens that a draft would propose in one place, the first choice first."""
+
+    token_ids: NDArray[np.int64]
+    """(..., B)"""
+    scores: NDArray[np.float32]
+    """(..., B) what they are ranked by, in logits, see `candidate_chances`; -inf is no candidate."""
+
+
+@runtime_checkable
+class RankingScheme(Scheme, Protocol):
+    """A scheme that follows the target's own token, whichever children there are and however they were chosen.
+
+    Its candidates have scores, so that a tree can take its shape from them (`dynamic_tree`).
+    """
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """The first `num_candidates` candidates (B,), at most the vocabulary, from the draft's logits (V,)."""
+
+
 AdjustRow = Callable[[Row, tuple[int, ...]], Row]
 """From logits (V,) and the path behind the text to other logits (V,); it does not write into its argument."""
 
@@ -135,6 +156,11 @@ class AdjustedRows:
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """See `Scheme`."""
         return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """See `RankingScheme`, which the scheme inside must be."""
+        assert isinstance(self.scheme, RankingScheme), f"{self.name} has no scores"
+        return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """See `Scheme`."""

@@ -1,0 +1,46 @@
+"""The draft's candidates for many nodes at once, ranked where the logits are if that can be.
+
+Greedy candidates are the largest logits, coupled ones the largest of logits / T + noise; both are a sum and a top-k
+on the device, and a few numbers a row cross to the processor. Whatever else shapes a distribution (top-k, top-p,
+min-p, penalties, bans) is evaluated row by row with the scheme's own function. Ties may fall differently here: that
+changes what is proposed, never what is emitted. Knows no tree.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.coupled import Coupled
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.scheme import Candidates, Place, RankingScheme, Scheme
+
+
+def rank_candidates(
+    scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place], *, num_candidates: int
+) -> Candidates:
+    """The first `num_candidates` candidates (W, B), at most the vocabulary, from logits (W, V) at `places` (W,)."""
+    num_candidates = min(num_candidates, logits.shape[-1])
+    if is_ranked_on_device(scheme, places[0].params):
+        scores = _noisy(scheme, logits, places) if isinstance(scheme, Coupled) else logits.float()
+        best = scores.topk(num_candidates, dim=-1)  # (W, B)
+        return Candidates(best.indices.numpy(force=True), best.values.numpy(force=True))
+    rows = zip(logits.numpy(force=True), places, strict=True)
+    ranked = [scheme.rank(row, num_candidates, place) for row, place in rows]
+    return Candidates(np.stack([one.token_ids for one in ranked]), np.stack([one.scores for one in ranked]))
+
+
+def is_ranked_on_device(scheme: Scheme, params: SamplingParams) -> bool:
+    """Whether no row has to leave the device; a temperature of almost 0 is left to the scheme."""
+    is_whole = params.top_k == 0 and params.top_p == 1 and params.min_p == 0 and params.temperature > 1e-3
+    return isinstance(scheme, Greedy) or (isinstance(scheme, Coupled) and is_whole)
+
+
+def _noisy(scheme: Coupled, logits: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+    """(W, V) logits + T noise; nodes of one depth share their noise."""
+    positions = sorted({place.position for place in places})
+    noise = np.stack([scheme.noise_at(position, logits.shape[-1]) for position in positions])  # (positions, V)
+    row_of = [positions.index(place.position) for place in places]
+    shared = torch.from_numpy(noise).to(logits.device) * places[0].params.temperature
+    return logits.float() + shared[row_of]
