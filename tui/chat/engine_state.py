@@ -29,7 +29,7 @@ BUSY_PHASES: tuple[Phase, ...] = ("prefill", "drafting", "verifying")
 class LoadProgress:
     """How far a load is."""
 
-    what: str = "starting"
+    what: str = ""
     """What is being done now."""
     num_done_bytes: int = 0
     """Weight bytes read so far."""
