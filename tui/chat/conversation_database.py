@@ -16,13 +16,15 @@ from pathlib import Path
 
 from tui.chat.conversation_schema import prepare_schema
 from tui.chat.errors import ConversationStoreError, ForeignSchemaError, NewerSchemaError
+from tui.chat.private_file import make_private_folder
 from tui.chat.set_aside import set_aside
 from tui.terminal_text import one_line
 
 BUSY_SECONDS = 5.0
 """How long to wait for another instance's write; one takes milliseconds."""
 
-_PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
+_PRIVATE_FILE = 0o600
+_MAGIC = b"SQLite format 3\0"
 _COMPANIONS = ("-wal", "-shm")
 _SENTENCES = (
     ("SQLITE_FULL", "the disk is full; make room, nothing that was saved is lost"),
@@ -38,6 +40,9 @@ _SENTENCES = (
 
 class ConversationDatabase:
     """One connection, for any thread, one at a time; `path` None keeps everything in memory.
+
+    A process has at most one for a file: opening another one closes a handle of the file, with which POSIX ends all
+    locks that the process has on it.
 
     Raises:
         NewerSchemaError: a later version of the program wrote the file, which stays as it is.
@@ -56,6 +61,7 @@ class ConversationDatabase:
         with _as_sentences(path):
             _make_private(path)
             try:
+                _check_header(path)
                 self._connection = _connect(str(path))
             except (ForeignSchemaError, sqlite3.DatabaseError) as error:
                 if not _is_damage(error):
@@ -95,7 +101,7 @@ class ConversationDatabase:
 
 def _make_private(path: Path) -> None:
     """Make the folder and the file for this user alone; SQLite gives its companions the file's mode."""
-    path.parent.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), _PRIVATE_FILE))
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
@@ -104,18 +110,26 @@ def _make_private(path: Path) -> None:
         path.chmod(_PRIVATE_FILE)
 
 
+def _check_header(path: Path) -> None:
+    """SQLite itself would take a few bytes for an empty database, and remove the log beside a damaged one."""
+    with path.open("rb") as file:
+        start = file.read(len(_MAGIC))
+    if start not in (b"", _MAGIC):
+        raise ForeignSchemaError("it is no SQLite database")
+
+
 def _connect(name: str) -> sqlite3.Connection:
     """Open, check and prepare; the connection is closed if any of that fails."""
     connection = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")  # what is purged is overwritten
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise ForeignSchemaError("its pages are damaged")
         prepare_schema(connection)
+        connection.execute("PRAGMA journal_mode = WAL")  # not before, since it writes into the file
+        connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
         raise

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["user", "assistant"]
-MessageState = Literal["complete", "streaming", "stopped", "failed"]
-"""`streaming` while text still arrives; `stopped` by the user, by a limit of the context or by the process's end."""
+EndState = Literal["complete", "stopped", "failed"]
+"""How an answer ended: `stopped` by the user, by a full context or by the end of its process."""
+MessageState = Literal["complete", "stopped", "failed", "streaming"]
+"""`streaming` while text still arrives."""
 
 MAX_TITLE_LENGTH = 60
 

@@ -61,6 +61,16 @@ def select_messages(connection: sqlite3.Connection, conversation_id: int) -> lis
     return [_to_message(row) for row in connection.execute(query, (conversation_id,))]
 
 
+def select_prompts(connection: sqlite3.Connection, *, limit: int) -> list[str]:
+    """What was asked in any conversation that is not deleted, each text once, the newest first; dropped ones too."""
+    rows = connection.execute(
+        "SELECT content FROM messages m JOIN conversations c ON c.id = m.conversation_id "
+        "WHERE role = 'user' AND deleted_at IS NULL GROUP BY content ORDER BY max(m.id) DESC LIMIT ?",
+        (limit,),
+    )
+    return [content for (content,) in rows]
+
+
 def insert_message(
     connection: sqlite3.Connection,
     conversation_id: int,

@@ -21,20 +21,26 @@ CREATE TABLE conversations (
     system_prompt TEXT NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
-    deleted_at REAL  -- NULL unless deleted; can be undone until it is purged
+    -- NULL unless deleted, which can be undone until it is purged
+    deleted_at REAL
 );
 CREATE TABLE messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- also the order within a conversation
+    -- also the order within a conversation
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
     content TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('complete', 'streaming', 'stopped', 'failed')),
     model TEXT NOT NULL,
-    statistics TEXT NOT NULL,  -- a JSON object
+    -- a JSON object
+    statistics TEXT NOT NULL,
     created_at REAL NOT NULL,
-    writer TEXT,  -- the process that streams into it
-    drop_number INTEGER,  -- NULL unless dropped; messages dropped together share it, later drops have higher ones
-    dropped_after INTEGER  -- the message that they followed, 0 if none
+    -- the process that streams into it
+    writer TEXT,
+    -- NULL unless dropped; messages dropped together share it, and later drops have higher ones
+    drop_number INTEGER,
+    -- the message that they followed, 0 if none
+    dropped_after INTEGER
 );
 CREATE INDEX messages_by_conversation ON messages (conversation_id, id);
 CREATE INDEX messages_being_written ON messages (writer) WHERE state = 'streaming';

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tui.chat.conversation_records import Role, storable
+from tui.terminal_text import show_terminal_escapes
 
 MAX_HITS = 50
+MAX_TERMS = 32
+"""SQLite refuses expressions that are too deep, and a person may paste a page into the search."""
 SNIPPET_LENGTH = 80
 _LEAD_LENGTH = 24
 """Characters of a snippet before the first match."""
@@ -31,16 +34,16 @@ class SearchHit:
     role: Role | None
     """Who wrote the message; None for a title."""
     snippet: str
-    """A piece of the text around the first match, on one line; may hold terminal escapes."""
+    """A piece of the text around the first match, on one line, terminal escapes shown as text."""
     matches: tuple[tuple[int, int], ...]
     """Start and end of each term's occurrences within the snippet, in order."""
 
 
 def search_terms(query: str) -> tuple[str, ...]:
-    """What must occur, in the order typed."""
+    """What must occur, in the order typed; beyond MAX_TERMS different ones the rest is ignored."""
     pairs = re.findall(r'"([^"]+)"|(\S+)', storable(query))
     candidates = (quoted or bare.strip('"') for quoted, bare in pairs)
-    return tuple(term for term in candidates if term.strip())
+    return tuple(dict.fromkeys(term for term in candidates if term.strip()))[:MAX_TERMS]
 
 
 def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
@@ -54,14 +57,14 @@ def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HI
 
 
 def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A piece of `text` around its first match, on one line, and where the terms stand in it."""
+    """A piece of `text` around its first match, on one line and safe to print, and where the terms stand in it."""
     # Spaces may have been line ends; longer terms are tried first, so that a term within another does not hide it.
     forms = (r"\s+".join(map(re.escape, term.split())) for term in sorted(terms, key=len, reverse=True))
     pattern = re.compile("|".join(forms), re.IGNORECASE)
     first = pattern.search(text)
     start = max(0, (first.start() if first else 0) - _LEAD_LENGTH)
     # Enough of the text that its spaces, once collapsed, still leave a whole snippet.
-    piece = " ".join(text[start : start + 4 * SNIPPET_LENGTH].split())
+    piece = show_terminal_escapes(" ".join(text[start : start + 4 * SNIPPET_LENGTH].split()))
     is_cut = len(piece) > SNIPPET_LENGTH or start + 4 * SNIPPET_LENGTH < len(text.rstrip())
     snippet = f"{'…' if start else ''}{piece[:SNIPPET_LENGTH].rstrip()}{'…' if is_cut else ''}"
     return snippet, tuple(match.span() for match in pattern.finditer(snippet))
@@ -117,4 +120,4 @@ def _holds_all(column: str, terms: Sequence[str]) -> str:
 
 
 def _holds(text: str, term: str) -> bool:
-    return term.casefold() in text.casefold()
+    return term.lower() in text.lower()

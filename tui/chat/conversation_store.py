@@ -1,7 +1,7 @@
 """Conversations, kept in SQLite: every prompt, every piece of every answer, as soon as it is there.
 
-Deleted conversations and dropped messages stay restorable. Several instances may use one database. May be called from
-any thread. Knows no screen and no model.
+Deleted conversations and dropped messages stay restorable. Several instances of the app may use one database, each
+with one store, which may be called from any thread. Knows no screen and no model.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tui.chat.conversation_database import ConversationDatabase
-from tui.chat.conversation_records import Conversation, Message, MessageState, storable, title_of_prompt
+from tui.chat.conversation_records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
 from tui.chat.conversation_rows import (
     drop_messages,
     extend_answer,
@@ -23,6 +23,7 @@ from tui.chat.conversation_rows import (
     select_conversations,
     select_message,
     select_messages,
+    select_prompts,
     stop_answers,
     title_line,
     touch_conversation_of,
@@ -34,6 +35,7 @@ from tui.chat.writer_process import is_writing, writer_token
 
 UNDO_SECONDS = 30 * 86400.0
 """How long a deleted conversation can be brought back."""
+MAX_RECENT_PROMPTS = 200
 
 
 class ConversationStore:
@@ -157,6 +159,11 @@ class ConversationStore:
         with self._database.reading() as connection:
             return select_message(connection, message_id)
 
+    def recent_prompts(self, *, limit: int = MAX_RECENT_PROMPTS) -> list[str]:
+        """What was asked in any conversation, each text once, the newest first: for a history of prompts."""
+        with self._database.reading() as connection:
+            return select_prompts(connection, limit=limit)
+
     def append_prompt(self, conversation_id: int, content: str) -> Message:
         """Add what the user says; names the conversation if it has no title yet."""
         with self._database.writing() as connection:
@@ -198,7 +205,7 @@ class ConversationStore:
         self._extend(message_id, text, state="streaming", writer=self._writer_token())
 
     def finish_answer(
-        self, message_id: int, *, state: MessageState = "complete", statistics: Mapping[str, Any] | None = None
+        self, message_id: int, *, state: EndState = "complete", statistics: Mapping[str, Any] | None = None
     ) -> Message:
         """End an answer; `statistics`, JSON values by name, replace those it has, if given."""
         self._extend(message_id, "", state=state, statistics=None if statistics is None else _to_json(statistics))

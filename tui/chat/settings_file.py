@@ -4,9 +4,7 @@ A single bad value gives way to its default, a file that is no TOML is set aside
 Written anew each time: comments of the user's own do not stay. Does not know what the settings mean.
 """
 
-import os
 import re
-import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from profiles.field_checks import quote
 from runtime.errors import OptionError
 from tui.chat.chat_settings import SETTINGS, ChatSettings, Setting
 from tui.chat.conversation_records import storable
-from tui.chat.private_file import replace_private_file
+from tui.chat.private_file import read_regular_file, replace_private_file
 from tui.chat.set_aside import set_aside
 from tui.terminal_text import one_line
 
@@ -84,15 +82,8 @@ def format_settings(settings: ChatSettings) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """Raises OSError, or ValueError for content that is not TOML."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for ever
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("it is not a regular file")
-        raw = file.read(MAX_FILE_BYTES + 1)
-    if len(raw) > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
+        return tomllib.loads(read_regular_file(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
