@@ -1,0 +1,80 @@
+"""What a person can do with answers: stop, write anew, go on, change the prompt, make room, copy."""
+
+from tui.chat.chat_frame import ChatFrame
+from tui.chat.dialogue_changes import Changes, PromptReturned
+
+
+class AnswerActions(ChatFrame):
+    """Actions on the open conversation's answers."""
+
+    async def action_stop_answer(self) -> None:
+        """Stop the answer and keep what came; without one, put away what lies in the way."""
+        if self.dialogue.is_answering or self.dialogue.queued:
+            await self.apply(self.dialogue.stop())
+        elif self.notice.display:
+            self.notice.action_dismiss()
+        elif self.dialogue.editing_id is not None:
+            self.dialogue.editing_id = None
+            self.prompt.put("")
+            self.say("the last prompt stays as it was")
+        self.prompt.focus()
+
+    async def action_regenerate(self) -> None:
+        """Write the last answer anew."""
+        if not self.dialogue.is_answering and self.services.settings.params().get("temperature") == 0:
+            self.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
+        await self._do(self.dialogue.regenerate())
+
+    async def action_continue_answer(self) -> None:
+        """Let the last answer go on."""
+        await self._do(self.dialogue.continue_answer())
+
+    async def action_trim_conversation(self) -> None:
+        """Leave the oldest turns out of what the model reads."""
+        await self._do(self.dialogue.trim())
+
+    async def action_edit_last(self) -> None:
+        """Take the last prompt back into the prompt area; sending it drops what followed it."""
+        if self.dialogue.is_answering:
+            self.say("an answer is being written; press Esc to stop it first", is_warning=True)
+        elif (text := self.dialogue.edit_last()) is None:
+            self.say("nothing was asked yet", is_warning=True)
+        else:
+            self.prompt.put("")
+            await self._do((PromptReturned(text),))
+            self.say("Enter sends it in place of the last prompt; Esc leaves that as it was")
+
+    async def action_undo_edit(self) -> None:
+        """Bring back the turns that were dropped last."""
+        num_messages = self.dialogue.restore_dropped()
+        if num_messages:
+            await self.apply(self.dialogue.open(self.dialogue.conversation_id))
+        self.say(f"{num_messages} turns are back" if num_messages else "nothing was dropped here")
+
+    def action_copy_answer(self) -> None:
+        """Copy the last answer as it is shown."""
+        text = self.view.newest_answer_text()
+        if not text:
+            self.say("there is no answer to copy yet", is_warning=True)
+            return
+        self.app.copy_to_clipboard(text)
+        self.say(f"answer copied ({len(text)} characters)")
+
+    def action_copy_code(self) -> None:
+        """Copy the last code block; again, the one above."""
+        block = self.view.next_code_block()
+        if block is None:
+            self.say("there is no code block to copy", is_warning=True)
+            return
+        self.copy_code(block.code, block.language)
+
+    def copy_code(self, code: str, language: str) -> None:
+        """Put code into the clipboard."""
+        self.app.copy_to_clipboard(code)
+        num_lines = len(code.splitlines())
+        self.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
+
+    async def _do(self, changes: Changes) -> None:
+        await self.apply(changes)
+        if not self.notice.display:
+            self.prompt.focus()
