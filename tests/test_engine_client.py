@@ -121,11 +121,13 @@ def test_after_a_death_requests_are_dropped_and_a_new_process_takes_the_next():
 def test_starting_twice_makes_one_process():
     async def story() -> None:
         link = client(ECHO)
-        await link.start()
+        await asyncio.gather(link.start(), link.start())
         first_id = link.process_id
         await link.start()
         assert link.process_id == first_id
         await link.close()
+        await link.start()
+        assert not link.is_alive
 
     run(story())
 

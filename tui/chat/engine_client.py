@@ -5,17 +5,15 @@ ever waits for it but `close`. Knows no torch and no widget, and imports nothing
 """
 
 import asyncio
-import os
 import signal
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from offload.errors import BadInputError
+from tui.chat.child_process import child_command, child_environment
 from tui.chat.engine_messages import Quit, Report, Request, from_line, to_line
 
 MAX_LINE_BYTES = 1 << 24
@@ -63,7 +61,7 @@ class EngineClient:
 
     def __init__(
         self,
-        command: Sequence[str] = (sys.executable, "-P", "-m", "tui.chat.engine_host"),
+        command: Sequence[str] = child_command("tui.chat.engine_host"),
         *,
         quit_seconds: float = QUIT_SECONDS,
         terminate_seconds: float = TERMINATE_SECONDS,
@@ -74,6 +72,7 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._lock = asyncio.Lock()  # of starting and closing
         self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
 
     @property
@@ -87,18 +86,22 @@ class EngineClient:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start a process, unless one is alive. Raises OSError if the system cannot."""
-        if self.is_alive:
-            return
-        if self._watching is not None:
-            await self._watching
+        """Start a process, unless one is alive or all is closed. Raises OSError if the system cannot."""
+        async with self._lock:
+            if self.is_alive or self._is_closing:
+                return
+            if self._watching is not None:
+                await self._watching
+            await self._start()
+
+    async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
-            env={**os.environ, "PYTHONPATH": _python_path()},
+            env=child_environment(),
             start_new_session=True,  # the terminal's signals are for the app; the end of stdin ends the engine
         )
         self._watching = asyncio.create_task(self._watch(self._process))
@@ -117,14 +120,15 @@ class EngineClient:
 
     async def close(self) -> None:
         """End the process: orderly if it answers in time, then by request of the system, then by force."""
-        if self._is_closing:
-            return
-        self._is_closing = True
-        if self._process is not None:
-            await self._end(self._process)
-        if self._watching is not None:
-            await self._watching
-        self._queue.put_nowait(None)
+        async with self._lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            if self._process is not None:
+                await self._end(self._process)
+            if self._watching is not None:
+                await self._watching
+            self._queue.put_nowait(None)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         self.send(Quit())
@@ -186,10 +190,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _python_path() -> str:
-    """PYTHONPATH with the folder of our packages, wherever the app was started from."""
-    packages_folder = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([packages_folder, inherited] if inherited else [packages_folder])
