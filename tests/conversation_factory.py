@@ -1,22 +1,33 @@
-"""Messages of conversations, as the store hands them out."""
+"""Conversations and messages for tests, with every field that a test does not care about filled in."""
 
-from tui.chat.conversation_records import Message, MessageState
+from tui.chat.conversation_records import Conversation, Message
 
 
-def prompt(message_id: int, content: str) -> Message:
-    return Message(
-        id=message_id, conversation_id=1, role="user", content=content, state="complete", model="", created_at=0.0
+def conversation(**fields):
+    return Conversation(
+        **{
+            "id": 1,
+            "title": "My plan",
+            "system_prompt": "",
+            "created_at": 1_800_000_000.123456,
+            "updated_at": 1_800_000_060.5,
+            "num_messages": 0,
+            **fields,
+        }
     )
 
 
-def answer(message_id: int, content: str, *, state: MessageState = "complete", **statistics: object) -> Message:
+def message(role="user", content="Hello", **fields):
     return Message(
-        id=message_id,
-        conversation_id=1,
-        role="assistant",
-        content=content,
-        state=state,
-        model="tiny",
-        statistics=statistics,
-        created_at=0.0,
+        **{
+            "id": 1,
+            "conversation_id": 1,
+            "role": role,
+            "content": content,
+            "state": "complete",
+            "model": "qwen" if role == "assistant" else "",
+            "statistics": {},
+            "created_at": 1_800_000_001.25,
+            **fields,
+        }
     )
