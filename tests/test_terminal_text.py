@@ -1,8 +1,10 @@
+import sys
 import time
+import unicodedata
 
 import pytest
 
-from tui.terminal_text import one_line, show_escapes, strip_terminal_escapes
+from tui.terminal_text import one_line, show_terminal_escapes, strip_terminal_escapes
 
 
 @pytest.mark.parametrize(
@@ -53,16 +55,50 @@ def test_one_line_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
-        ("plain äöü 日本 😀\n\ttab", "plain äöü 日本 😀\n\ttab"),
-        ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
-        ("\x1b]52;c;ZXZpbA==\x07", "␛]52;c;ZXZpbA==␇"),
-        ("over\r\b\x00\x7f", "over␍␈␀␡"),
-        ("\x9b31m\x85", "\\x9b31m\\x85"),
-        ("a\u202eb\u2066c\u2028", "a\\u202eb\\u2066c\\u2028"),
+        ("plain äöü 日本 😀 שלום\n\ttab", "plain äöü 日本 😀 שלום\n\ttab"),
+        ("\x1b]52;c;ZXZpbA==\x07", "␛]52;c;ZXZpbA==␇"),  # would set the clipboard
+        ("\x1b]52;c;ZXZpbA==\x1b\\", "␛]52;c;ZXZpbA==␛\\"),
+        ("\x9d52;c;ZXZpbA==\x9c", "␛]52;c;ZXZpbA==␛\\"),
+        ("\x1b]0;title\x07", "␛]0;title␇"),  # would rename the window
+        ("\x1b]2;title\x1b\\", "␛]2;title␛\\"),
+        ("\x1b[2J\x1b[1;1H", "␛[2J␛[1;1H"),  # would clear the screen and move the cursor
+        ("\x1b[10A\x1b[?1049h\x1b7\x1b8", "␛[10A␛[?1049h␛7␛8"),
+        ("\x9b2J\x84\x85", "␛[2J␛D␛E"),
+        ("\x1bP$q\x1b\\\x1b_x\x1b^y\x1bXz", "␛P$q␛\\␛_x␛^y␛Xz"),
+        ("over\rwrite\b\x07\x00\x7f\x0e", "over␍write␈␇␀␡␎"),
+        ("if \u202e admin \u2066", "if ⟨U+202E⟩ admin ⟨U+2066⟩"),
+        ("half \ud83d", "half ⟨U+D83D⟩"),
     ],
 )
-def test_controls_are_shown_and_not_executed(text, shown):
-    assert show_escapes(text) == shown
-    assert show_escapes(shown) == shown
+def test_what_a_terminal_would_obey_is_shown(text, expected):
+    assert show_terminal_escapes(text) == expected
+
+
+BIDIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def test_nothing_that_a_terminal_obeys_is_left():
+    """Over every character there is; all others stay as they are."""
+    shown = {code: show_terminal_escapes(chr(code)) for code in range(sys.maxunicode + 1)}
+    changed = {code for code, text in shown.items() if text != chr(code)}
+    controls = {code for code in range(0xA0) if (code < 0x20 or code >= 0x7F) and chr(code) not in "\n\t"}
+    bidirectional = {code for code in shown if unicodedata.bidirectional(chr(code)) in BIDIRECTIONAL_CONTROLS}
+    surrogates = set(range(0xD800, 0xE000))
+    assert changed == controls | bidirectional | surrogates
+    assert all(text.isprintable() for code, text in shown.items() if code in changed)
+
+
+def test_a_sequence_that_was_cut_anywhere_is_shown_the_same():
+    """A model's text comes in pieces, and each is shown when it comes."""
+    text = "a\x1b]52;c;ZXZpbA==\x1b\\b\r\n\x9b2J\u202e\ud83d\x1b[31mred\x1b[0m"
+    whole = show_terminal_escapes(text)
+    for place in range(len(text) + 1):
+        assert show_terminal_escapes(text[:place]) + show_terminal_escapes(text[place:]) == whole
+
+
+def test_what_is_shown_has_nothing_to_strip():
+    text = "\x1b]0;t\x07\x9b2J\x00 and text\n"
+    assert strip_terminal_escapes(show_terminal_escapes(text)) == show_terminal_escapes(text)
+    assert show_terminal_escapes(show_terminal_escapes(text)) == show_terminal_escapes(text)

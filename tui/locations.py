@@ -1,6 +1,7 @@
-"""Every path that the program chooses itself: the cache, and the demo prompts of a checkout.
+"""Every path that the program chooses itself: cache, conversations, settings, exports, the prompts of a checkout.
 
-OVERSTORY_CACHE overrides the cache; otherwise it is where the operating system keeps caches. Creates nothing.
+OVERSTORY_CACHE, OVERSTORY_DATA and OVERSTORY_CONFIG override the three folders; otherwise each is where the operating
+system keeps such files (on Linux as the XDG base directory specification says). Creates nothing.
 """
 
 import os
@@ -17,11 +18,47 @@ def cache_folder(*, environment: Mapping[str, str] | None = None, platform: str 
     if platform == "darwin":
         return Path.home() / "Library" / "Caches" / "overstory"
     if platform == "win32":
-        local = variables.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "overstory" / "Cache"
-    xdg = Path(variables.get("XDG_CACHE_HOME", ""))
-    # The XDG base directory specification says to ignore a relative path.
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "overstory"
+        return _windows_folder(variables, "LOCALAPPDATA", "Local") / "Cache"
+    return _xdg_folder(variables, "XDG_CACHE_HOME", ".cache")
+
+
+def data_folder(*, environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """The folder of what cannot be fetched or measured again, the conversations; may not exist yet."""
+    variables = os.environ if environment is None else environment
+    if chosen := variables.get("OVERSTORY_DATA"):
+        return Path(chosen).expanduser()
+    if platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "overstory"
+    if platform == "win32":
+        return _windows_folder(variables, "LOCALAPPDATA", "Local") / "Data"
+    return _xdg_folder(variables, "XDG_DATA_HOME", ".local/share")
+
+
+def config_folder(*, environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """The folder of the settings; may not exist yet."""
+    variables = os.environ if environment is None else environment
+    if chosen := variables.get("OVERSTORY_CONFIG"):
+        return Path(chosen).expanduser()
+    if platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "overstory"
+    if platform == "win32":
+        return _windows_folder(variables, "APPDATA", "Roaming")
+    return _xdg_folder(variables, "XDG_CONFIG_HOME", ".config")
+
+
+def conversation_database() -> Path:
+    """The database of the chat app's conversations, OVERSTORY_DATA/conversations.db."""
+    return data_folder() / "conversations.db"
+
+
+def export_folder() -> Path:
+    """Where conversations are exported to if nobody says where, OVERSTORY_DATA/exports."""
+    return data_folder() / "exports"
+
+
+def settings_file() -> Path:
+    """The chat app's settings, OVERSTORY_CONFIG/settings.toml."""
+    return config_folder() / "settings.toml"
 
 
 def calibration_prompts() -> Path:
@@ -37,3 +74,14 @@ def example_prompts() -> Path:
 def validation_prompts() -> Path:
     """Other prompts, to hold a calibration against; missing where only the packages are installed."""
     return Path(__file__).resolve().parent.parent / "examples" / "validation.jsonl"
+
+
+def _windows_folder(variables: Mapping[str, str], name: str, usual: str) -> Path:
+    chosen = variables.get(name)
+    return (Path(chosen) if chosen else Path.home() / "AppData" / usual) / "overstory"
+
+
+def _xdg_folder(variables: Mapping[str, str], name: str, usual: str) -> Path:
+    chosen = Path(variables.get(name, ""))
+    # The specification says to ignore a relative path.
+    return (chosen if chosen.is_absolute() else Path.home() / usual) / "overstory"

@@ -1,4 +1,4 @@
-"""Makes text from models, files and other programs safe to print on a terminal.
+"""Makes text from models, files and other programs safe to print on a terminal: escapes are removed, or made visible.
 
 A model can emit escape sequences that move the cursor, rewrite the screen, set the clipboard or ask the terminal to
 type. Sequences as in ECMA-48: CSI, the string sequences (OSC, DCS, SOS, PM, APC) and two-byte escapes.
@@ -14,8 +14,14 @@ _SEQUENCE = re.compile(
     """,
     re.VERBOSE,
 )
+_BIDI_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # embeddings, overrides, isolates and their ends
+_PICTURES = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},  # ESC becomes ␛
+    0x7F: "␡",
+    **{code: f"␛{chr(code - 0x40)}" for code in range(0x80, 0xA0)},  # a C1 control is short for ESC and this
+    **{code: f"⟨U+{code:04X}⟩" for code in (*_BIDI_CONTROLS, *range(0xD800, 0xE000))},
+}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def strip_terminal_escapes(text: str) -> str:
@@ -26,20 +32,14 @@ def strip_terminal_escapes(text: str) -> str:
     return _CONTROL.sub("", _SEQUENCE.sub("", text))
 
 
-def show_escapes(text: str) -> str:
-    r"""The text with every control character but \n and \t as a sign that can be seen, so that nothing is executed.
+def show_terminal_escapes(text: str) -> str:
+    r"""The text with a visible sign for all that a terminal would obey, such as `␛[2J`; \n and \t stay as they are.
 
-    A reader sees what a model wrote: `\x1b[31m` becomes `␛[31m`. C1 controls and the marks that reorder text on the
-    screen become `\x9b` and `\u202e`, spelled out.
+    Signs take the place of C0 and C1 controls, of bidirectional overrides, which let code read otherwise than it runs,
+    and of halves of surrogate pairs, which cannot be printed. Each character has its sign whatever stands beside it:
+    the pieces of a text, each made visible, are the whole text made visible, wherever a sequence was cut.
     """
-    return _HIDDEN.sub(lambda match: _sign(match[0]), text)
-
-
-def _sign(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return text.translate(_PICTURES)
 
 
 def one_line(text: str) -> str:

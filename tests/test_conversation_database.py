@@ -1,0 +1,244 @@
+"""A file that is private, checked when it is opened, and whose faults are sentences."""
+
+import os
+import sqlite3
+import stat
+
+import pytest
+
+from tui.chat.conversation_database import ConversationDatabase
+from tui.chat.conversation_schema import SCHEMA_VERSION
+from tui.chat.conversation_store import ConversationStore
+from tui.chat.errors import ConversationStoreError, NewerSchemaError
+
+PATH = "conversations.db"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / PATH
+
+
+def fill(path):
+    """A sound database of many pages, closed."""
+    with ConversationStore(path) as store:
+        conversation = store.create_conversation(title="kept")
+        for number in range(50):
+            store.append_prompt(conversation.id, f"{number} " * 200)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_folder_and_files_are_for_their_owner_alone(path):
+    with ConversationStore(path) as store:
+        store.create_conversation()
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes == {PATH: 0o600, f"{PATH}-wal": 0o600, f"{PATH}-shm": 0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.chmod(0o644)
+    ConversationDatabase(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_log_is_written_ahead_and_emptied_when_the_last_one_closes(path):
+    database = ConversationDatabase(path)
+    with database.reading() as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    database.close()
+    assert [file.name for file in path.parent.iterdir()] == [PATH]
+
+
+def test_what_raises_is_not_saved(path):
+    database = ConversationDatabase(path)
+    with pytest.raises(KeyError), database.writing() as connection:
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+        raise KeyError
+    with database.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM conversations").fetchone() == (0,)
+    database.close()
+
+
+def garbage(path):
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def short_garbage(path):
+    path.write_bytes(b"x")
+
+
+def truncated(path):
+    fill(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def overwritten_pages(path):
+    fill(path)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x55" * 8 * 4096)
+
+
+def of_another_program(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE conversations (id INTEGER PRIMARY KEY)")
+    connection.close()
+
+
+def without_a_column(path):
+    fill(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE messages DROP COLUMN model")
+    connection.close()
+
+
+def without_a_table(path):
+    fill(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE message_index")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [garbage, short_garbage, truncated, overwritten_pages, of_another_program, without_a_column, without_a_table],
+)
+def test_a_damaged_database_is_set_aside_and_told(path, damage):
+    path.parent.mkdir()
+    damage(path)
+    content = path.read_bytes()
+    with ConversationStore(path) as store:
+        (aside,) = (file for file in path.parent.iterdir() if not file.name.startswith(PATH))
+        assert aside.name.startswith("conversations-damaged-") and aside.suffix == ".db"
+        assert store.notice is not None and store.notice.isprintable()
+        assert store.notice.startswith(f"{path} could not be read (")
+        assert store.notice.endswith(f"), so it was renamed to {aside.name} and a new one begun")
+        assert store.list_conversations() == []
+        store.create_conversation(title="new")
+    assert aside.read_bytes() == content
+    with ConversationStore(path) as store:
+        assert store.notice is None
+        assert [each.title for each in store.list_conversations()] == ["new"]
+
+
+def test_the_log_of_a_damaged_database_goes_along(path):
+    path.parent.mkdir()
+    garbage(path)
+    path.with_name(f"{PATH}-wal").write_bytes(b"log")
+    with ConversationStore(path) as store:
+        assert store.notice is not None
+        (log,) = path.parent.glob("conversations-damaged-*.db-wal")
+        assert log.read_bytes() == b"log"
+
+
+def test_an_empty_file_is_an_empty_database(path):
+    path.parent.mkdir()
+    path.touch()
+    with ConversationStore(path) as store:
+        assert store.notice is None and store.list_conversations() == []
+
+
+def test_a_database_of_a_later_version_is_refused_and_stays(path):
+    fill(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+    content = path.read_bytes()
+    with pytest.raises(NewerSchemaError) as caught:
+        ConversationStore(path)
+    assert str(caught.value) == (
+        f"{path} cannot be used: its schema version is {SCHEMA_VERSION + 1}, and this program knows none above "
+        f"{SCHEMA_VERSION}; update overstory, or set OVERSTORY_DATA"
+    )
+    assert path.read_bytes() == content and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConversationStoreError) as caught:
+        ConversationDatabase(tmp_path / "file" / PATH)
+    assert str(caught.value) == (
+        f"{tmp_path / 'file' / PATH} cannot be made: Not a directory; make its folder writable, or set OVERSTORY_DATA"
+    )
+
+
+def test_a_read_only_folder_is_one_sentence(path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # tests may run as root, who may write anywhere
+    with pytest.raises(ConversationStoreError, match="cannot be made: Permission denied; make its folder writable"):
+        ConversationDatabase(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_in_the_place_of_the_file_does_not_wait_for_ever(path):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(ConversationStoreError, match="is not a regular file"):
+        ConversationDatabase(path)
+
+
+def test_a_database_that_turns_read_only_is_one_sentence(path):
+    database = ConversationDatabase(path)
+    with database.reading() as connection:
+        connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(ConversationStoreError) as caught, database.writing() as connection:
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    assert str(caught.value) == (
+        f"{path}: it cannot be written; make the file and its folder writable, or set OVERSTORY_DATA"
+    )
+    database.close()
+
+
+def test_a_write_that_another_instance_does_not_end_is_one_sentence(path):
+    database = ConversationDatabase(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with database.reading() as connection:
+        connection.execute("PRAGMA busy_timeout = 0")
+    with pytest.raises(ConversationStoreError, match="another program has been writing to it"), database.writing():
+        pass
+    other.execute("COMMIT")
+    with database.writing() as connection:
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    other.close()
+    database.close()
+
+
+def test_damage_while_running_says_what_to_do(path):
+    fill(path)
+    store = ConversationStore(path)
+    overwrite_behind(store, path)
+    with pytest.raises(ConversationStoreError, match="it is damaged; start overstory chat again"):
+        store.messages(1)
+    store.close()
+
+
+def overwrite_behind(store, path):
+    """Damage the tables' pages, and let the connection forget what it read of them."""
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x55" * (path.stat().st_size - 4096))
+    with store._database.reading() as connection:
+        connection.execute("PRAGMA shrink_memory")
+
+
+def test_any_other_fault_is_one_sentence_too(path):
+    database = ConversationDatabase(path)
+    with (
+        pytest.raises(ConversationStoreError, match="SQLite says 'no such table: nowhere'; try again"),
+        database.reading() as connection,
+    ):
+        connection.execute("SELECT * FROM nowhere")
+    database.close()
+    database.close()
+    with pytest.raises(ConversationStoreError, match="closed database"), database.reading() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_name_that_a_terminal_would_obey_is_safe_to_print(tmp_path):
+    folder = tmp_path / "a\x1b[2Jb"
+    folder.mkdir()
+    garbage(folder / PATH)
+    with ConversationStore(folder / PATH) as store:
+        assert store.notice is not None and store.notice.isprintable()

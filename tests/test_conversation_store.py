@@ -1,0 +1,275 @@
+"""What was said is there again, in order, whatever happened in between."""
+
+import sqlite3
+
+import pytest
+
+from offload.errors import OverstoryError
+from tui.chat.conversation_store import UNDO_SECONDS, ConversationStore
+from tui.chat.errors import ConversationStoreError, UnknownConversationError
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    with ConversationStore(tmp_path / "data" / "conversations.db", clock=clock) as store:
+        yield store
+
+
+def contents(store, conversation):
+    return [message.content for message in store.messages(conversation.id)]
+
+
+def answer(store, conversation, text):
+    message = store.begin_answer(conversation.id, model="target")
+    store.append_text(message.id, text)
+    return store.finish_answer(message.id)
+
+
+def test_a_conversation_is_there_after_closing(tmp_path, clock):
+    path = tmp_path / "conversations.db"
+    with ConversationStore(path, clock=clock) as store:
+        made = store.create_conversation(system_prompt="Be brief.")
+        prompt = store.append_prompt(made.id, "What is\na ring?")
+        begun = store.begin_answer(made.id, model="qwen")
+        store.append_text(begun.id, "A ")
+        store.append_text(begun.id, "circle.\x1b[0m\0")
+        ended = store.finish_answer(begun.id, statistics={"seconds_per_token": 0.5, "finish_reason": "stop"})
+    with ConversationStore(path, clock=clock) as store:
+        (conversation,) = store.list_conversations()
+        assert (conversation.title, conversation.system_prompt) == ("What is", "Be brief.")
+        assert (conversation.created_at, conversation.updated_at, conversation.num_messages) == (1002, 1005, 2)
+        assert store.conversation(made.id) == conversation
+        assert store.messages(made.id) == [prompt, ended]
+        assert store.message(ended.id) == ended
+    assert (prompt.role, prompt.content, prompt.state, prompt.model) == ("user", "What is\na ring?", "complete", "")
+    assert (ended.role, ended.content, ended.state) == ("assistant", "A circle.\x1b[0m\ufffd", "complete")
+    assert (ended.model, ended.statistics) == ("qwen", {"seconds_per_token": 0.5, "finish_reason": "stop"})
+    assert (begun.content, begun.state, begun.statistics) == ("", "streaming", {})
+
+
+def test_a_title_that_was_given_stays(store):
+    conversation = store.create_conversation(title=" My\nplan ")
+    store.append_prompt(conversation.id, "Hello")
+    assert store.conversation(conversation.id).title == "My plan"
+    store.rename_conversation(conversation.id, "Another\tone")
+    assert store.conversation(conversation.id).title == "Another one"
+
+
+def test_the_system_prompt_can_change(store):
+    conversation = store.create_conversation()
+    store.set_system_prompt(conversation.id, "Speak\nFrench.")
+    assert store.conversation(conversation.id).system_prompt == "Speak\nFrench."
+
+
+def test_the_conversation_used_last_stands_first(store):
+    first, second, third = (store.create_conversation(title=title) for title in "abc")
+    assert [each.title for each in store.list_conversations()] == ["c", "b", "a"]
+    begun = store.begin_answer(first.id, model="m")
+    store.append_prompt(second.id, "x")
+    assert [each.title for each in store.list_conversations()] == ["b", "a", "c"]
+    store.finish_answer(begun.id)
+    store.rename_conversation(third.id, "d")
+    assert [each.title for each in store.list_conversations(limit=2)] == ["a", "b"]
+
+
+def test_a_deleted_conversation_can_be_brought_back(store):
+    conversation = store.create_conversation(title="plan")
+    store.append_prompt(conversation.id, "unmistakable")
+    before = store.conversation(conversation.id)
+    store.delete_conversation(conversation.id)
+    assert store.list_conversations() == []
+    assert store.search("unmistakable") == [] and store.search("plan") == []
+    for use in (store.conversation, store.messages, store.delete_conversation):
+        with pytest.raises(UnknownConversationError, match=f"conversation {conversation.id} is not there"):
+            use(conversation.id)
+    assert store.undo_delete(conversation.id) == before
+    assert len(store.search("unmistakable")) == 1
+    assert store.undo_delete(conversation.id) == before
+
+
+def test_what_was_deleted_long_ago_is_purged_at_the_next_start(tmp_path, clock):
+    path = tmp_path / "conversations.db"
+    with ConversationStore(path, clock=clock) as store:
+        old, recent = store.create_conversation(title="old"), store.create_conversation(title="recent")
+        store.append_prompt(old.id, "unmistakable")
+        store.delete_conversation(old.id)
+        clock.now += UNDO_SECONDS / 2
+        store.delete_conversation(recent.id)
+        clock.now += UNDO_SECONDS / 2
+    with ConversationStore(path, clock=clock) as store:
+        with pytest.raises(UnknownConversationError):
+            store.undo_delete(old.id)
+        assert store.undo_delete(recent.id).title == "recent"
+        assert store.create_conversation().id > recent.id
+    remains = path.read_bytes()
+    assert b"unmistakable" not in remains
+    assert b"unm" not in remains  # as a term of the index, which says where in the text it stood
+
+
+def test_an_id_is_never_used_again(store):
+    """Undo of a deletion must not bring back, nor an answer end in, what somebody else has begun since."""
+    gone = store.create_conversation()
+    message = store.append_prompt(gone.id, "x")
+    store.delete_conversation(gone.id)
+    assert store.purge_deleted(older_than_seconds=0) == 1
+    other = store.create_conversation()
+    assert other.id > gone.id and store.append_prompt(other.id, "y").id > message.id
+
+
+def test_an_answer_that_ended_can_be_continued(store):
+    conversation = store.create_conversation()
+    message = store.begin_answer(conversation.id, model="m")
+    store.append_text(message.id, "One")
+    assert store.finish_answer(message.id, state="stopped", statistics={"num_rounds": 1}).state == "stopped"
+    assert store.continue_answer(message.id).state == "streaming"
+    store.append_text(message.id, ", two")
+    ended = store.finish_answer(message.id)
+    assert (ended.content, ended.state, ended.statistics) == ("One, two", "complete", {"num_rounds": 1})
+    assert [hit.message_id for hit in store.search("one, two")] == [message.id]
+
+
+def test_an_answer_can_fail_and_ending_it_twice_is_harmless(store):
+    conversation = store.create_conversation()
+    message = answer(store, conversation, "part")
+    assert store.finish_answer(message.id, state="failed").state == "failed"
+    assert [hit.message_id for hit in store.search("part")] == [message.id]
+
+
+def test_another_answer_replaces_one_that_can_be_restored(store):
+    conversation = store.create_conversation()
+    store.append_prompt(conversation.id, "question")
+    first = answer(store, conversation, "first answer")
+    assert store.drop_messages_from(first.id) == 1
+    assert contents(store, conversation) == ["question"]
+    assert store.conversation(conversation.id).num_messages == 1
+    assert store.search("first") == []
+    answer(store, conversation, "second answer")
+    store.append_prompt(conversation.id, "thanks")
+    assert store.restore_dropped(conversation.id) == 1
+    assert contents(store, conversation) == ["question", "first answer"]
+    assert store.restore_dropped(conversation.id) == 2
+    assert contents(store, conversation) == ["question", "second answer", "thanks"]
+
+
+def test_an_edited_first_prompt_replaces_everything_and_can_be_restored(store):
+    conversation = store.create_conversation()
+    first = store.append_prompt(conversation.id, "a")
+    answered = answer(store, conversation, "b")
+    store.drop_messages_from(answered.id)
+    answer(store, conversation, "c")
+    assert store.drop_messages_from(first.id) == 2
+    assert contents(store, conversation) == []
+    store.append_prompt(conversation.id, "A")
+    assert store.restore_dropped(conversation.id) == 2
+    assert contents(store, conversation) == ["a", "c"]
+
+
+def test_what_was_dropped_behind_a_dropped_message_waits_for_that_one(store):
+    conversation = store.create_conversation()
+    first = store.append_prompt(conversation.id, "a")
+    store.drop_messages_from(answer(store, conversation, "b").id)
+    store.drop_messages_from(first.id)
+    assert [store.restore_dropped(conversation.id), contents(store, conversation)] == [1, ["a"]]
+
+
+def test_nothing_dropped_is_nothing_to_restore(store):
+    conversation, other = store.create_conversation(), store.create_conversation()
+    store.drop_messages_from(store.append_prompt(other.id, "x").id)
+    store.append_prompt(conversation.id, "y")
+    assert store.restore_dropped(conversation.id) == 0
+    assert contents(store, conversation) == ["y"]
+
+
+def test_prompts_of_all_conversations_are_remembered_once(store):
+    """Also those that were edited: whoever looks for a prompt in the history means any that was sent."""
+    first, second, gone = (store.create_conversation() for _ in range(3))
+    for conversation, prompt in ((first, "a"), (second, "b"), (gone, "secret"), (first, "c"), (second, "a")):
+        store.append_prompt(conversation.id, prompt)
+    answer(store, first, "no prompt")
+    store.drop_messages_from(store.append_prompt(second.id, "d").id)
+    store.delete_conversation(gone.id)
+    assert store.recent_prompts() == ["d", "a", "c", "b"]
+    assert store.recent_prompts(limit=2) == ["d", "a"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.rename_conversation(99, "x"),
+        lambda store: store.append_prompt(99, "x"),
+        lambda store: store.begin_answer(99, model="m"),
+        lambda store: store.append_text(99, "x"),
+        lambda store: store.finish_answer(99),
+        lambda store: store.drop_messages_from(99),
+        lambda store: store.restore_dropped(99),
+        lambda store: store.message(99),
+        lambda store: store.undo_delete(99),
+    ],
+)
+def test_an_unknown_id_is_one_sentence(store, use):
+    with pytest.raises(UnknownConversationError, match="99 is not there, or no longer"):
+        use(store)
+
+
+def test_a_prompt_is_no_answer(store):
+    prompt = store.append_prompt(store.create_conversation().id, "x")
+    with pytest.raises(UnknownConversationError):
+        store.append_text(prompt.id, "y")
+    assert store.message(prompt.id).content == "x"
+
+
+def test_closing_stops_what_still_streams(tmp_path):
+    path = tmp_path / "conversations.db"
+    store = ConversationStore(path)
+    message = store.begin_answer(store.create_conversation().id, model="m")
+    store.append_text(message.id, "half")
+    store.close()
+    store.close()
+    with ConversationStore(path) as reopened:
+        assert (reopened.message(message.id).state, reopened.message(message.id).content) == ("stopped", "half")
+        assert [hit.message_id for hit in reopened.search("half")] == [message.id]
+
+
+def test_without_a_path_everything_is_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ConversationStore(None) as store:
+        conversation = store.create_conversation()
+        answer(store, conversation, "kept for now")
+        assert len(store.search("kept")) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_holds_exactly_the_texts(store, tmp_path):
+    """After every kind of change; FTS5's own check compares index and table."""
+    conversation, gone = store.create_conversation(), store.create_conversation()
+    store.append_prompt(gone.id, "gone for good")
+    store.delete_conversation(gone.id)
+    store.purge_deleted(older_than_seconds=0)
+    first = answer(store, conversation, "first")
+    store.finish_answer(first.id, state="failed")
+    store.continue_answer(first.id)
+    store.finish_answer(first.id)
+    store.drop_messages_from(first.id)
+    with sqlite3.connect(tmp_path / "data" / "conversations.db") as connection:
+        connection.execute("INSERT INTO message_index (message_index, rank) VALUES ('integrity-check', 1)")
+        counts = connection.execute("SELECT count(*) FROM messages").fetchone()
+    connection.close()
+    assert counts == (1,)
+    assert issubclass(ConversationStoreError, OverstoryError) and issubclass(UnknownConversationError, OverstoryError)
+    assert store.search("gone") == []

@@ -1,0 +1,83 @@
+"""A file is there completely or not at all, and nobody else's business."""
+
+import os
+import stat
+
+import pytest
+
+from tui.chat.private_file import create_private_file, read_regular_file, replace_private_file
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_file_and_folder_are_for_their_owner_alone(tmp_path):
+    path = tmp_path / "a" / "notes.txt"
+    replace_private_file(path, b"x")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    created = tmp_path / "b" / "notes.txt"
+    create_private_file(created, b"x")
+    assert stat.S_IMODE(created.stat().st_mode) == 0o600
+
+
+def test_replacing_leaves_one_file_with_the_new_content(tmp_path):
+    path = tmp_path / "notes.txt"
+    replace_private_file(path, b"old")
+    replace_private_file(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """People keep their settings together in one folder and link to them."""
+    link = tmp_path / "notes.txt"
+    link.symlink_to(tmp_path / "kept" / "notes.txt")
+    replace_private_file(link, b"new")
+    assert link.is_symlink() and (tmp_path / "kept" / "notes.txt").read_bytes() == b"new"
+
+
+def test_creating_refuses_a_file_that_is_there(tmp_path):
+    path = tmp_path / "notes.txt"
+    create_private_file(path, b"first")
+    with pytest.raises(FileExistsError):
+        create_private_file(path, b"second")
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [replace_private_file, create_private_file])
+def test_a_file_in_the_place_of_the_folder_is_no_file_that_is_there_already(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="Not a directory"):
+        write(tmp_path / "file" / "notes.txt", b"x")
+
+
+@pytest.mark.parametrize("write", [replace_private_file, create_private_file])
+def test_a_disk_that_fills_up_leaves_nothing_new(tmp_path, monkeypatch, write):
+    def refuse(_handle):
+        raise OSError(28, "No space left on device")
+
+    kept = tmp_path / "kept.txt"
+    replace_private_file(kept, b"kept")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "notes.txt", b"x")
+    with pytest.raises(OSError, match="No space left"):
+        replace_private_file(kept, b"x")
+    assert list(tmp_path.iterdir()) == [kept] and kept.read_bytes() == b"kept"
+
+
+def test_reading_wants_a_regular_file_of_bounded_size(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"1234")
+    assert read_regular_file(path, max_bytes=4) == b"1234"
+    with pytest.raises(ValueError, match="it has more than 3 bytes"):
+        read_regular_file(path, max_bytes=3)
+    with pytest.raises(OSError):
+        read_regular_file(tmp_path, max_bytes=3)
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "none", max_bytes=3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_reading_a_pipe_does_not_wait_for_ever(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is not a regular file"):
+        read_regular_file(tmp_path / "pipe", max_bytes=3)

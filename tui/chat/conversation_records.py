@@ -1,0 +1,83 @@
+"""A conversation, its messages, and the turns that a model is shown of them. Knows no database and no file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["user", "assistant"]
+EndState = Literal["complete", "stopped", "failed"]
+"""How an answer ended: `stopped` by the user, by a full context or by the end of its process."""
+MessageState = Literal["complete", "stopped", "failed", "streaming"]
+"""`streaming` while text still arrives."""
+
+MAX_TITLE_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One line of the list of conversations."""
+
+    id: int
+    """Never used again, even after the conversation is gone."""
+    title: str
+    """Empty until somebody gives one or the first prompt does."""
+    system_prompt: str
+    """Empty is the model's own."""
+    created_at: float
+    """Unix time in seconds."""
+    updated_at: float
+    """When something was last said in it; Unix time in seconds."""
+    num_messages: int
+    """Messages in it, without those that were dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One prompt or one answer."""
+
+    id: int
+    """Never used again; a later message of a conversation has a higher one."""
+    conversation_id: int
+    role: Role
+    content: str
+    """As it was written or arrived: may hold terminal escapes."""
+    state: MessageState
+    """A prompt is always complete."""
+    model: str
+    """What answered; empty for prompts."""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured of an answer, as it was handed in: JSON values by name."""
+    created_at: float
+    """Unix time in seconds."""
+
+
+def title_of_prompt(prompt: str) -> str:
+    """The first line that says something, on one line of at most MAX_TITLE_LENGTH characters."""
+    lines = (" ".join(line.split()) for line in prompt.splitlines())
+    title = next((line for line in lines if line), "")
+    return title if len(title) <= MAX_TITLE_LENGTH else title[: MAX_TITLE_LENGTH - 1].rstrip() + "…"
+
+
+def chat_turns(system_prompt: str, messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
+    """What a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
+
+    An answer without any text is no turn, and prompts that then follow each other become one: many templates refuse
+    two turns of one role.
+    """
+    turns = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
+    for message in messages:
+        if message.role == "assistant" and not message.content:
+            continue
+        if turns and turns[-1]["role"] == message.role:
+            turns[-1]["content"] += f"\n\n{message.content}"
+        else:
+            turns.append({"role": message.role, "content": message.content})
+    return tuple(turns)
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for NUL, where full-text search ends, and for halves of surrogate pairs, no UTF-8.
+
+    Whole pairs become the one character that they stand for.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\ufffd")

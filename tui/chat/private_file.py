@@ -1,0 +1,59 @@
+"""Files that hold what a person wrote: there completely or not at all, and readable by that person alone."""
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder, for this user alone, unless it is there. Raises OSError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:  # which elsewhere means that a file is there already, as it should not
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def replace_private_file(path: Path, content: bytes) -> None:
+    """Write a neighbour and rename it, so that a process killed here leaves the old file or the new one.
+
+    The folder is made if need be, the file gets mode 0600; a link stays, and what it leads to is replaced. Raises
+    OSError.
+    """
+    path = path.resolve()  # people keep settings in a folder of their own and link to them
+    make_private_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+    neighbour = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    except BaseException:
+        neighbour.unlink(missing_ok=True)
+        raise
+
+
+def create_private_file(path: Path, content: bytes) -> None:
+    """The same for a file that must not be there yet. Raises FileExistsError, or another OSError."""
+    make_private_folder(path.parent)
+    path.touch(mode=0o600, exist_ok=False)  # whoever comes second fails here
+    try:
+        replace_private_file(path, content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
+    """The content. Raises OSError for what is no regular file, too, and ValueError for more than `max_bytes`."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for ever
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is not a regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    return content
