@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_killed_process_loses_at_most_the_last_round(tmp_path):
 
 CHATTER = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tui.chat.conversation_store import ConversationStore
 with ConversationStore(Path(sys.argv[1])) as store:
@@ -71,6 +73,21 @@ def test_two_instances_share_one_database(tmp_path):
     assert texts == [[str(number) for number in range(100)]] * 2
     with ConversationStore(path) as store:
         assert sorted(each.title for each in store.list_conversations()) == ["a", "b"]
+
+
+def test_one_store_serves_many_threads(tmp_path):
+    """The app saves from a thread while its list of conversations is drawn from another."""
+    with ConversationStore(tmp_path / "conversations.db") as store:
+
+        def chat(title):
+            message = store.begin_answer(store.create_conversation(title=title).id, model="m")
+            for number in range(50):
+                store.append_text(message.id, f"{number} ")
+                store.list_conversations()
+            return store.finish_answer(message.id).content.split()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(chat, "abcd")) == [[str(number) for number in range(50)]] * 4
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_gap(tmp_path):

@@ -10,6 +10,7 @@ from tui.chat.conversation_rows import (
     insert_conversation,
     insert_message,
     message_before,
+    purge_conversations,
     restore_messages,
     select_conversation,
     select_conversations,
@@ -113,6 +114,18 @@ def test_dropped_messages_swap_places_with_what_came_after(connection, chat):
     assert texts(connection, chat) == ["a", "b", "c"]
     assert restore_messages(connection, chat) == 1
     assert texts(connection, chat) == ["a", "d"]
+
+
+def test_purging_takes_what_was_deleted_by_then_with_its_messages(connection, chat):
+    other = insert_conversation(connection, title="", system_prompt="", created_at=0, updated_at=0)
+    message_id, kept = add(connection, chat, "a"), add(connection, other, "b")
+    update_conversation(connection, chat, deleted_at=5.0)
+    update_conversation(connection, other, deleted_at=6.0)
+    assert purge_conversations(connection, deleted_until=4.9) == 0
+    assert purge_conversations(connection, deleted_until=5.0) == 1
+    with pytest.raises(UnknownConversationError):
+        select_message(connection, message_id)
+    assert select_message(connection, kept).content == "b"
 
 
 def test_dropping_in_one_conversation_leaves_the_others(connection, chat):

@@ -117,7 +117,9 @@ def test_what_was_deleted_long_ago_is_purged_at_the_next_start(tmp_path, clock):
             store.undo_delete(old.id)
         assert store.undo_delete(recent.id).title == "recent"
         assert store.create_conversation().id > recent.id
-    assert b"unmistakable" not in path.read_bytes()
+    remains = path.read_bytes()
+    assert b"unmistakable" not in remains
+    assert b"unm" not in remains  # as a term of the index, which says where in the text it stood
 
 
 def test_an_id_is_never_used_again(store):

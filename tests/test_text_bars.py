@@ -2,7 +2,7 @@
 
 import pytest
 
-from tui.chat.text_bars import progress_bar, share_bar, spark_line
+from tui.chat.text_bars import column_chart, progress_bar, share_bar, spark_line
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,9 @@ def test_curves(values, top, line):
 
 def test_no_width_is_no_text():
     assert spark_line((1, 2), 0) == progress_bar(0.5, 0) == share_bar(0.5, 0) == ""
+
+
+def test_columns():
+    rows = column_chart((None, 1.0, 0.75, 0.5, 0.1, 0.0), height=2, step=2, width=20)
+    assert rows == ("  █ ▄", "· █ █ █ ▂ ▁")
+    assert column_chart((1.0, 1.0, 1.0), height=1, step=2, width=3) == ("█ █",)

@@ -47,6 +47,15 @@ def update_conversation(connection: sqlite3.Connection, conversation_id: int, **
     connection.execute(f"UPDATE conversations SET {columns} WHERE id = ?", (*values.values(), conversation_id))
 
 
+def purge_conversations(connection: sqlite3.Connection, *, deleted_until: float) -> int:
+    """Remove those that were deleted by then, with every trace in the index; returns how many."""
+    num_purged = connection.execute("DELETE FROM conversations WHERE deleted_at <= ?", (deleted_until,)).rowcount
+    if num_purged:
+        # The index only marks what was deleted until it is merged: 0.7 s for 12 MB of text, once in a long while.
+        connection.execute("INSERT INTO message_index (message_index) VALUES ('optimize')")
+    return num_purged
+
+
 def select_message(connection: sqlite3.Connection, message_id: int) -> Message:
     """One message, even a dropped one. Raises UnknownConversationError."""
     row = connection.execute(f"{_MESSAGES} WHERE id = ?", (message_id,)).fetchone()

@@ -18,6 +18,7 @@ from tui.chat.conversation_rows import (
     insert_conversation,
     insert_message,
     message_before,
+    purge_conversations,
     restore_messages,
     select_conversation,
     select_conversations,
@@ -145,8 +146,7 @@ class ConversationStore:
     def purge_deleted(self, *, older_than_seconds: float) -> int:
         """Remove for good what was deleted so long ago, and overwrite it; returns how many conversations."""
         with self._database.writing() as connection:
-            latest = self._clock() - older_than_seconds
-            return connection.execute("DELETE FROM conversations WHERE deleted_at <= ?", (latest,)).rowcount
+            return purge_conversations(connection, deleted_until=self._clock() - older_than_seconds)
 
     def messages(self, conversation_id: int) -> list[Message]:
         """The messages, oldest first, without those that were dropped."""

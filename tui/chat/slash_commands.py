@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 from runtime.errors import OptionError
 from tui.chat.command_registry import COMMANDS, TO_THE_END, Argument, Command, find_command
-from tui.chat.setting_fields import SETTING_FIELDS, find_setting
+from tui.chat.setting_words import TYPED_SETTINGS, find_setting, suggested_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _candidates(argument: Argument, typed: str, *, rest: str, sources: Completio
     if argument.kind == "command":
         return _that_begin([(command.name, command.help) for command in COMMANDS], typed)
     if argument.kind == "setting":
-        return _that_begin([(f"{each.name} ", each.help) for each in SETTING_FIELDS], typed)
+        return _that_begin([(f"{each.name} ", each.help) for each in TYPED_SETTINGS], typed)
     return _that_begin([(value, "") for value in _values(argument, rest, sources)], typed)
 
 
@@ -173,7 +173,7 @@ def _values(argument: Argument, rest: str, sources: CompletionSources) -> Sequen
         setting = find_setting("tree" if argument.kind == "tree" else rest.split(maxsplit=1)[0])
     except (OptionError, IndexError):
         return ()
-    return sources.themes if setting.kind == "theme" else setting.choices
+    return sources.themes if setting.name == "theme" else suggested_values(setting)
 
 
 def _that_begin(candidates: Sequence[tuple[str, str]], typed: str) -> list[tuple[str, str]]:
