@@ -123,7 +123,7 @@ def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogu
     assert [each["content"] for each in engine.requests[-1].messages] == ["One?"]
     answered(dialogue, "uno")
     assert contents(dialogue) == ["One?", "uno"]
-    assert dialogue.restore_dropped() == 1
+    assert store.restore_dropped(dialogue.conversation_id) == 1
     assert contents(dialogue) == ["One?", "1"]
 
 

@@ -1,8 +1,16 @@
 """Trimming leaves out the oldest turns, at a prompt, until at most half is left."""
 
-from conversation_factory import answer, prompt
+from conversation_factory import message
 
 from tui.chat.turn_trimming import first_kept_after_trim
+
+
+def prompt(message_id, content):
+    return message(id=message_id, content=content)
+
+
+def answer(message_id, content):
+    return message("assistant", content, id=message_id)
 
 
 def test_half_of_the_characters_or_less_are_left():

@@ -1,11 +1,24 @@
 """What a person can do with answers: stop, write anew, go on, change the prompt, make room, copy."""
 
+from typing import Literal
+
 from tui.chat.chat_frame import ChatFrame
-from tui.chat.dialogue_changes import Changes, PromptReturned
+from tui.chat.dialogue_changes import Changes, PromptReturned, TurnsChanged
+
+Undo = tuple[Literal["conversation", "turns"], int]
+"""What `undo_delete` brings back: a conversation, or the turns that were dropped last from one."""
 
 
 class AnswerActions(ChatFrame):
     """Actions on the open conversation's answers."""
+
+    undos: list[Undo]
+
+    @property
+    def is_something_to_stop(self) -> bool:
+        """Whether Esc has anything to do."""
+        is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
+        return is_asked or self.notice.display or self.dialogue.editing_id is not None
 
     async def action_stop_answer(self) -> None:
         """Stop the answer and keep what came; without one, put away what lies in the way."""
@@ -23,7 +36,7 @@ class AnswerActions(ChatFrame):
         """Write the last answer anew."""
         if not self.dialogue.is_answering and self.services.settings.params().get("temperature") == 0:
             self.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
-        await self._do(self.dialogue.regenerate())
+        await self._do_undoable(self.dialogue.regenerate())
 
     async def action_continue_answer(self) -> None:
         """Let the last answer go on."""
@@ -43,13 +56,6 @@ class AnswerActions(ChatFrame):
             self.prompt.put("")
             await self._do((PromptReturned(text),))
             self.say("Enter sends it in place of the last prompt; Esc leaves that as it was")
-
-    async def action_undo_edit(self) -> None:
-        """Bring back the turns that were dropped last."""
-        num_messages = self.dialogue.restore_dropped()
-        if num_messages:
-            await self.apply(self.dialogue.open(self.dialogue.conversation_id))
-        self.say(f"{num_messages} turns are back" if num_messages else "nothing was dropped here")
 
     def action_copy_answer(self) -> None:
         """Copy the last answer as it is shown."""
@@ -73,6 +79,13 @@ class AnswerActions(ChatFrame):
         self.app.copy_to_clipboard(code)
         num_lines = len(code.splitlines())
         self.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
+
+    async def _do_undoable(self, changes: Changes) -> None:
+        """The same, where turns were dropped that `undo_delete` can bring back."""
+        conversation_id = self.dialogue.conversation_id
+        if conversation_id is not None and any(isinstance(change, TurnsChanged) for change in changes):
+            self.undos.append(("turns", conversation_id))
+        await self._do(changes)
 
     async def _do(self, changes: Changes) -> None:
         await self.apply(changes)

@@ -149,7 +149,12 @@ class ChatFrame(Screen[None]):
         if trouble.kind == "refused":
             self.say(trouble.sentence, is_warning=True)
             return
-        await self.notice.show(trouble.sentence, CHOICES[trouble.kind], is_error=trouble.kind != "no model")
+        await self.notice.show(
+            trouble.sentence,
+            CHOICES[trouble.kind],
+            is_error=trouble.kind != "no model",
+            takes_focus=not self.prompt.text,
+        )
 
     def _title(self) -> str:
         conversation_id = self.dialogue.conversation_id
@@ -190,5 +195,5 @@ class ChatFrame(Screen[None]):
 
     def _return_prompt(self, text: str) -> None:
         """What was written meanwhile stays, below what comes back."""
-        written = self.prompt.text.strip()
-        self.prompt.put(f"{text}\n{written}" if written and written != text.strip() else text)
+        written = self.prompt.text
+        self.prompt.put(f"{text}\n{written}" if written.strip() else text)

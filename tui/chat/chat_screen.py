@@ -18,7 +18,7 @@ from tui.chat.answer_markdown import AnswerMarkdown, CodeBlock
 from tui.chat.chat_services import ChatServices
 from tui.chat.command_registry import COMMANDS, Command
 from tui.chat.completion_list import CompletionList
-from tui.chat.dialogue_changes import Trouble
+from tui.chat.dialogue_changes import PromptReturned, Trouble
 from tui.chat.engine_client import EngineDied
 from tui.chat.engine_messages import Loaded, Report
 from tui.chat.machine_actions import MachineActions
@@ -36,11 +36,10 @@ from tui.chat.slash_commands import (
 )
 
 FOOTER_WORDS = {
-    "help": "Help",
     "stop": "Stop",
+    "help": "Help",
     "new": "New",
     "list": "List",
-    "search": "Search",
     "regenerate": "Again",
     "edit": "Edit",
     "stats": "Machine",
@@ -49,6 +48,8 @@ FOOTER_WORDS = {
     "quit": "Quit",
 }
 """Commands in the footer, in its order, with a word that fits beside the others in 80 columns."""
+TAKEN_BY_EDITORS = {"ctrl+f"}
+"""Keys that a text area would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0
 """Ctrl+C twice within this time quits."""
 
@@ -60,7 +61,7 @@ def _binding(command: Command) -> Binding:
         FOOTER_WORDS.get(command.name, command.title),
         show=command.name in FOOTER_WORDS,
         tooltip=command.help,
-        priority=command.key != "escape",  # Esc first leaves whatever has the focus
+        priority=command.key in TAKEN_BY_EDITORS,
     )
 
 
@@ -69,8 +70,8 @@ class ChatScreen(MachineActions):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(_binding(command) for command in COMMANDS if command.key),
-        Binding("f7", "copy_code", "Copy code", show=False, tooltip="Copy the last code block; again, the one above"),
         Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),
+        Binding("f6", "go_to_notice", "Choose", show=False, priority=True, tooltip="Go to the notice's choices"),
         Binding("pageup", "page(-1)", "Scroll up", show=False, priority=True, tooltip="Scroll the conversation up"),
         Binding("pagedown", "page(1)", "Scroll down", show=False, priority=True, tooltip="Scroll it down"),
         Binding("ctrl+home", "show_start", "Start", show=False, priority=True, tooltip="Go to the first turn"),
@@ -79,7 +80,7 @@ class ChatScreen(MachineActions):
 
     def __init__(self, services: ChatServices) -> None:
         super().__init__(services)
-        self._undos = []
+        self.undos = []
         self._interrupted_at = -QUIT_SECONDS
 
     async def on_mount(self) -> None:
@@ -92,6 +93,10 @@ class ChatScreen(MachineActions):
         if self.services.notices:
             self.notice.add_class("-keep")
             await self.notice.show(" · ".join(self.services.notices), ())
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Esc stands in the footer while there is something to stop."""
+        return action != "stop_answer" or self.is_something_to_stop
 
     @work(group="engine", exclusive=True)
     async def listen(self) -> None:
@@ -114,15 +119,14 @@ class ChatScreen(MachineActions):
         """Obey a command, or ask the model."""
         text = message.text
         if not is_command(text):
-            self.prompt.take()
-            await self.apply(self.dialogue.ask(message_text(text.strip("\n"))))
+            await self._do_undoable(self.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
             line = parse_command(text.strip())
         except OptionError as error:
             self.say(str(error), is_warning=True)
+            await self.apply((PromptReturned(text),))
             return
-        self.prompt.take()
         await self.run_command(line)
 
     async def run_command(self, line: CommandLine) -> None:
@@ -193,6 +197,11 @@ class ChatScreen(MachineActions):
     async def action_quit(self) -> None:
         """End the app."""
         await self.app.action_quit()
+
+    def action_go_to_notice(self) -> None:
+        """Let the next keys choose what the notice offers."""
+        if self.notice.display:
+            self.notice.focus_choices()
 
     def action_page(self, direction: int) -> None:
         """Scroll the conversation by a page; lists scroll themselves."""

@@ -108,7 +108,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         name="undo",
         title="Undo delete",
-        help="Bring back what was deleted or cleared last.",
+        help="Bring back what was deleted, cleared or written anew last.",
         action="undo_delete",
     ),
     Command(
@@ -146,6 +146,13 @@ COMMANDS: tuple[Command, ...] = (
         help="Copy the last answer to the clipboard.",
         action="copy_answer",
         key="f8",
+    ),
+    Command(
+        name="code",
+        title="Copy code",
+        help="Copy the last code block to the clipboard; again, the one above it.",
+        action="copy_code",
+        key="f9",
     ),
     Command(
         name="export",

@@ -5,7 +5,6 @@ Every change goes through the store first and is shown from there.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from textual import work
 
@@ -17,14 +16,9 @@ from tui.chat.dialogue_changes import TurnsChanged
 from tui.chat.text_dialog import LineDialog, TextDialog
 from tui.terminal_text import one_line
 
-Undo = tuple[Literal["conversation", "turns"], int]
-"""What `undo_delete` brings back: a conversation, or the turns that were dropped from one."""
-
 
 class ConversationActions(AnswerActions):
     """Actions on conversations as wholes."""
-
-    _undos: list[Undo]
 
     async def open_conversation(self, conversation_id: int | None) -> None:
         """Show another conversation, or an empty one; an answer that is being written goes on."""
@@ -75,7 +69,7 @@ class ConversationActions(AnswerActions):
             self.say("an answer is being written; press Esc to stop it first", is_warning=True)
         elif messages and self.dialogue.conversation_id is not None:
             self.services.store.drop_messages_from(messages[0].id)
-            self._undos.append(("turns", self.dialogue.conversation_id))
+            self.undos.append(("turns", self.dialogue.conversation_id))
             await self.apply((TurnsChanged(),))
             self.say(f"{len(messages)} turns removed; /undo brings them back")
         else:
@@ -83,10 +77,14 @@ class ConversationActions(AnswerActions):
 
     async def action_undo_delete(self) -> None:
         """Bring back what was deleted or cleared last."""
-        if not self._undos:
+        if not self.undos:
             self.say("nothing was deleted since the start")
             return
-        kind, conversation_id = self._undos.pop()
+        kind, conversation_id = self.undos.pop()
+        if self.dialogue.is_answering:
+            self.undos.append((kind, conversation_id))
+            self.say("an answer is being written; press Esc to stop it first", is_warning=True)
+            return
         if kind == "turns":
             self.services.store.restore_dropped(conversation_id)
         else:
@@ -170,7 +168,7 @@ class ConversationActions(AnswerActions):
         if self.dialogue.answer is not None and self.dialogue.answer.conversation_id == conversation_id:
             await self.apply(self.dialogue.stop())
         self.services.store.delete_conversation(conversation_id)
-        self._undos.append(("conversation", conversation_id))
+        self.undos.append(("conversation", conversation_id))
         if conversation_id == self.dialogue.conversation_id:
             await self.open_conversation(None)
         self.refresh_list()

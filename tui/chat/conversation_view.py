@@ -25,8 +25,12 @@ NUM_SHOWN_TURNS = 40
 WELCOME = """\
 Ask something below.
 
-Enter sends, Ctrl+J begins a new line, / lists the commands, F1 explains the keys.
-What you write stays on this machine."""
+Enter      sends the prompt
+Ctrl+J     begins a new line
+/          lists the commands
+F1         explains the keys
+
+What is said here stays on this machine."""
 
 
 class ConversationView(VerticalScroll):
@@ -71,7 +75,9 @@ class ConversationView(VerticalScroll):
             await self.mount_all([_turn_view(message, first_kept_id=first_kept_id) for message in shown])
         if shown and shown[-1].state == "streaming":
             self._grow(self._last_answer())
-        self.anchor()
+        self.anchor(bool(messages))
+        if not messages:
+            self.scroll_home(animate=False)
 
     async def add(self, message: Message) -> None:
         """Show one more turn at the end, and follow it."""

@@ -181,12 +181,6 @@ class Dialogue:
             return (TurnsChanged(), *self.regenerate())
         return (TurnsChanged(),)
 
-    def restore_dropped(self) -> int:
-        """Bring back what was dropped last from the open conversation; how many messages."""
-        if self.conversation_id is None or self.is_answering:
-            return 0
-        return self.store.restore_dropped(self.conversation_id)
-
     def take(self, report: Report | EngineDied) -> Changes:
         """Save what the engine says, and say what changed by it."""
         match report:

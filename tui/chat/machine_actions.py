@@ -11,9 +11,9 @@ from tui.chat.dialogue_changes import Trouble
 from tui.chat.engine_messages import Loaded
 from tui.chat.notice_bar import Choice
 from tui.chat.remembered_settings import changed_names
+from tui.chat.setting_words import changes_that_reload, find_setting
 from tui.terminal_text import one_line
 
-_RELOAD_NAMES = set(ChatSettings().to_config_fields()) | {"device_memory", "host_memory"}
 _LOAD_AGAIN = Choice("Load again", "restart_engine", "Load the model with the new settings; the conversation stays")
 
 
@@ -54,19 +54,16 @@ class MachineActions(ConversationActions):
 
     def action_set_setting(self, name: str = "", value: str | None = None) -> None:
         """Open the settings, say what one is, or change one."""
-        settings = self.services.settings.settings
-        wanted = name.lower().replace("-", "_")
-        wanted = "system_prompt" if wanted == "system" else wanted
         if not name:
             self.open_settings()
             return
+        settings = self.services.settings.settings
         try:
+            found = find_setting(name).name
             if value is None:
-                self.say(f"{wanted} is {settings.with_text(wanted, settings.text_of(wanted)).text_of(wanted)}")
+                self.say(f"{found} is {settings.text_of(found) or 'empty'}")
             else:
-                self.change_settings(settings.with_text(wanted, value))
-        except AttributeError:
-            self.say(f"{one_line(name)} is no setting; /set lists them", is_warning=True)
+                self.change_settings(settings.with_text(found, value))
         except OverstoryError as error:
             self.say(str(error), is_warning=True)
 
@@ -75,15 +72,15 @@ class MachineActions(ConversationActions):
 
     def change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
         """Let other settings hold, remember them, and say what that means."""
-        names = changed_names(self.services.settings.settings, settings)
+        before = self.services.settings.settings
         try:
             self.services.settings.replace(settings)
         except OverstoryError as error:
             self.say(str(error), is_warning=True)
-        if "theme" in names:
+        if settings.theme != before.theme:
             self.app.theme = theme_name(settings.theme, self.services.environment, known=self.app.available_themes)
-        if is_told and names:
-            self._tell(settings, names)
+        if is_told and settings != before:
+            self._tell(before, settings)
 
     def action_choose_theme(self, theme: str = "") -> None:
         """Change the colours; without a name, choose from the list."""
@@ -97,10 +94,11 @@ class MachineActions(ConversationActions):
     def action_toggle_machine(self) -> None:
         """Show or hide the machine panel."""
 
-    def _tell(self, settings: ChatSettings, names: tuple[str, ...]) -> None:
-        needing = [name for name in names if name in _RELOAD_NAMES]
+    def _tell(self, before: ChatSettings, settings: ChatSettings) -> None:
+        needing = changes_that_reload(before, settings)
         if needing and self.dialogue.state.model is not None:
             word = f"{', '.join(needing)} will hold once the model is loaded again"
             self.run_worker(self.notice.show(word, (_LOAD_AGAIN,), is_error=False))
         else:
-            self.say(", ".join(f"{name} is {one_line(settings.text_of(name))[:60]}" for name in names))
+            names = changed_names(before, settings)
+            self.say(", ".join(f"{name} is {one_line(settings.text_of(name))[:60] or 'empty'}" for name in names))

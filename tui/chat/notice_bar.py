@@ -1,6 +1,6 @@
 """A bar over the prompt: what happened, and what can be done about it, one key or click each.
 
-It takes no focus away from the prompt, and the conversation stays in sight. Knows no engine and no store.
+The conversation stays in sight, and whoever is writing is not interrupted. Knows no engine and no store.
 """
 
 from collections.abc import Sequence
@@ -62,8 +62,10 @@ class NoticeBar(Vertical):
         """What it says; empty while it says nothing."""
         return str(self.query_one("#notice-text", Static).content) if self.display else ""
 
-    async def show(self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True) -> None:
-        """Say something; the first choice has the focus if there is more to do than to read it."""
+    async def show(
+        self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True, takes_focus: bool = True
+    ) -> None:
+        """Say something; the first choice gets the focus if there is one and nobody is writing."""
         self._choices = tuple(choices)
         self.query_one("#notice-text", Static).update(one_line(sentence))
         row = self.query_one("#notice-choices", Horizontal)
@@ -72,8 +74,12 @@ class NoticeBar(Vertical):
         await row.mount(self._button(len(self._choices), Choice("Dismiss", "", "Put the notice away")))
         self.set_class(is_error, "-error")
         self.display = True
-        if self._choices:
-            row.query(Button).first().focus()
+        if self._choices and takes_focus:
+            self.focus_choices()
+
+    def focus_choices(self) -> None:
+        """Let the next keys choose."""
+        self.query(Button).first().focus()
 
     def action_dismiss(self) -> None:
         """Put the notice away."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -30,15 +31,8 @@ class PromptArea(TextArea):
 
     DEFAULT_CLASSES = "prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", tooltip="Send the prompt to the model", priority=True),
-        Binding(
-            "shift+enter,ctrl+j",
-            "new_line",
-            "New line",
-            show=False,
-            tooltip="Begin another line of the prompt",
-            priority=True,
-        ),
+        Binding("enter", "send", "Send", tooltip="Send the prompt to the model"),
+        Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
         Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
         Binding("escape", "put_away", "Back", show=False, tooltip="Put the list of completions away"),
         Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
@@ -85,10 +79,17 @@ class PromptArea(TextArea):
         """A line as it is drawn."""
         return Text(same_width_signs(self.document.get_line(line_index)), end="", no_wrap=True)
 
+    async def _on_key(self, event: events.Key) -> None:
+        """Send on Enter, which would begin a line; in the order of the keys, as a priority binding would not be."""
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.action_send()
+
     def action_send(self) -> None:
-        """Ask whoever listens to take the prompt."""
+        """Hand the prompt over; what is typed from now on is another one."""
         if self.text.strip():
-            self.post_message(self.Sent(self.text))
+            self.post_message(self.Sent(self.take()))
 
     def action_new_line(self) -> None:
         """Begin another line at the cursor."""
