@@ -96,8 +96,8 @@ class _Visit:
 class LayerStreamer(Closeable):
     """Layers 0..L-1 in order, pass after pass: begin_pass, then acquire(i) and release(i) for each layer, end_pass.
 
-    Driven from one thread; only `cancel` and `slot_states` may be called from others. After any exception in a pass
-    call abort_pass. A context manager; closing it frees the slots but leaves the engine open.
+    Driven from one thread; only `cancel`, `slot_states` and `num_done_layers` are for others too. After any exception
+    in a pass call abort_pass. A context manager; closing it frees the slots but leaves the engine open.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class LayerStreamer(Closeable):
         self._visits: list[_Visit | None] = [None] * len(self.slots)  # by slot
         self._coming: deque[_Visit] = deque()  # submitted, not acquired yet, in order
         self._next_source = 0
-        self._next_layer = 0
+        self._next_layer = self._num_done = 0
         self._acquired: set[int] = set()
         self._is_in_pass = self._is_closed = self._is_draining = False
         self._cancel = threading.Event()
@@ -161,6 +161,11 @@ class LayerStreamer(Closeable):
         """What each slot is doing just now."""
         return tuple(_status(visit) for visit in tuple(self._visits))
 
+    @property
+    def num_done_layers(self) -> int | None:
+        """Layers of the pass under way that have been released; None between passes."""
+        return self._num_done if self._is_in_pass else None
+
     def prefetch(self) -> None:
         """Start a copy into every free slot, ahead of the first pass; later passes prefetch by themselves."""
         self._require(not self._is_closed, "the streamer is closed")
@@ -176,6 +181,7 @@ class LayerStreamer(Closeable):
         if self._is_draining:
             self._drain()
         self.prefetch()
+        self._num_done = 0
         with self._lock:
             self._cancel.clear()
             self._is_in_pass = True
@@ -204,6 +210,7 @@ class LayerStreamer(Closeable):
         """The computation enqueued so far was the layer's last: its slot takes the next copy, without delay."""
         self._require(layer_index in self._acquired, f"layer {layer_index} is not acquired")
         self._acquired.remove(layer_index)
+        self._num_done = layer_index + 1
         for visit in self._visits:
             if visit is not None and visit.is_in_use and visit.layer_index == layer_index:
                 self._engine.release(self.slots[visit.slot_index])

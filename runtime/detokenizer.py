@@ -16,6 +16,21 @@ class Decoder(Protocol):
         """The text of token ids."""
 
 
+class DecoderBehind:
+    """Decodes tokens that stand behind others: many tokenizers drop the space that a text begins with."""
+
+    def __init__(self, tokenizer: Decoder, token_ids: Sequence[int]) -> None:
+        """`token_ids` are some of those before."""
+        self._tokenizer = tokenizer
+        self._before = list(token_ids)
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text that the token ids add."""
+        before = self._tokenizer.decode(self._before, skip_special_tokens=skip_special_tokens)
+        text = self._tokenizer.decode([*self._before, *token_ids], skip_special_tokens=skip_special_tokens)
+        return text[len(before) :]
+
+
 class IncrementalDetokenizer:
     """Collects an answer's tokens and releases the text that can no longer change."""
 

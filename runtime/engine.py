@@ -117,6 +117,8 @@ class Engine:
             accepted_ranks=accepted_ranks,
             num_children=num_children,
             num_grafted=grafted.num_grafted,
+            parents=tuple(tree.topology.parents.tolist()),
+            path=verdict.path,
         )
         self.planner.observe(observation)
         yield observation.to_event()

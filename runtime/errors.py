@@ -2,6 +2,7 @@
 
 BadInputError                   exit code 2
 ├── OptionError                 a setting outside its range
+│   └── PromptTooLongError      the prompt leaves no room in the context
 ├── PromptFileError             a prompt file or one of its lines cannot be read
 ├── TokenizerMismatchError      the draft's token ids mean other strings than the target's
 └── DemoModelError              the default model could not be fetched, or is not the expected one
@@ -12,6 +13,10 @@ from offload.errors import BadInputError
 
 class OptionError(BadInputError):
     """A setting is outside its range."""
+
+
+class PromptTooLongError(OptionError):
+    """The prompt leaves no room in the context for an answer."""
 
 
 class PromptFileError(BadInputError):

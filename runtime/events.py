@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context"]
+FinishReason = Literal["stop", "length", "context", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,10 @@ class PassVerified:
     """Wall time of growing this round's tree."""
     verify_seconds: float = 0.0
     """Wall time of the pass, the head and the walk."""
+    parents: tuple[int, ...] = ()
+    """(N,) of the verified tree, breadth first; the root's is -1."""
+    path: tuple[int, ...] = ()
+    """The accepted nodes, from the root on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Finished:
     """The answer is complete; always the last event."""
 
     finish_reason: FinishReason
-    """An end token or stop string; the token limit; no room left in the context."""
+    """An end token or stop string; the token limit; no room left in the context; somebody stopped it."""
     text: str
     """The whole answer, equal to its `TextDelta` texts joined."""
     statistics: GenerationStatistics

@@ -45,11 +45,14 @@ class PromptRequest:
     id: str
     """Unique in its file; the line number where the line gives none."""
     messages: tuple[Message, ...] | None = None
-    """A conversation that ends with the user's turn; the tokenizer's chat template is applied to it."""
+    """A conversation; the tokenizer's chat template is applied to it. It ends with the user's turn, or if it
+    `is_continued` with the assistant's."""
     prompt: str | None = None
     """Raw text, tokenised as it stands."""
     params: SamplingParams = field(default_factory=SamplingParams)
     """How its tokens are chosen."""
+    is_continued: bool = False
+    """Whether the answer writes on where the last message, the assistant's, ends."""
     line_number: int = 1
     """Line of the prompt file, from 1."""
 

@@ -31,6 +31,10 @@ class RoundObservation:
     """For each of these nodes how many children of the draft's stood for acceptance."""
     num_grafted: int = 0
     """Nodes of the tree that are not the draft's."""
+    parents: tuple[int, ...] = ()
+    """(N,) of the verified tree, breadth first; the root's is -1."""
+    path: tuple[int, ...] = ()
+    """The accepted nodes, from the root on."""
 
     @property
     def overhead_seconds(self) -> float:
@@ -49,4 +53,6 @@ class RoundObservation:
             bytes_streamed=self.statistics.bytes_streamed,
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
+            parents=self.parents,
+            path=self.path,
         )

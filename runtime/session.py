@@ -5,6 +5,8 @@ an end token, a stop string, the token limit or the context's end, also in the m
 files and no terminal.
 """
 
+import itertools
+import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -13,18 +15,21 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from runtime.detokenizer import IncrementalDetokenizer
+from offload.errors import PassCancelledError
+from runtime.detokenizer import DecoderBehind, IncrementalDetokenizer
 from runtime.engine import Engine
-from runtime.errors import OptionError
+from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import (
     Event,
     Finished,
     FinishReason,
     GenerationStatistics,
     PassVerified,
+    PrefillProgress,
     TextDelta,
     TokensAccepted,
 )
+from runtime.model.streamed_model import StreamedModel
 from runtime.prompt_file import PromptRequest
 
 
@@ -60,13 +65,15 @@ class _Tally:
             self.first_round_tokens = num_tokens
 
     def statistics(self, *, prompt_tokens: int, bytes_streamed: int) -> GenerationStatistics:
-        """The finished answer's statistics."""
+        """The finished answer's statistics; one that was stopped in its first round is all prefill."""
+        seconds = time.perf_counter() - self.begun
+        prefill_seconds = self.prefill_seconds if self.rounds else seconds
         return GenerationStatistics(
             prompt_tokens=prompt_tokens,
             new_tokens=self.new_tokens,
             rounds=self.rounds,
-            prefill_seconds=self.prefill_seconds,
-            decode_seconds=time.perf_counter() - self.begun - self.prefill_seconds,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=seconds - prefill_seconds,
             decode_tokens=self.new_tokens - self.first_round_tokens,
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
@@ -83,6 +90,7 @@ class Session:
         self._engine = engine
         self._tokenizer = tokenizer
         self._end_token_ids = frozenset(end_token_ids)
+        self._is_stopped = threading.Event()
 
     @property
     def engine(self) -> Engine:
@@ -98,17 +106,45 @@ class Session:
         """The request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
         return format_prompt(self._tokenizer, request)
 
+    def prefill_start(self, request: PromptRequest) -> PrefillProgress:
+        """Where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
+        prompt = self.format_prompt(request)
+        most = min(self._engine.num_committed, len(prompt) - 1)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._engine.text[:most], prompt, strict=False))
+        return PrefillProgress(num_done_tokens=sum(1 for _ in same), num_prompt_tokens=len(prompt))
+
+    def stop(self) -> None:
+        """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
+        self._is_stopped.set()
+        for model in self._models:
+            model.cancel()
+
     def generate(self, request: PromptRequest) -> Generator[Event, None, None]:
-        """Answer one request; the last event is Finished. Closing early leaves the session ready for the next."""
+        """Answer one request; the last event is Finished. Closing early leaves the session ready for the next.
+
+        Raises PromptTooLongError, where the events begin, if the context has no room for an answer.
+        """
+        self._is_stopped.clear()
+        for model in self._models:
+            model.allow()
+        return self._events(request)
+
+    @property
+    def _models(self) -> list[StreamedModel]:
+        drafter = self._engine.drafter
+        return [self._engine.target] if drafter is None else [self._engine.target, drafter.model]
+
+    def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
         prompt = self.format_prompt(request)
         if len(prompt) >= self._engine.context_tokens:
-            raise OptionError(
+            raise PromptTooLongError(
                 f"the prompt has {len(prompt)} tokens and the context holds {self._engine.context_tokens}, answer "
                 "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
             )
         tally = _Tally(begun=time.perf_counter())
         bytes_before = self._engine.bytes_streamed
-        answer = IncrementalDetokenizer(self._tokenizer, request.params.stop)
+        decoder = DecoderBehind(self._tokenizer, prompt[-4:]) if request.is_continued else self._tokenizer
+        answer = IncrementalDetokenizer(decoder, request.params.stop)
         reason: FinishReason = "context"
         rounds = self._engine.generate(prompt, request.params, np.random.default_rng(request.params.seed))
         try:
@@ -116,17 +152,24 @@ class Session:
                 yield event
                 if isinstance(event, PassVerified):
                     tally.add(event)
-                if not isinstance(event, TokensAccepted):
-                    continue
-                wanted, ended = self._cut(event.token_ids, request.params.max_new_tokens - len(answer.token_ids))
-                num_before = len(answer.token_ids)
-                text = answer.add(wanted)
-                tally.add_tokens(len(answer.token_ids) - num_before + (ended == "stop" and not answer.is_stopped))
-                if text:
-                    yield TextDelta(text)
-                if answer.is_stopped or ended:
-                    reason = "stop" if answer.is_stopped else ended or reason
+                    continue  # its tokens follow
+                if isinstance(event, TokensAccepted):
+                    wanted, ended = self._cut(event.token_ids, request.params.max_new_tokens - len(answer.token_ids))
+                    num_before = len(answer.token_ids)
+                    text = answer.add(wanted)
+                    tally.add_tokens(len(answer.token_ids) - num_before + (ended == "stop" and not answer.is_stopped))
+                    if text:
+                        yield TextDelta(text)
+                    if answer.is_stopped or ended:
+                        reason = "stop" if answer.is_stopped else ended or reason
+                        break
+                if self._is_stopped.is_set():
+                    reason = "stopped"
                     break
+        except PassCancelledError:
+            if not self._is_stopped.is_set():
+                raise
+            reason = "stopped"
         finally:
             rounds.close()
             self._engine.truncate(len(prompt) + len(answer.token_ids))
@@ -154,15 +197,33 @@ def format_prompt(tokenizer: Any, request: PromptRequest) -> list[int]:
     if request.prompt is not None:
         token_ids: list[int] = tokenizer(request.prompt)["input_ids"]
     else:
-        assert request.messages is not None
-        if not tokenizer.chat_template:
-            raise OptionError("the target's tokenizer has no chat template; add --raw to send prompts as they are")
-        conversation = [{"role": message.role, "content": message.content} for message in request.messages]
-        try:
-            encoded = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)
-        except TemplateError as error:
-            raise OptionError(f"the target's chat template refuses the conversation: {error}; use --raw") from error
-        token_ids = encoded["input_ids"]
+        token_ids = _format_conversation(tokenizer, request)
     if not token_ids:
         raise OptionError("the prompt holds no token; give it some text")
     return list(token_ids)
+
+
+def _format_conversation(tokenizer: Any, request: PromptRequest) -> list[int]:
+    """The chat template over the request's messages, open at the end for the answer."""
+    assert request.messages is not None
+    if not tokenizer.chat_template:
+        raise OptionError("the target's tokenizer has no chat template; add --raw to send prompts as they are")
+    conversation = [{"role": message.role, "content": message.content} for message in request.messages]
+    is_continued = request.is_continued
+    if is_continued and not conversation[-1]["content"].strip():
+        del conversation[-1]  # nothing to write on from: the answer begins
+        is_continued = False
+    how = {"continue_final_message": True} if is_continued else {"add_generation_prompt": True}
+    try:
+        encoded = tokenizer.apply_chat_template(conversation, return_dict=True, **how)
+    except TemplateError as error:
+        raise OptionError(f"the target's chat template refuses the conversation: {error}; use --raw") from error
+    except ValueError as error:
+        if not is_continued:
+            raise
+        raise OptionError(
+            "the target's chat template changes what the assistant said, so that the answer cannot be continued; "
+            "ask for it again instead"
+        ) from error
+    token_ids: list[int] = encoded["input_ids"]
+    return token_ids

@@ -1,4 +1,4 @@
-from runtime.detokenizer import IncrementalDetokenizer
+from runtime.detokenizer import DecoderBehind, IncrementalDetokenizer
 
 
 class ByteDecoder:
@@ -64,3 +64,17 @@ def test_an_unfinished_character_at_the_end_is_shown_as_such() -> None:
     detokenizer = IncrementalDetokenizer(ByteDecoder())
     assert detokenizer.add("é".encode()[:1]) == ""
     assert detokenizer.finish() == "\ufffd"
+
+
+class WordDecoder:
+    """A token is a word with a space before it; like many tokenizers it drops a text's first space."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        return "".join(f" word{token_id}" for token_id in token_ids).removeprefix(" ")
+
+
+def test_the_space_between_a_text_and_its_continuation_is_kept() -> None:
+    assert IncrementalDetokenizer(WordDecoder()).add([3, 4]) == "word3 word4"
+    detokenizer = IncrementalDetokenizer(DecoderBehind(WordDecoder(), [1, 2]))
+    assert [detokenizer.add([3]), detokenizer.add([4])] == [" word3", " word4"]
+    assert detokenizer.text == " word3 word4"

@@ -220,3 +220,22 @@ def test_verify_input_places_the_tree_behind_the_text() -> None:
         [1, 1, 1, 0, 1, 0],
         [1, 1, 1, 1, 0, 1],
     ]
+
+
+def test_every_round_tells_its_tree_and_the_path_that_was_accepted(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="12x4") as opened:
+        events = []
+        rounds = opened.session.engine.generate(PROMPT, GREEDY, np.random.default_rng(0))
+        for event in rounds:
+            events.append(event)
+            if isinstance(event, TokensAccepted):
+                break
+        rounds.close()
+    *_, verified, _ = events
+    assert isinstance(verified, PassVerified)
+    assert len(verified.parents) == verified.num_nodes == 12
+    assert TreeTopology(np.array(verified.parents)).num_levels == 4
+    assert len(verified.path) == verified.num_accepted == 4  # it drafts for itself
+    assert verified.path[0] == 0
+    steps = zip(verified.path, verified.path[1:], strict=False)
+    assert all(verified.parents[child] == parent for parent, child in steps)

@@ -179,3 +179,18 @@ def test_a_cancellation_outside_a_pass_or_too_late_for_it_is_forgotten() -> None
         run_pass(streamer)
         run_pass(streamer, use=lambda index: streamer.cancel() if index == 2 else None)
         run_pass(streamer)
+
+
+@pytest.mark.parametrize("is_resident", [[False] * 4, [True] * 4, [True, False, False, True]])
+def test_the_layers_that_are_done_are_counted_in_a_pass_and_only_there(is_resident: list[bool]) -> None:
+    with LayerStreamer(make_layers(is_resident), InstantEngine(), num_slots=2) as streamer:
+        assert streamer.num_done_layers is None
+        for _ in range(2):
+            done: list[int | None] = []
+            run_pass(streamer, use=lambda _, done=done: done.append(streamer.num_done_layers))
+            assert done == [0, 1, 2, 3]
+            assert streamer.num_done_layers is None
+        streamer.begin_pass()
+        streamer.acquire(0)
+        streamer.abort_pass()
+        assert streamer.num_done_layers is None

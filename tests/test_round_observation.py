@@ -21,6 +21,8 @@ OBSERVATION = RoundObservation(
         num_streamed_layers=3,
         compute_seconds=0.75,
     ),
+    parents=(-1, 0, 0, 1, 1, 2, 3, 3),
+    path=(0, 1, 4),
 )
 
 
@@ -34,3 +36,4 @@ def test_the_event_says_what_the_consumer_counts() -> None:
     assert (event.num_nodes, event.num_accepted, event.bytes_streamed) == (8, 3, 1000)
     assert (event.seconds, event.draft_seconds, event.verify_seconds) == (1.75, 0.5, 2.0)
     assert event.link_busy_seconds == 1.5
+    assert (event.parents, event.path) == ((-1, 0, 0, 1, 1, 2, 3, 3), (0, 1, 4))

@@ -10,6 +10,7 @@ from model_factory import MAIN_KINDS
 from session_factory import open_tiny, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
+from offload.errors import PassCancelledError
 from runtime.engine import verify_input
 from runtime.model.streamed_model import chain_input
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -82,6 +83,26 @@ def test_a_cancelled_pass_leaves_cache_and_ring_as_they_were(tmp_path: Path) -> 
         assert target.cache.num_cached == 4
         logits = target.logits(target.run_pass(chain_input(TOKENS[4:], num_cached=4)))
     torch.testing.assert_close(logits, own_logits(folder, TOKENS)[4:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_residents", [0, 2])
+def test_a_cancelled_model_ends_its_pass_and_begins_none_until_it_may(num_residents: int, tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder, num_residents=num_residents) as opened:
+        target = opened.session.engine.target
+        begun: list[int] = []
+        for index, layer in enumerate(target.shell.layers):
+            layer.register_forward_hook(lambda *_, index=index: begun.append(index))
+        hook = target.shell.layers[1].register_forward_hook(lambda *_: target.cancel())
+        with pytest.raises(PassCancelledError, match="before layer 2"):
+            target.run_pass(chain_input(TOKENS, num_cached=0))
+        hook.remove()
+        with pytest.raises(PassCancelledError, match="before its first layer"):
+            target.run_pass(chain_input(TOKENS, num_cached=0))
+        assert (begun, target.cache.num_cached) == ([0, 1], 0)
+        target.allow()
+        logits = target.logits(target.run_pass(chain_input(TOKENS, num_cached=0)))
+    torch.testing.assert_close(logits, own_logits(folder, TOKENS), rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_cannot_compute_after_its_slot_was_released(tmp_path: Path) -> None:

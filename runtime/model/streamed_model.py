@@ -7,6 +7,7 @@ their layers' bytes are differs. Knows tokens and positions, not trees.
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from offload.errors import PassCancelledError
 from offload.layer_streamer import LayerStreamer, PassStatistics
 from offload.weight_store import LayerSlabs
 from runtime.model.layer_binding import ModuleBinder
@@ -91,6 +93,7 @@ class StreamedModel:
         self.cache = cache
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
+        self._is_cancelled = threading.Event()
         self._masks: dict[int | None, torch.Tensor] = {}
         self._decoder = shell.model.get_submodule(shell.decoder_prefix)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
@@ -142,6 +145,19 @@ class StreamedModel:
         finally:
             self._streamer = own
 
+    def cancel(self) -> None:
+        """Let the pass under way end at its next streamed layer, and no other begin until `allow`; from any thread.
+
+        Such passes raise PassCancelledError.
+        """
+        self._is_cancelled.set()
+        if self._streamer is not None:
+            self._streamer.cancel()
+
+    def allow(self) -> None:
+        """Passes may begin again after `cancel`."""
+        self._is_cancelled.clear()
+
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
@@ -170,6 +186,8 @@ class StreamedModel:
         if self._streamer is not None:
             self._streamer.begin_pass()
         try:
+            if self._is_cancelled.is_set():  # since before the ring could hear of it
+                raise PassCancelledError("The pass was cancelled before its first layer.")
             output = self._forward(
                 torch.from_numpy(inputs.token_ids)[None].to(shell.device),
                 torch.from_numpy(inputs.positions)[None].to(shell.device),

@@ -1,0 +1,142 @@
+"""An engine that says what a test scripts, for the tests of the chat app's interface; no process, no model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+
+from tui.chat.engine_client import EngineDied
+from tui.chat.engine_messages import (
+    Answer,
+    Answered,
+    Drafting,
+    Loaded,
+    LoadModel,
+    PassRunning,
+    Prefilling,
+    Report,
+    Request,
+    RoundDone,
+    StopAnswer,
+    TextArrived,
+)
+
+LOADED = Loaded(
+    target="tiny",
+    draft="substitute",
+    device="cpu",
+    context_tokens=4096,
+    num_layers=6,
+    num_resident_layers=2,
+    num_ring_slots=2,
+    bytes_per_pass=4_000_000,
+    memory={"ring": 2_000_000, "resident layers": 2_000_000},
+    predicted_seconds_per_token=0.25,
+    sentences=("the model fits well",),
+)
+
+ROUND = RoundDone(
+    answer_id=1,
+    num_emitted=3,
+    parents=(-1, 0, 0, 1, 1, 3),
+    path=(0, 1, 3),
+    draft_seconds=0.05,
+    verify_seconds=0.45,
+    link_busy_seconds=0.4,
+    bytes_streamed=4_000_000,
+    num_context_tokens=40,
+    predicted_seconds_per_token=0.25,
+    process_bytes=900_000_000,
+    device_bytes=4_000_000,
+)
+
+ANSWERED = Answered(
+    answer_id=1,
+    finish_reason="stop",
+    num_prompt_tokens=12,
+    num_new_tokens=6,
+    num_rounds=2,
+    prefill_seconds=0.8,
+    seconds_per_token=0.2,
+    link_utilization=0.8,
+)
+
+
+def answer_reports(answer_id: int, texts: Iterable[str], *, is_ended: bool = True) -> list[Report]:
+    """What an engine says while it writes `texts`, one a round; without the end if it is not `is_ended`."""
+    reports: list[Report] = [Prefilling(answer_id, 12, 12)]
+    for text in texts:
+        reports += [
+            Drafting(answer_id, 0, 1),
+            Drafting(answer_id, 1, 2),
+            PassRunning(answer_id, 3, 6, (2, 4)),
+            replace(ROUND, answer_id=answer_id),
+            TextArrived(answer_id, text),
+        ]
+    return [*reports, replace(ANSWERED, answer_id=answer_id)] if is_ended else reports
+
+
+def polite(request: Request) -> list[Report]:
+    """A script: loads at once, answers `Hello there.` in two rounds."""
+    match request:
+        case LoadModel():
+            return [LOADED]
+        case Answer(answer_id=answer_id):
+            return answer_reports(answer_id, ["Hello ", "there."])
+        case _:
+            return []
+
+
+def endless(request: Request) -> list[Report]:
+    """A script: begins each answer with `Once upon ` and says no more until it is stopped."""
+    match request:
+        case Answer(answer_id=answer_id):
+            return answer_reports(answer_id, ["Once upon "], is_ended=False)
+        case StopAnswer(answer_id=answer_id):
+            return [replace(ANSWERED, answer_id=answer_id, finish_reason="stopped")]
+        case _:
+            return polite(request)
+
+
+class FakeEngine:
+    """An `EngineLink`: keeps what it is sent in `requests` and says what `script` makes of it, or what `say` is told.
+
+    `script` may be exchanged at any time; `die` is what a killed process looks like.
+    """
+
+    def __init__(self, script: Callable[[Request], Iterable[Report]] = polite) -> None:
+        self.script = script
+        self.requests: list[Request] = []
+        self.num_starts = 0
+        self.is_closed = False
+        self._is_alive = False
+        self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_alive
+
+    async def start(self) -> None:
+        self.num_starts += not self._is_alive
+        self._is_alive = True
+
+    def send(self, request: Request) -> None:
+        if self._is_alive:
+            self.requests.append(request)
+            self.say(*self.script(request))
+
+    def say(self, *reports: Report) -> None:
+        for report in reports:
+            self._queue.put_nowait(report)
+
+    def die(self, sentence: str = "the engine was killed (SIGKILL)", *, is_memory: bool = True) -> None:
+        self._is_alive = False
+        self._queue.put_nowait(EngineDied(sentence, is_memory))
+
+    async def reports(self) -> AsyncIterator[Report | EngineDied]:
+        while (report := await self._queue.get()) is not None:
+            yield report
+
+    async def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed, self._is_alive = True, False
+            self._queue.put_nowait(None)

@@ -1,0 +1,104 @@
+"""The default model in the engine's own process: asked, stopped, asked again, killed, and started again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runtime.demo_model import obtain_demo_model
+from tui.chat.engine_client import EngineClient, EngineDied
+from tui.chat.engine_messages import (
+    Answer,
+    Answered,
+    Failed,
+    Loaded,
+    Loading,
+    LoadModel,
+    PassRunning,
+    Prefilling,
+    Report,
+    RoundDone,
+    StopAnswer,
+    TextArrived,
+)
+from tui.locations import cache_folder
+
+pytestmark = pytest.mark.real
+
+QUESTION = {"role": "user", "content": "Tell me a long story about the keeper of a lighthouse."}
+SETTINGS = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    steps = obtain_demo_model(cache_folder())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+async def until(reports: AsyncIterator[Report | EngineDied], kind: type) -> list[Report | EngineDied]:
+    """What is said up to the first report of a kind; a failure or a death ends the wait, too."""
+    seen: list[Report | EngineDied] = []
+    async for report in reports:
+        seen.append(report)
+        if isinstance(report, (kind, Failed, EngineDied)):
+            break
+    assert isinstance(seen[-1], kind), seen[-1]
+    return seen
+
+
+def text_of(reports: list[Report | EngineDied]) -> str:
+    return "".join(report.text for report in reports if isinstance(report, TextArrived))
+
+
+async def tell_a_story(folder: Path) -> None:
+    link = EngineClient()
+    await link.start()
+    reports = link.reports()
+    try:
+        link.send(LoadModel({"target": str(folder), **SETTINGS}))
+        *loading, loaded = await until(reports, Loaded)
+        assert isinstance(loaded, Loaded) and (loaded.num_layers, loaded.num_resident_layers) == (30, 0)
+        assert any(isinstance(report, Loading) and report.num_done_bytes for report in loading)
+
+        link.send(Answer(1, (QUESTION,), {"max_new_tokens": 300}))
+        begun = await until(reports, TextArrived)
+        link.send(StopAnswer(1))
+        begun += await until(reports, Answered)
+        stopped = begun[-1]
+        assert isinstance(stopped, Answered) and stopped.finish_reason == "stopped"
+        assert any(isinstance(report, RoundDone) and len(report.parents) == 24 for report in begun)
+        running = [report for report in begun if isinstance(report, PassRunning)]
+        assert running and all(0 <= report.num_done_layers <= 30 == report.num_layers for report in running)
+        assert any(report.layers_in_slots for report in running)
+
+        said = {"role": "assistant", "content": text_of(begun)}
+        link.send(Answer(2, (QUESTION, said, {"role": "user", "content": "Thanks."}), {"max_new_tokens": 8}))
+        again = await until(reports, Answered)
+        prefill = next(report for report in again if isinstance(report, Prefilling))
+        # All is reused but the answer's last token, which no pass has seen yet.
+        assert prefill.num_done_tokens >= stopped.num_prompt_tokens + stopped.num_new_tokens - 1
+        assert text_of(again)
+
+        assert link.process_id is not None
+        psutil.Process(link.process_id).kill()
+        died = (await until(reports, EngineDied))[-1]
+        assert isinstance(died, EngineDied) and died.is_memory and not link.is_alive
+
+        await link.start()
+        link.send(LoadModel({"target": str(folder), **SETTINGS}))
+        await until(reports, Loaded)
+        link.send(Answer(3, (QUESTION, said), {"max_new_tokens": 8}, is_continued=True))
+        assert text_of(await until(reports, Answered))
+    finally:
+        await link.close()
+    assert not psutil.pid_exists(link.process_id or 0)
+
+
+def test_a_conversation_outlives_its_engine(folder: Path):
+    asyncio.run(asyncio.wait_for(tell_a_story(folder), 280))

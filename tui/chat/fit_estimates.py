@@ -1,0 +1,166 @@
+"""Says of models on this machine how well they would fit, before one is loaded: for the model picker.
+
+The planner needs torch and measures the machine for a second or two, so a short-lived process asks it; estimates come
+as they are made. Reads no weights and nothing from the network.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from offload.errors import BudgetError, OverstoryError
+from runtime.engine_config import format_bytes
+from tui.chat.child_process import child_command, child_environment, lines_of, own_streams, write_line
+from tui.chat.modest_process import step_back
+from tui.locations import cache_folder
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from runtime.plan_machine import PlanMachine
+    from runtime.plan_question import PlanQuestion
+    from runtime.plan_report import PlanReport
+
+Fit = Literal["resident", "streams", "does not fit", "unusable", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitEstimate:
+    """What to expect of one model on this machine."""
+
+    folder: str
+    """The model's."""
+    fit: Fit
+    """Every layer stays on the device; some cross a link in every pass; too large; no model for us; nobody knows."""
+    seconds_per_token: float | None
+    """Predicted; None where it does not run."""
+    sentence: str
+    """All of it for a person."""
+
+
+async def estimate_fits(
+    folders: Sequence[str | Path],
+    config: Mapping[str, Any],
+    *,
+    command: Sequence[str] = child_command("tui.chat.fit_estimates"),
+) -> AsyncIterator[FitEstimate]:
+    """An estimate for each folder, in order, as they are made; `config` as in `LoadModel`, its target left aside.
+
+    Closing the iteration ends the process that makes them. Every folder gets an estimate, if only an unknown one.
+    """
+    waiting = [str(folder) for folder in folders]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=child_environment(HF_HUB_OFFLINE="1"),
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps({"folders": waiting, "config": dict(config)}).encode() + b"\n")
+        async for line in process.stdout:
+            estimate = FitEstimate(**json.loads(line))
+            waiting.remove(estimate.folder)
+            yield estimate
+    finally:
+        process.stdin.close()
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    for folder in waiting:
+        yield FitEstimate(folder, "unknown", None, "no estimate: the planner ended early")
+
+
+def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterator[FitEstimate]:
+    """In the child: plan for each folder; the machine is measured once, with the first that is a model."""
+    machine: PlanMachine | None = None
+    for folder in folders:
+        try:
+            question = _question(folder, config)
+            machine = machine or _find_machine(folder, config)
+            yield estimate_of(folder, _plan(question, machine))
+        except BudgetError as error:
+            yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
+        except OverstoryError as error:
+            yield FitEstimate(folder, "unusable", None, one_line(str(error)))
+
+
+def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
+    """The picker's part of a plan."""
+    plan, placed = report.main, report.main.placement
+    seconds = plan.seconds_per_token
+    if not plan.streams:
+        sentence = f"stays in memory whole ({format_bytes(placed.device_bytes)}), about {1 / seconds:.3g} tokens/s"
+        return FitEstimate(folder, "resident", seconds, sentence)
+    source = ", from disk," if placed.disk_bytes else ""
+    sentence = f"streams {format_bytes(placed.streamed_bytes)}{source} in every pass, about {seconds:.3g} s/token"
+    return FitEstimate(folder, "streams", seconds, sentence)
+
+
+def _plan(question: "PlanQuestion", machine: "PlanMachine") -> "PlanReport":
+    from runtime.plan_maker import make_plan
+    from runtime.stored_pairs import stored_pairs
+
+    pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder())
+    return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)
+
+
+def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
+    from runtime.plan_question import PlanRequest, resolve_question
+
+    draft = config.get("draft", "substitute")
+    request = PlanRequest(
+        target=folder,
+        draft=draft,
+        draft_format=config.get("draft_format", "auto"),
+        context_tokens=config.get("context_tokens"),
+        tree="auto" if draft == "none" else config.get("tree", "auto"),
+    )
+    return resolve_question(request)
+
+
+def _find_machine(folder: str, config: Mapping[str, Any]) -> "PlanMachine":
+    from runtime.machine_request import MachineRequest, find_machine
+
+    request = MachineRequest(
+        device=config.get("device", "auto"),
+        device_memory=_budget(config.get("device_memory_bytes")),
+        host_memory=_budget(config.get("host_memory_bytes")),
+        link=config.get("link"),
+        disk=config.get("disk_link"),
+    )
+    finding = find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder))
+    while True:
+        try:
+            next(finding)
+        except StopIteration as end:
+            machine: PlanMachine = end.value
+            return machine
+
+
+def _budget(num_bytes: int | None) -> str | None:
+    """A budget as a person writes it."""
+    return None if num_bytes is None else str(num_bytes) if num_bytes else "min"
+
+
+def main() -> None:
+    """The child: one line with the question comes, one line goes for each folder."""
+    from tui.cli import quieten_libraries
+
+    requests, reports = own_streams()
+    step_back()
+    quieten_libraries()
+    question = json.loads(next(lines_of(requests)))
+    for estimate in make_estimates(question["folders"], question["config"]):
+        write_line(reports, json.dumps(asdict(estimate)).encode() + b"\n")
+    os._exit(0)  # the system takes all memory back at once
+
+
+if __name__ == "__main__":
+    main()
