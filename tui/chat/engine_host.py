@@ -85,7 +85,7 @@ class EngineHost:
         begun = time.perf_counter()
         with ExitStack() as stack:
             loading = load_models(config, stack)
-            while not self._inbox.is_ending:
+            while not self._inbox.is_load_outdated:
                 try:
                     what, num_done, num_bytes = next(loading)
                 except StopIteration as end:

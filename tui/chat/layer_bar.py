@@ -6,7 +6,7 @@ Knows indices only. Without colour the signs alone tell resident, streamed, wait
 from collections.abc import Collection, Sequence
 
 RESIDENT, STREAMED, IN_SLOT, CURRENT = "█", "░", "▒", "◆"
-LEGEND = f"{RESIDENT} resident  {STREAMED} streamed  {IN_SLOT} in ring  {CURRENT} now"
+LEGEND = f"{RESIDENT} resident {STREAMED} streamed {IN_SLOT} ring {CURRENT} now"
 _MAX_ROWS = 4
 
 

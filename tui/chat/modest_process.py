@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 
-NICENESS = 10
-"""Of 19: a tenth of a core's time beside a program that wants all of it, and all of it alone."""
+NICENESS = 5
+"""Of 19: a quarter of a core's time beside a program that wants all of it, and all of it alone. The interface wants
+little and is served at once; more niceness would only hand the engine's time to whatever else computes here."""
 OUT_OF_MEMORY_SCORE = 500
 """Of 1000: Linux ends the process with the highest score first."""
 
