@@ -6,6 +6,10 @@ OVERSTORY_UPDATE_SNAPSHOTS=1 stores what is shown instead of comparing.
 import os
 from pathlib import Path
 
+import tui.chat
+
+STYLES = Path(tui.chat.__file__).with_name("chat.tcss")
+"""The chat's own, for apps that show a part of it."""
 FOLDER = Path(__file__).parent / "snapshots"
 
 

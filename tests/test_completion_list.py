@@ -2,6 +2,7 @@
 
 import asyncio
 
+from screen_text import STYLES
 from textual.app import App
 
 from tui.chat.completion_list import CompletionList
@@ -11,6 +12,8 @@ WAYS = [Completion(f"/{name}", f"/{name}", "words") for name in ("a", "b", "c")]
 
 
 class Shelf(App):
+    CSS_PATH = STYLES
+
     def __init__(self):
         super().__init__()
         self.taken = []

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from screen_text import STYLES
 from textual.app import App
 from textual.widgets import Button, Input
 
@@ -11,6 +12,8 @@ CHOICES = (Choice("Restart", "restart", "Start it again"), Choice("Model", "choo
 
 
 class Room(App):
+    CSS_PATH = STYLES
+
     def __init__(self):
         super().__init__()
         self.made = []

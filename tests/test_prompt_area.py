@@ -2,6 +2,7 @@
 
 import asyncio
 
+from screen_text import STYLES
 from textual.app import App
 
 from tui.chat.completion_list import CompletionList
@@ -10,7 +11,7 @@ from tui.chat.slash_commands import Completion
 
 
 class Desk(App):
-    CSS = "PromptArea { height: auto; max-height: 6; }"
+    CSS_PATH = STYLES
 
     def __init__(self):
         super().__init__()
@@ -82,7 +83,7 @@ def test_it_grows_with_its_lines_up_to_a_limit():
             await pilot.press("ctrl+j")
             await pilot.pause()
             heights.append(app.area.size.height)
-        assert heights == [1, 2, 3, 4, 5, 6, 6, 6, 6]
+        assert heights == [1, 2, 3, 4, 5, 6, 7, 8, 8]
 
     write(story)
 

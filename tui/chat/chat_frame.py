@@ -30,6 +30,7 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
+from tui.chat.machine_panel import MachinePanel
 from tui.chat.notice_bar import Choice, NoticeBar
 from tui.chat.prompt_area import PromptArea
 from tui.chat.status_line import StatusLine
@@ -37,7 +38,7 @@ from tui.terminal_text import one_line
 
 MIN_COLUMNS, MIN_ROWS = 40, 12
 NARROW_COLUMNS = 100
-"""Below this many the side list lies over the conversation instead of beside it."""
+"""Below this many the list lies over the conversation and the machine below it, instead of beside it."""
 
 _CHOOSE = Choice("Choose model", "choose_model", "Choose a model, with what each would need here")
 _RESTART = Choice("Restart engine", "restart_engine", "Start the engine again and load the model; nothing was lost")
@@ -84,6 +85,9 @@ class ChatFrame(Screen[None]):
                 yield Static("", id="queued", markup=False)
                 yield CompletionList(id="completions")
                 yield PromptArea(id="prompt")
+            machine = MachinePanel(id="machine")
+            machine.display = self.services.settings.settings.show_panel
+            yield machine
         yield StatusLine(id="status")
         yield Footer(compact=True, show_command_palette=False)
         yield Static("", id="too-small", markup=False)
@@ -108,12 +112,18 @@ class ChatFrame(Screen[None]):
         """The list of conversations."""
         return self.query_one(ConversationList)
 
+    @property
+    def machine(self) -> MachinePanel:
+        """The panel of the machine at work."""
+        return self.query_one(MachinePanel)
+
     def on_resize(self, event: events.Resize) -> None:
         """Say so if the terminal is too small; lay the list over the talk if it is narrow."""
         columns, rows = event.size
         is_too_small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(is_too_small, "-too-small")
         self.set_class(columns < NARROW_COLUMNS, "-narrow")
+        self.machine.place("bottom" if columns < NARROW_COLUMNS else "side")
         need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
         self.query_one("#too-small", Static).update(need if is_too_small else "")
 
@@ -127,6 +137,7 @@ class ChatFrame(Screen[None]):
     def show_state(self) -> None:
         """Show what the engine does and which conversation is open."""
         self.query_one(StatusLine).show(self.dialogue.state)
+        self.machine.show(self.dialogue.state)
         self.query_one("#title-bar", Static).update(self._title())
         self.refresh_bindings()
 

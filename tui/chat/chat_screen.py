@@ -139,6 +139,11 @@ class ChatScreen(MachineActions):
         except OverstoryError as error:
             self.say(str(error), is_warning=True)
 
+    def begin_command(self, text: str) -> None:
+        """Put the beginning of a command where it can be finished."""
+        self.prompt.put(text)
+        self.prompt.focus()
+
     async def on_notice_bar_choice_made(self, message: NoticeBar.ChoiceMade) -> None:
         """Do what was chosen."""
         await self.run_action(message.action)

@@ -45,8 +45,8 @@ class ConversationList(Vertical):
     class Searched(Message):
         """Other conversations are wanted in the list."""
 
-        def __init__(self, query: str) -> None:
-            self.query = query
+        def __init__(self, text: str) -> None:
+            self.text = text
             super().__init__()
 
     class Chosen(Message):
@@ -70,7 +70,7 @@ class ConversationList(Vertical):
 
     def compose(self) -> ComposeResult:
         """The field over the list."""
-        yield Input(placeholder="Search all conversations", id="search", compact=True)
+        yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
         yield OptionList(id="conversations", compact=True, markup=False)
         yield Static("", id="list-hint", markup=False)
 

@@ -3,15 +3,18 @@
 A change is remembered at once; what needs the model to be loaded again says so and offers it.
 """
 
+from dataclasses import replace
+
 from offload.errors import OverstoryError
 from tui.chat.chat_settings import ChatSettings
-from tui.chat.chat_themes import theme_name
+from tui.chat.chat_themes import AUTO, theme_name
 from tui.chat.conversation_actions import ConversationActions
 from tui.chat.dialogue_changes import Trouble
 from tui.chat.engine_messages import Loaded
 from tui.chat.notice_bar import Choice
 from tui.chat.remembered_settings import changed_names
 from tui.chat.setting_words import changes_that_reload, find_setting
+from tui.chat.settings_screen import SettingsScreen
 from tui.terminal_text import one_line
 
 _LOAD_AGAIN = Choice("Load again", "restart_engine", "Load the model with the new settings; the conversation stays")
@@ -70,6 +73,13 @@ class MachineActions(ConversationActions):
     def open_settings(self) -> None:
         """Open the settings screen."""
 
+        def keep(settings: ChatSettings | None) -> None:
+            if settings is not None:
+                self.change_settings(settings)
+
+        themes = (AUTO, *sorted(self.app.available_themes))
+        self.app.push_screen(SettingsScreen(self.services.settings.settings, themes=themes), keep)
+
     def change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
         """Let other settings hold, remember them, and say what that means."""
         before = self.services.settings.settings
@@ -92,7 +102,11 @@ class MachineActions(ConversationActions):
             self.say(f"{one_line(theme)} is no theme; /theme lists them", is_warning=True)
 
     def action_toggle_machine(self) -> None:
-        """Show or hide the machine panel."""
+        """Show or hide the machine panel, now and at the next start."""
+        self.machine.display = not self.machine.display
+        self.show_state()
+        settings = self.services.settings.settings
+        self.change_settings(replace(settings, show_panel=self.machine.display), is_told=False)
 
     def _tell(self, before: ChatSettings, settings: ChatSettings) -> None:
         needing = changes_that_reload(before, settings)
