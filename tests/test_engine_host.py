@@ -278,6 +278,20 @@ def test_the_process_refuses_what_is_no_request():
     assert b"is no message" in finished.stderr
 
 
+STUCK = """
+import threading
+from tui.chat import engine_host
+engine_host.EngineHost.serve = lambda self: threading.Event().wait()
+engine_host.main()
+"""
+
+
+def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
+    command = [sys.executable, "-P", "-c", STUCK]
+    finished = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=child_environment())
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+
+
 ORPHAN = """
 import asyncio
 from tui.chat.engine_client import EngineClient

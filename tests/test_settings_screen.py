@@ -76,6 +76,13 @@ def test_a_system_prompt_has_lines():
     assert results == [replace(ChatSettings(), system_prompt="a\nb")]
 
 
+def test_the_arrows_leave_a_system_prompt_at_its_ends():
+    rows, _ = played("a", "enter", "b", "up", "down", "down", first="system")
+    assert any("The model used last, a folder or hub name" in row for row in rows)
+    rows, _ = played("a", "enter", "b", "up", "up", first="system")
+    assert any("How drafted tokens are accepted" in row for row in rows)
+
+
 def test_the_wrong_setting_gets_the_focus_when_it_is_kept():
     screen = SettingsScreen(ChatSettings())
 

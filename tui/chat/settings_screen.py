@@ -60,6 +60,24 @@ class _SystemPrompt(TextArea):
         line = "".join(show_terminal_escapes(character)[0] for character in self.document.get_line(line_index))
         return Text(line, end="", no_wrap=True)
 
+    def action_cursor_up(self, select: bool = False) -> None:
+        """In the first row: to the setting before."""
+        if not select and self._row == 0:
+            self.screen.focus_previous()
+        else:
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        """In the last row: to the next setting."""
+        if not select and self._row == self.wrapped_document.height - 1:
+            self.screen.focus_next()
+        else:
+            super().action_cursor_down(select)
+
+    @property
+    def _row(self) -> int:
+        return self.wrapped_document.location_to_offset(self.cursor_location).y
+
 
 class SettingsScreen(ModalScreen[ChatSettings | None]):
     """The form."""
