@@ -84,6 +84,22 @@ def test_completions_come_while_a_command_is_typed_and_tab_takes_one(tmp_path):
     tell(story)
 
 
+def test_escape_puts_completions_away_before_it_stops_anything(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("Tell.", is_awaited=False)
+            completions = teller.chat.query_one("#completions")
+            await teller.type("/cl")
+            await teller.until(lambda: completions.display)
+            await teller.press("escape")
+            await teller.until(lambda: not completions.display)
+            assert teller.dialogue.is_answering
+            await teller.press("escape")
+            await teller.until(lambda: not teller.dialogue.is_answering)
+
+    tell(story)
+
+
 def test_a_click_takes_a_completion(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:

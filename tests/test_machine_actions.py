@@ -3,10 +3,13 @@
 import pytest
 from chat_fakes import LOADED, endless, polite
 from chat_stories import tell, telling
+from screen_text import screen_text
 
 from offload.errors import BadInputError
 from tui.chat.chat_settings import ChatSettings
 from tui.chat.engine_messages import Failed, LoadModel
+from tui.chat.fit_estimates import FitEstimate
+from tui.chat.model_list import ListedModel
 from tui.chat.remembered_settings import Overrides, RememberedSettings
 from tui.chat.settings_file import read_settings
 
@@ -77,6 +80,114 @@ def test_the_model_that_was_loaded_is_remembered(tmp_path):
         async with telling(tmp_path, settings=settings) as teller:
             await teller.until(lambda: teller.dialogue.state.model == LOADED)
             await teller.until(lambda: remembered(tmp_path).recent_targets == ("/models/tiny",))
+
+    tell(story)
+
+
+class Shelf:
+    async def models(self):
+        return (ListedModel("/models/one", "one"), ListedModel("/models/two", "two"))
+
+    async def estimates(self, targets, *, draft):
+        for target in targets:
+            yield FitEstimate(target, "streams", 0.5, f"streams with {draft}")
+
+
+@pytest.mark.parametrize("way", ["f4", "/model", "/model /models/two"])
+def test_a_model_is_chosen_and_loaded(tmp_path, way):
+    async def story():
+        async with telling(tmp_path, models=Shelf()) as teller:
+            await teller.ask("One?")
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            if way != "/model /models/two":
+                await teller.until(lambda: teller.app.screen is not teller.chat)
+                await teller.type("two")
+                await teller.press("enter")
+            await teller.until(lambda: teller.num_requests("LoadModel") == 2)
+            assert teller.engine.requests[-1].config["target"] == "/models/two"
+            await teller.until(lambda: teller.dialogue.state.phase == "ready")
+            assert remembered(tmp_path).target == "/models/two"
+            assert teller.contents == ["One?", "Hello there."]
+
+    tell(story)
+
+
+def test_a_model_is_left_as_it_is_with_escape(tmp_path):
+    async def story():
+        async with telling(tmp_path, models=Shelf()) as teller:
+            await teller.press("f4")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.press("escape")
+            await teller.until(lambda: teller.app.screen is teller.chat)
+            assert teller.num_requests("LoadModel") == 1
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f5", "/set"])
+def test_the_settings_form_keeps_what_was_changed(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("0.25")
+            await teller.press("ctrl+s")
+            await teller.until(lambda: remembered(tmp_path).temperature == 0.25)
+            await teller.hears("temperature is 0.25")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f2", "/stats"])
+def test_the_machine_panel_comes_and_is_remembered(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            for is_shown in (True, False):
+                await (teller.command(way) if way.startswith("/") else teller.press(way))
+                await teller.until(lambda shown=is_shown: teller.chat.machine.display is shown)
+                assert remembered(tmp_path).show_panel is is_shown
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f1", "/help"])
+def test_help_opens(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            await teller.until(lambda: "Send the prompt." in screen_text(teller.app))
+            await teller.press("escape")
+            await teller.until(lambda: teller.app.screen is teller.chat)
+            await teller.command("/help theme")
+            await teller.hears("/theme [THEME]: Change the colours.")
+            await teller.command("/help no-such")
+            await teller.hears("there is no command /no-such")
+
+    tell(story)
+
+
+def test_the_palette_runs_commands(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.press("ctrl+p")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("machine panel")
+            await teller.until(lambda: "Machine panel" in screen_text(teller.app), "the hit")
+            await teller.press("enter")
+            await teller.until(lambda: teller.chat.machine.display)
+
+    tell(story)
+
+
+def test_a_theme_from_the_list_is_remembered(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/theme")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("gruvbox")
+            await teller.until(lambda: "gruvbox" in screen_text(teller.app))
+            await teller.press("enter")
+            await teller.until(lambda: remembered(tmp_path).theme == "gruvbox")
 
     tell(story)
 

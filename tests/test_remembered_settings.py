@@ -33,6 +33,15 @@ def test_a_change_in_the_app_holds_against_the_command_line(tmp_path):
     assert read_settings(path).settings == changed
 
 
+def test_a_model_that_is_chosen_comes_before_the_command_line():
+    overrides = Overrides(config={"target": "b", "draft": "none", "link": "1GB/s"})
+    remembered = RememberedSettings(ChatSettings(target="a"), overrides=overrides)
+    remembered.choose_model("a", draft="substitute")
+    assert (remembered.config()["target"], remembered.config()["draft"]) == ("a", "substitute")
+    assert remembered.config()["link"] == "1GB/s"
+    assert remembered.settings.recent_targets == ("a",)
+
+
 def test_without_a_seed_each_answer_gets_its_own():
     seeds = iter((7, 8))
     remembered = RememberedSettings(ChatSettings(), draw_seed=lambda: next(seeds))

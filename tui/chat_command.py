@@ -52,7 +52,7 @@ def chat(
     last: Annotated[bool, typer.Option("--last", help="Open the conversation used last.")] = False,
     mouse: Annotated[bool, typer.Option(help="Let the app see the mouse.")] = True,
 ) -> int:
-    """Chat in the terminal; conversations and settings are remembered."""
+    """Chat in the terminal; an option that is left out is as remembered in the settings, not as its default here."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise OptionError("chat needs a terminal; answer a prompt file with overstory run instead")
     overrides = typed_overrides(command_line, engine=engine, drafting=drafting, answers=answers)
@@ -81,6 +81,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
     from tui.chat.chat_app import make_chat_app
     from tui.chat.chat_services import ChatServices
     from tui.chat.engine_client import EngineClient
+    from tui.chat.machine_models import MachineModels
     from tui.chat.remembered_settings import RememberedSettings
     from tui.chat.settings_file import read_settings
 
@@ -93,16 +94,17 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
             conversation_id = latest[0].id
         if conversation_id is not None:
             store.conversation(conversation_id)
+        settings = RememberedSettings(read.settings, path=settings_file(), overrides=overrides)
         app = make_chat_app(
             ChatServices(
                 store=store,
                 engine=EngineClient(),
-                settings=RememberedSettings(read.settings, path=settings_file(), overrides=overrides),
+                settings=settings,
                 conversation_id=conversation_id,
                 notices=(*notices, *read.notices),
                 environment=os.environ,
                 export_folder=export_folder(),
-                model_cache=cache_folder(),
+                models=MachineModels(settings, own_cache=cache_folder()),
             )
         )
         return app.run(mouse=has_mouse) or app.return_code or 0

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from tui.chat.chat_frame import ChatFrame
+from tui.chat.completion_list import CompletionList
 from tui.chat.dialogue_changes import Changes, PromptReturned, TurnsChanged
 
 Undo = tuple[Literal["conversation", "turns"], int]
@@ -18,11 +19,15 @@ class AnswerActions(ChatFrame):
     def is_something_to_stop(self) -> bool:
         """Whether Esc has anything to do."""
         is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
-        return is_asked or self.notice.display or self.dialogue.editing_id is not None
+        is_in_the_way = self.notice.display or self.query_one(CompletionList).display
+        return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 
     async def action_stop_answer(self) -> None:
-        """Stop the answer and keep what came; without one, put away what lies in the way."""
-        if self.dialogue.is_answering or self.dialogue.queued:
+        """Stop the answer and keep what came; first of all, put away what lies over the prompt."""
+        completions = self.query_one(CompletionList)
+        if completions.display:
+            completions.hide()
+        elif self.dialogue.is_answering or self.dialogue.queued:
             await self.apply(self.dialogue.stop())
         elif self.notice.display:
             self.notice.action_dismiss()

@@ -3,13 +3,17 @@
 Paints before the engine is started; ends the engine before it ends itself.
 """
 
-from typing import ClassVar
+import asyncio
+import signal
+import threading
+from contextlib import suppress
 
 from textual.app import App
 
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_themes import THEMES, theme_name
+from tui.chat.command_palette import CommandProvider
 
 
 class ChatApp(App[int]):
@@ -17,7 +21,7 @@ class ChatApp(App[int]):
 
     TITLE = "Overstory"
     CSS_PATH = "chat.tcss"
-    ENABLE_COMMAND_PALETTE: ClassVar[bool] = True
+    COMMANDS = {CommandProvider}  # noqa: RUF012 - as the base class declares it
 
     def __init__(self, services: ChatServices) -> None:
         super().__init__()
@@ -31,10 +35,24 @@ class ChatApp(App[int]):
         """The chat."""
         return ChatScreen(self.services)
 
+    def on_mount(self) -> None:
+        """A terminal that is closed, or a request of the system, ends the app in order."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGTERM", "SIGHUP"):
+            with suppress(NotImplementedError, AttributeError):  # Windows has neither
+                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
+
+    def _end_for(self, name: str) -> None:
+        self.run_worker(self._quit(128 + int(getattr(signal, name))))
+
     async def action_quit(self) -> None:
         """End the engine, then the app."""
+        await self._quit(0)
+
+    async def _quit(self, exit_code: int) -> None:
         await self.services.engine.close()
-        self.exit(0)
+        self.exit(exit_code, return_code=exit_code)
 
     async def on_unmount(self) -> None:
         """However the app ends, the engine ends too."""

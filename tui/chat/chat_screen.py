@@ -89,6 +89,7 @@ class ChatScreen(MachineActions):
         self.query_one("#queued").display = False
         await self.apply(self.dialogue.open(self.services.conversation_id))
         self.prompt.focus()
+        self.app.theme_changed_signal.subscribe(self, self.remember_theme)
         self.call_after_refresh(self.listen)
         if self.services.notices:
             self.notice.add_class("-keep")
@@ -224,6 +225,3 @@ class ChatScreen(MachineActions):
     def action_show_end(self) -> None:
         """Go to the last turn and follow it."""
         self.view.action_show_end()
-
-    def action_show_help(self, command: str = "") -> None:
-        """Show the keys, or say how a command is used."""

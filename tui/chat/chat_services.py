@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tui.chat.conversation_store import ConversationStore
 from tui.chat.engine_client import EngineLink
+from tui.chat.model_picker import ModelSource
 from tui.chat.remembered_settings import RememberedSettings
 
 
@@ -29,5 +30,5 @@ class ChatServices:
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
     """Where conversations are exported to if nobody says where."""
-    model_cache: Path = Path()
-    """Where our own downloads of models lie."""
+    models: ModelSource | None = None
+    """What there is to choose from; None lists nothing."""

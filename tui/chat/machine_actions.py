@@ -5,12 +5,17 @@ A change is remembered at once; what needs the model to be loaded again says so 
 
 from dataclasses import replace
 
+from textual.theme import Theme
+
 from offload.errors import OverstoryError
 from tui.chat.chat_settings import ChatSettings
 from tui.chat.chat_themes import AUTO, theme_name
+from tui.chat.command_registry import find_command
 from tui.chat.conversation_actions import ConversationActions
 from tui.chat.dialogue_changes import Trouble
 from tui.chat.engine_messages import Loaded
+from tui.chat.help_screen import HelpScreen
+from tui.chat.model_picker import ModelChoice, ModelPicker
 from tui.chat.notice_bar import Choice
 from tui.chat.remembered_settings import changed_names
 from tui.chat.setting_words import changes_that_reload, find_setting
@@ -39,6 +44,24 @@ class MachineActions(ConversationActions):
         """Start the engine if it is gone, and load the model again."""
         await self.load_model()
         self.prompt.focus()
+
+    async def action_choose_model(self, model: str = "") -> None:
+        """Load the model that is named; without a name, choose from the list."""
+        remembered = self.services.settings
+        if model:
+            await self._load_choice(ModelChoice(model, remembered.config()["draft"]))
+        elif self.services.models is not None:
+            picker = ModelPicker(self.services.models, draft=remembered.config()["draft"])
+            self.app.push_screen(picker, self._load_choice)
+
+    async def _load_choice(self, choice: ModelChoice | None) -> None:
+        if choice is None:
+            return
+        try:
+            self.services.settings.choose_model(choice.target, draft=choice.draft)
+        except OverstoryError as error:
+            self.say(str(error), is_warning=True)
+        await self.load_model()
 
     def note_loaded(self, loaded: Loaded) -> None:
         """Remember the model that could be loaded, and say what a user should know about it."""
@@ -100,6 +123,22 @@ class MachineActions(ConversationActions):
             self.action_set_setting("theme", theme)
         else:
             self.say(f"{one_line(theme)} is no theme; /theme lists them", is_warning=True)
+
+    def remember_theme(self, theme: Theme) -> None:
+        """Keep a theme that was chosen in a list."""
+        settings = self.services.settings.settings
+        shown = theme_name(settings.theme, self.services.environment, known=self.app.available_themes)
+        if theme.name != shown:
+            self.change_settings(replace(settings, theme=theme.name), is_told=False)
+
+    def action_show_help(self, command: str = "") -> None:
+        """Show keys and commands, or say how one command is used."""
+        if not command:
+            self.app.push_screen(HelpScreen())
+        elif (found := find_command(command.removeprefix("/"))) is None:
+            self.say(f"there is no command /{one_line(command)}; /help lists them", is_warning=True)
+        else:
+            self.say(f"{found.usage}: {found.help}")
 
     def action_toggle_machine(self) -> None:
         """Show or hide the machine panel, now and at the next start."""

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual import events
-from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
@@ -34,7 +33,6 @@ class PromptArea(TextArea):
         Binding("enter", "send", "Send", tooltip="Send the prompt to the model"),
         Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
         Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
-        Binding("escape", "put_away", "Back", show=False, tooltip="Put the list of completions away"),
         Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
         Binding("down", "newer_or_down", "Newer prompt", show=False, tooltip="In the last line: the prompt after"),
     ]
@@ -102,12 +100,6 @@ class PromptArea(TextArea):
             self.screen.focus_next()
         else:
             self.put(chosen.text)
-
-    def action_put_away(self) -> None:
-        """Put the completions away; without any, Esc is for others."""
-        if not self._is_completing or self.completions is None:
-            raise SkipAction
-        self.completions.hide()
 
     def action_older_or_up(self) -> None:
         """In the first line as it is wrapped: the prompt before; else up."""

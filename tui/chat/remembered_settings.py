@@ -4,7 +4,7 @@ A setting that is changed in the app is remembered, and no longer what the comma
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -70,6 +70,12 @@ class RememberedSettings:
         self.settings = settings
         if self._path is not None:
             write_settings(self._path, settings)
+
+    def choose_model(self, target: str, *, draft: str) -> None:
+        """Let the next load be of this model and draft, whatever the command line said. Raises WriteError."""
+        self._config.pop("target", None)
+        self._config.pop("draft", None)
+        self.replace(replace(self.settings.with_target(target), draft=draft))
 
 
 def changed_names(before: ChatSettings, after: ChatSettings) -> tuple[str, ...]:
