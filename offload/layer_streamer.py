@@ -96,8 +96,8 @@ class _Visit:
 class LayerStreamer(Closeable):
     """Layers 0..L-1 in order, pass after pass: begin_pass, then acquire(i) and release(i) for each layer, end_pass.
 
-    Driven from one thread; only `cancel`, `slot_states` and `num_done_layers` are for others too. After any exception
-    in a pass call abort_pass. A context manager; closing it frees the slots but leaves the engine open.
+    Driven from one thread; only `cancel` and the properties are for others too. After any exception in a pass call
+    abort_pass. A context manager; closing it frees the slots but leaves the engine open.
     """
 
     def __init__(
@@ -165,6 +165,11 @@ class LayerStreamer(Closeable):
     def num_done_layers(self) -> int | None:
         """Layers of the pass under way that have been released; None between passes."""
         return self._num_done if self._is_in_pass else None
+
+    @property
+    def layers_in_slots(self) -> tuple[int, ...]:
+        """The layers that lie in slots or are on their way there; asks the device nothing, unlike `slot_states`."""
+        return tuple(visit.layer_index for visit in tuple(self._visits) if visit is not None)
 
     def prefetch(self) -> None:
         """Start a copy into every free slot, ahead of the first pass; later passes prefetch by themselves."""

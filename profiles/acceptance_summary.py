@@ -7,10 +7,12 @@ counting). Texts come as they are written, position after position. Knows no mod
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.candidate_chances import fit_spread, log_chances
 from profiles.likely_paths import PathLevel, likely_paths, path_weights
 from profiles.pair_profile import AcceptanceTable
 
@@ -19,6 +21,10 @@ NUM_PATHS = 32
 """Paths that acceptance by depth is asked behind. Over 24 greedy texts of a pair of real models a chain alone overrates
 trees of 512 nodes by 11 %, 256 paths underrate trees of 64 nodes by 13 %; any accepted child of 32 underrates trees of
 16 to 512 nodes by 23 to 31 %, and 32 paths are off by 6 % at most."""
+NUM_GROUPS = 8
+"""Of positions, by how sure the draft is."""
+GROUP_POSITIONS = 20.0
+"""Positions that the model of `candidate_chances` counts for in a group, since far ranks are hardly ever seen."""
 MIN_DEPTH_POSITIONS = 20.0
 """A depth has a row of its own if it was reached with at least this much evidence; deeper ones are pooled."""
 
@@ -38,6 +44,10 @@ class ForcedPosition:
 
     Or numbers, 0 or more, of which that is the mean over the draft's draws; for greedy texts the same as `acceptance`.
     """
+    scores: NDArray[np.float32] | None = None
+    """(R,) of the draft's candidates, in logits, the best first; see `candidate_chances`."""
+    emitted: int = -1
+    """Which of these candidates the text has here; -1 if it has none of them."""
 
 
 class AcceptanceSummary:
@@ -94,6 +104,7 @@ class AcceptanceSummary:
             by_depth=tuple(_probabilities(row) for row in rows),
             by_depth_positions=tuple(max(1, round(float(count))) for count in evidence),
             num_texts=len(texts),
+            **_of_context([position for text in by_text for position in text]),
         )
 
 
@@ -116,6 +127,32 @@ class _TextPositions:
         if depth >= self.weights.shape[1]:
             return np.zeros(len(self.weights))
         return self.weights[:, depth:].sum(axis=1) if and_deeper else self.weights[:, depth]
+
+
+class _OfContext(TypedDict, total=False):
+    spread: float
+    by_confidence: tuple[tuple[float, ...], ...]
+
+
+def _of_context(positions: list[ForcedPosition]) -> _OfContext:
+    """What single positions say beyond their mean, of those whose candidates have scores.
+
+    Positions in order of the first candidate's chance, in NUM_GROUPS groups; in each the share of positions at which a
+    rank was emitted, drawn towards the mean of what the scores say by GROUP_POSITIONS of it.
+    """
+    ranked = [(position.scores, position.emitted) for position in positions if position.scores is not None]
+    emitted = np.array([index for _, index in ranked], dtype=np.int64)
+    if len(ranked) < NUM_GROUPS or not (emitted >= 0).any():
+        return {}
+    scores = np.stack([row for row, _ in ranked])  # (P, R)
+    spread = fit_spread(scores, emitted)
+    chances = np.exp(log_chances(scores, spread=spread))
+    seen = emitted[:, None] == np.arange(scores.shape[1])
+    rows = []
+    for group in np.array_split(np.argsort(chances[:, 0], kind="stable"), NUM_GROUPS):
+        likely = GROUP_POSITIONS * chances[group].mean(axis=0)
+        rows.append(_probabilities((seen[group].sum(axis=0) + likely) / (len(group) + GROUP_POSITIONS)))
+    return {"spread": round(spread, 4), "by_confidence": tuple(rows)}
 
 
 def _errors_of(means: NDArray[np.float64], by_text: list[NDArray[np.float64]]) -> tuple[float | None, ...]:

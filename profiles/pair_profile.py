@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from profiles.candidate_chances import LARGEST_SPREAD
 from profiles.errors import ProfileError
 from profiles.field_checks import (
     check_ascending,
@@ -27,7 +28,7 @@ from profiles.field_checks import (
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_records import from_record, to_record
 
-PAIR_SCHEMA_VERSION = 2
+PAIR_SCHEMA_VERSION = 3
 """Raised whenever a field is added, dropped or changes its meaning."""
 
 FEW_POSITIONS = 30
@@ -122,11 +123,16 @@ class AcceptanceTable:
     """(D,) positions at each depth."""
     num_texts: int
     """Texts that the positions are of."""
+    spread: float | None = None
+    """How far draft and target differ, in logits, see `candidate_chances`; None where that was not measured."""
+    by_confidence: tuple[tuple[float, ...], ...] = ()
+    """(G, R) how likely the draft's candidate of each rank is the emitted token, in groups of as many positions each,
+    from those where the draft is least sure to those where it is surest; () where that was not measured."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, maximum=100.0)
         check_probabilities("by_rank", self.by_rank)
-        for name in ("by_rank_errors", "num_positions", "by_depth", "by_depth_positions"):
+        for name in ("by_rank_errors", "num_positions", "by_depth", "by_depth_positions", "by_confidence"):
             if not isinstance(values := getattr(self, name), tuple):
                 raise ProfileError(f"{name} is {quote(values)}; expected a list")
         sizes = {len(self.by_rank), len(self.by_rank_errors), len(self.num_positions)}
@@ -139,6 +145,12 @@ class AcceptanceTable:
             check_count("a number of positions", count, minimum=0)
         check_count("num_texts", self.num_texts, minimum=0)
         self._check_depths()
+        if self.spread is not None and check_number("spread", self.spread, maximum=LARGEST_SPREAD) == 0:
+            raise ProfileError("spread is 0; expected more")
+        for row in self.by_confidence:
+            check_probabilities("by_confidence", row)
+            if not row or len(row) != len(self.by_confidence[0]):
+                raise ProfileError(f"a row of by_confidence has {len(row)} ranks; expected 1 or more, in all as many")
 
     def _check_depths(self) -> None:
         for row in self.by_depth:

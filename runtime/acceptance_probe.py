@@ -3,8 +3,9 @@
 Texts are drawn from the target itself, many at a time, so that one stream of weights brings a position of each; the
 target's rows of the pass that chose a token are the teacher-forced ones, and the draft reads along. At every position
 children are drawn from the draft as the drafter draws them, and their analytic acceptance is handed out (Sequoia,
-section 4.1). A text ends at an end token, which is a position too, or when it is long enough; at temperatures above 0
-another one then takes its place. Knows no clock.
+section 4.1), and with it what trees that take their shape from context need: the draft's scores under the noise by
+which the token was chosen. A text ends at an end token, which is a position too, or when it is long enough; at
+temperatures above 0 another one then takes its place. Knows no clock.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from profiles.acceptance_summary import ForcedPosition
 from runtime.assembly import OpenSession
@@ -20,7 +22,10 @@ from runtime.errors import OptionError
 from runtime.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.child_acceptance import node_outcome
-from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs, sample, top_tokens
+from runtime.speculation.coupled import Coupled
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs
+from runtime.speculation.scheme import Children, Place, RankingScheme
 from runtime.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
 
 NUM_RANKS = 32
@@ -31,6 +36,7 @@ MIN_STEPS = 24
 MAX_PROMPT_TOKENS = 768
 """Prompts beyond the first are left out where they would take more together."""
 _ROWS_AT_ONCE = 16
+NO_CHILDREN = Children(np.empty(0, dtype=np.int64))
 
 
 @dataclass(slots=True)
@@ -63,8 +69,9 @@ class TextWriter:
         self._requests = requests
         self._forest = TextForest(engine)
         self._rng = np.random.default_rng(seed)
+        self._coupled = Coupled(seed)
         self._texts: list[WrittenText] = []
-        self._num_texts = 0
+        self._num_texts = self._num_judged = 0
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:
@@ -157,15 +164,28 @@ class TextWriter:
     def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
         """What verification would do after `text`, and the token that the target goes on with."""
         num_ranks = min(NUM_RANKS, len(draft_row))
-        if text.params.is_greedy:
-            token_id = int(top_tokens(target_row, 1)[0])
-            hits = (top_tokens(draft_row, num_ranks) == token_id).astype(np.float64)
-            return ForcedPosition(text.params.temperature, text.number, hits, hits), token_id
-        target_probs = np.asarray(logits_to_probs(target_row, text.params), dtype=np.float64)
-        drawn_from = logits_to_probs(draft_row, text.params, dtype=np.float32)
-        children = draw_without_replacement(drawn_from, num_ranks, self._rng).tolist()
-        token_id = sample(target_probs, self._rng)
+        self._num_judged += 1
+        place = Place(text.params, self._num_judged)  # noise of its own for every position of every text
+        scheme: RankingScheme = Greedy() if text.params.is_greedy else self._coupled
+        ranked = scheme.rank(draft_row, num_ranks, place)
+        token_id = scheme.judge(NO_CHILDREN, target_row, place, self._rng).token_id
+        hits = (ranked.token_ids == token_id) & np.isfinite(ranked.scores)
+        acceptance = followed = hits.astype(np.float64)
+        if not text.params.is_greedy:
+            acceptance, followed = self._drawn(text.params, target_row, draft_row, token_id)
+        emitted = int(hits.argmax()) if hits.any() else -1
+        return ForcedPosition(
+            text.params.temperature, text.number, acceptance, followed, ranked.scores, emitted
+        ), token_id
+
+    def _drawn(
+        self, params: SamplingParams, target_row: Floats, draft_row: Floats, token_id: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What sequoia accepts of children drawn here, by rank, and how it comes to the text's token."""
+        target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
+        drawn_from = logits_to_probs(draft_row, params, dtype=np.float32)
+        children = draw_without_replacement(drawn_from, min(NUM_RANKS, len(draft_row)), self._rng).tolist()
         draft_probs = drawn_from.astype(np.float64)
         draft_probs /= draft_probs.sum()
         outcome = node_outcome(target_probs, draft_probs, children, emitted=token_id)
-        return ForcedPosition(text.params.temperature, text.number, outcome.acceptance, outcome.followed), token_id
+        return outcome.acceptance, outcome.followed

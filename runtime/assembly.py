@@ -258,6 +258,7 @@ class _Load:
     def _planner(self, placement: Placement, link: CopyEngine) -> TreePlanner:
         """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
         plan, start = self._plan, self._start
+        substitute_held = None if plan.draft is not None else self._held
         stream = stream_shape(
             placement.tiers,
             plan.target.slabs.payload_bytes,
@@ -265,12 +266,14 @@ class _Load:
             num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
         )
         return TreePlanner(
-            start.acceptance_at(substitute_held=None if plan.draft is not None else self._held),
+            start.acceptance_at(substitute_held=substitute_held),
             stream,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
             initial_costs=start.costs(placement.tiers, stream, plan),
             is_acceptance_measured=start.is_acceptance_measured,
+            kind=self._config.tree_kind,
+            chances_at=start.chances_at(substitute_held=substitute_held),
         )
 
 

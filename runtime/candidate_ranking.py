@@ -25,7 +25,9 @@ def rank_candidates(
     if is_ranked_on_device(scheme, places[0].params):
         scores = _noisy(scheme, logits, places) if isinstance(scheme, Coupled) else logits.float()
         best = scores.topk(num_candidates, dim=-1)  # (W, B)
-        return Candidates(best.indices.numpy(force=True), best.values.numpy(force=True))
+        packed = torch.stack((best.values.view(torch.int32), best.indices.to(torch.int32)))  # crosses in one copy
+        values, indices = packed.numpy(force=True)
+        return Candidates(indices.astype(np.int64), values.view(np.float32))
     rows = zip(logits.numpy(force=True), places, strict=True)
     ranked = [scheme.rank(row, num_candidates, place) for row, place in rows]
     return Candidates(np.stack([one.token_ids for one in ranked]), np.stack([one.scores for one in ranked]))

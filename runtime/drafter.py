@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from profiles.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
 from runtime.candidate_ranking import is_ranked_on_device, rank_candidates
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
 from runtime.speculation.scheme import Place, RankingScheme, Scheme
 from runtime.speculation.scheme_choice import scheme_for
@@ -40,6 +40,8 @@ class Drafter:
         self._slots: dict[int, int] = {}
         self.step_seconds: list[tuple[int, float]] = []
         """(width, seconds) of every draft forward of the last tree."""
+        self.placing_seconds = 0.0
+        """Of the last tree, choosing children from logits; on an accelerator the forward is waited for here."""
 
     @property
     def model(self) -> StreamedModel:
@@ -65,8 +67,7 @@ class Drafter:
         `scheme` places the children; without one it is that of `params`.
         """
         scheme = scheme or scheme_for(params)
-        self.step_seconds = []
-        self._slots = {}
+        self._begin_tree()
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
         for level, (start, stop) in enumerate(topology.level_slices):
             nodes = [node for node in range(start, stop) if topology.num_children[node]]
@@ -78,12 +79,13 @@ class Drafter:
             if level == 0:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            run = time.perf_counter()
             places = [Place.below(tree, node, params) for node in nodes]
             if isinstance(scheme, RankingScheme) and is_ranked_on_device(scheme, params):
                 _place_ranked(tree, nodes, scheme, logits, places)
             else:
                 _place_one_by_one(tree, nodes, scheme, logits, places, rng)
-            self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
+            self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=level, width=len(nodes))
         yield tree
 
@@ -100,8 +102,7 @@ class Drafter:
 
         `spread`: how far draft and target differ, in logits, see `candidate_chances`.
         """
-        self.step_seconds = []
-        self._slots = {}
+        self._begin_tree()
         growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)
         while len(nodes := growth.next_nodes()):
             begun = time.perf_counter()
@@ -111,17 +112,28 @@ class Drafter:
             if is_root:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            run = time.perf_counter()
             paths = [growth.path_token_ids(node) for node in nodes.tolist()]
             places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
             num_candidates = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1))
             ranked = rank_candidates(scheme, logits, places, num_candidates=num_candidates)
             growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
-            self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
+            self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
         grown = growth.finish()
         first_slot = self._num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(grown.run_index.tolist()) if index >= 0}
         yield grown.tree
+
+    def _begin_tree(self) -> None:
+        self.step_seconds, self.placing_seconds = [], 0.0
+        self._slots = {}
+
+    def _note_step(self, width: int, begun: float, run: float) -> None:
+        """A step that began at `begun`, had its logits at `run` and is over now."""
+        now = time.perf_counter()
+        self.step_seconds.append((width, now - begun))
+        self.placing_seconds += now - run
 
     def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
         """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""

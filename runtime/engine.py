@@ -16,20 +16,23 @@ import torch
 from offload.out_of_memory import explained_shortage
 from runtime.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS as PREFILL_CHUNK_TOKENS
+from runtime.errors import OptionError
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner import MAX_LEVELS, TreePlanner
 from runtime.round_observation import RoundObservation
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams
+from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.lookup_branches import lookup_branches
 from runtime.speculation.ngram_lookup import NgramIndex
-from runtime.speculation.scheme import AdjustedRows, Scheme
+from runtime.speculation.scheme import AdjustedRows, RankingScheme, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_grafting import GraftedTree, graft
 from runtime.speculation.verifier import verify
+from runtime.tree_choice import TreeShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +85,36 @@ class Engine:
         """
         processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size)
         self.set_text(prompt)
-        self.planner.use_temperature(params.temperature)
+        self._begin_planning(params)
         choosing = _Choosing.begin(params, rng, processor)
         try:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
                 while (room := self.context_tokens - len(self.text)) > 0:
-                    topology = self.planner.topology(max_levels=room)
-                    yield from self._round(topology, choosing, max_levels=room)
+                    shape = self.planner.shape(max_levels=room)
+                    yield from self._round(shape, choosing, max_levels=room)
         finally:
             self.roll_back()
 
-    def _round(self, topology: TreeTopology, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
+    def _begin_planning(self, params: SamplingParams) -> None:
+        can_grow_in_context = params.scheme_name in SCHEMES_IN_CONTEXT
+        if self.planner.kind == "dynamic" and not can_grow_in_context:
+            raise OptionError(
+                f"verification is {params.scheme_name} and the tree dynamic, whose shape depends on what is drawn; "
+                f"such trees need {' or '.join(SCHEMES_IN_CONTEXT)}: give --verification coupled, or another --tree"
+            )
+        self.planner.use_temperature(params.temperature, can_grow_in_context=can_grow_in_context)
+
+    def _round(self, shape: TreeShape, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
         begun = time.perf_counter()
-        drawn = yield from self._draft(topology, choosing)
+        drawn = yield from self._draft(shape, choosing)
         grafted = self._graft(drawn, max_levels=max_levels)
         tree = grafted.tree
         drafted = time.perf_counter()
         logits = self._verify_pass(tree)
+        passed = time.perf_counter()
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
+        walked = time.perf_counter()
         num_pass_tokens = len(self.text) - self.num_committed + tree.topology.num_nodes - 1
         emitted = verdict.emitted_token_ids(tree)
         self._commit(grafted, verdict.path, emitted)
@@ -119,6 +133,9 @@ class Engine:
             num_grafted=grafted.num_grafted,
             parents=tuple(tree.topology.parents.tolist()),
             path=verdict.path,
+            placing_seconds=self.drafter.placing_seconds if self.drafter is not None else 0.0,
+            walk_seconds=walked - passed,
+            is_in_context=isinstance(shape, GrowthLimits),
         )
         self.planner.observe(observation)
         yield observation.to_event()
@@ -134,14 +151,20 @@ class Engine:
         if self.drafter is not None:
             self.drafter.follow(self.text, chunk_tokens=PREFILL_CHUNK_TOKENS)
 
-    def _draft(self, topology: TreeTopology, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
-        if self.drafter is None or topology.num_nodes == 1:
+    def _draft(self, shape: TreeShape, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
+        if self.drafter is None or shape.num_nodes == 1:
             return TokenTree.rooted(
                 TreeTopology.single(), root_token_id=self.text[-1], root_position=len(self.text) - 1
             )
-        for step in self.drafter.grow(
-            self.text, topology, params=choosing.params, rng=choosing.rng, scheme=choosing.scheme
-        ):
+        params, scheme = choosing.params, choosing.scheme
+        if isinstance(shape, TreeTopology):
+            steps = self.drafter.grow(self.text, shape, params=params, rng=choosing.rng, scheme=scheme)
+        else:
+            assert isinstance(scheme, RankingScheme), "the planner was told which schemes have scores"
+            steps = self.drafter.grow_in_context(
+                self.text, shape, params=params, scheme=scheme, spread=self.planner.spread
+            )
+        for step in steps:
             if not isinstance(step, LevelDrafted):
                 return step
             yield step

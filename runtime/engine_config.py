@@ -4,7 +4,7 @@ A plan is derived from this and from the machine. Does not know what fits: only 
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,6 +18,9 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 Lookup = Literal["on", "off"]
+TreeKind = Literal["either", "static", "dynamic"]
+"""Static trees have the shape that is best on average, dynamic ones take theirs from the draft in context."""
+_OPEN_TREES: Mapping[str, TreeKind] = {"auto": "either", "static": "static", "dynamic": "dynamic"}
 
 MAX_TREE_NODES = 4096
 PREFILL_CHUNK_TOKENS = 256
@@ -47,7 +50,8 @@ class EngineConfig:
     """`on` adds what once followed in the text itself to the draft's trees. The commands that answer prompts have it
     on; those that measure count and time the draft's own trees."""
     tree: str = "auto"
-    """`auto`, or nodes x levels as in `64x10`; both count the root."""
+    """`auto`; nodes x levels as in `64x10`, both with the root, of the best tree on average; `dynamic` or
+    `dynamic:64x10`, whose shape follows from context; `static`, chosen but never from context."""
     device: str = "auto"
     """`auto` (an accelerator if torch finds one, else the processor), `cpu`, or `TYPE[:INDEX]` as in `cuda:0`."""
     device_memory_bytes: int | None = None
@@ -115,24 +119,34 @@ class EngineConfig:
 
     @property
     def tree_shape(self) -> tuple[int, int] | None:
-        """(nodes, levels) of a fixed tree, root counted in both; None when the tree is chosen."""
-        return parse_tree(self.tree)
+        """(nodes, levels) of a fixed tree, root counted in both; None when the size is chosen."""
+        return parse_tree(self.tree)[1]
+
+    @property
+    def tree_kind(self) -> TreeKind:
+        """Which kinds of trees may be grown."""
+        return parse_tree(self.tree)[0]
 
 
-def parse_tree(text: str) -> tuple[int, int] | None:
-    """`64x10` -> (64, 10), `auto` -> None; raises OptionError for anything else."""
-    if text == "auto":
-        return None
-    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
+    """The kind, and nodes and levels where they are fixed; raises OptionError for anything else.
+
+    `auto` -> either, `static` and `dynamic` -> these, `64x10` -> static of that shape, `dynamic:64x10` -> likewise.
+    """
+    if text in _OPEN_TREES:
+        return _OPEN_TREES[text], None
+    match = re.fullmatch(r"(dynamic:)?([0-9]{1,9})x([0-9]{1,9})", text)
     if match is None:
-        raise OptionError(f"tree is {text!r}; it must be auto, or nodes x levels as in 64x10")
-    num_nodes, num_levels = int(match[1]), int(match[2])
+        raise OptionError(
+            f"tree is {text!r}; it must be auto, static, dynamic, nodes x levels as in 64x10, or dynamic:64x10"
+        )
+    num_nodes, num_levels = int(match[2]), int(match[3])
     if not 2 <= num_levels <= num_nodes <= MAX_TREE_NODES:
         raise OptionError(
             f"tree is {text!r}; it needs 2 to {MAX_TREE_NODES} nodes and from 2 levels up to one per node, "
             "the root counted in both"
         )
-    return num_nodes, num_levels
+    return ("dynamic" if match[1] else "static"), (num_nodes, num_levels)
 
 
 def parse_memory(text: str, option: str) -> int:

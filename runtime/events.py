@@ -65,6 +65,10 @@ class PassVerified:
     """(N,) of the verified tree, breadth first; the root's is -1."""
     path: tuple[int, ...] = ()
     """The accepted nodes, from the root on."""
+    placing_seconds: float = 0.0
+    """Part of `draft_seconds`: from logits to children; on an accelerator the forward is waited for here."""
+    walk_seconds: float = 0.0
+    """Part of `verify_seconds`: fetching logits where the walk goes, and judging children by them."""
 
 
 @dataclass(frozen=True, slots=True)

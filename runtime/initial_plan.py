@@ -12,8 +12,9 @@ from offload.units import LinkSpec, parse_link
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
 from runtime.cost_learning import StreamShape
-from runtime.planner import AcceptanceAt
-from runtime.profile_costs import acceptance_of, costs_from_profiles
+from runtime.growth_choice import builtin_chances
+from runtime.planner import AcceptanceAt, ChancesAt
+from runtime.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.round_costs import RoundCosts
 from runtime.session_plan import SessionPlan
 from runtime.speculation.acceptance import builtin_acceptance
@@ -47,6 +48,13 @@ class InitialPlan:
         if profile is None or not profile.believed_acceptance:
             return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
         return lambda temperature: acceptance_of(profile, temperature)
+
+    def chances_at(self, *, substitute_held: str | None) -> ChancesAt:
+        """What the pair's profile knows of single positions, or builtin chances, see `builtin_chances`."""
+        profile, builtin = self.profile, builtin_chances(substitute_held=substitute_held)
+        if profile is None:
+            return lambda temperature: builtin
+        return lambda temperature: chances_of(profile, temperature) or builtin
 
     @property
     def is_acceptance_measured(self) -> bool:

@@ -16,6 +16,7 @@ from profiles.pair_profile import PairProfile
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit_check import check_fit
+from runtime.growth_choice import ContextChances, builtin_chances, choose_growth
 from runtime.memory_fit import place, residency_of
 from runtime.memory_need import NUM_STAGES, DraftNeed, MemoryNeed
 from runtime.plan_acceptance import PlannedAcceptance, measured_acceptance, planned_acceptance
@@ -23,11 +24,11 @@ from runtime.plan_machine import PlanMachine
 from runtime.plan_question import PlanQuestion
 from runtime.plan_report import PlanOption, PlanReport, Refusal, WhatIf
 from runtime.plan_verdict import notes_of, verdicts_of
-from runtime.profile_costs import costs_from_profiles
+from runtime.profile_costs import chances_of, costs_from_profiles
 from runtime.reference_costs import DraftModel, copies_and_reads, reference_costs
 from runtime.round_costs import RoundCosts
 from runtime.tree_candidates import SearchMethod
-from runtime.tree_choice import TreeChoice, TreeRanking, choose_tree
+from runtime.tree_choice import CostModel, TreeChoice, TreeRanking, choose_tree
 
 MAX_LEVELS = 64
 """Of the trees that are searched."""
@@ -147,7 +148,7 @@ class _Planning:
             max_nodes=need.max_nodes,
             costs=costs,
             ranking=ranking,
-            tree=ranking.best if held is None else self._tree(costs, accepted, ranking),
+            tree=ranking.best if held is None else self._tree(costs, accepted, ranking, profile),
         )
 
     def acceptance(
@@ -187,13 +188,18 @@ class _Planning:
             context_tokens=question.context_tokens // 2,
         )
 
-    def _tree(self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking) -> TreeChoice:
+    def _tree(
+        self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking, profile: PairProfile | None
+    ) -> TreeChoice:
         """The user's tree, or the best."""
         shape = self.question.tree_shape
         if shape is None:
-            return ranking.best
+            return self._best(costs, ranking, profile)
         num_nodes, num_levels = shape
         within = choose_tree(costs, accepted, max_nodes=num_nodes, max_levels=num_levels, cost=self.question.cost)
+        if self.question.tree_kind == "dynamic":
+            grown = choose_growth(costs, self._chances(profile) or self._builtin_chances(), within, shape=shape)
+            return grown or ranking.best
         found = within.of_shape(num_nodes, num_levels)
         if found is None:
             raise OptionError(
@@ -201,6 +207,25 @@ class _Planning:
                 f"{num_levels} levels has so many nodes; give it more levels, or fewer nodes"
             )
         return found
+
+    def _best(self, costs: RoundCosts, ranking: TreeRanking, profile: PairProfile | None) -> TreeChoice:
+        """Of static trees, and of dynamic ones where this pair's gain was measured or such trees are wished for."""
+        question = self.question
+        chances = self._chances(profile)
+        if question.tree_kind == "dynamic":
+            chances = chances or self._builtin_chances()
+        if question.tree_kind == "static" or question.cost is not CostModel.PIPELINE or chances is None:
+            return ranking.best
+        grown = choose_growth(costs, chances, ranking)
+        is_better = grown is not None and grown.seconds_per_token < ranking.best.seconds_per_token
+        return grown if grown is not None and (is_better or question.tree_kind == "dynamic") else ranking.best
+
+    def _chances(self, profile: PairProfile | None) -> ContextChances | None:
+        return None if profile is None else chances_of(profile, self.question.request.temperature)
+
+    def _builtin_chances(self) -> ContextChances:
+        question = self.question
+        return builtin_chances(substitute_held=None if question.draft is not None else "int8")
 
     def _fitting_need(self, format_name: str, held: str | None) -> tuple[MemoryNeed, PlanMachine]:
         """What a session would hold, with room for the largest tree that fits, and the machine to hold it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from offload.checkpoint import is_hub_name
 from offload.errors import CheckpointError
 from runtime.config_shape import FoundShape, shape_of_folder, shape_on_hub
-from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, parse_tree
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.known_shapes import find_shape, shape_names, unknown_name, usual_draft
 from runtime.memory_need import QUANTISED_FORMATS
@@ -40,7 +40,7 @@ class PlanRequest:
     temperature: float = 0.0
     """Of the text."""
     tree: str = "auto"
-    """`auto`, or nodes x levels of a tree to be priced."""
+    """`auto`, a kind, or nodes x levels of a tree to be priced; see `EngineConfig.tree`."""
     search: str = "best-first"
     """How trees are searched."""
     cost: str = "pipeline"
@@ -128,9 +128,14 @@ class PlanQuestion:
         return CostModel(self.request.cost)
 
     @property
+    def tree_kind(self) -> TreeKind:
+        """Which kinds of trees are considered."""
+        return parse_tree(self.request.tree)[0]
+
+    @property
     def tree_shape(self) -> tuple[int, int] | None:
         """(nodes, levels) of the tree to be priced; None where it is chosen."""
-        return parse_tree(self.request.tree)
+        return parse_tree(self.request.tree)[1]
 
 
 def resolve_question(request: PlanRequest) -> PlanQuestion:

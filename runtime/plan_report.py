@@ -186,7 +186,7 @@ class PlanReport:
 def tree_record(tree: TreeChoice) -> dict[str, Any]:
     """A tree and its prediction as a JSON object."""
     return {
-        "tree": {"nodes": tree.num_nodes, "levels": tree.num_levels},
+        "tree": {"nodes": tree.num_nodes, "levels": tree.num_levels, "is_dynamic": tree.is_dynamic},
         "expected_tokens": tree.expected_tokens,
         "round_seconds": tree.round_seconds,
         "draft_seconds": tree.draft_seconds,

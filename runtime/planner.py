@@ -2,21 +2,27 @@
 
 With a profile the first tree is the planned one. Without, a modest tree is measured and grown step by step. Either way
 every round teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds.
-Each temperature has its own acceptance. Plans are derived and never stored. Knows no model and no device.
+Trees that take their shape from context compete with static ones where the verification allows them; their rounds teach
+how many tokens they bring, not what single ranks do, since which nodes stand there is no accident. Each temperature has
+its own acceptance. Plans are derived and never stored. Knows no model and no device.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cost_learning import CostLearner, StreamShape
+from runtime.engine_config import TreeKind
+from runtime.growth_choice import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
 from runtime.round_costs import RoundCosts
 from runtime.round_observation import RoundObservation
 from runtime.speculation.acceptance_learning import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
+from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first
-from runtime.tree_choice import TreeChoice, TreeRanking, choose_tree
+from runtime.tree_choice import TreeChoice, TreeRanking, TreeShape, choose_tree
 
 FIRST_SHAPE = (24, 8)
 """Nodes and levels of the tree before anything was measured."""
@@ -34,6 +40,8 @@ PROBE_SHAPE = (4, 3)
 
 AcceptanceAt = Callable[[float], NDArray[np.float64]]
 """Acceptance to start from, by rank or by depth and rank, at a temperature."""
+ChancesAt = Callable[[float], ContextChances]
+"""What is known of single positions, at a temperature."""
 
 
 class TreePlanner:
@@ -48,11 +56,17 @@ class TreePlanner:
         fixed_shape: tuple[int, int] | None = None,
         initial_costs: RoundCosts | None = None,
         is_acceptance_measured: bool = False,
+        kind: TreeKind = "static",
+        chances_at: ChancesAt = lambda temperature: builtin_chances(substitute_held=None),
     ) -> None:
         """`fixed_shape` (nodes, levels) ends all choosing; `initial_costs` are those of a profile.
 
         `is_acceptance_measured`: whether `acceptance_at` comes from this pair, so that more is needed to move it.
+        `kind`: which trees may be chosen.
         """
+        self.kind: TreeKind = kind
+        self._chances_at = chances_at
+        self._can_grow_in_context = False
         self._acceptance_at = acceptance_at
         self._prior_events = MEASURED_EVENTS if is_acceptance_measured else BUILTIN_EVENTS
         self._learner = CostLearner(stream, initial_costs)
@@ -64,7 +78,9 @@ class TreePlanner:
         self._num_plain_rounds = 0
         self._is_step_short = False
         self._by_temperature: dict[float, AcceptanceLearner] = {}
+        self._yields_in_context: dict[float, YieldLearner] = {}
         self._temperature = 0.0
+        self._used_factor = 1.0
         self.choice: TreeChoice | None = None
         """The latest choice and what it promises; None before the first one, and for a fixed shape."""
         self._start()
@@ -79,22 +95,42 @@ class TreePlanner:
         """What rounds are believed to cost; None before a round was measured or a profile said so."""
         return self._learner.costs() if self._learner.is_known else None
 
-    def use_temperature(self, temperature: float) -> None:
-        """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it."""
-        if temperature != self._temperature:
-            self._temperature = temperature
+    @property
+    def tree_name(self) -> str:
+        """The present tree, as `--tree` takes it."""
+        kind = "dynamic:" if isinstance(self._tree, GrowthLimits) else ""
+        return f"{kind}{self._tree.num_nodes}x{self._tree.num_levels}"
+
+    @property
+    def spread(self) -> float:
+        """How far draft and target differ at the present temperature, in logits; see `candidate_chances`."""
+        return self._chances_at(self._temperature).spread
+
+    def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
+        """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it.
+
+        `can_grow_in_context`: whether their verification is right for trees that take their shape from context.
+        """
+        if (temperature, can_grow_in_context) != (self._temperature, self._can_grow_in_context):
+            self._temperature, self._can_grow_in_context = temperature, can_grow_in_context
             self._start()
 
+    def shape(self, *, max_levels: int) -> TreeShape:
+        """What the next round's tree looks like, or what limits it, with at most `max_levels` levels."""
+        if isinstance(self._tree, GrowthLimits):
+            return replace(self._tree, num_steps=min(self._tree.num_steps, max_levels - 1))
+        return self.topology(max_levels=max_levels)
+
     def topology(self, *, max_levels: int) -> TreeTopology:
-        """The tree for the next round, with at most `max_levels` levels."""
-        if self._tree.num_levels <= max_levels:
+        """The same as a static tree; of one that would take its shape from context the best of its size."""
+        if isinstance(self._tree, TreeTopology) and self._tree.num_levels <= max_levels:
             return self._tree
-        return self._grown(self._tree.num_nodes, max_levels)
+        return self._grown(self._shape[0], min(self._shape[1], max_levels))
 
     def observe(self, observation: RoundObservation) -> None:
         """Learn from a round, and choose the next rounds' tree anew when it is time."""
         self._learner.observe(observation)
-        self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
+        self._learn_tokens(observation)
         self._num_rounds += 1
         if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
             return
@@ -110,7 +146,15 @@ class TreePlanner:
             self._choose(is_free=self._has_profile)
         else:
             self._used_acceptance = self._acceptance_at(self._temperature)  # a fixed tree does not drift
-            self._tree = self._grown(*self._shape)
+            is_dynamic = self.kind == "dynamic" and self._can_grow_in_context and self._shape[0] > 1
+            self._tree = growth_limits(*self._shape) if is_dynamic else self._grown(*self._shape)
+
+    def _learn_tokens(self, observation: RoundObservation) -> None:
+        if not observation.is_in_context:
+            self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
+        elif self.choice is not None:
+            num_tokens = 1 + sum(rank > 0 for rank in observation.accepted_ranks)
+            self._yield_learner().observe(num_tokens, expected_tokens=self.choice.expected_tokens / self._used_factor)
 
     def _choose(self, *, is_free: bool) -> None:
         """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
@@ -122,13 +166,23 @@ class TreePlanner:
         ranking = choose_tree(
             self._learner.costs(), self._used_acceptance, max_nodes=most_nodes, max_levels=most_levels
         )
-        choice = ranking.best
-        if not is_free:
+        choice = best = self._best(ranking)
+        if not is_free and not best.is_dynamic:
             choice = self._least_step(ranking) or choice
         is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_LEVELS
-        self._is_step_short = is_cut or choice != ranking.best
+        self._is_step_short = is_cut or choice != best
         self.choice, self._shape = choice, (choice.num_nodes, choice.num_levels)
-        self._tree = choice.topology()
+        self._tree = choice.shape()
+
+    def _best(self, ranking: TreeRanking) -> TreeChoice:
+        """Of static trees, or of both kinds."""
+        if self.kind == "static" or not self._can_grow_in_context:
+            return ranking.best
+        self._used_factor = self._yield_learner().factor
+        chances = self._chances_at(self._temperature)
+        grown = choose_growth(self._learner.costs(), chances, ranking, factor=self._used_factor)
+        is_better = grown is not None and grown.seconds_per_token < ranking.best.seconds_per_token
+        return grown if grown is not None and (is_better or self.kind == "dynamic") else ranking.best
 
     def _least_step(self, ranking: TreeRanking) -> TreeChoice | None:
         """The tree half-way down where the best lies further down than a step reaches; None where it does not."""
@@ -159,3 +213,6 @@ class TreePlanner:
                 prior, prior_events=self._prior_events
             )
         return learner
+
+    def _yield_learner(self) -> YieldLearner:
+        return self._yields_in_context.setdefault(self._temperature, YieldLearner())

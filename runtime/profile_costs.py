@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
+from runtime.growth_choice import ContextChances
 from runtime.round_costs import CostTable, RoundCosts
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.tree_search import make_non_increasing
@@ -48,6 +49,16 @@ def costs_from_profiles(
         compute_slowdown=pair.compute_slowdown,
         copy_slowdown=pair.copy_slowdown,
     )
+
+
+def chances_of(pair: PairProfile, temperature: float) -> ContextChances | None:
+    """What is known of single positions near a temperature; None where that was not measured."""
+    tables = [table for table in pair.believed_acceptance if table.by_confidence and table.spread]
+    if not tables:
+        return None
+    table = min(tables, key=lambda table: (abs(table.temperature - temperature), table.temperature))
+    assert table.spread is not None
+    return ContextChances(np.array(table.by_confidence), table.spread)
 
 
 def acceptance_of(pair: PairProfile, temperature: float, *, by_depth: bool = True) -> NDArray[np.float64]:

@@ -59,7 +59,7 @@ class RatioRun:
     bound: str
     """The largest of these shares: link, compute or draft."""
     tree: str
-    """The tree of the last rounds, nodes x levels."""
+    """The tree of the last rounds, as `--tree` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,6 @@ def _run(
     seconds = total.seconds_per_token
     if seconds is None:
         raise OptionError("every answer ended within its first round; give longer ones with --max-new-tokens")
-    topology = opened.session.engine.planner.topology(max_levels=1 << 20)
     shares = {
         "link": total.link_utilization or 0.0,
         "compute": compute_seconds / total.decode_seconds,
@@ -198,7 +197,7 @@ def _run(
         link_utilization=shares["link"],
         compute_share=shares["compute"],
         bound=max(shares, key=shares.__getitem__),
-        tree=f"{topology.num_nodes}x{topology.num_levels}",
+        tree=opened.session.engine.planner.tree_name,
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from runtime.assembly import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Event, PassVerified, TokensAccepted
-from runtime.round_parts import PROMPT_TOKENS, RoundParts, measure_parts, predict_round, time_copies
+from runtime.round_parts import GREEDY, PROMPT_TOKENS, RoundParts, measure_parts, predict_round, time_copies
 from runtime.sampling_params import SamplingParams
 
 NUM_REPEATS = 5
@@ -45,6 +45,10 @@ class MeasuredRound:
     """All copies of a pass with nothing computing, mean of the looks before and after."""
     disk_seconds: float
     """The same for reads from a disk behind the link; 0 without one."""
+    placing_seconds: float = 0.0
+    """Part of `draft_seconds`: choosing the children from the draft's logits."""
+    walk_seconds: float = 0.0
+    """Fetching the target's logits where the walk goes, and judging children by them."""
 
     def describe(self) -> str:
         """One line for people."""
@@ -91,6 +95,11 @@ class RoundReport:
         return statistics.median(item.seconds / predicted for item, predicted in pairs)
 
     @property
+    def verification_share(self) -> float:
+        """Median share of a round in which children are chosen and judged: neither a forward nor a copy."""
+        return statistics.median((item.placing_seconds + item.walk_seconds) / item.seconds for item in self.rounds)
+
+    @property
     def pass_over_bound(self) -> float:
         """Median real pass over the longest of copies, reads and computation."""
         return statistics.median(
@@ -110,6 +119,7 @@ class RoundReport:
             "shared_ratio": self.shared_ratio,
             "round_seconds": self.round_seconds,
             "predicted_seconds": statistics.median(self.predictions),
+            "verification_share": self.verification_share,
             "pass_over_bound": self.pass_over_bound,
             "pass_over_free_overlap": self.pass_over_free_overlap,
             "link_utilization": statistics.median(item.link_utilization for item in self.rounds),
@@ -119,18 +129,22 @@ class RoundReport:
 
 
 def run_round_benchmark(
-    opened: OpenSession, *, num_rounds: int = 12, num_repeats: int = NUM_REPEATS
+    opened: OpenSession,
+    *,
+    num_rounds: int = 12,
+    num_repeats: int = NUM_REPEATS,
+    params: SamplingParams = GREEDY,
 ) -> Iterator[RoundParts | MeasuredRound | RoundReport]:
     """Yield the parts, each real round, the parts again, and last the report. Raises OptionError if nothing streams."""
     if opened.streamer.num_streamed_layers == 0:
         raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
-    before = measure_parts(opened, num_repeats)
+    before = measure_parts(opened, num_repeats, params=params)
     yield before
     rounds = []
-    for measured in _measure_rounds(opened, num_rounds):
+    for measured in _measure_rounds(opened, num_rounds, params):
         rounds.append(measured)
         yield measured
-    after = measure_parts(opened, num_repeats)
+    after = measure_parts(opened, num_repeats, params=params)
     yield after
     topology = opened.session.engine.planner.topology(max_levels=1 << 20)
     parts = RoundParts(**{name: (value + getattr(after, name)) / 2 for name, value in asdict(before).items()})
@@ -146,11 +160,11 @@ def run_round_benchmark(
     )
 
 
-def _measure_rounds(opened: OpenSession, num_rounds: int) -> Iterator[MeasuredRound]:
+def _measure_rounds(opened: OpenSession, num_rounds: int, params: SamplingParams) -> Iterator[MeasuredRound]:
     """Real rounds, two by two, between looks at the copies alone; raises OptionError if the text ends before."""
     engine = opened.session.engine
     engine.truncate(0)
-    with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as events:
+    with closing(engine.generate(PROMPT_TOKENS, params, np.random.default_rng(params.seed))) as events:
         rounds = _time_rounds(events)
         try:
             next(rounds)  # carries the prompt
@@ -187,5 +201,7 @@ def _time_rounds(events: Iterator[Event]) -> Iterator[MeasuredRound]:
                 link_utilization=verified.link_busy_seconds / seconds,
                 link_seconds=0.0,
                 disk_seconds=0.0,
+                placing_seconds=verified.placing_seconds,
+                walk_seconds=verified.walk_seconds,
             )
             begun = time.perf_counter()

@@ -124,6 +124,7 @@ class TreesInTurn:
     """Stands in for the planner: the trees one after another, whatever they cost."""
 
     choice = None
+    kind = "static"
 
     def __init__(self, topologies: Sequence[TreeTopology]) -> None:
         """At least one tree."""
@@ -135,7 +136,11 @@ class TreesInTurn:
         """The next round's tree, whole: the caller leaves room for all levels."""
         return self._topologies[self.next_index]
 
-    def use_temperature(self, temperature: float) -> None:
+    def shape(self, *, max_levels: int) -> TreeTopology:
+        """The same: its shape is known beforehand."""
+        return self.topology(max_levels=max_levels)
+
+    def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
         """All temperatures get the same trees."""
 
     def observe(self, observation: RoundObservation) -> None:

@@ -35,6 +35,12 @@ class RoundObservation:
     """(N,) of the verified tree, breadth first; the root's is -1."""
     path: tuple[int, ...] = ()
     """The accepted nodes, from the root on."""
+    placing_seconds: float = 0.0
+    """Part of `draft_seconds`: from logits to children."""
+    walk_seconds: float = 0.0
+    """Part of `verify_seconds`: logits where the walk goes, and the walk."""
+    is_in_context: bool = False
+    """Whether the tree took its shape from context."""
 
     @property
     def overhead_seconds(self) -> float:
@@ -55,4 +61,6 @@ class RoundObservation:
             verify_seconds=self.verify_seconds,
             parents=self.parents,
             path=self.path,
+            placing_seconds=self.placing_seconds,
+            walk_seconds=self.walk_seconds,
         )

@@ -28,6 +28,7 @@ from runtime.speculation.verifier import verify
 
 PROMPT_TOKENS = tuple(range(1, 33))
 """Any tokens do: what they cost does not depend on what they mean."""
+GREEDY = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +62,15 @@ class RoundParts:
         )
 
 
-def measure_parts(opened: OpenSession, num_repeats: int) -> RoundParts:
-    """Every part of a round with the session's own tree, on the text that it holds."""
+def measure_parts(opened: OpenSession, num_repeats: int, *, params: SamplingParams = GREEDY) -> RoundParts:
+    """Every part of a round with the session's own tree, on the text that it holds, its tokens chosen by `params`."""
     engine = opened.session.engine
     if not engine.text:
         engine.set_text(PROMPT_TOKENS)
-    tree, draft_seconds = _time_draft(opened, num_repeats)
+    tree, draft_seconds = _time_draft(opened, num_repeats, params)
     parts = RoundParts(
         *time_copies(opened),
-        *_time_compute(opened, tree, num_repeats),
+        *_time_compute(opened, tree, num_repeats, params),
         draft_seconds=draft_seconds,
         predicted_seconds=0.0,
         shared_seconds=0.0,
@@ -113,13 +114,13 @@ def predict_round(opened: OpenSession, measured: RoundParts, *, is_shared: bool 
     )
 
 
-def _time_draft(opened: OpenSession, num_repeats: int) -> tuple[TokenTree, float]:
+def _time_draft(opened: OpenSession, num_repeats: int, params: SamplingParams) -> tuple[TokenTree, float]:
     """A tree on the present text, and the median seconds of growing it with the link at rest."""
     engine = opened.session.engine
     topology = engine.planner.topology(max_levels=1 << 20)
     if engine.drafter is None:
         return TokenTree.rooted(topology, root_token_id=engine.text[-1]), 0.0
-    drafter, params, rng = engine.drafter, SamplingParams(), np.random.default_rng(0)
+    drafter, rng = engine.drafter, np.random.default_rng(0)
     tree: TokenTree | None = None
 
     def grow() -> None:
@@ -133,7 +134,9 @@ def _time_draft(opened: OpenSession, num_repeats: int) -> tuple[TokenTree, float
     return tree, seconds
 
 
-def _time_compute(opened: OpenSession, tree: TokenTree, num_repeats: int) -> tuple[float, float, float]:
+def _time_compute(
+    opened: OpenSession, tree: TokenTree, num_repeats: int, params: SamplingParams
+) -> tuple[float, float, float]:
     """Median seconds of a pass over layers of zeros, of head, walk and compaction, and of a pass while copies run."""
     engine = opened.session.engine
     target = engine.target
@@ -148,7 +151,7 @@ def _time_compute(opened: OpenSession, tree: TokenTree, num_repeats: int) -> tup
 
     def walk() -> None:
         logits = LazyLogits(target, hidden[-tree.topology.num_nodes :], tree.topology)
-        verdict = verify(tree, logits.row, SamplingParams(), np.random.default_rng(0))
+        verdict = verify(tree, logits.row, params, np.random.default_rng(0))
         target.cache.compact(num_committed, [num_committed + node for node in verdict.path])
 
     with layers_of_zeros(opened):

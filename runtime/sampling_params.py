@@ -10,10 +10,17 @@ VERIFICATIONS = ("auto", "sequoia", "coupled", "hybrid", "specinfer", "top-k")
 SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
 """With these, prompt, seed and target alone decide the tokens: no draft and no tree can change them."""
 
+SCHEMES_IN_CONTEXT = ("greedy", "coupled")
+"""A tree's shape may depend on what was drawn where the target's own token is followed, whatever the tree holds."""
+
 
 def auto_verification(temperature: float) -> str:
-    """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and sequoia above."""
-    return "greedy" if temperature == 0 else "sequoia"
+    """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
+
+    By `bench robustness` and `bench trees`, see the README: as many tokens as any other or more, a text that the seed
+    alone decides, and trees that may take their shape from context.
+    """
+    return "greedy" if temperature == 0 else "coupled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,10 +29,11 @@ class StoredProfiles:
 def find_profiles(plan: SessionPlan, state_folder: Path | None) -> StoredProfiles:
     """The profiles of the session's device and models in `state_folder` (None: nowhere).
 
-    Nothing is looked for where no tree is chosen: plain streaming, or a tree that the user gave.
+    Nothing is looked for where nothing depends on it: plain streaming, or a static tree that the user gave.
     """
     config, notes = plan.config, []
-    if state_folder is None or config.is_plain or config.tree_shape is not None:
+    is_given = config.tree_shape is not None and config.tree_kind == "static"
+    if state_folder is None or config.is_plain or is_given:
         return StoredProfiles(InitialPlan(), ())
     pair = machine = None
     device = identify_device(plan.device)

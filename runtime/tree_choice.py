@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.round_costs import CostTable, RoundCosts
+from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
 from runtime.tree_candidates import SearchMethod, TreeCandidates
 
 Bound = Literal["link", "disk", "compute", "draft"]
+TreeShape = TreeTopology | GrowthLimits
+"""What a tree looks like: known beforehand, or what limits it while it grows."""
 
 SAME_KIND = 0.25
 """Two trees are of one kind if size or levels of the one lie within this share of the other's."""
@@ -52,16 +55,20 @@ class TreeChoice:
     computation (compute), and growing the tree with head and walk (draft), slowdowns included. Compute and draft follow
     one another: if together they take longer than the copies and than the reads, the larger of the two, else the larger
     of link and disk."""
-    _grow: Callable[[], TreeTopology] = field(repr=False, compare=False)
+    shape: Callable[[], TreeShape] = field(repr=False, compare=False)
+    """Makes the tree's topology, or the limits of one that takes its shape from context."""
+    is_dynamic: bool = False
+    """Whether it takes its shape from context; nodes and levels are then the most it may have."""
 
     @property
     def seconds_per_token(self) -> float:
         """What the choice minimises."""
         return self.round_seconds / self.expected_tokens
 
-    def topology(self) -> TreeTopology:
-        """The tree's shape."""
-        return self._grow()
+    @property
+    def name(self) -> str:
+        """As `--tree` takes it."""
+        return f"{'dynamic:' if self.is_dynamic else ''}{self.num_nodes}x{self.num_levels}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,11 @@ class TreeRanking:
     def speedup(self) -> float:
         """Seconds per token of plain decoding over those of the best."""
         return self.plain.seconds_per_token / self.best.seconds_per_token
+
+    @property
+    def expected_tokens(self) -> NDArray[np.float64]:
+        """(D, N) tokens per round of these trees; -inf where there is none."""
+        return self._table.trees.expected_tokens
 
     def curve(self, level_limit: int) -> NDArray[np.float64]:
         """(N,) seconds per token by size, of trees with at most so many levels; infinite where there is none."""
@@ -133,8 +145,8 @@ class _Table:
             expected_tokens=float(self.expected_tokens[row, column]),
             round_seconds=float(self.round_seconds[row, column]),
             draft_seconds=draft_seconds,
-            bound=_bound_of(self.costs, size, draft_seconds),
-            _grow=(lambda: TreeTopology.chain(size)) if is_chain else (lambda: self.trees.topology(size, row + 1)),
+            bound=bound_of(self.costs, size, draft_seconds),
+            shape=(lambda: TreeTopology.chain(size)) if is_chain else (lambda: self.trees.topology(size, row + 1)),
         )
 
 
@@ -228,7 +240,8 @@ def _chain_worths(acceptance: ArrayLike, num_nodes: int) -> NDArray[np.float64]:
     return np.cumprod(np.concatenate((np.ones(1), firsts[depths])), dtype=np.float64)
 
 
-def _bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
+def bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
+    """What limits a round, see `TreeChoice.bound`."""
     compute_seconds, copy_seconds = costs.layer_seconds(num_nodes)
     compute = float(compute_seconds.sum())
     between = draft_seconds + float(costs.walk_seconds([num_nodes])[0])

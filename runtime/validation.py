@@ -35,7 +35,7 @@ from runtime.speculation.tree_search import best_first_by_levels, expected_token
 from runtime.speculation.tree_yield import Ranks, count_yield
 from runtime.stored_profiles import find_profiles
 from runtime.text_ranks import rank_tokens
-from runtime.tree_choice import choose_tree
+from runtime.tree_choice import TreeChoice, choose_tree
 from runtime.yield_check import Prediction, YieldReport, check_yields
 
 SHAPES = (
@@ -214,7 +214,7 @@ def _check(
     ranking = choose_tree(costs, by_depth, max_nodes=max_nodes, max_levels=max_levels)
     choice = ranking.best
     yield f"{name}: the planner chose {choice.num_nodes}x{choice.num_levels}, {choice.seconds_per_token:.3f} s/token"
-    topologies = [choice.topology(), *_topologies(by_depth, max_nodes, max_levels)]
+    topologies = [_static(choice), *_topologies(by_depth, max_nodes, max_levels)]
     topologies = list(dict.fromkeys(topologies))
     timed = []
     for item in time_shapes(opened, requests, topologies, num_turns=num_turns):
@@ -229,6 +229,13 @@ def _check(
         predicted_tokens=[expected_tokens(tree, by_depth) for tree in topologies],
         measured_tokens=[count_yield(tree, findings.ranks).mean for tree in topologies],
     )
+
+
+def _static(choice: TreeChoice) -> TreeTopology:
+    """The shape of a static tree."""
+    shape = choice.shape()
+    assert isinstance(shape, TreeTopology), "choose_tree ranks static trees"
+    return shape
 
 
 def session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:

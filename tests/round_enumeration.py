@@ -195,7 +195,7 @@ def largest_error(pair: Pair, params: SamplingParams, emitted: Distribution) -> 
     return max(errors)
 
 
-PLAIN = SamplingParams(temperature=1)
+PLAIN = SamplingParams(temperature=1, verification="sequoia")
 STAR = [3, 0, 0, 0]
 DRAWING = ["sequoia", "specinfer", "hybrid", "top-k"]
 """The schemes that a generator decides; `coupled` is a function of noise, see test_coupled.py."""

@@ -41,7 +41,9 @@ def test_analytic_acceptance_is_what_the_verifier_does() -> None:
     tree.set_children(0, token_ids=tokens, draft_probs=draft_probs.astype(np.float32))
     counts = np.zeros(4)
     for _ in range(num_rounds):
-        verdict = verify(tree, lambda node: np.log(target_probs), SamplingParams(temperature=1), rng)
+        verdict = verify(
+            tree, lambda node: np.log(target_probs), SamplingParams(temperature=1, verification="sequoia"), rng
+        )
         counts[verdict.accepted_ranks[0]] += 1
     by_rank = analytic_acceptance(target_probs, draft_probs, tokens)
     assert chi_square_p_value(counts, num_rounds * np.concatenate(([1 - by_rank.sum()], by_rank))) > 1e-3

@@ -84,7 +84,7 @@ def count_accepted_first_children(opened: OpenSession, *, num_answers: int) -> t
 
     accepted = rounds = 0
     for seed in range(num_answers):
-        asked = request(PROMPTS[0], temperature=1.0, seed=seed, max_new_tokens=40)
+        asked = request(PROMPTS[0], temperature=1.0, verification="sequoia", seed=seed, max_new_tokens=40)
         for event in opened.session.generate(asked):
             if isinstance(event, PassVerified):
                 accepted += event.num_accepted > 1

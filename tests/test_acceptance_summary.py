@@ -7,7 +7,7 @@ number for the second stands for the first rank.
 import numpy as np
 import pytest
 
-from profiles.acceptance_summary import MAX_DEPTHS, MIN_DEPTH_POSITIONS, AcceptanceSummary, ForcedPosition
+from profiles.acceptance_summary import MAX_DEPTHS, MIN_DEPTH_POSITIONS, NUM_GROUPS, AcceptanceSummary, ForcedPosition
 
 Position = tuple[list[float], float | list[float]]
 
@@ -124,3 +124,41 @@ def test_temperatures_are_kept_apart() -> None:
     assert summary.temperatures == (0.0, 0.6)
     assert (summary.num_positions(0.0), summary.num_positions(0.6)) == (1, 1)
     assert summary.table(0.0).by_rank == (1.0,)
+
+
+def ranked(scores: list[float], emitted: int) -> ForcedPosition:
+    hits = np.arange(len(scores)) == emitted
+    return ForcedPosition(0.0, 0, hits.astype(float), hits.astype(float), np.float32(scores), emitted)
+
+
+def test_positions_are_grouped_by_how_sure_the_draft_is() -> None:
+    """Half the positions have a clear favourite, which is right 95 times of 100, half have two that are level."""
+    rng, summary = np.random.default_rng(4), AcceptanceSummary()
+    for index in range(1600):
+        if index % 2:
+            summary.add(ranked([5.0, 1.0, 0.0], int(rng.choice(3, p=[0.95, 0.04, 0.01]))))
+        else:
+            summary.add(ranked([5.0, 5.0, 0.0], int(rng.choice(3, p=[0.5, 0.49, 0.01]))))
+    table = summary.table(0.0)
+    assert table.spread is not None
+    rows = np.array(table.by_confidence)
+    assert rows.shape == (NUM_GROUPS, 3)
+    assert rows[: NUM_GROUPS // 2].mean(axis=0) == pytest.approx([0.5, 0.49, 0.01], abs=0.03)
+    assert rows[NUM_GROUPS // 2 :].mean(axis=0) == pytest.approx([0.95, 0.04, 0.01], abs=0.03)
+
+
+def test_far_ranks_that_a_group_never_saw_have_what_their_scores_say() -> None:
+    summary = AcceptanceSummary()
+    for index in range(80):
+        summary.add(ranked([3.0, 2.0, 1.0 - index / 100], 0 if index % 2 else 1))
+    rows = np.array(summary.table(0.0).by_confidence)
+    assert (rows[:, 2] > 0).all()
+
+
+def test_without_scores_or_with_too_few_positions_nothing_is_said_of_context() -> None:
+    summary = summary_of([[([0.8, 0.1], 1.0)] * 20])
+    assert (summary.table(0.6).spread, summary.table(0.6).by_confidence) == (None, ())
+    few = AcceptanceSummary()
+    for _ in range(NUM_GROUPS - 1):
+        few.add(ranked([3.0, 2.0], 0))
+    assert few.table(0.0).by_confidence == ()

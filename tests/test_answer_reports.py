@@ -27,7 +27,7 @@ CHOICE = TreeChoice(
     round_seconds=0.5,
     draft_seconds=0.1,
     bound="link",
-    _grow=TreeTopology.single,
+    shape=TreeTopology.single,
 )
 STATISTICS = GenerationStatistics(
     prompt_tokens=12,

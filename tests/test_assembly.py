@@ -173,7 +173,7 @@ def test_with_profiles_the_first_tree_is_planned_and_without_a_note_says_so(fold
     with open_session(config, target=folder, profile=PAIR) as opened:
         planner = opened.session.engine.planner
         assert planner.choice is not None
-        assert planner.topology(max_levels=400) == planner.choice.topology()
+        assert planner.shape(max_levels=400) == planner.choice.shape()
         assert planner.costs is not None
         assert planner.costs.draft_step_seconds is not None
         assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure

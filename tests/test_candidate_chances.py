@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.speculation.candidate_chances import LARGEST_SPREAD, LEAST_SPREAD, NONE_WEIGHT, fit_spread, log_chances
+from profiles.candidate_chances import LARGEST_SPREAD, LEAST_SPREAD, NONE_WEIGHT, fit_spread, log_chances
 
 
 def emitted_by_a_target(spread: float, num_positions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

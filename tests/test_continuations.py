@@ -21,7 +21,7 @@ from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 
 VOCABULARY, HORIZON, NUM_SAMPLES = 5, 4, 200_000
-PARAMS = SamplingParams(temperature=1)
+PARAMS = SamplingParams(temperature=1, verification="sequoia")
 TOPOLOGY = TreeTopology.from_child_counts([2, 2, 0, 0, 0])
 NUM_UNIFORMS = 9
 """Most random numbers of a round: four draws, two judgements on each of two levels, one last token."""

@@ -21,7 +21,7 @@ from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 TEXT = [5, 17, 40, 8, 33]
 TOPOLOGY = TreeTopology.from_child_counts([3, 2, 0, 1, 1, 0, 0, 0])
-SAMPLED = SamplingParams(temperature=0.8, top_p=0.95)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, verification="sequoia")
 
 
 @pytest.fixture(scope="module")

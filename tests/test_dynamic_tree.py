@@ -236,3 +236,13 @@ def test_the_tree_knows_where_its_root_stands() -> None:
     growth.next_nodes()
     growth.place_children([[5]], [[-0.1]])
     assert growth.finish().tree.root_position == 17
+
+
+def test_what_is_worth_too_little_is_not_run_even_while_there_is_room() -> None:
+    growth = TreeGrowth(GrowthLimits(9, num_steps=5, max_width=9, least_worth=0.2), root_token_id=ROOT)
+    growth.next_nodes()
+    growth.place_children([[1, 2, 3]], np.log([[0.7, 0.2, 0.1]]))
+    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2]
+    growth.place_children([[4], [5]], np.log([[0.2], [0.9]]))
+    assert not len(growth.next_nodes())
+    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5]

@@ -182,7 +182,7 @@ def test_a_common_prefix_is_not_computed_again(folders: dict[str, Path]) -> None
 
 
 def test_sampling_is_reproducible_by_seed(folders: dict[str, Path]) -> None:
-    params = SamplingParams(temperature=1.0, top_p=0.9)
+    params = SamplingParams(temperature=1.0, top_p=0.9, verification="sequoia")
     texts = []
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4") as opened:
         for seed in (1, 1, 2):

@@ -16,10 +16,20 @@ def test_draft_none_is_plain_streaming():
 
 
 @pytest.mark.parametrize(
-    ("text", "shape"), [("64x10", (64, 10)), ("2x2", (2, 2)), ("4096x2", (4096, 2)), ("auto", None)]
+    ("text", "kind", "shape"),
+    [
+        ("64x10", "static", (64, 10)),
+        ("2x2", "static", (2, 2)),
+        ("4096x2", "static", (4096, 2)),
+        ("auto", "either", None),
+        ("static", "static", None),
+        ("dynamic", "dynamic", None),
+        ("dynamic:64x10", "dynamic", (64, 10)),
+    ],
 )
-def test_tree_text_is_nodes_by_levels(text, shape):
-    assert parse_tree(text) == shape
+def test_tree_text_is_a_kind_or_nodes_by_levels(text, kind, shape):
+    assert parse_tree(text) == (kind, shape)
+    assert EngineConfig(tree=text).tree_kind == kind
     assert EngineConfig(tree=text).tree_shape == shape
 
 
@@ -40,6 +50,9 @@ def test_tree_text_is_nodes_by_levels(text, shape):
         "6.4x2",
         "٣x٢",
         " 4x2",
+        "dynamic:",
+        "dynamic:1x1",
+        "static:64x10",
         "9" * 50 + "x2",
     ],
 )

@@ -67,7 +67,11 @@ class ScriptedInbox(RequestInbox):
         self._script = list(requests)
 
     def take(self) -> LoadModel | Answer | None:
-        return self._script.pop(0) if self._script and not self.is_ending else None
+        if self._script:
+            self._take_in(self._script.pop(0))
+        elif self._waiting.empty():
+            self._end()
+        return super().take()
 
 
 def serve(*requests: LoadModel | Answer, react: Callable[[RequestInbox, Report], None] | None = None) -> list[Report]:
@@ -165,6 +169,18 @@ def test_quitting_ends_a_load_between_two_pieces(folder: Path):
     assert {type(report) for report in reports} == {Loading}
 
 
+def test_a_load_is_given_up_for_the_next_and_leaves_nothing_behind(folder: Path):
+    others = [load(folder, context_tokens=100)]
+
+    def load_another(inbox: RequestInbox, report: Report) -> None:
+        if others and isinstance(report, Loading) and report.num_done_bytes:
+            inbox._take_in(others.pop())
+
+    reports = serve(load(folder), react=load_another)
+    loaded = [report for report in reports if isinstance(report, Loaded)]
+    assert [one.context_tokens for one in loaded] == [100]
+
+
 def test_a_load_closes_the_session_before_it(folder: Path):
     streamers = []
     host: EngineHost
@@ -260,6 +276,20 @@ def test_the_process_refuses_what_is_no_request():
     finished = run_process(b"hello\n")
     assert (finished.returncode, finished.stdout) == (1, b"")
     assert b"is no message" in finished.stderr
+
+
+STUCK = """
+import threading
+from tui.chat import engine_host
+engine_host.EngineHost.serve = lambda self: threading.Event().wait()
+engine_host.main()
+"""
+
+
+def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
+    command = [sys.executable, "-P", "-c", STUCK]
+    finished = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=child_environment())
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
 
 
 ORPHAN = """

@@ -83,3 +83,12 @@ def test_no_position_and_no_level_are_refused() -> None:
         forecast_growth(np.zeros((0, 4)), 3)
     with pytest.raises(ValueError, match="1 level"):
         forecast_growth([[-0.5]], 0)
+
+
+def test_the_draft_runs_what_leads_and_at_least_one_node_above_every_level() -> None:
+    """A fan of 10 equal children is run whole while that leads; a chain is run whatever it leads by."""
+    fan = forecast_growth(np.log(np.full((1, 10), 0.1)), max_levels=3)
+    assert fan.run_per_level(111, 3, least_lead=2.0) == pytest.approx([1, 10], rel=0.05)
+    chain = forecast_growth([[np.log(0.9)]], max_levels=8)
+    assert chain.run_per_level(8, 8, least_lead=2.0) == pytest.approx(np.ones(7), abs=0.2)
+    assert chain.run_per_level(4, 8, least_lead=2.0)[5:] == pytest.approx([0, 0], abs=0.2)

@@ -10,6 +10,7 @@ from profile_factory import PAIR, machine_profile
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from runtime.engine_config import EngineConfig
+from runtime.growth_choice import builtin_chances
 from runtime.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
 from runtime.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance
@@ -122,3 +123,11 @@ def test_an_emulated_link_slows_nothing() -> None:
     assert real is not None and emulated is not None
     assert (real.compute_slowdown, real.copy_slowdown) == (0.5, 0.25)
     assert (emulated.compute_slowdown, emulated.copy_slowdown) == (0.0, 0.0)
+
+
+def test_single_positions_are_known_from_the_profile_or_builtin() -> None:
+    builtin = InitialPlan(PAIR).chances_at(substitute_held=None)(0.0)
+    assert builtin.by_confidence.tolist() == builtin_chances(substitute_held=None).by_confidence.tolist()
+    table = replace(PAIR.acceptance[0], spread=0.5, by_confidence=((0.7, 0.1),))
+    start = InitialPlan(replace(PAIR, acceptance=(table,)))
+    assert start.chances_at(substitute_held="int8")(1.0).by_confidence.tolist() == [[0.7, 0.1]]

@@ -235,7 +235,7 @@ def test_greedy_trees_write_the_text_of_plain_decoding() -> None:
 
 def test_sampled_trees_have_the_distribution_of_plain_decoding() -> None:
     """Seed 4, 1500 answers of three tokens over several rounds, p-value above 0.001."""
-    params, rng, num_answers = SamplingParams(temperature=1), np.random.default_rng(4), 1500
+    params, rng, num_answers = SamplingParams(temperature=1, verification="sequoia"), np.random.default_rng(4), 1500
     seen = Counter(answer_with_trees(SMALL_CHOICES, params, num_tokens=3, rng=rng) for _ in range(num_answers))
     answers = list(itertools.product(range(SMALL_VOCAB), repeat=3))
     expected = [

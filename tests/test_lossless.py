@@ -52,9 +52,9 @@ def test_grafted_children_do_not_change_what_is_emitted(verification: str, kind:
 @pytest.mark.parametrize(
     "params",
     [
-        SamplingParams(temperature=0.4),
-        SamplingParams(temperature=1.7, top_p=0.9),
-        SamplingParams(temperature=0.8, top_k=3, top_p=0.6),
+        SamplingParams(temperature=0.4, verification="sequoia"),
+        SamplingParams(temperature=1.7, top_p=0.9, verification="sequoia"),
+        SamplingParams(temperature=0.8, top_k=3, top_p=0.6, verification="sequoia"),
     ],
     ids=lambda params: f"T{params.temperature}-k{params.top_k}-p{params.top_p}",
 )
@@ -71,7 +71,9 @@ def test_the_drafts_mass_runs_out_and_fixed_tokens_follow(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "top_p"), [("with zeros", 1.0), ("flat", 0.5)])
 def test_a_round_over_five_tokens_and_seven_nodes_emits_the_targets_chain(kind: str, top_p: float) -> None:
-    assert_lossless(Pair(kind, 5), [3, 2, 0, 1, 0, 0, 0], SamplingParams(temperature=1, top_p=top_p))
+    assert_lossless(
+        Pair(kind, 5), [3, 2, 0, 1, 0, 0, 0], SamplingParams(temperature=1, top_p=top_p, verification="sequoia")
+    )
 
 
 @pytest.mark.parametrize("child_counts", [CHAIN, STAR, UNEVEN], ids=str)

@@ -3,8 +3,10 @@
 import functools
 import gc
 import sys
+from dataclasses import replace
 from typing import Any
 
+import simulated_device as sim
 import torch
 from accelerator_sessions import (
     ASKED,
@@ -63,6 +65,17 @@ def draft_changes_no_text(kind: str, draft: str) -> None:
         assert answer_under_watch(opened) == cpu_text(folder)
 
 
+def tree_in_context_changes_no_text(kind: str) -> None:
+    folder, draft = folder_of(kind), folder_of(kind, seed=SEED + 1)
+    with opened_on(folder, tree="dynamic:8x4", draft=draft, num_residents=0) as opened:
+        assert answer_under_watch(opened) == cpu_text(folder)
+        sampled = replace(ASKED, params=replace(ASKED.params, temperature=0.9, seed=3, verification="coupled"))
+        found = answer(opened, sampled)[1]
+        assert sim.hazards() == []
+    with opened_on(folder, device="cpu") as plain:
+        assert found == answer(plain, sampled)[1]
+
+
 def bfloat16_text_does_not_depend_on_the_tier(kind: str) -> None:
     folder = folder_of(kind, torch.bfloat16)
     texts = []
@@ -85,6 +98,7 @@ for _kind in KINDS:
         CHECKS[f"text_is_the_cpus: {_kind}, {_tiers}"] = functools.partial(text_is_the_cpus, _kind, _tiers)
     for _draft in DRAFTS if _kind == "llama" else ("the target itself",):
         CHECKS[f"draft_changes_no_text: {_kind}, {_draft}"] = functools.partial(draft_changes_no_text, _kind, _draft)
+    CHECKS[f"tree_in_context_changes_no_text: {_kind}"] = functools.partial(tree_in_context_changes_no_text, _kind)
 CHECKS["bfloat16_files_in_float32_are_the_cpus"] = functools.partial(bfloat16_files_in_float32_are_the_cpus, "gemma3")
 CHECKS["bfloat16_text_does_not_depend_on_the_tier"] = functools.partial(
     bfloat16_text_does_not_depend_on_the_tier, "llama"

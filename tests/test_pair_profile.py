@@ -34,6 +34,10 @@ from profiles.pair_profile import (
         (lambda: WalkCost(True, 1.0), "num_nodes"),
         (lambda: ModelIdentity("", "ab", "int8"), "name of a model"),
         (lambda: AcceptanceTable(0.0, (1.2,), (0.1,), (3,), (), (), 2), "by_rank"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), (), (), 2, spread=0.0), "spread is 0"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), (), (), 2, spread=float("nan")), "spread is nan"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), (), (), 2, by_confidence=((1.2,),)), "by_confidence"),
+        (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), (), (), 2, by_confidence=((),)), "row of by_confidence"),
         (lambda: AcceptanceTable(0.0, (0.6, 0.6), (0.1, None), (3, 1), (), (), 2), "adds up to 1.2"),
         (lambda: AcceptanceTable(0.0, (0.6, 0.1), (0.1,), (3, 1), (), (), 2), "as many of each"),
         (lambda: AcceptanceTable(0.0, (0.6,), (0.1,), (3,), ((0.5, 0.1),), (3,), 2), "has 2 ranks"),
@@ -83,23 +87,23 @@ def test_a_profile_survives_json() -> None:
 def test_the_record_is_plain_json_with_a_version_of_its_own() -> None:
     written = record()
     assert list(written)[:4] == ["schema_version", "device", "target", "draft"]
-    assert written["schema_version"] == PAIR_SCHEMA_VERSION == 2
+    assert written["schema_version"] == PAIR_SCHEMA_VERSION == 3
     assert written["pass_costs"][1] == {"num_tokens": 64, "context_tokens": 128, "seconds": 0.2, "is_fitted": True}
     assert written["acceptance"][1]["by_rank_errors"] == [0.01, None]
     assert written["measured_at"] == "2026-01-31"
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", True, 2.0, None, [2]])
+@pytest.mark.parametrize("version", [0, 4, "3", True, 3.0, None, [3]])
 def test_an_unknown_version_is_refused_by_name(version: Any) -> None:
-    with pytest.raises(ProfileError, match=r"^schema_version is .*; this program reads version 2") as caught:
+    with pytest.raises(ProfileError, match=r"^schema_version is .*; this program reads version 3") as caught:
         pair_profile_from_record({**record(), "schema_version": version})
     assert not isinstance(caught.value, StaleProfileError)
 
 
 def test_an_older_version_is_stale() -> None:
     """Version 1 asked for acceptance by depth behind any accepted child, and knew no number of texts."""
-    with pytest.raises(StaleProfileError, match="schema_version is 1; this program reads version 2"):
-        pair_profile_from_record({**record(), "schema_version": 1})
+    with pytest.raises(StaleProfileError, match="schema_version is 2; this program reads version 3"):
+        pair_profile_from_record({**record(), "schema_version": 2})
 
 
 Path = tuple[str | int, ...]
@@ -173,7 +177,7 @@ def test_an_unknown_key_is_named_with_its_place(path: Path) -> None:
     with pytest.raises(ProfileError) as caught:
         pair_profile_from_record(changed)
     name = ".".join(filter(None, [spelled(path), "secnds"]))
-    assert str(caught.value) == f"{name!r} is not a field of schema version 2"
+    assert str(caught.value) == f"{name!r} is not a field of schema version 3"
 
 
 @pytest.mark.parametrize(

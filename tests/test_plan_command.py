@@ -43,7 +43,8 @@ def test_every_option_reaches_the_plan(capsys):
     assert (record["context_tokens"], record["temperature"]) == (2048, 0.6)
     assert (record["search"], record["cost"]) == ("dp", "paper")
     plan = record["plan"]
-    assert (plan["format"], plan["draft_format"], plan["tree"]) == ("int8", "int8", {"nodes": 64, "levels": 10})
+    assert (plan["format"], plan["draft_format"]) == ("int8", "int8")
+    assert plan["tree"] == {"nodes": 64, "levels": 10, "is_dynamic": False}
     assert plan["device_budget_bytes"] == 20 * 10**9
     assert plan["tiers"]["host"]["bytes"] <= 16 * 10**9
     assert {one["what"]: one["basis"] for one in record["rests_on"]}["link"] == "given"

@@ -189,3 +189,14 @@ def test_a_profile_of_a_few_positions_is_believed_in_costs_alone():
 
     assert acceptance_of(PAIR)[0] is Basis.MEASURED
     assert acceptance_of(replace(PAIR, acceptance=rough))[0] is Basis.PUBLISHED  # as for any pair of this name
+
+
+def test_a_tree_in_context_is_planned_where_it_is_wished_for():
+    """Nobody measured what context gains with the published pair: only whoever asks gets such a tree."""
+    static, dynamic = planned().main, planned(tree="dynamic").main
+    assert not static.tree.is_dynamic
+    assert dynamic.tree.is_dynamic
+    assert dynamic.tree.seconds_per_token < static.tree.seconds_per_token
+    assert planned(tree="static").main.tree == static.tree
+    shaped = planned(tree="dynamic:256x20").main.tree
+    assert (shaped.name, shaped.is_dynamic) == ("dynamic:256x20", True)

@@ -5,96 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from synthetic_machine import BUILTIN, LAYER_BYTES, NUM_LAYERS, SLOW_LINK, STREAM, Machine
 
-from offload.layer_streamer import PassStatistics
-from offload.pipeline_model import PipelineParts, round_seconds
+from offload.pipeline_model import round_seconds
 from runtime.cost_learning import StreamShape
 from runtime.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, TreePlanner
-from runtime.round_costs import CostTable, RoundCosts
-from runtime.round_observation import RoundObservation
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
-from runtime.speculation.token_tree import TreeTopology
+from runtime.round_costs import RoundCosts
 from runtime.speculation.tree_search import best_first
 from runtime.tree_choice import TreeChoice, choose_tree
-
-NUM_LAYERS = 8
-LAYER_BYTES = 1_000_000
-
-
-class Machine:
-    """A machine whose parts cost exactly what it says."""
-
-    def __init__(self, *, link: float, compute: tuple[float, float], draft: tuple[float, float]) -> None:
-        self.bytes_per_second = link
-        self.compute = compute
-        self.draft = draft
-
-    def parts(self, num_nodes: int, num_levels: int, num_expanded: int, overhead: float = 0.01) -> PipelineParts:
-        draft_seconds = (num_levels - 1) * self.draft[0] + num_expanded * self.draft[1]
-        per_layer = (self.compute[0] + self.compute[1] * num_nodes) / NUM_LAYERS
-        return PipelineParts(
-            (LAYER_BYTES / self.bytes_per_second,) * NUM_LAYERS, (per_layer,) * NUM_LAYERS, 2, draft_seconds + overhead
-        )
-
-    def observe(
-        self,
-        planner: TreePlanner,
-        num_nodes: int,
-        widths: tuple[int, ...],
-        *,
-        disk_seconds: float = 0.0,
-        bytes_read: int = 0,
-        path: tuple[tuple[int, int], ...] = (),
-    ) -> None:
-        """A round; `path` holds (accepted rank, children) of each accepted node."""
-        compute = self.compute[0] + self.compute[1] * num_nodes
-        busy = NUM_LAYERS * LAYER_BYTES / self.bytes_per_second
-        planner.observe(
-            RoundObservation(
-                num_pass_tokens=num_nodes,
-                num_nodes=num_nodes,
-                num_emitted=1,
-                draft_seconds=sum(self.draft[0] + self.draft[1] * width for width in widths),
-                verify_seconds=compute + 0.51,
-                draft_steps=tuple((width, self.draft[0] + self.draft[1] * width) for width in widths),
-                statistics=PassStatistics(
-                    seconds=compute + 0.5,
-                    wait_seconds=0.5,
-                    link_busy_seconds=busy,
-                    bytes_streamed=NUM_LAYERS * LAYER_BYTES,
-                    num_layers=NUM_LAYERS,
-                    num_streamed_layers=NUM_LAYERS,
-                    compute_seconds=compute,
-                    disk_busy_seconds=disk_seconds,
-                    bytes_read=bytes_read,
-                ),
-                accepted_ranks=tuple(rank for rank, _ in path),
-                num_children=tuple(count for _, count in path),
-            )
-        )
-
-    def run(self, planner: TreePlanner, num_rounds: int, *, path: tuple[tuple[int, int], ...] = ()) -> TreeTopology:
-        """Rounds of the planner's own trees; returns the last one."""
-        for _ in range(num_rounds):
-            topology = planner.topology(max_levels=1000)
-            widths = np.bincount(topology.depths[topology.expanded_nodes]) if topology.num_nodes > 1 else []
-            self.observe(planner, topology.num_nodes, tuple(map(int, widths)), path=path)
-        return topology
-
-    def costs(self) -> RoundCosts:
-        """The same machine as a profile would describe it."""
-        return RoundCosts(
-            copy_seconds=(LAYER_BYTES / self.bytes_per_second,) * NUM_LAYERS,
-            pass_seconds=CostTable((0, 1), (self.compute[0], sum(self.compute))),
-            draft_step_seconds=CostTable((0, 1), (self.draft[0], sum(self.draft))),
-            walk_seconds=CostTable((1,), (0.01,)),
-            num_slots=2,
-        )
-
-
-BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
-STREAM = StreamShape((LAYER_BYTES,) * NUM_LAYERS, num_slots=2)
-SLOW_LINK = Machine(link=1e6, compute=(0.01, 1e-5), draft=(0.01, 1e-4))
 
 
 def planner_for(
@@ -203,7 +121,7 @@ def test_the_choice_is_the_best_of_an_exhaustive_search() -> None:
     assert planner.choice is not None
     best = np.inf
     for num_levels in range(1, 33):
-        search = best_first(BUILTIN_ACCEPTANCE, 40, num_levels)
+        search = best_first(BUILTIN, 40, num_levels)
         for num_nodes in range(1, len(search.depths) + 1):
             topology = search.topology(num_nodes)
             parts = machine.parts(num_nodes, topology.num_levels, len(topology.expanded_nodes))

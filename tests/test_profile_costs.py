@@ -8,7 +8,14 @@ from profile_factory import PAIR
 
 from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
-from runtime.profile_costs import DEPTH_POSITIONS, TAIL_POSITIONS, acceptance_of, acceptance_range, costs_from_profiles
+from runtime.profile_costs import (
+    DEPTH_POSITIONS,
+    TAIL_POSITIONS,
+    acceptance_of,
+    acceptance_range,
+    chances_of,
+    costs_from_profiles,
+)
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens
@@ -196,3 +203,15 @@ def test_any_table_can_be_searched(seed: int) -> None:
         assert (np.diff(acceptance) <= 0).all()
         assert (acceptance.sum(axis=-1) <= 1 + 1e-12).all()
         assert choose_tree(costs, acceptance, max_nodes=20, max_levels=6).best.expected_tokens >= 1
+
+
+def test_single_positions_are_those_of_the_nearest_temperature_that_has_any() -> None:
+    measured = replace(
+        PAIR.acceptance[1], num_positions=(200, 200), spread=0.7, by_confidence=((0.6, 0.2), (0.9, 0.05))
+    )
+    pair = replace(PAIR, acceptance=(PAIR.acceptance[0], measured))
+    chances = chances_of(pair, 0.0)
+    assert chances is not None
+    assert chances.spread == 0.7
+    assert chances.by_confidence.tolist() == [[0.6, 0.2], [0.9, 0.05]]
+    assert chances_of(PAIR, 0.0) is None

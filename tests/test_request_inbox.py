@@ -69,13 +69,31 @@ def test_a_line_that_is_no_request_ends_the_work_with_a_complaint():
     assert inbox.complaint is not None and "is no message" in inbox.complaint
 
 
-@pytest.mark.parametrize("last", [to_line(StopAnswer(7)), to_line(Quit()), None], ids=["stop", "quit", "app gone"])
-def test_an_answer_under_way_is_stopped_by_a_stop_and_by_the_end(inbox, lines, last):
+@pytest.mark.parametrize(
+    "last",
+    [to_line(StopAnswer(7)), to_line(LOAD), to_line(Quit()), None],
+    ids=["stop", "another model", "quit", "app gone"],
+)
+def test_an_answer_under_way_is_stopped_by_a_stop_a_load_and_the_end(inbox, lines, last):
     stopped = threading.Event()
     with inbox.stoppable(7, stopped.set):
         lines.put(last)
         assert stopped.wait(30)
     lines.put(None)
+
+
+def test_a_load_is_outdated_once_another_waits():
+    inbox = whole(LOAD)
+    assert inbox.take() == LOAD
+    assert not inbox.is_load_outdated
+    inbox._take_in(ask(1))
+    assert not inbox.is_load_outdated
+    inbox._take_in(LOAD)
+    assert inbox.is_load_outdated
+    assert inbox.take() == ask(1) and inbox.take() == LOAD
+    assert not inbox.is_load_outdated
+    inbox.read([])
+    assert inbox.is_load_outdated
 
 
 def test_a_stop_may_come_before_its_answer_is_begun():

@@ -8,6 +8,7 @@ from session_factory import answer, open_tiny, request, save_tiny_folder
 from runtime.errors import OptionError
 from runtime.round_benchmark import MeasuredRound, RoundReport, run_round_benchmark
 from runtime.round_parts import RoundParts
+from runtime.sampling_params import SamplingParams
 
 LAYER_SECONDS = 0.01
 
@@ -75,3 +76,16 @@ def test_a_text_that_ends_too_soon_is_a_sentence(folder: Path) -> None:
         pytest.raises(OptionError, match="--context"),
     ):
         list(run_round_benchmark(opened, num_rounds=50, num_repeats=1))
+
+
+@pytest.mark.parametrize("verification", ["sequoia", "coupled"])
+def test_choosing_and_judging_children_is_told_apart_from_the_forwards(folder: Path, verification: str) -> None:
+    params = SamplingParams(temperature=0.8, verification=verification)
+    with open_tiny(folder, draft=folder, tree="8x4", num_residents=0) as opened:
+        *_, report = run_round_benchmark(opened, num_rounds=2, num_repeats=1, params=params)
+    assert isinstance(report, RoundReport)
+    for measured in report.rounds:
+        assert 0 < measured.placing_seconds < measured.draft_seconds
+        assert 0 < measured.walk_seconds < measured.seconds - measured.draft_seconds
+    assert 0 < report.verification_share < 1
+    assert report.to_record()["verification_share"] == report.verification_share

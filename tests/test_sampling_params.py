@@ -53,7 +53,7 @@ def test_a_scheme_that_is_not_there_comes_with_those_that_are() -> None:
         SamplingParams(verification="gumbel")
 
 
-def test_auto_is_sequoia_above_zero_and_everything_is_greedy_at_zero() -> None:
-    assert SamplingParams(temperature=0.1).scheme_name == "sequoia"
+def test_auto_is_coupled_above_zero_and_everything_is_greedy_at_zero() -> None:
+    assert SamplingParams(temperature=0.1).scheme_name == "coupled"
     assert SamplingParams(temperature=0.1, verification="hybrid").scheme_name == "hybrid"
     assert SamplingParams(verification="hybrid").scheme_name == "greedy"

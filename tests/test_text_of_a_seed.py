@@ -14,8 +14,12 @@ import pytest
 from session_factory import answer, open_tiny, request, save_target_and_drafts, save_tiny_folder
 
 from runtime.assembly import OpenSession
+from runtime.errors import OptionError
+from runtime.growth_choice import ContextChances
 
 NUM_CHOICES = 4
+SURE = ContextChances(np.array([[1.0]]), 0.01)
+"""Of a draft that is the target: what it likes best is what is emitted."""
 
 
 def random_choices(verification: str, *, seed: int) -> Iterator[dict[str, object]]:
@@ -55,6 +59,9 @@ def plain(folders: dict[str, Path]) -> Iterator[OpenSession]:
         ("coupled", "perfect", "12x12", 3),
         ("coupled", "unrelated", "33x6", 2),
         ("coupled", "substitute", "auto", 3),
+        ("coupled", "perfect", "dynamic:14x8", 2),
+        ("coupled", "unrelated", "dynamic:33x6", 3),
+        ("coupled", "substitute", "dynamic", 2),
         ("top-k", "unrelated", "9x3", 2),
     ],
 )
@@ -72,6 +79,25 @@ def test_a_perfect_draft_meets_the_targets_noise_on_every_level(folders: dict[st
     with open_tiny(folders["target"], draft=folders["perfect"], tree="6x6") as opened:
         finished, _ = answer(opened, request(temperature=1.5, top_p=0.95, verification="coupled"))
     assert (finished.statistics.new_tokens, finished.statistics.rounds) == (24, 4)
+
+
+def test_a_perfect_draft_is_followed_as_far_as_a_tree_in_context_may_grow(folders: dict[str, Path]) -> None:
+    """All its worth lies on one path: six nodes go five levels deep where they are needed."""
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="dynamic:6x6") as opened:
+        opened.session.engine.planner._chances_at = lambda _: SURE
+        finished, _ = answer(opened, request(temperature=1.5, verification="coupled"))
+    assert (finished.statistics.new_tokens, finished.statistics.rounds) == (24, 4)
+
+
+@pytest.mark.parametrize("verification", ["sequoia", "hybrid", "specinfer"])
+def test_a_tree_in_context_is_refused_where_it_would_change_the_distribution(
+    verification: str, folders: dict[str, Path]
+) -> None:
+    with (
+        open_tiny(folders["target"], draft=folders["unrelated"], tree="dynamic:9x3") as opened,
+        pytest.raises(OptionError, match=f"verification is {verification} and the tree dynamic"),
+    ):
+        answer(opened, request(temperature=1.0, verification=verification))
 
 
 def test_texts_differ_between_seeds_and_are_not_all_greedy(plain: OpenSession) -> None:
@@ -97,6 +123,6 @@ def test_coupled_text_survives_sliding_windows(kind: str, tmp_path: Path) -> Non
 
 
 def test_the_answer_names_the_scheme(plain: OpenSession) -> None:
-    for temperature, verification, expected in [(0.0, "coupled", "greedy"), (1.0, "auto", "sequoia")]:
+    for temperature, verification, expected in [(0.0, "coupled", "greedy"), (1.0, "auto", "coupled")]:
         finished, _ = answer(plain, request(temperature=temperature, verification=verification))
         assert finished.verification == expected

@@ -103,7 +103,7 @@ def test_a_choice_is_worth_what_its_tree_is(seed: int) -> None:
     ranking = choose_tree(costs, acceptance, max_nodes=40, max_levels=7)
     for choice in (ranking.best, ranking.second, ranking.plain, ranking.best_chain):
         assert choice is not None
-        topology = choice.topology()
+        topology = choice.shape()
         assert (topology.num_nodes, topology.num_levels) == (choice.num_nodes, choice.num_levels)
         assert choice.expected_tokens == pytest.approx(expected_tokens(topology, acceptance))
         assert choice.seconds_per_token == pytest.approx(seconds_per_token(costs, acceptance, topology))
@@ -154,7 +154,7 @@ def test_a_chain_is_chosen_where_a_step_of_two_nodes_is_out_of_the_question() ->
     )
     ranking = choose_tree(costs, [0.7, 0.3], max_nodes=20, max_levels=20)
     assert ranking.best == ranking.best_chain
-    assert ranking.best.topology() == TreeTopology.chain(20)
+    assert ranking.best.shape() == TreeTopology.chain(20)
     assert ranking.best.seconds_per_token < ranking.seconds_per_token.min()
 
 
@@ -210,7 +210,7 @@ def test_the_published_parts_of_the_l40_give_the_reference_choice(search: Search
     assert ranking.best.expected_tokens == pytest.approx(L40["expected_tokens"], abs=5e-4)
     assert ranking.best.seconds_per_token == pytest.approx(L40["seconds_per_token"], abs=5e-4)
     assert ranking.speedup == pytest.approx(L40["speedup"], abs=5e-3)
-    widths = [stop - start for start, stop in ranking.best.topology().level_slices]
+    widths = [stop - start for start, stop in ranking.best.shape().level_slices]
     assert widths == LLAMA["nodes_per_level"]["1024,17"]
 
 

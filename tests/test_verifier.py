@@ -10,7 +10,7 @@ from runtime.speculation.top_k_match import TopKMatch
 from runtime.speculation.verifier import Verdict, verify
 
 GREEDY = SamplingParams(temperature=0)
-SAMPLED = SamplingParams(temperature=1)
+SAMPLED = SamplingParams(temperature=1, verification="sequoia")
 
 
 def rng() -> np.random.Generator:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from runtime.errors import OptionError
+from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.report import measurement_table, progress_console
 from tui.session_opening import open_session_in_sight
@@ -53,6 +55,8 @@ def round_(
     drafting: DraftOptions,
     *,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 12,
+    temperature: Annotated[float, typer.Option(help="Of draft and target; 0 is greedy.", min=0)] = 0.0,
+    verification: Annotated[str, typer.Option(help="How sampled tokens are verified, as for `run`.")] = "auto",
     quiet: Quiet = False,
 ) -> int:
     """Whole rounds beside what the pipeline recurrence gives for their parts, measured apart; ends with one JSON line.
@@ -61,14 +65,17 @@ def round_(
     """
     console = progress_console(is_quiet=quiet)
     config = engine.to_config(drafting)
-    if config.tree == "auto" and not config.is_plain:
+    if config.tree in ("auto", "static") and not config.is_plain:
         config = replace(config, tree="64x10")
+    if config.tree_kind == "dynamic":
+        raise OptionError(f"tree is {config.tree}; all rounds need the same one here: give nodes x levels as in 64x10")
     if config.context_tokens is None:
         config = replace(config, context_tokens=ROUND_BENCHMARK_TOKENS)
     with open_session_in_sight(config, [], console) as opened:
         from runtime.round_benchmark import RoundReport, run_round_benchmark
 
-        for measured in run_round_benchmark(opened, num_rounds=rounds):
+        params = SamplingParams(temperature=temperature, verification=verification)
+        for measured in run_round_benchmark(opened, num_rounds=rounds, params=params):
             if isinstance(measured, RoundReport):
                 console.print(measurement_table(measured.to_record(), title="rounds"))
                 sys.stdout.write(json.dumps(measured.to_record()) + "\n")

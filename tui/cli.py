@@ -40,6 +40,7 @@ from tui.report import RunProgress, progress_console
 from tui.robustness_command import robustness
 from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
+from tui.trees_command import trees
 from tui.validate_command import validate
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ app.command()(plan)
 bench_app.command()(perplexity)
 bench_app.command()(ratio)
 bench_app.command()(robustness)
+bench_app.command()(trees)
 bench_app.command()(validate)
 bench_app.command()(stream)
 bench_app.command("round")(round_)

@@ -49,7 +49,12 @@ class DraftOptions:
         ),
     ] = False
     tree: Annotated[
-        str, typer.Option(help="auto, or nodes x levels as in 64x10, the root counted.", rich_help_panel=_MODELS)
+        str,
+        typer.Option(
+            help="auto; nodes x levels as in 64x10, the root counted; dynamic or dynamic:64x10, shaped by context; or "
+            "static, never shaped by context.",
+            rich_help_panel=_MODELS,
+        ),
     ] = "auto"
 
 

@@ -63,6 +63,9 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     if report.question.tree_shape is not None:
         best = main.ranking.best
         yield "best tree", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
+    elif tree.is_dynamic:
+        best = main.ranking.best
+        yield "best static", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
     elif second is not None:
         more = second.seconds_per_token / main.seconds_per_token - 1
         size = "no tree" if second.num_nodes == 1 else f"{second.num_nodes} x {second.num_levels}"
@@ -89,7 +92,7 @@ def _settings(report: "PlanReport") -> str:
     words = [f"--draft {draft}"]
     if main.draft_held is not None:
         words.append(f"--draft-format {main.draft_held}")
-    if question.tree_shape is not None:
+    if question.request.tree != "auto":
         words.append(f"--tree {question.request.tree}")
     return " ".join([*words, f"--context {question.context_tokens}"])
 
@@ -98,7 +101,9 @@ def _tree_text(option: "PlanOption") -> str:
     tree = option.tree
     if tree.num_nodes == 1:
         return "none: one token per pass"
-    return f"{tree.num_nodes} nodes x {tree.num_levels} levels, {tree.expected_tokens:.2f} tokens expected per pass"
+    kind = ", shaped by context" if tree.is_dynamic else ""
+    size = f"{tree.num_nodes} nodes x {tree.num_levels} levels{kind}"
+    return f"{size}, {tree.expected_tokens:.2f} tokens expected per pass"
 
 
 def _tiers(option: "PlanOption") -> str:

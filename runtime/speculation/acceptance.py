@@ -29,6 +29,24 @@ tail has the shape of Llama-3-70B/8B on CNN Daily Mail (Sequoia), scaled to meet
 once, and made non-increasing by isotonic regression.
 """
 
+# fmt: off
+BUILTIN_CONFIDENCE: tuple[tuple[float, ...], ...] = (
+    (0.3921, 0.2474, 0.1105, 0.0863, 0.0287, 0.0261, 0.0037, 0.0135, 0.0129, 0.0338, 0.0015, 0.0013),
+    (0.6317, 0.2094, 0.0437, 0.0276, 0.0458, 0.0126, 0.012, 0.001, 0.0007, 0.0005, 0.0004, 0.0003),
+    (0.7883, 0.1441, 0.0166, 0.0131, 0.0012, 0.0114, 0.0005, 0.011, 0.0003, 0.0002, 0.0002, 0.0001),
+    (0.9417, 0.0529, 0.0017, 0.0007, 0.0003, 0.0002, 0.0001, 0.0001, 0.0001, 0, 0, 0),
+    (0.984, 0.0129, 0.0004, 0.0002, 0.0001, 0.0001, 0, 0, 0, 0, 0, 0),
+    (0.9972, 0.0005, 0.0001, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (0.9978, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (0.9979, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+)
+# fmt: on
+"""How likely the candidate of each rank is the emitted token, by how sure the draft is, before that was measured.
+
+Of Qwen2.5-Coder-1.5B/0.5B, greedy: 588 positions of 24 texts in eight groups of as many, from those where the draft is
+least sure to those where it is surest (`overstory calibrate`).
+"""
+
 SUBSTITUTE_ACCEPTANCE: Mapping[str, tuple[float, ...]] = {
     "int8": (0.992, 0.005, 0.002, 0.001),
     "nf4": (0.878, 0.063, 0.021, 0.01, 0.005, 0.003),

@@ -32,9 +32,17 @@ class GrowthLimits:
 
     With 1 nothing is spared. In trees of 128 nodes 2 spares 20 % of what is run and 12 % of the steps for 0.4 % of the
     tokens (simulated from 1,040 positions of Qwen2.5-Coder 1.5B/0.5B, greedy)."""
+    least_worth: float = 0.0
+    """What a node must be worth to be run, also while there are fewer than N. Measured, trees bring 1.7 + 1.9 ln N
+    tokens, so that the last node of a good tree is worth about 2 / N."""
     max_run: int | None = None
     """Nodes that the draft may run altogether, those that are outdone later included: the slots of its cache. None: no
     limit."""
+
+    @property
+    def num_levels(self) -> int:
+        """Most levels of the tree, the root's counted."""
+        return min(self.num_steps + 1, self.num_nodes)
 
     def __post_init__(self) -> None:
         is_too_small = self.num_nodes < 1 or self.num_steps < 0 or self.max_width < 1 or self.least_lead < 1
@@ -79,8 +87,8 @@ class TreeGrowth:
     def next_nodes(self) -> NDArray[np.int64]:
         """The nodes (W,) to run now, their ancestors all run; empty when the tree is grown.
 
-        The worthiest that were not run, of equals the ones placed first, in the order of their placing. Once there are
-        N nodes, only those that lead by enough.
+        The worthiest that were not run, of equals the ones placed first, in the order of their placing; only those that
+        are worth enough, and once there are N nodes lead by enough.
         """
         if self._num_steps >= self._limits.num_steps or self._limits.num_nodes == 1:
             return NO_NODES
@@ -96,10 +104,12 @@ class TreeGrowth:
         return limits.max_width if limits.max_run is None else min(limits.max_width, limits.max_run - len(self._sight))
 
     def _least_worth(self) -> float:
-        """What a node must be worth to be run."""
-        if len(self._kept) < self._limits.num_nodes:
-            return -np.inf
-        return float(self._worths[self._kept].min() + np.log(self._limits.least_lead))
+        """The logarithm of what a node must be worth to be run."""
+        limits = self._limits
+        least = np.log(limits.least_worth) if limits.least_worth > 0 else -np.inf
+        if len(self._kept) < limits.num_nodes:
+            return float(least)
+        return float(max(least, self._worths[self._kept].min() + np.log(limits.least_lead)))
 
     def token_ids(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """The token at each node, (W,)."""

@@ -41,6 +41,17 @@ class GrowthForecast:
         totals = within.sum(axis=0)
         return np.array([np.interp(num_nodes, totals, level) for level in within])
 
+    def run_per_level(self, num_nodes: int, level_limit: int, *, least_lead: float) -> NDArray[np.float64]:
+        """(d - 1,) of these the nodes that the draft runs: those that are `least_lead` times as worthy as the least.
+
+        At least one where the next level has one, however little it leads. Those of the last level have no children.
+        """
+        within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
+        last_bin = np.interp(num_nodes, within.sum(axis=0), np.arange(NUM_BINS))
+        num_led = max(0.0, last_bin - np.log(least_lead) / (-LEAST_LOG_WORTH / NUM_BINS))
+        led = np.array([np.interp(num_led, np.arange(NUM_BINS), level) for level in within[:-1]])
+        return np.maximum(led, np.minimum(self.nodes_per_level(num_nodes, level_limit)[1:], 1.0))
+
 
 def forecast_growth(log_chances: ArrayLike, max_levels: int) -> GrowthForecast:
     """The forecast from positions (P, B): the logarithm of each candidate's chance there, -inf for no candidate.

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from runtime.assembly import OpenSession
     from runtime.events import LoadProgress
 
-END_SECONDS = 5.0
-"""How long a process without an app may take to close its session."""
+END_SECONDS = 1.0
+"""How long the work may take to end once nothing more is wanted: then the system takes everything back."""
 
 _Fields = TypeVar("_Fields", EngineConfig, SamplingParams)
 
@@ -85,7 +85,7 @@ class EngineHost:
         begun = time.perf_counter()
         with ExitStack() as stack:
             loading = load_models(config, stack)
-            while not self._inbox.is_ending:
+            while not self._inbox.is_load_outdated:
                 try:
                     what, num_done, num_bytes = next(loading)
                 except StopIteration as end:
@@ -235,16 +235,20 @@ def main() -> NoReturn:
 
     def read() -> None:
         inbox.read(lines_of(requests))
-        # A load or a library may not look up for long; without an app nobody waits for it.
-        time.sleep(END_SECONDS)
-        os._exit(1)
+        time.sleep(END_SECONDS)  # a download, or libraries being imported, may not look up for long
+        _leave(inbox)
 
     threading.Thread(target=read, name="requests", daemon=True).start()
     EngineHost(inbox, ReportPipe(reports).say).serve()
+    _leave(inbox)
+
+
+def _leave(inbox: RequestInbox) -> NoReturn:
+    """End without the interpreter's clearing up: the system takes all memory back at once."""
     if inbox.complaint is not None:
         sys.stderr.write(f"{inbox.complaint}\n")
-    sys.stderr.flush()
-    os._exit(0 if inbox.complaint is None else 1)  # the system takes all memory back at once
+        sys.stderr.flush()
+    os._exit(0 if inbox.complaint is None else 1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from offload.errors import BadInputError
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Open a session; the one that is open, if any, is closed first."""
+    """Open a session; the one that is open, if any, is closed first.
+
+    An answer under way is stopped for it, and a load under way is given up without a word.
+    """
 
     config: Mapping[str, Any]
     """Fields of `EngineConfig` that are not left at their defaults."""

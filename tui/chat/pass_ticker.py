@@ -1,24 +1,17 @@
 """Says some times a second where the target's pass is, while another thread computes it.
 
-Reads two attributes of the ring; the computing thread does nothing for it.
+Reads two attributes of the ring; the computing thread does nothing for it, and the device is not asked: a question
+from a second thread spoils a pass that is being recorded.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 from tui.chat.engine_messages import PassRunning
 
 TICK_SECONDS = 0.1
-
-
-class SlotLike(Protocol):
-    """What a slot of the ring holds."""
-
-    @property
-    def layer_index(self) -> int | None:
-        """The layer; None if free."""
 
 
 class RingLike(Protocol):
@@ -33,8 +26,8 @@ class RingLike(Protocol):
         """Layers of the pass under way that are done; None between passes."""
 
     @property
-    def slot_states(self) -> Sequence[SlotLike]:
-        """What each slot holds."""
+    def layers_in_slots(self) -> tuple[int, ...]:
+        """The layers that lie in slots or are on their way there."""
 
 
 class PassTicker:
@@ -68,8 +61,7 @@ class PassTicker:
         num_done = self._ring.num_done_layers
         if num_done is None:
             return None
-        layers = sorted(slot.layer_index for slot in self._ring.slot_states if slot.layer_index is not None)
-        return PassRunning(self._answer_id, num_done, self._ring.num_layers, tuple(layers))
+        return PassRunning(self._answer_id, num_done, self._ring.num_layers, tuple(sorted(self._ring.layers_in_slots)))
 
     def _tick(self) -> None:
         while not self._is_over.wait(self._tick_seconds):

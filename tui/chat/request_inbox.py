@@ -22,6 +22,7 @@ class RequestInbox:
         self._answer_id: int | None = None  # the same answer's
         self._waiting_ids: set[int] = set()
         self._stopped_ids: set[int] = set()  # among those that wait
+        self._num_waiting_loads = 0
         self._is_ending = False
         self.complaint: str | None = None
         """Why the reading ended, if a line was no request."""
@@ -30,6 +31,11 @@ class RequestInbox:
     def is_ending(self) -> bool:
         """Whether nothing more is wanted."""
         return self._is_ending
+
+    @property
+    def is_load_outdated(self) -> bool:
+        """Whether a load under way is not wanted any more, because another waits or nothing more is wanted."""
+        return self._is_ending or self._num_waiting_loads > 0
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Take requests in until Quit or the last line; then what is under way is stopped and the work ends."""
@@ -47,11 +53,16 @@ class RequestInbox:
     def take(self) -> LoadModel | Answer | None:
         """The next piece of work, waiting for it; None if there will be no more."""
         request = self._waiting.get()
+        with self._lock:
+            self._num_waiting_loads -= isinstance(request, LoadModel)
         return None if self._is_ending else request
 
     @contextmanager
     def stoppable(self, answer_id: int, stop: Callable[[], None]) -> Generator[None, None, None]:
-        """Around writing an answer: calls `stop` once the app stops it or ends; at once if it has done so already."""
+        """Around writing an answer: calls `stop` once the app stops it, loads a model or ends.
+
+        At once if it has stopped the answer or ended already.
+        """
         with self._lock:
             self._answer_id, self._stop = answer_id, stop
             self._waiting_ids.discard(answer_id)
@@ -74,6 +85,10 @@ class RequestInbox:
                 return
             if isinstance(request, Answer):
                 self._waiting_ids.add(request.answer_id)
+            else:
+                self._num_waiting_loads += 1
+                if self._stop is not None:
+                    self._stop()
         self._waiting.put(request)
 
     def _end(self) -> None:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 SEPARATE_DRAFT_SPREAD = 0.8
 """Logits; of the pair above, before anything was measured with this one."""
+SUBSTITUTE_SPREAD = 0.2
+"""The same for the target's own layers in 8 or 4 bits."""
 NONE_WEIGHT = 0.01
 """How likely none of the candidates is the token, beside the best one; with 32 of them it was none in 0.6 %."""
 LEAST_SPREAD, LARGEST_SPREAD = 0.01, 10.0
