@@ -65,8 +65,8 @@ def match_score(matcher: Matcher, command: Command) -> float:
 
 
 def key_text(key: str) -> str:
-    """`ctrl+n` as `Ctrl+N`."""
-    return "+".join(part.capitalize() for part in key.split("+"))
+    """`ctrl+n` as `Ctrl+N`, `escape` as `Esc`."""
+    return "+".join("Esc" if part == "escape" else part.capitalize() for part in key.split("+"))
 
 
 def _title(command: Command) -> Content:
