@@ -5,7 +5,7 @@ from widget_screens import WidgetApp, run, screen_rows
 from tui.chat.choice_field import ChoiceField
 
 
-def story_of(field, *keys, rows=None):
+def story_of(field, *keys):
     found = []
 
     async def story(pilot):
@@ -44,6 +44,8 @@ def test_a_click_goes_on_and_tells():
             told.append((event.control, event.value))
 
     async def story(pilot):
+        await pilot.pause()
+        assert told == []
         await pilot.click(field)
         await pilot.pause()
 

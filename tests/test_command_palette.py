@@ -101,4 +101,4 @@ def test_an_alias_counts_less_than_a_title():
 
 
 def test_keys_are_written_as_on_the_keyboard():
-    assert [key_text(key) for key in ("ctrl+n", "f2", "escape")] == ["Ctrl+N", "F2", "Escape"]
+    assert [key_text(key) for key in ("ctrl+n", "f2", "escape")] == ["Ctrl+N", "F2", "Esc"]

@@ -1,36 +1,69 @@
-"""The page of keys and commands leaves out none."""
+"""The page of commands and keys, and the sentence about one command."""
 
-import asyncio
+import pytest
+from widget_screens import WidgetApp, run, screen_rows, screen_text
 
-from screen_text import STYLES, screen_text
-from textual.app import App
-
-from tui.chat.chat_screen import ChatScreen
-from tui.chat.command_palette import key_text
+from runtime.errors import OptionError
 from tui.chat.command_registry import COMMANDS
-from tui.chat.help_screen import OTHER_KEYS, HelpScreen, help_content
+from tui.chat.help_screen import HelpScreen, command_help
+
+KEYS = (("shift+enter,ctrl+j", "Begin another line of the prompt."), ("tab", "Take the completion."))
 
 
-def test_every_command_and_every_key_of_the_screen_is_there():
-    text = help_content().plain
-    assert all(f"/{command.name}" in text and command.help in text for command in COMMANDS)
-    keys = [key for binding in ChatScreen.BINDINGS for key in binding.key.split(",")]
-    spelled = {key_text(key).replace("Pageup", "PageUp").replace("Pagedown", "PageDown") for key in keys}
-    assert {key for key in spelled if key not in text} == set()
-    assert len(OTHER_KEYS) == len({keys for keys, _ in OTHER_KEYS})
+def test_the_page_lists_every_command_and_key():
+    app = WidgetApp(screen=HelpScreen(KEYS))
+
+    async def story(pilot):
+        text = screen_text(app)
+        assert [command.name for command in COMMANDS if f"{command.usage}" not in text] == []
+        assert " │ /new                  Ctrl+N  Start an empty conversation; the others stay in the list." in text
+        assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
+
+    run(app, story, size=(100, 60))
 
 
-def test_it_opens_over_the_chat_and_closes():
-    async def run():
-        app = App(css_path=STYLES)
-        async with app.run_test(size=(80, 24)) as pilot:
-            await app.push_screen(HelpScreen())
-            await pilot.pause()
-            assert "Send the prompt." in screen_text(app)
-            await pilot.press("end")
-            await pilot.pause(0.1)
-            await pilot.press("escape")
-            await pilot.pause()
-            assert not isinstance(app.screen, HelpScreen)
+@pytest.mark.parametrize("key", ["escape", "enter", "q", "f1"])
+def test_it_is_closed_by_what_people_press(key):
+    app = WidgetApp(screen=HelpScreen())
 
-    asyncio.run(run())
+    async def story(pilot):
+        await pilot.press(key)
+        await pilot.pause()
+        assert not isinstance(app.screen, HelpScreen)
+
+    run(app, story)
+
+
+def test_it_scrolls_in_a_small_terminal():
+    app = WidgetApp(screen=HelpScreen(KEYS))
+
+    async def story(pilot):
+        assert "Take the completion." not in screen_text(app)
+        assert "Esc closes" in screen_text(app)
+        await pilot.press("end")
+        await pilot.pause()
+        assert "Take the completion." in screen_text(app)
+        assert max(map(len, screen_rows(app))) <= 60
+
+    run(app, story, size=(60, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("rename", "/rename TITLE: Give this conversation another title. Also /title."),
+        ("/quit", "/quit: End the app; every conversation is kept. Key: Ctrl+Q. Also /exit, /bye."),
+        ("undo", "/undo: Bring back what was deleted, cleared or written anew last."),
+    ],
+)
+def test_one_command_is_told_in_a_few_sentences(name, sentence):
+    assert command_help(name) == sentence
+
+
+def test_the_help_of_set_names_the_settings():
+    assert "Names: temperature, top_p" in command_help("set")
+
+
+def test_an_unknown_command_is_told_with_a_near_one():
+    with pytest.raises(OptionError, match="there is no command /renam; did you mean /rename"):
+        command_help("renam")

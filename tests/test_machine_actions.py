@@ -96,7 +96,7 @@ class Shelf:
 @pytest.mark.parametrize("way", ["f4", "/model", "/model /models/two"])
 def test_a_model_is_chosen_and_loaded(tmp_path, way):
     async def story():
-        async with telling(tmp_path, models=Shelf()) as teller:
+        async with telling(tmp_path, models=lambda config, recent: Shelf()) as teller:
             await teller.ask("One?")
             await (teller.command(way) if way.startswith("/") else teller.press(way))
             if way != "/model /models/two":
@@ -114,7 +114,7 @@ def test_a_model_is_chosen_and_loaded(tmp_path, way):
 
 def test_a_model_is_left_as_it_is_with_escape(tmp_path):
     async def story():
-        async with telling(tmp_path, models=Shelf()) as teller:
+        async with telling(tmp_path, models=lambda config, recent: Shelf()) as teller:
             await teller.press("f4")
             await teller.until(lambda: teller.app.screen is not teller.chat)
             await teller.press("escape")
@@ -155,11 +155,14 @@ def test_help_opens(tmp_path, way):
     async def story():
         async with telling(tmp_path) as teller:
             await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: "Send the prompt." in screen_text(teller.app))
+            await teller.until(lambda: "Commands: in the prompt" in screen_text(teller.app))
             await teller.press("escape")
             await teller.until(lambda: teller.app.screen is teller.chat)
             await teller.command("/help theme")
             await teller.hears("/theme [THEME]: Change the colours.")
+            keys = dict(teller.chat.other_keys())
+            assert "enter" in keys and "shift+enter,ctrl+j" in keys and "f6" in keys
+            assert not {"ctrl+n", "escape"} & set(keys)
             await teller.command("/help no-such")
             await teller.hears("there is no command /no-such")
 

@@ -112,6 +112,11 @@ def test_another_draft_is_estimated_anew():
     assert any("streams, 4.5 tok/s" in row for row in rows)
 
 
+def test_the_filter_has_the_focus_at_first_whatever_the_draft():
+    rows, _, _ = played(*"llama", draft="owner/draft")
+    assert any("find    llama" in row for row in rows)
+
+
 def test_a_draft_that_was_chosen_before_is_there():
     _, results, _ = played("enter", draft="owner/draft")
     assert results == [ModelChoice("/m/q", "owner/draft")]

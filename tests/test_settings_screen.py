@@ -140,7 +140,10 @@ def test_it_can_be_read_without_colour(monkeypatch):
 
     async def story(pilot):
         assert "Temperature          0.7" in screen_text(pilot.app)
-        style = screen.query_one("#row-temperature .setting-label").rich_style
-        assert style.reverse
+        first, second = (screen.query_one(f"#row-{name} .setting-label") for name in ("temperature", "top_p"))
+        assert first.rich_style.reverse and not second.rich_style.reverse
+        await pilot.press("down")
+        await pilot.pause()
+        assert second.rich_style.reverse and not first.rich_style.reverse
 
     run(WidgetApp(screen=screen), story)

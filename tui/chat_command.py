@@ -13,7 +13,7 @@ import typer
 
 from runtime.errors import OptionError
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
-from tui.locations import cache_folder, conversation_database, export_folder, settings_file
+from tui.locations import conversation_database, export_folder, settings_file
 
 if TYPE_CHECKING:
     from tui.chat.conversation_store import ConversationStore
@@ -81,7 +81,6 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
     from tui.chat.chat_app import make_chat_app
     from tui.chat.chat_services import ChatServices
     from tui.chat.engine_client import EngineClient
-    from tui.chat.machine_models import MachineModels
     from tui.chat.remembered_settings import RememberedSettings
     from tui.chat.settings_file import read_settings
 
@@ -94,17 +93,15 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
             conversation_id = latest[0].id
         if conversation_id is not None:
             store.conversation(conversation_id)
-        settings = RememberedSettings(read.settings, path=settings_file(), overrides=overrides)
         app = make_chat_app(
             ChatServices(
                 store=store,
                 engine=EngineClient(),
-                settings=settings,
+                settings=RememberedSettings(read.settings, path=settings_file(), overrides=overrides),
                 conversation_id=conversation_id,
                 notices=(*notices, *read.notices),
                 environment=os.environ,
                 export_folder=export_folder(),
-                models=MachineModels(settings, own_cache=cache_folder()),
             )
         )
         return app.run(mouse=has_mouse) or app.return_code or 0

@@ -1,12 +1,14 @@
 """What the chat app is given: where conversations and settings are kept, and the engine. Opens nothing itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tui.chat.conversation_store import ConversationStore
 from tui.chat.engine_client import EngineLink
 from tui.chat.model_picker import ModelSource
+from tui.chat.model_source import LocalModelSource
 from tui.chat.remembered_settings import RememberedSettings
 
 
@@ -30,5 +32,5 @@ class ChatServices:
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
     """Where conversations are exported to if nobody says where."""
-    models: ModelSource | None = None
-    """What there is to choose from; None lists nothing."""
+    models: Callable[[Mapping[str, Any], Sequence[str]], ModelSource] = LocalModelSource
+    """What there is to choose from, given fields of `EngineConfig` and the recent targets."""

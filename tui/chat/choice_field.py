@@ -34,7 +34,7 @@ class ChoiceField(Widget, can_focus=True):
     }
     """
 
-    value = reactive("")
+    value = reactive("", init=False)
     """The one that is chosen."""
 
     class Changed(Message):

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 from textual.fuzzy import Matcher
+from textual.types import IgnoreReturnCallbackType
 
 from tui.chat.command_registry import COMMANDS, Command
 from tui.chat.slash_commands import CommandLine
@@ -44,7 +45,7 @@ class CommandProvider(Provider):
     def _available(self) -> tuple[Command, ...]:
         return COMMANDS if isinstance(self.screen, CommandHost) else ()
 
-    def _doing(self, command: Command) -> "partial[object]":
+    def _doing(self, command: Command) -> IgnoreReturnCallbackType:
         host = self.screen
         assert isinstance(host, CommandHost)
         if command.needs_arguments:
@@ -64,8 +65,8 @@ def match_score(matcher: Matcher, command: Command) -> float:
 
 
 def key_text(key: str) -> str:
-    """`ctrl+n` as `Ctrl+N`."""
-    return "+".join(part.capitalize() for part in key.split("+"))
+    """`ctrl+n` as `Ctrl+N`, `escape` as `Esc`."""
+    return "+".join("Esc" if part == "escape" else part.capitalize() for part in key.split("+"))
 
 
 def _title(command: Command) -> Content:

@@ -1,61 +1,98 @@
-"""All commands with their keys, and the keys that are no commands, on one page."""
+"""All commands and keys on one page, or how one command is used; from the registry, so that it is never out of date."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from runtime.errors import OptionError
 from tui.chat.command_palette import key_text
-from tui.chat.command_registry import COMMANDS
+from tui.chat.command_registry import COMMANDS, find_command
+from tui.chat.setting_words import TYPED_SETTINGS
+from tui.chat.slash_commands import unknown_command
 
-OTHER_KEYS = (
-    ("Enter", "Send the prompt."),
-    ("Ctrl+J, Shift+Enter", "Begin another line."),
-    ("Up, Down", "At the first or last line: the prompts before and after."),
-    ("Tab", "Take a completion; else go to the next part of the screen."),
-    ("PageUp, PageDown", "Scroll the conversation."),
-    ("Ctrl+Home, Ctrl+End", "Go to the first turn; to the last one, and follow it."),
-    ("F6", "Go to the choices of a notice."),
-    ("Ctrl+P", "Find a command by any word."),
-    ("Ctrl+C", "Copy what is selected; twice quits."),
-)
-"""Keys beside those of the commands, with what they do."""
-_INDENT = 22
+_NAME_WIDTH, _KEY_WIDTH = 22, 8
+
+
+def command_help(name: str) -> str:
+    """How one command is used, in a few sentences. Raises OptionError for a name that is none."""
+    command = find_command(name.removeprefix("/"))
+    if command is None:
+        raise OptionError(unknown_command(name.removeprefix("/")))
+    others = f" Also {', '.join(f'/{alias}' for alias in command.aliases)}." if command.aliases else ""
+    key = f" Key: {key_text(command.key)}." if command.key else ""
+    settings = f" Names: {', '.join(each.name for each in TYPED_SETTINGS)}." if command.name == "set" else ""
+    return f"{command.usage}: {command.help}{key}{others}{settings}"
 
 
 class HelpScreen(ModalScreen[None]):
-    """The page."""
+    """The page; any of Esc, Enter, q and F1 closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f1,q", "dismiss", "Close", tooltip="Back to the chat"),
+        Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
     ]
+    DEFAULT_CSS = """
+    HelpScreen {
+        align: center middle;
+        background: $background 60%;
+        & #help-page {
+            width: 96; max-width: 98%; height: 100%; max-height: 44;
+            background: $surface; border: round $primary; border-title-style: bold; padding: 0 1;
+        }
+        & VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
+        & .help-part { text-style: bold; margin-top: 1; }
+        & .help-part.-first { margin-top: 0; }
+        & .help-row { layout: horizontal; height: auto; }
+        & .help-name { width: 22; color: $text-accent; }
+        & .help-key { width: 8; color: $text-primary; }
+        & .help-words { width: 1fr; height: auto; }
+        & #help-hint { height: 1; color: $text-muted; }
+    }
+    """
+
+    def __init__(self, keys: Sequence[tuple[str, str]] = ()) -> None:
+        """`keys` are other keys than those of commands, as Textual names them, and what they do."""
+        super().__init__()
+        self._keys = tuple(keys)
 
     def compose(self) -> ComposeResult:
-        """Keys, then commands."""
-        with VerticalScroll(classes="dialog -page"):
-            yield Static(help_content())
+        """The commands with their keys, then the other keys."""
+        with Vertical(id="help-page") as page:
+            page.border_title = "Help"
+            with VerticalScroll():
+                yield Static("Commands: in the prompt, by key, or in the palette (Ctrl+P)", classes="help-part -first")
+                for command in COMMANDS:
+                    yield _HelpRow(command.usage, key_text(command.key) if command.key else "", command.help)
+                yield Static("Keys", classes="help-part")
+                for key, words in self._keys:
+                    yield _HelpRow("", ", ".join(map(key_text, key.split(","))), words)
+            yield Static("↑↓ scroll · Esc closes", id="help-hint")
 
     def on_mount(self) -> None:
-        """Let the arrows scroll."""
-        page = self.query_one(VerticalScroll)
-        page.border_title = "Keys and commands"
-        page.border_subtitle = "Esc closes"
-        page.focus()
+        """Lets the keys scroll."""
+        self.query_one(VerticalScroll).focus()
 
 
-def help_content() -> Content:
-    """One line for each key and command, and what it does below where both do not fit."""
-    lines = [_line(keys, words) for keys, words in OTHER_KEYS]
-    lines.append(Content(""))
-    for command in COMMANDS:
-        name = f"/{command.name}" + (f"  {key_text(command.key)}" if command.key else "")
-        lines.append(_line(name, command.help))
-    return Content("\n").join(lines)
+class _HelpRow(Vertical):
+    """Name, key and words beside each other; without a name the key has its room."""
 
+    def __init__(self, name: str, key: str, words: str) -> None:
+        super().__init__(classes="help-row")
+        self._texts = (name, key, words)
 
-def _line(keys: str, words: str) -> Content:
-    return Content.assemble((keys.ljust(_INDENT), "bold $text-accent"), (words, ""))
+    def compose(self) -> ComposeResult:
+        """Two or three columns."""
+        name, key, words = self._texts
+        if name:
+            yield Static(Content(name), classes="help-name")
+            yield Static(Content(key), classes="help-key")
+        else:
+            head = Static(Content(key), classes="help-key")
+            head.styles.width = _NAME_WIDTH + _KEY_WIDTH
+            yield head
+        yield Static(Content(words), classes="help-words")

@@ -5,23 +5,26 @@ A change is remembered at once; what needs the model to be loaded again says so 
 
 from dataclasses import replace
 
+from textual.binding import Binding
 from textual.theme import Theme
 
 from offload.errors import OverstoryError
 from tui.chat.chat_settings import ChatSettings
 from tui.chat.chat_themes import AUTO, theme_name
-from tui.chat.command_registry import find_command
+from tui.chat.command_registry import COMMANDS
 from tui.chat.conversation_actions import ConversationActions
 from tui.chat.dialogue_changes import Trouble
 from tui.chat.engine_messages import Loaded
-from tui.chat.help_screen import HelpScreen
+from tui.chat.help_screen import HelpScreen, command_help
 from tui.chat.model_picker import ModelChoice, ModelPicker
 from tui.chat.notice_bar import Choice
+from tui.chat.prompt_area import PromptArea
 from tui.chat.remembered_settings import changed_names
 from tui.chat.setting_words import changes_that_reload, find_setting
 from tui.chat.settings_screen import SettingsScreen
 from tui.terminal_text import one_line
 
+_COMMAND_ACTIONS = {command.action for command in COMMANDS}
 _LOAD_AGAIN = Choice("Load again", "restart_engine", "Load the model with the new settings; the conversation stays")
 
 
@@ -50,9 +53,10 @@ class MachineActions(ConversationActions):
         remembered = self.services.settings
         if model:
             await self._load_choice(ModelChoice(model, remembered.config()["draft"]))
-        elif self.services.models is not None:
-            picker = ModelPicker(self.services.models, draft=remembered.config()["draft"])
-            self.app.push_screen(picker, self._load_choice)
+        else:
+            config = remembered.config()
+            source = self.services.models(config, remembered.settings.recent_targets)
+            self.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
 
     async def _load_choice(self, choice: ModelChoice | None) -> None:
         if choice is None:
@@ -133,12 +137,21 @@ class MachineActions(ConversationActions):
 
     def action_show_help(self, command: str = "") -> None:
         """Show keys and commands, or say how one command is used."""
-        if not command:
-            self.app.push_screen(HelpScreen())
-        elif (found := find_command(command.removeprefix("/"))) is None:
-            self.say(f"there is no command /{one_line(command)}; /help lists them", is_warning=True)
+        if command:
+            self.say(command_help(command))
         else:
-            self.say(f"{found.usage}: {found.help}")
+            self.app.push_screen(HelpScreen(self.other_keys()))
+
+    def other_keys(self) -> list[tuple[str, str]]:
+        """Keys beside those of the commands, with what they do."""
+        bindings = [binding for binding in PromptArea.BINDINGS if isinstance(binding, Binding)]
+        own = [binding for _, binding in self._bindings if binding.action not in _COMMAND_ACTIONS]
+        explained = {(binding.action, binding.tooltip) for binding in (*bindings, *own) if binding.tooltip}
+        keys = {
+            words: ",".join(binding.key for binding in (*bindings, *own) if binding.action == action)
+            for action, words in sorted(explained)
+        }
+        return [(key, words) for words, key in keys.items()]
 
     def action_toggle_machine(self) -> None:
         """Show or hide the machine panel, now and at the next start."""

@@ -218,12 +218,17 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._list()
 
     def _list(self, *, first: bool = False) -> None:
-        """Writes the rows anew; the highlight stays on its model, or goes to the first."""
+        """Writes the rows; the highlight stays on its model, or goes to the first."""
         rows, before = self.query_one(OptionList), None if first else self._highlighted
-        self._shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value)
-        prompts = [Option(Content(self._row(model, rows.scrollable_content_region.width))) for model in self._shown]
-        rows.clear_options().add_options(prompts)
-        rows.highlighted = (self._shown.index(before) if before in self._shown else 0) if self._shown else None
+        shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value)
+        texts = [Content(self._row(model, rows.scrollable_content_region.width)) for model in shown]
+        if shown == self._shown and not first:
+            for index, text in enumerate(texts):  # in place, so that nobody's scrolling is undone
+                rows.replace_option_prompt_at_index(index, text)
+        else:
+            self._shown = shown
+            rows.clear_options().add_options(map(Option, texts))
+            rows.highlighted = (shown.index(before) if before in shown else 0) if shown else None
         self._tell()
 
     def _row(self, model: ListedModel, width: int) -> str:

@@ -103,8 +103,8 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         & .setting-group { height: 1; color: $text-muted; text-style: italic; margin-top: 1; }
         & .setting-group.-first { margin-top: 0; }
         & .setting-label { width: 22; height: 1; padding: 0 1; }
-        & SettingRow:focus-within .setting-label { text-style: bold; color: $text-accent; }
-        & SettingRow:focus-within .setting-label:nocolor { text-style: reverse; }
+        & .-current .setting-label { text-style: bold; color: $text-accent; }
+        & .-current .setting-label:nocolor { text-style: reverse; }
         & .setting-problem { display: none; height: auto; padding-left: 2; color: $text-error; }
         & .-invalid .setting-problem { display: block; }
         & Input { background: $boost; }
@@ -142,8 +142,10 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         self.query_one(f"#{_FIELD}{self._first}").focus()
 
     def on_descendant_focus(self) -> None:
-        """Says what the focused setting does."""
+        """Says what the focused setting does, and marks its row."""
         name = self._name_of(self.focused)
+        for row in self.query(SettingRow):
+            row.set_class(row.id == f"row-{name}", "-current")
         text = "" if name is None else find_setting(name).help
         self.query_one("#settings-help", Static).update(text)
 

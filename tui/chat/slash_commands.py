@@ -63,7 +63,7 @@ def parse_command(text: str) -> CommandLine:
     name, _, rest = text[1:].strip().partition(" ")
     command = find_command(name)
     if command is None:
-        raise OptionError(_unknown(name))
+        raise OptionError(unknown_command(name))
     if rest.strip() and not command.arguments:
         raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
     values = _split(command.arguments, rest.strip())
@@ -96,7 +96,8 @@ def needs_paths(text: str) -> bool:
     return command is not None and any(argument.kind in ("path", "model") for argument in command.arguments)
 
 
-def _unknown(name: str) -> str:
+def unknown_command(name: str) -> str:
+    """What to say about a name that is no command: a near one, if there is one."""
     names = [known for command in COMMANDS for known in (command.name, *command.aliases)]
     near = get_close_matches(name.lower(), names, n=1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them"

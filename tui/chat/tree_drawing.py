@@ -71,10 +71,11 @@ def _draw_branches(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int
 
 
 def _draw_stems(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
+    depths = tree.depths
     for node, parent in enumerate(tree.parents):
         if parent < 0:
             continue
-        column = step * (tree.depths[node] - 1)
+        column = step * depths[parent]
         for row in range(rows[parent] + 1, rows[node]):
             if grid[row][column] == " ":
                 grid[row][column] = "│"
