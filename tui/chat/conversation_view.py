@@ -60,6 +60,11 @@ class ConversationView(VerticalScroll):
         """Whether an answer is being written into this view."""
         return self._growing is not None
 
+    @property
+    def has_drawn_all(self) -> bool:
+        """Whether nothing that has arrived waits for its turn."""
+        return not self._smoother.num_waiting
+
     async def show(self, messages: Sequence[Message], *, first_kept_id: int = 0) -> None:
         """Show another conversation; turns before `first_kept_id` are marked as left out."""
         self._growing, self._copied = None, None
