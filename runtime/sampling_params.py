@@ -17,8 +17,8 @@ SCHEMES_IN_CONTEXT = ("greedy", "coupled")
 def auto_verification(temperature: float) -> str:
     """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
 
-    By `bench robustness` and `bench trees`, see the README: as many tokens as any other or more, a text that the seed
-    alone decides, and trees that may take their shape from context.
+    By `bench robustness` and `bench trees`, see the README: within the error as many tokens as sequoia in static trees,
+    more in those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
     """
     return "greedy" if temperature == 0 else "coupled"
 

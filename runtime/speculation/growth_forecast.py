@@ -50,7 +50,8 @@ class GrowthForecast:
         last_bin = np.interp(num_nodes, within.sum(axis=0), np.arange(NUM_BINS))
         num_led = max(0.0, last_bin - np.log(least_lead) / (-LEAST_LOG_WORTH / NUM_BINS))
         led = np.array([np.interp(num_led, np.arange(NUM_BINS), level) for level in within[:-1]])
-        return np.maximum(led, np.minimum(self.nodes_per_level(num_nodes, level_limit)[1:], 1.0))
+        below = self.nodes_per_level(num_nodes, level_limit)[1:]
+        return np.asarray(np.maximum(led, np.minimum(below, 1.0)), dtype=np.float64)
 
 
 def forecast_growth(log_chances: ArrayLike, max_levels: int) -> GrowthForecast:
