@@ -102,6 +102,7 @@ def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
     assert isinstance(loaded, Loaded)
     assert (loaded.target, loaded.draft, loaded.device, loaded.context_tokens) == ("target", "target", "cpu", 200)
     assert (loaded.num_layers, loaded.num_resident_layers, loaded.num_ring_slots) == (loaded.num_layers, 0, 2)
+    assert loaded.resident_layers == ()
     assert loaded.bytes_per_pass > 0 < loaded.memory["ring of layer slots"]
     assert loaded.sentences[0]
     assert [one.num_done_bytes for one in loadings] == sorted(one.num_done_bytes for one in loadings)

@@ -3,12 +3,23 @@
 import pytest
 
 from offload.errors import BadInputError
-from tui.chat.engine_messages import Answer, Failed, LoadModel, PassRunning, Quit, TextArrived, from_line, to_line
+from tui.chat.engine_messages import (
+    Answer,
+    Failed,
+    Loaded,
+    LoadModel,
+    PassRunning,
+    Quit,
+    TextArrived,
+    from_line,
+    to_line,
+)
 
 MESSAGES = [
     LoadModel({"target": "a b", "ring_slots": 3}),
     Answer(7, ({"role": "user", "content": "zeile\nzwei \x1b[0m ü"},), {"temperature": 0.5}, is_continued=True),
     Quit(),
+    Loaded("t", "none", "cpu", 4096, 4, 2, 2, 10, {"ring": 5}, None, ("a",), resident_layers=(0, 2)),
     PassRunning(7, 3, 28, (4, 5)),
     TextArrived(7, "\u2028 one line all the same\n"),
     Failed(None, "no such folder", "input"),

@@ -28,6 +28,7 @@ from runtime.result_file import ResultFile, ResultStream
 from tui.bench_commands import round_, stream
 from tui.calibrate_command import calibrate
 from tui.chat_bench_command import chat_latency
+from tui.chat_command import chat
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.comparison import Comparison, show_answers
 from tui.doctor_command import doctor
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.command()(chat)
 app.command()(calibrate)
 app.command()(doctor)
 app.command()(prepare)

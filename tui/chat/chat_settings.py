@@ -63,7 +63,7 @@ class ChatSettings:
     device_memory: Annotated[str, "Budget of the device: free, min (no layer stays there), or as in 2.2GB."] = "free"
     host_memory: Annotated[str, "Budget of host memory for streamed layers: free, min, or as in 16GB."] = "free"
 
-    theme: Annotated[str, "Colours, by the name that the list of themes shows."] = "textual-dark"
+    theme: Annotated[str, "Colours: auto (dark or light as the terminal is), or a name that /theme shows."] = "auto"
     show_panel: Annotated[bool, "Whether the panel of the machine at work is open: true or false."] = False
 
     def __post_init__(self) -> None:

@@ -93,6 +93,8 @@ class Loaded:
     """By the plan; None where nothing is known yet."""
     sentences: tuple[str, ...]
     """What a user should know about this session."""
+    resident_layers: tuple[int, ...] = ()
+    """Which layers never leave the device; may be empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

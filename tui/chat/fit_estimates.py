@@ -7,7 +7,7 @@ as they are made. Reads no weights and nothing from the network.
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ async def estimate_fits(
     config: Mapping[str, Any],
     *,
     command: Sequence[str] = child_command("tui.chat.fit_estimates"),
-) -> AsyncIterator[FitEstimate]:
+) -> AsyncGenerator[FitEstimate, None]:
     """An estimate for each folder, in order, as they are made; `config` as in `LoadModel`, its target left aside.
 
     Closing the iteration ends the process that makes them. Every folder gets an estimate, if only an unknown one.

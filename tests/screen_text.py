@@ -1,0 +1,29 @@
+"""The screen of an app as plain text, and its comparison with a stored one.
+
+OVERSTORY_UPDATE_SNAPSHOTS=1 stores what is shown instead of comparing.
+"""
+
+import os
+from pathlib import Path
+
+import tui.chat
+
+STYLES = Path(tui.chat.__file__).with_name("chat.tcss")
+"""The chat's own, for apps that show a part of it."""
+FOLDER = Path(__file__).parent / "snapshots"
+
+
+def screen_text(app) -> str:
+    """Every row of the screen without the spaces at its end."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips) + "\n"
+
+
+def assert_snapshot(app, name: str) -> None:
+    """The screen is what it was when `name` was stored."""
+    path = FOLDER / f"{name}.txt"
+    shown = screen_text(app)
+    if os.environ.get("OVERSTORY_UPDATE_SNAPSHOTS") == "1":
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(shown, encoding="utf-8")
+    assert shown == path.read_text(encoding="utf-8"), f"the screen differs from {path.name}"

@@ -1,0 +1,167 @@
+"""`overstory chat`: what was typed holds for the run, and what is broken is set aside and told."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import psutil
+import pytest
+import typer
+
+from runtime.errors import OptionError
+from tui import chat_command
+from tui.chat.errors import UnknownConversationError
+from tui.chat.remembered_settings import Overrides
+from tui.chat_command import open_conversations, run_chat, typed_overrides
+from tui.cli import execute
+from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERSTORY_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("OVERSTORY_CONFIG", str(tmp_path / "config"))
+    return tmp_path
+
+
+def overrides_of(*arguments):
+    """What a command line with these options says."""
+    found = []
+
+    @with_option_groups
+    def command(
+        command_line: typer.Context, engine: EngineOptions, drafting: DraftOptions, answers: AnswerOptions
+    ) -> int:
+        found.append(typed_overrides(command_line, engine=engine, drafting=drafting, answers=answers))
+        return 0
+
+    app = typer.Typer()
+    app.command()(command)
+    app(list(arguments), standalone_mode=False)
+    return found[0]
+
+
+def test_nothing_typed_is_nothing_said():
+    assert overrides_of() == Overrides()
+
+
+def test_what_was_typed_is_said_even_where_it_is_the_default():
+    """The default of `run` is greedy, and the chat's is not: --temperature 0 must count."""
+    typed = overrides_of("--temperature", "0", "--target", "/m", "--device-memory", "min", "--emulate-link", "1GB/s")
+    assert typed.params == {"temperature": 0.0}
+    assert typed.config == {"target": "/m", "device_memory_bytes": 0, "link": "1GB/s"}
+    assert overrides_of("--ban-token", "3", "--context", "99", "--system", "Hi.") == Overrides(
+        params={"banned_tokens": (3,)}, config={"context_tokens": 99}, system_prompt="Hi."
+    )
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(OptionError, match="--raw"):
+        overrides_of("--raw")
+    with pytest.raises(OptionError, match="top_p"):
+        overrides_of("--top-p", "7")
+
+
+def test_every_option_of_the_groups_becomes_something():
+    from dataclasses import fields
+
+    names = {field.name for group in (EngineOptions, DraftOptions, AnswerOptions) for field in fields(group)}
+    assert names == {*chat_command._CONFIG_FIELDS, *chat_command._PARAMS_FIELDS, "system", "raw"}
+
+
+def test_without_a_terminal_it_says_what_to_use(capsys):
+    assert execute(["chat"]) == 2
+    assert "overstory run" in capsys.readouterr().err
+
+
+def test_a_damaged_database_is_set_aside_and_told(own_folders):
+    path = own_folders / "data" / "conversations.db"
+    path.parent.mkdir()
+    path.write_bytes(b"not a database" * 100)
+    store, notices = open_conversations()
+    with store:
+        assert store.list_conversations() == []
+        assert len(notices) == 1 and "conversations" in notices[0]
+    assert len(list(path.parent.iterdir())) >= 2
+
+
+def test_conversations_that_cannot_be_kept_are_told(own_folders):
+    (own_folders / "data").write_text("a file where the folder should be")
+    store, (notice,) = open_conversations()
+    with store:
+        assert store.create_conversation().id
+    assert "nothing that is said now will be kept" in notice
+
+
+def test_a_conversation_that_is_not_there_is_told_before_the_app_starts():
+    with pytest.raises(UnknownConversationError):
+        run_chat(Overrides(), conversation_id=99, is_last=False, has_mouse=False)
+
+
+def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
+    (own_folders / "config").mkdir()
+    (own_folders / "config" / "settings.toml").write_text("temperature = 9000\ntop_k = -1\n")
+    with open_conversations()[0] as store:
+        kept = store.create_conversation(title="Kept")
+    seen = []
+
+    class Recorder:
+        return_code = 0
+
+        def run(self, *, mouse):
+            seen.append(mouse)
+            return None
+
+    def make(services):
+        seen.append(services)
+        return Recorder()
+
+    monkeypatch.setattr("tui.chat.chat_app.make_chat_app", make)
+    assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
+    services, has_mouse = seen
+    assert services.conversation_id == kept.id
+    assert services.settings.params()["top_k"] == 3
+    assert any("top_k" in notice for notice in services.notices)
+    assert has_mouse is False
+
+
+def test_the_first_paint_needs_neither_torch_nor_transformers():
+    """The interface paints within a second because only the engine's process imports them."""
+    program = (
+        "import sys\nimport tui.chat_command\nassert 'textual' not in sys.modules\n"
+        "import tui.chat.chat_app, tui.chat.engine_client\nprint(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "textual.app" in loaded
+    assert not {"torch", "transformers", "accelerate", "bitsandbytes"} & set(loaded)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor pseudo terminals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_end_of_the_terminal_ends_the_app_and_its_engine(own_folders, name):
+    """A window that is closed must leave no process that holds gigabytes."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    program = "from tui.cli import main; main()"
+    command = [sys.executable, "-c", program, "chat", "--target", str(own_folders / "missing")]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as app:
+        os.close(terminal)
+        written = b""
+        while b"Dismiss" not in written:  # the load has failed, so the engine runs
+            written += os.read(controller, 65536)
+        (engine,) = psutil.Process(app.pid).children()
+        app.send_signal(getattr(signal, name))
+        while select.select([controller], [], [], 0.1)[0] or app.poll() is None:
+            try:
+                written = os.read(controller, 65536)
+            except OSError:
+                break
+        assert app.wait(timeout=60) == 128 + getattr(signal, name)
+        assert not engine.is_running()
+    os.close(controller)

@@ -1,0 +1,48 @@
+"""Which colours a terminal gets: what was chosen, else what fits the background that the terminal tells of."""
+
+import pytest
+
+from tui.chat.chat_themes import DARK, LIGHT, THEMES, has_light_background, theme_name
+
+KNOWN = {theme.name for theme in THEMES} | {"nord"}
+
+
+@pytest.mark.parametrize(
+    ("told", "is_light"),
+    [("0;15", True), ("0;default;7", True), ("15;0", False), ("7;8", False), ("", False), ("0;default", False)],
+)
+def test_the_background_is_the_last_number(told, is_light):
+    assert has_light_background({"COLORFGBG": told}) is is_light
+
+
+def test_auto_follows_the_terminal_and_a_choice_does_not():
+    light = {"COLORFGBG": "0;15"}
+    assert theme_name("auto", light, known=KNOWN) == LIGHT.name
+    assert theme_name("auto", {}, known=KNOWN) == DARK.name
+    assert theme_name("nord", light, known=KNOWN) == "nord"
+
+
+def test_a_theme_that_is_gone_is_no_fault():
+    assert theme_name("was-removed", {}, known=KNOWN) == DARK.name
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_text_can_be_read_on_every_ground(theme):
+    """WCAG's 4.5 to 1 for text, on all three grounds."""
+    from textual.color import Color
+
+    for ground in (theme.background, theme.surface, theme.panel):
+        assert _contrast(Color.parse(theme.foreground), Color.parse(ground)) >= 7
+        for name in ("primary", "accent", "success", "warning", "error"):
+            assert _contrast(Color.parse(getattr(theme, name)), Color.parse(ground)) >= 4.0, name
+
+
+def _contrast(one, other) -> float:
+    bright, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def _luminance(color) -> float:
+    parts = [value / 255 for value in (color.r, color.g, color.b)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,49 @@
+"""One entry per thing to ask for: slash, palette and keys cannot disagree."""
+
+from collections import Counter
+
+from tui.chat.command_registry import COMMANDS, TO_THE_END, find_command
+
+PROMISED = (
+    *("model", "system", "set", "tree", "export", "import", "clear", "new", "rename", "delete", "search"),
+    *("regenerate", "edit", "continue", "stats", "theme", "help", "quit"),
+)
+
+
+def test_every_promised_command_is_there():
+    assert {name for name in PROMISED if find_command(name) is None} == set()
+
+
+def test_no_name_key_or_action_is_given_twice():
+    names = Counter(name for command in COMMANDS for name in (command.name, *command.aliases))
+    keys = Counter(command.key for command in COMMANDS if command.key)
+    actions = Counter(command.action for command in COMMANDS)
+    assert [name for each in (names, keys, actions) for name, count in each.items() if count > 1] == []
+
+
+def test_every_command_says_what_it_does_in_a_sentence():
+    assert [command.name for command in COMMANDS if not command.help.endswith(".") or len(command.help) > 90] == []
+    assert [command.name for command in COMMANDS if not 0 < len(command.title) <= 22] == []
+
+
+def test_only_the_last_argument_takes_the_rest_of_the_line():
+    assert not [
+        command.name
+        for command in COMMANDS
+        for argument in command.arguments[:-1]
+        if argument.kind in TO_THE_END or (argument.is_required < command.arguments[-1].is_required)
+    ]
+
+
+def test_a_key_asks_for_nothing_that_needs_more_words():
+    assert [command.name for command in COMMANDS if command.key and command.needs_arguments] == []
+
+
+def test_usage_marks_what_may_be_left_out():
+    usages = [find_command(name).usage for name in ("rename", "set", "quit")]
+    assert usages == ["/rename TITLE", "/set [NAME] [VALUE]", "/quit"]
+
+
+def test_aliases_and_capitals_find_the_same_command():
+    assert find_command("Exit") is find_command("quit")
+    assert find_command("nothing") is None

@@ -1,0 +1,25 @@
+"""What the pictures show could have been measured."""
+
+from tui.chat.engine_messages import Answered, RoundDone, TextArrived
+from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, PIECES, PROMPT, reports_of_answer
+
+
+def test_every_path_follows_the_tree():
+    for report in reports_of_answer(1, PROMPT, is_whole=True):
+        if isinstance(report, RoundDone):
+            assert all(
+                report.parents[child] == parent for parent, child in zip(report.path, report.path[1:], strict=False)
+            )
+            assert report.num_emitted == len(report.path)
+
+
+def test_the_answer_is_whole_or_under_way():
+    whole = reports_of_answer(1, PROMPT, is_whole=True)
+    assert "".join(each.text for each in whole if isinstance(each, TextArrived)) == "".join(PIECES)
+    assert isinstance(whole[-1], Answered)
+    assert not any(isinstance(each, Answered) for each in reports_of_answer(1, PROMPT, is_whole=False))
+
+
+def test_the_streamed_layers_and_the_estimates_agree_with_the_model():
+    assert LOADED.num_resident_layers == len(LOADED.resident_layers)
+    assert set(ESTIMATES) <= {model.target for model in MODELS}

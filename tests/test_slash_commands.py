@@ -1,0 +1,128 @@
+"""What is typed after a slash, and what could follow it."""
+
+import pytest
+
+from runtime.errors import OptionError
+from tui.chat.command_registry import COMMANDS
+from tui.chat.slash_commands import (
+    CompletionSources,
+    complete_command,
+    is_command,
+    message_text,
+    needs_paths,
+    parse_command,
+)
+
+SOURCES = CompletionSources(
+    themes=("nord", "textual-dark", "textual-light"),
+    models=("owner/Model-8B",),
+    list_paths=lambda start: [path for path in ("notes.md", "no te/", "./m/") if path.startswith(start)],
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("/help", True),
+        ("/", True),
+        ("/rename a b", True),
+        ("/help\n", True),
+        ("hello", False),
+        ("", False),
+        (" /help", False),
+        ("/usr/bin/env is a path", False),
+        ("//help", False),
+        ("/system two\nlines", False),
+    ],
+)
+def test_a_command_is_told_from_a_message(text, is_one):
+    assert is_command(text) is is_one
+
+
+def test_two_slashes_send_one():
+    assert message_text("//help me") == "/help me"
+    assert message_text("a // b") == "a // b"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "values"),
+    [
+        ("/help", "help", ()),
+        ("/HELP set", "help", ("set",)),
+        ("/exit", "quit", ()),
+        ("/rename  A  new title ", "rename", ("A  new title",)),
+        ("/set", "set", ()),
+        ("/set top-p", "set", ("top-p",)),
+        ("/set system You are brief.", "set", ("system", "You are brief.")),
+        ('/export "my notes.md"', "export", ("my notes.md",)),
+        ("/export my notes.md", "export", ("my notes.md",)),
+        ("/export '", "export", ("'",)),
+        ("/tree 64x10", "tree", ("64x10",)),
+    ],
+)
+def test_a_line_is_read(text, name, values):
+    line = parse_command(text)
+    assert (line.command.name, line.values) == (name, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("/modle", "there is no command /modle; did you mean /model? (to send it as a message, begin with //)"),
+        ("/exitt", "there is no command /exitt; did you mean /exit? (to send it as a message, begin with //)"),
+        ("/xyzzy", "there is no command /xyzzy; /help lists them (to send it as a message, begin with //)"),
+        ("/rename", "/rename needs TITLE: /rename TITLE"),
+        ("/import  ", "/import needs FILE: /import FILE"),
+        ("/quit now", "/quit takes no argument; found 'now'"),
+        ("/tree 64x10 please", "found 'please' after '64x10'; expected only TREE"),
+    ],
+)
+def test_a_wrong_line_is_answered_with_its_use(text, sentence):
+    with pytest.raises(OptionError) as refusal:
+        parse_command(text)
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("/re", ["/rename ", "/regenerate", "/restart"]),
+        ("/ex", ["/export ", "/quit"]),
+        ("/set te", ["/set temperature "]),
+        ("/set verification co", ["/set verification coupled"]),
+        ("/set  lookup  o", ["/set  lookup  on", "/set  lookup  off"]),
+        ("/set nothing x", []),
+        ("/set theme T", ["/set theme textual-dark", "/set theme textual-light"]),
+        ("/theme no", ["/theme nord"]),
+        ("/theme nord", []),
+        ("/tree 6", ["/tree 64x10"]),
+        ("/help qu", ["/help quit"]),
+        ("/export no", ["/export notes.md", "/export no te/"]),
+        ("/export no te", ["/export no te/"]),
+        ("/model ow", ["/model owner/Model-8B"]),
+        ("/model ./", ["/model ./m/"]),
+        ("/model ", ["/model owner/Model-8B"]),
+        ("/rename any", []),
+        ("/quit ", []),
+        ("/nothing ", []),
+        ("hello", []),
+    ],
+)
+def test_what_could_follow(text, lines):
+    assert [completion.text for completion in complete_command(text, SOURCES)] == lines
+
+
+def test_a_lone_slash_lists_everything_with_help():
+    found = complete_command("/", SOURCES)
+    assert [completion.help for completion in found] == [command.help for command in COMMANDS]
+    assert found[0].label == COMMANDS[0].usage
+
+
+def test_every_completed_name_is_a_command_that_can_be_read():
+    for completion in complete_command("/", SOURCES):
+        assert parse_command(f"{completion.text} x".strip() if completion.text.endswith(" ") else completion.text)
+
+
+def test_only_paths_need_the_disk():
+    assert needs_paths("/export x") and needs_paths("/model ")
+    assert not any(needs_paths(text) for text in ("/export", "/set draft x", "hello", "/nothing x"))

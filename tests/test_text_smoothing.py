@@ -1,0 +1,147 @@
+"""Bursts become a steady flow: nothing lost, order kept, never more than one burst behind."""
+
+import random
+
+import pytest
+
+from tui.chat.graphemes import last_whole, next_boundary
+from tui.chat.text_smoothing import LONGEST_SPREAD_SECONDS, SAME_BURST_SECONDS, SPREAD, TextSmoother
+
+PIECES = [
+    "a",
+    "word ",
+    "\n",
+    "e\u0301",
+    "\U0001f469\u200d\U0001f680",
+    "\U0001f1eb\U0001f1f7",
+    "\u65e5\u672c",
+    "\x1b[0m",
+]
+FRAME_SECONDS = 1 / 30
+
+
+def shown_by(smoother, bursts, *, end):
+    """(time, text) of every frame up to `end`, with the bursts pushed when they are due."""
+    frames, waiting, number = [], list(bursts), 0
+    while number * FRAME_SECONDS <= end:
+        now = number * FRAME_SECONDS
+        while waiting and waiting[0][0] <= now:
+            time, text = waiting.pop(0)
+            smoother.push(text, now=time)
+        frames.append((now, smoother.take(now)))
+        number += 1
+    return frames
+
+
+def random_bursts(seed):
+    random_source = random.Random(seed)
+    time, bursts = 0.0, []
+    for _ in range(random_source.randint(1, 12)):
+        time += random_source.choice([0.01, 0.1, 0.7, 1.5, 3.0]) * random_source.uniform(0.5, 1.5)
+        text = "".join(random_source.choices(PIECES, k=random_source.randint(1, 12)))
+        # A burst may end inside a character, as a token may.
+        bursts.append((time, text[: random_source.randint(1, len(text))]))
+    return bursts
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_is_lost_and_order_is_kept(seed):
+    bursts, smoother = random_bursts(seed), TextSmoother()
+    frames = shown_by(smoother, bursts, end=bursts[-1][0] * random.Random(seed).uniform(0.5, 1.5))
+    pushed = [text for time, text in bursts if time <= frames[-1][0]]
+    assert "".join(text for _, text in frames) + smoother.flush() == "".join(pushed)
+    assert smoother.num_waiting == 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_cut_splits_a_character(seed):
+    bursts, smoother = random_bursts(seed), TextSmoother()
+    whole, arrived = "".join(text for _, text in bursts), 0
+    for time, text in bursts:
+        smoother.push(text, now=time)
+        arrived += len(text)
+        for share in (0.0, 0.2, 0.5, 0.8):
+            smoother.take(time + share)
+            cut = arrived - smoother.num_waiting
+            # At the end of what has come, only what is known to go on is held back.
+            assert cut == next_boundary(whole[:arrived], cut)
+            assert cut <= last_whole(whole[:arrived]) or cut == arrived
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_screen_is_never_more_than_one_burst_behind(seed):
+    random_source = random.Random(seed)
+    smoother, earlier, shown, time = TextSmoother(), "", "", 0.0
+    for _ in range(12):
+        text = "".join(random_source.choices(PIECES, k=8))
+        smoother.push(text, now=time)
+        shown += smoother.take(time)
+        assert shown == (earlier + text)[: len(shown)]
+        assert len(shown) >= len(earlier)
+        earlier += text
+        shown += smoother.take(time + random_source.uniform(0, 0.5))
+        time += random_source.uniform(2 * SAME_BURST_SECONDS, 3)
+
+
+def test_regular_bursts_flow_evenly_and_are_gone_before_the_next():
+    interval, text = 1.5, "x" * 60
+    bursts = [(interval * number, text) for number in range(6)]
+    frames = shown_by(TextSmoother(), bursts, end=interval * 6 - FRAME_SECONDS)
+    steady = [len(piece) for time, piece in frames if time >= 2 * interval]
+    expected = len(text) * FRAME_SECONDS / (SPREAD * interval)
+    assert max(steady) <= expected + 1
+    longest_silence = max(len(run) for run in "".join("." if count == 0 else "x" for count in steady).split("x"))
+    assert longest_silence * FRAME_SECONDS <= (1 - SPREAD) * interval + 2 * FRAME_SECONDS
+    for number in range(2, 6):
+        before = sum(len(piece) for time, piece in frames if time < interval * (number + 1) - 2 * FRAME_SECONDS)
+        assert before == len(text) * (number + 1)
+
+
+def test_the_first_burst_is_shown_at_once_when_nothing_is_known():
+    smoother = TextSmoother()
+    smoother.push("The first words", now=10.0)
+    assert smoother.take(10.0) == "The first words"
+
+
+def test_the_next_answer_starts_with_the_rate_of_the_last():
+    smoother = TextSmoother(expected_seconds=2.0)
+    smoother.push("x" * 90, now=10.0)
+    assert len(smoother.take(10.9)) == pytest.approx(45, abs=1)
+    assert smoother.expected_seconds == 2.0
+
+
+def test_one_slow_round_does_not_slow_the_following():
+    smoother = TextSmoother()
+    for time in (0.0, 1.0, 2.0, 3.0, 12.0):
+        smoother.push("x", now=time)
+    assert smoother.expected_seconds == 1.0
+
+
+def test_pieces_of_one_round_are_one_burst():
+    smoother = TextSmoother()
+    for number in range(3):
+        smoother.push("abc", now=2.0 * number)
+        smoother.push("def", now=2.0 * number + SAME_BURST_SECONDS / 2)
+    assert smoother.expected_seconds == 2.0
+
+
+def test_a_very_slow_link_holds_no_text_for_long():
+    smoother = TextSmoother(expected_seconds=60.0)
+    smoother.push("x" * 100, now=0.0)
+    assert len(smoother.take(LONGEST_SPREAD_SECONDS)) == 100
+
+
+def test_a_stop_shows_all_that_came():
+    smoother = TextSmoother(expected_seconds=1.0)
+    smoother.push("half a flag \U0001f1eb", now=0.0)
+    assert smoother.take(5.0) == "half a flag "
+    assert smoother.flush() == "\U0001f1eb"
+    assert smoother.take(9.0) == smoother.flush() == ""
+
+
+def test_a_clock_that_steps_back_takes_nothing_twice():
+    smoother = TextSmoother(expected_seconds=1.0)
+    smoother.push("abcdefghij", now=5.0)
+    first = smoother.take(5.5)
+    assert smoother.take(4.0) == ""
+    assert first + smoother.take(7.0) == "abcdefghij"

@@ -1,0 +1,49 @@
+"""Runs one widget or screen in an app of its own, and reads the screen as text."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from textual.app import App, ComposeResult
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widget import Widget
+
+
+class WidgetApp(App[Any]):
+    """Shows the widgets it is given, or pushes the screen and keeps what it returns."""
+
+    def __init__(self, *widgets: Widget, screen: Screen[Any] | None = None, css: str = "") -> None:
+        super().__init__()
+        self.stylesheet.add_source(css, is_default_css=False)
+        self._widgets = widgets
+        self._first_screen = screen
+        self.results: list[Any] = []
+
+    def compose(self) -> ComposeResult:
+        yield from self._widgets
+
+    def on_mount(self) -> None:
+        if self._first_screen is not None:
+            self.push_screen(self._first_screen, self.results.append)
+
+
+def screen_rows(app: App[Any]) -> list[str]:
+    """The rows of the top screen, without blanks at their ends."""
+    return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
+
+
+def screen_text(app: App[Any]) -> str:
+    """The whole top screen, without empty rows at its end."""
+    return "\n".join(screen_rows(app)).rstrip("\n")
+
+
+def run(app: App[Any], story: Callable[[Pilot[Any]], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:
+    """Runs the app and the story, headless."""
+
+    async def play() -> None:
+        async with app.run_test(size=size, tooltips=True) as pilot:
+            await pilot.pause()
+            await story(pilot)
+
+    asyncio.run(play())

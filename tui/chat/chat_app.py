@@ -1,0 +1,64 @@
+"""The chat app, for the command and for the tests alike: `make_chat_app` is the one way to get it.
+
+Paints before the engine is started; ends the engine before it ends itself.
+"""
+
+import asyncio
+import signal
+import threading
+from contextlib import suppress
+
+from textual.app import App
+
+from tui.chat.chat_screen import ChatScreen
+from tui.chat.chat_services import ChatServices
+from tui.chat.chat_themes import THEMES, theme_name
+from tui.chat.command_palette import CommandProvider
+
+
+class ChatApp(App[int]):
+    """Overstory in a terminal."""
+
+    TITLE = "Overstory"
+    CSS_PATH = "chat.tcss"
+    COMMANDS = {CommandProvider}  # noqa: RUF012 - as the base class declares it
+
+    def __init__(self, services: ChatServices) -> None:
+        super().__init__()
+        self.services = services
+        for theme in THEMES:
+            self.register_theme(theme)
+        wanted = services.settings.settings.theme
+        self.theme = theme_name(wanted, services.environment, known=self.available_themes)
+
+    def get_default_screen(self) -> ChatScreen:
+        """The chat."""
+        return ChatScreen(self.services)
+
+    def on_mount(self) -> None:
+        """A terminal that is closed, or a request of the system, ends the app in order."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGTERM", "SIGHUP"):
+            with suppress(NotImplementedError, AttributeError):  # Windows has neither
+                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
+
+    def _end_for(self, name: str) -> None:
+        self.run_worker(self._quit(128 + int(getattr(signal, name))))
+
+    async def action_quit(self) -> None:
+        """End the engine, then the app."""
+        await self._quit(0)
+
+    async def _quit(self, exit_code: int) -> None:
+        await self.services.engine.close()
+        self.exit(exit_code, return_code=exit_code)
+
+    async def on_unmount(self) -> None:
+        """However the app ends, the engine ends too."""
+        await self.services.engine.close()
+
+
+def make_chat_app(services: ChatServices) -> ChatApp:
+    """An app that is ready to run."""
+    return ChatApp(services)

@@ -1,0 +1,315 @@
+"""One open conversation and the engine that answers it: what is asked, what is saved, what is shown.
+
+Every report of the engine is saved before it is shown. A prompt that comes while the model is loading or answering
+waits; a second one is refused. Knows no widget and does not start the engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any, Literal
+
+from offload.errors import OverstoryError
+from tui.chat.conversation_records import Message, chat_turns
+from tui.chat.conversation_store import ConversationStore
+from tui.chat.dialogue_changes import (
+    AnswerEnded,
+    AnswerResumed,
+    Change,
+    Changes,
+    PromptReturned,
+    QueueChanged,
+    TextCame,
+    Trouble,
+    TroubleKind,
+    TurnAdded,
+    TurnsChanged,
+)
+from tui.chat.engine_client import EngineDied, EngineLink
+from tui.chat.engine_messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
+from tui.chat.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.errors import ConversationStoreError
+from tui.chat.turn_trimming import first_kept_after_trim
+
+EndState = Literal["complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerUnderWay:
+    """The answer that the engine is writing."""
+
+    answer_id: int
+    """Names it in requests and reports."""
+    conversation_id: int
+    """Whose it is; another conversation may be open."""
+    message_id: int
+    """Where it is saved."""
+    seed: int
+    """Which one it was asked for with."""
+
+
+class Dialogue:
+    """What a person and a model say to each other."""
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        engine: EngineLink,
+        *,
+        params: Callable[[], Mapping[str, Any]] = dict,
+        new_system_prompt: Callable[[], str] = str,
+    ) -> None:
+        """`params` are the fields of `SamplingParams` for the next answer; `new_system_prompt` is a new
+        conversation's."""
+        self.store = store
+        self.state = EngineState()
+        self.conversation_id: int | None = None
+        self.answer: AnswerUnderWay | None = None
+        self.queued = ""
+        self.editing_id: int | None = None
+        self._engine = engine
+        self._params = params
+        self._new_system_prompt = new_system_prompt
+        self._answer_ids = count(1)
+        self._first_kept: dict[int, int] = {}  # by conversation, the first message that the model still reads
+        self._num_retries = 0
+        self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is being written, in this conversation or another."""
+        return self.answer is not None
+
+    def messages(self) -> list[Message]:
+        """What was said in the open conversation, oldest first."""
+        return [] if self.conversation_id is None else self.store.messages(self.conversation_id)
+
+    def first_kept_id(self) -> int:
+        """The first message of the open conversation that the model still reads; 0 is all of them."""
+        return 0 if self.conversation_id is None else self._first_kept.get(self.conversation_id, 0)
+
+    def load(self, config: Mapping[str, Any]) -> None:
+        """Ask for a model; what is being answered must have ended."""
+        self._engine.send(LoadModel(config))
+        self.state = begin_load()
+
+    def open(self, conversation_id: int | None) -> Changes:
+        """Show another conversation, or an empty one; an answer that is being written goes on."""
+        returned = self.unqueue()
+        if conversation_id is not None:
+            self.store.conversation(conversation_id)
+        self.conversation_id, self.editing_id, self._num_retries = conversation_id, None, 0
+        self._next_system_prompt = None
+        return (TurnsChanged(), *returned)
+
+    def system_prompt(self) -> str:
+        """What the model is told before the open conversation begins; empty is the model's own."""
+        if self.conversation_id is not None:
+            return self.store.conversation(self.conversation_id).system_prompt
+        return self._new_system_prompt() if self._next_system_prompt is None else self._next_system_prompt
+
+    def set_system_prompt(self, text: str) -> None:
+        """Change it, from the next answer on."""
+        if self.conversation_id is None:
+            self._next_system_prompt = text
+        else:
+            self.store.set_system_prompt(self.conversation_id, text)
+
+    def ask(self, text: str) -> Changes:
+        """Send a prompt; with `edit_last` before, in place of the last one."""
+        if (trouble := self._missing_model()) is not None:
+            return (PromptReturned(text), trouble)
+        if self.is_answering or self.state.phase == "loading":
+            if self.queued:
+                word = "a prompt is waiting already; press Esc to take it back"
+                return (PromptReturned(text), Trouble("refused", word))
+            self.queued = text
+            return (QueueChanged(text),)
+        return self._guarded(lambda: self._ask(text), PromptReturned(text))
+
+    def unqueue(self) -> Changes:
+        """Take the prompt that waits back."""
+        text, self.queued = self.queued, ""
+        return (QueueChanged(""), PromptReturned(text)) if text else ()
+
+    def stop(self) -> Changes:
+        """End the answer that is being written; what came is kept, and a prompt that waits comes back."""
+        if self.answer is not None:
+            self._engine.send(StopAnswer(self.answer.answer_id))
+        return self.unqueue()
+
+    def edit_last(self) -> str | None:
+        """The last prompt, which the next one takes the place of; None if there is none."""
+        prompts = [message for message in self.messages() if message.role == "user"]
+        if not prompts or self.is_answering:
+            return None
+        self.editing_id = prompts[-1].id
+        return prompts[-1].content
+
+    def regenerate(self) -> Changes:
+        """Write the last answer anew, with the next seed; what there was can be restored."""
+        messages = self.messages()
+        if (trouble := self._not_now(messages)) is not None:
+            return (trouble,)
+        return self._guarded(lambda: self._regenerate(messages[-1]))
+
+    def continue_answer(self) -> Changes:
+        """Let the last answer go on where it ended."""
+        messages = self.messages()
+        if (trouble := self._not_now(messages)) is not None:
+            return (trouble,)
+        last = messages[-1]
+        if last.role == "user" or not last.content:
+            return self.regenerate()
+        return self._guarded(lambda: self._resume(last))
+
+    def trim(self) -> Changes:
+        """Leave the oldest turns out of what the model reads, and try again what failed for want of context."""
+        messages = self.messages()
+        if (trouble := self._not_now(messages)) is not None:
+            return (trouble,)
+        kept_id = first_kept_after_trim([each for each in messages if each.id >= self.first_kept_id()])
+        if kept_id is None:
+            word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
+            return (Trouble("refused", word),)
+        assert self.conversation_id is not None
+        self._first_kept[self.conversation_id] = kept_id
+        ended = messages[-1].statistics.get("finish_reason")
+        if ended == "context":
+            return (TurnsChanged(), *self.continue_answer())
+        if messages[-1].state == "failed":
+            return (TurnsChanged(), *self.regenerate())
+        return (TurnsChanged(),)
+
+    def take(self, report: Report | EngineDied) -> Changes:
+        """Save what the engine says, and say what changed by it."""
+        match report:
+            case EngineDied():
+                self.state = with_death(report.sentence)
+                ended = self._end("failed", {"error": report.sentence, "kind": "dead"})
+                return (*ended, *self.unqueue(), Trouble("dead", report.sentence))
+            case TextArrived():
+                return self._add_text(report)
+            case Answered():
+                return self._answered(report)
+            case Failed():
+                return self._failed(report)
+        if not self._is_stale(report):
+            self.state = with_report(self.state, report)
+        return self._send_queued() if isinstance(report, Loaded) else ()
+
+    def _is_stale(self, report: Any) -> bool:
+        """Whether it is about an answer that is over."""
+        answer_id = getattr(report, "answer_id", None)
+        return answer_id is not None and (self.answer is None or self.answer.answer_id != answer_id)
+
+    def _add_text(self, report: TextArrived) -> Changes:
+        if self._is_stale(report) or self.answer is None:
+            return ()
+        answer = self.answer
+        is_shown = answer.conversation_id == self.conversation_id
+        shown: Changes = (TextCame(answer.message_id, report.text),) if is_shown else ()
+        return (*shown, *self._guarded(lambda: self._save_text(answer, report.text)))
+
+    def _save_text(self, answer: AnswerUnderWay, text: str) -> Changes:
+        self.store.append_text(answer.message_id, text)
+        return ()
+
+    def _answered(self, report: Answered) -> Changes:
+        if self._is_stale(report):
+            return ()
+        self.state = with_report(self.state, report)
+        state: EndState = "complete" if report.finish_reason in ("stop", "length") else "stopped"
+        ended = self._end(state, asdict(report))
+        if report.finish_reason != "context":
+            return (*ended, *self._send_queued())
+        word = "the context is full; leave the oldest turns out to go on"
+        return (*ended, *self.unqueue(), Trouble("context", word))
+
+    def _failed(self, report: Failed) -> Changes:
+        if self._is_stale(report):
+            return ()
+        self.state = with_report(self.state, report)
+        ended = self._end("failed", {"error": report.sentence, "kind": report.kind})
+        kinds: Mapping[str, TroubleKind] = {"input": "input", "context": "context", "memory": "memory"}
+        return (*ended, *self.unqueue(), Trouble(kinds.get(report.kind, "fault"), report.sentence))
+
+    def _ask(self, text: str) -> Changes:
+        changes: list[Change] = []
+        if self.conversation_id is None:
+            self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
+        if self.editing_id is not None:
+            self.store.drop_messages_from(self.editing_id)
+            self.editing_id = None
+            changes.append(TurnsChanged())
+        prompt = self.store.append_prompt(self.conversation_id, text)
+        self._num_retries = 0
+        return (*changes, TurnAdded(prompt), *self._begin())
+
+    def _regenerate(self, last: Message) -> Changes:
+        if last.role == "user":
+            return self._begin()
+        self.store.drop_messages_from(last.id)
+        self._num_retries += 1
+        return (TurnsChanged(), *self._begin())
+
+    def _begin(self) -> Changes:
+        """Ask for an answer to what the open conversation ends with."""
+        assert self.conversation_id is not None
+        turns = self._turns()
+        model = self.state.model.target if self.state.model else ""
+        message = self.store.begin_answer(self.conversation_id, model=model)
+        self._send_answer(message, turns, is_continued=False)
+        return (TurnAdded(message),)
+
+    def _resume(self, last: Message) -> Changes:
+        turns = self._turns()
+        self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
+        return (AnswerResumed(last.id),)
+
+    def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
+        params = dict(self._params())
+        seed = params["seed"] = params.get("seed", 0) + self._num_retries
+        self.answer = AnswerUnderWay(next(self._answer_ids), message.conversation_id, message.id, seed)
+        self._engine.send(Answer(self.answer.answer_id, turns, params, is_continued))
+        self.state = begin_answer(self.state)
+
+    def _turns(self) -> tuple[dict[str, str], ...]:
+        assert self.conversation_id is not None
+        kept = [message for message in self.messages() if message.id >= self.first_kept_id()]
+        return chat_turns(self.system_prompt(), kept)
+
+    def _end(self, state: EndState, statistics: Mapping[str, Any]) -> Changes:
+        answer, self.answer = self.answer, None
+        if answer is None:
+            return ()
+        measured = {name: value for name, value in statistics.items() if name != "answer_id"} | {"seed": answer.seed}
+        return self._guarded(
+            lambda: (AnswerEnded(self.store.finish_answer(answer.message_id, state=state, statistics=measured)),)
+        )
+
+    def _send_queued(self) -> Changes:
+        text, self.queued = self.queued, ""
+        return (QueueChanged(""), *self.ask(text)) if text else ()
+
+    def _not_now(self, messages: list[Message]) -> Trouble | None:
+        """Why the last answer cannot be written anew or on."""
+        if not messages:
+            return Trouble("refused", "nothing was asked yet")
+        if self.is_answering or self.state.phase == "loading":
+            return Trouble("refused", "the engine is busy; press Esc to stop the answer first")
+        return self._missing_model()
+
+    def _missing_model(self) -> Trouble | None:
+        if self.state.phase == "dead":
+            return Trouble("dead", self.state.sentence)
+        if self.state.model is None and self.state.phase != "loading":
+            return Trouble("no model", self.state.sentence or "no model is open; choose one first")
+        return None
+
+    def _guarded(self, act: Callable[[], Changes], *on_failure: Change) -> Changes:
+        """What `act` changes; a store that cannot be written is trouble, not an end."""
+        try:
+            return act()
+        except (ConversationStoreError, OverstoryError) as error:
+            return (*on_failure, Trouble("store", str(error)))

@@ -1,0 +1,100 @@
+"""A bar over the prompt: what happened, and what can be done about it, one key or click each.
+
+The conversation stays in sight, and whoever is writing is not interrupted. Knows no engine and no store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widgets import Button, Static
+
+from tui.terminal_text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing to do about a notice."""
+
+    label: str
+    """On its button."""
+    action: str
+    """The screen's action, as in a binding."""
+    help: str
+    """As the button's tooltip: one sentence."""
+
+
+class NoticeBar(Vertical):
+    """One notice at a time; the next one takes its place."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "app.focus_previous", "Left", show=False, tooltip="The button before"),
+        Binding("right", "app.focus_next", "Right", show=False, tooltip="The button after"),
+        Binding("escape", "dismiss", "Dismiss", show=False, tooltip="Put the notice away"),
+    ]
+
+    class ChoiceMade(Message):
+        """The user wants one of the choices."""
+
+        def __init__(self, action: str) -> None:
+            self.action = action
+            super().__init__()
+
+    class Dismissed(Message):
+        """The notice was put away."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._choices: tuple[Choice, ...] = ()
+        self.display = False
+
+    def compose(self) -> ComposeResult:
+        """The sentence over the buttons."""
+        yield Static("", markup=False, id="notice-text")
+        yield Horizontal(id="notice-choices")
+
+    @property
+    def sentence(self) -> str:
+        """What it says; empty while it says nothing."""
+        return str(self.query_one("#notice-text", Static).content) if self.display else ""
+
+    async def show(
+        self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True, takes_focus: bool = True
+    ) -> None:
+        """Say something; the first choice gets the focus if there is one and nobody is writing."""
+        self._choices = tuple(choices)
+        self.query_one("#notice-text", Static).update(one_line(sentence))
+        row = self.query_one("#notice-choices", Horizontal)
+        await row.remove_children()
+        await row.mount_all([self._button(index, choice) for index, choice in enumerate(self._choices)])
+        await row.mount(self._button(len(self._choices), Choice("Dismiss", "", "Put the notice away")))
+        self.set_class(is_error, "-error")
+        self.display = True
+        if self._choices and takes_focus:
+            self.focus_choices()
+
+    def focus_choices(self) -> None:
+        """Let the next keys choose."""
+        self.query(Button).first().focus()
+
+    def action_dismiss(self) -> None:
+        """Put the notice away."""
+        self.display = False
+        self.post_message(self.Dismissed())
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Hand on what was chosen."""
+        event.stop()
+        index = int(event.button.name or "0")
+        self.action_dismiss()
+        if index < len(self._choices):
+            self.post_message(self.ChoiceMade(self._choices[index].action))
+
+    def _button(self, index: int, choice: Choice) -> Button:
+        button = Button(choice.label, name=str(index), compact=True, variant="primary" if index == 0 else "default")
+        button.tooltip = choice.help
+        return button

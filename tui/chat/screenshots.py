@@ -1,0 +1,181 @@
+"""Makes the README's pictures: `python -m tui.chat.screenshots examples/screenshots`.
+
+The app runs without a terminal on a scripted engine and a store in memory, so the pictures come out the same each time.
+Needs no model.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from tui.chat.chat_app import ChatApp, make_chat_app
+from tui.chat.chat_screen import ChatScreen
+from tui.chat.chat_services import ChatServices
+from tui.chat.chat_settings import ChatSettings
+from tui.chat.conversation_store import ConversationStore
+from tui.chat.engine_client import EngineDied
+from tui.chat.engine_messages import Answer, LoadModel, Report, Request
+from tui.chat.fit_estimates import FitEstimate
+from tui.chat.model_list import ListedModel
+from tui.chat.remembered_settings import RememberedSettings
+from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
+
+Scene = Callable[[Pilot[int], "ScriptedEngine"], Awaitable[None]]
+_MAX_PAUSES = 2000
+
+
+class ScriptedEngine:
+    """An engine that says what the script says, as soon as it is asked."""
+
+    def __init__(self, answer: Callable[[int, str], Sequence[Report]], *, is_loading: bool = False) -> None:
+        self._answer, self._is_loading = answer, is_loading
+        self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
+
+    @property
+    def is_alive(self) -> bool:
+        """Always."""
+        return True
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    def send(self, request: Request) -> None:
+        """Say what the script says to it."""
+        reports: Sequence[Report] = ()
+        if isinstance(request, LoadModel):
+            reports = loading() if self._is_loading else (LOADED,)
+        elif isinstance(request, Answer):
+            reports = self._answer(request.answer_id, request.messages[-1]["content"])
+        for report in reports:
+            self._queue.put_nowait(report)
+
+    async def reports(self) -> AsyncIterator[Report | EngineDied]:
+        """What was said."""
+        while (report := await self._queue.get()) is not None:
+            yield report
+
+    async def close(self) -> None:
+        """End the reports."""
+        self._queue.put_nowait(None)
+
+
+class ScriptedModels:
+    """Models of a machine that does not exist."""
+
+    async def models(self) -> Sequence[ListedModel]:
+        """All of the script's."""
+        return MODELS
+
+    async def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
+        """The script's words on each."""
+        for target in targets:
+            if target in ESTIMATES:
+                yield ESTIMATES[target]
+
+
+async def _conversation(pilot: Pilot[int], engine: ScriptedEngine) -> None:
+    await _ask(pilot, PROMPT)
+    await pilot.press("f2")
+
+
+async def _search(pilot: Pilot[int], engine: ScriptedEngine) -> None:
+    for prompt in OTHER_ANSWERS:
+        await _ask(pilot, prompt)
+        await pilot.press("ctrl+n")
+    await _ask(pilot, PROMPT)
+    await pilot.press("ctrl+f", *"owl")
+
+
+async def _models(pilot: Pilot[int], engine: ScriptedEngine) -> None:
+    await pilot.press("f4")
+    await _settle(pilot)
+
+
+async def _settings(pilot: Pilot[int], engine: ScriptedEngine) -> None:
+    await pilot.press("f5")
+
+
+async def _nothing(pilot: Pilot[int], engine: ScriptedEngine) -> None:
+    await _settle(pilot)
+
+
+SCENES: Mapping[str, tuple[Scene, dict[str, Any]]] = {
+    "conversation": (_conversation, {}),
+    "loading": (_nothing, {"is_loading": True, "size": (80, 24)}),
+    "search": (_search, {"is_whole": True, "size": (110, 30)}),
+    "models": (_models, {"size": (110, 30)}),
+    "settings": (_settings, {"theme": "overstory-light", "size": (100, 40)}),
+}
+"""Pictures by name: what happens, and how it is set up."""
+
+
+async def make_screenshot(
+    name: str,
+    scene: Scene,
+    folder: Path,
+    *,
+    size: tuple[int, int] = (130, 38),
+    theme: str = "overstory-dark",
+    is_whole: bool = False,
+    is_loading: bool = False,
+) -> Path:
+    """Play a scene and write its picture."""
+    engine = ScriptedEngine(partial(reports_of_answer, is_whole=is_whole), is_loading=is_loading)
+    with ConversationStore(None) as store:
+        app = make_chat_app(
+            ChatServices(
+                store=store,
+                engine=engine,
+                settings=RememberedSettings(ChatSettings(theme=theme, target="/models/llama")),
+                models=lambda config, recent: ScriptedModels(),
+            )
+        )
+        async with app.run_test(size=size) as pilot:
+            await _settle(pilot)
+            await scene(pilot, engine)
+            await _settle(pilot)
+            path = folder / f"{name}.svg"
+            path.write_text(app.export_screenshot(title="overstory chat"), encoding="utf-8")
+    return path
+
+
+async def make_screenshots(folder: Path) -> list[Path]:
+    """Write all pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [await make_screenshot(name, scene, folder, **setup) for name, (scene, setup) in SCENES.items()]
+
+
+async def _ask(pilot: Pilot[int], text: str) -> None:
+    chat = _chat(pilot)
+    chat.prompt.put(text)
+    await pilot.press("enter")
+    await _settle(pilot)
+
+
+async def _settle(pilot: Pilot[int]) -> None:
+    """Wait until all that was said is on the screen."""
+    chat = _chat(pilot)
+    for _ in range(_MAX_PAUSES):
+        await pilot.pause(0.01)
+        if chat.view.has_drawn_all:
+            break
+    for _ in range(5):
+        await pilot.pause(0.02)
+
+
+def _chat(pilot: Pilot[int]) -> ChatScreen:
+    assert isinstance(pilot.app, ChatApp)
+    screen = pilot.app.screen_stack[0]
+    assert isinstance(screen, ChatScreen)
+    screen.prompt.cursor_blink = False
+    return screen
+
+
+if __name__ == "__main__":
+    for written in asyncio.run(make_screenshots(Path(sys.argv[1]))):
+        print(written)  # noqa: T201 - what was written is the result
