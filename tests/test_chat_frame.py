@@ -191,6 +191,30 @@ def test_a_conversation_is_opened_at_the_start(tmp_path):
     tell(story)
 
 
+@pytest.mark.parametrize("way", ["ctrl+r", "f3", "/clear", "prompt"])
+def test_a_conversation_that_another_window_removed_is_told(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("One?")
+            teller.store.delete_conversation(teller.dialogue.conversation_id)
+            teller.store.purge_deleted(older_than_seconds=-1)
+            if way == "prompt":
+                await teller.type("Two?")
+                await teller.press("enter")
+                await teller.until(lambda: teller.chat.prompt.text == "Two?")
+                teller.chat.prompt.put("")
+            else:
+                await (teller.command(way) if way.startswith("/") else teller.press(way))
+            if way in ("ctrl+r", "/clear"):
+                await teller.until(lambda: teller.said)
+            await teller.press("ctrl+n")
+            await teller.press("escape")
+            await teller.ask("Three?")
+            assert teller.contents == ["Three?", "Hello there."]
+
+    tell(story)
+
+
 def test_something_unexpected_is_told_and_the_chat_goes_on(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:

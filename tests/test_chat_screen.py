@@ -142,6 +142,22 @@ def test_escape_is_in_the_footer_while_there_is_something_to_stop(tmp_path):
     tell(story)
 
 
+def test_commands_do_what_their_keys_do(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("Tell.", is_awaited=False)
+            await teller.command("/stop")
+            await teller.until(lambda: not teller.dialogue.is_answering)
+            await teller.command("/code")
+            await teller.hears("there is no code block")
+            await teller.command("/new")
+            await teller.until(lambda: teller.contents == [])
+            await teller.command("/quit")
+            await teller.until(lambda: teller.engine.is_closed)
+
+    tell(story)
+
+
 @pytest.mark.parametrize("keys", [("ctrl+q",), ("ctrl+c", "ctrl+c")])
 def test_quitting_ends_the_engine(tmp_path, keys):
     async def story():

@@ -65,6 +65,19 @@ def test_an_empty_conversation_says_how_to_begin():
     watch(story)
 
 
+def test_what_a_user_should_know_of_the_model_is_said_while_nothing_else_is():
+    async def story(app, view, pilot):
+        await view.show([])
+        view.show_notes(["It streams \x1b[31mfrom disk."])
+        await until(pilot, lambda: "It streams from disk." in screen_text(app))
+        await view.show(turns(2))
+        await until(pilot, lambda: "It streams" not in screen_text(app))
+        await view.show([])
+        await until(pilot, lambda: "It streams from disk." in screen_text(app))
+
+    watch(story, size=(60, 16))
+
+
 def test_a_conversation_opens_at_its_end():
     async def story(app, view, pilot):
         await view.show(turns(20))

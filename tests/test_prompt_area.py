@@ -68,6 +68,28 @@ def test_keys_that_come_together_keep_their_order():
     write(story)
 
 
+def test_a_backspace_takes_the_letter_before_it_however_fast_one_types():
+    """It once took the letter that came with it."""
+
+    async def story(app, pilot):
+        from textual import events
+
+        await pilot.press("k")
+        for key, character in (
+            ("backspace", "\x7f"),
+            ("l", "l"),
+            ("left", None),
+            ("m", "m"),
+            ("end", None),
+            ("n", "n"),
+        ):
+            app.post_message(events.Key(key, character))
+        await pilot.pause()
+        assert app.area.text == "mln"
+
+    write(story)
+
+
 def test_nothing_is_sent_that_says_nothing():
     async def story(app, pilot):
         await pilot.press("space", "ctrl+j", "enter")

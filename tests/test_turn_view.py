@@ -7,6 +7,7 @@ from conversation_factory import message
 from screen_text import STYLES, screen_text
 from textual.app import App
 
+from tui.chat.answer_markdown import AnswerMarkdown
 from tui.chat.turn_view import AnswerTurn, PromptTurn, shown_text, turn_view
 
 
@@ -67,6 +68,27 @@ def test_what_was_saved_is_what_is_shown(saved):
         await pilot.pause()
         assert turn.shown_text == saved
         assert saved.split()[-1] in screen_text(app)
+
+    hang(turn, story)
+
+
+def test_a_drawing_that_broke_is_done_again():
+    turn = turn_view(message("assistant", "", state="streaming"))
+
+    async def story(app, pilot):
+        markdown = turn.query_one(AnswerMarkdown)
+        append = markdown.append
+
+        def fail(text):
+            markdown.append = append
+            raise UnboundLocalError("a row that is not there")
+
+        markdown.append = fail
+        await turn.write("Hello ")
+        await pilot.pause()
+        await turn.end(message("assistant", "Hello there."))
+        await pilot.pause()
+        assert "Hello there." in screen_text(app)
 
     hang(turn, story)
 

@@ -6,14 +6,19 @@ Paints before the engine is started; ends the engine before it ends itself.
 import asyncio
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 
+from textual.actions import ActionParseResult
 from textual.app import App
+from textual.dom import DOMNode
 
+from offload.errors import OverstoryError
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_themes import THEMES, theme_name
 from tui.chat.command_palette import CommandProvider
+from tui.terminal_text import one_line
 
 
 class ChatApp(App[int]):
@@ -45,6 +50,19 @@ class ChatApp(App[int]):
 
     def _end_for(self, name: str) -> None:
         self.run_worker(self._quit(128 + int(getattr(signal, name))))
+
+    async def run_action(
+        self,
+        action: "str | ActionParseResult",
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Run what a key stands for; what goes wrong in it is told, and the app goes on."""
+        try:
+            return await super().run_action(action, default_namespace, namespaces)
+        except OverstoryError as error:
+            self.notify(one_line(str(error)), severity="warning", markup=False)
+            return True
 
     async def action_quit(self) -> None:
         """End the engine, then the app."""

@@ -4,7 +4,8 @@ The engine's reports come in here and go to the dialogue; no widget below ever s
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from textual import events
 from textual.app import ComposeResult
@@ -12,6 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
+from offload.errors import OverstoryError
 from tui.chat.chat_services import ChatServices
 from tui.chat.completion_list import CompletionList
 from tui.chat.conversation_list import UNTITLED, ConversationList
@@ -132,12 +134,19 @@ class ChatFrame(Screen[None]):
         async with self._applying:
             for change in changes:
                 await self._apply(change)
-        self.show_state()
+        if all(isinstance(change, TextCame) for change in changes):
+            self.show_engine()  # many times a second, so nothing is read or laid out for it
+        else:
+            self.show_state()
 
-    def show_state(self) -> None:
-        """Show what the engine does and which conversation is open."""
+    def show_engine(self) -> None:
+        """Show what the engine does."""
         self.query_one(StatusLine).show(self.dialogue.state)
         self.machine.show(self.dialogue.state)
+
+    def show_state(self) -> None:
+        """Show what the engine does, which conversation is open, and what can be done."""
+        self.show_engine()
         self.query_one("#title-bar", Static).update(self._title())
         self.refresh_bindings()
 
@@ -150,6 +159,14 @@ class ChatFrame(Screen[None]):
             self.side.show_hits(store.search(text))
         else:
             self.side.show_conversations(store.list_conversations(), open_id=self.dialogue.conversation_id)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell what goes wrong inside, such as a full disk, instead of ending the app for it."""
+        try:
+            yield
+        except OverstoryError as error:
+            self.say(str(error), is_warning=True)
 
     def say(self, sentence: str, *, is_warning: bool = False) -> None:
         """Show one sentence for a few seconds."""
@@ -169,8 +186,12 @@ class ChatFrame(Screen[None]):
 
     def _title(self) -> str:
         conversation_id = self.dialogue.conversation_id
-        title = self.services.store.conversation(conversation_id).title if conversation_id is not None else ""
-        return one_line(title) or UNTITLED
+        if conversation_id is None:
+            return UNTITLED
+        try:
+            return one_line(self.services.store.conversation(conversation_id).title) or UNTITLED
+        except OverstoryError as error:  # another window may have removed it
+            return one_line(str(error))
 
     async def _apply(self, change: Change) -> None:
         match change:

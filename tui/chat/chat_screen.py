@@ -12,7 +12,6 @@ from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
 
-from offload.errors import OverstoryError
 from runtime.errors import OptionError
 from tui.chat.answer_markdown import AnswerMarkdown, CodeBlock
 from tui.chat.chat_services import ChatServices
@@ -119,8 +118,10 @@ class ChatScreen(MachineActions):
     async def on_prompt_area_sent(self, message: PromptArea.Sent) -> None:
         """Obey a command, or ask the model."""
         text = message.text
+        self.query_one(CompletionList).hide()
         if not is_command(text):
-            await self._do_undoable(self.dialogue.ask(message_text(text.strip("\n"))))
+            with self.telling():
+                await self._do_undoable(self.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
             line = parse_command(text.strip())
@@ -132,13 +133,10 @@ class ChatScreen(MachineActions):
 
     async def run_command(self, line: CommandLine) -> None:
         """Do what a command asks for."""
-        action = getattr(self, f"action_{line.command.action}")
-        try:
-            done = action(*line.values)
+        with self.telling():
+            done = getattr(self, f"action_{line.command.action}")(*line.values)
             if inspect.isawaitable(done):
                 await done
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
 
     def begin_command(self, text: str) -> None:
         """Put the beginning of a command where it can be finished."""
@@ -152,6 +150,7 @@ class ChatScreen(MachineActions):
     def on_notice_bar_dismissed(self) -> None:
         """Back to writing."""
         self.notice.remove_class("-keep")
+        self.refresh_bindings()
         self.prompt.focus()
 
     def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
@@ -180,6 +179,7 @@ class ChatScreen(MachineActions):
             paths = await list_paths(text)
             sources = CompletionSources(themes=sources.themes, models=sources.models, list_paths=paths)
         completions.show(complete_command(text, sources))
+        self.refresh_bindings()
 
     def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
         """Put what was clicked into the prompt."""

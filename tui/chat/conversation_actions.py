@@ -8,7 +8,6 @@ from pathlib import Path
 
 from textual import work
 
-from offload.errors import OverstoryError
 from tui.chat.answer_actions import AnswerActions
 from tui.chat.conversation_files import export_conversation, free_export_path, import_conversation
 from tui.chat.conversation_list import UNTITLED, ConversationList
@@ -57,10 +56,10 @@ class ConversationActions(AnswerActions):
         if (conversation_id := self._open_id()) is not None:
             self._rename(conversation_id, title)
 
-    def action_delete_conversation(self) -> None:
+    async def action_delete_conversation(self) -> None:
         """Delete the open conversation."""
         if (conversation_id := self._open_id()) is not None:
-            self.run_worker(self._delete(conversation_id))
+            await self._delete(conversation_id)
 
     async def action_clear_conversation(self) -> None:
         """Remove all turns of the open conversation."""
@@ -122,14 +121,16 @@ class ConversationActions(AnswerActions):
 
     async def on_conversation_list_chosen(self, message: ConversationList.Chosen) -> None:
         """Open what was chosen in the list."""
-        await self.open_conversation(message.conversation_id)
+        with self.telling():
+            await self.open_conversation(message.conversation_id)
         if self.has_class("-narrow"):
             self.side.display = False
         self.prompt.focus()
 
     def on_conversation_list_searched(self) -> None:
         """Show what the search finds."""
-        self.refresh_list()
+        with self.telling():
+            self.refresh_list()
 
     def on_conversation_list_closed(self) -> None:
         """Put the list away."""
@@ -137,15 +138,18 @@ class ConversationActions(AnswerActions):
 
     async def on_conversation_list_undo_wanted(self) -> None:
         """Bring back what was deleted last."""
-        await self.action_undo_delete()
+        with self.telling():
+            await self.action_undo_delete()
 
     def on_conversation_list_rename_wanted(self, message: ConversationList.RenameWanted) -> None:
         """Ask for a title of the highlighted conversation."""
-        self._rename(message.conversation_id, "")
+        with self.telling():
+            self._rename(message.conversation_id, "")
 
     async def on_conversation_list_delete_wanted(self, message: ConversationList.DeleteWanted) -> None:
         """Delete the highlighted conversation."""
-        await self._delete(message.conversation_id)
+        with self.telling():
+            await self._delete(message.conversation_id)
 
     def _open_id(self) -> int | None:
         if self.dialogue.conversation_id is None:
@@ -154,9 +158,10 @@ class ConversationActions(AnswerActions):
 
     def _rename(self, conversation_id: int, title: str) -> None:
         def keep(new_title: str) -> None:
-            self.services.store.rename_conversation(conversation_id, new_title)
-            self.show_state()
-            self.refresh_list()
+            with self.telling():
+                self.services.store.rename_conversation(conversation_id, new_title)
+                self.show_state()
+                self.refresh_list()
 
         if title:
             keep(title)
@@ -176,37 +181,24 @@ class ConversationActions(AnswerActions):
 
     def _set_system(self, text: str | None) -> None:
         if text is not None:
-            self.dialogue.set_system_prompt(text)
-            self.say("the system prompt holds from the next answer on" if text.strip() else "no system prompt")
-        self.show_state()
+            with self.telling():
+                self.dialogue.set_system_prompt(text)
+                self.say("the system prompt holds from the next answer on" if text.strip() else "no system prompt")
 
     def _export(self, conversation_id: int, file: str) -> None:
         store = self.services.store
-        self._try_file(
-            lambda: export_conversation(
-                Path(file).expanduser(), store.conversation(conversation_id), store.messages(conversation_id)
-            ),
-            f"written to {file}",
-        )
+        with self.telling():
+            path = Path(file).expanduser()
+            export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
+            self.say(f"written to {file}")
 
     @work(exclusive=True, group="import")
     async def _import(self, file: str) -> None:
-        try:
+        with self.telling():
             conversation, messages = import_conversation(Path(file).expanduser())
             added = self.services.store.add_conversation(conversation, messages)
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
-            return
-        await self.open_conversation(added.id)
-        self.say(f"{added.num_messages} turns imported")
-
-    def _try_file(self, act: Callable[[], object], done: str) -> None:
-        try:
-            act()
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
-        else:
-            self.say(done)
+            await self.open_conversation(added.id)
+            self.say(f"{added.num_messages} turns imported")
 
     def _ask_line(
         self, question: str, text: str, use: Callable[[str], object], *, hint: str = "Enter keeps it, Esc does not"

@@ -16,7 +16,8 @@ from textual.widgets import Static
 from tui.chat.answer_markdown import CodeBlock
 from tui.chat.conversation_records import Message
 from tui.chat.text_smoothing import TextSmoother
-from tui.chat.turn_view import AnswerTurn, turn_view
+from tui.chat.turn_view import AnswerTurn, PromptTurn, turn_view
+from tui.terminal_text import one_line
 
 FRAMES_PER_SECOND = 30
 NUM_SHOWN_TURNS = 40
@@ -49,11 +50,11 @@ class ConversationView(VerticalScroll):
         self._growing: AnswerTurn | None = None
         self._drawing: Timer | None = None
         self._copied: CodeBlock | None = None
+        self._notes: tuple[str, ...] = ()
 
     def on_mount(self) -> None:
-        """Follow the end; draw arriving text some times a second while there is any."""
+        """Draw arriving text some times a second while there is any."""
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
-        self.anchor()
 
     @property
     def is_growing(self) -> bool:
@@ -76,13 +77,19 @@ class ConversationView(VerticalScroll):
             if self._messages:
                 await self.mount(_EarlierTurns(len(self._messages)))
             if not messages:
-                await self.mount(Static(WELCOME, markup=False, classes="welcome"))
+                await self.mount(Static(self._welcome(), markup=False, classes="welcome"))
             await self.mount_all([_turn_view(message, first_kept_id=first_kept_id) for message in shown])
         if shown and shown[-1].state == "streaming":
             self._grow(self._last_answer())
         self.anchor(bool(messages))
         if not messages:
-            self.scroll_home(animate=False)
+            self.scroll_y = self.scroll_target_y = 0  # an anchored view may stand above its first line
+
+    def show_notes(self, notes: Sequence[str]) -> None:
+        """Say this too while nothing else is said: what a user should know of the model that is open."""
+        self._notes = tuple(map(one_line, notes))
+        for welcome in self.query(".welcome").results(Static):
+            welcome.update(self._welcome())
 
     async def add(self, message: Message) -> None:
         """Show one more turn at the end, and follow it."""
@@ -149,6 +156,9 @@ class ConversationView(VerticalScroll):
         self.anchor()
         self.scroll_end(animate=False)
 
+    def _welcome(self) -> str:
+        return "\n".join((WELCOME, *(f"\n{note}" for note in self._notes)))
+
     def _grow(self, turn: AnswerTurn | None) -> None:
         self._growing = turn
         if turn is not None:
@@ -179,7 +189,7 @@ class _EarlierTurns(Static):
             await self.parent.action_show_start()
 
 
-def _turn_view(message: Message, *, first_kept_id: int) -> "AnswerTurn | Static":
+def _turn_view(message: Message, *, first_kept_id: int) -> PromptTurn | AnswerTurn:
     turn = turn_view(message)
     turn.set_class(message.id < first_kept_id, "-left-out")
-    return turn  # type: ignore[return-value]
+    return turn

@@ -8,7 +8,6 @@ from dataclasses import replace
 from textual.binding import Binding
 from textual.theme import Theme
 
-from offload.errors import OverstoryError
 from tui.chat.chat_settings import ChatSettings
 from tui.chat.chat_themes import AUTO, theme_name
 from tui.chat.command_registry import COMMANDS
@@ -61,10 +60,8 @@ class MachineActions(ConversationActions):
     async def _load_choice(self, choice: ModelChoice | None) -> None:
         if choice is None:
             return
-        try:
+        with self.telling():
             self.services.settings.choose_model(choice.target, draft=choice.draft)
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
         await self.load_model()
 
     def note_loaded(self, loaded: Loaded) -> None:
@@ -75,8 +72,7 @@ class MachineActions(ConversationActions):
             self.change_settings(remembered.settings.with_target(target), is_told=False)
         if self.notice.display and not self.notice.has_class("-keep"):
             self.notice.action_dismiss()
-        for sentence in loaded.sentences:
-            self.log(one_line(sentence))
+        self.view.show_notes(loaded.sentences)
 
     def action_set_tree(self, tree: str) -> None:
         """Set the tree."""
@@ -88,14 +84,12 @@ class MachineActions(ConversationActions):
             self.open_settings()
             return
         settings = self.services.settings.settings
-        try:
+        with self.telling():
             found = find_setting(name).name
             if value is None:
                 self.say(f"{found} is {settings.text_of(found) or 'empty'}")
             else:
                 self.change_settings(settings.with_text(found, value))
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
 
     def open_settings(self) -> None:
         """Open the settings screen."""
@@ -110,10 +104,8 @@ class MachineActions(ConversationActions):
     def change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
         """Let other settings hold, remember them, and say what that means."""
         before = self.services.settings.settings
-        try:
+        with self.telling():
             self.services.settings.replace(settings)
-        except OverstoryError as error:
-            self.say(str(error), is_warning=True)
         if settings.theme != before.theme:
             self.app.theme = theme_name(settings.theme, self.services.environment, known=self.app.available_themes)
         if is_told and settings != before:

@@ -78,11 +78,16 @@ class PromptArea(TextArea):
         return Text(same_width_signs(self.document.get_line(line_index)), end="", no_wrap=True)
 
     async def _on_key(self, event: events.Key) -> None:
-        """Send on Enter, which would begin a line; in the order of the keys, as a priority binding would not be."""
-        if event.key == "enter":
-            event.stop()
-            event.prevent_default()
-            self.action_send()
+        """Do at once what a key is bound to here.
+
+        Else it would be done when the key has bubbled up to the app: behind letters that came together with it, as they
+        do while the screen is busy, so that a backspace took the letter typed after it.
+        """
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if await self.app.run_action(binding.action, self):
+                event.stop()
+                event.prevent_default()
+                return
 
     def action_send(self) -> None:
         """Hand the prompt over; what is typed from now on is another one."""

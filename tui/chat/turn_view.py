@@ -76,7 +76,11 @@ class AnswerTurn(Vertical):
         self.message = message
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            await stream.stop()
+            try:
+                await stream.stop()
+            except Exception as error:  # whatever a half-written table broke in the drawing, all is drawn anew below
+                self.log.error(error)
+                await self._markdown.update("")
         whole = shown_text(message.content)
         if self._markdown.source != whole:
             await self._markdown.update(whole)
