@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
+from textual import events
 from textual.actions import ActionParseResult
 from textual.app import App
 from textual.dom import DOMNode
@@ -18,6 +19,7 @@ from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_themes import THEMES, theme_name
 from tui.chat.command_palette import CommandProvider
+from tui.chat.idle_collection import IdleCollector
 from tui.terminal_text import one_line
 
 
@@ -31,6 +33,8 @@ class ChatApp(App[int]):
     def __init__(self, services: ChatServices) -> None:
         super().__init__()
         self.services = services
+        self.collector = IdleCollector()
+        """For whoever runs the app to let it take over; a test's process keeps its own collecting."""
         for theme in THEMES:
             self.register_theme(theme)
         wanted = services.settings.settings.theme
@@ -42,11 +46,24 @@ class ChatApp(App[int]):
 
     def on_mount(self) -> None:
         """A terminal that is closed, or a request of the system, ends the app in order."""
+        self.set_interval(1.0, self._collect)
         if threading.current_thread() is not threading.main_thread():
             return
         for name in ("SIGTERM", "SIGHUP"):
             with suppress(NotImplementedError, AttributeError):  # Windows has neither
                 asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Keys are heard here before anybody else gets them."""
+        if isinstance(event, events.Key):
+            self.collector.note_activity()
+        await super().on_event(event)
+
+    def _collect(self) -> None:
+        chat = self.screen_stack[0]
+        if isinstance(chat, ChatScreen) and chat.is_something_to_stop:
+            self.collector.note_activity()
+        self.collector.collect_if_idle()
 
     def _end_for(self, name: str) -> None:
         self.run_worker(self._quit(128 + int(getattr(signal, name))))
