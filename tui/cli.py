@@ -27,6 +27,7 @@ from runtime.prompt_file import PromptRequest, read_prompts
 from runtime.result_file import ResultFile, ResultStream
 from tui.bench_commands import round_, stream
 from tui.calibrate_command import calibrate
+from tui.chat_bench_command import chat_latency
 from tui.chat_command import chat
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.comparison import Comparison, show_answers
@@ -68,6 +69,7 @@ bench_app.command()(trees)
 bench_app.command()(validate)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
+bench_app.command(name="chat")(chat_latency)
 bench_app.command(name="draft")(bench_draft)
 
 
