@@ -47,8 +47,6 @@ class Accounting:
     """What the process held before any of this: Python, torch and the libraries."""
     stage_bytes: int = 0
     """Host memory through which layers from disk pass on their way to the device."""
-    resident_layers: tuple[int, ...] = ()
-    """Which layers stay on the device."""
 
     @classmethod
     def of_tiers(
@@ -79,7 +77,6 @@ class Accounting:
             disk_bytes=sum(by_tier[Tier.DISK]),
             baseline_bytes=baseline_bytes,
             stage_bytes=stage_bytes,
-            resident_layers=tuple(index for index, tier in enumerate(tiers) if tier is Tier.RESIDENT),
         )
 
     @property

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-from offload.residency_plan import Tier
 from runtime.accounting import Accounting, MemoryEntry
 
 ACCOUNTING = Accounting(
@@ -30,19 +29,3 @@ def test_what_the_first_pass_takes_is_known_apart() -> None:
         ACCOUNTING, fixed=(MemoryEntry("embeddings", 100), MemoryEntry("caches", 30, is_taken_late=True))
     )
     assert (accounting.fixed_bytes, accounting.late_bytes) == (130, 30)
-
-
-def test_the_resident_layers_are_known_one_by_one() -> None:
-    """The chat's panel draws each layer where it is."""
-    accounting = Accounting.of_tiers(
-        (Tier.RESIDENT, Tier.HOST, Tier.DISK, Tier.RESIDENT),
-        (1, 2, 3, 4),
-        budget_bytes=100,
-        fixed=(),
-        ring_bytes=6,
-        resident_bytes=5,
-        stage_bytes=0,
-        baseline_bytes=0,
-    )
-    assert accounting.resident_layers == (0, 3)
-    assert accounting.num_resident_layers == 2

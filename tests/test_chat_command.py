@@ -111,8 +111,13 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
         kept = store.create_conversation(title="Kept")
     seen = []
 
+    class Collector:
+        def take_over(self):
+            seen.append("collector")
+
     class Recorder:
         return_code = 0
+        collector = Collector()
 
         def run(self, *, mouse):
             seen.append(mouse)
@@ -124,7 +129,8 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
 
     monkeypatch.setattr("tui.chat.chat_app.make_chat_app", make)
     assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
-    services, has_mouse = seen
+    services, collector, has_mouse = seen
+    assert collector == "collector"
     assert services.conversation_id == kept.id
     assert services.settings.params()["top_k"] == 3
     assert any("top_k" in notice for notice in services.notices)

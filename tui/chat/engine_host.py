@@ -163,7 +163,6 @@ def loaded(opened: "OpenSession") -> Loaded:
         memory={entry.label: entry.num_bytes for entry in accounting.entries()},
         predicted_seconds_per_token=predicted_seconds_per_token(engine),
         sentences=(plan.fit.sentence, *opened.notes),
-        resident_layers=accounting.resident_layers,
     )
 
 
