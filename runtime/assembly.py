@@ -59,6 +59,11 @@ class OpenSession:
     reader: HostCopyEngine
     """What reads files; the same as `link` where none is emulated and the device is the processor."""
 
+    @property
+    def resident_layers(self) -> tuple[int, ...]:
+        """The target's layers that never leave the device."""
+        return tuple(i for i, layer in enumerate(self.streamer.layers) if isinstance(layer, ResidentLayer))
+
 
 @contextmanager
 def open_session(

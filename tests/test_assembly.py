@@ -193,3 +193,10 @@ def test_every_temperature_a_session_is_asked_at_is_planned_for(folder: Path) ->
         cold = planner.acceptance
         planner.use_temperature(1.0)
         assert (planner.acceptance != cold).any()
+
+
+def test_an_open_session_knows_which_layers_stay(folder: Path) -> None:
+    with open_tiny(folder, num_residents=2) as opened:
+        layers = opened.streamer.layers
+        assert all(isinstance(layers[index], ResidentLayer) for index in opened.resident_layers)
+        assert len(opened.resident_layers) == opened.accounting.num_resident_layers > 0

@@ -158,6 +158,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         context_tokens=engine.context_tokens,
         num_layers=opened.streamer.num_layers,
         num_resident_layers=accounting.num_resident_layers,
+        resident_layers=opened.resident_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=accounting.streamed_bytes_per_pass,
         memory={entry.label: entry.num_bytes for entry in accounting.entries()},
