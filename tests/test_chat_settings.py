@@ -83,7 +83,7 @@ def test_every_value_reaches_the_engine():
         ("draft", " ", "draft is empty; give a model folder or a hub name"),
         ("draft_format", "int4", "draft_format is 'int4'; it must be one of auto, int8, nf4, stored"),
         ("lookup", True, "lookup is True; it must be a text"),
-        ("tree", "64", "tree is '64'; it must be auto, or nodes x levels"),
+        ("tree", "64", "tree is '64'; it must be auto, static, dynamic, nodes x levels"),
         ("context_tokens", 1, "context_tokens is 1; it must be 2 or more"),
         ("context_tokens", None, "context_tokens is None; it must be a whole number or auto"),
         ("device_memory", "much", "device_memory: 'much' is not a size"),

@@ -129,7 +129,7 @@ def damaged_pair(**changes: object) -> bytes:
         (damaged_pair()[:-1], "not valid JSON"),
         (b"[1]", "does not hold a JSON object"),
         (b'{"schema_version": 1, "schema_version": 1}', "stands twice"),
-        (damaged_pair(schema_version=3), "schema_version is 3; this program reads version 2"),
+        (damaged_pair(schema_version=4), "schema_version is 4; this program reads version 3"),
         (
             damaged_pair(walk_costs=[{"num_nodes": 1, "seconds": -1}]),
             "walk_costs[0]: seconds of a walk is -1; expected",

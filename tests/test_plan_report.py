@@ -17,7 +17,7 @@ def test_the_record_is_json_and_says_everything():
     assert plan["tokens_per_second"] == pytest.approx(1 / plan["seconds_per_token"])
     assert plan["seconds_per_token"] == pytest.approx(plan["round_seconds"] / plan["expected_tokens"])
     assert record["second"]["seconds_per_token"] > plan["seconds_per_token"]
-    assert record["plain"]["tree"] == {"nodes": 1, "levels": 1}
+    assert record["plain"]["tree"] == {"nodes": 1, "levels": 1, "is_dynamic": False}
     assert [one["format"] for one in record["other_formats"]] == ["int8", "nf4"]
     for one in record["what_if"]:
         saved = plan["seconds_per_token"] - one["seconds_per_token"]
