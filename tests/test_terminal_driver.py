@@ -1,6 +1,7 @@
 """A program in a terminal of its own: what it prints is seen, keys reach it, and it does not outlive the driver."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -51,3 +52,9 @@ def test_the_program_ends_with_the_driver() -> None:
     with TerminalDriver([sys.executable, "-c", ECHO], environment=os.environ) as driver:
         assert driver.wait_for("size", timeout_seconds=30) is not None
     assert driver.exit_code is not None
+
+
+def test_a_program_whose_terminal_is_closed_is_told_so(terminal: "TerminalDriver") -> None:
+    """A signal ends whoever does not listen to it."""
+    assert terminal.hang_up(timeout_seconds=10) == -signal.SIGHUP
+    assert terminal.exit_code == -signal.SIGHUP

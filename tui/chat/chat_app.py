@@ -4,6 +4,7 @@ Paints before the engine is started; ends the engine before it ends itself.
 """
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -21,6 +22,24 @@ from tui.chat.chat_themes import THEMES, theme_name
 from tui.chat.command_palette import CommandProvider
 from tui.chat.idle_collection import IdleCollector
 from tui.terminal_text import one_line
+
+QUIT_SECONDS = 6.0
+"""More than the engine takes to end; an app whose terminal is gone may not end by itself."""
+
+
+def silence_terminal() -> None:
+    """Let what is still printed go nowhere: the terminal is gone, and whoever waits for it waits for ever."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def end_within(seconds: float, exit_code: int) -> None:
+    """End this process then, whatever it waits for: every event is saved, and the engine ends with the app."""
+    timer = threading.Timer(seconds, os._exit, (exit_code,))
+    timer.daemon = True
+    timer.start()
 
 
 class ChatApp(App[int]):
@@ -66,7 +85,19 @@ class ChatApp(App[int]):
         self.collector.collect_if_idle()
 
     def _end_for(self, name: str) -> None:
-        self.run_worker(self._quit(128 + int(getattr(signal, name))))
+        exit_code = 128 + int(getattr(signal, name))
+        end_within(QUIT_SECONDS, exit_code)
+        if name == "SIGHUP":
+            silence_terminal()
+            self.run_worker(self._leave(exit_code))
+        else:
+            self.run_worker(self._quit(exit_code))
+
+    async def _leave(self, exit_code: int) -> None:
+        """End the engine and this process; there is no terminal to put in order."""
+        await self.services.engine.close()
+        self.services.store.close()
+        os._exit(exit_code)
 
     async def run_action(
         self,

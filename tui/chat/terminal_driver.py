@@ -9,11 +9,17 @@ import pty
 import select
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
+
+_TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Makes the terminal the one whose end ends the program, and becomes the program."""
 
 
 class TerminalDriver:
@@ -26,11 +32,22 @@ class TerminalDriver:
         fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", num_rows, num_columns, 0, 0))
         try:
             self._process = subprocess.Popen(
-                command, stdin=far, stdout=far, stderr=far, env=dict(environment), start_new_session=True
+                [sys.executable, "-c", _TAKE_TERMINAL, *command],
+                stdin=far,
+                stdout=far,
+                stderr=far,
+                env=dict(environment),
+                start_new_session=True,
             )
         finally:
             os.close(far)
         self._seen = bytearray()
+        self._is_open = True
+
+    @property
+    def process_id(self) -> int:
+        """Of the program."""
+        return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
@@ -66,6 +83,15 @@ class TerminalDriver:
         latest = max(places, key=places.__getitem__)
         return latest if places[latest] >= 0 else None
 
+    def hang_up(self, *, timeout_seconds: float) -> int | None:
+        """Close the terminal under the program; its exit code, or None if it still runs after this time."""
+        os.close(self._near)
+        self._is_open = False
+        try:
+            return self._process.wait(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def _read(self, timeout_seconds: float) -> bool:
         """Whether something was printed within this time."""
         if not select.select([self._near], [], [], timeout_seconds)[0]:
@@ -92,4 +118,5 @@ class TerminalDriver:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        os.close(self._near)
+        if self._is_open:
+            os.close(self._near)
