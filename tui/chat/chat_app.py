@@ -79,8 +79,8 @@ class ChatApp(App[int]):
         await super().on_event(event)
 
     def _collect(self) -> None:
-        chat = self.screen_stack[0]
-        if isinstance(chat, ChatScreen) and chat.is_something_to_stop:
+        chat = self.screen_stack[0] if self.screen_stack else None
+        if isinstance(chat, ChatScreen) and chat.dialogue.answer is not None:
             self.collector.note_activity()
         self.collector.collect_if_idle()
 

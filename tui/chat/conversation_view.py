@@ -102,7 +102,10 @@ class ConversationView(VerticalScroll):
 
     def resume(self) -> None:
         """The last answer is being written on."""
-        self._grow(self._last_answer())
+        last = self._last_answer()
+        if last is not None:
+            last.resume()
+        self._grow(last)
 
     def append(self, text: str) -> None:
         """More of the answer that grows, to be drawn smoothly."""

@@ -3,6 +3,8 @@
 Shows plain values; knows no store and no engine.
 """
 
+from dataclasses import replace
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Markdown, Static
@@ -70,6 +72,11 @@ class AnswerTurn(Vertical):
         if self._stream is None:
             self._stream = Markdown.get_stream(self._markdown)
         await self._stream.write(shown_text(text))
+
+    def resume(self) -> None:
+        """It is being written on: how it ended before is over."""
+        self.message = replace(self.message, state="streaming")
+        self._show_caption()
 
     async def end(self, message: Message) -> None:
         """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile."""
