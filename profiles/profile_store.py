@@ -7,13 +7,12 @@ Knows not what the figures mean, nor how to measure them again.
 
 import hashlib
 import json
-import os
 import re
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from profiles.atomic_file import replace_content
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.field_checks import quote
 from profiles.machine_profile import DeviceIdentity, MachineProfile, profile_from_record
@@ -135,28 +134,12 @@ def _write(path: Path, record: dict[str, Any]) -> Path:
     content = json.dumps(record, indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_content(path, content.encode())
+        replace_content(path, content.encode())
     except OSError as error:
         raise ProfileError(
             f"{path} cannot be written ({error.strerror or error}); make room, or choose a folder that is writable"
         ) from error
     return path
-
-
-def _replace_content(path: Path, content: bytes) -> None:
-    """Write a neighbour and rename it, so that a process killed here leaves the old file or the new one."""
-    # A neighbour for each writer: two processes may measure at the same time, and the later one wins.
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-    neighbour = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.replace(path)
-    except BaseException:
-        neighbour.unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> dict[str, Any] | None:

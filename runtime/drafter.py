@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from profiles.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
-from runtime.candidate_ranking import is_ranked_on_device, rank_candidates
+from runtime.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
@@ -80,11 +80,10 @@ class Drafter:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
             run = time.perf_counter()
-            places = [Place.below(tree, node, params) for node in nodes]
-            if isinstance(scheme, RankingScheme) and is_ranked_on_device(scheme, params):
-                _place_ranked(tree, nodes, scheme, logits, places)
+            if is_ranked_on_device(scheme, params):
+                _place_level(tree, nodes, scheme, logits, params)
             else:
-                _place_one_by_one(tree, nodes, scheme, logits, places, rng)
+                _place_one_by_one(tree, nodes, scheme, logits, params, rng)
             self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=level, width=len(nodes))
         yield tree
@@ -113,10 +112,13 @@ class Drafter:
                 self._num_committed = len(text)
             logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
             run = time.perf_counter()
-            paths = [growth.path_token_ids(node) for node in nodes.tolist()]
-            places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
-            num_candidates = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1))
-            ranked = rank_candidates(scheme, logits, places, num_candidates=num_candidates)
+            count, positions = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1)), len(text) + growth.depths(nodes)
+            if is_ranked_on_device(scheme, params):
+                ranked = rank_on_device(scheme, logits, positions.tolist(), params=params, num_candidates=count)
+            else:
+                paths = map(growth.path_token_ids, nodes.tolist())
+                places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+                ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
             growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
             self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
@@ -198,12 +200,14 @@ class Drafter:
         self._slots = {}
 
 
-def _place_ranked(
-    tree: TokenTree, nodes: Sequence[int], scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place]
+def _place_level(
+    tree: TokenTree, nodes: Sequence[int], scheme: Scheme, logits: torch.Tensor, params: SamplingParams
 ) -> None:
     """A whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
     num_children = tree.topology.num_children
-    best = rank_candidates(scheme, logits, places, num_candidates=int(num_children[nodes].max())).token_ids
+    positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
+    most = int(num_children[nodes].max())
+    best = rank_on_device(scheme, logits, positions, params=params, num_candidates=most).token_ids
     for node, tokens in zip(nodes, best, strict=True):
         tree.set_children(node, token_ids=tokens[: num_children[node]])
 
@@ -213,10 +217,10 @@ def _place_one_by_one(
     nodes: Sequence[int],
     scheme: Scheme,
     logits: torch.Tensor,
-    places: Sequence[Place],
+    params: SamplingParams,
     rng: np.random.Generator,
 ) -> None:
     """The same with the whole row of every node."""
-    for node, row, place in zip(nodes, logits.numpy(force=True), places, strict=True):
-        placed = scheme.place(row, int(tree.topology.num_children[node]), place, rng)
+    for node, row in zip(nodes, logits.numpy(force=True), strict=True):
+        placed = scheme.place(row, int(tree.topology.num_children[node]), Place.below(tree, node, params), rng)
         tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)

@@ -140,10 +140,9 @@ def _draft_seconds(
     """(L, S) one step for every level but the last, by how many of its nodes lead by enough to be run."""
     assert costs.draft_step_seconds is not None
     step_seconds, lead = costs.draft_step_seconds, growth_limits(2, 2).least_lead
-    seconds = np.zeros((len(limits), len(sizes)))
-    for row, limit in enumerate(limits.tolist()):
-        for column, size in enumerate(sizes.tolist()):
-            widths = forecast.run_per_level(size, limit, least_lead=lead)
-            steps = step_seconds(np.maximum(widths, 1.0))
-            seconds[row, column] = float((steps * np.minimum(widths, 1.0)).sum())  # some trees do not get so far
-    return seconds
+    rows = []
+    for limit in limits.tolist():
+        widths = forecast.run_per_level(sizes, limit, least_lead=lead)  # (limit - 1, S)
+        steps = step_seconds(np.maximum(widths, 1.0)) * np.minimum(widths, 1.0)  # some trees do not get so far
+        rows.append(steps.sum(axis=0))
+    return np.array(rows)

@@ -1,8 +1,13 @@
 """What every test process needs: one thread, and word of what happened on the simulated device."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from sim_checks import SimChecks
+
+from runtime.demo_model import obtain_demo_model
+from tui.locations import cache_folder
 
 # On two busy cores, torch's own pool makes tiny models many times slower.
 torch.set_num_threads(1)
@@ -14,3 +19,14 @@ def sim_failures(request: pytest.FixtureRequest) -> dict[str, str]:
     own: SimChecks = request.module.CHECKS
     files = [item.module.CHECKS for item in request.session.items if "sim_failures" in item.fixturenames]
     return own.failures(list(dict.fromkeys(each.file for each in files if each.surroundings is own.surroundings)))
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The demo model, fetched once into the user's cache; for tests marked `real`."""
+    steps = obtain_demo_model(cache_folder())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.candidate_ranking import is_ranked_on_device, rank_candidates
+from runtime.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.coupled import Coupled
 from runtime.speculation.greedy import Greedy
@@ -34,8 +34,12 @@ def rows_of(num_rows: int, vocab_size: int = 600) -> torch.Tensor:
 def test_each_row_has_the_candidates_that_its_scheme_gives_it(params: SamplingParams) -> None:
     """Nodes of one level stand at one position, those of a tree in context at several."""
     scheme, logits = scheme_of(params), rows_of(5)
-    places = [Place(params, position) for position in (30, 31, 30, 33, 31)]
-    ranked = rank_candidates(scheme, logits, places, num_candidates=7)
+    positions = [30, 31, 30, 33, 31]
+    places = [Place(params, position) for position in positions]
+    if is_ranked_on_device(scheme, params):
+        ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=7)
+    else:
+        ranked = rank_row_by_row(scheme, logits, places, num_candidates=7)
     for row, place, tokens, scores in zip(logits, places, ranked.token_ids, ranked.scores, strict=True):
         own = scheme.rank(row.numpy(), 7, place)
         is_kept = np.isfinite(own.scores)
@@ -51,14 +55,14 @@ def test_a_penalty_is_evaluated_on_each_nodes_own_path(params: SamplingParams) -
     scheme, logits = AdjustedRows(scheme_of(params), processor.adjusted), rows_of(2)
     best = scheme.rank(logits[0].numpy(), 1, Place(params, 30)).token_ids[0]
     places = [Place(params, 30), Place(params, 31, (int(best),))]
-    ranked = rank_candidates(scheme, logits[[0, 0]], places, num_candidates=4)
+    ranked = rank_row_by_row(scheme, logits[[0, 0]], places, num_candidates=4)
     own = [scheme.rank(logits[0].numpy(), 4, place).scores for place in places]
     assert np.array_equal(ranked.scores, np.stack(own))
     assert not np.array_equal(own[0], own[1])
 
 
 def test_a_small_vocabulary_has_no_more_candidates_than_tokens() -> None:
-    ranked = rank_candidates(Greedy(), rows_of(2, 3), [Place(GREEDY, 1)] * 2, num_candidates=32)
+    ranked = rank_on_device(Greedy(), rows_of(2, 3), [1, 1], params=GREEDY, num_candidates=32)
     assert ranked.token_ids.shape == ranked.scores.shape == (2, 3)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.demo_model import obtain_demo_model
 from tui.chat.engine_client import EngineClient, EngineDied
 from tui.chat.engine_messages import (
     Answer,
@@ -23,22 +22,11 @@ from tui.chat.engine_messages import (
     StopAnswer,
     TextArrived,
 )
-from tui.locations import cache_folder
 
 pytestmark = pytest.mark.real
 
 QUESTION = {"role": "user", "content": "Tell me a long story about the keeper of a lighthouse."}
 SETTINGS = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    steps = obtain_demo_model(cache_folder())
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 async def until(reports: AsyncIterator[Report | EngineDied], kind: type) -> list[Report | EngineDied]:
@@ -56,12 +44,12 @@ def text_of(reports: list[Report | EngineDied]) -> str:
     return "".join(report.text for report in reports if isinstance(report, TextArrived))
 
 
-async def tell_a_story(folder: Path) -> None:
+async def tell_a_story(demo_folder: Path) -> None:
     link = EngineClient()
     await link.start()
     reports = link.reports()
     try:
-        link.send(LoadModel({"target": str(folder), **SETTINGS}))
+        link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
         *loading, loaded = await until(reports, Loaded)
         assert isinstance(loaded, Loaded) and (loaded.num_layers, loaded.num_resident_layers) == (30, 0)
         assert any(isinstance(report, Loading) and report.num_done_bytes for report in loading)
@@ -91,7 +79,7 @@ async def tell_a_story(folder: Path) -> None:
         assert isinstance(died, EngineDied) and died.is_memory and not link.is_alive
 
         await link.start()
-        link.send(LoadModel({"target": str(folder), **SETTINGS}))
+        link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
         await until(reports, Loaded)
         link.send(Answer(3, (QUESTION, said), {"max_new_tokens": 8}, is_continued=True))
         assert text_of(await until(reports, Answered))
@@ -100,5 +88,5 @@ async def tell_a_story(folder: Path) -> None:
     assert not psutil.pid_exists(link.process_id or 0)
 
 
-def test_a_conversation_outlives_its_engine(folder: Path):
-    asyncio.run(asyncio.wait_for(tell_a_story(folder), 280))
+def test_a_conversation_outlives_its_engine(demo_folder: Path):
+    asyncio.run(asyncio.wait_for(tell_a_story(demo_folder), 280))

@@ -10,11 +10,9 @@ from session_factory import answer
 from transformers import AutoModelForCausalLM
 
 from runtime.assembly import OpenSession, open_session
-from runtime.demo_model import obtain_demo_model
 from runtime.engine_config import EngineConfig
 from runtime.prompt_file import PromptRequest, read_prompts
 from runtime.sampling_params import SamplingParams
-from tui.locations import cache_folder
 
 pytestmark = pytest.mark.real
 
@@ -25,17 +23,6 @@ CONFIG = EngineConfig(context_tokens=160)
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """The demo model, fetched once into the user's cache."""
-    steps = obtain_demo_model(cache_folder())
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-@pytest.fixture(scope="module")
 def questions() -> list[PromptRequest]:
     """The first two example prompts, cut short."""
     requests = [item for item in read_prompts(EXAMPLES, SamplingParams()) if isinstance(item, PromptRequest)]
@@ -43,17 +30,17 @@ def questions() -> list[PromptRequest]:
 
 
 @pytest.fixture(scope="module")
-def tree_session(folder: Path) -> Iterator[OpenSession]:
+def tree_session(demo_folder: Path) -> Iterator[OpenSession]:
     """Every layer streamed from disk, substitute draft."""
-    with open_session(replace(CONFIG, tree="24x8", device_memory_bytes=0), target=folder) as opened:
+    with open_session(replace(CONFIG, tree="24x8", device_memory_bytes=0), target=demo_folder) as opened:
         yield opened
 
 
 def test_the_tree_writes_what_plain_streaming_writes(
-    tree_session: OpenSession, folder: Path, questions: list[PromptRequest]
+    tree_session: OpenSession, demo_folder: Path, questions: list[PromptRequest]
 ) -> None:
     assert tree_session.accounting.num_disk_layers == 30
-    with open_session(replace(CONFIG, draft="none", device_memory_bytes=0), target=folder) as plain:
+    with open_session(replace(CONFIG, draft="none", device_memory_bytes=0), target=demo_folder) as plain:
         for question in questions:
             expected, expected_tokens = answer(plain, question)
             found, found_tokens = answer(tree_session, question)
@@ -65,9 +52,9 @@ def test_the_tree_writes_what_plain_streaming_writes(
 
 
 def test_the_text_is_that_of_transformers_own_generate(
-    tree_session: OpenSession, folder: Path, questions: list[PromptRequest]
+    tree_session: OpenSession, demo_folder: Path, questions: list[PromptRequest]
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
     prompt = tree_session.session.format_prompt(questions[0])
     _, tokens = answer(tree_session, questions[0])
     with torch.inference_mode():

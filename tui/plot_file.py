@@ -1,11 +1,10 @@
 """Drawings in files: checked before anything is measured, and there complete or not at all. matplotlib is optional."""
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profiles.atomic_file import replace_content
 from runtime.errors import OptionError
 from tui.terminal_text import one_line
 
@@ -30,18 +29,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix.lower().removeprefix("."))
     try:
-        _replace(path, drawn.getvalue())
+        replace_content(path, drawn.getvalue())
     except OSError as error:
         raise OptionError(f"--plot {one_line(str(path))!r} cannot be written: {error.strerror or error}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-    neighbour = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        neighbour.replace(path)
-    except BaseException:
-        neighbour.unlink(missing_ok=True)
-        raise

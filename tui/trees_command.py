@@ -11,7 +11,7 @@ from rich.table import Table
 from runtime.errors import OptionError
 from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
-from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
 from tui.locations import validation_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
@@ -29,12 +29,7 @@ def trees(
     engine: EngineOptions,
     drafting: DraftOptions,
     *,
-    prompts: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/validation.jsonl"
-        ),
-    ] = None,
+    prompts: ValidationPrompts = None,
     nodes: Annotated[
         list[int] | None,
         typer.Option(help="Nodes of a tree, root counted; may be given again.", show_default="64, 128, 512"),

@@ -10,7 +10,7 @@ import typer
 from runtime.errors import OptionError
 from runtime.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
-from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
 from tui.locations import cache_folder, calibration_prompts, validation_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
@@ -29,12 +29,7 @@ def validate(
     engine: EngineOptions,
     drafting: DraftOptions,
     *,
-    prompts: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/validation.jsonl"
-        ),
-    ] = None,
+    prompts: ValidationPrompts = None,
     calibration: Annotated[
         str | None,
         typer.Option(

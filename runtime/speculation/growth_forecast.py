@@ -35,23 +35,30 @@ class GrowthForecast:
         is_possible = sizes <= counts[:, -1:] + 1e-9
         return np.where(is_possible, np.array(rows), -np.inf)
 
-    def nodes_per_level(self, num_nodes: int, level_limit: int) -> NDArray[np.float64]:
-        """(d,) the nodes of each level of such a tree: what a level's draft step runs, but for the last level."""
+    def nodes_per_level(self, num_nodes: ArrayLike, level_limit: int) -> NDArray[np.float64]:
+        """(d, ...) the nodes of each level of trees of `num_nodes` (...) nodes on at most `level_limit` = d levels."""
         within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
-        totals = within.sum(axis=0)
-        return np.array([np.interp(num_nodes, totals, level) for level in within])
+        return _at_bins(
+            within, np.interp(np.asarray(num_nodes, dtype=np.float64), within.sum(axis=0), np.arange(NUM_BINS))
+        )
 
-    def run_per_level(self, num_nodes: int, level_limit: int, *, least_lead: float) -> NDArray[np.float64]:
-        """(d - 1,) of these the nodes that the draft runs: those that are `least_lead` times as worthy as the least.
+    def run_per_level(self, num_nodes: ArrayLike, level_limit: int, *, least_lead: float) -> NDArray[np.float64]:
+        """(d - 1, ...) of these the nodes that the draft runs: `least_lead` times as worthy as the least, or more.
 
         At least one where the next level has one, however little it leads. Those of the last level have no children.
         """
         within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
-        last_bin = np.interp(num_nodes, within.sum(axis=0), np.arange(NUM_BINS))
-        num_led = max(0.0, last_bin - np.log(least_lead) / (-LEAST_LOG_WORTH / NUM_BINS))
-        led = np.array([np.interp(num_led, np.arange(NUM_BINS), level) for level in within[:-1]])
-        below = self.nodes_per_level(num_nodes, level_limit)[1:]
-        return np.asarray(np.maximum(led, np.minimum(below, 1.0)), dtype=np.float64)
+        last_bins = np.interp(np.asarray(num_nodes, dtype=np.float64), within.sum(axis=0), np.arange(NUM_BINS))
+        led = _at_bins(within[:-1], last_bins - np.log(least_lead) / (-LEAST_LOG_WORTH / NUM_BINS))
+        return np.asarray(np.maximum(led, np.minimum(_at_bins(within[1:], last_bins), 1.0)), dtype=np.float64)
+
+
+def _at_bins(rows: NDArray[np.float64], bins: ArrayLike) -> NDArray[np.float64]:
+    """(d, ...) rows (d, M) at fractional `bins` (...), on the line between the two next; the first below all."""
+    places = np.clip(np.asarray(bins, dtype=np.float64), 0.0, rows.shape[1] - 1.0)
+    lower = np.minimum(places.astype(np.int64), rows.shape[1] - 2)
+    share = places - lower
+    return np.asarray(rows[:, lower] * (1 - share) + rows[:, lower + 1] * share, dtype=np.float64)
 
 
 def forecast_growth(log_chances: ArrayLike, max_levels: int) -> GrowthForecast:

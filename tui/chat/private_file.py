@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
-import tempfile
 from pathlib import Path
+
+from profiles.atomic_file import replace_content
 
 
 def make_private_folder(folder: Path) -> None:
@@ -23,17 +24,7 @@ def replace_private_file(path: Path, content: bytes) -> None:
     """
     path = path.resolve()  # people keep settings in a folder of their own and link to them
     make_private_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-    neighbour = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.replace(path)
-    except BaseException:
-        neighbour.unlink(missing_ok=True)
-        raise
+    replace_content(path, content)
 
 
 def create_private_file(path: Path, content: bytes) -> None:
