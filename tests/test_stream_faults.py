@@ -73,11 +73,12 @@ def test_a_fault_in_the_middle_of_a_pass_costs_one_answer(
 def test_a_file_that_is_replaced_ends_every_answer_until_it_is_back(
     way: str, folder: Path, expected: list[int], tmp_path: Path
 ) -> None:
-    path, kept = folder / "model.safetensors", tmp_path / "kept"
+    path, kept, other = folder / "model.safetensors", tmp_path / "kept", tmp_path / "other"
+    other.write_bytes(path.read_bytes())
     with open_tiny(folder, num_residents=1, **WAYS[way]) as opened:
         assert answer(opened, ASKED)[1] == expected
-        path.rename(kept)
-        path.write_bytes(kept.read_bytes())
+        os.link(path, kept)
+        other.replace(path)  # in one step: what reads ahead of the next answer never sees the name gone
         for _ in range(2):
             fails(opened, "was replaced or changed while a model streams from it; restart")
         kept.replace(path)
