@@ -135,6 +135,11 @@ class FakeEngine:
     async def reports(self) -> AsyncIterator[Report | EngineDied]:
         while (report := await self._queue.get()) is not None:
             yield report
+            self._queue.task_done()
+
+    async def end_process(self) -> None:
+        self._is_alive = False
+        await self._queue.join()
 
     async def close(self) -> None:
         if not self.is_closed:

@@ -136,6 +136,10 @@ def test_the_oldest_turns_are_left_out_on_request(tmp_path):
             await teller.ask("Three?")
             assert teller.engine.requests[-1].messages[0]["content"] == "Two?"
             assert len(teller.chat.view.query(".-left-out")) == 2
+            await teller.command("/untrim")
+            await teller.until(lambda: not teller.chat.view.query(".-left-out"))
+            await teller.ask("Four?")
+            assert teller.engine.requests[-1].messages[0]["content"] == "One?"
 
     tell(story)
 

@@ -50,7 +50,7 @@ def test_the_log_is_written_ahead_and_emptied_when_the_last_one_closes(path):
 def test_what_raises_is_not_saved(path):
     database = ConversationDatabase(path)
     with pytest.raises(KeyError), database.writing() as connection:
-        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
         raise KeyError
     with database.reading() as connection:
         assert connection.execute("SELECT count(*) FROM conversations").fetchone() == (0,)
@@ -183,7 +183,7 @@ def test_a_database_that_turns_read_only_is_one_sentence(path):
     with database.reading() as connection:
         connection.execute("PRAGMA query_only = ON")
     with pytest.raises(ConversationStoreError) as caught, database.writing() as connection:
-        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     assert str(caught.value) == (
         f"{path}: it cannot be written; make the file and its folder writable, or set OVERSTORY_DATA"
     )
@@ -200,7 +200,7 @@ def test_a_write_that_another_instance_does_not_end_is_one_sentence(path):
         pass
     other.execute("COMMIT")
     with database.writing() as connection:
-        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+        connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     other.close()
     database.close()
 

@@ -30,7 +30,7 @@ def test_an_empty_database_gets_tables_and_says_whose_it_is(connection):
 
 def test_preparing_again_changes_nothing(connection):
     prepare_schema(connection)
-    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     before = tables(connection)
     prepare_schema(connection)
     assert tables(connection) == before
@@ -81,10 +81,36 @@ def test_a_later_version_is_refused_by_its_number(connection):
     assert not connection.in_transaction
 
 
+def test_tables_of_the_first_version_are_brought_up_to_date(connection):
+    prepare_schema(connection)
+    whole = tables(connection)
+    connection.execute("DROP TABLE conversations")
+    connection.execute(
+        "CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, title TEXT NOT NULL, "
+        "system_prompt TEXT NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL, deleted_at REAL)"
+    )
+    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    connection.execute("PRAGMA user_version = 1")
+    prepare_schema(connection)
+    assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert connection.execute("SELECT title, first_kept_id FROM conversations").fetchall() == [("a", 0)]
+    assert {name for name, _ in tables(connection)} == {name for name, _ in whole}
+    assert not connection.in_transaction
+
+
+def test_what_only_claims_to_be_the_first_version_stays_as_it_is(connection):
+    prepare_schema(connection)
+    connection.execute("PRAGMA user_version = 1")
+    before = tables(connection)
+    with pytest.raises(ForeignSchemaError, match="duplicate column"):
+        prepare_schema(connection)
+    assert tables(connection) == before and not connection.in_transaction
+
+
 @pytest.mark.parametrize("column", ["role", "state"])
 def test_a_word_that_nobody_knows_cannot_be_stored(connection, column):
     prepare_schema(connection)
-    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     row = {"conversation_id": 1, "role": "user", "content": "", "state": "complete", "model": "", "statistics": "{}"}
     row |= {"created_at": 0, column: "other"}
     with pytest.raises(sqlite3.IntegrityError, match="CHECK constraint failed"):

@@ -204,6 +204,21 @@ def test_an_answer_that_filled_the_context_goes_on_after_a_trim(dialogue, engine
     assert engine.requests[-1].is_continued
 
 
+def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, engine):
+    for prompt in ("One " * 50, "Two?"):
+        dialogue.ask(prompt)
+        answered(dialogue, "1")
+    assert kinds(dialogue.trim()) == [TurnsChanged]
+    kept_id = dialogue.messages()[2].id
+    later = Dialogue(store, engine)
+    later.open(dialogue.conversation_id)
+    assert later.first_kept_id() == kept_id
+    assert kinds(later.read_all()) == [TurnsChanged]
+    assert dialogue.first_kept_id() == 0
+    (trouble,) = later.read_all()
+    assert trouble == Trouble("refused", "no turn of this conversation is left out")
+
+
 def test_one_turn_alone_cannot_be_trimmed(dialogue):
     dialogue.ask("One?")
     answered(dialogue, "1")

@@ -156,6 +156,54 @@ def test_a_process_that_neither_quits_nor_terminates_is_killed():
     run(story())
 
 
+def test_a_process_that_hangs_is_ended_on_request_and_its_end_is_no_trouble():
+    async def story() -> None:
+        link = client(DEAF, quit_seconds=0.01, terminate_seconds=0.01)
+        heard: list[Report | EngineDied] = []
+
+        async def hear() -> None:
+            async for report in link.reports():
+                heard.append(report)
+
+        await link.end_process()  # nothing to end yet
+        hearing = asyncio.create_task(hear())
+        await link.start()
+        first_id = link.process_id
+        while not heard:
+            await asyncio.sleep(0.01)
+        await link.end_process()
+        assert first_id is not None and not psutil.pid_exists(first_id) and not link.is_alive
+        await link.start()
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+        assert heard == [TextArrived(0, "deaf")] * 2 and link.process_id != first_id
+        await link.close()
+        await hearing
+        await link.end_process()  # all is closed
+
+    run(story())
+
+
+def test_all_that_a_process_said_is_heard_before_it_counts_as_ended():
+    async def story() -> None:
+        link = client('hear()\nfor number in range(500): say(TextArrived(number, "x"))')
+        heard: list[Report | EngineDied] = []
+
+        async def hear() -> None:
+            async for report in link.reports():
+                await asyncio.sleep(0)
+                heard.append(report)
+
+        hearing = asyncio.create_task(hear())
+        await link.start()
+        await link.end_process()
+        assert len(heard) == 500
+        await link.close()
+        await hearing
+
+    run(story())
+
+
 def test_closing_what_never_started_ends_the_reports():
     async def story() -> None:
         link = client(ECHO)

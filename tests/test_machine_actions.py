@@ -7,7 +7,7 @@ from screen_text import screen_text
 
 from offload.errors import BadInputError
 from tui.chat.chat_settings import ChatSettings
-from tui.chat.engine_messages import Failed, LoadModel
+from tui.chat.engine_messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.model_list import ListedModel
 from tui.chat.remembered_settings import Overrides, RememberedSettings
@@ -35,6 +35,28 @@ def test_a_killed_engine_is_told_and_started_again_with_one_key(tmp_path):
             assert not teller.chat.notice.display
             await teller.press("ctrl+r")
             await teller.until(lambda: teller.contents == ["Tell.", "Hello there."])
+
+    tell(story)
+
+
+def test_an_engine_that_hangs_is_started_anew_and_its_answer_kept(tmp_path):
+    def hanging(request):
+        return endless(request) if isinstance(request, Answer) else []
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            teller.engine.script = hanging
+            await teller.ask("Tell.", is_awaited=False)
+            await teller.until(lambda: teller.contents == ["Tell.", "Once upon "])
+            await teller.command("/restart")
+            await teller.until(lambda: teller.engine.num_starts == 2 and teller.num_requests("LoadModel") == 2)
+            assert [each.state for each in teller.dialogue.messages()] == ["complete", "stopped"]
+            assert not teller.dialogue.is_answering and not teller.chat.notice.display
+            teller.engine.script = polite
+            teller.engine.say(LOADED)
+            await teller.until(lambda: teller.dialogue.state.phase == "ready", "the second load")
+            await teller.ask("Go on.")
+            assert teller.contents == ["Tell.", "Once upon ", "Go on.", "Hello there."]
 
     tell(story)
 

@@ -51,6 +51,26 @@ def test_enter_takes_the_first_choice():
     notice(story)
 
 
+def test_what_must_be_read_stays_above_the_others_until_it_is_put_away():
+    async def story(app, bar, pilot):
+        await bar.show_lasting("set aside")
+        await bar.show("gone", CHOICES)
+        assert bar.sentence == "set aside\ngone"
+        await bar.withdraw()
+        assert bar.sentence == "set aside"
+        assert [str(button.label) for button in bar.query(Button)] == ["Dismiss"]
+        bar.action_dismiss()
+        await bar.show("gone", CHOICES)
+        assert bar.sentence == "gone"
+        await bar.withdraw()
+        await pilot.pause()
+        assert (bar.sentence, bar.display, app.num_dismissed) == ("", False, 2)
+        await bar.withdraw()
+        assert not bar.display
+
+    notice(story)
+
+
 def test_arrows_go_to_the_other_choices():
     async def story(app, bar, pilot):
         await bar.show("gone", CHOICES)

@@ -51,6 +51,10 @@ class AnswerActions(ChatFrame):
         """Leave the oldest turns out of what the model reads."""
         await self._do(self.dialogue.trim())
 
+    async def action_untrim_conversation(self) -> None:
+        """Let the model read again what was left out."""
+        await self._do(self.dialogue.read_all())
+
     async def action_edit_last(self) -> None:
         """Take the last prompt back into the prompt area; sending it drops what followed it."""
         if self.dialogue.is_answering:

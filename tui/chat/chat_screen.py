@@ -40,7 +40,6 @@ FOOTER_WORDS = {
     "new": "New",
     "list": "List",
     "regenerate": "Again",
-    "edit": "Edit",
     "stats": "Machine",
     "model": "Model",
     "set": "Settings",
@@ -91,8 +90,7 @@ class ChatScreen(MachineActions):
         self.app.theme_changed_signal.subscribe(self, self.remember_theme)
         self.call_after_refresh(self.listen)
         if self.services.notices:
-            self.notice.add_class("-keep")
-            await self.notice.show(" · ".join(self.services.notices), ())
+            await self.notice.show_lasting(" · ".join(self.services.notices))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Esc stands in the footer while there is something to stop."""
@@ -110,7 +108,7 @@ class ChatScreen(MachineActions):
         try:
             await self.apply(self.dialogue.take(report))
             if isinstance(report, Loaded):
-                self.note_loaded(report)
+                await self.note_loaded(report)
         except Exception as error:  # the border: whatever goes wrong here, the conversation goes on
             self.log.error(error)
             await self.show_trouble(Trouble("fault", f"unexpected {type(error).__name__}: {error}"))
@@ -149,7 +147,6 @@ class ChatScreen(MachineActions):
 
     def on_notice_bar_dismissed(self) -> None:
         """Back to writing."""
-        self.notice.remove_class("-keep")
         self.refresh_bindings()
         self.prompt.focus()
 

@@ -214,6 +214,12 @@ COMMANDS: tuple[Command, ...] = (
         action="trim_conversation",
     ),
     Command(
+        name="untrim",
+        title="Read all turns",
+        help="Let the model read the turns again that were left out.",
+        action="untrim_conversation",
+    ),
+    Command(
         name="stats",
         title="Machine panel",
         help="Show or hide the machine: layers, ring, tree, acceptance, rates.",

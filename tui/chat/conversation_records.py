@@ -29,6 +29,8 @@ class Conversation:
     """When something was last said in it; Unix time in seconds."""
     num_messages: int
     """Messages in it, without those that were dropped."""
+    first_kept_id: int = 0
+    """The first message that a model still reads, where the oldest turns were left out; 0 for all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

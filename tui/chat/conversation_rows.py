@@ -9,7 +9,8 @@ from tui.chat.errors import UnknownConversationError
 
 _CONVERSATIONS = """
 SELECT id, title, system_prompt, created_at, updated_at,
-    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL)
+    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL),
+    first_kept_id
 FROM conversations c WHERE deleted_at IS NULL
 """
 _MESSAGES = "SELECT id, conversation_id, role, content, state, model, statistics, created_at FROM messages"
@@ -177,7 +178,7 @@ def title_line(title: str) -> str:
 
 
 def _to_conversation(row: tuple[Any, ...]) -> Conversation:
-    conversation_id, title, system_prompt, created_at, updated_at, num_messages = row
+    conversation_id, title, system_prompt, created_at, updated_at, num_messages, first_kept_id = row
     return Conversation(
         id=conversation_id,
         title=title,
@@ -185,6 +186,7 @@ def _to_conversation(row: tuple[Any, ...]) -> Conversation:
         created_at=created_at,
         updated_at=updated_at,
         num_messages=num_messages,
+        first_kept_id=first_kept_id,
     )
 
 

@@ -11,7 +11,7 @@ from tui.chat.errors import ForeignSchemaError, NewerSchemaError
 
 APPLICATION_ID = 0x4F565354
 """`OVST` in the file's header: SQLite's own place for whose database this is."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Kept as `user_version`."""
 
 _TABLES = """
@@ -22,7 +22,9 @@ CREATE TABLE conversations (
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
     -- NULL unless deleted, which can be undone until it is purged
-    deleted_at REAL
+    deleted_at REAL,
+    -- the first message that a model still reads, 0 for all of them
+    first_kept_id INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE messages (
     -- also the order within a conversation
@@ -61,9 +63,11 @@ WHEN old.state != 'streaming' OR new.state != 'streaming' BEGIN
     SELECT new.id, new.content WHERE new.state != 'streaming';
 END;
 """
+_UPGRADES = {1: "ALTER TABLE conversations ADD COLUMN first_kept_id INTEGER NOT NULL DEFAULT 0"}
+"""What makes the next version's tables of a version's."""
 
 _COLUMNS = (
-    "SELECT id, title, system_prompt, created_at, updated_at, deleted_at FROM conversations LIMIT 0",
+    "SELECT id, title, system_prompt, created_at, updated_at, deleted_at, first_kept_id FROM conversations LIMIT 0",
     "SELECT id, conversation_id, role, content, state, model, statistics, created_at, writer, drop_number, "
     "dropped_after FROM messages LIMIT 0",
     "SELECT rowid, content FROM message_index LIMIT 0",
@@ -71,7 +75,9 @@ _COLUMNS = (
 
 
 def prepare_schema(connection: sqlite3.Connection) -> None:
-    """Make the tables in an empty database, or check that they are there. The connection must be in no transaction.
+    """Make the tables in an empty database, or check them; those of an earlier version are brought up to date.
+
+    The connection must be in no transaction.
 
     Raises:
         ForeignSchemaError: it holds other tables, or ours without some column.
@@ -115,7 +121,11 @@ def _check(connection: sqlite3.Connection) -> None:
             f"its schema version is {version}, and this program knows none above {SCHEMA_VERSION}; update overstory"
         )
     try:
+        for earlier in range(version, SCHEMA_VERSION):
+            connection.execute(_UPGRADES[earlier])
         for query in _COLUMNS:
             connection.execute(query)
     except sqlite3.OperationalError as error:
         raise ForeignSchemaError(f"its tables are not ours ({error})") from error
+    if version < SCHEMA_VERSION:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -132,6 +132,11 @@ class ConversationStore:
         with self._database.writing() as connection:
             update_conversation(connection, conversation_id, system_prompt=storable(system_prompt))
 
+    def leave_out_before(self, conversation_id: int, message_id: int) -> None:
+        """Let a model read only that message and those after it from now on; 0 for all of them."""
+        with self._database.writing() as connection:
+            update_conversation(connection, conversation_id, first_kept_id=message_id)
+
     def delete_conversation(self, conversation_id: int) -> None:
         """Take it out of lists and searches; `undo_delete` brings it back for UNDO_SECONDS."""
         with self._database.writing() as connection:

@@ -71,7 +71,6 @@ class Dialogue:
         self._params = params
         self._new_system_prompt = new_system_prompt
         self._answer_ids = count(1)
-        self._first_kept: dict[int, int] = {}  # by conversation, the first message that the model still reads
         self._num_retries = 0
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
 
@@ -86,7 +85,7 @@ class Dialogue:
 
     def first_kept_id(self) -> int:
         """The first message of the open conversation that the model still reads; 0 is all of them."""
-        return 0 if self.conversation_id is None else self._first_kept.get(self.conversation_id, 0)
+        return 0 if self.conversation_id is None else self.store.conversation(self.conversation_id).first_kept_id
 
     def load(self, config: Mapping[str, Any]) -> None:
         """Ask for a model; what is being answered must have ended."""
@@ -168,18 +167,23 @@ class Dialogue:
         messages = self.messages()
         if (trouble := self._not_now(messages)) is not None:
             return (trouble,)
-        kept_id = first_kept_after_trim([each for each in messages if each.id >= self.first_kept_id()])
+        kept_id = first_kept_after_trim(self._kept(messages))
         if kept_id is None:
             word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
             return (Trouble("refused", word),)
-        assert self.conversation_id is not None
-        self._first_kept[self.conversation_id] = kept_id
-        ended = messages[-1].statistics.get("finish_reason")
-        if ended == "context":
-            return (TurnsChanged(), *self.continue_answer())
-        if messages[-1].state == "failed":
-            return (TurnsChanged(), *self.regenerate())
+        return self._guarded(lambda: self._trim(messages[-1], kept_id))
+
+    def read_all(self) -> Changes:
+        """Let the model read turns again that were left out."""
+        if self.conversation_id is None or self.first_kept_id() == 0:
+            return (Trouble("refused", "no turn of this conversation is left out"),)
+        self.store.leave_out_before(self.conversation_id, 0)
         return (TurnsChanged(),)
+
+    def end_engine(self) -> Changes:
+        """The engine's process was ended on request: what it was writing is over, and nothing answers until a load."""
+        self.state = with_death("the engine was ended; /restart starts it again")
+        return (*self._end("stopped", {"finish_reason": "stopped"}), *self.unqueue())
 
     def take(self, report: Report | EngineDied) -> Changes:
         """Save what the engine says, and say what changed by it."""
@@ -262,6 +266,15 @@ class Dialogue:
         self._send_answer(message, turns, is_continued=False)
         return (TurnAdded(message),)
 
+    def _trim(self, last: Message, kept_id: int) -> Changes:
+        assert self.conversation_id is not None
+        self.store.leave_out_before(self.conversation_id, kept_id)
+        if last.statistics.get("finish_reason") == "context":
+            return (TurnsChanged(), *self.continue_answer())
+        if last.state == "failed":
+            return (TurnsChanged(), *self.regenerate())
+        return (TurnsChanged(),)
+
     def _resume(self, last: Message) -> Changes:
         turns = self._turns()
         self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
@@ -276,8 +289,12 @@ class Dialogue:
 
     def _turns(self) -> tuple[dict[str, str], ...]:
         assert self.conversation_id is not None
-        kept = [message for message in self.messages() if message.id >= self.first_kept_id()]
-        return chat_turns(self.system_prompt(), kept)
+        return chat_turns(self.system_prompt(), self._kept(self.messages()))
+
+    def _kept(self, messages: list[Message]) -> list[Message]:
+        """Those that the model still reads."""
+        first_id = self.first_kept_id()
+        return [message for message in messages if message.id >= first_id]
 
     def _end(self, state: EndState, statistics: Mapping[str, Any]) -> Changes:
         answer, self.answer = self.answer, None

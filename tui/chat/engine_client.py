@@ -52,6 +52,9 @@ class EngineLink(Protocol):
     def reports(self) -> AsyncIterator[Report | EngineDied]:
         """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
 
+    async def end_process(self) -> None:
+        """End the process, be it hanging, without an `EngineDied`; returns once all that it said was heard."""
+
     async def close(self) -> None:
         """End the process: orderly if it answers in time; idempotent."""
 
@@ -72,6 +75,7 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._is_end_wanted = False
         self._lock = asyncio.Lock()  # of starting and closing
         self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
 
@@ -117,6 +121,23 @@ class EngineClient:
         """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
         while (report := await self._queue.get()) is not None:
             yield report
+            self._queue.task_done()
+
+    async def end_process(self) -> None:
+        """End the process as `close` does, without an `EngineDied`; returns once all that it said was heard.
+
+        Somebody must be reading the reports. `start` makes a new process.
+        """
+        async with self._lock:
+            if self._is_closing or self._process is None or self._watching is None:
+                return
+            self._is_end_wanted = True
+            try:
+                await self._end(self._process)
+                await self._watching
+            finally:
+                self._is_end_wanted = False
+        await self._queue.join()
 
     async def close(self) -> None:
         """End the process: orderly if it answers in time, then by request of the system, then by force."""
@@ -158,7 +179,7 @@ class EngineClient:
         exit_code = await process.wait()
         await asyncio.wait({hearing}, timeout=_LAST_WORDS_SECONDS)  # its own children may hold stderr open
         hearing.cancel()
-        if not self._is_closing:
+        if not self._is_closing and not self._is_end_wanted:
             self._queue.put_nowait(_death(exit_code, last_lines, complaint))
 
 

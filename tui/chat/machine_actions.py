@@ -5,6 +5,7 @@ A change is remembered at once; what needs the model to be loaded again says so 
 
 from dataclasses import replace
 
+from textual import work
 from textual.binding import Binding
 from textual.theme import Theme
 
@@ -24,7 +25,7 @@ from tui.chat.settings_screen import SettingsScreen
 from tui.terminal_text import one_line
 
 _COMMAND_ACTIONS = {command.action for command in COMMANDS}
-_LOAD_AGAIN = Choice("Load again", "restart_engine", "Load the model with the new settings; the conversation stays")
+_LOAD_AGAIN = Choice("Load again", "load_again", "Load the model with the new settings; the conversation stays")
 
 
 class MachineActions(ConversationActions):
@@ -42,8 +43,23 @@ class MachineActions(ConversationActions):
         self.dialogue.load(self.services.settings.config())
         self.show_state()
 
-    async def action_restart_engine(self) -> None:
-        """Start the engine if it is gone, and load the model again."""
+    def action_restart_engine(self) -> None:
+        """End the engine's process, even one that hangs, start another, and load the model again."""
+        self.prompt.focus()
+        if not any(worker.group == "restart" and not worker.is_finished for worker in self.workers):
+            self._restart_engine()
+
+    @work(group="restart")
+    async def _restart_engine(self) -> None:
+        if self.services.engine.is_alive:
+            self.say("the engine is being ended")
+            await self.apply(self.dialogue.stop())
+            await self.services.engine.end_process()
+            await self.apply(self.dialogue.end_engine())
+        await self.load_model()
+
+    async def action_load_again(self) -> None:
+        """Load the model with the settings as they are now."""
         await self.load_model()
         self.prompt.focus()
 
@@ -64,14 +80,13 @@ class MachineActions(ConversationActions):
             self.services.settings.choose_model(choice.target, draft=choice.draft)
         await self.load_model()
 
-    def note_loaded(self, loaded: Loaded) -> None:
+    async def note_loaded(self, loaded: Loaded) -> None:
         """Remember the model that could be loaded, and say what a user should know about it."""
         remembered = self.services.settings
         target = remembered.config().get("target") or ""
         if remembered.settings.with_target(target) != remembered.settings:
             self.change_settings(remembered.settings.with_target(target), is_told=False)
-        if self.notice.display and not self.notice.has_class("-keep"):
-            self.notice.action_dismiss()
+        await self.notice.withdraw()
         self.view.show_notes(loaded.sentences)
 
     def action_set_tree(self, tree: str) -> None:

@@ -29,7 +29,7 @@ class Choice:
 
 
 class NoticeBar(Vertical):
-    """One notice at a time; the next one takes its place."""
+    """One notice at a time; the next one takes its place. What the user must have read stays above them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "app.focus_previous", "Left", show=False, tooltip="The button before"),
@@ -50,6 +50,7 @@ class NoticeBar(Vertical):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._choices: tuple[Choice, ...] = ()
+        self._lasting = ""
         self.display = False
 
     def compose(self) -> ComposeResult:
@@ -67,7 +68,7 @@ class NoticeBar(Vertical):
     ) -> None:
         """Say something; the first choice gets the focus if there is one and nobody is writing."""
         self._choices = tuple(choices)
-        self.query_one("#notice-text", Static).update(one_line(sentence))
+        self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)
         await row.remove_children()
         await row.mount_all([self._button(index, choice) for index, choice in enumerate(self._choices)])
@@ -77,12 +78,25 @@ class NoticeBar(Vertical):
         if self._choices and takes_focus:
             self.focus_choices()
 
+    async def show_lasting(self, sentence: str) -> None:
+        """Say something that stays, above whatever is said meanwhile, until the user puts it away."""
+        self._lasting = one_line(sentence)
+        await self.show("", ())
+
+    async def withdraw(self) -> None:
+        """Say no more what no longer holds; what lasts stays."""
+        if self._lasting:
+            await self.show("", ())
+        elif self.display:
+            self.action_dismiss()
+
     def focus_choices(self) -> None:
         """Let the next keys choose."""
         self.query(Button).first().focus()
 
     def action_dismiss(self) -> None:
         """Put the notice away."""
+        self._lasting = ""
         self.display = False
         self.post_message(self.Dismissed())
 

@@ -59,6 +59,9 @@ class ScriptedEngine:
         while (report := await self._queue.get()) is not None:
             yield report
 
+    async def end_process(self) -> None:
+        """Nothing is there to end."""
+
     async def close(self) -> None:
         """End the reports."""
         self._queue.put_nowait(None)
