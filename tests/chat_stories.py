@@ -10,6 +10,7 @@ from tui.chat.chat_app import make_chat_app
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_settings import ChatSettings
 from tui.chat.conversation_store import ConversationStore
+from tui.chat.conversation_view import NUM_SHOWN_TURNS
 from tui.chat.remembered_settings import RememberedSettings
 
 PATIENCE_SECONDS = 20.0
@@ -78,6 +79,16 @@ class Teller:
         await self.until(lambda: any(words in each for each in self.said), f"saying {words!r}")
 
     @property
+    def shown_ids(self):
+        """The turns on the screen, in their order."""
+        return [turn.message.id for turn in self.chat.view.query(".turn")]
+
+    @property
+    def said_ids(self):
+        """The turns that should be."""
+        return [message.id for message in self.dialogue.messages()][-NUM_SHOWN_TURNS:]
+
+    @property
     def contents(self):
         return [message.content for message in self.dialogue.messages()]
 
@@ -95,6 +106,7 @@ async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, **se
             teller = Teller(app, pilot, store, engine)
             await teller.until(lambda: teller.dialogue.state.phase != "no model" or not app.services.has_model)
             yield teller
+            await teller.until(lambda: teller.shown_ids == teller.said_ids, "showing each turn once")
     assert engine.is_closed
 
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+import types
 
 import psutil
 import pytest
@@ -78,6 +79,13 @@ def test_every_option_of_the_groups_becomes_something():
 def test_without_a_terminal_it_says_what_to_use(capsys):
     assert execute(["chat"]) == 2
     assert "overstory run" in capsys.readouterr().err
+
+
+def test_a_redirected_stderr_is_refused_since_nothing_would_be_seen(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert execute(["chat"]) == 2
+    assert "draws on stderr, which is redirected" in capsys.readouterr().err
 
 
 def test_a_damaged_database_is_set_aside_and_told(own_folders):

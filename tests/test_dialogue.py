@@ -118,7 +118,7 @@ def test_without_a_model_a_prompt_comes_back(store, engine):
 def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogue, engine, store):
     dialogue.ask("One?")
     answered(dialogue, "1")
-    assert kinds(dialogue.regenerate()) == [TurnsChanged, TurnAdded]
+    assert kinds(dialogue.regenerate()) == [TurnsChanged]
     assert engine.requests[-1].params["seed"] == 6
     assert [each["content"] for each in engine.requests[-1].messages] == ["One?"]
     answered(dialogue, "uno")
@@ -131,7 +131,7 @@ def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
     dialogue.ask("One?")
     answered(dialogue, "1")
     assert dialogue.edit_last() == "One?"
-    assert kinds(dialogue.ask("Won?")) == [TurnsChanged, TurnAdded, TurnAdded]
+    assert kinds(dialogue.ask("Won?")) == [TurnsChanged]
     assert contents(dialogue) == ["Won?", ""]
     answered(dialogue, "yes")
     dialogue.ask("Next?")
@@ -157,7 +157,7 @@ def test_an_answer_goes_on_where_it_ended(dialogue, engine):
 def test_an_answer_without_text_is_written_anew(dialogue, engine):
     dialogue.ask("Tell.")
     dialogue.take(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
-    assert kinds(dialogue.continue_answer()) == [TurnsChanged, TurnAdded]
+    assert kinds(dialogue.continue_answer()) == [TurnsChanged]
     assert not engine.requests[-1].is_continued
 
 
@@ -187,7 +187,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     answer_id = dialogue.answer.answer_id
     ended, trouble = dialogue.take(Failed(answer_id, "9000 tokens do not fit 4096", "context"))
     assert (ended.message.state, trouble.kind) == ("failed", "context")
-    assert kinds(dialogue.trim()) == [TurnsChanged, TurnsChanged, TurnAdded]
+    assert kinds(dialogue.trim()) == [TurnsChanged]
     assert [each["content"] for each in engine.requests[-1].messages] == ["Two?"]
     assert dialogue.first_kept_id() == dialogue.messages()[2].id
     answered(dialogue, "2")

@@ -55,6 +55,8 @@ def chat(
     """Chat in the terminal; an option that is left out is as remembered in the settings, not as its default here."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise OptionError("chat needs a terminal; answer a prompt file with overstory run instead")
+    if os.name == "posix" and not sys.stderr.isatty():
+        raise OptionError("chat draws on stderr, which is redirected; leave it on the terminal")
     overrides = typed_overrides(command_line, engine=engine, drafting=drafting, answers=answers)
     return run_chat(overrides, conversation_id=conversation, is_last=last, has_mouse=mouse)
 

@@ -239,23 +239,24 @@ class Dialogue:
         return (*ended, *self.unqueue(), Trouble(kinds.get(report.kind, "fault"), report.sentence))
 
     def _ask(self, text: str) -> Changes:
-        changes: list[Change] = []
+        is_edit = self.editing_id is not None
         if self.conversation_id is None:
             self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
         if self.editing_id is not None:
             self.store.drop_messages_from(self.editing_id)
             self.editing_id = None
-            changes.append(TurnsChanged())
         prompt = self.store.append_prompt(self.conversation_id, text)
         self._num_retries = 0
-        return (*changes, TurnAdded(prompt), *self._begin())
+        added = (TurnAdded(prompt), *self._begin())
+        return (TurnsChanged(),) if is_edit else added
 
     def _regenerate(self, last: Message) -> Changes:
         if last.role == "user":
             return self._begin()
         self.store.drop_messages_from(last.id)
         self._num_retries += 1
-        return (TurnsChanged(), *self._begin())
+        self._begin()
+        return (TurnsChanged(),)
 
     def _begin(self) -> Changes:
         """Ask for an answer to what the open conversation ends with."""
@@ -272,7 +273,7 @@ class Dialogue:
         if last.statistics.get("finish_reason") == "context":
             return (TurnsChanged(), *self.continue_answer())
         if last.state == "failed":
-            return (TurnsChanged(), *self.regenerate())
+            return self.regenerate()
         return (TurnsChanged(),)
 
     def _resume(self, last: Message) -> Changes:

@@ -11,7 +11,8 @@ TroubleKind = Literal["refused", "no model", "dead", "memory", "context", "fault
 
 @dataclass(frozen=True, slots=True)
 class TurnsChanged:
-    """The open conversation must be shown anew: another one was opened, or turns were dropped or left out."""
+    """The open conversation must be shown anew, as it is saved: another one was opened, or turns were dropped or left
+    out, perhaps with others in their place."""
 
 
 @dataclass(frozen=True, slots=True)
