@@ -34,7 +34,7 @@ def test_figures_of_hand_made_times() -> None:
     latency = KeyLatency.of([0.001 * number for number in range(1, 201)])
     assert (latency.num_keys, latency.worst_seconds) == (200, 0.2)
     assert latency.median_seconds == pytest.approx(0.1005)
-    assert latency.p99_seconds == pytest.approx(0.199)
+    assert latency.p99_seconds == pytest.approx(0.198)
     assert KeyLatency.of([0.5]) == KeyLatency(1, 0.5, 0.5, 0.5)
 
 

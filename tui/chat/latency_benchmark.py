@@ -6,6 +6,7 @@ touched. Prints nothing.
 """
 
 import itertools
+import math
 import os
 import statistics
 import sys
@@ -37,7 +38,7 @@ class KeyLatency:
     median_seconds: float
     """Half were drawn sooner."""
     p99_seconds: float
-    """Of a hundred keys the second slowest, roughly."""
+    """As quick or quicker were 99 of 100 (nearest rank)."""
     worst_seconds: float
     """The slowest."""
 
@@ -45,7 +46,7 @@ class KeyLatency:
     def of(cls, seconds: Sequence[float]) -> "KeyLatency":
         """From at least one."""
         ordered = sorted(seconds)
-        p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+        p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
         return cls(len(ordered), statistics.median(ordered), p99, ordered[-1])
 
 
