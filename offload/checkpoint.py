@@ -143,6 +143,15 @@ def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] =
     Raises:
         CheckpointError: there is no such folder, or the hub could not deliver it.
     """
+    return find_model_folder(name_or_path) or download(name_or_path)
+
+
+def find_model_folder(name_or_path: str) -> Path | None:
+    """The local folder of that path; None for a name of the hub.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
     try:
         path = Path(name_or_path).expanduser()
         if name_or_path and path.is_dir():
@@ -156,7 +165,7 @@ def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] =
         raise CheckpointError(
             f"model folder not found: {quote(name_or_path)}; expected an existing folder or a hub name like owner/name"
         )
-    return download(name_or_path)
+    return None
 
 
 def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:

@@ -6,7 +6,9 @@ of what is in the files.
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +22,8 @@ DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 SKIPPED_PATTERNS = ("*/*", "consolidated*")
 """What repeats it in other formats."""
 _ASKING_SECONDS = 5.0
+_LOOKING_SECONDS = 0.5
+"""Between two looks at what has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Hub(Protocol):
     def partial_bytes(self, name: str) -> int:
         """Bytes of broken-off downloads of the model that will be gone on with."""
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the model in the cache, those of unfinished files included."""
+
 
 class HuggingFaceHub:
     """The real hub."""
@@ -76,11 +83,17 @@ class HuggingFaceHub:
         return Path(constants.HF_HUB_CACHE)
 
     def partial_bytes(self, name: str) -> int:
+        """See Hub. Versions that give each attempt a name of its own, `HASH.NUMBER.incomplete`, begin anew."""
+        return sum(_size(path) for path in self._blobs(name).glob("*.incomplete") if "." not in path.stem)
+
+    def stored_bytes(self, name: str) -> int:
         """See Hub."""
+        return sum(_size(path) for path in self._blobs(name).glob("*"))
+
+    def _blobs(self, name: str) -> Path:
         from huggingface_hub.file_download import repo_folder_name
 
-        blobs = self.cache_folder() / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
-        return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+        return self.cache_folder() / str(repo_folder_name(repo_id=name, repo_type="model")) / "blobs"
 
 
 def download_model(
@@ -93,6 +106,34 @@ def download_model(
     """
     hub = HuggingFaceHub() if hub is None else hub
     _check_disk(name, hub, free_bytes or free_disk_bytes)
+    return _download(name, hub)
+
+
+def watch_download(name: str, *, hub: Hub | None = None) -> Generator[tuple[int, int], None, Path]:
+    """The same; yields (bytes that are here, bytes in all) while they arrive, nothing if the hub does not tell sizes.
+
+    A generator that is closed before its end leaves the download to go on until the process ends.
+    """
+    hub = HuggingFaceHub() if hub is None else hub
+    num_bytes, missing_bytes = _check_disk(name, hub, free_disk_bytes)
+    stored_before = hub.stored_bytes(name)
+    outcome: Future[Path] = Future()
+
+    def fetch() -> None:
+        try:
+            outcome.set_result(_download(name, hub))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fetch, name=f"download {name}", daemon=True).start()
+    while not wait([outcome], timeout=_LOOKING_SECONDS).done:
+        if missing_bytes:
+            num_arrived = hub.stored_bytes(name) - stored_before
+            yield num_bytes - missing_bytes + min(max(0, num_arrived), missing_bytes), num_bytes
+    return outcome.result()
+
+
+def _download(name: str, hub: Hub) -> Path:
     try:
         return hub.download(name)
     except Exception as error:  # the hub, its HTTP client and the file system each raise their own
@@ -109,19 +150,29 @@ def free_disk_bytes(folder: Path) -> int | None:
     return None
 
 
-def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -> None:
+def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -> tuple[int, int]:
+    """(bytes in all, bytes that are missing), zeros if the hub does not tell. Raises CheckpointError."""
     try:
-        missing_bytes = sum(file.num_bytes for file in hub.list_files(name) if not file.is_cached)
+        files = list(hub.list_files(name))
+        missing_bytes = sum(file.num_bytes for file in files if not file.is_cached)
         missing_bytes = max(0, missing_bytes - hub.partial_bytes(name))
         folder = hub.cache_folder()
         free = free_bytes(folder)
     except Exception:  # offline, unknown, or not ours to see: the download says so in its own words
-        return
+        return 0, 0
     if free is not None and missing_bytes > free:
         raise CheckpointError(
             f"the model {name} could not be downloaded: it needs {format_bytes(missing_bytes)} more and "
             f"{format_bytes(free)} are free in {folder}; free some, or set HF_HOME to a folder on a larger disk"
         )
+    return sum(file.num_bytes for file in files), missing_bytes
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has just been renamed
+        return 0
 
 
 def _patterns() -> dict[str, list[str]]:

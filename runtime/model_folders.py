@@ -1,18 +1,23 @@
 """From the names in an `EngineConfig` to folders on this machine: the demo model, a local folder, or a hub name.
 
-Yields what it is about to do before each long step, and prints nothing. Does not look into the folders.
+Yields what it is about to do before each long step, and how far a download is. Prints nothing and does not look into
+the folders.
 """
 
 from collections.abc import Generator
 from pathlib import Path
 
-from offload.checkpoint import resolve_model_folder
+from offload.checkpoint import find_model_folder, resolve_model_folder
+from offload.hub_download import watch_download
 from runtime.demo_model import obtain_demo_model
 from runtime.engine_config import EngineConfig
+from runtime.events import LoadProgress
 
 
 def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, tuple[Path, Path | None]]:
     """Return the target's folder and that of a separate draft (None for `none` and `substitute`).
+
+    The hub's own bars show downloads on stderr.
 
     Raises:
         CheckpointError: a name is neither a folder nor a model that the hub delivers.
@@ -27,3 +32,16 @@ def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str,
         return target, None
     yield f"looking for the draft {config.draft}"
     return target, resolve_model_folder(config.draft)
+
+
+def locate_models_in_sight(
+    config: EngineConfig, *, cache_folder: Path
+) -> Generator[str | LoadProgress, None, tuple[Path, Path | None]]:
+    """The same for whoever shows downloads: yields their progress too. Raises what `locate_models` does."""
+    for name in (config.target, config.draft):
+        if name not in (None, "none", "substitute") and find_model_folder(name) is None:
+            watching = watch_download(name)
+            yield f"looking for {name}"
+            for num_done, num_bytes in watching:
+                yield LoadProgress(f"downloading {name}", num_done, num_bytes)
+    return (yield from locate_models(config, cache_folder=cache_folder))

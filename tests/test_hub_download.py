@@ -1,5 +1,6 @@
 import re
 import shutil
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
+from offload import hub_download
 from offload.errors import CheckpointError
-from offload.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes
+from offload.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes, watch_download
 
 CACHE = Path("/cache/hub")
 
@@ -24,6 +26,8 @@ class FakeHub:
     download_error: Exception | None = None
     partial: int = 0
     downloaded: list[str] = field(default_factory=list)
+    stored: list[int] = field(default_factory=lambda: [0])
+    is_looked_at: threading.Event = field(default_factory=threading.Event)
 
     def list_files(self, name):
         if self.listing_error is not None:
@@ -41,6 +45,19 @@ class FakeHub:
 
     def partial_bytes(self, name):
         return self.partial
+
+    def stored_bytes(self, name):
+        if len(self.stored) == 1:
+            self.is_looked_at.set()
+        return self.stored[0] if len(self.stored) == 1 else self.stored.pop(0)
+
+
+class SlowHub(FakeHub):
+    """A hub whose download ends when its progress has been looked at."""
+
+    def download(self, name):
+        assert self.is_looked_at.wait(20)
+        return super().download(name)
 
 
 def download(hub, *, free):
@@ -135,15 +152,46 @@ def test_the_real_hub_counts_and_downloads_the_same_files(monkeypatch, tmp_path)
     blobs = tmp_path / "models--owner--name" / "blobs"
     blobs.mkdir()
     (blobs / "0a.incomplete").write_bytes(b"12345")
+    (blobs / "0b.12ab.incomplete").write_bytes(b"begun anew by the next attempt")
+    (blobs / "0c").write_bytes(b"whole")
     hub = HuggingFaceHub()
     assert list(hub.list_files("owner/name")) == [HubFile(name, len(name), name == "config.json") for name in wanted]
     assert hub.partial_bytes("owner/name") == 5 and hub.partial_bytes("owner/other") == 0
+    assert hub.stored_bytes("owner/name") == 40 and hub.stored_bytes("owner/other") == 0
     assert hub.download("owner/name") == tmp_path
     assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *unwanted], **asked)) == wanted
     missing = sum(map(len, wanted)) - len("config.json") - 5
     assert download_model("owner/name", free_bytes=lambda _: missing) == tmp_path
     with pytest.raises(CheckpointError, match=f"needs {missing} B more"):
         download_model("owner/name", free_bytes=lambda _: missing - 1)
+
+
+def watched(hub):
+    shown, steps = [], watch_download("owner/name", hub=hub)
+    while True:
+        try:
+            shown.append(next(steps))
+        except StopIteration as end:
+            return shown, end.value
+
+
+def test_a_download_can_be_watched(monkeypatch):
+    """100 bytes, 30 of them here before; what another attempt left in the cache is no progress of this one."""
+    monkeypatch.setattr(hub_download, "_LOOKING_SECONDS", 0.001)
+    hub = SlowHub([HubFile("a", 30, True), HubFile("b", 70, False)], stored=[500, 500, 520, 900])
+    shown, folder = watched(hub)
+    assert folder == CACHE / "owner/name"
+    assert shown[:3] == [(30, 100), (50, 100), (100, 100)] and set(shown[3:]) <= {(100, 100)}
+
+
+def test_what_is_here_or_of_unknown_size_is_not_shown_as_progress():
+    assert watched(FakeHub([HubFile("a", 30, True)])) == ([], CACHE / "owner/name")
+    assert watched(FakeHub(listing_error=ValueError("x"))) == ([], CACHE / "owner/name")
+
+
+def test_a_watched_download_fails_as_an_unwatched_one():
+    with pytest.raises(CheckpointError, match=r"the model owner/name could not be downloaded: .*gone"):
+        watched(FakeHub(download_error=ConnectionResetError("gone")))
 
 
 def test_free_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from offload.errors import CheckpointError
 from runtime import model_folders
 from runtime.engine_config import EngineConfig
-from runtime.model_folders import locate_models
+from runtime.events import LoadProgress
+from runtime.model_folders import locate_models, locate_models_in_sight
 
 
 def finish(steps):
@@ -43,3 +44,25 @@ def test_without_a_target_the_demo_model_is_obtained_in_the_cache(monkeypatch):
 def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         finish(locate_models(EngineConfig(target="./not/a/folder"), cache_folder=tmp_path))
+
+
+def test_downloads_are_shown_to_whoever_wants_to_see_them(monkeypatch, tmp_path):
+    def watch(name):
+        yield 5, 10
+        return tmp_path
+
+    monkeypatch.setattr(model_folders, "watch_download", watch)
+    monkeypatch.setattr(model_folders, "resolve_model_folder", lambda name: tmp_path / name)
+    config = EngineConfig(target="owner/large", draft="owner/small")
+    said, folders = finish(locate_models_in_sight(config, cache_folder=tmp_path))
+    assert [each for each in said if isinstance(each, LoadProgress)] == [
+        LoadProgress("downloading owner/large", 5, 10),
+        LoadProgress("downloading owner/small", 5, 10),
+    ]
+    assert folders == (tmp_path / "owner/large", tmp_path / "owner/small")
+
+
+def test_folders_are_not_downloaded(tmp_path):
+    config = EngineConfig(target=str(tmp_path), draft="substitute")
+    said, folders = finish(locate_models_in_sight(config, cache_folder=tmp_path))
+    assert all(isinstance(each, str) for each in said) and folders == (tmp_path, None)

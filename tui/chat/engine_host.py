@@ -123,19 +123,20 @@ class EngineHost:
 def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, int, int], None, "OpenSession"]:
     """Find and load the models, closed with `stack`; yields (what, bytes read, bytes to read)."""
     yield "starting the libraries", 0, 0
-    from runtime.model_folders import locate_models
+    from runtime.model_folders import locate_models_in_sight
     from tui.session_opening import uncollected
 
     with uncollected("runtime.assembly"):
         from runtime.assembly import load_session
 
-    finding = locate_models(config, cache_folder=cache_folder())
+    finding = locate_models_in_sight(config, cache_folder=cache_folder())
     while True:
         try:
-            yield next(finding), 0, 0
+            found = next(finding)
         except StopIteration as end:
             target, draft = end.value
             break
+        yield (found, 0, 0) if isinstance(found, str) else (found.what, found.num_done_bytes, found.num_bytes)
     loading: Generator[LoadProgress, None, OpenSession] = load_session(
         config, stack, target=target, draft=draft, state_folder=cache_folder()
     )

@@ -119,7 +119,7 @@ def rate_text(tokens_per_second: float) -> str:
 
 def _loading_text(state: EngineState) -> str:
     load = state.load
-    parts = ["loading"]
+    parts = ["downloading" if load.what.startswith("downloading ") else "loading"]
     if load.share is None:
         parts += [one_line(load.what)] if load.what else []
     else:
