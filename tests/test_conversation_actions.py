@@ -60,6 +60,8 @@ def test_a_search_goes_over_all_conversations(tmp_path, way):
             await teller.until(lambda: len(listed(teller)) == 1, "the search")
             await teller.press("enter")
             await teller.until(lambda: teller.contents[0] == "About owls")
+            await teller.press("f3")
+            await teller.until(lambda: len(listed(teller)) == 3, "the whole list again")
 
     tell(story)
 

@@ -29,10 +29,11 @@ class ConversationActions(AnswerActions):
         self.prompt.focus()
 
     def action_toggle_conversations(self) -> None:
-        """Show the list and go there, or put it away."""
+        """Show the whole list, whatever was searched for before, and go there; or put it away."""
         if self.side.display:
             self.close_side()
         else:
+            self.side.search_for("")
             self.open_side()
             self.side.focus_list()
 
