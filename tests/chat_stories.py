@@ -5,6 +5,7 @@ import time
 from contextlib import asynccontextmanager
 
 from chat_fakes import FakeEngine, polite
+from textual import events
 
 from tui.chat.chat_app import make_chat_app
 from tui.chat.chat_services import ChatServices
@@ -14,6 +15,8 @@ from tui.chat.conversation_view import NUM_SHOWN_TURNS
 from tui.chat.remembered_settings import RememberedSettings
 
 PATIENCE_SECONDS = 20.0
+NUM_KEYS = 4
+"""Of a text, one by one."""
 
 
 class Teller:
@@ -35,9 +38,12 @@ class Teller:
         await self.pilot.pause()
 
     async def type(self, text):
-        """Keys as a person hits them, a line end as Ctrl+J."""
+        """The first keys as a person hits them, a line end as Ctrl+J, and the rest at once: each key is waited for."""
         names = {"\n": "ctrl+j", " ": "space"}
-        await self.press(*(names.get(character, character) for character in text))
+        await self.press(*(names.get(character, character) for character in text[:NUM_KEYS]))
+        if rest := text[NUM_KEYS:]:
+            self.app.post_message(events.Paste(rest))
+            await self.pilot.pause()
 
     async def command(self, line):
         """Type a slash command and send it."""
