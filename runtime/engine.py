@@ -142,14 +142,21 @@ class Engine:
         yield TokensAccepted(token_ids=tuple(emitted))
 
     def _prefill(self) -> Iterator[Event]:
-        """Run all of the prompt but its last chunk, which shares the first round's pass."""
+        """Run all of the prompt but its last chunk, which shares the first round's pass.
+
+        The draft reads along, one chunk behind, so that its reading is part of the progress.
+        """
         while len(self.text) - self.num_committed > PREFILL_CHUNK_TOKENS:
             stop = self.num_committed + PREFILL_CHUNK_TOKENS
             self._run_target(chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed))
             self.num_committed = stop
+            self._let_draft_follow(stop)
             yield PrefillProgress(num_done_tokens=stop, num_prompt_tokens=len(self.text))
+        self._let_draft_follow(len(self.text))
+
+    def _let_draft_follow(self, num_tokens: int) -> None:
         if self.drafter is not None:
-            self.drafter.follow(self.text, chunk_tokens=PREFILL_CHUNK_TOKENS)
+            self.drafter.follow(self.text[:num_tokens], chunk_tokens=PREFILL_CHUNK_TOKENS)
 
     def _draft(self, shape: TreeShape, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
         if self.drafter is None or shape.num_nodes == 1:

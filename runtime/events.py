@@ -25,10 +25,10 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """One more chunk of the prompt is in both caches."""
+    """One more chunk of the prompt is in the target's cache, and the one before it in the draft's."""
 
     num_done_tokens: int
-    """Prompt tokens in the caches so far, those of an earlier prompt with the same prefix included."""
+    """Prompt tokens in the target's cache so far, those of an earlier prompt with the same prefix included."""
     num_prompt_tokens: int
     """Prompt tokens altogether."""
 

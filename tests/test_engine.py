@@ -1,6 +1,7 @@
 """Whole rounds on tiny random models: greedy speculative text is the target's own text, whatever the tree and ring."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
         done = [event.num_done_tokens for event in events if isinstance(event, PrefillProgress)]
         assert done == [4, 8, 12, 16]
         assert_same_text(accepted_tokens(opened.session.engine, 20, prompt=prompt), folders["target"], prompt)
+
+
+def test_the_draft_reads_a_long_prompt_along_with_the_target(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.engine.PREFILL_CHUNK_TOKENS", 4)
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        engine = opened.session.engine
+        assert engine.drafter is not None
+        read = []
+        with closing(engine.generate(list(range(3, 21)), GREEDY, np.random.default_rng(0))) as events:
+            while isinstance(next(events), PrefillProgress):
+                read.append(engine.drafter.num_committed)
+        assert read == [0, 4, 8, 12]
 
 
 def every_event(tree: str, folders: dict[str, Path]) -> Iterator[int]:
