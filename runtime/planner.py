@@ -78,7 +78,7 @@ class TreePlanner:
         self._num_plain_rounds = 0
         self._is_step_short = False
         self._by_temperature: dict[float, AcceptanceLearner] = {}
-        self._yields_in_context: dict[float, YieldLearner] = {}
+        self._yields: dict[float, YieldLearner] = {}
         self._temperature = 0.0
         self._used_factor = 1.0
         self.choice: TreeChoice | None = None
@@ -152,9 +152,13 @@ class TreePlanner:
     def _learn_tokens(self, observation: RoundObservation) -> None:
         if not observation.is_in_context:
             self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
-        elif self.choice is not None:
-            num_tokens = 1 + sum(rank > 0 for rank in observation.accepted_ranks)
-            self._yield_learner().observe(num_tokens, expected_tokens=self.choice.expected_tokens / self._used_factor)
+        if self.choice is None or observation.is_in_context != self.choice.is_dynamic:
+            return
+        self._yield_learner().observe(
+            1 + sum(rank > 0 for rank in observation.accepted_ranks),
+            expected_tokens=self.choice.expected_tokens / (self._used_factor if self.choice.is_dynamic else 1.0),
+            is_in_context=self.choice.is_dynamic,
+        )
 
     def _choose(self, *, is_free: bool) -> None:
         """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
@@ -175,13 +179,15 @@ class TreePlanner:
         self._tree = choice.shape()
 
     def _best(self, ranking: TreeRanking) -> TreeChoice:
-        """Of static trees, or of both kinds."""
+        """Of static trees, or of both kinds, each as good as its rounds have shown it to be on texts like this one."""
         if self.kind == "static" or not self._can_grow_in_context:
             return ranking.best
-        self._used_factor = self._yield_learner().factor
+        learner = self._yield_learner()
+        self._used_factor = learner.factor(is_in_context=True)
         chances = self._chances_at(self._temperature)
         grown = choose_growth(self._learner.costs(), chances, ranking, factor=self._used_factor)
-        is_better = grown is not None and grown.seconds_per_token < ranking.best.seconds_per_token
+        static_seconds = ranking.best.seconds_per_token / learner.factor(is_in_context=False)
+        is_better = grown is not None and grown.seconds_per_token < static_seconds
         return grown if grown is not None and (is_better or self.kind == "dynamic") else ranking.best
 
     def _least_step(self, ranking: TreeRanking) -> TreeChoice | None:
@@ -215,4 +221,4 @@ class TreePlanner:
         return learner
 
     def _yield_learner(self) -> YieldLearner:
-        return self._yields_in_context.setdefault(self._temperature, YieldLearner())
+        return self._yields.setdefault(self._temperature, YieldLearner())

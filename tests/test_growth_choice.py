@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from runtime.growth_choice import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
+from runtime.growth_choice import (
+    TEXT_SHARE,
+    ContextChances,
+    YieldLearner,
+    builtin_chances,
+    choose_growth,
+    growth_limits,
+)
 from runtime.round_costs import CostTable, RoundCosts
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.growth_forecast import forecast_growth
@@ -84,10 +91,22 @@ def test_without_a_measurement_a_substitute_is_not_predicted_to_gain() -> None:
 
 def test_rounds_teach_how_much_they_really_bring_and_old_ones_fade() -> None:
     learner = YieldLearner(prior_tokens=64, num_kept=50)
-    assert learner.factor == 1
-    for _ in range(200):
-        learner.observe(5, expected_tokens=10)
-    assert learner.factor == pytest.approx((64 + 250) / (64 + 500))
-    for _ in range(50):
-        learner.observe(12, expected_tokens=10)
-    assert learner.factor == pytest.approx((64 + 600) / (64 + 500))
+    assert learner.factor(is_in_context=True) == learner.factor(is_in_context=False) == 1
+    for num_tokens in (5, 12):
+        for _ in range(200):
+            learner.observe(num_tokens, expected_tokens=10, is_in_context=True)
+        text = ((64 + 50 * num_tokens) / (64 + 500)) ** TEXT_SHARE
+        assert learner.factor(is_in_context=True) == pytest.approx((64 * text + 50 * num_tokens) / (64 + 500))
+        assert learner.factor(is_in_context=False) == pytest.approx(text)
+
+
+def test_a_hard_text_speaks_against_a_kind_of_tree_only_beside_the_other() -> None:
+    learner = YieldLearner(prior_tokens=64, num_kept=50)
+    for _ in range(20):
+        learner.observe(7, expected_tokens=10, is_in_context=True)
+    in_context, static = (learner.factor(is_in_context=kind) for kind in (True, False))
+    assert 0.7 < in_context < 0.8 < static < 0.85
+    for _ in range(20):
+        learner.observe(7, expected_tokens=10, is_in_context=False)
+    both = [learner.factor(is_in_context=kind) for kind in (True, False)]
+    assert both[0] == both[1] < static

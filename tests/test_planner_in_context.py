@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from synthetic_machine import BUILTIN, SLOW_LINK, STREAM
 
 from runtime.engine_config import TreeKind
@@ -52,6 +53,45 @@ def test_static_is_a_wish_and_so_is_dynamic() -> None:
     assert dynamic.shape(max_levels=1000) == growth_limits(20, 7)
     topology = dynamic.topology(max_levels=1000)  # for whoever needs a shape beforehand
     assert (topology.num_nodes, topology.num_levels) == (20, 7)
+
+
+def walk(topology: TreeTopology, chances: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
+    """(accepted rank, children) along a path on which each rank is accepted with its chance, and none with the rest."""
+    node, path = 0, []
+    while num_children := int(topology.num_children[node]):
+        rank = int(rng.choice(len(chances) + 1, p=[*chances, 1 - chances.sum()])) + 1
+        if rank > num_children:
+            return (*path, (0, num_children))
+        path.append((rank, num_children))
+        node = topology.children(node)[rank - 1]
+    return tuple(path)
+
+
+def share_in_context(*, hardness: float, gain: float, seed: int) -> float:
+    """Of 100 rounds, on a text whose acceptance is `hardness` times the calibrated one; `gain` is the true one."""
+    rng = np.random.default_rng(seed)
+    planner = planner_in_context()
+    planner.use_temperature(0.0, can_grow_in_context=True)
+    kinds = []
+    for _ in range(100):
+        assert planner.choice is not None
+        kinds.append(planner.choice.is_dynamic)
+        path = walk(planner.topology(max_levels=1000), np.asarray(BUILTIN)[:16] * hardness, rng)
+        if kinds[-1]:
+            num_tokens = gain * (1 + sum(rank > 0 for rank, _ in path)) + rng.random()
+            path = ((1, 3),) * (int(num_tokens) - 1)
+        SLOW_LINK.observe(planner, 100, (1, 4, 4), path=path, is_in_context=kinds[-1])
+    return sum(kinds) / len(kinds)
+
+
+@pytest.mark.parametrize("hardness", [0.8, 0.9, 1.0])
+def test_a_hard_text_is_not_held_against_one_kind_of_tree_alone(hardness: float) -> None:
+    """Either kind brings less than calibrated there; which is better is still found out."""
+    better, worse = (
+        np.mean([share_in_context(hardness=hardness, gain=gain, seed=seed) for seed in range(5)])
+        for gain in (1.25, 0.7)
+    )
+    assert better > 0.65 and worse < 0.5 and better > worse + 0.3
 
 
 def test_rounds_in_context_that_bring_too_little_end_it() -> None:
