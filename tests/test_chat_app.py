@@ -1,6 +1,9 @@
 """The app as a whole: themes, no colours, and an end that leaves nothing behind."""
 
+import asyncio
+
 import pytest
+from chat_fakes import FakeEngine
 from chat_stories import tell, telling
 
 from tui.chat.chat_settings import ChatSettings
@@ -41,6 +44,30 @@ def test_without_colours_all_is_grey(tmp_path, monkeypatch):
                 if segment.style is not None and color is not None
             }
             assert colors and all(color.red == color.green == color.blue for color in colors)
+
+    tell(story)
+
+
+def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path):
+    """People type at once; starting a process takes longer than that on a busy machine."""
+
+    class LateEngine(FakeEngine):
+        is_wanted = asyncio.Event()
+
+        async def start(self):
+            await self.is_wanted.wait()
+            await super().start()
+
+    async def story():
+        engine = LateEngine()
+        async with telling(tmp_path, engine=engine) as teller:
+            await teller.type("One?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.dialogue.queued == "One?", "the prompt's waiting")
+            assert engine.num_starts == 0
+            engine.is_wanted.set()
+            await teller.until(lambda: teller.contents == ["One?", "Hello there."])
+            assert teller.chat.prompt.text == "" and not teller.chat.notice.display
 
     tell(story)
 

@@ -85,6 +85,8 @@ class ChatScreen(MachineActions):
         """Show the conversation; the engine comes after the first paint."""
         self.prompt.completions = self.query_one(CompletionList)
         self.query_one("#queued").display = False
+        if self.services.has_model:
+            self.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
         await self.apply(self.dialogue.open(self.services.conversation_id))
         self.prompt.focus()
         self.app.theme_changed_signal.subscribe(self, self.remember_theme)
@@ -100,7 +102,7 @@ class ChatScreen(MachineActions):
     async def listen(self) -> None:
         """Start the engine, load the model, and hand every report on until the app ends."""
         if self.services.has_model:
-            await self.load_model()
+            await self.start_and_load()
         async for report in self.services.engine.reports():
             await self._hear(report)
 

@@ -92,6 +92,15 @@ class Dialogue:
         self._engine.send(LoadModel(config))
         self.state = begin_load()
 
+    def expect_load(self) -> None:
+        """A model is about to be loaded: what is asked from now on waits for it."""
+        self.state = begin_load()
+
+    def fail_to_start(self, sentence: str) -> Changes:
+        """The engine's process could not be started; what waits for it comes back."""
+        self.state = with_death(sentence)
+        return (*self.unqueue(), Trouble("dead", sentence))
+
     def open(self, conversation_id: int | None) -> Changes:
         """Show another conversation, or an empty one; an answer that is being written goes on."""
         returned = self.unqueue()

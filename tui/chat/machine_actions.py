@@ -13,7 +13,6 @@ from tui.chat.chat_settings import ChatSettings
 from tui.chat.chat_themes import AUTO, theme_name
 from tui.chat.command_registry import COMMANDS
 from tui.chat.conversation_actions import ConversationActions
-from tui.chat.dialogue_changes import Trouble
 from tui.chat.engine_messages import Loaded
 from tui.chat.help_screen import HelpScreen, command_help
 from tui.chat.model_picker import ModelChoice, ModelPicker
@@ -34,11 +33,16 @@ class MachineActions(ConversationActions):
     async def load_model(self) -> None:
         """Load what the settings say; an answer that is being written is stopped first."""
         await self.apply(self.dialogue.stop())
+        await self.start_and_load()
+
+    async def start_and_load(self) -> None:
+        """The same while nothing is being written; a prompt that waits goes on waiting."""
+        self.dialogue.expect_load()
         try:
             await self.services.engine.start()
         except OSError as error:
             sentence = f"the engine cannot be started ({error.strerror or error}); try again when there is room"
-            await self.apply((Trouble("dead", sentence),))
+            await self.apply(self.dialogue.fail_to_start(sentence))
             return
         self.dialogue.load(self.services.settings.config())
         self.show_state()
