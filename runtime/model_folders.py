@@ -5,7 +5,9 @@ the folders.
 """
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from offload.checkpoint import find_model_folder, resolve_model_folder
 from offload.hub_download import watch_download
@@ -38,10 +40,21 @@ def locate_models_in_sight(
     config: EngineConfig, *, cache_folder: Path
 ) -> Generator[str | LoadProgress, None, tuple[Path, Path | None]]:
     """The same for whoever shows downloads: yields their progress too. Raises what `locate_models` does."""
-    for name in (config.target, config.draft):
+    downloaded: dict[str, Any] = {}
+    for role in ("target", "draft"):
+        name = getattr(config, role)
         if name not in (None, "none", "substitute") and find_model_folder(name) is None:
-            watching = watch_download(name)
-            yield f"looking for {name}"
-            for num_done, num_bytes in watching:
-                yield LoadProgress(f"downloading {name}", num_done, num_bytes)
-    return (yield from locate_models(config, cache_folder=cache_folder))
+            yield f"looking for the {role} {name}"
+            downloaded[role] = str((yield from _download_in_sight(name)))
+    return (yield from locate_models(replace(config, **downloaded), cache_folder=cache_folder))
+
+
+def _download_in_sight(name: str) -> Generator[LoadProgress, None, Path]:
+    watching = watch_download(name)
+    while True:
+        try:
+            num_done, num_bytes = next(watching)
+        except StopIteration as end:
+            folder: Path = end.value
+            return folder
+        yield LoadProgress(f"downloading {name}", num_done, num_bytes)

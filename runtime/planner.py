@@ -80,7 +80,7 @@ class TreePlanner:
         self._by_temperature: dict[float, AcceptanceLearner] = {}
         self._yields: dict[float, YieldLearner] = {}
         self._temperature = 0.0
-        self._used_factor = 1.0
+        self._used_factor = 1.0  # of the choice's expected tokens, over those predicted without rounds
         self.choice: TreeChoice | None = None
         """The latest choice and what it promises; None before the first one, and for a fixed shape."""
         self._start()
@@ -156,7 +156,7 @@ class TreePlanner:
             return
         self._yield_learner().observe(
             1 + sum(rank > 0 for rank in observation.accepted_ranks),
-            expected_tokens=self.choice.expected_tokens / (self._used_factor if self.choice.is_dynamic else 1.0),
+            expected_tokens=self.choice.expected_tokens / self._used_factor,
             is_in_context=self.choice.is_dynamic,
         )
 
@@ -180,15 +180,18 @@ class TreePlanner:
 
     def _best(self, ranking: TreeRanking) -> TreeChoice:
         """Of static trees, or of both kinds, each as good as its rounds have shown it to be on texts like this one."""
+        self._used_factor = 1.0
         if self.kind == "static" or not self._can_grow_in_context:
             return ranking.best
-        learner = self._yield_learner()
-        self._used_factor = learner.factor(is_in_context=True)
+        in_context, static = (self._yield_learner().factor(is_in_context=kind) for kind in (True, False))
         chances = self._chances_at(self._temperature)
-        grown = choose_growth(self._learner.costs(), chances, ranking, factor=self._used_factor)
-        static_seconds = ranking.best.seconds_per_token / learner.factor(is_in_context=False)
-        is_better = grown is not None and grown.seconds_per_token < static_seconds
-        return grown if grown is not None and (is_better or self.kind == "dynamic") else ranking.best
+        grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
+        if grown is None:
+            return ranking.best
+        if self.kind != "dynamic" and grown.seconds_per_token >= ranking.best.seconds_per_token / static:
+            return ranking.best
+        self._used_factor = in_context
+        return grown
 
     def _least_step(self, ranking: TreeRanking) -> TreeChoice | None:
         """The tree half-way down where the best lies further down than a step reaches; None where it does not."""

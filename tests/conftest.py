@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generator_ends import drained
 from sim_checks import SimChecks
 
 from runtime.demo_model import obtain_demo_model
@@ -24,9 +25,4 @@ def sim_failures(request: pytest.FixtureRequest) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
     """The demo model, fetched once into the user's cache; for tests marked `real`."""
-    steps = obtain_demo_model(cache_folder())
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return drained(obtain_demo_model(cache_folder()))[1]

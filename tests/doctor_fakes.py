@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fit_needs import GB, machine, round_need
+from generator_ends import drained
 
 from runtime.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates, ModelQuestion
 from runtime.memory_fit import MachineMemory
@@ -65,9 +66,5 @@ def question(name="Some-70B", **need):
 
 def finished(steps):
     """What a generator of steps returns, and the steps."""
-    said = []
-    while True:
-        try:
-            said.append(next(steps))
-        except StopIteration as end:
-            return end.value, said
+    said, returned = drained(steps)
+    return returned, said

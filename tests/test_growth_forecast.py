@@ -64,13 +64,13 @@ def test_positions_of_two_kinds_bring_what_grown_trees_bring(num_nodes: int) -> 
     assert grown - 3 * error < forecast < 1.06 * grown + 3 * error
 
 
-def test_levels_add_up_to_the_size_and_what_is_deeper_is_no_part() -> None:
+def test_of_several_sizes_each_runs_what_it_would_alone() -> None:
     forecast = forecast_growth(np.log([[0.8, 0.1], [0.6, 0.3]]), max_levels=8)
-    widths = forecast.nodes_per_level(20, 6)
-    assert widths.sum() == pytest.approx(20)
-    assert widths.shape == (6,)
-    assert widths[0] == 1
-    assert (widths > 0).all()
+    together = forecast.run_per_level([9, 20], 6, least_lead=2.0)
+    assert together.shape == (5, 2)
+    for column, num_nodes in enumerate((9, 20)):
+        assert together[:, column] == pytest.approx(forecast.run_per_level(num_nodes, 6, least_lead=2.0))
+    assert (together[0] == 1).all() and (together > 0).all() and (together.sum(axis=0) <= [9, 20]).all()
 
 
 def test_missing_candidates_are_none() -> None:

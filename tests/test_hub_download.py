@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from generator_ends import drained
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
@@ -167,12 +168,7 @@ def test_the_real_hub_counts_and_downloads_the_same_files(monkeypatch, tmp_path)
 
 
 def watched(hub):
-    shown, steps = [], watch_download("owner/name", hub=hub)
-    while True:
-        try:
-            shown.append(next(steps))
-        except StopIteration as end:
-            return shown, end.value
+    return drained(watch_download("owner/name", hub=hub))
 
 
 def test_a_download_can_be_watched(monkeypatch):

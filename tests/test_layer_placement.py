@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generator_ends import drained
 
 from offload.copy_engine import DiskSource, HostSource
 from offload.errors import BudgetError, LinkError
@@ -37,12 +38,8 @@ def plan_of(tiers: tuple[Tier, ...]) -> ResidencyPlan:
 
 
 def finish(placing: Generator[int, None, Placement]) -> tuple[Placement, list[int]]:
-    read: list[int] = []
-    while True:
-        try:
-            read.append(next(placing))
-        except StopIteration as end:
-            return end.value, read
+    read, placement = drained(placing)
+    return placement, read
 
 
 def failing_at(number: int, error: Exception) -> Callable[[int], torch.Tensor]:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from generator_ends import drained
 
 from offload.errors import CheckpointError
 from runtime import model_folders
@@ -9,25 +10,16 @@ from runtime.events import LoadProgress
 from runtime.model_folders import locate_models, locate_models_in_sight
 
 
-def finish(steps):
-    said = []
-    while True:
-        try:
-            said.append(next(steps))
-        except StopIteration as end:
-            return said, end.value
-
-
 @pytest.mark.parametrize("draft", ["none", "substitute"])
 def test_a_folder_is_itself_and_a_substitute_needs_none(tmp_path, draft):
     config = EngineConfig(target=str(tmp_path), draft=draft)
-    assert finish(locate_models(config, cache_folder=tmp_path))[1] == (tmp_path, None)
+    assert drained(locate_models(config, cache_folder=tmp_path))[1] == (tmp_path, None)
 
 
 def test_a_separate_draft_is_found_too(tmp_path):
     draft = tmp_path / "draft"
     draft.mkdir()
-    said, folders = finish(locate_models(EngineConfig(target=str(tmp_path), draft=str(draft)), cache_folder=tmp_path))
+    said, folders = drained(locate_models(EngineConfig(target=str(tmp_path), draft=str(draft)), cache_folder=tmp_path))
     assert folders == (tmp_path, draft)
     assert len(said) == 2
 
@@ -38,23 +30,24 @@ def test_without_a_target_the_demo_model_is_obtained_in_the_cache(monkeypatch):
         return cache_folder / "demo"
 
     monkeypatch.setattr(model_folders, "obtain_demo_model", obtain)
-    assert finish(locate_models(EngineConfig(), cache_folder=Path("/c"))) == (["fetching"], (Path("/c/demo"), None))
+    assert drained(locate_models(EngineConfig(), cache_folder=Path("/c"))) == (["fetching"], (Path("/c/demo"), None))
 
 
 def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
-        finish(locate_models(EngineConfig(target="./not/a/folder"), cache_folder=tmp_path))
+        drained(locate_models(EngineConfig(target="./not/a/folder"), cache_folder=tmp_path))
 
 
 def test_downloads_are_shown_to_whoever_wants_to_see_them(monkeypatch, tmp_path):
     def watch(name):
         yield 5, 10
-        return tmp_path
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        return folder
 
-    monkeypatch.setattr(model_folders, "watch_download", watch)
-    monkeypatch.setattr(model_folders, "resolve_model_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(model_folders, "watch_download", watch)  # once for each: what is here is not asked for again
     config = EngineConfig(target="owner/large", draft="owner/small")
-    said, folders = finish(locate_models_in_sight(config, cache_folder=tmp_path))
+    said, folders = drained(locate_models_in_sight(config, cache_folder=tmp_path))
     assert [each for each in said if isinstance(each, LoadProgress)] == [
         LoadProgress("downloading owner/large", 5, 10),
         LoadProgress("downloading owner/small", 5, 10),
@@ -64,5 +57,5 @@ def test_downloads_are_shown_to_whoever_wants_to_see_them(monkeypatch, tmp_path)
 
 def test_folders_are_not_downloaded(tmp_path):
     config = EngineConfig(target=str(tmp_path), draft="substitute")
-    said, folders = finish(locate_models_in_sight(config, cache_folder=tmp_path))
+    said, folders = drained(locate_models_in_sight(config, cache_folder=tmp_path))
     assert all(isinstance(each, str) for each in said) and folders == (tmp_path, None)

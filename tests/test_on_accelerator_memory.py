@@ -25,6 +25,7 @@ from accelerator_sessions import (
     quick_sessions,
     wide_folder,
 )
+from generator_ends import drained
 from session_factory import answer, request
 from sim_checks import SimChecks
 
@@ -47,12 +48,7 @@ def load_with_less_room(
     _embeddings, *late = plan_memory(config, target=folder, draft=draft).fixed
     late_bytes = sum(entry.num_bytes for entry in late)
     sim.set_capacity_bytes(allocated_bytes() + late_bytes + room)
-    while True:
-        try:
-            next(loading)
-        except StopIteration as end:
-            opened: OpenSession = end.value
-            return opened
+    return drained(loading)[1]
 
 
 def empty_device_cache() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generator_ends import drained
 
 from offload.errors import BadInputError, WriteError
 from offload.partial_folder import JOURNAL_NAME, PartialFolder
@@ -13,12 +14,7 @@ REQUEST = {"format": "nf4", "files": {"a": (1, 2)}}
 
 def write(partial: PartialFolder, name: str, value: float = 1.0) -> None:
     steps = write_safetensors(partial.temporary(name), [OutgoingTensor.from_tensor("x", torch.full((9,), value))])
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            partial.accept(name, end.value)
-            return
+    partial.accept(name, drained(steps)[1])
 
 
 def names(folder: Path) -> set[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generator_ends import drained
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -33,18 +34,9 @@ def outgoing(tensors=TENSORS):
     return [OutgoingTensor.from_tensor(name, tensor) for name, tensor in tensors.items()]
 
 
-def finish(steps):
-    sizes = []
-    while True:
-        try:
-            sizes.append(next(steps))
-        except StopIteration as end:
-            return sizes, end.value
-
-
 def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
-    sizes, written = finish(write_safetensors(file, outgoing()))
+    sizes, written = drained(write_safetensors(file, outgoing()))
     loaded = load_file(file)
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -62,7 +54,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
 
 def test_tensors_lie_aligned_to_their_items(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
-    _, written = finish(write_safetensors(file, outgoing()))
+    _, written = drained(write_safetensors(file, outgoing()))
     sizes = [TENSORS[name].element_size() for name in written.tensor_names]
     assert sizes == sorted(sizes, reverse=True)
     assert (8 + int.from_bytes(file.read_bytes()[:8], "little")) % 8 == 0
@@ -81,7 +73,7 @@ def test_pieces_are_asked_for_only_when_their_turn_has_come(tmp_path: Path) -> N
     assert asked == []
     next(steps)
     assert asked == [b"ab"]
-    finish(steps)
+    drained(steps)
     assert torch.equal(load_file(tmp_path / "a")["x"], torch.tensor(list(b"abcd"), dtype=torch.uint8))
 
 
@@ -123,7 +115,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(
         WriteError, match=r"a\.safetensors cannot be written: No space left.*make room and run the same"
     ):
-        finish(write_safetensors(tmp_path / "a.safetensors", tensors))
+        drained(write_safetensors(tmp_path / "a.safetensors", tensors))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +124,7 @@ def test_an_error_of_whoever_makes_the_bytes_passes_through(tmp_path: Path) -> N
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        finish(write_safetensors(tmp_path / "a", [OutgoingTensor("x", "U8", (1,), broken)]))
+        drained(write_safetensors(tmp_path / "a", [OutgoingTensor("x", "U8", (1,), broken)]))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """The two slowdowns are recovered from passes that obey them, and only from those that show them."""
 
 import pytest
+from generator_ends import drained
 
 from profiles.cost_fit import CostLaw
 from profiles.slowdown import Overlap, OverlapLimits, measure_overlap
@@ -32,12 +33,9 @@ class SharedCores:
 
 def find(probes: SharedCores, *, max_tokens: int = 256, num_looks: int = 3, seconds: float = 1e9) -> Overlap:
     looks = measure_overlap(probes, LAW, OverlapLimits(max_tokens, 128, num_looks, lambda wanted: wanted <= seconds))
-    while True:
-        try:
-            assert next(looks)
-        except StopIteration as end:
-            found: Overlap = end.value
-            return found
+    said, found = drained(looks)
+    assert all(said)
+    return found
 
 
 def test_both_slowdowns_are_recovered() -> None:

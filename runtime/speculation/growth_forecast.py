@@ -35,16 +35,10 @@ class GrowthForecast:
         is_possible = sizes <= counts[:, -1:] + 1e-9
         return np.where(is_possible, np.array(rows), -np.inf)
 
-    def nodes_per_level(self, num_nodes: ArrayLike, level_limit: int) -> NDArray[np.float64]:
-        """(d, ...) the nodes of each level of trees of `num_nodes` (...) nodes on at most `level_limit` = d levels."""
-        within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
-        return _at_bins(
-            within, np.interp(np.asarray(num_nodes, dtype=np.float64), within.sum(axis=0), np.arange(NUM_BINS))
-        )
-
     def run_per_level(self, num_nodes: ArrayLike, level_limit: int, *, least_lead: float) -> NDArray[np.float64]:
-        """(d - 1, ...) of these the nodes that the draft runs: `least_lead` times as worthy as the least, or more.
+        """(d - 1, ...) nodes of each level that the draft runs, for `num_nodes` (...) and a `level_limit` of d levels.
 
+        Those that are `least_lead` times as worthy as the tree's least, or more.
         At least one where the next level has one, however little it leads. Those of the last level have no children.
         """
         within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)

@@ -89,7 +89,7 @@ def prepare_schema(connection: sqlite3.Connection) -> None:
         if _is_empty(connection):
             _make_tables(connection)
         else:
-            _check(connection)
+            _bring_up_to_date(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
@@ -111,7 +111,8 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _check(connection: sqlite3.Connection) -> None:
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Check that the tables are ours, after adding what their version lacks."""
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application_id != APPLICATION_ID or version < 1:
@@ -123,9 +124,8 @@ def _check(connection: sqlite3.Connection) -> None:
     try:
         for earlier in range(version, SCHEMA_VERSION):
             connection.execute(_UPGRADES[earlier])
+            connection.execute(f"PRAGMA user_version = {earlier + 1}")
         for query in _COLUMNS:
             connection.execute(query)
     except sqlite3.OperationalError as error:
         raise ForeignSchemaError(f"its tables are not ours ({error})") from error
-    if version < SCHEMA_VERSION:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

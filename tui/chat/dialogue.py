@@ -89,8 +89,8 @@ class Dialogue:
 
     def load(self, config: Mapping[str, Any]) -> None:
         """Ask for a model; what is being answered must have ended."""
+        self.expect_load()
         self._engine.send(LoadModel(config))
-        self.state = begin_load()
 
     def expect_load(self) -> None:
         """A model is about to be loaded: what is asked from now on waits for it."""
