@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from offload.copy_engine import CopyEngine, DiskSource, HostSource, PendingCopy
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource, PendingCopy
 from offload.errors import BudgetError
-from offload.host_pinner import HostPinner
-from offload.layer_layout import LayerLayout
 from offload.layer_streamer import ResidentLayer, StreamedLayer
 from offload.out_of_memory import is_out_of_memory
+from offload.pinning.host_pinner import HostPinner
+from offload.pinning.slab_memory import allocate_slab
 from offload.residency_plan import ResidencyPlan, Tier
-from offload.slab_memory import allocate_slab
 
 AllocateSlab = Callable[[int], torch.Tensor]
 

@@ -17,10 +17,10 @@ from typing import TypeAlias
 import torch
 
 from offload.closeable import Closeable
-from offload.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
+from offload.copying.patience import PATIENCE_SECONDS, Patience
 from offload.errors import LinkError, PassCancelledError
-from offload.patience import PATIENCE_SECONDS, Patience
-from offload.slab_memory import allocate_read_slab
+from offload.pinning.slab_memory import allocate_read_slab
 
 logger = logging.getLogger(__name__)
 

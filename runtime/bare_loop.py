@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from offload.accelerator_copy_engine import DEFAULT_CHUNK_BYTES
-from offload.copy_engine import HostSource
-from offload.emulated_link import EmulatedLink
-from offload.layer_layout import LayerLayout
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.accelerator_copy_engine import DEFAULT_CHUNK_BYTES
+from offload.copying.copy_engine import HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.link_probe import measure_raw_link
+from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_streamer import ResidentLayer
-from offload.link_probe import measure_raw_link
-from offload.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from runtime.assembly import OpenSession
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from offload.checkpoint import resolve_model_folder
+from offload.checkpoint.checkpoint import resolve_model_folder
+from offload.checkpoint.strict_json import quote
 from offload.device_selection import select_device
 from offload.errors import CheckpointError
-from offload.strict_json import quote
 from runtime.doctor import DoctorReport, ModelQuestion, examine
 from runtime.engine_config import EngineConfig
 from runtime.file_need import need_of_files

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offload.checkpoint import MAX_CONFIG_BYTES, Checkpoint
+from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint
+from offload.checkpoint.strict_json import quote, read_json
 from offload.errors import CheckpointError, UnsupportedArchitectureError
-from offload.strict_json import quote, read_json
 from offload.units import format_bytes
 from runtime.model_shape import ModelShape
 

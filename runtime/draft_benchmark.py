@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from offload.copy_engine import CopyEngine
-from offload.draft_weight import HeldFormat, draft_policy
-from offload.host_copy_engine import HostCopyEngine
-from offload.kernel_timing import DRAFT_WIDTHS
+from offload.copying.copy_engine import CopyEngine
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.formats.draft_weight import HeldFormat, draft_policy
+from offload.formats.kernel_timing import DRAFT_WIDTHS
 from runtime.assembly import open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from offload.checkpoint import ITEM_BYTES
-from offload.layer_layout import LayerLayout
-from offload.weight_format import scratch_bytes
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.formats.weight_format import scratch_bytes
 from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
 from runtime.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
 from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles

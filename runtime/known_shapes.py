@@ -8,7 +8,7 @@ import difflib
 import re
 from dataclasses import replace
 
-from offload.strict_json import quote
+from offload.checkpoint.strict_json import quote
 from runtime.errors import OptionError
 from runtime.model_shape import ModelShape
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from offload.copy_rate import measure_copy_rate
+from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes
+from offload.checkpoint.layer_layout import SlabRange
+from offload.copying.copy_rate import measure_copy_rate
+from offload.copying.link_probe import measure_raw_link
 from offload.device_identity import device_name, find_driver
 from offload.device_selection import device_memory
 from offload.errors import LinkError
-from offload.hub_download import HuggingFaceHub, free_disk_bytes
-from offload.layer_layout import SlabRange
-from offload.link_probe import measure_raw_link
 from offload.memory_budget import control_group_bytes, free_memory_bytes
 from runtime.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates
 from runtime.memory_fit import MachineMemory

@@ -7,7 +7,7 @@ no machine, no budget and no torch.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from offload.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
+from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.accounting import MemoryEntry
 
 QUANTISED_FORMATS = ("int8", "nf4")

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from offload.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
-from offload.strict_json import quote
 from profiles.pair_profile import ModelIdentity
 
 PAGE_BYTES = 4096

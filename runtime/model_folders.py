@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offload.checkpoint import find_model_folder, resolve_model_folder
-from offload.hub_download import watch_download
+from offload.checkpoint.checkpoint import find_model_folder, resolve_model_folder
+from offload.checkpoint.hub_download import watch_download
 from runtime.demo_model import obtain_demo_model
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress

@@ -6,7 +6,7 @@ nothing and knows no torch.
 
 from dataclasses import dataclass
 
-from offload.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
 

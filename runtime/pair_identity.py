@@ -4,8 +4,8 @@ Whoever looks for a profile and whoever measures one must mean the same pair, so
 samples of the weights.
 """
 
-from offload.draft_weight import draft_policy
-from offload.four_bit_weight import FourBitFormat
+from offload.formats.draft_weight import draft_policy
+from offload.formats.four_bit_weight import FourBitFormat
 from profiles.pair_profile import ModelIdentity
 from runtime.model.model_loader import ComputePlan, ModelFiles
 from runtime.model_digest import model_identity

@@ -14,9 +14,9 @@ import torch
 from offload.device_identity import identify_device
 from offload.device_selection import device_memory
 from offload.errors import LinkError
-from offload.pin_budget import PinBudget, budget_beside, detect_platform, remembered_pin_budget, rule_for
-from offload.pin_probe import probe_limit_bytes, probe_pin_budget
-from offload.pinning_plan import PinningPlan, plan_pinning
+from offload.pinning.pin_budget import PinBudget, budget_beside, detect_platform, remembered_pin_budget, rule_for
+from offload.pinning.pin_probe import probe_limit_bytes, probe_pin_budget
+from offload.pinning.pinning_plan import PinningPlan, plan_pinning
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.errors import ProfileError
 from profiles.machine_profile import PinBudgetSource

@@ -7,7 +7,7 @@ no torch.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offload.checkpoint import is_hub_name
+from offload.checkpoint.checkpoint import is_hub_name
 from offload.errors import CheckpointError
 from runtime.config_shape import FoundShape, shape_of_folder, shape_on_hub
 from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree

@@ -18,14 +18,14 @@ from typing import Any, cast
 
 import torch
 
-from offload.checkpoint import resolve_model_folder
+from offload.checkpoint.checkpoint import resolve_model_folder
+from offload.checkpoint.partial_folder import PartialFolder
+from offload.checkpoint.safetensors_writer import DTYPE_NAMES, OutgoingTensor, WrittenFile, as_bytes, write_safetensors
+from offload.checkpoint.tensor_reader import TensorReader
 from offload.errors import BadInputError, CheckpointError
+from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, ReadElements, WeightQuantizer
 from offload.memory_budget import process_memory
-from offload.partial_folder import PartialFolder
-from offload.safetensors_writer import DTYPE_NAMES, OutgoingTensor, WrittenFile, as_bytes, write_safetensors
-from offload.tensor_reader import TensorReader
 from offload.units import format_bytes
-from offload.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, ReadElements, WeightQuantizer
 from runtime.errors import OptionError
 from runtime.preparation_plan import INDEX_NAME, PlannedShard, PlannedTensor, PreparationPlan
 

@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from offload.checkpoint import MAX_CONFIG_BYTES, Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint, TensorEntry
+from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
-from offload.strict_json import read_json
-from offload.weight_format import TORCH_DTYPES
-from offload.weight_quantizer import WeightQuantizer
+from offload.formats.weight_format import TORCH_DTYPES
+from offload.formats.weight_quantizer import WeightQuantizer
 from runtime.model.architecture import DecoderParts, open_decoder
 
 INDEX_NAME = "model.safetensors.index.json"

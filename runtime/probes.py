@@ -12,12 +12,12 @@ import numpy as np
 import psutil
 import torch
 
-from offload.copy_engine import DiskSource
-from offload.copy_rate import COPY_BYTES, measure_copy_rate
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import DiskSource
+from offload.copying.copy_rate import COPY_BYTES, measure_copy_rate
 from offload.device_identity import identify_device
 from offload.device_selection import device_memory
-from offload.layer_layout import LayerLayout, SlabRange
-from offload.slab_memory import PAGE_BYTES, allocate_read_slab
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_read_slab
 from profiles.acceptance_summary import ForcedPosition
 from profiles.calibration_probes import MachineFacts, PairFacts
 from profiles.machine_profile import PinBudgetSource

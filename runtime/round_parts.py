@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from offload.copy_engine import DiskSource
+from offload.copying.copy_engine import DiskSource
+from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import PipelineParts, round_seconds
-from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
 from runtime.bare_loop import raw_link_seconds, streamed_layouts
 from runtime.engine import verify_input

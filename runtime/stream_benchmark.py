@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.memory_budget import process_memory
-from offload.staged_copy_engine import StagedCopyEngine
 from runtime.assembly import OpenSession
 from runtime.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
 from runtime.errors import OptionError

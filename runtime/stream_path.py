@@ -12,20 +12,20 @@ from pathlib import Path
 
 import torch
 
-from offload.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
-from offload.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
+from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.device_selection import device_memory
-from offload.emulated_link import EmulatedLink
-from offload.host_copy_engine import HostCopyEngine
-from offload.host_pinner import HostPinner, PageableMemory
 from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import LayerStreamer
 from offload.out_of_memory import explained_shortage
-from offload.pinned_memory import open_pinner
-from offload.pinning_plan import PinningPlan
+from offload.pinning.host_pinner import HostPinner, PageableMemory
+from offload.pinning.pinned_memory import open_pinner
+from offload.pinning.pinning_plan import PinningPlan
+from offload.pinning.slab_memory import allocate_read_slab, allocate_slab
 from offload.residency_plan import Tier
-from offload.slab_memory import allocate_read_slab, allocate_slab
-from offload.staged_copy_engine import StagedCopyEngine
 from offload.units import parse_link
 from runtime.memory_need import NUM_STAGES
 from runtime.pin_policy import plan_pinned_layers

@@ -18,7 +18,7 @@ import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 from session_factory import CONTEXT_TOKENS, answer, request
 
-from offload.copy_engine import DiskSource, HostSource
+from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
 from runtime.assembly import OpenSession, open_session, plan_memory
 from runtime.engine_config import EngineConfig

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from offload.copy_engine import HostSource
+from offload.copying.copy_engine import HostSource
 from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, StreamedLayer
 
 SLAB_BYTES = 64

@@ -2,7 +2,7 @@
 
 import torch
 
-from offload.pinned_memory import PinnedMemory
+from offload.pinning.pinned_memory import PinnedMemory
 
 PAGE = 4096
 CHUNK = 4 * PAGE

@@ -6,10 +6,10 @@ import pytest
 import torch
 from fake_accelerator import POISON, FakeAccelerator
 
-from offload.accelerator_copy_engine import AcceleratorCopyEngine
-from offload.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.copy_engine import DiskSource, HostSource
 from offload.errors import LinkError, PassCancelledError
-from offload.layer_layout import LayerLayout
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
 
 SLAB_BYTES = 64

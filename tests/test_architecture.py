@@ -8,7 +8,7 @@ from model_factory import MAIN_KINDS, edit_config, random_model, save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
 from runtime.model.architecture import (
     build_empty_model,
     inspect_decoder,

@@ -9,8 +9,8 @@ from model_factory import save_tiny_model, save_tiny_tokenizer
 from profile_factory import PAIR
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
-from offload.copy_engine import DiskSource, HostSource
-from offload.emulated_link import EmulatedLink
+from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
 from runtime.assembly import load_session, open_session, plan_memory

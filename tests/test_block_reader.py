@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from offload.block_reader import FileBlock, SourceFile, split_range
+from offload.checkpoint.block_reader import FileBlock, SourceFile, split_range
+from offload.checkpoint.layer_layout import SlabRange
 from offload.errors import LinkError
-from offload.layer_layout import SlabRange
-from offload.slab_memory import allocate_slab
+from offload.pinning.slab_memory import allocate_slab
 
 CONTENT = bytes(range(251)) * 200  # 50,200 bytes: no power of two divides the period
 WAYS = ["direct", "buffered", "seeking"]

@@ -11,7 +11,7 @@ import torch
 from model_factory import save_tiny_model, write_safetensors
 from safetensors import safe_open
 
-from offload.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, resolve_model_folder
+from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, resolve_model_folder
 from offload.errors import CheckpointError
 
 HEADER = {
@@ -73,7 +73,7 @@ def test_the_bytes_at_an_entry_are_those_that_safetensors_reads(tmp_path, dtype,
 
 
 def test_importing_needs_neither_torch_nor_transformers():
-    code = "import offload.checkpoint, sys; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    code = "import offload.checkpoint.checkpoint, sys; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -16,9 +16,9 @@ from model_factory import save_tiny_model
 from quantized_factory import save_quantized_folder
 from safetensors.torch import load_file, save
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.layer_layout import layout_layer
 from offload.errors import BadInputError
-from offload.layer_layout import layout_layer
 from runtime.model.architecture import open_decoder
 
 MAX_CASE_SECONDS = 10.0

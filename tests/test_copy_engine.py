@@ -6,13 +6,13 @@ import pytest
 from fake_accelerator import FakeAccelerator
 from fakes import InstantEngine
 
-from offload.accelerator_copy_engine import AcceleratorCopyEngine
-from offload.copy_engine import CopyEngine, DiskSource, HostSource
-from offload.emulated_link import EmulatedLink
-from offload.host_copy_engine import HostCopyEngine
-from offload.layer_layout import LayerLayout, SlabRange
-from offload.slab_memory import PAGE_BYTES, allocate_slab
-from offload.staged_copy_engine import StagedCopyEngine
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
 from offload.units import LinkSpec
 
 KINDS = ["host", "accelerator", "emulated", "staged", "instant"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from offload.copy_rate import measure_copy_rate
+from offload.copying.copy_rate import measure_copy_rate
 
 
 def test_the_rate_is_bytes_over_the_time_of_all_copies():

@@ -7,7 +7,7 @@ import torch
 from quantized_factory import save_quantized_folder
 from session_factory import CONTEXT_TOKENS, request, save_tiny_folder
 
-from offload.host_copy_engine import HostCopyEngine
+from offload.copying.host_copy_engine import HostCopyEngine
 from runtime.draft_benchmark import AnsweredPrompt, DraftFormatReport, DraftReport, greedy_hits, run_draft_benchmark
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError

@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offload import draft_weight
-from offload.draft_weight import draft_converter, draft_policy, fastest_format, held_bytes
-from offload.four_bit_weight import FourBitWeight
-from offload.int8_rows import Int8RowsWeight
-from offload.packed_int8 import PackedInt8Weight
-from offload.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
+from offload.formats import draft_weight
+from offload.formats.draft_weight import draft_converter, draft_policy, fastest_format, held_bytes
+from offload.formats.four_bit_weight import FourBitWeight
+from offload.formats.int8_rows import Int8RowsWeight
+from offload.formats.packed_int8 import PackedInt8Weight
+from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 
 CPU = torch.device("cpu")
 MATRIX = torch.randn(64, 128, generator=torch.Generator().manual_seed(1)).bfloat16()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from fakes import ExclusiveLink, InstantEngine, VirtualClock
 
-from offload.copy_engine import HostSource
-from offload.emulated_link import EmulatedLink, wait_until
+from offload.copying.copy_engine import HostSource
+from offload.copying.emulated_link import EmulatedLink, wait_until
 from offload.errors import LinkError, PassCancelledError
 from offload.units import LinkSpec
 

@@ -5,9 +5,9 @@ import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 from test_model_shape import TINY
 
-from offload.checkpoint import ITEM_BYTES
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.errors import BudgetError
-from offload.stored_sizes import int8_rows_bytes, nf4_bytes
 from runtime.assembly import plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.file_need import layer_formats, need_of_files

@@ -3,9 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offload import four_bit_weight
-from offload.four_bit_weight import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
-from offload.weight_format import CHUNK_ELEMENTS, MatmulPolicy, UpcastScratch
+from offload.formats import four_bit_weight
+from offload.formats.four_bit_weight import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
+from offload.formats.weight_format import CHUNK_ELEMENTS, MatmulPolicy, UpcastScratch
 
 CPU = torch.device("cpu")
 SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]

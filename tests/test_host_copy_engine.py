@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from offload.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.host_copy_engine import HostCopyEngine
 from offload.errors import LinkError, PassCancelledError
-from offload.host_copy_engine import HostCopyEngine
-from offload.layer_layout import LayerLayout, SlabRange
-from offload.slab_memory import allocate_slab
+from offload.pinning.slab_memory import allocate_slab
 
 PAGE = 4096
 

@@ -11,9 +11,9 @@ from generator_ends import drained
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
-from offload import hub_download
+from offload.checkpoint import hub_download
+from offload.checkpoint.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes, watch_download
 from offload.errors import CheckpointError
-from offload.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes, watch_download
 
 CACHE = Path("/cache/hub")
 

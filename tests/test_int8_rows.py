@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offload.int8_rows import Int8RowsFormat, Int8RowsWeight, measure_bfloat16_max_rows
-from offload.weight_format import MatmulPolicy, UpcastScratch
+from offload.formats.int8_rows import Int8RowsFormat, Int8RowsWeight, measure_bfloat16_max_rows
+from offload.formats.weight_format import MatmulPolicy, UpcastScratch
 
 CPU = torch.device("cpu")
 FAST = MatmulPolicy(is_fast=True)

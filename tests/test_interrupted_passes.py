@@ -8,7 +8,7 @@ from fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 from numbered_layers import check_slab, make_layers, run_pass
 
 from offload import layer_streamer
-from offload.copy_engine import CopySource, PendingCopy
+from offload.copying.copy_engine import CopySource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, SlotState
 

@@ -13,9 +13,9 @@ import torch
 from model_factory import save_tiny_model
 from small_preparations import WIDE, contents, finish, interrupt, request, save_source
 
-from offload import partial_folder, safetensors_writer
+from offload.checkpoint import partial_folder, safetensors_writer
+from offload.checkpoint.partial_folder import JOURNAL_NAME
 from offload.errors import BadInputError, WriteError
-from offload.partial_folder import JOURNAL_NAME
 from runtime.preparation import PreparationRequest
 
 ROOT = Path(__file__).parent.parent

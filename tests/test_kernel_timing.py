@@ -2,7 +2,7 @@ import time
 
 import torch
 
-from offload.kernel_timing import DRAFT_WIDTHS, fastest_seconds
+from offload.formats.kernel_timing import DRAFT_WIDTHS, fastest_seconds
 
 
 def test_the_fastest_run_counts() -> None:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from offload.int8_rows import Int8RowsFormat, Int8RowsWeight
-from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
+from offload.formats.int8_rows import Int8RowsFormat, Int8RowsWeight
+from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
 from runtime.model.layer_binding import ModuleBinder, StoredLinear, bind_embedding, replace_linears
 
 

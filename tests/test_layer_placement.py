@@ -8,15 +8,15 @@ import pytest
 import torch
 from generator_ends import drained
 
-from offload.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.host_copy_engine import HostCopyEngine
 from offload.errors import BudgetError, LinkError
-from offload.host_copy_engine import HostCopyEngine
-from offload.host_pinner import PageableMemory
-from offload.layer_layout import LayerLayout, SlabRange
 from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import ResidentLayer
+from offload.pinning.host_pinner import PageableMemory
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
 from offload.residency_plan import ResidencyPlan, Tier
-from offload.slab_memory import PAGE_BYTES, allocate_slab
 
 R, H, D = Tier.RESIDENT, Tier.HOST, Tier.DISK
 NUM_LAYERS = 5

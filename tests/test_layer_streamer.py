@@ -8,7 +8,7 @@ import pytest
 from fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 from numbered_layers import make_layers, run_pass
 
-from offload.emulated_link import EmulatedLink
+from offload.copying.emulated_link import EmulatedLink
 from offload.layer_streamer import LayerStreamer, SlotState
 from offload.pipeline_model import PipelineParts, simulate
 from offload.units import LinkSpec

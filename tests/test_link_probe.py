@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from offload.checkpoint.layer_layout import SlabRange
+from offload.copying.link_probe import measure_raw_link
 from offload.errors import LinkError
-from offload.layer_layout import SlabRange
-from offload.link_probe import measure_raw_link
 
 
 @pytest.fixture

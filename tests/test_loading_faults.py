@@ -11,11 +11,11 @@ import torch
 from fault_injection import ASKED, Faults, needs_preadv, raise_io_error, what_is_open
 from session_factory import answer, open_tiny
 
-from offload import host_pinner
-from offload.copy_engine import DiskSource, HostSource
+from offload.copying.copy_engine import DiskSource, HostSource
 from offload.errors import OverstoryError
 from offload.layer_streamer import ResidentLayer
-from offload.slab_memory import allocate_slab
+from offload.pinning import host_pinner
+from offload.pinning.slab_memory import allocate_slab
 from runtime.assembly import load_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles

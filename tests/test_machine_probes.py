@@ -7,7 +7,7 @@ import torch
 
 from offload.device_selection import DeviceMemory
 from offload.errors import LinkError
-from offload.pin_budget import PinBudget
+from offload.pinning.pin_budget import PinBudget
 from profiles.machine_profile import PinBudgetSource
 from runtime import machine_probes
 from runtime.machine_probes import MachineProbes, built_for

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from model_factory import save_tiny_model, write_safetensors
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from runtime.model_digest import (
     PAGE_BYTES,

@@ -6,11 +6,11 @@ from model_factory import save_tiny_model
 from quantized_factory import save_quantized_folder
 from session_factory import save_tiny_folder
 
-from offload import draft_weight
-from offload.draft_weight import HeldFormat
+from offload.copying.host_copy_engine import HostCopyEngine
 from offload.errors import CheckpointError
-from offload.host_copy_engine import HostCopyEngine
-from offload.weight_store import read_slab, slab_views
+from offload.formats import draft_weight
+from offload.formats.draft_weight import HeldFormat
+from offload.formats.weight_store import read_slab, slab_views
 from runtime.model import model_loader
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
 from runtime.model.streamed_model import chain_input

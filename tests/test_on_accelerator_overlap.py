@@ -24,7 +24,7 @@ from accelerator_sessions import (
 from session_factory import answer, request
 from sim_checks import SimChecks
 
-from offload.accelerator_copy_engine import TorchAccelerator
+from offload.copying.accelerator_copy_engine import TorchAccelerator
 from offload.errors import OverstoryError
 from runtime import stream_path
 from runtime.assembly import OpenSession

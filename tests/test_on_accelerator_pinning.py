@@ -29,12 +29,12 @@ from quantized_factory import save_quantized_folder
 from session_factory import answer
 from sim_checks import SimChecks
 
-from offload import pinned_memory
-from offload.copy_engine import HostSource
-from offload.pin_budget import Platform
-from offload.pin_probe import ProbeResult
+from offload.copying.copy_engine import HostSource
+from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.pinning import pinned_memory
+from offload.pinning.pin_budget import Platform
+from offload.pinning.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
-from offload.staged_copy_engine import StagedCopyEngine
 from profiles.machine_profile import PinBudgetSource
 from runtime import pin_policy, session_plan
 from runtime.model.model_loader import ModelFiles
@@ -151,7 +151,7 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
         registering(),
         registrable_restored(),
         mock.patch.object(pin_policy, "detect_platform", lambda: Platform.WSL2),
-        mock.patch("offload.pin_budget.detect_platform", lambda: Platform.WSL2),
+        mock.patch("offload.pinning.pin_budget.detect_platform", lambda: Platform.WSL2),
         mock.patch.object(
             pin_policy, "probe_pin_budget", lambda *_, **__: ProbeResult(5 * size, PinBudgetSource.REFUSED)
         ),

@@ -26,7 +26,7 @@ from quantized_factory import save_quantized_folder
 from session_factory import answer
 from sim_checks import SimChecks
 
-from offload.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
 
 CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from offload.int8_rows import Int8RowsWeight
-from offload.packed_int8 import PackedInt8Weight, measure_is_packed_faster
-from offload.weight_format import UpcastScratch
+from offload.formats.int8_rows import Int8RowsWeight
+from offload.formats.packed_int8 import PackedInt8Weight, measure_is_packed_faster
+from offload.formats.weight_format import UpcastScratch
 
 CPU = torch.device("cpu")
 

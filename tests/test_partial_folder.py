@@ -5,9 +5,9 @@ import pytest
 import torch
 from generator_ends import drained
 
+from offload.checkpoint.partial_folder import JOURNAL_NAME, PartialFolder
+from offload.checkpoint.safetensors_writer import OutgoingTensor, write_safetensors
 from offload.errors import BadInputError, WriteError
-from offload.partial_folder import JOURNAL_NAME, PartialFolder
-from offload.safetensors_writer import OutgoingTensor, write_safetensors
 
 REQUEST = {"format": "nf4", "files": {"a": (1, 2)}}
 

@@ -1,6 +1,6 @@
 import threading
 
-from offload.patience import Patience
+from offload.copying.patience import Patience
 
 
 def test_it_is_set_once_its_time_is_up() -> None:

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from profile_factory import DEVICE, machine_profile
 
-from offload import pin_budget
 from offload.errors import LinkError
-from offload.pin_budget import (
+from offload.pinning import pin_budget
+from offload.pinning.pin_budget import (
     PLATFORM_RULES,
     PinBudget,
     Platform,
@@ -21,7 +21,7 @@ from offload.pin_budget import (
     remembered_pin_budget,
     rule_for,
 )
-from offload.pin_probe import ProbeResult
+from offload.pinning.pin_probe import ProbeResult
 from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
 from profiles.profile_store import load_machine_profile, profile_path, save_machine_profile

@@ -9,8 +9,8 @@ import torch
 
 from offload.device_selection import DeviceMemory
 from offload.errors import LinkError
-from offload.pin_budget import PinBudget, Platform
-from offload.pin_probe import ProbeResult
+from offload.pinning.pin_budget import PinBudget, Platform
+from offload.pinning.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
@@ -28,7 +28,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device of 8 GB, whose driver is asked on WSL2."""
     monkeypatch.setattr(pin_policy, "identify_device", lambda device: DeviceIdentity("meta", "Card", "1.0"))
     monkeypatch.setattr(pin_policy, "device_memory", lambda device: DeviceMemory(6 * GB, 8 * GB))
-    monkeypatch.setattr("offload.pin_budget.detect_platform", lambda: Platform.WSL2)
+    monkeypatch.setattr("offload.pinning.pin_budget.detect_platform", lambda: Platform.WSL2)
     monkeypatch.setattr(pin_policy, "detect_platform", lambda: Platform.WSL2)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from offload import pin_probe
 from offload.errors import LinkError, PassCancelledError
-from offload.pin_probe import RESERVE_BYTES, ProbeResult, _read_report, probe_limit_bytes, probe_pin_budget
+from offload.pinning import pin_probe
+from offload.pinning.pin_probe import RESERVE_BYTES, ProbeResult, _read_report, probe_limit_bytes, probe_pin_budget
 from profiles.machine_profile import PinBudgetSource
 
 MIB = 1 << 20

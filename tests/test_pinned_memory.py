@@ -9,8 +9,8 @@ import torch
 from fake_driver import FakeDriver, at_call
 from pinned_slabs import CHUNK, PAGE, pin
 
-from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
-from offload.pinned_memory import CudaHostRegistrar, PinnedMemory, open_pinner, open_registrar
+from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
+from offload.pinning.pinned_memory import CudaHostRegistrar, PinnedMemory, open_pinner, open_registrar
 
 
 def registered(driver: FakeDriver, slab: torch.Tensor) -> list[tuple[int, int]]:

@@ -12,9 +12,9 @@ import torch
 from fake_driver import OUT_OF_MEMORY, FakeDriver, at_call
 from pinned_slabs import CHUNK, PAGE, pin
 
-from offload import pinned_memory
 from offload.errors import LinkError, PassCancelledError
-from offload.pinned_memory import PinnedMemory
+from offload.pinning import pinned_memory
+from offload.pinning.pinned_memory import PinnedMemory
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from model_factory import save_tiny_model, save_tiny_tokenizer
 from transformers import BitsAndBytesConfig
 
 from offload.errors import CheckpointError
-from offload.weight_quantizer import WeightQuantizer
+from offload.formats.weight_quantizer import WeightQuantizer
 from runtime.preparation_plan import PreparationPlan
 
 NF4 = WeightQuantizer("nf4")

@@ -10,7 +10,7 @@ import pytest
 from model_factory import save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from offload import safetensors_writer
+from offload.checkpoint import safetensors_writer
 from tui import cli
 
 ROOT = Path(__file__).parent.parent

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
-from offload.four_bit_weight import FourBitFormat, FourBitWeight
-from offload.int8_rows import Int8RowsFormat, Int8RowsWeight
-from offload.quantized_group import MAX_STATE_BYTES, QuantizedGroup, find_group
+from offload.formats.four_bit_weight import FourBitFormat, FourBitWeight
+from offload.formats.int8_rows import Int8RowsFormat, Int8RowsWeight
+from offload.formats.quantized_group import MAX_STATE_BYTES, QuantizedGroup, find_group
 
 SHAPE = (20, 96)
 NAME = "x.weight"

@@ -5,7 +5,7 @@ import torch
 from model_factory import edit_config, save_tiny_model, write_safetensors
 from safetensors.torch import load_file, save_file
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from runtime.model.architecture import (
     load_config,

@@ -13,9 +13,9 @@ from generator_ends import drained
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from offload import safetensors_writer
+from offload.checkpoint import safetensors_writer
+from offload.checkpoint.safetensors_writer import OutgoingTensor, WrittenFile, write_safetensors
 from offload.errors import WriteError
-from offload.safetensors_writer import OutgoingTensor, WrittenFile, write_safetensors
 
 TENSORS = {
     "b.scale": torch.randn(7),
@@ -132,7 +132,7 @@ LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
 from offload.errors import WriteError
-from offload.safetensors_writer import OutgoingTensor, write_safetensors
+from offload.checkpoint.safetensors_writer import OutgoingTensor, write_safetensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

@@ -10,16 +10,16 @@ import pytest
 import torch
 from fakes import InstantEngine
 
-from offload.block_reader import FileBlock
-from offload.copy_engine import CopySource, DiskSource, HostSource, PendingCopy
-from offload.emulated_link import EmulatedLink
+from offload.checkpoint.block_reader import FileBlock
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import CopySource, DiskSource, HostSource, PendingCopy
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.errors import LinkError, PassCancelledError
-from offload.host_copy_engine import HostCopyEngine
-from offload.layer_layout import LayerLayout, SlabRange
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
 from offload.pipeline_model import PipelineParts, round_seconds
-from offload.slab_memory import PAGE_BYTES, allocate_slab
-from offload.staged_copy_engine import StagedCopyEngine
 from offload.units import LinkSpec
 
 SLAB_BYTES = 2 * PAGE_BYTES

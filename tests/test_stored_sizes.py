@@ -2,8 +2,8 @@ import bitsandbytes.functional
 import pytest
 import torch
 
-from offload.int8_rows import Int8RowsWeight
-from offload.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.formats.int8_rows import Int8RowsWeight
 
 SHAPES = [(1, 64), (5, 7), (64, 64), (129, 130), (300, 1000), (257, 64)]
 

@@ -16,8 +16,8 @@ import pytest
 from fault_injection import ASKED, Dies, Faults, end_of_file, kill_thread, needs_preadv, raise_io_error
 from session_factory import answer, open_tiny, request
 
+from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.errors import LinkError
-from offload.staged_copy_engine import StagedCopyEngine
 from runtime import assembly
 from runtime.assembly import OpenSession
 from runtime.events import LevelDrafted, TokensAccepted

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
-from offload.copy_engine import DiskSource, HostSource
-from offload.emulated_link import EmulatedLink
-from offload.staged_copy_engine import StagedCopyEngine
+from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.staged_copy_engine import StagedCopyEngine
 
 
 @pytest.fixture(scope="module")

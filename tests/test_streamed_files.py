@@ -9,11 +9,11 @@ import pytest
 import torch
 from fakes import PoisoningEngine
 
-from offload.copy_engine import CopyEngine, DiskSource
-from offload.emulated_link import EmulatedLink
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import CopyEngine, DiskSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.host_copy_engine import HostCopyEngine
 from offload.errors import PassCancelledError
-from offload.host_copy_engine import HostCopyEngine
-from offload.layer_layout import LayerLayout, SlabRange
 from offload.layer_streamer import LayerStreamer
 from offload.units import LinkSpec
 

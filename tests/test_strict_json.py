@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from offload.checkpoint.strict_json import parse_json, quote, read_json, read_start
 from offload.errors import CheckpointError
-from offload.strict_json import parse_json, quote, read_json, read_start
 
 
 def test_an_object_is_read() -> None:

@@ -6,9 +6,9 @@ import torch
 from model_factory import save_tiny_model
 from safetensors.torch import load_file
 
-from offload.checkpoint import Checkpoint
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.tensor_reader import TensorReader
 from offload.errors import CheckpointError
-from offload.tensor_reader import TensorReader
 
 
 @pytest.fixture(scope="module")

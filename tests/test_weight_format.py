@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offload.weight_format import (
+from offload.formats.weight_format import (
     ACCELERATOR_CHUNK_ELEMENTS,
     CHUNK_ELEMENTS,
     DenseWeight,

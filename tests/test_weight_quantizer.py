@@ -4,8 +4,8 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
-from offload import weight_quantizer
-from offload.weight_quantizer import WeightQuantizer
+from offload.formats import weight_quantizer
+from offload.formats.weight_quantizer import WeightQuantizer
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

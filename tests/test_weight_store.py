@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from offload.checkpoint import Checkpoint
-from offload.host_copy_engine import HostCopyEngine
-from offload.layer_layout import layout_layer
-from offload.weight_store import LayerSlabs, read_slab, slab_views
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.layer_layout import layout_layer
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.formats.weight_store import LayerSlabs, read_slab, slab_views
 
 Tensors = dict[str, torch.Tensor]
 

@@ -22,11 +22,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from offload.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError, UnsupportedArchitectureError
-from offload.quantized_group import QuantizedGroup, find_group
-from offload.strict_json import quote
-from offload.weight_format import WeightFormat
+from offload.formats.quantized_group import QuantizedGroup, find_group
+from offload.formats.weight_format import WeightFormat
 from runtime.model.meta_build import MetaBuild
 from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 

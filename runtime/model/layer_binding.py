@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, WeightFormat
+from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, WeightFormat
 
 Convert = Callable[[StoredWeight], StoredWeight]
 """Makes another weight, in memory of its own, of one that views a slab."""

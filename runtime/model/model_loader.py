@@ -13,14 +13,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from offload.checkpoint import SUPPORTED_DTYPES, Checkpoint
-from offload.copy_engine import CopyEngine
-from offload.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
-from offload.layer_layout import LayerLayout, layout_layer
+from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint
+from offload.checkpoint.layer_layout import LayerLayout, layout_layer
+from offload.copying.copy_engine import CopyEngine
+from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
+from offload.formats.packed_int8 import PackedInt8Weight
+from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
+from offload.formats.weight_store import LayerSlabs, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
-from offload.packed_int8 import PackedInt8Weight
-from offload.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
-from offload.weight_store import LayerSlabs, read_slab, slab_views
 from runtime.engine_config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.layer_binding import Convert, ModuleBinder, StoredLinear, bind_embedding, replace_linears

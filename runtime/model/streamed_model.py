@@ -20,8 +20,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from offload.errors import PassCancelledError
+from offload.formats.weight_store import LayerSlabs
 from offload.layer_streamer import LayerStreamer, PassStatistics
-from offload.weight_store import LayerSlabs
 from runtime.model.layer_binding import ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
 from runtime.model.supported_models import cache_argument

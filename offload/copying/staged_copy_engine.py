@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from offload.closeable import Closeable
-from offload.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 
 _POLL_SECONDS = 0.001

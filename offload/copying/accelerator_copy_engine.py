@@ -18,7 +18,7 @@ from typing import Protocol, cast
 import torch
 
 from offload.closeable import Closeable
-from offload.copy_engine import CopySource, HostSource
+from offload.copying.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 
 DEFAULT_CHUNK_BYTES = 32 << 20

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import torch
 
 from offload.closeable import Closeable
-from offload.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
 from offload.units import format_bytes
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """How much host memory the driver will pin, found out by a process of its own: one refusal poisons whoever meets it.
 
 The child pins 256 MiB after 256 MiB and reports each step in a line, so that even its death tells what it had been
-granted; the parent keeps four fifths of that. `python -m offload.pin_probe` is the child, and is of no use to people.
+granted; the parent keeps four fifths of that. `python -m offload.pinning.pin_probe` is the child, and is of no use to people.
 Knows neither layers nor platforms.
 """
 
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from offload.errors import LinkError, PassCancelledError
-from offload.host_pinner import AllocatorPinnedMemory
 from offload.memory_budget import free_memory_bytes
-from offload.pinned_memory import HostRegistrar, open_registrar
-from offload.slab_memory import PAGE_BYTES, allocate_slab
+from offload.pinning.host_pinner import AllocatorPinnedMemory
+from offload.pinning.pinned_memory import HostRegistrar, open_registrar
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
 from profiles.machine_profile import PinBudgetSource
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def probe_pin_budget(
     # The child finds modules where this process does, and not in whatever folder the user happens to be.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "offload.pin_probe", *arguments],
+        [sys.executable, "-P", "-m", "offload.pinning.pin_probe", *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -213,7 +213,7 @@ def _offer_itself_to_the_out_of_memory_killer() -> None:
 
 
 def _run_child() -> None:
-    parser = argparse.ArgumentParser(prog="python -m offload.pin_probe")
+    parser = argparse.ArgumentParser(prog="python -m offload.pinning.pin_probe")
     parser.add_argument("--driver", required=True)
     parser.add_argument("--limit-bytes", type=int, required=True)
     parser.add_argument("--step-bytes", type=int, required=True)

@@ -10,11 +10,17 @@ from typing import Literal
 
 import torch
 
-from offload.four_bit_weight import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
-from offload.int8_rows import Int8RowsWeight
-from offload.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
-from offload.packed_int8 import PackedInt8Weight, measure_is_packed_faster
-from offload.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, measure_direct_max_rows
+from offload.formats.four_bit_weight import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
+from offload.formats.int8_rows import Int8RowsWeight
+from offload.formats.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
+from offload.formats.packed_int8 import PackedInt8Weight, measure_is_packed_faster
+from offload.formats.weight_format import (
+    DenseWeight,
+    MatmulPolicy,
+    StoredWeight,
+    UpcastScratch,
+    measure_direct_max_rows,
+)
 
 HeldFormat = Literal["int8", "nf4", "stored"]
 _INT8_BYTES_PER_ROW = 12

@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
+from offload.checkpoint.hub_download import download_model
+from offload.checkpoint.strict_json import parse_json, quote, read_json, read_start
 from offload.errors import CheckpointError
-from offload.hub_download import download_model
-from offload.strict_json import parse_json, quote, read_json, read_start
 
 SUPPORTED_DTYPES = ("BF16", "F16", "F32")
 ITEM_BYTES = {

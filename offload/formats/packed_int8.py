@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from offload.int8_rows import LEVELS, Int8RowsWeight
-from offload.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
-from offload.weight_format import MatmulPolicy, UpcastScratch
+from offload.formats.int8_rows import LEVELS, Int8RowsWeight
+from offload.formats.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
+from offload.formats.weight_format import MatmulPolicy, UpcastScratch
 
 _DIGIT = 63
 """Largest magnitude of a digit: 7 bits with sign, since 127 * 127 * 2 is the most that 16 bits hold."""

@@ -13,8 +13,8 @@ from functools import cache
 
 import torch
 
-from offload.slab_memory import allocate_slab
-from offload.weight_format import CHUNK_ELEMENTS, EXACT, MatmulPolicy, UpcastScratch, from_columns
+from offload.formats.weight_format import CHUNK_ELEMENTS, EXACT, MatmulPolicy, UpcastScratch, from_columns
+from offload.pinning.slab_memory import allocate_slab
 
 QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from offload.kernel_timing import fastest_seconds
-from offload.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS as ACCELERATOR_CHUNK_ELEMENTS
-from offload.stored_sizes import CHUNK_ELEMENTS as CHUNK_ELEMENTS
+from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS as ACCELERATOR_CHUNK_ELEMENTS
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS as CHUNK_ELEMENTS
+from offload.formats.kernel_timing import fastest_seconds
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,

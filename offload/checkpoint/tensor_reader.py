@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 import torch
 
-from offload.checkpoint import ITEM_BYTES, TensorEntry
+from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
+from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
-from offload.strict_json import quote
-from offload.weight_format import TORCH_DTYPES
+from offload.formats.weight_format import TORCH_DTYPES
 
 
 class TensorReader:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from offload.layer_layout import LayerLayout
+from offload.checkpoint.layer_layout import LayerLayout
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from io import FileIO
 from itertools import cycle, takewhile
 from pathlib import Path
 
+from offload.checkpoint.layer_layout import SlabRange
+from offload.copying.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.errors import LinkError
-from offload.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
-from offload.layer_layout import SlabRange
-from offload.slab_memory import PAGE_BYTES, allocate_read_slab, round_up_to_page
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_read_slab, round_up_to_page
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from offload.pin_probe import ProbeResult
+from offload.pinning.pin_probe import ProbeResult
 from offload.units import format_bytes
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSource

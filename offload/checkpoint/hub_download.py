@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
-from offload.strict_json import quote
 from offload.units import format_bytes
 
 DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from offload.checkpoint import ITEM_BYTES
+from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.errors import WriteError
 
 DTYPE_NAMES = {

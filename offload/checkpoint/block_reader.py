@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from offload.checkpoint.layer_layout import SlabRange
 from offload.errors import LinkError
-from offload.layer_layout import SlabRange
-from offload.slab_memory import PAGE_BYTES, round_up_to_page
+from offload.pinning.slab_memory import PAGE_BYTES, round_up_to_page
 
 # What kernels and file systems answer where O_DIRECT, or an alignment that it needs, is not supported.
 _DIRECT_REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from offload.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.strict_json import parse_json, quote
 from offload.errors import CheckpointError
-from offload.four_bit_weight import BLOCK_SIZES, NESTED_BLOCK_SIZE, QUANT_TYPES, FourBitFormat
-from offload.int8_rows import Int8RowsFormat
-from offload.strict_json import parse_json, quote
-from offload.weight_format import WeightFormat
+from offload.formats.four_bit_weight import BLOCK_SIZES, NESTED_BLOCK_SIZE, QUANT_TYPES, FourBitFormat
+from offload.formats.int8_rows import Int8RowsFormat
+from offload.formats.weight_format import WeightFormat
 
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""

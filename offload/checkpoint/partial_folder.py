@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offload.checkpoint.safetensors_writer import WrittenFile, create_file, write_failure
 from offload.errors import BadInputError
-from offload.safetensors_writer import WrittenFile, create_file, write_failure
 
 JOURNAL_NAME = "overstory-preparation.json"
 SCHEMA_VERSION = 1

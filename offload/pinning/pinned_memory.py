@@ -17,10 +17,10 @@ from typing import Protocol, SupportsInt
 import torch
 
 from offload.closeable import Closeable
+from offload.copying.patience import PATIENCE_SECONDS, Patience
 from offload.errors import LinkError, PassCancelledError
-from offload.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
-from offload.patience import PATIENCE_SECONDS, Patience
-from offload.slab_memory import PAGE_BYTES, allocate_slab
+from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
 from offload.units import format_bytes
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from offload.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.errors import PassCancelledError
 from offload.units import LinkSpec
 

@@ -1,0 +1,1 @@
+"""Copies of layers to the device: one seam, `CopyEngine`, and the engines behind it."""
