@@ -1,7 +1,7 @@
 """What a calibration asks of a machine and a pair of models, and how far it goes: the calibrator's side of the seam.
 
 Probes time one thing once, right now; how often, in which order and for how long is the calibrator's choice. The
-probes of a real session stand in `runtime.probes`, those of tests on a clock of their own. Knows no torch.
+probes of a real session stand in `runtime.calibration.probes`, those of tests on a clock of their own. Knows no torch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -42,7 +42,7 @@ class ModelIdentity:
     name: str
     """For people: the folder's or hub name."""
     content_digest: str
-    """Hexadecimal digest of configuration, headers and samples of the weights; see runtime.model_digest."""
+    """Hexadecimal digest of configuration, headers and samples of the weights; see runtime.planner.model_digest."""
     held: str
     """How its layers are held: "bfloat16", "float32", "int8", "nf4", ..."""
 

@@ -20,7 +20,7 @@ from session_factory import CONTEXT_TOKENS, answer, request
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
-from runtime.assembly import OpenSession, open_session, plan_memory
+from runtime.engine.assembly import OpenSession, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 

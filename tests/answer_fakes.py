@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
-from runtime.accounting import Accounting, MemoryEntry
 from runtime.events import (
     Event,
     Finished,
@@ -15,7 +14,8 @@ from runtime.events import (
     TextDelta,
     TokensAccepted,
 )
-from runtime.prompt_file import PromptRequest
+from runtime.fit.accounting import Accounting, MemoryEntry
+from runtime.prompts.prompt_file import PromptRequest
 
 STATISTICS = GenerationStatistics(
     prompt_tokens=5,
@@ -67,11 +67,11 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
 
 
 def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
-    """A module for the place of `runtime.assembly`: its sessions answer with `generate`.
+    """A module for the place of `runtime.engine.assembly`: its sessions answer with `generate`.
 
     `module.opened` lists the configs that were opened.
     """
-    module = ModuleType("runtime.assembly")
+    module = ModuleType("runtime.engine.assembly")
     module.opened = []
 
     def load_session(config, stack, *, target, draft=None, requests=(), state_folder=None):

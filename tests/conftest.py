@@ -7,7 +7,7 @@ import torch
 from generator_ends import drained
 from sim_checks import SimChecks
 
-from runtime.demo_model import obtain_demo_model
+from runtime.engine.demo_model import obtain_demo_model
 from tui.locations import cache_folder
 
 # On two busy cores, torch's own pool makes tiny models many times slower.

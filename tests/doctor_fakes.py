@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from fit_needs import GB, machine, round_need
 from generator_ends import drained
 
-from runtime.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates, ModelQuestion
-from runtime.memory_fit import MachineMemory
+from runtime.fit.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates, ModelQuestion
+from runtime.fit.memory_fit import MachineMemory
 
 PROBES = ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches")
 SMALL_GPU = machine(host=11 * GB, device=13_001 * 10**6, disk=100 * GB)

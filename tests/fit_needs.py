@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from runtime.memory_fit import MachineMemory, free_bytes_for
-from runtime.memory_need import DraftNeed, LayerFormat, MemoryNeed
+from runtime.fit.memory_fit import MachineMemory, free_bytes_for
+from runtime.fit.memory_need import DraftNeed, LayerFormat, MemoryNeed
 
 GB = 10**9
 

@@ -2,11 +2,11 @@
 
 from fit_needs import GB
 
-from runtime.device_speed import Basis, DeviceSpeed, Rate
-from runtime.memory_fit import MachineMemory
-from runtime.plan_machine import PlanMachine, reference_plan_machine
-from runtime.plan_maker import make_plan
-from runtime.plan_question import PlanRequest, resolve_question
+from runtime.fit.device_speed import Basis, DeviceSpeed, Rate
+from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.plan_machine import PlanMachine, reference_plan_machine
+from runtime.fit.plan_maker import make_plan
+from runtime.fit.plan_question import PlanRequest, resolve_question
 
 
 def device_speed(**fields):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 
-from runtime.assembly import OpenSession, open_session
+from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.events import Finished
 from runtime.model.model_loader import ModelFiles
-from runtime.prompt_file import PromptRequest
+from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 
 CONTEXT_TOKENS = 128

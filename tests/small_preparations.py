@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from model_factory import save_tiny_model, save_tiny_tokenizer
 
-from runtime.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 """Rows of whole blocks: bitsandbytes' AVX512 kernel, which transformers computes with, is wrong for others."""

@@ -14,9 +14,9 @@ import torch
 from session_factory import answer, request
 
 from offload.errors import LinkError, PassCancelledError
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
 from runtime.events import Event
-from runtime.prompt_file import PromptRequest
+from runtime.prompts.prompt_file import PromptRequest
 
 PROMPTS = ("the cat and the dog", "the cat", "a dog and some other words", "the end")
 WAYS = ("whole", "cancelled", "aborted", "closed", "unreadable")

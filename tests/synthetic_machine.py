@@ -4,10 +4,10 @@ import numpy as np
 
 from offload.layer_streamer import PassStatistics
 from offload.pipeline_model import PipelineParts
-from runtime.cost_learning import StreamShape
-from runtime.planner import TreePlanner
-from runtime.round_costs import CostTable, RoundCosts
-from runtime.round_observation import RoundObservation
+from runtime.planner.cost_learning import StreamShape
+from runtime.planner.planner import TreePlanner
+from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.round_observation import RoundObservation
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 

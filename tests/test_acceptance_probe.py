@@ -9,10 +9,10 @@ import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
-from runtime.acceptance_probe import NUM_RANKS, TextWriter
-from runtime.assembly import OpenSession
+from runtime.calibration.acceptance_probe import NUM_RANKS, TextWriter
+from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
-from runtime.prompt_file import PromptRequest
+from runtime.prompts.prompt_file import PromptRequest
 
 PROMPTS = ("the cat and the dog", "the cat ran", "once upon a time")
 
@@ -95,7 +95,7 @@ def count_accepted_first_children(opened: OpenSession, *, num_answers: int) -> t
 def test_positions_of_a_text_come_one_by_one_and_texts_that_end_are_replaced(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.acceptance_probe.MAX_TEXT_TOKENS", 4)
+    monkeypatch.setattr("runtime.calibration.acceptance_probe.MAX_TEXT_TOKENS", 4)
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=256) as opened:
         positions = write(TextWriter(opened, requests(*PROMPTS)), [0.0, 1.0], 3, 10)

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from runtime.accounting import Accounting, MemoryEntry
+from runtime.fit.accounting import Accounting, MemoryEntry
 
 ACCOUNTING = Accounting(
     budget_bytes=1000,

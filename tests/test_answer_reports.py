@@ -15,8 +15,8 @@ from runtime.events import (
     TextDelta,
     TokensAccepted,
 )
+from runtime.planner.tree_choice import TreeChoice
 from runtime.speculation.token_tree import TreeTopology
-from runtime.tree_choice import TreeChoice
 from tui.chat.answer_reports import AnswerReports
 from tui.chat.engine_messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 

@@ -8,9 +8,9 @@ import torch
 from session_factory import open_tiny, save_tiny_folder
 
 from offload.checkpoint.layer_layout import LayerLayout
-from runtime import bare_loop
-from runtime.assembly import OpenSession
-from runtime.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
+from runtime.bench import bare_loop
+from runtime.bench.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
+from runtime.engine.assembly import OpenSession
 
 
 @pytest.fixture(scope="module")

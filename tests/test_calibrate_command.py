@@ -12,8 +12,8 @@ from profiles import pair_profile
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import pair_profile_from_record
 from profiles.profile_store import save_pair_profile
+from runtime.calibration.probes import SessionProbes
 from runtime.errors import OptionError
-from runtime.probes import SessionProbes
 from tui.cli import execute
 
 TINY_SCOPE = replace(

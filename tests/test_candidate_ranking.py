@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
+from runtime.engine.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.coupled import Coupled
 from runtime.speculation.greedy import Greedy

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.demo_model import DEMO_MODEL_NAME
+from runtime.engine.demo_model import DEMO_MODEL_NAME
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 240.0

@@ -5,10 +5,10 @@ from doctor_fakes import FakeProbes, finished
 from model_factory import save_tiny_model, save_tiny_tokenizer
 
 from offload.errors import CheckpointError
-from runtime import checkup
-from runtime.assembly import plan_memory
-from runtime.checkup import check_up, find_folder, question_of_files, question_of_shapes
+from runtime.engine.assembly import plan_memory
 from runtime.engine_config import EngineConfig
+from runtime.fit import checkup
+from runtime.fit.checkup import check_up, find_folder, question_of_files, question_of_shapes
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ def install(monkeypatch):
 
     def install_generate(generate=echo):
         module = assembly_of(generate)
-        monkeypatch.setitem(sys.modules, "runtime.assembly", module)
+        monkeypatch.setitem(sys.modules, "runtime.engine.assembly", module)
         return module
 
     return install_generate
@@ -186,7 +186,7 @@ def generate(request):
         sys.stdin.read()
     yield from echo(request)
 
-sys.modules["runtime.assembly"] = assembly_of(generate)
+sys.modules["runtime.engine.assembly"] = assembly_of(generate)
 from tui.cli import main
 main()
 """

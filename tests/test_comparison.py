@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from answer_fakes import echo, statistics
 
-from runtime.headless import PromptResult, run_prompts
-from runtime.prompt_file import BadLine, Message, PromptRequest
+from runtime.prompts.headless import PromptResult, run_prompts
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tui.comparison import Comparison, show_answers
 
 

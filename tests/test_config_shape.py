@@ -4,9 +4,9 @@ import pytest
 from model_factory import save_tiny_model
 
 from offload.errors import CheckpointError, UnsupportedArchitectureError
-from runtime.config_shape import shape_of_config, shape_of_folder, shape_on_hub
-from runtime.file_need import layer_formats
-from runtime.known_shapes import find_shape
+from runtime.fit.config_shape import shape_of_config, shape_of_folder, shape_on_hub
+from runtime.fit.file_need import layer_formats
+from runtime.fit.known_shapes import find_shape
 from runtime.model.model_loader import ModelFiles
 
 LLAMA_3_8B = {

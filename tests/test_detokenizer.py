@@ -1,4 +1,4 @@
-from runtime.detokenizer import DecoderBehind, IncrementalDetokenizer
+from runtime.engine.detokenizer import DecoderBehind, IncrementalDetokenizer
 
 
 class ByteDecoder:

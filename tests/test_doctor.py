@@ -5,8 +5,8 @@ from doctor_fakes import PROBES, FakeProbes, finished, question
 from fit_needs import GB, machine, round_need
 
 from offload.errors import LinkError
-from runtime.doctor import LinkRates, examine, seconds_per_pass
-from runtime.memory_fit import place
+from runtime.fit.doctor import LinkRates, examine, seconds_per_pass
+from runtime.fit.memory_fit import place
 
 FIXED = 5_001 * 10**6
 

@@ -5,8 +5,8 @@ from doctor_fakes import PROBES, FakeProbes, finished, question
 from fit_needs import GB, machine
 
 from offload.errors import LinkError
-from runtime import checkup
-from runtime.doctor import LinkRates, examine
+from runtime.fit import checkup
+from runtime.fit.doctor import LinkRates, examine
 from tui import cli
 
 

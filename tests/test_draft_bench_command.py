@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from session_factory import save_tiny_folder
 
-from runtime.draft_benchmark import DraftFormatReport, DraftStep
+from runtime.bench.draft_benchmark import DraftFormatReport, DraftStep
 from tui.cli import execute
 from tui.draft_bench_command import format_lines
 

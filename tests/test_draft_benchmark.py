@@ -8,7 +8,13 @@ from quantized_factory import save_quantized_folder
 from session_factory import CONTEXT_TOKENS, request, save_tiny_folder
 
 from offload.copying.host_copy_engine import HostCopyEngine
-from runtime.draft_benchmark import AnsweredPrompt, DraftFormatReport, DraftReport, greedy_hits, run_draft_benchmark
+from runtime.bench.draft_benchmark import (
+    AnsweredPrompt,
+    DraftFormatReport,
+    DraftReport,
+    greedy_hits,
+    run_draft_benchmark,
+)
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others

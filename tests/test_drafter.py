@@ -9,7 +9,7 @@ import torch
 from session_factory import open_tiny, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
-from runtime.drafter import Drafter
+from runtime.engine.drafter import Drafter
 from runtime.events import LevelDrafted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.coupled import Coupled

@@ -11,8 +11,8 @@ from model_factory import save_tiny_model
 from session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
-from runtime.assembly import OpenSession
-from runtime.engine import Engine, verify_input
+from runtime.engine.assembly import OpenSession
+from runtime.engine.engine import Engine, verify_input
 from runtime.events import LevelDrafted, PassVerified, PrefillProgress, TokensAccepted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -117,7 +117,7 @@ def test_a_round_is_drafted_level_by_level_then_verified_then_accepted(folders: 
 def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.engine.PREFILL_CHUNK_TOKENS", 4)
+    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
     prompt = [int(token) for token in np.random.default_rng(5).integers(3, 90, 18)]
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
         events = list_events(opened, num_rounds=1, prompt=prompt)
@@ -129,7 +129,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
 def test_the_draft_reads_a_long_prompt_along_with_the_target(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.engine.PREFILL_CHUNK_TOKENS", 4)
+    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
         engine = opened.session.engine
         assert engine.drafter is not None

@@ -11,8 +11,8 @@ import pytest
 from session_factory import save_tiny_folder
 
 from offload.errors import BudgetError, LinkError
+from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.session import Session
 from tui.chat.child_process import child_command, child_environment
 from tui.chat.engine_host import EngineHost, failure_kind, prompt_request, with_fields
 from tui.chat.engine_messages import (

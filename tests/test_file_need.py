@@ -8,12 +8,12 @@ from test_model_shape import TINY
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.errors import BudgetError
-from runtime.assembly import plan_memory
+from runtime.engine.assembly import plan_memory
+from runtime.engine.session_plan import DEFAULT_MAX_NODES
 from runtime.engine_config import EngineConfig
-from runtime.file_need import layer_formats, need_of_files
-from runtime.memory_fit import MachineMemory, place
+from runtime.fit.file_need import layer_formats, need_of_files
+from runtime.fit.memory_fit import MachineMemory, place
 from runtime.model.model_loader import ModelFiles
-from runtime.session_plan import DEFAULT_MAX_NODES
 
 
 @pytest.fixture(scope="module")

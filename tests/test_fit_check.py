@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from fit_needs import GB, machine, round_need, with_free_host
 
-from runtime.fit_check import check_fit, with_nearest_change
-from runtime.memory_fit import free_bytes_for, place
+from runtime.fit.fit_check import check_fit, with_nearest_change
+from runtime.fit.memory_fit import free_bytes_for, place
 
 FIXED = GB + 4001 * 10**6
 """Of `round_need()`: embeddings and the cache of 4001 tokens."""

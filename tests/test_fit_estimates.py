@@ -12,7 +12,7 @@ import pytest
 from plan_fakes import plan_machine, planned
 from session_factory import save_tiny_folder
 
-from runtime import this_machine
+from runtime.fit import this_machine
 from tui.chat.fit_estimates import FitEstimate, estimate_fits, estimate_of, make_estimates
 
 CHILD = """

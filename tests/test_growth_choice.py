@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.growth_choice import (
+from runtime.planner.growth_choice import (
     TEXT_SHARE,
     ContextChances,
     YieldLearner,
@@ -11,11 +11,11 @@ from runtime.growth_choice import (
     choose_growth,
     growth_limits,
 )
-from runtime.round_costs import CostTable, RoundCosts
+from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.tree_choice import choose_tree
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.growth_forecast import forecast_growth
 from runtime.speculation.tree_search import best_first
-from runtime.tree_choice import choose_tree
 
 TWO_KINDS = np.array([[0.5, 0.2, 0.1, 0.05], [0.96, 0.02, 0.01, 0.001]])
 MEANS = TWO_KINDS.mean(axis=0)

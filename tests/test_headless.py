@@ -3,8 +3,8 @@ from answer_fakes import STATISTICS, echo
 
 from offload.errors import LinkError
 from runtime.events import PrefillProgress, TextDelta
-from runtime.headless import PromptEnded, PromptResult, PromptStarted, pending_items, run_prompts
-from runtime.prompt_file import BadLine, Message, PromptRequest
+from runtime.prompts.headless import PromptEnded, PromptResult, PromptStarted, pending_items, run_prompts
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 
 
 def request(text, line_number=1):

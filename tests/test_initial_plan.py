@@ -10,9 +10,9 @@ from profile_factory import PAIR, machine_profile
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from runtime.engine_config import EngineConfig
-from runtime.growth_choice import builtin_chances
-from runtime.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
-from runtime.profile_costs import acceptance_of
+from runtime.planner.growth_choice import builtin_chances
+from runtime.planner.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
+from runtime.planner.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance
 
 RESIDENT, HOST, DISK = Tier.RESIDENT, Tier.HOST, Tier.DISK

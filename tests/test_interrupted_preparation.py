@@ -16,7 +16,7 @@ from small_preparations import WIDE, contents, finish, interrupt, request, save_
 from offload.checkpoint import partial_folder, safetensors_writer
 from offload.checkpoint.partial_folder import JOURNAL_NAME
 from offload.errors import BadInputError, WriteError
-from runtime.preparation import PreparationRequest
+from runtime.prepare.preparation import PreparationRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,7 +76,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
 KILLED = """
 import sys
 from pathlib import Path
-from runtime.preparation import PreparationProgress, PreparationRequest, prepare_model
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, prepare_model
 asked = PreparationRequest(model=sys.argv[1], output=Path(sys.argv[2]), format="int8")
 for event in prepare_model(asked):
     if isinstance(event, PreparationProgress) and event.layer_index == 2:

@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.known_shapes import KNOWN_SHAPES, find_shape, nearest_names, shape_names, unknown_name, usual_draft
+from runtime.fit.known_shapes import KNOWN_SHAPES, find_shape, nearest_names, shape_names, unknown_name, usual_draft
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from offload.errors import OverstoryError
 from offload.layer_streamer import ResidentLayer
 from offload.pinning import host_pinner
 from offload.pinning.slab_memory import allocate_slab
-from runtime.assembly import load_session, plan_memory
+from runtime.engine.assembly import load_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 

@@ -9,8 +9,8 @@ from offload.device_selection import DeviceMemory
 from offload.errors import LinkError
 from offload.pinning.pin_budget import PinBudget
 from profiles.machine_profile import PinBudgetSource
-from runtime import machine_probes
-from runtime.machine_probes import MachineProbes, built_for
+from runtime.fit import machine_probes
+from runtime.fit.machine_probes import MachineProbes, built_for
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -4,9 +4,9 @@ from fit_needs import GB
 from plan_fakes import plan_machine
 
 from profiles.errors import ProfileError
-from runtime import this_machine
 from runtime.errors import OptionError
-from runtime.machine_request import MachineRequest, find_machine
+from runtime.fit import this_machine
+from runtime.fit.machine_request import MachineRequest, find_machine
 
 
 def find(tmp_path, **fields):

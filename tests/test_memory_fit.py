@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from fit_needs import GB, machine, round_need
 
-from runtime.memory_fit import free_bytes_for, place, usable_bytes
+from runtime.fit.memory_fit import free_bytes_for, place, usable_bytes
 
 NEED = round_need()
 FIXED = GB + 4001 * 10**6

@@ -15,7 +15,7 @@ from model_factory import save_tiny_model, write_safetensors
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
-from runtime.model_digest import (
+from runtime.planner.model_digest import (
     PAGE_BYTES,
     STRIDE_BYTES,
     model_digest,

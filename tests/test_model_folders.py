@@ -4,10 +4,10 @@ import pytest
 from generator_ends import drained
 
 from offload.errors import CheckpointError
-from runtime import model_folders
+from runtime.engine import model_folders
+from runtime.engine.model_folders import locate_models, locate_models_in_sight
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
-from runtime.model_folders import locate_models, locate_models_in_sight
 
 
 @pytest.mark.parametrize("draft", ["none", "substitute"])

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from runtime.known_shapes import LLAMA_3_8B, LLAMA_3_70B
-from runtime.model_shape import ModelShape
+from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from runtime.fit.model_shape import ModelShape
 
 TINY = ModelShape(
     name="tiny",

@@ -30,7 +30,7 @@ from session_factory import answer, request
 from sim_checks import SimChecks
 
 from offload.errors import BudgetError
-from runtime.assembly import OpenSession, load_session, open_session, plan_memory
+from runtime.engine.assembly import OpenSession, load_session, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 
 CHECKS = SimChecks(__file__, quick_sessions)

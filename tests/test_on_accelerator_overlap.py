@@ -26,8 +26,8 @@ from sim_checks import SimChecks
 
 from offload.copying.accelerator_copy_engine import TorchAccelerator
 from offload.errors import OverstoryError
-from runtime import stream_path
-from runtime.assembly import OpenSession
+from runtime.engine import stream_path
+from runtime.engine.assembly import OpenSession
 from runtime.events import PassVerified
 
 CHECKS = SimChecks(__file__, quick_sessions)

@@ -36,7 +36,7 @@ from offload.pinning.pin_budget import Platform
 from offload.pinning.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
-from runtime import pin_policy, session_plan
+from runtime.engine import pin_policy, session_plan
 from runtime.model.model_loader import ModelFiles
 
 CHECKS = SimChecks(__file__, quick_sessions)

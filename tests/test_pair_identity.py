@@ -8,7 +8,7 @@ from quantized_factory import save_quantized_folder
 from session_factory import open_tiny, save_tiny_folder
 
 from runtime.model.model_loader import ModelFiles
-from runtime.pair_identity import held_name, pair_identity
+from runtime.planner.pair_identity import held_name, pair_identity
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from offload.layer_streamer import SlotState
-from runtime import part_timing
+from runtime.calibration import part_timing
+from runtime.calibration.part_timing import layers_of_zeros, median_seconds, time_draft_step, wait_for_full_ring
 from runtime.model.streamed_model import chain_input
-from runtime.part_timing import layers_of_zeros, median_seconds, time_draft_step, wait_for_full_ring
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from session_factory import open_tiny, save_tiny_folder
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from runtime import perplexity
-from runtime.errors import OptionError
-from runtime.perplexity import (
+from runtime.bench import perplexity
+from runtime.bench.perplexity import (
     Perplexity,
     PerplexityProgress,
     streamed_perplexity,
@@ -19,7 +18,8 @@ from runtime.perplexity import (
     tokenize_text,
     transformers_perplexity,
 )
-from runtime.preparation import PreparationRequest, PreparedModel, prepare_model
+from runtime.errors import OptionError
+from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
 
 TEXT = "the cat and the dog, then one other thing: 12 hats in a pan"
 

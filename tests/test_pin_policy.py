@@ -15,8 +15,8 @@ from offload.residency_plan import ResidencyPlan, Tier
 from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
 from profiles.profile_store import load_machine_profile, profile_path
-from runtime import pin_policy
-from runtime.pin_policy import find_pin_budget, plan_pinned_layers
+from runtime.engine import pin_policy
+from runtime.engine.pin_policy import find_pin_budget, plan_pinned_layers
 
 DEVICE = torch.device("meta", 0)
 GB = 10**9

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from plan_fakes import plan_machine, planned
 
-from runtime import machine_request, this_machine
+from runtime.fit import machine_request, this_machine
 from tui import cli
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,9 +4,9 @@ from plan_fakes import plan_machine, processor
 
 from offload.units import parse_link
 from profiles.errors import ProfileError
-from runtime.device_speed import Basis
-from runtime.memory_fit import usable_bytes
-from runtime.plan_machine import reference_plan_machine
+from runtime.fit.device_speed import Basis
+from runtime.fit.memory_fit import usable_bytes
+from runtime.fit.plan_machine import reference_plan_machine
 
 
 def test_a_built_in_machine_says_what_each_figure_rests_on():

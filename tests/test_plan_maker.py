@@ -8,11 +8,11 @@ from profile_factory import PAIR
 
 from offload.errors import BudgetError
 from profiles.builtin_profiles import builtin_pair
-from runtime.device_speed import Basis
 from runtime.errors import OptionError
-from runtime.plan_maker import make_plan
-from runtime.plan_question import PlanRequest, resolve_question
-from runtime.plan_report import PlanOption, Refusal
+from runtime.fit.device_speed import Basis
+from runtime.fit.plan_maker import make_plan
+from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.plan_report import PlanOption, Refusal
 
 SEQUOIA = builtin_pair("llama-3-70b-8b")
 

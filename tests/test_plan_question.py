@@ -4,13 +4,13 @@ import pytest
 from test_config_shape import LLAMA_3_8B as CONFIG
 
 from offload.errors import CheckpointError
-from runtime import plan_question
-from runtime.config_shape import FoundShape
 from runtime.errors import OptionError
-from runtime.known_shapes import find_shape
-from runtime.plan_question import PlanRequest, find_model, resolve_question
-from runtime.tree_candidates import SearchMethod
-from runtime.tree_choice import CostModel
+from runtime.fit import plan_question
+from runtime.fit.config_shape import FoundShape
+from runtime.fit.known_shapes import find_shape
+from runtime.fit.plan_question import PlanRequest, find_model, resolve_question
+from runtime.planner.tree_candidates import SearchMethod
+from runtime.planner.tree_choice import CostModel
 
 
 def resolve(**fields):

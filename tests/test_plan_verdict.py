@@ -1,7 +1,7 @@
 from fit_needs import GB
 from plan_fakes import plan_machine, planned, processor
 
-from runtime.plan_verdict import QUALITY
+from runtime.fit.plan_verdict import QUALITY
 
 
 def test_streaming_is_called_wrong_where_a_smaller_format_fits_whole_and_is_faster():

@@ -8,11 +8,11 @@ import pytest
 from synthetic_machine import BUILTIN, LAYER_BYTES, NUM_LAYERS, SLOW_LINK, STREAM, Machine
 
 from offload.pipeline_model import round_seconds
-from runtime.cost_learning import StreamShape
-from runtime.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, TreePlanner
-from runtime.round_costs import RoundCosts
+from runtime.planner.cost_learning import StreamShape
+from runtime.planner.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, TreePlanner
+from runtime.planner.round_costs import RoundCosts
+from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
-from runtime.tree_choice import TreeChoice, choose_tree
 
 
 def planner_for(

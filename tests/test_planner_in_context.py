@@ -7,8 +7,8 @@ import pytest
 from synthetic_machine import BUILTIN, SLOW_LINK, STREAM
 
 from runtime.engine_config import TreeKind
-from runtime.growth_choice import ContextChances, growth_limits
-from runtime.planner import TreePlanner
+from runtime.planner.growth_choice import ContextChances, growth_limits
+from runtime.planner.planner import TreePlanner
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from offload.errors import BadInputError, CheckpointError
 from runtime.errors import OptionError
-from runtime.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
 
 ROOT = Path(__file__).parent.parent
 FORMATS = [("int8", False), ("nf4", False), ("nf4", True)]
@@ -207,7 +207,7 @@ PEAK = """
 import gc, json, sys
 from pathlib import Path
 from offload.memory_budget import process_memory
-from runtime.preparation import PreparationRequest, prepare_model
+from runtime.prepare.preparation import PreparationRequest, prepare_model
 
 small, large, folder = map(Path, sys.argv[1:])
 def prepare(source, output, weight_format):

@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig
 
 from offload.errors import CheckpointError
 from offload.formats.weight_quantizer import WeightQuantizer
-from runtime.preparation_plan import PreparationPlan
+from runtime.prepare.preparation_plan import PreparationPlan
 
 NF4 = WeightQuantizer("nf4")
 

@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_line_and_exit_code_1_and_going_on_works(source, caps
 
 COMMAND = """
 import sys
-from runtime import preparation
+from runtime.prepare import preparation
 original = preparation.PreparationPlan.make
 
 def waiting(*arguments):

@@ -7,9 +7,9 @@ import torch
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from profiles.machine_profile import PinBudgetSource
-from runtime import probes as probes_module
-from runtime.assembly import OpenSession
-from runtime.probes import SessionProbes
+from runtime.calibration import probes as probes_module
+from runtime.calibration.probes import SessionProbes
+from runtime.engine.assembly import OpenSession
 
 LAYER_SECONDS = 0.01
 LINK = f"{40_000 / LAYER_SECONDS:.0f}B/s"

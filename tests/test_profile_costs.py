@@ -8,7 +8,7 @@ from profile_factory import PAIR
 
 from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
-from runtime.profile_costs import (
+from runtime.planner.profile_costs import (
     DEPTH_POSITIONS,
     TAIL_POSITIONS,
     acceptance_of,
@@ -16,10 +16,10 @@ from runtime.profile_costs import (
     chances_of,
     costs_from_profiles,
 )
+from runtime.planner.tree_choice import choose_tree
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens
-from runtime.tree_choice import choose_tree
 
 BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
 

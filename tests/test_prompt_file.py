@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.errors import PromptFileError
-from runtime.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
 from runtime.sampling_params import SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=32)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from session_factory import CONTEXT_TOKENS, request, save_tiny_folder
 
+from runtime.bench.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
 
 PROMPTS = [request(max_new_tokens=24), request("in the end", max_new_tokens=24)]
 

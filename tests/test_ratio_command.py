@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from session_factory import save_tiny_folder
 
-from runtime.ratio_benchmark import RatioRun
+from runtime.bench.ratio_benchmark import RatioRun
 from tui.cli import execute
 from tui.ratio_command import run_line
 

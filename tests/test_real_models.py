@@ -9,9 +9,9 @@ import torch
 from session_factory import answer
 from transformers import AutoModelForCausalLM
 
-from runtime.assembly import OpenSession, open_session
+from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
-from runtime.prompt_file import PromptRequest, read_prompts
+from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.real

@@ -6,9 +6,9 @@ from test_model_shape import TINY
 
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.builtin_profiles import builtin_machine, builtin_pair
-from runtime.device_speed import speed_of_data_sheet
-from runtime.known_shapes import LLAMA_3_8B, LLAMA_3_70B
-from runtime.reference_costs import DraftModel, LinkSpeeds, reference_costs
+from runtime.fit.device_speed import speed_of_data_sheet
+from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from runtime.fit.reference_costs import DraftModel, LinkSpeeds, reference_costs
 
 L40 = builtin_machine("l40")
 MIXED = ResidencyPlan((Tier.RESIDENT, Tier.HOST, Tier.DISK, Tier.HOST), (4000, 4000, 8000, 4000), 3)

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from offload.errors import LinkError
 from runtime.events import LoadProgress
-from runtime.headless import run_prompts
-from runtime.prompt_file import BadLine, Message, PromptRequest
+from runtime.prompts.headless import run_prompts
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tui.report import RunProgress, accounting_lines, cost_line, measurement_table, progress_console, show_load
 
 

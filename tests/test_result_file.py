@@ -9,8 +9,8 @@ import pytest
 
 from offload.errors import OverstoryError
 from runtime.errors import OptionError
-from runtime.headless import PromptResult
-from runtime.result_file import ResultFile, ResultStream, format_record
+from runtime.prompts.headless import PromptResult
+from runtime.prompts.result_file import ResultFile, ResultStream, format_record
 
 GOOD = PromptResult(id="a", line_number=1, text="first\nänswer", finish_reason="stop")
 OTHER = PromptResult(id="b", line_number=2, text="second", finish_reason="length")
@@ -175,9 +175,9 @@ KILLED_RUN = """
 import sys
 from pathlib import Path
 from answer_fakes import echo
-from runtime.headless import PromptEnded, run_prompts
-from runtime.prompt_file import read_prompts
-from runtime.result_file import ResultFile
+from runtime.prompts.headless import PromptEnded, run_prompts
+from runtime.prompts.prompt_file import read_prompts
+from runtime.prompts.result_file import ResultFile
 from runtime.sampling_params import SamplingParams
 
 def generate(request):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from session_factory import open_tiny, request, save_tiny_folder
 
-from runtime.robustness_benchmark import (
+from runtime.bench.robustness_benchmark import (
     TEMPERATURES,
     TOP_PS,
     RobustnessReport,

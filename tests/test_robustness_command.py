@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from session_factory import save_tiny_folder
 
-from runtime.robustness_benchmark import RobustnessReport, SchemeRobustness, SettingRobustness
+from runtime.bench.robustness_benchmark import RobustnessReport, SchemeRobustness, SettingRobustness
 from tui.cli import execute
 from tui.robustness_command import draw, robustness_table
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
+from runtime.bench.round_benchmark import MeasuredRound, RoundReport, run_round_benchmark
+from runtime.bench.round_parts import RoundParts
 from runtime.errors import OptionError
-from runtime.round_benchmark import MeasuredRound, RoundReport, run_round_benchmark
-from runtime.round_parts import RoundParts
 from runtime.sampling_params import SamplingParams
 
 LAYER_SECONDS = 0.01

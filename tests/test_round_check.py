@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
+from runtime.bench.round_check import LinkCheck, ShapeCheck, TimedRound, check_link, predict, time_shapes
 from runtime.errors import OptionError
-from runtime.round_check import LinkCheck, ShapeCheck, TimedRound, check_link, predict, time_shapes
-from runtime.round_costs import CostTable, RoundCosts
+from runtime.planner.round_costs import CostTable, RoundCosts
 from runtime.speculation.token_tree import TreeTopology
 
 COSTS = RoundCosts(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offload.pipeline_model import PipelineParts, round_seconds
-from runtime.round_costs import CostTable, RoundCosts
+from runtime.planner.round_costs import CostTable, RoundCosts
 
 
 def test_a_table_is_straight_between_its_points_and_goes_on_beyond_them() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from offload.layer_streamer import PassStatistics
-from runtime.round_observation import RoundObservation
+from runtime.planner.round_observation import RoundObservation
 
 OBSERVATION = RoundObservation(
     num_pass_tokens=9,

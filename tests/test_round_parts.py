@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from session_factory import open_tiny, save_tiny_folder
 
-from runtime.round_parts import RoundParts, measure_parts, predict_round
+from runtime.bench.round_parts import RoundParts, measure_parts, predict_round
 
 PARTS = RoundParts(
     link_seconds=0.4,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
+from runtime.engine.session import Session, format_prompt
 from runtime.errors import OptionError
 from runtime.events import Finished, TextDelta, TokensAccepted
-from runtime.prompt_file import Message, PromptRequest
-from runtime.session import Session, format_prompt
+from runtime.prompts.prompt_file import Message, PromptRequest
 
 SEED = 37
 """A random model whose greedy answer is varied and meets no end token for 100 tokens."""

@@ -10,9 +10,9 @@ from session_factory import save_tiny_folder
 from offload.device_selection import DeviceMemory
 from offload.errors import BadInputError, BudgetError
 from offload.residency_plan import Tier
-from runtime import session_plan
+from runtime.engine import session_plan
+from runtime.engine.session_plan import SessionPlan
 from runtime.engine_config import EngineConfig
-from runtime.session_plan import SessionPlan
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import torch
 
-from runtime.device_speed import Basis
-from runtime.speed_probe import measure_speed
+from runtime.fit.device_speed import Basis
+from runtime.fit.speed_probe import measure_speed
 
 
 def test_every_format_is_timed_with_the_products_that_a_session_runs():

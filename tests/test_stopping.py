@@ -7,12 +7,12 @@ import pytest
 from session_factory import answer, open_tiny, request, save_tiny_folder
 
 from offload.errors import PassCancelledError
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
+from runtime.engine.session import format_prompt
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, LevelDrafted, PassVerified, PrefillProgress, TextDelta, TokensAccepted
-from runtime.prompt_file import Message, PromptRequest
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.sampling_params import SamplingParams
-from runtime.session import format_prompt
 
 SEED = 37
 

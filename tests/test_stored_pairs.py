@@ -8,12 +8,12 @@ from profile_factory import DEVICE, PAIR
 
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_store import save_pair_profile
-from runtime.device_speed import Basis
-from runtime.model_digest import model_identity
-from runtime.plan_maker import make_plan
-from runtime.plan_question import PlanRequest, resolve_question
-from runtime.profile_costs import acceptance_of
-from runtime.stored_pairs import stored_pairs
+from runtime.fit.device_speed import Basis
+from runtime.fit.plan_maker import make_plan
+from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.planner.model_digest import model_identity
+from runtime.planner.profile_costs import acceptance_of
+from runtime.planner.stored_pairs import stored_pairs
 
 CPU = DeviceIdentity("cpu", "cpu", "")
 

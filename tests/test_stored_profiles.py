@@ -13,12 +13,12 @@ from offload.device_identity import identify_device
 from profiles.machine_profile import PinBudgetSource
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile
-from runtime.assembly import open_session
+from runtime.engine.assembly import open_session
+from runtime.engine.session_plan import SessionPlan
 from runtime.engine_config import EngineConfig
-from runtime.initial_plan import NO_PROFILE
-from runtime.pair_identity import pair_identity
-from runtime.session_plan import SessionPlan
-from runtime.stored_profiles import find_profiles
+from runtime.planner.initial_plan import NO_PROFILE
+from runtime.planner.pair_identity import pair_identity
+from runtime.planner.stored_profiles import find_profiles
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from session_factory import open_tiny, save_tiny_folder
 
+from runtime.bench.stream_benchmark import StreamReport, StreamTurn, run_stream_benchmark
 from runtime.errors import OptionError
-from runtime.stream_benchmark import StreamReport, StreamTurn, run_stream_benchmark
 
 
 def test_a_run_reports_each_turn_and_every_byte(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from session_factory import answer, open_tiny, request
 
 from offload.copying.staged_copy_engine import StagedCopyEngine
 from offload.errors import LinkError
-from runtime import assembly
-from runtime.assembly import OpenSession
+from runtime.engine import assembly
+from runtime.engine.assembly import OpenSession
 from runtime.events import LevelDrafted, TokensAccepted
 from tui import cli
 

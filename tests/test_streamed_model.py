@@ -11,7 +11,7 @@ from session_factory import open_tiny, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
 from offload.errors import PassCancelledError
-from runtime.engine import verify_input
+from runtime.engine.engine import verify_input
 from runtime.model.streamed_model import chain_input
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from session_factory import open_tiny, save_tiny_folder
 
-from runtime.assembly import OpenSession
+from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
+from runtime.engine.assembly import OpenSession
 from runtime.model.streamed_model import chain_input
-from runtime.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
 
 PROMPTS = ([5, 6, 7, 8], [5, 6, 9], [5, 6], [10], [5, 6, 9])
 
@@ -54,7 +54,7 @@ def test_texts_side_by_side_are_what_each_is_alone(folder: Path) -> None:
 
 
 def test_long_prompts_run_in_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.text_forest.PREFILL_CHUNK_TOKENS", 4)
+    monkeypatch.setattr("runtime.calibration.text_forest.PREFILL_CHUNK_TOKENS", 4)
     prompt = [3 + index % 60 for index in range(19)]
     with open_tiny(folder, draft=folder) as opened:
         forest = TextForest(opened.session.engine)

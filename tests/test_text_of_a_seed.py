@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from session_factory import answer, open_tiny, request, save_target_and_drafts, save_tiny_folder
 
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
-from runtime.growth_choice import ContextChances
+from runtime.planner.growth_choice import ContextChances
 
 NUM_CHOICES = 4
 SURE = ContextChances(np.array([[1.0]]), 0.01)

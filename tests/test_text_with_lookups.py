@@ -16,10 +16,10 @@ import pytest
 from chi_square import chi_square_p_value
 from session_factory import answer, open_tiny, request, save_target_and_drafts
 
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
 from runtime.engine_config import MAX_GRAFTED_NODES
 from runtime.events import Event, PassVerified, TokensAccepted
-from runtime.round_observation import RoundObservation
+from runtime.planner.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.lookup_branches import lookup_branches
 from runtime.speculation.ngram_lookup import NgramIndex

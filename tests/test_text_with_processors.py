@@ -13,7 +13,7 @@ import pytest
 from session_factory import answer, open_tiny, request, save_target_and_drafts
 from test_token_tree import random_topology
 
-from runtime.assembly import OpenSession
+from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor

@@ -8,11 +8,11 @@ from profile_factory import DEVICE, machine_profile
 
 from offload.errors import LinkError, OverstoryError
 from profiles.profile_store import profile_path, save_machine_profile
-from runtime import this_machine as module
-from runtime.device_speed import Basis
-from runtime.doctor import DiskRate, HostMemory, LinkRates
-from runtime.memory_fit import MachineMemory
-from runtime.this_machine import this_machine
+from runtime.fit import this_machine as module
+from runtime.fit.device_speed import Basis
+from runtime.fit.doctor import DiskRate, HostMemory, LinkRates
+from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.this_machine import this_machine
 
 GPU = torch.device("cuda", 0)
 

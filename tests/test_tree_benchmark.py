@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from session_factory import open_tiny, request, save_tiny_folder
 
-from runtime.assembly import OpenSession
+from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
+from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
 from runtime.events import PassVerified
-from runtime.growth_choice import growth_limits
-from runtime.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
+from runtime.planner.growth_choice import growth_limits
 
 PROMPT = "the cat and the dog"
 SIZE, LEVELS = 12, 4

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime.round_costs import CostTable
+from runtime.planner.round_costs import CostTable
+from runtime.planner.tree_candidates import SearchMethod, TreeCandidates
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens, make_non_increasing
-from runtime.tree_candidates import SearchMethod, TreeCandidates
 
 STEP = CostTable((1, 2, 4, 9), (1.0, 1.25, 3.0, 3.5))
 

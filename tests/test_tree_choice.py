@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.round_costs import CostTable, RoundCosts
+from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.tree_choice import CostModel, SearchMethod, choose_tree, choose_tree_as_published
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens, make_non_increasing
-from runtime.tree_choice import CostModel, SearchMethod, choose_tree, choose_tree_as_published
 
 REFERENCE = json.loads((Path(__file__).parent / "reference_trees.json").read_text())
 LLAMA = REFERENCE["llama3_70b_8b_cnn"]

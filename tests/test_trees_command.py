@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from session_factory import save_tiny_folder
 
-from runtime.tree_benchmark import CountedTree, TreeReport
+from runtime.bench.tree_benchmark import CountedTree, TreeReport
 from tui.cli import execute
 from tui.trees_command import tree_line, tree_table
 

@@ -1,7 +1,7 @@
 import pytest
 
-from runtime.round_check import LinkCheck, ShapeCheck
-from runtime.yield_check import ChainCheck, YieldCurve, YieldReport
+from runtime.bench.round_check import LinkCheck, ShapeCheck
+from runtime.bench.yield_check import ChainCheck, YieldCurve, YieldReport
 from tui.cli import execute
 from tui.validate_command import link_lines, yield_lines
 

@@ -12,13 +12,13 @@ from offload.device_identity import identify_device
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import save_pair_profile
-from runtime import validation
-from runtime.assembly import OpenSession, open_session
+from runtime.bench import validation
+from runtime.bench.round_check import LinkCheck
+from runtime.bench.validation import SHAPES, ValidationReport, run_validation
+from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.pair_identity import pair_identity
-from runtime.round_check import LinkCheck
-from runtime.validation import SHAPES, ValidationReport, run_validation
+from runtime.planner.pair_identity import pair_identity
 
 PROMPTS = [request(max_new_tokens=60), request("in the end", max_new_tokens=60)]
 OTHERS = [request("the sun and the sea", max_new_tokens=40)]

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from runtime.bench.yield_check import Prediction, check_yields, expected_by_size
 from runtime.speculation.tree_search import best_first, expected_tokens
-from runtime.yield_check import Prediction, check_yields, expected_by_size
 
 BY_RANK = np.array([0.7, 0.12, 0.05, 0.03])
 

@@ -35,7 +35,7 @@ def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
     if config.context_tokens is None:
         config = replace(config, context_tokens=STREAM_BENCHMARK_TOKENS)
     with open_session_in_sight(config, [], console) as opened:
-        from runtime.stream_benchmark import StreamReport, run_stream_benchmark
+        from runtime.bench.stream_benchmark import StreamReport, run_stream_benchmark
 
         for measured in run_stream_benchmark(opened):
             if isinstance(measured, StreamReport):
@@ -72,7 +72,7 @@ def round_(
     if config.context_tokens is None:
         config = replace(config, context_tokens=ROUND_BENCHMARK_TOKENS)
     with open_session_in_sight(config, [], console) as opened:
-        from runtime.round_benchmark import RoundReport, run_round_benchmark
+        from runtime.bench.round_benchmark import RoundReport, run_round_benchmark
 
         params = SamplingParams(temperature=temperature, verification=verification)
         for measured in run_round_benchmark(opened, num_rounds=rounds, params=params):

@@ -21,7 +21,7 @@ from profiles.errors import ProfileError
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
 from runtime.errors import OptionError
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.calibration_report import calibration_lines, calibration_record
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
@@ -79,7 +79,7 @@ def calibrate(
         config = replace(config, context_tokens=context_tokens)
     console = progress_console(is_quiet=quiet)
     with open_session_in_sight(config, [], console) as opened:
-        from runtime.probes import SessionProbes
+        from runtime.calibration.probes import SessionProbes
 
         probes = SessionProbes(opened, requests, state_folder=cache_folder())
         calibrator = Calibrator(probes, scope, clock=time.monotonic, began=began, today=date.today())

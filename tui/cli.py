@@ -22,9 +22,9 @@ from offload.errors import OverstoryError
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Event
-from runtime.headless import PromptEnded, PromptItem, PromptResult, pending_items, run_prompts
-from runtime.prompt_file import PromptRequest, read_prompts
-from runtime.result_file import ResultFile, ResultStream
+from runtime.prompts.headless import PromptEnded, PromptItem, PromptResult, pending_items, run_prompts
+from runtime.prompts.prompt_file import PromptRequest, read_prompts
+from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.bench_commands import round_, stream
 from tui.calibrate_command import calibrate
 from tui.chat_bench_command import chat_latency
@@ -175,8 +175,8 @@ def _show_all(
 
 def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
     """The same choices with the device budget that they would get now, so that two sessions get the same one."""
-    from runtime.assembly import plan_memory
-    from runtime.model_folders import locate_models
+    from runtime.engine.assembly import plan_memory
+    from runtime.engine.model_folders import locate_models
 
     target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
     requests = [item for item in items if isinstance(item, PromptRequest)]

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from runtime.events import GenerationStatistics, TextDelta
-from runtime.headless import HeadlessEvent, PromptEnded, PromptResult, PromptStarted
-from runtime.prompt_file import PromptRequest
+from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptResult, PromptStarted
+from runtime.prompts.prompt_file import PromptRequest
 from tui.report import cost_line
 from tui.terminal_text import one_line, strip_terminal_escapes
 

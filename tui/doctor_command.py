@@ -21,7 +21,7 @@ from tui.report import progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.doctor import (
+    from runtime.fit.doctor import (
         CacheSpace,
         DeviceFacts,
         DiskRate,
@@ -58,7 +58,7 @@ def doctor(
 
 
 def _examine(config: EngineConfig, console: Console) -> "DoctorReport":
-    from runtime.checkup import check_up
+    from runtime.fit.checkup import check_up
 
     steps = check_up(config, cache_folder=cache_folder())
     while True:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import cache_folder, example_prompts
@@ -14,7 +14,7 @@ from tui.report import progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.draft_benchmark import DraftFormatReport
+    from runtime.bench.draft_benchmark import DraftFormatReport
 
 
 @with_option_groups
@@ -37,7 +37,7 @@ def draft(
     params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
     requests = read_requests(example_prompts() if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
-    from runtime.draft_benchmark import DraftFormatReport, DraftReport, run_draft_benchmark
+    from runtime.bench.draft_benchmark import DraftFormatReport, DraftReport, run_draft_benchmark
 
     for step in run_draft_benchmark(config, requests, cache_folder=cache_folder(), num_repeats=repeats):
         if isinstance(step, DraftReport):

@@ -21,7 +21,7 @@ from tui.terminal_text import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.perplexity import Perplexity, PerplexityProgress
+    from runtime.bench.perplexity import Perplexity, PerplexityProgress
 
 
 @with_option_groups
@@ -41,7 +41,7 @@ def perplexity(
     console = progress_console(is_quiet=quiet)
     path = example_prompts().with_name("perplexity.txt") if text is None else text
     content = _read_text(path)
-    from runtime.model_folders import locate_models
+    from runtime.engine.model_folders import locate_models
 
     steps = locate_models(engine.to_config(), cache_folder=cache_folder())
     while True:
@@ -60,8 +60,8 @@ def _measure(
     engine: EngineOptions, target: Path, content: str, console: "Console", *, is_compared: bool
 ) -> dict[str, Any]:
     """One after the other, so that both models are never in memory at the same time."""
-    from runtime.assembly import open_session
-    from runtime.perplexity import streamed_perplexity, text_request, tokenize_text, transformers_perplexity
+    from runtime.bench.perplexity import streamed_perplexity, text_request, tokenize_text, transformers_perplexity
+    from runtime.engine.assembly import open_session
 
     config = replace(engine.to_config(), target=str(target))
     with open_session(config, target=target, requests=[text_request(content)]) as opened:
@@ -79,7 +79,7 @@ def _measure(
 def _finish(
     steps: "Generator[PerplexityProgress | Perplexity, None, None]", console: "Console", name: str
 ) -> "Perplexity":
-    from runtime.perplexity import Perplexity
+    from runtime.bench.perplexity import Perplexity
 
     result: Perplexity | None = None
     for event in steps:

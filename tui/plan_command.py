@@ -22,9 +22,9 @@ from tui.report import progress_console
 from tui.session_opening import finish
 
 if TYPE_CHECKING:
-    from runtime.machine_request import MachineRequest
-    from runtime.plan_question import PlanRequest
-    from runtime.plan_report import PlanReport
+    from runtime.fit.machine_request import MachineRequest
+    from runtime.fit.plan_question import PlanRequest
+    from runtime.fit.plan_report import PlanReport
 
 _WHAT, _WHERE, _HOW = "Models", "Machine", "Answer"
 
@@ -111,8 +111,8 @@ def plan(
     quiet: Quiet = False,
 ) -> int:
     """Say whether a model runs on a machine, with which settings and how fast; no weights are needed."""
-    from runtime.machine_request import MachineRequest
-    from runtime.plan_question import PlanRequest
+    from runtime.fit.machine_request import MachineRequest
+    from runtime.fit.plan_question import PlanRequest
 
     if plot is not None:
         check_plot_path(plot)
@@ -144,10 +144,10 @@ def plan(
 
 
 def _plan(request: "PlanRequest", where: "MachineRequest", console: Console) -> "PlanReport":
-    from runtime.machine_request import find_machine
-    from runtime.plan_maker import make_plan
-    from runtime.plan_question import resolve_question
-    from runtime.stored_pairs import stored_pairs
+    from runtime.fit.machine_request import find_machine
+    from runtime.fit.plan_maker import make_plan
+    from runtime.fit.plan_question import resolve_question
+    from runtime.planner.stored_pairs import stored_pairs
 
     question = resolve_question(request)
     finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target_folder)

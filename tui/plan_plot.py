@@ -16,7 +16,7 @@ from tui.plot_file import save_figure
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.plan_report import PlanReport
+    from runtime.fit.plan_report import PlanReport
 
 _HEIGHT = 22
 _WIDTH = 100

@@ -11,7 +11,7 @@ from runtime.engine_config import format_bytes
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.plan_report import PlanOption, PlanReport, Refusal
+    from runtime.fit.plan_report import PlanOption, PlanReport, Refusal
 
 _WIDTH = 80
 _BOUNDS = {
@@ -117,7 +117,7 @@ def _tiers(option: "PlanOption") -> str:
 
 
 def _plain_text(report: "PlanReport") -> str:
-    from runtime.plan_report import Refusal
+    from runtime.fit.plan_report import Refusal
 
     plain = report.plain
     if isinstance(plain, Refusal):
@@ -128,7 +128,7 @@ def _plain_text(report: "PlanReport") -> str:
 
 
 def _other_text(option: "PlanOption | Refusal") -> str:
-    from runtime.plan_report import Refusal
+    from runtime.fit.plan_report import Refusal
 
     if isinstance(option, Refusal):
         return f"does not run: {option.sentence}"

@@ -19,7 +19,7 @@ from tui.terminal_text import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.preparation import PreparationProgress
+    from runtime.prepare.preparation import PreparationProgress
 
 
 def prepare(
@@ -38,7 +38,7 @@ def prepare(
     quiet: Quiet = False,
 ) -> int:
     """Write a quantised copy of a model that transformers itself loads, layer by layer; run again to go on."""
-    from runtime.preparation import PreparationRequest, PreparedModel, prepare_model
+    from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
 
     request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)
     console = progress_console(is_quiet=quiet)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runtime.errors import OptionError
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import cache_folder, example_prompts
@@ -15,7 +15,7 @@ from tui.report import progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.ratio_benchmark import RatioRun
+    from runtime.bench.ratio_benchmark import RatioRun
 
 
 @with_option_groups
@@ -45,7 +45,7 @@ def ratio(
     params = SamplingParams(max_new_tokens=max_new_tokens)
     requests = read_requests(example_prompts() if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
-    from runtime.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
+    from runtime.bench.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
 
     steps = run_ratio_benchmark(config, requests, cache_folder=cache_folder(), steps_per_pass=steps_per_pass)
     for step in steps:

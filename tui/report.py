@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from runtime.accounting import Accounting
 from runtime.engine_config import format_bytes
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PassVerified, PrefillProgress
-from runtime.headless import HeadlessEvent, PromptEnded, PromptStarted
+from runtime.fit.accounting import Accounting
+from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
 from tui.terminal_text import one_line
 
 _Loaded = TypeVar("_Loaded")

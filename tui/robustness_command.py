@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from runtime.errors import OptionError
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.locations import calibration_prompts
@@ -23,7 +23,7 @@ from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 
 if TYPE_CHECKING:
-    from runtime.robustness_benchmark import RobustnessReport, SchemeRobustness, SettingRobustness
+    from runtime.bench.robustness_benchmark import RobustnessReport, SchemeRobustness, SettingRobustness
 
 CONTEXT_TOKENS = 4096
 """Context where none is given: 85 texts side by side of 32 tokens, and their prompts."""
@@ -65,7 +65,7 @@ def robustness(
         config = replace(config, context_tokens=CONTEXT_TOKENS)
     console = progress_console(is_quiet=quiet)
     with open_session_in_sight(config, [], console) as opened:
-        from runtime.robustness_benchmark import RobustnessReport, run_robustness_benchmark
+        from runtime.bench.robustness_benchmark import RobustnessReport, run_robustness_benchmark
 
         steps = run_robustness_benchmark(opened, requests, num_positions=positions, tree_nodes=tree_nodes, seed=seed)
         for step in steps:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.engine_config import EngineConfig
-from runtime.prompt_file import PromptRequest
+from runtime.prompts.prompt_file import PromptRequest
 from tui.locations import cache_folder
 from tui.report import accounting_lines, show_load
 from tui.terminal_text import one_line
@@ -18,7 +18,7 @@ from tui.terminal_text import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.assembly import OpenSession
+    from runtime.engine.assembly import OpenSession
 
 _Returned = TypeVar("_Returned")
 
@@ -28,12 +28,12 @@ def open_session_in_sight(
     config: EngineConfig, requests: Sequence[PromptRequest], console: "Console"
 ) -> Iterator["OpenSession"]:
     """Find the models, load them in sight of the user, and say what the session holds."""
-    from runtime.model_folders import locate_models
+    from runtime.engine.model_folders import locate_models
 
     target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
     console.print(f"opening {one_line(str(target))}", markup=False)
-    with uncollected("runtime.assembly"):
-        from runtime.assembly import load_session
+    with uncollected("runtime.engine.assembly"):
+        from runtime.engine.assembly import load_session
 
     with ExitStack() as stack:
         loading = load_session(

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from runtime.errors import OptionError
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
 from tui.locations import validation_prompts
@@ -17,7 +17,7 @@ from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 
 if TYPE_CHECKING:
-    from runtime.tree_benchmark import CountedTree, TreeReport
+    from runtime.bench.tree_benchmark import CountedTree, TreeReport
 
 CONTEXT_TOKENS = 1024
 """Context where none is given: prompt and answer."""
@@ -60,7 +60,7 @@ def trees(
     requests = read_requests(validation_prompts() if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     with open_session_in_sight(config, requests, console) as opened:
-        from runtime.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
+        from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
 
         steps = run_tree_benchmark(opened, requests, temperatures=temperatures, sizes=sizes, num_levels=levels)
         for step in steps:

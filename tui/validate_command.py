@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runtime.errors import OptionError
-from runtime.prompt_file import read_requests
+from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
 from tui.locations import cache_folder, calibration_prompts, validation_prompts
@@ -16,8 +16,8 @@ from tui.report import progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.round_check import LinkCheck
-    from runtime.yield_check import YieldReport
+    from runtime.bench.round_check import LinkCheck
+    from runtime.bench.yield_check import YieldReport
 
 _SHOWN_SIZES = (16, 64, 256, 512)
 CONTEXT_TOKENS = 512
@@ -65,8 +65,8 @@ def validate(
     requests = read_requests(validation_prompts() if prompts is None else prompts, params)
     others = read_requests(calibration_prompts() if calibration is None else calibration, params)
     console = progress_console(is_quiet=quiet)
-    from runtime.round_check import LinkCheck
-    from runtime.validation import ValidationReport, run_validation
+    from runtime.bench.round_check import LinkCheck
+    from runtime.bench.validation import ValidationReport, run_validation
 
     steps = run_validation(
         config, requests, calibration_requests=others, links=links, cache_folder=cache_folder(), num_turns=turns

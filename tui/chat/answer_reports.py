@@ -10,7 +10,7 @@ from typing import Protocol
 import psutil
 
 from runtime.events import Event, Finished, LevelDrafted, PassVerified, PrefillProgress, TextDelta
-from runtime.tree_choice import TreeChoice
+from runtime.planner.tree_choice import TreeChoice
 from tui.chat.engine_messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from offload.errors import BadInputError, BudgetError, OverstoryError
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.prompt_file import ROLES, Message, PromptRequest
+from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
 from runtime.sampling_params import SamplingParams
 from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
 from tui.chat.child_process import lines_of, own_streams, write_line
@@ -31,7 +31,7 @@ from tui.locations import cache_folder
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.assembly import OpenSession
+    from runtime.engine.assembly import OpenSession
     from runtime.events import LoadProgress
 
 END_SECONDS = 1.0
@@ -123,11 +123,11 @@ class EngineHost:
 def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, int, int], None, "OpenSession"]:
     """Find and load the models, closed with `stack`; yields (what, bytes read, bytes to read)."""
     yield "starting the libraries", 0, 0
-    from runtime.model_folders import locate_models_in_sight
+    from runtime.engine.model_folders import locate_models_in_sight
     from tui.session_opening import uncollected
 
-    with uncollected("runtime.assembly"):
-        from runtime.assembly import load_session
+    with uncollected("runtime.engine.assembly"):
+        from runtime.engine.assembly import load_session
 
     finding = locate_models_in_sight(config, cache_folder=cache_folder())
     while True:

@@ -21,9 +21,9 @@ from tui.locations import cache_folder
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.plan_machine import PlanMachine
-    from runtime.plan_question import PlanQuestion
-    from runtime.plan_report import PlanReport
+    from runtime.fit.plan_machine import PlanMachine
+    from runtime.fit.plan_question import PlanQuestion
+    from runtime.fit.plan_report import PlanReport
 
 Fit = Literal["resident", "streams", "does not fit", "unusable", "unknown"]
 
@@ -104,15 +104,15 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
 
 
 def _plan(question: "PlanQuestion", machine: "PlanMachine") -> "PlanReport":
-    from runtime.plan_maker import make_plan
-    from runtime.stored_pairs import stored_pairs
+    from runtime.fit.plan_maker import make_plan
+    from runtime.planner.stored_pairs import stored_pairs
 
     pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder())
     return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)
 
 
 def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
-    from runtime.plan_question import PlanRequest, resolve_question
+    from runtime.fit.plan_question import PlanRequest, resolve_question
 
     draft = config.get("draft", "substitute")
     request = PlanRequest(
@@ -126,7 +126,7 @@ def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
 
 
 def _find_machine(folder: str, config: Mapping[str, Any]) -> "PlanMachine":
-    from runtime.machine_request import MachineRequest, find_machine
+    from runtime.fit.machine_request import MachineRequest, find_machine
 
     request = MachineRequest(
         device=config.get("device", "auto"),

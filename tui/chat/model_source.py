@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.demo_model import DEMO_MODEL_NAME
+from runtime.engine.demo_model import DEMO_MODEL_NAME
 from tui.chat.fit_estimates import FitEstimate, estimate_fits
 from tui.chat.local_models import LocalModel, hub_cache_folder, list_local_models
 from tui.chat.model_list import ListedModel, merged_models

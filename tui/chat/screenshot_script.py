@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from runtime.demo_model import DEMO_MODEL_NAME
+from runtime.engine.demo_model import DEMO_MODEL_NAME
 from tui.chat.engine_messages import (
     Answered,
     Drafting,

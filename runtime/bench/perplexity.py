@@ -1,0 +1,164 @@
+"""How surprised a model is by a fixed text: through this project's streamed passes, and through transformers alone.
+
+Both sides see the same token ids in passes of the same size; sums are in double precision and a few rows at a time.
+Perplexity = exp(-1/(T-1) * sum of log p(t_i | t_1 .. t_{i-1}) for i = 2..T). Measures; prints nothing, and knows no
+storage format: whatever opens is measured.
+"""
+
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from runtime.engine.assembly import OpenSession
+from runtime.engine.engine import PREFILL_CHUNK_TOKENS
+from runtime.errors import OptionError
+from runtime.model.streamed_model import chain_input
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+
+_HEAD_ROWS = 16  # 20 MB of double-precision logits for a vocabulary of 150,000
+
+LogitsOfPass = Callable[[int, int], Iterator[torch.Tensor]]
+"""Run the pass over tokens start..stop behind all earlier ones; yields their logits (M, V), a few rows at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityProgress:
+    """A pass has ended."""
+
+    num_done_tokens: int
+    """Tokens that passes have seen."""
+    num_tokens: int
+    """All tokens of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """What was measured; always the last event."""
+
+    perplexity: float
+    """exp of the mean negative log-likelihood."""
+    num_tokens: int
+    """Tokens that were predicted: all but the first."""
+    seconds: float
+    """Of all passes, the head included; not of loading."""
+
+
+def text_request(text: str) -> PromptRequest:
+    """The text as a session is opened for it: the context must hold all of it."""
+    return PromptRequest(id="perplexity", prompt=text, params=SamplingParams(max_new_tokens=1))
+
+
+def tokenize_text(opened: OpenSession, text: str) -> list[int]:
+    """Token ids of the text, as the target's tokenizer has it. Raises OptionError if fewer than two or too many."""
+    token_ids = opened.session.format_prompt(text_request(text))
+    limit = opened.session.engine.context_tokens
+    if not 2 <= len(token_ids) <= limit:
+        raise OptionError(
+            f"the text has {len(token_ids)} tokens; expected 2 to {limit}, which is what the context holds: "
+            "give another --text, or a larger --context if the model allows it"
+        )
+    return token_ids
+
+
+def streamed_perplexity(
+    opened: OpenSession, token_ids: Sequence[int]
+) -> Generator[PerplexityProgress | Perplexity, None, None]:
+    """Through the session's target; its cache is empty before and after. Raises what a failed copy raises."""
+    engine = opened.session.engine
+    target = engine.target
+
+    def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
+        hidden = target.run_pass(chain_input(token_ids[start:stop], num_cached=start))  # (T, E)
+        for row in range(0, stop - start, _HEAD_ROWS):
+            yield target.logits(hidden[row : row + _HEAD_ROWS])
+
+    engine.truncate(0)
+    try:
+        yield from _measure(logits, token_ids)
+    finally:
+        target.cache.truncate(0)
+
+
+def transformers_perplexity(
+    folder: Path, token_ids: Sequence[int]
+) -> Generator[PerplexityProgress | Perplexity, None, None]:
+    """Through the same folder as transformers loads it: whole, in float32, or as a quantised folder says.
+
+    Holds the whole model in memory.
+    """
+    with _quiet_libraries():
+        model = load_whole_model(folder)
+        cache = {_cache_name(model): DynamicCache(config=model.config)}
+
+        def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
+            ids = torch.tensor([token_ids[start:stop]], device=model.device)
+            rows = model(input_ids=ids, use_cache=True, **cache).logits[0]
+            for row in range(0, stop - start, _HEAD_ROWS):
+                yield rows[row : row + _HEAD_ROWS]
+
+        yield from _measure(logits, token_ids)
+
+
+def load_whole_model(folder: Path) -> Any:
+    """transformers' own loading, nothing of this project."""
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if getattr(model.config, "quantization_config", None) is None:
+        model = model.to(torch.float32)  # the type that this project multiplies in
+    return model.eval()
+
+
+def _measure(
+    logits_of_pass: LogitsOfPass, token_ids: Sequence[int]
+) -> Generator[PerplexityProgress | Perplexity, None, None]:
+    num_tokens = len(token_ids)
+    following = torch.tensor(token_ids[1:], dtype=torch.int64)
+    total = 0.0
+    begun = time.perf_counter()
+    for start in range(0, num_tokens, PREFILL_CHUNK_TOKENS):
+        stop = min(start + PREFILL_CHUNK_TOKENS, num_tokens)
+        row = start
+        with torch.inference_mode():
+            for logits in logits_of_pass(start, stop):
+                total += _negative_log_likelihood(logits, following[row : row + logits.shape[0]])
+                row += logits.shape[0]
+        yield PerplexityProgress(stop, num_tokens)
+    seconds = time.perf_counter() - begun
+    yield Perplexity(math.exp(total / (num_tokens - 1)), num_tokens - 1, seconds)
+
+
+def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> float:
+    """Sum over the rows (M, V) that something follows; the text's last row has nothing to predict."""
+    rows = logits[: following.numel()].to(device="cpu", dtype=torch.float64)
+    chosen = rows.gather(1, following[:, None])[:, 0]
+    return float((rows.logsumexp(dim=1) - chosen).sum())
+
+
+def _cache_name(model: Any) -> str:
+    """What the model's forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars, and no line for every int8 product on a CPU."""
+    logger = logging.getLogger("bitsandbytes")
+    level, has_bar = logger.level, transformers_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if has_bar:
+            transformers_logging.enable_progress_bar()

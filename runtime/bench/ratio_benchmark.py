@@ -1,0 +1,217 @@
+"""The regime that the method is made for: a pass over the target that costs as much as hundreds of draft steps.
+
+Streaming a 70B model in 16 bits over PCIe 4, one pass takes 220 steps of its 8B draft. A link is emulated on which a
+pass of the models at hand takes as many steps of theirs, and the same prompts are answered over it by plain streaming
+and with trees. What is not emulated is the computation: a processor verifies a tree far more slowly than such a link
+delivers a layer, and the report says where that is the bound. Prints nothing.
+"""
+
+import statistics
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bench.round_parts import PROMPT_TOKENS
+from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.model_folders import locate_models
+from runtime.engine_config import EngineConfig
+from runtime.errors import OptionError
+from runtime.events import Event, Finished, GenerationStatistics, PassVerified
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+
+STEPS_PER_PASS = 220
+"""Llama-3-70B in bf16 over 24.9 GB/s takes 5.5 s a pass, a step of its 8B draft 0.025 s (Sequoia, L40)."""
+PUBLISHED_SPEEDUPS = {0.0: 9.5, 0.6: 9.3}
+"""By temperature: Llama-3-70B/8B on an L40 against DeepSpeed-ZeRO-Inference (Sequoia, table 3)."""
+PLAIN_TOKENS = 4
+_MEASURING_LINK = "1000GB/s"
+
+
+@dataclass(frozen=True, slots=True)
+class RatioRun:
+    """The prompts at one temperature."""
+
+    temperature: float
+    """Of draft and target."""
+    seconds_per_token: float
+    """Behind the first round of each answer."""
+    speedup: float
+    """Plain streaming's seconds per token over these."""
+    published_speedup: float | None
+    """What the paper had on its hardware."""
+    tokens_per_round: float
+    """Tokens per pass."""
+    num_tokens: int
+    """Tokens of all answers."""
+    num_rounds: int
+    """Passes of all answers."""
+    draft_share: float
+    """Share of the time in which trees were grown."""
+    link_utilization: float
+    """Share of the time in which the link carried bytes."""
+    compute_share: float
+    """Share of the time in which the target's layers computed."""
+    bound: str
+    """The largest of these shares: link, compute or draft."""
+    tree: str
+    """The tree of the last rounds, as `--tree` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RatioReport:
+    """What `overstory bench ratio` shows."""
+
+    target: str
+    """Name of the target's folder."""
+    draft: str
+    """Name of the draft's folder, or `substitute`."""
+    draft_step_seconds: float
+    """Median forward of the draft over one token, head included."""
+    bytes_per_pass: int
+    """Weights that cross the link in every pass."""
+    link: str
+    """The emulated link."""
+    plain_seconds_per_token: float
+    """Plain streaming over it, without a draft."""
+    steps_per_pass: float
+    """Draft steps that a pass of plain streaming really takes."""
+    runs: tuple[RatioRun, ...]
+    """By temperature."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return asdict(self)
+
+
+def run_ratio_benchmark(
+    config: EngineConfig,
+    requests: Sequence[PromptRequest],
+    *,
+    cache_folder: Path,
+    temperatures: Sequence[float] = (0.0, 0.6),
+    steps_per_pass: float = STEPS_PER_PASS,
+) -> Iterator[str | RatioRun | RatioReport]:
+    """Yield sentences of progress, each temperature's run as it is there, and last the whole.
+
+    The first prompt is answered once without being counted, so that the planner has seen this machine. Raises
+    OptionError without a draft, without prompts, or if no layer streams.
+    """
+    if config.is_plain:
+        raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
+    if not requests:
+        raise OptionError("there is no prompt to answer; give a prompt file with at least one")
+    target, draft = yield from locate_models(config, cache_folder=cache_folder)
+    yield "measuring a draft step"
+    with open_session(
+        replace(config, link=_MEASURING_LINK), target=target, draft=draft, requests=requests[:1]
+    ) as opened:
+        step_seconds = _time_step(opened)
+        bytes_per_pass = opened.accounting.streamed_bytes_per_pass
+    if bytes_per_pass == 0:
+        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+    link = f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s"
+    config = replace(config, link=link)
+    yield f"plain streaming at {link}: a pass should take {steps_per_pass * step_seconds:.2f} s"
+    plain_config = replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False)
+    plain_seconds = _plain_seconds(plain_config, requests[0], target)
+    yield f"plain streaming takes {plain_seconds:.2f} s/token"
+    with open_session(config, target=target, draft=draft, requests=requests) as opened:
+        yield "answering the first prompt once, uncounted"
+        _answer(opened, replace(requests[0], params=replace(requests[0].params, temperature=temperatures[0])))
+        runs = []
+        for temperature in temperatures:
+            runs.append((yield from _run(opened, requests, temperature, plain_seconds)))
+            yield runs[-1]
+    yield RatioReport(
+        target=target.name,
+        draft="substitute" if draft is None else draft.name,
+        draft_step_seconds=step_seconds,
+        bytes_per_pass=bytes_per_pass,
+        link=link,
+        plain_seconds_per_token=plain_seconds,
+        steps_per_pass=plain_seconds / step_seconds,
+        runs=tuple(runs),
+    )
+
+
+def _time_step(opened: OpenSession) -> float:
+    """Median seconds of the draft's forwards over one token, in a chain."""
+    engine = opened.session.engine
+    assert engine.drafter is not None, "the configuration names a draft"
+    engine.set_text(PROMPT_TOKENS)
+    seconds: list[float] = []
+    for _ in range(3):
+        steps = engine.drafter.grow(
+            engine.text, TreeTopology.chain(10), params=SamplingParams(), rng=np.random.default_rng(0)
+        )
+        *_, last = steps
+        assert isinstance(last, TokenTree)
+        seconds += [taken for width, taken in engine.drafter.step_seconds if width == 1]
+        engine.drafter.roll_back(len(engine.text) - 1)
+    engine.truncate(0)
+    return statistics.median(seconds)
+
+
+def _plain_seconds(config: EngineConfig, request: PromptRequest, target: Path) -> float:
+    params = replace(request.params, max_new_tokens=PLAIN_TOKENS + 1, temperature=0.0)
+    with open_session(config, target=target, requests=[request]) as opened:
+        seconds = _answer(opened, replace(request, params=params)).seconds_per_token
+    if seconds is None:
+        raise OptionError(f"prompt {request.id} is answered with one token; put another one first")
+    return seconds
+
+
+def _run(
+    opened: OpenSession, requests: Sequence[PromptRequest], temperature: float, plain_seconds: float
+) -> Generator[str, None, RatioRun]:
+    answers, compute_seconds = [], 0.0
+    for number, request in enumerate(requests, start=1):
+        yield f"temperature {temperature:g}: prompt {number} of {len(requests)}"
+        sampled = replace(request, params=replace(request.params, temperature=temperature))
+        answer, computed = _timed_answer(opened, sampled)
+        answers.append(answer)
+        compute_seconds += computed
+    total = GenerationStatistics.total(answers)
+    seconds = total.seconds_per_token
+    if seconds is None:
+        raise OptionError("every answer ended within its first round; give longer ones with --max-new-tokens")
+    shares = {
+        "link": total.link_utilization or 0.0,
+        "compute": compute_seconds / total.decode_seconds,
+        "draft": total.draft_seconds / total.decode_seconds,
+    }
+    return RatioRun(
+        temperature=temperature,
+        seconds_per_token=seconds,
+        speedup=plain_seconds / seconds,
+        published_speedup=PUBLISHED_SPEEDUPS.get(temperature),
+        tokens_per_round=total.tokens_per_round or 0.0,
+        num_tokens=total.new_tokens,
+        num_rounds=total.rounds,
+        draft_share=shares["draft"],
+        link_utilization=shares["link"],
+        compute_share=shares["compute"],
+        bound=max(shares, key=shares.__getitem__),
+        tree=opened.session.engine.planner.tree_name,
+    )
+
+
+def _answer(opened: OpenSession, request: PromptRequest) -> GenerationStatistics:
+    return _timed_answer(opened, request)[0]
+
+
+def _timed_answer(opened: OpenSession, request: PromptRequest) -> tuple[GenerationStatistics, float]:
+    """The answer's costs, and the seconds that the layers computed behind its first round."""
+    compute_seconds = []
+    finished: Event | None = None
+    for event in opened.session.generate(request):
+        if isinstance(event, PassVerified):
+            compute_seconds.append(opened.session.engine.target.last_pass.compute_seconds)
+        finished = event
+    assert isinstance(finished, Finished), "the engine's last event is Finished"
+    return finished.statistics, sum(compute_seconds[1:])

@@ -1,0 +1,1 @@
+"""Probes that measure this machine and this pair of models."""

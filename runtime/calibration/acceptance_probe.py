@@ -1,0 +1,191 @@
+"""Lets the target write texts, and says at each of their positions what verification would do there on average.
+
+Texts are drawn from the target itself, many at a time, so that one stream of weights brings a position of each; the
+target's rows of the pass that chose a token are the teacher-forced ones, and the draft reads along. At every position
+children are drawn from the draft as the drafter draws them, and their analytic acceptance is handed out (Sequoia,
+section 4.1), and with it what trees that take their shape from context need: the draft's scores under the noise by
+which the token was chosen. A text ends at an end token, which is a position too, or when it is long enough; at
+temperatures above 0 another one then takes its place. Knows no clock.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from profiles.acceptance_summary import ForcedPosition
+from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
+from runtime.engine.assembly import OpenSession
+from runtime.engine.drafter import Drafter
+from runtime.errors import OptionError
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.child_acceptance import node_outcome
+from runtime.speculation.coupled import Coupled
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs
+from runtime.speculation.scheme import Children, Place, RankingScheme
+
+NUM_RANKS = 32
+MAX_TEXT_TOKENS = 96
+"""An answer is cut here: depth needs no more, and other prompts say more about acceptance."""
+MIN_STEPS = 24
+"""Fewer texts are written at a time if the caches would not hold so many tokens of each."""
+MAX_PROMPT_TOKENS = 768
+"""Prompts beyond the first are left out where they would take more together."""
+_ROWS_AT_ONCE = 16
+NO_CHILDREN = Children(np.empty(0, dtype=np.int64))
+
+
+@dataclass(slots=True)
+class WrittenText:
+    """A text that is being written."""
+
+    number: int
+    """Counted from 1 over all texts."""
+    params: SamplingParams
+    """How its tokens are chosen."""
+    prompt_end: Leaf
+    """Where its answer begins."""
+    leaf: Leaf
+    """Its end so far."""
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.leaf.slots) - len(self.prompt_end.slots)
+
+
+class TextWriter:
+    """Writes texts in a session whose caches it has to itself while the context lasts."""
+
+    def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, seed: int = 0) -> None:
+        engine = opened.session.engine
+        assert engine.drafter is not None, "without a draft there is nothing to compare"
+        self._opened = opened
+        self._drafter: Drafter = engine.drafter
+        self._requests = requests
+        self._forest = TextForest(engine)
+        self._rng = np.random.default_rng(seed)
+        self._coupled = Coupled(seed)
+        self._texts: list[WrittenText] = []
+        self._num_texts = self._num_judged = 0
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """See PairFacts. Raises OptionError if the first prompt leaves no room for an answer."""
+        prompts = self._fitting_prompts(len(self._requests))
+        return tuple(num_forest_tokens(prompts[:count]) for count in range(1, len(prompts) + 1))
+
+    def begin(self, num_texts: Mapping[float, int]) -> None:
+        """Run the prompts and begin texts of each temperature, at least one; greedy ones need each a prompt of its own.
+
+        There are fewer of all if the caches would not hold MIN_STEPS tokens of each. Raises OptionError if the first
+        prompt leaves no room for an answer.
+        """
+        self.begin_with({SamplingParams(temperature=temperature): count for temperature, count in num_texts.items()})
+
+    def begin_with(self, num_texts: Mapping[SamplingParams, int]) -> None:
+        """The same for any sampling choices."""
+        self._forest.clear()
+        leaves = self._forest.add_prompts(self._fitting_prompts(max(num_texts.values())))
+        share = min(1.0, self._forest.num_free / (MIN_STEPS * sum(num_texts.values())))
+        self._texts = []
+        for params, wanted in num_texts.items():
+            count = max(1, int(share * wanted))
+            count = min(count, len(leaves)) if params.is_greedy else count
+            self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(count)]
+
+    def step(self) -> list[ForcedPosition]:
+        """The next token of every text, and each one's position; empty when no text can grow."""
+        positions, tokens = list[ForcedPosition](), list[int]()
+        for text, target_row, draft_row in self.rows():
+            position, token_id = self._judge(text, target_row, draft_row)
+            positions.append(position)
+            tokens.append(token_id)
+        self.grow(tokens)
+        return positions
+
+    def rows(self) -> Iterator[tuple[WrittenText, Floats, Floats]]:
+        """Each text with the target's and the draft's logits (V,) after it; none when no text can grow.
+
+        A few rows of the vocabulary are held at a time. Then `grow` is to be called.
+        """
+        if self._texts and self._forest.num_free >= len(self._texts):
+            yield from self._rows(self._texts)
+
+    def grow(self, token_ids: Sequence[int]) -> None:
+        """Go on with one token of each text that `rows` gave, in its order."""
+        if not token_ids:
+            return
+        limit, texts = self._opened.plan.context_tokens, self._texts
+        self._texts, tokens, growing = [], list[NewToken](), list[WrittenText]()
+        for text, token_id in zip(texts, token_ids, strict=True):
+            is_ended = token_id in self._opened.session.end_token_ids or len(text.leaf.slots) + 1 >= limit
+            if not is_ended and text.num_written + 1 < MAX_TEXT_TOKENS:
+                tokens.append(NewToken(token_id, text.leaf.slots))
+                growing.append(text)
+            elif not text.params.is_greedy:
+                self._texts.append(self._new_text(text.params, text.prompt_end))
+        for text, leaf in zip(growing, self._forest.add(tokens) if tokens else [], strict=True):
+            text.leaf = leaf
+        self._texts += growing
+
+    def _fitting_prompts(self, wanted: int) -> list[list[int]]:
+        limit, session = self._opened.plan.context_tokens, self._opened.session
+        prompts: list[list[int]] = []
+        for request in self._requests[:wanted]:
+            prompt = session.format_prompt(request)
+            if not prompts and len(prompt) >= min(limit, self._forest.num_free):
+                raise OptionError(
+                    f"the prompt '{request.id}' has {len(prompt)} tokens and the context holds {limit}, answer "
+                    "included; give a larger --context or a shorter prompt"
+                )
+            room = min(MAX_PROMPT_TOKENS, self._forest.num_free // 2)
+            if not prompts or (len(prompt) < limit and num_forest_tokens([*prompts, prompt]) <= room):
+                prompts.append(prompt)
+        return prompts
+
+    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> WrittenText:
+        self._num_texts += 1
+        return WrittenText(self._num_texts, params, prompt_end, prompt_end)
+
+    def _rows(self, texts: Sequence[WrittenText]) -> Iterator[tuple[WrittenText, Floats, Floats]]:
+        target = self._opened.session.engine.target
+        for start in range(0, len(texts), _ROWS_AT_ONCE):
+            some = texts[start : start + _ROWS_AT_ONCE]
+            verified = target.logits(torch.stack([text.leaf.target_hidden for text in some]))
+            drafted = self._drafter.model.logits(torch.stack([text.leaf.draft_hidden for text in some]))
+            rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
+            yield from zip(some, *rows, strict=True)
+
+    def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
+        """What verification would do after `text`, and the token that the target goes on with."""
+        num_ranks = min(NUM_RANKS, len(draft_row))
+        self._num_judged += 1
+        place = Place(text.params, self._num_judged)  # noise of its own for every position of every text
+        scheme: RankingScheme = Greedy() if text.params.is_greedy else self._coupled
+        ranked = scheme.rank(draft_row, num_ranks, place)
+        token_id = scheme.judge(NO_CHILDREN, target_row, place, self._rng).token_id
+        hits = (ranked.token_ids == token_id) & np.isfinite(ranked.scores)
+        acceptance = followed = hits.astype(np.float64)
+        if not text.params.is_greedy:
+            acceptance, followed = self._drawn(text.params, target_row, draft_row, token_id)
+        emitted = int(hits.argmax()) if hits.any() else -1
+        return ForcedPosition(
+            text.params.temperature, text.number, acceptance, followed, ranked.scores, emitted
+        ), token_id
+
+    def _drawn(
+        self, params: SamplingParams, target_row: Floats, draft_row: Floats, token_id: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What sequoia accepts of children drawn here, by rank, and how it comes to the text's token."""
+        target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
+        drawn_from = logits_to_probs(draft_row, params, dtype=np.float32)
+        children = draw_without_replacement(drawn_from, min(NUM_RANKS, len(draft_row)), self._rng).tolist()
+        draft_probs = drawn_from.astype(np.float64)
+        draft_probs /= draft_probs.sum()
+        outcome = node_outcome(target_probs, draft_probs, children, emitted=token_id)
+        return outcome.acceptance, outcome.followed

@@ -1,0 +1,76 @@
+"""How the parts of a round are timed one by one: layers that are there already, draft steps, medians.
+
+Shared by the benchmarks and the calibration, so that they mean the same. Measures; prints nothing.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, SlotState
+from runtime.engine.assembly import OpenSession
+from runtime.model.streamed_model import PassInput, StreamedModel
+
+
+def median_seconds(
+    action: Callable[[], object],
+    num_repeats: int,
+    *,
+    before: Callable[[], object] | None = None,
+    after: Callable[[], object] | None = None,
+) -> float:
+    """Median over the repeats, the first one left out where there are several."""
+    seconds = []
+    for _ in range(num_repeats):
+        if before is not None:
+            before()
+        begun = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begun)
+        if after is not None:
+            after()
+    return statistics.median(seconds[1:] or seconds)
+
+
+@contextmanager
+def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
+    """The target's layers are there already, all in one slab of zeros, as long as the context lasts."""
+    plan = opened.plan
+    # Written, or every page would be the same page of zeros, which no processor ever reads from memory.
+    zeros = torch.empty(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device).fill_(0)
+    layers = [ResidentLayer(zeros)] * opened.streamer.num_layers
+    with (
+        LayerStreamer(layers, opened.reader, num_slots=2) as ring,
+        opened.session.engine.target.streaming_from(ring),
+    ):
+        yield
+
+
+def run_copies(opened: OpenSession) -> PassStatistics:
+    """A pass's copies through the session's own ring, with nothing computing."""
+    streamer = opened.streamer
+    streamer.begin_pass()
+    for index in range(streamer.num_layers):
+        streamer.acquire(index)
+        streamer.release(index)
+    return streamer.end_pass()
+
+
+def time_draft_step(model: StreamedModel, inputs: PassInput, *, num_children: int = 1) -> float:
+    """Seconds of a draft forward over a level, its head and the choice of each node's children.
+
+    Children are chosen greedily, as the drafter does at temperature 0.
+    """
+    begun = time.perf_counter()
+    logits = model.logits(model.run_pass(inputs))
+    logits.topk(num_children, dim=-1).indices.tolist()
+    return time.perf_counter() - begun
+
+
+def wait_for_full_ring(opened: OpenSession) -> None:
+    """Until every slot holds a layer, so that nothing crosses the link any more."""
+    while any(slot.state is not SlotState.READY for slot in opened.streamer.slot_states):
+        time.sleep(0.0005)

@@ -1,0 +1,219 @@
+"""The calibrator's probes on an open session: each times one thing once, right now.
+
+See `profiles.calibration_probes` for what is asked. Times computation over layers of zeros that are there already, and
+behind a context of zeros: what products cost does not depend on what they multiply. Prints nothing.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.copying.copy_engine import DiskSource
+from offload.copying.copy_rate import COPY_BYTES, measure_copy_rate
+from offload.device_identity import identify_device
+from offload.device_selection import device_memory
+from offload.pinning.slab_memory import PAGE_BYTES, allocate_read_slab
+from profiles.acceptance_summary import ForcedPosition
+from profiles.calibration_probes import MachineFacts, PairFacts
+from profiles.machine_profile import PinBudgetSource
+from runtime.calibration.acceptance_probe import TextWriter
+from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
+from runtime.engine.assembly import OpenSession
+from runtime.engine.engine import PREFILL_CHUNK_TOKENS
+from runtime.engine.pin_policy import find_pin_budget
+from runtime.model.lazy_logits import LazyLogits
+from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.tree_cache import TreeCache
+from runtime.planner.pair_identity import pair_identity
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.acceptance import builtin_acceptance
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.tree_search import best_first
+from runtime.speculation.verifier import verify
+
+NUM_CHILDREN = 4
+"""Children of each node in a timed draft step."""
+_MAX_LEVELS = 32
+
+
+class SessionProbes:
+    """See `profiles.calibration_probes.CalibrationProbes`; the session must have a draft, and is free in between."""
+
+    def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path) -> None:
+        """`state_folder`: where a driver's answer about pinning is remembered."""
+        engine = opened.session.engine
+        assert engine.drafter is not None, "without a draft there is nothing to calibrate"
+        self._opened = opened
+        self._state_folder = state_folder
+        self._target, self._draft = engine.target, engine.drafter.model
+        self._writer = TextWriter(opened, requests)
+        self._zeroed: dict[TreeCache, int] = {}
+        self._walked_hidden: torch.Tensor | None = None
+        self._read_offset = 0
+        engine.truncate(0)
+
+    def machine(self) -> MachineFacts:
+        """See CalibrationProbes."""
+        device, host_bytes = self._opened.plan.device, int(psutil.virtual_memory().total)
+        if device.type == "cpu":
+            return MachineFacts(identify_device(device), host_bytes, host_bytes, None, PinBudgetSource.NOT_LIMITED)
+        memory = device_memory(device)
+        budget = find_pin_budget(device, self._state_folder)
+        total = 0 if memory is None else memory.total_bytes
+        return MachineFacts(identify_device(device), total, host_bytes, budget.num_bytes, budget.source)
+
+    def pair(self) -> PairFacts:
+        """See CalibrationProbes."""
+        plan = self._opened.plan
+        target, draft = pair_identity(plan)
+        return PairFacts(
+            target=target,
+            draft=draft,
+            compute_dtype=str(plan.dtype).removeprefix("torch."),
+            max_pass_tokens=min(max(plan.max_nodes, PREFILL_CHUNK_TOKENS), plan.capacity),
+            cache_tokens=plan.capacity,
+            context_tokens=plan.context_tokens,
+            prompt_tokens=self._writer.prompt_tokens,
+            is_streamed=self._opened.streamer.num_streamed_layers > 0,
+        )
+
+    def time_link(self, num_bytes: int) -> float | None:
+        """See CalibrationProbes; on a processor a copy from memory to memory."""
+        device = self._opened.plan.device
+        if num_bytes > COPY_BYTES:  # memory that a session under a cap may not have
+            return None
+        try:
+            return num_bytes / measure_copy_rate(device, is_pinned=device.type != "cpu", num_bytes=num_bytes)
+        except RuntimeError:  # the driver refuses to pin so much
+            return None
+
+    def time_disk(self, num_bytes: int) -> float | None:
+        """See CalibrationProbes; goes on in the file where the read before ended, with the session's own reader."""
+        files = {piece.file for layout in self._opened.plan.target.slabs.layouts for piece in layout.ranges}
+        largest = max(files, key=lambda file: file.stat().st_size)
+        size = largest.stat().st_size // PAGE_BYTES * PAGE_BYTES
+        if num_bytes > size:
+            return None
+        if self._read_offset + num_bytes > size:
+            self._read_offset = 0
+        reader, slab = self._opened.reader, allocate_read_slab(min(num_bytes, COPY_BYTES))
+        starts = range(self._read_offset, self._read_offset + num_bytes, slab.numel())
+        self._read_offset += num_bytes
+        begun = time.perf_counter()
+        copies = [reader.start(_whole_range(largest, start, min(slab.numel(), num_bytes)), slab) for start in starts]
+        for copy in copies:
+            copy.wait()
+        seconds = time.perf_counter() - begun
+        return seconds if reader.is_direct else None
+
+    def time_draft_step(self, width: int, context_tokens: int) -> float:
+        """See CalibrationProbes."""
+        self._occupy(self._draft, context_tokens)
+        seconds = time_draft_step(
+            self._draft, self._chain(self._draft, width, context_tokens), num_children=NUM_CHILDREN
+        )
+        self._draft.cache.truncate(0)
+        return seconds
+
+    def time_pass(self, num_tokens: int, context_tokens: int) -> float:
+        """See CalibrationProbes."""
+        self._occupy(self._target, context_tokens)
+        inputs = self._chain(self._target, num_tokens, context_tokens)
+        with layers_of_zeros(self._opened):
+            begun = time.perf_counter()
+            self._target.run_pass(inputs)
+            seconds = time.perf_counter() - begun
+        self._target.cache.truncate(0)
+        return seconds
+
+    def time_walk(self, num_nodes: int) -> float:
+        """See CalibrationProbes; all of the first descent is accepted, the longest walk there can be."""
+        target, topology = self._target, _likely_tree(num_nodes)
+        if self._walked_hidden is None:  # a whole pass for what is the same for every tree
+            self._occupy(target, 0)
+            with layers_of_zeros(self._opened):
+                self._walked_hidden = target.run_pass(self._chain(target, 1, 0))
+        hidden = self._walked_hidden.expand(num_nodes, -1)
+        # All nodes have one hidden state, so one token is the target's choice at each of them, and every child has it.
+        token_id = int(target.logits(hidden[:1]).argmax())
+        tree = TokenTree(topology, np.full(num_nodes, token_id, dtype=np.int64))
+        self._occupy(target, num_nodes)
+        begun = time.perf_counter()
+        verdict = verify(tree, LazyLogits(target, hidden, topology).row, SamplingParams(), np.random.default_rng(0))
+        target.cache.compact(0, verdict.path)
+        seconds = time.perf_counter() - begun
+        target.cache.truncate(0)
+        return seconds
+
+    def time_copies(self) -> float:
+        """See CalibrationProbes; from a full ring to a full ring."""
+        self._fill_ring()
+        begun = time.perf_counter()
+        run_copies(self._opened)
+        wait_for_full_ring(self._opened)
+        return time.perf_counter() - begun
+
+    def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
+        """See CalibrationProbes."""
+        self._occupy(self._target, context_tokens)
+        inputs = self._chain(self._target, num_tokens, context_tokens)
+        self._fill_ring()
+        begun = time.perf_counter()
+        self._target.run_pass(inputs)
+        computed = time.perf_counter() - begun
+        wait_for_full_ring(self._opened)
+        full_again = time.perf_counter() - begun
+        self._target.cache.truncate(0)
+        return computed, full_again
+
+    def begin_texts(self, num_texts: Mapping[float, int]) -> None:
+        """See CalibrationProbes."""
+        self._writer.begin(num_texts)
+
+    def grow_texts(self) -> Sequence[ForcedPosition]:
+        """See CalibrationProbes."""
+        return self._writer.step()
+
+    def _fill_ring(self) -> None:
+        self._opened.streamer.prefetch()
+        wait_for_full_ring(self._opened)
+
+    def _chain(self, model: StreamedModel, num_tokens: int, context_tokens: int) -> PassInput:
+        """A level's worth of tokens, each seeing the context and those before it; depths as in a tree."""
+        last_position = self._opened.plan.context_tokens - 1
+        depths = np.minimum(np.arange(num_tokens), _MAX_LEVELS)
+        key_positions = np.minimum(np.concatenate([np.arange(context_tokens), context_tokens + depths]), last_position)
+        token_ids = 1 + np.arange(num_tokens) % min(7, model.vocab_size - 1)
+        visible = np.tri(num_tokens, context_tokens + num_tokens, k=context_tokens, dtype=np.bool_)
+        return PassInput(token_ids, key_positions[context_tokens:], key_positions, visible)
+
+    @torch.inference_mode()
+    def _occupy(self, model: StreamedModel, num_tokens: int) -> None:
+        """Let the cache hold so many tokens, the first ones of which nobody knows what they are."""
+        cache = model.cache
+        if not cache.layers[0].is_initialized:
+            with layers_of_zeros(self._opened):
+                model.run_pass(self._chain(model, 1, 0))
+        for layer in cache.layers:
+            if num_tokens > self._zeroed.get(cache, 0):  # fresh memory may hold what is no number
+                layer.keys[:, :, :num_tokens] = 0
+                layer.values[:, :, :num_tokens] = 0
+            layer.num_cached = num_tokens
+        self._zeroed[cache] = max(num_tokens, self._zeroed.get(cache, 0))
+
+
+def _whole_range(file: Path, offset: int, num_bytes: int) -> DiskSource:
+    """Bytes of a file as if they were a layer."""
+    return DiskSource(LayerLayout((), (SlabRange(file, offset, num_bytes, 0),), num_bytes, num_bytes))
+
+
+def _likely_tree(num_nodes: int) -> TreeTopology:
+    if num_nodes == 1:
+        return TreeTopology.single()
+    return best_first(builtin_acceptance(substitute_held=None), num_nodes, _MAX_LEVELS).topology(num_nodes)

@@ -1,0 +1,1 @@
+"""The engine: sessions, rounds of drafting and verifying, and what a session is loaded from."""

@@ -1,0 +1,294 @@
+"""Puts a session together: from names and budgets to models in memory and a ring that streams.
+
+The order matters: every folder is checked, every byte planned and the budget held against it before the first weight
+is read; then embeddings, draft and resident layers are read, and the ring starts. A load is a generator that says how
+far it is; closing it, or an error, frees everything again. Knows no prompts beyond how long they are.
+"""
+
+import gc
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from offload.copying.copy_engine import CopyEngine
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.formats.draft_weight import HeldFormat, draft_policy
+from offload.layer_placement import Placement
+from offload.layer_streamer import LayerStreamer, ResidentLayer
+from offload.out_of_memory import explained_shortage
+from offload.residency_plan import Tier
+from profiles.machine_profile import MachineProfile
+from profiles.pair_profile import PairProfile
+from runtime.engine.drafter import Drafter
+from runtime.engine.engine import Engine
+from runtime.engine.session import Session
+from runtime.engine.session_plan import SessionPlan
+from runtime.engine.stream_path import StreamPath
+from runtime.engine_config import EngineConfig
+from runtime.events import LoadProgress
+from runtime.fit.accounting import Accounting
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
+from runtime.planner.initial_plan import InitialPlan, stream_shape
+from runtime.planner.planner import TreePlanner
+from runtime.planner.stored_profiles import StoredProfiles, find_profiles
+from runtime.prompts.prompt_file import PromptRequest
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A session that is ready, and what it holds."""
+
+    session: Session
+    """Answers requests."""
+    plan: SessionPlan
+    """What was decided before anything was read."""
+    accounting: Accounting
+    """Every byte that it holds."""
+    notes: tuple[str, ...]
+    """What did not go as planned, a sentence each: memory that ran out, pinning that was refused."""
+    streamer: LayerStreamer
+    """The ring."""
+    link: CopyEngine
+    """The engine that feeds it."""
+    reader: HostCopyEngine
+    """What reads files; the same as `link` where none is emulated and the device is the processor."""
+
+    @property
+    def resident_layers(self) -> tuple[int, ...]:
+        """The target's layers that never leave the device."""
+        return tuple(i for i, layer in enumerate(self.streamer.layers) if isinstance(layer, ResidentLayer))
+
+
+@contextmanager
+def open_session(
+    config: EngineConfig,
+    *,
+    target: Path,
+    draft: Path | None = None,
+    requests: Sequence[PromptRequest] = (),
+    state_folder: Path | None = None,
+    profile: PairProfile | None = None,
+    machine: MachineProfile | None = None,
+) -> Generator[OpenSession, None, None]:
+    """`load_session` in one go; the session is closed with the context."""
+    with ExitStack() as stack:
+        loading = load_session(
+            config,
+            stack,
+            target=target,
+            draft=draft,
+            requests=requests,
+            state_folder=state_folder,
+            profile=profile,
+            machine=machine,
+        )
+        while True:
+            try:
+                next(loading)
+            except StopIteration as end:
+                opened: OpenSession = end.value
+                break
+        yield opened
+
+
+def load_session(
+    config: EngineConfig,
+    stack: ExitStack,
+    *,
+    target: Path,
+    draft: Path | None = None,
+    requests: Sequence[PromptRequest] = (),
+    state_folder: Path | None = None,
+    profile: PairProfile | None = None,
+    machine: MachineProfile | None = None,
+) -> Generator[LoadProgress, None, OpenSession]:
+    """Load the models in the folders `target` and `draft` (None: substitute or none) within the budgets.
+
+    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered, and
+    the profiles that calibrating left there are looked for. They, or `profile` of this pair and `machine` where given,
+    say which tree is the first; without them it is a modest one. What was opened is closed with `stack`, whether the
+    load ends or not.
+
+    Raises:
+        BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
+        LinkError: reading failed.
+    """
+    gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
+    plan = SessionPlan.build(config, target=target, draft=draft, requests=requests)
+    stored = StoredProfiles(InitialPlan(profile, machine), ())
+    if profile is None and machine is None:
+        stored = find_profiles(plan, state_folder)
+    return (yield from _Load(plan, stack, state_folder, stored).run())
+
+
+def plan_memory(
+    config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
+) -> Accounting:
+    """What `open_session` would hold with the same arguments; reads no weights. Raises BadInputError."""
+    return SessionPlan.build(config, target=target, draft=draft, requests=requests).accounting
+
+
+class _Load:
+    """The steps of `load_session` and what they share."""
+
+    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None, stored: StoredProfiles) -> None:
+        self._plan = plan
+        self._start, self._profile_notes = stored.start, stored.notes
+        self._config = plan.config
+        self._reader = stack.enter_context(
+            HostCopyEngine(
+                num_threads=self._config.num_reader_threads,
+                direct={"auto": None, "direct": True, "buffered": False}[self._config.io],
+            )
+        )
+        self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
+        self._num_read, self._num_bytes = 0, self._bytes_to_read()
+        self._held: HeldFormat = "int8"
+
+    def run(self) -> Generator[LoadProgress, None, OpenSession]:
+        """Read what stays on the device, place the layers, make the draft, and start the ring."""
+        plan, target = self._plan, self._plan.target
+        yield self._progress("embeddings, norm and head", 0)
+        with explained_shortage("the embeddings, norm and head"):
+            others = read_others(target, self._reader, device=plan.device)
+        yield self._progress("layers", target.other_layout.payload_bytes)
+        placement = yield from self._place()
+        with explained_shortage("the draft"):
+            drafter = yield from self._open_drafter(others, placement)
+        streamer, link = self._path.open(placement)
+        empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
+        model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
+        engine = Engine(
+            model,
+            drafter,
+            self._planner(placement, link),
+            context_tokens=plan.context_tokens,
+            num_graft_nodes=self._config.num_graft_nodes,
+        )
+        session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
+        start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
+        notes = (*self._path.notes(placement), *self._profile_notes, *start_notes)
+        return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
+
+    def _progress(self, what: str, num_bytes: int) -> LoadProgress:
+        """`num_bytes` more have been read."""
+        self._num_read += num_bytes
+        return LoadProgress(what, self._num_read, self._num_bytes)
+
+    def _bytes_to_read(self) -> int:
+        plan, residency = self._plan, self._plan.residency
+        payloads = plan.target.slabs.payload_bytes
+        total = plan.target.other_layout.payload_bytes
+        total += sum(size for size, tier in zip(payloads, residency.tiers, strict=True) if tier is not Tier.DISK)
+        if plan.draft is not None:
+            total += plan.draft.other_layout.payload_bytes + sum(plan.draft.slabs.payload_bytes)
+        elif not self._config.is_plain:
+            shared = residency.resident_layers if self._config.share_layers else ()
+            total += sum(size for index, size in enumerate(payloads) if index not in shared)
+        return total
+
+    def _place(self) -> Generator[LoadProgress, None, Placement]:
+        placing = self._path.place()
+        while True:
+            try:
+                yield self._progress("layers", next(placing))
+            except StopIteration as end:
+                placement: Placement = end.value
+                return placement
+
+    def _account(self, placement: Placement) -> Accounting:
+        """The planned accounting, with the layers where they really are."""
+        plan, planned = self._plan, self._plan.accounting
+        residents = [
+            size
+            for size, tier in zip(plan.residency.layer_bytes, placement.tiers, strict=True)
+            if tier is Tier.RESIDENT
+        ]
+        return Accounting.of_tiers(
+            placement.tiers,
+            plan.target.slabs.payload_bytes,
+            budget_bytes=planned.budget_bytes,
+            fixed=planned.fixed,
+            ring_bytes=planned.ring_bytes,
+            resident_bytes=sum(residents),
+            stage_bytes=planned.stage_bytes,
+            baseline_bytes=planned.baseline_bytes,
+        )
+
+    def _open_drafter(
+        self, others: dict[str, torch.Tensor], placement: Placement
+    ) -> Generator[LoadProgress, None, Drafter | None]:
+        plan = self._plan
+        if self._config.is_plain:
+            return None
+        compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
+        files, is_substitute = plan.draft or plan.target, plan.draft is None
+        own = others
+        if not is_substitute:
+            own = read_others(files, self._reader, device=plan.device)
+            yield self._progress("draft", files.other_layout.payload_bytes)
+        empty = EmptyModel.build(files, compute, others=own)
+        self._held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
+        loading = empty.as_draft(
+            self._held,
+            files,
+            self._reader,
+            capacity=plan.capacity,
+            is_substitute=is_substitute,
+            shared=self._shared_layers(placement) if is_substitute else None,
+        )
+        while True:
+            try:
+                yield self._progress("draft", next(loading))
+            except StopIteration as end:
+                return Drafter(end.value, target_vocab_size=plan.target.config.vocab_size)
+
+    def _shared_layers(self, placement: Placement) -> SharedLayers:
+        """The target's resident layers, where a substitute is to use them as they are."""
+        if not self._config.share_layers:
+            return {}
+        slabs = self._plan.target.slabs
+        return {
+            index: slabs.views(index, layer.slab)
+            for index, layer in enumerate(placement.layers)
+            if isinstance(layer, ResidentLayer)
+        }
+
+    def _planner(self, placement: Placement, link: CopyEngine) -> TreePlanner:
+        """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
+        plan, start = self._plan, self._start
+        substitute_held = None if plan.draft is not None else self._held
+        stream = stream_shape(
+            placement.tiers,
+            plan.target.slabs.payload_bytes,
+            num_slots=self._config.ring_slots,
+            num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
+        )
+        return TreePlanner(
+            start.acceptance_at(substitute_held=substitute_held),
+            stream,
+            max_nodes=plan.max_nodes,
+            fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
+            initial_costs=start.costs(placement.tiers, stream, plan),
+            is_acceptance_measured=start.is_acceptance_measured,
+            kind=self._config.tree_kind,
+            chances_at=start.chances_at(substitute_held=substitute_held),
+        )
+
+
+def _end_token_ids(files: ModelFiles, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: those of generation_config.json, of the model's config and of the tokenizer."""
+    found: set[int] = set()
+    generation: Any = None
+    with suppress(OSError, ValueError):  # many folders have no generation_config.json
+        generation = GenerationConfig.from_pretrained(files.checkpoint.folder, local_files_only=True)
+    for source in (generation, files.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return sorted(found)

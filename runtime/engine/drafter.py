@@ -1,0 +1,226 @@
+"""Grows the tree of drafts level by level with a small resident model.
+
+One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
+and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
+forward. Which tokens become children is for the verification scheme to say; which shape the tree has is for the planner
+or, node by node, for what the draft itself says in this context.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from profiles.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
+from runtime.engine.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
+from runtime.events import LevelDrafted
+from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
+from runtime.speculation.scheme import Place, RankingScheme, Scheme
+from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+
+NUM_CANDIDATES = 32
+"""Of each node, for trees that take their shape from context; with so many the target's token was none in 0.6 %."""
+
+
+class Drafter:
+    """A draft model and how far its cache has followed the text."""
+
+    def __init__(self, model: StreamedModel, *, target_vocab_size: int) -> None:
+        """`target_vocab_size` V: the target's logits; either model may have padding rows that the other lacks."""
+        self._model = model
+        self._target_vocab_size = target_vocab_size
+        self._num_committed = 0
+        self._slots: dict[int, int] = {}
+        self.step_seconds: list[tuple[int, float]] = []
+        """(width, seconds) of every draft forward of the last tree."""
+        self.placing_seconds = 0.0
+        """Of the last tree, choosing children from logits; on an accelerator the forward is waited for here."""
+
+    @property
+    def model(self) -> StreamedModel:
+        """What proposes; whoever runs it leaves its cache as it was, or rolls the drafter back."""
+        return self._model
+
+    @property
+    def num_committed(self) -> int:
+        """Tokens of the text whose keys and values the draft holds for good."""
+        return self._num_committed
+
+    def grow(
+        self,
+        text: Sequence[int],
+        topology: TreeTopology,
+        *,
+        params: SamplingParams,
+        rng: np.random.Generator,
+        scheme: Scheme | None = None,
+    ) -> Iterator[LevelDrafted | TokenTree]:
+        """Yield an event per level and last the tree whose root is the text's last token.
+
+        `scheme` places the children; without one it is that of `params`.
+        """
+        scheme = scheme or scheme_for(params)
+        self._begin_tree()
+        tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
+        for level, (start, stop) in enumerate(topology.level_slices):
+            nodes = [node for node in range(start, stop) if topology.num_children[node]]
+            if not nodes:
+                continue
+            begun = time.perf_counter()
+            inputs = self._text_input(text) if level == 0 else self._level_input(tree, nodes)
+            hidden = self._run(inputs)
+            if level == 0:
+                self._num_committed = len(text)
+            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            run = time.perf_counter()
+            if is_ranked_on_device(scheme, params):
+                _place_level(tree, nodes, scheme, logits, params)
+            else:
+                _place_one_by_one(tree, nodes, scheme, logits, params, rng)
+            self._note_step(len(inputs.token_ids), begun, run)
+            yield LevelDrafted(level=level, width=len(nodes))
+        yield tree
+
+    def grow_in_context(
+        self,
+        text: Sequence[int],
+        limits: GrowthLimits,
+        *,
+        params: SamplingParams,
+        scheme: RankingScheme,
+        spread: float = SEPARATE_DRAFT_SPREAD,
+    ) -> Iterator[LevelDrafted | TokenTree]:
+        """Yield an event per step and last a tree of the likeliest nodes that these limits allow, see `dynamic_tree`.
+
+        `spread`: how far draft and target differ, in logits, see `candidate_chances`.
+        """
+        self._begin_tree()
+        growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)
+        while len(nodes := growth.next_nodes()):
+            begun = time.perf_counter()
+            is_root = not self.step_seconds
+            inputs = self._text_input(text) if is_root else self._growth_input(growth, nodes)
+            hidden = self._run(inputs)
+            if is_root:
+                self._num_committed = len(text)
+            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
+            run = time.perf_counter()
+            count, positions = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1)), len(text) + growth.depths(nodes)
+            if is_ranked_on_device(scheme, params):
+                ranked = rank_on_device(scheme, logits, positions.tolist(), params=params, num_candidates=count)
+            else:
+                paths = map(growth.path_token_ids, nodes.tolist())
+                places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+                ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
+            growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
+            self._note_step(len(inputs.token_ids), begun, run)
+            yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
+        grown = growth.finish()
+        first_slot = self._num_committed - 1  # the root's
+        self._slots = {node: first_slot + index for node, index in enumerate(grown.run_index.tolist()) if index >= 0}
+        yield grown.tree
+
+    def _begin_tree(self) -> None:
+        self.step_seconds, self.placing_seconds = [], 0.0
+        self._slots = {}
+
+    def _note_step(self, width: int, begun: float, run: float) -> None:
+        """A step that began at `begun`, had its logits at `run` and is over now."""
+        now = time.perf_counter()
+        self.step_seconds.append((width, now - begun))
+        self.placing_seconds += now - run
+
+    def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
+        """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""
+        self.roll_back()
+        while len(text) - self._num_committed > chunk_tokens:
+            stop = self._num_committed + chunk_tokens
+            self._run(chain_input(text[self._num_committed : stop], num_cached=self._num_committed))
+            self._num_committed = stop
+
+    def _run(self, inputs: PassInput) -> torch.Tensor:
+        last_token = self._model.vocab_size - 1
+        return self._model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
+
+    def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
+        """(W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
+        num_missing = self._target_vocab_size - logits.shape[-1]
+        return F.pad(logits, (0, num_missing), value=-torch.inf) if num_missing else logits
+
+    def _text_input(self, text: Sequence[int]) -> PassInput:
+        self.roll_back()
+        num_cached = self._num_committed
+        self._slots[0] = len(text) - 1
+        return chain_input(text[num_cached:], num_cached=num_cached)
+
+    def _level_input(self, tree: TokenTree, nodes: Sequence[int]) -> PassInput:
+        topology = tree.topology
+        num_cached = self._model.cache.num_cached
+        self._slots.update({node: num_cached + i for i, node in enumerate(nodes)})
+        drafted = [node for node in self._slots if node != 0]  # in slot order
+        positions = self._num_committed - 1 + topology.depths[nodes]
+        key_positions = np.concatenate(
+            [np.arange(self._num_committed), self._num_committed - 1 + topology.depths[drafted]]
+        ).astype(np.int64)
+        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
+        visible[:, self._num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
+        return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
+
+    def _growth_input(self, growth: TreeGrowth, nodes: NDArray[np.int64]) -> PassInput:
+        root_position = self._num_committed - 1
+        positions = root_position + growth.depths(nodes)
+        drafted = root_position + growth.run_depths[1:]  # the root is part of the text
+        key_positions = np.concatenate([np.arange(self._num_committed), drafted, positions])
+        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
+        visible[:, self._num_committed :] = growth.sight(nodes)[:, 1:]
+        return PassInput(growth.token_ids(nodes), positions, key_positions, visible)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.
+
+        Nodes that are none of the grown tree's, -1, were not run.
+        """
+        slots = [self._slots[node] for node in path[1:] if node in self._slots]
+        self._model.cache.compact(self._num_committed, slots)
+        self._num_committed += len(slots)
+        self._slots = {}
+
+    def roll_back(self, num_tokens: int | None = None) -> None:
+        """Forget everything uncommitted, and everything behind `num_tokens` if given."""
+        if num_tokens is not None:
+            self._num_committed = min(self._num_committed, num_tokens)
+        self._model.cache.truncate(self._num_committed)
+        self._slots = {}
+
+
+def _place_level(
+    tree: TokenTree, nodes: Sequence[int], scheme: Scheme, logits: torch.Tensor, params: SamplingParams
+) -> None:
+    """A whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
+    num_children = tree.topology.num_children
+    positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
+    most = int(num_children[nodes].max())
+    best = rank_on_device(scheme, logits, positions, params=params, num_candidates=most).token_ids
+    for node, tokens in zip(nodes, best, strict=True):
+        tree.set_children(node, token_ids=tokens[: num_children[node]])
+
+
+def _place_one_by_one(
+    tree: TokenTree,
+    nodes: Sequence[int],
+    scheme: Scheme,
+    logits: torch.Tensor,
+    params: SamplingParams,
+    rng: np.random.Generator,
+) -> None:
+    """The same with the whole row of every node."""
+    for node, row in zip(nodes, logits.numpy(force=True), strict=True):
+        placed = scheme.place(row, int(tree.topology.num_children[node]), Place.below(tree, node, params), rng)
+        tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)

@@ -1,0 +1,253 @@
+"""The round loop: grow a tree of drafts, verify it in one streamed pass, keep the accepted path (Sequoia, section 3).
+
+Continuations that the text itself holds are grafted onto the tree where that is wanted. A generator of events: the text
+so far and both caches agree whenever an event is yielded; closing the generator at any event, or an error in any pass,
+rolls both caches back to the last commit. Knows token ids, no strings.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+
+from offload.out_of_memory import explained_shortage
+from runtime.engine.drafter import Drafter
+from runtime.engine_config import PREFILL_CHUNK_TOKENS as PREFILL_CHUNK_TOKENS
+from runtime.errors import OptionError
+from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
+from runtime.model.lazy_logits import LazyLogits
+from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
+from runtime.planner.planner import MAX_LEVELS, TreePlanner
+from runtime.planner.round_observation import RoundObservation
+from runtime.planner.tree_choice import TreeShape
+from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams
+from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.logit_processors import LogitProcessor
+from runtime.speculation.lookup_branches import lookup_branches
+from runtime.speculation.ngram_lookup import NgramIndex
+from runtime.speculation.scheme import AdjustedRows, RankingScheme, Scheme
+from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.tree_grafting import GraftedTree, graft
+from runtime.speculation.verifier import verify
+
+
+@dataclass(frozen=True, slots=True)
+class _Choosing:
+    """How the tokens of one answer are chosen."""
+
+    params: SamplingParams
+    rng: np.random.Generator
+    processor: LogitProcessor
+    scheme: Scheme
+
+    @classmethod
+    def begin(cls, params: SamplingParams, rng: np.random.Generator, processor: LogitProcessor) -> Self:
+        scheme = scheme_for(params)
+        if not processor.is_idle:
+            scheme = AdjustedRows(scheme, processor.adjusted)
+        return cls(params, rng, processor, scheme)
+
+
+@dataclass(slots=True)
+class Engine:
+    """A target, an optional drafter, and the text that both caches follow."""
+
+    target: StreamedModel
+    """The model whose distribution the text has."""
+    drafter: Drafter | None
+    """Proposes trees; None is plain decoding."""
+    planner: TreePlanner
+    """Chooses each round's topology and learns what rounds cost."""
+    context_tokens: int
+    """The text may not grow beyond this many tokens."""
+    text: list[int] = field(default_factory=list)
+    """Prompt and accepted tokens; its last token is the next root."""
+    num_graft_nodes: int = 0
+    """Nodes that looked-up branches may add to a tree of drafts; 0 looks nothing up."""
+    index: NgramIndex = field(default_factory=NgramIndex)
+    """The text, where branches are looked up; empty where none are."""
+    num_committed: int = 0
+    """Tokens of the text whose keys and values the target holds."""
+    bytes_streamed: int = 0
+    """Bytes that have crossed the link in all passes so far."""
+
+    def generate(
+        self, prompt: Sequence[int], params: SamplingParams, rng: np.random.Generator
+    ) -> Generator[Event, None, None]:
+        """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty.
+
+        Penalties count what is emitted from here on as the answer. Raises OptionError if a banned or forced token is
+        none of the target's.
+        """
+        processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size)
+        self.set_text(prompt)
+        self._begin_planning(params)
+        choosing = _Choosing.begin(params, rng, processor)
+        try:
+            with explained_shortage("a pass over the model"):
+                yield from self._prefill()
+                while (room := self.context_tokens - len(self.text)) > 0:
+                    shape = self.planner.shape(max_levels=room)
+                    yield from self._round(shape, choosing, max_levels=room)
+        finally:
+            self.roll_back()
+
+    def _begin_planning(self, params: SamplingParams) -> None:
+        can_grow_in_context = params.scheme_name in SCHEMES_IN_CONTEXT
+        if self.planner.kind == "dynamic" and not can_grow_in_context:
+            raise OptionError(
+                f"verification is {params.scheme_name} and the tree dynamic, whose shape depends on what is drawn; "
+                f"such trees need {' or '.join(SCHEMES_IN_CONTEXT)}: give --verification coupled, or another --tree"
+            )
+        self.planner.use_temperature(params.temperature, can_grow_in_context=can_grow_in_context)
+
+    def _round(self, shape: TreeShape, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
+        begun = time.perf_counter()
+        drawn = yield from self._draft(shape, choosing)
+        grafted = self._graft(drawn, max_levels=max_levels)
+        tree = grafted.tree
+        drafted = time.perf_counter()
+        logits = self._verify_pass(tree)
+        passed = time.perf_counter()
+        verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
+        walked = time.perf_counter()
+        num_pass_tokens = len(self.text) - self.num_committed + tree.topology.num_nodes - 1
+        emitted = verdict.emitted_token_ids(tree)
+        self._commit(grafted, verdict.path, emitted)
+        choosing.processor.accept(emitted)
+        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
+        observation = RoundObservation(
+            num_pass_tokens=num_pass_tokens,
+            num_nodes=tree.topology.num_nodes,
+            num_emitted=verdict.num_emitted,
+            draft_seconds=drafted - begun,
+            verify_seconds=time.perf_counter() - drafted,
+            draft_steps=tuple(self.drafter.step_seconds) if self.drafter is not None else (),
+            statistics=self.target.last_pass,
+            accepted_ranks=accepted_ranks,
+            num_children=num_children,
+            num_grafted=grafted.num_grafted,
+            parents=tuple(tree.topology.parents.tolist()),
+            path=verdict.path,
+            placing_seconds=self.drafter.placing_seconds if self.drafter is not None else 0.0,
+            walk_seconds=walked - passed,
+            is_in_context=isinstance(shape, GrowthLimits),
+        )
+        self.planner.observe(observation)
+        yield observation.to_event()
+        yield TokensAccepted(token_ids=tuple(emitted))
+
+    def _prefill(self) -> Iterator[Event]:
+        """Run all of the prompt but its last chunk, which shares the first round's pass.
+
+        The draft reads along, one chunk behind, so that its reading is part of the progress.
+        """
+        while len(self.text) - self.num_committed > PREFILL_CHUNK_TOKENS:
+            stop = self.num_committed + PREFILL_CHUNK_TOKENS
+            self._run_target(chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed))
+            self.num_committed = stop
+            self._let_draft_follow(stop)
+            yield PrefillProgress(num_done_tokens=stop, num_prompt_tokens=len(self.text))
+        self._let_draft_follow(len(self.text))
+
+    def _let_draft_follow(self, num_tokens: int) -> None:
+        if self.drafter is not None:
+            self.drafter.follow(self.text[:num_tokens], chunk_tokens=PREFILL_CHUNK_TOKENS)
+
+    def _draft(self, shape: TreeShape, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
+        if self.drafter is None or shape.num_nodes == 1:
+            return TokenTree.rooted(
+                TreeTopology.single(), root_token_id=self.text[-1], root_position=len(self.text) - 1
+            )
+        params, scheme = choosing.params, choosing.scheme
+        if isinstance(shape, TreeTopology):
+            steps = self.drafter.grow(self.text, shape, params=params, rng=choosing.rng, scheme=scheme)
+        else:
+            assert isinstance(scheme, RankingScheme), "the planner was told which schemes have scores"
+            steps = self.drafter.grow_in_context(
+                self.text, shape, params=params, scheme=scheme, spread=self.planner.spread
+            )
+        for step in steps:
+            if not isinstance(step, LevelDrafted):
+                return step
+            yield step
+        raise AssertionError("the drafter ends with a tree")
+
+    def _graft(self, tree: TokenTree, *, max_levels: int) -> GraftedTree:
+        """The tree with the branches that were found, as far as caches, logits and context have room for them.
+
+        A root alone stays so: it was chosen because every node costs more than it brings.
+        """
+        if not self.num_graft_nodes or tree.topology.num_nodes == 1:
+            return GraftedTree.without_grafts(tree)
+        return graft(
+            tree,
+            lookup_branches(self.index, tree),
+            max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
+            max_levels=min(max_levels, MAX_LEVELS),
+        )
+
+    def _verify_pass(self, tree: TokenTree) -> LazyLogits:
+        """One pass over what the target has not seen of the text, and the tree."""
+        hidden = self._run_target(verify_input(self.text, tree, num_cached=self.num_committed))
+        return LazyLogits(self.target, hidden[len(self.text) - self.num_committed - 1 :], tree.topology)
+
+    def _run_target(self, inputs: PassInput) -> torch.Tensor:
+        hidden = self.target.run_pass(inputs)
+        self.bytes_streamed += self.target.last_pass.bytes_streamed
+        return hidden
+
+    def _commit(self, grafted: GraftedTree, path: Sequence[int], emitted: Sequence[int]) -> None:
+        """Keep the accepted path in both caches, and make what the round emitted part of the text."""
+        root_slot = len(self.text) - 1
+        self.target.cache.compact(root_slot, [root_slot + node for node in path])
+        self.num_committed = root_slot + len(path)
+        if self.drafter is not None:
+            self.drafter.commit(grafted.drawn_path(path))
+        self.text += emitted
+        if self.num_graft_nodes:
+            self.index.extend(emitted)
+
+    def set_text(self, prompt: Sequence[int]) -> None:
+        """Make `prompt` the text; what both caches hold of a common prefix is kept."""
+        num_common = 0
+        for old, new in zip(self.text, prompt, strict=False):
+            if old != new:
+                break
+            num_common += 1
+        self.truncate(min(num_common, len(prompt) - 1))
+        self.text = list(prompt)
+        if self.num_graft_nodes:
+            self.index.follow(self.text)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Shorten the text, and both caches with it."""
+        del self.text[num_tokens:]
+        self.index.truncate(num_tokens)
+        self.num_committed = min(self.num_committed, num_tokens)
+        self.roll_back()
+
+    def roll_back(self) -> None:
+        """Forget what either cache holds beyond the committed text."""
+        self.target.cache.truncate(self.num_committed)
+        if self.drafter is not None:
+            self.drafter.roll_back(len(self.text))
+
+
+def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> PassInput:
+    """The pass over text[num_cached:] and the tree on its last token: T = len(text) - num_cached + N - 1 tokens."""
+    topology = tree.topology
+    num_text = len(text)
+    num_pending = num_text - num_cached
+    num_tokens = num_pending + topology.num_nodes - 1
+    token_ids = np.concatenate([np.asarray(text[num_cached:], dtype=np.int64), tree.token_ids[1:]])
+    key_positions = np.concatenate([np.arange(num_text), num_text - 1 + topology.depths[1:]]).astype(np.int64)
+    visible = np.zeros((num_tokens, num_text + topology.num_nodes - 1), dtype=np.bool_)
+    visible[:num_pending, :num_text] = np.tri(num_pending, num_text, k=num_cached, dtype=np.bool_)
+    visible[num_pending:, :num_text] = True
+    visible[num_pending:, num_text:] = topology.ancestor_mask[1:, 1:]
+    return PassInput(token_ids, key_positions[num_cached:], key_positions, visible)

@@ -1,0 +1,215 @@
+"""What a session will hold and where, decided before the first weight is read.
+
+Opens and checks the folders, chooses device, compute dtype and context, lists every fixed cost, and holds the budgets
+against them: the rest of the device's memory is filled with layers. Reads headers only. Knows no stream and no engine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from offload.device_selection import DeviceMemory, device_memory, select_device
+from offload.errors import BudgetError
+from offload.memory_budget import free_memory_bytes, process_memory
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from runtime.engine.session import format_prompt
+from runtime.engine_config import ACCELERATOR_MAX_NODES, EngineConfig
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS as DEFAULT_CONTEXT_TOKENS
+from runtime.engine_config import DEFAULT_MAX_NODES as DEFAULT_MAX_NODES
+from runtime.fit.accounting import Accounting, MemoryEntry
+from runtime.fit.file_need import need_of_files
+from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
+from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.memory_need import NUM_STAGES, MemoryNeed
+from runtime.model.architecture import max_positions
+from runtime.model.model_loader import ModelFiles
+from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
+from runtime.prompts.prompt_file import PromptRequest
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """Every decision that memory depends on."""
+
+    config: EngineConfig
+    """The user's choices."""
+    device: torch.device
+    """Where everything computes."""
+    dtype: torch.dtype
+    """Type of activations, caches and widened weights."""
+    target: ModelFiles
+    """The target, checked."""
+    draft: ModelFiles | None
+    """A separate draft, checked; None for a substitute or none."""
+    tokenizer: Any
+    """The target's."""
+    context_tokens: int
+    """Most tokens of prompt and answer."""
+    max_nodes: int
+    """Largest tree of drafts; what `config` lets be added to it comes on top."""
+    residency: ResidencyPlan
+    """A tier for every layer of the target."""
+    host_budget_bytes: int
+    """What the host tier may grow to."""
+    accounting: Accounting
+    """Every byte, by name."""
+    fit: FitReport
+    """Whether it fits well, and what would make it fit better."""
+
+    @classmethod
+    def build(
+        cls, config: EngineConfig, *, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
+    ) -> "SessionPlan":
+        """Check the folders and hold the budgets against what is needed. Raises BadInputError."""
+        return _Planning(config, target, draft, requests).plan()
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the caches: the context and one tree."""
+        return self.context_tokens + self.max_nodes + self.config.num_graft_nodes
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the device is the processor itself."""
+        return self.device.type == "cpu"
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether disk layers go through host stages: an accelerator's do, and an emulated one's beside host layers."""
+        return needs_stages(self.config, self.device, self.residency)
+
+
+def default_max_nodes(device: torch.device) -> int:
+    """The largest tree that `auto` considers on this device."""
+    return DEFAULT_MAX_NODES if device.type == "cpu" else ACCELERATOR_MAX_NODES
+
+
+def needs_stages(config: EngineConfig, device: torch.device, residency: ResidencyPlan) -> bool:
+    """Whether anything streamed passes through host stages on its way to `device`."""
+    tiers = set(residency.tiers)
+    if Tier.DISK not in tiers:
+        return False
+    return device.type != "cpu" or config.disk_link is not None or (config.link is not None and Tier.HOST in tiers)
+
+
+class _Planning:
+    """The steps of `SessionPlan.build` and what they share."""
+
+    def __init__(
+        self, config: EngineConfig, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
+    ) -> None:
+        self._config = config
+        self._device = select_device(config.device)
+        self._target = ModelFiles.open(target)
+        self._tokenizer = load_tokenizer(target)
+        self._draft: ModelFiles | None = None
+        if draft is not None:
+            self._draft = ModelFiles.open(draft)
+            check_draft_tokenizer(self._tokenizer, target=target, draft=draft)
+        self._context_tokens = self._choose_context(requests)
+        shape = config.tree_shape
+        self._max_nodes = 1 if config.is_plain else max(shape[0] if shape else default_max_nodes(self._device), 1)
+        self._capacity = self._context_tokens + self._max_nodes
+        self._dtype = _DTYPES.get(config.compute_dtype) or self._default_dtype()
+
+    def plan(self) -> SessionPlan:
+        """Hold the budgets against what is needed. Raises BudgetError."""
+        need = need_of_files(
+            self._config,
+            self._target,
+            self._draft,
+            compute_dtype=self._dtype,
+            context_tokens=self._context_tokens,
+            max_nodes=self._max_nodes,
+            device=self._device,
+        )
+        machine = self._machine()
+        device_budget, host_budget = machine.budgets(need)
+        try:
+            residency = self._place(need, device_budget, host_budget)
+        except BudgetError as error:
+            raise BudgetError(with_nearest_change(str(error), need, machine)) from error
+        return SessionPlan(
+            config=self._config,
+            device=self._device,
+            dtype=self._dtype,
+            target=self._target,
+            draft=self._draft,
+            tokenizer=self._tokenizer,
+            context_tokens=self._context_tokens,
+            max_nodes=self._max_nodes,
+            residency=residency,
+            host_budget_bytes=host_budget,
+            accounting=self._account(residency, need.fixed_entries(residency.resident_layers), device_budget),
+            fit=check_fit(need, machine),
+        )
+
+    def _machine(self) -> MachineMemory:
+        """What there is. Raises BudgetError if an accelerator does not say how much it has and the user does not."""
+        config, on_device = self._config, None
+        if self._device.type != "cpu":
+            on_device = device_memory(self._device)
+            if on_device is None and config.device_memory_bytes is not None:
+                on_device = DeviceMemory(config.device_memory_bytes or 1 << 62, config.device_memory_bytes or 1 << 62)
+            if on_device is None:
+                raise BudgetError(
+                    f"the device {self._device} does not say how much memory is free; give --device-memory, as in 10GB"
+                )
+        return MachineMemory(
+            host_total_bytes=int(psutil.virtual_memory().total),
+            host_free_bytes=free_memory_bytes(),
+            device_total_bytes=None if on_device is None else on_device.total_bytes,
+            device_free_bytes=None if on_device is None else on_device.free_bytes,
+            device_budget_bytes=config.device_memory_bytes,
+            host_budget_bytes=config.host_memory_bytes,
+            is_link_emulated=on_device is None and config.link is not None,
+        )
+
+    def _place(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:
+        if need.fixed_bytes > device_budget:
+            needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in need.fixed_entries())
+            raise BudgetError(
+                f"the device budget of {device_budget / 1e6:.0f} MB is less than the {need.fixed_bytes / 1e6:.0f} MB "
+                f"that stay resident ({needed}); give a larger --device-memory, a smaller draft or a shorter --context"
+            )
+        return plan_residency(
+            need.layers.layer_bytes,
+            num_slots=self._config.ring_slots,
+            device_budget_bytes=device_budget - need.fixed_bytes,
+            host_budget_bytes=host_budget,
+            saved_bytes=need.saved_bytes,
+        )
+
+    def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
+        """The user's choice, or enough for the longest request, or a default; at most the model's positions."""
+        limit = max_positions(self._target.config) or (1 << 30)
+        if self._config.context_tokens is not None:
+            return min(self._config.context_tokens, limit)
+        needed = [len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests]
+        return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
+
+    def _default_dtype(self) -> torch.dtype:
+        """On a CPU float32, so that the text does not depend on the tree; on an accelerator what the files hold."""
+        return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
+
+    def _account(self, residency: ResidencyPlan, fixed: tuple[MemoryEntry, ...], budget: int) -> Accounting:
+        has_stages = needs_stages(self._config, self._device, residency)
+        disk_slabs = [
+            size for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True) if tier is Tier.DISK
+        ]
+        return Accounting.of_tiers(
+            residency.tiers,
+            self._target.slabs.payload_bytes,
+            budget_bytes=budget,
+            fixed=fixed,
+            ring_bytes=residency.ring_bytes,
+            resident_bytes=residency.resident_bytes,
+            stage_bytes=NUM_STAGES * max(disk_slabs) if has_stages else 0,
+            baseline_bytes=process_memory().resident_bytes,
+        )

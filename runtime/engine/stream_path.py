@@ -1,0 +1,175 @@
+"""The way of a session's layers to its device: pinned slabs, stages, and the engines that drive the links.
+
+Made for one `SessionPlan`: takes the memory that must not be missing first (slots, then pinned stages), places the
+layers, and opens the copy engine that feeds the ring. What did not go as planned is kept as sentences. Knows tiers and
+links, no model and no tokens.
+"""
+
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
+from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.device_selection import device_memory
+from offload.layer_placement import LayerPlacer, Placement
+from offload.layer_streamer import LayerStreamer
+from offload.out_of_memory import explained_shortage
+from offload.pinning.host_pinner import HostPinner, PageableMemory
+from offload.pinning.pinned_memory import open_pinner
+from offload.pinning.pinning_plan import PinningPlan
+from offload.pinning.slab_memory import allocate_read_slab, allocate_slab
+from offload.residency_plan import Tier
+from offload.units import parse_link
+from runtime.engine.pin_policy import plan_pinned_layers
+from runtime.engine.session_plan import SessionPlan
+from runtime.fit.memory_need import NUM_STAGES
+
+
+class StreamPath:
+    """Everything between the files and the slots; what it opens is closed with `stack`."""
+
+    def __init__(
+        self, plan: SessionPlan, reader: HostCopyEngine, stack: ExitStack, *, state_folder: Path | None = None
+    ) -> None:
+        """`state_folder`: where a driver's answer about pinning is remembered; None: nowhere."""
+        self._plan = plan
+        self._reader = reader
+        self._stack = stack
+        self._pinning: PinningPlan | None = None
+        self._pinner: HostPinner = PageableMemory()
+        self._host_places: dict[int, int] = {}  # layer index -> place among the host layers
+        if not plan.is_host:
+            device_bytes = plan.accounting.device_bytes
+            self._pinning, budget = plan_pinned_layers(
+                plan.device, plan.residency, device_bytes=device_bytes, state_folder=state_folder
+            )
+            self._pinner = open_pinner(plan.device, budget)
+            hosts = [index for index, tier in enumerate(plan.residency.tiers) if tier is Tier.HOST]
+            self._host_places = {index: place for place, index in enumerate(hosts)}
+        stack.enter_context(self._pinner)
+        with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
+            self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
+        with explained_shortage("the stages of layers from disk"):
+            self._stages = self._allocate_stages()
+
+    def place(self) -> Generator[int, None, Placement]:
+        """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
+        plan = self._plan
+        placer = LayerPlacer(
+            self._reader,
+            pinner=self._pinner,
+            host_budget_bytes=plan.host_budget_bytes,
+            device=plan.device,
+            allocate_on_device=self._allocate_resident,
+            is_pinned=self._is_to_be_pinned,
+        )
+        with explained_shortage("the layers on their way to the device"):
+            placement = yield from placer.place(plan.target.slabs.layouts, plan.residency)
+        self._pinner.finish()
+        return placement
+
+    def open(self, placement: Placement) -> tuple[LayerStreamer, CopyEngine]:
+        """The ring over the placed layers, and the engine that feeds it."""
+        link = self._open_link(placement)
+        streamer = LayerStreamer(
+            placement.layers,
+            link,
+            num_slots=self._plan.config.ring_slots,
+            allocate_slot=lambda num_bytes: self._ring.pop() if self._ring else self._empty_slot(num_bytes),
+            disk=link.reader if isinstance(link, StagedCopyEngine) else None,
+        )
+        return self._stack.enter_context(streamer), link
+
+    def notes(self, placement: Placement) -> tuple[str, ...]:
+        """What the user should know: memory that ran out, and what is pinned."""
+        if self._pinning is None:
+            return placement.notes
+        slabs = [layer.slab for layer in placement.layers if isinstance(layer, HostSource)]
+        placed = replace(
+            self._pinning,
+            slab_sizes=tuple(slab.numel() for slab in slabs),
+            num_stages=len(self._stages),
+            stage_bytes=max((stage.numel() for stage in self._stages), default=0),
+            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placement.layers),
+        )
+        outcome = placed.with_outcome(
+            [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
+            refused=self._pinner.refused,
+            is_ring_pinned=all(self._pinner.is_pinned(stage) for stage in self._stages),
+        )
+        return (*placement.notes, outcome.sentence())
+
+    def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
+        """Memory for a layer that stays; none if draft, caches or activations would then miss it."""
+        memory = None if self._plan.is_host else device_memory(self._plan.device)
+        late_bytes = self._plan.accounting.late_bytes
+        if memory is not None and memory.free_bytes < num_bytes + late_bytes:
+            raise torch.OutOfMemoryError(f"{memory.free_bytes} bytes are free, and {late_bytes} will be wanted later")
+        return allocate_slab(num_bytes) if self._plan.is_host else self._empty_slot(num_bytes)
+
+    def _empty_slot(self, num_bytes: int) -> torch.Tensor:
+        if self._plan.is_host:
+            return allocate_read_slab(num_bytes)
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
+
+    def _allocate_stages(self) -> list[torch.Tensor]:
+        """Before any layer: a driver that has refused memory once pins nothing more."""
+        plan, pinning = self._plan, self._pinning
+        num_stages = NUM_STAGES if plan.has_stages else 0
+        stage_bytes = plan.accounting.stage_bytes // NUM_STAGES
+        if pinning is not None and pinning.num_stages:
+            num_stages, stage_bytes = pinning.num_stages, pinning.stage_bytes
+        return self._pinned_stages(num_stages, stage_bytes)
+
+    def _pinned_stages(self, num_stages: int, stage_bytes: int) -> list[torch.Tensor]:
+        stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
+        for stage in stages:
+            stage.fill_(0)  # touched, or the driver would have to do it page by page
+            self._pinner.filled(stage)
+        self._pinner.finish()
+        return stages
+
+    def _is_to_be_pinned(self, index: int) -> bool:
+        """A layer that was meant for the device and found no room there is pinned as far as the budget goes."""
+        place = self._host_places.get(index)
+        return place is None or (self._pinning is not None and place in self._pinning.pinned_slabs)
+
+    def _open_link(self, placement: Placement) -> CopyEngine:
+        plan, config = self._plan, self._plan.config
+        reader: CopyEngine = self._reader
+        if config.disk_link:
+            reader = EmulatedLink(reader, parse_link(config.disk_link))
+        self._stages = stages = self._stages or self._late_stages(placement)
+        link: CopyEngine = self._reader
+        if not plan.is_host:
+            link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
+        elif stages:
+            link = self._stack.enter_context(HostCopyEngine(num_threads=1))
+        if config.link:
+            link = EmulatedLink(link, parse_link(config.link))
+        if not stages:
+            return link
+        return self._stack.enter_context(StagedCopyEngine(reader, link, stages, needs_stage=self._needs_stage))
+
+    def _late_stages(self, placement: Placement) -> list[torch.Tensor]:
+        """Where nothing was to be staged, but memory ran out and layers of an accelerator stay on disk after all."""
+        largest = max((layer.slot_bytes for layer in placement.layers if isinstance(layer, DiskSource)), default=0)
+        if self._plan.is_host or not largest:
+            return []
+        with explained_shortage("the stages of layers from disk"):
+            return self._pinned_stages(NUM_STAGES, largest)
+
+    def _needs_stage(self, source: CopySource) -> bool:
+        """Files always; pageable memory where a pinned ring is there for it, with stages that are large enough."""
+        if isinstance(source, DiskSource):
+            return True
+        if self._pinning is None or source.slot_bytes > self._stages[0].numel():
+            return False
+        return not self._pinner.is_pinned(source.slab) and self._pinner.is_pinned(self._stages[0])

@@ -1,0 +1,89 @@
+"""What a session of checked folders must hold, from their headers alone; no weight is read.
+
+Knows no machine and no budget.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.formats.weight_format import scratch_bytes
+from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
+from runtime.fit.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
+from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
+
+_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
+
+
+def need_of_files(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    compute_dtype: torch.dtype,
+    context_tokens: int,
+    max_nodes: int,
+    device: torch.device = HOST_DEVICE,
+) -> MemoryNeed:
+    """What a session of these checked folders needs, from their headers alone.
+
+    `draft` is a separate draft; without one the config says whether there is a substitute or none.
+    """
+    logits_bytes = target.workspace_bytes(0, compute_dtype)
+    return MemoryNeed(
+        formats=layer_formats(target.slabs.layouts),
+        others_bytes=target.other_layout.slab_bytes,
+        draft=_draft_need(config, target, draft, ComputePlan(compute_dtype, device=device)),
+        cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
+        context_tokens=context_tokens,
+        max_nodes=1 if config.is_plain else max_nodes,
+        prefill_tokens=PREFILL_CHUNK_TOKENS,
+        activation_bytes_per_token=target.workspace_bytes(1, compute_dtype) - logits_bytes,
+        logits_bytes=logits_bytes,
+        scratch_bytes=2 * scratch_bytes(compute_dtype, device),
+        num_slots=config.ring_slots,
+        num_graft_nodes=config.num_graft_nodes,
+    )
+
+
+def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
+    """The layers as stored, then as each quantised format that is smaller; a quantised folder has no other format."""
+    stored = LayerFormat(_stored_name(layouts), tuple(layout.slab_bytes for layout in layouts))
+    if stored.name in QUANTISED_FORMATS:
+        return (stored,)
+    shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
+    vectors = [layout.payload_bytes - _matrix_bytes(layout) for layout in layouts]
+    converted = (quantised_layers(name, shapes, vectors) for name in QUANTISED_FORMATS)
+    return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
+
+
+def _draft_need(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute: ComputePlan
+) -> DraftNeed | None:
+    if config.is_plain:
+        return None
+    files, is_substitute = draft or target, draft is None
+    held = files.held_format(config.draft_format, compute, is_substitute=is_substitute)
+    num_bytes = sum(files.draft_layer_bytes(held))
+    if not is_substitute:
+        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, compute.device)
+    label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
+    shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype), shared)
+
+
+def _stored_name(layouts: Sequence[LayerLayout]) -> str:
+    """The format of most of the bytes."""
+    counts: dict[str, int] = {}
+    for layout in layouts:
+        for tensor in layout.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    dtype = max(counts, key=lambda name: counts[name])
+    return _FORMAT_NAMES.get(dtype, dtype)
+
+
+def _matrix_bytes(layout: LayerLayout) -> int:
+    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) == 2)

@@ -1,0 +1,169 @@
+"""What one session must hold, as numbers: the decoder layers in each format, and everything beside them.
+
+Built from a checked folder's headers (`file_need`) or from a shape alone (`ModelShape.need`); no weight is read. Knows
+no machine, no budget and no torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
+from runtime.fit.accounting import MemoryEntry
+
+QUANTISED_FORMATS = ("int8", "nf4")
+"""What `overstory prepare` writes, the larger one first."""
+NUM_STAGES = 2
+"""Host stages of an accelerator: one is filled while the other is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFormat:
+    """The decoder layers in one storage format."""
+
+    name: str
+    """bfloat16, float16, float32, int8 or nf4."""
+    layer_bytes: tuple[int, ...]
+    """Per layer, as allocated (whole pages)."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All layers together."""
+        return sum(self.layer_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftNeed:
+    """What a draft holds on the device."""
+
+    label: str
+    """For the user."""
+    num_bytes: int
+    """Weights."""
+    cache_bytes_per_token: int
+    """Keys and values."""
+    shared_layer_bytes: tuple[int, ...] = ()
+    """Per layer of the target, what the draft does not hold if that layer is resident; empty if it shares none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """What one session needs, whatever the machine."""
+
+    formats: tuple[LayerFormat, ...]
+    """The format that would be run, then the smaller ones it could be converted to."""
+    others_bytes: int
+    """Embeddings, final norm and head: always resident, never quantised."""
+    draft: DraftNeed | None
+    """None: plain streaming."""
+    cache_bytes_per_token: int
+    """The target's keys and values."""
+    context_tokens: int
+    """Most tokens of prompt and answer together."""
+    max_nodes: int
+    """Largest tree; 1 without a draft."""
+    prefill_tokens: int
+    """Prompt tokens of one pass."""
+    activation_bytes_per_token: int
+    """What a pass holds per token at its widest."""
+    logits_bytes: int
+    """What it holds whatever its width."""
+    scratch_bytes: int
+    """Where narrow weights are widened."""
+    num_slots: int = 2
+    """Slots of the ring."""
+    num_graft_nodes: int = 0
+    """Nodes that may be added to the largest tree."""
+    file_bytes: int = 0
+    """Disk that files still to be downloaded or written will take."""
+
+    @property
+    def layers(self) -> LayerFormat:
+        """The decoder layers as they would be run."""
+        return self.formats[0]
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the caches have room for: the context and one tree."""
+        return self.context_tokens + self.max_nodes + self.num_graft_nodes
+
+    @property
+    def ring_bytes(self) -> int:
+        """The ring when every layer streams."""
+        return self.num_slots * max(self.layers.layer_bytes)
+
+    @property
+    def stage_bytes(self) -> int:
+        """Host memory through which layers reach a device that cannot fetch them itself."""
+        return NUM_STAGES * max(self.layers.layer_bytes)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All fixed entries, with no layer resident."""
+        return sum(entry.num_bytes for entry in self.fixed_entries())
+
+    @property
+    def saved_bytes(self) -> tuple[int, ...] | None:
+        """Per layer, what its residency saves in the draft; None if nothing is shared."""
+        return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
+
+    def shared_bytes(self, residents: Iterable[int]) -> int:
+        """What the draft does not hold because these layers are resident in the target."""
+        saved = self.saved_bytes
+        return 0 if saved is None else sum(saved[index] for index in residents)
+
+    def fixed_entries(self, residents: Iterable[int] = ()) -> tuple[MemoryEntry, ...]:
+        """What stays on the device besides decoder layers and ring, by name; `residents` are layers there."""
+        cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
+        pass_tokens = min(self.prefill_tokens + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
+        entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
+        if self.draft is not None:
+            num_bytes = self.draft.num_bytes - self.shared_bytes(residents)
+            entries.append(MemoryEntry(self.draft.label, num_bytes, is_taken_late=True))
+        return (
+            *entries,
+            MemoryEntry(
+                f"keys and values of {self.capacity_tokens} tokens",
+                self.capacity_tokens * cache_bytes,
+                is_taken_late=True,
+            ),
+            MemoryEntry("upcast scratch", self.scratch_bytes, is_taken_late=True),
+            MemoryEntry(
+                "activations",
+                pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
+                is_taken_late=True,
+            ),
+        )
+
+    def with_context(self, context_tokens: int) -> "MemoryNeed":
+        """The same with another context."""
+        return replace(self, context_tokens=context_tokens)
+
+    def without_draft(self) -> "MemoryNeed":
+        """The same, plain."""
+        return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
+
+    def with_draft_bytes(self, num_bytes: int) -> "MemoryNeed":
+        """The same with a draft whose weights take `num_bytes`."""
+        assert self.draft is not None
+        return replace(self, draft=replace(self.draft, num_bytes=num_bytes))
+
+    def in_format(self, name: str) -> "MemoryNeed":
+        """The same with the layers in that one of `formats`, in files still to be written. Raises KeyError.
+
+        int8 rows are made from the original, which needs its place as well; NF4 folders are also published.
+        """
+        names = [layers.name for layers in self.formats]
+        if name not in names:
+            raise KeyError(f"{name} is not among {names}")
+        rest = self.formats[names.index(name) :]
+        if rest == self.formats:
+            return self
+        file_bytes = rest[0].total_bytes + self.others_bytes + (self.file_bytes if name == "int8" else 0)
+        return replace(self, formats=rest, file_bytes=file_bytes)
+
+
+def quantised_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
+    """Layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` kept as they are."""
+    size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[name]
+    payloads = [sum(map(size, matrices)) + rest for matrices, rest in zip(shapes, vector_bytes, strict=True)]
+    return LayerFormat(name, tuple(map(round_up_to_page, payloads)))

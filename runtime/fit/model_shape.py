@@ -1,0 +1,154 @@
+"""Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of a folder.
+
+For questions about models that are not on this machine: `known_shapes` holds some, `config_shape` reads others. Opens
+nothing and knows no torch.
+"""
+
+from dataclasses import dataclass
+
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
+from runtime.fit.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
+
+_HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """The sizes of a dense decoder with grouped-query attention, an MLP and two norms a layer."""
+
+    name: str
+    """For the user."""
+    source: str
+    """Where the numbers were read."""
+    num_layers: int
+    """num_hidden_layers."""
+    hidden_size: int
+    """hidden_size."""
+    inner_size: int
+    """intermediate_size."""
+    num_heads: int
+    """num_attention_heads."""
+    num_kv_heads: int
+    """num_key_value_heads."""
+    head_dim: int
+    """Of one head."""
+    vocab_size: int
+    """vocab_size."""
+    is_tied: bool = False
+    """Whether the head is the embeddings."""
+    item_bytes: int = 2
+    """Of one stored number: 2 is bfloat16, 4 float32."""
+    num_vector_elements: int = 0
+    """Biases and other vectors of a layer, beside its two norms."""
+    is_gated: bool = True
+    """Whether the MLP has a gate beside up and down."""
+    published_as: str | None = None
+    """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
+    max_context_tokens: int | None = None
+    """max_position_embeddings; None where not known."""
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of a layer's linear weights: q, k, v, o, gate, up, down."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.inner_size
+        attention = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
+        gates = ((inner, hidden),) if self.is_gated else ()
+        return (*attention, *gates, (inner, hidden), (hidden, inner))
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Of one decoder layer's matrices, which is what a token is multiplied with."""
+        return sum(rows * columns for rows, columns in self.matrices)
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them, tied ones once."""
+        layer = self.num_layer_parameters + 2 * self.hidden_size + self.num_vector_elements
+        return self.num_layers * layer + self._num_other_elements
+
+    @property
+    def formats(self) -> tuple[LayerFormat, ...]:
+        """The decoder layers as published, then int8 and NF4, unless they are published quantised."""
+        name = self.published_as or {2: "bfloat16", 4: "float32"}[self.item_bytes]
+        if name in QUANTISED_FORMATS:
+            return (self._quantised(name),)
+        layer_bytes = self.num_layer_parameters * self.item_bytes + self._vector_bytes
+        published = LayerFormat(name, (round_up_to_page(layer_bytes),) * self.num_layers)
+        return (published, *map(self._quantised, QUANTISED_FORMATS))
+
+    def _quantised(self, name: str) -> LayerFormat:
+        layer = quantised_layers(name, [self.matrices], [self._vector_bytes])
+        return LayerFormat(name, layer.layer_bytes * self.num_layers)
+
+    @property
+    def _vector_bytes(self) -> int:
+        return (2 * self.hidden_size + self.num_vector_elements) * self.item_bytes
+
+    @property
+    def others_bytes(self) -> int:
+        """Embeddings, final norm and head."""
+        return self._num_other_elements * self.item_bytes
+
+    def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * compute_item_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """The matrix that makes logits."""
+        return self.vocab_size * self.hidden_size * self.item_bytes
+
+    def held_bytes(self, held: str) -> int:
+        """The decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
+        if held == "stored" or self.published_as in QUANTISED_FORMATS:
+            return self.formats[0].total_bytes
+        size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
+        return self.num_layers * (sum(map(size, self.matrices)) + self._vector_bytes)
+
+    def as_draft(self, compute_item_bytes: int, *, held: str = "int8") -> DraftNeed:
+        """This model as a separate draft, with its embeddings and head."""
+        return DraftNeed(
+            f"draft {self.name} ({_HELD_WORDS[held]})",
+            self.held_bytes(held) + self.others_bytes,
+            self.cache_bytes_per_token(compute_item_bytes),
+        )
+
+    def as_substitute(self, compute_item_bytes: int, *, held: str) -> DraftNeed:
+        """This model's own layers as its draft; embeddings and head are the target's."""
+        return DraftNeed(
+            f"substitute draft ({_HELD_WORDS[held]})",
+            self.held_bytes(held),
+            self.cache_bytes_per_token(compute_item_bytes),
+        )
+
+    def need(
+        self,
+        draft: DraftNeed | None,
+        *,
+        context_tokens: int,
+        max_nodes: int,
+        compute_item_bytes: int,
+        num_slots: int = 2,
+    ) -> MemoryNeed:
+        """What running it takes, its files included, which are not on this machine yet."""
+        formats = self.formats
+        return MemoryNeed(
+            formats=formats,
+            others_bytes=self.others_bytes,
+            draft=draft,
+            cache_bytes_per_token=self.cache_bytes_per_token(compute_item_bytes),
+            context_tokens=context_tokens,
+            max_nodes=1 if draft is None else max_nodes,
+            prefill_tokens=PREFILL_CHUNK_TOKENS,
+            activation_bytes_per_token=(8 * self.hidden_size + 3 * self.inner_size) * compute_item_bytes,
+            logits_bytes=64 * self.vocab_size * 4,
+            scratch_bytes=2 * CHUNK_ELEMENTS * compute_item_bytes,
+            num_slots=num_slots,
+            file_bytes=formats[0].total_bytes + self.others_bytes,
+        )
+
+    @property
+    def _num_other_elements(self) -> int:
+        return (1 if self.is_tied else 2) * self.vocab_size * self.hidden_size + self.hidden_size

@@ -1,0 +1,211 @@
+"""What `plan` is asked: a machine, a target, a draft, formats, context and perhaps a tree, from names to numbers.
+
+Names are matched loosely, and a slip gets the near names. Opens at most a config.json and safetensors headers; knows
+no torch.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offload.checkpoint.checkpoint import is_hub_name
+from offload.errors import CheckpointError
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
+from runtime.errors import OptionError
+from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
+from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
+from runtime.fit.memory_need import QUANTISED_FORMATS
+from runtime.fit.model_shape import ModelShape
+from runtime.planner.tree_candidates import SearchMethod
+from runtime.planner.tree_choice import CostModel
+
+HELD_FORMATS = ("stored", "int8", "nf4")
+"""How a draft can be held."""
+LARGEST_CONTEXT_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """The choices as typed; raises OptionError for a value outside its range."""
+
+    target: str = "llama-3-70b"
+    """A folder, a known model or a hub name."""
+    draft: str = "auto"
+    """`auto`, `substitute`, `none`, or as `target`."""
+    format: str = "auto"
+    """Of the target's layers: `auto` is as published."""
+    draft_format: str = "auto"
+    """How the draft is held: `auto` is what plans best."""
+    context_tokens: int | None = None
+    """Most tokens of prompt and answer; None is the default, or what the model can."""
+    temperature: float = 0.0
+    """Of the text."""
+    tree: str = "auto"
+    """`auto`, a kind, or nodes x levels of a tree to be priced; see `EngineConfig.tree`."""
+    search: str = "best-first"
+    """How trees are searched."""
+    cost: str = "pipeline"
+    """What a round is taken to cost."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTISED_FORMATS)),
+            ("draft_format", self.draft_format, ("auto", *HELD_FORMATS)),
+            ("search", self.search, tuple(SearchMethod)),
+            ("cost", self.cost, tuple(CostModel)),
+        ):
+            if value not in allowed:
+                raise OptionError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
+            raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
+        if not 0 <= self.temperature <= 100:  # NaN is neither
+            raise OptionError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, at most 100")
+        parse_tree(self.tree)
+        if self.tree != "auto" and self.draft == "none":
+            raise OptionError("a tree needs a draft; leave out --tree or --draft none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanQuestion:
+    """The same as numbers."""
+
+    request: PlanRequest
+    """The choices as typed."""
+    target: ModelShape
+    """The model whose text is wanted."""
+    draft: ModelShape | None
+    """A separate draft; None for a substitute or none."""
+    is_substitute: bool
+    """Whether the target's own layers draft."""
+    target_folder: Path | None = None
+    """Where the target's files are; None if they are not on this machine."""
+    draft_folder: Path | None = None
+    """Where those of a separate draft are."""
+    context_tokens: int
+    """Most tokens of prompt and answer."""
+    notes: tuple[str, ...] = field(default=())
+    """What there is to say about the names, the sizes and what was measured."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing drafts."""
+        return self.draft is None and not self.is_substitute
+
+    @property
+    def draft_name(self) -> str:
+        """For the user."""
+        return "none" if self.is_plain else "substitute" if self.draft is None else self.draft.name
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """The target's formats, the published one first."""
+        return tuple(one.name for one in self.target.formats)
+
+    @property
+    def format_name(self) -> str:
+        """The one that is asked about."""
+        return self.format_names[0] if self.request.format == "auto" else self.request.format
+
+    @property
+    def held_formats(self) -> tuple[str, ...]:
+        """How the draft may be held: the user's choice, or all that make sense."""
+        quantised = (self.draft or self.target).formats[0].name in QUANTISED_FORMATS
+        if quantised:
+            return ("stored",)
+        if self.is_substitute and self.request.draft_format == "stored":
+            return ("int8",)  # as a session: held like the target it would be the target itself
+        if self.request.draft_format != "auto":
+            return (self.request.draft_format,)
+        return QUANTISED_FORMATS if self.is_substitute else HELD_FORMATS
+
+    @property
+    def search(self) -> SearchMethod:
+        """How trees are searched."""
+        return SearchMethod(self.request.search)
+
+    @property
+    def cost(self) -> CostModel:
+        """What a round is taken to cost."""
+        return CostModel(self.request.cost)
+
+    @property
+    def tree_kind(self) -> TreeKind:
+        """Which kinds of trees are considered."""
+        return parse_tree(self.request.tree)[0]
+
+    @property
+    def tree_shape(self) -> tuple[int, int] | None:
+        """(nodes, levels) of the tree to be priced; None where it is chosen."""
+        return parse_tree(self.request.tree)[1]
+
+
+def resolve_question(request: PlanRequest) -> PlanQuestion:
+    """Find the models.
+
+    Raises:
+        OptionError: a name that nothing has, or a format that the model does not have.
+        CheckpointError: a folder or a hub's config.json that cannot be used.
+    """
+    target = find_model(request.target, what="the target")
+    notes = [] if target.note is None else [target.note]
+    draft: FoundShape | None = None
+    is_substitute = request.draft == "substitute"
+    if request.draft == "auto":
+        usual = usual_draft(find_shape(request.target) or target.shape)
+        draft = None if usual is None else FoundShape(usual)
+        is_substitute = usual is None
+    elif request.draft not in ("none", "substitute"):
+        draft = find_model(request.draft, what="the draft")
+        notes += [] if draft.note is None else [draft.note]
+    context_tokens, context_note = _context(request, target.shape)
+    question = PlanQuestion(
+        request=request,
+        target=target.shape,
+        draft=None if draft is None else draft.shape,
+        is_substitute=is_substitute,
+        target_folder=target.folder,
+        draft_folder=None if draft is None else draft.folder,
+        context_tokens=context_tokens,
+        notes=(*notes, *context_note),
+    )
+    if question.format_name not in question.format_names:
+        raise OptionError(
+            f"format is {question.format_name!r}, but {target.shape.name} has {', '.join(question.format_names)}; "
+            "name one of these"
+        )
+    return question
+
+
+def find_model(name: str, *, what: str) -> FoundShape:
+    """The sizes of a folder, a known model or a hub name; `what` names it in errors.
+
+    Raises:
+        OptionError: nothing has that name.
+        CheckpointError: what has it cannot be used.
+    """
+    if not name.strip():
+        raise OptionError(f"{what} is empty; give a model folder, a known model or a hub name")
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
+        is_folder = is_file = False
+    if is_folder:
+        return shape_of_folder(folder)
+    if is_file:
+        raise CheckpointError(f"{what} {name!r:.80} is a file; expected the model folder that holds it")
+    known = find_shape(name)
+    if known is not None:
+        return FoundShape(known)
+    if is_hub_name(name):
+        return shape_on_hub(name)
+    raise unknown_name(what, name, shape_names())
+
+
+def _context(request: PlanRequest, target: ModelShape) -> tuple[int, tuple[str, ...]]:
+    """(tokens, what to say about them)."""
+    limit = target.max_context_tokens
+    wanted = request.context_tokens or DEFAULT_CONTEXT_TOKENS
+    if limit is None or wanted <= limit:
+        return wanted, ()
+    note = f"{target.name} has {limit} positions, so the context is that" if request.context_tokens else None
+    return max(2, limit), (() if note is None else (note,))

@@ -1,0 +1,147 @@
+"""What a round would cost with models and on a machine that need not be here: sizes and speeds in, `RoundCosts` out.
+
+Copies take bytes over the link's rate, reads bytes over the disk's. A forward over n tokens takes as long as reading
+its weights or as its multiplications, whichever is longer, and then its attention. Head and walk read the head twice:
+for the likeliest path and for its end. Launching kernels is not counted. Knows no torch and measures nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.residency_plan import ResidencyPlan, Tier
+from runtime.fit.device_speed import DeviceSpeed
+from runtime.fit.memory_need import NUM_STAGES, QUANTISED_FORMATS
+from runtime.fit.model_shape import ModelShape
+from runtime.planner.round_costs import CostTable, RoundCosts
+
+_HEAD_VISITS = 2
+_LOGIT_READS = 3
+"""Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpeeds:
+    """How fast layers reach the device."""
+
+    link_bytes_per_second: float | None
+    """From host memory; None where the device reads host memory itself, so that its only link is the disk."""
+    disk_bytes_per_second: float | None
+    """From the model's files; None where nothing says so."""
+    latency_seconds: float = 0.0
+    """Of each copy over the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """What would draft."""
+
+    shape: ModelShape
+    """Its sizes."""
+    held: str
+    """stored, int8 or nf4."""
+
+    @property
+    def multiplied_as(self) -> str:
+        """As what its weights are widened: what is published quantised stays so."""
+        published = self.shape.formats[0].name
+        return published if published in QUANTISED_FORMATS else self.held
+
+
+def reference_costs(
+    target: ModelShape,
+    residency: ResidencyPlan,
+    draft: DraftModel | None,
+    *,
+    format_name: str,
+    context_tokens: int,
+    speeds: tuple[DeviceSpeed, LinkSpeeds],
+) -> RoundCosts:
+    """Every part of a round whose text is `context_tokens` long; the target's layers lie as `residency` says.
+
+    Raises ValueError where a layer must come over a link or from a disk whose rate is not known.
+    """
+    device, links = speeds
+    copies, reads = copies_and_reads(residency, links)
+    sizes = _sizes()
+    weights_per_second = device.target_weights_per_second[format_name]
+    pass_seconds = _layers_seconds(target, sizes, weights_per_second, context_tokens, device)
+    head_seconds = float(_head_seconds(target, np.ones(1), device)[0])
+    return RoundCosts(
+        copy_seconds=copies,
+        pass_seconds=_table(sizes, pass_seconds),
+        draft_step_seconds=None if draft is None else _draft_steps(draft, context_tokens, device),
+        walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
+        num_slots=max(1, residency.num_slots),
+        read_seconds=reads,
+        num_stages=NUM_STAGES if reads else 0,
+        compute_slowdown=device.compute_slowdown,
+        copy_slowdown=device.copy_slowdown,
+    )
+
+
+def copies_and_reads(
+    residency: ResidencyPlan, links: LinkSpeeds
+) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+    """(copy, read) seconds of each layer; without a link to a device, reading is the copy.
+
+    Raises ValueError where a layer must come over a link or from a disk whose rate is not known.
+    """
+    on_disk = [tier is Tier.DISK for tier in residency.tiers]
+    disk = links.disk_bytes_per_second
+    if disk is None and any(on_disk):
+        raise ValueError("layers are read from a disk whose rate is not known")
+    reads = tuple(
+        size / disk if is_read and disk is not None else None
+        for size, is_read in zip(residency.layer_bytes, on_disk, strict=True)
+    )
+    if links.link_bytes_per_second is None:
+        if Tier.HOST in residency.tiers:
+            raise ValueError("layers wait in host memory without a link to a device")
+        return reads, ()
+    link = links.link_bytes_per_second
+    copies = tuple(
+        None if tier is Tier.RESIDENT else links.latency_seconds + size / link
+        for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True)
+    )
+    return copies, reads if any(on_disk) else ()
+
+
+def _draft_steps(draft: DraftModel, context_tokens: int, device: DeviceSpeed) -> CostTable:
+    """A draft forward with head and choice of children, by width."""
+    widths = _sizes()
+    shape, rates = draft.shape, device.draft_weights_per_second
+    seconds = _layers_seconds(shape, widths, rates[draft.multiplied_as], context_tokens, device)
+    logit_bytes = _LOGIT_READS * 4 * shape.vocab_size * widths
+    seconds = seconds + _head_seconds(shape, widths, device) + logit_bytes / device.memory_bytes_per_second
+    return _table(widths, seconds)
+
+
+def _layers_seconds(
+    shape: ModelShape, tokens: NDArray[np.float64], weights_per_second: float, context: int, device: DeviceSpeed
+) -> NDArray[np.float64]:
+    """A forward of all decoder layers over `tokens` (C,) -> (C,)."""
+    num_weights = shape.num_layers * shape.num_layer_parameters
+    multiplying = np.maximum(num_weights / weights_per_second, 2 * num_weights * tokens / device.flops)
+    attended = context + tokens
+    products = 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens * attended
+    cache_bytes = shape.cache_bytes_per_token(device.compute_item_bytes) * attended
+    return np.asarray(
+        multiplying + products / device.flops + cache_bytes / device.memory_bytes_per_second, dtype=np.float64
+    )
+
+
+def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:
+    num_weights = shape.vocab_size * shape.hidden_size
+    reading = shape.head_bytes / device.memory_bytes_per_second
+    return np.asarray(np.maximum(reading, 2 * num_weights * rows / device.flops), dtype=np.float64)
+
+
+def _sizes() -> NDArray[np.float64]:
+    """Close enough for straight lines between them, the bend from reading to multiplying included."""
+    return np.unique(np.geomspace(1, 4096, 64).round())
+
+
+def _table(sizes: NDArray[np.float64], seconds: NDArray[np.float64]) -> CostTable:
+    return CostTable(tuple(map(float, sizes)), tuple(map(float, seconds)))

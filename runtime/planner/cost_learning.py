@@ -1,0 +1,215 @@
+"""Learns what rounds cost here: from measurements alone, or from a profile's costs that measurements scale.
+
+Each part of a round has its own estimate, and old measurements fade. Without a profile a part is a line through what
+was measured; with one it is the profile's table times a factor, so that sizes nobody has tried yet are known too.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.round_observation import RoundObservation
+
+KEPT_PER_SAMPLE = 0.97
+"""Weight of a measurement beside the next one of the same part."""
+NUM_KEPT = 128
+PRIOR_SAMPLES = 4.0
+"""Measurements that a profile's cost counts for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShape:
+    """What crosses the link in every pass, and through what. L layers."""
+
+    streamed_bytes: tuple[int | None, ...]
+    """(L,) of each layer; None for a resident one."""
+    num_slots: int
+    """Slots of the ring."""
+    read_bytes: tuple[int | None, ...] = ()
+    """(L,) what a disk delivers to a stage on its way to the link; () where no disk is behind the link."""
+    num_stages: int = 0
+    """Stages that reads go through."""
+
+
+class LinearCost:
+    """seconds = base + slope * size, both >= 0, fitted to what was measured; old measurements fade."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
+
+    def add(self, size: float, seconds: float) -> None:
+        """Learn one measurement."""
+        self._samples.append((size, seconds))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._samples)
+
+    def fit(self) -> tuple[float, float]:
+        """(base, slope) by least squares without outliers, clamped to be non-negative; one size alone gives a base.
+
+        A step that met a busy processor may take ten times its time: what lies three deviations off is left out.
+        """
+        sizes, seconds = np.array(self._samples, dtype=np.float64).T
+        weights = _fading(len(sizes))
+        base, slope = _fit_line(sizes, seconds, weights)
+        for _ in range(3):
+            errors = np.abs(seconds - base - slope * sizes)
+            is_kept = errors <= 3 * 1.4826 * np.median(errors) + 1e-12
+            base, slope = _fit_line(sizes[is_kept], seconds[is_kept], weights[is_kept])
+        return base, slope
+
+    def table(self) -> CostTable:
+        """The line."""
+        base, slope = self.fit()
+        return CostTable((0.0, 1.0), (base, base + slope))
+
+
+class CostFactor:
+    """How measurements compare with what was expected: the median ratio; old ones fade, and 1 counts for a few."""
+
+    def __init__(self) -> None:
+        self._ratios: deque[float] = deque(maxlen=NUM_KEPT)
+
+    def add(self, measured: float, expected: float) -> None:
+        """Learn one measurement; nothing is learned where nothing was expected."""
+        if expected > 0:
+            self._ratios.append(measured / expected)
+
+    def value(self) -> float:
+        """What to multiply expectations by."""
+        weights = np.append(_fading(len(self._ratios)), PRIOR_SAMPLES)
+        return _weighted_median(np.append(self._ratios, 1.0), weights)
+
+
+class CostLearner:
+    """Every part of a round, learned from rounds."""
+
+    def __init__(self, shape: StreamShape, initial: RoundCosts | None = None) -> None:
+        """`initial`: a profile's costs of the same layers, which measurements then scale."""
+        self._shape = shape
+        self._initial = initial
+        self._is_cold = True
+        self._pass, self._step = LinearCost(), LinearCost()
+        self._overhead: deque[float] = deque(maxlen=NUM_KEPT)
+        self._link_rates: deque[float] = deque(maxlen=NUM_KEPT)
+        self._disk_rates: deque[float] = deque(maxlen=NUM_KEPT)
+        self._factors = {part: CostFactor() for part in ("pass", "step", "walk", "link", "disk")}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether `costs` can be asked for: a profile said what they are, or a round with a draft was measured."""
+        return self._initial is not None or (self._pass.is_known and self._step.is_known)
+
+    def observe(self, observation: RoundObservation) -> None:
+        """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
+        if self._is_cold:
+            self._is_cold = False
+            return
+        if self._initial is not None:
+            self._compare(observation, self._initial)
+            return
+        statistics = observation.statistics
+        for width, seconds in observation.draft_steps:
+            self._step.add(width, seconds)
+        self._pass.add(observation.num_pass_tokens, statistics.compute_seconds)
+        self._overhead.append(observation.overhead_seconds)
+        if statistics.link_busy_seconds > 0:
+            self._link_rates.append(statistics.bytes_streamed / statistics.link_busy_seconds)
+        if statistics.disk_busy_seconds > 0:
+            self._disk_rates.append(statistics.bytes_read / statistics.disk_busy_seconds)
+
+    def costs(self) -> RoundCosts:
+        """What a round costs by all that is known; ask only once `is_known`."""
+        if self._initial is not None:
+            return self._scaled(self._initial)
+        shape = self._shape
+        return RoundCosts(
+            copy_seconds=_at_rate(shape.streamed_bytes, self._link_rates),
+            pass_seconds=self._pass.table(),
+            draft_step_seconds=self._step.table(),
+            walk_seconds=CostTable((1,), (_recent_median(self._overhead),)),
+            num_slots=shape.num_slots,
+            read_seconds=_at_rate(shape.read_bytes, self._disk_rates),
+            num_stages=shape.num_stages,
+        )
+
+    def _compare(self, observation: RoundObservation, initial: RoundCosts) -> None:
+        """What slows a part down is expected at the length that was measured for what slows it down."""
+        statistics, factors = observation.statistics, self._factors
+        if initial.draft_step_seconds is not None:
+            for width, seconds in observation.draft_steps:
+                factors["step"].add(seconds, float(initial.draft_step_seconds([width])[0]))
+        compute = float(initial.pass_seconds([observation.num_pass_tokens])[0])
+        compute += initial.compute_slowdown * statistics.link_busy_seconds
+        factors["pass"].add(statistics.compute_seconds, compute)
+        factors["walk"].add(observation.overhead_seconds, float(initial.walk_seconds([observation.num_nodes])[0]))
+        if statistics.link_busy_seconds > 0:
+            copies = sum(seconds for seconds in initial.copy_seconds if seconds is not None)
+            factors["link"].add(
+                statistics.link_busy_seconds, copies + initial.copy_slowdown * statistics.compute_seconds
+            )
+        if statistics.disk_busy_seconds > 0:
+            reads = sum(seconds for seconds in initial.read_seconds if seconds is not None)
+            factors["disk"].add(statistics.disk_busy_seconds, reads)
+
+    def _scaled(self, initial: RoundCosts) -> RoundCosts:
+        factors = {part: factor.value() for part, factor in self._factors.items()}
+        step = initial.draft_step_seconds
+        return replace(
+            initial,
+            copy_seconds=_times(initial.copy_seconds, factors["link"]),
+            pass_seconds=_table_times(initial.pass_seconds, factors["pass"]),
+            draft_step_seconds=None if step is None else _table_times(step, factors["step"]),
+            walk_seconds=_table_times(initial.walk_seconds, factors["walk"]),
+            read_seconds=_times(initial.read_seconds, factors["disk"]),
+        )
+
+
+def _fading(num_samples: int) -> NDArray[np.float64]:
+    """Weights of measurements in the order they were made."""
+    return np.asarray(KEPT_PER_SAMPLE ** np.arange(num_samples - 1, -1, -1), dtype=np.float64)
+
+
+def _fit_line(
+    sizes: NDArray[np.float64], seconds: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[float, float]:
+    mean_size, mean_seconds = np.average(sizes, weights=weights), np.average(seconds, weights=weights)
+    spread = sizes - mean_size
+    variance = float((weights * spread**2).sum())
+    if variance == 0:
+        return _weighted_median(seconds, weights), 0.0
+    slope = max(0.0, float((weights * spread * seconds).sum() / variance))
+    base = float(mean_seconds - slope * mean_size)
+    if base < 0:
+        return 0.0, float((weights * sizes * seconds).sum() / (weights * sizes**2).sum())
+    return base, slope
+
+
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def _recent_median(values: Sequence[float]) -> float:
+    return _weighted_median(np.asarray(values, dtype=np.float64), _fading(len(values)))
+
+
+def _at_rate(sizes: Sequence[int | None], rates: Sequence[float]) -> tuple[float | None, ...]:
+    """Seconds of each size; none where no rate was measured, since nothing was moved then."""
+    rate = _recent_median(rates) if rates else np.inf
+    return tuple(None if size is None else size / rate for size in sizes)
+
+
+def _times(seconds: Sequence[float | None], factor: float) -> tuple[float | None, ...]:
+    return tuple(None if value is None else value * factor for value in seconds)
+
+
+def _table_times(table: CostTable, factor: float) -> CostTable:
+    return CostTable(table.sizes, tuple(seconds * factor for seconds in table.seconds))

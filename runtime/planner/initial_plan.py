@@ -1,0 +1,133 @@
+"""What trees are planned from before the first round: a pair's profile, or the builtin acceptance and no costs.
+
+Joins what the pair's profile says about computation and acceptance with what the machine's says about link and disk,
+for the tiers that the layers really got. An emulated link is taken at its word. Knows no file and reads no clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from offload.residency_plan import Tier
+from offload.units import LinkSpec, parse_link
+from profiles.machine_profile import MachineProfile
+from profiles.pair_profile import PairProfile
+from runtime.engine.session_plan import SessionPlan
+from runtime.planner.cost_learning import StreamShape
+from runtime.planner.growth_choice import builtin_chances
+from runtime.planner.planner import AcceptanceAt, ChancesAt
+from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
+from runtime.planner.round_costs import RoundCosts
+from runtime.speculation.acceptance import builtin_acceptance
+
+NO_PROFILE = (
+    "this pair of models has not been measured here: trees start from the built-in acceptance and follow what is "
+    "accepted; overstory calibrate measures the pair"
+)
+FEW_POSITIONS = (
+    "the profile of this pair saw too few positions to tell what is accepted: trees start from the built-in "
+    "acceptance; overstory calibrate on an idle machine, without --quick, sees more"
+)
+NO_LINK_SPEED = (
+    "the machine's profile lacks the speed of the link or disk that layers come through: the first rounds measure it; "
+    "overstory calibrate would know it beforehand"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InitialPlan:
+    """The profiles that there are."""
+
+    profile: PairProfile | None = None
+    """Of this target and draft on this device; whoever loads it checks that it is."""
+    machine: MachineProfile | None = None
+    """Of this machine and device; for the link's and the disk's speed."""
+
+    def acceptance_at(self, *, substitute_held: str | None) -> AcceptanceAt:
+        """The pair's acceptance at any temperature, or a builtin one, see `builtin_acceptance`, at all of them."""
+        profile = self.profile
+        if profile is None or not profile.believed_acceptance:
+            return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
+        return lambda temperature: acceptance_of(profile, temperature)
+
+    def chances_at(self, *, substitute_held: str | None) -> ChancesAt:
+        """What the pair's profile knows of single positions, or builtin chances, see `builtin_chances`."""
+        profile, builtin = self.profile, builtin_chances(substitute_held=substitute_held)
+        if profile is None:
+            return lambda temperature: builtin
+        return lambda temperature: chances_of(profile, temperature) or builtin
+
+    @property
+    def is_acceptance_measured(self) -> bool:
+        """Whether the profile saw enough positions at any temperature to plan from them."""
+        return self.profile is not None and bool(self.profile.believed_acceptance)
+
+    def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> RoundCosts | None:
+        """A round's costs at half the context; None where a profile or a speed is missing."""
+        if self.profile is None or (copies := self._copy_seconds(tiers, stream, plan)) is None:
+            return None
+        _, disk = self._speeds(plan)
+        profile = self.profile
+        if plan.config.link is not None:  # which takes no part of cores or memory
+            profile = replace(profile, compute_slowdown=0.0, copy_slowdown=0.0)
+        return costs_from_profiles(
+            profile,
+            copy_seconds=copies,
+            num_slots=stream.num_slots,
+            read_seconds=[
+                None if size is None or disk is None else disk.copy_seconds(size) for size in stream.read_bytes
+            ],
+            num_stages=stream.num_stages,
+            context_tokens=plan.context_tokens // 2,
+        )
+
+    def notes(self, plan: SessionPlan, *, is_planned: bool) -> tuple[str, ...]:
+        """One sentence where the first tree is not a planned one although it could be; none where none is chosen."""
+        if plan.config.is_plain or plan.config.tree_shape is not None:
+            return ()
+        if self.profile is not None and not self.is_acceptance_measured:
+            return (FEW_POSITIONS,)
+        if is_planned:
+            return ()
+        return (NO_PROFILE if self.profile is None else NO_LINK_SPEED,)
+
+    def _copy_seconds(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> list[float | None] | None:
+        """(L,) over the link, or from a disk that is the link; None if a speed is missing that a layer needs."""
+        link, disk = self._speeds(plan)
+        seconds: list[float | None] = []
+        for tier, size in zip(tiers, stream.streamed_bytes, strict=True):
+            is_staged = tier is Tier.DISK and stream.num_stages > 0
+            ways = [link] if tier is Tier.HOST or is_staged else [disk] if plan.config.link is None else [link, disk]
+            if size is None:
+                seconds.append(None)
+            elif None in ways or (is_staged and disk is None):
+                return None
+            else:  # an emulated link straight from disk takes as long as the slower of the two
+                seconds.append(max(way.copy_seconds(size) for way in ways if way is not None))
+        return seconds
+
+    def _speeds(self, plan: SessionPlan) -> tuple[LinkSpec | None, LinkSpec | None]:
+        """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
+        config, machine = plan.config, self.machine
+        link = disk = None
+        if config.link is not None:
+            link = parse_link(config.link)
+        elif not plan.is_host and machine is not None and machine.link_bytes_per_second is not None:
+            link = LinkSpec(machine.link_bytes_per_second, machine.link_latency_seconds or 0.0)
+        if config.disk_link is not None:
+            disk = parse_link(config.disk_link)
+        elif machine is not None and machine.disk_bytes_per_second is not None:
+            disk = LinkSpec(machine.disk_bytes_per_second)
+        return link, disk
+
+
+def stream_shape(
+    tiers: Sequence[Tier], payload_bytes: Sequence[int], *, num_slots: int, num_stages: int
+) -> StreamShape:
+    """What crosses the link in every pass, with the layers in these tiers; without stages no disk is behind it."""
+    sizes = list(zip(tiers, payload_bytes, strict=True))
+    return StreamShape(
+        streamed_bytes=tuple(None if tier is Tier.RESIDENT else size for tier, size in sizes),
+        num_slots=num_slots,
+        read_bytes=tuple(size if tier is Tier.DISK else None for tier, size in sizes) if num_stages else (),
+        num_stages=num_stages,
+    )

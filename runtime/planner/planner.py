@@ -1,0 +1,227 @@
+"""Chooses each round's tree: the one with the fewest predicted seconds per token, from what rounds cost and accept.
+
+With a profile the first tree is the planned one. Without, a modest tree is measured and grown step by step. Either way
+every round teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds.
+Trees that take their shape from context compete with static ones where the verification allows them; their rounds teach
+how many tokens they bring, not what single ranks do, since which nodes stand there is no accident. Each temperature has
+its own acceptance. Plans are derived and never stored. Knows no model and no device.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine_config import TreeKind
+from runtime.planner.cost_learning import CostLearner, StreamShape
+from runtime.planner.growth_choice import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
+from runtime.planner.round_costs import RoundCosts
+from runtime.planner.round_observation import RoundObservation
+from runtime.planner.tree_choice import TreeChoice, TreeRanking, TreeShape, choose_tree
+from runtime.speculation.acceptance_learning import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
+from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.token_tree import TreeTopology
+from runtime.speculation.tree_search import best_first
+
+FIRST_SHAPE = (24, 8)
+"""Nodes and levels of the tree before anything was measured."""
+NUM_EAGER_ROUNDS = 4
+"""Rounds after each of which the tree is chosen anew; later every REPLAN_ROUNDS, or while a step was too short."""
+REPLAN_ROUNDS = 8
+MAX_NODES, MAX_LEVELS = 4096, 64
+STEP_FACTOR = 2
+"""Nodes and levels grow and shrink at most by this from one choice to the next: costs beyond are extrapolated."""
+LEAST_STEP = (8, 4)
+"""Nodes and levels that a step may always reach: nothing would ever grow out of (1, 1) by factors of two."""
+PROBE_ROUNDS = 32
+"""Rounds of plain decoding after which a small tree is tried, since plain rounds say nothing about drafts."""
+PROBE_SHAPE = (4, 3)
+
+AcceptanceAt = Callable[[float], NDArray[np.float64]]
+"""Acceptance to start from, by rank or by depth and rank, at a temperature."""
+ChancesAt = Callable[[float], ContextChances]
+"""What is known of single positions, at a temperature."""
+
+
+class TreePlanner:
+    """Measures rounds and chooses trees."""
+
+    def __init__(
+        self,
+        acceptance_at: AcceptanceAt,
+        stream: StreamShape,
+        *,
+        max_nodes: int,
+        fixed_shape: tuple[int, int] | None = None,
+        initial_costs: RoundCosts | None = None,
+        is_acceptance_measured: bool = False,
+        kind: TreeKind = "static",
+        chances_at: ChancesAt = lambda temperature: builtin_chances(substitute_held=None),
+    ) -> None:
+        """`fixed_shape` (nodes, levels) ends all choosing; `initial_costs` are those of a profile.
+
+        `is_acceptance_measured`: whether `acceptance_at` comes from this pair, so that more is needed to move it.
+        `kind`: which trees may be chosen.
+        """
+        self.kind: TreeKind = kind
+        self._chances_at = chances_at
+        self._can_grow_in_context = False
+        self._acceptance_at = acceptance_at
+        self._prior_events = MEASURED_EVENTS if is_acceptance_measured else BUILTIN_EVENTS
+        self._learner = CostLearner(stream, initial_costs)
+        self._max_nodes = min(MAX_NODES, max(1, max_nodes))
+        self._fixed_shape = fixed_shape
+        self._has_profile = initial_costs is not None
+        self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._max_nodes), FIRST_SHAPE[1])
+        self._num_rounds = 0
+        self._num_plain_rounds = 0
+        self._is_step_short = False
+        self._by_temperature: dict[float, AcceptanceLearner] = {}
+        self._yields: dict[float, YieldLearner] = {}
+        self._temperature = 0.0
+        self._used_factor = 1.0  # of the choice's expected tokens, over those predicted without rounds
+        self.choice: TreeChoice | None = None
+        """The latest choice and what it promises; None before the first one, and for a fixed shape."""
+        self._start()
+
+    @property
+    def acceptance(self) -> NDArray[np.float64]:
+        """(D, R) what is believed at the present temperature."""
+        return self._acceptance_learner().estimate()
+
+    @property
+    def costs(self) -> RoundCosts | None:
+        """What rounds are believed to cost; None before a round was measured or a profile said so."""
+        return self._learner.costs() if self._learner.is_known else None
+
+    @property
+    def tree_name(self) -> str:
+        """The present tree, as `--tree` takes it."""
+        kind = "dynamic:" if isinstance(self._tree, GrowthLimits) else ""
+        return f"{kind}{self._tree.num_nodes}x{self._tree.num_levels}"
+
+    @property
+    def spread(self) -> float:
+        """How far draft and target differ at the present temperature, in logits; see `candidate_chances`."""
+        return self._chances_at(self._temperature).spread
+
+    def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
+        """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it.
+
+        `can_grow_in_context`: whether their verification is right for trees that take their shape from context.
+        """
+        if (temperature, can_grow_in_context) != (self._temperature, self._can_grow_in_context):
+            self._temperature, self._can_grow_in_context = temperature, can_grow_in_context
+            self._start()
+
+    def shape(self, *, max_levels: int) -> TreeShape:
+        """What the next round's tree looks like, or what limits it, with at most `max_levels` levels."""
+        if isinstance(self._tree, GrowthLimits):
+            return replace(self._tree, num_steps=min(self._tree.num_steps, max_levels - 1))
+        return self.topology(max_levels=max_levels)
+
+    def topology(self, *, max_levels: int) -> TreeTopology:
+        """The same as a static tree; of one that would take its shape from context the best of its size."""
+        if isinstance(self._tree, TreeTopology) and self._tree.num_levels <= max_levels:
+            return self._tree
+        return self._grown(self._shape[0], min(self._shape[1], max_levels))
+
+    def observe(self, observation: RoundObservation) -> None:
+        """Learn from a round, and choose the next rounds' tree anew when it is time."""
+        self._learner.observe(observation)
+        self._learn_tokens(observation)
+        self._num_rounds += 1
+        if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
+            return
+        was_probed = self._shape == (1, 1) and observation.num_nodes > 1
+        is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short
+        if is_eager or was_probed or self._num_rounds % REPLAN_ROUNDS == 0:
+            self._choose(is_free=False)
+        self._probe()
+
+    def _start(self) -> None:
+        """The first tree at a temperature."""
+        if self._fixed_shape is None and self._learner.is_known:
+            self._choose(is_free=self._has_profile)
+        else:
+            self._used_acceptance = self._acceptance_at(self._temperature)  # a fixed tree does not drift
+            is_dynamic = self.kind == "dynamic" and self._can_grow_in_context and self._shape[0] > 1
+            self._tree = growth_limits(*self._shape) if is_dynamic else self._grown(*self._shape)
+
+    def _learn_tokens(self, observation: RoundObservation) -> None:
+        if not observation.is_in_context:
+            self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
+        if self.choice is None or observation.is_in_context != self.choice.is_dynamic:
+            return
+        self._yield_learner().observe(
+            1 + sum(rank > 0 for rank in observation.accepted_ranks),
+            expected_tokens=self.choice.expected_tokens / self._used_factor,
+            is_in_context=self.choice.is_dynamic,
+        )
+
+    def _choose(self, *, is_free: bool) -> None:
+        """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
+        most_nodes, most_levels = self._max_nodes, MAX_LEVELS
+        if not is_free:
+            most_nodes = min(most_nodes, max(LEAST_STEP[0], STEP_FACTOR * self._shape[0]))
+            most_levels = min(most_levels, max(LEAST_STEP[1], STEP_FACTOR * self._shape[1]))
+        self._used_acceptance = self.acceptance
+        ranking = choose_tree(
+            self._learner.costs(), self._used_acceptance, max_nodes=most_nodes, max_levels=most_levels
+        )
+        choice = best = self._best(ranking)
+        if not is_free and not best.is_dynamic:
+            choice = self._least_step(ranking) or choice
+        is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_LEVELS
+        self._is_step_short = is_cut or choice != best
+        self.choice, self._shape = choice, (choice.num_nodes, choice.num_levels)
+        self._tree = choice.shape()
+
+    def _best(self, ranking: TreeRanking) -> TreeChoice:
+        """Of static trees, or of both kinds, each as good as its rounds have shown it to be on texts like this one."""
+        self._used_factor = 1.0
+        if self.kind == "static" or not self._can_grow_in_context:
+            return ranking.best
+        in_context, static = (self._yield_learner().factor(is_in_context=kind) for kind in (True, False))
+        chances = self._chances_at(self._temperature)
+        grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
+        if grown is None:
+            return ranking.best
+        if self.kind != "dynamic" and grown.seconds_per_token >= ranking.best.seconds_per_token / static:
+            return ranking.best
+        self._used_factor = in_context
+        return grown
+
+    def _least_step(self, ranking: TreeRanking) -> TreeChoice | None:
+        """The tree half-way down where the best lies further down than a step reaches; None where it does not."""
+        best = ranking.best
+        num_nodes, num_levels = self._shape[0] // STEP_FACTOR, self._shape[1] // STEP_FACTOR
+        if best.num_nodes >= num_nodes and best.num_levels >= num_levels:
+            return None
+        levels = range(max(best.num_levels, num_levels), self._shape[1] + 1)  # few ranks may need more for the nodes
+        return next(filter(None, (ranking.of_shape(max(best.num_nodes, num_nodes), count) for count in levels)), None)
+
+    def _probe(self) -> None:
+        """While plain decoding is best, try a small tree now and then, for one round."""
+        self._num_plain_rounds = self._num_plain_rounds + 1 if self._shape == (1, 1) else 0
+        if self._shape == (1, 1):
+            is_time = self._num_plain_rounds % PROBE_ROUNDS == 0
+            self._tree = self._grown(*PROBE_SHAPE) if is_time else TreeTopology.single()
+
+    def _grown(self, num_nodes: int, num_levels: int) -> TreeTopology:
+        """The most expected tokens of this shape, or of as many nodes as its levels can have."""
+        search = best_first(self._used_acceptance, min(num_nodes, self._max_nodes), num_levels)
+        return search.topology(len(search.depths))
+
+    def _acceptance_learner(self) -> AcceptanceLearner:
+        learner = self._by_temperature.get(self._temperature)
+        if learner is None:
+            prior = self._acceptance_at(self._temperature)
+            learner = self._by_temperature[self._temperature] = AcceptanceLearner(
+                prior, prior_events=self._prior_events
+            )
+        return learner
+
+    def _yield_learner(self) -> YieldLearner:
+        return self._yields.setdefault(self._temperature, YieldLearner())

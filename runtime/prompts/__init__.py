@@ -1,0 +1,1 @@
+"""Prompt files in, result files out, and the headless run between them."""

@@ -1,0 +1,124 @@
+"""Answers the prompts of a file, in order, without a person watching.
+
+One prompt that fails costs one answer: its result carries the error and the run goes on. Does not know where results
+go (see `result_file.py`), how a prompt is answered (it is handed the session's generate), nor who shows the progress.
+"""
+
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from offload.errors import OverstoryError
+from runtime.events import Event, Finished, FinishReason, GenerationStatistics
+from runtime.prompts.prompt_file import BadLine, PromptRequest
+from runtime.sampling_params import SCHEMES_OF_ONE_TEXT
+
+PromptItem = PromptRequest | BadLine
+Generate = Callable[[PromptRequest], Generator[Event, None, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptResult:
+    """What became of one line of the prompt file."""
+
+    id: str
+    """The prompt's id."""
+    line_number: int
+    """Line of the prompt file, from 1."""
+    text: str | None = None
+    """The whole answer; None where `error` is set."""
+    finish_reason: FinishReason | None = None
+    """Why the answer ended; None where `error` is set."""
+    verification: str | None = None
+    """The scheme that its tokens were verified with; None where `error` is set."""
+    statistics: GenerationStatistics | None = None
+    """What the answer cost; None where `error` is set."""
+    error: str | None = None
+    """One sentence, or None when all is well."""
+
+    @property
+    def is_text_fixed(self) -> bool:
+        """Whether an answer that was proposed otherwise, or by nobody, would have the same text."""
+        return self.verification in SCHEMES_OF_ONE_TEXT
+
+    def to_record(self) -> dict[str, Any]:
+        """The result as a JSON object; every result has the same keys, and `error` is null when all is well."""
+        costs = self.statistics
+        return {
+            "id": self.id,
+            "line": self.line_number,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "verification": self.verification,
+            "prompt_tokens": costs and costs.prompt_tokens,
+            "new_tokens": costs and costs.new_tokens,
+            "rounds": costs and costs.rounds,
+            "tokens_per_round": costs and costs.tokens_per_round,
+            "prefill_seconds": costs and costs.prefill_seconds,
+            "seconds_per_token": costs and costs.seconds_per_token,
+            "bytes_streamed": costs and costs.bytes_streamed,
+            "link_utilization": costs and costs.link_utilization,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStarted:
+    """The next prompt is about to be answered."""
+
+    request: PromptRequest
+    """The prompt."""
+    position: int
+    """Its place among the lines to answer, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEnded:
+    """A line has its result, for whoever drives the run to keep before asking for more."""
+
+    result: PromptResult
+    """The answer or the error."""
+
+
+HeadlessEvent = PromptStarted | Event | PromptEnded
+
+
+def pending_items(items: Iterable[PromptItem], finished_ids: Collection[str]) -> list[PromptItem]:
+    """The lines that still need a result: bad lines always, so that every run reports them."""
+    return [item for item in items if isinstance(item, BadLine) or item.id not in finished_ids]
+
+
+def run_prompts(generate: Generate, items: Iterable[PromptItem]) -> Iterator[HeadlessEvent]:
+    """Give every line its result, in order, with the engine's events between a prompt's start and its end.
+
+    An OverstoryError ends one answer; anything else, Ctrl-C included, ends the run and discards the answer in progress.
+    """
+    for position, item in enumerate(items, start=1):
+        if isinstance(item, BadLine):
+            result = PromptResult(id=item.id, line_number=item.line_number, error=item.error)
+        else:
+            yield PromptStarted(item, position)
+            result = yield from _answer(generate, item)
+        yield PromptEnded(result)
+
+
+def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None, PromptResult]:
+    finished: Finished | None = None
+    try:
+        with closing(generate(request)) as events:
+            for event in events:
+                yield event
+                if isinstance(event, Finished):
+                    finished = event
+    except OverstoryError as error:
+        return PromptResult(id=request.id, line_number=request.line_number, error=str(error))
+    assert finished is not None, "the engine's last event is Finished"
+    return PromptResult(
+        id=request.id,
+        line_number=request.line_number,
+        text=finished.text,
+        finish_reason=finished.finish_reason,
+        verification=finished.verification,
+        statistics=finished.statistics,
+    )
