@@ -9,10 +9,10 @@ from textual import events
 
 from tui.chat.chat_app import make_chat_app
 from tui.chat.chat_services import ChatServices
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.conversation_store import ConversationStore
-from tui.chat.conversation_view import NUM_SHOWN_TURNS
-from tui.chat.remembered_settings import RememberedSettings
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS
 
 PATIENCE_SECONDS = 20.0
 NUM_KEYS = 4

@@ -4,7 +4,7 @@ import pytest
 from chat_fakes import answer_reports, endless
 from chat_stories import tell, telling
 
-from tui.chat.engine_messages import Answer, StopAnswer
+from tui.chat.engine.engine_messages import Answer, StopAnswer
 
 CODE = "Here:\n\n```python\ndef f():\n    return 1\n```\n\nand\n\n```sh\nls\n```\n"
 

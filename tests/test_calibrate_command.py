@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from session_factory import save_tiny_folder
 
-import tui.calibrate_command as command
+import tui.commands.calibrate_command as command
 from profiles import pair_profile
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import pair_profile_from_record

@@ -7,7 +7,7 @@ from profile_factory import PAIR, machine_profile
 
 from profiles.calibrator import CalibrationResult
 from profiles.slowdown import Overlap
-from tui.calibration_report import calibration_lines, calibration_record
+from tui.commands.calibration_report import calibration_lines, calibration_record
 
 OVERLAP = Overlap(
     copy_seconds=2.0,

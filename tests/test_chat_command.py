@@ -16,12 +16,12 @@ import pytest
 import typer
 
 from runtime.errors import OptionError
-from tui import chat_command
 from tui.chat.errors import UnknownConversationError
-from tui.chat.remembered_settings import Overrides
-from tui.chat_command import open_conversations, run_chat, typed_overrides
+from tui.chat.settings.remembered_settings import Overrides
 from tui.cli import execute
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
+from tui.commands import chat_command
+from tui.commands.chat_command import open_conversations, run_chat, typed_overrides
 
 
 @pytest.fixture(autouse=True)
@@ -148,8 +148,8 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
 def test_the_first_paint_needs_neither_torch_nor_transformers():
     """The interface paints within a second because only the engine's process imports them."""
     program = (
-        "import sys\nimport tui.chat_command\nassert 'textual' not in sys.modules\n"
-        "import tui.chat.chat_app, tui.chat.engine_client\nprint(*sys.modules)"
+        "import sys\nimport tui.commands.chat_command\nassert 'textual' not in sys.modules\n"
+        "import tui.chat.chat_app, tui.chat.engine.engine_client\nprint(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert "textual.app" in loaded

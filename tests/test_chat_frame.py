@@ -7,7 +7,7 @@ from chat_fakes import ANSWERED, LOADED, ROUND
 from chat_stories import tell, telling
 from screen_text import assert_snapshot, screen_text
 
-from tui.chat.engine_messages import (
+from tui.chat.engine.engine_messages import (
     Answer,
     Drafting,
     Failed,

@@ -6,7 +6,7 @@ from chat_stories import tell, telling
 from screen_text import screen_text
 
 from tui.chat.chat_screen import FOOTER_WORDS, ChatScreen
-from tui.chat.command_registry import COMMANDS
+from tui.chat.commands.command_registry import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -6,9 +6,9 @@ import pytest
 from chat_fakes import FakeEngine
 
 from tui.chat.chat_services import ChatServices
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.conversation_store import ConversationStore
-from tui.chat.remembered_settings import RememberedSettings
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.conversation_store import ConversationStore
 
 
 def test_store_engine_and_settings_are_enough():

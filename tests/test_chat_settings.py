@@ -7,7 +7,7 @@ import pytest
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
-from tui.chat.chat_settings import MAX_RECENT_TARGETS, SETTINGS, ChatSettings
+from tui.chat.settings.chat_settings import MAX_RECENT_TARGETS, SETTINGS, ChatSettings
 
 CHOSEN = ChatSettings(
     temperature=1,

@@ -6,11 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-from tui.chat.child_process import child_command, child_environment, lines_of, write_line
+from tui.chat.engine.child_process import child_command, child_environment, lines_of, write_line
 
 NOISY = """
 import os, subprocess, sys
-from tui.chat.child_process import lines_of, own_streams, write_line
+from tui.chat.engine.child_process import lines_of, own_streams, write_line
 requests, reports = own_streams()
 print("a library prints", flush=True)
 subprocess.run(["echo", "its child prints"], check=True)

@@ -2,7 +2,7 @@
 
 from widget_screens import WidgetApp, run, screen_rows
 
-from tui.chat.choice_field import ChoiceField
+from tui.chat.settings.choice_field import ChoiceField
 
 
 def story_of(field, *keys):

@@ -7,8 +7,8 @@ from textual.fuzzy import Matcher
 from textual.screen import Screen
 from widget_screens import run, screen_text
 
-from tui.chat.command_palette import CommandProvider, key_text, match_score
-from tui.chat.command_registry import COMMANDS, find_command
+from tui.chat.commands.command_palette import CommandProvider, key_text, match_score
+from tui.chat.commands.command_registry import COMMANDS, find_command
 
 
 class HostScreen(Screen):

@@ -6,7 +6,7 @@ from answer_fakes import echo, statistics
 
 from runtime.prompts.headless import PromptResult, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
-from tui.comparison import Comparison, show_answers
+from tui.commands.comparison import Comparison, show_answers
 
 
 def result(text, verification="greedy", **costs):

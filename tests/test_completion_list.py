@@ -5,8 +5,8 @@ import asyncio
 from screen_text import STYLES
 from textual.app import App
 
-from tui.chat.completion_list import CompletionList
-from tui.chat.slash_commands import Completion
+from tui.chat.commands.slash_commands import Completion
+from tui.chat.widgets.completion_list import CompletionList
 
 WAYS = [Completion(f"/{name}", f"/{name}", "words") for name in ("a", "b", "c")]
 

@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from tui.chat.conversation_database import ConversationDatabase
-from tui.chat.conversation_schema import SCHEMA_VERSION
-from tui.chat.conversation_store import ConversationStore
 from tui.chat.errors import ConversationStoreError, NewerSchemaError
+from tui.chat.store.conversation_database import ConversationDatabase
+from tui.chat.store.conversation_schema import SCHEMA_VERSION
+from tui.chat.store.conversation_store import ConversationStore
 
 PATH = "conversations.db"
 

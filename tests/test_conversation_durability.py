@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tui.chat.conversation_store import ConversationStore
 from tui.chat.errors import ConversationStoreError
+from tui.chat.store.conversation_store import ConversationStore
 
 ROOT = Path(__file__).resolve().parent.parent
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from tui.chat.conversation_store import ConversationStore
+from tui.chat.store.conversation_store import ConversationStore
 store = ConversationStore(Path(sys.argv[1]))
 conversation = store.create_conversation()
 store.append_prompt(conversation.id, "count")
@@ -55,7 +55,7 @@ CHATTER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tui.chat.conversation_store import ConversationStore
+from tui.chat.store.conversation_store import ConversationStore
 with ConversationStore(Path(sys.argv[1])) as store:
     message = store.begin_answer(store.create_conversation(title=sys.argv[2]).id, model="m")
     for number in range(100):

@@ -9,7 +9,8 @@ import pytest
 from conversation_factory import conversation, message
 
 from offload.errors import WriteError
-from tui.chat.conversation_files import (
+from tui.chat.errors import ConversationFileError
+from tui.chat.store.conversation_files import (
     MAX_FILE_BYTES,
     export_conversation,
     free_export_path,
@@ -18,8 +19,7 @@ from tui.chat.conversation_files import (
     to_json,
     to_markdown,
 )
-from tui.chat.conversation_store import ConversationStore
-from tui.chat.errors import ConversationFileError
+from tui.chat.store.conversation_store import ConversationStore
 
 CONVERSATION = conversation(system_prompt="Be brief.", num_messages=3)
 MESSAGES = (

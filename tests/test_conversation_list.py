@@ -7,8 +7,8 @@ from conversation_factory import conversation
 from screen_text import STYLES, screen_text
 from textual.app import App
 
-from tui.chat.conversation_list import ConversationList, age_words
-from tui.chat.conversation_search import SearchHit
+from tui.chat.store.conversation_search import SearchHit
+from tui.chat.widgets.conversation_list import ConversationList, age_words
 
 
 class Shelf(App):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tui.chat.conversation_database import ConversationDatabase
-from tui.chat.conversation_records import Conversation, Message
-from tui.chat.conversation_rows import (
+from tui.chat.errors import UnknownConversationError
+from tui.chat.store.conversation_database import ConversationDatabase
+from tui.chat.store.conversation_records import Conversation, Message
+from tui.chat.widgets.conversation_rows import (
     drop_messages,
     extend_answer,
     insert_conversation,
@@ -22,7 +23,6 @@ from tui.chat.conversation_rows import (
     touch_conversation_of,
     update_conversation,
 )
-from tui.chat.errors import UnknownConversationError
 
 
 @pytest.fixture

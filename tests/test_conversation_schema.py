@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tui.chat.conversation_schema import APPLICATION_ID, SCHEMA_VERSION, prepare_schema
 from tui.chat.errors import ForeignSchemaError, NewerSchemaError
+from tui.chat.store.conversation_schema import APPLICATION_ID, SCHEMA_VERSION, prepare_schema
 
 
 @pytest.fixture

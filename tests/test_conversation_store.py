@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 
 from offload.errors import OverstoryError
-from tui.chat.conversation_store import UNDO_SECONDS, ConversationStore
 from tui.chat.errors import ConversationStoreError, UnknownConversationError
+from tui.chat.store.conversation_store import UNDO_SECONDS, ConversationStore
 
 
 class Clock:

@@ -6,7 +6,7 @@ from conversation_factory import message
 from screen_text import STYLES, screen_text
 from textual.app import App
 
-from tui.chat.conversation_view import NUM_SHOWN_TURNS, ConversationView
+from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS, ConversationView
 
 
 class Clock:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from chat_fakes import ANSWERED, LOADED, FakeEngine, answer_reports
 
-from tui.chat.conversation_store import ConversationStore
 from tui.chat.dialogue import Dialogue
 from tui.chat.dialogue_changes import (
     AnswerEnded,
@@ -18,8 +17,9 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.engine_client import EngineDied
-from tui.chat.engine_messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
+from tui.chat.engine.engine_client import EngineDied
+from tui.chat.engine.engine_messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
+from tui.chat.store.conversation_store import ConversationStore
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from session_factory import save_tiny_folder
 
 from runtime.bench.draft_benchmark import DraftFormatReport, DraftStep
 from tui.cli import execute
-from tui.draft_bench_command import format_lines
+from tui.commands.draft_bench_command import format_lines
 
 
 def test_the_last_line_is_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from session_factory import save_tiny_folder
 from offload.errors import BudgetError, LinkError
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
-from tui.chat.child_process import child_command, child_environment
-from tui.chat.engine_host import EngineHost, failure_kind, prompt_request, with_fields
-from tui.chat.engine_messages import (
+from tui.chat.engine.child_process import child_command, child_environment
+from tui.chat.engine.engine_host import EngineHost, failure_kind, prompt_request, with_fields
+from tui.chat.engine.engine_messages import (
     Answer,
     Answered,
     Failed,
@@ -32,7 +32,7 @@ from tui.chat.engine_messages import (
     from_line,
     to_line,
 )
-from tui.chat.request_inbox import RequestInbox
+from tui.chat.engine.request_inbox import RequestInbox
 
 SEED = 37
 
@@ -263,7 +263,7 @@ def test_settings_come_out_of_json_as_they_were():
 
 
 def run_process(stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-    command = child_command("tui.chat.engine_host")
+    command = child_command("tui.chat.engine.engine_host")
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=child_environment())
 
 
@@ -281,7 +281,7 @@ def test_the_process_refuses_what_is_no_request():
 
 STUCK = """
 import threading
-from tui.chat import engine_host
+from tui.chat.engine import engine_host
 engine_host.EngineHost.serve = lambda self: threading.Event().wait()
 engine_host.main()
 """
@@ -295,7 +295,7 @@ def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
 
 ORPHAN = """
 import asyncio
-from tui.chat.engine_client import EngineClient
+from tui.chat.engine.engine_client import EngineClient
 async def start():
     link = EngineClient()
     await link.start()

@@ -3,7 +3,7 @@
 import pytest
 
 from offload.errors import BadInputError
-from tui.chat.engine_messages import (
+from tui.chat.engine.engine_messages import (
     Answer,
     Failed,
     Loaded,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tui.chat.graphemes import last_whole, next_boundary
+from tui.chat.widgets.graphemes import last_whole, next_boundary
 
 WHOLE = [
     "a",

@@ -4,8 +4,8 @@ import pytest
 from widget_screens import WidgetApp, run, screen_rows, screen_text
 
 from runtime.errors import OptionError
-from tui.chat.command_registry import COMMANDS
-from tui.chat.help_screen import HelpScreen, command_help
+from tui.chat.commands.command_registry import COMMANDS
+from tui.chat.widgets.help_screen import HelpScreen, command_help
 
 KEYS = (("shift+enter,ctrl+j", "Begin another line of the prompt."), ("tab", "Take the completion."))
 

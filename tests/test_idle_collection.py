@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tui.chat.idle_collection import IDLE_SECONDS, RARELY, IdleCollector
+from tui.chat.engine.idle_collection import IDLE_SECONDS, RARELY, IdleCollector
 
 
 class Idle:

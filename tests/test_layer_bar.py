@@ -1,6 +1,6 @@
 """Layers as exact text."""
 
-from tui.chat.layer_bar import layer_signs, slots_text, wrap_layers
+from tui.chat.machine.layer_bar import layer_signs, slots_text, wrap_layers
 
 
 def test_every_layer_has_a_sign():

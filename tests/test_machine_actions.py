@@ -6,12 +6,12 @@ from chat_stories import tell, telling
 from screen_text import screen_text
 
 from offload.errors import BadInputError
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.engine_messages import Answer, Failed, LoadModel
+from tui.chat.engine.engine_messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import ListedModel
-from tui.chat.remembered_settings import Overrides, RememberedSettings
-from tui.chat.settings_file import read_settings
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import Overrides, RememberedSettings
+from tui.chat.settings.settings_file import read_settings
+from tui.chat.widgets.model_list import ListedModel
 
 
 def remembered(tmp_path):

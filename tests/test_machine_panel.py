@@ -3,7 +3,7 @@
 from chat_states import ready, verifying
 from widget_screens import WidgetApp, run, screen_rows, screen_text
 
-from tui.chat.machine_panel import MachinePanel, SectionView
+from tui.chat.machine.machine_panel import MachinePanel, SectionView
 
 
 def test_the_bottom_panel_has_two_columns():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from chat_states import LOADED, folded, ready, round_done, verifying
 
-from tui.chat.engine_state import EngineState
-from tui.chat.machine_sections import (
+from tui.chat.engine.engine_state import EngineState
+from tui.chat.machine.machine_sections import (
     acceptance_section,
     layers_section,
     memory_section,

@@ -3,7 +3,7 @@
 import pytest
 
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import (
+from tui.chat.widgets.model_list import (
     ListedModel,
     fit_words,
     matching_models,

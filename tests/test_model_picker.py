@@ -7,8 +7,8 @@ from widget_screens import WidgetApp, run, screen_rows, screen_text
 
 from offload.errors import BadInputError
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import ListedModel
-from tui.chat.model_picker import ModelChoice, ModelPicker
+from tui.chat.widgets.model_list import ListedModel
+from tui.chat.widgets.model_picker import ModelChoice, ModelPicker
 
 MODELS = (
     ListedModel("/m/q", "Qwen/Qwen2.5-Coder-1.5B-Instruct", 3_090_000_000, is_recent=True),

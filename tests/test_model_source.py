@@ -3,8 +3,8 @@
 import asyncio
 
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import ListedModel
 from tui.chat.model_source import LocalModelSource
+from tui.chat.widgets.model_list import ListedModel
 
 
 def make_model(folder, *, num_bytes=10):

@@ -6,12 +6,12 @@ import sys
 import psutil
 import pytest
 
-from tui.chat.modest_process import NICENESS, OUT_OF_MEMORY_SCORE, step_back
+from tui.chat.engine.modest_process import NICENESS, OUT_OF_MEMORY_SCORE, step_back
 
 PROGRAM = """
 import threading, psutil
 from pathlib import Path
-from tui.chat.modest_process import step_back
+from tui.chat.engine.modest_process import step_back
 step_back()
 found = []
 thread = threading.Thread(target=lambda: found.append(Path(f"/proc/self/task/{threading.get_native_id()}/stat")

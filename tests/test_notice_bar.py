@@ -6,7 +6,7 @@ from screen_text import STYLES
 from textual.app import App
 from textual.widgets import Button, Input
 
-from tui.chat.notice_bar import Choice, NoticeBar
+from tui.chat.widgets.notice_bar import Choice, NoticeBar
 
 CHOICES = (Choice("Restart", "restart", "Start it again"), Choice("Model", "choose", "Choose another"))
 

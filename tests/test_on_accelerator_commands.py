@@ -20,7 +20,8 @@ from accelerator_sessions import (
 )
 from sim_checks import SimChecks
 
-from tui import calibrate_command, cli
+from tui import cli
+from tui.commands import calibrate_command
 
 CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check

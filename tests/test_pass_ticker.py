@@ -7,8 +7,8 @@ from fakes import InstantEngine
 from numbered_layers import make_layers, run_pass
 
 from offload.layer_streamer import LayerStreamer
-from tui.chat.engine_messages import PassRunning
-from tui.chat.pass_ticker import PassTicker
+from tui.chat.engine.engine_messages import PassRunning
+from tui.chat.machine.pass_ticker import PassTicker
 
 
 def test_a_report_counts_the_layers_that_are_done_and_names_those_in_the_ring():

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tui.chat.path_completion import list_paths, paths_from
+from tui.chat.settings.path_completion import list_paths, paths_from
 
 
 def test_paths_that_begin_so_in_order(tmp_path):

@@ -5,7 +5,7 @@ from plan_fakes import planned
 from rich.console import Console
 
 from runtime.errors import OptionError
-from tui.plan_plot import curves_of, draw_curves, write_plot
+from tui.commands.plan_plot import curves_of, draw_curves, write_plot
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from fit_needs import GB
 from plan_fakes import plan_machine, planned
 from rich.console import Console
 
-from tui.plan_text import print_plan
+from tui.commands.plan_text import print_plan
 
 
 def text_of(report, *, width=80):

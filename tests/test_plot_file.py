@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import OptionError
-from tui.plot_file import check_plot_path, save_figure
+from tui.commands.plot_file import check_plot_path, save_figure
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.SVG"])

@@ -5,9 +5,9 @@ import asyncio
 from screen_text import STYLES
 from textual.app import App
 
-from tui.chat.completion_list import CompletionList
-from tui.chat.prompt_area import PromptArea, same_width_signs
-from tui.chat.slash_commands import Completion
+from tui.chat.commands.slash_commands import Completion
+from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.prompt_area import PromptArea, same_width_signs
 
 
 class Desk(App):

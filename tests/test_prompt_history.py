@@ -1,6 +1,6 @@
 """Earlier prompts come back in order, and what was being written is not lost on the way."""
 
-from tui.chat.prompt_history import PromptHistory
+from tui.chat.widgets.prompt_history import PromptHistory
 
 
 def test_older_and_newer_walk_to_both_ends():

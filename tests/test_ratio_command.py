@@ -6,7 +6,7 @@ from session_factory import save_tiny_folder
 
 from runtime.bench.ratio_benchmark import RatioRun
 from tui.cli import execute
-from tui.ratio_command import run_line
+from tui.commands.ratio_command import run_line
 
 
 def test_the_last_line_is_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from offload.errors import WriteError
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.remembered_settings import Overrides, RememberedSettings, changed_names
-from tui.chat.settings_file import read_settings
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import Overrides, RememberedSettings, changed_names
+from tui.chat.settings.settings_file import read_settings
 
 
 def test_the_command_line_comes_before_what_is_remembered():

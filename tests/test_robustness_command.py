@@ -8,7 +8,7 @@ from session_factory import save_tiny_folder
 
 from runtime.bench.robustness_benchmark import RobustnessReport, SchemeRobustness, SettingRobustness
 from tui.cli import execute
-from tui.robustness_command import draw, robustness_table
+from tui.commands.robustness_command import draw, robustness_table
 
 
 def report() -> RobustnessReport:

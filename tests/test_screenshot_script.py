@@ -1,6 +1,6 @@
 """What the pictures show could have been measured."""
 
-from tui.chat.engine_messages import Answered, RoundDone, TextArrived
+from tui.chat.engine.engine_messages import Answered, RoundDone, TextArrived
 from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, PIECES, PROMPT, reports_of_answer
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from tui.chat.set_aside import set_aside
+from tui.chat.store.set_aside import set_aside
 
 NOW = datetime(2026, 1, 31, 12, 0, 5)
 

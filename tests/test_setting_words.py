@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from runtime.errors import OptionError
-from tui.chat.chat_settings import SETTINGS, ChatSettings
-from tui.chat.setting_words import (
+from tui.chat.settings.chat_settings import SETTINGS, ChatSettings
+from tui.chat.settings.setting_words import (
     NOT_TYPED,
     TYPED_SETTINGS,
     changes_that_reload,

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.settings_draft import SettingsDraft
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.settings_draft import SettingsDraft
 
 
 def test_texts_become_settings():

@@ -8,8 +8,8 @@ import pytest
 from test_chat_settings import CHOSEN
 
 from offload.errors import WriteError
-from tui.chat.chat_settings import SETTINGS, ChatSettings
-from tui.chat.settings_file import MAX_FILE_BYTES, ReadSettings, format_settings, read_settings, write_settings
+from tui.chat.settings.chat_settings import SETTINGS, ChatSettings
+from tui.chat.settings.settings_file import MAX_FILE_BYTES, ReadSettings, format_settings, read_settings, write_settings
 
 
 def test_without_a_file_all_settings_have_their_defaults(tmp_path):
@@ -142,5 +142,5 @@ def test_a_file_that_cannot_be_renamed_is_told(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tui.chat.settings_file.set_aside", refuse)
+    monkeypatch.setattr("tui.chat.settings.settings_file.set_aside", refuse)
     assert read_settings(path).notices[0].endswith("it could not be renamed (Permission denied)")

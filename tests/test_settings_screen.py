@@ -6,10 +6,10 @@ import pytest
 from textual.widgets import Input, TextArea
 from widget_screens import WidgetApp, run, screen_rows, screen_text
 
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.choice_field import ChoiceField
-from tui.chat.setting_words import TYPED_SETTINGS
-from tui.chat.settings_screen import SettingsScreen
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.choice_field import ChoiceField
+from tui.chat.settings.setting_words import TYPED_SETTINGS
+from tui.chat.settings.settings_screen import SettingsScreen
 
 THEMES = ("nord", "textual-dark", "textual-light")
 FIRST_ROWS = """\

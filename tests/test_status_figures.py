@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from chat_states import drafting, folded, loading, prefilling, ready, round_done, verifying
 
-from tui.chat.engine_messages import Failed, Loading
-from tui.chat.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
-from tui.chat.status_figures import (
+from tui.chat.engine.engine_messages import Failed, Loading
+from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.machine.status_figures import (
     StatusFigure,
     duration_text,
     fit_figures,

@@ -4,8 +4,8 @@ import pytest
 from chat_states import loading, ready, verifying
 from widget_screens import WidgetApp, run, screen_rows
 
-from tui.chat.engine_state import EngineState
-from tui.chat.status_line import StatusLine, piece_at, status_rows
+from tui.chat.engine.engine_state import EngineState
+from tui.chat.machine.status_line import StatusLine, piece_at, status_rows
 
 
 def shown(state, *, width, num_rows=1):

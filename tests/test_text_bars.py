@@ -2,7 +2,7 @@
 
 import pytest
 
-from tui.chat.text_bars import column_chart, progress_bar, share_bar, spark_line
+from tui.chat.widgets.text_bars import column_chart, progress_bar, share_bar, spark_line
 
 
 @pytest.mark.parametrize(

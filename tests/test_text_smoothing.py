@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tui.chat.graphemes import last_whole, next_boundary
-from tui.chat.text_smoothing import LONGEST_SPREAD_SECONDS, SAME_BURST_SECONDS, SPREAD, TextSmoother
+from tui.chat.widgets.graphemes import last_whole, next_boundary
+from tui.chat.widgets.text_smoothing import LONGEST_SPREAD_SECONDS, SAME_BURST_SECONDS, SPREAD, TextSmoother
 
 PIECES = [
     "a",

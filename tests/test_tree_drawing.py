@@ -5,8 +5,8 @@ import random
 import pytest
 from chat_states import PARENTS
 
-from tui.chat.running_figures import VerifiedTree
-from tui.chat.tree_drawing import ACCEPTED_SIGNS, draw_tree
+from tui.chat.machine.running_figures import VerifiedTree
+from tui.chat.machine.tree_drawing import ACCEPTED_SIGNS, draw_tree
 
 
 def drawing(parents, path, *, width=36, height=6):

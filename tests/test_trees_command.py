@@ -11,7 +11,7 @@ from session_factory import save_tiny_folder
 
 from runtime.bench.tree_benchmark import CountedTree, TreeReport
 from tui.cli import execute
-from tui.trees_command import tree_line, tree_table
+from tui.commands.trees_command import tree_line, tree_table
 
 
 def test_the_last_line_is_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from conversation_factory import message
 
-from tui.chat.turn_caption import turn_caption
+from tui.chat.widgets.turn_caption import turn_caption
 
 
 def answer(content, *, state="complete", **statistics):

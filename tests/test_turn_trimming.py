@@ -2,7 +2,7 @@
 
 from conversation_factory import message
 
-from tui.chat.turn_trimming import first_kept_after_trim
+from tui.chat.widgets.turn_trimming import first_kept_after_trim
 
 
 def prompt(message_id, content):

@@ -7,8 +7,8 @@ from conversation_factory import message
 from screen_text import STYLES, screen_text
 from textual.app import App
 
-from tui.chat.answer_markdown import AnswerMarkdown
-from tui.chat.turn_view import AnswerTurn, PromptTurn, shown_text, turn_view
+from tui.chat.widgets.answer_markdown import AnswerMarkdown
+from tui.chat.widgets.turn_view import AnswerTurn, PromptTurn, shown_text, turn_view
 
 
 class Wall(App):

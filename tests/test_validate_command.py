@@ -3,7 +3,7 @@ import pytest
 from runtime.bench.round_check import LinkCheck, ShapeCheck
 from runtime.bench.yield_check import ChainCheck, YieldCurve, YieldReport
 from tui.cli import execute
-from tui.validate_command import link_lines, yield_lines
+from tui.commands.validate_command import link_lines, yield_lines
 
 
 def test_the_links_and_trees_are_the_commands_own(capsys: pytest.CaptureFixture[str]) -> None:

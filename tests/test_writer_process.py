@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.chat.writer_process import is_writing, writer_token
+from tui.chat.engine.writer_process import is_writing, writer_token
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,7 +17,7 @@ def test_this_process_is_writing():
     assert writer_token() == writer_token()
 
 
-PROGRAM = "from tui.chat.writer_process import writer_token; print(writer_token(), flush=True); input()"
+PROGRAM = "from tui.chat.engine.writer_process import writer_token; print(writer_token(), flush=True); input()"
 
 
 def test_a_process_that_ended_is_not():

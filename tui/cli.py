@@ -25,25 +25,25 @@ from runtime.events import Event
 from runtime.prompts.headless import PromptEnded, PromptItem, PromptResult, pending_items, run_prompts
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
-from tui.bench_commands import round_, stream
-from tui.calibrate_command import calibrate
-from tui.chat_bench_command import chat_latency
-from tui.chat_command import chat
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
-from tui.comparison import Comparison, show_answers
-from tui.doctor_command import doctor
-from tui.draft_bench_command import draft as bench_draft
+from tui.commands.bench_commands import round_, stream
+from tui.commands.calibrate_command import calibrate
+from tui.commands.chat_bench_command import chat_latency
+from tui.commands.chat_command import chat
+from tui.commands.comparison import Comparison, show_answers
+from tui.commands.doctor_command import doctor
+from tui.commands.draft_bench_command import draft as bench_draft
+from tui.commands.perplexity_command import perplexity
+from tui.commands.plan_command import plan
+from tui.commands.prepare_command import prepare
+from tui.commands.ratio_command import ratio
+from tui.commands.robustness_command import robustness
+from tui.commands.trees_command import trees
+from tui.commands.validate_command import validate
 from tui.locations import cache_folder, example_prompts
-from tui.perplexity_command import perplexity
-from tui.plan_command import plan
-from tui.prepare_command import prepare
-from tui.ratio_command import ratio
 from tui.report import RunProgress, progress_console
-from tui.robustness_command import robustness
 from tui.session_opening import finish, open_session_in_sight
 from tui.terminal_text import one_line
-from tui.trees_command import trees
-from tui.validate_command import validate
 
 if TYPE_CHECKING:
     from rich.console import Console

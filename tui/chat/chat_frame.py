@@ -15,9 +15,6 @@ from textual.widgets import Footer, Static
 
 from offload.errors import OverstoryError
 from tui.chat.chat_services import ChatServices
-from tui.chat.completion_list import CompletionList
-from tui.chat.conversation_list import UNTITLED, ConversationList
-from tui.chat.conversation_view import ConversationView
 from tui.chat.dialogue import Dialogue
 from tui.chat.dialogue_changes import (
     AnswerEnded,
@@ -32,10 +29,13 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.machine_panel import MachinePanel
-from tui.chat.notice_bar import Choice, NoticeBar
-from tui.chat.prompt_area import PromptArea
-from tui.chat.status_line import StatusLine
+from tui.chat.machine.machine_panel import MachinePanel
+from tui.chat.machine.status_line import StatusLine
+from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.conversation_list import UNTITLED, ConversationList
+from tui.chat.widgets.conversation_view import ConversationView
+from tui.chat.widgets.notice_bar import Choice, NoticeBar
+from tui.chat.widgets.prompt_area import PromptArea
 from tui.terminal_text import one_line
 
 MIN_COLUMNS, MIN_ROWS = 40, 12

@@ -13,18 +13,9 @@ from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
 
 from runtime.errors import OptionError
-from tui.chat.answer_markdown import AnswerMarkdown, CodeBlock
 from tui.chat.chat_services import ChatServices
-from tui.chat.command_registry import COMMANDS, Command
-from tui.chat.completion_list import CompletionList
-from tui.chat.dialogue_changes import PromptReturned, Trouble
-from tui.chat.engine_client import EngineDied
-from tui.chat.engine_messages import Loaded, Report
-from tui.chat.machine_actions import MachineActions
-from tui.chat.notice_bar import NoticeBar
-from tui.chat.path_completion import list_paths
-from tui.chat.prompt_area import PromptArea
-from tui.chat.slash_commands import (
+from tui.chat.commands.command_registry import COMMANDS, Command
+from tui.chat.commands.slash_commands import (
     CommandLine,
     CompletionSources,
     complete_command,
@@ -33,6 +24,15 @@ from tui.chat.slash_commands import (
     needs_paths,
     parse_command,
 )
+from tui.chat.dialogue_changes import PromptReturned, Trouble
+from tui.chat.engine.engine_client import EngineDied
+from tui.chat.engine.engine_messages import Loaded, Report
+from tui.chat.machine_actions import MachineActions
+from tui.chat.settings.path_completion import list_paths
+from tui.chat.widgets.answer_markdown import AnswerMarkdown, CodeBlock
+from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.notice_bar import NoticeBar
+from tui.chat.widgets.prompt_area import PromptArea
 
 FOOTER_WORDS = {
     "stop": "Stop",

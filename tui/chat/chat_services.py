@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tui.chat.conversation_store import ConversationStore
-from tui.chat.engine_client import EngineLink
-from tui.chat.model_picker import ModelSource
+from tui.chat.engine.engine_client import EngineLink
 from tui.chat.model_source import LocalModelSource
-from tui.chat.remembered_settings import RememberedSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.widgets.model_picker import ModelSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

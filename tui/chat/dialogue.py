@@ -10,8 +10,6 @@ from itertools import count
 from typing import Any, Literal
 
 from offload.errors import OverstoryError
-from tui.chat.conversation_records import Message, chat_turns
-from tui.chat.conversation_store import ConversationStore
 from tui.chat.dialogue_changes import (
     AnswerEnded,
     AnswerResumed,
@@ -25,11 +23,13 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.engine_client import EngineDied, EngineLink
-from tui.chat.engine_messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
-from tui.chat.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.engine_client import EngineDied, EngineLink
+from tui.chat.engine.engine_messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
+from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.errors import ConversationStoreError
-from tui.chat.turn_trimming import first_kept_after_trim
+from tui.chat.store.conversation_records import Message, chat_turns
+from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.widgets.turn_trimming import first_kept_after_trim
 
 EndState = Literal["complete", "stopped", "failed"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from offload.errors import BudgetError, OverstoryError
 from runtime.engine_config import format_bytes
-from tui.chat.child_process import child_command, child_environment, lines_of, own_streams, write_line
-from tui.chat.modest_process import step_back
+from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, write_line
+from tui.chat.engine.modest_process import step_back
 from tui.locations import cache_folder
 from tui.terminal_text import one_line
 

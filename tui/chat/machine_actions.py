@@ -9,18 +9,18 @@ from textual import work
 from textual.binding import Binding
 from textual.theme import Theme
 
-from tui.chat.chat_settings import ChatSettings
 from tui.chat.chat_themes import AUTO, theme_name
-from tui.chat.command_registry import COMMANDS
+from tui.chat.commands.command_registry import COMMANDS
 from tui.chat.conversation_actions import ConversationActions
-from tui.chat.engine_messages import Loaded
-from tui.chat.help_screen import HelpScreen, command_help
-from tui.chat.model_picker import ModelChoice, ModelPicker
-from tui.chat.notice_bar import Choice
-from tui.chat.prompt_area import PromptArea
-from tui.chat.remembered_settings import changed_names
-from tui.chat.setting_words import changes_that_reload, find_setting
-from tui.chat.settings_screen import SettingsScreen
+from tui.chat.engine.engine_messages import Loaded
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import changed_names
+from tui.chat.settings.setting_words import changes_that_reload, find_setting
+from tui.chat.settings.settings_screen import SettingsScreen
+from tui.chat.widgets.help_screen import HelpScreen, command_help
+from tui.chat.widgets.model_picker import ModelChoice, ModelPicker
+from tui.chat.widgets.notice_bar import Choice
+from tui.chat.widgets.prompt_area import PromptArea
 from tui.terminal_text import one_line
 
 _COMMAND_ACTIONS = {command.action for command in COMMANDS}

@@ -13,7 +13,7 @@ from typing import Any
 from runtime.engine.demo_model import DEMO_MODEL_NAME
 from tui.chat.fit_estimates import FitEstimate, estimate_fits
 from tui.chat.local_models import LocalModel, hub_cache_folder, list_local_models
-from tui.chat.model_list import ListedModel, merged_models
+from tui.chat.widgets.model_list import ListedModel, merged_models
 from tui.locations import cache_folder
 
 DEMO_TARGET = ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from runtime.engine.demo_model import DEMO_MODEL_NAME
-from tui.chat.engine_messages import (
+from tui.chat.engine.engine_messages import (
     Answered,
     Drafting,
     Loaded,
@@ -15,7 +15,7 @@ from tui.chat.engine_messages import (
     TextArrived,
 )
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import ListedModel
+from tui.chat.widgets.model_list import ListedModel
 
 GB = 1_000_000_000
 _RESIDENT = tuple(range(0, 80, 5))

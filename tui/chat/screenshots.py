@@ -16,14 +16,14 @@ from textual.pilot import Pilot
 from tui.chat.chat_app import ChatApp, make_chat_app
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
-from tui.chat.chat_settings import ChatSettings
-from tui.chat.conversation_store import ConversationStore
-from tui.chat.engine_client import EngineDied
-from tui.chat.engine_messages import Answer, LoadModel, Report, Request
+from tui.chat.engine.engine_client import EngineDied
+from tui.chat.engine.engine_messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.model_list import ListedModel
-from tui.chat.remembered_settings import RememberedSettings
 from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.widgets.model_list import ListedModel
 
 Scene = Callable[[Pilot[int], "ScriptedEngine"], Awaitable[None]]
 _MAX_PAUSES = 2000

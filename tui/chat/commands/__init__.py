@@ -1,0 +1,1 @@
+"""The chat app's commands: one registry behind keys, slashes and the palette."""

@@ -1,0 +1,181 @@
+"""Reads slash commands, and says what could come next while one is typed.
+
+`/name arguments` on one line. A word with a second slash, such as a path, is no command, and `//` begins a message with
+one slash. Pure: knows the registry and the settings, and is given what only the app knows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from runtime.errors import OptionError
+from tui.chat.commands.command_registry import COMMANDS, TO_THE_END, Argument, Command, find_command
+from tui.chat.settings.setting_words import TYPED_SETTINGS, find_setting, suggested_values
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """A command that was asked for, with what was given to it."""
+
+    command: Command
+    """Which one."""
+    values: tuple[str, ...] = ()
+    """Its arguments as they were written, quotes around paths removed; those left out are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One way on."""
+
+    text: str
+    """The whole line with it."""
+    label: str
+    """What is new in it, for a list."""
+    help: str = ""
+    """What it means, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionSources:
+    """What only the app knows."""
+
+    themes: Sequence[str] = ()
+    """Names of themes."""
+    models: Sequence[str] = ()
+    """Names or folders of models, the most recent first."""
+    list_paths: Callable[[str], Sequence[str]] = field(default=lambda _start: ())
+    """Paths that begin with what was typed, folders with a slash at their end."""
+
+
+def is_command(text: str) -> bool:
+    """Whether a prompt is a command, rather than a message for the model."""
+    first_word = text.split(maxsplit=1)[0] if text.strip() else ""
+    return text.startswith("/") and "\n" not in text.strip() and "/" not in first_word[1:]
+
+
+def message_text(text: str) -> str:
+    """What the model is sent for a prompt that is no command: `//` at its start is one slash."""
+    return text[1:] if text.startswith("//") else text
+
+
+def parse_command(text: str) -> CommandLine:
+    """The command that a line asks for. Raises OptionError with how it is used, or with a near name."""
+    name, _, rest = text[1:].strip().partition(" ")
+    command = find_command(name)
+    if command is None:
+        raise OptionError(unknown_command(name))
+    if rest.strip() and not command.arguments:
+        raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
+    values = _split(command.arguments, rest.strip())
+    missing = [argument.name for argument in command.arguments[len(values) :] if argument.is_required]
+    if missing:
+        raise OptionError(f"/{command.name} needs {' and '.join(missing)}: {command.usage}")
+    return CommandLine(command, values)
+
+
+def complete_command(text: str, sources: CompletionSources) -> tuple[Completion, ...]:
+    """What could follow what is typed so far, the best first; nothing where everything may."""
+    if not is_command(text):
+        return ()
+    name, space, rest = text[1:].partition(" ")
+    if not space:
+        return _complete_name(name)
+    command = find_command(name)
+    if command is None or not command.arguments:
+        return ()
+    index, typed = _argument_at(command.arguments, rest)
+    before = text[: len(text) - len(typed)]
+    candidates = _candidates(command.arguments[index], typed, rest=rest, sources=sources)
+    return tuple(Completion(before + value, value, words) for value, words in candidates if value != typed)
+
+
+def needs_paths(text: str) -> bool:
+    """Whether completing asks for a folder's contents, which may be slow."""
+    name, space, _ = text[1:].partition(" ")
+    command = find_command(name) if is_command(text) and space else None
+    return command is not None and any(argument.kind in ("path", "model") for argument in command.arguments)
+
+
+def unknown_command(name: str) -> str:
+    """What to say about a name that is no command: a near one, if there is one."""
+    names = [known for command in COMMANDS for known in (command.name, *command.aliases)]
+    near = get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+    return f"there is no command /{name}; {hint} (to send it as a message, begin with //)"
+
+
+def _split(arguments: Sequence[Argument], rest: str) -> tuple[str, ...]:
+    values: list[str] = []
+    for argument in arguments:
+        if not rest:
+            break
+        if argument.kind in TO_THE_END:
+            value, rest = rest, ""
+        else:
+            value, _, rest = rest.partition(" ")
+            rest = rest.strip()
+        values.append(_unquoted(value) if argument.kind in ("path", "model") else value)
+    if rest:
+        expected = " ".join(argument.usage for argument in arguments)
+        raise OptionError(f"found {rest!r} after {values[-1]!r}; expected only {expected}")
+    return tuple(values)
+
+
+def _unquoted(value: str) -> str:
+    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if is_quoted else value
+
+
+def _complete_name(typed: str) -> tuple[Completion, ...]:
+    wanted = typed.lower()
+    found = [command for command in COMMANDS if command.name.startswith(wanted)]
+    found += [
+        command
+        for command in COMMANDS
+        if command not in found and any(alias.startswith(wanted) for alias in command.aliases)
+    ]
+    return tuple(Completion(_line(command), command.usage, command.help) for command in found)
+
+
+def _line(command: Command) -> str:
+    return f"/{command.name} " if command.arguments else f"/{command.name}"
+
+
+def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[int, str]:
+    """Which argument is being typed, and what of it there is."""
+    for index, argument in enumerate(arguments):
+        rest = rest.lstrip()
+        _, space, after = rest.partition(" ")
+        if argument.kind in TO_THE_END or not space or index == len(arguments) - 1:
+            return index, rest
+        rest = after
+    raise AssertionError("a command without arguments completes none")
+
+
+def _candidates(argument: Argument, typed: str, *, rest: str, sources: CompletionSources) -> list[tuple[str, str]]:
+    if argument.kind == "path":
+        return [(path, "") for path in sources.list_paths(typed)]
+    if argument.kind == "model":
+        recent = [(name, "recent") for name in sources.models]
+        return _that_begin(recent, typed) + [(path, "") for path in sources.list_paths(typed) if typed]
+    if argument.kind == "command":
+        return _that_begin([(command.name, command.help) for command in COMMANDS], typed)
+    if argument.kind == "setting":
+        return _that_begin([(f"{each.name} ", each.help) for each in TYPED_SETTINGS], typed)
+    return _that_begin([(value, "") for value in _values(argument, rest, sources)], typed)
+
+
+def _values(argument: Argument, rest: str, sources: CompletionSources) -> Sequence[str]:
+    if argument.kind == "theme":
+        return sources.themes
+    if argument.kind not in ("tree", "value"):
+        return ()
+    try:
+        setting = find_setting("tree" if argument.kind == "tree" else rest.split(maxsplit=1)[0])
+    except (OptionError, IndexError):
+        return ()
+    return sources.themes if setting.name == "theme" else suggested_values(setting)
+
+
+def _that_begin(candidates: Sequence[tuple[str, str]], typed: str) -> list[tuple[str, str]]:
+    return [each for each in candidates if each[0].lower().startswith(typed.lower())]

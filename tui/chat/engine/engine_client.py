@@ -1,0 +1,213 @@
+"""The chat app's end of the engine process: starts it, sends requests, hands reports on, notices its death.
+
+The process holds the models and does all the computing; what it says arrives through a queue, so that nothing here
+ever waits for it but `close`. Knows no torch and no widget, and imports nothing that takes long.
+"""
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from offload.errors import BadInputError
+from tui.chat.engine.child_process import child_command, child_environment
+from tui.chat.engine.engine_messages import Quit, Report, Request, from_line, to_line
+
+MAX_LINE_BYTES = 1 << 24
+"""Longest report; a tree of 4,096 nodes takes 40 kB."""
+QUIT_SECONDS = 3.0
+"""How long a process that was told to quit may take before it is terminated."""
+TERMINATE_SECONDS = 1.0
+"""How long a terminated process may take before it is killed."""
+_NUM_KEPT_LINES = 20  # of stderr
+_LAST_WORDS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDied:
+    """The engine's process is gone without having been told to quit; `start` makes a new one."""
+
+    sentence: str
+    """What happened, and its last words."""
+    is_memory: bool
+    """Whether it ended as processes do that the system kills for want of memory."""
+
+
+class EngineLink(Protocol):
+    """An engine as the app sees it."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests reach a process."""
+
+    async def start(self) -> None:
+        """Start a process; after `EngineDied`, a new one, which has no model open yet."""
+
+    def send(self, request: Request) -> None:
+        """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
+
+    def reports(self) -> AsyncIterator[Report | EngineDied]:
+        """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
+
+    async def end_process(self) -> None:
+        """End the process, be it hanging, without an `EngineDied`; returns once all that it said was heard."""
+
+    async def close(self) -> None:
+        """End the process: orderly if it answers in time; idempotent."""
+
+
+class EngineClient:
+    """The engine in a process of its own. Used from one event loop."""
+
+    def __init__(
+        self,
+        command: Sequence[str] = child_command("tui.chat.engine.engine_host"),
+        *,
+        quit_seconds: float = QUIT_SECONDS,
+        terminate_seconds: float = TERMINATE_SECONDS,
+    ) -> None:
+        """`command` speaks `engine_messages` over its standard streams."""
+        self._command = tuple(command)
+        self._quit_seconds, self._terminate_seconds = quit_seconds, terminate_seconds
+        self._process: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self._is_end_wanted = False
+        self._lock = asyncio.Lock()  # of starting and closing
+        self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests reach a process."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def process_id(self) -> int | None:
+        """The process's id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start a process, unless one is alive or all is closed. Raises OSError if the system cannot."""
+        async with self._lock:
+            if self.is_alive or self._is_closing:
+                return
+            if self._watching is not None:
+                await self._watching
+            await self._start()
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            env=child_environment(),
+            start_new_session=True,  # the terminal's signals are for the app; the end of stdin ends the engine
+        )
+        self._watching = asyncio.create_task(self._watch(self._process))
+
+    def send(self, request: Request) -> None:
+        """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
+        if not self.is_alive:
+            return
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(to_line(request))
+
+    async def reports(self) -> AsyncIterator[Report | EngineDied]:
+        """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
+        while (report := await self._queue.get()) is not None:
+            yield report
+            self._queue.task_done()
+
+    async def end_process(self) -> None:
+        """End the process as `close` does, without an `EngineDied`; returns once all that it said was heard.
+
+        Somebody must be reading the reports. `start` makes a new process.
+        """
+        async with self._lock:
+            if self._is_closing or self._process is None or self._watching is None:
+                return
+            self._is_end_wanted = True
+            try:
+                await self._end(self._process)
+                await self._watching
+            finally:
+                self._is_end_wanted = False
+        await self._queue.join()
+
+    async def close(self) -> None:
+        """End the process: orderly if it answers in time, then by request of the system, then by force."""
+        async with self._lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            if self._process is not None:
+                await self._end(self._process)
+            if self._watching is not None:
+                await self._watching
+            self._queue.put_nowait(None)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        self.send(Quit())
+        assert process.stdin is not None
+        process.stdin.close()
+        for seconds, insist in ((self._quit_seconds, process.terminate), (self._terminate_seconds, process.kill)):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), seconds)
+                return
+            with suppress(ProcessLookupError):
+                insist()
+        await process.wait()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Hand on what the process says until it is gone, and then how it ended."""
+        assert process.stdout is not None and process.stderr is not None
+        last_lines: deque[str] = deque(maxlen=_NUM_KEPT_LINES)
+        hearing = asyncio.create_task(_keep_last_lines(process.stderr, last_lines))
+        complaint = None
+        try:
+            while line := await process.stdout.readline():
+                self._queue.put_nowait(from_line(line))
+        except (BadInputError, ValueError) as error:  # ValueError: a line longer than MAX_LINE_BYTES
+            complaint = str(error)
+            with suppress(ProcessLookupError):
+                process.kill()
+        exit_code = await process.wait()
+        await asyncio.wait({hearing}, timeout=_LAST_WORDS_SECONDS)  # its own children may hold stderr open
+        hearing.cancel()
+        if not self._is_closing and not self._is_end_wanted:
+            self._queue.put_nowait(_death(exit_code, last_lines, complaint))
+
+
+async def _keep_last_lines(stream: asyncio.StreamReader, lines: deque[str]) -> None:
+    while chunk := await stream.read(1 << 16):  # a line may be of any length
+        *whole, rest = (("" if not lines else lines.pop()) + chunk.decode(errors="replace")).split("\n")
+        lines.extend((*(line[-1000:] for line in whole), rest[-1000:]))
+
+
+def _death(exit_code: int, last_lines: Sequence[str], complaint: str | None) -> EngineDied:
+    """One sentence on how the process ended; `complaint` if it was ended here for what it said."""
+    if complaint is not None:
+        return EngineDied(f"the engine was ended because it could not be understood: {complaint}", is_memory=False)
+    words = next((line.strip() for line in reversed(last_lines) if line.strip()), "")
+    last_words = f"; its last words: {words}" if words else ""
+    if exit_code == -getattr(signal, "SIGKILL", 9):
+        return EngineDied(
+            "the engine was killed (SIGKILL), most likely by the system because memory ran out; start it again, "
+            "with a smaller model, context or memory budget if it was not you",
+            is_memory=True,
+        )
+    if exit_code < 0:
+        return EngineDied(f"the engine was ended by {_signal_name(-exit_code)}{last_words}", is_memory=False)
+    return EngineDied(f"the engine ended with exit code {exit_code}{last_words}", is_memory=False)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,257 @@
+"""The engine's process: opens sessions and writes answers for the chat app, told and telling by JSON lines.
+
+Started as `python -m tui.chat.engine.engine_host`; requests come on stdin, reports go to stdout, and what libraries print
+goes to stderr, whose last lines the app shows if this process dies. It ends when its stdin does: no app, no engine.
+What goes wrong is told and survived; only a fault below Python, or the system, ends the process.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from offload.errors import BadInputError, BudgetError, OverstoryError
+from runtime.engine_config import EngineConfig
+from runtime.errors import OptionError, PromptTooLongError
+from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
+from runtime.sampling_params import SamplingParams
+from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
+from tui.chat.engine.child_process import lines_of, own_streams, write_line
+from tui.chat.engine.engine_messages import Answer, Failed, Loaded, Loading, LoadModel, Report, to_line
+from tui.chat.engine.modest_process import step_back
+from tui.chat.engine.request_inbox import RequestInbox
+from tui.chat.local_models import model_name
+from tui.chat.machine.pass_ticker import PassTicker
+from tui.locations import cache_folder
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from runtime.engine.assembly import OpenSession
+    from runtime.events import LoadProgress
+
+END_SECONDS = 1.0
+"""How long the work may take to end once nothing more is wanted: then the system takes everything back."""
+
+_Fields = TypeVar("_Fields", EngineConfig, SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A session and what closes it."""
+
+    opened: "OpenSession"
+    stack: ExitStack
+
+
+class EngineHost:
+    """Serves one app: loads and answers, one after the other."""
+
+    def __init__(self, inbox: RequestInbox, say: Callable[[Report], None]) -> None:
+        """`say` may be called from two threads."""
+        self._inbox, self._say = inbox, say
+        self._model: _Model | None = None
+
+    def serve(self) -> None:
+        """Do what the app asks until nothing more is wanted, and close the session."""
+        try:
+            while (request := self._inbox.take()) is not None:
+                self._try(request)
+        finally:
+            self._close()
+
+    def _try(self, request: LoadModel | Answer) -> None:
+        """Do one thing; what goes wrong is reported."""
+        answer_id = request.answer_id if isinstance(request, Answer) else None
+        try:
+            if isinstance(request, Answer):
+                self._answer(request)
+            else:
+                self._load(request)
+        except OverstoryError as error:
+            self._say(Failed(answer_id, one_line(str(error)), failure_kind(error)))
+        except Exception as error:
+            traceback.print_exc()
+            sentence = f"unexpected {type(error).__name__}: {error}; ask again, or load the model again"
+            self._say(Failed(answer_id, one_line(sentence), failure_kind(error)))
+
+    def _load(self, request: LoadModel) -> None:
+        self._close()
+        config = with_fields(EngineConfig, {"lookup": "on", **request.config})
+        begun = time.perf_counter()
+        with ExitStack() as stack:
+            loading = load_models(config, stack)
+            while not self._inbox.is_load_outdated:
+                try:
+                    what, num_done, num_bytes = next(loading)
+                except StopIteration as end:
+                    self._model = _Model(end.value, stack.pop_all())
+                    self._say(loaded(end.value))
+                    return
+                self._say(Loading(what, num_done, num_bytes, time.perf_counter() - begun))
+            loading.close()
+
+    def _answer(self, request: Answer) -> None:
+        if self._model is None:
+            raise OptionError("no model is open, so nothing can be answered; load one first")
+        opened = self._model.opened
+        asked = prompt_request(request)
+        reports = AnswerReports(request.answer_id, opened.session.engine, opened.accounting.device_bytes)
+        self._tell(reports.of(opened.session.prefill_start(asked)))
+        events = opened.session.generate(asked)
+        with (
+            self._inbox.stoppable(request.answer_id, opened.session.stop),
+            PassTicker(request.answer_id, opened.streamer, self._say),
+        ):
+            for event in events:
+                self._tell(reports.of(event))
+
+    def _tell(self, report: Report | None) -> None:
+        if report is not None:
+            self._say(report)
+
+    def _close(self) -> None:
+        if self._model is not None:
+            self._model.stack.close()
+            self._model = None
+
+
+def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, int, int], None, "OpenSession"]:
+    """Find and load the models, closed with `stack`; yields (what, bytes read, bytes to read)."""
+    yield "starting the libraries", 0, 0
+    from runtime.engine.model_folders import locate_models_in_sight
+    from tui.session_opening import uncollected
+
+    with uncollected("runtime.engine.assembly"):
+        from runtime.engine.assembly import load_session
+
+    finding = locate_models_in_sight(config, cache_folder=cache_folder())
+    while True:
+        try:
+            found = next(finding)
+        except StopIteration as end:
+            target, draft = end.value
+            break
+        yield (found, 0, 0) if isinstance(found, str) else (found.what, found.num_done_bytes, found.num_bytes)
+    loading: Generator[LoadProgress, None, OpenSession] = load_session(
+        config, stack, target=target, draft=draft, state_folder=cache_folder()
+    )
+    while True:
+        try:
+            progress = next(loading)
+        except StopIteration as end:
+            opened: OpenSession = end.value
+            return opened
+        yield progress.what, progress.num_done_bytes, progress.num_bytes
+
+
+def loaded(opened: "OpenSession") -> Loaded:
+    """What the app is told of a session that is open."""
+    plan, accounting, engine = opened.plan, opened.accounting, opened.session.engine
+    return Loaded(
+        target=model_name(plan.target.checkpoint.folder),
+        draft=plan.config.draft if plan.draft is None else model_name(plan.draft.checkpoint.folder),
+        device=str(plan.device),
+        context_tokens=engine.context_tokens,
+        num_layers=opened.streamer.num_layers,
+        num_resident_layers=accounting.num_resident_layers,
+        resident_layers=opened.resident_layers,
+        num_ring_slots=len(opened.streamer.slots),
+        bytes_per_pass=accounting.streamed_bytes_per_pass,
+        memory={entry.label: entry.num_bytes for entry in accounting.entries()},
+        predicted_seconds_per_token=predicted_seconds_per_token(engine),
+        sentences=(plan.fit.sentence, *opened.notes),
+    )
+
+
+def prompt_request(request: Answer) -> PromptRequest:
+    """The same as the session takes it. Raises OptionError for roles and settings that it does not know."""
+    for message in request.messages:
+        if message.get("role") not in ROLES:
+            raise OptionError(f"a message has the role {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
+    if not request.messages:
+        raise OptionError("the conversation holds no message; write one")
+    return PromptRequest(
+        id=str(request.answer_id),
+        messages=tuple(Message(message["role"], _encodable(message["content"])) for message in request.messages),
+        params=with_fields(SamplingParams, request.params),
+        is_continued=request.is_continued,
+    )
+
+
+def with_fields(kind: type[_Fields], values: Mapping[str, Any]) -> _Fields:
+    """The settings that a message holds. Raises OptionError for one that there is not, or of a wrong kind."""
+    known = {field.name for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise OptionError(f"there is no setting {name!r}; the settings are {', '.join(sorted(known))}")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    try:
+        return kind(**given)
+    except TypeError as error:  # a comparison of a text with a number
+        raise OptionError(f"a setting is of the wrong kind ({error}); see {kind.__name__}") from error
+
+
+def failure_kind(error: Exception) -> str:
+    """What a user can do about it: see `Failed.kind`."""
+    if isinstance(error, PromptTooLongError):
+        return "context"
+    if isinstance(error, BudgetError | MemoryError):
+        return "memory"
+    return "input" if isinstance(error, BadInputError) else "fault"
+
+
+def _encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which a terminal may deliver and no tokenizer takes."""
+    return text.encode(errors="replace").decode()
+
+
+class ReportPipe:
+    """Writes reports, whole lines, from any thread. Without a reader there is nothing to go on for."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def say(self, report: Report) -> None:
+        """Write one line; ends the process if the app is gone."""
+        try:
+            with self._lock:
+                write_line(self._descriptor, to_line(report))
+        except OSError:
+            os._exit(0)
+
+
+def main() -> NoReturn:
+    """The process, from its first request to its end."""
+    from tui.cli import quieten_libraries
+
+    requests, reports = own_streams()
+    step_back()
+    quieten_libraries()
+    inbox = RequestInbox()
+
+    def read() -> None:
+        inbox.read(lines_of(requests))
+        time.sleep(END_SECONDS)  # a download, or libraries being imported, may not look up for long
+        _leave(inbox)
+
+    threading.Thread(target=read, name="requests", daemon=True).start()
+    EngineHost(inbox, ReportPipe(reports).say).serve()
+    _leave(inbox)
+
+
+def _leave(inbox: RequestInbox) -> NoReturn:
+    """End without the interpreter's clearing up: the system takes all memory back at once."""
+    if inbox.complaint is not None:
+        sys.stderr.write(f"{inbox.complaint}\n")
+        sys.stderr.flush()
+    os._exit(0 if inbox.complaint is None else 1)
+
+
+if __name__ == "__main__":
+    main()

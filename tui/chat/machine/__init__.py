@@ -1,0 +1,1 @@
+"""Figures of the machine at work: panel, status line and tree."""

@@ -1,0 +1,1 @@
+"""Conversations in an SQLite database and in files."""

@@ -1,0 +1,192 @@
+"""Conversations as files: Markdown to read, JSON to keep and to bring back; never written over another file.
+
+JSON holds everything but ids, exactly. In Markdown, what a terminal would obey is shown as text, since people print
+such files. Imported files may have been edited by hand: every value is checked. Knows no database.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from offload.errors import WriteError
+from profiles.errors import ProfileError
+from profiles.field_checks import check_number, check_text, quote
+from profiles.json_text import parse_json_text
+from tui.chat.errors import ConversationFileError
+from tui.chat.store.conversation_records import Conversation, Message, MessageState, Role, storable
+from tui.chat.store.private_file import create_private_file, read_regular_file
+from tui.terminal_text import one_line, show_terminal_escapes
+
+FORMAT = "overstory conversation"
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 64 << 20
+_LATEST_TIME = 1e11
+"""Seconds: the year 5138."""
+_MAX_NAME_LENGTH = 50
+"""Characters of a title in a file's name, which may take 255 bytes."""
+
+_CONVERSATION_KEYS = ("format", "schema_version", "title", "system_prompt", "created_at", "updated_at", "messages")
+_MESSAGE_KEYS = ("role", "content", "state", "model", "statistics", "created_at")
+# Legal in JSON, but a terminal obeys the first range and some readers end the line at the other two.
+_UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -> Path:
+    """A name made of day and title that no file in the folder has yet, such as `2026-01-31-my-plan.md`."""
+    words = "-".join(re.findall(r"\w+", conversation.title.lower()))[:_MAX_NAME_LENGTH] or "conversation"
+    stem = f"{datetime.fromtimestamp(conversation.created_at, UTC):%Y-%m-%d}-{words}"
+    path = folder / f"{stem}{suffix}"
+    count = 1
+    while path.exists():
+        count += 1
+        path = folder / f"{stem}-{count}{suffix}"
+    return path
+
+
+def export_conversation(path: Path, conversation: Conversation, messages: Sequence[Message]) -> None:
+    """Write a new file, Markdown or JSON by the path's suffix, `.md` or `.json`; makes its folder if need be.
+
+    Raises:
+        ConversationFileError: another suffix, or the file is there already.
+        WriteError: the disk is full, or not writable; no part of the file is left.
+    """
+    formats = {".md": to_markdown, ".json": to_json}
+    where = one_line(str(path))
+    if path.suffix.lower() not in formats:
+        raise ConversationFileError(f"{where} must end in {' or '.join(formats)}, which says what to write")
+    text = formats[path.suffix.lower()](conversation, messages)
+    try:
+        create_private_file(path, text.encode())
+    except FileExistsError as error:
+        raise ConversationFileError(f"{where} is there already; give another name, or remove that first") from error
+    except OSError as error:
+        raise WriteError(
+            f"{where} cannot be written: {error.strerror or error}; make room, or give a folder that is writable"
+        ) from error
+
+
+def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
+    """What a JSON file of ours holds; ids are 0 until a store gives some.
+
+    Raises:
+        ConversationFileError: the file cannot be read, is of a newer version, or holds something else.
+    """
+    where = one_line(str(path))
+    try:
+        return from_json(read_regular_file(path, max_bytes=MAX_FILE_BYTES))
+    except OSError as error:
+        raise ConversationFileError(f"{where} cannot be read: {error.strerror or error}; give another file") from error
+    except (ValueError, ProfileError) as error:
+        reason = one_line(str(error))
+        raise ConversationFileError(
+            f"{where} is no conversation that can be imported: {reason}; give a .json file that the chat app exported"
+        ) from error
+
+
+def to_markdown(conversation: Conversation, messages: Sequence[Message]) -> str:
+    """The conversation to read, with one heading for each turn."""
+    text = "\n\n".join(_paragraphs(conversation, messages)) + "\n"
+    return show_terminal_escapes(storable(text.replace("\r\n", "\n")))
+
+
+def to_json(conversation: Conversation, messages: Sequence[Message]) -> str:
+    """The conversation to keep, one field a line; `from_json` reads it."""
+    record = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "title": conversation.title,
+        "system_prompt": conversation.system_prompt,
+        "created_at": conversation.created_at,
+        "updated_at": conversation.updated_at,
+        "messages": [
+            {
+                "role": message.role,
+                "content": message.content,
+                "state": message.state,
+                "model": message.model,
+                "statistics": dict(message.statistics),
+                "created_at": message.created_at,
+            }
+            for message in messages
+        ],
+    }
+    text = storable(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
+    """The conversation in the text of a file. Raises ValueError or ProfileError, which say what is wrong with it."""
+    record = parse_json_text(raw)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"it does not say that its format is {FORMAT!r}")
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"its schema_version is {quote(record.get('schema_version'))}, and this program reads {SCHEMA_VERSION}"
+        )
+    _check_keys("the conversation", record, _CONVERSATION_KEYS)
+    check_text("title", record["title"], can_be_empty=True)
+    check_text("system_prompt", record["system_prompt"], can_be_empty=True)
+    if not isinstance(record["messages"], list):
+        raise ValueError(f"messages is {quote(record['messages'])}; expected a list")
+    messages = tuple(_to_message(f"messages[{index}]", each) for index, each in enumerate(record["messages"]))
+    conversation = Conversation(
+        id=0,
+        title=record["title"],
+        system_prompt=record["system_prompt"],
+        created_at=check_number("created_at", record["created_at"], maximum=_LATEST_TIME),
+        updated_at=check_number("updated_at", record["updated_at"], maximum=_LATEST_TIME),
+        num_messages=len(messages),
+    )
+    return conversation, messages
+
+
+def _paragraphs(conversation: Conversation, messages: Sequence[Message]) -> Iterator[str]:
+    yield f"# {conversation.title or 'Conversation'}"
+    yield f"*Begun {datetime.fromtimestamp(conversation.created_at, UTC):%Y-%m-%d %H:%M} UTC in Overstory.*"
+    if conversation.system_prompt:
+        yield "## System prompt"
+        yield conversation.system_prompt
+    for message in messages:
+        yield _heading(message)
+        if message.content:
+            yield message.content
+
+
+def _heading(message: Message) -> str:
+    if message.role == "user":
+        return "## Prompt"
+    remarks = [message.model, "" if message.state == "complete" else message.state]
+    return "## Answer" + (f" ({', '.join(filter(None, remarks))})" if any(remarks) else "")
+
+
+def _to_message(name: str, record: object) -> Message:
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} is {quote(record)}; expected an object")
+    _check_keys(name, record, _MESSAGE_KEYS)
+    for key, allowed in (("role", get_args(Role)), ("state", get_args(MessageState))):
+        if record[key] not in allowed:
+            raise ValueError(f"{name}.{key} is {quote(record[key])}; expected one of {', '.join(allowed)}")
+    check_text(f"{name}.content", record["content"], can_be_empty=True)
+    check_text(f"{name}.model", record["model"], can_be_empty=True)
+    if not isinstance(record["statistics"], dict):
+        raise ValueError(f"{name}.statistics is {quote(record['statistics'])}; expected an object")
+    return Message(
+        id=0,
+        conversation_id=0,
+        role=record["role"],
+        content=record["content"],
+        state=record["state"],
+        model=record["model"],
+        statistics=record["statistics"],
+        created_at=check_number(f"{name}.created_at", record["created_at"], maximum=_LATEST_TIME),
+    )
+
+
+def _check_keys(name: str, record: dict[str, Any], expected: Sequence[str]) -> None:
+    if missing := [key for key in expected if key not in record]:
+        raise ValueError(f"{name} has no {', '.join(missing)}")
+    if unknown := [quote(key) for key in record if key not in expected]:
+        raise ValueError(f"{name} has {', '.join(unknown)}, which this program does not know")

@@ -1,0 +1,123 @@
+"""Finds text in titles and messages: every term must occur, anywhere, upper case or lower; parts of words count.
+
+Terms stand between spaces; within double quotes spaces belong to the term. No other sign means anything, so whatever
+a person types is a query.
+"""
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tui.chat.store.conversation_records import Role, storable
+from tui.terminal_text import show_terminal_escapes
+
+MAX_HITS = 50
+MAX_TERMS = 32
+"""SQLite refuses expressions that are too deep, and a person may paste a page into the search."""
+SNIPPET_LENGTH = 80
+_LEAD_LENGTH = 24
+"""Characters of a snippet before the first match."""
+_MIN_INDEXED_LENGTH = 3
+"""Shorter terms are no trigram: they are looked for in every message (12 MB of text take 0.03 s)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchHit:
+    """One title or message in which all terms occur."""
+
+    conversation_id: int
+    title: str
+    """The conversation's."""
+    message_id: int | None
+    """None if it is the title that was found."""
+    role: Role | None
+    """Who wrote the message; None for a title."""
+    snippet: str
+    """A piece of the text around the first match, on one line, terminal escapes shown as text."""
+    matches: tuple[tuple[int, int], ...]
+    """Start and end of each term's occurrences within the snippet, in order."""
+
+
+def search_terms(query: str) -> tuple[str, ...]:
+    """What must occur, in the order typed; beyond MAX_TERMS different ones the rest is ignored."""
+    pairs = re.findall(r'"([^"]+)"|(\S+)', storable(query))
+    candidates = (quoted or bare.strip('"') for quoted, bare in pairs)
+    return tuple(dict.fromkeys(term for term in candidates if term.strip()))[:MAX_TERMS]
+
+
+def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
+    """At most `limit` hits: titles first, those used last in front, then messages, the newest in front."""
+    terms = search_terms(query)
+    if not terms:
+        return []
+    connection.create_function("holds", 2, _holds, deterministic=True)
+    titles = _find_titles(connection, terms, limit=limit)
+    return titles + _find_messages(connection, terms, limit=limit - len(titles))
+
+
+def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A piece of `text` around its first match, on one line and safe to print, and where the terms stand in it."""
+    # Spaces may have been line ends; longer terms are tried first, so that a term within another does not hide it.
+    forms = (r"\s+".join(map(re.escape, term.split())) for term in sorted(terms, key=len, reverse=True))
+    pattern = re.compile("|".join(forms), re.IGNORECASE)
+    first = pattern.search(text)
+    start = max(0, (first.start() if first else 0) - _LEAD_LENGTH)
+    # Enough of the text that its spaces, once collapsed, still leave a whole snippet.
+    piece = show_terminal_escapes(" ".join(text[start : start + 4 * SNIPPET_LENGTH].split()))
+    is_cut = len(piece) > SNIPPET_LENGTH or start + 4 * SNIPPET_LENGTH < len(text.rstrip())
+    snippet = f"{'…' if start else ''}{piece[:SNIPPET_LENGTH].rstrip()}{'…' if is_cut else ''}"
+    return snippet, tuple(match.span() for match in pattern.finditer(snippet))
+
+
+def _find_titles(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[SearchHit]:
+    rows = connection.execute(
+        f"SELECT id, title FROM conversations WHERE deleted_at IS NULL AND {_holds_all('title', terms)} "
+        "ORDER BY updated_at DESC, id DESC LIMIT ?",
+        (*terms, limit),
+    )
+    return [_hit(conversation_id, title, None, None, title, terms) for conversation_id, title in rows]
+
+
+def _find_messages(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[SearchHit]:
+    indexed = [term for term in terms if len(term) >= _MIN_INDEXED_LENGTH]
+    others = [term for term in terms if len(term) < _MIN_INDEXED_LENGTH]
+    is_in_index = "m.id IN (SELECT rowid FROM message_index WHERE message_index MATCH ?)" if indexed else "TRUE"
+    rows = connection.execute(
+        "SELECT c.id, c.title, m.id, m.role, m.content "
+        "FROM messages m JOIN conversations c ON c.id = m.conversation_id "
+        f"WHERE {is_in_index} AND m.drop_number IS NULL AND c.deleted_at IS NULL "
+        f"AND {_holds_all('m.content', others)} ORDER BY m.id DESC LIMIT ?",
+        (*([_match_query(indexed)] if indexed else []), *others, limit),
+    )
+    return [
+        _hit(conversation_id, title, message_id, role, content, terms)
+        for conversation_id, title, message_id, role, content in rows
+    ]
+
+
+def _hit(
+    conversation_id: int, title: str, message_id: int | None, role: Role | None, text: str, terms: Sequence[str]
+) -> SearchHit:
+    snippet, matches = make_snippet(text, terms)
+    return SearchHit(
+        conversation_id=conversation_id,
+        title=title,
+        message_id=message_id,
+        role=role,
+        snippet=snippet,
+        matches=matches,
+    )
+
+
+def _match_query(terms: Sequence[str]) -> str:
+    """In FTS5's language: strings within double quotes, which are doubled inside, all of which must occur."""
+    return " AND ".join('"' + term.replace('"', '""') + '"' for term in terms)
+
+
+def _holds_all(column: str, terms: Sequence[str]) -> str:
+    return " AND ".join(f"holds({column}, ?)" for _ in terms) or "TRUE"
+
+
+def _holds(text: str, term: str) -> bool:
+    return term.lower() in text.lower()

@@ -1,0 +1,195 @@
+"""The side list: all conversations, the one used last on top, and what a search finds in them.
+
+Shows what it is given and says what is wanted; knows no store.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui.chat.store.conversation_records import Conversation
+from tui.chat.store.conversation_search import SearchHit
+from tui.terminal_text import one_line, show_terminal_escapes
+
+UNTITLED = "new conversation"
+_AGES = ((60, 1, "now"), (3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 86400, "d"))
+
+
+def age_words(seconds: float) -> str:
+    """How long ago, in a few characters: `now`, `5 min`, `3 h`, `12 d`, `4 mo`."""
+    for limit, unit, name in _AGES:
+        if seconds < limit:
+            return name if unit == 1 else f"{int(seconds // unit)} {name}"
+    return f"{int(seconds // (30 * 86400))} mo"
+
+
+class ConversationList(Vertical):
+    """A field to search with, over a list to choose from."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Close", show=False, tooltip="Back to the prompt"),
+        Binding("down", "go_to_list", "List", show=False, tooltip="From the search field into the list"),
+        Binding("delete", "delete", "Delete", tooltip="Delete the conversation; Ctrl+Z brings it back"),
+        Binding("r", "rename", "Rename", tooltip="Give the conversation another title"),
+        Binding("ctrl+z", "undo", "Undo", tooltip="Bring back what was deleted last"),
+    ]
+
+    class Searched(Message):
+        """Other conversations are wanted in the list."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+            super().__init__()
+
+    class Chosen(Message):
+        """A conversation is to be opened."""
+
+        def __init__(self, conversation_id: int) -> None:
+            self.conversation_id = conversation_id
+            super().__init__()
+
+    class RenameWanted(Chosen):
+        """A conversation is to get another title."""
+
+    class DeleteWanted(Chosen):
+        """A conversation is to be deleted."""
+
+    class UndoWanted(Message):
+        """What was deleted last is wanted back."""
+
+    class Closed(Message):
+        """The list is no longer needed."""
+
+    def compose(self) -> ComposeResult:
+        """The field over the list."""
+        yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
+        yield OptionList(id="conversations", compact=True, markup=False)
+        yield Static("", id="list-hint", markup=False)
+
+    @property
+    def search_text(self) -> str:
+        """What is searched for; empty for nothing."""
+        return self.query_one("#search", Input).value.strip()
+
+    def show_conversations(self, conversations: Sequence[Conversation], *, open_id: int | None) -> None:
+        """All conversations, the one that is open marked."""
+        now = time.time()
+        options = [Option(_line(each, now=now, is_open=each.id == open_id), id=str(each.id)) for each in conversations]
+        self._fill(options, f"{len(options)} conversation{'s' if len(options) != 1 else ''}")
+        ids = [each.id for each in conversations]
+        if open_id in ids:
+            self.query_one(OptionList).highlighted = ids.index(open_id)
+
+    def show_hits(self, hits: Sequence[SearchHit]) -> None:
+        """What a search found: the title of each conversation once, with the first place in it."""
+        first_hits: dict[int, SearchHit] = {}
+        for hit in hits:
+            known = first_hits.get(hit.conversation_id)
+            if known is None or (known.message_id is None and hit.message_id is not None):
+                first_hits[hit.conversation_id] = hit
+        options = [Option(_hit_lines(hit), id=str(hit.conversation_id)) for hit in first_hits.values()]
+        self._fill(options, f"{len(options)} found" if options else "nothing found")
+
+    def search_for(self, words: str) -> None:
+        """Let the next keys go on with a search that begins with these words."""
+        field = self.query_one(Input)
+        field.value = words
+        field.cursor_position = len(words)
+        field.focus()
+
+    def focus_list(self) -> None:
+        """Let the next keys choose."""
+        self.query_one(OptionList).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search while typing."""
+        event.stop()
+        self.post_message(self.Searched(event.value.strip()))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Open the first that was found."""
+        event.stop()
+        options = self.query_one(OptionList)
+        if options.option_count:
+            self.post_message(self.Chosen(_id(options.get_option_at_index(options.highlighted or 0))))
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Open what was chosen."""
+        event.stop()
+        self.post_message(self.Chosen(_id(event.option)))
+
+    def action_go_to_list(self) -> None:
+        """From the search field into the list."""
+        self.focus_list()
+
+    def action_close(self) -> None:
+        """Back to the prompt; a search is forgotten."""
+        self.query_one(Input).value = ""
+        self.post_message(self.Closed())
+
+    def action_delete(self) -> None:
+        """Delete the highlighted conversation."""
+        if (highlighted := self._highlighted()) is not None:
+            self.post_message(self.DeleteWanted(highlighted))
+
+    def action_rename(self) -> None:
+        """Rename the highlighted conversation."""
+        if (highlighted := self._highlighted()) is not None:
+            self.post_message(self.RenameWanted(highlighted))
+
+    def action_undo(self) -> None:
+        """Bring back what was deleted last."""
+        self.post_message(self.UndoWanted())
+
+    def _highlighted(self) -> int | None:
+        options = self.query_one(OptionList)
+        if options.highlighted is None or not options.option_count:
+            return None
+        return _id(options.get_option_at_index(options.highlighted))
+
+    def _fill(self, options: Sequence[Option], hint: str) -> None:
+        listed = self.query_one(OptionList)
+        highlighted = listed.highlighted
+        listed.clear_options()
+        listed.add_options(options)
+        if options:
+            listed.highlighted = min(highlighted or 0, len(options) - 1)
+        self.query_one("#list-hint", Static).update(f"{hint} · r rename · del delete · ^z undo")
+
+
+def _id(option: Option) -> int:
+    assert option.id is not None
+    return int(option.id)
+
+
+def _title(title: str) -> str:
+    return one_line(title) or UNTITLED
+
+
+def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
+    """The title on one line, and under it when something was last said."""
+    title = Content(f"{'▸ ' if is_open else '  '}{_title(conversation.title)}")
+    age = f"  {age_words(now - conversation.updated_at)} · {conversation.num_messages} turns"
+    return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))
+
+
+def _hit_lines(hit: SearchHit) -> Content:
+    snippet = (
+        Content(show_terminal_escapes(hit.snippet))
+        if len(show_terminal_escapes(hit.snippet)) == len(hit.snippet)
+        else None
+    )
+    if snippet is None:
+        snippet = Content(show_terminal_escapes(hit.snippet))
+    else:
+        for start, end in hit.matches:
+            snippet = snippet.stylize("bold underline", start, end)
+    return Content.assemble(Content(f"  {_title(hit.title)}"), "\n", Content("  "), snippet)

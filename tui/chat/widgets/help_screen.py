@@ -1,0 +1,98 @@
+"""All commands and keys on one page, or how one command is used; from the registry, so that it is never out of date."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from runtime.errors import OptionError
+from tui.chat.commands.command_palette import key_text
+from tui.chat.commands.command_registry import COMMANDS, find_command
+from tui.chat.commands.slash_commands import unknown_command
+from tui.chat.settings.setting_words import TYPED_SETTINGS
+
+_NAME_WIDTH, _KEY_WIDTH = 22, 8
+
+
+def command_help(name: str) -> str:
+    """How one command is used, in a few sentences. Raises OptionError for a name that is none."""
+    command = find_command(name.removeprefix("/"))
+    if command is None:
+        raise OptionError(unknown_command(name.removeprefix("/")))
+    others = f" Also {', '.join(f'/{alias}' for alias in command.aliases)}." if command.aliases else ""
+    key = f" Key: {key_text(command.key)}." if command.key else ""
+    settings = f" Names: {', '.join(each.name for each in TYPED_SETTINGS)}." if command.name == "set" else ""
+    return f"{command.usage}: {command.help}{key}{others}{settings}"
+
+
+class HelpScreen(ModalScreen[None]):
+    """The page; any of Esc, Enter, q and F1 closes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
+    ]
+    DEFAULT_CSS = """
+    HelpScreen {
+        align: center middle;
+        background: $background 60%;
+        & #help-page {
+            width: 96; max-width: 98%; height: 100%; max-height: 44;
+            background: $surface; border: round $primary; border-title-style: bold; padding: 0 1;
+        }
+        & VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
+        & .help-part { text-style: bold; margin-top: 1; }
+        & .help-part.-first { margin-top: 0; }
+        & .help-row { layout: horizontal; height: auto; }
+        & .help-name { width: 22; color: $text-accent; }
+        & .help-key { width: 8; color: $text-primary; }
+        & .help-words { width: 1fr; height: auto; }
+        & #help-hint { height: 1; color: $text-muted; }
+    }
+    """
+
+    def __init__(self, keys: Sequence[tuple[str, str]] = ()) -> None:
+        """`keys` are other keys than those of commands, as Textual names them, and what they do."""
+        super().__init__()
+        self._keys = tuple(keys)
+
+    def compose(self) -> ComposeResult:
+        """The commands with their keys, then the other keys."""
+        with Vertical(id="help-page") as page:
+            page.border_title = "Help"
+            with VerticalScroll():
+                yield Static("Commands: in the prompt, by key, or in the palette (Ctrl+P)", classes="help-part -first")
+                for command in COMMANDS:
+                    yield _HelpRow(command.usage, key_text(command.key) if command.key else "", command.help)
+                yield Static("Keys", classes="help-part")
+                for key, words in self._keys:
+                    yield _HelpRow("", ", ".join(map(key_text, key.split(","))), words)
+            yield Static("↑↓ scroll · Esc closes", id="help-hint")
+
+    def on_mount(self) -> None:
+        """Lets the keys scroll."""
+        self.query_one(VerticalScroll).focus()
+
+
+class _HelpRow(Vertical):
+    """Name, key and words beside each other; without a name the key has its room."""
+
+    def __init__(self, name: str, key: str, words: str) -> None:
+        super().__init__(classes="help-row")
+        self._texts = (name, key, words)
+
+    def compose(self) -> ComposeResult:
+        """Two or three columns."""
+        name, key, words = self._texts
+        if name:
+            yield Static(Content(name), classes="help-name")
+            yield Static(Content(key), classes="help-key")
+        else:
+            head = Static(Content(key), classes="help-key")
+            head.styles.width = _NAME_WIDTH + _KEY_WIDTH
+            yield head
+        yield Static(Content(words), classes="help-words")

@@ -1,0 +1,249 @@
+"""Chooses a model and its draft: recent ones, those on this machine, or any folder or hub name that is typed.
+
+Opens at once; the models and then what each would be like here arrive while it is used. Where they come from is the
+source's business, which the app passes in. Loads nothing.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from offload.errors import OverstoryError
+from tui.chat.fit_estimates import FitEstimate
+from tui.chat.settings.choice_field import ChoiceField
+from tui.chat.widgets.model_list import ListedModel, matching_models, model_row, model_sentence
+from tui.terminal_text import one_line
+
+OTHER_DRAFT = "another model"
+_DRAFTS = ("substitute", "none", OTHER_DRAFT)
+
+
+class ModelSource(Protocol):
+    """Where models and estimates come from."""
+
+    async def models(self) -> Sequence[ListedModel]:
+        """All there is to choose from, in order."""
+
+    def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
+        """What to expect of each with that draft, as it becomes known; `folder` is the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What was chosen."""
+
+    target: str
+    """Folder or hub name; empty is the demo model."""
+    draft: str
+    """`substitute`, `none`, or a folder or hub name."""
+
+
+class ModelPicker(ModalScreen[ModelChoice | None]):
+    """The list, a line to filter or to type another one, and the draft."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "move(1)", "Next model", show=False, tooltip="Go to the next model"),
+        Binding("up", "move(-1)", "Model before", show=False, tooltip="Go to the model before"),
+        Binding("enter", "choose", "Load", show=False, tooltip="Load the highlighted model"),
+        Binding("escape", "cancel", "Cancel", tooltip="Keep the model that is loaded"),
+    ]
+    DEFAULT_CSS = """
+    ModelPicker {
+        align: center middle;
+        background: $background 60%;
+        & #model-form {
+            width: 100; max-width: 98%; height: 90%; max-height: 34;
+            background: $surface; border: round $primary; border-title-style: bold; padding: 0 1;
+        }
+        & .model-line { height: 1; }
+        & .model-label { width: 8; color: $text-muted; }
+        & Input { width: 1fr; background: $boost; }
+        & ChoiceField { width: 20; }
+        & #model-list { height: 1fr; margin: 1 0; border: none; padding: 0; background: $surface; }
+        & #model-list:nocolor > .option-list--option-highlighted { text-style: reverse; }
+        & #model-list { text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; }
+        & #model-sentence { height: 3; color: $text; margin-top: 1; }
+        & #model-hint { height: 1; color: $text-muted; }
+    }
+    """
+
+    def __init__(self, source: ModelSource, *, draft: str = "substitute") -> None:
+        super().__init__()
+        self._source = source
+        self._first_draft = draft
+        self._models: tuple[ListedModel, ...] | None = None
+        self._shown: tuple[ListedModel, ...] = ()
+        self._estimates: dict[str, FitEstimate] = {}
+        self._is_estimating = False
+        self._trouble = ""
+
+    def compose(self) -> ComposeResult:
+        """The filter, the list, the draft, and a sentence about the highlighted model."""
+        is_other = self._first_draft not in _DRAFTS
+        with Vertical(id="model-form") as form:
+            form.border_title = "Model"
+            with Horizontal(classes="model-line"):
+                yield Static("find", classes="model-label")
+                yield Input(
+                    placeholder="part of a name, a folder, or owner/name on the hub",
+                    id="model-filter",
+                    compact=True,
+                    tooltip="Filters the list; a folder or hub name that is not in it can be loaded too",
+                )
+            yield OptionList(id="model-list", compact=True, markup=False)
+            with Horizontal(classes="model-line"):
+                yield Static("draft", classes="model-label")
+                yield ChoiceField(
+                    *(_DRAFTS, OTHER_DRAFT if is_other else self._first_draft),
+                    id="model-draft-kind",
+                    tooltip="substitute is the model itself, quantised; none is plain streaming",
+                )
+                line = Input(
+                    self._first_draft if is_other else "",
+                    placeholder="its folder or hub name",
+                    id="model-draft",
+                    compact=True,
+                    tooltip="The draft; it must share the model's vocabulary",
+                )
+                line.display = is_other
+                yield line
+            yield Static(id="model-sentence", markup=False)
+            yield Static("Enter load · ↑↓ choose · Tab draft · Esc back", id="model-hint")
+
+    def on_mount(self) -> None:
+        """Asks for the models."""
+        self.query_one("#model-filter").focus()
+        self._find_models()
+
+    def on_resize(self) -> None:
+        """Fits the rows to the new width."""
+        self.call_after_refresh(self._list)
+
+    @on(Input.Changed, "#model-filter")
+    def filter_models(self) -> None:
+        """Shows what matches, the first of it highlighted."""
+        self._list(first=True)
+
+    @on(OptionList.OptionHighlighted)
+    def tell_about_model(self) -> None:
+        """Says what is known of the highlighted one."""
+        self._tell()
+
+    @on(ChoiceField.Changed, "#model-draft-kind")
+    def change_draft_kind(self, event: ChoiceField.Changed) -> None:
+        """Asks for a name where it is another model, and how all would fit with that draft."""
+        line = self.query_one("#model-draft", Input)
+        line.display = event.value == OTHER_DRAFT
+        if line.display:
+            line.focus()
+        else:
+            self._estimate()
+
+    @on(Input.Blurred, "#model-draft")
+    def change_draft(self) -> None:
+        """Asks how all would fit with that draft."""
+        self._estimate()
+
+    @on(Input.Submitted)
+    @on(OptionList.OptionSelected)
+    def action_choose(self) -> None:
+        """Hands over the highlighted model with the draft."""
+        model = self._highlighted
+        if model is None:
+            return
+        if not self.draft:
+            self.query_one("#model-draft").focus()
+            return
+        self.dismiss(ModelChoice(model.target, self.draft))
+
+    def action_cancel(self) -> None:
+        """Hands over nothing."""
+        self.dismiss(None)
+
+    def action_move(self, step: int) -> None:
+        """Highlights the next one, or with -1 the one before."""
+        rows = self.query_one(OptionList)
+        if step > 0:
+            rows.action_cursor_down()
+        else:
+            rows.action_cursor_up()
+
+    @property
+    def draft(self) -> str:
+        """As it is chosen now; empty while another model is wanted and not named."""
+        kind = self.query_one("#model-draft-kind", ChoiceField).value
+        return self.query_one("#model-draft", Input).value.strip() if kind == OTHER_DRAFT else kind
+
+    @property
+    def _highlighted(self) -> ListedModel | None:
+        index = self.query_one(OptionList).highlighted
+        return None if index is None or index >= len(self._shown) else self._shown[index]
+
+    @work(group="models", exclusive=True)
+    async def _find_models(self) -> None:
+        self._list()
+        try:
+            self._models = tuple(await self._source.models())
+        except (OSError, OverstoryError) as error:
+            self._models, self._trouble = (), f"the models cannot be listed: {error}"
+        self._list(first=True)
+        self._estimate()
+
+    @work(group="estimates", exclusive=True)
+    async def _estimate(self) -> None:
+        targets = [model.target for model in self._models or () if model.weight_bytes is not None]
+        self._estimates = {}
+        self._is_estimating = bool(targets and self.draft)
+        self._list()
+        if not self._is_estimating:
+            return
+        try:
+            async with aclosing(self._source.estimates(targets, draft=self.draft)) as estimates:
+                async for estimate in estimates:
+                    self._estimates[estimate.folder] = estimate
+                    self._list()
+        except (OSError, OverstoryError) as error:
+            self._trouble = f"no estimates: {error}"
+        self._is_estimating = False
+        self._list()
+
+    def _list(self, *, first: bool = False) -> None:
+        """Writes the rows; the highlight stays on its model, or goes to the first."""
+        rows, before = self.query_one(OptionList), None if first else self._highlighted
+        shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value)
+        texts = [Content(self._row(model, rows.scrollable_content_region.width)) for model in shown]
+        if shown == self._shown and not first:
+            for index, text in enumerate(texts):  # in place, so that nobody's scrolling is undone
+                rows.replace_option_prompt_at_index(index, text)
+        else:
+            self._shown = shown
+            rows.clear_options().add_options(map(Option, texts))
+            rows.highlighted = (shown.index(before) if before in shown else 0) if shown else None
+        self._tell()
+
+    def _row(self, model: ListedModel, width: int) -> str:
+        is_waiting = self._is_estimating and model.weight_bytes is not None
+        return model_row(model, self._estimates.get(model.target), width=width, is_waiting=is_waiting)
+
+    def _tell(self) -> None:
+        model = self._highlighted
+        if self._models is None:
+            words = "looking for models…"
+        elif model is None:
+            words = "no model here; type a folder or a hub name"
+        else:
+            is_waiting = self._is_estimating and model.weight_bytes is not None
+            words = model_sentence(model, self._estimates, is_waiting=is_waiting)
+        self.query_one("#model-sentence", Static).update(
+            one_line(f"{self._trouble}; {words}" if self._trouble else words)
+        )

@@ -1,0 +1,135 @@
+"""Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down.
+
+Control characters that were pasted stay in the text but are drawn as signs, so that no terminal executes them. Knows
+neither commands nor what becomes of a prompt.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.prompt_history import PromptHistory
+
+_HIDDEN = {code: chr(0x2400 + code) for code in range(0x20) if code != 0x09} | {0x7F: "␡"}
+_REORDERING = {code: "�" for code in (*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+
+
+def same_width_signs(line: str) -> str:
+    """The line with one visible character in place of each that a terminal would act on; the length stays."""
+    return line.translate(_HIDDEN | _REORDERING)
+
+
+class PromptArea(TextArea):
+    """The prompt that is being written."""
+
+    DEFAULT_CLASSES = "prompt"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "Send", tooltip="Send the prompt to the model"),
+        Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
+        Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
+        Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
+        Binding("down", "newer_or_down", "Newer prompt", show=False, tooltip="In the last line: the prompt after"),
+    ]
+
+    class Sent(Message):
+        """The user wants the prompt to be answered or obeyed."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+            super().__init__()
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(
+            id=id,
+            soft_wrap=True,
+            tab_behavior="focus",
+            show_line_numbers=False,
+            highlight_cursor_line=False,
+            compact=True,
+            placeholder="Ask something, or / for commands",
+        )
+        self._history = PromptHistory()
+        self.completions: CompletionList | None = None
+
+    def set_history(self, prompts: Sequence[str]) -> None:
+        """Earlier prompts, oldest first, for up and down."""
+        self._history = PromptHistory(prompts)
+
+    def put(self, text: str) -> None:
+        """Show `text` instead of what is there, with the cursor at its end."""
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    def take(self) -> str:
+        """Hand over what was written; the area is empty afterwards and remembers it."""
+        text = self.text
+        self._history.add(text)
+        self.put("")
+        return text
+
+    def get_line(self, line_index: int) -> Text:
+        """A line as it is drawn."""
+        return Text(same_width_signs(self.document.get_line(line_index)), end="", no_wrap=True)
+
+    async def _on_key(self, event: events.Key) -> None:
+        """Do at once what a key is bound to here.
+
+        Else it would be done when the key has bubbled up to the app: behind letters that came together with it, as they
+        do while the screen is busy, so that a backspace took the letter typed after it.
+        """
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if await self.app.run_action(binding.action, self):
+                event.stop()
+                event.prevent_default()
+                return
+
+    def action_send(self) -> None:
+        """Hand the prompt over; what is typed from now on is another one."""
+        if self.text.strip():
+            self.post_message(self.Sent(self.take()))
+
+    def action_new_line(self) -> None:
+        """Begin another line at the cursor."""
+        self.insert("\n")
+
+    def action_complete(self) -> None:
+        """Take the highlighted completion; without one, go to the next widget."""
+        chosen = self.completions.chosen if self.completions is not None else None
+        if chosen is None:
+            self.screen.focus_next()
+        else:
+            self.put(chosen.text)
+
+    def action_older_or_up(self) -> None:
+        """In the first line as it is wrapped: the prompt before; else up."""
+        if self._is_completing and self.completions is not None:
+            self.completions.move(-1)
+        elif not self._is_on_first_wrapped_row():
+            self.action_cursor_up()
+        elif (older := self._history.older(self.text)) is not None:
+            self.put(older)
+
+    def action_newer_or_down(self) -> None:
+        """In the last line as it is wrapped: the prompt after; else down."""
+        if self._is_completing and self.completions is not None:
+            self.completions.move(1)
+        elif not self._is_on_last_wrapped_row():
+            self.action_cursor_down()
+        elif (newer := self._history.newer()) is not None:
+            self.put(newer)
+
+    @property
+    def _is_completing(self) -> bool:
+        return self.completions is not None and self.completions.display
+
+    def _is_on_first_wrapped_row(self) -> bool:
+        return self.wrapped_document.location_to_offset(self.cursor_location).y == 0
+
+    def _is_on_last_wrapped_row(self) -> bool:
+        return self.wrapped_document.location_to_offset(self.cursor_location).y == self.wrapped_document.height - 1
