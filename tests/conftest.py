@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from generator_ends import drained
-from sim_checks import SimChecks
 
 from runtime.engine.demo_model import obtain_demo_model
+from tests.support.generator_ends import drained
+from tests.support.sim_checks import SimChecks
 from tui.locations import cache_folder
 
 # On two busy cores, torch's own pool makes tiny models many times slower.

@@ -1,8 +1,8 @@
 """How much host memory the driver will pin, found out by a process of its own: one refusal poisons whoever meets it.
 
 The child pins 256 MiB after 256 MiB and reports each step in a line, so that even its death tells what it had been
-granted; the parent keeps four fifths of that. `python -m offload.pinning.pin_probe` is the child, and is of no use to people.
-Knows neither layers nor platforms.
+granted; the parent keeps four fifths of that. `python -m offload.pinning.pin_probe` is the child, and of no use to
+people. Knows neither layers nor platforms.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The engine's process: opens sessions and writes answers for the chat app, told and telling by JSON lines.
 
-Started as `python -m tui.chat.engine.engine_host`; requests come on stdin, reports go to stdout, and what libraries print
-goes to stderr, whose last lines the app shows if this process dies. It ends when its stdin does: no app, no engine.
-What goes wrong is told and survived; only a fault below Python, or the system, ends the process.
+Started as `python -m tui.chat.engine.engine_host`; requests come on stdin, reports go to stdout, and what libraries
+print goes to stderr, whose last lines the app shows if this process dies. It ends when its stdin does: no app, no
+engine. What goes wrong is told and survived; only a fault below Python, or the system, ends the process.
 """
 
 import os

@@ -1,0 +1,195 @@
+import re
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from huggingface_hub import errors as hub_errors
+
+from offload.checkpoint import hub_download
+from offload.checkpoint.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes, watch_download
+from offload.errors import CheckpointError
+from tests.support.generator_ends import drained
+
+CACHE = Path("/cache/hub")
+
+
+@dataclass
+class FakeHub:
+    """A hub with one model."""
+
+    files: list[HubFile] = field(default_factory=lambda: [HubFile("a", 90, False), HubFile("b", 10, False)])
+    listing_error: Exception | None = None
+    download_error: Exception | None = None
+    partial: int = 0
+    downloaded: list[str] = field(default_factory=list)
+    stored: list[int] = field(default_factory=lambda: [0])
+    is_looked_at: threading.Event = field(default_factory=threading.Event)
+
+    def list_files(self, name):
+        if self.listing_error is not None:
+            raise self.listing_error
+        return iter(self.files)
+
+    def download(self, name):
+        if self.download_error is not None:
+            raise self.download_error
+        self.downloaded.append(name)
+        return CACHE / name
+
+    def cache_folder(self):
+        return CACHE
+
+    def partial_bytes(self, name):
+        return self.partial
+
+    def stored_bytes(self, name):
+        if len(self.stored) == 1:
+            self.is_looked_at.set()
+        return self.stored[0] if len(self.stored) == 1 else self.stored.pop(0)
+
+
+class SlowHub(FakeHub):
+    """A hub whose download ends when its progress has been looked at."""
+
+    def download(self, name):
+        assert self.is_looked_at.wait(20)
+        return super().download(name)
+
+
+def download(hub, *, free):
+    return download_model("owner/name", hub=hub, free_bytes=lambda folder: free if folder == CACHE else None)
+
+
+def test_a_model_that_fits_exactly_is_downloaded():
+    hub = FakeHub()
+    assert download(hub, free=100) == CACHE / "owner/name"
+    assert hub.downloaded == ["owner/name"]
+
+
+def test_a_disk_one_byte_too_small_is_refused_before_anything_is_written():
+    hub = FakeHub([HubFile("a", 141 * 10**9, False)])
+    with pytest.raises(CheckpointError) as caught:
+        download(hub, free=87 * 10**9)
+    assert str(caught.value) == (
+        "the model owner/name could not be downloaded: it needs 141 GB more and 87.0 GB are free in /cache/hub; "
+        "free some, or set HF_HOME to a folder on a larger disk"
+    )
+    assert hub.downloaded == []
+    with pytest.raises(CheckpointError, match="needs 100 B more and 99 B are free"):
+        download(FakeHub(), free=99)
+
+
+def test_what_is_in_the_cache_already_needs_no_room():
+    assert download(FakeHub([HubFile("a", 90, True), HubFile("b", 10, False)]), free=10)
+    assert download(FakeHub(partial=90), free=10)
+    with pytest.raises(CheckpointError, match="needs 11 B more"):
+        download(FakeHub(partial=89), free=10)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), hub_errors.OfflineModeIsEnabled("x"), ValueError("x")])
+def test_a_hub_that_does_not_tell_sizes_is_tried_all_the_same(error):
+    """A complete copy may be in the cache."""
+    hub = FakeHub(listing_error=error)
+    assert download(hub, free=0) == CACHE / "owner/name"
+
+
+def test_a_disk_that_does_not_say_what_is_free_is_tried_all_the_same():
+    assert download(FakeHub(), free=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (hub_errors.LocalEntryNotFoundError("x"), "cannot be reached"),
+        (hub_errors.OfflineModeIsEnabled("x"), "cannot be reached"),
+        (hub_errors.HFValidationError("bad\nname"), r"HFValidationError: 'bad\\nname'"),
+        (ConnectionResetError("gone"), "ConnectionResetError"),
+    ],
+)
+def test_a_failed_download_is_one_sentence(error, expected):
+    with pytest.raises(CheckpointError, match="the model owner/name could not be downloaded") as caught:
+        download(FakeHub(listing_error=error, download_error=error), free=1000)
+    assert re.search(expected, str(caught.value)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(hub_errors.GatedRepoError, "grants access on request"), (hub_errors.RepositoryNotFoundError, "no such model")],
+)
+def test_gated_and_unknown_models_are_told_apart(kind, expected):
+    error = kind.__new__(kind)  # their constructors want a live response
+    with pytest.raises(CheckpointError, match=expected):
+        download(FakeHub(listing_error=error, download_error=error), free=1000)
+
+
+def test_the_real_hub_counts_and_downloads_the_same_files(monkeypatch, tmp_path):
+    """Only what a model needs: no pickle, no second format; and what the cache holds is known by the revision."""
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"]
+    wanted += ["merges.txt", "chat_template.jinja"]
+    unwanted = ["pytorch_model.bin", "x.pt", "modeling_x.py", "model.gguf", "consolidated.safetensors"]
+    unwanted += ["onnx/model.safetensors", "original/params.json"]
+    asked = {}
+
+    def model_info(self, name, *, files_metadata, timeout):
+        assert files_metadata and timeout <= 10
+        siblings = [SimpleNamespace(rfilename=file, size=len(file)) for file in [*wanted, *unwanted]]
+        return SimpleNamespace(sha="f" * 40, siblings=siblings)
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        asked.update(allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("f" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    blobs = tmp_path / "models--owner--name" / "blobs"
+    blobs.mkdir()
+    (blobs / "0a.incomplete").write_bytes(b"12345")
+    (blobs / "0b.12ab.incomplete").write_bytes(b"begun anew by the next attempt")
+    (blobs / "0c").write_bytes(b"whole")
+    hub = HuggingFaceHub()
+    assert list(hub.list_files("owner/name")) == [HubFile(name, len(name), name == "config.json") for name in wanted]
+    assert hub.partial_bytes("owner/name") == 5 and hub.partial_bytes("owner/other") == 0
+    assert hub.stored_bytes("owner/name") == 40 and hub.stored_bytes("owner/other") == 0
+    assert hub.download("owner/name") == tmp_path
+    assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *unwanted], **asked)) == wanted
+    missing = sum(map(len, wanted)) - len("config.json") - 5
+    assert download_model("owner/name", free_bytes=lambda _: missing) == tmp_path
+    with pytest.raises(CheckpointError, match=f"needs {missing} B more"):
+        download_model("owner/name", free_bytes=lambda _: missing - 1)
+
+
+def watched(hub):
+    return drained(watch_download("owner/name", hub=hub))
+
+
+def test_a_download_can_be_watched(monkeypatch):
+    """100 bytes, 30 of them here before; what another attempt left in the cache is no progress of this one."""
+    monkeypatch.setattr(hub_download, "_LOOKING_SECONDS", 0.001)
+    hub = SlowHub([HubFile("a", 30, True), HubFile("b", 70, False)], stored=[500, 500, 520, 900])
+    shown, folder = watched(hub)
+    assert folder == CACHE / "owner/name"
+    assert shown[:3] == [(30, 100), (50, 100), (100, 100)] and set(shown[3:]) <= {(100, 100)}
+
+
+def test_what_is_here_or_of_unknown_size_is_not_shown_as_progress():
+    assert watched(FakeHub([HubFile("a", 30, True)])) == ([], CACHE / "owner/name")
+    assert watched(FakeHub(listing_error=ValueError("x"))) == ([], CACHE / "owner/name")
+
+
+def test_a_watched_download_fails_as_an_unwatched_one():
+    with pytest.raises(CheckpointError, match=r"the model owner/name could not be downloaded: .*gone"):
+        watched(FakeHub(download_error=ConnectionResetError("gone")))
+
+
+def test_free_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
+    free = free_disk_bytes(tmp_path / "not" / "yet")
+    assert abs(free - shutil.disk_usage(tmp_path).free) < 10**9

@@ -1,0 +1,218 @@
+"""Registered after they are filled, in chunks, on one thread; a refusal leaves a mixture that works."""
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
+from offload.pinning.pinned_memory import CudaHostRegistrar, PinnedMemory, open_pinner, open_registrar
+from tests.support.fake_driver import FakeDriver, at_call
+from tests.support.pinned_slabs import CHUNK, PAGE, pin
+
+
+def registered(driver: FakeDriver, slab: torch.Tensor) -> list[tuple[int, int]]:
+    """(offset, bytes) of the ranges in a slab, in order."""
+    begin, end = slab.data_ptr(), slab.data_ptr() + slab.numel()
+    return sorted((address - begin, size) for address, size in driver.ranges.items() if begin <= address < end)
+
+
+def test_a_slab_is_registered_to_the_byte_and_only_once_it_is_filled() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slab = memory.allocate(5 * PAGE - 1)
+        assert slab.dtype == torch.uint8 and slab.shape == (5 * PAGE,) and slab.data_ptr() % PAGE == 0
+        memory.finish()
+        assert not memory.is_pinned(slab) and driver.ranges == {}
+        memory.filled(slab)
+        memory.finish()
+        assert memory.is_pinned(slab) and memory.refused is None
+        assert memory.pinned_bytes == 5 * PAGE
+        assert registered(driver, slab) == [(0, CHUNK), (CHUNK, PAGE)]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, PAGE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 33 * PAGE])
+def test_sizes_are_whole_pages_and_not_powers_of_two(num_bytes: int) -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        (slab,) = pin(memory, num_bytes)
+        expected = max(PAGE, -(-num_bytes // PAGE) * PAGE)
+        assert memory.pinned_bytes == driver.pinned_bytes == slab.numel() == expected
+        offsets = [offset for offset, _ in registered(driver, slab)]
+        assert offsets == list(range(0, expected, CHUNK))
+
+
+def test_a_gigabyte_is_the_usual_chunk() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None) as memory:
+        slab = memory.allocate((1 << 30) + PAGE)  # never touched, so no gigabyte is used
+        memory.filled(slab)
+        memory.finish()
+        assert registered(driver, slab) == [(0, 1 << 30), (1 << 30, PAGE)]
+
+
+def test_every_driver_call_comes_from_one_thread_which_is_not_the_callers() -> None:
+    """The error that a refusal leaves behind belongs to the thread that met it."""
+    driver = FakeDriver(capacity_bytes=3 * CHUNK)
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        pin(memory, CHUNK, 4 * CHUNK)
+    assert len(driver.thread_ids) == 1 and threading.get_ident() not in driver.thread_ids
+
+
+@pytest.mark.parametrize("refused_call", range(1, 10))
+def test_a_refusal_at_any_chunk_leaves_a_working_mixture(refused_call: int) -> None:
+    """Of three slabs of three chunks: all before it stay pinned, its own slab is undone, no later one is tried."""
+    driver = FakeDriver()
+    driver.before_call = at_call(refused_call, lambda: setattr(driver, "is_poisoned", True))
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = pin(memory, *[3 * CHUNK] * 3)
+        num_whole = (refused_call - 1) // 3
+        assert [memory.is_pinned(slab) for slab in slabs] == [index < num_whole for index in range(3)]
+        assert [len(registered(driver, slab)) for slab in slabs] == [
+            3 if index < num_whole else 0 for index in range(3)
+        ]
+        assert memory.pinned_bytes == driver.pinned_bytes == num_whole * 3 * CHUNK
+        assert driver.num_register_calls == refused_call
+        assert memory.refused is not None and "error 2, out of memory" in memory.refused
+        (late,) = pin(memory, CHUNK)
+        assert not memory.is_pinned(late) and driver.num_register_calls == refused_call
+        assert all(bool((slab == 1).all()) for slab in [*slabs, late])
+    assert driver.ranges == {}
+
+
+def test_the_refusal_is_one_sentence_with_what_was_pinned_before(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), PinnedMemory(FakeDriver(capacity_bytes=2 * CHUNK), None, CHUNK) as memory:
+        pin(memory, 2 * CHUNK, CHUNK)
+        expected = "the driver pinned 32.8 KB of host memory and then no more (error 2, out of memory)"
+        assert memory.refused == expected and caplog.messages == [expected]
+
+
+def test_a_driver_that_raises_has_refused() -> None:
+    def fail() -> None:
+        raise RuntimeError("the device\nfell off the bus")
+
+    driver = FakeDriver(before_call=at_call(2, fail))
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = pin(memory, CHUNK, CHUNK, CHUNK)
+        assert [memory.is_pinned(slab) for slab in slabs] == [True, False, False]
+        assert memory.refused is not None and "RuntimeError: the device fell off the bus" in memory.refused
+    assert driver.ranges == {}
+
+
+def test_the_budget_is_never_exceeded_and_its_rest_is_used() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, 5 * PAGE, CHUNK) as memory:
+        slabs = pin(memory, 3 * PAGE, 3 * PAGE, 2 * PAGE, PAGE)
+        assert [memory.is_pinned(slab) for slab in slabs] == [True, False, True, False]
+        assert memory.pinned_bytes == driver.pinned_bytes == 5 * PAGE
+        assert memory.refused is None  # nobody asked the driver for more
+
+
+def test_a_budget_of_nothing_asks_the_driver_for_nothing() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, 0, CHUNK) as memory:
+        pin(memory, PAGE)
+    assert driver.num_register_calls == 0
+
+
+def test_a_slab_reported_twice_is_registered_once() -> None:
+    driver = FakeDriver()
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        (slab,) = pin(memory, CHUNK)
+        memory.filled(slab)
+        memory.finish()
+        assert driver.num_register_calls == 1 and memory.pinned_bytes == CHUNK
+
+
+def test_memory_of_others_is_not_taken() -> None:
+    with PinnedMemory(FakeDriver(), None, CHUNK) as memory:
+        foreign = torch.zeros(PAGE, dtype=torch.uint8)
+        assert not memory.is_pinned(foreign)
+        with pytest.raises(ValueError, match="not allocated here"):
+            memory.filled(foreign)
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 1, -PAGE, PAGE + 1])
+def test_chunks_are_whole_pages(chunk_bytes: int) -> None:
+    with pytest.raises(ValueError, match="in whole pages"):
+        PinnedMemory(FakeDriver(), None, chunk_bytes)
+
+
+class FakeRuntime:
+    """What `torch.cuda.cudart()` returns, as far as it is used."""
+
+    def __init__(self, codes: list[int]) -> None:
+        self.codes = codes
+        self.calls: list[tuple[Any, ...]] = []
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        self.calls.append(("register", address, num_bytes, flags))
+        return self.codes.pop(0)
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", address))
+        return self.codes.pop(0)
+
+
+class NoDevice:
+    """Stands for `torch.cuda.device`, which needs a driver."""
+
+    entered: list[torch.device] = []  # noqa: RUF012
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        self.entered.append(self.device)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_the_real_registrar_hands_codes_back_and_clears_what_a_refusal_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime([0, 2, 0, 712])
+    launches: list[torch.device] = []
+
+    def launch(_: int, *, device: torch.device) -> None:
+        launches.append(device)
+        raise RuntimeError("CUDA error: out of memory")  # the refusal's, met by an innocent kernel
+
+    monkeypatch.setattr(NoDevice, "entered", [])
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    monkeypatch.setattr(torch, "ones", launch)
+    device = torch.device("cuda", 1)
+    registrar = CudaHostRegistrar(device)
+    assert [registrar.register(8192, 4096), registrar.register(16384, 4096)] == [0, 2]
+    assert launches == [device]
+    assert [registrar.unregister(8192), registrar.unregister(16384)] == [0, 712]
+    assert launches == [device, device]
+    assert runtime.calls == [
+        ("register", 8192, 4096, 1),
+        ("register", 16384, 4096, 1),
+        ("unregister", 8192),
+        ("unregister", 16384),
+    ]
+    assert NoDevice.entered == [device] * 4
+
+
+def test_each_kind_of_device_gets_its_way_of_pinning() -> None:
+    kinds: dict[str, type] = {"cpu": PageableMemory, "cuda": PinnedMemory, "xpu": AllocatorPinnedMemory}
+    for name, kind in kinds.items():
+        with open_pinner(torch.device(name), 123 * PAGE) as pinner:
+            assert type(pinner) is kind
+    assert isinstance(open_registrar(torch.device("cuda", 1)), CudaHostRegistrar)
+    assert open_registrar(torch.device("xpu")) is None
+
+
+def test_a_machine_without_the_driver_ends_with_pageable_slabs() -> None:
+    """torch raises where it was built without it, or finds no device."""
+    if torch.cuda.is_available():
+        pytest.skip("the driver is there")
+    pinner: HostPinner = open_pinner(torch.device("cuda"), None)
+    with pinner:
+        slab = pinner.allocate(PAGE)
+        pinner.filled(slab)
+        pinner.finish()
+        assert not pinner.is_pinned(slab) and pinner.refused is not None

@@ -1,0 +1,258 @@
+"""The files that come with the program are sound, name the source of every figure, and are found as people spell it."""
+
+import json
+import math
+import random
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiles import builtin_profiles
+from profiles.builtin_profiles import (
+    DEFAULT_PAIR_KEY,
+    builtin_machine,
+    builtin_machines,
+    builtin_pair,
+    builtin_pairs,
+)
+from profiles.errors import ProfileError
+from profiles.reference_figures import Figure
+from tests.support.paths import REFERENCE_TREES, ROOT
+
+FOLDER = ROOT / "profiles" / "builtin"
+
+
+def test_every_promised_machine_is_there() -> None:
+    assert list(builtin_machines()) == [
+        "l40",
+        "rtx-4090",
+        "rtx-4080-super",
+        "rtx-4070-ti",
+        "rtx-3090",
+        "rtx-4060-ti-16gb",
+        "rtx-5090",
+    ]
+    assert [machine.device_memory_bytes.value / 2**30 for machine in builtin_machines().values()] == [
+        *(48, 24, 16, 12, 24, 16, 32)
+    ]
+
+
+def test_only_two_links_were_measured_and_the_others_follow_from_one_of_them() -> None:
+    """What was not measured is 26 GB/s of the 31.5 of the RTX 4090, by lanes and generation, and says so."""
+    machines = builtin_machines()
+    measured = {key for key, machine in machines.items() if machine.link_bytes_per_second.is_measured}
+    assert measured == {"l40", "rtx-4090"}
+    assert machines["l40"].link_bytes_per_second.value == 24.9e9
+    share = 26e9 / machines["rtx-4090"].pcie.nominal_bytes_per_second
+    for machine in machines.values():
+        if machine.key != "l40":
+            expected = share * machine.pcie.nominal_bytes_per_second
+            assert machine.link_bytes_per_second.value == pytest.approx(expected, rel=1e-9)
+        if machine.key not in measured:
+            assert "not measured on this card" in machine.link_bytes_per_second.source
+
+
+def test_what_was_derived_from_a_data_sheet_is_what_follows_from_it() -> None:
+    """Cores * boost clock * 2 operations * 2 for tensor cores; pins * rate / 8."""
+    machines = builtin_machines()
+    for key, cores, clock in (
+        ("rtx-4090", 16384, 2.52e9),
+        ("rtx-4080-super", 10240, 2.55e9),
+        ("rtx-4070-ti", 7680, 2.61e9),
+        ("rtx-4060-ti-16gb", 4352, 2.535e9),
+    ):
+        assert machines[key].flops_per_second.value == pytest.approx(4 * cores * clock, rel=2e-3)
+    for key, rate, pins in (
+        ("l40", 18e9, 384),
+        ("rtx-4090", 21e9, 384),
+        ("rtx-4080-super", 23e9, 256),
+        ("rtx-4070-ti", 21e9, 192),
+        ("rtx-3090", 19.5e9, 384),
+        ("rtx-4060-ti-16gb", 18e9, 128),
+        ("rtx-5090", 28e9, 512),
+    ):
+        assert machines[key].memory_bytes_per_second.value == pytest.approx(rate * pins / 8, rel=1e-9)
+
+
+def test_the_default_pair_is_that_of_the_reference_trees() -> None:
+    pair = builtin_pairs()[DEFAULT_PAIR_KEY]
+    vector = pair.acceptance_near(0.6)
+    assert vector is not None and vector.temperature is None
+    assert list(vector.by_rank) == REFERENCE_TREES["llama3_70b_8b_cnn"]["acceptance"]
+    choice = REFERENCE_TREES["hardware_choice"]
+    assert pair.draft_step_seconds == Figure(choice["draft_step_seconds"], pair.draft_step_seconds.source, True)
+    assert pair.verify_seconds_by_size == {int(n): s for n, s in choice["verify_seconds_by_size"].items()}
+    assert (pair.machine_key, pair.target_shape, pair.draft_shape) == ("l40", "llama-3-70b", "llama-3-8b")
+
+
+def test_published_results_stand_with_their_pairs() -> None:
+    pairs = builtin_pairs()
+    rows = {
+        (key, row.system, row.machine_key, row.temperature): (row.tokens_per_pass, row.seconds_per_token, row.speedup)
+        for key, pair in pairs.items()
+        for row in pair.published
+    }
+    assert rows["llama-3-70b-8b", "Sequoia", "l40", 0.0] == (11.68, 0.60, 9.5)
+    assert rows["llama-3-70b-8b", "Sequoia", "l40", 0.6] == (11.37, 0.61, 9.3)
+    assert rows["llama-2-70b-7b-chat", "Sequoia", "l40", 0.0] == (10.30, 0.66, 8.6)
+    assert rows["llama-2-70b-7b", "Sequoia", "rtx-4090", 0.6] == (None, 0.57, None)
+    speeds = [row.tokens_per_second for row in pairs["llama-3.1-70b-awq-1b"].published]
+    assert speeds == [5.5, 6.1, 9.7]
+    greedy, sampled = pairs["qwen2.5-coder-1.5b-0.5b"].acceptance
+    assert (greedy.temperature, greedy.by_rank[0], sampled.temperature, sampled.by_rank[0]) == (0.0, 0.818, 1.0, 0.792)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "key"),
+    [
+        ("4090", "rtx-4090"),
+        ("rtx 4090", "rtx-4090"),
+        ("RTX4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("4090 24GB", "rtx-4090"),
+        ("4060ti", "rtx-4060-ti-16gb"),
+        ("RTX 4060 Ti 16 GB", "rtx-4060-ti-16gb"),
+        ("4080_super", "rtx-4080-super"),
+        ("l40", "l40"),
+        ("NVIDIA L40", "l40"),
+    ],
+)
+def test_a_machine_is_found_however_it_is_spelled(spelling: str, key: str) -> None:
+    assert builtin_machine(spelling).key == key
+
+
+def test_every_key_and_name_finds_its_own() -> None:
+    assert all(
+        builtin_machine(text) == machine
+        for machine in builtin_machines().values()
+        for text in (machine.key, machine.name, machine.name.upper(), f"NVIDIA GeForce {machine.name}")
+    )
+    assert all(builtin_pair(text) == pair for pair in builtin_pairs().values() for text in (pair.key, pair.name))
+    assert builtin_pair("Llama 3 70B/8B").key == DEFAULT_PAIR_KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("4080", "rtx-4080-super"),  # another card than the SUPER
+        ("RTX 4070 Ti SUPER", "rtx-4070-ti"),
+        ("4060 Ti 8 GB", "rtx-4060-ti-16gb"),
+        ("L40S", "l40"),
+        ("rtx 409O", "rtx-4090"),
+        ("RTX 4090 Laptop GPU", "rtx-4090"),
+    ],
+)
+def test_another_card_is_not_taken_for_a_near_one_but_the_near_one_is_named(name: str, near: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        builtin_machine(name)
+    message = str(caught.value)
+    hint, _, choices = message.partition("; choose one of ")
+    assert near in hint and choices == ", ".join(builtin_machines())
+
+
+@pytest.mark.parametrize("name", ["", " ", "rtx", "zzz", "显卡", "\x1b[31m\n" * 99])
+def test_a_name_that_is_near_nothing_gets_the_list(name: str) -> None:
+    for find, known in ((builtin_machine, builtin_machines()), (builtin_pair, builtin_pairs())):
+        with pytest.raises(ProfileError) as caught:
+            find(name)
+        message = str(caught.value)
+        assert "near it" not in message and message.endswith(f"; choose one of {', '.join(known)}")
+        assert "\n" not in message and "\x1b" not in message and len(message) < 500
+
+
+def test_the_files_are_packaged() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    (pattern,) = settings["profiles"]
+    packaged = sorted(path.name for path in (ROOT / "profiles").glob(pattern))
+    assert packaged == sorted(path.name for path in FOLDER.iterdir()) == ["machines.json", "pairs.json"]
+
+
+Place = tuple[str | int, ...]
+
+
+def places(value: object, path: Place = ()) -> Iterator[Place]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        yield from places(entry, (*path, key))
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files, which the program reads instead of its own."""
+    (tmp_path / "builtin").mkdir()
+    for file in FOLDER.iterdir():
+        (tmp_path / "builtin" / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(builtin_profiles.resources, "files", lambda _: tmp_path)
+    return tmp_path / "builtin"
+
+
+def refusal() -> str | None:
+    """What the program says to its files; None if it takes them."""
+    try:
+        builtin_pairs()
+    except ProfileError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("file_name", ["machines.json", "pairs.json"])
+def test_nonsense_at_any_place_of_a_file_is_named(copied: Path, file_name: str) -> None:
+    """300 places and kinds of nonsense drawn with seed 9, none of which could be meant."""
+    file = copied / file_name
+    whole = json.loads(file.read_text())
+    every = [place for place in places(whole) if place[-1] != "schema_version"]
+    generator = random.Random(9)
+    for _ in range(300):
+        *outer, last = generator.choice(every)
+        changed = json.loads(json.dumps(whole))
+        inner: Any = changed
+        for key in outer:
+            inner = inner[key]
+        inner[last] = generator.choice([{}, {"x": 1}, [[]], [None], -1, 10**400, math.nan])
+        file.write_text(json.dumps(changed))
+        message = refusal()
+        assert message is not None, (outer, last, inner[last])
+        assert message.startswith(f"the program's own file {file_name} is damaged: ") and "\n" not in message
+        assert message.endswith("; install overstory again") and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "it is not valid JSON"),
+        ("[]", "it does not hold a JSON object"),
+        ("{}", "schema_version is None; this program reads version 1"),
+        ('{"schema_version": 1}', "machines is missing"),
+        ('{"schema_version": 2, "machines": []}', "schema_version is 2"),
+    ],
+)
+def test_a_damaged_file_is_the_programs_own_fault_and_says_so(copied: Path, content: str, reason: str) -> None:
+    (copied / "machines.json").write_text(content)
+    message = refusal()
+    assert message is not None and f"the program's own file machines.json is damaged: {reason}" in message
+
+
+def test_a_missing_file_is_named(copied: Path) -> None:
+    (copied / "pairs.json").unlink()
+    message = refusal()
+    assert message is not None and "pairs.json is damaged: it cannot be read (No such file or directory)" in message
+
+
+def test_a_pair_of_a_machine_that_is_not_there_is_refused(copied: Path) -> None:
+    file = copied / "machines.json"
+    machines = json.loads(file.read_text())
+    machines["machines"] = [machine for machine in machines["machines"] if machine["key"] != "rtx-4070-ti"]
+    file.write_text(json.dumps(machines))
+    assert "llama-3.1-70b-awq-1b names the machine 'rtx-4070-ti', which is not there" in (refusal() or "")
+
+
+def test_a_key_that_stands_twice_is_refused(copied: Path) -> None:
+    file = copied / "machines.json"
+    machines = json.loads(file.read_text())
+    machines["machines"].append(machines["machines"][0])
+    file.write_text(json.dumps(machines))
+    assert "the key 'l40' stands twice" in (refusal() or "")

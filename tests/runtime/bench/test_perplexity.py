@@ -1,0 +1,120 @@
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from runtime.bench import perplexity
+from runtime.bench.perplexity import (
+    Perplexity,
+    PerplexityProgress,
+    streamed_perplexity,
+    text_request,
+    tokenize_text,
+    transformers_perplexity,
+)
+from runtime.errors import OptionError
+from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.session_factory import open_tiny, save_tiny_folder
+
+TEXT = "the cat and the dog, then one other thing: 12 hats in a pan"
+
+
+@pytest.fixture(autouse=True)
+def short_passes(monkeypatch):
+    """Several passes, and several turns of the head in each."""
+    monkeypatch.setattr(perplexity, "PREFILL_CHUNK_TOKENS", 12)
+    monkeypatch.setattr(perplexity, "_HEAD_ROWS", 5)
+
+
+def finish(steps) -> tuple[list[PerplexityProgress], Perplexity]:
+    *progress, result = steps
+    assert isinstance(result, Perplexity)
+    return progress, result
+
+
+def by_definition(folder: Path, token_ids: list[int]) -> float:
+    """The formula, over the whole text in one forward, in double precision."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        log_probs = model(torch.tensor([token_ids])).logits[0].to(torch.float64).log_softmax(dim=-1)
+    logs = [float(log_probs[i - 1, token_ids[i]]) for i in range(1, len(token_ids))]
+    return math.exp(-sum(logs) / len(logs))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "mistral"])
+def test_both_sides_give_what_the_formula_says(tmp_path: Path, kind: str) -> None:
+    folder = save_tiny_folder(tmp_path / "model", kind)
+    with open_tiny(folder, num_residents=1) as opened:
+        token_ids = tokenize_text(opened, TEXT)
+        progress, streamed = finish(streamed_perplexity(opened, token_ids))
+        _, again = finish(streamed_perplexity(opened, token_ids))
+        assert opened.session.engine.target.cache.num_cached == 0
+    _, whole = finish(transformers_perplexity(folder, token_ids))
+    expected = by_definition(folder, token_ids)
+    assert streamed.perplexity == again.perplexity == pytest.approx(expected, rel=1e-6)
+    assert whole.perplexity == pytest.approx(expected, rel=1e-6)
+    assert streamed.num_tokens == whole.num_tokens == len(token_ids) - 1
+    assert [event.num_done_tokens for event in progress] == [*range(12, len(token_ids), 12), len(token_ids)]
+    assert {event.num_tokens for event in progress} == {len(token_ids)}
+
+
+@pytest.mark.parametrize("num_tokens", [2, 12, 13, 24])
+def test_every_token_but_the_first_counts_whatever_the_passes(tmp_path: Path, num_tokens: int) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder) as opened:
+        token_ids = tokenize_text(opened, TEXT)[:num_tokens]
+        _, streamed = finish(streamed_perplexity(opened, token_ids))
+    assert streamed.num_tokens == num_tokens - 1
+    assert streamed.perplexity == pytest.approx(by_definition(folder, token_ids), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight_format", ["nf4", "int8"])
+def test_a_quantised_folder_is_measured_as_transformers_loads_it(tmp_path: Path, weight_format: str, capfd) -> None:
+    source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
+    save_tiny_tokenizer(source)
+    asked = PreparationRequest(model=str(source), output=tmp_path / "prepared", format=weight_format)
+    *_, prepared = prepare_model(asked)
+    assert isinstance(prepared, PreparedModel)
+    with open_tiny(source) as opened:
+        token_ids = tokenize_text(opened, TEXT)
+    capfd.readouterr()
+    _, whole = finish(transformers_perplexity(prepared.folder, token_ids))
+    assert capfd.readouterr() == ("", "")
+    assert whole.perplexity == pytest.approx(by_definition(prepared.folder, token_ids), rel=0.02)  # bf16 passes differ
+    assert whole.perplexity != pytest.approx(by_definition(source, token_ids), rel=1e-6)
+
+
+def test_the_libraries_speak_again_afterwards(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    level, has_bar = logging.getLogger("bitsandbytes").level, transformers_logging.is_progress_bar_enabled()
+    finish(transformers_perplexity(folder, [3, 4, 5]))
+    assert logging.getLogger("bitsandbytes").level == level
+    assert transformers_logging.is_progress_bar_enabled() == has_bar
+
+
+def test_a_text_too_short_or_too_long_is_a_sentence(tmp_path: Path) -> None:
+    with open_tiny(save_tiny_folder(tmp_path / "model"), context_tokens=16) as opened:
+        assert len(tokenize_text(opened, "a dog")) >= 2
+        with pytest.raises(OptionError, match="the text has 1 tokens; expected 2 to 16"):
+            tokenize_text(opened, "a")
+        with pytest.raises(OptionError, match="expected 2 to 16, which is what the context holds"):
+            tokenize_text(opened, TEXT)
+
+
+def test_a_text_is_tokenised_as_it_stands() -> None:
+    assert text_request(TEXT).is_raw
+    assert text_request(TEXT).prompt == TEXT
+
+
+def test_stopping_half_way_leaves_the_session_empty(tmp_path: Path) -> None:
+    with open_tiny(save_tiny_folder(tmp_path / "model")) as opened:
+        steps = streamed_perplexity(opened, tokenize_text(opened, TEXT))
+        next(steps)
+        assert opened.session.engine.target.cache.num_cached > 0
+        steps.close()
+        assert opened.session.engine.target.cache.num_cached == 0

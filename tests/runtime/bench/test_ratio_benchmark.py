@@ -1,0 +1,54 @@
+"""A link as slow as asked for, plain streaming on it, and trees beside it, on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.bench.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
+from runtime.engine_config import EngineConfig
+from runtime.errors import OptionError
+from tests.support.session_factory import CONTEXT_TOKENS, request, save_tiny_folder
+
+PROMPTS = [request(max_new_tokens=24), request("in the end", max_new_tokens=24)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=37)
+
+
+def config_of(folder: Path, **options: str) -> EngineConfig:
+    choices = {"draft": str(folder), "draft_format": "stored", "tree": "12x12"} | options
+    return EngineConfig(target=str(folder), context_tokens=CONTEXT_TOKENS, **choices)  # type: ignore[arg-type]
+
+
+def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path, tmp_path: Path) -> None:
+    """The target drafts for itself in a chain of 12: 12 tokens a pass, less what drafting takes."""
+    *steps, report = run_ratio_benchmark(
+        config_of(folder), PROMPTS, cache_folder=tmp_path, temperatures=(0.0,), steps_per_pass=40
+    )
+    assert isinstance(report, RatioReport)
+    assert report.runs == tuple(step for step in steps if isinstance(step, RatioRun))
+    assert report.steps_per_pass > 36  # the link is as slow as asked for, and the pass no faster
+    assert float(report.link.removesuffix("B/s")) == pytest.approx(
+        report.bytes_per_pass / (40 * report.draft_step_seconds), rel=0.01
+    )
+    run = report.runs[0]
+    assert run.tree == "12x12"
+    assert (run.num_tokens, run.tokens_per_round) == (48, 12.0)
+    assert run.published_speedup == 9.5
+    assert run.speedup == pytest.approx(report.plain_seconds_per_token / run.seconds_per_token)
+    assert 3 < run.speedup < 12.5
+    assert run.bound == "link"
+    assert json.loads(json.dumps(report.to_record()))["runs"][0]["tree"] == "12x12"
+
+
+def test_what_cannot_be_compared_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--draft none"):
+        next(run_ratio_benchmark(config_of(folder, draft="none"), PROMPTS, cache_folder=tmp_path))
+    with pytest.raises(OptionError, match="no prompt"):
+        next(run_ratio_benchmark(config_of(folder), [], cache_folder=tmp_path))
+    short = [request(max_new_tokens=2)]
+    with pytest.raises(OptionError, match="--max-new-tokens"):
+        list(run_ratio_benchmark(config_of(folder), short, cache_folder=tmp_path, steps_per_pass=1))

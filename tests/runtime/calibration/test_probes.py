@@ -1,0 +1,130 @@
+"""A real session's probes: what each times, what it holds, and that the session is free afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from profiles.machine_profile import PinBudgetSource
+from runtime.calibration import probes as probes_module
+from runtime.calibration.probes import SessionProbes
+from runtime.engine.assembly import OpenSession
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+
+LAYER_SECONDS = 0.01
+LINK = f"{40_000 / LAYER_SECONDS:.0f}B/s"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=2)
+
+
+def probes_of(opened: OpenSession, tmp_path: Path) -> SessionProbes:
+    return SessionProbes(opened, [request()], state_folder=tmp_path)
+
+
+def test_facts_are_those_of_the_session(folder: Path, tmp_path: Path) -> None:
+    with open_tiny(folder, draft=folder, num_residents=0) as opened:
+        probes = probes_of(opened, tmp_path)
+        pair, machine = probes.pair(), probes.machine()
+        assert (pair.cache_tokens, pair.context_tokens) == (opened.plan.capacity, 128)
+        assert pair.max_pass_tokens == 256
+        assert (pair.compute_dtype, pair.is_streamed, len(pair.prompt_tokens)) == ("float32", True, 1)
+        assert machine.device.device_type == "cpu"
+        assert machine.pin_budget_source is PinBudgetSource.NOT_LIMITED
+        assert machine.device_memory_bytes == machine.host_memory_bytes > 0
+
+
+def test_a_small_tree_and_context_limit_the_largest_pass(folder: Path, tmp_path: Path) -> None:
+    with open_tiny(folder, draft=folder, tree="6x3", context_tokens=40) as opened:
+        pair = probes_of(opened, tmp_path).pair()
+        assert pair.max_pass_tokens == pair.cache_tokens == 46
+
+
+def test_every_part_takes_time_and_leaves_the_session_as_good_as_new(folder: Path, tmp_path: Path) -> None:
+    with open_tiny(folder, draft=folder, num_residents=0, link=LINK, context_tokens=200) as opened:
+        expected = answer(opened, request())[1]
+        probes = probes_of(opened, tmp_path)
+        taken = [
+            probes.time_pass(3, 128),
+            probes.time_draft_step(3, 128),
+            probes.time_walk(1),
+            probes.time_walk(24),
+            *probes.time_streamed_pass(3, 128),
+            probes.time_copies(),
+        ]
+        assert min(taken) > 0
+        probes.begin_texts({0.0: 2, 1.0: 2})
+        assert len(probes.grow_texts()) == 3
+        assert answer(opened, request())[1] == expected
+
+
+def test_a_context_beyond_what_was_ever_seen_is_made_of_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots that nothing was written to hold whatever the memory held: NaN would make every kernel slow."""
+    with open_tiny(folder, draft=folder) as opened:
+        probes, target = probes_of(opened, tmp_path), opened.session.engine.target
+        probes.time_pass(1, 0)
+        for layer in target.cache.layers:
+            with torch.inference_mode():
+                layer.keys.fill_(torch.nan)
+                layer.values.fill_(torch.nan)
+        seen: list[bool] = []
+        run_pass = target.run_pass
+
+        def look(inputs):  # type: ignore[no-untyped-def]
+            hidden = run_pass(inputs)
+            seen.append(bool(torch.isfinite(hidden).all()))
+            return hidden
+
+        monkeypatch.setattr(target, "run_pass", look)
+        probes.time_pass(4, 100)
+        assert seen == [True]
+
+
+def test_copies_alone_are_timed_from_a_full_ring_to_a_full_ring(folder: Path, tmp_path: Path) -> None:
+    """Four layers over a link that needs 10 ms for each, whether the ring was full, empty or in between before."""
+    with open_tiny(folder, draft=folder, num_residents=0, link=LINK) as opened:
+        probes = probes_of(opened, tmp_path)
+        for _ in range(2):
+            assert probes.time_copies() == pytest.approx(4 * LAYER_SECONDS, rel=0.3)
+        computed, full_again = probes.time_streamed_pass(1, 16)
+        assert full_again == pytest.approx(4 * LAYER_SECONDS, rel=0.3)
+        assert computed < full_again
+
+
+def test_passes_over_zeros_do_not_wait_for_the_link(folder: Path, tmp_path: Path) -> None:
+    with open_tiny(folder, draft=folder, num_residents=0, link=LINK) as opened:
+        probes = probes_of(opened, tmp_path)
+        probes.time_pass(1, 16)
+        assert min(probes.time_pass(1, 16) for _ in range(5)) < LAYER_SECONDS
+
+
+def test_reads_go_through_the_files_and_links_end_where_memory_would(folder: Path, tmp_path: Path) -> None:
+    with open_tiny(folder, draft=folder) as opened:
+        probes = probes_of(opened, tmp_path)
+        read = probes.time_disk(1 << 16)
+        assert read is None or read > 0  # a file system without O_DIRECT has no figure
+        assert probes.time_disk(1 << 40) is None
+        copied = probes.time_link(1 << 16)
+        assert copied is not None and copied > 0
+        assert probes.time_link(2 * probes_module.COPY_BYTES) is None
+
+
+def test_a_buffered_session_has_no_disk_figure(folder: Path, tmp_path: Path) -> None:
+    """The page cache would answer."""
+    with open_tiny(folder, draft=folder, io="buffered") as opened:
+        assert probes_of(opened, tmp_path).time_disk(1 << 16) is None
+
+
+def test_memory_that_cannot_be_pinned_leaves_the_link_open(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> float:
+        raise RuntimeError("the driver refuses")
+
+    monkeypatch.setattr(probes_module, "measure_copy_rate", refuse)
+    with open_tiny(folder, draft=folder) as opened:
+        assert probes_of(opened, tmp_path).time_link(1 << 16) is None

@@ -1,0 +1,202 @@
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.emulated_link import EmulatedLink
+from offload.errors import BudgetError, LinkError
+from offload.layer_streamer import ResidentLayer
+from runtime.engine.assembly import load_session, open_session, plan_memory
+from runtime.engine_config import EngineConfig
+from runtime.errors import TokenizerMismatchError
+from runtime.planner.initial_plan import NO_PROFILE
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.profile_factory import PAIR
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_folder(tmp_path / "target", seed=37)
+
+
+def test_the_budget_is_never_exceeded_and_one_more_layer_would_not_fit(folder: Path) -> None:
+    with open_tiny(folder, draft="substitute", tree="8x4", num_residents=1) as opened:
+        accounting = opened.accounting
+        assert accounting.device_bytes <= accounting.budget_bytes
+        assert accounting.num_resident_layers == 1
+        assert accounting.num_disk_layers == 3
+        layer_bytes = accounting.resident_bytes
+        assert accounting.device_bytes + layer_bytes > accounting.budget_bytes
+
+
+def test_free_memory_is_filled_with_residents(folder: Path) -> None:
+    with open_tiny(folder) as opened:
+        assert all(isinstance(layer, ResidentLayer) for layer in opened.streamer.layers)
+        assert opened.accounting.streamed_bytes_per_pass == 0
+
+
+def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_path: Path) -> None:
+    draft = save_tiny_folder(tmp_path / "draft", "qwen2", seed=4)
+    texts, fixed_bytes = [], []
+    for draft_format in ("stored", "int8"):
+        with open_tiny(folder, draft=draft, tree="12x5", draft_format=draft_format) as opened:
+            texts.append(answer(opened, request())[1])
+            fixed_bytes.append(opened.accounting.fixed_bytes)
+    assert texts[0] == texts[1]
+    assert fixed_bytes[1] < fixed_bytes[0]
+
+
+def test_an_emulated_link_keeps_only_the_ring_on_the_device_and_layers_in_host_memory(folder: Path) -> None:
+    with open_tiny(folder, link="1GB/s") as opened:
+        assert isinstance(opened.link, EmulatedLink)
+        assert all(isinstance(layer, HostSource) for layer in opened.streamer.layers)
+        assert opened.accounting.num_host_layers == 4
+        finished, _ = answer(opened, request())
+    assert finished.statistics.bytes_streamed > 0
+
+
+def test_a_host_budget_splits_the_streamed_layers_between_memory_and_disk(folder: Path) -> None:
+    with open_tiny(folder, link="1GB/s", host_memory_bytes=90_000) as opened:
+        kinds = [type(layer) for layer in opened.streamer.layers]
+        assert kinds.count(HostSource) == 2
+        assert kinds.count(DiskSource) == 2
+        text = answer(opened, request())[1]
+    with open_tiny(folder) as resident:
+        assert answer(resident, request())[1] == text
+
+
+def test_a_budget_below_the_fixed_memory_is_refused_with_what_needs_it(folder: Path) -> None:
+    config = EngineConfig(target=str(folder), device_memory_bytes=1000, draft="none")
+    with (
+        pytest.raises(BudgetError, match="embeddings, norm and head") as caught,
+        open_session(config, target=folder),
+    ):
+        pass
+    assert "--device-memory" in str(caught.value)
+
+
+def test_a_draft_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    draft = save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "draft"), order_seed=3)
+    with pytest.raises(TokenizerMismatchError), open_tiny(folder, draft=draft):
+        pass
+
+
+def test_the_context_is_what_the_longest_request_needs(folder: Path) -> None:
+    requests = [request("the cat", max_new_tokens=5), request("the cat and the dog", max_new_tokens=40)]
+    config = EngineConfig(target=str(folder), draft="none")
+    with open_session(config, target=folder, requests=requests) as opened:
+        num_prompt = len(opened.session.format_prompt(requests[1]))
+        assert opened.session.engine.context_tokens == num_prompt + 41
+        assert answer(opened, requests[1])[0].finish_reason == "length"
+
+
+def test_the_context_never_exceeds_the_models_positions(folder: Path) -> None:
+    with open_tiny(folder, context_tokens=100_000) as opened:
+        assert opened.session.engine.context_tokens == 512
+
+
+@pytest.mark.parametrize("io", ["direct", "buffered", "auto"])
+def test_every_way_of_reading_gives_the_same_text(io: str, folder: Path) -> None:
+    with open_tiny(folder) as resident:
+        expected = answer(resident, request())[1]
+    try:
+        with open_tiny(folder, num_residents=0, io=io) as opened:
+            assert answer(opened, request())[1] == expected
+    except LinkError as error:  # a temporary folder in memory has no O_DIRECT; anything else is a failure
+        assert io == "direct"
+        assert "O_DIRECT" in str(error)
+
+
+@pytest.mark.parametrize("draft_format", ["int8", "nf4"])
+def test_a_substitute_may_share_the_layers_that_are_resident_anyway(folder: Path, draft_format: str) -> None:
+    """Two shared layers cost the draft nothing, and the text stays the target's own."""
+    with open_tiny(folder, num_residents=2) as plain:
+        expected = answer(plain, request())[1]
+    fixed = {}
+    for share_layers in (False, True):
+        settings: dict[str, Any] = {"draft_format": draft_format, "share_layers": share_layers}
+        with open_tiny(folder, draft="substitute", tree="12x5", **settings) as opened:
+            assert opened.accounting.num_resident_layers == 4
+            fixed[share_layers] = opened.accounting.fixed_bytes
+        with open_tiny(folder, draft="substitute", tree="12x5", link="1GB/s", **settings) as opened:
+            assert answer(opened, request())[1] == expected
+    labels = {entry.label: entry.num_bytes for entry in opened.plan.accounting.fixed}
+    assert fixed[False] - fixed[True] == labels[f"substitute draft ({draft_format})"]
+
+
+def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:
+    """The budget that holds one layer beside an int8 copy of all holds more when residents need no copy."""
+    config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=128, tree="8x4")
+    whole = plan_memory(config, target=folder)
+    budget = whole.fixed_bytes + int(3.9 * whole.resident_bytes / 4)
+    counts = []
+    for share_layers in (False, True):
+        limited = replace(config, share_layers=share_layers, device_memory_bytes=budget)
+        with open_session(limited, target=folder) as opened:
+            counts.append(opened.accounting.num_resident_layers)
+            assert opened.accounting.device_bytes <= budget
+            text = answer(opened, request())[1]
+    with open_tiny(folder) as plain:
+        assert answer(plain, request())[1] == text
+    assert counts[0] < counts[1]
+
+
+def test_a_load_says_how_far_it_is_and_ends_at_its_total(folder: Path) -> None:
+    config = EngineConfig(target=str(folder), context_tokens=64, draft_format="int8")
+    with ExitStack() as stack:
+        steps = list(load_session(config, stack, target=folder))
+    done = [step.num_done_bytes for step in steps]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == steps[-1].num_bytes
+    assert {step.what for step in steps} == {"embeddings, norm and head", "layers", "draft"}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 6])
+def test_a_load_can_be_given_up_at_any_step(folder: Path, num_steps: int) -> None:
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        loading = load_session(EngineConfig(target=str(folder), context_tokens=64), stack, target=folder)
+        for _ in range(num_steps):
+            next(loading)
+        loading.close()
+    assert threading.active_count() == threads
+
+
+def test_with_profiles_the_first_tree_is_planned_and_without_a_note_says_so(folder: Path) -> None:
+    config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=400, link="1MB/s")
+    with open_session(config, target=folder, profile=PAIR) as opened:
+        planner = opened.session.engine.planner
+        assert planner.choice is not None
+        assert planner.shape(max_levels=400) == planner.choice.shape()
+        assert planner.costs is not None
+        assert planner.costs.draft_step_seconds is not None
+        assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure
+        assert NO_PROFILE not in opened.notes
+    with open_session(config, target=folder) as opened:
+        assert opened.session.engine.planner.choice is None
+        assert opened.notes[-1] == NO_PROFILE
+
+
+def test_every_temperature_a_session_is_asked_at_is_planned_for(folder: Path) -> None:
+    with open_tiny(folder, draft="substitute", num_residents=0) as opened:
+        for temperature in (0.0, 1.0, 0.0):
+            answer(opened, request(temperature=temperature, max_new_tokens=6))
+        planner = opened.session.engine.planner
+        assert planner.costs is not None
+        assert planner.acceptance.shape[0] > 1
+        cold = planner.acceptance
+        planner.use_temperature(1.0)
+        assert (planner.acceptance != cold).any()
+
+
+def test_an_open_session_knows_which_layers_stay(folder: Path) -> None:
+    with open_tiny(folder, num_residents=2) as opened:
+        layers = opened.streamer.layers
+        assert all(isinstance(layers[index], ResidentLayer) for index in opened.resident_layers)
+        assert len(opened.resident_layers) == opened.accounting.num_resident_layers > 0

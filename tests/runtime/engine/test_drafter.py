@@ -1,0 +1,148 @@
+"""The drafter against plain forwards of the same draft model: every child must come from its own path's row."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from runtime.engine.drafter import Drafter
+from runtime.events import LevelDrafted
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.coupled import Coupled
+from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.greedy import Greedy
+from runtime.speculation.sampling import logits_to_probs, top_tokens
+from runtime.speculation.scheme import Place, RankingScheme
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from tests.support.session_factory import open_tiny, save_tiny_folder
+
+TEXT = [5, 17, 40, 8, 33]
+TOPOLOGY = TreeTopology.from_child_counts([3, 2, 0, 1, 1, 0, 0, 0])
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, verification="sequoia")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("models") / "draft", "qwen2", seed=4)
+
+
+@pytest.fixture
+def drafter(folder: Path) -> Iterator[Drafter]:
+    with open_tiny(folder, draft=folder, tree="8x4") as opened:
+        drafter = opened.session.engine.drafter
+        assert drafter is not None
+        yield drafter
+
+
+def grown(drafter: Drafter, text: list[int], params: SamplingParams) -> TokenTree:
+    *levels, tree = drafter.grow(text, TOPOLOGY, params=params, rng=np.random.default_rng(3))
+    assert isinstance(tree, TokenTree)
+    assert all(isinstance(level, LevelDrafted) for level in levels)
+    return tree
+
+
+def own_row(folder: Path, tokens: list[int]) -> np.ndarray:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([tokens])).logits[0, -1].numpy()
+
+
+def assert_children_are_the_rows_own(tree: TokenTree, folder: Path, text: list[int]) -> None:
+    for node in TOPOLOGY.expanded_nodes.tolist():
+        row = own_row(folder, text[:-1] + tree.path_token_ids(node).tolist())
+        children = tree.token_ids[list(TOPOLOGY.children(node))]
+        assert children.tolist() == top_tokens(row, len(children)).tolist()
+
+
+def test_greedy_children_are_the_most_likely_tokens_of_their_path(drafter: Drafter, folder: Path) -> None:
+    assert_children_are_the_rows_own(grown(drafter, TEXT, SamplingParams()), folder, TEXT)
+
+
+def test_drafting_goes_on_correctly_behind_an_accepted_path(drafter: Drafter, folder: Path) -> None:
+    """Path 0 -> 1 -> 4 -> 7 ends in a leaf that the draft has not run: it is fed with the next root."""
+    tree = grown(drafter, TEXT, SamplingParams())
+    drafter.commit([0, 1, 4, 7])
+    assert drafter.num_committed == len(TEXT) + 2
+    text = [*TEXT, *tree.token_ids[[1, 4, 7]].tolist(), 60]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert drafter.step_seconds[0][0] == 2
+
+
+def test_accepted_nodes_that_are_not_its_own_are_fed_with_the_next_root(drafter: Drafter, folder: Path) -> None:
+    tree = grown(drafter, TEXT, SamplingParams())
+    drafter.commit([0, 1, -1, -1])
+    assert drafter.num_committed == len(TEXT) + 1
+    text = [*TEXT, int(tree.token_ids[1]), 50, 51, 60]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
+def test_rejecting_everything_leaves_only_the_text(drafter: Drafter, folder: Path) -> None:
+    grown(drafter, TEXT, SamplingParams())
+    drafter.commit([0])
+    text = [*TEXT, 61]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
+def test_sampled_children_are_different_and_their_rows_are_kept(drafter: Drafter, folder: Path) -> None:
+    tree = grown(drafter, TEXT, SAMPLED)
+    assert set(tree.draft_probs) == set(TOPOLOGY.expanded_nodes.tolist())
+    for node, probs in tree.draft_probs.items():
+        row = own_row(folder, TEXT[:-1] + tree.path_token_ids(node).tolist())
+        np.testing.assert_allclose(probs, logits_to_probs(row, SAMPLED), atol=1e-5)
+        children = tree.token_ids[list(TOPOLOGY.children(node))]
+        assert len(set(children.tolist())) == len(children)
+
+
+def test_following_a_long_text_in_chunks_changes_nothing(drafter: Drafter, folder: Path) -> None:
+    text = [int(token) for token in np.random.default_rng(2).integers(3, 90, 30)]
+    drafter.follow(text, chunk_tokens=7)
+    assert drafter.num_committed == 28
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
+def test_leaves_are_never_run(drafter: Drafter) -> None:
+    grown(drafter, TEXT, SamplingParams())
+    widths = [width for width, _ in drafter.step_seconds]
+    assert widths == [len(TEXT), 2, 1]  # the root brings the text along; 2 and 5, 6, 7 have no children
+
+
+def test_rolling_back_forgets_a_shortened_text(drafter: Drafter, folder: Path) -> None:
+    grown(drafter, TEXT, SamplingParams())
+    drafter.commit([0, 1])
+    drafter.roll_back(3)
+    text = [*TEXT[:3], 70, 71]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.8)], ids=["greedy", "coupled"])
+def test_a_tree_in_context_has_every_nodes_own_best_candidates(
+    drafter: Drafter, folder: Path, params: SamplingParams
+) -> None:
+    """Wherever and in whichever step a node was run, its children are the first of its own path's row."""
+    scheme: RankingScheme = Greedy() if params.is_greedy else Coupled(3)
+    limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, least_lead=1.0, max_run=7)
+    *levels, tree = drafter.grow_in_context(TEXT, limits, params=params, scheme=scheme, spread=0.5)
+    assert isinstance(tree, TokenTree)
+    assert tree.root_position == len(TEXT) - 1
+    assert tree.topology.num_nodes == 8
+    assert [level.width for level in levels] == [1, 2, 2, 2]
+    for node in tree.topology.expanded_nodes.tolist():
+        path = tree.path_token_ids(node).tolist()
+        children = tree.token_ids[list(tree.topology.children(node))]
+        place = Place(params, len(TEXT) - 1 + len(path), tuple(path[1:]))
+        ranked = scheme.rank(own_row(folder, TEXT[:-1] + path), len(children), place)
+        assert children.tolist() == ranked.token_ids.tolist()
+
+
+def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
+    limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
+    *_, tree = drafter.grow_in_context(TEXT, limits, params=SamplingParams(), scheme=Greedy())
+    assert isinstance(tree, TokenTree)
+    path = tree.topology.path(tree.topology.num_nodes - 1)  # a deepest leaf, run or not
+    drafter.commit(path)
+    assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
+    text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]
+    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)

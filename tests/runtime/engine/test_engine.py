@@ -1,0 +1,256 @@
+"""Whole rounds on tiny random models: greedy speculative text is the target's own text, whatever the tree and ring."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from runtime.engine.assembly import OpenSession
+from runtime.engine.engine import Engine, verify_input
+from runtime.events import LevelDrafted, PassVerified, PrefillProgress, TokensAccepted
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from tests.support.model_factory import save_tiny_model
+from tests.support.session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
+
+PROMPT = [5, 17, 40, 8, 33]
+NUM_TOKENS = 40
+GREEDY = SamplingParams()
+TIE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_target_and_drafts(tmp_path_factory.mktemp("models"))
+
+
+def greedy_reference(folder: Path, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
+    """transformers' greedy tokens and, for each, the gap between the two largest logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    text, gaps = list(prompt), []
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            best = model(torch.tensor([text])).logits[0, -1].topk(2)
+            text.append(int(best.indices[0]))
+            gaps.append(float(best.values[0] - best.values[1]))
+    return text[len(prompt) :], gaps
+
+
+def accepted_tokens(engine: Engine, num_tokens: int, *, prompt: Sequence[int] = PROMPT, seed: int = 0) -> list[int]:
+    """Decode until there are enough tokens, and cut."""
+    tokens: list[int] = []
+    rounds = engine.generate(prompt, GREEDY, np.random.default_rng(seed))
+    for event in rounds:
+        if isinstance(event, TokensAccepted):
+            tokens += event.token_ids
+            if len(tokens) >= num_tokens:
+                break
+    rounds.close()
+    return tokens[:num_tokens]
+
+
+def assert_same_text(found: list[int], folder: Path, prompt: Sequence[int] = PROMPT) -> None:
+    """Equal token for token, unless the first difference is a float tie."""
+    expected, gaps = greedy_reference(folder, prompt, len(found))
+    for position, (token, wanted) in enumerate(zip(found, expected, strict=True)):
+        if token != wanted:
+            assert gaps[position] < TIE, f"token {position} differs, and the gap is {gaps[position]}"
+            return
+
+
+@pytest.mark.parametrize("tree", ["2x2", "7x7", "16x4", "33x12", "auto"])
+@pytest.mark.parametrize("draft", ["perfect", "unrelated", "substitute"])
+def test_greedy_text_is_the_targets_own(draft: str, tree: str, folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders.get(draft, draft), tree=tree, num_residents=0) as opened:
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"])
+
+
+@pytest.mark.parametrize("num_residents", [None, 0, 1])
+@pytest.mark.parametrize("ring_slots", [2, 3])
+def test_neither_ring_nor_budget_changes_the_text(
+    ring_slots: int, num_residents: int | None, folders: dict[str, Path]
+) -> None:
+    settings = {"ring_slots": ring_slots, "num_residents": num_residents}
+    if num_residents and ring_slots == 3:
+        settings["num_residents"] = 0  # one more resident, and everything would fit
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="12x5", **settings) as opened:
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_sliding_windows_survive_speculation(kind: str, tmp_path: Path) -> None:
+    """The answer is longer than the window, so committed text leaves it while trees stand on it."""
+    folder = save_tiny_folder(tmp_path / kind, kind)
+    with open_tiny(folder, draft="substitute", tree="12x5", num_residents=0) as opened:
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folder)
+
+
+def test_a_perfect_draft_is_accepted_to_the_last_level(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="6x6") as opened:
+        events = list_events(opened, num_rounds=4)
+    accepted = [event.num_accepted for event in events if isinstance(event, PassVerified)]
+    assert accepted == [6, 6, 6, 6]
+
+
+def list_events(opened: OpenSession, *, num_rounds: int, prompt: Sequence[int] = PROMPT) -> list[object]:
+    events: list[object] = []
+    rounds = opened.session.engine.generate(prompt, GREEDY, np.random.default_rng(0))
+    for event in rounds:
+        events.append(event)
+        num_rounds -= isinstance(event, TokensAccepted)
+        if num_rounds == 0:
+            break
+    rounds.close()
+    return events
+
+
+def test_a_round_is_drafted_level_by_level_then_verified_then_accepted(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="4x4") as opened:
+        kinds = [type(event) for event in list_events(opened, num_rounds=1)]
+    assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, PassVerified, TokensAccepted]
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
+    prompt = [int(token) for token in np.random.default_rng(5).integers(3, 90, 18)]
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        events = list_events(opened, num_rounds=1, prompt=prompt)
+        done = [event.num_done_tokens for event in events if isinstance(event, PrefillProgress)]
+        assert done == [4, 8, 12, 16]
+        assert_same_text(accepted_tokens(opened.session.engine, 20, prompt=prompt), folders["target"], prompt)
+
+
+def test_the_draft_reads_a_long_prompt_along_with_the_target(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        engine = opened.session.engine
+        assert engine.drafter is not None
+        read = []
+        with closing(engine.generate(list(range(3, 21)), GREEDY, np.random.default_rng(0))) as events:
+            while isinstance(next(events), PrefillProgress):
+                read.append(engine.drafter.num_committed)
+        assert read == [0, 4, 8, 12]
+
+
+def every_event(tree: str, folders: dict[str, Path]) -> Iterator[int]:
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree=tree) as opened:
+        yield from range(1, len(list_events(opened, num_rounds=3)) + 1)
+
+
+def test_stopping_at_any_event_rolls_both_caches_back(folders: dict[str, Path]) -> None:
+    """After a stop anywhere, decoding goes on from the text as if nothing had been in flight."""
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        engine = opened.session.engine
+        assert engine.drafter is not None
+        for num_events in every_event("9x4", folders):
+            engine.truncate(0)
+            rounds = engine.generate(PROMPT, GREEDY, np.random.default_rng(0))
+            for _ in range(num_events):
+                next(rounds)
+            rounds.close()
+            assert engine.target.cache.num_cached == engine.num_committed <= len(engine.text) - 1
+            assert engine.drafter.num_committed <= len(engine.text)
+            text = list(engine.text)
+            assert_same_text(accepted_tokens(engine, 12, prompt=text), folders["target"], text)
+
+
+def test_a_failing_pass_leaves_the_engine_ready(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        engine = opened.session.engine
+        accepted_tokens(engine, 3)
+        text = list(engine.text)
+        monkeypatch.setattr(opened.streamer, "acquire", _raise_os_error)
+        with pytest.raises(OSError, match="gone"):
+            list(engine.generate(text, GREEDY, np.random.default_rng(0)))
+        monkeypatch.undo()
+        assert_same_text(accepted_tokens(engine, 12, prompt=text), folders["target"], text)
+
+
+def _raise_os_error(layer_index: int) -> torch.Tensor:
+    raise OSError("gone")
+
+
+def test_the_context_ends_decoding_without_overflow(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="6x6", context_tokens=17) as opened:
+        engine = opened.session.engine
+        list(engine.generate(PROMPT, GREEDY, np.random.default_rng(0)))
+        assert len(engine.text) == 17
+        assert_same_text(engine.text[len(PROMPT) :], folders["target"])
+
+
+def test_a_common_prefix_is_not_computed_again(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4") as opened:
+        engine = opened.session.engine
+        accepted_tokens(engine, 10)
+        prompt = [*engine.text[:12], 44, 45]
+        engine.set_text(prompt)
+        assert engine.num_committed == 12
+        assert_same_text(accepted_tokens(engine, 10, prompt=prompt), folders["target"], prompt)
+
+
+def test_sampling_is_reproducible_by_seed(folders: dict[str, Path]) -> None:
+    params = SamplingParams(temperature=1.0, top_p=0.9, verification="sequoia")
+    texts = []
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4") as opened:
+        for seed in (1, 1, 2):
+            rounds = opened.session.engine.generate(PROMPT, params, np.random.default_rng(seed))
+            tokens: list[int] = []
+            while len(tokens) < 20:
+                event = next(rounds)
+                tokens += event.token_ids if isinstance(event, TokensAccepted) else ()
+            rounds.close()
+            texts.append(tokens[:20])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_draft_with_fewer_padding_rows_can_serve(tmp_path: Path) -> None:
+    """Vocabulary sizes differ between members of one family; only the strings must agree."""
+    target = save_tiny_folder(tmp_path / "target")
+    for size in (128, 91):
+        draft = save_tiny_model("llama", tmp_path / str(size), vocab_size=size)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (draft / name).write_bytes((target / name).read_bytes())
+        with open_tiny(target, draft=draft, tree="9x4") as opened:
+            assert_same_text(accepted_tokens(opened.session.engine, 20), target)
+
+
+def test_verify_input_places_the_tree_behind_the_text() -> None:
+    tree = TokenTree(TreeTopology.from_child_counts([2, 1, 0, 0]), np.array([9, 11, 12, 13]))
+    inputs = verify_input([7, 8, 9], tree, num_cached=1)
+    assert inputs.token_ids.tolist() == [8, 9, 11, 12, 13]
+    assert inputs.positions.tolist() == [1, 2, 3, 3, 4]
+    assert inputs.key_positions.tolist() == [0, 1, 2, 3, 3, 4]
+    assert inputs.visible.astype(int).tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [1, 1, 1, 1, 0, 1],
+    ]
+
+
+def test_every_round_tells_its_tree_and_the_path_that_was_accepted(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["target"], draft=folders["perfect"], tree="12x4") as opened:
+        events = []
+        rounds = opened.session.engine.generate(PROMPT, GREEDY, np.random.default_rng(0))
+        for event in rounds:
+            events.append(event)
+            if isinstance(event, TokensAccepted):
+                break
+        rounds.close()
+    *_, verified, _ = events
+    assert isinstance(verified, PassVerified)
+    assert len(verified.parents) == verified.num_nodes == 12
+    assert TreeTopology(np.array(verified.parents)).num_levels == 4
+    assert len(verified.path) == verified.num_accepted == 4  # it drafts for itself
+    assert verified.path[0] == 0
+    steps = zip(verified.path, verified.path[1:], strict=False)
+    assert all(verified.parents[child] == parent for parent, child in steps)

@@ -1,0 +1,125 @@
+"""Answers end exactly where plain decoding would end, also in the middle of an accepted path."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.engine.assembly import OpenSession
+from runtime.engine.session import Session, format_prompt
+from runtime.errors import OptionError
+from runtime.events import Finished, TextDelta, TokensAccepted
+from runtime.prompts.prompt_file import Message, PromptRequest
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+
+SEED = 37
+"""A random model whose greedy answer is varied and meets no end token for 100 tokens."""
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSession]:
+    """A target that drafts for itself: every path is accepted to its end, so ends fall inside of it."""
+    folder = save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=SEED)
+    with open_tiny(folder, draft=folder, tree="8x8") as opened:
+        yield opened
+
+
+def answer_tokens(opened: OpenSession) -> list[int]:
+    return answer(opened, request())[1]
+
+
+def test_the_token_limit_cuts_an_accepted_path(opened: OpenSession) -> None:
+    whole = answer_tokens(opened)
+    for limit in range(1, 20):
+        finished, tokens = answer(opened, request(max_new_tokens=limit))
+        assert tokens == whole[:limit]
+        assert finished.finish_reason == "length"
+        assert finished.statistics.new_tokens == limit
+
+
+def test_an_end_token_ends_the_answer_and_is_not_part_of_the_text(opened: OpenSession) -> None:
+    whole = answer_tokens(opened)
+    session = Session(opened.session.engine, opened.session._tokenizer, end_token_ids=[whole[10]])
+    first = whole.index(whole[10])
+    *_, finished = session.generate(request())
+    assert isinstance(finished, Finished)
+    assert finished.finish_reason == "stop"
+    assert finished.statistics.new_tokens == first + 1  # the end token counts, it cost a step
+    assert session.engine.text[finished.statistics.prompt_tokens :] == whole[:first]
+
+
+def test_a_stop_string_ends_the_answer_before_it(opened: OpenSession) -> None:
+    text = answer(opened, request())[0].text
+    stop = text[7:10]
+    finished, _ = answer(opened, request(stop=(stop,)))
+    assert finished.text == text[: text.index(stop)]
+    assert finished.finish_reason == "stop"
+
+
+def test_the_context_ends_the_answer(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "target", seed=SEED)
+    with open_tiny(folder, draft=folder, tree="8x8", context_tokens=30) as small:
+        finished, tokens = answer(small, request(max_new_tokens=100))
+    assert finished.finish_reason == "context"
+    assert len(tokens) + finished.statistics.prompt_tokens == 30
+
+
+def test_a_prompt_longer_than_the_context_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "target", seed=SEED)
+    with open_tiny(folder, context_tokens=8) as small, pytest.raises(OptionError, match="--context"):
+        list(small.session.generate(request("a prompt that is far too long for this")))
+
+
+def test_text_deltas_join_to_the_text(opened: OpenSession) -> None:
+    events = list(opened.session.generate(request(stop=("zz",))))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == finished.text
+
+
+def test_caches_are_consistent_after_every_kind_of_end(opened: OpenSession) -> None:
+    """The next answer is what a fresh session gives."""
+    expected = answer_tokens(opened)
+    text = answer(opened, request())[0].text
+    for params in ({"max_new_tokens": 5}, {"stop": (text[7:10],)}, {"max_new_tokens": 1}):
+        answer(opened, request(**params))
+        assert answer_tokens(opened) == expected
+
+
+def test_closing_an_answer_early_leaves_the_session_ready(opened: OpenSession) -> None:
+    expected = answer_tokens(opened)
+    events = opened.session.generate(request())
+    while not isinstance(next(events), TokensAccepted):
+        pass
+    events.close()
+    assert answer_tokens(opened) == expected
+
+
+def test_statistics_add_up(opened: OpenSession) -> None:
+    statistics = answer(opened, request(max_new_tokens=20))[0].statistics
+    assert statistics.rounds == 3
+    assert statistics.decode_tokens == 12
+    assert statistics.prefill_seconds > 0
+    assert statistics.decode_seconds >= statistics.draft_seconds + statistics.verify_seconds > 0
+    assert statistics.tokens_per_round == pytest.approx(20 / 3)
+
+
+def test_the_chat_template_is_applied_to_messages_and_not_to_raw_prompts(opened: OpenSession) -> None:
+    tokenizer = opened.session._tokenizer
+    chat = PromptRequest(id="1", messages=(Message("user", "the cat"),))
+    assert tokenizer.decode(format_prompt(tokenizer, chat)) == "<|user|>the cat</s><|assistant|>"
+    assert tokenizer.decode(format_prompt(tokenizer, request("the cat"))) == "the cat"
+
+
+def test_prompts_that_cannot_be_formatted_are_option_errors(opened: OpenSession) -> None:
+    tokenizer = opened.session._tokenizer
+    with pytest.raises(OptionError, match="no token"):
+        format_prompt(tokenizer, request(""))
+    chat = PromptRequest(id="1", messages=(Message("user", "the cat"),))
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    with pytest.raises(OptionError, match="--raw"):
+        format_prompt(tokenizer, chat)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(OptionError, match="roles must alternate"):
+        format_prompt(tokenizer, chat)
+    tokenizer.chat_template = template

@@ -1,0 +1,97 @@
+"""What is decided before anything is read: device, dtype, budgets, and where every layer goes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offload.device_selection import DeviceMemory
+from offload.errors import BadInputError, BudgetError
+from offload.residency_plan import Tier
+from runtime.engine import session_plan
+from runtime.engine.session_plan import SessionPlan
+from runtime.engine_config import EngineConfig
+from tests.support.session_factory import save_tiny_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_folder(tmp_path / "target", dtype=torch.bfloat16)
+
+
+def build(folder: Path, **settings: Any) -> SessionPlan:
+    config = EngineConfig(**({"target": str(folder), "draft": "none", "context_tokens": 64} | settings))
+    return SessionPlan.build(config, target=folder, draft=None, requests=())
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch had a device with 300 MB free; no tensor is ever put there by a plan."""
+    monkeypatch.setattr(session_plan, "select_device", lambda text: torch.device("xpu", 0))
+    monkeypatch.setattr(session_plan, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
+
+
+def test_on_a_processor_matmuls_are_float32_and_everything_free_is_filled(folder: Path) -> None:
+    plan = build(folder, device="cpu")
+    assert (plan.device, plan.dtype, plan.is_host) == (torch.device("cpu"), torch.float32, True)
+    assert set(plan.residency.tiers) == {Tier.RESIDENT}
+    assert not plan.has_stages
+
+
+def test_on_an_accelerator_matmuls_run_in_the_stored_type(folder: Path, accelerator: None) -> None:
+    assert build(folder).dtype == torch.bfloat16
+    assert build(folder, compute_dtype="float32").dtype == torch.float32
+
+
+def test_an_accelerators_budget_is_what_it_has_free_less_a_reserve(folder: Path, accelerator: None) -> None:
+    assert build(folder).accounting.budget_bytes == 300_000_000 - (192 << 20) - int(0.03 * 300_000_000)
+
+
+def test_an_accelerator_that_does_not_say_needs_a_budget(
+    folder: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_plan, "device_memory", lambda device: None)
+    with pytest.raises(BudgetError, match="does not say how much memory is free; give --device-memory"):
+        build(folder)
+    assert build(folder, device_memory_bytes=10**9).accounting.budget_bytes == 10**9
+
+
+def test_what_an_accelerator_cannot_hold_waits_in_host_memory(folder: Path, accelerator: None) -> None:
+    plan = build(folder, device_memory_bytes=0)
+    assert set(plan.residency.tiers) == {Tier.HOST}
+    assert not plan.has_stages
+
+
+def test_what_host_memory_cannot_hold_passes_through_stages(folder: Path, accelerator: None) -> None:
+    plan = build(folder, device_memory_bytes=0, host_memory_bytes=0)
+    assert set(plan.residency.tiers) == {Tier.DISK}
+    assert plan.has_stages
+    assert plan.accounting.stage_bytes == 2 * max(plan.residency.layer_bytes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_stages"),
+    [
+        ({"host_memory_bytes": 0}, False),  # the emulated link is then the disk itself, slowed down
+        ({"host_memory_bytes": 0, "disk_link": "1GB/s"}, True),
+        ({"host_memory_bytes": 40_000}, True),
+        ({}, False),
+    ],
+)
+def test_an_emulated_link_has_stages_where_a_disk_is_behind_it(
+    folder: Path, settings: dict[str, Any], has_stages: bool
+) -> None:
+    assert build(folder, device="cpu", link="1GB/s", **settings).has_stages == has_stages
+
+
+def test_a_device_that_is_not_here_is_refused_before_any_folder_is_opened() -> None:
+    config = EngineConfig(device="nosuch:0")
+    with pytest.raises(BadInputError, match="there is no device of type 'nosuch' here"):
+        SessionPlan.build(config, target=Path("/nowhere"), draft=None, requests=())
+
+
+def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, accelerator: None) -> None:
+    settings = {"draft": "substitute", "draft_format": "int8", "device_memory_bytes": 10**9}
+    assert build(folder, **settings).max_nodes == 1024
+    assert build(folder, **settings, tree="16x4").max_nodes == 16

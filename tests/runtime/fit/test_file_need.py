@@ -1,0 +1,111 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.errors import BudgetError
+from runtime.engine.assembly import plan_memory
+from runtime.engine.session_plan import DEFAULT_MAX_NODES
+from runtime.engine_config import EngineConfig
+from runtime.fit.file_need import layer_formats, need_of_files
+from runtime.fit.memory_fit import MachineMemory, place
+from runtime.model.model_loader import ModelFiles
+from tests.runtime.fit.test_model_shape import TINY
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_tokenizer(save_tiny_model("llama", tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return save_tiny_tokenizer(save_tiny_model("qwen2", tmp_path_factory.mktemp("qwen2"), dtype=torch.bfloat16))
+
+
+def need_of(config, target, draft=None, context_tokens=64):
+    return need_of_files(
+        config,
+        ModelFiles.open(target),
+        None if draft is None else ModelFiles.open(draft),
+        compute_dtype=torch.float32,
+        context_tokens=context_tokens,
+        max_nodes=DEFAULT_MAX_NODES,
+    )
+
+
+@pytest.mark.parametrize("draft", ["none", "substitute", "int8", "stored"])
+def test_the_fixed_memory_is_what_a_session_plans(folder, qwen, draft):
+    """The check must not refuse what a session accepts, or the other way round."""
+    is_separate = draft in ("int8", "stored")
+    config = EngineConfig(
+        draft="x/y" if is_separate else draft, draft_format=draft if is_separate else "int8", context_tokens=64
+    )
+    planned = plan_memory(config, target=folder, draft=qwen if is_separate else None)
+    need = need_of(config, folder, qwen if is_separate else None)
+    assert need.fixed_entries() == planned.fixed
+    assert need.fixed_bytes == planned.fixed_bytes
+
+
+def test_only_matrices_are_quantised(qwen):
+    """qwen2 has biases beside its norms; both stay as they are stored."""
+    layouts = ModelFiles.open(qwen).slabs.layouts
+    stored, int8, nf4 = layer_formats(layouts)
+    assert (stored.name, int8.name, nf4.name) == ("bfloat16", "int8", "nf4")
+    assert stored.layer_bytes == tuple(layout.slab_bytes for layout in layouts)
+    for layout, as_int8, as_nf4 in zip(layouts, int8.layer_bytes, nf4.layer_bytes, strict=True):
+        vectors = sum(t.shape[0] * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) == 1)
+        assert vectors == 2 * (32 + 32 + 32 + 16 + 16)
+        matrices = [t.shape for t in layout.tensors if len(t.shape) == 2]
+        assert len(matrices) == 7
+        exact_int8 = sum(map(int8_rows_bytes, matrices)) + vectors
+        exact_nf4 = sum(map(nf4_bytes, matrices)) + vectors
+        assert as_int8 - 4096 < exact_int8 <= as_int8
+        assert as_nf4 - 4096 < exact_nf4 <= as_nf4
+
+
+def test_a_format_that_is_not_smaller_is_no_choice(folder, tmp_path):
+    """The tables of tiny NF4 matrices outweigh what their bits save; nothing is proposed that would not help."""
+    small = save_tiny_model("llama", tmp_path, dtype=torch.bfloat16, hidden_size=8, intermediate_size=8, head_dim=2)
+    names = [layers.name for layers in layer_formats(ModelFiles.open(small).slabs.layouts)]
+    assert names[0] == "bfloat16" and "nf4" not in names
+    assert next(layers.name for layers in layer_formats(ModelFiles.open(folder).slabs.layouts)) == "float32"
+
+
+def test_a_shape_needs_what_the_folder_of_that_shape_needs(folder):
+    """The made-up shape is the tiny llama's, so both ways to a need must agree, up to page rounding."""
+    of_files = need_of(EngineConfig(draft="none"), folder)
+    of_shape = TINY.need(None, context_tokens=64, max_nodes=256, compute_item_bytes=4)
+    assert ModelFiles.open(folder).other_layout.payload_bytes == of_shape.others_bytes
+    assert of_files.cache_bytes_per_token == of_shape.cache_bytes_per_token
+    assert of_files.fixed_entries()[1:] == of_shape.fixed_entries()[1:]
+    for one, other in zip(of_files.formats, of_shape.formats, strict=True):
+        assert one.name == other.name
+        assert abs(one.total_bytes - other.total_bytes) <= 4 * 2 * 4096
+
+
+@pytest.mark.parametrize("spare_slabs", [0, 1, 2, 3, 9])
+def test_layers_lie_where_a_session_puts_them(folder, spare_slabs):
+    need = need_of(EngineConfig(draft="none"), folder)
+    budget = need.fixed_bytes + need.ring_bytes + spare_slabs * max(need.layers.layer_bytes)
+    config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
+    planned = plan_memory(config, target=folder)
+    machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+    placement = place(need, machine)
+    counts = (planned.num_resident_layers, planned.num_host_layers, planned.num_disk_layers)
+    assert placement.num_layers == counts
+    assert (placement.ring_bytes, placement.resident_bytes) == (planned.ring_bytes, planned.resident_bytes)
+
+
+def test_a_session_is_refused_where_the_check_says_so_and_not_before(folder):
+    need = need_of(EngineConfig(draft="none"), folder)
+    least = need.fixed_bytes + need.ring_bytes
+    for budget, can_run in ((least, True), (least - 1, False)):
+        config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
+        machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+        assert place(need, machine).can_run is can_run
+        with nullcontext() if can_run else pytest.raises(BudgetError):
+            plan_memory(config, target=folder)

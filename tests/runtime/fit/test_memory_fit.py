@@ -1,0 +1,78 @@
+from dataclasses import replace
+
+import pytest
+
+from runtime.fit.memory_fit import free_bytes_for, place, usable_bytes
+from tests.support.fit_needs import GB, machine, round_need
+
+NEED = round_need()
+FIXED = GB + 4001 * 10**6
+ALL = FIXED + 40 * GB
+
+
+@pytest.mark.parametrize("budget", [1, 7, 10**6, 123_456_789, 62 * GB, 1 << 43])
+def test_free_memory_for_a_budget_is_the_least_that_gives_it(budget):
+    free = free_bytes_for(budget)
+    assert usable_bytes(free) >= budget > usable_bytes(free - 1)
+
+
+def test_on_a_cpu_everything_is_resident_at_exactly_the_bytes_it_takes():
+    placement = place(NEED, machine(host=ALL))
+    assert placement.runs_well and placement.num_layers == (10, 0, 0)
+    assert (placement.device_bytes, placement.ring_bytes) == (ALL, 0)
+
+
+def test_one_byte_less_streams_from_disk_with_a_ring():
+    placement = place(NEED, machine(host=ALL - 1))
+    assert placement.can_run and not placement.runs_well
+    assert placement.num_layers == (7, 0, 3)
+    assert placement.disk_bytes == placement.streamed_bytes == 12 * GB
+    assert placement.ring_bytes == 8 * GB
+
+
+def test_the_least_is_the_fixed_memory_and_the_ring_to_the_byte():
+    exact = place(NEED, machine(host=FIXED + 8 * GB))
+    assert exact.can_run and exact.num_layers == (0, 0, 10)
+    short = place(NEED, machine(host=FIXED + 8 * GB - 1))
+    assert not short.can_run and short.missing_device_bytes == 1
+
+
+def test_an_accelerator_leaves_the_rest_to_host_memory_then_disk():
+    placement = place(NEED, machine(host=24 * GB, device=FIXED + 12 * GB))
+    assert placement.num_layers == (1, 6, 3)
+    assert (placement.resident_bytes, placement.host_bytes, placement.disk_bytes) == (4 * GB, 24 * GB, 12 * GB)
+    assert place(NEED, machine(host=36 * GB, device=FIXED + 12 * GB)).runs_well
+    assert not place(NEED, machine(host=36 * GB - 1, device=FIXED + 12 * GB)).runs_well
+
+
+def test_the_least_budget_on_a_cpu_keeps_nothing_resident():
+    placement = place(NEED, machine(host=ALL, budget=0))
+    assert placement.num_layers == (0, 0, 10) and placement.device_budget_bytes == FIXED + 8 * GB
+
+
+def test_a_budget_of_more_than_there_is_does_not_run():
+    found = machine(host=20 * GB, budget=ALL)
+    placement = place(NEED, found)
+    assert not placement.can_run and placement.missing_device_bytes == ALL - found.host_free_bytes
+
+
+def test_a_host_budget_of_more_than_there_is_does_not_run():
+    found = replace(machine(host=20 * GB, device=FIXED + 8 * GB), host_budget_bytes=40 * GB)
+    placement = place(NEED, found)
+    assert not placement.can_run and placement.missing_host_bytes == 40 * GB - found.host_free_bytes
+
+
+def test_an_emulated_link_streams_from_host_memory():
+    """As a session does: the device is then as small as it can be, and host memory holds the layers."""
+    placement = place(NEED, machine(host=ALL + 20 * GB, link=True))
+    assert placement.num_layers == (0, 10, 0) and placement.runs_well
+    small = place(NEED, machine(host=ALL - 10 * GB, link=True))
+    assert small.can_run and small.num_layers[2] > 0
+
+
+def test_files_that_do_not_fit_the_disk_stop_a_run():
+    need = round_need(file_gb=41)
+    assert place(need, machine(host=ALL, disk=41 * GB)).runs_well
+    short = place(need, machine(host=ALL, disk=41 * GB - 1))
+    assert not short.can_run and short.missing_disk_bytes == 1
+    assert place(need, machine(host=ALL, disk=None)).runs_well

@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.runtime.fit.test_model_shape import TINY
+from tests.support.paths import ROOT
+
+
+def test_another_format_is_files_still_to_be_written():
+    need = TINY.need(None, context_tokens=64, max_nodes=256, compute_item_bytes=4)
+    stored, int8, nf4 = need.formats
+    assert need.in_format(stored.name) == need
+    as_int8 = need.in_format("int8")
+    assert as_int8.layers == int8 and [layers.name for layers in as_int8.formats] == ["int8", "nf4"]
+    assert as_int8.file_bytes == int8.total_bytes + need.others_bytes + need.file_bytes
+    assert need.in_format("nf4").file_bytes == nf4.total_bytes + need.others_bytes
+    with pytest.raises(KeyError, match="int4 is not among"):
+        need.in_format("int4")
+
+
+def test_without_draft_there_is_no_tree():
+    need = TINY.need(TINY.as_draft(4), context_tokens=64, max_nodes=256, compute_item_bytes=4)
+    plain = need.without_draft()
+    assert (need.capacity_tokens, plain.capacity_tokens) == (320, 65)
+    saved = need.draft.num_bytes + (320 * 2 - 65) * need.cache_bytes_per_token
+    saved += (320 - 65) * need.activation_bytes_per_token
+    assert need.fixed_bytes - plain.fixed_bytes == saved
+    assert need.with_draft_bytes(7).fixed_bytes == need.fixed_bytes - need.draft.num_bytes + 7
+
+
+def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
+    need = TINY.need(TINY.as_draft(4), context_tokens=640, max_nodes=256, compute_item_bytes=4)
+    more = replace(need, num_graft_nodes=32)
+    assert more.capacity_tokens == need.capacity_tokens + 32
+    added = 32 * (2 * need.cache_bytes_per_token + need.activation_bytes_per_token)
+    assert more.fixed_bytes - need.fixed_bytes == added
+    assert more.without_draft() == need.without_draft()
+
+
+def test_what_a_model_needs_is_known_without_torch():
+    """`overstory plan` answers from shapes alone, faster than torch is imported."""
+    root = ROOT
+    program = "import runtime.fit.model_shape, runtime.fit.fit_check, sys; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
+    assert ran.stdout == "False\n"

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from offload.errors import CheckpointError
+from runtime.errors import OptionError
+from runtime.fit import plan_question
+from runtime.fit.config_shape import FoundShape
+from runtime.fit.known_shapes import find_shape
+from runtime.fit.plan_question import PlanRequest, find_model, resolve_question
+from runtime.planner.tree_candidates import SearchMethod
+from runtime.planner.tree_choice import CostModel
+from tests.runtime.fit.test_config_shape import LLAMA_3_8B as CONFIG
+
+
+def resolve(**fields):
+    return resolve_question(PlanRequest(**fields))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path)
+
+
+def test_a_known_model_comes_with_its_usual_draft():
+    question = resolve()
+    assert (question.target.name, question.draft_name) == ("Llama-3-70B", "Llama-3-8B")
+    assert (question.format_name, question.held_formats) == ("bfloat16", ("stored", "int8", "nf4"))
+    assert (question.context_tokens, question.target_folder, question.is_plain) == (4096, None, False)
+    assert (question.search, question.cost) == (SearchMethod.BEST_FIRST, CostModel.PIPELINE)
+
+
+def test_a_model_without_a_usual_draft_drafts_for_itself():
+    question = resolve(target="qwen2.5-0.5b")
+    assert (question.draft_name, question.is_substitute, question.held_formats) == ("substitute", True, ("int8", "nf4"))
+
+
+def test_a_substitute_is_never_held_like_its_target():
+    question = resolve(draft="substitute", draft_format="stored")
+    assert question.held_formats == ("int8",)
+
+
+def test_no_draft_is_plain():
+    question = resolve(draft="none")
+    assert (question.is_plain, question.draft_name) == (True, "none")
+
+
+def test_a_folder_comes_first_and_needs_no_weights(folder):
+    question = resolve(target=folder, draft="llama-3.2-1b", draft_format="nf4", tree="64x10")
+    assert question.target.num_parameters == find_shape("llama-3-8b").num_parameters
+    assert (question.draft.name, question.held_formats, question.tree_shape) == ("Llama-3.2-1B", ("nf4",), (64, 10))
+
+
+def test_what_is_published_quantised_has_one_format(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"load_in_4bit": True}}))
+    question = resolve(target=str(tmp_path), draft="substitute")
+    assert (question.format_names, question.held_formats) == (("nf4",), ("stored",))
+    with pytest.raises(OptionError, match="has nf4"):
+        resolve(target=str(tmp_path), format="int8")
+
+
+def test_a_hub_name_that_is_not_known_is_asked_for(monkeypatch):
+    asked = []
+
+    def on_hub(name):
+        asked.append(name)
+        return FoundShape(find_shape("llama-3-8b"), note="odd")
+
+    monkeypatch.setattr(plan_question, "shape_on_hub", on_hub)
+    question = resolve(target="someone/some-8b")
+    assert (asked, question.notes) == (["someone/some-8b"], ("odd",))
+    assert resolve(target="meta-llama/Meta-Llama-3-8B-Instruct").target.name == "Llama-3-8B"
+    assert len(asked) == 1
+
+
+def test_the_context_is_at_most_what_the_model_can():
+    question = resolve(context_tokens=100_000)
+    assert question.context_tokens == 8192
+    assert question.notes == ("Llama-3-70B has 8192 positions, so the context is that",)
+    assert resolve(target="llama-3.1-70b", context_tokens=100_000).context_tokens == 100_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"format": "q4"}, "format is 'q4'; it must be one of auto, bfloat16"),
+        ({"format": "float32"}, "Llama-3-70B has bfloat16, int8, nf4"),
+        ({"draft_format": "q4"}, "draft_format is 'q4'"),
+        ({"context_tokens": 1}, "context_tokens is 1"),
+        ({"context_tokens": 1 << 40}, "context_tokens is"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"tree": "10x20"}, "tree is '10x20'"),
+        ({"tree": "nonsense"}, "tree is 'nonsense'"),
+        ({"tree": "64x10", "draft": "none"}, "a tree needs a draft"),
+        ({"search": "magic"}, "search is 'magic'; it must be one of best-first, dp"),
+        ({"cost": "free"}, "cost is 'free'; it must be one of pipeline, paper"),
+        ({"target": "lama-3-70b"}, "the target 'lama-3-70b' is not known; did you mean llama-3-70b"),
+        ({"draft": "qwen2.5-0.6b"}, "the draft 'qwen2.5-0.6b' is not known; did you mean qwen2.5-0.5b"),
+        ({"target": " "}, "the target is empty"),
+        ({"target": "x" * 5000}, "is not known"),
+    ],
+)
+def test_nonsense_is_one_sentence(fields, words):
+    with pytest.raises(OptionError) as caught:
+        resolve(**fields)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_is_not_a_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        find_model(str(tmp_path / "model.safetensors"), what="the target")

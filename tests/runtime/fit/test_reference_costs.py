@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+
+from offload.residency_plan import ResidencyPlan, Tier
+from profiles.builtin_profiles import builtin_machine, builtin_pair
+from runtime.fit.device_speed import speed_of_data_sheet
+from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from runtime.fit.reference_costs import DraftModel, LinkSpeeds, reference_costs
+from tests.runtime.fit.test_model_shape import TINY
+from tests.support.plan_fakes import device_speed
+
+L40 = builtin_machine("l40")
+MIXED = ResidencyPlan((Tier.RESIDENT, Tier.HOST, Tier.DISK, Tier.HOST), (4000, 4000, 8000, 4000), 3)
+LINKS = LinkSpeeds(1e6, 5e5, 0.001)
+
+
+def costs(residency=MIXED, links=LINKS, *, shape=TINY, draft=None, context=0, speed=None, name="float32"):
+    return reference_costs(
+        shape,
+        residency,
+        draft,
+        format_name=name,
+        context_tokens=context,
+        speeds=(speed or device_speed(memory_bytes_per_second=1e30), links),
+    )
+
+
+def test_copies_take_bytes_over_the_rate_and_the_latency():
+    found = costs()
+    assert found.copy_seconds == (None, pytest.approx(0.005), pytest.approx(0.009), pytest.approx(0.005))
+    assert found.read_seconds == (None, None, pytest.approx(0.016), None)
+    assert (found.num_slots, found.num_stages) == (3, 2)
+
+
+def test_without_a_link_the_disk_is_the_link():
+    residency = ResidencyPlan((Tier.RESIDENT, Tier.DISK), (4000, 4000), 2)
+    found = costs(residency, LinkSpeeds(None, 5e5))
+    assert (found.copy_seconds, found.read_seconds, found.num_stages) == ((None, pytest.approx(0.008)), (), 0)
+    with pytest.raises(ValueError, match="without a link"):
+        costs(links=LinkSpeeds(None, 5e5))
+
+
+def test_a_disk_of_unknown_speed_is_refused_only_where_it_is_used():
+    with pytest.raises(ValueError, match="not known"):
+        costs(links=LinkSpeeds(1e6, None))
+    on_host = ResidencyPlan((Tier.HOST,) * 4, (4000,) * 4, 2)
+    assert costs(on_host, LinkSpeeds(1e6, None)).read_seconds == ()
+
+
+def test_a_pass_reads_its_weights_or_multiplies_whichever_is_longer():
+    weights = TINY.num_layers * TINY.num_layer_parameters
+    speed = device_speed(target_weights_per_second={"float32": 1000.0}, flops=2000.0 * 50, memory_bytes_per_second=1e30)
+    found = costs(speed=speed)
+    attention = 4 * TINY.num_layers * TINY.num_heads * TINY.head_dim / speed.flops
+    assert found.pass_seconds(1) == pytest.approx(weights / 1000 + attention)
+    assert found.pass_seconds(1000) == pytest.approx(2 * weights * 1000 / speed.flops + attention * 1000**2, rel=0.01)
+
+
+def test_attention_grows_with_the_context():
+    speed = device_speed(flops=1e6, memory_bytes_per_second=1e3)
+    more = costs(context=100, speed=speed).pass_seconds(1) - costs(context=0, speed=speed).pass_seconds(1)
+    products = 4 * TINY.num_layers * TINY.num_heads * TINY.head_dim * 100
+    cache = TINY.cache_bytes_per_token(2) * 100
+    assert more == pytest.approx(products / 1e6 + cache / 1e3)
+
+
+def test_head_and_walk_read_the_head_twice():
+    found = costs(speed=device_speed(memory_bytes_per_second=1e3))
+    assert found.walk_seconds(64) == pytest.approx(2 * TINY.head_bytes / 1e3)
+
+
+def test_without_a_draft_there_are_no_steps():
+    assert costs().draft_step_seconds is None
+
+
+def test_the_published_draft_step_comes_out():
+    """0.025 s for the 8B in bf16 on an L40, which the share of the data sheet was derived from."""
+    speed = speed_of_data_sheet(
+        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value, source="x"
+    )
+    found = costs(draft=DraftModel(LLAMA_3_8B, "stored"), speed=speed)
+    assert found.draft_step_seconds(1) == pytest.approx(0.025, rel=0.01)
+
+
+def test_the_published_passes_come_out():
+    """5.5 to 5.8 s for 1 to 1,024 nodes of the 70B on an L40; one number was fitted to the last of them."""
+    speed = speed_of_data_sheet(
+        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value, source="x"
+    )
+    layers = LLAMA_3_70B.formats[0].layer_bytes
+    all_streamed = ResidencyPlan((Tier.HOST,) * 80, layers, 2)
+    links = LinkSpeeds(L40.link_bytes_per_second.value, None)
+    found = costs(all_streamed, links, shape=LLAMA_3_70B, speed=speed, name="bfloat16")
+    for num_nodes, seconds in builtin_pair("llama-3-70b-8b").verify_seconds_by_size.items():
+        predicted = found.round_seconds([num_nodes], [0.0])[0]
+        assert predicted == pytest.approx(seconds, rel=0.02), num_nodes
+
+
+def test_what_is_published_quantised_is_multiplied_as_that():
+    assert DraftModel(replace(TINY, published_as="nf4"), "stored").multiplied_as == "nf4"
+    assert DraftModel(TINY, "stored").multiplied_as == "stored"

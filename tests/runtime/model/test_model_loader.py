@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from offload.copying.host_copy_engine import HostCopyEngine
+from offload.errors import CheckpointError
+from offload.formats import draft_weight
+from offload.formats.draft_weight import HeldFormat
+from offload.formats.weight_store import read_slab, slab_views
+from runtime.model import model_loader
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
+from runtime.model.streamed_model import chain_input
+from tests.support.model_factory import save_tiny_model
+from tests.support.quantized_factory import save_quantized_folder
+from tests.support.session_factory import save_tiny_folder
+
+TOKENS = [5, 17, 40, 8]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ModelFiles:
+    return ModelFiles.open(save_tiny_folder(tmp_path / "model", dtype=torch.bfloat16))
+
+
+def logits_of(
+    files: ModelFiles,
+    held: HeldFormat | None = None,
+    *,
+    shared: dict[int, dict[str, torch.Tensor]] | None = None,
+    has_own_head: bool = False,
+) -> torch.Tensor:
+    """Of a resident model (None), or of a draft held in this format."""
+    with HostCopyEngine() as engine:
+        empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
+        if held is None:
+            model = finish_loading(empty.resident(files.slabs, engine, capacity=16))
+        else:
+            loading = empty.quantized(files.slabs, engine, capacity=16, held=held, shared=shared)
+            model = finish_loading(loading)
+        if has_own_head:
+            empty.quantize_head()
+    return model.logits(model.run_pass(chain_input(TOKENS, num_cached=0)))
+
+
+@pytest.mark.parametrize(("held", "bound"), [("int8", 0.05), ("nf4", 0.4)])
+def test_a_quantized_model_is_close_to_the_resident_one_and_not_equal(
+    files: ModelFiles, held: HeldFormat, bound: float
+) -> None:
+    exact, rounded = logits_of(files), logits_of(files, held)
+    assert 0 < (exact - rounded).norm() / exact.norm() < bound
+
+
+def test_a_draft_held_as_stored_is_the_resident_model(files: ModelFiles) -> None:
+    torch.testing.assert_close(logits_of(files, "stored"), logits_of(files), rtol=1e-5, atol=1e-5)
+
+
+def test_shared_layers_are_bound_as_they_are_and_not_read(files: ModelFiles) -> None:
+    """The substitute uses the target's resident layers: with all of them it is the target."""
+    with HostCopyEngine() as engine:
+        views = {i: slab_views(layout, read_slab(layout, engine)) for i, layout in enumerate(files.slabs.layouts)}
+    exact, some = logits_of(files), {i: views[i] for i in (0, 2)}
+    assert torch.equal(logits_of(files, "int8", shared=views), exact)
+    errors = [(logits_of(files, "nf4", shared=shared) - exact).norm() for shared in (views, some, {})]
+    assert errors[0] == 0 < errors[1] < errors[2]
+
+
+def test_a_drafts_own_head_is_close_to_the_stored_one(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: True)
+    shared, own = logits_of(files, "int8"), logits_of(files, "int8", has_own_head=True)
+    assert 0 < (shared - own).norm() / shared.norm() < 0.02
+    monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: False)
+    assert torch.equal(logits_of(files, "stored", has_own_head=True), logits_of(files, "stored"))
+
+
+def test_the_held_format_follows_the_files_the_wish_and_the_measurement(
+    files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_loader, "fastest_format", lambda dtype, device: "nf4")
+    compute = ComputePlan(torch.float32)
+    assert files.held_format("auto", compute, is_substitute=False) == "nf4"
+    assert files.held_format("int8", compute, is_substitute=True) == "int8"
+    assert files.held_format("stored", compute, is_substitute=False) == "stored"
+    assert files.held_format("stored", compute, is_substitute=True) == "int8"
+    quantized = ModelFiles.open(save_quantized_folder(tmp_path / "q", "nf4"))
+    assert quantized.held_format("int8", compute, is_substitute=True) == "stored"
+    assert quantized.draft_layer_bytes("stored") == tuple(layout.slab_bytes for layout in quantized.slabs.layouts)
+
+
+def test_layers_and_the_rest_cover_the_file(files: ModelFiles) -> None:
+    total = sum(files.slabs.payload_bytes) + files.other_layout.payload_bytes
+    assert total == files.checkpoint.total_bytes
+
+
+def test_the_bytes_of_a_drafts_layer_follow_from_its_shapes(files: ModelFiles) -> None:
+    """Four layers: q and o 32x32, k and v 16x32, gate and up 64x32, down 32x64, and two norms of 32 in float32."""
+    elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
+    rows = 2 * 32 + 2 * 16 + 2 * 64 + 32
+    assert files.draft_layer_bytes("int8") == (elements + 12 * rows + 4 * 64,) * 4
+    nested_bytes = 7 * 4 * 257
+    assert files.draft_layer_bytes("nf4") == (elements // 2 + elements // 64 + nested_bytes + 4 * 64,) * 4
+    assert files.draft_head_bytes("int8") == 96 * (32 + 12) and files.draft_head_bytes("nf4") == 0
+
+
+def test_cache_bytes_are_keys_and_values_of_the_kv_heads(files: ModelFiles) -> None:
+    assert files.cache_bytes_per_token(torch.float32) == 2 * 4 * 2 * 8 * 4
+    assert files.workspace_bytes(2, torch.float32) > files.workspace_bytes(1, torch.float32) > 0
+
+
+def test_a_tied_head_shares_the_embeddings_bytes(tmp_path: Path) -> None:
+    tied = ModelFiles.open(save_tiny_model("gemma3", tmp_path / "tied"))
+    assert not any(tensor.name == "lm_head.weight" for tensor in tied.other_layout.tensors)
+    assert logits_of(tied).shape == (4, 96)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        ModelFiles.open(tmp_path)

@@ -1,0 +1,115 @@
+"""Streamed passes against transformers' own forward, on every architecture the issue names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from offload.errors import PassCancelledError
+from runtime.engine.engine import verify_input
+from runtime.model.streamed_model import chain_input
+from runtime.speculation.token_tree import TokenTree, TreeTopology
+from tests.support.model_factory import MAIN_KINDS
+from tests.support.session_factory import open_tiny, save_tiny_folder
+
+TOKENS = [5, 17, 40, 8, 33, 62, 9, 71, 20, 14, 55, 31, 90, 12, 7, 66, 28, 43]
+
+
+def own_logits(folder: Path, token_ids: Sequence[int]) -> torch.Tensor:
+    """transformers' logits of a whole sequence, (T, V)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0]
+
+
+@pytest.mark.parametrize("kind", [*MAIN_KINDS, "gemma2", "gpt2", "olmo2", "granite", "starcoder2", "phi", "cohere"])
+@pytest.mark.parametrize("num_residents", [0, 1])
+def test_streamed_logits_equal_transformers_own(kind: str, num_residents: int, tmp_path: Path) -> None:
+    """A sequence longer than the sliding windows, in three passes of different width."""
+    folder = save_tiny_folder(tmp_path / kind, kind)
+    with open_tiny(folder, num_residents=num_residents) as opened:
+        target = opened.session.engine.target
+        assert opened.streamer.num_streamed_layers == len(target.cache.layers) - num_residents
+        hidden = [
+            target.run_pass(chain_input(TOKENS[start:stop], num_cached=start))
+            for start, stop in ((0, 11), (11, 12), (12, 18))
+        ]
+        logits = target.logits(torch.cat(hidden))
+    torch.testing.assert_close(logits, own_logits(folder, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path: Path) -> None:
+    """One pass over a tree equals one sequential pass per path, positions and windows included."""
+    folder = save_tiny_folder(tmp_path / kind, kind)
+    topology = TreeTopology.from_child_counts([3, 2, 1, 0, 1, 0, 0, 0])
+    rng = np.random.default_rng(1)
+    tree = TokenTree(topology, rng.integers(3, 90, topology.num_nodes))
+    tree.token_ids[0] = TOKENS[-1]
+    with open_tiny(folder, num_residents=1) as opened:
+        target = opened.session.engine.target
+        target.run_pass(chain_input(TOKENS[:13], num_cached=0))
+        hidden = target.run_pass(verify_input(TOKENS, tree, num_cached=13))
+        logits = target.logits(hidden[len(TOKENS) - 13 - 1 :])
+    for node in range(topology.num_nodes):
+        path = [*TOKENS[:-1], *tree.path_token_ids(node).tolist()]
+        torch.testing.assert_close(logits[node], own_logits(folder, path)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_storage_gives_the_logits_of_the_widened_model(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model", dtype=torch.bfloat16)
+    with open_tiny(folder, num_residents=0) as opened:
+        target = opened.session.engine.target
+        logits = target.logits(target.run_pass(chain_input(TOKENS, num_cached=0)))
+    torch.testing.assert_close(logits, own_logits(folder, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cancelled_pass_leaves_cache_and_ring_as_they_were(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder, num_residents=0) as opened:
+        target = opened.session.engine.target
+        target.run_pass(chain_input(TOKENS[:4], num_cached=0))
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        hook = target.shell.layers[2].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            target.run_pass(chain_input(TOKENS[4:], num_cached=4))
+        hook.remove()
+        assert target.cache.num_cached == 4
+        logits = target.logits(target.run_pass(chain_input(TOKENS[4:], num_cached=4)))
+    torch.testing.assert_close(logits, own_logits(folder, TOKENS)[4:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_residents", [0, 2])
+def test_a_cancelled_model_ends_its_pass_and_begins_none_until_it_may(num_residents: int, tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder, num_residents=num_residents) as opened:
+        target = opened.session.engine.target
+        begun: list[int] = []
+        for index, layer in enumerate(target.shell.layers):
+            layer.register_forward_hook(lambda *_, index=index: begun.append(index))
+        hook = target.shell.layers[1].register_forward_hook(lambda *_: target.cancel())
+        with pytest.raises(PassCancelledError, match="before layer 2"):
+            target.run_pass(chain_input(TOKENS, num_cached=0))
+        hook.remove()
+        with pytest.raises(PassCancelledError, match="before its first layer"):
+            target.run_pass(chain_input(TOKENS, num_cached=0))
+        assert (begun, target.cache.num_cached) == ([0, 1], 0)
+        target.allow()
+        logits = target.logits(target.run_pass(chain_input(TOKENS, num_cached=0)))
+    torch.testing.assert_close(logits, own_logits(folder, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_cannot_compute_after_its_slot_was_released(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder, num_residents=0) as opened:
+        target = opened.session.engine.target
+        target.run_pass(chain_input(TOKENS, num_cached=0))
+        mlp = target.shell.layers[0].get_submodule("mlp")
+        with pytest.raises(AssertionError, match="released"):
+            mlp(torch.zeros(1, 1, 32))

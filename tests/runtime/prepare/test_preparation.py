@@ -1,0 +1,239 @@
+"""The prepared folder is what transformers would save, within its bounds of memory and disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from offload.errors import BadInputError, CheckpointError
+from runtime.errors import OptionError
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
+from tests.support.model_factory import save_tiny_model, tiny_config
+from tests.support.paths import ROOT
+from tests.support.small_preparations import SOURCES, WIDE, contents, finish, interrupt, request, save_source
+
+FORMATS = [("int8", False), ("nf4", False), ("nf4", True)]
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+def own_quantisation(source: Path, weight_format: str, is_double: bool):
+    """The source, quantised by transformers itself while it loads."""
+    dtype = getattr(torch, json.loads((source / "config.json").read_text())["dtype"])
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    if weight_format == "nf4":
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=is_double,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if "opt" in source.name:
+        settings.llm_int8_skip_modules = ["lm_head", "model.decoder.project_in", "model.decoder.project_out"]
+    return AutoModelForCausalLM.from_pretrained(source, quantization_config=settings)
+
+
+@pytest.mark.parametrize(("weight_format", "is_double"), FORMATS)
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_the_folder_is_what_transformers_saves_and_computes(tmp_path, name, weight_format, is_double) -> None:
+    """The oracle: transformers quantises the original on load, and saves it; same logits, same tensors to the bit."""
+    source = save_source(tmp_path / name.split(",")[0], name)
+    _, prepared = finish(request(source, tmp_path / "prepared", weight_format, is_double))
+    reference = own_quantisation(source, weight_format, is_double)
+    reference.save_pretrained(tmp_path / "reference")
+    loaded, report = AutoModelForCausalLM.from_pretrained(prepared.folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, reference(ids).logits)
+    found, expected = tensors_of(prepared.folder), tensors_of(tmp_path / "reference")
+    assert found.keys() == expected.keys()
+    for tensor_name, tensor in expected.items():
+        assert found[tensor_name].dtype == tensor.dtype, tensor_name
+        assert torch.equal(found[tensor_name], tensor), tensor_name
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (prepared.folder, tmp_path / "reference")]
+    skipped = [config["quantization_config"].pop("llm_int8_skip_modules") for config in configs]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+    assert (skipped[0] is None) == (skipped[1] is None)
+
+
+def test_a_source_stored_wider_than_its_config_says_is_rounded_as_transformers_does(tmp_path: Path) -> None:
+    source = save_tiny_model("llama", tmp_path / "model", **WIDE)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    _, prepared = finish(request(source, tmp_path / "prepared"))
+    loaded = AutoModelForCausalLM.from_pretrained(prepared.folder)
+    reference = own_quantisation(source, "nf4", False)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, reference(ids).logits)
+
+
+def test_a_source_that_names_no_type_is_loaded_in_that_of_its_weights(tmp_path: Path) -> None:
+    source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, **WIDE)
+    config = json.loads((source / "config.json").read_text())
+    del config["dtype"]
+    (source / "config.json").write_text(json.dumps(config))
+    _, prepared = finish(request(source, tmp_path / "prepared"))
+    assert AutoModelForCausalLM.from_pretrained(prepared.folder).dtype == torch.bfloat16
+
+
+def test_tokenizer_and_small_files_come_along(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    _, prepared = finish(request(source, tmp_path / "prepared"))
+    tokenizer = AutoTokenizer.from_pretrained(prepared.folder)
+    assert tokenizer.chat_template and tokenizer("the cat")["input_ids"]
+    before, after = contents(source), contents(prepared.folder)
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
+        assert after[name] == before[name]
+    assert set(after) - set(before) == {"model.safetensors.index.json"} | {
+        f"model-{number:05}-of-00005.safetensors" for number in range(1, 6)
+    }
+    index = json.loads(after["model.safetensors.index.json"])
+    assert index["metadata"]["total_size"] == prepared.num_bytes
+    assert set(index["weight_map"]) == set(tensors_of(prepared.folder))
+
+
+@pytest.mark.parametrize("name", ["llama, bf16", "qwen2 with biases, tied, fp16, shards"])
+def test_progress_adds_up(tmp_path: Path, name: str) -> None:
+    source = save_source(tmp_path / "model", name)
+    progress, prepared = finish(request(source, tmp_path / "prepared"))
+    done = [event.done_bytes for event in progress]
+    assert done == sorted(done)
+    assert done[-1] == progress[-1].total_bytes == prepared.source_bytes
+    assert prepared.source_bytes == sum(t.numel() * t.element_size() for t in tensors_of(source).values())
+    assert list(dict.fromkeys(event.layer_index for event in progress)) == [0, 1, 2, 3, None]
+    assert not any(event.is_kept for event in progress)
+    assert prepared.num_quantized == 28
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    steps = prepare_model(request(source, tmp_path / "prepared"))
+    with pytest.raises(CheckpointError, match="changed while it was read; delete"):
+        for event in steps:
+            if isinstance(event, PreparationProgress):
+                os.utime(source / "model.safetensors")
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_value_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    with (source / "model.safetensors").open("r+b") as file, safe_open(source / "model.safetensors", "pt") as opened:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header_bytes))["model.layers.1.mlp.up_proj.weight"]
+        assert opened.get_tensor("model.layers.1.mlp.up_proj.weight").dtype == torch.bfloat16
+        file.seek(8 + header_bytes + entry["data_offsets"][0])
+        file.write(b"\xc0\x7f")  # a NaN in bfloat16
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight in .* a value that is not finite"):
+        finish(request(source, tmp_path / "prepared"))
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+    source = save_source(tmp_path / "model")
+    before = contents(tmp_path)
+    with pytest.raises(OptionError, match="must be one of int8, nf4"):
+        request(source, tmp_path / "x", "fp8")
+    with pytest.raises(OptionError, match="leave it out for int8"):
+        request(source, tmp_path / "x", "int8", True)
+    with pytest.raises(OptionError, match="the model is empty"):
+        request("", tmp_path / "x")
+    for inside in (source, source / "prepared", tmp_path / "other" / ".." / "model" / "x"):
+        with pytest.raises(OptionError, match="lies inside the model folder"):
+            finish(request(source, inside))
+    with pytest.raises(BadInputError, match="exists and is not empty; choose another output"):
+        finish(request(source, tmp_path))
+    with pytest.raises(CheckpointError, match="model folder not found"):
+        finish(request("./nowhere", tmp_path / "x"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 0, 50_000))
+    with pytest.raises(BadInputError, match=r"needs up to .* and .* has 50.0 KB free; make room"):
+        finish(request(source, tmp_path / "deep" / "x"))
+    assert contents(tmp_path) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_the_free_space_asked_for_is_what_is_needed(tmp_path: Path, monkeypatch) -> None:
+    """Enough, but not so much more that a disk with room for the folder would be refused."""
+    source = save_source(tmp_path / "model")
+    asked_for = []
+    usage = namedtuple("usage", "total used free")
+
+    def disk_usage(place):
+        return usage(10**9, 0, asked_for[-1])
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    _, free = finish_with(asked_for, request(source, tmp_path / "prepared"))
+    size = sum(len(raw) for raw in contents(tmp_path / "prepared").values())
+    assert size <= free <= size + 400_000
+
+
+def finish_with(asked_for: list[int], asked: PreparationRequest) -> tuple[PreparedModel, int]:
+    """Prepare on the smallest disk, in steps of 50 KB, that is not refused."""
+    asked_for.append(0)
+    while True:
+        try:
+            return finish(asked)[1], asked_for[-1]
+        except BadInputError:
+            asked_for.append(asked_for[-1] + 50_000)
+
+
+def test_closing_it_leaves_the_number_of_threads_alone(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    torch.set_num_threads(2)
+    try:
+        interrupt(request(source, tmp_path / "prepared"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+PEAK = """
+import gc, json, sys
+from pathlib import Path
+from offload.memory_budget import process_memory
+from runtime.prepare.preparation import PreparationRequest, prepare_model
+
+small, large, folder = map(Path, sys.argv[1:])
+def prepare(source, output, weight_format):
+    *_, prepared = prepare_model(PreparationRequest(model=str(source), output=folder / output, format=weight_format))
+    return prepared
+for weight_format in ("nf4", "int8"):
+    prepare(small, f"small-{weight_format}", weight_format)
+gc.collect()
+before = process_memory().resident_bytes
+prepared = [prepare(large, f"large-{weight_format}", weight_format) for weight_format in ("nf4", "int8")]
+print(json.dumps([before, [(each.peak_bytes, each.source_bytes) for each in prepared]]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_within_two_layers_and_the_embeddings(tmp_path: Path) -> None:
+    """The resident size of a process that prepares a model 9 layers deep, over what it held after a tiny one."""
+    small = save_tiny_model("llama", tmp_path / "small", dtype=torch.bfloat16, **WIDE)
+    size = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9, "num_key_value_heads": 4}
+    model = AutoModelForCausalLM.from_config(tiny_config("llama", **size), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "large")
+    layer_bytes = sum(weight.nbytes for weight in model.model.layers[0].parameters())
+    embedding_bytes = model.model.embed_tokens.weight.nbytes
+    command = [sys.executable, "-c", PEAK, str(small), str(tmp_path / "large"), str(tmp_path)]
+    finished = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=250)
+    before, prepared = json.loads(finished.stdout)
+    for peak_bytes, source_bytes in prepared:
+        assert source_bytes > 4 * (2 * layer_bytes + embedding_bytes)
+        assert 0 < peak_bytes - before <= 2 * layer_bytes + embedding_bytes

@@ -1,0 +1,122 @@
+import pytest
+
+from offload.errors import LinkError
+from runtime.events import PrefillProgress, TextDelta
+from runtime.prompts.headless import PromptEnded, PromptResult, PromptStarted, pending_items, run_prompts
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
+from tests.support.answer_fakes import STATISTICS, echo
+
+
+def request(text, line_number=1):
+    return PromptRequest(id=text, messages=(Message("user", text),), line_number=line_number)
+
+
+BAD = BadLine(2, "2", "prompts.txt line 2: is bad")
+
+
+def results(events):
+    return [event.result for event in events if isinstance(event, PromptEnded)]
+
+
+def test_answers_come_in_order_with_the_engines_events_between():
+    events = list(run_prompts(echo, [request("one"), request("two", 2)]))
+    assert isinstance(events[0], PromptStarted) and events[0].position == 1
+    assert isinstance(events[1], PrefillProgress)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "ONETWO"
+    assert [(result.id, result.line_number, result.text) for result in results(events)] == [
+        ("one", 1, "ONE"),
+        ("two", 2, "TWO"),
+    ]
+
+
+def test_a_bad_line_is_a_result_and_the_run_goes_on():
+    first, bad, last = results(run_prompts(echo, [request("one"), BAD, request("three", 3)]))
+    assert bad == PromptResult(id="2", line_number=2, error=BAD.error)
+    assert (first.error, last.error) == (None, None)
+
+
+def test_an_error_of_ours_costs_one_answer():
+    def fail_on_two(prompt):
+        if prompt.id == "two":
+            yield TextDelta("half")
+            raise LinkError("the link is gone")
+        yield from echo(prompt)
+
+    first, failed, last = results(run_prompts(fail_on_two, [request("one"), request("two", 2), request("three", 3)]))
+    assert failed == PromptResult(id="two", line_number=2, error="the link is gone")
+    assert (first.text, last.text) == ("ONE", "THREE")
+
+
+def test_any_other_error_ends_the_run():
+    def broken(prompt):
+        yield TextDelta("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(run_prompts(broken, [request("one"), request("two")]))
+
+
+@pytest.mark.parametrize("num_events", [2, 3, 5])
+def test_stopping_early_closes_the_engine_at_once(num_events):
+    """A session that is not closed would keep unverified tokens in its caches."""
+    closed = []
+
+    def watched(prompt):
+        try:
+            yield from echo(prompt)
+        finally:
+            closed.append(prompt.id)
+
+    run = run_prompts(watched, [request("one"), request("two")])
+    for _ in range(num_events):
+        next(run)
+    run.close()
+    assert closed == ["one"]
+
+
+def test_the_engine_is_run_to_its_end():
+    """Closing it at its last event would look like a cancelled answer."""
+    ended = []
+
+    def watched(prompt):
+        yield from echo(prompt)
+        ended.append(prompt.id)
+
+    list(run_prompts(watched, [request("one")]))
+    assert ended == ["one"]
+
+
+def test_pending_lines_are_the_unanswered_and_the_bad_ones():
+    items = [request("one"), BAD, request("three")]
+    assert pending_items(items, {"one", "2"}) == [BAD, items[2]]
+
+
+def test_every_result_has_the_same_keys():
+    good = PromptResult(
+        id="a", line_number=1, text="hi", finish_reason="stop", verification="coupled", statistics=STATISTICS
+    ).to_record()
+    bad = PromptResult(id="b", line_number=2, error="no").to_record()
+    assert list(good) == list(bad)
+    assert good == {
+        "id": "a",
+        "line": 1,
+        "text": "hi",
+        "finish_reason": "stop",
+        "verification": "coupled",
+        "prompt_tokens": 5,
+        "new_tokens": 8,
+        "rounds": 4,
+        "tokens_per_round": 2.0,
+        "prefill_seconds": 0.5,
+        "seconds_per_token": 0.5,
+        "bytes_streamed": 4_000_000,
+        "link_utilization": 2.4 / 3.0,
+        "error": None,
+    }
+    assert {key: value for key, value in bad.items() if value is not None} == {"id": "b", "line": 2, "error": "no"}
+
+
+def test_a_text_is_fixed_where_no_draft_can_change_it():
+    names = ("greedy", "coupled", "top-k", "sequoia", "hybrid", "specinfer", None)
+    fixed = [name for name in names if PromptResult(id="a", line_number=1, verification=name).is_text_fixed]
+    assert fixed == ["greedy", "coupled", "top-k"]

@@ -1,0 +1,210 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offload.errors import OverstoryError
+from runtime.errors import OptionError
+from runtime.prompts.headless import PromptResult
+from runtime.prompts.result_file import ResultFile, ResultStream, format_record
+from tests.support.paths import ROOT
+
+GOOD = PromptResult(id="a", line_number=1, text="first\nänswer", finish_reason="stop")
+OTHER = PromptResult(id="b", line_number=2, text="second", finish_reason="length")
+FAILED = PromptResult(id="c", line_number=3, error="the link is gone")
+
+
+def line(result):
+    return format_record(result.to_record()).encode() + b"\n"
+
+
+def append(path, *results, is_resumed=False):
+    with ResultFile(path, is_resumed=is_resumed) as file:
+        for result in results:
+            file.append(result)
+        return set(file.finished_ids)
+
+
+def test_a_stream_gets_one_flushed_line_per_result():
+    stream = io.StringIO()
+    writer = ResultStream(stream)
+    writer.append(GOOD)
+    assert json.loads(stream.getvalue())["text"] == "first\nänswer"
+    assert stream.getvalue().count("\n") == 1
+    assert writer.finished_ids == ()
+
+
+def test_terminal_controls_are_escaped_and_survive_the_round_trip():
+    """JSON leaves U+009B as it is, and a terminal would take it for the start of an escape sequence."""
+    text = "\x1b[31m \x9b31m \x7f \u2028 \u2029 日本 😀"
+    written = format_record({"text": text})
+    assert json.loads(written) == {"text": text}
+    assert not set("\x1b\x9b\x7f\u2028\u2029") & set(written)
+    assert "日本 😀" in written
+
+
+def test_results_are_appended_in_order(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append(path, GOOD, FAILED)
+    assert path.read_bytes() == line(GOOD) + line(FAILED)
+
+
+def test_a_file_that_holds_something_is_not_touched_without_resume(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("precious")
+    with pytest.raises(OptionError, match="already holds something; add --resume"):
+        ResultFile(path, is_resumed=False)
+    assert path.read_text() == "precious"
+
+
+def test_an_empty_file_may_be_written_to(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.touch()
+    append(path, GOOD)
+    assert path.read_bytes() == line(GOOD)
+
+
+def test_a_run_without_results_leaves_no_file_behind(tmp_path):
+    append(tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()
+    (tmp_path / "old.jsonl").touch()
+    append(tmp_path / "old.jsonl")
+    assert (tmp_path / "old.jsonl").exists()
+
+
+def test_resume_knows_what_is_answered(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append(path, GOOD, OTHER)
+    assert append(path, is_resumed=True) == {"a", "b"}
+    assert path.read_bytes() == line(GOOD) + line(OTHER)
+
+
+def test_resume_of_a_file_that_is_not_there_starts_it(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert append(path, GOOD, is_resumed=True) == set()
+    assert path.read_bytes() == line(GOOD)
+
+
+def test_resume_takes_out_results_with_errors_so_that_they_are_tried_again(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append(path, GOOD, FAILED, OTHER)
+    path.chmod(0o640)
+    assert append(path, is_resumed=True) == {"a", "b"}
+    assert path.read_bytes() == line(GOOD) + line(OTHER)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+@pytest.mark.parametrize("tail", [line(OTHER)[:-1], line(OTHER)[:-1] + b"\0" * 64])
+def test_resume_repairs_a_last_line_cut_anywhere(tmp_path, tail, monkeypatch):
+    """kill -9 and power cuts stop a write after any byte."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # 1,000 of them take seconds
+    path = tmp_path / "results.jsonl"
+    for num_bytes in range(len(tail) + 1):
+        path.write_bytes(line(GOOD) + tail[:num_bytes])
+        is_whole = tail[:num_bytes] == line(OTHER)[:-1]
+        assert append(path, FAILED, is_resumed=True) == ({"a", "b"} if is_whole else {"a"})
+        assert path.read_bytes() == line(GOOD) + (line(OTHER) if is_whole else b"") + line(FAILED)
+
+
+@pytest.mark.parametrize(
+    ("content", "line_number"),
+    [
+        (b"not json\n" + line(GOOD), 1),
+        (line(GOOD) + line(OTHER)[:-9] + b"\n" + line(FAILED), 2),
+        (line(GOOD) + b'{"id": "a", "prompt": "a prompt file given by mistake"}\n', 2),
+        (line(GOOD) + b'{"id": 7, "text": "x", "error": null}\n', 2),
+        (line(GOOD) + b"my own notes, without a newline", 2),
+        (b"\xff\xfe\n", 1),
+    ],
+)
+def test_a_line_that_is_no_result_is_named_and_nothing_is_changed(tmp_path, content, line_number):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match=f"line {line_number} is not a result"):
+        ResultFile(path, is_resumed=True)
+    assert path.read_bytes() == content
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    for path in (tmp_path / "missing" / "results.jsonl", tmp_path):
+        with pytest.raises(OptionError, match="cannot be opened for results"):
+            ResultFile(path, is_resumed=False)
+
+
+def test_an_interrupted_write_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            file.append(OTHER)
+    assert path.read_bytes() == line(GOOD)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+
+        def refuse(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(
+            OverstoryError, match="No space left on device; make room and go on with --resume"
+        ) as caught:
+            file.append(OTHER)
+    assert caught.value.exit_code == 1
+    assert path.read_bytes() == line(GOOD)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs /dev/null")
+def test_a_device_can_take_results():
+    append(Path("/dev/null"), GOOD)
+
+
+KILLED_RUN = """
+import sys
+from pathlib import Path
+from tests.support.answer_fakes import echo
+from runtime.prompts.headless import PromptEnded, run_prompts
+from runtime.prompts.prompt_file import read_prompts
+from runtime.prompts.result_file import ResultFile
+from runtime.sampling_params import SamplingParams
+
+def generate(request):
+    if request.id == "3":
+        print("answering the third", flush=True)
+        sys.stdin.read()  # until somebody kills this process
+    yield from echo(request)
+
+with ResultFile(Path(sys.argv[2]), is_resumed=False) as results:
+    for event in run_prompts(generate, read_prompts(sys.argv[1], SamplingParams())):
+        if isinstance(event, PromptEnded):
+            results.append(event.result)
+"""
+
+
+def test_kill_9_loses_no_result(tmp_path):
+    prompts, path = tmp_path / "prompts.txt", tmp_path / "results.jsonl"
+    prompts.write_text("one\ntwo\nthree\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_RUN, str(prompts), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with process:
+        assert process.stdout.readline() == b"answering the third\n"
+        process.kill()
+    assert [json.loads(row)["text"] for row in path.read_text().splitlines()] == ["ONE", "TWO"]
+    assert append(path, is_resumed=True) == {"1", "2"}

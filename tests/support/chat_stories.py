@@ -1,0 +1,121 @@
+"""Runs a story of key presses against the chat app with a scripted engine and a real store."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+from textual import events
+
+from tests.support.chat_fakes import FakeEngine, polite
+from tui.chat.chat_app import make_chat_app
+from tui.chat.chat_services import ChatServices
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS
+
+PATIENCE_SECONDS = 20.0
+NUM_KEYS = 4
+"""Of a text, one by one."""
+
+
+class Teller:
+    """An app that runs, with what it works on."""
+
+    def __init__(self, app, pilot, store, engine):
+        self.app, self.pilot, self.store, self.engine = app, pilot, store, engine
+
+    @property
+    def chat(self):
+        return self.app.screen_stack[0]
+
+    @property
+    def dialogue(self):
+        return self.chat.dialogue
+
+    async def press(self, *keys):
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    async def type(self, text):
+        """The first keys as a person hits them, a line end as Ctrl+J, and the rest at once: each key is waited for."""
+        names = {"\n": "ctrl+j", " ": "space"}
+        await self.press(*(names.get(character, character) for character in text[:NUM_KEYS]))
+        if rest := text[NUM_KEYS:]:
+            self.app.post_message(events.Paste(rest))
+            await self.pilot.pause()
+
+    async def command(self, line):
+        """Type a slash command and send it."""
+        await self.type(line)
+        await self.press("enter")
+
+    async def until(self, condition, what="what the story waits for"):
+        """Let the app run until something holds."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not happen"
+            await self.pilot.pause(0.01)
+        await self.pilot.pause()
+
+    async def ask(self, text, *, is_awaited=True):
+        """Ask and, unless told otherwise, wait for the end of the answer."""
+        before = self.num_requests("Answer")
+        await self.type(text)
+        await self.press("enter")
+        await self.until(lambda: self.num_requests("Answer") > before, "the request")
+        if is_awaited:
+            await self.until(lambda: not self.dialogue.is_answering, "the end of the answer")
+
+    def num_requests(self, kind):
+        return sum(type(request).__name__ == kind for request in self.engine.requests)
+
+    @property
+    def services_settings(self):
+        """The settings that hold."""
+        return self.chat.services.settings.settings
+
+    @property
+    def said(self):
+        """Notifications so far."""
+        return [notification.message for notification in self.app._notifications]
+
+    async def hears(self, words):
+        """Wait until the app says something with these words in it."""
+        await self.until(lambda: any(words in each for each in self.said), f"saying {words!r}")
+
+    @property
+    def shown_ids(self):
+        """The turns on the screen, in their order."""
+        return [turn.message.id for turn in self.chat.view.query(".turn")]
+
+    @property
+    def said_ids(self):
+        """The turns that should be."""
+        return [message.id for message in self.dialogue.messages()][-NUM_SHOWN_TURNS:]
+
+    @property
+    def contents(self):
+        return [message.content for message in self.dialogue.messages()]
+
+
+@asynccontextmanager
+async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, **services):
+    """The app at its first prompt, the model loaded."""
+    engine = services.pop("engine", None) or FakeEngine(script)
+    settings = settings or RememberedSettings(ChatSettings(seed=1), path=tmp_path / "settings.toml")
+    with ConversationStore(tmp_path / "conversations.db") as store:
+        app = make_chat_app(
+            ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services)
+        )
+        async with app.run_test(size=size) as pilot:
+            teller = Teller(app, pilot, store, engine)
+            await teller.until(lambda: teller.dialogue.state.phase != "no model" or not app.services.has_model)
+            yield teller
+            await teller.until(lambda: teller.shown_ids == teller.said_ids, "showing each turn once")
+    assert engine.is_closed
+
+
+def tell(story):
+    """Run a story to its end."""
+    asyncio.run(story())

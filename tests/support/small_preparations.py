@@ -1,0 +1,52 @@
+"""Small sources, and preparations of them that are finished or interrupted."""
+
+from pathlib import Path
+
+import torch
+
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+"""Rows of whole blocks: bitsandbytes' AVX512 kernel, which transformers computes with, is wrong for others."""
+SOURCES = {
+    "llama, bf16": ("llama", {"dtype": torch.bfloat16, **WIDE}),
+    "qwen2 with biases, tied, fp16, shards": (
+        "qwen2",
+        {"dtype": torch.float16, "tie_word_embeddings": True, "max_shard_size": "60KB", **WIDE},
+    ),
+    "gemma3, tied, fp32": ("gemma3", {**WIDE, "head_dim": 16, "num_hidden_layers": 3}),
+    "gpt2, turned matrices": ("gpt2", {"hidden_size": 64}),
+    "opt, projected embeddings": (
+        "opt",
+        {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 32, "dropout": 0.0},
+    ),
+}
+
+
+def save_source(folder: Path, name: str = "llama, bf16") -> Path:
+    kind, settings = SOURCES[name]
+    return save_tiny_tokenizer(save_tiny_model(kind, folder, seed=5, **settings))
+
+
+def request(source: Path, output: Path, weight_format: str = "nf4", is_double: bool = False) -> PreparationRequest:
+    return PreparationRequest(model=str(source), output=output, format=weight_format, is_double=is_double)
+
+
+def finish(asked: PreparationRequest) -> tuple[list[PreparationProgress], PreparedModel]:
+    *events, prepared = prepare_model(asked)
+    assert isinstance(prepared, PreparedModel)
+    return [event for event in events if isinstance(event, PreparationProgress)], prepared
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def interrupt(asked: PreparationRequest, *, at_layer: int = 2) -> None:
+    """Close the generator at that layer, as Ctrl-C does."""
+    steps = prepare_model(asked)
+    for event in steps:
+        if isinstance(event, PreparationProgress) and event.layer_index == at_layer:
+            break
+    steps.close()

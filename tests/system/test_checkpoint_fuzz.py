@@ -1,0 +1,287 @@
+"""Thousands of damaged checkpoints: each either works or is refused in one sentence, quickly and in little memory."""
+
+import copy
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.layer_layout import layout_layer
+from offload.errors import BadInputError
+from runtime.model.architecture import open_decoder
+from tests.support.model_factory import save_tiny_model
+from tests.support.quantized_factory import save_quantized_folder
+
+MAX_CASE_SECONDS = 10.0
+MAX_GROWTH_BYTES = 2**30
+NESTED: Any = "bottom"
+for _ in range(150):
+    NESTED = [NESTED]
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, False, -1, 0, 1, 2, 3, 5, 64, 97, 10**6, 10**9, 2**31, 2**63, -(2**63), 10**30),
+    *(0.0, 0.5, -1.5, 1e300, -1e300, "", "4", "float32", "x" * 3000, "a\nb\x1b[2J", "\ud800", "../..", "\0"),
+    *([], {}, [[]], [None], {"": None}, [1] * 300, [10**12, 10**12], {"a": {"b": [1]}}, NESTED),
+)
+EXTRA_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"vision_config": {"a": 1}},
+    {"num_experts": 8},
+    {"is_encoder_decoder": True},
+    {"auto_map": {"AutoConfig": "x.Y"}},
+    {"auto_map": 3},
+    {"layer_types": ["full_attention"]},
+    {"layer_types": ["linear_attention"] * 2},
+    {"layer_types": ["sliding_attention", "full_attention"]},
+    {"layer_types": 3},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 1e30}},
+    {"rope_scaling": {"type": "longrope"}},
+    {"rope_scaling": {"rope_type": "dynamic", "factor": 0}},
+    {"rope_scaling": []},
+    {"partial_rotary_factor": -3},
+    {"num_labels": 10**8},
+    {"id2label": {"x": 1}},
+    {"torch_dtype": "float99"},
+    {"dtype": "no.such"},
+    {"attn_implementation": "owner/kernel"},
+    {"_attn_implementation": "flash_attention_2"},
+    {"quantization_config": {}},
+    {"quantization_config": {"load_in_4bit": True}},
+    {"quantization_config": {"load_in_8bit": True, "quant_method": "bitsandbytes", "llm_int8_skip_modules": 3}},
+    {"per_layer_config": {"0": {"hidden_size": 10**9}}},
+    {"sliding_window": -5},
+    {"head_dim": 10**7},
+    {"architectures": "LlamaForCausalLM"},
+    {"architectures": [["x"]]},
+    {"model_type": "gpt2"},
+    {"model_type": "mixtral"},
+    {"model_type": "mamba"},
+    {"model_type": "t5"},
+    {"model_type": "bloom"},
+    {"model_type": "qwen3"},
+    {"model_type": "gemma4"},
+    {"configuration_files": ["config.9.json"]},
+    {"transformers_version": 3},
+)
+
+
+def damage_bytes(raw: bytes, source: random.Random) -> bytes:
+    damaged = bytearray(raw)
+    for _ in range(source.choice((1, 1, 2, 8))):
+        position = source.randrange(len(damaged) + 1)
+        kind = source.randrange(5)
+        if kind == 0 and position < len(damaged):
+            damaged[position] ^= 1 << source.randrange(8)
+        elif kind == 1:
+            damaged[position:position] = source.randbytes(source.randrange(1, 9))
+        elif kind == 2:
+            del damaged[position : position + source.randrange(1, 30)]
+        elif kind == 3:
+            damaged[position:position] = source.choice((b'"', b"{", b"}", b"[", b",", b"\xff\xfe", b"NaN", b"\\u0000"))
+        else:
+            del damaged[position + source.randrange(200) :]
+    return bytes(damaged)
+
+
+def damage_value(value: Any, source: random.Random) -> Any:
+    """`value` with one node of its tree replaced, removed, doubled or moved."""
+    damaged = copy.deepcopy(value)
+    node = damaged
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            return source.choice(ODD_VALUES)
+        key = source.choice(keys)
+        if isinstance(node[key], (dict, list)) and node[key] and source.random() < 0.8:
+            node = node[key]
+            continue
+        break
+    kind = source.randrange(10)
+    if kind == 0:
+        del node[key]
+    elif kind == 1 and isinstance(node, dict):
+        node[source.choice(("model.x", "lm_head.weight", "model.layers.9.x", "model.layers.0.x"))] = node.pop(key)
+    elif kind == 2:
+        node[key] = node[source.choice(keys)]
+    elif kind == 3 and type(node[key]) is int:
+        node[key] += source.choice((-64, -2, -1, 1, 2, 64, 4096))
+    else:
+        node[key] = source.choice(ODD_VALUES)
+    return damaged
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+def split_file(raw: bytes) -> tuple[bytes, bytes]:
+    header_bytes = int.from_bytes(raw[:8], "little")
+    return raw[8 : 8 + header_bytes], raw[8 + header_bytes :]
+
+
+def header_cases(folder: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    """The header's bytes, its length field, and single values of its JSON."""
+    file = source.choice(sorted(folder.glob("*.safetensors")))
+    header, data = split_file(file.read_bytes())
+    for index in range(num_cases):
+        if index % 3 == 0:
+            damaged, length = damage_bytes(header, source), None
+        elif index % 3 == 1:
+            damaged, length = to_json(damage_value(json.loads(header), source)), None
+        else:
+            damaged = header
+            length = source.choice((0, 1, len(header) - 1, len(header) + 1, 10**8, 2**63, source.getrandbits(64)))
+        stored_length = (len(damaged) if length is None else length).to_bytes(8, "little")
+        yield file, (stored_length + damaged + data)[: source.choice((None, None, None, 8, 300, -1))]
+
+
+def json_cases(file: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    raw = file.read_bytes()
+    for index in range(num_cases):
+        yield file, damage_bytes(raw, source) if index % 4 == 0 else to_json(damage_value(json.loads(raw), source))
+
+
+def setting_cases(file: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every setting with every odd value, and settings that ought to be absent."""
+    config = json.loads(file.read_bytes())
+    for key in config:
+        for value in ODD_VALUES:
+            yield file, to_json({**config, key: value})
+    for extra in EXTRA_SETTINGS:
+        yield file, to_json({**config, **extra})
+
+
+def state_cases(folder: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    """The packed quant_states: their bytes, single values of their JSON, and what they are stored as."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    names = sorted(name for name in tensors if ".quant_state." in name)
+    for index in range(num_cases):
+        name = source.choice(names)
+        raw = bytes(tensors[name].tolist())
+        damaged = damage_bytes(raw, source) if index % 3 == 0 else to_json(damage_value(json.loads(raw), source))
+        packed = torch.tensor(list(damaged), dtype=torch.uint8)
+        if index % 10 == 9:
+            packed = source.choice((packed.to(torch.float32), packed[:0], packed.repeat(300), packed.view(1, -1)))
+        yield file, save({**tensors, name: packed})
+
+
+def outcome(folder: Path) -> str:
+    """How the whole way from the folder to its laid-out layers ends."""
+    try:
+        parts = open_decoder(Checkpoint.open(folder), dtype=torch.float32)
+        for tensors in (*parts.layer_tensors, parts.other_tensors):
+            layout_layer(tensors)
+    except BadInputError as error:
+        message = str(error)
+        assert message.isprintable() and len(message) < 1000, message
+        return type(error).__name__
+    return "works"
+
+
+def peak_bytes() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_cases(cases: Iterator[tuple[Path, bytes]]) -> Counter[str]:
+    outcomes: Counter[str] = Counter()
+    start_bytes = peak_bytes()
+    for file, damaged in cases:
+        sound = file.read_bytes()
+        file.write_bytes(damaged)
+        start = time.perf_counter()
+        try:
+            outcomes[outcome(file.parent)] += 1
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} for {file.name}: {damaged[:2000]!r}") from error
+        finally:
+            file.write_bytes(sound)
+        assert time.perf_counter() - start < MAX_CASE_SECONDS, damaged[:2000]
+    assert peak_bytes() - start_bytes < MAX_GROWTH_BYTES
+    return outcomes
+
+
+def check(cases: Callable[[], Iterator[tuple[Path, bytes]]], *, at_least: int) -> None:
+    outcomes = run_cases(cases())
+    assert outcomes.total() >= at_least
+    assert outcomes["works"] and outcomes["CheckpointError"], outcomes
+
+
+@pytest.mark.slow
+def test_damaged_headers(tmp_path):
+    folder = save_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    check(lambda: header_cases(folder, random.Random(1), 900), at_least=900)
+
+
+@pytest.mark.slow
+def test_damaged_headers_of_shards(tmp_path):
+    folder = save_tiny_model("qwen2", tmp_path, num_hidden_layers=2, max_shard_size="20KB")
+    check(lambda: header_cases(folder, random.Random(2), 300), at_least=300)
+
+
+@pytest.mark.slow
+def test_damaged_indexes(tmp_path):
+    folder = save_tiny_model("gemma3", tmp_path, num_hidden_layers=2, max_shard_size="20KB")
+    check(lambda: json_cases(folder / "model.safetensors.index.json", random.Random(3), 400), at_least=400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "mistral", "qwen2"])
+def test_damaged_configs(tmp_path, kind):
+    folder = save_tiny_model(kind, tmp_path, num_hidden_layers=2)
+    check(lambda: json_cases(folder / "config.json", random.Random(4), 150), at_least=150)
+
+
+@pytest.mark.slow
+def test_every_setting_with_every_odd_value(tmp_path):
+    folder = save_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    check(lambda: setting_cases(folder / "config.json"), at_least=900)
+
+
+QUANTIZED_SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nf4 nested", "int8"])
+def test_damaged_headers_of_quantised_folders(tmp_path, name):
+    folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
+    check(lambda: header_cases(folder, random.Random(5), 300), at_least=300)
+
+
+@pytest.mark.slow
+def test_damaged_configs_of_quantised_folders(tmp_path):
+    folder = save_quantized_folder(tmp_path, "nf4", sizes=QUANTIZED_SIZES)
+    check(lambda: json_cases(folder / "config.json", random.Random(6), 200), at_least=200)
+
+
+@pytest.mark.slow
+def test_every_quantization_setting_with_every_odd_value(tmp_path):
+    folder = save_quantized_folder(tmp_path, "nf4", sizes=QUANTIZED_SIZES)
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes())
+    settings = config["quantization_config"]
+
+    def cases() -> Iterator[tuple[Path, bytes]]:
+        for key in settings:
+            for value in ODD_VALUES:
+                yield file, to_json({**config, "quantization_config": {**settings, key: value}})
+
+    check(cases, at_least=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nf4 nested", "fp4"])
+def test_damaged_quant_states(tmp_path, name):
+    folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
+    check(lambda: state_cases(folder, random.Random(7), 300), at_least=300)

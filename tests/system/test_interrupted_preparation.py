@@ -1,0 +1,182 @@
+"""A preparation that is killed, stopped or out of disk goes on to the same bytes, or says why it cannot."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from offload.checkpoint import partial_folder, safetensors_writer
+from offload.checkpoint.partial_folder import JOURNAL_NAME
+from offload.errors import BadInputError, WriteError
+from runtime.prepare.preparation import PreparationRequest
+from tests.support.model_factory import save_tiny_model
+from tests.support.paths import ROOT
+from tests.support.small_preparations import WIDE, contents, finish, interrupt, request, save_source
+
+
+def end_at(limit: int, asked: PreparationRequest) -> bool:
+    """Prepare in a child that dies, as if by kill -9, before its `limit`-th flush or rename; whether it got that far.
+
+    Every flush and every rename of a file, a folder or the journal is such a moment.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    num_moments = 0
+
+    def dying(action):
+        def act(*args):
+            nonlocal num_moments
+            num_moments += 1
+            if num_moments == limit:
+                os._exit(9)
+            return action(*args)
+
+        return act
+
+    try:
+        os.fsync, os.replace, os.rename = dying(os.fsync), dying(os.replace), dying(os.rename)
+        Path.unlink, Path.replace, Path.rename = dying(Path.unlink), dying(Path.replace), dying(Path.rename)
+        finish(asked)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in a child process")
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = save_tiny_model("llama", tmp_path / "model", num_hidden_layers=2, dtype=torch.bfloat16, **WIDE)
+    _, whole = finish(request(source, tmp_path / "whole", "nf4", True))
+    expected = contents(whole.folder)
+    num_kept, limit = [], 0
+    while True:
+        limit += 1
+        asked = request(source, tmp_path / f"killed-{limit}", "nf4", True)
+        was_killed = end_at(limit, asked)
+        if not was_killed:
+            break
+        assert not asked.output.exists() or (asked.output / JOURNAL_NAME).exists()
+        progress, prepared = finish(asked)
+        num_kept.append(prepared.num_kept_shards)
+        assert contents(prepared.folder) == expected
+        assert not progress or progress[-1].done_bytes == prepared.source_bytes
+        assert not list(tmp_path.glob(f"killed-{limit}.partial"))
+    assert limit > 30
+    assert num_kept == sorted(num_kept)
+    assert set(num_kept) == {0, 1, 2, 3}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from runtime.prepare.preparation import PreparationProgress, PreparationRequest, prepare_model
+asked = PreparationRequest(model=sys.argv[1], output=Path(sys.argv[2]), format="int8")
+for event in prepare_model(asked):
+    if isinstance(event, PreparationProgress) and event.layer_index == 2:
+        print("at layer 2", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+@pytest.mark.slow
+def test_a_real_kill_keeps_what_is_finished(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "prepared")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"at layer 2\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    progress, prepared = finish(request(source, tmp_path / "prepared", "int8"))
+    assert prepared.num_kept_shards == 2
+    assert [event.layer_index for event in progress if event.is_kept] == [0, 1]
+    _, fresh = finish(request(source, tmp_path / "fresh", "int8"))
+    assert contents(prepared.folder) == contents(fresh.folder)
+
+
+def test_other_options_or_a_changed_source_are_refused_on_resuming(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    interrupt(request(source, tmp_path / "prepared"))
+    before = contents(tmp_path / "prepared.partial")
+    with pytest.raises(BadInputError, match=r"begun with another format \(nf4 then, int8 now\)"):
+        finish(request(source, tmp_path / "prepared", "int8"))
+    with pytest.raises(BadInputError, match=r"begun with another double quantisation \(False then, True now\)"):
+        finish(request(source, tmp_path / "prepared", "nf4", True))
+    os.utime(source / "model.safetensors")
+    with pytest.raises(BadInputError, match="begun with another state of the model's files; delete it"):
+        finish(request(source, tmp_path / "prepared"))
+    shutil.copytree(source, tmp_path / "copy")
+    with pytest.raises(BadInputError, match="begun with another model folder"):
+        finish(request(tmp_path / "copy", tmp_path / "prepared"))
+    assert contents(tmp_path / "prepared.partial") == before
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    asked = request(source, tmp_path / "prepared")
+    interrupt(asked)
+    shard = tmp_path / "prepared.partial" / "model-00001-of-00005.safetensors"
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    progress, prepared = finish(asked)
+    assert (prepared.folder / shard.name).read_bytes() == raw
+    assert prepared.num_kept_shards == 1
+    assert progress[-1].done_bytes == progress[-1].total_bytes
+
+
+class FullDisk:
+    """Files on a disk that takes `room` bytes in all."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def create_file(self, file: Path):
+        disk, opened = self, file.open("wb")
+
+        class Limited:
+            def write(self, piece):
+                disk.room -= len(piece)
+                if disk.room < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return opened.write(piece)
+
+            def __getattr__(self, name):
+                return getattr(opened, name)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                opened.close()
+
+        return Limited()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path: Path, monkeypatch) -> None:
+    """At every size of the disk: one sentence, and with room again the same bytes as without the interruption."""
+    source = save_source(tmp_path / "model")
+    _, fresh = finish(request(source, tmp_path / "fresh"))
+    expected, asked = contents(fresh.folder), request(source, tmp_path / "prepared")
+    num_failures = 0
+    for room in range(1000, 10**6, 45_000):
+        disk = FullDisk(room)
+        with monkeypatch.context() as patch:
+            patch.setattr(safetensors_writer, "create_file", disk.create_file)
+            patch.setattr(partial_folder, "create_file", disk.create_file)
+            try:
+                finish(asked)
+            except WriteError as error:
+                num_failures += 1
+                assert "No space left on device; make room and run the same command again to go on" in str(error)
+                assert not (tmp_path / "prepared").exists()
+                assert not list((tmp_path / "prepared.partial").glob("*.tmp"))
+            else:
+                break
+    assert num_failures >= 3
+    assert contents(tmp_path / "prepared") == expected

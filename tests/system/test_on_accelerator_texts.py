@@ -1,0 +1,149 @@
+"""The text on the simulated accelerator is the CPU's, whatever lies where, and no pass waits without need."""
+
+import functools
+import gc
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from tests.support import simulated_device as sim
+from tests.support.accelerator_sessions import (
+    ASKED,
+    FEW_TIERS,
+    SEED,
+    TIERS,
+    answer_under_watch,
+    cpu_text,
+    folder_of,
+    in_layers,
+    num_tiers,
+    opened_on,
+    quick_sessions,
+    scratch,
+)
+from tests.support.quantized_factory import save_quantized_folder
+from tests.support.session_factory import answer
+from tests.support.sim_checks import SimChecks
+
+CHECKS = SimChecks(__file__, quick_sessions)
+check = CHECKS.check
+
+
+KINDS = ("llama", "qwen2", "gemma3")
+
+
+def text_is_the_cpus(kind: str, tiers: str) -> None:
+    folder = folder_of(kind)
+    with opened_on(folder, **in_layers(TIERS[tiers], folder)) as opened:
+        wanted = {"resident": 0, "host": 1, "disk": 2}
+        counts = num_tiers(opened)
+        for word, place in wanted.items():
+            assert (counts[place] > 0) == (word in tiers), (tiers, counts)
+        assert answer_under_watch(opened) == cpu_text(folder)
+        assert "pageable" not in " ".join(opened.notes)
+
+
+DRAFTS: dict[str, dict[str, Any]] = {
+    "substitute": {"draft": "substitute", "num_residents": 1},
+    "substitute in nf4": {"draft": "substitute", "draft_format": "nf4", "num_residents": 0},
+    "the target itself": {"draft": SEED, "num_residents": 1},
+    "another model": {"draft": SEED + 1, "num_residents": 0},
+    "another model in int8": {"draft": SEED + 1, "draft_format": "int8", "num_residents": 1},
+}
+
+
+def draft_changes_no_text(kind: str, draft: str) -> None:
+    """Where the target drafts for itself, whole paths are accepted and the caches are compacted on the device."""
+    folder, settings = folder_of(kind), dict(DRAFTS[draft])
+    if isinstance(settings["draft"], int):
+        settings["draft"] = folder_of(kind, seed=settings["draft"])
+    with opened_on(folder, tree="8x4", **settings) as opened:
+        assert opened.session.engine.drafter is not None
+        assert answer_under_watch(opened) == cpu_text(folder)
+
+
+def tree_in_context_changes_no_text(kind: str) -> None:
+    folder, draft = folder_of(kind), folder_of(kind, seed=SEED + 1)
+    with opened_on(folder, tree="dynamic:8x4", draft=draft, num_residents=0) as opened:
+        assert answer_under_watch(opened) == cpu_text(folder)
+        sampled = replace(ASKED, params=replace(ASKED.params, temperature=0.9, seed=3, verification="coupled"))
+        found = answer(opened, sampled)[1]
+        assert sim.hazards() == []
+    with opened_on(folder, device="cpu") as plain:
+        assert found == answer(plain, sampled)[1]
+
+
+def bfloat16_text_does_not_depend_on_the_tier(kind: str) -> None:
+    folder = folder_of(kind, torch.bfloat16)
+    texts = []
+    for tiers in ("all resident", "all on disk", FEW_TIERS[0]):
+        with opened_on(folder, **in_layers(TIERS[tiers], folder)) as opened:
+            assert opened.plan.dtype == torch.bfloat16
+            texts.append(answer_under_watch(opened))
+    assert texts == texts[:1] * len(texts)
+
+
+def bfloat16_files_in_float32_are_the_cpus(kind: str) -> None:
+    """Widened on the device, in a scratch that is allocated once."""
+    folder = folder_of(kind, torch.bfloat16)
+    with opened_on(folder, num_residents=1, compute_dtype="float32") as opened:
+        assert answer_under_watch(opened) == cpu_text(folder)
+
+
+for _kind in KINDS:
+    for _tiers in TIERS if _kind == "llama" else FEW_TIERS:
+        CHECKS[f"text_is_the_cpus: {_kind}, {_tiers}"] = functools.partial(text_is_the_cpus, _kind, _tiers)
+    for _draft in DRAFTS if _kind == "llama" else ("the target itself",):
+        CHECKS[f"draft_changes_no_text: {_kind}, {_draft}"] = functools.partial(draft_changes_no_text, _kind, _draft)
+    CHECKS[f"tree_in_context_changes_no_text: {_kind}"] = functools.partial(tree_in_context_changes_no_text, _kind)
+CHECKS["bfloat16_files_in_float32_are_the_cpus"] = functools.partial(bfloat16_files_in_float32_are_the_cpus, "gemma3")
+CHECKS["bfloat16_text_does_not_depend_on_the_tier"] = functools.partial(
+    bfloat16_text_does_not_depend_on_the_tier, "llama"
+)
+
+
+def quantised_text_is_the_cpus(name: str) -> None:
+    """No kernel of bitsandbytes knows the device, so that its matrices are widened by plain operators."""
+    folder = save_quantized_folder(scratch() / f"quantised {name}", name, sizes={})
+    with opened_on(folder, compute_dtype="float32", **in_layers(TIERS[FEW_TIERS[1]], folder)) as opened:
+        assert answer_under_watch(opened) == cpu_text(folder)
+
+
+for _name in ("nf4 nested", "int8"):
+    CHECKS[f"quantised_text_is_the_cpus: {_name}"] = functools.partial(quantised_text_is_the_cpus, _name)
+
+
+@check
+def auto_is_the_accelerator() -> None:
+    with opened_on(folder_of("llama"), device="auto", num_residents=1) as opened:
+        assert opened.plan.device == torch.device("sim", 0)
+        assert isinstance(opened.link, AcceleratorCopyEngine)
+        assert {slot.device for slot in opened.streamer.slots} == {torch.device("sim", 0)}
+        assert answer(opened, ASKED)[1] == cpu_text(folder_of("llama"))
+
+
+@check
+def the_second_device_is_used_alone() -> None:
+    """Whatever forgets the index lands on the first one, where nothing may be allocated."""
+    folder, first = folder_of("llama"), torch.device("sim", 0)
+    gc.collect()
+    before = torch.accelerator.memory_allocated(first)
+    for settings in (
+        {"num_residents": 1, "draft": folder, "tree": "8x4"},
+        TIERS[FEW_TIERS[1]],
+    ):
+        with opened_on(folder, device="sim:1", **in_layers(settings, folder)) as opened:
+            assert {slot.device for slot in opened.streamer.slots} == {torch.device("sim", 1)}
+            assert answer_under_watch(opened) == cpu_text(folder)
+            assert torch.accelerator.memory_allocated(first) == before
+        assert torch.accelerator.current_device_index() == 0
+
+
+test_on_accelerator = CHECKS.as_test()
+
+
+if __name__ == "__main__":
+    CHECKS.run(sys.argv[1:])

@@ -1,0 +1,198 @@
+"""A busy or hanging driver holds nobody up, and whatever ends, no slab is unmapped before it is unregistered."""
+
+import gc
+import mmap
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from offload.errors import LinkError, PassCancelledError
+from offload.pinning import pinned_memory
+from offload.pinning.pinned_memory import PinnedMemory
+from tests.support.fake_driver import OUT_OF_MEMORY, FakeDriver, at_call
+from tests.support.pinned_slabs import CHUNK, PAGE, pin
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """For drivers that wait; set at the end in any case, so that no thread outlives its test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_filled_returns_while_the_driver_is_busy(release: threading.Event) -> None:
+    driver = FakeDriver(before_call=lambda _: release.wait())
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        slabs = [memory.allocate(CHUNK) for _ in range(3)]
+        for slab in slabs:
+            memory.filled(slab)
+        assert not any(memory.is_pinned(slab) for slab in slabs) and memory.pinned_bytes == 0
+        release.set()
+        memory.finish()
+        assert all(memory.is_pinned(slab) for slab in slabs)
+
+
+def test_nobody_learns_that_the_queue_is_empty_before_a_refused_slab_is_undone(release: threading.Event) -> None:
+    """A copy from memory that is registered in part fails, so `finish` must not return in between."""
+    driver = FakeDriver(capacity_bytes=2 * CHUNK)
+    is_undoing = threading.Event()
+    unregister = driver.unregister
+
+    def slow_unregister(address: int) -> int:
+        is_undoing.set()
+        release.wait()
+        return unregister(address)
+
+    driver.unregister = slow_unregister  # type: ignore[method-assign]
+    with PinnedMemory(driver, None, CHUNK) as memory:
+        memory.filled(memory.allocate(3 * CHUNK))
+        assert is_undoing.wait(60)
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(PassCancelledError):
+            memory.finish(cancel)
+        release.set()
+        memory.finish()
+        assert memory.refused is not None and driver.ranges == {}
+
+
+def test_a_driver_that_does_not_answer_ends_the_wait_with_a_sentence(release: threading.Event) -> None:
+    """And one that is slow but answers does not, however many chunks there are."""
+    driver = FakeDriver(before_call=lambda call: time.sleep(0.03) if call < 6 else release.wait())
+    with PinnedMemory(driver, None, CHUNK, patience_seconds=0.1) as memory:
+        slab = memory.allocate(5 * CHUNK)
+        memory.filled(slab)
+        memory.finish()
+        assert memory.is_pinned(slab)
+        memory.filled(memory.allocate(CHUNK))
+        with pytest.raises(LinkError, match=r"0.1 seconds without an answer; check that the device works"):
+            memory.finish()
+        release.set()
+        memory.finish()
+
+
+class TracedMapping(mmap.mmap):
+    """An anonymous mapping that can be watched."""
+
+
+def trace_mappings(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
+    """Let the driver's list of events also say when a slab is unmapped."""
+
+    def allocate(num_bytes: int, *, huge_pages: bool) -> torch.Tensor:
+        mapping = TracedMapping(-1, num_bytes)
+        slab = torch.frombuffer(mapping, dtype=torch.uint8)
+        weakref.finalize(mapping, driver.events.append, ("unmap", slab.data_ptr(), num_bytes))
+        return slab
+
+    monkeypatch.setattr(pinned_memory, "allocate_slab", allocate)
+
+
+def test_every_chunk_is_unregistered_before_its_mapping_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nobody but the owner holds the slabs any more."""
+    driver = FakeDriver()
+    trace_mappings(monkeypatch, driver)
+    memory = PinnedMemory(driver, None, CHUNK)
+    addresses = [slab.data_ptr() for slab in pin(memory, 2 * CHUNK, CHUNK)]
+    gc.collect()
+    assert "unmap" not in [what for what, _, _ in driver.events]
+    memory.close()
+    gc.collect()
+    assert [what for what, _, _ in driver.events] == ["register"] * 3 + ["unregister"] * 3 + ["unmap"] * 2
+    assert sorted(address for what, address, _ in driver.events if what == "unmap") == sorted(addresses)
+
+
+def test_a_slab_outlives_the_close_of_its_owner_as_pageable_memory() -> None:
+    driver = FakeDriver()
+    memory = PinnedMemory(driver, None, CHUNK)
+    (slab,) = pin(memory, CHUNK)
+    memory.close()
+    assert bool((slab == 1).all()) and not memory.is_pinned(slab) and memory.pinned_bytes == 0
+    assert driver.ranges == {}
+
+
+def test_what_the_driver_will_not_let_go_stays_mapped_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were the address used again, a copy from it would read the pages that were pinned before."""
+    monkeypatch.setattr(pinned_memory, "_never_unmapped", [])
+    driver = FakeDriver()
+    trace_mappings(monkeypatch, driver)
+    memory = PinnedMemory(driver, None, CHUNK)
+    pin(memory, CHUNK)
+    driver.unregister_code = OUT_OF_MEMORY
+    memory.close()
+    gc.collect()
+    assert [what for what, _, _ in driver.events] == ["register"]
+    assert "would not unpin 16384 bytes (error 2, out of memory)" in caplog.text
+
+
+def test_closing_again_does_nothing_and_a_closed_owner_takes_nothing() -> None:
+    driver = FakeDriver()
+    memory = PinnedMemory(driver, None, CHUNK)
+    (slab,) = pin(memory, CHUNK)
+    memory.close()
+    num_events = len(driver.events)
+    memory.close()
+    memory.finish()
+    assert len(driver.events) == num_events
+    with pytest.raises(RuntimeError, match="closed"):
+        memory.allocate(PAGE)
+    with pytest.raises(RuntimeError, match="closed"):
+        memory.filled(slab)
+
+
+def test_closing_in_the_middle_drops_the_queue_and_undoes_the_slab_in_hand(release: threading.Event) -> None:
+    has_begun = threading.Event()
+
+    def wait_in_second_call() -> None:
+        has_begun.set()
+        release.wait()
+
+    driver = FakeDriver(before_call=at_call(2, wait_in_second_call))
+    memory = PinnedMemory(driver, None, CHUNK)
+    for size in (3 * CHUNK, CHUNK):
+        memory.filled(memory.allocate(size))
+    assert has_begun.wait(60)
+    closer = threading.Thread(target=memory.close)
+    closer.start()
+    while not memory._is_closing:
+        pass
+    release.set()
+    closer.join(60)
+    assert not closer.is_alive()
+    assert driver.num_register_calls == 2 and driver.ranges == {} and memory.refused is None
+
+
+def test_a_hanging_driver_can_be_left_alone(release: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    cancel = threading.Event()
+
+    def hang() -> None:
+        cancel.set()
+        release.wait()
+
+    driver = FakeDriver(before_call=at_call(2, hang))
+    memory = PinnedMemory(driver, None, CHUNK, patience_seconds=0.05)
+    slabs = [memory.allocate(CHUNK) for _ in range(3)]
+    for slab in slabs:
+        memory.filled(slab)
+    with pytest.raises(PassCancelledError, match="cancelled while host memory was being pinned"):
+        memory.finish(cancel)
+    assert memory.is_pinned(slabs[0]) and not memory.is_pinned(slabs[1])
+    memory.close()
+    assert "has not answered" in caplog.text
+    release.set()
+    memory.close()
+    assert driver.ranges == {}
+
+
+def test_an_error_leaves_the_block_with_everything_unregistered() -> None:
+    driver = FakeDriver()
+    with pytest.raises(KeyError), PinnedMemory(driver, None, CHUNK) as memory:
+        pin(memory, CHUNK)
+        raise KeyError
+    assert driver.ranges == {} and not memory._thread.is_alive()

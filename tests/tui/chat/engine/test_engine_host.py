@@ -1,0 +1,315 @@
+"""What the engine's process does with each request, on tiny models; and that it ends with its app, whatever happens."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from offload.errors import BudgetError, LinkError
+from runtime.engine.session import Session
+from runtime.errors import OptionError, PromptTooLongError
+from tests.support.session_factory import save_tiny_folder
+from tui.chat.engine.child_process import child_command, child_environment
+from tui.chat.engine.engine_host import EngineHost, failure_kind, prompt_request, with_fields
+from tui.chat.engine.engine_messages import (
+    Answer,
+    Answered,
+    Failed,
+    Loaded,
+    Loading,
+    LoadModel,
+    PassRunning,
+    Prefilling,
+    Quit,
+    Report,
+    RoundDone,
+    StopAnswer,
+    TextArrived,
+    from_line,
+    to_line,
+)
+from tui.chat.engine.request_inbox import RequestInbox
+
+SEED = 37
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=SEED)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVERSTORY_CACHE", str(tmp_path / "cache"))
+
+
+def load(folder: Path, **settings: Any) -> LoadModel:
+    given = {"draft": str(folder), "draft_format": "stored", "tree": "8x8", "context_tokens": 200, "device": "cpu"}
+    return LoadModel({"target": str(folder), **given, **settings})
+
+
+def ask(answer_id: int, *texts: str, is_continued: bool = False, **params: Any) -> Answer:
+    """A conversation whose turns alternate, the user's first."""
+    roles = ["user", "assistant"] * len(texts)
+    messages = tuple({"role": role, "content": text} for role, text in zip(roles, texts, strict=False))
+    return Answer(answer_id, messages, {"max_new_tokens": 24, **params}, is_continued)
+
+
+class ScriptedInbox(RequestInbox):
+    """Gives out its requests one after the other, and ends."""
+
+    def __init__(self, requests: Sequence[LoadModel | Answer]) -> None:
+        super().__init__()
+        self._script = list(requests)
+
+    def take(self) -> LoadModel | Answer | None:
+        if self._script:
+            self._take_in(self._script.pop(0))
+        elif self._waiting.empty():
+            self._end()
+        return super().take()
+
+
+def serve(*requests: LoadModel | Answer, react: Callable[[RequestInbox, Report], None] | None = None) -> list[Report]:
+    """Everything that a host says to these requests; `react` sees each report as it is said."""
+    inbox, reports = ScriptedInbox(requests), []
+
+    def say(report: Report) -> None:
+        reports.append(from_line(to_line(report)))
+        if react is not None:
+            react(inbox, report)
+
+    EngineHost(inbox, say).serve()
+    return reports
+
+
+def kinds(reports: Sequence[Report], *left_out: type) -> list[str]:
+    return [type(report).__name__ for report in reports if not isinstance(report, (Loading, PassRunning, *left_out))]
+
+
+def text_of(reports: Sequence[Report], answer_id: int = 1) -> str:
+    return "".join(one.text for one in reports if isinstance(one, TextArrived) and one.answer_id == answer_id)
+
+
+def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
+    reports = serve(load(folder, device_memory_bytes=0))
+    loadings = [report for report in reports if isinstance(report, Loading)]
+    loaded = reports[-1]
+    assert isinstance(loaded, Loaded)
+    assert (loaded.target, loaded.draft, loaded.device, loaded.context_tokens) == ("target", "target", "cpu", 200)
+    assert (loaded.num_layers, loaded.num_resident_layers, loaded.num_ring_slots) == (loaded.num_layers, 0, 2)
+    assert loaded.resident_layers == ()
+    assert loaded.bytes_per_pass > 0 < loaded.memory["ring of layer slots"]
+    assert loaded.sentences[0]
+    assert [one.num_done_bytes for one in loadings] == sorted(one.num_done_bytes for one in loadings)
+    assert 0 < loadings[-1].num_done_bytes <= loadings[-1].num_bytes
+    assert [one.seconds for one in loadings] == sorted(one.seconds for one in loadings)
+
+
+def test_an_answer_is_told_from_its_prompt_to_its_end(folder: Path):
+    reports = serve(load(folder), ask(1, "the cat"))
+    told = kinds(reports)
+    assert told[:3] == ["Loaded", "Prefilling", "Drafting"] and told[-1] == "Answered"
+    answered = reports[-1]
+    assert isinstance(answered, Answered)
+    rounds = [report for report in reports if isinstance(report, RoundDone)]
+    assert (answered.answer_id, answered.finish_reason, answered.num_new_tokens) == (1, "length", 24)
+    assert answered.num_rounds == len(rounds) == 3
+    assert sum(one.num_emitted for one in rounds) >= 24
+    assert all(len(one.path) == one.num_emitted and one.path[0] == 0 for one in rounds)
+    assert rounds[0].num_context_tokens == answered.num_prompt_tokens + rounds[0].num_emitted
+    assert text_of(reports)
+
+
+def test_the_next_turn_begins_behind_what_the_caches_hold(folder: Path):
+    first = serve(load(folder), ask(1, "the cat"))
+    reports = serve(load(folder), ask(1, "the cat"), ask(2, "the cat", text_of(first), "and the hen"))
+    prefills = {report.answer_id: report for report in reports if isinstance(report, Prefilling)}
+    assert prefills[1].num_done_tokens == 0
+    assert prefills[2].num_done_tokens >= prefills[1].num_prompt_tokens
+    assert prefills[2].num_done_tokens < prefills[2].num_prompt_tokens
+
+
+def test_a_stopped_answer_keeps_what_came_and_can_be_written_on(folder: Path):
+    def stop(inbox: RequestInbox, report: Report) -> None:
+        if isinstance(report, TextArrived) and report.answer_id == 1:
+            inbox._take_in(StopAnswer(1))
+
+    first = serve(load(folder), ask(1, "the cat"), react=stop)
+    answered = first[-1]
+    assert isinstance(answered, Answered) and answered.finish_reason == "stopped"
+    assert 0 < answered.num_new_tokens < 24
+    whole = text_of(serve(load(folder), ask(1, "the cat")))
+    rest = serve(load(folder), ask(1, "the cat", text_of(first), is_continued=True))
+    assert whole.startswith(text_of(first))
+    begun = next(report for report in rest if isinstance(report, Prefilling))
+    assert begun.num_prompt_tokens > answered.num_prompt_tokens  # the answer is part of the prompt, and open
+    assert isinstance(rest[-1], Answered) and text_of(rest)
+
+
+def test_quitting_ends_an_answer_and_the_work(folder: Path):
+    def quit_(inbox: RequestInbox, report: Report) -> None:
+        if isinstance(report, TextArrived):
+            inbox.read([to_line(Quit())])
+
+    reports = serve(load(folder), ask(1, "the cat"), ask(2, "never begun"), react=quit_)
+    answered = reports[-1]
+    assert isinstance(answered, Answered) and (answered.answer_id, answered.finish_reason) == (1, "stopped")
+
+
+def test_quitting_ends_a_load_between_two_pieces(folder: Path):
+    def quit_(inbox: RequestInbox, report: Report) -> None:
+        if isinstance(report, Loading) and report.num_done_bytes:
+            inbox.read([to_line(Quit())])
+
+    reports = serve(load(folder), react=quit_)
+    assert {type(report) for report in reports} == {Loading}
+
+
+def test_a_load_is_given_up_for_the_next_and_leaves_nothing_behind(folder: Path):
+    others = [load(folder, context_tokens=100)]
+
+    def load_another(inbox: RequestInbox, report: Report) -> None:
+        if others and isinstance(report, Loading) and report.num_done_bytes:
+            inbox._take_in(others.pop())
+
+    reports = serve(load(folder), react=load_another)
+    loaded = [report for report in reports if isinstance(report, Loaded)]
+    assert [one.context_tokens for one in loaded] == [100]
+
+
+def test_a_load_closes_the_session_before_it(folder: Path):
+    streamers = []
+    host: EngineHost
+
+    def say(report: Report) -> None:
+        if isinstance(report, Loaded) and host._model is not None:
+            streamers.append(host._model.opened.streamer)
+
+    host = EngineHost(ScriptedInbox([load(folder, device_memory_bytes=0)] * 2), say)
+    host.serve()
+    assert len(streamers) == 2 and all(streamer.slots == () for streamer in streamers)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "words"),
+    [
+        (LoadModel({"target": "/no/such/folder"}), "input", "/no/such/folder"),
+        (LoadModel({"targte": "x"}), "input", "no setting 'targte'"),
+        (LoadModel({"ring_slots": "two"}), "input", "wrong kind"),
+        (ask(1, "x"), "input", "no model is open"),
+    ],
+)
+def test_what_cannot_be_done_is_told_and_survived(folder: Path, request_: Any, kind: str, words: str):
+    reports = serve(request_, load(folder))
+    failed = next(report for report in reports if isinstance(report, Failed))
+    assert failed.answer_id == getattr(request_, "answer_id", None)
+    assert failed.kind == kind
+    assert words in failed.sentence
+    assert isinstance(reports[-1], Loaded)
+
+
+def test_a_prompt_that_does_not_fit_and_a_wrong_setting_cost_one_answer(folder: Path):
+    reports = serve(load(folder), ask(1, "the cat " * 300), ask(2, "x", temperature=-1.0), ask(3, "the cat"))
+    failed = {report.answer_id: report.kind for report in reports if isinstance(report, Failed)}
+    assert failed == {1: "context", 2: "input"}
+    assert isinstance(reports[-1], Answered)
+
+
+def test_a_budget_that_is_too_small_is_told_as_memory(folder: Path):
+    assert [one.kind for one in serve(load(folder, device_memory_bytes=1000)) if isinstance(one, Failed)] == ["memory"]
+
+
+def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(Session, "prefill_start", lambda self, request: {}["a\nb"])
+    failed = serve(load(folder), ask(1, "the cat"))[-1]
+    assert isinstance(failed, Failed) and (failed.answer_id, failed.kind) == (1, "fault")
+    assert "unexpected KeyError" in failed.sentence and "\n" not in failed.sentence
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PromptTooLongError("x"), "context"),
+        (OptionError("x"), "input"),
+        (BudgetError("x"), "memory"),
+        (MemoryError("x"), "memory"),
+        (LinkError("x"), "fault"),
+        (ValueError("x"), "fault"),
+    ],
+)
+def test_failures_are_told_by_what_can_be_done(error: Exception, kind: str):
+    assert failure_kind(error) == kind
+
+
+def test_settings_come_out_of_json_as_they_were():
+    params = prompt_request(ask(1, "x\ud800", stop=["a", "b"], temperature=0.5)).params
+    assert (params.stop, params.temperature, params.max_new_tokens) == (("a", "b"), 0.5, 24)
+    asked = prompt_request(ask(1, "x\ud800"))
+    assert asked.messages is not None and asked.messages[0].content == "x?"
+    with pytest.raises(OptionError, match="role 'robot'"):
+        prompt_request(Answer(1, ({"role": "robot", "content": "x"},), {}))
+    with pytest.raises(OptionError, match="no message"):
+        prompt_request(Answer(1, (), {}))
+    with pytest.raises(OptionError, match="no setting 'x'"):
+        with_fields(type(params), {"x": 1})
+
+
+def run_process(stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    command = child_command("tui.chat.engine.engine_host")
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=child_environment())
+
+
+def test_the_process_ends_with_quit_and_with_its_pipe():
+    for stdin in (to_line(Quit()), b""):
+        finished = run_process(stdin)
+        assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+
+
+def test_the_process_refuses_what_is_no_request():
+    finished = run_process(b"hello\n")
+    assert (finished.returncode, finished.stdout) == (1, b"")
+    assert b"is no message" in finished.stderr
+
+
+STUCK = """
+import threading
+from tui.chat.engine import engine_host
+engine_host.EngineHost.serve = lambda self: threading.Event().wait()
+engine_host.main()
+"""
+
+
+def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
+    command = [sys.executable, "-P", "-c", STUCK]
+    finished = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=child_environment())
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
+
+
+ORPHAN = """
+import asyncio
+from tui.chat.engine.engine_client import EngineClient
+async def start():
+    link = EngineClient()
+    await link.start()
+    print(link.process_id, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(start())
+"""
+
+
+def test_an_app_that_is_killed_leaves_no_engine_behind():
+    command = [sys.executable, "-P", "-c", ORPHAN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment()) as app:
+        assert app.stdout is not None
+        engine = psutil.Process(int(app.stdout.readline()))
+        app.kill()
+        engine.wait(timeout=60)
+    assert not engine.is_running()

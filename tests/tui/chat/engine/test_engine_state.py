@@ -1,0 +1,105 @@
+"""Reports become one state: what the engine does, and what it has measured."""
+
+import pytest
+
+from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
+from tui.chat.engine.engine_messages import Answered, Drafting, Failed, Loading, PassRunning, Prefilling, TextArrived
+from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+
+ANSWERED = Answered(1, "stop", 10, 20, 5, 1.0, 0.2, 0.9)
+
+
+def test_there_is_no_model_at_first():
+    assert EngineState().phase == "no model"
+    assert not EngineState().is_busy
+    assert EngineState().num_layers == 0
+
+
+def test_a_load_has_a_rate_and_an_end():
+    state = loading()
+    assert (state.phase, state.load.what, state.load.share) == ("loading", "reading layers", 0.5)
+    assert state.load.bytes_per_second == pytest.approx(0.5e9)
+    assert state.load.seconds_left == pytest.approx(3.0)
+
+
+def test_a_load_claims_no_rate_from_one_report():
+    state = folded(Loading("reading", 5, 10, 2.0), begun=begin_load())
+    assert state.load.bytes_per_second is state.load.seconds_left is None
+    assert begin_load().load.share is None
+
+
+def test_another_reading_begins_anew():
+    """First the target's bytes are read, then the draft's."""
+    state = folded(Loading("draft", 10, 400, 9.0), Loading("draft", 110, 400, 10.0), begun=loading())
+    assert state.load.bytes_per_second == pytest.approx(100)
+
+
+def test_a_loaded_model_is_ready():
+    assert ready().phase == "ready"
+    assert ready().model == LOADED
+    assert ready().predicted_tokens_per_second == pytest.approx(2)
+
+
+def test_an_answer_is_prefill_before_the_engine_says_so():
+    assert begin_answer(ready()).phase == "prefill"
+    assert begin_answer(ready()).is_busy
+
+
+def test_passes_over_the_prompt_are_prefill():
+    state = folded(PassRunning(1, 3, 28, (4,)), begun=prefilling())
+    assert (state.phase, state.num_done_layers, state.layers_in_slots) == ("prefill", 3, (4,))
+    state = folded(Prefilling(1, 699, 700), PassRunning(1, 1, 28, ()), begun=state)
+    assert state.phase == "verifying"
+
+
+def test_a_round_goes_from_drafting_to_verifying_and_back():
+    assert (drafting().phase, drafting().draft_level, drafting().draft_width) == ("drafting", 3, 12)
+    state = verifying()
+    assert (state.phase, state.num_done_layers, state.num_layers) == ("verifying", 16, 28)
+    state = folded(round_done(), begun=state)
+    assert (state.phase, state.num_done_layers, state.draft_level) == ("drafting", 0, 0)
+    assert state.figures.tree.path == (0, 1, 4, 7)
+    assert state.predicted_tokens_per_second == pytest.approx(10)
+
+
+def test_without_a_draft_there_is_no_drafting():
+    plain = EngineState(phase="verifying", model=type(LOADED)(**(_fields(LOADED) | {"draft": "none"})))
+    assert folded(round_done(parents=(-1,), path=(0,)), begun=plain).phase == "verifying"
+
+
+def _fields(report):
+    return {name: getattr(report, name) for name in report.__slots__}
+
+
+@pytest.mark.parametrize(("reason", "phase"), [("stop", "ready"), ("length", "ready"), ("stopped", "stopped")])
+def test_the_end_of_an_answer_keeps_the_figures(reason, phase):
+    before = verifying()
+    state = with_report(before, Answered(1, reason, 10, 20, 5, 1.0, 0.2, 0.9))
+    assert (state.phase, state.num_done_layers) == (phase, 0)
+    assert state.figures == before.figures
+    assert not state.is_busy
+
+
+def test_a_failed_answer_keeps_the_model():
+    state = with_report(verifying(), Failed(1, "the prompt is too long", "context"))
+    assert (state.phase, state.sentence, state.error_kind) == ("error", "the prompt is too long", "context")
+    assert state.model == LOADED
+    again = begin_answer(state)
+    assert (again.phase, again.sentence, again.error_kind) == ("prefill", "", "")
+
+
+def test_a_failed_load_leaves_no_model():
+    """The session that was open is closed before another one is opened."""
+    state = with_report(begin_load(), Failed(None, "no such folder", "input"))
+    assert (state.phase, state.sentence, state.model) == ("error", "no such folder", None)
+
+
+def test_a_dead_engine_stays_dead_until_it_is_started_again():
+    dead = with_death("killed")
+    assert (dead.phase, dead.sentence, dead.model) == ("dead", "killed", None)
+    assert folded(Drafting(1, 2, 3), ANSWERED, begun=dead) == dead
+    assert begin_load().phase == "loading"
+
+
+def test_text_alone_changes_nothing():
+    assert with_report(verifying(), TextArrived(1, "x")) == verifying()

@@ -1,0 +1,60 @@
+"""What a model is shown of a conversation, and what a conversation is called."""
+
+import pytest
+
+from tests.support.conversation_factory import message
+from tui.chat.store.conversation_records import MAX_TITLE_LENGTH, chat_turns, storable, title_of_prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [
+        ("What is a ring?", "What is a ring?"),
+        ("\n \n  What\tis\n a ring?", "What is"),
+        ("", ""),
+        (" \n\t", ""),
+        ("x" * MAX_TITLE_LENGTH, "x" * MAX_TITLE_LENGTH),
+        ("x" * (MAX_TITLE_LENGTH + 1), "x" * (MAX_TITLE_LENGTH - 1) + "…"),
+        ("word " * 40, "word " * 11 + "word…"),
+    ],
+)
+def test_a_title_is_the_first_line_that_says_something(prompt, title):
+    assert title_of_prompt(prompt) == title and len(title) <= MAX_TITLE_LENGTH
+
+
+def test_a_model_is_shown_every_turn_in_order():
+    messages = [message(content="a"), message("assistant", "b", state="stopped"), message(content="c")]
+    assert chat_turns("Be brief.", messages) == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    )
+    assert chat_turns(" \n", []) == ()
+
+
+def test_roles_alternate_even_after_answers_without_text():
+    """An answer that was stopped, or failed, before its first token; many templates refuse two turns of one role."""
+    messages = [
+        message(content="a"),
+        message("assistant", "", state="stopped"),
+        message(content="b"),
+        message("assistant", "", state="failed"),
+    ]
+    assert chat_turns("", messages) == ({"role": "user", "content": "a\n\nb"},)
+    answers = [message("assistant", "c"), message("assistant", "d")]
+    assert chat_turns("", answers) == ({"role": "assistant", "content": "c\n\nd"},)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain ü 日本 😀\n\x1b", "plain ü 日本 😀\n\x1b"),
+        ("half \ud83d, other half \ude00", "half \ufffd, other half \ufffd"),
+        ("whole \ud83d\ude00", "whole 😀"),
+        ("a\0b", "a\ufffdb"),
+    ],
+)
+def test_what_utf_8_cannot_hold_is_replaced(text, expected):
+    assert storable(text) == expected
+    assert storable(text).encode().decode() == expected

@@ -1,0 +1,84 @@
+"""The app as a whole: themes, no colours, and an end that leaves nothing behind."""
+
+import asyncio
+
+import pytest
+
+from tests.support.chat_fakes import FakeEngine
+from tests.support.chat_stories import tell, telling
+from tui.chat.chat_themes import DARK, LIGHT
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import RememberedSettings
+
+
+@pytest.mark.parametrize(("told", "name"), [("0;15", LIGHT.name), ("15;0", DARK.name)])
+def test_the_theme_follows_the_terminal(tmp_path, told, name):
+    async def story():
+        async with telling(tmp_path, environment={"COLORFGBG": told}) as teller:
+            assert teller.app.theme == name
+
+    tell(story)
+
+
+def test_a_remembered_theme_comes_first(tmp_path):
+    async def story():
+        settings = RememberedSettings(ChatSettings(theme="nord"))
+        async with telling(tmp_path, settings=settings, environment={"COLORFGBG": "0;15"}) as teller:
+            assert teller.app.theme == "nord"
+
+    tell(story)
+
+
+def test_without_colours_all_is_grey(tmp_path, monkeypatch):
+    """https://no-color.org: what colours say must be said by words and signs as well."""
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("One?")
+            colors = {
+                color.get_truecolor()
+                for strip in teller.app.screen._compositor.render_strips()
+                for segment in strip.apply_filter(teller.app._filters[0], teller.app.screen.background_colors[1])
+                for color in (segment.style.color, segment.style.bgcolor)
+                if segment.style is not None and color is not None
+            }
+            assert colors and all(color.red == color.green == color.blue for color in colors)
+
+    tell(story)
+
+
+def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path):
+    """People type at once; starting a process takes longer than that on a busy machine."""
+
+    class LateEngine(FakeEngine):
+        is_wanted = asyncio.Event()
+
+        async def start(self):
+            await self.is_wanted.wait()
+            await super().start()
+
+    async def story():
+        engine = LateEngine()
+        async with telling(tmp_path, engine=engine) as teller:
+            await teller.type("One?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.dialogue.queued == "One?", "the prompt's waiting")
+            assert engine.num_starts == 0
+            engine.is_wanted.set()
+            await teller.until(lambda: teller.contents == ["One?", "Hello there."])
+            assert teller.chat.prompt.text == "" and not teller.chat.notice.display
+
+    tell(story)
+
+
+def test_an_app_without_a_model_waits_for_a_choice(tmp_path):
+    async def story():
+        async with telling(tmp_path, has_model=False) as teller:
+            await teller.type("Hello?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.chat.notice.display)
+            assert "no model" in teller.chat.notice.sentence
+            assert teller.chat.prompt.text == "Hello?"
+
+    tell(story)

@@ -1,0 +1,234 @@
+"""The screen in its main states, as text; a small terminal says so; nothing is lost between engine and screen."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.chat_fakes import ANSWERED, LOADED, ROUND
+from tests.support.chat_stories import tell, telling
+from tests.support.screen_text import assert_snapshot, screen_text
+from tui.chat.engine.engine_messages import (
+    Answer,
+    Drafting,
+    Failed,
+    Loading,
+    LoadModel,
+    PassRunning,
+    Prefilling,
+    TextArrived,
+)
+
+ANSWER = """\
+Foxes sleep curled up.
+
+| animal | sleeps |
+|---|---|
+| fox | 10 h |
+| owl | 12 h |
+
+```python
+def hours(animal):
+    return {"fox": 10, "owl": 12}[animal]
+```
+"""
+
+
+def silent(request):
+    return [LOADED] if isinstance(request, LoadModel) else []
+
+
+def never_loaded(request):
+    return []
+
+
+async def _loading(teller):
+    teller.engine.say(
+        Loading("reading layers", 100_000_000, 3_000_000_000, 1.0),
+        Loading("reading layers", 1_500_000_000, 3_000_000_000, 3.8),
+    )
+    await teller.until(lambda: teller.dialogue.state.load.num_done_bytes == 1_500_000_000)
+
+
+async def _ready(teller):
+    await teller.until(lambda: teller.dialogue.state.phase == "ready")
+
+
+async def _prefill(teller):
+    await teller.ask("How long do foxes sleep?", is_awaited=False)
+    teller.engine.say(Prefilling(1, 256, 700))
+    await teller.until(lambda: teller.dialogue.state.num_prompt_tokens == 700)
+
+
+async def _drafting(teller):
+    await teller.ask("How long do foxes sleep?", is_awaited=False)
+    teller.engine.say(Prefilling(1, 12, 12), replace(ROUND, answer_id=1), Drafting(1, 2, 6))
+    await teller.until(lambda: teller.dialogue.state.phase == "drafting")
+
+
+async def _verifying(teller):
+    await _drafting(teller)
+    teller.engine.say(TextArrived(1, "Foxes sleep"), PassRunning(1, 3, 6, (2, 4)))
+    await teller.until(lambda: teller.dialogue.state.phase == "verifying")
+    await teller.until(lambda: "Foxes sleep" in teller.chat.view.newest_answer_text())
+
+
+async def _answered(teller):
+    await teller.ask("How long do foxes sleep?", is_awaited=False)
+    teller.engine.say(replace(ROUND, answer_id=1), TextArrived(1, ANSWER), replace(ANSWERED, answer_id=1))
+    await teller.until(lambda: not teller.dialogue.is_answering)
+    await teller.until(lambda: len(teller.chat.query("MarkdownTableCellContents")) == 6)
+
+
+async def _stopped(teller):
+    await _verifying(teller)
+    teller.engine.say(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    await teller.until(lambda: teller.dialogue.state.phase == "stopped")
+
+
+async def _context_full(teller):
+    await teller.ask("How long do foxes sleep?", is_awaited=False)
+    teller.engine.say(Failed(1, "the prompt has 5000 tokens; the context holds 4096", "context"))
+    await teller.until(lambda: teller.chat.notice.display)
+
+
+async def _dead(teller):
+    await _verifying(teller)
+    teller.engine.die()
+    await teller.until(lambda: teller.chat.notice.display)
+
+
+async def _machine(teller):
+    await _answered(teller)
+    await teller.press("f2")
+    await teller.until(lambda: teller.chat.machine.display)
+
+
+async def _completing(teller):
+    await teller.type("/re")
+    await teller.until(lambda: teller.chat.query_one("#completions").display)
+
+
+STATES = {
+    "loading": _loading,
+    "ready": _ready,
+    "prefill": _prefill,
+    "drafting": _drafting,
+    "verifying": _verifying,
+    "answered": _answered,
+    "stopped": _stopped,
+    "context-full": _context_full,
+    "dead": _dead,
+    "machine": _machine,
+    "completing": _completing,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("size", [(80, 24), (120, 32)], ids=["80x24", "120x32"])
+def test_states_look_as_they_did(tmp_path, state, size):
+    async def story():
+        script = never_loaded if state == "loading" else silent
+        async with telling(tmp_path, script=script, size=size) as teller:
+            teller.chat.prompt.cursor_blink = False
+            await STATES[state](teller)
+            for _ in range(3):
+                await teller.pilot.pause()
+            assert_snapshot(teller.app, f"{state}-{size[0]}x{size[1]}")
+
+    tell(story)
+
+
+def test_a_terminal_that_is_too_small_says_so_and_comes_back(tmp_path):
+    async def story():
+        async with telling(tmp_path, size=(80, 24)) as teller:
+            await teller.type("kept")
+            await teller.pilot.resize_terminal(30, 8)
+            await teller.pilot.pause()
+            assert "the chat needs 40 x 12" in screen_text(teller.app)
+            await teller.pilot.resize_terminal(80, 24)
+            await teller.pilot.pause()
+            assert "kept" in screen_text(teller.app)
+
+    tell(story)
+
+
+def test_the_smallest_terminal_that_is_large_enough_shows_all_parts(tmp_path):
+    async def story():
+        async with telling(tmp_path, size=(40, 12)) as teller:
+            await teller.ask("Hi?")
+            await teller.until(lambda: "Hello there." in screen_text(teller.app))
+            assert "ready" in screen_text(teller.app)
+
+    tell(story)
+
+
+def test_what_the_user_must_know_first_is_shown(tmp_path):
+    async def story():
+        async with telling(tmp_path, notices=("settings.toml was set aside", "the database was set aside")) as teller:
+            await teller.until(lambda: teller.chat.notice.display)
+            assert teller.chat.notice.sentence == "settings.toml was set aside · the database was set aside"
+            await teller.until(lambda: teller.dialogue.state.phase == "ready")
+            assert teller.chat.notice.display
+            await teller.press("escape")
+            await teller.until(lambda: not teller.chat.notice.display)
+
+    tell(story)
+
+
+def test_a_conversation_is_opened_at_the_start(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("About foxes")
+        async with telling(tmp_path, conversation_id=1) as teller:
+            assert teller.contents == ["About foxes", "Hello there."]
+            await teller.press("up")
+            await teller.until(lambda: teller.chat.prompt.text == "About foxes")
+            await teller.press("enter")
+            await teller.until(lambda: teller.num_requests("Answer") == 1)
+            assert isinstance(teller.engine.requests[-1], Answer)
+            assert len(teller.engine.requests[-1].messages) == 3
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["ctrl+r", "f3", "/clear", "prompt"])
+def test_a_conversation_that_another_window_removed_is_told(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("One?")
+            teller.store.delete_conversation(teller.dialogue.conversation_id)
+            teller.store.purge_deleted(older_than_seconds=-1)
+            if way == "prompt":
+                await teller.type("Two?")
+                await teller.press("enter")
+                await teller.until(lambda: teller.chat.prompt.text == "Two?")
+                teller.chat.prompt.put("")
+            else:
+                await (teller.command(way) if way.startswith("/") else teller.press(way))
+            if way in ("ctrl+r", "/clear"):
+                await teller.until(lambda: teller.said)
+            await teller.press("ctrl+n")
+            await teller.press("escape")
+            await teller.ask("Three?")
+            assert teller.contents == ["Three?", "Hello there."]
+
+    tell(story)
+
+
+def test_something_unexpected_is_told_and_the_chat_goes_on(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            taken = teller.dialogue.take
+
+            def fail_once(report):
+                teller.dialogue.take = taken
+                raise ZeroDivisionError("by zero")
+
+            teller.dialogue.take = fail_once
+            teller.engine.say(Drafting(77, 0, 1))
+            await teller.until(lambda: "unexpected ZeroDivisionError" in teller.chat.notice.sentence)
+            await teller.press("escape")
+            await teller.ask("One?")
+            assert teller.contents == ["One?", "Hello there."]
+
+    tell(story)

@@ -1,0 +1,221 @@
+"""Stories of conversations: several of them, found, renamed, deleted and brought back, written to files and read."""
+
+import json
+
+import pytest
+
+from tests.support.chat_fakes import endless
+from tests.support.chat_stories import tell, telling
+
+
+def listed(teller):
+    options = teller.chat.side.query_one("#conversations")
+    return [str(option.prompt) for option in options.options]
+
+
+async def three_conversations(teller):
+    for text in ("About foxes", "About owls", "About bears"):
+        await teller.press("ctrl+n")
+        await teller.ask(text)
+
+
+def test_a_new_conversation_leaves_the_others_in_the_list(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await three_conversations(teller)
+            await teller.press("f3")
+            await teller.until(lambda: len(listed(teller)) == 3)
+            assert [line.splitlines()[0].split("About ")[1] for line in listed(teller)] == ["bears", "owls", "foxes"]
+            await teller.press("down", "down", "enter")
+            await teller.until(lambda: teller.contents[0] == "About foxes")
+            await teller.press("ctrl+n")
+            await teller.until(lambda: teller.contents == [])
+            assert len(teller.store.list_conversations()) == 3
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f3", "/list"])
+def test_the_list_comes_and_goes(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            await teller.until(lambda: teller.chat.side.display)
+            await teller.press("escape")
+            await teller.until(lambda: not teller.chat.side.display)
+            assert teller.chat.prompt.has_focus
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["ctrl+f", "/search owl"])
+def test_a_search_goes_over_all_conversations(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await three_conversations(teller)
+            if way.startswith("/"):
+                await teller.command(way)
+            else:
+                await teller.press(way)
+                await teller.type("owl")
+            await teller.until(lambda: len(listed(teller)) == 1, "the search")
+            await teller.press("enter")
+            await teller.until(lambda: teller.contents[0] == "About owls")
+            await teller.press("f3")
+            await teller.until(lambda: len(listed(teller)) == 3, "the whole list again")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["list", "/rename Old foxes", "dialog"])
+def test_a_conversation_gets_another_title(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("About foxes")
+            if way == "list":
+                await teller.press("f3", "r")
+            elif way == "dialog":
+                teller.chat.action_rename_conversation()
+            else:
+                await teller.command(way)
+            if not way.startswith("/"):
+                await teller.until(lambda: teller.app.screen is not teller.chat)
+                await teller.press("ctrl+u")
+                await teller.type("Old foxes")
+                await teller.press("enter")
+            await teller.until(lambda: teller.store.list_conversations()[0].title == "Old foxes")
+
+    tell(story)
+
+
+def test_a_title_is_left_as_it_was_with_escape(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("About foxes")
+            await teller.press("f3", "r")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.press("x", "escape")
+            await teller.until(lambda: teller.app.screen is teller.chat)
+            assert teller.store.list_conversations()[0].title == "About foxes"
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["list", "/delete"])
+def test_a_conversation_is_deleted_and_brought_back(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await three_conversations(teller)
+            if way == "list":
+                await teller.press("f3", "delete")
+            else:
+                await teller.command(way)
+            await teller.until(lambda: len(teller.store.list_conversations()) == 2)
+            assert teller.contents == []
+            if way == "list":
+                await teller.press("ctrl+z")
+            else:
+                await teller.command("/undo")
+            await teller.until(lambda: len(teller.store.list_conversations()) == 3)
+            assert teller.contents[0] == "About bears"
+
+    tell(story)
+
+
+def test_a_conversation_that_is_being_answered_can_be_deleted(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("About foxes", is_awaited=False)
+            await teller.command("/delete")
+            await teller.until(lambda: not teller.dialogue.is_answering)
+            assert teller.store.list_conversations() == []
+
+    tell(story)
+
+
+def test_turns_are_cleared_and_brought_back(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/clear")
+            await teller.hears("there is nothing to clear")
+            await teller.ask("About foxes")
+            await teller.command("/clear")
+            await teller.until(lambda: teller.contents == [])
+            await teller.command("/undo")
+            await teller.until(lambda: teller.contents == ["About foxes", "Hello there."])
+            await teller.command("/undo")
+            await teller.hears("nothing was deleted")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["/system Be brief.", "dialog"])
+def test_a_system_prompt_is_set(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            if way == "dialog":
+                await teller.command("/system")
+                await teller.until(lambda: teller.app.screen is not teller.chat)
+                await teller.type("Be brief.")
+                await teller.press("ctrl+s")
+            else:
+                await teller.command(way)
+            await teller.until(lambda: teller.dialogue.system_prompt() == "Be brief.")
+            await teller.ask("One?")
+            assert teller.engine.requests[-1].messages[0] == {"role": "system", "content": "Be brief."}
+
+    tell(story)
+
+
+def test_a_conversation_is_exported_and_imported(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/export")
+            await teller.hears("this conversation is empty")
+            await teller.ask("About foxes")
+            await teller.command("/export")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.press("enter")
+            await teller.until(lambda: list(tmp_path.glob("*about-foxes.md")), "the Markdown file")
+            await teller.command(f"/export {tmp_path}/talk.json")
+            await teller.until(lambda: (tmp_path / "talk.json").exists(), "the JSON file")
+            assert [each["content"] for each in json.loads((tmp_path / "talk.json").read_text())["messages"]] == [
+                "About foxes",
+                "Hello there.",
+            ]
+            await teller.command(f"/import {tmp_path}/talk.json")
+            await teller.until(lambda: len(teller.store.list_conversations()) == 2)
+            assert teller.contents == ["About foxes", "Hello there."]
+
+    tell(story)
+
+
+def test_a_file_that_cannot_be_used_is_told(tmp_path):
+    (tmp_path / "wrong.json").write_text("{}")
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command(f"/import {tmp_path}/wrong.json")
+            await teller.hears("is no conversation")
+            await teller.ask("About foxes")
+            await teller.command(f"/export {tmp_path}/wrong.json")
+            await teller.hears("is there already")
+
+    tell(story)
+
+
+def test_another_conversation_can_be_read_while_an_answer_is_written(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("About foxes", is_awaited=False)
+            foxes = teller.dialogue.conversation_id
+            await teller.press("ctrl+n")
+            await teller.until(lambda: teller.contents == [])
+            await teller.press("f3", "enter")
+            await teller.until(lambda: teller.dialogue.conversation_id == foxes)
+            await teller.until(lambda: teller.chat.view.is_growing)
+            await teller.press("escape")
+            await teller.until(lambda: not teller.dialogue.is_answering)
+            assert teller.contents == ["About foxes", "Once upon "]
+
+    tell(story)

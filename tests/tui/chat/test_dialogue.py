@@ -1,0 +1,289 @@
+"""What is asked, saved and shown, with an engine that says what a test scripts and a store in memory."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.support.chat_fakes import ANSWERED, LOADED, FakeEngine, answer_reports
+from tui.chat.dialogue import Dialogue
+from tui.chat.dialogue_changes import (
+    AnswerEnded,
+    AnswerResumed,
+    PromptReturned,
+    QueueChanged,
+    TextCame,
+    Trouble,
+    TurnAdded,
+    TurnsChanged,
+)
+from tui.chat.engine.engine_client import EngineDied
+from tui.chat.engine.engine_messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
+from tui.chat.store.conversation_store import ConversationStore
+
+
+@pytest.fixture
+def store():
+    with ConversationStore(None) as opened:
+        yield opened
+
+
+@pytest.fixture
+def engine():
+    silent = FakeEngine(lambda request: ())
+    asyncio.run(silent.start())
+    return silent
+
+
+@pytest.fixture
+def dialogue(store, engine):
+    ready = Dialogue(store, engine, params=lambda: {"seed": 5, "temperature": 0.5})
+    ready.load({"target": "tiny"})
+    ready.take(LOADED)
+    return ready
+
+
+def answered(dialogue, text="There.", **ends):
+    """Let the engine answer what was asked last; returns all changes."""
+    answer_id = dialogue.answer.answer_id
+    reports = answer_reports(answer_id, [text], is_ended=False)
+    changes = [change for report in reports for change in dialogue.take(report)]
+    return [*changes, *dialogue.take(replace(ANSWERED, answer_id=answer_id, **ends))]
+
+
+def kinds(changes):
+    return [type(change) for change in changes]
+
+
+def contents(dialogue):
+    return [message.content for message in dialogue.messages()]
+
+
+def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, engine):
+    assert kinds(dialogue.ask("Hello?")) == [TurnAdded, TurnAdded]
+    request = engine.requests[-1]
+    assert request.messages == ({"role": "user", "content": "Hello?"},)
+    assert request.params == {"seed": 5, "temperature": 0.5}
+    assert dialogue.take(TextArrived(request.answer_id, "Hi")) == (TextCame(dialogue.answer.message_id, "Hi"),)
+    assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
+    (ended,) = dialogue.take(replace(ANSWERED, answer_id=request.answer_id))
+    assert ended.message.state == "complete"
+    assert ended.message.statistics["num_new_tokens"] == ANSWERED.num_new_tokens
+    assert ended.message.statistics["seed"] == 5
+    assert store.list_conversations()[0].title == "Hello?"
+
+
+def test_the_second_turn_sends_the_first_one_unchanged(dialogue, engine):
+    """The engine can reuse what it has computed of a prefix only if it is the same."""
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    dialogue.ask("Two?")
+    assert [each["content"] for each in engine.requests[-1].messages] == ["One?", "1", "Two?"]
+
+
+def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialogue):
+    dialogue.ask("One?")
+    assert dialogue.ask("Two?") == (QueueChanged("Two?"),)
+    assert kinds(dialogue.ask("Three?")) == [PromptReturned, Trouble]
+    changes = answered(dialogue, "1")
+    assert kinds(changes) == [TextCame, AnswerEnded, QueueChanged, TurnAdded, TurnAdded]
+    assert contents(dialogue) == ["One?", "1", "Two?", ""]
+
+
+def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
+    dialogue = Dialogue(store, engine)
+    dialogue.load({})
+    assert dialogue.ask("Early?") == (QueueChanged("Early?"),)
+    assert contents(dialogue) == []
+    assert kinds(dialogue.take(LOADED)) == [QueueChanged, TurnAdded, TurnAdded]
+
+
+def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, engine):
+    dialogue.ask("One?")
+    dialogue.ask("Two?")
+    dialogue.take(TextArrived(1, "Once "))
+    assert dialogue.stop() == (QueueChanged(""), PromptReturned("Two?"))
+    assert engine.requests[-1] == StopAnswer(1)
+    (ended,) = dialogue.take(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    assert (ended.message.content, ended.message.state) == ("Once ", "stopped")
+    assert dialogue.stop() == ()
+
+
+def test_without_a_model_a_prompt_comes_back(store, engine):
+    returned, trouble = Dialogue(store, engine).ask("Hello?")
+    assert returned == PromptReturned("Hello?")
+    assert trouble.kind == "no model"
+
+
+def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogue, engine, store):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    assert kinds(dialogue.regenerate()) == [TurnsChanged]
+    assert engine.requests[-1].params["seed"] == 6
+    assert [each["content"] for each in engine.requests[-1].messages] == ["One?"]
+    answered(dialogue, "uno")
+    assert contents(dialogue) == ["One?", "uno"]
+    assert store.restore_dropped(dialogue.conversation_id) == 1
+    assert contents(dialogue) == ["One?", "1"]
+
+
+def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    assert dialogue.edit_last() == "One?"
+    assert kinds(dialogue.ask("Won?")) == [TurnsChanged]
+    assert contents(dialogue) == ["Won?", ""]
+    answered(dialogue, "yes")
+    dialogue.ask("Next?")
+    assert contents(dialogue)[0] == "Won?"
+
+
+def test_nothing_is_edited_while_an_answer_is_written(dialogue):
+    dialogue.ask("One?")
+    assert dialogue.edit_last() is None
+
+
+def test_an_answer_goes_on_where_it_ended(dialogue, engine):
+    dialogue.ask("Tell.")
+    answered(dialogue, "Once upon", finish_reason="length")
+    assert kinds(dialogue.continue_answer()) == [AnswerResumed]
+    request = engine.requests[-1]
+    assert request.is_continued
+    assert request.messages[-1] == {"role": "assistant", "content": "Once upon"}
+    answered(dialogue, " a time.")
+    assert contents(dialogue) == ["Tell.", "Once upon a time."]
+
+
+def test_an_answer_without_text_is_written_anew(dialogue, engine):
+    dialogue.ask("Tell.")
+    dialogue.take(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    assert kinds(dialogue.continue_answer()) == [TurnsChanged]
+    assert not engine.requests[-1].is_continued
+
+
+def test_nothing_can_be_written_anew_before_anything_was_asked(dialogue):
+    for act in (dialogue.regenerate, dialogue.continue_answer, dialogue.trim):
+        (trouble,) = act()
+        assert trouble.kind == "refused"
+
+
+def test_a_killed_engine_leaves_the_conversation_as_it_was(dialogue, engine):
+    dialogue.ask("One?")
+    dialogue.take(TextArrived(1, "Half"))
+    ended, trouble = dialogue.take(EngineDied("the engine was killed", is_memory=True))
+    assert (ended.message.content, ended.message.state) == ("Half", "failed")
+    assert trouble == Trouble("dead", "the engine was killed")
+    assert dialogue.ask("Two?") == (PromptReturned("Two?"), trouble)
+    dialogue.load({})
+    dialogue.take(LOADED)
+    dialogue.ask("Two?")
+    assert contents(dialogue) == ["One?", "Half", "Two?", ""]
+
+
+def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
+    dialogue.ask("One " * 50)
+    answered(dialogue, "1 " * 50)
+    dialogue.ask("Two?")
+    answer_id = dialogue.answer.answer_id
+    ended, trouble = dialogue.take(Failed(answer_id, "9000 tokens do not fit 4096", "context"))
+    assert (ended.message.state, trouble.kind) == ("failed", "context")
+    assert kinds(dialogue.trim()) == [TurnsChanged]
+    assert [each["content"] for each in engine.requests[-1].messages] == ["Two?"]
+    assert dialogue.first_kept_id() == dialogue.messages()[2].id
+    answered(dialogue, "2")
+    assert contents(dialogue) == ["One " * 50, "1 " * 50, "Two?", "2"]
+
+
+def test_an_answer_that_filled_the_context_goes_on_after_a_trim(dialogue, engine):
+    dialogue.ask("One " * 50)
+    answered(dialogue, "1")
+    dialogue.ask("Two?")
+    *_, trouble = answered(dialogue, "2 and", finish_reason="context")
+    assert trouble.kind == "context"
+    assert kinds(dialogue.trim()) == [TurnsChanged, AnswerResumed]
+    assert engine.requests[-1].is_continued
+
+
+def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, engine):
+    for prompt in ("One " * 50, "Two?"):
+        dialogue.ask(prompt)
+        answered(dialogue, "1")
+    assert kinds(dialogue.trim()) == [TurnsChanged]
+    kept_id = dialogue.messages()[2].id
+    later = Dialogue(store, engine)
+    later.open(dialogue.conversation_id)
+    assert later.first_kept_id() == kept_id
+    assert kinds(later.read_all()) == [TurnsChanged]
+    assert dialogue.first_kept_id() == 0
+    (trouble,) = later.read_all()
+    assert trouble == Trouble("refused", "no turn of this conversation is left out")
+
+
+def test_one_turn_alone_cannot_be_trimmed(dialogue):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    (trouble,) = dialogue.trim()
+    assert trouble.kind == "refused"
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("memory", "memory"), ("fault", "fault"), ("input", "input")])
+def test_a_failure_is_told_with_its_kind(dialogue, kind, shown):
+    dialogue.ask("One?")
+    ended, trouble = dialogue.take(Failed(1, "it did not work", kind))
+    assert trouble == Trouble(shown, "it did not work")
+    assert ended.message.statistics["error"] == "it did not work"
+    assert kinds(dialogue.ask("Two?")) == [TurnAdded, TurnAdded]
+
+
+def test_a_load_that_fails_gives_the_waiting_prompt_back(store, engine):
+    dialogue = Dialogue(store, engine)
+    dialogue.load({})
+    dialogue.ask("Early?")
+    assert kinds(dialogue.take(Failed(None, "no such folder", "input"))) == [QueueChanged, PromptReturned, Trouble]
+
+
+def test_an_answer_goes_on_while_another_conversation_is_open(dialogue, store):
+    dialogue.ask("One?")
+    first = dialogue.conversation_id
+    dialogue.open(None)
+    assert dialogue.take(TextArrived(1, "1")) == ()
+    assert dialogue.messages() == []
+    (ended,) = dialogue.take(replace(ANSWERED, answer_id=1))
+    assert ended.message.conversation_id == first
+    assert store.messages(first)[-1].content == "1"
+
+
+def test_reports_of_an_answer_that_is_over_are_ignored(dialogue):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    assert dialogue.take(TextArrived(1, "late")) == ()
+    assert dialogue.take(replace(ANSWERED, answer_id=1)) == ()
+    assert contents(dialogue) == ["One?", "1"]
+
+
+def test_a_system_prompt_comes_first_and_is_kept_with_the_conversation(store, engine):
+    dialogue = Dialogue(store, engine, new_system_prompt=lambda: "Be kind.")
+    dialogue.load({})
+    dialogue.take(LOADED)
+    assert dialogue.system_prompt() == "Be kind."
+    dialogue.set_system_prompt("Be brief.")
+    dialogue.ask("One?")
+    assert engine.requests[-1].messages[0] == {"role": "system", "content": "Be brief."}
+    dialogue.set_system_prompt("")
+    assert store.conversation(dialogue.conversation_id).system_prompt == ""
+    dialogue.open(None)
+    assert dialogue.system_prompt() == "Be kind."
+
+
+def test_a_store_that_fails_is_told_and_the_prompt_comes_back(dialogue, store):
+    store.close()
+    changes = dialogue.ask("One?")
+    assert kinds(changes) == [PromptReturned, Trouble]
+    assert changes[-1].kind == "store"
+
+
+def test_a_load_is_asked_for_with_the_given_fields(dialogue, engine):
+    assert engine.requests[0] == LoadModel({"target": "tiny"})
+    dialogue.ask("One?")
+    assert isinstance(engine.requests[-1], Answer)
+    assert dialogue.is_answering

@@ -1,0 +1,124 @@
+"""What the picker is told of a model before it is loaded."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+import pytest
+
+from runtime.fit import this_machine
+from tests.support.plan_fakes import plan_machine, planned
+from tests.support.session_factory import save_tiny_folder
+from tui.chat.fit_estimates import FitEstimate, estimate_fits, estimate_of, make_estimates
+
+CHILD = """
+import json, os, sys
+question = json.loads(sys.stdin.readline())
+for folder in question["folders"][:LIMIT]:
+    print(json.dumps({"folder": folder, "fit": "streams", "seconds_per_token": 0.5,
+                      "sentence": str(question["config"] or os.getpid())}), flush=True)
+TAIL
+"""
+
+
+def child(*, limit: int = 99, tail: str = "") -> list[str]:
+    """A process that gives at most `limit` estimates, and then does `tail`."""
+    return [sys.executable, "-c", CHILD.replace("LIMIT", str(limit)).replace("TAIL", tail)]
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 60))
+
+
+def test_estimates_come_in_order_and_the_settings_reach_the_planner():
+    async def story() -> None:
+        found = [one async for one in estimate_fits(["b", "a"], {"draft": "none"}, command=child())]
+        sentence = "{'draft': 'none'}"
+        assert found == [FitEstimate(folder, "streams", 0.5, sentence) for folder in ("b", "a")]
+
+    run(story())
+
+
+def test_a_planner_that_dies_leaves_the_rest_unknown():
+    async def story() -> None:
+        estimates = estimate_fits(["a", "b", "c"], {}, command=child(limit=1, tail="os._exit(9)"))
+        found = [(one.folder, one.fit, one.seconds_per_token) async for one in estimates]
+        assert found == [("a", "streams", 0.5), ("b", "unknown", None), ("c", "unknown", None)]
+
+    run(story())
+
+
+def test_who_stops_asking_ends_the_process():
+    async def story() -> None:
+        estimates = estimate_fits(["a"], {}, command=child(tail="import signal; signal.pause()"))
+        process_id = int((await anext(estimates)).sentence)
+        assert psutil.pid_exists(process_id)
+        await estimates.aclose()
+        assert not psutil.pid_exists(process_id)
+
+    run(story())
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A made-up machine in place of this one; counts how often it is measured."""
+    seen = []
+
+    def measure(device, *, cache_folder, model_folder):
+        seen.append(model_folder)
+        yield "measuring"
+        return plan_machine()
+
+    monkeypatch.setattr(this_machine, "this_machine", measure)
+    return seen
+
+
+def test_models_are_planned_on_this_machine_which_is_measured_once(tmp_path, measured):
+    folders = [save_tiny_folder(tmp_path / name) for name in ("a", "b")]
+    names = [str(tmp_path / "missing"), *map(str, folders)]
+    missing, *found = make_estimates(names, {})
+    assert (missing.fit, missing.seconds_per_token) == ("unusable", None)
+    assert [(one.folder, one.fit) for one in found] == [(name, "resident") for name in names[1:]]
+    assert all(one.seconds_per_token and "tokens/s" in one.sentence for one in found)
+    assert measured == [folders[0]]
+
+
+def test_budgets_of_the_settings_are_those_of_the_plan(tmp_path, measured):
+    folder = str(save_tiny_folder(tmp_path / "a"))
+    (streamed,) = make_estimates([folder], {"device_memory_bytes": 0, "context_tokens": 64})
+    assert streamed.fit == "streams"
+    assert "in every pass" in streamed.sentence
+    (too_small,) = make_estimates([folder], {"device_memory_bytes": 1000})
+    assert (too_small.fit, too_small.seconds_per_token) == ("does not fit", None)
+    assert "\n" not in too_small.sentence
+
+
+def test_a_wrong_setting_is_told_for_the_model(tmp_path, measured):
+    folder = str(save_tiny_folder(tmp_path / "a"))
+    (estimate,) = make_estimates([folder], {"tree": "9x"})
+    assert estimate.fit == "unusable" and "nodes x levels" in estimate.sentence
+
+
+def test_the_sentence_says_what_streams_and_how_fast():
+    report = planned()
+    estimate = estimate_of("x", report)
+    assert (estimate.fit, estimate.seconds_per_token) == ("streams", report.main.seconds_per_token)
+    assert estimate.sentence.startswith("streams ") and estimate.sentence.endswith("s/token")
+    assert json.loads(json.dumps(asdict(estimate)))["folder"] == "x"
+
+
+def test_the_real_planner_answers_from_a_process_of_its_own(tmp_path):
+    folder = save_tiny_folder(tmp_path / "a")
+
+    async def story() -> None:
+        found = [one async for one in estimate_fits([folder, tmp_path / "missing"], {"device": "cpu"})]
+        assert [(one.folder, one.fit) for one in found] == [
+            (str(folder), "resident"),
+            (str(tmp_path / "missing"), "unusable"),
+        ]
+
+    run(story())

@@ -1,0 +1,285 @@
+"""Stories of the engine and the settings: death and restart, failed loads, settings, tree, theme."""
+
+import pytest
+
+from offload.errors import BadInputError
+from tests.support.chat_fakes import LOADED, endless, polite
+from tests.support.chat_stories import tell, telling
+from tests.support.screen_text import screen_text
+from tui.chat.engine.engine_messages import Answer, Failed, LoadModel
+from tui.chat.fit_estimates import FitEstimate
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import Overrides, RememberedSettings
+from tui.chat.settings.settings_file import read_settings
+from tui.chat.widgets.model_list import ListedModel
+
+
+def remembered(tmp_path):
+    return read_settings(tmp_path / "settings.toml").settings
+
+
+def test_a_killed_engine_is_told_and_started_again_with_one_key(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("Tell.", is_awaited=False)
+            await teller.until(lambda: teller.contents == ["Tell.", "Once upon "])
+            teller.engine.die()
+            await teller.until(lambda: teller.chat.notice.display, "the notice")
+            assert "killed" in teller.chat.notice.sentence
+            assert [each.state for each in teller.dialogue.messages()] == ["complete", "failed"]
+            teller.engine.script = polite
+            await teller.press("enter")
+            await teller.until(lambda: teller.dialogue.state.phase == "ready", "the second load")
+            assert teller.engine.num_starts == 2
+            assert teller.num_requests("LoadModel") == 2
+            assert not teller.chat.notice.display
+            await teller.press("ctrl+r")
+            await teller.until(lambda: teller.contents == ["Tell.", "Hello there."])
+
+    tell(story)
+
+
+def test_an_engine_that_hangs_is_started_anew_and_its_answer_kept(tmp_path):
+    def hanging(request):
+        return endless(request) if isinstance(request, Answer) else []
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            teller.engine.script = hanging
+            await teller.ask("Tell.", is_awaited=False)
+            await teller.until(lambda: teller.contents == ["Tell.", "Once upon "])
+            await teller.command("/restart")
+            await teller.until(lambda: teller.engine.num_starts == 2 and teller.num_requests("LoadModel") == 2)
+            assert [each.state for each in teller.dialogue.messages()] == ["complete", "stopped"]
+            assert not teller.dialogue.is_answering and not teller.chat.notice.display
+            teller.engine.script = polite
+            teller.engine.say(LOADED)
+            await teller.until(lambda: teller.dialogue.state.phase == "ready", "the second load")
+            await teller.ask("Go on.")
+            assert teller.contents == ["Tell.", "Once upon ", "Go on.", "Hello there."]
+
+    tell(story)
+
+
+def test_an_engine_that_cannot_be_started_is_told(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+
+            async def refuse():
+                raise OSError(12, "Cannot allocate memory")
+
+            teller.engine.start = refuse
+            await teller.command("/restart")
+            await teller.until(lambda: "Cannot allocate memory" in teller.chat.notice.sentence)
+
+    tell(story)
+
+
+@pytest.mark.parametrize("kind", ["memory", "input", "fault"])
+def test_a_load_that_fails_is_told_with_what_can_be_done(tmp_path, kind):
+    def failing(request):
+        return [Failed(None, "/models/\x1b[31mgone is missing", kind)] if isinstance(request, LoadModel) else []
+
+    async def story():
+        async with telling(tmp_path, script=failing) as teller:
+            await teller.until(lambda: teller.chat.notice.display)
+            assert teller.chat.notice.sentence == "/models/gone is missing"
+            assert len(teller.chat.notice.query("Button")) == 3
+            await teller.press("escape")
+            await teller.until(lambda: not teller.chat.notice.display)
+            await teller.type("Hello?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.chat.prompt.text == "Hello?")
+
+    tell(story)
+
+
+def test_the_model_that_was_loaded_is_remembered(tmp_path):
+    async def story():
+        settings = RememberedSettings(
+            ChatSettings(), path=tmp_path / "settings.toml", overrides=Overrides(config={"target": "/models/tiny"})
+        )
+        async with telling(tmp_path, settings=settings) as teller:
+            await teller.until(lambda: teller.dialogue.state.model == LOADED)
+            await teller.until(lambda: remembered(tmp_path).recent_targets == ("/models/tiny",))
+
+    tell(story)
+
+
+class Shelf:
+    async def models(self):
+        return (ListedModel("/models/one", "one"), ListedModel("/models/two", "two"))
+
+    async def estimates(self, targets, *, draft):
+        for target in targets:
+            yield FitEstimate(target, "streams", 0.5, f"streams with {draft}")
+
+
+@pytest.mark.parametrize("way", ["f4", "/model", "/model /models/two"])
+def test_a_model_is_chosen_and_loaded(tmp_path, way):
+    async def story():
+        async with telling(tmp_path, models=lambda config, recent: Shelf()) as teller:
+            await teller.ask("One?")
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            if way != "/model /models/two":
+                await teller.until(lambda: teller.app.screen is not teller.chat)
+                await teller.type("two")
+                await teller.press("enter")
+            await teller.until(lambda: teller.num_requests("LoadModel") == 2)
+            assert teller.engine.requests[-1].config["target"] == "/models/two"
+            await teller.until(lambda: teller.dialogue.state.phase == "ready")
+            assert remembered(tmp_path).target == "/models/two"
+            assert teller.contents == ["One?", "Hello there."]
+
+    tell(story)
+
+
+def test_a_model_is_left_as_it_is_with_escape(tmp_path):
+    async def story():
+        async with telling(tmp_path, models=lambda config, recent: Shelf()) as teller:
+            await teller.press("f4")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.press("escape")
+            await teller.until(lambda: teller.app.screen is teller.chat)
+            assert teller.num_requests("LoadModel") == 1
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f5", "/set"])
+def test_the_settings_form_keeps_what_was_changed(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("0.25")
+            await teller.press("ctrl+s")
+            await teller.until(lambda: remembered(tmp_path).temperature == 0.25)
+            await teller.hears("temperature is 0.25")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f2", "/stats"])
+def test_the_machine_panel_comes_and_is_remembered(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            for is_shown in (True, False):
+                await (teller.command(way) if way.startswith("/") else teller.press(way))
+                await teller.until(lambda shown=is_shown: teller.chat.machine.display is shown)
+                assert remembered(tmp_path).show_panel is is_shown
+
+    tell(story)
+
+
+@pytest.mark.parametrize("way", ["f1", "/help"])
+def test_help_opens(tmp_path, way):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await (teller.command(way) if way.startswith("/") else teller.press(way))
+            await teller.until(lambda: "Commands: in the prompt" in screen_text(teller.app))
+            await teller.press("escape")
+            await teller.until(lambda: teller.app.screen is teller.chat)
+            await teller.command("/help theme")
+            await teller.hears("/theme [THEME]: Change the colours.")
+            keys = dict(teller.chat.other_keys())
+            assert "enter" in keys and "shift+enter,ctrl+j" in keys and "f6" in keys
+            assert not {"ctrl+n", "escape"} & set(keys)
+            await teller.command("/help no-such")
+            await teller.hears("there is no command /no-such")
+
+    tell(story)
+
+
+def test_the_palette_runs_commands(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.press("ctrl+p")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("machine panel")
+            await teller.until(lambda: "Machine panel" in screen_text(teller.app), "the hit")
+            await teller.press("enter")
+            await teller.until(lambda: teller.chat.machine.display)
+
+    tell(story)
+
+
+def test_a_theme_from_the_list_is_remembered(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/theme")
+            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.type("gruvbox")
+            await teller.until(lambda: "gruvbox" in screen_text(teller.app))
+            await teller.press("enter")
+            await teller.until(lambda: remembered(tmp_path).theme == "gruvbox")
+
+    tell(story)
+
+
+def test_a_setting_is_changed_and_remembered(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/set top-p 0.5")
+            await teller.until(lambda: remembered(tmp_path).top_p == 0.5)
+            await teller.ask("One?")
+            assert teller.engine.requests[-1].params["top_p"] == 0.5
+            await teller.command("/set top_p")
+            await teller.hears("top_p is 0.5")
+
+    tell(story)
+
+
+@pytest.mark.parametrize(("line", "words"), [("/set top_p 7", "top_p is 7"), ("/set colour red", "colour")])
+def test_a_setting_that_makes_no_sense_is_refused(tmp_path, line, words):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command(line)
+            await teller.hears(words)
+            assert teller.services_settings == ChatSettings(seed=1)
+
+    tell(story)
+
+
+def test_a_tree_asks_for_another_load_and_gets_it(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("One?")
+            await teller.command("/tree 8x4")
+            await teller.until(lambda: teller.chat.notice.display)
+            assert teller.chat.notice.sentence == "tree will hold once the model is loaded again"
+            await teller.press("enter")
+            await teller.until(lambda: teller.num_requests("LoadModel") == 2)
+            assert teller.engine.requests[-1].config["tree"] == "8x4"
+            assert teller.contents == ["One?", "Hello there."]
+
+    tell(story)
+
+
+def test_a_theme_is_chosen_and_remembered(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/theme nord")
+            await teller.until(lambda: teller.app.theme == "nord")
+            assert remembered(tmp_path).theme == "nord"
+            await teller.command("/theme plaid")
+            await teller.hears("plaid is no theme")
+
+    tell(story)
+
+
+def test_settings_that_cannot_be_written_hold_all_the_same(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+
+            def refuse(settings):
+                remember(settings)
+                raise BadInputError("the disk is full")
+
+            remember = teller.chat.services.settings.replace
+            teller.chat.services.settings.replace = refuse
+            await teller.command("/set top_k 3")
+            await teller.hears("the disk is full")
+            assert teller.services_settings.top_k == 3
+
+    tell(story)

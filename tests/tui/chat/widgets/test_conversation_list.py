@@ -1,0 +1,123 @@
+"""The side list shows titles and hits as text, and says what is wanted of them."""
+
+import asyncio
+
+import pytest
+from textual.app import App
+
+from tests.support.conversation_factory import conversation
+from tests.support.screen_text import STYLES, screen_text
+from tui.chat.store.conversation_search import SearchHit
+from tui.chat.widgets.conversation_list import ConversationList, age_words
+
+
+class Shelf(App):
+    CSS_PATH = STYLES
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def compose(self):
+        yield ConversationList()
+
+    def on_conversation_list_chosen(self, message):
+        self.heard.append(("open", message.conversation_id))
+
+    def on_conversation_list_rename_wanted(self, message):
+        self.heard.append(("rename", message.conversation_id))
+
+    def on_conversation_list_delete_wanted(self, message):
+        self.heard.append(("delete", message.conversation_id))
+
+    def on_conversation_list_undo_wanted(self):
+        self.heard.append("undo")
+
+    def on_conversation_list_closed(self):
+        self.heard.append("close")
+
+    def on_conversation_list_searched(self, message):
+        self.heard.append(("search", message.text))
+
+
+def browse(story):
+    async def run():
+        app = Shelf()
+        async with app.run_test(size=(60, 14)) as pilot:
+            side = app.query_one(ConversationList)
+            side.show_conversations([conversation(id=7, title="Owls"), conversation(id=3, title="Foxes")], open_id=3)
+            side.focus_list()
+            await pilot.pause()
+            await story(app, side, pilot)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("keys", "heard"),
+    [
+        (("enter",), [("open", 3)]),
+        (("up", "enter"), [("open", 7)]),
+        (("r",), [("rename", 3)]),
+        (("delete",), [("delete", 3)]),
+        (("ctrl+z",), ["undo"]),
+        (("escape",), ["close"]),
+    ],
+)
+def test_keys(keys, heard):
+    async def story(app, side, pilot):
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert app.heard == heard
+
+    browse(story)
+
+
+def test_typing_in_the_field_searches_and_enter_opens_the_first():
+    async def story(app, side, pilot):
+        side.search_for("f")
+        await pilot.press("o")
+        await pilot.pause()
+        assert app.heard[-1] == ("search", "fo")
+        hit = SearchHit(
+            conversation_id=3, title="Foxes", message_id=5, role="user", snippet="a fox \x1b[2J", matches=((2, 5),)
+        )
+        side.show_hits([hit])
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.heard[-1] == ("open", 3)
+        assert "a fox ␛[2J" in screen_text(app)
+
+    browse(story)
+
+
+def test_a_conversation_is_found_once_by_its_first_message():
+    async def story(app, side, pilot):
+        title = SearchHit(conversation_id=3, title="Fox", message_id=None, role=None, snippet="Fox", matches=())
+        first = SearchHit(conversation_id=3, title="Fox", message_id=9, role="user", snippet="one fox", matches=())
+        second = SearchHit(conversation_id=3, title="Fox", message_id=8, role="user", snippet="two fox", matches=())
+        side.show_hits([title, first, second])
+        await pilot.pause()
+        assert "one fox" in screen_text(app)
+        assert "two fox" not in screen_text(app)
+        side.show_hits([])
+        await pilot.pause()
+        assert "nothing found" in screen_text(app)
+
+    browse(story)
+
+
+def test_a_hostile_title_is_text():
+    async def story(app, side, pilot):
+        side.show_conversations([conversation(title="\x1b]0;x\x07[b]Foxes[/b]")], open_id=None)
+        await pilot.pause()
+        assert "[b]Foxes[/b]" in screen_text(app)
+
+    browse(story)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(-5, "now"), (59, "now"), (300, "5 min"), (7200, "2 h"), (864000, "10 d"), (1e7, "3 mo")]
+)
+def test_ages(seconds, words):
+    assert age_words(seconds) == words

@@ -1,0 +1,69 @@
+"""The page of commands and keys, and the sentence about one command."""
+
+import pytest
+
+from runtime.errors import OptionError
+from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tui.chat.commands.command_registry import COMMANDS
+from tui.chat.widgets.help_screen import HelpScreen, command_help
+
+KEYS = (("shift+enter,ctrl+j", "Begin another line of the prompt."), ("tab", "Take the completion."))
+
+
+def test_the_page_lists_every_command_and_key():
+    app = WidgetApp(screen=HelpScreen(KEYS))
+
+    async def story(pilot):
+        text = screen_text(app)
+        assert [command.name for command in COMMANDS if f"{command.usage}" not in text] == []
+        assert " │ /new                  Ctrl+N  Start an empty conversation; the others stay in the list." in text
+        assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
+
+    run(app, story, size=(100, 60))
+
+
+@pytest.mark.parametrize("key", ["escape", "enter", "q", "f1"])
+def test_it_is_closed_by_what_people_press(key):
+    app = WidgetApp(screen=HelpScreen())
+
+    async def story(pilot):
+        await pilot.press(key)
+        await pilot.pause()
+        assert not isinstance(app.screen, HelpScreen)
+
+    run(app, story)
+
+
+def test_it_scrolls_in_a_small_terminal():
+    app = WidgetApp(screen=HelpScreen(KEYS))
+
+    async def story(pilot):
+        assert "Take the completion." not in screen_text(app)
+        assert "Esc closes" in screen_text(app)
+        await pilot.press("end")
+        await pilot.pause()
+        assert "Take the completion." in screen_text(app)
+        assert max(map(len, screen_rows(app))) <= 60
+
+    run(app, story, size=(60, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("rename", "/rename TITLE: Give this conversation another title. Also /title."),
+        ("/quit", "/quit: End the app; every conversation is kept. Key: Ctrl+Q. Also /exit, /bye."),
+        ("undo", "/undo: Bring back what was deleted, cleared or written anew last."),
+    ],
+)
+def test_one_command_is_told_in_a_few_sentences(name, sentence):
+    assert command_help(name) == sentence
+
+
+def test_the_help_of_set_names_the_settings():
+    assert "Names: temperature, top_p" in command_help("set")
+
+
+def test_an_unknown_command_is_told_with_a_near_one():
+    with pytest.raises(OptionError, match="there is no command /renam; did you mean /rename"):
+        command_help("renam")

@@ -1,0 +1,164 @@
+"""Stories of writing: lines, growth, history, completions, and controls that are shown, not executed."""
+
+import asyncio
+
+from textual.app import App
+
+from tests.support.screen_text import STYLES
+from tui.chat.commands.slash_commands import Completion
+from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.prompt_area import PromptArea, same_width_signs
+
+
+class Desk(App):
+    CSS_PATH = STYLES
+
+    def __init__(self):
+        super().__init__()
+        self.sent = []
+
+    def compose(self):
+        yield CompletionList()
+        yield PromptArea()
+
+    def on_mount(self):
+        self.area.completions = self.query_one(CompletionList)
+        self.area.focus()
+
+    @property
+    def area(self):
+        return self.query_one(PromptArea)
+
+    def on_prompt_area_sent(self, message):
+        self.sent.append(message.text)
+
+
+def write(story, *, size=(40, 20)):
+    async def run():
+        app = Desk()
+        async with app.run_test(size=size) as pilot:
+            await story(app, pilot)
+
+    asyncio.run(run())
+
+
+def test_enter_sends_and_ctrl_j_begins_a_line():
+    async def story(app, pilot):
+        await pilot.press("a", "ctrl+j", "b", "shift+enter", "c", "enter", "d")
+        await pilot.pause()
+        assert app.sent == ["a\nb\nc"]
+        assert app.area.text == "d"
+
+    write(story)
+
+
+def test_keys_that_come_together_keep_their_order():
+    """Enter once overtook the letters before it, which were lost."""
+
+    async def story(app, pilot):
+        from textual import events
+
+        for key in ("a", "b", "enter", "c"):
+            app.post_message(events.Key(key, key if len(key) == 1 else "\r"))
+        await pilot.pause()
+        await pilot.pause()
+        assert app.sent == ["ab"]
+        assert app.area.text == "c"
+
+    write(story)
+
+
+def test_a_backspace_takes_the_letter_before_it_however_fast_one_types():
+    """It once took the letter that came with it."""
+
+    async def story(app, pilot):
+        from textual import events
+
+        await pilot.press("k")
+        for key, character in (
+            ("backspace", "\x7f"),
+            ("l", "l"),
+            ("left", None),
+            ("m", "m"),
+            ("end", None),
+            ("n", "n"),
+        ):
+            app.post_message(events.Key(key, character))
+        await pilot.pause()
+        assert app.area.text == "mln"
+
+    write(story)
+
+
+def test_nothing_is_sent_that_says_nothing():
+    async def story(app, pilot):
+        await pilot.press("space", "ctrl+j", "enter")
+        assert app.sent == []
+
+    write(story)
+
+
+def test_it_grows_with_its_lines_up_to_a_limit():
+    async def story(app, pilot):
+        heights = [app.area.size.height]
+        for _ in range(8):
+            await pilot.press("ctrl+j")
+            await pilot.pause()
+            heights.append(app.area.size.height)
+        assert heights == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+    write(story)
+
+
+def test_up_and_down_bring_earlier_prompts_back_at_the_edges():
+    async def story(app, pilot):
+        app.area.set_history(["one", "two\nlines"])
+        await pilot.press("x", "up")
+        assert app.area.text == "two\nlines"
+        await pilot.press("up")  # within the prompt
+        assert app.area.text == "two\nlines"
+        await pilot.press("up")
+        assert app.area.text == "one"
+        await pilot.press("down", "down", "down")
+        assert app.area.text == "x"
+
+    write(story)
+
+
+def test_a_wrapped_line_is_walked_through_before_history():
+    async def story(app, pilot):
+        app.area.set_history(["old"])
+        app.area.put("word " * 20)
+        await pilot.pause()
+        await pilot.press("up")
+        assert app.area.text == "word " * 20
+
+    write(story)
+
+
+def test_arrows_choose_a_completion_and_tab_takes_it():
+    async def story(app, pilot):
+        completions = [Completion("/new", "/new"), Completion("/next", "/next")]
+        app.area.completions.show(completions)
+        await pilot.press("down", "tab")
+        assert app.area.text == "/next"
+
+    write(story)
+
+
+def test_pasted_controls_are_drawn_as_signs_of_the_same_width():
+    hostile = "a\x1b]52;c;x\x07\x9b2J\u202e\x7f"
+    shown = same_width_signs(hostile)
+    assert len(shown) == len(hostile)
+    assert shown.isprintable()
+
+    async def story(app, pilot):
+        app.area.put(hostile)
+        await pilot.pause()
+        drawn = "".join(segment.text for segment in app.area.render_line(0))
+        assert shown in drawn
+        assert "\x1b" not in drawn
+        await pilot.press("enter")
+        assert app.sent == [hostile]
+
+    write(story)

@@ -1,0 +1,303 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from offload.errors import LinkError
+from tests.support.answer_fakes import assembly_of, echo
+from tests.support.paths import ROOT
+from tui import cli
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": name, "prompt": name}) + "\n" for name in ("one", "two", "three")))
+    return path
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make the commands open sessions that answer with the given generate; returns the fake assembly."""
+
+    def install_generate(generate=echo):
+        module = assembly_of(generate)
+        monkeypatch.setitem(sys.modules, "runtime.engine.assembly", module)
+        return module
+
+    return install_generate
+
+
+def run(prompts, *options):
+    return cli.execute(["run", str(prompts), "--target", str(prompts.parent), *options])
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_answers_are_json_lines_on_stdout_and_stderr_is_quiet(prompts, install, capsys):
+    install()
+    assert run(prompts) == 0
+    out, err = capsys.readouterr()
+    assert [(record["id"], record["text"], record["error"]) for record in records(out)] == [
+        ("one", "ONE", None),
+        ("two", "TWO", None),
+        ("three", "THREE", None),
+    ]
+    assert err == ""
+
+
+def test_options_reach_the_session_and_the_requests(prompts, install, capsys):
+    seen = []
+
+    def watch(request):
+        seen.append(request)
+        yield from echo(request)
+
+    module = install(watch)
+    options = ["--tree", "64x10", "--device-memory", "2GB", "--temperature", "0.5", "--stop", "a", "--stop", "b"]
+    assert run(prompts, *options, "--system", "Be brief.", "--max-new-tokens", "7") == 0
+    (config,) = module.opened
+    assert (config.tree, config.device_memory_bytes, config.target) == ("64x10", 2_000_000_000, str(prompts.parent))
+    params = seen[0].params
+    assert (params.temperature, params.stop, params.max_new_tokens) == (0.5, ("a", "b"), 7)
+    assert seen[0].messages[0].content == "Be brief."
+
+
+def test_a_bad_line_is_a_result_and_the_exit_code_is_1(prompts, install, capsys):
+    install()
+    prompts.write_text('{"prompt": "one"}\n{"prompt": 2}\n{"prompt": "three"}\n')
+    assert run(prompts) == 1
+    out, err = capsys.readouterr()
+    assert [(record["line"], record["error"] is None) for record in records(out)] == [(1, True), (2, False), (3, True)]
+    assert err == "overstory: error: 1 of 3 prompts have no answer; see `error` in their results\n"
+
+
+def test_no_model_is_opened_where_no_line_can_be_answered(prompts, install, capsys):
+    module = install()
+    prompts.write_text("{\n")
+    assert run(prompts) == 1
+    assert module.opened == []
+
+
+def test_resume_answers_only_what_is_missing(prompts, install, tmp_path, capsys):
+    asked = []
+
+    def fail_once_on_two(request):
+        asked.append(request.id)
+        if request.id == "two" and asked.count("two") == 1:
+            raise LinkError("the link is gone")
+        yield from echo(request)
+
+    module = install(fail_once_on_two)
+    output = tmp_path / "results.jsonl"
+    assert run(prompts, "--output", str(output)) == 1
+    assert run(prompts, "--output", str(output)) == 2
+    assert "already holds something; add --resume" in capsys.readouterr().err
+    assert run(prompts, "--output", str(output), "--resume") == 0
+    assert run(prompts, "--output", str(output), "--resume") == 0
+    assert asked == ["one", "two", "three", "two"]
+    assert [record["id"] for record in records(output.read_text())] == ["one", "three", "two"]
+    assert len(module.opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "missing.txt"], "missing.txt cannot be read"),
+        (["run"], "Missing argument"),
+        (["run", "x.txt", "--frobnicate"], "No such option"),
+        (["run", "x.txt", "--top-k", "many"], "invalid value for '--top-k'"),
+        (["run", "x.txt", "--resume"], "--resume needs the file"),
+        (["run", "x.txt", "--top-p", "2"], "top_p is 2.0"),
+        (["rum"], "No such command"),
+        (["compare", "--draft", "none"], "nothing to compare"),
+        (["bench", "stream", "--ring-slots", "1"], "ring_slots is 1"),
+    ],
+)
+def test_input_that_cannot_be_used_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.execute(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("overstory: error: ") and err.count("\n") == 1 and expected.lower() in err.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_checked_before_the_prompt_file_costs_anything(prompts, install, tmp_path, capsys):
+    install()
+    output = tmp_path / "results.jsonl"
+    assert run(prompts, "--output", str(output), "--tree", "banana") == 2
+    assert not output.exists()
+
+
+def test_a_model_that_cannot_be_opened_leaves_no_output_file(prompts, tmp_path, capsys):
+    output = tmp_path / "results.jsonl"
+    assert cli.execute(["run", str(prompts), "--target", "./nowhere/at/all", "--output", str(output)]) == 2
+    assert not output.exists()
+
+
+def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(prompts, install, capsys, monkeypatch):
+    def broken(request):
+        raise ZeroDivisionError("two\nlines\x1b[2J")
+        yield
+
+    install(broken)
+    assert run(prompts) == 1
+    err = capsys.readouterr().err
+    assert err == (
+        "overstory: error: unexpected ZeroDivisionError: two lines; "
+        "run again with OVERSTORY_DEBUG=1 for the traceback\n"
+    )
+    monkeypatch.setenv("OVERSTORY_DEBUG", "1")
+    assert run(prompts) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_results_so_far(prompts, install, tmp_path, capsys):
+    def interrupted_on_two(request):
+        for event in echo(request):
+            yield event
+            if request.id == "two":
+                raise KeyboardInterrupt
+
+    install(interrupted_on_two)
+    output = tmp_path / "results.jsonl"
+    assert run(prompts, "--output", str(output)) == 130
+    assert [record["id"] for record in records(output.read_text())] == ["one"]
+    assert capsys.readouterr().err == "overstory: interrupted; what was written is kept\n"
+
+
+COMMAND = """
+import sys
+from tests.support.answer_fakes import assembly_of, echo
+
+waiting_id = sys.argv.pop(1)
+
+def generate(request):
+    if request.id == waiting_id:
+        print("waiting", file=sys.stderr, flush=True)
+        sys.stdin.read()
+    yield from echo(request)
+
+sys.modules["runtime.engine.assembly"] = assembly_of(generate)
+from tui.cli import main
+main()
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_a_real_ctrl_c_ends_with_130(prompts):
+    with start("two", "run", str(prompts), "--target", str(prompts.parent)) as process:
+        assert process.stderr.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 130
+    assert [record["id"] for record in records(out.decode())] == ["one"]
+    assert err == b"overstory: interrupted; what was written is kept\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a pipe")
+def test_a_reader_that_leaves_ends_the_run_quietly(prompts):
+    """As in `overstory run prompts.jsonl | head -1`."""
+    with start("two", "run", str(prompts), "--target", str(prompts.parent)) as process:
+        assert process.stderr.readline() == b"waiting\n"
+        process.stdout.close()
+        process.stdin.close()
+        err = process.stderr.read()
+    assert err == b""
+    assert process.returncode in (1, 141)
+
+
+def compare(prompts, *options):
+    return cli.execute(["compare", str(prompts), "--target", str(prompts.parent), *options])
+
+
+def test_compare_answers_twice_and_ends_with_two_lines(prompts, install, capsys):
+    module = install()
+    assert compare(prompts, "--emulate-link", "1GB/s") == 0
+    out = capsys.readouterr().out
+    assert [(config.draft, config.link) for config in module.opened] == [("none", "1GB/s"), ("substitute", "1GB/s")]
+    plain, tree = out.splitlines()[-2:]
+    assert plain.startswith("plain  0.5 s/token   2.00 tokens/pass   12.0 MB streamed")
+    assert tree.startswith("tree   0.5 s/token") and tree.endswith("1.00x as fast, 3 of 3 texts identical")
+    assert out.count("ONE") == 2
+
+
+def test_compare_can_end_with_one_json_line_and_nothing_else_on_stdout(prompts, install, capsys):
+    install()
+    assert compare(prompts, "--json") == 0
+    out, err = capsys.readouterr()
+    (record,) = records(out)
+    assert (record["num_answered"], record["num_identical"]) == (3, 3)
+    assert "3 of 3 texts identical" in err
+
+
+def test_version_and_help_are_data(capsys):
+    assert cli.execute(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("overstory ")
+    assert cli.execute(["run", "--help"]) == 0
+    assert "--device-memory" in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help(capsys):
+    assert cli.execute([]) == 2
+    out, err = capsys.readouterr()
+    assert "compare" in out + err and "error" not in err
+
+
+def test_libraries_are_told_to_stay_quiet_unless_the_user_says_otherwise(monkeypatch):
+    names = ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM", "TORCHDYNAMO_DISABLE", "TRANSFORMERS_VERBOSITY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what is set here is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    cli.quieten_libraries()
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+
+
+def test_the_help_loads_neither_torch_nor_transformers():
+    """Both together take seconds, and the help needs neither."""
+    code = (
+        "import sys; from tui.cli import execute; execute(['calibrate', '--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'bitsandbytes')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_compiler_is_not_loaded_with_bitsandbytes():
+    """torch.compile at the top of its modules took a quarter of the time that opening a session takes."""
+    code = (
+        "import sys; from tui.cli import quieten_libraries; quieten_libraries(); import bitsandbytes;"
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=environment)
+    assert run.returncode == 0
+
+
+def test_bitsandbytes_recommends_nothing_on_stderr():
+    """Where the processor has AVX512 with bf16 it asks for a package that would download kernels."""
+    code = (
+        "import logging; from tui.cli import quieten_libraries; quieten_libraries();"
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('install this'); import bitsandbytes"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")

@@ -1,0 +1,101 @@
+import io
+from collections.abc import Generator
+
+import pytest
+from rich.console import Console
+
+from offload.errors import LinkError
+from runtime.events import LoadProgress
+from runtime.prompts.headless import run_prompts
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
+from tests.support.answer_fakes import ACCOUNTING, STATISTICS, echo, statistics
+from tui.report import RunProgress, accounting_lines, cost_line, measurement_table, progress_console, show_load
+
+
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=100, highlight=False)
+
+
+def test_the_accounting_shows_every_byte_and_its_sum():
+    lines = accounting_lines(ACCOUNTING)
+    assert lines[0] == "device memory: 2.50 MB of 3.00 MB"
+    assert [line.split(maxsplit=2)[2] for line in lines[1:4]] == [
+        "embeddings",
+        "ring of layer slots",
+        "resident layers (2)",
+    ]
+    assert "1.00 MB (0 layers from host memory, 2 from disk)" in lines[4]
+    assert "7.00 MB" in lines[5]
+
+
+def test_the_costs_are_those_of_the_speed_law():
+    assert cost_line(STATISTICS) == "0.5 s/token   2.00 tokens/pass   4.00 MB streamed   link 80 % busy"
+
+
+def test_costs_that_are_unknown_are_a_dash():
+    costs = statistics(rounds=0, decode_seconds=0.0, decode_tokens=0)
+    assert cost_line(costs) == "- s/token   - tokens/pass   4.00 MB streamed"
+
+
+def test_measurements_are_written_for_people():
+    console = terminal()
+    record = {
+        "ratio": 0.9512,
+        "bytes_per_second": 2.5e9,
+        "seconds_per_pass": 1.25,
+        "peak_bytes": 4_000_000,
+        "num_layers": 28,
+        "turns": [1, 2],
+    }
+    console.print(measurement_table(record, title="streaming"))
+    shown = console.file.getvalue()
+    for expected in ("0.951", "2.50 GB/s", "1.25", "4.00 MB", "28"):
+        assert expected in shown
+    assert "turns" not in shown
+
+
+def test_progress_is_silent_when_nobody_watches():
+    """stderr of a test is no terminal."""
+    assert progress_console(is_quiet=False).quiet
+    assert progress_console(is_quiet=True).quiet
+
+
+def test_progress_names_the_prompt_and_shows_errors():
+    console = terminal()
+    request = PromptRequest(id="first\x1b[31m", messages=(Message("user", "hello"),))
+    with RunProgress(console, num_prompts=2) as progress:
+        for event in run_prompts(echo, [request, BadLine(2, "2", "line 2 is [bold]bad\x1b[2J")]):
+            progress.show(event)
+    shown = console.file.getvalue()
+    assert "line 2 is [bold]bad" in shown
+    assert "first: " in shown and "0/2" in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_progress_on_a_quiet_console_writes_nothing():
+    console = Console(file=io.StringIO(), quiet=True)
+    with RunProgress(console, num_prompts=1) as progress:
+        for event in run_prompts(echo, [PromptRequest(id="1", prompt="hello"), BadLine(2, "2", "bad")]):
+            progress.show(event)
+    assert console.file.getvalue() == ""
+
+
+def test_a_load_is_shown_in_bytes_and_returns_what_it_loaded() -> None:
+    def load() -> Generator[LoadProgress, None, str]:
+        yield LoadProgress("draft", 0, 4_000_000)
+        yield LoadProgress("layers", 3_000_000, 4_000_000)
+        return "session"
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    assert show_load(load(), console) == "session"
+    assert "3.0/4.0 MB" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "loading layers" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_load_that_fails_lets_its_error_through() -> None:
+    def load() -> Generator[LoadProgress, None, str]:
+        yield LoadProgress("draft", 0, 4)
+        raise LinkError("the disk is gone")
+
+    with pytest.raises(LinkError, match="the disk is gone"):
+        show_load(load(), Console(file=io.StringIO(), quiet=True))
