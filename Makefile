@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,8 +13,13 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/overstory compare examples/prompts.jsonl --device-memory 256MB --emulate-link 0.1GB/s
 
+# What guards every change, in less than five minutes on two cores.
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Everything: also the whole fuzz, the soaks and every point at which a process can be killed.
+test-all: .venv/.installed
+	$(BIN)/python -m pytest -n 2
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

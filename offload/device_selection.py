@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from offload.errors import BadInputError
 from offload.memory_budget import free_memory_bytes
+from profiles.errors import BadInputError
 
 _DEVICE = re.compile(r"([a-z][a-z0-9_]*)(?::([0-9]{1,4}))?", re.ASCII)
 

@@ -13,8 +13,7 @@ The two roots stand in profiles.errors, one floor down, where ProfileError deriv
 Every message is one sentence: what, where, found, expected, next step.
 """
 
-from profiles.errors import BadInputError as BadInputError
-from profiles.errors import OverstoryError as OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 
 
 class CheckpointError(BadInputError):

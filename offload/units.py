@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 
 _SECONDS_PER_UNIT = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]*)", re.ASCII)

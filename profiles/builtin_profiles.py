@@ -14,13 +14,10 @@ from typing import TypeVar
 from profiles.errors import ProfileError
 from profiles.field_checks import check_entries, quote
 from profiles.profile_records import from_record, parse_record
-from profiles.reference_figures import Figure as Figure
-from profiles.reference_figures import PcieSlot as PcieSlot
-from profiles.reference_figures import PublishedResult as PublishedResult
-from profiles.reference_figures import ReferenceAcceptance as ReferenceAcceptance
-from profiles.reference_figures import ReferenceMachine as ReferenceMachine
-from profiles.reference_figures import ReferencePair as ReferencePair
-from profiles.reference_figures import VerifyCost as VerifyCost
+from profiles.reference_figures import (
+    ReferenceMachine,
+    ReferencePair,
+)
 
 BUILTIN_SCHEMA_VERSION = 1
 """Raised whenever a field of the files is added, dropped or changes its meaning."""

@@ -18,6 +18,7 @@ from profiles.errors import BadInputError
 from profiles.machine_profile import MachineProfile, TransferSample
 from profiles.pair_profile import PairProfile, WalkCost
 from profiles.slowdown import Overlap, OverlapLimits, measure_overlap
+from profiles.steps import relabel
 from profiles.text_plan import TextPlan
 
 _SAFETY_SECONDS = 1.0
@@ -250,12 +251,7 @@ class Calibrator:
             has_time=lambda seconds: self.clock() + seconds <= until,
         )
         looks = measure_overlap(self.probes, fit_costs(passes), limits)
-        while True:
-            try:
-                yield self._progress(next(looks))
-            except StopIteration as end:
-                overlap: Overlap = end.value
-                return overlap
+        return (yield from relabel(looks, self._progress))
 
     def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> Generator[CalibrationProgress, None, int]:
         """Write texts until the time is up, at least one token each; returns how many were begun.

@@ -187,7 +187,7 @@ class ReferencePair:
     target_shape: str
     """The name of the target's shape."""
     draft_shape: str | None = None
-    """The name of the draft's shape; None where the draft is the target itself, quantised."""
+    """The name of the draft's shape; None where the draft is the target itself, quantized."""
     target_held: str | None = None
     """How the target's layers were held; None where the source does not say."""
     draft_held: str | None = None

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from offload.errors import BadInputError
-from offload.units import format_bytes as format_bytes  # the terminal prints what it lets people write
-from offload.units import parse_bytes, parse_link
+from offload.units import (
+    parse_bytes,
+    parse_link,
+)
+from profiles.errors import BadInputError
 from runtime.errors import OptionError
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -41,7 +43,7 @@ class EngineConfig:
     target: str | None = None
     """Folder or hub name of the model whose text is wanted; None is the demo model."""
     draft: str = "substitute"
-    """`substitute` (the target's layers, quantised, resident), `none` (plain streaming), or a folder or hub name."""
+    """`substitute` (the target's layers, quantized, resident), `none` (plain streaming), or a folder or hub name."""
     draft_format: DraftFormat = "auto"
     """How a draft's layers are held: `int8` rows, `nf4`, `stored` as in its files, or `auto`, the fastest measured."""
     share_layers: bool = False

@@ -1,4 +1,4 @@
-"""What can go wrong with tokens, below `offload.errors.OverstoryError`.
+"""What can go wrong with tokens, below `profiles.errors.OverstoryError`.
 
 BadInputError                   exit code 2
 ├── OptionError                 a setting outside its range
@@ -8,7 +8,7 @@ BadInputError                   exit code 2
 └── DemoModelError              the default model could not be fetched, or is not the expected one
 """
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 
 
 class OptionError(BadInputError):

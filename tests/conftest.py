@@ -1,5 +1,6 @@
 """What every test process needs: one thread, and word of what happened on the simulated device."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,26 @@ import torch
 from runtime.engine.demo_model import obtain_demo_model
 from tests.support.generator_ends import drained
 from tests.support.sim_checks import SimChecks
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 
 # On two busy cores, torch's own pool makes tiny models many times slower.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, and those on the simulated device, which share a process, in one as well."""
+    for item in items:
+        checks = getattr(item.module, "CHECKS", None)
+        group = item.nodeid.partition("::")[0] if checks is None else f"sim {checks.surroundings.__name__}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test logged fit for the pipe to xdist: names of models may hold half a surrogate pair."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="module")

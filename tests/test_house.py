@@ -1,9 +1,11 @@
 """Holds the floors up: what may import what, what every module must have, and what must not appear at all."""
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.paths import ROOT
 FLOORS = ("profiles", "offload", "runtime", "tui")
 MAX_LINES = 600
 TORCH_FREE = ("profiles", "runtime.speculation")
+SEEN_BY_THE_TERMINAL = ("offload.errors.", "offload.units.")
 HEAVY = {"torch", "transformers", "accelerate", "bitsandbytes"}
 
 
@@ -24,6 +27,11 @@ def modules() -> list[str]:
 def source_of(module: str) -> str:
     path = ROOT.joinpath(*module.split("."))
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -45,8 +53,8 @@ def floor_violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {imported}: name the package")
         elif top in FLOORS and FLOORS.index(top) > FLOORS.index(floor):
             found.append(f"{module} imports {imported}: that is a floor above")
-        elif floor == "tui" and top == "offload" and not f"{imported}.".startswith("offload.errors."):
-            found.append(f"{module} imports {imported}: the terminal sees only offload.errors")
+        elif floor == "tui" and top == "offload" and not f"{imported}.".startswith(SEEN_BY_THE_TERMINAL):
+            found.append(f"{module} imports {imported}: the terminal sees only offload.errors and offload.units")
         elif top in HEAVY and f"{module}.".startswith(tuple(f"{package}." for package in TORCH_FREE)):
             found.append(f"{module} imports {imported}: this package knows no torch")
         elif top == "tests":
@@ -88,6 +96,44 @@ def test_imports_go_down_only():
     assert [found for module in modules() for found in floor_violations(module, source_of(module))] == []
 
 
+def imports_between(names: set[str]) -> dict[str, set[str]]:
+    """What each module imports of the others, wherever in it the import stands."""
+    found: dict[str, set[str]] = {}
+    for module in names:
+        imported = set(imports_of(ast.parse(source_of(module))))
+        parents = {name.rpartition(".")[0] for name in imported}
+        found[module] = ((imported | parents) & names) - {module}
+    return found
+
+
+def circle(imports: Mapping[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_imports_go_round_in_a_circle():
+    assert circle(imports_between(set(modules()))) == []
+
+
+def test_a_circle_is_found():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"b"}, "b": {"c"}}) == []
+
+
+def renamed_to_itself(tree: ast.AST) -> list[str]:
+    names = (alias for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names)
+    return [alias.name for alias in names if alias.asname == alias.name]
+
+
+def test_nothing_is_imported_to_be_handed_on():
+    """`x as x` lets a module be imported from where it does not stand."""
+    assert {module: names for module in modules() if (names := renamed_to_itself(ast.parse(source_of(module))))} == {}
+    assert renamed_to_itself(ast.parse("from a import b as b, c, d as e")) == ["b"]
+
+
 def test_everything_public_has_a_docstring():
     assert [found for module in modules() for found in undocumented(module, source_of(module))] == []
 
@@ -115,7 +161,7 @@ def folder_tests(module: str) -> Iterator[Path]:
 
 
 def imports_module(path: Path, module: str) -> bool:
-    names = imports_of(ast.parse(path.read_text(encoding="utf-8")))
+    names = imports_of(parsed(path))
     return any(f"{name}.".startswith(f"{module}.") for name in names)
 
 
@@ -155,7 +201,7 @@ def test_the_command_line_and_the_light_packages_import_no_torch():
         ("offload.x", "from runtime import events"),
         ("runtime.x", "def f():\n    from tui.cli import main"),
         ("runtime.model.x", "import tui"),
-        ("tui.x", "from offload.units import parse_bytes"),
+        ("tui.x", "from offload.unit import parse_bytes"),
         ("tui.x", "from offload import errors_of_others"),
         ("tui.x", "import offload"),
         ("runtime.x", "from . import events"),
@@ -172,6 +218,7 @@ def test_an_import_that_goes_up_is_caught(module, source):
     ("module", "source"),
     [
         ("runtime.x", "from offload.units import parse_bytes\nfrom profiles import y\nimport torch"),
+        ("tui.x", "from offload.units import parse_bytes"),
         ("tui.x", "from offload.errors import OverstoryError\nfrom offload import errors\nimport runtime.events"),
         ("offload.x", "import torch, numpy\nfrom offload.errors import LinkError"),
         ("runtime.speculations", "import torch"),

@@ -6,7 +6,6 @@ used, 1 for a failure while running, 130 for Ctrl-C. torch is imported only when
 
 import gc
 import json
-import logging
 import os
 import sys
 import traceback
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Event
@@ -40,9 +39,9 @@ from tui.commands.ratio_command import ratio
 from tui.commands.robustness_command import robustness
 from tui.commands.trees_command import trees
 from tui.commands.validate_command import validate
-from tui.locations import cache_folder, example_prompts
+from tui.environment import cache_folder, example_prompts, quieten_libraries
 from tui.report import RunProgress, progress_console
-from tui.session_opening import finish, open_session_in_sight
+from tui.session_opening import announce, open_session_in_sight
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], consol
     from runtime.engine.assembly import plan_memory
     from runtime.engine.model_folders import locate_models
 
-    target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
+    target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
     requests = [item for item in items if isinstance(item, PromptRequest)]
     accounting = plan_memory(config, target=target, draft=draft, requests=requests)
     return replace(config, device_memory_bytes=accounting.budget_bytes)
@@ -218,24 +217,6 @@ def main() -> NoReturn:
     exit_code = execute()
     gc.freeze()  # the system takes all memory back at once; looking for cycles first would cost a second
     sys.exit(exit_code)
-
-
-def quieten_libraries() -> None:
-    """Ask the libraries, before they are imported, to send nothing anywhere, keep off stderr and share the cores."""
-    defaults = {
-        # OpenMP threads that spin between products starve each other where cores are shared with other machines or
-        # with the reader threads: plain passes then took 1.4 s instead of 0.3 s on two virtual cores.
-        "GOMP_SPINCOUNT": "3000",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Nothing here is compiled, but importing bitsandbytes loads torch's compiler all the same: 1.2 s of a core.
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that downloads kernels
 
 
 @contextmanager

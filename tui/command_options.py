@@ -33,7 +33,7 @@ class DraftOptions:
     draft: Annotated[
         str,
         typer.Option(
-            help="substitute (the target itself, quantised), none (plain streaming), or a folder or hub name.",
+            help="substitute (the target itself, quantized), none (plain streaming), or a folder or hub name.",
             rich_help_panel=_MODELS,
         ),
     ] = "substitute"

@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from runtime.engine_config import format_bytes
+from offload.units import format_bytes
+from profiles.steps import finish
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PassVerified, PrefillProgress
 from runtime.fit.accounting import Accounting
 from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
@@ -86,13 +87,11 @@ def show_load(loading: Generator[LoadProgress, None, _Loaded], console: Console)
     )
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("loading", total=None)
-        while True:
-            try:
-                step = next(loading)
-            except StopIteration as end:
-                loaded: _Loaded = end.value
-                return loaded
+
+        def show(step: LoadProgress) -> None:
             bar.update(task, description=f"loading {step.what}", completed=step.num_done_bytes, total=step.num_bytes)
+
+        return finish(loading, show)
 
 
 class RunProgress:

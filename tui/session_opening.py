@@ -9,9 +9,10 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from profiles.steps import finish
 from runtime.engine_config import EngineConfig
 from runtime.prompts.prompt_file import PromptRequest
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 from tui.report import accounting_lines, show_load
 from tui.terminal_text import one_line
 
@@ -30,7 +31,7 @@ def open_session_in_sight(
     """Find the models, load them in sight of the user, and say what the session holds."""
     from runtime.engine.model_folders import locate_models
 
-    target, draft = finish(locate_models(config, cache_folder=cache_folder()), console)
+    target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
     console.print(f"opening {one_line(str(target))}", markup=False)
     with uncollected("runtime.engine.assembly"):
         from runtime.engine.assembly import load_session
@@ -64,11 +65,6 @@ def uncollected(module: str) -> Iterator[None]:
         gc.enable()
 
 
-def finish(steps: Generator[str, None, _Returned], console: "Console") -> _Returned:
-    """Announce each step of a long preparation and return what it ends with."""
-    while True:
-        try:
-            console.print(next(steps), markup=False)
-        except StopIteration as end:
-            returned: _Returned = end.value
-            return returned
+def announce(steps: Generator[str, None, _Returned], console: "Console") -> _Returned:
+    """Print each step of a long preparation and return what it ends with."""
+    return finish(steps, lambda step: console.print(one_line(step), markup=False))

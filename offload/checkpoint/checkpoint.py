@@ -1,7 +1,7 @@
 """The index of a model folder: which tensor lies where, in which file, as what.
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
-passes can be streamed without a second look. Of quantised folders those of bitsandbytes pass, and other methods are
+passes can be streamed without a second look. Of quantized folders those of bitsandbytes pass, and other methods are
 refused by name. Knows neither torch nor transformers, never reads a tensor's bytes, and
 opens nothing but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.checkpoint.hub_download import download_model
-from offload.checkpoint.strict_json import parse_json, quote, read_json, read_start
+from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
+from profiles.field_checks import quote
 
 SUPPORTED_DTYPES = ("BF16", "F16", "F32")
 ITEM_BYTES = {
@@ -68,7 +69,7 @@ class Checkpoint:
         """Read and check the index of `folder`.
 
         Raises:
-            CheckpointError: the folder is missing, damaged, not stored as safetensors, or quantised by another method
+            CheckpointError: the folder is missing, damaged, not stored as safetensors, or quantized by another method
                 than bitsandbytes.
         """
         folder = Path(folder)
@@ -181,7 +182,7 @@ def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
         method = settings.get("quant_method", "bitsandbytes" if any(is_loaded) else None)
         if key != "quantization_config" or method != "bitsandbytes":
             raise CheckpointError(
-                f"{folder} is quantised with {quote(method)} ({key} in config.json), which cannot be streamed; "
+                f"{folder} is quantized with {quote(method)} ({key} in config.json), which cannot be streamed; "
                 f"{next_step}"
             )
         if sum(is_loaded) != 1:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
 from offload.units import format_bytes
+from profiles.field_checks import quote
 
 DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What a model needs."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.checkpoint.safetensors_writer import WrittenFile, create_file, write_failure
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 
 JOURNAL_NAME = "overstory-preparation.json"
 SCHEMA_VERSION = 1

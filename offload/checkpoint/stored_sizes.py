@@ -1,7 +1,7 @@
 """How many bytes a matrix takes in each storage format, from its shape alone, and a slab in memory.
 
 Exact: int8 rows as this project keeps them, NF4 as bitsandbytes writes it into safetensors. Only matrices of decoder
-layers are quantised; vectors stay as they are. Opens nothing and knows no torch.
+layers are quantized; vectors stay as they are. Opens nothing and knows no torch.
 """
 
 import math
@@ -12,7 +12,7 @@ PAGE_BYTES = 4096
 NF4_BLOCK_ELEMENTS = 64
 """Weights that share one scale (bitsandbytes' blocksize)."""
 NF4_NESTED_BLOCKS = 256
-"""Scales that share one scale of their own, with double quantisation."""
+"""Scales that share one scale of their own, with double quantization."""
 NF4_CODE_BYTES = 16 * 4
 """quant_map: the 16 levels, float32."""
 NF4_NESTED_CODE_BYTES = 256 * 4
@@ -40,7 +40,7 @@ def int8_rows_bytes(shape: Sequence[int]) -> int:
 def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:
     """Bytes of a matrix as bitsandbytes NF4, without its JSON state (some 160 bytes).
 
-    Two weights a byte; per 64 weights one scale, float32, or one byte with double quantisation, which then has one
+    Two weights a byte; per 64 weights one scale, float32, or one byte with double quantization, which then has one
     float32 per 256 scales; and the tables of levels.
     """
     num_elements = math.prod(shape)

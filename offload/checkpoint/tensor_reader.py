@@ -11,9 +11,9 @@ from typing import BinaryIO
 import torch
 
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
-from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
 from offload.formats.weight_format import TORCH_DTYPES
+from profiles.field_checks import quote
 
 
 class TensorReader:

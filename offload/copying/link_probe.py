@@ -16,9 +16,10 @@ from itertools import cycle, takewhile
 from pathlib import Path
 
 from offload.checkpoint.layer_layout import SlabRange
+from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
 from offload.copying.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.errors import LinkError
-from offload.pinning.slab_memory import PAGE_BYTES, allocate_read_slab, round_up_to_page
+from offload.pinning.slab_memory import allocate_read_slab
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def draft_converter(
 ) -> Callable[[StoredWeight], StoredWeight]:
     """Makes a draft's weight on `device`, in memory of its own, of one that views a slab.
 
-    What is stored quantised stays so, whatever `held` says.
+    What is stored quantized stays so, whatever `held` says.
     """
     policy = draft_policy(compute, device)
     is_packed = device.type == "cpu" and measure_is_packed_faster(compute)

@@ -1,7 +1,7 @@
-"""Weights in bitsandbytes' 4-bit formats, NF4 and FP4 (QLoRA, arXiv 2305.14314), with and without double quantisation.
+"""Weights in bitsandbytes' 4-bit formats, NF4 and FP4 (QLoRA, arXiv 2305.14314), with and without double quantization.
 
 Two codes of 4 bits a byte, first element high; blocks of consecutive elements share an absmax, and with double
-quantisation the absmaxes are 8-bit codes in blocks of 256 themselves. A product widens the matrix chunk by chunk, bit
+quantization the absmaxes are 8-bit codes in blocks of 256 themselves. A product widens the matrix chunk by chunk, bit
 for bit as bitsandbytes does: with its kernel where it has one for the device, else by a table from a byte to its two
 values. All that steers is known on the host (`FourBitFormat`): no visit reads anything back. Knows no files.
 """
@@ -13,7 +13,8 @@ from functools import cache
 
 import torch
 
-from offload.formats.weight_format import CHUNK_ELEMENTS, EXACT, MatmulPolicy, UpcastScratch, from_columns
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS
+from offload.formats.weight_format import EXACT, MatmulPolicy, UpcastScratch, from_columns
 from offload.pinning.slab_memory import allocate_slab
 
 QUANT_TYPES = ("nf4", "fp4")
@@ -35,11 +36,11 @@ class FourBitFormat:
     block_size: int = DEFAULT_BLOCK_SIZE
     """Elements that share an absmax."""
     nested_offset: float | None = None
-    """What is added to every absmax of a doubly quantised matrix; None without double quantisation."""
+    """What is added to every absmax of a doubly quantized matrix; None without double quantization."""
 
     @property
     def is_nested(self) -> bool:
-        """Whether the absmaxes are quantised too."""
+        """Whether the absmaxes are quantized too."""
         return self.nested_offset is not None
 
     @property

@@ -10,8 +10,9 @@ from functools import cache
 
 import torch
 
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.kernel_timing import fastest_seconds
-from offload.formats.weight_format import CHUNK_ELEMENTS, EXACT, MatmulPolicy, UpcastScratch, from_columns, num_rows
+from offload.formats.weight_format import EXACT, MatmulPolicy, UpcastScratch, from_columns, num_rows
 from offload.pinning.slab_memory import allocate_slab
 
 LEVELS = 127.0

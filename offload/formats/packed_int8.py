@@ -1,4 +1,4 @@
-"""int8 rows packed for torch's quantised CPU kernels, the fastest product of few rows on processors without wide types.
+"""int8 rows packed for torch's quantized CPU kernels, the fastest product of few rows on processors without wide types.
 
 The kernels multiply unsigned 8-bit activations, and without VNNI they saturate unless 7 bits are used. An activation is
 therefore split into two digits of 7 bits, as two rows of one product: 14 bits together, finer than bfloat16, and each
@@ -25,7 +25,7 @@ _BYTES_PER_ROW = 12
 
 @dataclass(frozen=True, slots=True)
 class PackedInt8Weight:
-    """A matrix of int8 rows in the order that torch's quantised kernels read it."""
+    """A matrix of int8 rows in the order that torch's quantized kernels read it."""
 
     packed: Any
     """What torch made of the rows and scales."""
@@ -90,7 +90,7 @@ def measure_is_packed_faster(compute: torch.dtype, *, side: int = 1024) -> bool:
         expected = inputs @ (weight.rows * (weight.absmax[:, None] / LEVELS)).t()
         if (packed.linear(inputs, None, scratch) - expected).norm() > 0.01 * expected.norm():
             return False
-    except (RuntimeError, AttributeError):  # a build of torch without quantised kernels
+    except (RuntimeError, AttributeError):  # a build of torch without quantized kernels
         return False
     packed_seconds = other_seconds = 0.0
     for width in DRAFT_WIDTHS:

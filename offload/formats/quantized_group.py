@@ -1,4 +1,4 @@
-"""Finds and checks the tensors that a quantised linear layer is stored as, in bitsandbytes' spelling.
+"""Finds and checks the tensors that a quantized linear layer is stored as, in bitsandbytes' spelling.
 
 Besides names and shapes it reads the few bytes that steer (the packed quant_state, the weight format), once, when a
 folder is opened, so that no pass has to fetch them from a device. Everything in them counts as hostile: each fault is
@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
-from offload.checkpoint.strict_json import parse_json, quote
+from offload.checkpoint.strict_json import parse_json
 from offload.errors import CheckpointError
 from offload.formats.four_bit_weight import BLOCK_SIZES, NESTED_BLOCK_SIZE, QUANT_TYPES, FourBitFormat
 from offload.formats.int8_rows import Int8RowsFormat
 from offload.formats.weight_format import WeightFormat
+from profiles.field_checks import quote
 
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""
@@ -27,7 +28,7 @@ _COMPUTE_DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True, slots=True)
 class QuantizedGroup:
-    """One quantised matrix."""
+    """One quantized matrix."""
 
     format: WeightFormat
     """How it is read."""
@@ -44,7 +45,7 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
     absmax_name = stored_name.removesuffix("weight") + "SCB"
     states = [kind for kind in QUANT_TYPES if f"{stored_name}{_STATE}{kind}" in checkpoint.tensors]
     if len(states) + (entry.dtype == "I8" and not states) > 1 or (states and absmax_name in checkpoint.tensors):
-        raise _wrong(entry, "is described by more than one quantisation", "exactly one")
+        raise _wrong(entry, "is described by more than one quantization", "exactly one")
     if states:
         return _four_bit_group(checkpoint, entry, shape, quant_type=states[0])
     if entry.dtype == "I8" or absmax_name in checkpoint.tensors:
@@ -124,7 +125,7 @@ def _is_finite_number(value: object) -> bool:
 def _part(checkpoint: Checkpoint, name: str, owner: TensorEntry) -> TensorEntry:
     if name not in checkpoint.tensors:
         raise CheckpointError(
-            f"{checkpoint.folder} lacks the tensor {quote(name)} that the quantised {quote(owner.name)} needs; "
+            f"{checkpoint.folder} lacks the tensor {quote(name)} that the quantized {quote(owner.name)} needs; "
             "download it again"
         )
     return checkpoint.tensors[name]

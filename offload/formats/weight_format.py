@@ -3,7 +3,7 @@
 Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or narrower ones made from them) and
 multiplies activations in the compute dtype. Where storage is narrower, the matrix is widened into one reused scratch
 buffer, a single cheap stream of memory, or multiplied in a narrower dtype where a `MatmulPolicy` allows that.
-The quantised formats are modules of their own. Knows nothing of layers, slabs or models.
+The quantized formats are modules of their own. Knows nothing of layers, slabs or models.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS as ACCELERATOR_CHUNK_ELEMENTS
-from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS as CHUNK_ELEMENTS
+from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 from offload.formats.kernel_timing import fastest_seconds
 
 TORCH_DTYPES = {
@@ -105,7 +104,7 @@ class MatmulPolicy:
     Rounding makes a token's logits depend on the width of its pass, so a target keeps 0; a draft may be fast.
     """
     is_fast: bool = False
-    """Whether a quantised weight may use any kernel of the device, those that round activations included.
+    """Whether a quantized weight may use any kernel of the device, those that round activations included.
 
     A target keeps False: its matrices are widened to the compute dtype whatever the width of the pass.
     """
@@ -130,7 +129,7 @@ class StoredWeight(Protocol):
 
 
 class WeightFormat(Protocol):
-    """How a quantised matrix lies in a slab: known on the host before any of its bytes are on a device."""
+    """How a quantized matrix lies in a slab: known on the host before any of its bytes are on a device."""
 
     @property
     def shape(self) -> tuple[int, int]:

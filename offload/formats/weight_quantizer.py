@@ -1,8 +1,8 @@
 """Matrices as bitsandbytes stores them: 4-bit NormalFloat blocks (QLoRA) or LLM.int8 rows, made piece by piece.
 
-The tensors are those that transformers saves for a model it quantised itself, to the last bit. A matrix is asked for
-in pieces of a few hundred thousand elements, so only its quantised form is ever whole in memory. Reads no files.
-Sources: Dettmers et al., arXiv 2305.14314 (NF4, double quantisation) and arXiv 2208.07339 (LLM.int8).
+The tensors are those that transformers saves for a model it quantized itself, to the last bit. A matrix is asked for
+in pieces of a few hundred thousand elements, so only its quantized form is ever whole in memory. Reads no files.
+Sources: Dettmers et al., arXiv 2305.14314 (NF4, double quantization) and arXiv 2208.07339 (LLM.int8).
 """
 
 import math
@@ -30,12 +30,12 @@ ReadElements = Callable[[int, int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class WeightQuantizer:
-    """Turns a matrix into the tensors of one quantised linear layer."""
+    """Turns a matrix into the tensors of one quantized linear layer."""
 
     format: QuantizedFormat
     """What is made of it."""
     is_double: bool = False
-    """NF4 only: whether the blocks' scales are quantised again, to 8 bits."""
+    """NF4 only: whether the blocks' scales are quantized again, to 8 bits."""
 
     def quantize(self, read: ReadElements, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
         """The tensors by their names below the layer; `shape` is (O, I).

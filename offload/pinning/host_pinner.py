@@ -13,8 +13,9 @@ from typing import Protocol, Self
 
 import torch
 
+from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
 from offload.closeable import Closeable
-from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab, round_up_to_page
+from offload.pinning.slab_memory import allocate_slab
 from offload.units import format_bytes
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,12 @@ from typing import Protocol, SupportsInt
 
 import torch
 
+from offload.checkpoint.stored_sizes import PAGE_BYTES
 from offload.closeable import Closeable
 from offload.copying.patience import PATIENCE_SECONDS, Patience
 from offload.errors import LinkError, PassCancelledError
 from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
-from offload.pinning.slab_memory import PAGE_BYTES, allocate_slab
+from offload.pinning.slab_memory import allocate_slab
 from offload.units import format_bytes
 
 logger = logging.getLogger(__name__)

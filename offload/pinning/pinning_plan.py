@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from offload.pinning.slab_memory import round_up_to_page
+from offload.checkpoint.stored_sizes import round_up_to_page
 from offload.residency_plan import spread_evenly
 from offload.units import format_bytes
 

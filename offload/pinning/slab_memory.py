@@ -11,8 +11,7 @@ import mmap
 
 import torch
 
-from offload.checkpoint.stored_sizes import PAGE_BYTES as PAGE_BYTES
-from offload.checkpoint.stored_sizes import round_up_to_page as round_up_to_page
+from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
 
 
 def allocate_slab(num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:

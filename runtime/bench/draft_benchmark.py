@@ -17,13 +17,14 @@ from offload.copying.copy_engine import CopyEngine
 from offload.copying.host_copy_engine import HostCopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_policy
 from offload.formats.kernel_timing import DRAFT_WIDTHS
+from profiles.steps import finish
 from runtime.calibration.part_timing import time_draft_step
 from runtime.engine.assembly import open_session
 from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.acceptance import AcceptanceEstimator
@@ -154,7 +155,7 @@ def _load(
     """The draft as a session would hold it."""
     empty = EmptyModel.build(files, compute, others=read_others(files, engine, device=compute.device))
     loading = empty.as_draft(held, files, engine, capacity=capacity, is_substitute=is_substitute)
-    return finish_loading(loading)
+    return finish(loading)
 
 
 def _measure(

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from runtime.engine.assembly import OpenSession
-from runtime.engine.engine import PREFILL_CHUNK_TOKENS
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
@@ -93,7 +93,7 @@ def streamed_perplexity(
 def transformers_perplexity(
     folder: Path, token_ids: Sequence[int]
 ) -> Generator[PerplexityProgress | Perplexity, None, None]:
-    """Through the same folder as transformers loads it: whole, in float32, or as a quantised folder says.
+    """Through the same folder as transformers loads it: whole, in float32, or as a quantized folder says.
 
     Holds the whole model in memory.
     """

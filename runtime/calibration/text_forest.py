@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from runtime.engine.engine import PREFILL_CHUNK_TOKENS, Engine
+from runtime.engine.engine import Engine
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.streamed_model import PassInput
 
 

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from offload.out_of_memory import explained_shortage
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
+from profiles.steps import finish, relabel
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
 from runtime.engine.session import Session
@@ -88,13 +90,7 @@ def open_session(
             profile=profile,
             machine=machine,
         )
-        while True:
-            try:
-                next(loading)
-            except StopIteration as end:
-                opened: OpenSession = end.value
-                break
-        yield opened
+        yield finish(loading)
 
 
 def load_session(
@@ -194,13 +190,7 @@ class _Load:
         return total
 
     def _place(self) -> Generator[LoadProgress, None, Placement]:
-        placing = self._path.place()
-        while True:
-            try:
-                yield self._progress("layers", next(placing))
-            except StopIteration as end:
-                placement: Placement = end.value
-                return placement
+        return relabel(self._path.place(), partial(self._progress, "layers"))
 
     def _account(self, placement: Placement) -> Accounting:
         """The planned accounting, with the layers where they really are."""
@@ -243,11 +233,8 @@ class _Load:
             is_substitute=is_substitute,
             shared=self._shared_layers(placement) if is_substitute else None,
         )
-        while True:
-            try:
-                yield self._progress("draft", next(loading))
-            except StopIteration as end:
-                return Drafter(end.value, target_vocab_size=plan.target.config.vocab_size)
+        model = yield from relabel(loading, partial(self._progress, "draft"))
+        return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
     def _shared_layers(self, placement: Placement) -> SharedLayers:
         """The target's resident layers, where a substitute is to use them as they are."""

@@ -15,7 +15,7 @@ import torch
 
 from offload.out_of_memory import explained_shortage
 from runtime.engine.drafter import Drafter
-from runtime.engine_config import PREFILL_CHUNK_TOKENS as PREFILL_CHUNK_TOKENS
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits

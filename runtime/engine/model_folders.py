@@ -11,6 +11,7 @@ from typing import Any
 
 from offload.checkpoint.checkpoint import find_model_folder, resolve_model_folder
 from offload.checkpoint.hub_download import watch_download
+from profiles.steps import relabel
 from runtime.engine.demo_model import obtain_demo_model
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
@@ -50,11 +51,4 @@ def locate_models_in_sight(
 
 
 def _download_in_sight(name: str) -> Generator[LoadProgress, None, Path]:
-    watching = watch_download(name)
-    while True:
-        try:
-            num_done, num_bytes = next(watching)
-        except StopIteration as end:
-            folder: Path = end.value
-            return folder
-        yield LoadProgress(f"downloading {name}", num_done, num_bytes)
+    return relabel(watch_download(name), lambda sizes: LoadProgress(f"downloading {name}", *sizes))

@@ -17,9 +17,7 @@ from offload.errors import BudgetError
 from offload.memory_budget import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.engine.session import format_prompt
-from runtime.engine_config import ACCELERATOR_MAX_NODES, EngineConfig
-from runtime.engine_config import DEFAULT_CONTEXT_TOKENS as DEFAULT_CONTEXT_TOKENS
-from runtime.engine_config import DEFAULT_MAX_NODES as DEFAULT_MAX_NODES
+from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.accounting import Accounting, MemoryEntry
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from offload.checkpoint.checkpoint import resolve_model_folder
-from offload.checkpoint.strict_json import quote
 from offload.device_selection import select_device
 from offload.errors import CheckpointError
-from runtime.engine.session_plan import DEFAULT_CONTEXT_TOKENS, default_max_nodes
-from runtime.engine_config import EngineConfig
+from profiles.field_checks import quote
+from runtime.engine.session_plan import default_max_nodes
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.fit.doctor import DoctorReport, ModelQuestion, examine
 from runtime.fit.file_need import need_of_files
 from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint
-from offload.checkpoint.strict_json import quote, read_json
+from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.units import format_bytes
+from profiles.field_checks import quote
 from runtime.fit.model_shape import ModelShape
 
 TOLERATED_DIFFERENCE = 0.06
@@ -89,7 +90,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
     kind = str(config.get("model_type", ""))
     hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
     head_dim = _optional_size(config, ("head_dim",), where) or max(1, hidden // heads)
-    is_old = "n_embd" in config  # names of GPT-2, which has as many key heads as heads
+    is_old = "n_embd" in config  # names of GPT-2, which has as many key heads
     kv_heads = heads if is_old else _optional_size(config, ("num_key_value_heads",), where) or heads
     inner_names = ("n_inner",) if is_old else ("intermediate_size", "ffn_dim")
     published_as, item_bytes = _stored_as(config, where=where)
@@ -141,7 +142,7 @@ def _stored_as(config: Mapping[str, Any], *, where: str) -> tuple[str | None, in
     if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise CheckpointError(
-            f"{where} says it is quantised with {quote(method)}, which cannot be streamed; ask about its original, or "
+            f"{where} says it is quantized with {quote(method)}, which cannot be streamed; ask about its original, or "
             "about a bitsandbytes folder"
         )
     return ("int8" if settings.get("load_in_8bit") is True else "nf4"), item_bytes

@@ -89,7 +89,7 @@ def speed_of_data_sheet(
 ) -> DeviceSpeed:
     """A device that reaches the published shares of its data sheet's bandwidth and operations.
 
-    A quantised weight is read, written widened and read again, so that it takes longer than a bf16 one.
+    A quantized weight is read, written widened and read again, so that it takes longer than a bf16 one.
     """
     reached = MEMORY_SHARE * memory_bytes_per_second
 

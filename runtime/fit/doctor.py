@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.fit.fit_check import FitReport, check_fit
 from runtime.fit.memory_fit import MachineMemory, Placement
 from runtime.fit.memory_need import MemoryNeed

@@ -8,7 +8,7 @@ import difflib
 import re
 from dataclasses import replace
 
-from offload.checkpoint.strict_json import quote
+from profiles.field_checks import quote
 from runtime.errors import OptionError
 from runtime.fit.model_shape import ModelShape
 

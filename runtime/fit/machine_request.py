@@ -7,8 +7,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.errors import BadInputError
 from offload.units import parse_link
+from profiles.errors import BadInputError
 from runtime.engine_config import parse_memory
 from runtime.errors import OptionError
 from runtime.fit.plan_machine import PlanMachine, reference_plan_machine

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.fit.accounting import MemoryEntry
 
-QUANTISED_FORMATS = ("int8", "nf4")
+QUANTIZED_FORMATS = ("int8", "nf4")
 """What `overstory prepare` writes, the larger one first."""
 NUM_STAGES = 2
 """Host stages of an accelerator: one is filled while the other is sent."""
@@ -52,7 +52,7 @@ class MemoryNeed:
     formats: tuple[LayerFormat, ...]
     """The format that would be run, then the smaller ones it could be converted to."""
     others_bytes: int
-    """Embeddings, final norm and head: always resident, never quantised."""
+    """Embeddings, final norm and head: always resident, never quantized."""
     draft: DraftNeed | None
     """None: plain streaming."""
     cache_bytes_per_token: int
@@ -162,7 +162,7 @@ class MemoryNeed:
         return replace(self, formats=rest, file_bytes=file_bytes)
 
 
-def quantised_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
+def quantized_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
     """Layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` kept as they are."""
     size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[name]
     payloads = [sum(map(size, matrices)) + rest for matrices, rest in zip(shapes, vector_bytes, strict=True)]

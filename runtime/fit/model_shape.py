@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
-from runtime.fit.memory_need import QUANTISED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantised_layers
+from runtime.fit.memory_need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
 _HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}
 
@@ -70,16 +70,16 @@ class ModelShape:
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
-        """The decoder layers as published, then int8 and NF4, unless they are published quantised."""
+        """The decoder layers as published, then int8 and NF4, unless they are published quantized."""
         name = self.published_as or {2: "bfloat16", 4: "float32"}[self.item_bytes]
-        if name in QUANTISED_FORMATS:
-            return (self._quantised(name),)
+        if name in QUANTIZED_FORMATS:
+            return (self._quantized(name),)
         layer_bytes = self.num_layer_parameters * self.item_bytes + self._vector_bytes
         published = LayerFormat(name, (round_up_to_page(layer_bytes),) * self.num_layers)
-        return (published, *map(self._quantised, QUANTISED_FORMATS))
+        return (published, *map(self._quantized, QUANTIZED_FORMATS))
 
-    def _quantised(self, name: str) -> LayerFormat:
-        layer = quantised_layers(name, [self.matrices], [self._vector_bytes])
+    def _quantized(self, name: str) -> LayerFormat:
+        layer = quantized_layers(name, [self.matrices], [self._vector_bytes])
         return LayerFormat(name, layer.layer_bytes * self.num_layers)
 
     @property
@@ -102,7 +102,7 @@ class ModelShape:
 
     def held_bytes(self, held: str) -> int:
         """The decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
-        if held == "stored" or self.published_as in QUANTISED_FORMATS:
+        if held == "stored" or self.published_as in QUANTIZED_FORMATS:
             return self.formats[0].total_bytes
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
         return self.num_layers * (sum(map(size, self.matrices)) + self._vector_bytes)

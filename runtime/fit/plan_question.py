@@ -13,7 +13,7 @@ from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
 from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
-from runtime.fit.memory_need import QUANTISED_FORMATS
+from runtime.fit.memory_need import QUANTIZED_FORMATS
 from runtime.fit.model_shape import ModelShape
 from runtime.planner.tree_candidates import SearchMethod
 from runtime.planner.tree_choice import CostModel
@@ -48,7 +48,7 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTISED_FORMATS)),
+            ("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS)),
             ("draft_format", self.draft_format, ("auto", *HELD_FORMATS)),
             ("search", self.search, tuple(SearchMethod)),
             ("cost", self.cost, tuple(CostModel)),
@@ -108,14 +108,14 @@ class PlanQuestion:
     @property
     def held_formats(self) -> tuple[str, ...]:
         """How the draft may be held: the user's choice, or all that make sense."""
-        quantised = (self.draft or self.target).formats[0].name in QUANTISED_FORMATS
-        if quantised:
+        quantized = (self.draft or self.target).formats[0].name in QUANTIZED_FORMATS
+        if quantized:
             return ("stored",)
         if self.is_substitute and self.request.draft_format == "stored":
             return ("int8",)  # as a session: held like the target it would be the target itself
         if self.request.draft_format != "auto":
             return (self.request.draft_format,)
-        return QUANTISED_FORMATS if self.is_substitute else HELD_FORMATS
+        return QUANTIZED_FORMATS if self.is_substitute else HELD_FORMATS
 
     @property
     def search(self) -> SearchMethod:

@@ -6,7 +6,7 @@ Only words about figures that others computed.
 from collections.abc import Iterator, Sequence
 
 from offload.units import format_bytes
-from runtime.fit.memory_need import QUANTISED_FORMATS
+from runtime.fit.memory_need import QUANTIZED_FORMATS
 from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import PlanOption, Refusal
@@ -51,7 +51,7 @@ def verdicts_of(
         yield "No tree pays here: plain decoding is the fastest."
     elif isinstance(plain, PlanOption) and plain.seconds_per_token < main.seconds_per_token:
         yield "Without a draft, its memory would hold more layers and plain passes would be faster: --draft none."
-    if main.format_name in QUANTISED_FORMATS and main.format_name != question.format_names[0]:
+    if main.format_name in QUANTIZED_FORMATS and main.format_name != question.format_names[0]:
         yield f"{main.format_name} instead of {question.format_names[0]}: {_quality(main.format_name)}."
 
 
@@ -66,7 +66,7 @@ def notes_of(question: PlanQuestion, machine: PlanMachine, main: PlanOption) -> 
         held = main.placement.host_bytes
         yield f"host memory is assumed to hold the {format_bytes(held)} of layers that wait there; say --host-memory"
     if main.draft_held not in (None, "stored") and question.draft is not None and main.measured_at is None:
-        yield "acceptance is that of the draft as published; a quantised one is accepted a little less often"
+        yield "acceptance is that of the draft as published; a quantized one is accepted a little less often"
 
 
 def _ratio(slow: PlanOption, fast: PlanOption) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offload.residency_plan import ResidencyPlan, Tier
 from runtime.fit.device_speed import DeviceSpeed
-from runtime.fit.memory_need import NUM_STAGES, QUANTISED_FORMATS
+from runtime.fit.memory_need import NUM_STAGES, QUANTIZED_FORMATS
 from runtime.fit.model_shape import ModelShape
 from runtime.planner.round_costs import CostTable, RoundCosts
 
@@ -44,9 +44,9 @@ class DraftModel:
 
     @property
     def multiplied_as(self) -> str:
-        """As what its weights are widened: what is published quantised stays so."""
+        """As what its weights are widened: what is published quantized stays so."""
         published = self.shape.formats[0].name
-        return published if published in QUANTISED_FORMATS else self.held
+        return published if published in QUANTIZED_FORMATS else self.held
 
 
 def reference_costs(

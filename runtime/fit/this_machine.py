@@ -11,8 +11,7 @@ import torch
 
 from offload.device_identity import device_name, identify_device
 from offload.device_selection import select_device
-from offload.errors import OverstoryError
-from profiles.errors import ProfileError
+from profiles.errors import OverstoryError, ProfileError
 from profiles.machine_profile import MachineProfile
 from profiles.profile_store import load_machine_profile
 from runtime.fit.device_speed import Basis, DeviceSpeed, Rate

@@ -23,10 +23,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
-from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.formats.quantized_group import QuantizedGroup, find_group
 from offload.formats.weight_format import WeightFormat
+from profiles.field_checks import quote
 from runtime.model.meta_build import MetaBuild
 from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 
@@ -55,14 +55,14 @@ class DecoderParts:
     """Per layer: W if the token at position q sees the keys at positions q-W+1..q (W keys, its own included), as
     transformers' masks have it (key > q - W); None for full attention."""
     layer_tensors: tuple[Mapping[str, TensorEntry], ...]
-    """Per layer: its parameters by their names below the layer; of a quantised matrix every tensor, by name and
+    """Per layer: its parameters by their names below the layer; of a quantized matrix every tensor, by name and
     suffix."""
     layer_formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantised matrices, by their names below the layer."""
+    """Per layer: the formats of its quantized matrices, by their names below the layer."""
     other_tensors: Mapping[str, TensorEntry]
     """Everything else by full name: embeddings, final norm, head, and persistent buffers wherever they stand."""
     other_formats: Mapping[str, WeightFormat]
-    """The formats of quantised matrices among them (a head)."""
+    """The formats of quantized matrices among them (a head)."""
     tied: Mapping[str, str]
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
 
@@ -214,7 +214,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
 def _find_groups(
     model: PreTrainedModel, checkpoint: Checkpoint, stored_names: Mapping[str, str], *, tied: Mapping[str, str]
 ) -> dict[str, QuantizedGroup]:
-    """The quantised matrices of a quantised folder by their full names; only linear layers can have one."""
+    """The quantized matrices of a quantized folder by their full names; only linear layers can have one."""
     if not checkpoint.is_quantized:
         return {}
     groups = {}
@@ -225,7 +225,7 @@ def _find_groups(
             if group is not None:
                 groups[name] = group
     if not groups.keys().isdisjoint(tied.values()):
-        raise _unsupported(model, "embeddings that are tied to a quantised head")
+        raise _unsupported(model, "embeddings that are tied to a quantized head")
     return groups
 
 

@@ -1,6 +1,6 @@
 """Gives the empty modules of a transformers model their weights, and takes them away again.
 
-Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantised matrix
+Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantized matrix
 comes as several tensors, which its `WeightFormat` puts together; embeddings gather
 their rows in the storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
 Knows modules and names, not where bytes come from.
@@ -29,7 +29,7 @@ class StoredLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense matrix, for architectures that look at its dtype or device; empty where it is quantised."""
+        """The dense matrix, for architectures that look at its dtype or device; empty where it is quantized."""
         if isinstance(self.stored, DenseWeight):
             return self.stored.matrix
         assert self.stored is not None, "the layer's weights were released"
@@ -62,7 +62,7 @@ class ModuleBinder:
         convert: Convert | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`formats` of the quantised matrices by name; what `convert` makes outlives the slab it came from.
+        """`formats` of the quantized matrices by name; what `convert` makes outlives the slab it came from.
 
         With `device` everything but the matrices is brought there, which is where `convert` brings those.
         """

@@ -47,7 +47,7 @@ class ModelFiles:
     other_layout: LayerLayout
     """Everything that is not a decoder layer, as one slab."""
     formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantised matrices by name."""
+    """Per layer: the formats of its quantized matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
 
@@ -70,20 +70,20 @@ class ModelFiles:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The float type of the largest tensor outside the layers, which is never quantised: the embedding."""
+        """The float type of the largest tensor outside the layers, which is never quantized: the embedding."""
         floats = [tensor for tensor in self.other_layout.tensors if tensor.dtype in SUPPORTED_DTYPES]
         largest = max(floats, key=lambda tensor: math.prod(tensor.shape))
         return TORCH_DTYPES[largest.dtype]
 
     @property
     def is_quantized(self) -> bool:
-        """Whether any matrix of the decoder layers is stored quantised."""
+        """Whether any matrix of the decoder layers is stored quantized."""
         return any(self.formats)
 
     def held_format(self, wanted: DraftFormat, compute: "ComputePlan", *, is_substitute: bool) -> HeldFormat:
-        """How a draft made of these files is held: what is quantised stays so, and `auto` is the fastest measured.
+        """How a draft made of these files is held: what is quantized stays so, and `auto` is the fastest measured.
 
-        A substitute held like an unquantised target would be the target itself, so it is int8 then.
+        A substitute held like an unquantized target would be the target itself, so it is int8 then.
         """
         if self.is_quantized:
             return "stored"
@@ -132,16 +132,6 @@ class ComputePlan:
     """Where it runs."""
 
 
-def finish_loading(loading: LoadingModel) -> StreamedModel:
-    """The model at the end of its load."""
-    while True:
-        try:
-            next(loading)
-        except StopIteration as end:
-            model: StreamedModel = end.value
-            return model
-
-
 @dataclass(frozen=True, slots=True)
 class EmptyModel:
     """A model without its decoder layers' weights: what draft and target loading have in common."""
@@ -151,7 +141,7 @@ class EmptyModel:
     compute: ComputePlan
     """How it multiplies."""
     formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantised matrices by name."""
+    """Per layer: the formats of its quantized matrices by name."""
 
     @classmethod
     def build(cls, files: ModelFiles, compute: ComputePlan, *, others: Mapping[str, torch.Tensor]) -> "EmptyModel":

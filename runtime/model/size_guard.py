@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offload.checkpoint.strict_json import quote
+from profiles.field_checks import quote
 
 
 class SizeGuard(TorchDispatchMode):

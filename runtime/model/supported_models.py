@@ -12,8 +12,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from offload.checkpoint.strict_json import quote
 from offload.errors import UnsupportedArchitectureError
+from profiles.field_checks import quote
 
 SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
 _EXPERT_KEY = re.compile(r"experts?$")

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
+from profiles.field_checks import quote
 from runtime.errors import TokenizerMismatchError
 
 _NOT_OF_TOKENIZERS = re.compile(

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
-from offload.checkpoint.strict_json import quote
 from offload.errors import CheckpointError
+from profiles.field_checks import quote
 from profiles.pair_profile import ModelIdentity
 
 PAGE_BYTES = 4096

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offload.device_identity import identify_device
-from offload.errors import OverstoryError
-from profiles.errors import ProfileError
+from profiles.errors import OverstoryError, ProfileError
 from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.session_plan import SessionPlan
 from runtime.planner.initial_plan import InitialPlan

@@ -1,1 +1,1 @@
-"""Quantised copies of a model's folder that transformers itself loads."""
+"""Quantized copies of a model's folder that transformers itself loads."""

@@ -1,8 +1,8 @@
-"""Makes a quantised folder that transformers itself loads, layer by layer, in little memory and in any number of runs.
+"""Makes a quantized folder that transformers itself loads, layer by layer, in little memory and in any number of runs.
 
 Bad input is found before anything is written. Every shard is written beside its name, flushed and renamed, and the
 whole folder gets its name last; after an interruption the same request goes on behind the last finished shard.
-Yields what has been done; prints nothing. Does not know how a matrix is quantised.
+Yields what has been done; prints nothing. Does not know how a matrix is quantized.
 """
 
 import json
@@ -22,10 +22,12 @@ from offload.checkpoint.checkpoint import resolve_model_folder
 from offload.checkpoint.partial_folder import PartialFolder
 from offload.checkpoint.safetensors_writer import DTYPE_NAMES, OutgoingTensor, WrittenFile, as_bytes, write_safetensors
 from offload.checkpoint.tensor_reader import TensorReader
-from offload.errors import BadInputError, CheckpointError
+from offload.errors import CheckpointError
 from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, ReadElements, WeightQuantizer
 from offload.memory_budget import process_memory
 from offload.units import format_bytes
+from profiles.errors import BadInputError
+from profiles.steps import relabel
 from runtime.errors import OptionError
 from runtime.prepare.preparation_plan import INDEX_NAME, PlannedShard, PlannedTensor, PreparationPlan
 
@@ -44,13 +46,13 @@ class PreparationRequest:
     format: str
     """`int8` (LLM.int8 rows) or `nf4` (4-bit NormalFloat)."""
     is_double: bool = False
-    """NF4 only: quantise the scales as well, which saves 0.4 bits a weight."""
+    """NF4 only: quantize the scales as well, which saves 0.4 bits a weight."""
 
     def __post_init__(self) -> None:
         if self.format not in QUANTIZED_FORMATS:
             raise OptionError(f"the format is {self.format!r}; it must be one of {', '.join(QUANTIZED_FORMATS)}")
         if self.is_double and self.format != "nf4":
-            raise OptionError(f"double quantisation belongs to nf4; leave it out for {self.format}")
+            raise OptionError(f"double quantization belongs to nf4; leave it out for {self.format}")
         if not self.model.strip():
             raise OptionError("the model is empty; give a model folder or a hub name")
 
@@ -82,7 +84,7 @@ class PreparedModel:
     source_bytes: int
     """Bytes of the original's tensors."""
     num_quantized: int
-    """Matrices that are quantised."""
+    """Matrices that are quantized."""
     num_kept_shards: int
     """Shards that an earlier run had finished."""
     seconds: float
@@ -168,22 +170,22 @@ class _Preparation:
     ) -> Generator[PreparationProgress, None, WrittenFile]:
         """Write the file to its end; progress is worth an event every few megabytes."""
         reported = reader.bytes_read
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                written: WrittenFile = end.value
-                return written
-            if reader.bytes_read - reported >= _PROGRESS_BYTES:
-                reported = reader.bytes_read
-                yield self._progress(shard, reader)
+
+        def say(_: int) -> PreparationProgress | None:
+            nonlocal reported
+            if reader.bytes_read - reported < _PROGRESS_BYTES:
+                return None
+            reported = reader.bytes_read
+            return self._progress(shard, reader)
+
+        return relabel(steps, say)
 
     def _quantize(self, tensor: PlannedTensor, reader: TensorReader) -> list[OutgoingTensor]:
         try:
             quantized = self._plan.quantizer.quantize(_reading(tensor, reader), tensor.matrix_shape)
         except ValueError as error:
             raise CheckpointError(
-                f"the tensor {tensor.name} in {tensor.entry.file} cannot be quantised: it holds {error}; "
+                f"the tensor {tensor.name} in {tensor.entry.file} cannot be quantized: it holds {error}; "
                 "download it again"
             ) from error
         module = tensor.name.removesuffix("weight")
@@ -246,7 +248,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _copied(tensor: PlannedTensor, reader: TensorReader) -> OutgoingTensor:
-    """A tensor that is not quantised; its bytes are copied, or converted where transformers would convert them."""
+    """A tensor that is not quantized; its bytes are copied, or converted where transformers would convert them."""
     entry = tensor.entry
 
     def pieces() -> Iterator[memoryview]:
@@ -262,7 +264,7 @@ def _journal_request(request: PreparationRequest, plan: PreparationPlan) -> dict
     """Whatever determines the bytes of the result."""
     return {
         "format": request.format,
-        "double_quantisation": request.is_double,
+        "double_quantization": request.is_double,
         "model_folder": str(plan.checkpoint.folder.resolve()),
         "state_of_the_model's_files": plan.source_files(),
         "version_of_bitsandbytes": metadata.version("bitsandbytes"),

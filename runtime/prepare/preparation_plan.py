@@ -1,6 +1,6 @@
-"""What a prepared folder will hold, decided before anything is written: shards, quantised matrices, bytes, config.
+"""What a prepared folder will hold, decided before anything is written: shards, quantized matrices, bytes, config.
 
-Which layers are quantised is asked of transformers, since it decides the same again when it loads the folder: linear
+Which layers are quantized is asked of transformers, since it decides the same again when it loads the folder: linear
 layers of the decoder layers, never the embeddings or the head. One shard per decoder layer and one for the rest.
 Reads headers and small files only.
 """
@@ -41,20 +41,20 @@ class PlannedTensor:
     entry: TensorEntry
     """Where it is now."""
     dtype: torch.dtype
-    """What transformers loads it in; a quantised matrix is made from this, any other tensor is stored in it."""
+    """What transformers loads it in; a quantized matrix is made from this, any other tensor is stored in it."""
     is_quantized: bool = False
-    """Whether it becomes a quantised matrix."""
+    """Whether it becomes a quantized matrix."""
     is_transposed: bool = False
-    """Whether it is stored (I, O), as by GPT-2; quantised matrices are always (O, I)."""
+    """Whether it is stored (I, O), as by GPT-2; quantized matrices are always (O, I)."""
 
     @property
     def copied_bytes(self) -> int:
-        """Size of a tensor that is not quantised, as it will be stored."""
+        """Size of a tensor that is not quantized, as it will be stored."""
         return math.prod(self.entry.shape) * self.dtype.itemsize
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(O, I) of a tensor that is quantised."""
+        """(O, I) of a tensor that is quantized."""
         rows, columns = self.entry.shape
         return (columns, rows) if self.is_transposed else (rows, columns)
 
@@ -83,7 +83,7 @@ class PreparationPlan:
     checkpoint: Checkpoint
     """The source."""
     quantizer: WeightQuantizer
-    """What makes the quantised matrices."""
+    """What makes the quantized matrices."""
     dtype: torch.dtype
     """What transformers loads the model in."""
     shards: tuple[PlannedShard, ...]
@@ -95,7 +95,7 @@ class PreparationPlan:
 
     @classmethod
     def make(cls, folder: Path, quantizer: WeightQuantizer) -> "PreparationPlan":
-        """Plan for the model in `folder`. Raises CheckpointError if it is quantised already, or cannot be read."""
+        """Plan for the model in `folder`. Raises CheckpointError if it is quantized already, or cannot be read."""
         _refuse_quantized(folder)
         checkpoint = Checkpoint.open(folder)
         dtype = _loading_dtype(checkpoint)
@@ -117,7 +117,7 @@ class PreparationPlan:
 
     @property
     def num_quantized(self) -> int:
-        """Matrices that are quantised."""
+        """Matrices that are quantized."""
         return sum(tensor.is_quantized for shard in self.shards for tensor in shard.tensors)
 
     @property
@@ -169,12 +169,12 @@ def _refuse_quantized(folder: Path) -> None:
     for key in ("quantization_config", "compression_config"):
         if config.get(key) is not None:
             raise CheckpointError(
-                f"{folder} is quantised already ({key} in config.json); give the bf16, fp16 or fp32 original"
+                f"{folder} is quantized already ({key} in config.json); give the bf16, fp16 or fp32 original"
             )
 
 
 def _choose_linears(parts: DecoderParts) -> tuple[dict[str, bool], tuple[str, ...] | None]:
-    """Full names of the modules to quantise, with whether they are stored transposed; and what else must be skipped."""
+    """Full names of the modules to quantize, with whether they are stored transposed; and what else must be skipped."""
     model = parts.model
     defaults = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     convertible = {
@@ -221,7 +221,7 @@ def _loading_dtype(checkpoint: Checkpoint) -> torch.dtype:
 def _loaded_dtypes(parts: DecoderParts) -> dict[str, torch.dtype]:
     """The type of every parameter and buffer after loading; a few are never narrowed.
 
-    They are stored in it, because transformers converts them when it loads an original, but not beside quantised ones.
+    They are stored in it, because transformers converts them when it loads an original, but not beside quantized ones.
     """
     model = parts.model
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics
 from runtime.prompts.prompt_file import BadLine, PromptRequest
 from runtime.sampling_params import SCHEMES_OF_ONE_TEXT

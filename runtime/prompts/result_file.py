@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.errors import OptionError
 from runtime.prompts.headless import PromptResult
 

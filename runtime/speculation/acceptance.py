@@ -55,7 +55,7 @@ SUBSTITUTE_ACCEPTANCE: Mapping[str, tuple[float, ...]] = {
 
 Ranks 1-3 are the means over SmolLM2-135M (int8 .990 .010 .000, nf4 .797 .099 .026) and Qwen2.5-Coder-1.5B (int8 .995
 .000 .005, nf4 .958 .026 .016), 192 positions each, greedy, on the example prompts (`overstory bench draft`), smoothed
-to be non-increasing; later ranks are a guess that gives the tail some nodes. A target that is quantised in its files is
+to be non-increasing; later ranks are a guess that gives the tail some nodes. A target that is quantized in its files is
 its own draft but for rounding, like int8.
 """
 

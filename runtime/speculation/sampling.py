@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 
 Floats = NDArray[np.floating]
 Probs = NDArray[np.float64]

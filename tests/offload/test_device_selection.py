@@ -5,7 +5,7 @@ import torch
 
 from offload import device_selection
 from offload.device_selection import DeviceMemory, device_memory, select_device
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from offload.errors import BadInputError
 from offload.units import LinkSpec, format_bytes, format_link, parse_bytes, parse_link
+from profiles.errors import BadInputError
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import offload.errors
-import profiles.errors
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_store import (
@@ -179,8 +177,6 @@ def test_a_profile_error_reaches_the_user_as_one_line_with_exit_code_2(
     monkeypatch.setattr(cli, "read_prompts", refuse)
     assert cli.execute(["run", "prompts.txt"]) == 2
     assert capsys.readouterr().err == "overstory: error: this profile is another machine's\n"
-    assert offload.errors.OverstoryError is profiles.errors.OverstoryError
-    assert offload.errors.BadInputError is profiles.errors.BadInputError
 
 
 def test_an_older_schema_version_is_stale(tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from collections.abc import Generator
 from typing import TypeVar
 
+from profiles.steps import finish
+
 Yielded = TypeVar("Yielded")
 Returned = TypeVar("Returned")
 
 
 def drained(steps: Generator[Yielded, None, Returned]) -> tuple[list[Yielded], Returned]:
     """(all that was yielded, what was returned)."""
-    returned: list[Returned] = []
-
-    def relay() -> Generator[Yielded, None, None]:
-        returned.append((yield from steps))
-
-    return list(relay()), returned[0]
+    yielded: list[Yielded] = []
+    returned = finish(steps, yielded.append)
+    return yielded, returned

@@ -1,4 +1,4 @@
-"""Tiny models saved by transformers itself in bitsandbytes' formats, and their matrices dequantised by the book."""
+"""Tiny models saved by transformers itself in bitsandbytes' formats, and their matrices dequantized by the book."""
 
 import logging
 from pathlib import Path
@@ -39,7 +39,7 @@ def save_quantized_folder(
 
 
 def dequantized_model(folder: Path) -> PreTrainedModel:
-    """transformers' own float32 model of a quantised folder, every matrix dequantised to float32."""
+    """transformers' own float32 model of a quantized folder, every matrix dequantized to float32."""
     quantized = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.bfloat16)
     state = {}
     for name, module in quantized.named_modules():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.layer_layout import layout_layer
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from runtime.model.architecture import open_decoder
 from tests.support.model_factory import save_tiny_model
 from tests.support.quantized_factory import save_quantized_folder
@@ -254,13 +254,13 @@ QUANTIZED_SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4 nested", "int8"])
-def test_damaged_headers_of_quantised_folders(tmp_path, name):
+def test_damaged_headers_of_quantized_folders(tmp_path, name):
     folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
     check(lambda: header_cases(folder, random.Random(5), 300), at_least=300)
 
 
 @pytest.mark.slow
-def test_damaged_configs_of_quantised_folders(tmp_path):
+def test_damaged_configs_of_quantized_folders(tmp_path):
     folder = save_quantized_folder(tmp_path, "nf4", sizes=QUANTIZED_SIZES)
     check(lambda: json_cases(folder / "config.json", random.Random(6), 200), at_least=200)
 

@@ -13,7 +13,8 @@ import torch
 
 from offload.checkpoint import partial_folder, safetensors_writer
 from offload.checkpoint.partial_folder import JOURNAL_NAME
-from offload.errors import BadInputError, WriteError
+from offload.errors import WriteError
+from profiles.errors import BadInputError
 from runtime.prepare.preparation import PreparationRequest
 from tests.support.model_factory import save_tiny_model
 from tests.support.paths import ROOT
@@ -106,7 +107,7 @@ def test_other_options_or_a_changed_source_are_refused_on_resuming(tmp_path: Pat
     before = contents(tmp_path / "prepared.partial")
     with pytest.raises(BadInputError, match=r"begun with another format \(nf4 then, int8 now\)"):
         finish(request(source, tmp_path / "prepared", "int8"))
-    with pytest.raises(BadInputError, match=r"begun with another double quantisation \(False then, True now\)"):
+    with pytest.raises(BadInputError, match=r"begun with another double quantization \(False then, True now\)"):
         finish(request(source, tmp_path / "prepared", "nf4", True))
     os.utime(source / "model.safetensors")
     with pytest.raises(BadInputError, match="begun with another state of the model's files; delete it"):

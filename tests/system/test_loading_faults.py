@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from offload.copying.copy_engine import DiskSource, HostSource
-from offload.errors import OverstoryError
 from offload.layer_streamer import ResidentLayer
 from offload.pinning import host_pinner
 from offload.pinning.slab_memory import allocate_slab
+from profiles.errors import OverstoryError
 from runtime.engine.assembly import load_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 from offload.copying.accelerator_copy_engine import TorchAccelerator
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.engine import stream_path
 from runtime.engine.assembly import OpenSession
 from runtime.events import PassVerified

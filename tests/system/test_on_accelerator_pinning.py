@@ -122,7 +122,7 @@ for _number, _register, _tiers in (
 
 @check
 def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
-    """Layers differ in size where some are quantised; stages are as large as the largest layer on disk."""
+    """Layers differ in size where some are quantized; stages are as large as the largest layer on disk."""
     skipped = [f"model.layers.{index}" for index in (1, 3)]
     folder = save_quantized_folder(scratch() / "unequal", "nf4", sizes={}, llm_int8_skip_modules=[*skipped, "lm_head"])
     sizes = [layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts]

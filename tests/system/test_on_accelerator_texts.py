@@ -105,15 +105,15 @@ CHECKS["bfloat16_text_does_not_depend_on_the_tier"] = functools.partial(
 )
 
 
-def quantised_text_is_the_cpus(name: str) -> None:
+def quantized_text_is_the_cpus(name: str) -> None:
     """No kernel of bitsandbytes knows the device, so that its matrices are widened by plain operators."""
-    folder = save_quantized_folder(scratch() / f"quantised {name}", name, sizes={})
+    folder = save_quantized_folder(scratch() / f"quantized {name}", name, sizes={})
     with opened_on(folder, compute_dtype="float32", **in_layers(TIERS[FEW_TIERS[1]], folder)) as opened:
         assert answer_under_watch(opened) == cpu_text(folder)
 
 
 for _name in ("nf4 nested", "int8"):
-    CHECKS[f"quantised_text_is_the_cpus: {_name}"] = functools.partial(quantised_text_is_the_cpus, _name)
+    CHECKS[f"quantized_text_is_the_cpus: {_name}"] = functools.partial(quantized_text_is_the_cpus, _name)
 
 
 @check

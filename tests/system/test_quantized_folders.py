@@ -18,7 +18,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_quantized_folder(tmp_path_factory.mktemp("model"), request.param)
 
 
-def test_streamed_logits_equal_transformers_own_of_the_dequantised_weights(folder: Path) -> None:
+def test_streamed_logits_equal_transformers_own_of_the_dequantized_weights(folder: Path) -> None:
     """Three passes of different width: the format decides the result, not how many rows are multiplied at once."""
     with torch.inference_mode():
         expected = dequantized_model(folder)(torch.tensor([TOKENS])).logits[0]
@@ -40,7 +40,7 @@ def test_greedy_text_is_the_same_with_a_tree_as_without(folder: Path) -> None:
     assert texts[1] == texts[0] and texts[2] == texts[0]
 
 
-def test_a_quantised_layer_is_a_smaller_slab_of_the_files_bytes(folder: Path) -> None:
+def test_a_quantized_layer_is_a_smaller_slab_of_the_files_bytes(folder: Path) -> None:
     quantized, dense = ModelFiles.open(folder), ModelFiles.open(folder.parent / "dense")
     assert max(quantized.slabs.payload_bytes) < 0.75 * min(dense.slabs.payload_bytes)
     assert all(formats.keys() >= {"mlp.down_proj.weight", "self_attn.q_proj.weight"} for formats in quantized.formats)
@@ -48,7 +48,7 @@ def test_a_quantised_layer_is_a_smaller_slab_of_the_files_bytes(folder: Path) ->
 
 
 @pytest.mark.parametrize("name", ["nf4 nested", "int8"])
-def test_a_quantised_head_outside_the_layers_is_read_too(name: str, tmp_path: Path) -> None:
+def test_a_quantized_head_outside_the_layers_is_read_too(name: str, tmp_path: Path) -> None:
     folder = save_quantized_folder(tmp_path, name, llm_int8_skip_modules=["q_proj"])
     files = ModelFiles.open(folder)
     assert "self_attn.q_proj.weight" not in files.formats[0]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from runtime.engine_config import EngineConfig
 from tests.support.session_factory import save_tiny_folder
-from tui.session_opening import finish, open_session_in_sight, uncollected
+from tui.session_opening import announce, open_session_in_sight, uncollected
 
 
 def test_each_step_is_announced_and_the_result_returned() -> None:
@@ -21,7 +21,7 @@ def test_each_step_is_announced_and_the_result_returned() -> None:
         return 7
 
     console = Console(file=io.StringIO(), width=100)
-    assert finish(steps(), console) == 7
+    assert announce(steps(), console) == 7
     assert console.file.getvalue() == "looking\nfound\n"  # type: ignore[attr-defined]
 
 

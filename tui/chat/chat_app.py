@@ -15,7 +15,7 @@ from textual.actions import ActionParseResult
 from textual.app import App
 from textual.dom import DOMNode
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_themes import THEMES, theme_name

@@ -13,7 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.chat.chat_services import ChatServices
 from tui.chat.dialogue import Dialogue
 from tui.chat.dialogue_changes import (

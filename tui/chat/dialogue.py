@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, Literal
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.chat.dialogue_changes import (
     AnswerEnded,
     AnswerResumed,

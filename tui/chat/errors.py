@@ -1,4 +1,4 @@
-"""What can go wrong with what the chat app keeps, below `offload.errors.OverstoryError`.
+"""What can go wrong with what the chat app keeps, below `profiles.errors.OverstoryError`.
 
 OverstoryError                      exit code 1
 └── ConversationStoreError          the database cannot be opened, read or written
@@ -9,7 +9,7 @@ BadInputError                       exit code 2
 └── ConversationFileError           a file that cannot be exported to or imported from
 """
 
-from offload.errors import BadInputError, OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 
 
 class ConversationStoreError(OverstoryError):

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offload.errors import BudgetError, OverstoryError
-from runtime.engine_config import format_bytes
+from offload.errors import BudgetError
+from offload.units import format_bytes
+from profiles.errors import OverstoryError
+from profiles.steps import finish
 from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, write_line
 from tui.chat.engine.modest_process import step_back
-from tui.locations import cache_folder
+from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -135,13 +137,7 @@ def _find_machine(folder: str, config: Mapping[str, Any]) -> "PlanMachine":
         link=config.get("link"),
         disk=config.get("disk_link"),
     )
-    finding = find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder))
-    while True:
-        try:
-            next(finding)
-        except StopIteration as end:
-            machine: PlanMachine = end.value
-            return machine
+    return finish(find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder)))
 
 
 def _budget(num_bytes: int | None) -> str | None:
@@ -151,8 +147,6 @@ def _budget(num_bytes: int | None) -> str | None:
 
 def main() -> None:
     """The child: one line with the question comes, one line goes for each folder."""
-    from tui.cli import quieten_libraries
-
     requests, reports = own_streams()
     step_back()
     quieten_libraries()

@@ -14,7 +14,7 @@ from runtime.engine.demo_model import DEMO_MODEL_NAME
 from tui.chat.fit_estimates import FitEstimate, estimate_fits
 from tui.chat.local_models import LocalModel, hub_cache_folder, list_local_models
 from tui.chat.widgets.model_list import ListedModel, merged_models
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 
 DEMO_TARGET = ""
 """What the settings say for the demo model."""

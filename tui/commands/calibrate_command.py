@@ -25,7 +25,7 @@ from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.commands.calibration_report import calibration_lines, calibration_record
-from tui.locations import cache_folder, calibration_prompts
+from tui.environment import cache_folder, calibration_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from offload.units import format_bytes
 from profiles.calibrator import CalibrationResult
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import AcceptanceTable, PairProfile
-from runtime.engine_config import format_bytes
 from tui.terminal_text import one_line
 
 _SHOWN_RANKS = 8

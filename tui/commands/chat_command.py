@@ -13,7 +13,7 @@ import typer
 
 from runtime.errors import OptionError
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
-from tui.locations import conversation_database, export_folder, settings_file
+from tui.environment import conversation_database, export_folder, settings_file
 
 if TYPE_CHECKING:
     from tui.chat.settings.remembered_settings import Overrides

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.engine_config import EngineConfig, format_bytes
+from offload.units import format_bytes
+from runtime.engine_config import EngineConfig
 from tui.command_options import Quiet
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 from tui.report import progress_console
+from tui.session_opening import announce
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -60,13 +62,7 @@ def doctor(
 def _examine(config: EngineConfig, console: Console) -> "DoctorReport":
     from runtime.fit.checkup import check_up
 
-    steps = check_up(config, cache_folder=cache_folder())
-    while True:
-        try:
-            console.print(next(steps), markup=False)
-        except StopIteration as end:
-            report: DoctorReport = end.value
-            return report
+    return announce(check_up(config, cache_folder=cache_folder()), console)
 
 
 def print_report(report: "DoctorReport", out: Console) -> None:

@@ -14,9 +14,9 @@ import typer
 
 from runtime.errors import OptionError
 from tui.command_options import EngineOptions, Quiet, with_option_groups
-from tui.locations import cache_folder, example_prompts
+from tui.environment import cache_folder, example_prompts
 from tui.report import measurement_table, progress_console
-from tui.terminal_text import one_line
+from tui.session_opening import announce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,13 +43,7 @@ def perplexity(
     content = _read_text(path)
     from runtime.engine.model_folders import locate_models
 
-    steps = locate_models(engine.to_config(), cache_folder=cache_folder())
-    while True:
-        try:
-            console.print(one_line(next(steps)), markup=False)
-        except StopIteration as found:
-            target: Path = found.value[0]
-            break
+    target, _ = announce(locate_models(engine.to_config(), cache_folder=cache_folder()), console)
     record = _measure(engine, target, content, console, is_compared=beside_transformers)
     console.print(measurement_table(record, title="perplexity"))
     sys.stdout.write(json.dumps({**record, "target": str(target), "text": str(path)}) + "\n")

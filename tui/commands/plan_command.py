@@ -17,9 +17,9 @@ from tui.command_options import Quiet
 from tui.commands.plan_plot import draw_curves, write_plot
 from tui.commands.plan_text import print_plan
 from tui.commands.plot_file import check_plot_path
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 from tui.report import progress_console
-from tui.session_opening import finish
+from tui.session_opening import announce
 
 if TYPE_CHECKING:
     from runtime.fit.machine_request import MachineRequest
@@ -151,6 +151,6 @@ def _plan(request: "PlanRequest", where: "MachineRequest", console: Console) -> 
 
     question = resolve_question(request)
     finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target_folder)
-    machine = finish(finding, console)
+    machine = announce(finding, console)
     pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder())
     return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)

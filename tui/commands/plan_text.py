@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.engine_config import format_bytes
+from offload.units import format_bytes
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:

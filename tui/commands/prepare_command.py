@@ -1,6 +1,6 @@
-"""The command `prepare`: writes a quantised copy of a model that this program and transformers both load.
+"""The command `prepare`: writes a quantized copy of a model that this program and transformers both load.
 
-Draws progress on stderr and ends with one JSON line on stdout. Does not know how anything is quantised.
+Draws progress on stderr and ends with one JSON line on stdout. Does not know how anything is quantized.
 """
 
 import json
@@ -32,12 +32,12 @@ def prepare(
     double_quant: Annotated[
         bool,
         typer.Option(
-            "--double-quant/--no-double-quant", help="nf4 only: quantise the scales too (0.4 bits a weight less)."
+            "--double-quant/--no-double-quant", help="nf4 only: quantize the scales too (0.4 bits a weight less)."
         ),
     ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Write a quantised copy of a model that transformers itself loads, layer by layer; run again to go on."""
+    """Write a quantized copy of a model that transformers itself loads, layer by layer; run again to go on."""
     from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
 
     request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)

@@ -10,7 +10,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.locations import cache_folder, example_prompts
+from tui.environment import cache_folder, example_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
 

@@ -18,7 +18,7 @@ from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.commands.plot_file import check_plot_path, save_figure
-from tui.locations import calibration_prompts
+from tui.environment import calibration_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 

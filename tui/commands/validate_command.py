@@ -11,7 +11,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
-from tui.locations import cache_folder, calibration_prompts, validation_prompts
+from tui.environment import cache_folder, calibration_prompts, validation_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
 

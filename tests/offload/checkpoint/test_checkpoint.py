@@ -115,20 +115,20 @@ def test_pickle_weights_are_never_opened(folder, name):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised with 'gptq'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised with 'fp8'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized with 'gptq'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized with 'awq'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized with 'fp8'"),
         ({"quantization_config": {"quant_method": "compressed-tensors", "load_in_4bit": True}}, "'compressed-tensors'"),
         ({"compression_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "compression_config"),
-        ({"quantization_config": {"bits": 4}}, "quantised with None"),
-        ({"quantization_config": {"quant_method": ["bitsandbytes"]}}, "quantised with ['bitsandbytes']"),
+        ({"quantization_config": {"bits": 4}}, "quantized with None"),
+        ({"quantization_config": {"quant_method": ["bitsandbytes"]}}, "quantized with ['bitsandbytes']"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "without saying which format"),
         ({"quantization_config": {"load_in_4bit": True, "load_in_8bit": True}}, "without saying which format"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": 1}}, "without saying which format"),
         ({"quantization_config": "nf4"}, "expected an object"),
     ],
 )
-def test_other_quantisations_are_refused_by_name(folder, settings, expected):
+def test_other_quantizations_are_refused_by_name(folder, settings, expected):
     (folder / "config.json").write_text(json.dumps(settings))
     assert expected in refusal(folder)
 

@@ -6,7 +6,8 @@ import torch
 
 from offload.checkpoint.partial_folder import JOURNAL_NAME, PartialFolder
 from offload.checkpoint.safetensors_writer import OutgoingTensor, write_safetensors
-from offload.errors import BadInputError, WriteError
+from offload.errors import WriteError
+from profiles.errors import BadInputError
 from tests.support.generator_ends import drained
 
 REQUEST = {"format": "nf4", "files": {"a": (1, 2)}}

@@ -26,7 +26,7 @@ def test_int8_rows_are_what_the_weight_holds(shape):
     assert int8_rows_bytes(shape) == Int8RowsWeight.quantize(torch.ones(shape)).num_bytes
 
 
-def test_double_quantisation_saves_three_bytes_of_four_per_block():
+def test_double_quantization_saves_three_bytes_of_four_per_block():
     shape = (8192, 8192)
     blocks = 8192 * 8192 // 64
     assert nf4_bytes(shape, is_double=False) - nf4_bytes(shape) == 3 * blocks - 4 * blocks // 256 - 1024

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from offload.checkpoint.strict_json import parse_json, quote, read_json, read_start
+from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
+from profiles.field_checks import quote
 
 
 def test_an_object_is_read() -> None:

@@ -38,7 +38,7 @@ def stored_weights() -> dict[str, StoredWeight]:
         ("nf4", "int8", FourBitWeight),
     ],
 )
-def test_a_matrix_is_held_as_asked_unless_it_is_quantised_already(
+def test_a_matrix_is_held_as_asked_unless_it_is_quantized_already(
     stored: str, held: draft_weight.HeldFormat, expected: type, is_packed: bool
 ) -> None:
     """And in memory of its own: the slot that it came from is overwritten."""

@@ -3,9 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS
 from offload.formats import four_bit_weight
 from offload.formats.four_bit_weight import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
-from offload.formats.weight_format import CHUNK_ELEMENTS, MatmulPolicy, UpcastScratch
+from offload.formats.weight_format import MatmulPolicy, UpcastScratch
 
 CPU = torch.device("cpu")
 SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]
@@ -77,7 +78,7 @@ def test_a_matrix_of_many_chunks_and_nested_blocks_equals_bitsandbytes_own(kerne
 @pytest.mark.parametrize("num_tokens", [1, 5, 16])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("policy", [MatmulPolicy(), MatmulPolicy(is_fast=True)])
-def test_a_product_equals_that_of_the_dequantised_matrix(
+def test_a_product_equals_that_of_the_dequantized_matrix(
     num_tokens: int, compute: torch.dtype, policy: MatmulPolicy, kernel: str
 ) -> None:
     weight = FourBitWeight.quantize(random_matrix(96, 130), policy)

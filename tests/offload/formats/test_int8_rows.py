@@ -27,7 +27,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(40, 24), (3, 129), (700, 3000)])
 def test_quantizing_equals_bitsandbytes_own_bit_for_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """The last shape is quantised in several chunks."""
+    """The last shape is quantized in several chunks."""
     matrix = random_matrix(*shape, dtype)
     rows, absmax, _ = bnb.int8_vectorwise_quant(matrix)
     weight = Int8RowsWeight.quantize(matrix)
@@ -38,7 +38,7 @@ def test_quantizing_equals_bitsandbytes_own_bit_for_bit(shape: tuple[int, int], 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 16, 70])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_an_exact_product_equals_that_of_bitsandbytes_dequantised_matrix(num_tokens: int, compute: torch.dtype) -> None:
+def test_an_exact_product_equals_that_of_bitsandbytes_dequantized_matrix(num_tokens: int, compute: torch.dtype) -> None:
     """No activation is rounded: a target's logits must not depend on the width of its pass."""
     weight = Int8RowsWeight.quantize(random_matrix(300, 200))
     matrix = bnb.int8_vectorwise_dequant(weight.rows, weight.absmax)

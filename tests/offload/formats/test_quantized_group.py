@@ -30,7 +30,7 @@ def nested_state(**changes: Any) -> dict[str, Any]:
 
 
 def four_bit_tensors() -> Tensors:
-    """A doubly quantised group as bitsandbytes names it."""
+    """A doubly quantized group as bitsandbytes names it."""
     weight = FourBitWeight.quantize(torch.randn(SHAPE))
     tensors = {f"{NAME}{suffix}": part for suffix, part in weight.parts.items()}
     tensors[NAME] = tensors[NAME].clone().view(-1, 1)
@@ -50,7 +50,7 @@ def found(folder: Path, tensors: Tensors, shape: tuple[int, int] = SHAPE) -> Qua
     return find_group(Checkpoint.open(folder), NAME, shape)
 
 
-def test_a_doubly_quantised_group_is_found_with_what_steers_it(tmp_path: Path) -> None:
+def test_a_doubly_quantized_group_is_found_with_what_steers_it(tmp_path: Path) -> None:
     group = found(tmp_path, four_bit_tensors())
     assert group is not None
     assert group.format == FourBitFormat(SHAPE, "nf4", 64, 0.25)
@@ -59,7 +59,7 @@ def test_a_doubly_quantised_group_is_found_with_what_steers_it(tmp_path: Path) -
     assert group.entries[".absmax"].name == f"{NAME}.absmax"
 
 
-def test_a_group_without_double_quantisation_has_float_absmaxes(tmp_path: Path) -> None:
+def test_a_group_without_double_quantization_has_float_absmaxes(tmp_path: Path) -> None:
     weight = FourBitWeight.quantize(torch.randn(SHAPE), quant_type="fp4", is_nested=False)
     state = {"quant_type": "fp4", "blocksize": 64, "dtype": "float16", "shape": list(SHAPE)}
     tensors = {
@@ -88,7 +88,7 @@ def test_int8_rows_are_found_with_or_without_their_layout(tmp_path: Path) -> Non
         tensors.pop(name or NAME)
 
 
-def test_an_ordinary_matrix_beside_quantised_ones_is_none(tmp_path: Path) -> None:
+def test_an_ordinary_matrix_beside_quantized_ones_is_none(tmp_path: Path) -> None:
     assert found(tmp_path, {NAME: torch.randn(SHAPE)}) is None
 
 
@@ -132,8 +132,8 @@ def with_tensor(suffix: str, tensor: torch.Tensor) -> Callable[[Tensors], Any]:
         (with_raw_state(b"[" * 4000), "not valid JSON"),
         (with_raw_state(b" " * (MAX_STATE_BYTES + 1)), "expected up to 4096 bytes"),
         (with_tensor(".quant_state.bitsandbytes__nf4", torch.zeros(9)), "expected up to 4096 bytes of U8"),
-        (with_tensor(".quant_state.bitsandbytes__fp4", torch.zeros(9)), "more than one quantisation"),
-        (lambda tensors: tensors.update({"x.SCB": torch.zeros(20)}), "more than one quantisation"),
+        (with_tensor(".quant_state.bitsandbytes__fp4", torch.zeros(9)), "more than one quantization"),
+        (lambda tensors: tensors.update({"x.SCB": torch.zeros(20)}), "more than one quantization"),
         (lambda tensors: tensors.pop(f"{NAME}.absmax"), "lacks the tensor 'x.weight.absmax'"),
         (lambda tensors: tensors.pop(f"{NAME}.nested_quant_map"), "lacks the tensor 'x.weight.nested_quant_map'"),
         (with_tensor("", torch.zeros(959, 1, dtype=torch.uint8)), "has 959 bytes"),

@@ -2,9 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 from offload.formats.weight_format import (
-    ACCELERATOR_CHUNK_ELEMENTS,
-    CHUNK_ELEMENTS,
     DenseWeight,
     MatmulPolicy,
     UpcastScratch,

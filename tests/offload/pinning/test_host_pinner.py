@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from offload.checkpoint.stored_sizes import round_up_to_page
 from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory, next_power_of_two
-from offload.pinning.slab_memory import round_up_to_page
 
 PAGE = 4096
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
 from offload.pinning.pinning_plan import MAX_STAGES, MIN_STAGE_BYTES, PinningPlan, plan_pinning
-from offload.pinning.slab_memory import PAGE_BYTES, round_up_to_page
 
 GB = 10**9
 MIB = 1 << 20

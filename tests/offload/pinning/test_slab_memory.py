@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from offload.pinning.slab_memory import PAGE_BYTES, allocate_read_slab, allocate_slab, round_up_to_page
+from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
+from offload.pinning.slab_memory import allocate_read_slab, allocate_slab
 
 
 def test_sizes_are_rounded_up_to_whole_pages() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offload.copying.host_copy_engine import HostCopyEngine
+from profiles.steps import finish
 from runtime.bench.draft_benchmark import (
     AnsweredPrompt,
     DraftFormatReport,
@@ -15,7 +16,7 @@ from runtime.bench.draft_benchmark import (
 )
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, finish_loading, read_others
+from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
 from tests.support.quantized_factory import save_quantized_folder
 from tests.support.session_factory import CONTEXT_TOKENS, request, save_tiny_folder
 
@@ -64,7 +65,7 @@ def test_hits_are_ranks_in_the_drafts_own_order(tmp_path: Path) -> None:
     files = ModelFiles.open(save_tiny_folder(tmp_path / "model", seed=3))
     with HostCopyEngine() as engine:
         empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
-        model = finish_loading(empty.resident(files.slabs, engine, capacity=32))
+        model = finish(empty.resident(files.slabs, engine, capacity=32))
     prompt = [5, 17, 40]
     plain = np.array(list(greedy_hits(model, AnsweredPrompt((*prompt, 8, 9), 3), num_ranks=96)))
     assert plain.shape == (2, 96) and (plain.sum(axis=1) == 1).all()

@@ -74,7 +74,7 @@ def test_every_token_but_the_first_counts_whatever_the_passes(tmp_path: Path, nu
 
 
 @pytest.mark.parametrize("weight_format", ["nf4", "int8"])
-def test_a_quantised_folder_is_measured_as_transformers_loads_it(tmp_path: Path, weight_format: str, capfd) -> None:
+def test_a_quantized_folder_is_measured_as_transformers_loads_it(tmp_path: Path, weight_format: str, capfd) -> None:
     source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
     save_tiny_tokenizer(source)
     asked = PreparationRequest(model=str(source), output=tmp_path / "prepared", format=weight_format)

@@ -1,4 +1,4 @@
-"""Parts of rounds are timed on the session's own models, and leave it as it was."""
+"""Parts of rounds are timed on the session's own models, and leave it was."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ from runtime.engine import demo_model
 from runtime.engine.demo_model import DEMO_MODEL_NAME, obtain_demo_model
 from runtime.errors import DemoModelError
 from tests.support.generator_ends import drained
-from tui.locations import cache_folder
+from tui.environment import cache_folder
 
 GGUF = b"GGUF and many weights"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from offload.device_selection import DeviceMemory
-from offload.errors import BadInputError, BudgetError
+from offload.errors import BudgetError
 from offload.residency_plan import Tier
+from profiles.errors import BadInputError
 from runtime.engine import session_plan
 from runtime.engine.session_plan import SessionPlan
 from runtime.engine_config import EngineConfig

@@ -80,7 +80,7 @@ def test_old_names_and_missing_ones_have_their_meaning():
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, ["int8"]),
     ],
 )
-def test_a_published_quantisation_is_the_format(settings, names):
+def test_a_published_quantization_is_the_format(settings, names):
     assert [one.name for one in shape(quantization_config=settings).formats] == names
 
 
@@ -112,8 +112,8 @@ def test_what_is_no_dense_decoder_is_refused(changes):
         ({"intermediate_size": 1e9}, "intermediate_size"),
         ({"head_dim": 1 << 40}, "head_dim"),
         ({"torch_dtype": "float8"}, "dtype 'float8'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
-        ({"quantization_config": 3}, "quantised with 3"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized with 'awq'"),
+        ({"quantization_config": 3}, "quantized with 3"),
     ],
 )
 def test_nonsense_is_a_sentence(changes, words):

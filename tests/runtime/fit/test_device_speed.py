@@ -32,7 +32,7 @@ def test_the_least_share_of_operations_that_the_docstring_names():
     assert 0.13 < least < 0.14
 
 
-def test_a_quantised_weight_is_read_written_wide_and_read_again():
+def test_a_quantized_weight_is_read_written_wide_and_read_again():
     speed = speed_of_data_sheet(memory_bytes_per_second=1e12, flops=1e14, source="a sheet")
     reached = MEMORY_SHARE * 1e12
     assert speed.target_weights_per_second["bfloat16"] == pytest.approx(reached / 2)

@@ -7,8 +7,7 @@ from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.errors import BudgetError
 from runtime.engine.assembly import plan_memory
-from runtime.engine.session_plan import DEFAULT_MAX_NODES
-from runtime.engine_config import EngineConfig
+from runtime.engine_config import DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import layer_formats, need_of_files
 from runtime.fit.memory_fit import MachineMemory, place
 from runtime.model.model_loader import ModelFiles
@@ -50,7 +49,7 @@ def test_the_fixed_memory_is_what_a_session_plans(folder, qwen, draft):
     assert need.fixed_bytes == planned.fixed_bytes
 
 
-def test_only_matrices_are_quantised(qwen):
+def test_only_matrices_are_quantized(qwen):
     """qwen2 has biases beside its norms; both stay as they are stored."""
     layouts = ModelFiles.open(qwen).slabs.layouts
     stored, int8, nf4 = layer_formats(layouts)

@@ -52,7 +52,7 @@ def test_a_folder_comes_first_and_needs_no_weights(folder):
     assert (question.draft.name, question.held_formats, question.tree_shape) == ("Llama-3.2-1B", ("nf4",), (64, 10))
 
 
-def test_what_is_published_quantised_has_one_format(tmp_path):
+def test_what_is_published_quantized_has_one_format(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"load_in_4bit": True}}))
     question = resolve(target=str(tmp_path), draft="substitute")
     assert (question.format_names, question.held_formats) == (("nf4",), ("stored",))

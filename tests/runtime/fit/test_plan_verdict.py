@@ -55,7 +55,7 @@ def test_assumptions_are_noted():
     notes = planned().notes
     assert notes[0].startswith("speeds are those of a text of 2048 tokens; launching kernels is not counted")
     assert any("host memory is assumed to hold the 104 GB" in note for note in notes)
-    assert any("a quantised one is accepted a little less often" in note for note in notes)
+    assert any("a quantized one is accepted a little less often" in note for note in notes)
     assert any(note.endswith("keeps memory for, 1024 nodes") for note in notes)
     assert not any("1024 nodes" in note for note in planned(tree="1024x14").notes)
     plain = planned(plan_machine(), target="qwen2.5-7b", draft="none").notes

@@ -97,6 +97,6 @@ def test_the_published_passes_come_out():
         assert predicted == pytest.approx(seconds, rel=0.02), num_nodes
 
 
-def test_what_is_published_quantised_is_multiplied_as_that():
+def test_what_is_published_quantized_is_multiplied_as_that():
     assert DraftModel(replace(TINY, published_as="nf4"), "stored").multiplied_as == "nf4"
     assert DraftModel(TINY, "stored").multiplied_as == "stored"

@@ -3,7 +3,8 @@ from datetime import date
 import pytest
 import torch
 
-from offload.errors import LinkError, OverstoryError
+from offload.errors import LinkError
+from profiles.errors import OverstoryError
 from profiles.profile_store import profile_path, save_machine_profile
 from runtime.fit import this_machine as module
 from runtime.fit.device_speed import Basis

@@ -72,22 +72,22 @@ def test_converted_weights_outlive_the_slab_they_came_from(block: Block) -> None
     assert torch.equal(block(inputs), before)
 
 
-def test_a_quantised_matrix_is_put_together_from_its_tensors(block: Block) -> None:
+def test_a_quantized_matrix_is_put_together_from_its_tensors(block: Block) -> None:
     """Its scales are no parameter of the module; the bias beside them is."""
     inputs = torch.randn(2, 4)
     tensors = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    quantised = Int8RowsWeight.quantize(tensors["inner.0.weight"])
-    block.inner[0].weight.data = quantised.rows * quantised.absmax[:, None] / 127
+    quantized = Int8RowsWeight.quantize(tensors["inner.0.weight"])
+    block.inner[0].weight.data = quantized.rows * quantized.absmax[:, None] / 127
     expected = block(inputs)
     block.to("meta")
     replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
     formats = {"inner.0.weight": Int8RowsFormat((6, 4))}
     binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), formats=formats)
-    binder.bind({**tensors, "inner.0.weight": quantised.rows, "inner.0.weight.SCB": quantised.absmax})
+    binder.bind({**tensors, "inner.0.weight": quantized.rows, "inner.0.weight.SCB": quantized.absmax})
     torch.testing.assert_close(block(inputs), expected)
     first = block.inner[0]
     assert isinstance(first, StoredLinear) and isinstance(first.stored, Int8RowsWeight)
-    assert first.stored.rows.data_ptr() == quantised.rows.data_ptr()
+    assert first.stored.rows.data_ptr() == quantized.rows.data_ptr()
     assert first.weight.dtype == torch.float32 and first.weight.numel() == 0
 
 

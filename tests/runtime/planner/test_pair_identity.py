@@ -41,6 +41,6 @@ def test_auto_names_the_format_that_the_session_chose(folders: tuple[Path, Path]
 
 
 @pytest.mark.parametrize(("method", "expected"), [("int8", "int8"), ("nf4", "nf4")])
-def test_what_is_stored_quantised_is_called_what_it_is(tmp_path: Path, method: str, expected: str) -> None:
+def test_what_is_stored_quantized_is_called_what_it_is(tmp_path: Path, method: str, expected: str) -> None:
     files = ModelFiles.open(save_quantized_folder(tmp_path, method))
     assert held_name(files, "stored") == expected

@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from offload.errors import BadInputError, CheckpointError
+from offload.errors import CheckpointError
+from profiles.errors import BadInputError
 from runtime.errors import OptionError
 from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
 from tests.support.model_factory import save_tiny_model, tiny_config
@@ -31,8 +32,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def own_quantisation(source: Path, weight_format: str, is_double: bool):
-    """The source, quantised by transformers itself while it loads."""
+def own_quantization(source: Path, weight_format: str, is_double: bool):
+    """The source, quantized by transformers itself while it loads."""
     dtype = getattr(torch, json.loads((source / "config.json").read_text())["dtype"])
     settings = BitsAndBytesConfig(load_in_8bit=True)
     if weight_format == "nf4":
@@ -51,10 +52,10 @@ def own_quantisation(source: Path, weight_format: str, is_double: bool):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_the_folder_is_what_transformers_saves_and_computes(tmp_path, name, weight_format, is_double) -> None:
-    """The oracle: transformers quantises the original on load, and saves it; same logits, same tensors to the bit."""
+    """The oracle: transformers quantizes the original on load, and saves it; same logits, same tensors to the bit."""
     source = save_source(tmp_path / name.split(",")[0], name)
     _, prepared = finish(request(source, tmp_path / "prepared", weight_format, is_double))
-    reference = own_quantisation(source, weight_format, is_double)
+    reference = own_quantization(source, weight_format, is_double)
     reference.save_pretrained(tmp_path / "reference")
     loaded, report = AutoModelForCausalLM.from_pretrained(prepared.folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -78,7 +79,7 @@ def test_a_source_stored_wider_than_its_config_says_is_rounded_as_transformers_d
     (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     _, prepared = finish(request(source, tmp_path / "prepared"))
     loaded = AutoModelForCausalLM.from_pretrained(prepared.folder)
-    reference = own_quantisation(source, "nf4", False)
+    reference = own_quantization(source, "nf4", False)
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         assert torch.equal(loaded(ids).logits, reference(ids).logits)

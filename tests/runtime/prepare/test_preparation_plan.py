@@ -42,7 +42,7 @@ def test_every_layer_has_a_shard_and_the_rest_has_one(tmp_path: Path) -> None:
     assert plan.source_bytes == plan.checkpoint.total_bytes
 
 
-def test_only_linear_layers_of_decoder_layers_are_quantised(tmp_path: Path) -> None:
+def test_only_linear_layers_of_decoder_layers_are_quantized(tmp_path: Path) -> None:
     plan = PreparationPlan.make(save_tiny_model("qwen2", tmp_path / "model"), NF4)
     found = quantized_names(plan)
     assert plan.num_quantized == len(found) == 4 * 7
@@ -58,7 +58,7 @@ def test_gpt2_stores_its_matrices_turned(tmp_path: Path) -> None:
 
 
 def test_a_linear_layer_outside_the_decoder_layers_is_named_to_transformers(tmp_path: Path) -> None:
-    """OPT projects its embeddings; transformers would expect a quantised matrix there unless told otherwise."""
+    """OPT projects its embeddings; transformers would expect a quantized matrix there unless told otherwise."""
     folder = save_tiny_model(
         "opt", tmp_path / "model", word_embed_proj_dim=16, ffn_dim=64, do_layer_norm_before=True, dropout=0.0
     )
@@ -100,7 +100,7 @@ def test_the_config_is_the_sources_and_what_transformers_adds(tmp_path: Path, qu
         ({"dtype": "float64"}, torch.float32),
     ],
 )
-def test_matrices_are_quantised_from_the_type_that_transformers_loads(tmp_path: Path, settings, expected) -> None:
+def test_matrices_are_quantized_from_the_type_that_transformers_loads(tmp_path: Path, settings, expected) -> None:
     folder = save_tiny_model("llama", tmp_path / "model")
     edit_config(folder, **settings)
     plan = PreparationPlan.make(folder, NF4)
@@ -122,10 +122,10 @@ def test_small_files_are_taken_along_and_weights_are_not(tmp_path: Path) -> None
     assert "config.json" not in names
 
 
-def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_model("llama", tmp_path / "model")
     edit_config(folder, quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(CheckpointError, match="is quantised already"):
+    with pytest.raises(CheckpointError, match="is quantized already"):
         PreparationPlan.make(folder, NF4)
 
 

@@ -246,7 +246,7 @@ def test_a_dash_is_standard_input(monkeypatch):
 
 
 def test_the_example_prompts_are_fine():
-    from tui.locations import example_prompts
+    from tui.environment import example_prompts
 
     items = read_prompts(example_prompts(), DEFAULTS)
     assert len(items) >= 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.errors import OptionError
 from runtime.prompts.headless import PromptResult
 from runtime.prompts.result_file import ResultFile, ResultStream, format_record

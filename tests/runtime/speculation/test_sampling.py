@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.sampling import (
     draw_while_mass,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tests.support.chat_fakes import LOADED, endless, polite
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text

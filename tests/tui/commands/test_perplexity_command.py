@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.session_factory import save_tiny_folder
 from tui import cli
-from tui.locations import example_prompts
+from tui.environment import example_prompts
 
 
 @pytest.fixture

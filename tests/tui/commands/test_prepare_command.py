@@ -48,7 +48,7 @@ def test_it_ends_with_one_json_line_and_a_folder_that_loads(source, capsys, opti
     ("options", "sentence"),
     [
         (["--format", "q4"], "the format is 'q4'; it must be one of int8, nf4"),
-        (["--format", "int8", "--double-quant"], "double quantisation belongs to nf4"),
+        (["--format", "int8", "--double-quant"], "double quantization belongs to nf4"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(source, capsys, options, sentence) -> None:

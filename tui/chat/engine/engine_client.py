@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tui.chat.engine.child_process import child_command, child_environment
 from tui.chat.engine.engine_messages import Quit, Report, Request, from_line, to_line
 

@@ -15,7 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from offload.errors import BadInputError, BudgetError, OverstoryError
+from offload.errors import BudgetError
+from profiles.errors import BadInputError, OverstoryError
+from profiles.steps import relabel
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
@@ -27,7 +29,7 @@ from tui.chat.engine.modest_process import step_back
 from tui.chat.engine.request_inbox import RequestInbox
 from tui.chat.local_models import model_name
 from tui.chat.machine.pass_ticker import PassTicker
-from tui.locations import cache_folder
+from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -130,23 +132,13 @@ def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, 
         from runtime.engine.assembly import load_session
 
     finding = locate_models_in_sight(config, cache_folder=cache_folder())
-    while True:
-        try:
-            found = next(finding)
-        except StopIteration as end:
-            target, draft = end.value
-            break
-        yield (found, 0, 0) if isinstance(found, str) else (found.what, found.num_done_bytes, found.num_bytes)
-    loading: Generator[LoadProgress, None, OpenSession] = load_session(
-        config, stack, target=target, draft=draft, state_folder=cache_folder()
-    )
-    while True:
-        try:
-            progress = next(loading)
-        except StopIteration as end:
-            opened: OpenSession = end.value
-            return opened
-        yield progress.what, progress.num_done_bytes, progress.num_bytes
+    target, draft = yield from relabel(finding, _load_step)
+    loading = load_session(config, stack, target=target, draft=draft, state_folder=cache_folder())
+    return (yield from relabel(loading, _load_step))
+
+
+def _load_step(step: "str | LoadProgress") -> tuple[str, int, int]:
+    return (step, 0, 0) if isinstance(step, str) else (step.what, step.num_done_bytes, step.num_bytes)
 
 
 def loaded(opened: "OpenSession") -> Loaded:
@@ -228,8 +220,6 @@ class ReportPipe:
 
 def main() -> NoReturn:
     """The process, from its first request to its end."""
-    from tui.cli import quieten_libraries
-
     requests, reports = own_streams()
     step_back()
     quieten_libraries()

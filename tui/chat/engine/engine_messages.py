@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 
 
 @dataclass(frozen=True, slots=True)

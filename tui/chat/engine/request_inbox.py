@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tui.chat.engine.engine_messages import Answer, LoadModel, Quit, StopAnswer, from_line
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.engine_config import format_bytes
+from offload.units import format_bytes
 from tui.chat.engine.engine_state import EngineState
 from tui.chat.machine.layer_bar import LEGEND, layer_signs, slots_text, wrap_layers
 from tui.chat.machine.running_figures import MAX_DEPTH

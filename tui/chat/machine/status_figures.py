@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
-from runtime.engine_config import format_bytes
+from offload.units import format_bytes
 from tui.chat.engine.engine_state import EngineState, Phase
 from tui.chat.widgets.text_bars import progress_bar
 from tui.terminal_text import one_line

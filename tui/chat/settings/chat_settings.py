@@ -53,7 +53,7 @@ class ChatSettings:
 
     target: Annotated[str, "The model used last, a folder or hub name; empty is the demo model."] = ""
     recent_targets: Annotated[tuple[str, ...], f"Models used, the last one first; at most {MAX_RECENT_TARGETS}."] = ()
-    draft: Annotated[str, "substitute (the model itself, quantised), none, or a folder or hub name."] = "substitute"
+    draft: Annotated[str, "substitute (the model itself, quantized), none, or a folder or hub name."] = "substitute"
     draft_format: Annotated[str, f"How a draft is held: {_DRAFT_FORMATS}.", _DRAFT_FORMATS] = "auto"
     lookup: Annotated[str, f"Also propose what followed earlier in the text itself: {_LOOKUPS}.", _LOOKUPS] = "on"
     tree: Annotated[str, "auto, or nodes x levels as in 64x10, the root counted in both."] = "auto"

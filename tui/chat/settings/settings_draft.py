@@ -5,7 +5,7 @@ Each text is judged by itself, with the rules and the sentences of `ChatSettings
 
 from collections.abc import Mapping
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.setting_words import TYPED_SETTINGS, changes_that_reload
 

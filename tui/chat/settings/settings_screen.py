@@ -1,4 +1,4 @@
-"""All settings in one form: what is wrong with a value stands below it as it is typed, in the runtime's words.
+"""All settings in one form: what is wrong with a value stands below it is typed, in the runtime's words.
 
 Returns the settings to hold from now on, or None if it was not wanted after all. Writes no file and loads no model.
 """

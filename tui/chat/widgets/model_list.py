@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from runtime.engine_config import format_bytes
+from offload.units import format_bytes
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.machine.status_figures import fit_text, rate_text
 from tui.terminal_text import one_line

@@ -18,7 +18,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.settings.choice_field import ChoiceField
 from tui.chat.widgets.model_list import ListedModel, matching_models, model_row, model_sentence
@@ -106,7 +106,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
                 yield ChoiceField(
                     *(_DRAFTS, OTHER_DRAFT if is_other else self._first_draft),
                     id="model-draft-kind",
-                    tooltip="substitute is the model itself, quantised; none is plain streaming",
+                    tooltip="substitute is the model itself, quantized; none is plain streaming",
                 )
                 line = Input(
                     self._first_draft if is_other else "",

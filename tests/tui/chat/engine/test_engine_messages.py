@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tui.chat.engine.engine_messages import (
     Answer,
     Failed,

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.chat.errors import ConversationStoreError, UnknownConversationError
 from tui.chat.store.conversation_store import UNDO_SECONDS, ConversationStore
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from offload.errors import BadInputError
+from profiles.errors import BadInputError
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.widgets.model_list import ListedModel

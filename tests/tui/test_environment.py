@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.locations import (
+from tui.environment import (
     cache_folder,
     calibration_prompts,
     config_folder,
