@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.calibration.acceptance_probe import TextWriter
-from runtime.engine.assembly import OpenSession
-from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
-from runtime.speculation.sampling import Floats, logits_to_probs, sample, top_tokens
-from runtime.speculation.scheme_acceptance import (
+from runtime.bench.scheme_acceptance import (
     SCHEME_NAMES,
     ChildAcceptance,
     PositionRows,
     best_tree_tokens,
     position_acceptance,
 )
+from runtime.calibration.acceptance_probe import TextWriter
+from runtime.engine.assembly import OpenSession
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.sampling import Floats, logits_to_probs, sample, top_tokens
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 TOP_PS = (0.8, 0.9, 1.0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bench.round_check import TreesInTurn
+from runtime.bench.tree_yield import error_between
 from runtime.engine.assembly import OpenSession
 from runtime.engine.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
@@ -27,7 +28,6 @@ from runtime.speculation.scheme import RankingScheme, Scheme
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first
-from runtime.speculation.tree_yield import error_between
 
 _WRITING_SHAPE = (32, 10)
 """Of the trees that help to write the texts: little to verify."""

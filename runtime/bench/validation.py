@@ -21,9 +21,10 @@ from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
 from runtime.bench.round_check import LinkCheck, check_link, time_shapes
+from runtime.bench.text_ranks import rank_tokens
+from runtime.bench.tree_yield import Ranks, count_yield
 from runtime.bench.yield_check import Prediction, YieldReport, check_yields
 from runtime.calibration.probes import SessionProbes
-from runtime.calibration.text_ranks import rank_tokens
 from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
@@ -36,7 +37,6 @@ from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first_by_levels, expected_tokens
-from runtime.speculation.tree_yield import Ranks, count_yield
 
 SHAPES = (
     (1, 1),

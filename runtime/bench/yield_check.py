@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.bench.tree_yield import Ranks, count_yield, count_yield_by_size
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import BestFirst, best_first, expected_tokens
-from runtime.speculation.tree_yield import Ranks, count_yield, count_yield_by_size
 
 CHAIN_LENGTHS = (2, 4, 8, 16, 24, 32)
 LOG_FIT_FROM = 8

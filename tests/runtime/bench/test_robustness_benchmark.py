@@ -14,7 +14,7 @@ from runtime.bench.robustness_benchmark import (
     all_settings,
     run_robustness_benchmark,
 )
-from runtime.speculation.scheme_acceptance import SCHEME_NAMES
+from runtime.bench.scheme_acceptance import SCHEME_NAMES
 from tests.support.session_factory import open_tiny, request, save_tiny_folder
 
 PROMPTS = [replace(request(text), id=text) for text in ("the cat and the dog", "the cat ran", "once upon a time")]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from runtime.bench.tree_yield import count_yield, count_yield_by_size, error_between
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens
-from runtime.speculation.tree_yield import count_yield, count_yield_by_size, error_between
 
 
 def test_a_tree_is_followed_as_far_as_the_ranks_allow() -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.calibration.text_ranks import rank_tokens
-from runtime.speculation.tree_yield import count_yield
+from runtime.bench.text_ranks import rank_tokens
+from runtime.bench.tree_yield import count_yield
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 
@@ -20,7 +20,7 @@ def test_a_greedy_answer_is_first_in_the_models_own_order_everywhere(tmp_path: P
 
 def test_ranks_count_the_likelier_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against sorting; and a token that the model does not know has none."""
-    monkeypatch.setattr("runtime.calibration.text_ranks.CHUNK_ROWS", 3)
+    monkeypatch.setattr("runtime.bench.text_ranks.CHUNK_ROWS", 3)
     folder = save_tiny_folder(tmp_path / "model", seed=3)
     with open_tiny(folder) as opened:
         model = opened.session.engine.target

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from runtime.sampling_params import SamplingParams
-from runtime.speculation.sampling import logits_to_probs
-from runtime.speculation.scheme import Place
-from runtime.speculation.scheme_acceptance import (
+from runtime.bench.scheme_acceptance import (
     SCHEME_NAMES,
     ChildAcceptance,
     PositionRows,
     best_tree_tokens,
     position_acceptance,
 )
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.sampling import logits_to_probs
+from runtime.speculation.scheme import Place
 from runtime.speculation.scheme_choice import scheme_for
 from runtime.speculation.tree_search import best_first
 
