@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TypeVar
 
-from profiles.errors import ProfileError
-from profiles.field_checks import check_entries, quote
+from profiles.errors import ProfileError, quote
+from profiles.field_checks import check_entries
 from profiles.profile_records import from_record, parse_record
 from profiles.reference_figures import (
     ReferenceMachine,

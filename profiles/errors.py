@@ -6,8 +6,18 @@
             └── StaleProfileError   a sound profile of another device, driver, machine or model, or of an older version
 
 The roots stand on the lowest floor because every floor derives from them. Every message is one sentence: what, where,
-found, expected, next step.
+found, expected, next step; `quote` shows in it what was found.
 """
+
+import reprlib
+
+_quoter = reprlib.Repr()
+_quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
+
+
+def quote(value: object) -> str:
+    """Return `value` as a short single line that is safe to print, whatever a file put into it."""
+    return _quoter.repr(value)
 
 
 class OverstoryError(Exception):

@@ -5,26 +5,17 @@ run when an object is made, so it makes no difference whether somebody measured 
 what a profile is.
 """
 
-import reprlib
 from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import pairwise
 from typing import Any
 
-from profiles.errors import ProfileError
+from profiles.errors import ProfileError, quote
 
 LARGEST = 1 << 60
 """A damaged figure must not become an allocation: no machine has an exbibyte of memory or of bandwidth."""
 MOST_SECONDS = 1e6
 """Of one step, pass or copy: eleven days."""
-
-_quoter = reprlib.Repr()
-_quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
-
-
-def quote(value: object) -> str:
-    """`value` as a short single line that is safe to print, whatever a file put into it."""
-    return _quoter.repr(value)
 
 
 def check_text(name: str, value: object, *, can_be_empty: bool = False) -> None:

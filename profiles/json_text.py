@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any
 
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 
 def parse_json_text(raw: bytes) -> Any:

@@ -10,7 +10,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Any
 
-from profiles.errors import ProfileError
+from profiles.errors import ProfileError, quote
 from profiles.field_checks import (
     check_ascending,
     check_bytes,
@@ -20,7 +20,6 @@ from profiles.field_checks import (
     check_rate,
     check_seconds,
     check_text,
-    quote,
 )
 from profiles.profile_records import from_record, to_record
 

@@ -11,7 +11,7 @@ from datetime import date
 from typing import Any
 
 from profiles.candidate_chances import LARGEST_SPREAD
-from profiles.errors import ProfileError
+from profiles.errors import ProfileError, quote
 from profiles.field_checks import (
     check_ascending,
     check_count,
@@ -23,7 +23,6 @@ from profiles.field_checks import (
     check_probabilities,
     check_seconds,
     check_text,
-    quote,
 )
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_records import from_record, to_record

@@ -13,8 +13,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from profiles.errors import ProfileError, StaleProfileError
-from profiles.field_checks import quote
+from profiles.errors import ProfileError, StaleProfileError, quote
 from profiles.json_text import parse_json_text
 
 Record = TypeVar("Record")

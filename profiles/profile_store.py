@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.atomic_file import replace_content
-from profiles.errors import ProfileError, StaleProfileError
-from profiles.field_checks import quote
+from profiles.errors import ProfileError, StaleProfileError, quote
 from profiles.machine_profile import DeviceIdentity, MachineProfile, profile_from_record
 from profiles.pair_profile import ModelIdentity, PairProfile, pair_profile_from_record
 from profiles.profile_records import parse_record

@@ -6,7 +6,7 @@ but by the name that it goes by; `builtin_profiles` reads those that come with t
 
 from dataclasses import dataclass
 
-from profiles.errors import ProfileError
+from profiles.errors import ProfileError, quote
 from profiles.field_checks import (
     LARGEST,
     check_ascending,
@@ -17,7 +17,6 @@ from profiles.field_checks import (
     check_number,
     check_probabilities,
     check_text,
-    quote,
 )
 
 # By generation. Each lane carries a bit per transfer, 128 of 130 of them payload.

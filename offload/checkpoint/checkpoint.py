@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeGuard
 from offload.checkpoint.hub_download import download_model
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 SUPPORTED_DTYPES = ("BF16", "F16", "F32")
 ITEM_BYTES = {

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from offload.errors import CheckpointError
 from offload.units import format_bytes
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What a model needs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 from profiles.json_text import parse_json_text
 
 

@@ -13,7 +13,7 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.weight_format import TORCH_DTYPES
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 
 class TensorReader:

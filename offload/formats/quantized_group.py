@@ -15,7 +15,7 @@ from offload.errors import CheckpointError
 from offload.formats.four_bit_weight import BLOCK_SIZES, NESTED_BLOCK_SIZE, QUANT_TYPES, FourBitFormat
 from offload.formats.int8_rows import Int8RowsFormat
 from offload.formats.weight_format import WeightFormat
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""

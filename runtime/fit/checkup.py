@@ -11,7 +11,7 @@ import torch
 from offload.checkpoint.checkpoint import resolve_model_folder
 from offload.device_selection import select_device
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.engine.session_plan import default_max_nodes
 from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.fit.doctor import DoctorReport, ModelQuestion, examine

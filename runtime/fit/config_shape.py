@@ -14,7 +14,7 @@ from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.units import format_bytes
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.fit.model_shape import ModelShape
 
 TOLERATED_DIFFERENCE = 0.06

@@ -8,7 +8,7 @@ import difflib
 import re
 from dataclasses import replace
 
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.errors import OptionError
 from runtime.fit.model_shape import ModelShape
 

@@ -26,7 +26,7 @@ from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.formats.quantized_group import QuantizedGroup, find_group
 from offload.formats.weight_format import WeightFormat
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.model.meta_build import MetaBuild
 from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
 

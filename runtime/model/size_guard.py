@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 
 class SizeGuard(TorchDispatchMode):

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.errors import UnsupportedArchitectureError
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
 _EXPERT_KEY = re.compile(r"experts?$")

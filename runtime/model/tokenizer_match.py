@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.errors import TokenizerMismatchError
 
 _NOT_OF_TOKENIZERS = re.compile(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 from profiles.pair_profile import ModelIdentity
 
 PAGE_BYTES = 4096

@@ -5,7 +5,7 @@ import pytest
 
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
-from profiles.field_checks import quote
+from profiles.errors import quote
 
 
 def test_an_object_is_read() -> None:

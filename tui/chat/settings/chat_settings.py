@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.engine_config import DraftFormat, EngineConfig, Lookup, parse_memory
 from runtime.errors import OptionError
 from runtime.sampling_params import VERIFICATIONS, SamplingParams

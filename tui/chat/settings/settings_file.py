@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import WriteError
-from profiles.field_checks import quote
+from profiles.errors import quote
 from runtime.errors import OptionError
 from tui.chat.settings.chat_settings import SETTINGS, ChatSettings, Setting
 from tui.chat.store.conversation_records import storable

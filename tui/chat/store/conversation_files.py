@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from offload.errors import WriteError
-from profiles.errors import ProfileError
-from profiles.field_checks import check_number, check_text, quote
+from profiles.errors import ProfileError, quote
+from profiles.field_checks import check_number, check_text
 from profiles.json_text import parse_json_text
 from tui.chat.errors import ConversationFileError
 from tui.chat.store.conversation_records import Conversation, Message, MessageState, Role, storable
