@@ -11,7 +11,7 @@ BIN := .venv/bin
 
 # The link is emulated so slow that one pass of this small model takes as many draft steps as a large one's over PCIe.
 demo: .venv/.installed
-	$(BIN)/overstory compare examples/prompts.jsonl --device-memory 256MB --emulate-link 0.1GB/s
+	$(BIN)/overstory compare --device-memory 256MB --emulate-link 0.1GB/s
 
 # What guards every change, in less than five minutes on two cores.
 test: .venv/.installed

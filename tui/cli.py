@@ -39,7 +39,7 @@ from tui.commands.ratio_command import ratio
 from tui.commands.robustness_command import robustness
 from tui.commands.trees_command import trees
 from tui.commands.validate_command import validate
-from tui.environment import cache_folder, example_prompts, quieten_libraries
+from tui.environment import cache_folder, packaged_prompts, quieten_libraries
 from tui.report import RunProgress, progress_console
 from tui.session_opening import announce, open_session_in_sight
 from tui.terminal_text import one_line
@@ -133,7 +133,7 @@ def compare(
     prompts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/prompts.jsonl"
+            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="four that come with it"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")] = False,
@@ -143,7 +143,7 @@ def compare(
     config = answers.applied_to(engine.to_config(drafting))
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
-    path = example_prompts() if prompts is None else prompts
+    path = packaged_prompts("demo.jsonl") if prompts is None else prompts
     items = read_prompts(path, answers.to_params(), system=answers.system, is_raw=answers.raw)
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout

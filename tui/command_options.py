@@ -20,7 +20,7 @@ from runtime.sampling_params import SamplingParams
 
 ValidationPrompts = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/validation.jsonl"),
+    typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 _MODELS, _MEMORY, _ANSWERS = "Models", "Memory and link", "Answers"

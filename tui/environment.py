@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 
@@ -62,19 +63,10 @@ def settings_file() -> Path:
     return config_folder() / "settings.toml"
 
 
-def calibration_prompts() -> Path:
-    """The prompts of this checkout that a calibration writes texts to; missing where only the packages are."""
-    return example_prompts().with_name("calibration.jsonl")
-
-
-def example_prompts() -> Path:
-    """The demo prompt file of this checkout; missing where only the packages are installed."""
-    return Path(__file__).resolve().parent.parent / "examples" / "prompts.jsonl"
-
-
-def validation_prompts() -> Path:
-    """Other prompts, to hold a calibration against; missing where only the packages are installed."""
-    return Path(__file__).resolve().parent.parent / "examples" / "validation.jsonl"
+def packaged_prompts(name: str) -> Path:
+    """Return the file of this name that comes with the program: demo.jsonl, calibration.jsonl, validation.jsonl and
+    perplexity.txt are what commands read where no file is given."""
+    return Path(str(resources.files("profiles"))) / "builtin" / "prompts" / name
 
 
 def quieten_libraries() -> None:

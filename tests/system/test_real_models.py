@@ -12,12 +12,12 @@ from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.sampling_params import SamplingParams
-from tests.support.paths import EXAMPLES
 from tests.support.session_factory import answer
+from tui.environment import packaged_prompts
 
 pytestmark = pytest.mark.real
 
-PROMPTS = EXAMPLES / "prompts.jsonl"
+PROMPTS = packaged_prompts("demo.jsonl")
 NUM_TOKENS = 24
 TIE = 1e-4
 CONFIG = EngineConfig(context_tokens=160)

@@ -4,12 +4,11 @@ import pytest
 
 from tui.environment import (
     cache_folder,
-    calibration_prompts,
     config_folder,
     conversation_database,
     data_folder,
-    example_prompts,
     export_folder,
+    packaged_prompts,
     settings_file,
 )
 
@@ -77,9 +76,8 @@ def test_the_environment_is_read_when_asked(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_example_prompts_are_in_this_checkout():
-    assert example_prompts().is_file()
-
-
-def test_the_calibration_prompts_are_in_this_checkout():
-    assert calibration_prompts().is_file()
+def test_what_comes_with_the_program_lies_in_a_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = ("demo.jsonl", "calibration.jsonl", "validation.jsonl", "perplexity.txt")
+    assert all(packaged_prompts(name).is_file() for name in names)
+    assert {path.name for path in packaged_prompts("").iterdir()} == set(names)

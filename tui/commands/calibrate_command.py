@@ -25,7 +25,7 @@ from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.commands.calibration_report import calibration_lines, calibration_record
-from tui.environment import cache_folder, calibration_prompts
+from tui.environment import cache_folder, packaged_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 
@@ -50,7 +50,7 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             help="A .txt or .jsonl file of prompts like those that will be asked.",
-            show_default="examples/calibration.jsonl",
+            show_default="those that come with it",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 seconds instead of three minutes, and rougher.")] = False,
@@ -69,7 +69,7 @@ def calibrate(
             "--draft none leaves nothing to calibrate, since a profile is of a target with its draft; leave it out, or "
             "use `overstory bench stream` to measure plain streaming"
         )
-    requests = read_requests(calibration_prompts() if prompts is None else prompts, SamplingParams())
+    requests = read_requests(packaged_prompts("calibration.jsonl") if prompts is None else prompts, SamplingParams())
     scope, context_tokens = FULL, CONTEXT_TOKENS
     if quick:
         scope, context_tokens = QUICK, QUICK_CONTEXT_TOKENS

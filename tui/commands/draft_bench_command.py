@@ -9,7 +9,7 @@ import typer
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.environment import cache_folder, example_prompts
+from tui.environment import cache_folder, packaged_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
 
@@ -25,7 +25,7 @@ def draft(
     prompts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/prompts.jsonl"
+            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="four that come with it"
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each greedy answer to hold the draft against.")] = 48,
@@ -35,7 +35,7 @@ def draft(
     """Seconds of a draft step by width, and the acceptance of ranks 1 to 5, by format; ends with one JSON line."""
     config = engine.to_config(drafting)
     params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    requests = read_requests(example_prompts() if prompts is None else prompts, params)
+    requests = read_requests(packaged_prompts("demo.jsonl") if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     from runtime.bench.draft_benchmark import DraftFormatReport, DraftReport, run_draft_benchmark
 

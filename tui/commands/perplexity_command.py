@@ -14,7 +14,7 @@ import typer
 
 from runtime.errors import OptionError
 from tui.command_options import EngineOptions, Quiet, with_option_groups
-from tui.environment import cache_folder, example_prompts
+from tui.environment import cache_folder, packaged_prompts
 from tui.report import measurement_table, progress_console
 from tui.session_opening import announce
 
@@ -30,7 +30,7 @@ def perplexity(
     *,
     text: Annotated[
         Path | None,
-        typer.Option(help="The text to predict, UTF-8.", show_default="examples/perplexity.txt"),
+        typer.Option(help="The text to predict, UTF-8.", show_default="one that comes with it"),
     ] = None,
     beside_transformers: Annotated[
         bool, typer.Option("--beside-transformers", help="Also load the model whole with transformers, and compare.")
@@ -39,7 +39,7 @@ def perplexity(
 ) -> int:
     """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
     console = progress_console(is_quiet=quiet)
-    path = example_prompts().with_name("perplexity.txt") if text is None else text
+    path = packaged_prompts("perplexity.txt") if text is None else text
     content = _read_text(path)
     from runtime.engine.model_folders import locate_models
 

@@ -10,7 +10,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.environment import cache_folder, example_prompts
+from tui.environment import cache_folder, packaged_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
 
@@ -26,7 +26,7 @@ def ratio(
     prompts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/prompts.jsonl"
+            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="four that come with it"
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 96,
@@ -43,7 +43,7 @@ def ratio(
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     config = engine.to_config(drafting)
     params = SamplingParams(max_new_tokens=max_new_tokens)
-    requests = read_requests(example_prompts() if prompts is None else prompts, params)
+    requests = read_requests(packaged_prompts("demo.jsonl") if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     from runtime.bench.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
 

@@ -18,7 +18,7 @@ from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.commands.plot_file import check_plot_path, save_figure
-from tui.environment import calibration_prompts
+from tui.environment import packaged_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 
@@ -39,7 +39,7 @@ def robustness(
     prompts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="examples/calibration.jsonl"
+            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"
         ),
     ] = None,
     positions: Annotated[int, typer.Option(help="Tokens to look at with each setting.", min=2)] = 128,
@@ -60,7 +60,7 @@ def robustness(
         raise OptionError("--draft none leaves nothing to verify; leave it out, or name a draft")
     if plot is not None:
         check_plot_path(plot)
-    requests = read_requests(calibration_prompts() if prompts is None else prompts, SamplingParams())
+    requests = read_requests(packaged_prompts("calibration.jsonl") if prompts is None else prompts, SamplingParams())
     if config.context_tokens is None:
         config = replace(config, context_tokens=CONTEXT_TOKENS)
     console = progress_console(is_quiet=quiet)

@@ -12,7 +12,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
-from tui.environment import validation_prompts
+from tui.environment import packaged_prompts
 from tui.report import progress_console
 from tui.session_opening import open_session_in_sight
 
@@ -57,7 +57,7 @@ def trees(
     room = f"dynamic:{max(sizes)}x{levels}"  # the session keeps room for it
     config = replace(config, tree=room, context_tokens=config.context_tokens or CONTEXT_TOKENS)
     params = SamplingParams(max_new_tokens=max_new_tokens)
-    requests = read_requests(validation_prompts() if prompts is None else prompts, params)
+    requests = read_requests(packaged_prompts("validation.jsonl") if prompts is None else prompts, params)
     console = progress_console(is_quiet=quiet)
     with open_session_in_sight(config, requests, console) as opened:
         from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark

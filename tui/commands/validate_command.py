@@ -11,7 +11,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
 from tui.command_options import DraftOptions, EngineOptions, Quiet, ValidationPrompts, with_option_groups
-from tui.environment import cache_folder, calibration_prompts, validation_prompts
+from tui.environment import cache_folder, packaged_prompts
 from tui.report import progress_console
 from tui.terminal_text import one_line
 
@@ -35,7 +35,7 @@ def validate(
         typer.Option(
             metavar="FILE",
             help="Other prompts, which the acceptance comes from if this pair has no profile.",
-            show_default="examples/calibration.jsonl",
+            show_default="those that come with it",
         ),
     ] = None,
     link: Annotated[
@@ -62,8 +62,8 @@ def validate(
         config = replace(config, context_tokens=CONTEXT_TOKENS)
     links = [None if name == "real" else name for name in link or ("real", "0.5GB/s", "2GB/s")]
     params = SamplingParams(max_new_tokens=max_new_tokens)
-    requests = read_requests(validation_prompts() if prompts is None else prompts, params)
-    others = read_requests(calibration_prompts() if calibration is None else calibration, params)
+    requests = read_requests(packaged_prompts("validation.jsonl") if prompts is None else prompts, params)
+    others = read_requests(packaged_prompts("calibration.jsonl") if calibration is None else calibration, params)
     console = progress_console(is_quiet=quiet)
     from runtime.bench.round_check import LinkCheck
     from runtime.bench.validation import ValidationReport, run_validation

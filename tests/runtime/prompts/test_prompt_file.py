@@ -9,6 +9,7 @@ from runtime.errors import PromptFileError
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
 from runtime.sampling_params import SamplingParams
 from tests.support.paths import EXAMPLES
+from tui.environment import packaged_prompts
 
 DEFAULTS = SamplingParams(max_new_tokens=32)
 
@@ -35,11 +36,12 @@ def test_txt_has_one_prompt_a_line_and_skips_blank_ones(tmp_path):
     assert all(item.params == DEFAULTS and not item.is_raw for item in items)
 
 
-def test_every_example_file_can_be_read():
-    folder = EXAMPLES
-    numbers = {path.stem: len(read_requests(path, DEFAULTS)) for path in folder.glob("*.jsonl")}
-    assert numbers["editing"] == 8
-    assert min(numbers.values()) > 0
+def test_every_prompt_file_that_comes_with_it_can_be_read():
+    paths = [*EXAMPLES.glob("*.jsonl"), *EXAMPLES.glob("*.txt"), *packaged_prompts("").glob("*.jsonl")]
+    numbers = {path.name: len(read_requests(path, DEFAULTS)) for path in paths}
+    assert numbers["editing.jsonl"] == 8
+    assert numbers["demo.jsonl"] == 4
+    assert {"calibration.jsonl", "validation.jsonl", "prompts.txt"} < set(numbers)
 
 
 def test_txt_is_never_json(tmp_path):
@@ -243,14 +245,6 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_a_dash_is_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one\ntwo\n")))
     assert [item.messages[0].content for item in read_prompts("-", DEFAULTS)] == ["one", "two"]
-
-
-def test_the_example_prompts_are_fine():
-    from tui.environment import example_prompts
-
-    items = read_prompts(example_prompts(), DEFAULTS)
-    assert len(items) >= 4
-    assert all(isinstance(item, PromptRequest) for item in items)
 
 
 def test_where_no_line_may_be_missing_a_bad_one_ends_the_reading(tmp_path):

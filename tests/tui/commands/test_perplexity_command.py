@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.session_factory import save_tiny_folder
 from tui import cli
-from tui.environment import example_prompts
+from tui.environment import packaged_prompts
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_a_text_that_cannot_be_used_is_one_line_and_exit_code_2(folder: Path, ca
     assert out == "" and err.count("\n") == 1 and sentence in err
 
 
-def test_the_text_of_the_checkout_is_plain_and_long_enough() -> None:
-    content = example_prompts().with_name("perplexity.txt").read_text(encoding="utf-8")
+def test_the_text_that_comes_with_it_is_plain_and_long_enough() -> None:
+    content = packaged_prompts("perplexity.txt").read_text(encoding="utf-8")
     assert 6_000 <= len(content) <= 8_000
     assert content.isascii()
     assert "def longest_run" in content and "The ferry" in content
