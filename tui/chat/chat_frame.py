@@ -29,8 +29,8 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.machine.machine_panel import MachinePanel
-from tui.chat.machine.status_line import StatusLine
+from tui.chat.machine.panel import MachinePanel
+from tui.chat.machine.status import StatusLine
 from tui.chat.widgets.completion_list import CompletionList
 from tui.chat.widgets.conversation_list import UNTITLED, ConversationList
 from tui.chat.widgets.conversation_view import ConversationView

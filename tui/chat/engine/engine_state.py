@@ -18,7 +18,7 @@ from tui.chat.engine.engine_messages import (
     Report,
     RoundDone,
 )
-from tui.chat.machine.running_figures import RunningFigures
+from tui.chat.machine.figures import RunningFigures
 
 Phase = Literal["no model", "loading", "ready", "prefill", "drafting", "verifying", "stopped", "error", "dead"]
 BUSY_PHASES: tuple[Phase, ...] = ("prefill", "drafting", "verifying")

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from offload.units import format_bytes
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.machine.status_figures import fit_text, rate_text
+from tui.chat.machine.drawing import fit_text, rate_text
 from tui.terminal_text import one_line
 
 _RECENT = " (recent)"

@@ -1,16 +1,22 @@
-"""The engine's state as short pieces of text, and which of them fit a row.
+"""Shows in one or two rows what the engine does and how fast it is, with as many figures as fit.
 
-Where a row is too narrow the least important figures become short, and then are left out. Knows no widget.
+One row: the phase, then the figures. Two rows: the phase and the model above, the figures below. In a narrow terminal
+the least important figures become short, and then are left out. The figure under the pointer explains itself in a
+tooltip; the machine panel shows all of them to the keyboard.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
+from textual import events
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
 
 from offload.units import format_bytes
 from tui.chat.engine.engine_state import EngineState, Phase
-from tui.chat.widgets.text_bars import progress_bar
+from tui.chat.machine.drawing import fit_text, progress_bar, rate_text
 from tui.terminal_text import one_line
 
 GAP = "  "
@@ -21,22 +27,22 @@ _MARKS: dict[Phase, str] = {"no model": "○", "ready": "●", "stopped": "■",
 
 @dataclass(frozen=True, slots=True)
 class StatusFigure:
-    """One piece of a status row."""
+    """One figure of a status row."""
 
     name: str
-    """What it is of, for tests and styles."""
+    """Names it, for styles."""
     text: str
-    """In full."""
+    """Stands where there is room."""
     short: str
-    """Where there is little room."""
+    """Stands where there is little."""
     importance: int
-    """The lowest goes first."""
+    """The lowest is left out first."""
     tooltip: str
-    """What it means."""
+    """Says what it means."""
 
 
 def phase_text(state: EngineState) -> str:
-    """What the engine does, with how far it is."""
+    """Say what the engine does and how far it is."""
     match state.phase:
         case "loading":
             return _loading_text(state)
@@ -56,7 +62,7 @@ def phase_text(state: EngineState) -> str:
 
 
 def phase_tooltip(state: EngineState) -> str:
-    """The same as a sentence."""
+    """Say the same in a sentence."""
     match state.phase:
         case "no model":
             return "No model is loaded; /model lists those on this machine."
@@ -77,13 +83,13 @@ def phase_tooltip(state: EngineState) -> str:
 
 
 def status_figures(state: EngineState) -> tuple[StatusFigure, ...]:
-    """All figures that are known, in the order in which they stand."""
+    """Return all figures that are known, in the order in which they stand."""
     found = (_rates(state), _link(state), _memory(state), _context(state))
     return tuple(figure for group in found for figure in group)
 
 
 def fit_figures(figures: Sequence[StatusFigure], width: int) -> tuple[tuple[StatusFigure, str], ...]:
-    """Each figure that fits, with its text: the least important are made short first, then left out."""
+    """Return each figure that fits, with its text: the least important become short first, then are left out."""
     by_importance = sorted(figures, key=lambda figure: figure.importance)
     kept, shortened = list(figures), set[str]()
     for figure in by_importance:
@@ -97,24 +103,13 @@ def fit_figures(figures: Sequence[StatusFigure], width: int) -> tuple[tuple[Stat
     return tuple((figure, _text(figure, shortened)) for figure in kept)
 
 
-def fit_text(text: str, width: int) -> str:
-    """The text in at most `width` cells, with an ellipsis where it was cut."""
-    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "…" * (width > 0)
-
-
 def duration_text(seconds: float) -> str:
-    """`8 s`, `2:05 min` or `1:04 h`."""
+    """Return `8 s`, `2:05 min` or `1:04 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
-
-
-def rate_text(tokens_per_second: float) -> str:
-    """`0.42`, `8.1` or `112`, without its unit."""
-    num_decimals = 2 if tokens_per_second < 0.995 else 1 if tokens_per_second < 99.95 else 0
-    return f"{tokens_per_second:.{num_decimals}f}"
 
 
 def _loading_text(state: EngineState) -> str:
@@ -197,3 +192,135 @@ def _text(figure: StatusFigure, shortened: set[str]) -> str:
 def _width(figures: Sequence[StatusFigure], shortened: set[str]) -> int:
     texts = [cell_len(_text(figure, shortened)) for figure in figures]
     return sum(texts) + len(GAP) * max(0, len(texts) - 1)
+
+
+_PHASE_STYLES: dict[Phase, str] = {
+    "no model": "$text-muted",
+    "loading": "$text-accent",
+    "ready": "$text-success",
+    "prefill": "$text-accent",
+    "drafting": "$text-primary",
+    "verifying": "$text-primary",
+    "stopped": "$text-warning",
+    "error": "bold $text-error",
+    "dead": "bold $text-error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StatusPiece:
+    """Text at one place of a row, a gap included."""
+
+    text: str
+    style: str
+    tooltip: str
+
+
+class StatusLine(Widget):
+    """Shows an `EngineState`; is drawn again only when a character changes."""
+
+    DEFAULT_CSS = """
+    StatusLine {
+        height: 1;
+        padding: 0 1;
+        background: $panel;
+        color: $foreground;
+    }
+    StatusLine.-two-rows { height: 2; }
+    """
+
+    num_rows = reactive(1)
+
+    def __init__(self, *, num_rows: int = 1, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._state = EngineState()
+        self._rows: tuple[tuple[StatusPiece, ...], ...] = ()
+        self.set_reactive(StatusLine.num_rows, num_rows)
+        self.set_class(num_rows > 1, "-two-rows")
+
+    def show(self, state: EngineState) -> None:
+        """Show that state from now on."""
+        self._state = state
+        self._lay_out()
+
+    def watch_num_rows(self, num_rows: int) -> None:
+        """Make room for a second row, or take it back."""
+        self.set_class(num_rows > 1, "-two-rows")
+        self._lay_out()
+
+    def on_resize(self) -> None:
+        """Fit the figures to the new width."""
+        self._lay_out()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """Explain the figure under the pointer."""
+        offset = event.get_content_offset(self)
+        piece = None if offset is None else piece_at(self._rows, column=offset.x, row=offset.y)
+        tooltip = None if piece is None else piece.tooltip
+        if self.tooltip != tooltip:
+            self.tooltip = tooltip
+
+    def render(self) -> Content:
+        """Return the rows, one below the other."""
+        rows = [Content.assemble(*((piece.text, piece.style) for piece in row)) for row in self._rows]
+        return Content("\n").join(rows)
+
+    def _lay_out(self) -> None:
+        rows = status_rows(self._state, width=self.content_size.width, num_rows=self.num_rows)
+        if rows != self._rows:
+            self._rows = rows
+            self.refresh()
+
+
+def status_rows(state: EngineState, *, width: int, num_rows: int) -> tuple[tuple[StatusPiece, ...], ...]:
+    """Return what stands in each row, gaps included; no row is wider than `width` cells."""
+    if width <= 0:
+        return ((),) * num_rows
+    if num_rows > 1:
+        return _phase_and_model(state, width), _figures(state, width)
+    words = phase_text(state)
+    room = width - cell_len(words) - len(GAP)
+    figures = _figures(state, room) if room > 0 else ()
+    phase = _phase(state, width)
+    gap = width - sum(cell_len(piece.text) for piece in (phase, *figures))
+    return ((phase, _space(gap), *figures) if figures else (phase,),)
+
+
+def piece_at(rows: tuple[tuple[StatusPiece, ...], ...], *, column: int, row: int) -> StatusPiece | None:
+    """Return the piece in that cell; None in a gap and outside."""
+    start = 0
+    for piece in rows[row] if 0 <= row < len(rows) else ():
+        end = start + cell_len(piece.text)
+        if start <= column < end:
+            return piece if piece.tooltip else None
+        start = end
+    return None
+
+
+def _phase_and_model(state: EngineState, width: int) -> tuple[StatusPiece, ...]:
+    phase = _phase(state, width)
+    room = width - cell_len(phase.text) - len(GAP)
+    if state.model is None or room < len("model…"):
+        return (phase,)
+    draft = "" if state.model.draft == "none" else f" + {one_line(state.model.draft)}"
+    name = fit_text(one_line(state.model.target) + draft, room)
+    tooltip = f"{one_line(state.model.target)}, draft {one_line(state.model.draft)}, on {one_line(state.model.device)}."
+    model = StatusPiece(name, "$text-muted", tooltip)
+    return phase, _space(width - cell_len(phase.text) - cell_len(name)), model
+
+
+def _phase(state: EngineState, width: int) -> StatusPiece:
+    return StatusPiece(fit_text(phase_text(state), width), _PHASE_STYLES[state.phase], phase_tooltip(state))
+
+
+def _figures(state: EngineState, width: int) -> tuple[StatusPiece, ...]:
+    pieces: list[StatusPiece] = []
+    for figure, text in fit_figures(status_figures(state), width):
+        if pieces:
+            pieces.append(_space(len(GAP)))
+        pieces.append(StatusPiece(text, "bold" if figure.name == "rate" else "", figure.tooltip))
+    return tuple(pieces)
+
+
+def _space(width: int) -> StatusPiece:
+    return StatusPiece(" " * width, "", "")

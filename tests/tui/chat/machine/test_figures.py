@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.chat_states import PARENTS, round_done
-from tui.chat.machine.running_figures import (
+from tui.chat.machine.figures import (
     MAX_DEPTH,
     NUM_REMEMBERED_ROUNDS,
     NUM_SMOOTHED_ROUNDS,

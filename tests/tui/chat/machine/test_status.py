@@ -1,21 +1,23 @@
-"""Which figures a row has room for, and how they are written."""
+"""Which figures a row has room for, how they are written, and the status line on a real screen, as text."""
 
 from dataclasses import replace
 
 import pytest
 
-from tests.support.chat_states import drafting, folded, loading, prefilling, ready, round_done, verifying
+from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
+from tests.support.widget_screens import WidgetApp, run, screen_rows
 from tui.chat.engine.engine_messages import Failed, Loading
 from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
-from tui.chat.machine.status_figures import (
+from tui.chat.machine.status import (
     StatusFigure,
+    StatusLine,
     duration_text,
     fit_figures,
-    fit_text,
     phase_text,
     phase_tooltip,
-    rate_text,
+    piece_at,
     status_figures,
+    status_rows,
 )
 
 STATES = {
@@ -101,9 +103,6 @@ def test_every_figure_explains_itself():
 def test_wide_characters_count_as_two():
     figure = StatusFigure("x", "日本", "日本", 1, "")
     assert fit_figures((figure,), 4) and not fit_figures((figure,), 3)
-    assert fit_text("日本語", 5) == "日本…"
-    assert fit_text("日本語", 6) == "日本語"
-    assert fit_text("abc", 0) == ""
 
 
 @pytest.mark.parametrize(
@@ -113,6 +112,93 @@ def test_durations(seconds, text):
     assert duration_text(seconds) == text
 
 
-@pytest.mark.parametrize(("rate", "text"), [(0.416, "0.42"), (0.999, "1.0"), (8.06, "8.1"), (112.3, "112")])
-def test_rates(rate, text):
-    assert rate_text(rate) == text
+ROWS = [
+    (EngineState(), 80, 1, [" ○ no model: /model"]),
+    (loading(), 80, 1, [" loading ━━━━──── 1.50 GB/3.00 GB  500 MB/s  3 s left"]),
+    (verifying(), 80, 1, [" verifying ━━━━╸─── 16/28 layers         7.2 tok/s  3.6/pass  link 90%  ctx 19%"]),
+    (verifying(), 44, 1, [" verifying ━━━━╸─── 16/28 layers"]),
+    (verifying(), 20, 1, [" verifying ━━━━╸──…"]),
+    (
+        *(verifying(), 82, 2),
+        [
+            " verifying ━━━━╸─── 16/28 layers         Qwen2.5-Coder-1.5B-Instruct + substitute",
+            " 7.2 tok/s  3.6 tok/pass  link 90%  dev 2.10 GB  host 3.40 GB  context 773/4096",
+        ],
+    ),
+    (ready(), 30, 2, [" ● ready  Qwen2.5-Coder-1.5B…", " dev 654 MB  context 0/4096"]),
+]
+
+
+def test_rows_say_as_much_as_fits():
+    line = StatusLine()
+
+    async def story(pilot):
+        for state, width, num_rows, rows in ROWS:
+            await pilot.resize_terminal(width, 6)
+            line.num_rows = num_rows
+            line.show(state)
+            await pilot.pause()
+            assert screen_rows(pilot.app)[:num_rows] == rows
+
+    run(WidgetApp(line), story)
+
+
+def test_a_wider_terminal_shows_more():
+    line = StatusLine()
+
+    async def story(pilot):
+        line.show(verifying())
+        await pilot.pause()
+        narrow = screen_rows(pilot.app)[0]
+        await pilot.resize_terminal(130, 10)
+        await pilot.pause()
+        wide = screen_rows(pilot.app)[0]
+        assert "host" not in narrow and "host 3.40 GB  context 773/4096" in wide
+        line.num_rows = 2
+        await pilot.pause()
+        assert "Qwen2.5" in screen_rows(pilot.app)[0]
+
+    run(WidgetApp(line), story)
+
+
+def test_only_a_change_redraws():
+    line = StatusLine()
+
+    async def story(pilot):
+        line.show(verifying())
+        await pilot.pause()
+        drawn = []
+        line.refresh = lambda *_, **__: drawn.append(1)
+        line.show(verifying())
+        assert drawn == []
+        line.show(ready())
+        assert drawn == [1]
+
+    run(WidgetApp(line), story)
+
+
+def test_the_figure_under_the_pointer_explains_itself():
+    line = StatusLine()
+
+    async def story(pilot):
+        line.show(verifying())
+        await pilot.pause()
+        await pilot.hover(line, offset=(42, 0))
+        await pilot.pause()
+        assert line.tooltip.startswith("Tokens per second over the last rounds")
+        await pilot.hover(line, offset=(3, 0))
+        assert line.tooltip.startswith("One pass of the target")
+
+    run(WidgetApp(line), story)
+
+
+def test_gaps_explain_nothing():
+    rows = status_rows(verifying(), width=78, num_rows=1)
+    assert piece_at(rows, column=34, row=0) is None
+    assert piece_at(rows, column=500, row=0) is piece_at(rows, column=0, row=7) is None
+
+
+def test_a_models_name_cannot_move_the_cursor():
+    state = EngineState(phase="ready", model=replace(LOADED, target="\x1b[2Jevil", draft="\x1b]0;x\x07"))
+    rows = status_rows(state, width=78, num_rows=2)
+    assert not any("\x1b" in piece.text + piece.tooltip for row in rows for piece in row)

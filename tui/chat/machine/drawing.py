@@ -1,0 +1,206 @@
+"""Draws with characters what the status line and the machine panel show: bars, curves, layers and trees.
+
+Everything says the same without colour.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+from tui.chat.machine.figures import VerifiedTree
+
+RESIDENT, STREAMED, IN_SLOT, CURRENT = "█", "░", "▒", "◆"
+LEGEND = f"{RESIDENT} resident {STREAMED} streamed {IN_SLOT} ring {CURRENT} now"
+ACCEPTED_SIGNS = "●━┃┗"
+"""The signs of the accepted path, which nothing else in a tree has."""
+_COLUMNS = "▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MAX_LAYER_ROWS = 4
+
+
+def fit_text(text: str, width: int) -> str:
+    """Return the text in at most `width` cells, with an ellipsis where it was cut."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "…" * (width > 0)
+
+
+def rate_text(tokens_per_second: float) -> str:
+    """Return `0.42`, `8.1` or `112`, without the unit."""
+    num_decimals = 2 if tokens_per_second < 0.995 else 1 if tokens_per_second < 99.95 else 0
+    return f"{tokens_per_second:.{num_decimals}f}"
+
+
+def progress_bar(share: float, width: int) -> str:
+    """Draw a heavy line on a light one, `width` characters long: `━━━━╸─────`."""
+    halves = round(_within(share) * width * 2)
+    full, half = divmod(halves, 2)
+    return ("━" * full + "╸" * half).ljust(width, "─")
+
+
+def share_bar(share: float, width: int) -> str:
+    """Draw a block from the left in eighths of a character, padded to `width`: `████▌     `."""
+    full, eighths = divmod(round(_within(share) * width * 8), 8)
+    return ("█" * full + (_EIGHTHS[eighths] if eighths else "")).ljust(width)
+
+
+def spark_line(values: Sequence[float], width: int, *, top: float | None = None) -> str:
+    """Draw the last `width` values as columns from 0 to `top`, or to the largest of them; blank where there is none."""
+    shown = list(values)[-width:] if width > 0 else []
+    highest = max(shown, default=0.0) if top is None else top
+    return "".join(_column(value, highest) for value in shown).rjust(width)
+
+
+def column_chart(values: Sequence[float | None], *, height: int, step: int, width: int) -> tuple[str, ...]:
+    """Draw columns from 0 to 1, one every `step` characters, in `height` rows from the top; None is a dot below."""
+    rows = []
+    for row in reversed(range(height)):
+        signs = "".join(_block(value, row, height).ljust(step) for value in values)
+        rows.append(signs[:width].rstrip())
+    return tuple(rows)
+
+
+def _block(value: float | None, row: int, height: int) -> str:
+    if value is None:
+        return "·" if row == 0 else " "
+    eighths = round(_within(value) * height * 8) - row * 8
+    lowest = 1 if row == 0 else 0  # so that a depth where nothing was ever accepted is seen to have been tried
+    return (" " + _COLUMNS)[min(8, max(lowest, eighths))]
+
+
+def _column(value: float, highest: float) -> str:
+    if highest <= 0:
+        return _COLUMNS[0]
+    return _COLUMNS[round(_within(value / highest) * (len(_COLUMNS) - 1))]
+
+
+def _within(share: float) -> float:
+    return min(1.0, max(0.0, share))
+
+
+def layer_signs(num_layers: int, *, resident: Collection[int], in_slots: Collection[int], current: int | None) -> str:
+    """Draw one sign per layer; `current` is the one that computes, None between passes."""
+    at_home, in_ring = frozenset(resident), frozenset(in_slots)
+
+    def sign(layer: int) -> str:
+        if layer == current:
+            return CURRENT
+        return RESIDENT if layer in at_home else IN_SLOT if layer in in_ring else STREAMED
+
+    return "".join(map(sign, range(num_layers)))
+
+
+def wrap_layers(signs: str, width: int) -> tuple[str, ...]:
+    """Break the signs into rows of nearly one length; several layers share a sign where they need too many rows."""
+    if width < 1 or not signs:
+        return ()
+    room = width * _MAX_LAYER_ROWS
+    per_sign = -(-len(signs) // room)
+    shared = [_most_telling(signs[start : start + per_sign]) for start in range(0, len(signs), per_sign)]
+    num_rows = -(-len(shared) // width)
+    per_row = -(-len(shared) // num_rows)
+    return tuple("".join(shared[start : start + per_row]) for start in range(0, len(shared), per_row))
+
+
+def slots_text(layers_in_slots: Sequence[int], num_slots: int) -> str:
+    """Name the layer in each slot, `[18] [19]`; an empty slot is `[  ]`."""
+    filled = [f"[{layer:>2}]" for layer in layers_in_slots]
+    return " ".join(filled + ["[  ]"] * (num_slots - len(filled)))
+
+
+def _most_telling(signs: str) -> str:
+    return next((sign for sign in (CURRENT, IN_SLOT) if sign in signs), max(signs, key=signs.count))
+
+
+def draw_tree(tree: VerifiedTree, *, width: int, height: int) -> tuple[str, ...]:
+    """Draw a tree from left to right in `height` rows of at most `width` characters, the accepted path heavy.
+
+    ●━●━●─○      One column per level, the likeliest child in its parent's row. A tree with more leaves than rows is
+    │ ╰─○        drawn as a map: a cell says how many nodes share it, and only the path has lines.
+    ╰─○─○
+    """
+    num_levels = max(tree.depths, default=-1) + 1
+    if not num_levels or width < 1 or height < 1:
+        return ("",) * max(0, height)
+    step = level_columns(num_levels, width)
+    grid = [[" "] * (step * num_levels) for _ in range(height)]
+    leaf_rows = _first_leaves(tree.parents)
+    num_leaves = len(tree.parents) - len(set(tree.parents) - {-1})
+    if num_leaves <= height:
+        rows = leaf_rows
+        _draw_branches(grid, tree, rows, step)
+    else:
+        rows = [leaf * height // num_leaves for leaf in leaf_rows]
+        _draw_map(grid, tree, rows, step)
+    _draw_path(grid, tree, rows, step)
+    return tuple(_cut("".join(row).rstrip(), width) for row in grid)
+
+
+def level_columns(num_levels: int, width: int) -> int:
+    """Return how many characters there are from one level to the next in a drawing that wide."""
+    return 2 if 2 * num_levels - 1 <= width else 1
+
+
+def _first_leaves(parents: Sequence[int]) -> list[int]:
+    """Return (N,) the number of the first leaf below each node, leaves counted depth first."""
+    num_leaves = [0] * len(parents)
+    inner = set(parents)
+    for node in reversed(range(len(parents))):
+        num_leaves[node] += node not in inner
+        if node:
+            num_leaves[parents[node]] += num_leaves[node]
+    first = [0] * len(parents)
+    following = [0] * len(parents)  # of each parent: the first leaf of its next child
+    for node in range(1, len(parents)):
+        parent = parents[node]
+        first[node] = first[parent] + following[parent]
+        following[parent] += num_leaves[node]
+    return first
+
+
+def _draw_branches(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
+    depths = tree.depths
+    last_children = {parent: node for node, parent in enumerate(tree.parents)}
+    for node, parent in enumerate(tree.parents):
+        row, column = rows[node], step * depths[node]
+        grid[row][column] = "○"
+        if parent >= 0 and step > 1:
+            grid[row][column - 1] = "─"
+            if row > rows[parent]:
+                grid[row][column - 2] = "╰" if last_children[parent] == node else "├"
+    if step > 1:
+        _draw_stems(grid, tree, rows, step)
+
+
+def _draw_stems(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
+    depths = tree.depths
+    for node, parent in enumerate(tree.parents):
+        if parent < 0:
+            continue
+        column = step * depths[parent]
+        for row in range(rows[parent] + 1, rows[node]):
+            if grid[row][column] == " ":
+                grid[row][column] = "│"
+
+
+def _draw_map(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
+    cells = Counter(zip(rows, tree.depths, strict=True))
+    for (row, depth), num_nodes in cells.items():
+        grid[row][step * depth] = "·" if num_nodes == 1 else ":" if num_nodes < 4 else "▪"
+
+
+def _draw_path(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
+    depths = tree.depths
+    for before, node in zip(tree.path, tree.path[1:], strict=False):
+        column = step * depths[before]
+        for row in range(rows[before] + 1, rows[node]):
+            grid[row][column] = "┃"
+        if rows[node] > rows[before]:
+            grid[rows[node]][column] = "┗"
+        for between in range(column + 1, step * depths[node]):
+            grid[rows[node]][between] = "━"
+    for node in tree.path:
+        grid[rows[node]][step * depths[node]] = "●"
+
+
+def _cut(row: str, width: int) -> str:
+    return row if len(row) <= width else row[: width - 1] + "…"

@@ -1,0 +1,290 @@
+"""Shows the machine at work beside or below the conversation: layers, ring, speed, tree, acceptance and memory.
+
+Each section is a title and rows of text for a given width; it is drawn again only when they change, and not while the
+panel is hidden. The panel can be focused and scrolled with the keys, since not all of it fits a small terminal.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from offload.units import format_bytes
+from tui.chat.engine.engine_state import EngineState
+from tui.chat.machine.drawing import (
+    ACCEPTED_SIGNS,
+    CURRENT,
+    IN_SLOT,
+    LEGEND,
+    RESIDENT,
+    STREAMED,
+    column_chart,
+    draw_tree,
+    fit_text,
+    layer_signs,
+    level_columns,
+    rate_text,
+    share_bar,
+    slots_text,
+    spark_line,
+    wrap_layers,
+)
+from tui.chat.machine.figures import MAX_DEPTH
+from tui.terminal_text import one_line
+
+Placement = Literal["side", "bottom"]
+_SIDE_TREE_HEIGHT, _BOTTOM_TREE_HEIGHT = 8, 4
+_CHART_HEIGHT = 3
+_NUM_MEMORY_ROWS = 5
+_SIGN_STYLES: Mapping[str, str] = {
+    **dict.fromkeys("▁▂▃▄▅▆▇▏▎▍▌▋▊▉", "$text-primary"),
+    **dict.fromkeys(ACCEPTED_SIGNS, "bold $text-success"),
+    STREAMED: "$text-muted",
+    RESIDENT: "$text-primary",
+    IN_SLOT: "$text-accent",
+    CURRENT: "bold $text-warning",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of the panel."""
+
+    title: str
+    """Stands in the first row."""
+    rows: tuple[str, ...]
+    """Stand below, none wider than was asked for."""
+    tooltip: str
+    """Says what it shows, and how to read it."""
+
+
+class SectionView(Static):
+    """One section, drawn for the width that it has."""
+
+    def __init__(self, section_of: Callable[[EngineState, int], Section], *, id: str) -> None:
+        super().__init__(id=id)
+        self._section_of = section_of
+        self._state = EngineState()
+        self._section: Section | None = None
+
+    def show(self, state: EngineState) -> None:
+        """Show that state; redraw if its text differs."""
+        self._state = state
+        width = self.content_size.width
+        if width <= 0:
+            return
+        section = self._section_of(state, width)
+        if section == self._section:
+            return
+        is_same_height = self._section is not None and len(section.rows) == len(self._section.rows)
+        self._section = section
+        self.tooltip = section.tooltip
+        self.update(_painted(section), layout=not is_same_height)
+
+    def on_resize(self) -> None:
+        """Draw for the new width."""
+        self.show(self._state)
+
+
+class MachinePanel(VerticalScroll):
+    """All sections: two columns below the conversation, one beside it."""
+
+    DEFAULT_CSS = """
+    MachinePanel {
+        background: $surface;
+        border: round $border-blurred;
+        border-title-color: $text-muted;
+        padding: 0 1;
+        scrollbar-size-vertical: 1;
+        &:focus { border: heavy $border; }
+        &.-side { width: 42; height: 1fr; }
+        &.-bottom { width: 1fr; height: 12; layout: horizontal; }
+        & > Vertical { height: auto; width: 1fr; }
+        &.-bottom > #machine-left { margin-right: 3; }
+        & SectionView { height: auto; min-height: 1; width: 1fr; }
+        &.-side SectionView { margin-bottom: 1; }
+    }
+    """
+
+    def __init__(self, *, placement: Placement = "side", id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._state = EngineState()
+        self.border_title = "Machine"
+        self._tree_height = _SIDE_TREE_HEIGHT
+        self.place(placement)
+
+    def compose(self) -> ComposeResult:
+        """Lay out two columns; at the side, one stands below the other."""
+        with Vertical(id="machine-left"):
+            yield SectionView(layers_section, id="machine-layers")
+            yield SectionView(speed_section, id="machine-speed")
+        with Vertical(id="machine-right"):
+            yield SectionView(self._tree_section, id="machine-tree")
+            yield SectionView(acceptance_section, id="machine-acceptance")
+            yield SectionView(memory_section, id="machine-memory")
+
+    def show(self, state: EngineState) -> None:
+        """Show that state from now on."""
+        self._state = state
+        if self.display:
+            self._draw()
+
+    def place(self, placement: Placement) -> None:
+        """Stand beside the conversation, or below it."""
+        self._tree_height = _SIDE_TREE_HEIGHT if placement == "side" else _BOTTOM_TREE_HEIGHT
+        self.set_class(placement == "side", "-side")
+        self.set_class(placement == "bottom", "-bottom")
+        self._draw()
+
+    def on_show(self) -> None:
+        """Draw what changed while it was hidden."""
+        self._draw()
+
+    def _draw(self) -> None:
+        for section in self.query(SectionView):
+            section.show(self._state)
+
+    def _tree_section(self, state: EngineState, width: int) -> Section:
+        return tree_section(state, width, height=self._tree_height)
+
+
+def _painted(section: Section) -> Content:
+    """Return the text with a bold title, and with every sign in the colour that it has everywhere."""
+    rows = (Content.assemble(*map(_styled, groupby(row, key=_style))) for row in section.rows)
+    return Content("\n").join([Content.styled(section.title, "bold"), *rows])
+
+
+def _style(sign: str) -> str:
+    return _SIGN_STYLES.get(sign, "")
+
+
+def _styled(run: tuple[str, Iterator[str]]) -> tuple[str, str]:
+    style, signs = run
+    return "".join(signs), style
+
+
+def layers_section(state: EngineState, width: int) -> Section:
+    """Say where each layer lies, which computes now, and what is in the ring."""
+    tooltip = (
+        f"One sign per layer of the target: {LEGEND}. The others' weights cross the link in every pass, through the "
+        "slots of the ring."
+    )
+    model = state.model
+    if model is None:
+        return _section("Layers", ("no model",), tooltip, width)
+    is_running = 0 < state.num_done_layers < model.num_layers
+    signs = layer_signs(
+        model.num_layers,
+        resident=model.resident_layers,
+        in_slots=state.layers_in_slots,
+        current=state.num_done_layers if is_running else None,
+    )
+    done = f"{state.num_done_layers}/{model.num_layers}" if is_running else f"{model.num_layers}"
+    num_streamed = model.num_layers - model.num_resident_layers
+    ring = f"ring {slots_text(state.layers_in_slots, model.num_ring_slots)}" if num_streamed else "nothing streams"
+    per_pass = f"{format_bytes(model.bytes_per_pass)} a pass"
+    rows = (*wrap_layers(signs, width), LEGEND, f"{ring}  {per_pass}" if num_streamed else ring)
+    title = f"Layers {done}, {num_streamed} streamed"
+    return _section(title, rows, tooltip, width)
+
+
+def speed_section(state: EngineState, width: int) -> Section:
+    """Compare measured with predicted speed, and draw the last rounds as curves."""
+    figures = state.figures
+    measured, predicted = figures.tokens_per_second, state.predicted_tokens_per_second
+    top = max(measured or 0.0, predicted or 0.0)
+    rates = [_rate_row("measured", measured, top, width), _rate_row("predicted", predicted, top, width)]
+    speeds = [each.tokens_per_second for each in figures.rounds]
+    emitted = [float(each.num_emitted) for each in figures.rounds]
+    busy = [each.link_utilization for each in figures.rounds]
+    share = figures.link_utilization
+    curves = [
+        _curve_row("tok/s", speeds, "" if measured is None else rate_text(measured), width),
+        _curve_row(
+            "tok/pass", emitted, "" if figures.tokens_per_pass is None else f"{figures.tokens_per_pass:.1f}", width
+        ),
+        _curve_row("link", busy, "" if share is None else f"{share:.0%}", width, top=1.0),
+    ]
+    tooltip = (
+        "Tokens per second over the last rounds against what the planner expects of such rounds; below, each round's "
+        "tokens per second and per pass, and the share of its time in which the link carried bytes, the latest right."
+    )
+    return _section("Speed (tok/s)", (*rates, *curves), tooltip, width)
+
+
+def memory_section(state: EngineState, width: int) -> Section:
+    """Say how much memory the runtime holds, by what for."""
+    tooltip = "What the runtime holds on the device, the largest first, and what the engine's process takes altogether."
+    if state.model is None:
+        return _section("Memory", (), tooltip, width)
+    entries = sorted(state.model.memory.items(), key=lambda entry: -entry[1])
+    shown, others = entries[:_NUM_MEMORY_ROWS], entries[_NUM_MEMORY_ROWS:]
+    if others:
+        shown.append(("other", sum(num_bytes for _, num_bytes in others)))
+    device_bytes = state.figures.device_bytes or sum(state.model.memory.values())
+    title = f"Memory: device {format_bytes(device_bytes)}"
+    if state.figures.process_bytes:
+        title += f", host {format_bytes(state.figures.process_bytes)}"
+    rows = tuple(_pair_row(one_line(label), format_bytes(num_bytes), width) for label, num_bytes in shown)
+    return _section(title, rows, tooltip, width)
+
+
+def tree_section(state: EngineState, width: int, *, height: int) -> Section:
+    """Draw the last tree with the accepted path."""
+    tree = state.figures.tree
+    tooltip = (
+        "The tree of the last round, from its root at the left; the likeliest child stands in its parent's row. ● is "
+        "the accepted path. Of a large tree, a cell shows how many nodes share it: · one, : two or three, ▪ more."
+    )
+    if len(tree.parents) <= 1:
+        words = "no tree: every pass brings one token" if tree.parents else "no round yet"
+        return _section("Tree", (words, *[""] * (height - 1)), tooltip, width)
+    num_accepted, num_levels = len(tree.path) - 1, max(tree.depths) + 1
+    title = f"Tree {len(tree.parents)} nodes, {num_levels} levels, {num_accepted} accepted"
+    return _section(title, draw_tree(tree, width=width, height=height), tooltip, width)
+
+
+def acceptance_section(state: EngineState, width: int) -> Section:
+    """Draw how often a drafted token was accepted, by depth, each column below its level of the tree."""
+    acceptance = state.figures.acceptance
+    spelled = ", ".join(f"{depth}: {_percent(share)}" for depth, share in enumerate(acceptance, start=1))
+    tooltip = "How often one of the children was accepted where the walk came so far, by depth"
+    if not acceptance:
+        return _section("Acceptance by depth", ("",) * (_CHART_HEIGHT + 1), f"{tooltip}.", width)
+    num_levels = max(len(acceptance) + 1, max(state.figures.tree.depths, default=0) + 1)
+    step = level_columns(num_levels, width)
+    chart = column_chart(acceptance, height=_CHART_HEIGHT, step=step, width=width - step)
+    labels = "".join(str(depth % 10).ljust(step) for depth in range(1, min(len(acceptance), MAX_DEPTH) + 1))
+    rows = tuple((" " * step + row).rstrip() for row in (*chart, labels))
+    title = f"Acceptance by depth, first {_percent(acceptance[0])}"
+    return _section(title, rows, f"{tooltip}. {spelled}.", width)
+
+
+def _rate_row(what: str, rate: float | None, top: float, width: int) -> str:
+    if rate is None:
+        return f"{what:<9} not known yet"
+    head = f"{what:<9} {rate_text(rate):>5} "
+    return head + share_bar(rate / top if top else 0.0, max(0, width - len(head)))
+
+
+def _curve_row(what: str, values: Sequence[float], latest: str, width: int, *, top: float | None = None) -> str:
+    head = f"{what:<9} {latest:>5} "
+    return head + spark_line(values, max(0, width - len(head)), top=top)
+
+
+def _pair_row(label: str, size: str, width: int) -> str:
+    room = width - len(size) - 1
+    return f"{fit_text(label, room).ljust(room)} {size}" if room > 0 else size
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _section(title: str, rows: Sequence[str], tooltip: str, width: int) -> Section:
+    return Section(fit_text(title, width), tuple(fit_text(row, width) for row in rows), tooltip)
