@@ -11,7 +11,7 @@ from tui.chat.chat_app import make_chat_app
 from tui.chat.chat_services import ChatServices
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS
 
 PATIENCE_SECONDS = 20.0

@@ -1,6 +1,6 @@
 """Conversations and messages for tests, with every field that a test does not care about filled in."""
 
-from tui.chat.store.conversation_records import Conversation, Message
+from tui.chat.store.records import Conversation, Message
 
 
 def conversation(**fields):

@@ -10,12 +10,12 @@ import pytest
 
 from tests.support.paths import ROOT
 from tui.chat.errors import ConversationStoreError
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 store = ConversationStore(Path(sys.argv[1]))
 conversation = store.create_conversation()
 store.append_prompt(conversation.id, "count")
@@ -53,7 +53,7 @@ CHATTER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 with ConversationStore(Path(sys.argv[1])) as store:
     message = store.begin_answer(store.create_conversation(title=sys.argv[2]).id, model="m")
     for number in range(100):

@@ -8,7 +8,7 @@ from typing import Any
 from tui.chat.engine.engine_client import EngineLink
 from tui.chat.model_source import LocalModelSource
 from tui.chat.settings.remembered_settings import RememberedSettings
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.model_picker import ModelSource
 
 

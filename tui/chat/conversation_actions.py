@@ -10,7 +10,7 @@ from textual import work
 
 from tui.chat.answer_actions import AnswerActions
 from tui.chat.dialogue_changes import TurnsChanged
-from tui.chat.store.conversation_files import export_conversation, free_export_path, import_conversation
+from tui.chat.store.files import export_conversation, free_export_path, import_conversation
 from tui.chat.widgets.conversation_list import UNTITLED, ConversationList
 from tui.chat.widgets.text_dialog import LineDialog, TextDialog
 from tui.terminal_text import one_line

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tui.chat.store.conversation_records import Message
+from tui.chat.store.records import Message
 
 TroubleKind = Literal["refused", "no model", "dead", "memory", "context", "fault", "input", "store"]
 """`refused` needs a word only; the others leave something to decide."""

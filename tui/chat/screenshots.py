@@ -22,7 +22,7 @@ from tui.chat.fit_estimates import FitEstimate
 from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.model_list import ListedModel
 
 Scene = Callable[[Pilot[int], "ScriptedEngine"], Awaitable[None]]

@@ -17,7 +17,7 @@ from tui.environment import conversation_database, export_folder, settings_file
 
 if TYPE_CHECKING:
     from tui.chat.settings.remembered_settings import Overrides
-    from tui.chat.store.conversation_store import ConversationStore
+    from tui.chat.store.store import ConversationStore
 
 _CONFIG_FIELDS = {
     **{name: name for name in ("target", "draft", "draft_format", "share_layers", "tree", "compute_dtype", "device")},
@@ -113,7 +113,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
 def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
     """The conversations, and what the user must know of them; where they cannot be kept, an empty store in memory."""
     from tui.chat.errors import ConversationStoreError
-    from tui.chat.store.conversation_store import ConversationStore
+    from tui.chat.store.store import ConversationStore
 
     try:
         store = ConversationStore(conversation_database())

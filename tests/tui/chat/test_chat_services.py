@@ -8,7 +8,7 @@ from tests.support.chat_fakes import FakeEngine
 from tui.chat.chat_services import ChatServices
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 
 
 def test_store_engine_and_settings_are_enough():

@@ -19,7 +19,7 @@ from tui.chat.dialogue_changes import (
 )
 from tui.chat.engine.engine_client import EngineDied
 from tui.chat.engine.engine_messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 
 
 @pytest.fixture

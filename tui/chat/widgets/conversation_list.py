@@ -15,8 +15,8 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.chat.store.conversation_records import Conversation
-from tui.chat.store.conversation_search import SearchHit
+from tui.chat.store.records import Conversation
+from tui.chat.store.search import SearchHit
 from tui.terminal_text import one_line, show_terminal_escapes
 
 UNTITLED = "new conversation"

@@ -5,7 +5,7 @@ import sqlite3
 from typing import Any
 
 from tui.chat.errors import UnknownConversationError
-from tui.chat.store.conversation_records import Conversation, Message, storable
+from tui.chat.store.records import Conversation, Message, storable
 
 _CONVERSATIONS = """
 SELECT id, title, system_prompt, created_at, updated_at,

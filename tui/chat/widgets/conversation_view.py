@@ -13,7 +13,7 @@ from textual.containers import VerticalScroll
 from textual.timer import Timer
 from textual.widgets import Static
 
-from tui.chat.store.conversation_records import Message
+from tui.chat.store.records import Message
 from tui.chat.widgets.answer_markdown import CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.chat.widgets.turn_view import AnswerTurn, PromptTurn, turn_view

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tui.chat.store.conversation_records import Message
+from tui.chat.store.records import Message
 from tui.terminal_text import one_line
 
 _ENDS = {"length": "reached the most tokens", "context": "the context is full"}

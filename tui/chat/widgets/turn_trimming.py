@@ -5,7 +5,7 @@ Counts characters, since tokens are the engine's to count.
 
 from collections.abc import Sequence
 
-from tui.chat.store.conversation_records import Message
+from tui.chat.store.records import Message
 
 
 def first_kept_after_trim(messages: Sequence[Message]) -> int | None:

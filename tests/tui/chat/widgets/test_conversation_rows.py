@@ -3,8 +3,8 @@
 import pytest
 
 from tui.chat.errors import UnknownConversationError
-from tui.chat.store.conversation_database import ConversationDatabase
-from tui.chat.store.conversation_records import Conversation, Message
+from tui.chat.store.database import ConversationDatabase
+from tui.chat.store.records import Conversation, Message
 from tui.chat.widgets.conversation_rows import (
     drop_messages,
     extend_answer,

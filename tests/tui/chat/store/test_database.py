@@ -7,9 +7,9 @@ import stat
 import pytest
 
 from tui.chat.errors import ConversationStoreError, NewerSchemaError
-from tui.chat.store.conversation_database import ConversationDatabase
 from tui.chat.store.conversation_schema import SCHEMA_VERSION
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.database import ConversationDatabase
+from tui.chat.store.store import ConversationStore
 
 PATH = "conversations.db"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from tui.chat.engine.writer_process import is_writing, writer_token
 from tui.chat.errors import ConversationStoreError
-from tui.chat.store.conversation_database import ConversationDatabase
-from tui.chat.store.conversation_records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
-from tui.chat.store.conversation_search import MAX_HITS, SearchHit, find_hits
+from tui.chat.store.database import ConversationDatabase
+from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
+from tui.chat.store.search import MAX_HITS, SearchHit, find_hits
 from tui.chat.widgets.conversation_rows import (
     drop_messages,
     extend_answer,

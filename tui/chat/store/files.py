@@ -16,8 +16,8 @@ from profiles.errors import ProfileError, quote
 from profiles.field_checks import check_number, check_text
 from profiles.json_text import parse_json_text
 from tui.chat.errors import ConversationFileError
-from tui.chat.store.conversation_records import Conversation, Message, MessageState, Role, storable
-from tui.chat.store.private_file import create_private_file, read_regular_file
+from tui.chat.store.private_files import create_private_file, read_regular_file
+from tui.chat.store.records import Conversation, Message, MessageState, Role, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"

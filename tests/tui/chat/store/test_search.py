@@ -2,8 +2,8 @@
 
 import pytest
 
-from tui.chat.store.conversation_search import MAX_TERMS, SNIPPET_LENGTH, make_snippet, search_terms
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.search import MAX_TERMS, SNIPPET_LENGTH, make_snippet, search_terms
+from tui.chat.store.store import ConversationStore
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from tui.chat.store.private_file import create_private_file, read_regular_file, replace_private_file
+from tui.chat.store.private_files import create_private_file, read_regular_file, replace_private_file
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.conversation_factory import message
-from tui.chat.store.conversation_records import MAX_TITLE_LENGTH, chat_turns, storable, title_of_prompt
+from tui.chat.store.records import MAX_TITLE_LENGTH, chat_turns, storable, title_of_prompt
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tui.chat.errors import ConversationStoreError, ForeignSchemaError, NewerSchemaError
 from tui.chat.store.conversation_schema import prepare_schema
-from tui.chat.store.private_file import make_private_folder
+from tui.chat.store.private_files import make_private_folder
 from tui.chat.store.set_aside import set_aside
 from tui.terminal_text import one_line
 

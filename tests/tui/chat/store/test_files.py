@@ -10,7 +10,7 @@ import pytest
 from offload.errors import WriteError
 from tests.support.conversation_factory import conversation, message
 from tui.chat.errors import ConversationFileError
-from tui.chat.store.conversation_files import (
+from tui.chat.store.files import (
     MAX_FILE_BYTES,
     export_conversation,
     free_export_path,
@@ -19,7 +19,7 @@ from tui.chat.store.conversation_files import (
     to_json,
     to_markdown,
 )
-from tui.chat.store.conversation_store import ConversationStore
+from tui.chat.store.store import ConversationStore
 
 CONVERSATION = conversation(system_prompt="Be brief.", num_messages=3)
 MESSAGES = (

@@ -6,7 +6,7 @@ import pytest
 
 from profiles.errors import OverstoryError
 from tui.chat.errors import ConversationStoreError, UnknownConversationError
-from tui.chat.store.conversation_store import UNDO_SECONDS, ConversationStore
+from tui.chat.store.store import UNDO_SECONDS, ConversationStore
 
 
 class Clock:

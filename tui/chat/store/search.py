@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tui.chat.store.conversation_records import Role, storable
+from tui.chat.store.records import Role, storable
 from tui.terminal_text import show_terminal_escapes
 
 MAX_HITS = 50
