@@ -27,9 +27,8 @@ from tui.chat.engine.engine_client import EngineDied, EngineLink
 from tui.chat.engine.engine_messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
 from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.errors import ConversationStoreError
-from tui.chat.store.records import Message, chat_turns
+from tui.chat.store.records import Message, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore
-from tui.chat.widgets.turn_trimming import first_kept_after_trim
 
 EndState = Literal["complete", "stopped", "failed"]
 

@@ -16,9 +16,8 @@ from offload.errors import WriteError
 from profiles.errors import quote
 from runtime.errors import OptionError
 from tui.chat.settings.chat_settings import SETTINGS, ChatSettings, Setting
-from tui.chat.store.private_files import read_regular_file, replace_private_file
+from tui.chat.store.private_files import read_regular_file, replace_private_file, set_aside
 from tui.chat.store.records import storable
-from tui.chat.store.set_aside import set_aside
 from tui.terminal_text import one_line
 
 MAX_FILE_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """Conversations as files: Markdown to read, JSON to keep and to bring back; never written over another file.
 
 JSON holds everything but ids, exactly. In Markdown, what a terminal would obey is shown as text, since people print
-such files. Imported files may have been edited by hand: every value is checked. Knows no database.
+such files. Imported files may have been edited by hand: every value is checked.
 """
 
 import json
@@ -28,14 +28,14 @@ _LATEST_TIME = 1e11
 _MAX_NAME_LENGTH = 50
 """Characters of a title in a file's name, which may take 255 bytes."""
 
-_CONVERSATION_KEYS = ("format", "schema_version", "title", "system_prompt", "created_at", "updated_at", "messages")
-_MESSAGE_KEYS = ("role", "content", "state", "model", "statistics", "created_at")
+_CONVERSATION_FIELDS = ("title", "system_prompt", "created_at", "updated_at")
+_MESSAGE_FIELDS = ("role", "content", "state", "model", "statistics", "created_at")
 # Legal in JSON, but a terminal obeys the first range and some readers end the line at the other two.
 _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -> Path:
-    """A name made of day and title that no file in the folder has yet, such as `2026-01-31-my-plan.md`."""
+    """Return a name made of day and title that no file in the folder has yet, such as `2026-01-31-my-plan.md`."""
     words = "-".join(re.findall(r"\w+", conversation.title.lower()))[:_MAX_NAME_LENGTH] or "conversation"
     stem = f"{datetime.fromtimestamp(conversation.created_at, UTC):%Y-%m-%d}-{words}"
     path = folder / f"{stem}{suffix}"
@@ -69,7 +69,7 @@ def export_conversation(path: Path, conversation: Conversation, messages: Sequen
 
 
 def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
-    """What a JSON file of ours holds; ids are 0 until a store gives some.
+    """Read a JSON file of ours; ids are 0 until a store gives some.
 
     Raises:
         ConversationFileError: the file cannot be read, is of a newer version, or holds something else.
@@ -87,38 +87,25 @@ def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
 
 
 def to_markdown(conversation: Conversation, messages: Sequence[Message]) -> str:
-    """The conversation to read, with one heading for each turn."""
+    """Write the conversation for a reader, with one heading for each turn."""
     text = "\n\n".join(_paragraphs(conversation, messages)) + "\n"
     return show_terminal_escapes(storable(text.replace("\r\n", "\n")))
 
 
 def to_json(conversation: Conversation, messages: Sequence[Message]) -> str:
-    """The conversation to keep, one field a line; `from_json` reads it."""
+    """Write the conversation to be kept, one field a line; `from_json` reads it."""
     record = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "title": conversation.title,
-        "system_prompt": conversation.system_prompt,
-        "created_at": conversation.created_at,
-        "updated_at": conversation.updated_at,
-        "messages": [
-            {
-                "role": message.role,
-                "content": message.content,
-                "state": message.state,
-                "model": message.model,
-                "statistics": dict(message.statistics),
-                "created_at": message.created_at,
-            }
-            for message in messages
-        ],
+        **{name: getattr(conversation, name) for name in _CONVERSATION_FIELDS},
+        "messages": [{name: getattr(message, name) for name in _MESSAGE_FIELDS} for message in messages],
     }
     text = storable(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
-    """The conversation in the text of a file. Raises ValueError or ProfileError, which say what is wrong with it."""
+    """Read a file's text. Raises ValueError or ProfileError, which say what is wrong with it."""
     record = parse_json_text(raw)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"it does not say that its format is {FORMAT!r}")
@@ -126,9 +113,9 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
         raise ValueError(
             f"its schema_version is {quote(record.get('schema_version'))}, and this program reads {SCHEMA_VERSION}"
         )
-    _check_keys("the conversation", record, _CONVERSATION_KEYS)
-    check_text("title", record["title"], can_be_empty=True)
-    check_text("system_prompt", record["system_prompt"], can_be_empty=True)
+    _check_keys("the conversation", record, ("format", "schema_version", *_CONVERSATION_FIELDS, "messages"))
+    for name in ("title", "system_prompt"):
+        check_text(name, record[name], can_be_empty=True)
     if not isinstance(record["messages"], list):
         raise ValueError(f"messages is {quote(record['messages'])}; expected a list")
     messages = tuple(_to_message(f"messages[{index}]", each) for index, each in enumerate(record["messages"]))
@@ -165,24 +152,16 @@ def _heading(message: Message) -> str:
 def _to_message(name: str, record: object) -> Message:
     if not isinstance(record, dict):
         raise ValueError(f"{name} is {quote(record)}; expected an object")
-    _check_keys(name, record, _MESSAGE_KEYS)
+    _check_keys(name, record, _MESSAGE_FIELDS)
     for key, allowed in (("role", get_args(Role)), ("state", get_args(MessageState))):
         if record[key] not in allowed:
             raise ValueError(f"{name}.{key} is {quote(record[key])}; expected one of {', '.join(allowed)}")
-    check_text(f"{name}.content", record["content"], can_be_empty=True)
-    check_text(f"{name}.model", record["model"], can_be_empty=True)
+    for key in ("content", "model"):
+        check_text(f"{name}.{key}", record[key], can_be_empty=True)
     if not isinstance(record["statistics"], dict):
         raise ValueError(f"{name}.statistics is {quote(record['statistics'])}; expected an object")
-    return Message(
-        id=0,
-        conversation_id=0,
-        role=record["role"],
-        content=record["content"],
-        state=record["state"],
-        model=record["model"],
-        statistics=record["statistics"],
-        created_at=check_number(f"{name}.created_at", record["created_at"], maximum=_LATEST_TIME),
-    )
+    created_at = check_number(f"{name}.created_at", record["created_at"], maximum=_LATEST_TIME)
+    return Message(**record | {"id": 0, "conversation_id": 0, "created_at": created_at})
 
 
 def _check_keys(name: str, record: dict[str, Any], expected: Sequence[str]) -> None:

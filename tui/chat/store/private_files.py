@@ -1,8 +1,9 @@
-"""Files that hold what a person wrote: there completely or not at all, and readable by that person alone."""
+"""Files that hold what a person wrote: there completely or not at all, readable by that person alone, never deleted."""
 
 import errno
 import os
 import stat
+from datetime import datetime
 from pathlib import Path
 
 from profiles.atomic_file import replace_content
@@ -48,3 +49,22 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"it has more than {max_bytes} bytes")
     return content
+
+
+def set_aside(path: Path, *, now: datetime, companions: tuple[str, ...] = ()) -> Path:
+    """Rename a file that cannot be read, with those named `path` + a companion's ending, and return the new path.
+
+    `notes.db` becomes `notes-damaged-20260131-120000.db`, with a number if that is taken. Raises OSError.
+    """
+    stem = f"{path.stem}-damaged-{now:%Y%m%d-%H%M%S}"
+    aside = path.with_name(f"{stem}{path.suffix}")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{stem}-{count}{path.suffix}")
+    for ending in companions:
+        companion = path.with_name(path.name + ending)
+        if companion.exists():
+            companion.rename(aside.with_name(aside.name + ending))
+    path.rename(aside)
+    return aside

@@ -1,4 +1,4 @@
-"""A conversation, its messages, and the turns that a model is shown of them. Knows no database and no file."""
+"""A conversation, its messages, and the turns that a model is shown of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,14 +54,14 @@ class Message:
 
 
 def title_of_prompt(prompt: str) -> str:
-    """The first line that says something, on one line of at most MAX_TITLE_LENGTH characters."""
+    """Return the first line that says something, on one line of at most MAX_TITLE_LENGTH characters."""
     lines = (" ".join(line.split()) for line in prompt.splitlines())
     title = next((line for line in lines if line), "")
     return title if len(title) <= MAX_TITLE_LENGTH else title[: MAX_TITLE_LENGTH - 1].rstrip() + "…"
 
 
 def chat_turns(system_prompt: str, messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
-    """What a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
+    """Return what a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
 
     An answer without any text is no turn, and prompts that then follow each other become one: many templates refuse
     two turns of one role.
@@ -77,8 +77,23 @@ def chat_turns(system_prompt: str, messages: Sequence[Message]) -> tuple[dict[st
     return tuple(turns)
 
 
+def first_kept_after_trim(messages: Sequence[Message]) -> int | None:
+    """Return the id of the prompt from which on at most half of the characters are left; the last prompt always stays.
+
+    None if there is only one prompt, so that nothing can be left out. Characters, since tokens are the engine's to
+    count.
+    """
+    num_characters = sum(len(message.content) for message in messages)
+    prompts = [(index, message) for index, message in enumerate(messages) if message.role == "user"]
+    for index, prompt in prompts[1:]:
+        num_left = sum(len(message.content) for message in messages[index:])
+        if num_left <= num_characters / 2 or prompt is prompts[-1][1]:
+            return prompt.id
+    return None
+
+
 def storable(text: str) -> str:
-    """The text with U+FFFD for NUL, where full-text search ends, and for halves of surrogate pairs, no UTF-8.
+    """Return the text with U+FFFD for NUL, where full-text search ends, and for halves of surrogate pairs, no UTF-8.
 
     Whole pairs become the one character that they stand for.
     """

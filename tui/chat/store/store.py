@@ -1,42 +1,36 @@
 """Conversations, kept in SQLite: every prompt, every piece of every answer, as soon as it is there.
 
 Deleted conversations and dropped messages stay restorable. Several instances of the app may use one database, each
-with one store, which may be called from any thread. Knows no screen and no model.
+with one store, which may be called from any thread.
 """
 
 import json
+import os
+import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tui.chat.engine.writer_process import is_writing, writer_token
-from tui.chat.errors import ConversationStoreError
+from tui.chat.errors import ConversationStoreError, UnknownConversationError
 from tui.chat.store.database import ConversationDatabase
 from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
 from tui.chat.store.search import MAX_HITS, SearchHit, find_hits
-from tui.chat.widgets.conversation_rows import (
-    drop_messages,
-    extend_answer,
-    insert_conversation,
-    insert_message,
-    message_before,
-    purge_conversations,
-    restore_messages,
-    select_conversation,
-    select_conversations,
-    select_message,
-    select_messages,
-    select_prompts,
-    stop_answers,
-    title_line,
-    touch_conversation_of,
-    update_conversation,
-)
 
 UNDO_SECONDS = 30 * 86400.0
 """How long a deleted conversation can be brought back."""
-MAX_RECENT_PROMPTS = 200
+_CLOCK_SECONDS = 10.0
+"""A process's start time is derived from the system's clock, which may have been set since."""
+
+# Both name the columns in the order of the record's fields.
+_CONVERSATIONS = """
+SELECT id, title, system_prompt, created_at, updated_at,
+    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL),
+    first_kept_id
+FROM conversations c WHERE deleted_at IS NULL
+"""
+_MESSAGES = "SELECT id, conversation_id, role, content, state, model, statistics, created_at FROM messages"
 
 
 class ConversationStore:
@@ -70,7 +64,7 @@ class ConversationStore:
         try:
             if token is not None:
                 with self._database.writing() as connection:
-                    stop_answers(connection, token)
+                    _stop_answers(connection, token)
         finally:
             self._database.close()
 
@@ -82,120 +76,110 @@ class ConversationStore:
 
     def create_conversation(self, *, title: str = "", system_prompt: str = "") -> Conversation:
         """Begin a conversation; without a title, its first prompt gives it one."""
+        now = self._clock()
         with self._database.writing() as connection:
-            now = self._clock()
-            conversation_id = insert_conversation(
-                connection, title=title, system_prompt=system_prompt, created_at=now, updated_at=now
-            )
-            return select_conversation(connection, conversation_id)
+            return _insert_conversation(connection, title, system_prompt, created_at=now, updated_at=now)
 
     def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> Conversation:
         """Add a whole conversation, such as an imported one, under new ids; it counts as used now."""
+        title, system_prompt, created_at = conversation.title, conversation.system_prompt, conversation.created_at
         with self._database.writing() as connection:
-            conversation_id = insert_conversation(
-                connection,
-                title=conversation.title,
-                system_prompt=conversation.system_prompt,
-                created_at=conversation.created_at,
-                updated_at=self._clock(),
+            added = _insert_conversation(
+                connection, title, system_prompt, created_at=created_at, updated_at=self._clock()
             )
             for message in messages:
-                insert_message(
+                _insert_message(
                     connection,
-                    conversation_id,
+                    conversation_id=added.id,
                     role=message.role,
                     content=message.content,
-                    created_at=message.created_at,
                     state="stopped" if message.state == "streaming" else message.state,
                     model=message.model,
                     statistics=_to_json(message.statistics),
+                    created_at=message.created_at,
                 )
-            return select_conversation(connection, conversation_id)
+            return _select_conversation(connection, added.id)
 
     def conversation(self, conversation_id: int) -> Conversation:
-        """The conversation as it is now."""
+        """Return the conversation as it is now."""
         with self._database.reading() as connection:
-            return select_conversation(connection, conversation_id)
+            return _select_conversation(connection, conversation_id)
 
     def list_conversations(self, *, limit: int = -1) -> list[Conversation]:
-        """Those that are not deleted, the one used last in front; at most `limit`, unless that is negative."""
+        """Return those that are not deleted, the one used last in front; at most `limit`, unless that is negative."""
         with self._database.reading() as connection:
-            return select_conversations(connection, limit=limit)
+            query = f"{_CONVERSATIONS} ORDER BY updated_at DESC, id DESC LIMIT ?"
+            return [_to_conversation(row) for row in connection.execute(query, (limit,))]
 
     def rename_conversation(self, conversation_id: int, title: str) -> None:
         """Give it another title, which becomes one line."""
-        with self._database.writing() as connection:
-            update_conversation(connection, conversation_id, title=title_line(title))
+        self._update(conversation_id, title=_title_line(title))
 
     def set_system_prompt(self, conversation_id: int, system_prompt: str) -> None:
         """Change what the model is told first, from the next answer on."""
-        with self._database.writing() as connection:
-            update_conversation(connection, conversation_id, system_prompt=storable(system_prompt))
+        self._update(conversation_id, system_prompt=storable(system_prompt))
 
     def leave_out_before(self, conversation_id: int, message_id: int) -> None:
         """Let a model read only that message and those after it from now on; 0 for all of them."""
-        with self._database.writing() as connection:
-            update_conversation(connection, conversation_id, first_kept_id=message_id)
+        self._update(conversation_id, first_kept_id=message_id)
 
     def delete_conversation(self, conversation_id: int) -> None:
         """Take it out of lists and searches; `undo_delete` brings it back for UNDO_SECONDS."""
-        with self._database.writing() as connection:
-            update_conversation(connection, conversation_id, deleted_at=self._clock())
+        self._update(conversation_id, deleted_at=self._clock())
 
     def undo_delete(self, conversation_id: int) -> Conversation:
         """Bring a deleted conversation back; one that is not deleted stays as it is."""
         with self._database.writing() as connection:
             connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
-            return select_conversation(connection, conversation_id)
+            return _select_conversation(connection, conversation_id)
 
     def purge_deleted(self, *, older_than_seconds: float) -> int:
-        """Remove for good what was deleted so long ago, and overwrite it; returns how many conversations."""
+        """Remove for good what was deleted so long ago, overwrite it, and return how many conversations that were."""
         with self._database.writing() as connection:
-            return purge_conversations(connection, deleted_until=self._clock() - older_than_seconds)
+            deleted_until = self._clock() - older_than_seconds
+            purged = connection.execute("DELETE FROM conversations WHERE deleted_at <= ?", (deleted_until,))
+            if purged.rowcount:
+                # The index only marks what was deleted until it is merged: 0.7 s for 12 MB of text, once in a while.
+                connection.execute("INSERT INTO message_index (message_index) VALUES ('optimize')")
+            return purged.rowcount
 
     def messages(self, conversation_id: int) -> list[Message]:
-        """The messages, oldest first, without those that were dropped."""
+        """Return the messages, oldest first, without those that were dropped."""
         with self._database.reading() as connection:
-            select_conversation(connection, conversation_id)
-            return select_messages(connection, conversation_id)
+            _select_conversation(connection, conversation_id)
+            query = f"{_MESSAGES} WHERE conversation_id = ? AND drop_number IS NULL ORDER BY id"
+            return [_to_message(row) for row in connection.execute(query, (conversation_id,))]
 
     def message(self, message_id: int) -> Message:
-        """One message, even if it was dropped."""
+        """Return one message, even if it was dropped."""
         with self._database.reading() as connection:
-            return select_message(connection, message_id)
-
-    def recent_prompts(self, *, limit: int = MAX_RECENT_PROMPTS) -> list[str]:
-        """What was asked in any conversation, each text once, the newest first: for a history of prompts."""
-        with self._database.reading() as connection:
-            return select_prompts(connection, limit=limit)
+            return _select_message(connection, message_id)
 
     def append_prompt(self, conversation_id: int, content: str) -> Message:
         """Add what the user says; names the conversation if it has no title yet."""
         with self._database.writing() as connection:
             now = self._clock()
-            conversation = select_conversation(connection, conversation_id)
-            title = conversation.title or title_line(title_of_prompt(content))
-            update_conversation(connection, conversation_id, title=title, updated_at=now)
-            message_id = insert_message(connection, conversation_id, role="user", content=content, created_at=now)
-            return select_message(connection, message_id)
+            title = _select_conversation(connection, conversation_id).title or _title_line(title_of_prompt(content))
+            _update_conversation(connection, conversation_id, title=title, updated_at=now)
+            return _insert_message(
+                connection, conversation_id=conversation_id, role="user", content=content, created_at=now
+            )
 
     def begin_answer(self, conversation_id: int, *, model: str) -> Message:
         """Add an empty answer that streams."""
         token = self._writer_token()
         with self._database.writing() as connection:
             now = self._clock()
-            update_conversation(connection, conversation_id, updated_at=now)
-            message_id = insert_message(
+            _update_conversation(connection, conversation_id, updated_at=now)
+            return _insert_message(
                 connection,
-                conversation_id,
+                conversation_id=conversation_id,
                 role="assistant",
-                content="",
-                created_at=now,
                 state="streaming",
                 model=model,
+                created_at=now,
                 writer=token,
             )
-            return select_message(connection, message_id)
 
     def continue_answer(self, message_id: int) -> Message:
         """Let an answer that has ended stream again, from its end on."""
@@ -217,27 +201,49 @@ class ConversationStore:
         return self.message(message_id)
 
     def drop_messages_from(self, message_id: int) -> int:
-        """Take this message and all after it out of the conversation; returns how many.
+        """Take this message and all after it out of the conversation, and return how many.
 
         For another answer to the same prompt, or another prompt in place of one: `restore_dropped` takes it back.
         """
         with self._database.writing() as connection:
-            message = select_message(connection, message_id)
-            return drop_messages(connection, message.conversation_id, after=message_before(connection, message))
+            conversation_id = _select_message(connection, message_id).conversation_id
+            query = "SELECT coalesce(max(id), 0) FROM messages WHERE conversation_id = ? AND drop_number IS NULL"
+            (before,) = connection.execute(f"{query} AND id < ?", (conversation_id, message_id)).fetchone()
+            return _drop_messages(connection, conversation_id, after=before)
 
     def restore_dropped(self, conversation_id: int) -> int:
-        """Bring back what was dropped last in place of what came after; returns how many messages, 0 if none.
+        """Bring back what was dropped last in place of what came after, and return how many messages, 0 if none.
 
         What it replaces counts as dropped in turn, so that doing this twice changes nothing.
         """
         with self._database.writing() as connection:
-            select_conversation(connection, conversation_id)
-            return restore_messages(connection, conversation_id)
+            _select_conversation(connection, conversation_id)
+            # What was dropped behind a message that is itself dropped cannot come back before that one does.
+            last = connection.execute(
+                "SELECT drop_number, dropped_after FROM messages m "
+                "WHERE conversation_id = ? AND drop_number IS NOT NULL AND (dropped_after = 0 OR "
+                "EXISTS (SELECT 1 FROM messages p WHERE p.id = m.dropped_after AND p.drop_number IS NULL)) "
+                "ORDER BY drop_number DESC LIMIT 1",
+                (conversation_id,),
+            ).fetchone()
+            if last is None:
+                return 0
+            number, after = last
+            _drop_messages(connection, conversation_id, after=after)
+            return connection.execute(
+                "UPDATE messages SET drop_number = NULL, dropped_after = NULL "
+                "WHERE conversation_id = ? AND drop_number = ?",
+                (conversation_id, number),
+            ).rowcount
 
     def search(self, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
-        """Where all terms of the query occur, in titles and messages; any text is a query."""
+        """Find where all terms of the query occur, in titles and messages; any text is a query."""
         with self._database.reading() as connection:
             return find_hits(connection, query, limit=limit)
+
+    def _update(self, conversation_id: int, **values: str | float) -> None:
+        with self._database.writing() as connection:
+            _update_conversation(connection, conversation_id, **values)
 
     def _extend(
         self,
@@ -248,12 +254,23 @@ class ConversationStore:
         writer: str | None = None,
         statistics: str | None = None,
     ) -> None:
+        """Append text to an answer; statistics None keeps those that are there."""
         pending = self._unsaved.get(message_id, "") + storable(text)
         try:
             with self._database.writing() as connection:
-                extend_answer(connection, message_id, pending, state=state, writer=writer, statistics=statistics)
+                extended = connection.execute(
+                    "UPDATE messages SET content = content || ?, state = ?, writer = ?, "
+                    "statistics = coalesce(?, statistics) WHERE id = ? AND role = 'assistant'",
+                    (pending, state, writer, statistics, message_id),
+                )
+                if not extended.rowcount:
+                    raise _unknown(f"answer {message_id}")
                 if state != "streaming":
-                    touch_conversation_of(connection, message_id, now=self._clock())
+                    connection.execute(
+                        "UPDATE conversations SET updated_at = ? "
+                        "WHERE id = (SELECT conversation_id FROM messages WHERE id = ?)",
+                        (self._clock(), message_id),
+                    )
         except ConversationStoreError:
             self._unsaved[message_id] = pending
             raise
@@ -265,15 +282,117 @@ class ConversationStore:
         return self._token
 
     def _stop_abandoned(self) -> None:
-        """Answers whose process is gone were stopped by that."""
+        """Mark answers as stopped whose process is gone."""
         with self._database.reading() as connection:
             writers = connection.execute("SELECT DISTINCT writer FROM messages WHERE state = 'streaming'").fetchall()
         gone = [writer for (writer,) in writers if writer is None or not is_writing(writer)]
         if gone:
             with self._database.writing() as connection:
                 for writer in gone:
-                    stop_answers(connection, writer)
+                    _stop_answers(connection, writer)
+
+
+def writer_token() -> str:
+    """Name this process among all that ever ran on this machine: its number is used again, its start time not."""
+    import psutil  # here, since an app that only shows old conversations needs none of it
+
+    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def is_writing(token: str) -> bool:
+    """Return whether the process that the token names still runs; False for what is no token."""
+    import psutil
+
+    try:
+        number, started_at = token.split()
+        process = psutil.Process(int(number))
+        is_same = abs(process.create_time() - float(started_at)) < _CLOCK_SECONDS
+        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except (ValueError, OverflowError, psutil.Error):
+        return False
+
+
+def _unknown(what: str) -> UnknownConversationError:
+    return UnknownConversationError(f"{what} is not there, or no longer; choose another one")
+
+
+def _select_conversation(connection: sqlite3.Connection, conversation_id: int | None) -> Conversation:
+    row = connection.execute(f"{_CONVERSATIONS} AND id = ?", (conversation_id,)).fetchone()
+    if row is None:
+        raise _unknown(f"conversation {conversation_id}")
+    return _to_conversation(row)
+
+
+def _select_message(connection: sqlite3.Connection, message_id: int | None) -> Message:
+    row = connection.execute(f"{_MESSAGES} WHERE id = ?", (message_id,)).fetchone()
+    if row is None:
+        raise _unknown(f"message {message_id}")
+    return _to_message(row)
+
+
+def _insert_conversation(
+    connection: sqlite3.Connection, title: str, system_prompt: str, *, created_at: float, updated_at: float
+) -> Conversation:
+    inserted = connection.execute(
+        "INSERT INTO conversations (title, system_prompt, created_at, updated_at) VALUES (?, ?, ?, ?)",
+        (_title_line(title), storable(system_prompt), created_at, updated_at),
+    )
+    return _select_conversation(connection, inserted.lastrowid)
+
+
+def _insert_message(
+    connection: sqlite3.Connection,
+    *,
+    conversation_id: int,
+    role: str,
+    created_at: float,
+    content: str = "",
+    state: MessageState = "complete",
+    model: str = "",
+    statistics: str = "{}",
+    writer: str | None = None,
+) -> Message:
+    inserted = connection.execute(
+        "INSERT INTO messages (conversation_id, role, content, created_at, state, model, statistics, writer) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (conversation_id, role, storable(content), created_at, state, storable(model), statistics, writer),
+    )
+    return _select_message(connection, inserted.lastrowid)
+
+
+def _update_conversation(connection: sqlite3.Connection, conversation_id: int, **values: str | float) -> None:
+    _select_conversation(connection, conversation_id)
+    columns = ", ".join(f"{name} = ?" for name in values)
+    connection.execute(f"UPDATE conversations SET {columns} WHERE id = ?", (*values.values(), conversation_id))
+
+
+def _drop_messages(connection: sqlite3.Connection, conversation_id: int, *, after: int) -> int:
+    """Drop those that follow the message `after`, which is not dropped, or all of them for 0; return how many."""
+    return connection.execute(
+        "UPDATE messages SET dropped_after = ?, drop_number = (SELECT coalesce(max(drop_number), 0) + 1 FROM messages) "
+        "WHERE conversation_id = ? AND drop_number IS NULL AND id > ?",
+        (after, conversation_id, after),
+    ).rowcount
+
+
+def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:
+    connection.execute(
+        "UPDATE messages SET state = 'stopped', writer = NULL WHERE state = 'streaming' AND writer IS ?", (writer,)
+    )
+
+
+def _to_conversation(row: Iterable[Any]) -> Conversation:
+    return Conversation(**dict(zip((field.name for field in fields(Conversation)), row, strict=True)))
+
+
+def _to_message(row: Iterable[Any]) -> Message:
+    values = dict(zip((field.name for field in fields(Message)), row, strict=True))
+    return Message(**values | {"statistics": json.loads(values["statistics"])})
 
 
 def _to_json(statistics: Mapping[str, Any]) -> str:
     return json.dumps(dict(statistics), allow_nan=False)
+
+
+def _title_line(title: str) -> str:
+    return " ".join(storable(title).split())

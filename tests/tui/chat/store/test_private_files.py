@@ -1,11 +1,14 @@
-"""A file is there completely or not at all, and nobody else's business."""
+"""A file is there completely or not at all, nobody else's business, and kept where it cannot be read."""
 
 import os
 import stat
+from datetime import datetime
 
 import pytest
 
-from tui.chat.store.private_files import create_private_file, read_regular_file, replace_private_file
+from tui.chat.store.private_files import create_private_file, read_regular_file, replace_private_file, set_aside
+
+NOW = datetime(2026, 1, 31, 12, 0, 5)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
@@ -81,3 +84,33 @@ def test_reading_a_pipe_does_not_wait_for_ever(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="it is not a regular file"):
         read_regular_file(tmp_path / "pipe", max_bytes=3)
+
+
+def test_a_file_that_is_set_aside_gets_a_name_that_says_why_and_when(tmp_path):
+    (tmp_path / "notes.db").write_text("x")
+    aside = set_aside(tmp_path / "notes.db", now=NOW)
+    assert aside == tmp_path / "notes-damaged-20260131-120005.db"
+    assert aside.read_text() == "x" and list(tmp_path.iterdir()) == [aside]
+
+
+def test_nothing_is_written_over_by_what_is_set_aside(tmp_path):
+    path = tmp_path / "notes.db"
+    names = []
+    for number in range(3):
+        path.write_text(str(number))
+        names.append(set_aside(path, now=NOW).name)
+    assert names == [f"notes-damaged-20260131-120005{ending}.db" for ending in ("", "-2", "-3")]
+    assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2"]
+
+
+def test_companions_go_along_if_they_are_there(tmp_path):
+    for ending in ("", "-wal"):
+        (tmp_path / f"notes.db{ending}").write_text(ending)
+    aside = set_aside(tmp_path / "notes.db", now=NOW, companions=("-wal", "-shm"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [aside.name, f"{aside.name}-wal"]
+    assert (tmp_path / f"{aside.name}-wal").read_text() == "-wal"
+
+
+def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        set_aside(tmp_path / "notes.db", now=NOW)

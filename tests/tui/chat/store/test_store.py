@@ -1,12 +1,18 @@
 """What was said is there again, in order, whatever happened in between."""
 
+import os
 import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from profiles.errors import OverstoryError
+from tests.support.paths import ROOT
 from tui.chat.errors import ConversationStoreError, UnknownConversationError
-from tui.chat.store.store import UNDO_SECONDS, ConversationStore
+from tui.chat.store.records import Conversation, Message
+from tui.chat.store.store import UNDO_SECONDS, ConversationStore, is_writing, writer_token
 
 
 class Clock:
@@ -61,6 +67,29 @@ def test_a_conversation_is_there_after_closing(tmp_path, clock):
     assert (ended.role, ended.content, ended.state) == ("assistant", "A circle.\x1b[0m\ufffd", "complete")
     assert (ended.model, ended.statistics) == ("qwen", {"seconds_per_token": 0.5, "finish_reason": "stop"})
     assert (begun.content, begun.state, begun.statistics) == ("", "streaming", {})
+
+
+def test_everything_that_was_put_in_is_there(store):
+    """Text that neither UTF-8 nor the search could hold aside."""
+    whole = Conversation(
+        id=7, title=" a\nb ", system_prompt="s\0", created_at=1.5, updated_at=2.5, num_messages=1, first_kept_id=3
+    )
+    failed = Message(
+        id=8,
+        conversation_id=9,
+        role="assistant",
+        content="x\ud800",
+        state="failed",
+        model="m",
+        statistics={"a": [1.5]},
+        created_at=3.0,
+    )
+    added = store.add_conversation(whole, [failed])
+    assert added == replace(
+        whole, id=added.id, title="a b", system_prompt="s\ufffd", updated_at=added.updated_at, first_kept_id=0
+    )
+    (message,) = store.messages(added.id)
+    assert message == replace(failed, id=message.id, conversation_id=added.id, content="x\ufffd")
 
 
 def test_a_title_that_was_given_stays(store):
@@ -196,16 +225,28 @@ def test_nothing_dropped_is_nothing_to_restore(store):
     assert contents(store, conversation) == ["y"]
 
 
-def test_prompts_of_all_conversations_are_remembered_once(store):
-    """Also those that were edited: whoever looks for a prompt in the history means any that was sent."""
-    first, second, gone = (store.create_conversation() for _ in range(3))
-    for conversation, prompt in ((first, "a"), (second, "b"), (gone, "secret"), (first, "c"), (second, "a")):
-        store.append_prompt(conversation.id, prompt)
-    answer(store, first, "no prompt")
-    store.drop_messages_from(store.append_prompt(second.id, "d").id)
-    store.delete_conversation(gone.id)
-    assert store.recent_prompts() == ["d", "a", "c", "b"]
-    assert store.recent_prompts(limit=2) == ["d", "a"]
+def test_what_is_dropped_in_one_conversation_leaves_the_others(store):
+    conversation, other = store.create_conversation(), store.create_conversation()
+    first = answer(store, conversation, "a")
+    answer(store, other, "b")
+    store.drop_messages_from(first.id)
+    assert (contents(store, conversation), contents(store, other)) == ([], ["b"])
+    assert store.restore_dropped(other.id) == 0
+    assert store.restore_dropped(conversation.id) == 1
+
+
+def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
+    path = tmp_path / "conversations.db"
+    with ConversationStore(path) as store:
+        conversation = store.create_conversation()
+        living, gone, nobody, ended = (store.begin_answer(conversation.id, model="m").id for _ in range(4))
+        store.finish_answer(ended)
+        with store._database.writing() as connection:
+            for message_id, writer in ((gone, "1 0.00"), (nobody, None)):
+                connection.execute("UPDATE messages SET writer = ? WHERE id = ?", (writer, message_id))
+        with ConversationStore(path) as other:
+            states = [other.message(each).state for each in (living, gone, nobody, ended)]
+            assert states == ["streaming", "stopped", "stopped", "complete"]
 
 
 @pytest.mark.parametrize(
@@ -273,3 +314,36 @@ def test_the_index_holds_exactly_the_texts(store, tmp_path):
     assert counts == (1,)
     assert issubclass(ConversationStoreError, OverstoryError) and issubclass(UnknownConversationError, OverstoryError)
     assert store.search("gone") == []
+
+
+def test_this_process_is_writing():
+    assert is_writing(writer_token())
+    assert writer_token() == writer_token()
+
+
+PROGRAM = "from tui.chat.store.store import writer_token; print(writer_token(), flush=True); input()"
+
+
+def test_a_process_that_ended_is_not():
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdin is not None and other.stdout is not None
+        token = other.stdout.readline()
+        assert is_writing(token) and token.strip() != writer_token()
+        other.stdin.write("\n")
+        other.stdin.close()
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+            assert not is_writing(token)  # it has ended, but its parent has not asked how
+    assert not is_writing(token)
+
+
+def test_another_process_of_the_same_number_is_not():
+    number, started_at = writer_token().split()
+    assert is_writing(f"{number} {float(started_at) + 1:.2f}")  # the clock was set in between
+    assert not is_writing(f"{number} {float(started_at) - 3600:.2f}")
+
+
+@pytest.mark.parametrize("token", ["", "x", "1", "1 2 3", "x 1", "-5 1", f"{10**30} 1", f"{2**31} 1", "0 nan"])
+def test_what_is_no_token_is_not(token):
+    assert not is_writing(token)
