@@ -14,9 +14,8 @@ from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource, PendingCopy
 from offload.errors import BudgetError
 from offload.layer_streamer import ResidentLayer, StreamedLayer
-from offload.out_of_memory import is_out_of_memory
-from offload.pinning.host_pinner import HostPinner
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab, is_out_of_memory
+from offload.pinning.pinned_memory import HostPinner
 from offload.residency_plan import ResidencyPlan, Tier
 
 AllocateSlab = Callable[[int], torch.Tensor]

@@ -16,11 +16,10 @@ from typing import TypeAlias
 
 import torch
 
-from offload.closeable import Closeable
+from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
-from offload.copying.patience import PATIENCE_SECONDS, Patience
 from offload.errors import LinkError, PassCancelledError
-from offload.pinning.slab_memory import allocate_read_slab
+from offload.memory import allocate_read_slab
 
 logger = logging.getLogger(__name__)
 

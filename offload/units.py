@@ -1,8 +1,8 @@
-"""Bytes and links as people write them, and back.
+"""Bytes, pages and links: as people write them, and back.
 
 The one place that reads "3.2GB" or "25GB/s,10us" and that prints bytes. Decimal units are powers of 1000 (K, KB, M, MB,
 G, GB, T, TB), binary units powers of 1024 (KiB, MiB, GiB, TiB), a bare number is bytes; upper and lower case are the
-same, and a lone B is bytes. Knows nothing of what the bytes are for.
+same, and a lone B is bytes.
 """
 
 import math
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from profiles.errors import BadInputError
 
+PAGE_BYTES = 4096
+"""Slabs are allocated in whole pages of this size."""
 _SECONDS_PER_UNIT = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]*)", re.ASCII)
 
@@ -37,6 +39,11 @@ class LinkSpec:
     def copy_seconds(self, num_bytes: int) -> float:
         """Seconds for which one copy of `num_bytes` occupies the link."""
         return self.latency_seconds + num_bytes / self.bytes_per_second
+
+
+def round_up_to_page(num_bytes: int) -> int:
+    """The smallest multiple of PAGE_BYTES that is at least `num_bytes`."""
+    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def parse_bytes(text: str) -> int:

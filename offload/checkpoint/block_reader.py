@@ -14,8 +14,8 @@ from io import FileIO
 from pathlib import Path
 
 from offload.checkpoint.layer_layout import SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
 from offload.errors import LinkError
+from offload.units import PAGE_BYTES, round_up_to_page
 
 # What kernels and file systems answer where O_DIRECT, or an alignment that it needs, is not supported.
 _DIRECT_REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
-from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
+from offload.units import PAGE_BYTES, round_up_to_page
 
 MAX_GAP_BYTES = 1 << 20
 """Reading through a gap this long costs less than another request."""

@@ -10,15 +10,16 @@ from typing import Literal
 
 import torch
 
-from offload.formats.four_bit_weight import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
-from offload.formats.int8_rows import Int8RowsWeight
-from offload.formats.kernel_timing import CHOICE_REPEATS, DRAFT_WIDTHS, fastest_seconds
-from offload.formats.packed_int8 import PackedInt8Weight, measure_is_packed_faster
+from offload.formats.four_bit import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
+from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.weight_format import (
+    CHOICE_REPEATS,
+    DRAFT_WIDTHS,
     DenseWeight,
     MatmulPolicy,
     StoredWeight,
     UpcastScratch,
+    fastest_seconds,
     measure_direct_max_rows,
 )
 

@@ -6,6 +6,7 @@ buffer, a single cheap stream of memory, or multiplied in a narrower dtype where
 The quantized formats are modules of their own. Knows nothing of layers, slabs or models.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,8 +15,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
-from offload.formats.kernel_timing import fastest_seconds
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -25,6 +25,10 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 """safetensors names of the storage dtypes that can be streamed."""
+DRAFT_WIDTHS = (1, 4, 8, 16)
+"""Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
+CHOICE_REPEATS = 12
+"""Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -175,6 +179,26 @@ class DenseWeight:
 def num_rows(inputs: torch.Tensor) -> int:
     """How many vectors `inputs` (..., I) holds."""
     return inputs.numel() // max(inputs.shape[-1], 1)
+
+
+def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: torch.device | None = None) -> float:
+    """Seconds of the fastest of `repeats` runs; on any device but a CPU, until its work is done.
+
+    Which kernel wins depends on the processor by more than ten times, so nothing is decided by its name.
+    """
+    seconds = []
+    for _ in range(repeats):
+        _wait_for(device)
+        start = time.perf_counter()
+        action()
+        _wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @cache

@@ -22,12 +22,10 @@ from typing import Any
 
 import torch
 
-from offload.checkpoint.stored_sizes import PAGE_BYTES
 from offload.errors import LinkError, PassCancelledError
-from offload.memory_budget import free_memory_bytes
-from offload.pinning.host_pinner import AllocatorPinnedMemory
-from offload.pinning.pinned_memory import HostRegistrar, open_registrar
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab, free_memory_bytes
+from offload.pinning.pinned_memory import AllocatorPinnedMemory, HostRegistrar, open_registrar
+from offload.units import PAGE_BYTES
 from profiles.machine_profile import PinBudgetSource
 
 logger = logging.getLogger(__name__)

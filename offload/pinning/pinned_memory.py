@@ -1,9 +1,11 @@
-"""Pinned host memory in slabs of exact size: own pages, filled first, then registered with the driver behind the back.
+"""Pinned host memory: slabs that a device fetches by itself, without the processor, in the three ways there are.
 
-torch's pinned allocator takes the next power of two, up to twice the memory, so slabs are anonymous mappings that
-cudaHostRegister pins in place. Registering untouched memory would fault and clear it first, hence after it is filled;
-registration is serialised in the driver, hence one thread. All driver calls are made on that thread, because the error
-that a refusal leaves behind belongs to the thread that met it. The one module that says "cuda".
+Where a driver can register memory in place (CUDA, ROCm), slabs are anonymous mappings of exact size, filled first and
+then registered behind the back: torch's pinned allocator takes the next power of two, up to twice the memory, and
+registering untouched memory would fault and clear it first. Registration is serialised in the driver, hence one thread,
+and all driver calls are made on it, because the error that a refusal leaves behind belongs to the thread that met it.
+Other accelerators get slabs from torch's own pinned allocator, and for the processor nothing has to be pinned.
+The one module that says "cuda".
 """
 
 import logging
@@ -12,17 +14,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, SupportsInt
+from types import TracebackType
+from typing import Protocol, Self, SupportsInt
 
 import torch
 
-from offload.checkpoint.stored_sizes import PAGE_BYTES
-from offload.closeable import Closeable
-from offload.copying.patience import PATIENCE_SECONDS, Patience
+from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.errors import LinkError, PassCancelledError
-from offload.pinning.host_pinner import AllocatorPinnedMemory, HostPinner, PageableMemory
-from offload.pinning.slab_memory import allocate_slab
-from offload.units import format_bytes
+from offload.memory import allocate_slab
+from offload.units import PAGE_BYTES, format_bytes, round_up_to_page
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,142 @@ _CODE_NAMES = {1: "invalid value", 2: "out of memory", 712: "already registered"
 
 _never_unmapped: list[torch.Tensor] = []
 """Slabs that the driver would not let go: were their addresses used again, copies would read the old pages."""
+
+
+class HostPinner(Protocol):
+    """Hands out slabs and pins them as far as budget and driver allow; a context manager, driven from one thread.
+
+    The order for each slab: `allocate`, fill it, `filled`; after the last one `finish`. Copies may start after that.
+    """
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What is pinned now, as the system accounts for it."""
+
+    @property
+    def refused(self) -> str | None:
+        """One sentence if memory was refused at some slab, after which nothing more is pinned; else None."""
+
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
+        """A slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
+
+        `huge_pages`: see allocate_slab; memory that is pinned from the start is left as it comes.
+        """
+
+    def filled(self, slab: torch.Tensor) -> None:
+        """The slab holds its bytes: pin it, now or in the background; returns at once."""
+
+    def finish(self, cancel: threading.Event | None = None) -> None:
+        """Block until nothing is being pinned any more. Raises PassCancelledError if `cancel` is set first."""
+
+    def is_pinned(self, slab: torch.Tensor) -> bool:
+        """Whether all of a slab from `allocate` is pinned; never True before that is certain."""
+
+    def close(self) -> None:
+        """Unpin everything; idempotent. No copy may be in flight any more."""
+
+    def __enter__(self) -> Self:
+        """Itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+
+
+class PageableMemory(Closeable):
+    """For a device that computes in host memory: slabs that nobody has to pin."""
+
+    pinned_bytes = 0
+    refused: str | None = None
+
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
+        """See HostPinner."""
+        return allocate_slab(num_bytes, huge_pages=huge_pages)
+
+    def filled(self, slab: torch.Tensor) -> None:
+        """Nothing to do."""
+
+    def finish(self, cancel: threading.Event | None = None) -> None:
+        """Nothing to wait for."""
+
+    def is_pinned(self, slab: torch.Tensor) -> bool:
+        """Never."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to undo: a slab goes with the last view of it."""
+
+
+def _allocate_pinned(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+class AllocatorPinnedMemory(Closeable):
+    """Slabs from torch's own pinned allocator, pinned from the start; pageable ones once it refuses or at the budget.
+
+    The allocator takes the next power of two of every size, which is what counts against the budget. It keeps freed
+    memory for itself, so that `close` gives nothing back to the system.
+    """
+
+    def __init__(
+        self, budget_bytes: int | None, *, allocate_pinned: Callable[[int], torch.Tensor] = _allocate_pinned
+    ) -> None:
+        """`budget_bytes`: None for no limit. `allocate_pinned` gets a number of bytes and may raise RuntimeError."""
+        self._budget_bytes = budget_bytes
+        self._allocate_pinned = allocate_pinned
+        self._slabs: dict[int, torch.Tensor] = {}
+        self.pinned_bytes = 0
+        self.refused: str | None = None
+
+    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
+        """See HostPinner."""
+        size = max(round_up_to_page(num_bytes), PAGE_BYTES)
+        taken_bytes = next_power_of_two(size)
+        has_room = self._budget_bytes is None or self.pinned_bytes + taken_bytes <= self._budget_bytes
+        slab = self._try_pinned(size) if has_room and self.refused is None else None
+        if slab is None:
+            return allocate_slab(num_bytes, huge_pages=huge_pages)
+        self._slabs[slab.data_ptr()] = slab
+        self.pinned_bytes += taken_bytes
+        return slab
+
+    def filled(self, slab: torch.Tensor) -> None:
+        """Nothing to do: it is pinned already, or never will be."""
+
+    def finish(self, cancel: threading.Event | None = None) -> None:
+        """Nothing to wait for."""
+
+    def is_pinned(self, slab: torch.Tensor) -> bool:
+        """See HostPinner."""
+        return slab.data_ptr() in self._slabs
+
+    def close(self) -> None:
+        """Let go of all slabs; torch's allocator may use their memory again once their last view is gone."""
+        self._slabs.clear()
+        self.pinned_bytes = 0
+
+    def _try_pinned(self, num_bytes: int) -> torch.Tensor | None:
+        try:
+            slab = self._allocate_pinned(num_bytes)
+            is_pinned = slab.is_pinned()  # the allocator's own word is all there is to go by here
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self._refuse(str(error))
+            return None
+        if not is_pinned:
+            self._refuse("torch returned memory that it does not call pinned")
+            return None
+        return slab
+
+    def _refuse(self, cause: str) -> None:
+        reason = " ".join(cause.split())[:200]
+        self.refused = f"torch pinned {format_bytes(self.pinned_bytes)} of host memory and then no more ({reason})"
+        logger.warning("%s", self.refused)
+
+
+def next_power_of_two(num_bytes: int) -> int:
+    """The smallest power of two that is at least `num_bytes`: what torch's pinned allocator takes."""
+    return 1 << max(0, num_bytes - 1).bit_length()
 
 
 class HostRegistrar(Protocol):

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.accelerator_copy_engine import DEFAULT_CHUNK_BYTES
+from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES
 from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.link_probe import measure_raw_link
+from offload.copying.rates import measure_raw_link
 from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_streamer import ResidentLayer
 from runtime.engine.assembly import OpenSession

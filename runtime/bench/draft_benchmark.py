@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from offload.copying.copy_engine import CopyEngine
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_policy
-from offload.formats.kernel_timing import DRAFT_WIDTHS
+from offload.formats.weight_format import DRAFT_WIDTHS
 from profiles.steps import finish
 from runtime.calibration.part_timing import time_draft_step
 from runtime.engine.assembly import open_session

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from offload.copying.copy_engine import DiskSource
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import PipelineParts, round_seconds
 from runtime.bench.bare_loop import raw_link_seconds, streamed_layouts

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from offload.copying.staged_copy_engine import StagedCopyEngine
-from offload.memory_budget import process_memory
+from offload.copying.staged_engine import StagedCopyEngine
+from offload.memory import process_memory
 from runtime.bench.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
 from runtime.calibration.part_timing import wait_for_full_ring
 from runtime.engine.assembly import OpenSession

@@ -13,19 +13,18 @@ import psutil
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES
 from offload.copying.copy_engine import DiskSource
-from offload.copying.copy_rate import COPY_BYTES, measure_copy_rate
-from offload.device_identity import identify_device
-from offload.device_selection import device_memory
-from offload.pinning.slab_memory import allocate_read_slab
+from offload.copying.rates import COPY_BYTES, measure_copy_rate
+from offload.device import device_memory, identify_device
+from offload.memory import allocate_read_slab
+from offload.pinning.pin_budget import find_pin_budget
+from offload.units import PAGE_BYTES
 from profiles.acceptance_summary import ForcedPosition
 from profiles.calibration_probes import MachineFacts, PairFacts
 from profiles.machine_profile import PinBudgetSource
 from runtime.calibration.acceptance_probe import TextWriter
 from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
 from runtime.engine.assembly import OpenSession
-from runtime.engine.pin_policy import find_pin_budget
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel

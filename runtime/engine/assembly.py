@@ -17,12 +17,12 @@ import torch
 from transformers import GenerationConfig
 
 from offload.copying.copy_engine import CopyEngine
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.host_engine import HostCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_policy
 from offload.layer_placement import Placement
 from offload.layer_streamer import LayerStreamer, ResidentLayer
-from offload.out_of_memory import explained_shortage
+from offload.memory import explained_shortage
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from offload.out_of_memory import explained_shortage
+from offload.memory import explained_shortage
 from runtime.engine.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError

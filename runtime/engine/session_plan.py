@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from offload.device_selection import DeviceMemory, device_memory, select_device
+from offload.device import DeviceMemory, device_memory, select_device
 from offload.errors import BudgetError
-from offload.memory_budget import free_memory_bytes, process_memory
+from offload.memory import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.engine.session import format_prompt
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig

@@ -12,22 +12,19 @@ from pathlib import Path
 
 import torch
 
-from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine, TorchAccelerator
+from offload.copying.accelerator_engine import AcceleratorCopyEngine, TorchAccelerator
 from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.copying.staged_copy_engine import StagedCopyEngine
-from offload.device_selection import device_memory
+from offload.copying.host_engine import HostCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
+from offload.device import device_memory
 from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import LayerStreamer
-from offload.out_of_memory import explained_shortage
-from offload.pinning.host_pinner import HostPinner, PageableMemory
-from offload.pinning.pinned_memory import open_pinner
-from offload.pinning.pinning_plan import PinningPlan
-from offload.pinning.slab_memory import allocate_read_slab, allocate_slab
+from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
+from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
+from offload.pinning.pinned_memory import HostPinner, PageableMemory, open_pinner
 from offload.residency_plan import Tier
 from offload.units import parse_link
-from runtime.engine.pin_policy import plan_pinned_layers
 from runtime.engine.session_plan import SessionPlan
 from runtime.fit.memory_need import NUM_STAGES
 

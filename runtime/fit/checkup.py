@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from offload.checkpoint.checkpoint import resolve_model_folder
-from offload.device_selection import select_device
+from offload.device import select_device
 from offload.errors import CheckpointError
 from profiles.errors import quote
 from runtime.engine.session_plan import default_max_nodes

@@ -19,13 +19,11 @@ import torch
 
 from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes
 from offload.checkpoint.layer_layout import SlabRange
-from offload.copying.copy_rate import measure_copy_rate
-from offload.copying.link_probe import measure_raw_link
-from offload.device_identity import device_name, find_driver
-from offload.device_selection import device_memory
+from offload.copying.rates import measure_copy_rate, measure_raw_link
+from offload.device import device_memory, device_name, find_driver
 from offload.errors import LinkError
-from offload.memory_budget import control_group_bytes, free_memory_bytes
-from runtime.engine.pin_policy import find_pin_budget
+from offload.memory import control_group_bytes, free_memory_bytes
+from offload.pinning.pin_budget import find_pin_budget
 from runtime.fit.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates
 from runtime.fit.memory_fit import MachineMemory
 

@@ -7,7 +7,8 @@ no machine, no budget and no torch.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes, round_up_to_page
+from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.units import round_up_to_page
 from runtime.fit.accounting import MemoryEntry
 
 QUANTIZED_FORMATS = ("int8", "nf4")

@@ -6,7 +6,8 @@ nothing and knows no torch.
 
 from dataclasses import dataclass
 
-from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes, round_up_to_page
+from offload.formats.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes
+from offload.units import round_up_to_page
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.fit.memory_need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 

@@ -9,12 +9,11 @@ from functools import partial
 
 import torch
 
-from offload.copying.copy_rate import measure_copy_rate
+from offload.copying.rates import measure_copy_rate
 from offload.formats.draft_weight import HeldFormat, draft_converter, draft_policy
-from offload.formats.four_bit_weight import FourBitWeight
-from offload.formats.int8_rows import Int8RowsWeight
-from offload.formats.kernel_timing import fastest_seconds
-from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
+from offload.formats.four_bit import FourBitWeight
+from offload.formats.int8 import Int8RowsWeight
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
 from runtime.fit.device_speed import Basis, DeviceSpeed
 
 SIDE = 3072

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from offload.device_identity import device_name, identify_device
-from offload.device_selection import select_device
+from offload.device import device_name, identify_device, select_device
 from profiles.errors import OverstoryError, ProfileError
 from profiles.machine_profile import MachineProfile
 from profiles.profile_store import load_machine_profile

@@ -17,9 +17,9 @@ from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint
 from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
-from offload.formats.packed_int8 import PackedInt8Weight
+from offload.formats.int8 import PackedInt8Weight
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
-from offload.formats.weight_store import LayerSlabs, read_slab, slab_views
+from offload.layer_slabs import LayerSlabs, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
 from runtime.engine_config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder

@@ -20,7 +20,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from offload.errors import PassCancelledError
-from offload.formats.weight_store import LayerSlabs
+from offload.layer_slabs import LayerSlabs
 from offload.layer_streamer import LayerStreamer, PassStatistics
 from runtime.model.layer_binding import ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for

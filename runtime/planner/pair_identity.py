@@ -5,7 +5,7 @@ samples of the weights.
 """
 
 from offload.formats.draft_weight import draft_policy
-from offload.formats.four_bit_weight import FourBitFormat
+from offload.formats.four_bit import FourBitFormat
 from profiles.pair_profile import ModelIdentity
 from runtime.engine.session_plan import SessionPlan
 from runtime.model.model_loader import ComputePlan, ModelFiles

@@ -7,7 +7,7 @@ one, and a sentence says why. Measures nothing.
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.device_identity import identify_device
+from offload.device import identify_device
 from profiles.errors import OverstoryError, ProfileError
 from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.session_plan import SessionPlan

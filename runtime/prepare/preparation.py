@@ -24,7 +24,7 @@ from offload.checkpoint.safetensors_writer import DTYPE_NAMES, OutgoingTensor, W
 from offload.checkpoint.tensor_reader import TensorReader
 from offload.errors import CheckpointError
 from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, ReadElements, WeightQuantizer
-from offload.memory_budget import process_memory
+from offload.memory import process_memory
 from offload.units import format_bytes
 from profiles.errors import BadInputError
 from profiles.steps import relabel

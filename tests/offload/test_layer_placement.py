@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES
 from offload.copying.copy_engine import DiskSource, HostSource
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from offload.errors import BudgetError, LinkError
 from offload.layer_placement import LayerPlacer, Placement
 from offload.layer_streamer import ResidentLayer
-from offload.pinning.host_pinner import PageableMemory
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
+from offload.pinning.pinned_memory import PageableMemory
 from offload.residency_plan import ResidencyPlan, Tier
+from offload.units import PAGE_BYTES
 from tests.support.generator_ends import drained
 
 R, H, D = Tier.RESIDENT, Tier.HOST, Tier.DISK

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload.units import LinkSpec, format_bytes, format_link, parse_bytes, parse_link
+from offload.units import PAGE_BYTES, LinkSpec, format_bytes, format_link, parse_bytes, parse_link, round_up_to_page
 from profiles.errors import BadInputError
 
 
@@ -93,3 +93,8 @@ def test_sizes_are_printed_with_three_figures(num_bytes: float, text: str) -> No
 def test_printed_links_can_be_read_again() -> None:
     assert format_link(LinkSpec(25e9, 10e-6)) == "25.0GB/s,10us"
     assert parse_link(format_link(LinkSpec(25e9))) == LinkSpec(25e9)
+
+
+def test_sizes_are_rounded_up_to_whole_pages() -> None:
+    sizes = (0, 1, PAGE_BYTES, PAGE_BYTES + 1)
+    assert [round_up_to_page(size) for size in sizes] == [0, PAGE_BYTES, PAGE_BYTES, 2 * PAGE_BYTES]

@@ -11,8 +11,7 @@ import torch
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
-from offload.pinning import host_pinner
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
 from profiles.errors import OverstoryError
 from runtime.engine.assembly import load_session, plan_memory
 from runtime.engine_config import EngineConfig
@@ -102,7 +101,7 @@ def test_host_memory_that_ends_at_a_slab_leaves_the_rest_on_disk(
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         return allocate_slab(num_bytes, huge_pages=huge_pages)
 
-    monkeypatch.setattr(host_pinner, "allocate_slab", allocate)
+    monkeypatch.setattr("offload.pinning.pinned_memory.allocate_slab", allocate)
     with open_tiny(folder, link="1GB/s") as opened:
         assert opened.accounting.num_host_layers == number
         assert opened.accounting.num_disk_layers == 4 - number

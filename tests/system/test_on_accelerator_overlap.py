@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from offload.copying.accelerator_copy_engine import TorchAccelerator
+from offload.copying.accelerator_engine import TorchAccelerator
 from profiles.errors import OverstoryError
 from runtime.engine import stream_path
 from runtime.engine.assembly import OpenSession

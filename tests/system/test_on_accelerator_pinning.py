@@ -11,13 +11,13 @@ from unittest import mock
 import torch
 
 from offload.copying.copy_engine import HostSource
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from offload.pinning import pinned_memory
 from offload.pinning.pin_budget import Platform
 from offload.pinning.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
-from runtime.engine import pin_policy, session_plan
+from runtime.engine import session_plan
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
@@ -150,10 +150,10 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
     with (
         registering(),
         registrable_restored(),
-        mock.patch.object(pin_policy, "detect_platform", lambda: Platform.WSL2),
         mock.patch("offload.pinning.pin_budget.detect_platform", lambda: Platform.WSL2),
-        mock.patch.object(
-            pin_policy, "probe_pin_budget", lambda *_, **__: ProbeResult(5 * size, PinBudgetSource.REFUSED)
+        mock.patch(
+            "offload.pinning.pin_budget.probe_pin_budget",
+            lambda *_, **__: ProbeResult(5 * size, PinBudgetSource.REFUSED),
         ),
     ):
         sim.set_registrable_bytes(sim.registered_bytes() + 4 * size)  # four fifths of what was granted once

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.layer_layout import layout_layer
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.formats.weight_store import read_slab
+from offload.copying.host_engine import HostCopyEngine
+from offload.layer_slabs import read_slab
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mincore and O_DIRECT are Linux's")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from offload.errors import LinkError
 from runtime.engine import assembly
 from runtime.engine.assembly import OpenSession

@@ -11,7 +11,7 @@ import torch
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.copy_engine import CopyEngine, DiskSource
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from offload.errors import PassCancelledError
 from offload.layer_streamer import LayerStreamer
 from offload.units import LinkSpec

@@ -13,7 +13,7 @@ import torch
 from offload.checkpoint.block_reader import FileBlock, SourceFile, split_range
 from offload.checkpoint.layer_layout import SlabRange
 from offload.errors import LinkError
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
 
 CONTENT = bytes(range(251)) * 200  # 50,200 bytes: no power of two divides the period
 WAYS = ["direct", "buffered", "seeking"]

@@ -7,7 +7,7 @@ import pytest
 
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
 from offload.checkpoint.layer_layout import MAX_GAP_BYTES, TENSOR_ALIGNMENT_BYTES, LayerLayout, SlabRange, layout_layer
-from offload.checkpoint.stored_sizes import PAGE_BYTES
+from offload.units import PAGE_BYTES
 
 FILE = Path("a.safetensors")
 OTHER = Path("b.safetensors")

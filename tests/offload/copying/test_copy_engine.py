@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES
-from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.copying.staged_copy_engine import StagedCopyEngine
-from offload.pinning.slab_memory import allocate_slab
-from offload.units import LinkSpec
+from offload.copying.host_engine import HostCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
+from offload.memory import allocate_slab
+from offload.units import PAGE_BYTES, LinkSpec
 from tests.support.fake_accelerator import FakeAccelerator
 from tests.support.fakes import InstantEngine
 

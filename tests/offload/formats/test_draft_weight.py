@@ -4,9 +4,8 @@ import torch.nn.functional as F
 
 from offload.formats import draft_weight
 from offload.formats.draft_weight import draft_converter, draft_policy, fastest_format, held_bytes
-from offload.formats.four_bit_weight import FourBitWeight
-from offload.formats.int8_rows import Int8RowsWeight
-from offload.formats.packed_int8 import PackedInt8Weight
+from offload.formats.four_bit import FourBitWeight
+from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight
 from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 
 CPU = torch.device("cpu")

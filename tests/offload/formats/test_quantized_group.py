@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
-from offload.formats.four_bit_weight import FourBitFormat, FourBitWeight
-from offload.formats.int8_rows import Int8RowsFormat, Int8RowsWeight
+from offload.formats.four_bit import FourBitFormat, FourBitWeight
+from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
 from offload.formats.quantized_group import MAX_STATE_BYTES, QuantizedGroup, find_group
 
 SHAPE = (20, 96)

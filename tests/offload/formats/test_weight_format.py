@@ -1,13 +1,17 @@
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from offload.checkpoint.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 from offload.formats.weight_format import (
+    DRAFT_WIDTHS,
     DenseWeight,
     MatmulPolicy,
     UpcastScratch,
     chunk_elements,
+    fastest_seconds,
     from_columns,
     measure_direct_max_rows,
     scratch_bytes,
@@ -82,3 +86,18 @@ def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
     assert chunk_elements(CPU) == CHUNK_ELEMENTS
     assert chunk_elements(torch.device("meta")) == ACCELERATOR_CHUNK_ELEMENTS
     assert scratch_bytes(torch.bfloat16, CPU) == 2 * CHUNK_ELEMENTS
+
+
+def test_the_fastest_run_counts() -> None:
+    pauses = iter((0.02, 0.001, 0.02))
+    assert 0.001 <= fastest_seconds(lambda: time.sleep(next(pauses)), repeats=3) < 0.02
+
+
+def test_every_repeat_runs_the_action_once() -> None:
+    calls = []
+    fastest_seconds(lambda: calls.append(None), repeats=5, device=torch.device("cpu"))
+    assert len(calls) == 5
+
+
+def test_draft_widths_are_those_of_narrow_levels() -> None:
+    assert min(DRAFT_WIDTHS) == 1 and max(DRAFT_WIDTHS) == 16

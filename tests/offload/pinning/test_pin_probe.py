@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def probe(driver: str, *, limit_bytes: int = 8 * MIB) -> ProbeResult:
-    return probe_pin_budget(f"fake_driver:{driver}", limit_bytes=limit_bytes, step_bytes=MIB)
+    return probe_pin_budget(f"tests.support.fake_driver:{driver}", limit_bytes=limit_bytes, step_bytes=MIB)
 
 
 def test_all_that_was_asked_for_is_the_budget_if_all_was_granted() -> None:
@@ -81,7 +81,7 @@ def test_a_child_that_never_returns_is_killed_and_what_it_was_granted_counts(
     is_hanging: SetByFile, children: list[subprocess.Popen[str]]
 ) -> None:
     result = probe_pin_budget(
-        "fake_driver:hanging_at_call_4",
+        "tests.support.fake_driver:hanging_at_call_4",
         limit_bytes=8 * MIB,
         step_bytes=MIB,
         timeout_seconds=5,
@@ -118,7 +118,9 @@ def test_nobody_waits_for_a_child_that_cannot_be_killed(output: bytes | None) ->
 
 def test_a_cancelled_probe_leaves_no_process(is_hanging: SetByFile, children: list[subprocess.Popen[str]]) -> None:
     with pytest.raises(PassCancelledError, match="cancelled"):
-        probe_pin_budget("fake_driver:hanging_at_call_4", limit_bytes=8 * MIB, step_bytes=MIB, cancel=is_hanging)
+        probe_pin_budget(
+            "tests.support.fake_driver:hanging_at_call_4", limit_bytes=8 * MIB, step_bytes=MIB, cancel=is_hanging
+        )
     assert len(children) == 1 and children[0].returncode not in (None, 0)
 
 
@@ -130,7 +132,7 @@ def test_a_device_that_does_not_even_open_is_an_error_with_its_last_words() -> N
 def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "fake_driver.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "tests.py").write_text("raise SystemExit('the wrong module')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(tmp_path)
     assert probe("generous", limit_bytes=MIB).granted_bytes == MIB

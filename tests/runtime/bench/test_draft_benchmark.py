@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from profiles.steps import finish
 from runtime.bench.draft_benchmark import (
     AnsweredPrompt,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offload.device_identity import identify_device
+from offload.device import identify_device
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import save_pair_profile

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from offload.device_selection import DeviceMemory
+from offload.device import DeviceMemory
 from offload.errors import BudgetError
 from offload.residency_plan import Tier
 from profiles.errors import BadInputError

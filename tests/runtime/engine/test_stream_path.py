@@ -7,7 +7,7 @@ import pytest
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 

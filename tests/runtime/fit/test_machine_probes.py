@@ -5,7 +5,7 @@ import psutil
 import pytest
 import torch
 
-from offload.device_selection import DeviceMemory
+from offload.device import DeviceMemory
 from offload.errors import LinkError
 from offload.pinning.pin_budget import PinBudget
 from profiles.machine_profile import PinBudgetSource

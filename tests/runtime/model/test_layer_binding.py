@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload.formats.int8_rows import Int8RowsFormat, Int8RowsWeight
+from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
 from runtime.model.layer_binding import ModuleBinder, StoredLinear, bind_embedding, replace_linears
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from offload.errors import CheckpointError
 from offload.formats import draft_weight
 from offload.formats.draft_weight import HeldFormat
-from offload.formats.weight_store import read_slab, slab_views
+from offload.layer_slabs import read_slab, slab_views
 from profiles.steps import finish
 from runtime.model import model_loader
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offload.device_identity import identify_device
+from offload.device import identify_device
 from profiles.machine_profile import PinBudgetSource
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile

@@ -207,7 +207,7 @@ def test_closing_it_leaves_the_number_of_threads_alone(tmp_path: Path) -> None:
 PEAK = """
 import gc, json, sys
 from pathlib import Path
-from offload.memory_budget import process_memory
+from offload.memory import process_memory
 from runtime.prepare.preparation import PreparationRequest, prepare_model
 
 small, large, folder = map(Path, sys.argv[1:])

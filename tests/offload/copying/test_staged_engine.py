@@ -11,16 +11,15 @@ import torch
 
 from offload.checkpoint.block_reader import FileBlock
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES
 from offload.copying.copy_engine import CopySource, DiskSource, HostSource, PendingCopy
 from offload.copying.emulated_link import EmulatedLink
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.copying.staged_copy_engine import StagedCopyEngine
+from offload.copying.host_engine import HostCopyEngine
+from offload.copying.staged_engine import StagedCopyEngine
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
 from offload.pipeline_model import PipelineParts, round_seconds
-from offload.units import LinkSpec
+from offload.units import PAGE_BYTES, LinkSpec
 from tests.support.fakes import InstantEngine
 
 SLAB_BYTES = 2 * PAGE_BYTES

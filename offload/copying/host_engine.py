@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from offload.checkpoint.block_reader import SourceFile, split_range
-from offload.checkpoint.stored_sizes import PAGE_BYTES
-from offload.closeable import Closeable
+from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.copying.copy_engine import CopySource, HostSource
-from offload.copying.patience import PATIENCE_SECONDS, Patience
 from offload.errors import LinkError, PassCancelledError
+from offload.units import PAGE_BYTES
 
 # On a virtual disk of 1.0 to 1.6 GB/s, O_DIRECT: 3 threads keep it busy alone, but while both cores multiply, a thread
 # that waits for a core leaves the queue short: plain passes got 0.95 of the raw link with 3, 0.98 with 6. 8 MiB is

@@ -3,9 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS
-from offload.formats import four_bit_weight
-from offload.formats.four_bit_weight import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
+from offload.formats.four_bit import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
+from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import MatmulPolicy, UpcastScratch
 
 CPU = torch.device("cpu")
@@ -16,7 +15,7 @@ SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Widens with bitsandbytes' kernel, or with the table that any other device uses."""
     if request.param == "table":
-        monkeypatch.setattr(four_bit_weight, "has_kernel", lambda operator, device_type: False)
+        monkeypatch.setattr("offload.formats.four_bit.has_kernel", lambda operator, device_type: False)
     return request.param
 
 
@@ -116,7 +115,9 @@ def test_the_format_knows_its_sizes() -> None:
 def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No device here has the fused kernel; bitsandbytes' default implementation of the operator stands in for it."""
     asked = []
-    monkeypatch.setattr(four_bit_weight, "has_kernel", lambda operator, device_type: asked.append(operator) or True)
+    monkeypatch.setattr(
+        "offload.formats.four_bit.has_kernel", lambda operator, device_type: asked.append(operator) or True
+    )
     inputs, bias = torch.randn(2, 130), torch.randn(96)
     for is_nested in (False, True):
         weight = FourBitWeight.quantize(random_matrix(96, 130), MatmulPolicy(is_fast=True), is_nested=is_nested)

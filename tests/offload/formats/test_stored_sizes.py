@@ -2,8 +2,8 @@ import bitsandbytes.functional
 import pytest
 import torch
 
-from offload.checkpoint.stored_sizes import int8_rows_bytes, nf4_bytes
-from offload.formats.int8_rows import Int8RowsWeight
+from offload.formats.int8 import Int8RowsWeight
+from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 
 SHAPES = [(1, 64), (5, 7), (64, 64), (129, 130), (300, 1000), (257, 64)]
 

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import torch
 
-from offload.closeable import Closeable
+from offload.closing import Closeable
 from offload.copying.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 

@@ -1,18 +1,25 @@
-"""Which device computes, and how much memory it has: `auto`, `cpu`, or any accelerator type that torch knows here.
+"""The device that computes: which one, how much memory it has, and what a machine profile is kept under.
 
-Everything goes through torch.accelerator and torch.get_device_module, so CUDA, ROCm, XPU and devices that register
-themselves with torch under another name are all the same. Allocates nothing.
+`auto`, `cpu`, or any accelerator type that torch knows here: everything goes through torch.accelerator and
+torch.get_device_module, so CUDA, ROCm, XPU and devices that register themselves with torch under another name are all
+the same. Only the driver's version, for which torch has no common call, is read from the vendors' own files.
 """
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from offload.memory_budget import free_memory_bytes
+from offload.memory import free_memory_bytes
 from profiles.errors import BadInputError
+from profiles.machine_profile import DeviceIdentity
 
 _DEVICE = re.compile(r"([a-z][a-z0-9_]*)(?::([0-9]{1,4}))?", re.ASCII)
+UNKNOWN_DRIVER = "unknown"
+_ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +79,41 @@ def _found_here() -> str:
         return "torch finds no accelerator, so that leaves cpu"
     names = [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
     return f"torch finds {', '.join(names)} and cpu"
+
+
+def identify_device(device: torch.device, *, root: Path = _ROOT) -> DeviceIdentity:
+    """Type, name and driver of an accelerator; `root` is where proc/ and sys/ are."""
+    driver = find_driver(root)
+    return DeviceIdentity(device.type, device_name(device), "" if driver == UNKNOWN_DRIVER else driver)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device's own module in torch calls it; its type if it has no name."""
+    module = torch.get_device_module(device.type)
+    if hasattr(module, "get_device_name"):
+        return str(module.get_device_name(device.index))
+    if hasattr(module, "get_device_properties"):
+        return str(getattr(module.get_device_properties(device.index), "name", device.type))
+    return device.type
+
+
+def find_driver(root: Path = _ROOT) -> str:
+    """The accelerator's driver and its version, from the driver's own files or nvidia-smi; else UNKNOWN_DRIVER."""
+    nvidia = _read_text(root / "proc/driver/nvidia/version")
+    if match := re.search(r"(\d+\.\d+(?:\.\d+)?)\s", nvidia.partition("Kernel Module")[2]):
+        return f"NVIDIA {match[1]}"
+    if version := _read_text(root / "sys/module/amdgpu/version").strip():
+        return f"amdgpu {version}"
+    if program := shutil.which("nvidia-smi"):
+        command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return f"NVIDIA {asked.stdout.split()[0]}"
+    return UNKNOWN_DRIVER
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

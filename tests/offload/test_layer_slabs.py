@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.layer_layout import layout_layer
-from offload.copying.host_copy_engine import HostCopyEngine
-from offload.formats.weight_store import LayerSlabs, read_slab, slab_views
+from offload.copying.host_engine import HostCopyEngine
+from offload.layer_slabs import LayerSlabs, read_slab, slab_views
 
 Tensors = dict[str, torch.Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.copy_engine import CopyEngine, DiskSource
 from offload.formats.weight_format import TORCH_DTYPES
-from offload.pinning.slab_memory import allocate_read_slab, allocate_slab
+from offload.memory import allocate_read_slab, allocate_slab
 
 
 def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tensor]:

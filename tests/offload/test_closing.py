@@ -1,6 +1,8 @@
 import threading
 
-from offload.copying.patience import Patience
+import pytest
+
+from offload.closing import Closeable, Patience
 
 
 def test_it_is_set_once_its_time_is_up() -> None:
@@ -22,3 +24,27 @@ def test_it_can_be_ended_earlier_from_another_thread() -> None:
     patience = Patience(60.0)
     threading.Timer(0.01, patience.set).start()
     assert patience.wait(30.0) and patience.seconds_left == 0.0
+
+
+class Door(Closeable):
+    def __init__(self) -> None:
+        self.num_closed = 0
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+def test_the_end_of_the_block_closes_and_lets_errors_through() -> None:
+    door = Door()
+    with pytest.raises(KeyError), door as opened:
+        assert opened is door
+        raise KeyError
+    assert door.num_closed == 1
+
+
+def test_a_class_that_does_not_say_how_to_close_cannot_be_made() -> None:
+    class Wall(Closeable):
+        pass
+
+    with pytest.raises(TypeError, match="close"):
+        Wall()  # type: ignore[abstract]

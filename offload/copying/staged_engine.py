@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from offload.closeable import Closeable
+from offload.closing import Closeable
 from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 

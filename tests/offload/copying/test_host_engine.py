@@ -12,9 +12,9 @@ import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.copy_engine import DiskSource, HostSource
-from offload.copying.host_copy_engine import HostCopyEngine
+from offload.copying.host_engine import HostCopyEngine
 from offload.errors import LinkError, PassCancelledError
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
 
 PAGE = 4096
 

@@ -1,11 +1,30 @@
-"""How long to wait for a disk or a device that may never answer, as a cancellation that comes by itself."""
+"""How engines, rings and pinners end: closed by `with`, and given up on where a disk or a device never answers."""
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 PATIENCE_SECONDS = 30.0
 """No block of a layer takes nearly as long, on any disk that works."""
+
+
+class Closeable(ABC):
+    """A context manager that is closed at its end, whatever happened inside."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held; idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class Patience(threading.Event):

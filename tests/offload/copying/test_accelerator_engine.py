@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.accelerator_copy_engine import AcceleratorCopyEngine
+from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer

@@ -1,7 +1,8 @@
-"""How fast a file's disk is, by the simplest loop that could be: the yardstick for streamed passes.
+"""How fast a disk and a link are, by the simplest loops that could be: the yardsticks for streamed passes.
 
-Threads take the next block of the given ranges, in order, and read it into a buffer of their own, with O_DIRECT where
-the file system allows it. Shares no reading code with the copy engine on purpose, and keeps nothing of what it reads.
+A file's disk: threads take the next block of the given ranges, in order, and read it into a buffer of their own, with
+O_DIRECT where the file system allows it. The link to a device (or, on the CPU, from memory to memory): one buffer
+copied over and over. Neither shares code with the copy engines, on purpose, and nothing is kept of what is read.
 """
 
 import os
@@ -15,11 +16,17 @@ from io import FileIO
 from itertools import cycle, takewhile
 from pathlib import Path
 
+import torch
+
 from offload.checkpoint.layer_layout import SlabRange
-from offload.checkpoint.stored_sizes import PAGE_BYTES, round_up_to_page
-from offload.copying.host_copy_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
+from offload.copying.host_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.errors import LinkError
-from offload.pinning.slab_memory import allocate_read_slab
+from offload.memory import allocate_read_slab
+from offload.units import PAGE_BYTES, round_up_to_page
+
+COPY_BYTES = 64 << 20
+"""Large enough that starting a copy costs nothing beside it."""
+_NUM_COPIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +131,34 @@ def _read_all(queue: Iterator[tuple[Path, int, int]], readers: Sequence[_Reader]
 
     with ThreadPoolExecutor(len(readers)) as threads:
         return sum(threads.map(read_blocks, readers))
+
+
+def measure_copy_rate(
+    device: torch.device,
+    *,
+    is_pinned: bool = False,
+    num_bytes: int = COPY_BYTES,
+    clock: Callable[[], float] = time.perf_counter,
+    synchronize: Callable[[torch.device], None] | None = None,
+) -> float:
+    """Bytes per second of copies of `num_bytes` from host memory, pinned or pageable, to `device`.
+
+    `synchronize` waits for the device; by default torch's own. Raises RuntimeError where memory cannot be had.
+    """
+    if synchronize is None:
+        synchronize = _do_nothing if device.type == "cpu" else torch.accelerator.synchronize
+    source = torch.full((num_bytes,), 1, dtype=torch.uint8)  # written, or every page would be the same page of zeros
+    if is_pinned:
+        source = source.pin_memory()
+    target = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target.copy_(source, non_blocking=is_pinned)
+    synchronize(device)
+    began = clock()
+    for _ in range(_NUM_COPIES):
+        target.copy_(source, non_blocking=is_pinned)
+    synchronize(device)
+    return _NUM_COPIES * num_bytes / max(clock() - began, 1e-9)
+
+
+def _do_nothing(device: torch.device) -> None:
+    """A copy on the CPU is done when it returns."""

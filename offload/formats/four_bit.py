@@ -13,9 +13,9 @@ from functools import cache
 
 import torch
 
-from offload.checkpoint.stored_sizes import CHUNK_ELEMENTS
+from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import EXACT, MatmulPolicy, UpcastScratch, from_columns
-from offload.pinning.slab_memory import allocate_slab
+from offload.memory import allocate_slab
 
 QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
