@@ -27,11 +27,9 @@ from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.commands.bench_commands import round_, stream
 from tui.commands.calibrate_command import calibrate
-from tui.commands.chat_bench_command import chat_latency
 from tui.commands.chat_command import chat
 from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor
-from tui.commands.draft_bench_command import draft as bench_draft
 from tui.commands.perplexity_command import perplexity
 from tui.commands.plan_command import plan
 from tui.commands.prepare_command import prepare
@@ -68,8 +66,6 @@ bench_app.command()(trees)
 bench_app.command()(validate)
 bench_app.command()(stream)
 bench_app.command("round")(round_)
-bench_app.command(name="chat")(chat_latency)
-bench_app.command(name="draft")(bench_draft)
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -54,9 +54,9 @@ SUBSTITUTE_ACCEPTANCE: Mapping[str, tuple[float, ...]] = {
 """The same for a substitute draft, the target's own layers, by the format they are held in.
 
 Ranks 1-3 are the means over SmolLM2-135M (int8 .990 .010 .000, nf4 .797 .099 .026) and Qwen2.5-Coder-1.5B (int8 .995
-.000 .005, nf4 .958 .026 .016), 192 positions each, greedy, on the example prompts (`overstory bench draft`), smoothed
-to be non-increasing; later ranks are a guess that gives the tail some nodes. A target that is quantized in its files is
-its own draft but for rounding, like int8.
+.000 .005, nf4 .958 .026 .016), 192 positions each, greedy, on the demo prompts, smoothed to be
+non-increasing (`overstory calibrate` measures them anew); later ranks are a guess that gives the tail some nodes. A
+target that is quantized in its files is its own draft but for rounding, like int8.
 """
 
 

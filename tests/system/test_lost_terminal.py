@@ -12,7 +12,7 @@ from tests.support.session_factory import save_tiny_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
 if os.name == "posix":
-    from tui.chat.terminal_driver import TerminalDriver
+    from tests.support.terminal_driver import TerminalDriver
 
 START = "from tui.cli import main; main()"
 

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
 if os.name == "posix":
-    from tui.chat.terminal_driver import TerminalDriver
+    from tests.support.terminal_driver import TerminalDriver
 
 ECHO = """
 import os, sys, termios, tty

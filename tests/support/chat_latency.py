@@ -1,23 +1,25 @@
 """How soon the chat app answers a key, at rest and while the model computes: whole app, real terminal, real engine.
 
+    python -m tests.support.chat_latency [--keys 200] [options of `overstory chat`]
+
 Greek letters are typed into the prompt, one by one; each is timed from the key to the bytes that draw it. The first
 paint is timed from the start of the process. The app gets folders of its own, so that no conversation of the user's is
-touched. Prints nothing.
+touched. POSIX only.
 """
 
+import argparse
 import itertools
+import json
 import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from runtime.errors import OptionError
-from tui.chat.terminal_driver import TerminalDriver
+from tests.support.terminal_driver import TerminalDriver
 
 LETTERS = "αβγδεζηθικλμνξοπρστυφχψω"
 """Nothing else on the screen has them."""
@@ -34,13 +36,10 @@ class KeyLatency:
     """Seconds from key to screen."""
 
     num_keys: int
-    """Keys that were timed."""
     median_seconds: float
-    """Half were drawn sooner."""
     p99_seconds: float
     """As quick or quicker were 99 of 100 (nearest rank)."""
     worst_seconds: float
-    """The slowest."""
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "KeyLatency":
@@ -51,45 +50,42 @@ class KeyLatency:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatLatencyReport:
-    """What `overstory bench chat` shows."""
+class ChatLatency:
+    """What was measured."""
 
     first_paint_seconds: float
     """From the start of the process to the prompt on the screen."""
     load_seconds: float
     """From there until the model was ready."""
     at_rest: KeyLatency
-    """While the engine waits."""
     while_computing: KeyLatency
-    """While an answer is written."""
     num_answers: int
     """Answers that were asked for meanwhile."""
 
-    def to_record(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return asdict(self)
+
+class LatencyError(Exception):
+    """The app ended, did not load its model in time, or answers at once."""
 
 
-def run_latency_benchmark(options: Sequence[str], *, num_keys: int) -> Iterator[str | ChatLatencyReport]:
-    """Yield sentences of progress, and last the report; `options` are those of `overstory chat`.
-
-    Raises OptionError if the app ends or the model is not loaded in time.
-    """
+def measure_latency(
+    options: Sequence[str], *, num_keys: int, say: Callable[[str], object] = lambda sentence: None
+) -> ChatLatency:
+    """Time `num_keys` keys at rest and as many while it computes; `options` are those of `overstory chat`."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "OVERSTORY_DATA": folder, "OVERSTORY_CONFIG": folder, "TERM": "xterm-256color"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         begun = time.perf_counter()
         with TerminalDriver([sys.executable, "-c", _START, "chat", *options], environment=environment) as terminal:
             painted = _expect(terminal, "Ask something", seconds=60.0)
-            yield f"first paint after {painted - begun:.2f} s; loading the model"
+            say(f"first paint after {painted - begun:.2f} s; loading the model")
             ready = _expect(terminal, "ready", seconds=LOAD_TIMEOUT_SECONDS)
-            yield f"ready after {ready - painted:.1f} s; {num_keys} keys at rest"
+            say(f"ready after {ready - painted:.1f} s; {num_keys} keys at rest")
             at_rest = [_time_key(terminal, letter) for letter in itertools.islice(itertools.cycle(LETTERS), num_keys)]
-            yield f"{num_keys} keys while it computes"
+            say(f"{num_keys} keys while it computes")
             computing, num_answers = _time_while_computing(terminal, num_keys)
             terminal.press("\x1b")
             terminal.press("\x11")
-        yield ChatLatencyReport(
+        return ChatLatency(
             first_paint_seconds=painted - begun,
             load_seconds=ready - painted,
             at_rest=KeyLatency.of(at_rest),
@@ -102,7 +98,7 @@ def _expect(terminal: TerminalDriver, *texts: str, seconds: float) -> float:
     found = terminal.wait_for(*texts, timeout_seconds=seconds)
     if found is None:
         state = "it has ended" if terminal.exit_code is not None else "it still runs"
-        raise OptionError(
+        raise LatencyError(
             f"the chat app did not show {' or '.join(map(repr, texts))} within {seconds:g} s ({state}); "
             "try overstory chat with the same options"
         )
@@ -139,5 +135,19 @@ def _time_while_computing(terminal: TerminalDriver, num_keys: int) -> tuple[list
                 break  # the answer has ended, perhaps before this key
             seconds.append(took)
         if num_answers > num_keys:
-            raise OptionError("answers end at once, so that nothing computes while keys are typed; give another target")
+            raise LatencyError(
+                "answers end at once, so that nothing computes while keys are typed; give another target"
+            )
     return seconds, num_answers
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--keys", type=int, default=200)
+    own, others = parser.parse_known_args()
+    latency = measure_latency(
+        ["--draft=substitute", "--max-new-tokens=1024", *others],
+        num_keys=own.keys,
+        say=lambda sentence: print(sentence, file=sys.stderr),
+    )
+    print(json.dumps(asdict(latency)))

@@ -1,4 +1,4 @@
-"""Makes the README's pictures: `python -m tui.chat.screenshots examples/screenshots`.
+"""Makes the README's pictures: `python -m tests.support.screenshots examples/screenshots`.
 
 The app runs without a terminal on a scripted engine and a store in memory, so the pictures come out the same each time.
 Needs no model.
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
+from textual.widgets import Input
 
+from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
 from tui.chat.chat_app import ChatApp, make_chat_app
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.engine.engine_client import EngineDied
 from tui.chat.engine.engine_messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
@@ -142,6 +143,8 @@ async def make_screenshot(
             await _settle(pilot)
             await scene(pilot, engine)
             await _settle(pilot)
+            _show_cursors(app)
+            await _settle(pilot)
             path = folder / f"{name}.svg"
             path.write_text(app.export_screenshot(title="overstory chat"), encoding="utf-8")
     return path
@@ -171,6 +174,13 @@ async def _settle(pilot: Pilot[int]) -> None:
         await pilot.pause(0.02)
 
 
+def _show_cursors(app: ChatApp) -> None:
+    """Stop every field's cursor from blinking, while it is shown."""
+    for field in app.screen.query(Input):
+        field.cursor_blink = False
+        field._restart_blink()
+
+
 def _chat(pilot: Pilot[int]) -> ChatScreen:
     assert isinstance(pilot.app, ChatApp)
     screen = pilot.app.screen_stack[0]
@@ -181,4 +191,4 @@ def _chat(pilot: Pilot[int]) -> ChatScreen:
 
 if __name__ == "__main__":
     for written in asyncio.run(make_screenshots(Path(sys.argv[1]))):
-        print(written)  # noqa: T201 - what was written is the result
+        print(written)
