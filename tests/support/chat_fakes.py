@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 
-from tui.chat.engine.engine_client import EngineDied
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.client import EngineDied
+from tui.chat.engine.messages import (
     Answer,
     Answered,
     Drafting,

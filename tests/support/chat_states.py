@@ -1,7 +1,7 @@
 """Engine states at typical moments, made as the app makes them: from reports."""
 
-from tui.chat.engine.engine_messages import Drafting, Loaded, Loading, PassRunning, Prefilling, RoundDone
-from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_report
+from tui.chat.engine.messages import Drafting, Loaded, Loading, PassRunning, Prefilling, RoundDone
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_report
 
 LOADED = Loaded(
     target="Qwen2.5-Coder-1.5B-Instruct",

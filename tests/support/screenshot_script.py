@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from runtime.engine.demo_model import DEMO_MODEL_NAME
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.messages import (
     Answered,
     Drafting,
     Loaded,

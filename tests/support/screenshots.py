@@ -18,8 +18,8 @@ from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANS
 from tui.chat.chat_app import ChatApp, make_chat_app
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
-from tui.chat.engine.engine_client import EngineDied
-from tui.chat.engine.engine_messages import Answer, LoadModel, Report, Request
+from tui.chat.engine.client import EngineDied
+from tui.chat.engine.messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings

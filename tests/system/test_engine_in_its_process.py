@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tui.chat.engine.engine_client import EngineClient, EngineDied
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.client import EngineClient, EngineDied
+from tui.chat.engine.messages import (
     Answer,
     Answered,
     Failed,

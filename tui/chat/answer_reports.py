@@ -11,7 +11,7 @@ import psutil
 
 from runtime.events import Event, Finished, LevelDrafted, PassVerified, PrefillProgress, TextDelta
 from runtime.planner.tree_choice import TreeChoice
-from tui.chat.engine.engine_messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
+from tui.chat.engine.messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 
 
 class PlannerLike(Protocol):

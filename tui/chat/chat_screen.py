@@ -25,8 +25,8 @@ from tui.chat.commands.slash_commands import (
     parse_command,
 )
 from tui.chat.dialogue_changes import PromptReturned, Trouble
-from tui.chat.engine.engine_client import EngineDied
-from tui.chat.engine.engine_messages import Loaded, Report
+from tui.chat.engine.client import EngineDied
+from tui.chat.engine.messages import Loaded, Report
 from tui.chat.machine_actions import MachineActions
 from tui.chat.settings.path_completion import list_paths
 from tui.chat.widgets.answer_markdown import AnswerMarkdown, CodeBlock

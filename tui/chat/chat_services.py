@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tui.chat.engine.engine_client import EngineLink
+from tui.chat.engine.client import EngineLink
 from tui.chat.model_source import LocalModelSource
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore

@@ -23,9 +23,9 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.engine.engine_client import EngineDied, EngineLink
-from tui.chat.engine.engine_messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
-from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.client import EngineDied, EngineLink
+from tui.chat.engine.messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.errors import ConversationStoreError
 from tui.chat.store.records import Message, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore

@@ -17,8 +17,7 @@ from offload.errors import BudgetError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from profiles.steps import finish
-from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, write_line
-from tui.chat.engine.modest_process import step_back
+from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, step_back, write_line
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 

@@ -12,7 +12,7 @@ from textual.theme import Theme
 from tui.chat.chat_themes import AUTO, theme_name
 from tui.chat.commands.command_registry import COMMANDS
 from tui.chat.conversation_actions import ConversationActions
-from tui.chat.engine.engine_messages import Loaded
+from tui.chat.engine.messages import Loaded
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import changed_names
 from tui.chat.settings.setting_words import changes_that_reload, find_setting

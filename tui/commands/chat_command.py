@@ -82,7 +82,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
     """Open what is kept, run the app until it ends, and return the exit code."""
     from tui.chat.chat_app import make_chat_app
     from tui.chat.chat_services import ChatServices
-    from tui.chat.engine.engine_client import EngineClient
+    from tui.chat.engine.client import EngineClient
     from tui.chat.settings.remembered_settings import RememberedSettings
     from tui.chat.settings.settings_file import read_settings
 

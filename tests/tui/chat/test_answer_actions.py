@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.chat_fakes import answer_reports, endless
 from tests.support.chat_stories import tell, telling
-from tui.chat.engine.engine_messages import Answer, StopAnswer
+from tui.chat.engine.messages import Answer, StopAnswer
 
 CODE = "Here:\n\n```python\ndef f():\n    return 1\n```\n\nand\n\n```sh\nls\n```\n"
 

@@ -18,7 +18,7 @@ from runtime.events import (
 from runtime.planner.tree_choice import TreeChoice
 from runtime.speculation.token_tree import TreeTopology
 from tui.chat.answer_reports import AnswerReports
-from tui.chat.engine.engine_messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
+from tui.chat.engine.messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 
 CHOICE = TreeChoice(
     num_nodes=8,

@@ -7,7 +7,7 @@ import pytest
 from tests.support.chat_fakes import ANSWERED, LOADED, ROUND
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import assert_snapshot, screen_text
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.messages import (
     Answer,
     Drafting,
     Failed,

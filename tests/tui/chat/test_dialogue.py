@@ -17,8 +17,8 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.engine.engine_client import EngineDied
-from tui.chat.engine.engine_messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
+from tui.chat.engine.client import EngineDied
+from tui.chat.engine.messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
 from tui.chat.store.store import ConversationStore
 
 

@@ -6,7 +6,7 @@ from profiles.errors import BadInputError
 from tests.support.chat_fakes import LOADED, endless, polite
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
-from tui.chat.engine.engine_messages import Answer, Failed, LoadModel
+from tui.chat.engine.messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import Overrides, RememberedSettings

@@ -7,7 +7,7 @@ import pytest
 from tests.support.paths import EXAMPLES
 from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, PIECES, PROMPT, reports_of_answer
 from tests.support.screenshots import SCENES, make_screenshot
-from tui.chat.engine.engine_messages import Answered, RoundDone, TextArrived
+from tui.chat.engine.messages import Answered, RoundDone, TextArrived
 
 STORED = EXAMPLES / "screenshots"
 

@@ -149,7 +149,7 @@ def test_the_first_paint_needs_neither_torch_nor_transformers():
     """The interface paints within a second because only the engine's process imports them."""
     program = (
         "import sys\nimport tui.commands.chat_command\nassert 'textual' not in sys.modules\n"
-        "import tui.chat.chat_app, tui.chat.engine.engine_client\nprint(*sys.modules)"
+        "import tui.chat.chat_app, tui.chat.engine.client\nprint(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert "textual.app" in loaded

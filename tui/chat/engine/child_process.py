@@ -1,4 +1,4 @@
-"""What the app's child processes have in common: how they are started, and whose standard streams they have.
+"""Starts the app's child processes, makes them yield to the app, and carries lines between the two.
 
 A child speaks lines of JSON over pipes; whatever its libraries print must not get between them.
 """
@@ -6,16 +6,23 @@ A child speaks lines of JSON over pipes; whatever its libraries print must not g
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+NICENESS = 5
+"""Of 19: a quarter of a core's time beside a program that wants all of it, and all of it alone. The interface wants
+little and is served at once; more niceness would only hand the engine's time to whatever else computes here."""
+OUT_OF_MEMORY_SCORE = 500
+"""Of 1000: Linux ends the process with the highest score first."""
 
 
 def child_command(module: str) -> tuple[str, ...]:
-    """This interpreter on one of our modules; folders where the user happens to be are not looked into."""
+    """Return the command that runs one of our modules; folders where the user happens to be are not looked into."""
     return (sys.executable, "-P", "-m", module)
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """Ours, with our packages on the path, wherever the app was started from."""
+    """Return our environment with our packages on the path, wherever the app was started from."""
     packages_folder = str(Path(__file__).resolve().parents[3])
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([packages_folder, inherited] if inherited else [packages_folder])
@@ -23,7 +30,7 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 def own_streams() -> tuple[int, int]:
-    """In the child: (stdin, stdout) as descriptors of its own.
+    """In the child, return stdin and stdout as descriptors that nothing else has.
 
     From then on libraries and children of the child find nothing on stdin, and stderr in place of stdout.
     """
@@ -35,8 +42,24 @@ def own_streams() -> tuple[int, int]:
     return requests, reports
 
 
+def step_back(*, process_folder: Path = Path("/proc/self")) -> None:
+    """In the child, yield the cores to the app and be the one to go when memory runs out, as far as the system lets it.
+
+    A pass keeps every core busy for seconds; the interface needs one of them for a millisecond at a time, and at once.
+    Call it before there are other threads.
+    """
+    import psutil  # here, since the app imports this module too and starts sooner without it
+
+    with suppress(psutil.Error, OSError):
+        psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", NICENESS))
+    # On a Linux desktop each session is a group, and niceness counts only among those of one group.
+    for name, value in (("autogroup", NICENESS), ("oom_score_adj", OUT_OF_MEMORY_SCORE)):
+        with suppress(OSError), (process_folder / name).open("r+") as file:
+            file.write(str(value))
+
+
 def lines_of(descriptor: int) -> Iterator[bytes]:
-    """Whole lines from a pipe until it ends, without a lock that a thread could hold at the interpreter's end."""
+    """Yield whole lines from a pipe until it ends, without a lock that a thread could hold at the interpreter's end."""
     rest = b""
     while chunk := os.read(descriptor, 1 << 16):
         *lines, rest = (rest + chunk).split(b"\n")

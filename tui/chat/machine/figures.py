@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tui.chat.engine.engine_messages import RoundDone
+from tui.chat.engine.messages import RoundDone
 
 NUM_SMOOTHED_ROUNDS = 8
 """Rates are means over so many last rounds."""

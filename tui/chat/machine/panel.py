@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from offload.units import format_bytes
-from tui.chat.engine.engine_state import EngineState
+from tui.chat.engine.state import EngineState
 from tui.chat.machine.drawing import (
     ACCEPTED_SIGNS,
     CURRENT,

@@ -15,7 +15,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from offload.units import format_bytes
-from tui.chat.engine.engine_state import EngineState, Phase
+from tui.chat.engine.state import EngineState, Phase
 from tui.chat.machine.drawing import fit_text, progress_bar, rate_text
 from tui.terminal_text import one_line
 

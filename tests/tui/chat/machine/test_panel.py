@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.chat_states import LOADED, folded, ready, round_done, verifying
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
-from tui.chat.engine.engine_state import EngineState
+from tui.chat.engine.state import EngineState
 from tui.chat.machine.panel import (
     MachinePanel,
     SectionView,

@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
 from tests.support.widget_screens import WidgetApp, run, screen_rows
-from tui.chat.engine.engine_messages import Failed, Loading
-from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.messages import Failed, Loading
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (
     StatusFigure,
     StatusLine,

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
-from tui.chat.engine.engine_messages import Answered, Drafting, Failed, Loading, PassRunning, Prefilling, TextArrived
-from tui.chat.engine.engine_state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.messages import Answered, Drafting, Failed, Loading, PassRunning, Prefilling, TextArrived
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 
 ANSWERED = Answered(1, "stop", 10, 20, 5, 1.0, 0.2, 0.9)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from profiles.errors import BadInputError
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.messages import (
     Answer,
     Failed,
     Loaded,

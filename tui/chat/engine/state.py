@@ -1,13 +1,13 @@
 """What the engine is doing and what it has measured, folded from its reports into one frozen value.
 
-Pure: takes the reports of `engine_messages` and the app's word that a request was sent or that the process is gone.
+Pure: takes the reports of `messages` and the app's word that a request was sent or that the process is gone.
 Knows no process, no clock and no widget; every widget that shows the machine is fed by this value alone.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.messages import (
     Answered,
     Drafting,
     Failed,

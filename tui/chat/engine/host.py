@@ -1,6 +1,6 @@
 """The engine's process: opens sessions and writes answers for the chat app, told and telling by JSON lines.
 
-Started as `python -m tui.chat.engine.engine_host`; requests come on stdin, reports go to stdout, and what libraries
+Started as `python -m tui.chat.engine.host`; requests come on stdin, reports go to stdout, and what libraries
 print goes to stderr, whose last lines the app shows if this process dies. It ends when its stdin does: no app, no
 engine. What goes wrong is told and survived; only a fault below Python, or the system, ends the process.
 """
@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -23,12 +23,10 @@ from runtime.errors import OptionError, PromptTooLongError
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
 from runtime.sampling_params import SamplingParams
 from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
-from tui.chat.engine.child_process import lines_of, own_streams, write_line
-from tui.chat.engine.engine_messages import Answer, Failed, Loaded, Loading, LoadModel, Report, to_line
-from tui.chat.engine.modest_process import step_back
-from tui.chat.engine.request_inbox import RequestInbox
+from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
+from tui.chat.engine.inbox import RequestInbox
+from tui.chat.engine.messages import Answer, Failed, Loaded, Loading, LoadModel, PassRunning, Report, to_line
 from tui.chat.local_models import model_name
-from tui.chat.machine.pass_ticker import PassTicker
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from runtime.engine.assembly import OpenSession
     from runtime.events import LoadProgress
 
+TICK_SECONDS = 0.1
+"""How often the app hears where a pass is."""
 END_SECONDS = 1.0
 """How long the work may take to end once nothing more is wanted: then the system takes everything back."""
 
@@ -107,7 +107,7 @@ class EngineHost:
         events = opened.session.generate(asked)
         with (
             self._inbox.stoppable(request.answer_id, opened.session.stop),
-            PassTicker(request.answer_id, opened.streamer, self._say),
+            ticking(lambda: self._tell(pass_running(request.answer_id, opened))),
         ):
             for event in events:
                 self._tell(reports.of(event))
@@ -200,6 +200,37 @@ def failure_kind(error: Exception) -> str:
 def _encodable(text: str) -> str:
     """The text without halves of surrogate pairs, which a terminal may deliver and no tokenizer takes."""
     return text.encode(errors="replace").decode()
+
+
+def pass_running(answer_id: int, opened: "OpenSession") -> PassRunning | None:
+    """Return where the target's pass is now; None between passes.
+
+    May be called while another thread computes the pass: it reads two attributes of the ring. The device is not asked,
+    since a question from a second thread spoils a pass that is being recorded.
+    """
+    ring = opened.streamer
+    num_done = ring.num_done_layers
+    if num_done is None:
+        return None
+    return PassRunning(answer_id, num_done, ring.num_layers, tuple(sorted(ring.layers_in_slots)))
+
+
+@contextmanager
+def ticking(say: Callable[[], None], *, tick_seconds: float = TICK_SECONDS) -> Iterator[None]:
+    """Call `say` from a thread, some times a second, while the context lasts."""
+    is_over = threading.Event()
+
+    def tick() -> None:
+        while not is_over.wait(tick_seconds):
+            say()
+
+    thread = threading.Thread(target=tick, name="pass ticker", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class ReportPipe:

@@ -1,21 +1,28 @@
 """What the engine's process does with each request, on tiny models; and that it ends with its app, whatever happens."""
 
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from offload.errors import BudgetError, LinkError
+from offload.layer_streamer import LayerStreamer
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
+from tests.support.fakes import InstantEngine
+from tests.support.numbered_layers import make_layers, run_pass
 from tests.support.session_factory import save_tiny_folder
 from tui.chat.engine.child_process import child_command, child_environment
-from tui.chat.engine.engine_host import EngineHost, failure_kind, prompt_request, with_fields
-from tui.chat.engine.engine_messages import (
+from tui.chat.engine.host import EngineHost, failure_kind, pass_running, prompt_request, ticking, with_fields
+from tui.chat.engine.inbox import RequestInbox
+from tui.chat.engine.messages import (
     Answer,
     Answered,
     Failed,
@@ -32,7 +39,6 @@ from tui.chat.engine.engine_messages import (
     from_line,
     to_line,
 )
-from tui.chat.engine.request_inbox import RequestInbox
 
 SEED = 37
 
@@ -262,8 +268,32 @@ def test_settings_come_out_of_json_as_they_were():
         with_fields(type(params), {"x": 1})
 
 
+def test_a_report_counts_the_layers_that_are_done_and_names_those_in_the_ring():
+    with LayerStreamer(make_layers([False, True, False, False, False]), InstantEngine(), num_slots=2) as ring:
+        opened: Any = SimpleNamespace(streamer=ring)
+        reports = [pass_running(7, opened)]
+        run_pass(ring, use=lambda index: reports.append(pass_running(7, opened)))
+        reports.append(pass_running(7, opened))
+    assert reports == [
+        None,
+        PassRunning(7, 0, 5, (0, 2)),
+        PassRunning(7, 1, 5, (2, 3)),
+        PassRunning(7, 2, 5, (2, 3)),
+        PassRunning(7, 3, 5, (3, 4)),
+        PassRunning(7, 4, 5, (0, 4)),
+        None,
+    ]
+
+
+def test_it_ticks_in_a_thread_of_its_own_and_is_silent_afterwards():
+    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with ticking(lambda: heard.put(threading.get_ident()), tick_seconds=0.001):
+        assert heard.get(timeout=60) != threading.get_ident()
+    assert not any(thread.name == "pass ticker" for thread in threading.enumerate())
+
+
 def run_process(stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-    command = child_command("tui.chat.engine.engine_host")
+    command = child_command("tui.chat.engine.host")
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=child_environment())
 
 
@@ -281,9 +311,9 @@ def test_the_process_refuses_what_is_no_request():
 
 STUCK = """
 import threading
-from tui.chat.engine import engine_host
-engine_host.EngineHost.serve = lambda self: threading.Event().wait()
-engine_host.main()
+from tui.chat.engine import host
+host.EngineHost.serve = lambda self: threading.Event().wait()
+host.main()
 """
 
 
@@ -295,7 +325,7 @@ def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
 
 ORPHAN = """
 import asyncio
-from tui.chat.engine.engine_client import EngineClient
+from tui.chat.engine.client import EngineClient
 async def start():
     link = EngineClient()
     await link.start()

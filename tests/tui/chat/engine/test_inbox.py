@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tui.chat.engine.engine_messages import Answer, LoadModel, Quit, Request, StopAnswer, to_line
-from tui.chat.engine.request_inbox import RequestInbox
+from tui.chat.engine.inbox import RequestInbox
+from tui.chat.engine.messages import Answer, LoadModel, Quit, Request, StopAnswer, to_line
 
 LOAD = LoadModel({"target": "a"})
 

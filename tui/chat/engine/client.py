@@ -14,7 +14,7 @@ from typing import Protocol
 
 from profiles.errors import BadInputError
 from tui.chat.engine.child_process import child_command, child_environment
-from tui.chat.engine.engine_messages import Quit, Report, Request, from_line, to_line
+from tui.chat.engine.messages import Quit, Report, Request, from_line, to_line
 
 MAX_LINE_BYTES = 1 << 24
 """Longest report; a tree of 4,096 nodes takes 40 kB."""
@@ -64,12 +64,12 @@ class EngineClient:
 
     def __init__(
         self,
-        command: Sequence[str] = child_command("tui.chat.engine.engine_host"),
+        command: Sequence[str] = child_command("tui.chat.engine.host"),
         *,
         quit_seconds: float = QUIT_SECONDS,
         terminate_seconds: float = TERMINATE_SECONDS,
     ) -> None:
-        """`command` speaks `engine_messages` over its standard streams."""
+        """`command` speaks `messages` over its standard streams."""
         self._command = tuple(command)
         self._quit_seconds, self._terminate_seconds = quit_seconds, terminate_seconds
         self._process: asyncio.subprocess.Process | None = None

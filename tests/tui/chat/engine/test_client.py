@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tui.chat.engine.engine_client import EngineClient, EngineDied
-from tui.chat.engine.engine_messages import Failed, LoadModel, Report, TextArrived
+from tui.chat.engine.client import EngineClient, EngineDied
+from tui.chat.engine.messages import Failed, LoadModel, Report, TextArrived
 
 PREAMBLE = """
 import os, signal, sys
-from tui.chat.engine.engine_messages import *
+from tui.chat.engine.messages import *
 def say(report): sys.stdout.buffer.write(to_line(report)); sys.stdout.buffer.flush()
 def hear(): return from_line(sys.stdin.buffer.readline())
 """

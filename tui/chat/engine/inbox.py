@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 from profiles.errors import BadInputError
-from tui.chat.engine.engine_messages import Answer, LoadModel, Quit, StopAnswer, from_line
+from tui.chat.engine.messages import Answer, LoadModel, Quit, StopAnswer, from_line
 
 
 class RequestInbox:
