@@ -34,7 +34,7 @@ def client(program: str, **patience: float) -> EngineClient:
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 60))
+    asyncio.run(story)
 
 
 async def first_report(link: EngineClient) -> Report | EngineDied:
