@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from runtime.errors import OptionError
 
-VERIFICATIONS = ("auto", "sequoia", "coupled", "hybrid", "specinfer", "top-k")
-"""How the tokens of a tree may be judged above temperature 0; see `speculation.scheme`."""
+VERIFICATIONS = ("auto", "sequoia", "coupled", "specinfer", "top-k")
+"""How the tokens of a tree may be judged above temperature 0; see `speculation.schemes`."""
 SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
 """With these, prompt, seed and target alone decide the tokens: no draft and no tree can change them."""
 

@@ -215,7 +215,7 @@ class AnswerOptions:
     verification: Annotated[
         str,
         typer.Option(
-            help="How sampled tokens are verified: auto, sequoia, coupled (the seed alone decides the text), hybrid, "
+            help="How sampled tokens are verified: auto, sequoia, coupled (the seed alone decides the text), "
             "specinfer or top-k.",
             rich_help_panel=_ANSWERS,
         ),

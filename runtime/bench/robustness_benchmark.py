@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from runtime.bench.scheme_acceptance import (
     SCHEME_NAMES,
-    ChildAcceptance,
     PositionRows,
     best_tree_tokens,
     position_acceptance,
+    rejection_of,
 )
 from runtime.calibration.acceptance_probe import TextWriter
 from runtime.engine.assembly import OpenSession
@@ -132,24 +132,22 @@ class _Sums:
 
     def __init__(self) -> None:
         self.count = 0
-        self._others = {name: np.zeros(1) for name in SCHEME_NAMES}
-        self._last = {name: np.zeros(1) for name in SCHEME_NAMES}
+        self._acceptance = {name: np.zeros(1) for name in SCHEME_NAMES}
         self._squares = {name: np.zeros(1) for name in SCHEME_NAMES}
 
-    def add(self, by_scheme: Mapping[str, ChildAcceptance]) -> None:
+    def add(self, by_scheme: Mapping[str, NDArray[np.float64]]) -> None:
         self.count += 1
         for name, acceptance in by_scheme.items():
-            self._others[name] = self._others[name] + acceptance.others
-            self._last[name] = self._last[name] + acceptance.last
-            self._squares[name] = self._squares[name] + acceptance.rejection() ** 2
+            self._acceptance[name] = self._acceptance[name] + acceptance
+            self._squares[name] = self._squares[name] + rejection_of(acceptance) ** 2
 
     def report(self, params: SamplingParams, tree_nodes: int) -> SettingRobustness:
         schemes = [self._of_scheme(name, tree_nodes) for name in SCHEME_NAMES]
         return SettingRobustness(params.temperature, params.top_p, self.count, tuple(schemes))
 
     def _of_scheme(self, name: str, tree_nodes: int) -> SchemeRobustness:
-        mean = ChildAcceptance(self._others[name] / self.count, self._last[name] / self.count)
-        rejection = mean.rejection()
+        mean = self._acceptance[name] / self.count
+        rejection = rejection_of(mean)
         variance = np.maximum(self._squares[name] / self.count - rejection**2, 0)
         errors = np.sqrt(variance / max(self.count - 1, 1))
         return SchemeRobustness(
@@ -168,14 +166,14 @@ def _open_settings(found: Mapping[SamplingParams, _Sums], num_positions: int) ->
 
 def _look(
     params: SamplingParams, target_row: Floats, draft_row: Floats, rng: np.random.Generator
-) -> tuple[Mapping[str, ChildAcceptance], int]:
+) -> tuple[Mapping[str, NDArray[np.float64]], int]:
     """What every scheme accepts here, and the token that the target goes on with."""
     num_children = min(NUM_CHILDREN, len(draft_row))
     row = np.asarray(draft_row, dtype=np.float32)
     if params.is_greedy:
         token_id = int(top_tokens(target_row, 1)[0])
         hits = (top_tokens(row, num_children) == token_id).astype(np.float64)
-        return dict.fromkeys(SCHEME_NAMES, ChildAcceptance(hits, hits)), token_id
+        return dict.fromkeys(SCHEME_NAMES, hits), token_id
     target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
     draft_probs = np.asarray(logits_to_probs(row, params), dtype=np.float64)
     rows = PositionRows(target_probs, draft_probs, row)

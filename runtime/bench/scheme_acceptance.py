@@ -1,8 +1,7 @@
 """What each verification scheme would accept at one position, and what the best tree makes of it. Pure NumPy.
 
-A node with b children accepts child i < b with probability others[i] and its last child with last[b]; only the hybrid,
-whose drawn child is the last, has two different vectors. Means over positions of what is returned here are what the
-scheme accepts, by formulas where there are any: sequoia of one sequence of draws, coupled over draws of the noise.
+Means over positions of what is returned here are what the scheme accepts, by formulas where there are any: sequoia of
+one sequence of draws, coupled over draws of the noise.
 """
 
 from collections.abc import Mapping
@@ -11,28 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.speculation.child_acceptance import node_outcome
+from runtime.speculation.rejection import node_outcome
 from runtime.speculation.sampling import Probs, draw_while_mass, top_tokens
-from runtime.speculation.scheme import Row, fill_up
+from runtime.speculation.schemes import Row, fill_up
+from runtime.speculation.tree_search import best_first, make_non_increasing
 
-SCHEME_NAMES = ("sequoia", "coupled", "hybrid", "specinfer", "top-k")
+SCHEME_NAMES = ("sequoia", "coupled", "specinfer", "top-k")
 """Those that are compared, in the order shown."""
 _LEAST_EXPONENTIAL = np.finfo(np.float32).tiny
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ChildAcceptance:
-    """How likely each child is the accepted one."""
-
-    others: NDArray[np.float64]
-    """(K,) by rank, if more children follow."""
-    last: NDArray[np.float64]
-    """(K,) by rank, if it is the last child."""
-
-    def rejection(self) -> NDArray[np.float64]:
-        """(K,) how likely none of the first 1 .. K children is accepted, if there are so many."""
-        before = np.concatenate(([0.0], np.cumsum(self.others)[:-1]))
-        return np.asarray(np.maximum(1 - before - self.last, 0.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,36 +34,25 @@ class PositionRows:
 
 def position_acceptance(
     rows: PositionRows, num_children: int, rng: np.random.Generator, *, num_noise_draws: int
-) -> Mapping[str, ChildAcceptance]:
-    """By scheme, for up to `num_children` children, which the vocabulary must have."""
-    likely = top_tokens(rows.draft_row, num_children)
-    matched, shrinking = rows.target_probs[likely], _specinfer(rows, num_children)
-    drawn, shared = _sequoia(rows, num_children, rng), _coupled(rows, num_children, rng, num_noise_draws)
+) -> Mapping[str, NDArray[np.float64]]:
+    """By scheme: how likely each of `num_children` children, which the vocabulary must have, is the accepted one."""
     return {
-        "sequoia": ChildAcceptance(drawn, drawn),
-        "coupled": ChildAcceptance(shared, shared),
-        "hybrid": ChildAcceptance(matched, _drawn_last(rows, likely)),
-        "specinfer": ChildAcceptance(shrinking, shrinking),
-        "top-k": ChildAcceptance(matched, matched),
+        "sequoia": _sequoia(rows, num_children, rng),
+        "coupled": _coupled(rows, num_children, rng, num_noise_draws),
+        "specinfer": _specinfer(rows, num_children),
+        "top-k": rows.target_probs[top_tokens(rows.draft_row, num_children)],
     }
 
 
-def best_tree_tokens(acceptance: ChildAcceptance, num_nodes: int) -> float:
-    """G(num_nodes): the most tokens per pass that a tree of so many nodes is expected to bring, of any depth.
+def rejection_of(acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how likely none of the first 1 .. K children is accepted, (K,), from acceptance (K,)."""
+    return np.asarray(np.maximum(1 - np.cumsum(acceptance), 0.0))
 
-    As in `tree_search`, acceptance is taken to be the same at every node. With H(j, m) the most of m nodes below the
-    first j children, G(n) = 1 + max over b, y of H(b - 1, n - 1 - y) + last[b] G(y), and H likewise with others.
-    """
-    others, last = acceptance.others[: num_nodes - 1], acceptance.last[: num_nodes - 1]
-    worths = np.zeros(num_nodes + 1)
-    below = np.full((len(others) + 1, num_nodes + 1), -np.inf)
-    below[0, 0] = 0.0
-    worths[1] = 1.0
-    for size in range(1, num_nodes):
-        left = below[:-1, size - 1 :: -1][:, :size]  # (K, size): what the children before have, for 1 .. size nodes
-        below[1:, size] = (left + others[:, None] * worths[1 : size + 1]).max(axis=1)
-        worths[size + 1] = 1 + (left + last[:, None] * worths[1 : size + 1]).max()
-    return float(worths[num_nodes])
+
+def best_tree_tokens(acceptance: NDArray[np.float64], num_nodes: int) -> float:
+    """Return the most tokens per pass that a tree of `num_nodes` nodes is expected to bring, of any depth."""
+    best = best_first(make_non_increasing(acceptance), num_nodes, num_nodes)
+    return float(best.expected_tokens[-1])
 
 
 def _sequoia(rows: PositionRows, num_children: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -109,21 +83,6 @@ def _coupled(
             scores = np.minimum(draft_probs / noise, np.finfo(np.float32).max)
         kept = tokens[top_tokens(scores, num_kept)].tolist()
         acceptance[fill_up(kept, rows.draft_row, num_children) == emitted] += 1 / num_noise_draws
-    return acceptance
-
-
-def _drawn_last(rows: PositionRows, likely: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(K,) sum of min(P, Q') for the child drawn off the likeliest b - 1; without mass to draw it is the next one."""
-    target_probs, left = rows.target_probs, rows.draft_probs.copy()
-    has_both = (target_probs > 0) & (left > 0)
-    acceptance = np.zeros(len(likely))
-    for rank, token in enumerate(likely):
-        mass = float(left.sum())
-        if mass > 0:
-            acceptance[rank] = np.minimum(target_probs[has_both], left[has_both] / mass).sum()
-        else:
-            acceptance[rank] = target_probs[token]
-        left[token] = 0.0
     return acceptance
 
 

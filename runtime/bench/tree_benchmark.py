@@ -24,8 +24,7 @@ from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.scheme import RankingScheme, Scheme
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first
 

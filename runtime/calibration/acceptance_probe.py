@@ -22,11 +22,9 @@ from runtime.engine.drafter import Drafter
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.child_acceptance import node_outcome
-from runtime.speculation.coupled import Coupled
-from runtime.speculation.greedy import Greedy
+from runtime.speculation.rejection import node_outcome
 from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs
-from runtime.speculation.scheme import Children, Place, RankingScheme
+from runtime.speculation.schemes import Children, Coupled, Greedy, Place, RankingScheme
 
 NUM_RANKS = 32
 MAX_TEXT_TOKENS = 96

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.coupled import Coupled
-from runtime.speculation.greedy import Greedy
-from runtime.speculation.scheme import Candidates, Place, RankingScheme, Scheme
+from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme
 
 
 def is_ranked_on_device(scheme: Scheme, params: SamplingParams) -> bool:

@@ -21,8 +21,7 @@ from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.scheme import Place, RankingScheme, Scheme
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import Place, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 NUM_CANDIDATES = 32

@@ -26,12 +26,9 @@ from runtime.planner.tree_choice import TreeShape
 from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.lookup_branches import lookup_branches
-from runtime.speculation.ngram_lookup import NgramIndex
-from runtime.speculation.scheme import AdjustedRows, RankingScheme, Scheme
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.lookup import GraftedTree, NgramIndex, graft, lookup_branches
+from runtime.speculation.schemes import AdjustedRows, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.tree_grafting import GraftedTree, graft
 from runtime.speculation.verifier import verify
 
 

@@ -19,7 +19,7 @@ from runtime.planner.growth_choice import ContextChances, YieldLearner, builtin_
 from runtime.planner.round_costs import RoundCosts
 from runtime.planner.round_observation import RoundObservation
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, TreeShape, choose_tree
-from runtime.speculation.acceptance_learning import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
+from runtime.speculation.acceptance import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first

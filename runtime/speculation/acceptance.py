@@ -1,19 +1,25 @@
-"""How likely the child of each rank is the accepted one: the acceptance vector, estimated by rank and by depth.
+"""How likely the child of each rank is the accepted one: what to plan with before rounds, and what rounds teach.
 
-Positions come in as verdicts (what a round accepted) or as pairs of distributions (what it would accept on average,
-with far less variance). Knows neither models nor files; what to plan from it is decided elsewhere. Sequoia
-(arXiv 2402.12374, section 4.1, positional acceptance).
+Sequoia (arXiv 2402.12374, section 4.1, positional acceptance).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.speculation.rejection import accept_probability, residual_step
-from runtime.speculation.sampling import Probs
-from runtime.speculation.verifier import Verdict
+from runtime.speculation.tree_search import make_non_increasing
+
+KEPT_PER_ROUND = 0.98
+"""Share of all counts that a round leaves: the last 50 rounds are what is believed."""
+BUILTIN_EVENTS = 12.0
+"""Accepted children that a builtin vector counts for: it was measured with other models, but a prompt is little too."""
+MEASURED_EVENTS = 32.0
+"""The same for a vector that was measured with this pair, on other text."""
+DEPTH_EVENTS = 32.0
+"""Accepted children that all depths together count for beside a depth's own."""
+NUM_DEPTHS = 12
+"""Depths that are told apart, if the prior does not tell more; deeper ones belong to the last."""
 
 # fmt: off
 BUILTIN_ACCEPTANCE: tuple[float, ...] = (
@@ -61,77 +67,62 @@ target that is quantized in its files is its own draft but for rounding, like in
 
 
 def builtin_acceptance(*, substitute_held: str | None) -> NDArray[np.float64]:
-    """The vector to plan with before anything was measured; `substitute_held` is None for a separate draft."""
+    """Return the vector to plan with before anything was measured; `substitute_held` is None for a separate draft."""
     if substitute_held is None:
         return np.asarray(BUILTIN_ACCEPTANCE)
     return np.asarray(SUBSTITUTE_ACCEPTANCE.get(substitute_held, SUBSTITUTE_ACCEPTANCE["int8"]))
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptanceEstimate:
-    """Means with standard errors; where nothing was observed the mean is 0 and its error infinite."""
+class AcceptanceLearner:
+    """An acceptance matrix kept up to date from what rounds accept: a prior, moved by counts that fade.
 
-    means: NDArray[np.float64]
-    """(R,) by rank, or (D, R) by depth of the parent and rank."""
-    standard_errors: NDArray[np.float64]
-    """Of the same shape: the standard error of each mean."""
-    num_positions: NDArray[np.int64]
-    """Of the same shape: the accepted nodes that had a child of this rank."""
-
-
-class AcceptanceEstimator:
-    """Sums over positions; a position is an accepted node with children."""
-
-    def __init__(self, *, num_ranks: int = 32, num_depths: int = 32) -> None:
-        self._sums = np.zeros((num_depths, num_ranks))
-        self._squares = np.zeros((num_depths, num_ranks))
-        self._counts = np.zeros((num_depths, num_ranks), dtype=np.int64)
-
-    def add(self, acceptance: ArrayLike, *, depth: int) -> None:
-        """Add one position: the probability, or the fact, that each child of a node at `depth` is the accepted one.
-
-        `acceptance` (b,) is in drawing order; ranks beyond num_ranks are left out, depths beyond num_depths pooled into
-        the last. For greedy decoding pass `child_token_ids == target_token_id`.
-        """
-        by_rank = np.asarray(acceptance, dtype=np.float64)[: self._sums.shape[1]]
-        row = min(depth, self._sums.shape[0] - 1)
-        self._sums[row, : len(by_rank)] += by_rank
-        self._squares[row, : len(by_rank)] += by_rank**2
-        self._counts[row, : len(by_rank)] += 1
-
-    def add_verdict(self, verdict: Verdict) -> None:
-        """Add every node of a round's path that had children."""
-        for depth, (rank, num_children) in enumerate(zip(verdict.accepted_ranks, verdict.num_children, strict=True)):
-            if num_children:
-                self.add(np.arange(1, num_children + 1) == rank, depth=depth)
-
-    def by_rank(self) -> AcceptanceEstimate:
-        """The estimate by rank, (R,), over all depths."""
-        return _estimate(self._sums.sum(axis=0), self._squares.sum(axis=0), self._counts.sum(axis=0))
-
-    def by_depth(self) -> AcceptanceEstimate:
-        """The estimate by depth of the parent and rank, (D, R)."""
-        return _estimate(self._sums, self._squares, self._counts)
-
-
-def analytic_acceptance(target_probs: Probs, draft_probs: Probs, token_ids: Sequence[int]) -> NDArray[np.float64]:
-    """The probability (b,) that each of these children, in drawing order, is the one that `verify` accepts.
-
-    a_1 = min(1, P[x_1] / Q[x_1]), and so on down the residuals, each times the probability that all before were
-    rejected. Both distributions (V,) come from `logits_to_probs`.
+    Children are judged one after another, so what is learned is how likely a child is accepted once those before it
+    were not: that may be anything, whatever the other ranks do. Rounds are few and far ranks rare, so nothing is
+    estimated freely: factors on the prior are, one for each group of ranks over all depths, and one more for each
+    depth. Either is a Gamma-Poisson estimate, (a + seen) / (a + expected), which is 1 until there is evidence; a is how
+    many accepted children the prior counts for. Counts fade with every round, so that the estimate follows the text,
+    and returns to the prior where nothing more is seen.
     """
-    acceptance = np.zeros(len(token_ids))
-    all_rejected = 1.0
-    for index, token in enumerate(token_ids):
-        accepted = accept_probability(target_probs, draft_probs, token)
-        acceptance[index] = all_rejected * accepted
-        all_rejected *= 1 - accepted
-        target_probs, draft_probs = residual_step(target_probs, draft_probs, token_ids[: index + 1])
-    return acceptance
+
+    def __init__(self, prior: ArrayLike, *, prior_events: float = BUILTIN_EVENTS) -> None:
+        """`prior`: p[rank] or p[depth of the parent][rank], not increasing with rank; its last row serves deeper."""
+        rows = np.atleast_2d(np.asarray(prior, dtype=np.float64))
+        missing = max(0, NUM_DEPTHS - len(rows))
+        rows = np.vstack([rows, np.repeat(rows[-1:], missing, axis=0)])  # (D, R)
+        left = np.maximum(1 - np.cumsum(rows, axis=1) + rows, 0.0)  # not accepted before this rank
+        self._prior = np.divide(rows, left, out=np.zeros_like(rows), where=left > 1e-9).clip(max=1.0)
+        self._prior_events = prior_events
+        self._seen = np.zeros_like(rows)
+        self._tried = np.zeros_like(rows)
+        ranks = np.arange(rows.shape[1])
+        self._groups = np.ceil(np.log2(ranks + 1)).astype(np.int64)  # ranks 1, 2, 3-4, 5-8, 9-16, ...
+
+    def observe(self, accepted_ranks: Sequence[int], num_children: Sequence[int]) -> None:
+        """Learn one round's path: for each accepted node its children, and which of them was accepted (0: none)."""
+        self._seen *= KEPT_PER_ROUND
+        self._tried *= KEPT_PER_ROUND
+        num_depths, num_ranks = self._prior.shape
+        for depth, (rank, count) in enumerate(zip(accepted_ranks, num_children, strict=True)):
+            row = min(depth, num_depths - 1)
+            self._tried[row, : rank or count] += 1
+            if 0 < rank <= num_ranks:
+                self._seen[row, rank - 1] += 1
+
+    def estimate(self) -> NDArray[np.float64]:
+        """(D, R) by depth of the parent and rank; no row increases with rank or adds up to more than 1."""
+        expected = self._tried * self._prior
+        overall = _factors(self._seen.sum(axis=0), expected.sum(axis=0), self._groups, self._prior_events)
+        moved = np.minimum(self._prior * overall, 1.0)
+        by_depth = _factors(self._seen, self._tried * moved, self._groups, DEPTH_EVENTS)
+        accepted = np.minimum(moved * by_depth, 1.0)  # (D, R) of those that are judged
+        is_judged = np.cumprod(1 - accepted, axis=1)
+        return make_non_increasing(np.hstack([accepted[:, :1], accepted[:, 1:] * is_judged[:, :-1]]))
 
 
-def _estimate(sums: NDArray[np.float64], squares: NDArray[np.float64], counts: NDArray[np.int64]) -> AcceptanceEstimate:
-    means = sums / np.maximum(counts, 1)
-    variances = np.maximum(squares / np.maximum(counts, 1) - means**2, 0)
-    errors = np.where(counts > 1, np.sqrt(variances / np.maximum(counts - 1, 1)), np.inf)
-    return AcceptanceEstimate(means=means, standard_errors=errors, num_positions=counts.copy())
+def _factors(
+    seen: NDArray[np.float64], expected: NDArray[np.float64], groups: NDArray[np.int64], prior_events: float
+) -> NDArray[np.float64]:
+    """(..., R) what each rank's group was accepted over what was expected, both with the prior's events added."""
+    is_of_group = (groups[:, None] == np.arange(groups[-1] + 1)).astype(np.float64)  # (R, G)
+    factors = (seen @ is_of_group + prior_events) / (expected @ is_of_group + prior_events)  # (..., G)
+    return np.asarray(factors[..., groups], dtype=np.float64)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import OptionError
-from runtime.speculation.scheme import Row
+from runtime.speculation.schemes import Row
 
 TokenIds = NDArray[np.int64]
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.scheme import Children, Place, Scheme
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import Children, Place, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree
 
 TargetRow = Callable[[int], NDArray[np.float32]]

@@ -49,11 +49,11 @@ def test_the_ends_of_the_ranges_are_fine() -> None:
 
 
 def test_a_scheme_that_is_not_there_comes_with_those_that_are() -> None:
-    with pytest.raises(OptionError, match=r"one of auto, sequoia, coupled, hybrid, specinfer, top-k$"):
+    with pytest.raises(OptionError, match=r"one of auto, sequoia, coupled, specinfer, top-k$"):
         SamplingParams(verification="gumbel")
 
 
 def test_auto_is_coupled_above_zero_and_everything_is_greedy_at_zero() -> None:
     assert SamplingParams(temperature=0.1).scheme_name == "coupled"
-    assert SamplingParams(temperature=0.1, verification="hybrid").scheme_name == "hybrid"
-    assert SamplingParams(verification="hybrid").scheme_name == "greedy"
+    assert SamplingParams(temperature=0.1, verification="sequoia").scheme_name == "sequoia"
+    assert SamplingParams(verification="sequoia").scheme_name == "greedy"

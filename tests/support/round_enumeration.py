@@ -16,8 +16,7 @@ import pytest
 
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.sampling import _BlockedWeights, logits_to_probs
-from runtime.speculation.scheme import Children, Place, Scheme
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import Children, Place, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 
@@ -197,5 +196,5 @@ def largest_error(pair: Pair, params: SamplingParams, emitted: Distribution) -> 
 
 PLAIN = SamplingParams(temperature=1, verification="sequoia")
 STAR = [3, 0, 0, 0]
-DRAWING = ["sequoia", "specinfer", "hybrid", "top-k"]
-"""The schemes that a generator decides; `coupled` is a function of noise, see test_coupled.py."""
+DRAWING = ["sequoia", "specinfer", "top-k"]
+"""The schemes that a generator decides; `coupled` is a function of noise, see test_schemes.py."""

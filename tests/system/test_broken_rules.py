@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from runtime.speculation import fixed_and_drawn, sequoia, specinfer
+from runtime.speculation import schemes
 from runtime.speculation.rejection import residual_step
 from runtime.speculation.sampling import draw_with_replacement
-from runtime.speculation.scheme import Children
+from runtime.speculation.schemes import Children
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.round_enumeration import PLAIN, STAR, Pair, Round, largest_error
 
@@ -39,15 +38,13 @@ def error_over_four_tokens(verification: str = "sequoia", *, num_grafts: int = 0
 
 @pytest.mark.parametrize("broken", [keep_draft, zero_without_renormalising, keep_target])
 def test_the_enumeration_catches_a_broken_rule(broken: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequoia, "residual_step", broken)
+    monkeypatch.setattr(schemes, "residual_step", broken)
     assert error_over_four_tokens() > 1e-3
 
 
-@pytest.mark.parametrize("scheme", [specinfer, fixed_and_drawn])
-def test_the_enumeration_catches_a_target_that_is_kept(scheme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheme, "target_residual", lambda target_probs, draft_probs: target_probs)
-    name = {specinfer: "specinfer", fixed_and_drawn: "hybrid"}[scheme]
-    assert error_over_four_tokens(name) > 1e-3
+def test_the_enumeration_catches_a_target_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemes, "target_residual", lambda target_probs, draft_probs: target_probs)
+    assert error_over_four_tokens("specinfer") > 1e-3
 
 
 def safe_ratio(target_probs: np.ndarray, draft_probs: np.ndarray, token: int) -> float:
@@ -56,14 +53,14 @@ def safe_ratio(target_probs: np.ndarray, draft_probs: np.ndarray, token: int) ->
 
 
 def test_the_enumeration_catches_draws_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequoia, "accept_probability", safe_ratio)
-    monkeypatch.setattr(sequoia, "draw_while_mass", draw_with_replacement)
+    monkeypatch.setattr(schemes, "accept_probability", safe_ratio)
+    monkeypatch.setattr(schemes, "draw_while_mass", draw_with_replacement)
     assert error_over_four_tokens() > 1e-3
 
 
 def test_the_enumeration_catches_a_graft_that_is_taken_for_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequoia, "accept_probability", safe_ratio)
+    monkeypatch.setattr(schemes, "accept_probability", safe_ratio)
     assert error_over_four_tokens(num_grafts=1) < 1e-12
     monkeypatch.setattr(Children, "drawn_token_ids", property(lambda children: children.token_ids.tolist()))
-    monkeypatch.setattr(sequoia, "zip", lambda drawn, tokens, strict: enumerate(tokens), raising=False)
+    monkeypatch.setattr(schemes, "zip", lambda drawn, tokens, strict: enumerate(tokens), raising=False)
     assert error_over_four_tokens(num_grafts=1) > 1e-3

@@ -14,8 +14,7 @@ import pytest
 
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.sampling import logits_to_probs
-from runtime.speculation.scheme import Place
-from runtime.speculation.sequoia import Sequoia
+from runtime.speculation.schemes import Place, Sequoia
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value

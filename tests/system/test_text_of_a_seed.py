@@ -89,7 +89,7 @@ def test_a_perfect_draft_is_followed_as_far_as_a_tree_in_context_may_grow(folder
     assert (finished.statistics.new_tokens, finished.statistics.rounds) == (24, 4)
 
 
-@pytest.mark.parametrize("verification", ["sequoia", "hybrid", "specinfer"])
+@pytest.mark.parametrize("verification", ["sequoia", "specinfer"])
 def test_a_tree_in_context_is_refused_where_it_would_change_the_distribution(
     verification: str, folders: dict[str, Path]
 ) -> None:

@@ -19,13 +19,10 @@ from runtime.engine_config import MAX_GRAFTED_NODES
 from runtime.events import Event, PassVerified, TokensAccepted
 from runtime.planner.round_observation import RoundObservation
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.lookup_branches import lookup_branches
-from runtime.speculation.ngram_lookup import NgramIndex
+from runtime.speculation.lookup import NgramIndex, graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
-from runtime.speculation.scheme import Place, Row
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import Place, Row, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.tree_grafting import graft
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
 from tests.support.session_factory import answer, open_tiny, request, save_target_and_drafts
@@ -184,7 +181,7 @@ def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tupl
     return tuple(text[len(SMALL_PROMPT) :][:NUM_LAW_TOKENS]), num_grafted
 
 
-@pytest.mark.parametrize("verification", ["sequoia", "hybrid", "specinfer", "top-k"])
+@pytest.mark.parametrize("verification", ["sequoia", "specinfer", "top-k"])
 def test_rounds_with_grafts_have_the_distribution_of_plain_decoding(verification: str) -> None:
     """Seed 3, 1200 answers of three tokens over several rounds, p-value above 0.001."""
     params, rng, num_answers = SamplingParams(temperature=1, verification=verification), np.random.default_rng(3), 1200

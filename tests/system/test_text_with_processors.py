@@ -15,8 +15,7 @@ from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.scheme import AdjustedRows, Place, Row
-from runtime.speculation.scheme_choice import scheme_for
+from runtime.speculation.schemes import AdjustedRows, Place, Row, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 from tests.runtime.speculation.test_token_tree import random_topology

@@ -47,7 +47,7 @@ def test_every_setting_has_its_positions_and_every_scheme_its_figures(folders: t
         for scheme in setting.schemes:
             assert len(scheme.rejection) == len(scheme.rejection_errors) == 16
             assert all(0 <= rate <= 1 for rate in scheme.rejection)
-            assert list(scheme.rejection) == sorted(scheme.rejection, reverse=True) or scheme.scheme == "hybrid"
+            assert list(scheme.rejection) == sorted(scheme.rejection, reverse=True)
             assert 1 <= scheme.tokens_per_pass <= 16
     assert json.loads(json.dumps(report.to_record()))["settings"][3]["top_p"] == 1.0
 
@@ -55,7 +55,7 @@ def test_every_setting_has_its_positions_and_every_scheme_its_figures(folders: t
 def test_a_draft_that_is_the_target_is_accepted_at_once(folders: tuple[Path, Path]) -> None:
     target, _ = folders
     for setting in measured(target, target).settings:
-        for scheme in setting.schemes[:4]:
+        for scheme in setting.schemes[:3]:
             assert scheme.rejection[0] == pytest.approx(0, abs=2e-3), (setting.temperature, scheme.scheme)
             assert scheme.tokens_per_pass > 15
 

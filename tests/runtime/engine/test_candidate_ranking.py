@@ -6,11 +6,8 @@ import torch
 
 from runtime.engine.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.coupled import Coupled
-from runtime.speculation.greedy import Greedy
 from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.scheme import AdjustedRows, Place, RankingScheme
-from runtime.speculation.sequoia import Sequoia
+from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia
 
 GREEDY = SamplingParams()
 CHOICES = [

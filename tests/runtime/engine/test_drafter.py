@@ -11,11 +11,9 @@ from transformers import AutoModelForCausalLM
 from runtime.engine.drafter import Drafter
 from runtime.events import LevelDrafted
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.coupled import Coupled
 from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.greedy import Greedy
 from runtime.speculation.sampling import logits_to_probs, top_tokens
-from runtime.speculation.scheme import Place, RankingScheme
+from runtime.speculation.schemes import Coupled, Greedy, Place, RankingScheme
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.session_factory import open_tiny, save_tiny_folder
 

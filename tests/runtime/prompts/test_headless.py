@@ -117,6 +117,6 @@ def test_every_result_has_the_same_keys():
 
 
 def test_a_text_is_fixed_where_no_draft_can_change_it():
-    names = ("greedy", "coupled", "top-k", "sequoia", "hybrid", "specinfer", None)
+    names = ("greedy", "coupled", "top-k", "sequoia", "specinfer", None)
     fixed = [name for name in names if PromptResult(id="a", line_number=1, verification=name).is_text_fixed]
     assert fixed == ["greedy", "coupled", "top-k"]

@@ -1,95 +1,42 @@
-"""The acceptance estimator on hand-made positions, and against what the verifier really accepts."""
+"""The builtin vectors, and learning from drawn paths: convergence, forgetting, return to the prior."""
 
 import numpy as np
 import pytest
 
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.acceptance import (
     BUILTIN_ACCEPTANCE,
-    AcceptanceEstimator,
-    analytic_acceptance,
+    BUILTIN_EVENTS,
+    MEASURED_EVENTS,
+    NUM_DEPTHS,
+    AcceptanceLearner,
     builtin_acceptance,
 )
-from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.tree_search import make_non_increasing
-from runtime.speculation.verifier import Verdict, verify
-from tests.support.chi_square import chi_square_p_value
+from runtime.speculation.tree_search import best_first_by_levels, make_non_increasing
 from tests.support.paths import REFERENCE_TREES
 
-
-def test_analytic_acceptance_of_a_hand_made_case() -> None:
-    """First 2 is accepted at .2/.6; the residual (.75 .25 0) then meets (.25 .75 0): 1 is accepted at 1/3."""
-    acceptance = analytic_acceptance(np.array([0.4, 0.4, 0.2]), np.array([0.1, 0.3, 0.6]), [2, 1])
-    np.testing.assert_allclose(acceptance, [1 / 3, 2 / 3 * 1 / 3])
+PRIOR = np.asarray(BUILTIN_ACCEPTANCE)
+CHILDREN = (8, 5, 4, 3, 2, 2, 1, 1)
 
 
-def test_some_child_is_accepted_when_the_children_are_the_whole_vocabulary() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        target_probs, draft_probs = rng.dirichlet(np.ones(4), size=2)
-        acceptance = analytic_acceptance(target_probs, draft_probs, rng.permutation(4).tolist())
-        assert acceptance.sum() == pytest.approx(1)
+def with_first(first: float) -> np.ndarray:
+    """The prior with another first rank; the others share what it leaves."""
+    return np.concatenate(([first], PRIOR[1:] * (1 - first) / (1 - PRIOR[0])))
 
 
-def test_analytic_acceptance_is_what_the_verifier_does() -> None:
-    """Accepted ranks of one fixed draw. Seed 1, 5,000 rounds, p > 0.001."""
-    rng, num_rounds, tokens = np.random.default_rng(1), 5000, [3, 0, 2]
-    target_probs, draft_probs = np.array([0.35, 0.3, 0.25, 0.1]), np.array([0.2, 0.1, 0.2, 0.5])
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([3, 0, 0, 0]), root_token_id=0)
-    tree.set_children(0, token_ids=tokens, draft_probs=draft_probs.astype(np.float32))
-    counts = np.zeros(4)
+def rounds(learner: AcceptanceLearner, truth: np.ndarray, num_rounds: int, rng: np.random.Generator) -> None:
+    """Walks down a tree of CHILDREN per level, accepting children as `truth` (R,) or (D, R) says."""
+    rows = np.atleast_2d(truth)
     for _ in range(num_rounds):
-        verdict = verify(
-            tree, lambda node: np.log(target_probs), SamplingParams(temperature=1, verification="sequoia"), rng
-        )
-        counts[verdict.accepted_ranks[0]] += 1
-    by_rank = analytic_acceptance(target_probs, draft_probs, tokens)
-    assert chi_square_p_value(counts, num_rounds * np.concatenate(([1 - by_rank.sum()], by_rank))) > 1e-3
-
-
-def test_means_and_standard_errors_by_rank_and_by_depth() -> None:
-    estimator = AcceptanceEstimator(num_ranks=3, num_depths=2)
-    positions = [([0.5, 0.2], 0), ([0.9, 0.1, 0.3], 0), ([0.7], 1), ([0.1, 0.4], 1)]
-    for acceptance, depth in positions:
-        estimator.add(acceptance, depth=depth)
-    by_rank = estimator.by_rank()
-    first = [0.5, 0.9, 0.7, 0.1]
-    np.testing.assert_allclose(by_rank.means, [np.mean(first), np.mean([0.2, 0.1, 0.4]), 0.3])
-    assert by_rank.standard_errors[0] == pytest.approx(np.std(first, ddof=1) / 2)
-    assert by_rank.standard_errors[2] == np.inf
-    assert by_rank.num_positions.tolist() == [4, 3, 1]
-    by_depth = estimator.by_depth()
-    np.testing.assert_allclose(by_depth.means, [[0.7, 0.15, 0.3], [0.4, 0.4, 0]])
-    assert by_depth.num_positions.tolist() == [[2, 2, 1], [2, 1, 0]]
-
-
-def test_nothing_observed_is_no_acceptance_with_infinite_error() -> None:
-    estimate = AcceptanceEstimator(num_ranks=2).by_rank()
-    assert estimate.means.tolist() == [0, 0]
-    assert np.isinf(estimate.standard_errors).all()
-
-
-def test_verdicts_count_ranks_that_had_a_child_and_skip_leaves() -> None:
-    estimator = AcceptanceEstimator(num_ranks=4, num_depths=3)
-    estimator.add_verdict(Verdict(path=(0, 2, 5), next_token=1, accepted_ranks=(2, 1, 0), num_children=(3, 1, 0)))
-    estimator.add_verdict(Verdict(path=(0,), next_token=1, accepted_ranks=(0,), num_children=(3,)))
-    assert estimator.by_depth().num_positions.tolist() == [[2, 2, 2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(estimator.by_depth().means, [[0, 0.5, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_allclose(estimator.by_rank().means, [1 / 3, 0.5, 0, 0])
-
-
-def test_deeper_positions_and_further_ranks_than_the_table_are_pooled_or_left_out() -> None:
-    estimator = AcceptanceEstimator(num_ranks=2, num_depths=2)
-    estimator.add([1, 0, 0, 0], depth=7)
-    assert estimator.by_depth().num_positions.tolist() == [[0, 0], [1, 1]]
-
-
-def test_estimates_do_not_change_with_later_positions() -> None:
-    estimator = AcceptanceEstimator(num_ranks=1)
-    estimator.add([1], depth=0)
-    estimate = estimator.by_depth()
-    estimator.add([0], depth=0)
-    assert estimate.num_positions[0, 0] == 1
+        ranks: list[int] = []
+        for depth, count in enumerate(CHILDREN):
+            probs = rows[min(depth, len(rows) - 1)][:count]
+            drawn = int(rng.choice(count + 1, p=[1 - probs.sum(), *probs]))
+            ranks.append(drawn)
+            if drawn == 0:
+                break
+        else:
+            ranks.append(0)
+        learner.observe(ranks, [*CHILDREN, 0][: len(ranks)])
 
 
 def test_builtin_acceptance_follows_its_recipe() -> None:
@@ -109,3 +56,94 @@ def test_the_builtin_vector_depends_on_what_drafts() -> None:
         assert (np.diff(vector) <= 0).all()
         assert 0.95 < vector.sum() <= 1
     assert (builtin_acceptance(substitute_held="stored") == vectors[0]).all()
+
+
+def test_before_anything_is_seen_the_prior_is_the_estimate() -> None:
+    assert AcceptanceLearner(PRIOR).estimate() == pytest.approx(np.tile(PRIOR, (NUM_DEPTHS, 1)))
+    deep = np.linspace(0.9, 0.5, 20)[:, None] * np.array([[0.8, 0.1]])
+    assert AcceptanceLearner(deep).estimate() == pytest.approx(deep)
+
+
+@pytest.mark.parametrize("first", [0.5, 0.7, 0.95])
+def test_the_first_rank_is_learned_within_fifty_rounds(first: float) -> None:
+    """Seed 0; the walk has some 150 to 300 positions, so three standard errors are 0.1."""
+    learner = AcceptanceLearner(PRIOR)
+    rounds(learner, with_first(first), 50, np.random.default_rng(0))
+    assert learner.estimate()[0, 0] == pytest.approx(first, abs=0.1)
+
+
+def test_the_estimate_follows_a_text_that_changes() -> None:
+    """150 rounds of prose after 150 of code: three time constants later the code has been forgotten. Seed 1."""
+    rng, learner = np.random.default_rng(1), AcceptanceLearner(PRIOR)
+    rounds(learner, with_first(0.9), 150, rng)
+    assert learner.estimate()[0, 0] == pytest.approx(0.9, abs=0.06)
+    rounds(learner, with_first(0.5), 150, rng)
+    assert learner.estimate()[0, 0] == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_is_not_seen_any_more_returns_to_the_prior() -> None:
+    """Rounds without a tree teach nothing, so plain decoding does not last because of a bad page long ago."""
+    learner = AcceptanceLearner(PRIOR)
+    for _ in range(40):
+        learner.observe([0], [4])
+    assert learner.estimate()[0, 0] < 0.3
+    for _ in range(400):
+        learner.observe([0], [0])
+    assert learner.estimate() == pytest.approx(np.tile(PRIOR, (NUM_DEPTHS, 1)), rel=0.05)
+
+
+def test_depths_are_told_apart_once_there_is_evidence() -> None:
+    """A draft that is better deeper down, as real ones are; 40 positions at the root move it half-way. Seed 2."""
+    learner = AcceptanceLearner(PRIOR)
+    truth = np.stack([with_first(0.6), with_first(0.9)])
+    rounds(learner, truth, 100, np.random.default_rng(2))
+    found = learner.estimate()[:, 0]
+    assert found[0] < 0.75
+    assert found[1:3].mean() > 0.83
+
+
+def test_a_measured_prior_is_harder_to_move_than_a_builtin_one() -> None:
+    estimates = []
+    for events in (BUILTIN_EVENTS, MEASURED_EVENTS):
+        learner = AcceptanceLearner(PRIOR, prior_events=events)
+        for _ in range(10):
+            learner.observe([0], [3])
+        estimates.append(learner.estimate()[0, 0])
+    assert estimates[0] < 0.45
+    assert 0.5 < estimates[1] < 0.7
+
+
+def test_one_lucky_far_rank_does_not_make_far_ranks_likely() -> None:
+    """One in one; what is believed afterwards is less than one in 500."""
+    learner = AcceptanceLearner(PRIOR)
+    learner.observe([20, 0], [24, 0])
+    assert PRIOR[19] < learner.estimate()[0, 19] < 5 * PRIOR[19]
+
+
+def test_ranks_and_depths_beyond_the_prior_are_left_out_or_pooled() -> None:
+    learner = AcceptanceLearner([0.7, 0.2])
+    learner.observe([9] * 20, [12] * 20)
+    assert learner.estimate().shape == (NUM_DEPTHS, 2)
+    assert learner.estimate()[0, 0] < 0.7  # tried, and not taken
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_observed_the_estimate_can_be_searched(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    learner = AcceptanceLearner(np.sort(rng.dirichlet(np.ones(33))[:-1])[::-1])
+    for _ in range(60):
+        counts = rng.integers(1, 33, size=rng.integers(1, 15))
+        learner.observe([int(rng.integers(1, count + 1)) for count in counts[:-1]] + [0], counts.tolist())
+        estimate = learner.estimate()
+        assert (np.diff(estimate) <= 0).all()
+        assert (estimate.sum(axis=1) <= 1 + 1e-9).all()
+        best_first_by_levels(estimate, 30, 5)
+
+
+def test_a_better_first_rank_leaves_the_others_less_and_in_proportion() -> None:
+    """Forty first children in a row: what is left for the second shrinks as what the first leaves does."""
+    learner = AcceptanceLearner(PRIOR)
+    learner.observe([1] * 40 + [0], [4] * 40 + [0])
+    found = learner.estimate()[0]
+    assert found[0] > 0.88
+    assert found[1:] / (1 - found[0]) == pytest.approx(PRIOR[1:] / (1 - PRIOR[0]))

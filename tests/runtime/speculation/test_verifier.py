@@ -3,10 +3,8 @@
 import numpy as np
 
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.greedy import Greedy
-from runtime.speculation.scheme import Children, Judgement, Place, Row
+from runtime.speculation.schemes import Children, Greedy, Judgement, Place, Row, TopKMatch
 from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.top_k_match import TopKMatch
 from runtime.speculation.verifier import Verdict, verify
 
 GREEDY = SamplingParams(temperature=0)

@@ -1,0 +1,412 @@
+"""Verification schemes: how candidates are placed below a node, and which of them the target accepts.
+
+A scheme sees single rows of logits; the drafter grows trees with it and `verifier.verify` walks them. Sequoia,
+SpecInfer and top-k match draw from a generator; greedy and coupled follow the target's own token, whatever tree
+proposes it. `AdjustedRows` changes rows by what stands before them, such as a penalty or a ban: the draft's and the
+target's rows alike, each by its own node's path.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.rejection import accept_probability, residual_step, target_residual
+from runtime.speculation.sampling import (
+    Probs,
+    draw_while_mass,
+    draw_with_replacement,
+    log_weights,
+    logits_to_probs,
+    sample,
+    top_tokens,
+)
+from runtime.speculation.token_tree import TokenTree
+
+Row = NDArray[np.float32]
+
+MAX_CACHED_POSITIONS = 64
+"""More than the levels of a tree: a round asks for each position twice, and the next one for what was rejected."""
+_TOKENS_AT_ONCE = 8192
+"""Noise computed in one piece: small enough to stay in a core's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is being chosen."""
+
+    params: SamplingParams
+    """The choices of the answer."""
+    position: int
+    """The token's absolute position, counted from the text's first token."""
+    path: tuple[int, ...] = ()
+    """The token ids between the text and this place: those of the node's path without the root."""
+
+    @classmethod
+    def below(cls, tree: TokenTree, node: int, params: SamplingParams) -> Self:
+        """Where a node's children stand."""
+        path = tree.path_token_ids(node)
+        return cls(params, tree.root_position + len(path), tuple(path[1:].tolist()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Children:
+    """The candidates below one node, in the order of their ranks.
+
+    Drawn ones are draws from `draft_probs`, which judging has to undo. The others may be any tokens: ones that the
+    scheme added, or grafts put behind them, such as a continuation found in the prompt.
+    """
+
+    token_ids: NDArray[np.int64]
+    """(b,) one token per child."""
+    drawn: range = range(0)
+    """Which of them are drawn, in drawing order."""
+    draft_probs: NDArray[np.float32] | None = None
+    """(V,) the distribution, up to a factor, that the drawn ones came from."""
+
+    @classmethod
+    def below(cls, tree: TokenTree, node: int) -> Self:
+        """Those of a tree's node."""
+        children = tree.topology.children(node)
+        token_ids = tree.token_ids[children.start : children.stop]
+        return cls(token_ids, tree.drawn.get(node, range(0)), tree.draft_probs.get(node))
+
+    @property
+    def drawn_token_ids(self) -> list[int]:
+        """The tokens that were drawn, in order."""
+        return [int(token) for token in self.token_ids[self.drawn.start : self.drawn.stop]]
+
+    def index_of(self, token: int) -> int | None:
+        """The first child that is `token`; None if no child is."""
+        found = np.flatnonzero(self.token_ids == token)
+        return int(found[0]) if len(found) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a node emits."""
+
+    token_id: int
+    """The token."""
+    child: int | None
+    """The child that is accepted with it, as an index from 0; None if the walk ends here."""
+
+
+class Scheme(Protocol):
+    """Places candidates and judges them; one object serves one answer.
+
+    What is emitted must have the target's distribution exactly, whatever the draft's row is and whichever tokens are
+    grafted behind the scheme's own.
+    """
+
+    @property
+    def name(self) -> str:
+        """As it is typed and reported."""
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Choose the children of a node, 1 or more, from the draft's logits (V,) after it.
+
+        Raises ValueError if the vocabulary is smaller than `num_children`.
+        """
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Choose what an accepted node emits, given the target's logits (V,) after it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The tokens that a draft would propose in one place, the first choice first."""
+
+    token_ids: NDArray[np.int64]
+    """(..., B)"""
+    scores: NDArray[np.float32]
+    """(..., B) what they are ranked by, in logits, see `candidate_chances`; -inf is no candidate."""
+
+
+@runtime_checkable
+class RankingScheme(Scheme, Protocol):
+    """A scheme that follows the target's own token, whichever children there are and however they were chosen.
+
+    Its candidates have scores, so that a tree can take its shape from them (`dynamic_tree`).
+    """
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """Return the first `num_candidates` candidates (B,), at most the vocabulary, from the draft's logits (V,)."""
+
+
+AdjustRow = Callable[[Row, tuple[int, ...]], Row]
+"""From logits (V,) and the path behind the text to other logits (V,); it does not write into its argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustedRows:
+    """A scheme whose rows, the draft's and the target's, are changed by what their own path holds."""
+
+    scheme: Scheme
+    """What chooses from the changed rows."""
+    adjusted: AdjustRow
+    """The same function for both models."""
+    name: str = field(init=False)
+    """That of the scheme."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.scheme.name)
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """See `Scheme`."""
+        return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """See `RankingScheme`, which the scheme inside must be."""
+        assert isinstance(self.scheme, RankingScheme), f"{self.name} has no scores"
+        return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """See `Scheme`."""
+        return self.scheme.judge(children, self.adjusted(target_row, place.path), place, rng)
+
+
+class Greedy:
+    """Temperature 0, where all schemes are this one: the target's most likely token is followed. Uses no chance."""
+
+    name = "greedy"
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Place the draft's most likely tokens, in order."""
+        return Children(top_tokens(draft_row, num_children))
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """Return the same with their logits."""
+        best = top_tokens(draft_row, num_candidates)
+        return Candidates(best, draft_row[best])
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Emit the target's most likely token, of equals the lower one."""
+        token = int(top_tokens(target_row, 1)[0])
+        return Judgement(token, children.index_of(token))
+
+
+class Sequoia:
+    """Draws without replacement, and a rejection that shrinks both distributions (arXiv 2402.12374, algorithm 2).
+
+    Children are tried in drawing order against the target's distribution, which after a rejection shrinks to its
+    residual; the draft's shrinks likewise, as it did while the children were drawn.
+    """
+
+    name = "sequoia"
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Draw different tokens, each from what the ones before leave of the draft's distribution.
+
+        Once nothing is left of it, the draft's most likely other tokens follow, which count as not drawn.
+        """
+        probs = logits_to_probs(draft_row, place.params, dtype=np.float32)
+        drawn = draw_while_mass(probs, num_children, rng).tolist()
+        return Children(fill_up(drawn, draft_row, num_children), range(len(drawn)), probs)
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Accept x with min(1, P[x] / Q[x]); else P <- norm(max(P - Q, 0)), Q[x] <- 0, renormalised, and the next."""
+        target_probs = _target_distribution(target_row, place)
+        if not children.drawn:
+            return _end_of_node(children, target_probs, rng)
+        draft_probs = _drawn_from(children)
+        rejected: list[int] = []
+        for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
+            if rng.random() < accept_probability(target_probs, draft_probs, token):
+                return Judgement(token, child)
+            rejected.append(token)
+            target_probs, draft_probs = residual_step(target_probs, draft_probs, rejected)
+        return _end_of_node(children, target_probs, rng)
+
+
+class SpecInfer:
+    """Draws with replacement, and a rejection that shrinks the target's distribution only (arXiv 2305.09781).
+
+    A baseline: a token may be drawn twice, and a rejected one is drawn again all the same, so more children bring less.
+    """
+
+    name = "specinfer"
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Draw independently from the draft's distribution."""
+        probs = logits_to_probs(draft_row, place.params, dtype=np.float32)
+        drawn = draw_with_replacement(probs, num_children, rng)
+        return Children(drawn, range(num_children), probs)
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Accept x with min(1, P[x] / Q[x]); else P <- norm(max(P - Q, 0)) and the next child."""
+        target_probs = _target_distribution(target_row, place)
+        if not children.drawn:
+            return _end_of_node(children, target_probs, rng)
+        draft_probs = _drawn_from(children)
+        for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
+            if rng.random() < accept_probability(target_probs, draft_probs, token):
+                return Judgement(token, child)
+            target_probs = target_residual(target_probs, draft_probs)
+        return _end_of_node(children, target_probs, rng)
+
+
+class TopKMatch:
+    """The draft's most likely tokens, and the target's own sample followed where one of them is it.
+
+    A baseline that earlier systems ship (SpecExec, arXiv 2406.02532, among them): what the draft's temperature says
+    about its less likely tokens is not used, so hot sampling leaves the tree soon.
+    """
+
+    name = "top-k"
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Place the draft's most likely tokens, in order."""
+        return Children(top_tokens(draft_row, num_children))
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Draw a token from the target's distribution, whatever the children are."""
+        return _end_of_node(children, _target_distribution(target_row, place), rng)
+
+
+class Coupled:
+    """Draft and target share the noise of a position, so that the text is a function of (seed, prompt, target) alone.
+
+    The target emits argmax(log P + noise), an exact sample of P, whatever was proposed; the children, the top b of
+    log Q + noise, are draws without replacement from Q that lean the same way. Hence the same tokens with any tree,
+    with any draft and without one. List decoding with shared Gumbel noise (arXiv 2506.05632). Uses no generator.
+    """
+
+    name = "coupled"
+
+    def __init__(self, seed: int) -> None:
+        self._noise = PositionNoise(seed)
+
+    def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
+        """Place the top tokens of log Q + noise, in order."""
+        ranked = self.rank(draft_row, num_children, place)
+        kept = ranked.token_ids[np.isfinite(ranked.scores)].tolist()
+        return Children(fill_up(kept, draft_row, num_children))
+
+    def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
+        """Return the same; scores are T (log Q + noise)."""
+        scores = self._scores(draft_row, place)
+        best = top_tokens(scores, num_candidates)
+        return Candidates(best, np.float32(place.params.temperature) * scores[best])
+
+    def noise_at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
+        """Return the noise (V,) of a position; read-only."""
+        return self._noise.at(position, num_tokens)
+
+    def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
+        """Emit argmax(log P + noise), and accept the child that is it."""
+        token = int(top_tokens(self._scores(target_row, place), 1)[0])
+        return Judgement(token, children.index_of(token))
+
+    def _scores(self, row: Row, place: Place) -> Row:
+        scores = log_weights(row, place.params)
+        scores += self._noise.at(place.position, len(row))
+        return scores
+
+
+class PositionNoise:
+    """Standard Gumbel noise that belongs to a place in the text: a vector per absolute position, by the seed alone.
+
+    Counter-based (Philox), so that any position's vector can be had at any time: neither tree, draft, ring nor batch
+    can change it. Bits become numbers by exact operations, so machines can differ only by the last bit of their
+    logarithm.
+    """
+
+    def __init__(self, seed: int, *, max_cached_positions: int = MAX_CACHED_POSITIONS) -> None:
+        """`seed` is any whole number from 0; 64 vectors of a vocabulary of 152,000 take 39 MB."""
+        self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._max_cached_positions = max_cached_positions
+        self._vectors: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+
+    def at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
+        """Return the noise (V,) of the token chosen for `position`, from the text's first token; read-only, finite.
+
+        Of two vocabularies the smaller one's noise is the beginning of the larger one's.
+        """
+        vector = self._vectors.pop(position, None)
+        if vector is None or len(vector) < num_tokens:
+            vector = self._compute(position, num_tokens)
+        self._vectors[position] = vector  # the latest used stands last
+        if len(self._vectors) > self._max_cached_positions:
+            self._vectors.popitem(last=False)
+        return vector[:num_tokens]
+
+    def _compute(self, position: int, num_tokens: int) -> NDArray[np.float32]:
+        noise = np.empty(num_tokens, dtype=np.float32)
+        generator = np.random.Philox(key=self._key, counter=position << 64)
+        for start in range(0, num_tokens, _TOKENS_AT_ONCE):
+            part = noise[start : start + _TOKENS_AT_ONCE]
+            _fill_with_noise(part, generator.random_raw(len(part)))
+        noise.flags.writeable = False
+        return noise
+
+
+SCHEMES: Mapping[str, Callable[[SamplingParams], Scheme]] = {
+    Greedy.name: lambda _: Greedy(),
+    Sequoia.name: lambda _: Sequoia(),
+    Coupled.name: lambda params: Coupled(params.seed),
+    SpecInfer.name: lambda _: SpecInfer(),
+    TopKMatch.name: lambda _: TopKMatch(),
+}
+"""How each scheme is made for one answer."""
+
+
+def scheme_for(params: SamplingParams) -> Scheme:
+    """Make the scheme that one answer is to be verified with, see `SamplingParams.scheme_name`."""
+    return SCHEMES[params.scheme_name](params)
+
+
+def fill_up(token_ids: Sequence[int], draft_row: Row, num_children: int) -> NDArray[np.int64]:
+    """Return these tokens, and behind them the draft's most likely others until there are `num_children`, (b,).
+
+    `draft_row` (V,) are logits. Raises ValueError if the vocabulary is smaller than `num_children`.
+    """
+    num_missing = num_children - len(token_ids)
+    if num_missing <= 0:
+        return np.asarray(token_ids, dtype=np.int64)
+    likely = top_tokens(np.maximum(draft_row, np.finfo(np.float32).min), num_children)  # -inf is a token too
+    others = [token for token in likely.tolist() if token not in token_ids]
+    return np.array([*token_ids, *others[:num_missing]], dtype=np.int64)
+
+
+def _target_distribution(target_row: Row, place: Place) -> Probs:
+    """P (V,), what plain decoding would draw from, of the target's logits (V,)."""
+    return np.asarray(logits_to_probs(target_row, place.params), dtype=np.float64)
+
+
+def _drawn_from(children: Children) -> Probs:
+    """The distribution Q (V,) of the drawn children, with sum 1."""
+    assert children.draft_probs is not None, "drawn children have a distribution"
+    probs: Probs = children.draft_probs.astype(np.float64)
+    probs /= probs.sum()
+    return probs
+
+
+def _end_of_node(children: Children, target_probs: Probs, rng: np.random.Generator) -> Judgement:
+    """What a node emits whose drawn children were all rejected, or that has none; P `target_probs` (V,) is left.
+
+    A child x that was not drawn may stand with probability P[x], else P[x] <- 0, renormalised, for the next one. That
+    is one draw from P and a look whether a child has it.
+    """
+    token = sample(target_probs, rng)
+    return Judgement(token, children.index_of(token))
+
+
+def _fill_with_noise(noise: NDArray[np.float32], bits: NDArray[np.uint64]) -> None:
+    """Write -log(-log(u)) of u = (2k + 1) / 2^53, k of 52 bits: exact in float64, and neither 0 nor 1.
+
+    Large noise, which is what wins, comes from u close to 1, where -log(u) has steps of 2e-16.
+    """
+    bits >>= np.uint64(11)
+    bits |= np.uint64(1)
+    uniform = bits.astype(np.float64)
+    uniform *= 2.0**-53
+    np.log(uniform, out=uniform)
+    noise[:] = uniform
+    np.negative(noise, out=noise)
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
