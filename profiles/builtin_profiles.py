@@ -1,66 +1,219 @@
-"""The reference machines and pairs that come with the program, looked up as people spell them.
+"""The reference machines and pairs that come with the program: what others measured, or data sheets say.
 
 They stand in for profiles where nothing was measured: to plan for a machine that is not there, and to start with a pair
-that nobody has calibrated. Their files are part of the package and read as strictly as a user's.
+that nobody has calibrated. Every figure has its source. The files are part of the package and read as strictly as a
+user's; machines and pairs are looked up as people spell them.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from msgspec import Meta
 
 from profiles.errors import ProfileError, quote
-from profiles.field_checks import check_entries
-from profiles.profile_records import from_record, parse_record
-from profiles.reference_figures import (
-    ReferenceMachine,
-    ReferencePair,
+from profiles.records import (
+    Count,
+    Probability,
+    Rate,
+    Temperature,
+    Text,
+    check_ascending,
+    check_probabilities,
+    from_record,
+    parse_record,
 )
 
-BUILTIN_SCHEMA_VERSION = 1
-"""Raised whenever a field of the files is added, dropped or changes its meaning."""
 DEFAULT_PAIR_KEY = "llama-3-70b-8b"
 """Whose acceptance may stand for that of a pair about which nothing is known."""
 
-_MACHINES_FILE = "machines.json"
-_PAIRS_FILE = "pairs.json"
-_VENDOR_WORDS = re.compile(r"nvidia|geforce|rtx")
-_GIB = 1 << 30
-_NUM_NEAR_NAMES = 3
+# By generation. Each lane carries a bit per transfer, 128 of 130 of them payload.
+_TRANSFERS_PER_SECOND = {3: 8e9, 4: 16e9, 5: 32e9}
+_Published = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number and where it comes from."""
+
+    value: Rate
+    """In the unit that the field's name says."""
+    source: Text
+    """Who measured it on what, which data sheet says so, or how it was derived."""
+    is_measured: bool
+    """Whether somebody measured it; else it is a data sheet's, or derived from one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PcieSlot:
+    """How a card is wired to the host."""
+
+    generation: Literal[3, 4, 5]
+    lanes: Literal[1, 2, 4, 8, 16]
+    source: Text
+    """Where this comes from."""
+
+    @property
+    def nominal_bytes_per_second(self) -> float:
+        """What the wires carry one way, of which no copy gets all: 31.5e9 for generation 4 with 16 lanes."""
+        return self.lanes * _TRANSFERS_PER_SECOND[self.generation] * (128 / 130) / 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMachine:
+    """A device and its link, as published."""
+
+    key: Text
+    """What the command line calls it, such as "rtx-4090"."""
+    name: Text
+    """For people, such as "RTX 4090"."""
+    device_memory_bytes: Figure
+    """All of the device's memory."""
+    memory_bytes_per_second: Figure
+    """The device reading its own memory."""
+    flops_per_second: Figure
+    """Peak of dense FP16 or BF16 matrix products that accumulate in FP32."""
+    pcie: PcieSlot
+    """How it is wired to the host."""
+    link_bytes_per_second: Figure
+    """What a copy from pinned host memory to the device gets."""
+    host_memory_bytes: Figure | None = None
+    """All of the host's memory; None where no source says."""
+
+    def __post_init__(self) -> None:
+        nominal = self.pcie.nominal_bytes_per_second
+        if self.link_bytes_per_second.value > nominal:
+            raise ValueError(
+                f"link_bytes_per_second is {self.link_bytes_per_second.value:.4g}; expected at most {nominal:.4g}, "
+                f"what PCIe {self.pcie.generation}.0 x{self.pcie.lanes} carries"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceAcceptance:
+    """How likely the child of each rank was the accepted one."""
+
+    by_rank: Annotated[tuple[Probability, ...], Meta(min_length=1)]
+    """(R,) probabilities."""
+    source: Text
+    """Who measured it on what."""
+    is_measured: bool
+    """Whether somebody measured it."""
+    temperature: Temperature | None = None
+    """Of both models; None where the source does not say."""
+
+    def __post_init__(self) -> None:
+        check_probabilities("by_rank", self.by_rank)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCost:
+    """One pass of the target, its weights streamed."""
+
+    num_nodes: Count
+    """Nodes of the tree."""
+    seconds: Figure
+    """Of the whole pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedResult:
+    """What somebody's system was measured to do with the pair; figures that its source lacks are None."""
+
+    system: Text
+    """Whose."""
+    workload: Text
+    """On what."""
+    source: Text
+    """Where it was published; it holds for the row."""
+    machine_key: Text | None = None
+    """On which machine; None if it is none of ours."""
+    temperature: Temperature | None = None
+    """Of both models."""
+    num_nodes: Count | None = None
+    """Nodes of the tree, its root included."""
+    num_levels: Count | None = None
+    """Levels of the tree, its root's included."""
+    tokens_per_pass: _Published | None = None
+    """Mean tokens that a pass of the target emitted."""
+    seconds_per_token: _Published | None = None
+    """Mean."""
+    tokens_per_second: _Published | None = None
+    """Mean."""
+    speedup: _Published | None = None
+    """Over `baseline`."""
+    baseline: str = ""
+    """What the speedup is over; empty where the source does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencePair:
+    """A target with its draft, as published."""
+
+    key: Text
+    """What the command line calls it, such as "llama-3-70b-8b"."""
+    name: Text
+    """For people."""
+    target_shape: Text
+    """The name of the target's shape."""
+    draft_shape: Text | None = None
+    """The name of the draft's shape; None where the draft is the target itself, quantized."""
+    target_held: Text | None = None
+    """How the target's layers were held; None where the source does not say."""
+    draft_held: Text | None = None
+    """How the draft was held; None where the source does not say."""
+    acceptance: tuple[ReferenceAcceptance, ...] = ()
+    """By ascending temperature; one whose temperature is unknown stands alone."""
+    machine_key: Text | None = None
+    """The machine of draft_step_seconds and verify_seconds."""
+    draft_step_seconds: Figure | None = None
+    """One forward of the draft."""
+    verify_seconds: tuple[VerifyCost, ...] = ()
+    """Passes of the target, by ascending nodes."""
+    published: tuple[PublishedResult, ...] = ()
+    """What systems made of the pair."""
+
+    def __post_init__(self) -> None:
+        temperatures = [entry.temperature for entry in self.acceptance]
+        if None in temperatures and len(temperatures) > 1:
+            raise ValueError("acceptance has several entries of which one lacks its temperature")
+        check_ascending("acceptance", temperatures)
+        check_ascending("verify_seconds", [cost.num_nodes for cost in self.verify_seconds])
+
+    @property
+    def verify_seconds_by_size(self) -> dict[int, float]:
+        """Seconds of a pass of the target by nodes."""
+        return {cost.num_nodes: cost.seconds.value for cost in self.verify_seconds}
+
+    def acceptance_near(self, temperature: float) -> ReferenceAcceptance | None:
+        """What is known at the nearest temperature, one that is not stated included; None if nothing is."""
+        return min(self.acceptance, key=lambda entry: abs((entry.temperature or 0.0) - temperature), default=None)
+
 
 _Reference = TypeVar("_Reference", ReferenceMachine, ReferencePair)
-_File = TypeVar("_File")
 
 
 @dataclass(frozen=True, slots=True)
-class MachinesFile:
-    """What machines.json holds."""
-
+class _MachinesFile:
+    SCHEMA_VERSION: ClassVar[int] = 1
     machines: tuple[ReferenceMachine, ...]
-    """In the order in which they are listed to people."""
-
-    def __post_init__(self) -> None:
-        check_entries("machines", self.machines, ReferenceMachine)
-        _check_keys([machine.key for machine in self.machines])
 
 
 @dataclass(frozen=True, slots=True)
-class PairsFile:
-    """What pairs.json holds."""
-
+class _PairsFile:
+    SCHEMA_VERSION: ClassVar[int] = 1
     pairs: tuple[ReferencePair, ...]
-    """In the order in which they are listed to people."""
 
-    def __post_init__(self) -> None:
-        check_entries("pairs", self.pairs, ReferencePair)
-        _check_keys([pair.key for pair in self.pairs])
+
+_File = TypeVar("_File", _MachinesFile, _PairsFile)
 
 
 def builtin_machines() -> dict[str, ReferenceMachine]:
     """Every reference machine by its key. Raises ProfileError if the program's own file is damaged."""
-    return {machine.key: machine for machine in _load(_MACHINES_FILE, MachinesFile).machines}
+    return _by_key("machines.json", _load("machines.json", _MachinesFile).machines)
 
 
 def builtin_machine(name: str) -> ReferenceMachine:
@@ -74,12 +227,12 @@ def builtin_machine(name: str) -> ReferenceMachine:
 
 def builtin_pairs() -> dict[str, ReferencePair]:
     """Every reference pair by its key. Raises ProfileError if the program's own files are damaged."""
-    pairs = {pair.key: pair for pair in _load(_PAIRS_FILE, PairsFile).pairs}
+    pairs = _by_key("pairs.json", _load("pairs.json", _PairsFile).pairs)
     machines = builtin_machines()
     for pair in pairs.values():
         for key in (pair.machine_key, *(result.machine_key for result in pair.published)):
             if key is not None and key not in machines:
-                raise _damaged(_PAIRS_FILE, f"{pair.key} names the machine {quote(key)}, which is not there")
+                raise _damaged("pairs.json", f"{pair.key} names the machine {quote(key)}, which is not there")
     return pairs
 
 
@@ -101,37 +254,41 @@ def _find(
         return by_spelling[wanted]
     within = [spelling for spelling in by_spelling if spelling in wanted]
     close = difflib.get_close_matches(wanted, by_spelling, n=len(by_spelling), cutoff=0.6)
-    near = list(dict.fromkeys(by_spelling[spelling].key for spelling in within + close))[:_NUM_NEAR_NAMES]
+    near = list(dict.fromkeys(by_spelling[spelling].key for spelling in within + close))[:3]
     hint = f" (near it: {', '.join(near)})" if near else ""
     raise ProfileError(f"{quote(name)} is not a {what}{hint}; choose one of {', '.join(known)}")
 
 
 def _machine_spellings(machine: ReferenceMachine) -> set[str]:
     """With and without the size of its memory: a card of another size is another machine."""
-    memory = f"{machine.device_memory_bytes.value / _GIB:.0f}gb"
+    memory = f"{machine.device_memory_bytes.value / (1 << 30):.0f}gb"
     bare = _plain(machine.name).removesuffix(memory)
     return {_plain(machine.key), bare, bare + memory}
 
 
 def _plain(name: str) -> str:
     """Small letters and digits, without what all cards of a vendor are called."""
-    return re.sub(r"[^a-z0-9]", "", _VENDOR_WORDS.sub("", name.lower()))
+    return re.sub(r"[^a-z0-9]", "", re.sub("nvidia|geforce|rtx", "", name.lower()))
 
 
 def _load(file_name: str, kind: type[_File]) -> _File:
     try:
         raw = resources.files("profiles").joinpath("builtin", file_name).read_bytes()
-        return from_record(kind, parse_record(raw), version=BUILTIN_SCHEMA_VERSION, needs_all=False)
+        return from_record(kind, parse_record(raw), needs_all=False)
     except OSError as error:
         raise _damaged(file_name, f"it cannot be read ({error.strerror or error})") from error
     except ProfileError as error:
         raise _damaged(file_name, str(error)) from error
 
 
+def _by_key(file_name: str, entries: Sequence[_Reference]) -> dict[str, _Reference]:
+    by_key: dict[str, _Reference] = {}
+    for entry in entries:
+        if entry.key in by_key:
+            raise _damaged(file_name, f"the key {quote(entry.key)} stands twice")
+        by_key[entry.key] = entry
+    return by_key
+
+
 def _damaged(file_name: str, reason: str) -> ProfileError:
     return ProfileError(f"the program's own file {file_name} is damaged: {reason}; install overstory again")
-
-
-def _check_keys(keys: list[str]) -> None:
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ProfileError(f"the key {quote(twice[0])} stands twice")

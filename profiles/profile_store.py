@@ -14,9 +14,9 @@ from typing import Any
 
 from profiles.atomic_file import replace_content
 from profiles.errors import ProfileError, StaleProfileError, quote
-from profiles.machine_profile import DeviceIdentity, MachineProfile, profile_from_record
-from profiles.pair_profile import ModelIdentity, PairProfile, pair_profile_from_record
-from profiles.profile_records import parse_record
+from profiles.machine_profile import DeviceIdentity, MachineProfile
+from profiles.pair_profile import ModelIdentity, PairProfile
+from profiles.records import from_record, parse_record, to_record
 
 MAX_FILE_BYTES = 4 << 20
 """A pair's tables by rank and depth take 0.1 MB at 32 ranks and depths."""
@@ -40,7 +40,7 @@ def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile
     path = profile_path(folder, device)
     try:
         record = _read(path)
-        profile = None if record is None else profile_from_record(record)
+        profile = None if record is None else from_record(MachineProfile, record)
     except ProfileError as error:
         raise type(error)(f"{path} is not a usable machine profile: {error}; delete it to measure again") from error
     if profile is not None and profile.device != device:
@@ -54,9 +54,9 @@ def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
     """Replace the device's profile in one step and return its path; makes the folder if need be.
 
     Raises:
-        ProfileError: the file system refused; an older profile is still there as it was.
+        ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
     """
-    return _write(profile_path(folder, profile.device), profile.to_record())
+    return _write(profile_path(folder, profile.device), profile)
 
 
 def pair_profile_path(folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity) -> Path:
@@ -79,7 +79,7 @@ def load_pair_profile(
     path = pair_profile_path(folder, device=device, target=target, draft=draft)
     try:
         record = _read(path)
-        profile = None if record is None else pair_profile_from_record(record)
+        profile = None if record is None else from_record(PairProfile, record)
     except ProfileError as error:
         raise type(error)(
             f"{path} is not a usable profile of this pair: {error}; `overstory calibrate` measures it again"
@@ -103,10 +103,10 @@ def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
     """Replace the pair's profile in one step and return its path; makes the folder if need be.
 
     Raises:
-        ProfileError: the file system refused; an older profile is still there as it was.
+        ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
     """
     path = pair_profile_path(folder, device=profile.device, target=profile.target, draft=profile.draft)
-    return _write(path, profile.to_record())
+    return _write(path, profile)
 
 
 def _device_changes(found: DeviceIdentity, expected: DeviceIdentity) -> list[str]:
@@ -129,8 +129,15 @@ def _words(name: str, max_length: int) -> str:
     return "-".join(re.findall("[a-z0-9]+", name.lower()))[:max_length]
 
 
-def _write(path: Path, record: dict[str, Any]) -> Path:
-    content = json.dumps(record, indent=2, allow_nan=False) + "\n"
+def _write(path: Path, profile: MachineProfile | PairProfile) -> Path:
+    record = to_record(profile)
+    try:
+        from_record(type(profile), record)
+    except ProfileError as error:
+        raise ProfileError(
+            f"{path} is not written, since it could not be read again: {error}; measure again"
+        ) from error
+    content = json.dumps(record, indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_content(path, content.encode())

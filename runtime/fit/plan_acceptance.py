@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.builtin_profiles import builtin_pairs
+from profiles.builtin_profiles import ReferenceAcceptance, ReferencePair, builtin_pairs
 from profiles.pair_profile import PairProfile
-from profiles.reference_figures import ReferenceAcceptance, ReferencePair
 from runtime.fit.device_speed import Basis
 from runtime.fit.known_shapes import find_shape
 from runtime.fit.model_shape import ModelShape

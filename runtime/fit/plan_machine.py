@@ -6,9 +6,8 @@ Made of a built-in reference machine, or by `this_machine` of the one that the p
 from dataclasses import dataclass, replace
 
 from offload.units import LinkSpec, format_bytes, format_link
-from profiles.builtin_profiles import builtin_machine
+from profiles.builtin_profiles import Figure, ReferenceMachine, builtin_machine
 from profiles.machine_profile import DeviceIdentity
-from profiles.reference_figures import Figure, ReferenceMachine
 from runtime.fit.device_speed import Basis, DeviceSpeed, Rate, speed_of_data_sheet
 from runtime.fit.memory_fit import MachineMemory, free_bytes_for
 from runtime.fit.reference_costs import LinkSpeeds

@@ -5,6 +5,7 @@ import math
 import random
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ import pytest
 from profiles import builtin_profiles
 from profiles.builtin_profiles import (
     DEFAULT_PAIR_KEY,
+    Figure,
+    PcieSlot,
+    PublishedResult,
+    ReferenceAcceptance,
+    ReferenceMachine,
+    ReferencePair,
+    VerifyCost,
     builtin_machine,
     builtin_machines,
     builtin_pair,
     builtin_pairs,
 )
 from profiles.errors import ProfileError
-from profiles.reference_figures import Figure
+from profiles.records import read_value
 from tests.support.paths import REFERENCE_TREES, ROOT
 
 FOLDER = ROOT / "profiles" / "builtin"
@@ -256,3 +264,100 @@ def test_a_key_that_stands_twice_is_refused(copied: Path) -> None:
     machines["machines"].append(machines["machines"][0])
     file.write_text(json.dumps(machines))
     assert "the key 'l40' stands twice" in (refusal() or "")
+
+
+MACHINE = ReferenceMachine(
+    key="card",
+    name="Card",
+    device_memory_bytes=Figure(24 << 30, "its box", False),
+    memory_bytes_per_second=Figure(1e12, "its box", False),
+    flops_per_second=Figure(1e14, "its box", False),
+    pcie=PcieSlot(4, 16, "its box"),
+    link_bytes_per_second=Figure(25e9, "a test", True),
+)
+PAIR = ReferencePair(
+    key="pair",
+    name="Pair",
+    target_shape="big",
+    acceptance=(
+        ReferenceAcceptance((0.8, 0.1), "a test", True, temperature=0.0),
+        ReferenceAcceptance((0.7, 0.1), "a test", True, temperature=1.0),
+    ),
+    verify_seconds=(VerifyCost(1, Figure(5.5, "a test", True)), VerifyCost(512, Figure(5.6, "a test", True))),
+)
+
+
+@pytest.mark.parametrize(
+    ("generation", "lanes", "gigabytes_per_second"),
+    [(3, 16, 15.75), (4, 16, 31.5), (4, 8, 15.75), (5, 16, 63.0), (5, 4, 15.75)],
+)
+def test_a_slot_carries_what_the_tables_of_pcie_say(generation: int, lanes: int, gigabytes_per_second: float) -> None:
+    slot = PcieSlot(generation, lanes, "its box")
+    assert slot.nominal_bytes_per_second == pytest.approx(gigabytes_per_second * 1e9, rel=1e-3)
+
+
+FIGURE = {"value": 1.0, "source": "x", "is_measured": True}
+SLOT = {"generation": 4, "lanes": 16, "source": "x"}
+ACCEPTED = {"by_rank": [0.9], "source": "x", "is_measured": True}
+RESULT = {"system": "x", "workload": "x", "source": "x"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        (Figure, {**FIGURE, "value": 0}, "value is 0; expected a number, above 0"),
+        (Figure, {**FIGURE, "value": math.nan}, "value is nan"),
+        (Figure, {**FIGURE, "source": ""}, "source is ''"),
+        (Figure, {**FIGURE, "is_measured": 1}, "is_measured is 1"),
+        (PcieSlot, {**SLOT, "generation": 6}, "generation is 6; expected one of 3, 4, 5"),
+        (PcieSlot, {**SLOT, "lanes": 12}, "lanes is 12; expected one of 1, 2, 4, 8, 16"),
+        (PcieSlot, {**SLOT, "lanes": True}, "lanes is True; expected"),
+        (PcieSlot, {**SLOT, "generation": []}, r"generation is \[\]; expected"),
+        (PcieSlot, {**SLOT, "source": ""}, "source is ''"),
+        (ReferenceAcceptance, {**ACCEPTED, "by_rank": []}, r"by_rank is \[\]; expected a list that is not empty"),
+        (ReferenceAcceptance, {**ACCEPTED, "by_rank": [0.9, 0.2]}, "by_rank adds up to 1.1"),
+        (ReferenceAcceptance, {**ACCEPTED, "temperature": -1.0}, r"temperature is -1\.0"),
+        (VerifyCost, {"num_nodes": 0, "seconds": FIGURE}, "num_nodes is 0"),
+        (PublishedResult, {**RESULT, "system": ""}, "system is ''"),
+        (PublishedResult, {**RESULT, "speedup": -1.0}, r"speedup is -1\.0"),
+        (PublishedResult, {**RESULT, "num_levels": 0}, "num_levels is 0"),
+        (ReferencePair, {"key": "", "name": "x", "target_shape": "x"}, "key is ''"),
+        (ReferencePair, {"key": "x", "name": "x", "target_shape": "x", "acceptance": None}, "acceptance is None"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(kind: Any, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProfileError, match=f"^{message}"):
+        read_value(kind, record)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(MACHINE, pcie=PcieSlot(3, 16, "x")), "link_bytes_per_second is 2.5e.10; .* PCIe 3.0 x16"),
+        (lambda: replace(PAIR, acceptance=PAIR.acceptance[::-1]), "acceptance is not in ascending order"),
+        (lambda: replace(PAIR, verify_seconds=PAIR.verify_seconds[::-1]), "verify_seconds is not in ascending order"),
+        (
+            lambda: replace(PAIR, acceptance=(*PAIR.acceptance, ReferenceAcceptance((0.5,), "x", True))),
+            "acceptance has several entries of which one lacks its temperature",
+        ),
+    ],
+)
+def test_what_contradicts_itself_cannot_be_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
+
+
+@pytest.mark.parametrize(("temperature", "first"), [(0.0, 0.8), (0.4, 0.8), (0.6, 0.7), (2.0, 0.7)])
+def test_the_nearest_temperature_answers(temperature: float, first: float) -> None:
+    found = PAIR.acceptance_near(temperature)
+    assert found is not None and found.by_rank[0] == first
+
+
+def test_an_unknown_temperature_answers_for_all_and_nothing_for_none() -> None:
+    unknown = ReferenceAcceptance((0.5,), "x", True)
+    assert replace(PAIR, acceptance=(unknown,)).acceptance_near(0.6) == unknown
+    assert replace(PAIR, acceptance=()).acceptance_near(0.6) is None
+
+
+def test_passes_are_looked_up_by_their_size() -> None:
+    assert PAIR.verify_seconds_by_size == {1: 5.5, 512: 5.6}

@@ -1,6 +1,7 @@
 """One file per device, replaced in one step; what cannot be believed is refused by name and never silently used."""
 
 import json
+import math
 import os
 import threading
 from dataclasses import replace
@@ -9,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from profiles.errors import ProfileError, StaleProfileError
-from profiles.machine_profile import DeviceIdentity
+from profiles.machine_profile import DeviceIdentity, MachineProfile
+from profiles.pair_profile import PairProfile
 from profiles.profile_store import (
     MAX_FILE_BYTES,
     load_machine_profile,
     profile_path,
     save_machine_profile,
 )
+from profiles.records import from_record, parse_record, to_record
 from tests.support.profile_factory import DEVICE, machine_profile
 from tui import cli
 
@@ -66,7 +69,7 @@ def test_a_profile_of_another_device_under_this_name_is_stale(tmp_path: Path) ->
 
 
 def damaged(**changes: object) -> bytes:
-    return json.dumps({**machine_profile().to_record(), **changes}).encode()
+    return json.dumps({**to_record(machine_profile()), **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -183,3 +186,18 @@ def test_an_older_schema_version_is_stale(tmp_path: Path) -> None:
     profile_path(tmp_path, DEVICE).write_bytes(damaged(schema_version=1))
     with pytest.raises(StaleProfileError, match=r"schema_version is 1; .*delete it to measure again"):
         load_machine_profile(tmp_path, DEVICE)
+
+
+def test_files_that_an_earlier_version_wrote_are_read() -> None:
+    """One of each kind as it was written when checks were spelled out field by field."""
+    folder = Path(__file__).parent / "stored"
+    for kind, pattern in ((MachineProfile, "machine-*.json"), (PairProfile, "pair-*.json")):
+        (path,) = folder.glob(pattern)
+        record = parse_record(path.read_bytes())
+        assert json.loads(json.dumps(to_record(from_record(kind, record)))) == record
+
+
+def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"is not written, .*: link_latency_seconds is nan; expected a number"):
+        save_machine_profile(tmp_path, machine_profile(link_latency_seconds=math.nan))
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from profiles.profile_store import (
     pair_profile_path,
     save_pair_profile,
 )
+from profiles.records import to_record
 from tests.support.profile_factory import DEVICE, PAIR
 
 
@@ -119,7 +120,7 @@ def test_no_name_of_a_model_leads_out_of_the_folder_or_to_another_models_file(tm
 
 
 def damaged_pair(**changes: object) -> bytes:
-    return json.dumps({**PAIR.to_record(), **changes}).encode()
+    return json.dumps({**to_record(PAIR), **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def damaged_pair(**changes: object) -> bytes:
         (damaged_pair(schema_version=4), "schema_version is 4; this program reads version 3"),
         (
             damaged_pair(walk_costs=[{"num_nodes": 1, "seconds": -1}]),
-            "walk_costs[0]: seconds of a walk is -1; expected",
+            "walk_costs[0].seconds is -1; expected",
         ),
         (damaged_pair(copy_slowdown=float("nan")), "not a finite number"),
         (damaged_pair(acceptance=[{"temperature": 0}]), "acceptance[0].by_rank is missing"),

@@ -9,8 +9,9 @@ import pytest
 import tui.commands.calibrate_command as command
 from profiles import pair_profile
 from profiles.calibration_probes import CalibrationScope
-from profiles.pair_profile import pair_profile_from_record
+from profiles.pair_profile import PairProfile
 from profiles.profile_store import save_pair_profile
+from profiles.records import from_record
 from runtime.calibration.probes import SessionProbes
 from runtime.errors import OptionError
 from tests.support.session_factory import save_tiny_folder
@@ -55,7 +56,7 @@ def test_both_profiles_are_kept_and_the_last_line_says_where(
     captured = capsys.readouterr()
     (line,) = captured.out.splitlines()
     record = json.loads(line)
-    pair = pair_profile_from_record(json.loads(Path(record["pair_profile"]).read_text()))
+    pair = from_record(PairProfile, json.loads(Path(record["pair_profile"]).read_text()))
     assert pair.target.name == "target"
     assert [table.temperature for table in pair.acceptance] == [0.0, 0.6, 1.0]
     assert [item["num_positions"] for item in record["acceptance"]] == [
@@ -163,13 +164,13 @@ def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
     monkeypatch.setattr(pair_profile, "FEW_POSITIONS", 1 << 40)
     assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
     path = Path(json.loads(capsys.readouterr().out)["pair_profile"])
-    first = pair_profile_from_record(json.loads(path.read_text()))
+    first = from_record(PairProfile, json.loads(path.read_text()))
     assert (first.compute_slowdown, first.copy_slowdown) == (0.0, 0.0)
     tables = tuple(replace(table, num_positions=(4000,) * len(table.num_positions)) for table in first.acceptance)
     save_pair_profile(state, replace(first, acceptance=tables, compute_slowdown=0.25, copy_slowdown=0.5))
     assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
     captured = capsys.readouterr()
-    second = pair_profile_from_record(json.loads(path.read_text()))
+    second = from_record(PairProfile, json.loads(path.read_text()))
     assert (second.compute_slowdown, second.copy_slowdown) == (0.25, 0.5)
     assert second.acceptance == tables
     assert "saw more positions and is kept" in captured.err

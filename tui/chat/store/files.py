@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+from msgspec import Meta
 
 from offload.errors import WriteError
 from profiles.errors import ProfileError, quote
-from profiles.field_checks import check_number, check_text
 from profiles.json_text import parse_json_text
+from profiles.records import read_value
 from tui.chat.errors import ConversationFileError
 from tui.chat.store.private_files import create_private_file, read_regular_file
 from tui.chat.store.records import Conversation, Message, MessageState, Role, storable
@@ -23,8 +25,8 @@ from tui.terminal_text import one_line, show_terminal_escapes
 FORMAT = "overstory conversation"
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 64 << 20
-_LATEST_TIME = 1e11
-"""Seconds: the year 5138."""
+_UnixTime = Annotated[float, Meta(ge=0, le=1e11)]
+"""Seconds, until the year 5138."""
 _MAX_NAME_LENGTH = 50
 """Characters of a title in a file's name, which may take 255 bytes."""
 
@@ -115,7 +117,7 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
         )
     _check_keys("the conversation", record, ("format", "schema_version", *_CONVERSATION_FIELDS, "messages"))
     for name in ("title", "system_prompt"):
-        check_text(name, record[name], can_be_empty=True)
+        read_value(str, record[name], where=name)
     if not isinstance(record["messages"], list):
         raise ValueError(f"messages is {quote(record['messages'])}; expected a list")
     messages = tuple(_to_message(f"messages[{index}]", each) for index, each in enumerate(record["messages"]))
@@ -123,8 +125,8 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
         id=0,
         title=record["title"],
         system_prompt=record["system_prompt"],
-        created_at=check_number("created_at", record["created_at"], maximum=_LATEST_TIME),
-        updated_at=check_number("updated_at", record["updated_at"], maximum=_LATEST_TIME),
+        created_at=read_value(_UnixTime, record["created_at"], where="created_at"),
+        updated_at=read_value(_UnixTime, record["updated_at"], where="updated_at"),
         num_messages=len(messages),
     )
     return conversation, messages
@@ -157,10 +159,10 @@ def _to_message(name: str, record: object) -> Message:
         if record[key] not in allowed:
             raise ValueError(f"{name}.{key} is {quote(record[key])}; expected one of {', '.join(allowed)}")
     for key in ("content", "model"):
-        check_text(f"{name}.{key}", record[key], can_be_empty=True)
+        read_value(str, record[key], where=f"{name}.{key}")
     if not isinstance(record["statistics"], dict):
         raise ValueError(f"{name}.statistics is {quote(record['statistics'])}; expected an object")
-    created_at = check_number(f"{name}.created_at", record["created_at"], maximum=_LATEST_TIME)
+    created_at = read_value(_UnixTime, record["created_at"], where=f"{name}.created_at")
     return Message(**record | {"id": 0, "conversation_id": 0, "created_at": created_at})
 
 
