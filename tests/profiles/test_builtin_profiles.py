@@ -173,9 +173,9 @@ def test_a_name_that_is_near_nothing_gets_the_list(name: str) -> None:
 
 def test_the_files_are_packaged() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    (pattern,) = settings["profiles"]
-    packaged = sorted(path.name for path in (ROOT / "profiles").glob(pattern))
-    assert packaged == sorted(path.name for path in FOLDER.iterdir()) == ["machines.json", "pairs.json"]
+    packaged = {path for pattern in settings["profiles"] for path in (ROOT / "profiles").glob(pattern)}
+    assert packaged == {path for path in FOLDER.rglob("*") if path.is_file()}
+    assert {"machines.json", "pairs.json", "calibration.jsonl"} <= {path.name for path in packaged}
 
 
 Place = tuple[str | int, ...]
@@ -192,7 +192,7 @@ def places(value: object, path: Place = ()) -> Iterator[Place]:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the files, which the program reads instead of its own."""
     (tmp_path / "builtin").mkdir()
-    for file in FOLDER.iterdir():
+    for file in FOLDER.glob("*.json"):
         (tmp_path / "builtin" / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(builtin_profiles.resources, "files", lambda _: tmp_path)
     return tmp_path / "builtin"
