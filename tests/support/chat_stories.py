@@ -12,7 +12,7 @@ from tui.chat.chat_services import ChatServices
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
-from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS
+from tui.chat.widgets.conversation import NUM_SHOWN_TURNS
 
 PATIENCE_SECONDS = 20.0
 NUM_KEYS = 4

@@ -11,8 +11,8 @@ from textual import work
 from tui.chat.answer_actions import AnswerActions
 from tui.chat.dialogue_changes import TurnsChanged
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
-from tui.chat.widgets.conversation_list import UNTITLED, ConversationList
-from tui.chat.widgets.text_dialog import LineDialog, TextDialog
+from tui.chat.widgets.dialogs import LineDialog, TextDialog
+from tui.chat.widgets.lists import UNTITLED, ConversationList
 from tui.terminal_text import one_line
 
 

@@ -11,7 +11,7 @@ from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
 from tui.chat.store.records import Message
-from tui.chat.widgets.answer_markdown import AnswerMarkdown, CodeBlock
+from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.turn_caption import turn_caption
 from tui.terminal_text import one_line, show_terminal_escapes
 

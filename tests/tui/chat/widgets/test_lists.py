@@ -8,7 +8,7 @@ from textual.app import App
 from tests.support.conversation_factory import conversation
 from tests.support.screen_text import STYLES, screen_text
 from tui.chat.store.search import SearchHit
-from tui.chat.widgets.conversation_list import ConversationList, age_words
+from tui.chat.widgets.lists import ConversationList, age_words
 
 
 class Shelf(App):

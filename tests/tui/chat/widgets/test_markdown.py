@@ -7,7 +7,7 @@ from textual.app import App
 from textual.widgets import Markdown
 
 from tests.support.screen_text import STYLES, screen_text
-from tui.chat.widgets.answer_markdown import AnswerMarkdown, CodeBlock, SafeMarkdownIt
+from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock, SafeMarkdownIt
 
 HOSTILE = {
     "clipboard": "a \x1b]52;c;ZXZpbA==\x07 b",

@@ -6,7 +6,7 @@ from textual.app import App
 from textual.widgets import Button, Input
 
 from tests.support.screen_text import STYLES
-from tui.chat.widgets.notice_bar import Choice, NoticeBar
+from tui.chat.widgets.notice import Choice, NoticeBar
 
 CHOICES = (Choice("Restart", "restart", "Start it again"), Choice("Model", "choose", "Choose another"))
 

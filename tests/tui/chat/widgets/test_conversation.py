@@ -6,7 +6,7 @@ from textual.app import App
 
 from tests.support.conversation_factory import message
 from tests.support.screen_text import STYLES, screen_text
-from tui.chat.widgets.conversation_view import NUM_SHOWN_TURNS, ConversationView
+from tui.chat.widgets.conversation import NUM_SHOWN_TURNS, ConversationView
 
 
 class Clock:

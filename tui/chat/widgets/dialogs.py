@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
-from tui.chat.widgets.prompt_area import PromptArea
+from tui.chat.widgets.prompt import PromptArea
 
 
 class LineDialog(ModalScreen[str | None]):

@@ -7,8 +7,8 @@ from textual.app import App
 
 from tests.support.conversation_factory import message
 from tests.support.screen_text import STYLES, screen_text
-from tui.chat.widgets.answer_markdown import AnswerMarkdown
-from tui.chat.widgets.turn_view import AnswerTurn, PromptTurn, shown_text, turn_view
+from tui.chat.widgets.markdown import AnswerMarkdown
+from tui.chat.widgets.turn import AnswerTurn, PromptTurn, shown_text, turn_view
 
 
 class Wall(App):

@@ -7,7 +7,7 @@ from textual.app import App
 from tests.support.screen_text import STYLES
 from tui.chat.commands.slash_commands import Completion
 from tui.chat.widgets.completion_list import CompletionList
-from tui.chat.widgets.prompt_area import PromptArea, same_width_signs
+from tui.chat.widgets.prompt import PromptArea, same_width_signs
 
 
 class Desk(App):

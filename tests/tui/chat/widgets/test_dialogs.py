@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from textual.app import App
 
-from tui.chat.widgets.text_dialog import LineDialog, TextDialog
+from tui.chat.widgets.dialogs import LineDialog, TextDialog
 
 
 def answer_of(dialog, *keys):

@@ -14,9 +14,9 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from tui.chat.store.records import Message
-from tui.chat.widgets.answer_markdown import CodeBlock
+from tui.chat.widgets.markdown import CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
-from tui.chat.widgets.turn_view import AnswerTurn, PromptTurn, turn_view
+from tui.chat.widgets.turn import AnswerTurn, PromptTurn, turn_view
 from tui.terminal_text import one_line
 
 FRAMES_PER_SECOND = 30
