@@ -4,7 +4,7 @@ from typing import Literal
 
 from tui.chat.chat_frame import ChatFrame
 from tui.chat.dialogue_changes import Changes, PromptReturned, TurnsChanged
-from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.lists import CompletionList
 
 Undo = tuple[Literal["conversation", "turns"], int]
 """What `undo_delete` brings back: a conversation, or the turns that were dropped last from one."""

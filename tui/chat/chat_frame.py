@@ -31,9 +31,8 @@ from tui.chat.dialogue_changes import (
 )
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
-from tui.chat.widgets.completion_list import CompletionList
 from tui.chat.widgets.conversation import ConversationView
-from tui.chat.widgets.lists import UNTITLED, ConversationList
+from tui.chat.widgets.lists import UNTITLED, CompletionList, ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line

@@ -29,7 +29,7 @@ from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
 from tui.chat.machine_actions import MachineActions
 from tui.chat.settings.path_completion import list_paths
-from tui.chat.widgets.completion_list import CompletionList
+from tui.chat.widgets.lists import CompletionList
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.prompt import PromptArea

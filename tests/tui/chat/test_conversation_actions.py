@@ -213,7 +213,7 @@ def test_another_conversation_can_be_read_while_an_answer_is_written(tmp_path):
             await teller.until(lambda: teller.contents == [])
             await teller.press("f3", "enter")
             await teller.until(lambda: teller.dialogue.conversation_id == foxes)
-            await teller.until(lambda: teller.chat.view.is_growing)
+            await teller.until(lambda: teller.chat.view.query(".-streaming"))
             await teller.press("escape")
             await teller.until(lambda: not teller.dialogue.is_answering)
             assert teller.contents == ["About foxes", "Once upon "]

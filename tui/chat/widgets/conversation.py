@@ -1,7 +1,6 @@
 """The turns of one conversation, scrolled: follows what arrives until the reader scrolls up, and again at the end.
 
-Text comes in bursts and is drawn at the rate at which it comes on average. Shows plain values; knows no store and no
-engine.
+Text comes in bursts and is drawn at the rate at which it comes on average.
 """
 
 import time
@@ -57,11 +56,6 @@ class ConversationView(VerticalScroll):
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
 
     @property
-    def is_growing(self) -> bool:
-        """Whether an answer is being written into this view."""
-        return self._growing is not None
-
-    @property
     def has_drawn_all(self) -> bool:
         """Whether nothing that has arrived waits for its turn."""
         return not self._smoother.num_waiting
@@ -101,21 +95,21 @@ class ConversationView(VerticalScroll):
         self.anchor()
 
     def resume(self) -> None:
-        """The last answer is being written on."""
+        """Let the last answer grow again."""
         last = self._last_answer()
         if last is not None:
             last.resume()
         self._grow(last)
 
     def append(self, text: str) -> None:
-        """More of the answer that grows, to be drawn smoothly."""
+        """Take more of the answer that grows, to be drawn smoothly."""
         if self._growing is None or self._drawing is None:
             return
         self._smoother.push(text, now=self._clock())
         self._drawing.resume()
 
     async def end(self, message: Message) -> None:
-        """The answer is over: draw all of it and how it ended."""
+        """Draw all of an answer that is over, and how it ended."""
         growing, self._growing = self._growing, None
         if growing is None or growing.message.id != message.id:
             return
@@ -125,13 +119,13 @@ class ConversationView(VerticalScroll):
         await growing.end(message)
 
     def newest_answer_text(self) -> str:
-        """What a reader sees of the last answer, as Markdown; empty if there is none."""
+        """Return what a reader sees of the last answer, as Markdown; empty if there is none."""
         answer = self._last_answer()
         return answer.shown_text if answer is not None else ""
 
     def next_code_block(self) -> CodeBlock | None:
-        """The last code block, then with each call the one above, and after the first the last again."""
-        blocks = [block for turn in self.query(AnswerTurn) for block in turn.code_blocks()]
+        """Return and mark the last code block, with each call the one above, and after the first the last again."""
+        blocks = list(self.query(CodeBlock))
         if not blocks:
             return None
         index = blocks.index(self._copied) - 1 if self._copied in blocks else len(blocks) - 1

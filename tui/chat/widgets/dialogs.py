@@ -1,6 +1,6 @@
-"""Asks for a text: one line, such as a title or a file name, or several, such as a system prompt.
+"""Dialogs that ask for a text: one line, such as a title or a file name, or several, such as a system prompt.
 
-Returns what was written, or None if it was not wanted after all.
+They return what was written, or None if it was not wanted after all.
 """
 
 from typing import ClassVar
@@ -15,10 +15,10 @@ from tui.chat.widgets.prompt import PromptArea
 
 
 class LineDialog(ModalScreen[str | None]):
-    """One line."""
+    """Asks for one line; nothing at all counts as not wanted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Cancel", tooltip="Leave everything as it was"),
+        Binding("escape", "dismiss", "Cancel", tooltip="Leave everything as it was"),
     ]
 
     def __init__(self, question: str, text: str = "", *, hint: str = "Enter keeps it, Esc does not") -> None:
@@ -33,21 +33,17 @@ class LineDialog(ModalScreen[str | None]):
             yield Static(self._hint, markup=False, classes="dialog-hint")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Hand over what was written; nothing at all counts as not wanted."""
+        """Hand over what was written."""
         event.stop()
         self.dismiss(event.value.strip() or None)
 
-    def action_cancel(self) -> None:
-        """Hand over nothing."""
-        self.dismiss(None)
-
 
 class TextDialog(ModalScreen[str | None]):
-    """Several lines; an empty text is an answer too."""
+    """Asks for several lines; an empty text is an answer too."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", "Keep", tooltip="Keep the text as it is now", priority=True),
-        Binding("escape", "cancel", "Cancel", tooltip="Leave everything as it was"),
+        Binding("escape", "dismiss", "Cancel", tooltip="Leave everything as it was"),
     ]
 
     def __init__(self, question: str, text: str = "") -> None:
@@ -58,20 +54,13 @@ class TextDialog(ModalScreen[str | None]):
         """The question, an area, and how to leave."""
         with Vertical(classes="dialog -tall"):
             yield Static(self._question, markup=False, classes="dialog-title")
-            yield _SeveralLines(self._text)
+            yield _SeveralLines(self._text, soft_wrap=True, compact=True, highlight_cursor_line=False)
             yield Static("Ctrl+S keeps it, Esc does not; empty is the model's own", classes="dialog-hint")
 
     def action_keep(self) -> None:
         """Hand over what was written."""
         self.dismiss(self.query_one(TextArea).text)
 
-    def action_cancel(self) -> None:
-        """Hand over nothing."""
-        self.dismiss(None)
-
 
 class _SeveralLines(TextArea):
-    def __init__(self, text: str) -> None:
-        super().__init__(text, soft_wrap=True, tab_behavior="focus", compact=True, highlight_cursor_line=False)
-
     get_line = PromptArea.get_line

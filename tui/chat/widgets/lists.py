@@ -1,10 +1,11 @@
-"""The side list: all conversations, the one used last on top, and what a search finds in them.
+"""The lists that a person chooses from: conversations beside the talk, and completions over the prompt.
 
-Shows what it is given and says what is wanted; knows no store.
+Both show what they are given and say what is wanted.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -15,11 +16,13 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from tui.chat.commands.slash_commands import Completion
 from tui.chat.store.records import Conversation
 from tui.chat.store.search import SearchHit
 from tui.terminal_text import one_line, show_terminal_escapes
 
 UNTITLED = "new conversation"
+MAX_COMPLETIONS = 50
 _AGES = ((60, 1, "now"), (3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 86400, "d"))
 
 
@@ -42,19 +45,17 @@ class ConversationList(Vertical):
         Binding("ctrl+z", "undo", "Undo", tooltip="Bring back what was deleted last"),
     ]
 
+    @dataclass
     class Searched(Message):
         """Other conversations are wanted in the list."""
 
-        def __init__(self, text: str) -> None:
-            self.text = text
-            super().__init__()
+        text: str
 
+    @dataclass
     class Chosen(Message):
         """A conversation is to be opened."""
 
-        def __init__(self, conversation_id: int) -> None:
-            self.conversation_id = conversation_id
-            super().__init__()
+        conversation_id: int
 
     class RenameWanted(Chosen):
         """A conversation is to get another title."""
@@ -182,14 +183,57 @@ def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
 
 
 def _hit_lines(hit: SearchHit) -> Content:
-    snippet = (
-        Content(show_terminal_escapes(hit.snippet))
-        if len(show_terminal_escapes(hit.snippet)) == len(hit.snippet)
-        else None
-    )
-    if snippet is None:
-        snippet = Content(show_terminal_escapes(hit.snippet))
-    else:
-        for start, end in hit.matches:
-            snippet = snippet.stylize("bold underline", start, end)
+    snippet = Content(show_terminal_escapes(hit.snippet))
+    for start, end in hit.matches:
+        snippet = snippet.stylize("bold underline", start, end)
     return Content.assemble(Content(f"  {_title(hit.title)}"), "\n", Content("  "), snippet)
+
+
+class CompletionList(OptionList, can_focus=False):
+    """What could follow what is typed: up and down choose, Tab takes, Esc puts it away; the prompt steers it."""
+
+    @dataclass
+    class Taken(Message):
+        """One was clicked."""
+
+        completion: Completion
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, compact=True, markup=False)
+        self._completions: tuple[Completion, ...] = ()
+        self.display = False
+
+    @property
+    def chosen(self) -> Completion | None:
+        """The highlighted one; None while nothing is shown."""
+        if not self.display or self.highlighted is None or self.highlighted >= len(self._completions):
+            return None
+        return self._completions[self.highlighted]
+
+    def show(self, completions: Sequence[Completion]) -> None:
+        """Show these, or nothing."""
+        self._completions = tuple(completions[:MAX_COMPLETIONS])
+        self.clear_options()
+        width = max((len(each.label) for each in self._completions), default=0)
+        self.add_options([Option(_completion_row(each, width=min(width, 28))) for each in self._completions])
+        self.highlighted = 0 if self._completions else None
+        self.display = bool(self._completions)
+
+    def hide(self) -> None:
+        """Show nothing."""
+        self.show(())
+
+    def move(self, step: int) -> None:
+        """Highlight the next one, or with -1 the one before; the ends are neighbours."""
+        if self._completions:
+            self.highlighted = ((self.highlighted or 0) + step) % len(self._completions)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Take the one that was clicked."""
+        event.stop()
+        self.post_message(self.Taken(self._completions[event.option_index]))
+
+
+def _completion_row(completion: Completion, *, width: int) -> Content:
+    label = Content(one_line(completion.label).ljust(width))
+    return Content.assemble(label, "  ", Content(one_line(completion.help)).stylize("dim"))

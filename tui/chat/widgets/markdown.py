@@ -1,9 +1,10 @@
 """Markdown as a model writes it: escapes and HTML are shown as text, code blocks can be copied, links only too.
 
-Everything is drawn while it still arrives. Knows no conversation.
+Everything is drawn while it still arrives.
 """
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -25,7 +26,7 @@ class SafeMarkdownIt(MarkdownIt):
         super().__init__("gfm-like", {"html": False})
 
     def parse(self, src: str, env: MutableMapping[str, Any] | None = None) -> list[Token]:
-        """Tokens of the source; what only entities spell, as `&#x202e;`, is shown as signs too."""
+        """Return the source's tokens; what only entities spell, as `&#x202e;`, is shown as signs too."""
         tokens = super().parse(show_terminal_escapes(src), env)
         _show_escapes_of(tokens)
         return tokens
@@ -56,21 +57,20 @@ class CopyLabel(Static):
 class CodeBlock(MarkdownFence):
     """Code with its language and a word that copies it."""
 
+    @dataclass
     class CopyWanted(Message):
         """The user wants the code in the clipboard."""
 
-        def __init__(self, block: "CodeBlock") -> None:
-            self.block = block
-            super().__init__()
+        block: "CodeBlock"
 
     @property
     def language(self) -> str:
-        """As the model named it; empty if it did not."""
+        """The code's language as the model named it; empty if it did not."""
         return (self.lexer.split() or [""])[0]
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """The code in colours; a block without a language is plain, since guessing takes longer than drawing."""
+        """Colour the code; a block without a language is plain, since guessing takes longer than drawing."""
         return super().highlight(code, (language.split() or ["text"])[0], ansi=ansi, dark=dark)
 
     def compose(self) -> ComposeResult:
@@ -92,7 +92,3 @@ class AnswerMarkdown(Markdown):
 
     def __init__(self, text: str = "") -> None:
         super().__init__(text, parser_factory=SafeMarkdownIt, open_links=False)
-
-    def code_blocks(self) -> list[CodeBlock]:
-        """Its code blocks, the first one first."""
-        return list(self.query(CodeBlock))

@@ -1,6 +1,6 @@
 """A bar over the prompt: what happened, and what can be done about it, one key or click each.
 
-The conversation stays in sight, and whoever is writing is not interrupted. Knows no engine and no store.
+The conversation stays in sight, and nobody who is writing is interrupted.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,11 @@ class NoticeBar(Vertical):
         Binding("escape", "dismiss", "Dismiss", show=False, tooltip="Put the notice away"),
     ]
 
+    @dataclass
     class ChoiceMade(Message):
         """The user wants one of the choices."""
 
-        def __init__(self, action: str) -> None:
-            self.action = action
-            super().__init__()
+        action: str
 
     class Dismissed(Message):
         """The notice was put away."""

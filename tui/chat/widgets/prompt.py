@@ -1,10 +1,10 @@
 """Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down.
 
-Control characters that were pasted stay in the text but are drawn as signs, so that no terminal executes them. Knows
-neither commands nor what becomes of a prompt.
+Control characters that were pasted stay in the text but are drawn as signs, so that no terminal executes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.text import Text
@@ -13,8 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from tui.chat.widgets.completion_list import CompletionList
-from tui.chat.widgets.prompt_history import PromptHistory
+from tui.chat.widgets.lists import CompletionList
 
 _HIDDEN = {code: chr(0x2400 + code) for code in range(0x20) if code != 0x09} | {0x7F: "␡"}
 _REORDERING = {code: "�" for code in (*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
@@ -23,6 +22,38 @@ _REORDERING = {code: "�" for code in (*range(0x80, 0xA0), *range(0x2028, 0x202
 def same_width_signs(line: str) -> str:
     """The line with one visible character in place of each that a terminal would act on; the length stays."""
     return line.translate(_HIDDEN | _REORDERING)
+
+
+class PromptHistory:
+    """The prompts of a conversation and a place among them; what was being written waits at the newest end."""
+
+    def __init__(self, prompts: Iterable[str] = ()) -> None:
+        self._prompts = list(prompts)
+        self._index = len(self._prompts)  # of what is shown; the length: what is being written
+        self._unsent = ""
+
+    def add(self, prompt: str) -> None:
+        """Add one that was sent, and go to the newest end. The same one twice in a row is kept once."""
+        if not self._prompts or self._prompts[-1] != prompt:
+            self._prompts.append(prompt)
+        self._index = len(self._prompts)
+        self._unsent = ""
+
+    def older(self, shown: str) -> str | None:
+        """Return the prompt before the one that is `shown`; None at the oldest."""
+        if self._index == 0:
+            return None
+        if self._index == len(self._prompts):
+            self._unsent = shown
+        self._index -= 1
+        return self._prompts[self._index]
+
+    def newer(self) -> str | None:
+        """Return the prompt after; at the end what was being written; None beyond that."""
+        if self._index == len(self._prompts):
+            return None
+        self._index += 1
+        return self._unsent if self._index == len(self._prompts) else self._prompts[self._index]
 
 
 class PromptArea(TextArea):
@@ -37,12 +68,11 @@ class PromptArea(TextArea):
         Binding("down", "newer_or_down", "Newer prompt", show=False, tooltip="In the last line: the prompt after"),
     ]
 
+    @dataclass
     class Sent(Message):
         """The user wants the prompt to be answered or obeyed."""
 
-        def __init__(self, text: str) -> None:
-            self.text = text
-            super().__init__()
+        text: str
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(

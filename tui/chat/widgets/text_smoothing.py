@@ -8,7 +8,7 @@ never more than one burst behind. Pure: the clock is passed in, and whoever draw
 import math
 from collections import deque
 
-from tui.chat.widgets.graphemes import last_whole, next_boundary
+import regex
 
 SPREAD = 0.9
 """Share of the expected time between bursts over which one is shown: the queue is empty a little before the next."""
@@ -17,6 +17,19 @@ SAME_BURST_SECONDS = 0.03
 LONGEST_SPREAD_SECONDS = 5.0
 """No burst is held longer, however slow the link is."""
 _NUM_REMEMBERED = 5
+
+
+def whole_length(text: str, num_due: int) -> int:
+    """Return where to cut `text`, `num_due` characters in or a little later: never inside what a reader sees as one.
+
+    Before the last of these, if it is one that more text may go on: half a flag, or an emoji that waits to be joined.
+    """
+    start = end = 0
+    for seen in regex.finditer(r"\X", text):
+        if end >= num_due:
+            return end
+        start, end = seen.span()
+    return start if regex.fullmatch(r"\p{Regional_Indicator}|.*\u200d", text[start:]) else end
 
 
 class TextSmoother:
@@ -60,7 +73,7 @@ class TextSmoother:
         elapsed = max(0.0, now - self._begun)
         share = elapsed / self._spread_seconds if elapsed < self._spread_seconds else 1.0
         num_due = self._num_overdue + math.ceil(share * self._num_in_burst) - self._num_taken
-        return self._cut(min(next_boundary(self._waiting, max(0, num_due)), last_whole(self._waiting)))
+        return self._cut(whole_length(self._waiting, num_due))
 
     def flush(self) -> str:
         """All that waits: for the end of an answer and for a stop."""

@@ -1,9 +1,8 @@
-"""One turn of a conversation on the screen: a prompt as it was typed, or an answer as Markdown that may still grow.
+"""One turn of a conversation on the screen: a prompt as it was typed, or an answer as Markdown that may still grow."""
 
-Shows plain values; knows no store and no engine.
-"""
-
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -11,13 +10,14 @@ from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
 from tui.chat.store.records import Message
-from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
-from tui.chat.widgets.turn_caption import turn_caption
+from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.terminal_text import one_line, show_terminal_escapes
+
+_ENDS = {"length": "reached the most tokens", "context": "the context is full"}
 
 
 def shown_text(text: str) -> str:
-    """The text as it is drawn: line ends of one kind, and signs for what a terminal would obey."""
+    """Return the text as it is drawn: line ends of one kind, and signs for what a terminal would obey."""
     return show_terminal_escapes(text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
 
 
@@ -55,17 +55,13 @@ class AnswerTurn(Vertical):
         yield self._caption
 
     def on_mount(self) -> None:
-        """An answer without a caption leaves no empty line for it."""
+        """Leave no empty line for a caption that is not there."""
         self._show_caption()
 
     @property
     def shown_text(self) -> str:
         """What a reader sees of the answer, as Markdown; safe to paste into a terminal."""
         return self._markdown.source
-
-    def code_blocks(self) -> list[CodeBlock]:
-        """Its code blocks, the first one first."""
-        return self._markdown.code_blocks()
 
     async def write(self, text: str) -> None:
         """Append to what is shown."""
@@ -102,5 +98,41 @@ class AnswerTurn(Vertical):
 
 
 def turn_view(message: Message) -> PromptTurn | AnswerTurn:
-    """The widget that shows a message."""
+    """Return the widget that shows a message."""
     return PromptTurn(message) if message.role == "user" else AnswerTurn(message)
+
+
+def turn_caption(message: Message) -> str:
+    """Return how an answer ended and what it took; empty while it streams.
+
+    Words between dots, such as `stopped · 34 tokens · 5.2 tok/s · 3.1 tokens a pass`.
+    """
+    if message.state == "streaming":
+        return ""
+    statistics = message.statistics
+    words = [_how_it_ended(message), *_figures(statistics)]
+    return " · ".join(word for word in words if word)
+
+
+def _how_it_ended(message: Message) -> str:
+    statistics = message.statistics
+    if message.state == "failed":
+        return f"failed: {one_line(str(statistics.get('error', 'the engine could not answer')))}"
+    if message.state == "stopped" and statistics.get("finish_reason") != "context":
+        return "stopped" if message.content else "stopped, nothing came"
+    return _ENDS.get(str(statistics.get("finish_reason")), "")
+
+
+def _figures(statistics: Mapping[str, Any]) -> list[str]:
+    num_tokens, num_rounds = statistics.get("num_new_tokens"), statistics.get("num_rounds")
+    seconds_per_token, prefill_seconds = statistics.get("seconds_per_token"), statistics.get("prefill_seconds")
+    words = []
+    if num_tokens:
+        words.append(f"{num_tokens} token{'s' if num_tokens != 1 else ''}")
+    if seconds_per_token:
+        words.append(f"{1 / seconds_per_token:.3g} tok/s")
+    if num_tokens and num_rounds:
+        words.append(f"{num_tokens / num_rounds:.1f} tokens a pass")
+    if prefill_seconds:
+        words.append(f"first after {prefill_seconds:.1f} s")
+    return words

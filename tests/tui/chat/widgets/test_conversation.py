@@ -131,7 +131,7 @@ def test_the_end_of_an_answer_draws_what_waits():
         view.append("b" * 20)
         await view.end(message("assistant", "a" * 20 + "b" * 20, id=99))
         assert view.newest_answer_text() == "a" * 20 + "b" * 20
-        assert not view.is_growing
+        assert not view.query(".-streaming")
 
     watch(story)
 

@@ -1,42 +1,34 @@
 """Dialogs hand over what was written, or nothing with Esc."""
 
-import asyncio
-
-import pytest
-from textual.app import App
-
+from tests.support.widget_screens import WidgetApp, run
 from tui.chat.widgets.dialogs import LineDialog, TextDialog
 
 
-def answer_of(dialog, *keys):
-    answers = []
+def answers_to(*dialogs_and_keys):
+    app, answers = WidgetApp(), []
 
-    async def run():
-        app = App()
-        async with app.run_test(size=(60, 20)) as pilot:
-            app.push_screen(dialog, answers.append)
-            await pilot.pause()
+    async def story(pilot):
+        for dialog, *keys in dialogs_and_keys:
+            await app.push_screen(dialog, answers.append)
             await pilot.press(*keys)
             await pilot.pause()
 
-    asyncio.run(run())
+    run(app, story)
     return answers
 
 
-@pytest.mark.parametrize(
-    ("keys", "answer"), [(("x", "enter"), "x"), (("x", "escape"), None), (("space", "enter"), None)]
-)
-def test_a_line(keys, answer):
-    assert answer_of(LineDialog("Title"), *keys) == [answer]
+def test_a_line_is_handed_over_unless_it_says_nothing_or_is_not_wanted():
+    assert answers_to(
+        (LineDialog("Title"), "x", "enter"),
+        (LineDialog("Title"), "x", "escape"),
+        (LineDialog("Title"), "space", "enter"),
+        (LineDialog("Title", "old"), "enter"),
+    ) == ["x", None, None, "old"]
 
 
-def test_a_line_begins_with_what_there_is():
-    assert answer_of(LineDialog("Title", "old"), "enter") == ["old"]
-
-
-@pytest.mark.parametrize(
-    ("keys", "answer"),
-    [(("a", "enter", "b", "ctrl+s"), "a\nb"), (("a", "escape"), None), (("ctrl+s",), "")],
-)
-def test_several_lines(keys, answer):
-    assert answer_of(TextDialog("System prompt"), *keys) == [answer]
+def test_several_lines_may_be_empty():
+    assert answers_to(
+        (TextDialog("System prompt"), "a", "enter", "b", "ctrl+s"),
+        (TextDialog("System prompt"), "a", "escape"),
+        (TextDialog("System prompt"), "ctrl+s"),
+    ) == ["a\nb", None, ""]

@@ -1,4 +1,4 @@
-"""The side list shows titles and hits as text, and says what is wanted of them."""
+"""The side list shows titles and hits as text and says what is wanted of them; completions go around."""
 
 import asyncio
 
@@ -7,8 +7,9 @@ from textual.app import App
 
 from tests.support.conversation_factory import conversation
 from tests.support.screen_text import STYLES, screen_text
+from tui.chat.commands.slash_commands import Completion
 from tui.chat.store.search import SearchHit
-from tui.chat.widgets.lists import ConversationList, age_words
+from tui.chat.widgets.lists import CompletionList, ConversationList, age_words
 
 
 class Shelf(App):
@@ -53,22 +54,22 @@ def browse(story):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    ("keys", "heard"),
-    [
-        (("enter",), [("open", 3)]),
-        (("up", "enter"), [("open", 7)]),
-        (("r",), [("rename", 3)]),
-        (("delete",), [("delete", 3)]),
-        (("ctrl+z",), ["undo"]),
-        (("escape",), ["close"]),
-    ],
-)
-def test_keys(keys, heard):
+def test_keys():
     async def story(app, side, pilot):
-        await pilot.press(*keys)
+        for key, heard in (
+            ("enter", ("open", 3)),
+            ("r", ("rename", 3)),
+            ("delete", ("delete", 3)),
+            ("ctrl+z", "undo"),
+            ("escape", "close"),
+        ):
+            await pilot.press(key)
+            await pilot.pause()
+            assert app.heard == [heard], key
+            app.heard.clear()
+        await pilot.press("up", "enter")
         await pilot.pause()
-        assert app.heard == heard
+        assert app.heard == [("open", 7)]
 
     browse(story)
 
@@ -121,3 +122,59 @@ def test_a_hostile_title_is_text():
 )
 def test_ages(seconds, words):
     assert age_words(seconds) == words
+
+
+WAYS = [Completion(f"/{name}", f"/{name}", "words") for name in ("a", "b", "c")]
+
+
+class Desk(App):
+    CSS_PATH = STYLES
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def compose(self):
+        yield CompletionList()
+
+    def on_completion_list_taken(self, message):
+        self.taken.append(message.completion)
+
+
+def look(story):
+    async def run():
+        app = Desk()
+        async with app.run_test(size=(40, 12)) as pilot:
+            await story(app, app.query_one(CompletionList), pilot)
+
+    asyncio.run(run())
+
+
+def test_choosing_goes_around():
+    async def story(app, completions, pilot):
+        assert completions.chosen is None
+        completions.show(WAYS)
+        assert completions.chosen == WAYS[0]
+        completions.move(-1)
+        assert completions.chosen == WAYS[2]
+        completions.move(1)
+        assert completions.chosen == WAYS[0]
+        completions.hide()
+        assert completions.chosen is None
+        assert not completions.display
+
+    look(story)
+
+
+def test_a_click_takes_one():
+    async def story(app, completions, pilot):
+        completions.show(WAYS)
+        await pilot.pause()
+        await pilot.click(completions, offset=(3, 1))
+        assert app.taken == [WAYS[1]]
+
+    look(story)
+
+
+def test_it_never_has_the_focus():
+    assert not CompletionList().can_focus

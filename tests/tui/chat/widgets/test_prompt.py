@@ -6,8 +6,8 @@ from textual.app import App
 
 from tests.support.screen_text import STYLES
 from tui.chat.commands.slash_commands import Completion
-from tui.chat.widgets.completion_list import CompletionList
-from tui.chat.widgets.prompt import PromptArea, same_width_signs
+from tui.chat.widgets.lists import CompletionList
+from tui.chat.widgets.prompt import PromptArea, PromptHistory, same_width_signs
 
 
 class Desk(App):
@@ -162,3 +162,28 @@ def test_pasted_controls_are_drawn_as_signs_of_the_same_width():
         assert app.sent == [hostile]
 
     write(story)
+
+
+def test_older_and_newer_walk_to_both_ends():
+    history = PromptHistory(["one", "two"])
+    assert [history.older("unsent"), history.older("two"), history.older("one")] == ["two", "one", None]
+    assert [history.newer(), history.newer(), history.newer()] == ["two", "unsent", None]
+
+
+def test_a_prompt_that_is_sent_is_the_newest():
+    history = PromptHistory(["one"])
+    history.older("")
+    history.add("two")
+    assert history.older("") == "two"
+
+
+def test_sending_the_same_prompt_again_keeps_it_once():
+    history = PromptHistory(["one"])
+    history.add("one")
+    assert [history.older(""), history.older("one")] == ["one", None]
+
+
+def test_an_empty_history_has_no_neighbours():
+    history = PromptHistory()
+    assert history.older("unsent") is None
+    assert history.newer() is None

@@ -3,9 +3,15 @@
 import random
 
 import pytest
+import regex
 
-from tui.chat.widgets.graphemes import last_whole, next_boundary
-from tui.chat.widgets.text_smoothing import LONGEST_SPREAD_SECONDS, SAME_BURST_SECONDS, SPREAD, TextSmoother
+from tui.chat.widgets.text_smoothing import (
+    LONGEST_SPREAD_SECONDS,
+    SAME_BURST_SECONDS,
+    SPREAD,
+    TextSmoother,
+    whole_length,
+)
 
 PIECES = [
     "a",
@@ -44,43 +50,41 @@ def random_bursts(seed):
     return bursts
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_nothing_is_lost_and_order_is_kept(seed):
-    bursts, smoother = random_bursts(seed), TextSmoother()
-    frames = shown_by(smoother, bursts, end=bursts[-1][0] * random.Random(seed).uniform(0.5, 1.5))
-    pushed = [text for time, text in bursts if time <= frames[-1][0]]
-    assert "".join(text for _, text in frames) + smoother.flush() == "".join(pushed)
-    assert smoother.num_waiting == 0
+def test_nothing_is_lost_and_order_is_kept():
+    for seed in range(60):
+        bursts, smoother = random_bursts(seed), TextSmoother()
+        frames = shown_by(smoother, bursts, end=bursts[-1][0] * random.Random(seed).uniform(0.5, 1.5))
+        pushed = [text for time, text in bursts if time <= frames[-1][0]]
+        assert "".join(text for _, text in frames) + smoother.flush() == "".join(pushed)
+        assert smoother.num_waiting == 0
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_no_cut_splits_a_character(seed):
-    bursts, smoother = random_bursts(seed), TextSmoother()
-    whole, arrived = "".join(text for _, text in bursts), 0
-    for time, text in bursts:
-        smoother.push(text, now=time)
-        arrived += len(text)
-        for share in (0.0, 0.2, 0.5, 0.8):
-            smoother.take(time + share)
-            cut = arrived - smoother.num_waiting
-            # At the end of what has come, only what is known to go on is held back.
-            assert cut == next_boundary(whole[:arrived], cut)
-            assert cut <= last_whole(whole[:arrived]) or cut == arrived
+def test_no_cut_splits_a_character():
+    for seed in range(60):
+        bursts, smoother = random_bursts(seed), TextSmoother()
+        whole, arrived = "".join(text for _, text in bursts), 0
+        for time, text in bursts:
+            smoother.push(text, now=time)
+            arrived += len(text)
+            for share in (0.0, 0.2, 0.5, 0.8):
+                smoother.take(time + share)
+                cut = arrived - smoother.num_waiting
+                assert cut in {0, *(seen.end() for seen in regex.finditer(r"\X", whole[:arrived]))}
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_the_screen_is_never_more_than_one_burst_behind(seed):
-    random_source = random.Random(seed)
-    smoother, earlier, shown, time = TextSmoother(), "", "", 0.0
-    for _ in range(12):
-        text = "".join(random_source.choices(PIECES, k=8))
-        smoother.push(text, now=time)
-        shown += smoother.take(time)
-        assert shown == (earlier + text)[: len(shown)]
-        assert len(shown) >= len(earlier)
-        earlier += text
-        shown += smoother.take(time + random_source.uniform(0, 0.5))
-        time += random_source.uniform(2 * SAME_BURST_SECONDS, 3)
+def test_the_screen_is_never_more_than_one_burst_behind():
+    for seed in range(60):
+        random_source = random.Random(seed)
+        smoother, earlier, shown, time = TextSmoother(), "", "", 0.0
+        for _ in range(12):
+            text = "".join(random_source.choices(PIECES, k=8))
+            smoother.push(text, now=time)
+            shown += smoother.take(time)
+            assert shown == (earlier + text)[: len(shown)]
+            assert len(shown) >= len(earlier)
+            earlier += text
+            shown += smoother.take(time + random_source.uniform(0, 0.5))
+            time += random_source.uniform(2 * SAME_BURST_SECONDS, 3)
 
 
 def test_regular_bursts_flow_evenly_and_are_gone_before_the_next():
@@ -145,3 +149,51 @@ def test_a_clock_that_steps_back_takes_nothing_twice():
     first = smoother.take(5.5)
     assert smoother.take(4.0) == ""
     assert first + smoother.take(7.0) == "abcdefghij"
+
+
+WHOLE = [
+    "a",
+    "e\u0301",
+    "e\u0301\u0323",
+    "\u2764\ufe0f",
+    "\U0001f44d\U0001f3fd",
+    "\U0001f469\u200d\U0001f680",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1eb\U0001f1f7",
+    "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "1\ufe0f\u20e3",
+    "\u1112\u1161\u11ab",
+    "\uac00\u11a8",
+    "\u0915\u093f",
+    "\r\n",
+    "\u65e5",
+]
+
+
+def test_one_character_is_cut_only_at_its_ends():
+    for character in WHOLE:
+        text = "x" + character + "y"
+        cuts = {whole_length(text, num_due) for num_due in range(1, len(text))}
+        assert cuts == {1, 1 + len(character)}, ascii(character)
+
+
+def test_two_flags_are_cut_between_them():
+    flags = "\U0001f1eb\U0001f1f7\U0001f1e9\U0001f1ea"
+    assert [whole_length(flags, num_due) for num_due in range(5)] == [0, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "num_whole"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("ab\U0001f469\u200d", 2),
+        ("\U0001f469\u200d", 0),
+        ("ab\U0001f1eb", 2),
+        ("ab\U0001f1eb\U0001f1f7", 4),
+        ("\u200d", 0),
+    ],
+    ids=ascii,
+)
+def test_what_the_next_piece_may_join_is_not_whole(text, num_whole):
+    assert whole_length(text, len(text)) == num_whole
