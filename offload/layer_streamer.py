@@ -20,6 +20,7 @@ from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.memory import allocate_read_slab
+from offload.pass_statistics import PassStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -56,30 +57,6 @@ class SlotStatus:
     """What it is doing."""
     layer_index: int | None
     """Whose bytes it holds or waits for; None if free."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassStatistics:
-    """What one complete pass did."""
-
-    seconds: float
-    """From begin_pass to end_pass."""
-    wait_seconds: float
-    """Of these, in `acquire`, waiting for a copy."""
-    link_busy_seconds: float
-    """With a copy in flight, counted from the end of the previous pass on: prefetching while drafting belongs here."""
-    bytes_streamed: int
-    """Weight bytes of the streamed layers handed out."""
-    num_layers: int
-    """Layers handed out."""
-    num_streamed_layers: int
-    """Of these, the ones that came through the ring."""
-    compute_seconds: float
-    """Of the layers' computation: what is left of `seconds` on a host, the device's own time on an accelerator."""
-    disk_busy_seconds: float = 0.0
-    """As link_busy_seconds, for the disk behind the link; 0 where the link is the disk, or there is none."""
-    bytes_read: int = 0
-    """Weight bytes that the disk behind the link delivered for them."""
 
 
 @dataclass(slots=True)

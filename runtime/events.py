@@ -1,12 +1,14 @@
-"""What the engine yields while it answers one prompt.
+"""What the engine yields while it answers one prompt: frozen values, importable without torch.
 
 A consumer that stops early loses nothing: closing the generator at any event rolls both caches back to the last commit.
-The last event is always `Finished`. Values only: knows no torch, no tokenizer and no terminal.
+The last event is always `Finished`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
+
+from offload.pass_statistics import PassStatistics
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
 
@@ -44,31 +46,53 @@ class LevelDrafted:
 
 
 @dataclass(frozen=True, slots=True)
-class PassVerified:
-    """One pass of the target over the whole tree is done and its accepted path is known."""
+class Round:
+    """One round as it was measured: a tree was drafted, one pass verified it, and both caches kept its path."""
 
-    num_nodes: int
-    """Nodes that the pass computed, the root included."""
-    num_accepted: int
-    """Tokens this round emits: the accepted draft tokens and the one drawn after them."""
-    seconds: float
-    """Wall time of the pass."""
-    link_busy_seconds: float
-    """Time since the previous pass in which the link carried bytes."""
-    bytes_streamed: int
-    """Bytes that crossed the link since the previous pass."""
-    draft_seconds: float = 0.0
-    """Wall time of growing this round's tree."""
-    verify_seconds: float = 0.0
-    """Wall time of the pass, the head and the walk."""
-    parents: tuple[int, ...] = ()
+    parents: tuple[int, ...]
     """(N,) of the verified tree, breadth first; the root's is -1."""
-    path: tuple[int, ...] = ()
-    """The accepted nodes, from the root on."""
+    path: tuple[int, ...]
+    """The accepted nodes, from the root down."""
+    draft_seconds: float
+    """Wall time of growing the tree."""
+    verify_seconds: float
+    """Wall time of the pass, the head, the walk and the commit."""
+    pass_statistics: PassStatistics
+    """The pass alone, as the streamer measured it."""
+    num_pass_tokens: int
+    """Tokens that the pass computed: the tree, and text that the target had not seen."""
+    draft_steps: tuple[tuple[int, float], ...] = ()
+    """(width, seconds) of each draft forward."""
     placing_seconds: float = 0.0
     """Part of `draft_seconds`: from logits to children; on an accelerator the forward is waited for here."""
     walk_seconds: float = 0.0
     """Part of `verify_seconds`: fetching logits where the walk goes, and judging children by them."""
+    accepted_ranks: tuple[int, ...] = ()
+    """For each accepted node that the draft proposed, from the root down, the rank of the child that was accepted; 0 if
+    none of the draft's was."""
+    num_children: tuple[int, ...] = ()
+    """For each of these nodes, how many of its children the draft proposed."""
+    num_grafted: int = 0
+    """Nodes that were looked up in the text instead of drafted."""
+    is_in_context: bool = False
+    """Whether the tree took its shape from context."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the verified tree, root included."""
+        return len(self.parents)
+
+    @property
+    def num_emitted(self) -> int:
+        """Tokens the round emits: the accepted drafts and the one chosen after them."""
+        return len(self.path)
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time outside the draft's forwards and the pass: placing children, the head, the walk and the commit."""
+        outside_pass = self.verify_seconds - self.pass_statistics.seconds
+        outside_steps = self.draft_seconds - sum(seconds for _, seconds in self.draft_steps)
+        return max(0.0, outside_pass + outside_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +176,4 @@ class Finished:
     """The scheme that its tokens were verified with."""
 
 
-Event = PrefillProgress | LevelDrafted | PassVerified | TokensAccepted | TextDelta | Finished
+Event = PrefillProgress | LevelDrafted | Round | TokensAccepted | TextDelta | Finished

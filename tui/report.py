@@ -23,7 +23,7 @@ from rich.text import Text
 
 from offload.units import format_bytes
 from profiles.steps import finish
-from runtime.events import Finished, GenerationStatistics, LoadProgress, PassVerified, PrefillProgress
+from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
 from runtime.fit.accounting import Accounting
 from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
 from tui.terminal_text import one_line
@@ -127,9 +127,9 @@ class RunProgress:
             self._bar.start()
         elif isinstance(event, PrefillProgress):
             self._say(f"prefill {event.num_done_tokens}/{event.num_prompt_tokens}")
-        elif isinstance(event, PassVerified):
+        elif isinstance(event, Round):
             self._rounds += 1
-            self._tokens += event.num_accepted
+            self._tokens += event.num_emitted
             self._say(f"{self._tokens} tokens, {self._tokens / self._rounds:.2f} per pass")
         elif isinstance(event, PromptEnded):
             self._bar.advance(self._task)

@@ -19,7 +19,7 @@ from runtime.engine.assembly import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.events import Event, Finished, GenerationStatistics, PassVerified
+from runtime.events import Event, Finished, GenerationStatistics, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -210,8 +210,8 @@ def _timed_answer(opened: OpenSession, request: PromptRequest) -> tuple[Generati
     compute_seconds = []
     finished: Event | None = None
     for event in opened.session.generate(request):
-        if isinstance(event, PassVerified):
-            compute_seconds.append(opened.session.engine.target.last_pass.compute_seconds)
+        if isinstance(event, Round):
+            compute_seconds.append(event.pass_statistics.compute_seconds)
         finished = event
     assert isinstance(finished, Finished), "the engine's last event is Finished"
     return finished.statistics, sum(compute_seconds[1:])

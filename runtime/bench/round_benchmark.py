@@ -19,7 +19,7 @@ import numpy as np
 from runtime.bench.round_parts import GREEDY, PROMPT_TOKENS, RoundParts, measure_parts, predict_round, time_copies
 from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
-from runtime.events import Event, PassVerified, TokensAccepted
+from runtime.events import Event, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams
 
 NUM_REPEATS = 5
@@ -187,21 +187,21 @@ def _measure_rounds(opened: OpenSession, num_rounds: int, params: SamplingParams
 def _time_rounds(events: Iterator[Event]) -> Iterator[MeasuredRound]:
     """Each round from being asked for to its tokens; copies alone are not known here."""
     begun = time.perf_counter()
-    verified: PassVerified | None = None
+    done: Round | None = None
     for event in events:
-        if isinstance(event, PassVerified):
-            verified = event
-        if isinstance(event, TokensAccepted) and verified is not None:
+        if isinstance(event, Round):
+            done = event
+        if isinstance(event, TokensAccepted) and done is not None:
             seconds = time.perf_counter() - begun
             yield MeasuredRound(
                 seconds=seconds,
-                pass_seconds=verified.seconds,
-                draft_seconds=verified.draft_seconds,
-                num_tokens=verified.num_accepted,
-                link_utilization=verified.link_busy_seconds / seconds,
+                pass_seconds=done.pass_statistics.seconds,
+                draft_seconds=done.draft_seconds,
+                num_tokens=done.num_emitted,
+                link_utilization=done.pass_statistics.link_busy_seconds / seconds,
                 link_seconds=0.0,
                 disk_seconds=0.0,
-                placing_seconds=verified.placing_seconds,
-                walk_seconds=verified.walk_seconds,
+                placing_seconds=done.placing_seconds,
+                walk_seconds=done.walk_seconds,
             )
             begun = time.perf_counter()

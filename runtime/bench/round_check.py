@@ -18,9 +18,8 @@ from runtime.bench.round_parts import time_copies
 from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError
-from runtime.events import TokensAccepted
+from runtime.events import Round, TokensAccepted
 from runtime.planner.round_costs import RoundCosts
-from runtime.planner.round_observation import RoundObservation
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
 
@@ -143,7 +142,7 @@ class TreesInTurn:
     def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
         """All temperatures get the same trees."""
 
-    def observe(self, observation: RoundObservation) -> None:
+    def observe(self, done: Round) -> None:
         """Nothing is learned."""
 
 

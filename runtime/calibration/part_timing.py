@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, SlotState
+from offload.layer_streamer import LayerStreamer, ResidentLayer, SlotState
+from offload.pass_statistics import PassStatistics
 from runtime.engine.assembly import OpenSession
 from runtime.model.streamed_model import PassInput, StreamedModel
 

@@ -17,11 +17,10 @@ from offload.memory import explained_shortage
 from runtime.engine.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
-from runtime.events import Event, LevelDrafted, PrefillProgress, TokensAccepted
+from runtime.events import Event, LevelDrafted, PrefillProgress, Round, TokensAccepted
 from runtime.model.lazy_logits import LazyLogits
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner.planner import MAX_LEVELS, TreePlanner
-from runtime.planner.round_observation import RoundObservation
 from runtime.planner.tree_choice import TreeShape
 from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
@@ -29,7 +28,7 @@ from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.lookup import GraftedTree, NgramIndex, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
-from runtime.speculation.verifier import verify
+from runtime.speculation.verifier import Verdict, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,7 @@ class Engine:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
                 while (room := self.context_tokens - len(self.text)) > 0:
-                    shape = self.planner.shape(max_levels=room)
-                    yield from self._round(shape, choosing, max_levels=room)
+                    yield from self._round(choosing, max_levels=room)
         finally:
             self.roll_back()
 
@@ -102,40 +100,25 @@ class Engine:
             )
         self.planner.use_temperature(params.temperature, can_grow_in_context=can_grow_in_context)
 
-    def _round(self, shape: TreeShape, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
-        begun = time.perf_counter()
-        drawn = yield from self._draft(shape, choosing)
-        grafted = self._graft(drawn, max_levels=max_levels)
+    def _round(self, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
+        """Run one round of Sequoia: grow a tree, verify it in one streamed pass, keep the accepted path."""
+        shape = self.planner.shape(max_levels=max_levels)
+        clock = _RoundClock()
+        drawn = yield from self._draft(shape, choosing)  # level by level, the draft alone
+        grafted = self._graft(drawn, max_levels=max_levels)  # plus continuations that the text itself holds
         tree = grafted.tree
-        drafted = time.perf_counter()
-        logits = self._verify_pass(tree)
-        passed = time.perf_counter()
-        verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
-        walked = time.perf_counter()
-        num_pass_tokens = len(self.text) - self.num_committed + tree.topology.num_nodes - 1
+        clock.drafted()
+        inputs = verify_input(self.text, tree, num_cached=self.num_committed)
+        logits = self._verify_pass(inputs, tree)  # every streamed layer crosses the link once
+        clock.passed()
+        verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)  # from the root down
+        clock.walked()
         emitted = verdict.emitted_token_ids(tree)
-        self._commit(grafted, verdict.path, emitted)
+        self._commit(grafted, verdict.path, emitted)  # both caches keep the path, in place
         choosing.processor.accept(emitted)
-        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
-        observation = RoundObservation(
-            num_pass_tokens=num_pass_tokens,
-            num_nodes=tree.topology.num_nodes,
-            num_emitted=verdict.num_emitted,
-            draft_seconds=drafted - begun,
-            verify_seconds=time.perf_counter() - drafted,
-            draft_steps=tuple(self.drafter.step_seconds) if self.drafter is not None else (),
-            statistics=self.target.last_pass,
-            accepted_ranks=accepted_ranks,
-            num_children=num_children,
-            num_grafted=grafted.num_grafted,
-            parents=tuple(tree.topology.parents.tolist()),
-            path=verdict.path,
-            placing_seconds=self.drafter.placing_seconds if self.drafter is not None else 0.0,
-            walk_seconds=walked - passed,
-            is_in_context=isinstance(shape, GrowthLimits),
-        )
-        self.planner.observe(observation)
-        yield observation.to_event()
+        done = clock.round(self, grafted, verdict, num_pass_tokens=len(inputs.token_ids), shape=shape)
+        self.planner.observe(done)
+        yield done
         yield TokensAccepted(token_ids=tuple(emitted))
 
     def _prefill(self) -> Iterator[Event]:
@@ -188,10 +171,9 @@ class Engine:
             max_levels=min(max_levels, MAX_LEVELS),
         )
 
-    def _verify_pass(self, tree: TokenTree) -> LazyLogits:
-        """One pass over what the target has not seen of the text, and the tree."""
-        hidden = self._run_target(verify_input(self.text, tree, num_cached=self.num_committed))
-        return LazyLogits(self.target, hidden[len(self.text) - self.num_committed - 1 :], tree.topology)
+    def _verify_pass(self, inputs: PassInput, tree: TokenTree) -> LazyLogits:
+        hidden = self._run_target(inputs)  # (T, E); the tree's N nodes are the last
+        return LazyLogits(self.target, hidden[-tree.topology.num_nodes :], tree.topology)
 
     def _run_target(self, inputs: PassInput) -> torch.Tensor:
         hidden = self.target.run_pass(inputs)
@@ -233,6 +215,44 @@ class Engine:
         self.target.cache.truncate(self.num_committed)
         if self.drafter is not None:
             self.drafter.roll_back(len(self.text))
+
+
+class _RoundClock:
+    """Times the parts of the round under way, and writes the round down."""
+
+    def __init__(self) -> None:
+        self._begun = self._drafted = self._passed = self._walked = time.perf_counter()
+
+    def drafted(self) -> None:
+        self._drafted = time.perf_counter()
+
+    def passed(self) -> None:
+        self._passed = time.perf_counter()
+
+    def walked(self) -> None:
+        self._walked = time.perf_counter()
+
+    def round(
+        self, engine: Engine, grafted: GraftedTree, verdict: Verdict, *, num_pass_tokens: int, shape: TreeShape
+    ) -> Round:
+        """Return the record of the round that `engine` has just committed."""
+        drafter = engine.drafter
+        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
+        return Round(
+            parents=tuple(grafted.tree.topology.parents.tolist()),
+            path=verdict.path,
+            draft_seconds=self._drafted - self._begun,
+            verify_seconds=time.perf_counter() - self._drafted,
+            pass_statistics=engine.target.last_pass,
+            num_pass_tokens=num_pass_tokens,
+            draft_steps=() if drafter is None else tuple(drafter.step_seconds),
+            placing_seconds=0.0 if drafter is None else drafter.placing_seconds,
+            walk_seconds=self._walked - self._passed,
+            accepted_ranks=accepted_ranks,
+            num_children=num_children,
+            num_grafted=grafted.num_grafted,
+            is_in_context=isinstance(shape, GrowthLimits),
+        )
 
 
 def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> PassInput:

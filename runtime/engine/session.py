@@ -24,8 +24,8 @@ from runtime.events import (
     Finished,
     FinishReason,
     GenerationStatistics,
-    PassVerified,
     PrefillProgress,
+    Round,
     TextDelta,
     TokensAccepted,
 )
@@ -47,16 +47,16 @@ class _Tally:
     new_tokens: int = 0
     decode_bytes_streamed: int = 0
 
-    def add(self, verified: PassVerified) -> None:
+    def add(self, done: Round) -> None:
         """Count one round."""
         self.rounds += 1
         if self.rounds == 1:
             self.prefill_seconds = time.perf_counter() - self.begun
             return
-        self.draft_seconds += verified.draft_seconds
-        self.verify_seconds += verified.verify_seconds
-        self.link_busy_seconds += verified.link_busy_seconds
-        self.decode_bytes_streamed += verified.bytes_streamed
+        self.draft_seconds += done.draft_seconds
+        self.verify_seconds += done.verify_seconds
+        self.link_busy_seconds += done.pass_statistics.link_busy_seconds
+        self.decode_bytes_streamed += done.pass_statistics.bytes_streamed
 
     def add_tokens(self, num_tokens: int) -> None:
         """Count the tokens that a round added to the answer."""
@@ -150,7 +150,7 @@ class Session:
         try:
             for event in rounds:
                 yield event
-                if isinstance(event, PassVerified):
+                if isinstance(event, Round):
                     tally.add(event)
                     continue  # its tokens follow
                 if isinstance(event, TokensAccepted):

@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from offload.errors import PassCancelledError
 from offload.layer_slabs import LayerSlabs
-from offload.layer_streamer import LayerStreamer, PassStatistics
+from offload.layer_streamer import LayerStreamer
+from offload.pass_statistics import PassStatistics
 from runtime.model.layer_binding import ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
 from runtime.model.supported_models import cache_argument

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.events import Round
 from runtime.planner.round_costs import CostTable, RoundCosts
-from runtime.planner.round_observation import RoundObservation
 
 KEPT_PER_SAMPLE = 0.97
 """Weight of a measurement beside the next one of the same part."""
@@ -106,19 +106,19 @@ class CostLearner:
         """Whether `costs` can be asked for: a profile said what they are, or a round with a draft was measured."""
         return self._initial is not None or (self._pass.is_known and self._step.is_known)
 
-    def observe(self, observation: RoundObservation) -> None:
+    def observe(self, done: Round) -> None:
         """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
         if self._is_cold:
             self._is_cold = False
             return
         if self._initial is not None:
-            self._compare(observation, self._initial)
+            self._compare(done, self._initial)
             return
-        statistics = observation.statistics
-        for width, seconds in observation.draft_steps:
+        statistics = done.pass_statistics
+        for width, seconds in done.draft_steps:
             self._step.add(width, seconds)
-        self._pass.add(observation.num_pass_tokens, statistics.compute_seconds)
-        self._overhead.append(observation.overhead_seconds)
+        self._pass.add(done.num_pass_tokens, statistics.compute_seconds)
+        self._overhead.append(done.overhead_seconds)
         if statistics.link_busy_seconds > 0:
             self._link_rates.append(statistics.bytes_streamed / statistics.link_busy_seconds)
         if statistics.disk_busy_seconds > 0:
@@ -139,16 +139,16 @@ class CostLearner:
             num_stages=shape.num_stages,
         )
 
-    def _compare(self, observation: RoundObservation, initial: RoundCosts) -> None:
+    def _compare(self, done: Round, initial: RoundCosts) -> None:
         """What slows a part down is expected at the length that was measured for what slows it down."""
-        statistics, factors = observation.statistics, self._factors
+        statistics, factors = done.pass_statistics, self._factors
         if initial.draft_step_seconds is not None:
-            for width, seconds in observation.draft_steps:
+            for width, seconds in done.draft_steps:
                 factors["step"].add(seconds, float(initial.draft_step_seconds([width])[0]))
-        compute = float(initial.pass_seconds([observation.num_pass_tokens])[0])
+        compute = float(initial.pass_seconds([done.num_pass_tokens])[0])
         compute += initial.compute_slowdown * statistics.link_busy_seconds
         factors["pass"].add(statistics.compute_seconds, compute)
-        factors["walk"].add(observation.overhead_seconds, float(initial.walk_seconds([observation.num_nodes])[0]))
+        factors["walk"].add(done.overhead_seconds, float(initial.walk_seconds([done.num_nodes])[0]))
         if statistics.link_busy_seconds > 0:
             copies = sum(seconds for seconds in initial.copy_seconds if seconds is not None)
             factors["link"].add(

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine_config import TreeKind
+from runtime.events import Round
 from runtime.planner.cost_learning import CostLearner, StreamShape
 from runtime.planner.growth_choice import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
 from runtime.planner.round_costs import RoundCosts
-from runtime.planner.round_observation import RoundObservation
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, TreeShape, choose_tree
 from runtime.speculation.acceptance import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
 from runtime.speculation.dynamic_tree import GrowthLimits
@@ -127,14 +127,14 @@ class TreePlanner:
             return self._tree
         return self._grown(self._shape[0], min(self._shape[1], max_levels))
 
-    def observe(self, observation: RoundObservation) -> None:
+    def observe(self, done: Round) -> None:
         """Learn from a round, and choose the next rounds' tree anew when it is time."""
-        self._learner.observe(observation)
-        self._learn_tokens(observation)
+        self._learner.observe(done)
+        self._learn_tokens(done)
         self._num_rounds += 1
         if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
             return
-        was_probed = self._shape == (1, 1) and observation.num_nodes > 1
+        was_probed = self._shape == (1, 1) and done.num_nodes > 1
         is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short
         if is_eager or was_probed or self._num_rounds % REPLAN_ROUNDS == 0:
             self._choose(is_free=False)
@@ -149,13 +149,13 @@ class TreePlanner:
             is_dynamic = self.kind == "dynamic" and self._can_grow_in_context and self._shape[0] > 1
             self._tree = growth_limits(*self._shape) if is_dynamic else self._grown(*self._shape)
 
-    def _learn_tokens(self, observation: RoundObservation) -> None:
-        if not observation.is_in_context:
-            self._acceptance_learner().observe(observation.accepted_ranks, observation.num_children)
-        if self.choice is None or observation.is_in_context != self.choice.is_dynamic:
+    def _learn_tokens(self, done: Round) -> None:
+        if not done.is_in_context:
+            self._acceptance_learner().observe(done.accepted_ranks, done.num_children)
+        if self.choice is None or done.is_in_context != self.choice.is_dynamic:
             return
         self._yield_learner().observe(
-            1 + sum(rank > 0 for rank in observation.accepted_ranks),
+            1 + sum(rank > 0 for rank in done.accepted_ranks),
             expected_tokens=self.choice.expected_tokens / self._used_factor,
             is_in_context=self.choice.is_dynamic,
         )

@@ -1,5 +1,18 @@
+"""What rounds and answers derive from their measurements."""
+
+from dataclasses import replace
+
 from runtime.events import GenerationStatistics
-from tests.support.answer_fakes import statistics
+from tests.support.answer_fakes import ROUND, statistics
+
+
+def test_a_round_counts_its_nodes_and_tokens():
+    assert (ROUND.num_nodes, ROUND.num_emitted) == (8, 2)
+
+
+def test_overhead_is_what_neither_the_pass_nor_the_draft_steps_took():
+    assert ROUND.overhead_seconds == 0.25 + 0.125
+    assert replace(ROUND, verify_seconds=1.0).overhead_seconds == 0.0  # clocks overlap by a hair
 
 
 def test_ratios_are_those_of_the_decoding_part():

@@ -4,13 +4,14 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
+from offload.pass_statistics import PassStatistics
 from runtime.events import (
     Event,
     Finished,
     GenerationStatistics,
     LoadProgress,
-    PassVerified,
     PrefillProgress,
+    Round,
     TextDelta,
     TokensAccepted,
 )
@@ -29,6 +30,24 @@ STATISTICS = GenerationStatistics(
     bytes_streamed=4_000_000,
     link_busy_seconds=2.4,
     decode_bytes_streamed=3_000_000,
+)
+
+ROUND = Round(
+    parents=(-1, 0, 0, 1, 1, 2, 3, 3),
+    path=(0, 1),
+    draft_seconds=0.5,
+    verify_seconds=2.0,
+    pass_statistics=PassStatistics(
+        seconds=1.75,
+        wait_seconds=1.0,
+        link_busy_seconds=1.5,
+        bytes_streamed=1000,
+        num_layers=4,
+        num_streamed_layers=3,
+        compute_seconds=0.75,
+    ),
+    num_pass_tokens=9,
+    draft_steps=((1, 0.125), (3, 0.25)),
 )
 
 ACCOUNTING = Accounting(
@@ -59,7 +78,7 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
     """Answer with the question in capitals, two deltas, in one pass."""
     answer = question(request).upper()
     yield PrefillProgress(3, 5)
-    yield PassVerified(num_nodes=8, num_accepted=2, seconds=0.1, link_busy_seconds=0.1, bytes_streamed=10)
+    yield ROUND
     yield TokensAccepted((1, 2))
     yield TextDelta(answer[:2])
     yield TextDelta(answer[2:])

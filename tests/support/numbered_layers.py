@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from offload.copying.copy_engine import HostSource
-from offload.layer_streamer import LayerStreamer, PassStatistics, ResidentLayer, StreamedLayer
+from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
+from offload.pass_statistics import PassStatistics
 
 SLAB_BYTES = 64
 

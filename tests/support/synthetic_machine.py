@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from offload.layer_streamer import PassStatistics
+from offload.pass_statistics import PassStatistics
 from offload.pipeline_model import PipelineParts
+from runtime.events import Round
 from runtime.planner.cost_learning import StreamShape
 from runtime.planner.planner import TreePlanner
 from runtime.planner.round_costs import CostTable, RoundCosts
-from runtime.planner.round_observation import RoundObservation
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 
@@ -45,14 +45,14 @@ class Machine:
         compute = self.compute[0] + self.compute[1] * num_nodes
         busy = NUM_LAYERS * LAYER_BYTES / self.bytes_per_second
         planner.observe(
-            RoundObservation(
+            Round(
+                parents=(-1,) + (0,) * (num_nodes - 1),
+                path=(0,),
                 num_pass_tokens=num_nodes,
-                num_nodes=num_nodes,
-                num_emitted=1,
                 draft_seconds=sum(self.draft[0] + self.draft[1] * width for width in widths),
                 verify_seconds=compute + 0.51,
                 draft_steps=tuple((width, self.draft[0] + self.draft[1] * width) for width in widths),
-                statistics=PassStatistics(
+                pass_statistics=PassStatistics(
                     seconds=compute + 0.5,
                     wait_seconds=0.5,
                     link_busy_seconds=busy,

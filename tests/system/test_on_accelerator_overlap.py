@@ -16,7 +16,7 @@ from offload.copying.accelerator_engine import TorchAccelerator
 from profiles.errors import OverstoryError
 from runtime.engine import stream_path
 from runtime.engine.assembly import OpenSession
-from runtime.events import PassVerified
+from runtime.events import Round
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     folder_of,
@@ -57,7 +57,7 @@ def copies_and_computation_overlap(copy_seconds: float, compute_seconds: float) 
         sim.reset_counters()
         with slow_layers(opened, compute_seconds):
             for event in opened.session.generate(request(max_new_tokens=5)):
-                if isinstance(event, PassVerified):
+                if isinstance(event, Round):
                     ends.append(time.perf_counter())
                     passes.append(opened.session.engine.target.last_pass)
         assert sim.hazards() == []
@@ -85,7 +85,7 @@ def the_ring_fills_while_nobody_asks_for_a_layer() -> None:
         sim.set_copy_bytes_per_second(layer_bytes(folder) / 0.05)
         waits = []
         for event in opened.session.generate(request(max_new_tokens=4)):
-            if isinstance(event, PassVerified):
+            if isinstance(event, Round):
                 waits.append(opened.session.engine.target.last_pass.wait_seconds)
                 time.sleep(0.15)
         assert min(waits[1:]) < 0.05 * (opened.streamer.num_layers - 1), waits

@@ -9,7 +9,7 @@ from offload.errors import PassCancelledError
 from runtime.engine.assembly import OpenSession
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import Event, Finished, LevelDrafted, PassVerified, PrefillProgress, TextDelta, TokensAccepted
+from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta, TokensAccepted
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.sampling_params import SamplingParams
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
@@ -57,7 +57,7 @@ def assert_next_answer_is_whole(opened: OpenSession, expected: list[int]) -> Non
     assert answer(opened, request())[1] == expected
 
 
-@pytest.mark.parametrize("kind", [LevelDrafted, PassVerified, TokensAccepted, TextDelta])
+@pytest.mark.parametrize("kind", [LevelDrafted, Round, TokensAccepted, TextDelta])
 def test_a_stop_between_passes_ends_the_answer_and_keeps_what_came(opened: OpenSession, kind: type[Event]) -> None:
     whole = answer(opened, request())[1]
     events, finished = stopped_at(opened, kind, request())
@@ -96,7 +96,7 @@ def test_a_stop_while_the_draft_reads_the_prompt_waits_for_no_more_than_a_pass(o
     hook.remove()
     finished = events[-1]
     assert isinstance(finished, Finished) and finished.finish_reason == "stopped"
-    assert not [event for event in events if isinstance(event, PassVerified)]
+    assert not [event for event in events if isinstance(event, Round)]
     assert_next_answer_is_whole(opened, whole)
 
 

@@ -16,8 +16,7 @@ import pytest
 
 from runtime.engine.assembly import OpenSession
 from runtime.engine_config import MAX_GRAFTED_NODES
-from runtime.events import Event, PassVerified, TokensAccepted
-from runtime.planner.round_observation import RoundObservation
+from runtime.events import Event, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.lookup import NgramIndex, graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
@@ -50,11 +49,11 @@ def sessions(folders: dict[str, Path]) -> Iterator[list[OpenSession]]:
         ]
 
 
-def observed(opened: OpenSession, monkeypatch: pytest.MonkeyPatch) -> list[RoundObservation]:
+def observed(opened: OpenSession, monkeypatch: pytest.MonkeyPatch) -> list[Round]:
     """Every round that the planner is told of."""
-    found: list[RoundObservation] = []
+    found: list[Round] = []
     planner = opened.session.engine.planner
-    monkeypatch.setattr(type(planner), "observe", lambda self, observation: found.append(observation))
+    monkeypatch.setattr(type(planner), "observe", lambda self, done: found.append(done))
     return found
 
 
@@ -145,7 +144,7 @@ def test_without_lookups_every_tree_is_the_drafts(folders: dict[str, Path]) -> N
     """The comparisons above can fail: it is off unless it is asked for."""
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="4x3") as opened:
         events = list(opened.session.generate(request(REPEATING, **forced_to_repeat(max_new_tokens=60))))
-        assert {event.num_nodes for event in events if isinstance(event, PassVerified)} <= {4, 3, 2, 1}
+        assert {event.num_nodes for event in events if isinstance(event, Round)} <= {4, 3, 2, 1}
 
 
 SMALL_VOCAB, SMALL_PROMPT, NUM_LAW_TOKENS = 4, (0, 1, 2, 3, 0, 1, 2), 3

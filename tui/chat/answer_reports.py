@@ -9,7 +9,7 @@ from typing import Protocol
 
 import psutil
 
-from runtime.events import Event, Finished, LevelDrafted, PassVerified, PrefillProgress, TextDelta
+from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta
 from runtime.planner.tree_choice import TreeChoice
 from tui.chat.engine.messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 
@@ -52,7 +52,7 @@ class AnswerReports:
                 return Prefilling(self.answer_id, event.num_done_tokens, event.num_prompt_tokens)
             case LevelDrafted():
                 return Drafting(self.answer_id, event.level, event.width)
-            case PassVerified():
+            case Round():
                 return self._round_done(event)
             case TextDelta():
                 return TextArrived(self.answer_id, event.text)
@@ -61,16 +61,16 @@ class AnswerReports:
             case _:
                 return None
 
-    def _round_done(self, event: PassVerified) -> RoundDone:
+    def _round_done(self, event: Round) -> RoundDone:
         return RoundDone(
             answer_id=self.answer_id,
-            num_emitted=event.num_accepted,
+            num_emitted=event.num_emitted,
             parents=event.parents,
             path=event.path,
             draft_seconds=event.draft_seconds,
             verify_seconds=event.verify_seconds,
-            link_busy_seconds=event.link_busy_seconds,
-            bytes_streamed=event.bytes_streamed,
+            link_busy_seconds=event.pass_statistics.link_busy_seconds,
+            bytes_streamed=event.pass_statistics.bytes_streamed,
             num_context_tokens=len(self.engine.text),
             predicted_seconds_per_token=predicted_seconds_per_token(self.engine),
             process_bytes=int(psutil.Process().memory_info().rss),

@@ -9,7 +9,7 @@ import pytest
 from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
 from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError
-from runtime.events import PassVerified
+from runtime.events import Round
 from runtime.planner.growth_choice import growth_limits
 from tests.support.session_factory import open_tiny, request, save_tiny_folder
 
@@ -49,7 +49,7 @@ def test_rounds_without_the_target_emit_what_rounds_with_it_emit(opened: OpenSes
         planner.use_temperature(temperature, can_grow_in_context=tree.kind == "dynamic")
         planner._start()
         events = list(opened.session.generate(replace(request(PROMPT), params=params)))
-        emitted = [event.num_accepted for event in events if isinstance(event, PassVerified)]
+        emitted = [event.num_emitted for event in events if isinstance(event, Round)]
         engine.truncate(0)
         played = emitted[: tree.num_rounds]
         assert sum(played) / len(played) == pytest.approx(tree.tokens_per_pass)

@@ -80,14 +80,14 @@ def test_sampled_positions_agree_with_rounds_that_really_verify(folders: tuple[P
 
 def count_accepted_first_children(opened: OpenSession, *, num_answers: int) -> tuple[int, int]:
     """(rounds whose root had an accepted child, rounds) with trees of a root and three children."""
-    from runtime.events import PassVerified
+    from runtime.events import Round
 
     accepted = rounds = 0
     for seed in range(num_answers):
         asked = request(PROMPTS[0], temperature=1.0, verification="sequoia", seed=seed, max_new_tokens=40)
         for event in opened.session.generate(asked):
-            if isinstance(event, PassVerified):
-                accepted += event.num_accepted > 1
+            if isinstance(event, Round):
+                accepted += event.num_emitted > 1
                 rounds += 1
     return accepted, rounds
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import Engine, verify_input
-from runtime.events import LevelDrafted, PassVerified, PrefillProgress, TokensAccepted
+from runtime.events import LevelDrafted, PrefillProgress, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
@@ -92,7 +92,7 @@ def test_sliding_windows_survive_speculation(kind: str, tmp_path: Path) -> None:
 def test_a_perfect_draft_is_accepted_to_the_last_level(folders: dict[str, Path]) -> None:
     with open_tiny(folders["target"], draft=folders["perfect"], tree="6x6") as opened:
         events = list_events(opened, num_rounds=4)
-    accepted = [event.num_accepted for event in events if isinstance(event, PassVerified)]
+    accepted = [event.num_emitted for event in events if isinstance(event, Round)]
     assert accepted == [6, 6, 6, 6]
 
 
@@ -111,7 +111,7 @@ def list_events(opened: OpenSession, *, num_rounds: int, prompt: Sequence[int] =
 def test_a_round_is_drafted_level_by_level_then_verified_then_accepted(folders: dict[str, Path]) -> None:
     with open_tiny(folders["target"], draft=folders["perfect"], tree="4x4") as opened:
         kinds = [type(event) for event in list_events(opened, num_rounds=1)]
-    assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, PassVerified, TokensAccepted]
+    assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, Round, TokensAccepted]
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
@@ -247,10 +247,10 @@ def test_every_round_tells_its_tree_and_the_path_that_was_accepted(folders: dict
                 break
         rounds.close()
     *_, verified, _ = events
-    assert isinstance(verified, PassVerified)
+    assert isinstance(verified, Round)
     assert len(verified.parents) == verified.num_nodes == 12
     assert TreeTopology(np.array(verified.parents)).num_levels == 4
-    assert len(verified.path) == verified.num_accepted == 4  # it drafts for itself
+    assert len(verified.path) == verified.num_emitted == 4  # it drafts for itself
     assert verified.path[0] == 0
     steps = zip(verified.path, verified.path[1:], strict=False)
     assert all(verified.parents[child] == parent for parent, child in steps)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offload.layer_streamer import PassStatistics
+from offload.pass_statistics import PassStatistics
+from runtime.events import Round
 from runtime.planner.cost_learning import CostFactor, CostLearner, LinearCost, StreamShape
 from runtime.planner.round_costs import CostTable, RoundCosts
-from runtime.planner.round_observation import RoundObservation
 
 SHAPE = StreamShape((1000, None, 1000, 1000), num_slots=2)
 INITIAL = RoundCosts(
@@ -29,7 +29,7 @@ def observation(
     overhead: float = 0.05,
     disk: float = 0.0,
     bytes_read: int = 0,
-) -> RoundObservation:
+) -> Round:
     """A round with one draft step of width 6; by default just as INITIAL expects."""
     statistics = PassStatistics(
         seconds=compute + 0.1,
@@ -42,14 +42,14 @@ def observation(
         disk_busy_seconds=disk,
         bytes_read=bytes_read,
     )
-    return RoundObservation(
-        num_pass_tokens=num_tokens,
-        num_nodes=num_tokens,
-        num_emitted=1,
+    return Round(
+        parents=(-1,) + (0,) * (num_tokens - 1),
+        path=(0,),
         draft_seconds=step,
         verify_seconds=compute + 0.1 + overhead,
+        pass_statistics=statistics,
+        num_pass_tokens=num_tokens,
         draft_steps=((6, step),),
-        statistics=statistics,
     )
 
 

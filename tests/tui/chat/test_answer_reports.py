@@ -10,13 +10,13 @@ from runtime.events import (
     Finished,
     GenerationStatistics,
     LevelDrafted,
-    PassVerified,
     PrefillProgress,
     TextDelta,
     TokensAccepted,
 )
 from runtime.planner.tree_choice import TreeChoice
 from runtime.speculation.token_tree import TreeTopology
+from tests.support.answer_fakes import ROUND
 from tui.chat.answer_reports import AnswerReports
 from tui.chat.engine.messages import Answered, Drafting, Prefilling, Report, RoundDone, TextArrived
 
@@ -25,7 +25,7 @@ CHOICE = TreeChoice(
     num_levels=4,
     expected_tokens=2.5,
     round_seconds=0.5,
-    draft_seconds=0.1,
+    draft_seconds=0.5,
     bound="link",
     shape=TreeTopology.single,
 )
@@ -73,33 +73,22 @@ def test_an_event_becomes_a_report(event: Event, report: Report | None):
 
 
 def test_a_round_tells_its_tree_its_costs_and_what_was_expected():
-    event = PassVerified(
-        num_nodes=4,
-        num_accepted=2,
-        seconds=0.4,
-        link_busy_seconds=0.3,
-        bytes_streamed=1000,
-        draft_seconds=0.1,
-        verify_seconds=0.45,
-        parents=(-1, 0, 0, 1),
-        path=(0, 2),
-    )
-    report = REPORTS.of(event)
+    report = REPORTS.of(ROUND)
     assert isinstance(report, RoundDone)
     assert 10**7 < report.process_bytes <= psutil.virtual_memory().total
     assert report == RoundDone(
         answer_id=7,
         num_emitted=2,
-        parents=(-1, 0, 0, 1),
-        path=(0, 2),
-        draft_seconds=0.1,
-        verify_seconds=0.45,
-        link_busy_seconds=0.3,
+        parents=ROUND.parents,
+        path=(0, 1),
+        draft_seconds=0.5,
+        verify_seconds=2.0,
+        link_busy_seconds=1.5,
         bytes_streamed=1000,
         num_context_tokens=21,
         predicted_seconds_per_token=0.2,
         process_bytes=report.process_bytes,
         device_bytes=5000,
     )
-    unplanned = AnswerReports(7, FakeEngine(planner=FakePlanner(None)), device_bytes=5000).of(event)
+    unplanned = AnswerReports(7, FakeEngine(planner=FakePlanner(None)), device_bytes=5000).of(ROUND)
     assert isinstance(unplanned, RoundDone) and unplanned.predicted_seconds_per_token is None
