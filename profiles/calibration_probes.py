@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from profiles.acceptance_summary import ForcedPosition
+from profiles.acceptance import ForcedPosition
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
 from profiles.pair_profile import FEW_POSITIONS, ModelIdentity
 

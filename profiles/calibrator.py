@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 
-from profiles.acceptance_summary import AcceptanceSummary
+from profiles.acceptance import AcceptanceSummary
 from profiles.calibration_probes import CalibrationProbes, CalibrationScope, MachineFacts, PairFacts
 from profiles.cost_fit import CostSample, fill_passes, fill_steps, fit_costs, rate_and_latency
 from profiles.errors import BadInputError

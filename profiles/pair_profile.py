@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from profiles.candidate_chances import LARGEST_SPREAD
 from profiles.machine_profile import DeviceIdentity
 from profiles.records import (
     Count,
@@ -23,6 +22,8 @@ from profiles.records import (
     check_probabilities,
 )
 
+LARGEST_SPREAD = 10.0
+"""Logits; a draft that differs so far from its target is an unrelated one."""
 _AtLeastOne = Meta(min_length=1)
 _Slowdown = Annotated[float, Meta(ge=0, le=100)]
 
@@ -100,7 +101,7 @@ class AcceptanceTable:
     num_texts: CountFromZero
     """Texts that the positions are of."""
     spread: Annotated[float, Meta(gt=0, le=LARGEST_SPREAD)] | None = None
-    """How far draft and target differ, in logits, see `candidate_chances`; None where that was not measured."""
+    """How far draft and target differ, in logits, see `acceptance`; None where that was not measured."""
     by_confidence: tuple[Annotated[tuple[Probability, ...], _AtLeastOne], ...] = ()
     """(G, R) how likely the draft's candidate of each rank is the emitted token, in groups of as many positions each,
     from those where the draft is least sure to those where it is surest; () where that was not measured."""

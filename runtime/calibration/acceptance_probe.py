@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from profiles.acceptance_summary import ForcedPosition
+from profiles.acceptance import ForcedPosition
 from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
 from runtime.engine.assembly import OpenSession
 from runtime.engine.drafter import Drafter

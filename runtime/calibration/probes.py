@@ -19,7 +19,7 @@ from offload.device import device_memory, identify_device
 from offload.memory import allocate_read_slab
 from offload.pinning.pin_budget import find_pin_budget
 from offload.units import PAGE_BYTES
-from profiles.acceptance_summary import ForcedPosition
+from profiles.acceptance import ForcedPosition
 from profiles.calibration_probes import MachineFacts, PairFacts
 from profiles.machine_profile import PinBudgetSource
 from runtime.calibration.acceptance_probe import TextWriter

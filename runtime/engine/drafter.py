@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from profiles.candidate_chances import SEPARATE_DRAFT_SPREAD, log_chances
+from profiles.acceptance import SEPARATE_DRAFT_SPREAD, log_chances
 from runtime.engine.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
@@ -98,7 +98,7 @@ class Drafter:
     ) -> Iterator[LevelDrafted | TokenTree]:
         """Yield an event per step and last a tree of the likeliest nodes that these limits allow, see `dynamic_tree`.
 
-        `spread`: how far draft and target differ, in logits, see `candidate_chances`.
+        `spread`: how far draft and target differ, in logits, see `profiles.acceptance`.
         """
         self._begin_tree()
         growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.candidate_chances import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
+from profiles.acceptance import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
 from runtime.planner.round_costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, bound_of
 from runtime.speculation.acceptance import BUILTIN_CONFIDENCE, builtin_acceptance
@@ -37,7 +37,7 @@ class ContextChances:
     by_confidence: NDArray[np.float64]
     """(G, R) how likely the candidate of each rank is the emitted token, in groups of as many positions each."""
     spread: float
-    """How far draft and target differ, in logits; see `candidate_chances`."""
+    """How far draft and target differ, in logits; see `profiles.acceptance`."""
 
 
 def builtin_chances(*, substitute_held: str | None) -> ContextChances:

@@ -103,7 +103,7 @@ class TreePlanner:
 
     @property
     def spread(self) -> float:
-        """How far draft and target differ at the present temperature, in logits; see `candidate_chances`."""
+        """How far draft and target differ at the present temperature, in logits; see `profiles.acceptance`."""
         return self._chances_at(self._temperature).spread
 
     def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:

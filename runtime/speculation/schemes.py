@@ -124,7 +124,7 @@ class Candidates:
     token_ids: NDArray[np.int64]
     """(..., B)"""
     scores: NDArray[np.float32]
-    """(..., B) what they are ranked by, in logits, see `candidate_chances`; -inf is no candidate."""
+    """(..., B) what they are ranked by, in logits, see `profiles.acceptance`; -inf is no candidate."""
 
 
 @runtime_checkable

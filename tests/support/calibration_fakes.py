@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from profiles.acceptance_summary import ForcedPosition
+from profiles.acceptance import ForcedPosition
 from profiles.calibration_probes import MachineFacts, PairFacts
 from profiles.cost_fit import CostLaw
 from profiles.machine_profile import PinBudgetSource

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
+from profiles.acceptance import AcceptanceSummary, ForcedPosition
 from runtime.calibration.acceptance_probe import NUM_RANKS, TextWriter
 from runtime.engine.assembly import OpenSession
 from runtime.errors import OptionError

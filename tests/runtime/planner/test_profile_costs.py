@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from profiles.acceptance_summary import AcceptanceSummary, ForcedPosition
+from profiles.acceptance import AcceptanceSummary, ForcedPosition
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
 from runtime.planner.profile_costs import (
     DEPTH_POSITIONS,

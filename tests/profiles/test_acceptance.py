@@ -1,4 +1,5 @@
-"""The estimator by depth against constructed texts whose conditional acceptance is known.
+"""Acceptance against constructed texts whose conditional acceptance is known; paths against a best-first tree; chances
+of candidates against their formula and against simulated targets whose spread is known.
 
 A text's positions are (acceptance by rank, how likely its token came as the accepted child of each rank); a single
 number for the second stands for the first rank.
@@ -7,7 +8,22 @@ number for the second stands for the first rank.
 import numpy as np
 import pytest
 
-from profiles.acceptance_summary import MAX_DEPTHS, MIN_DEPTH_POSITIONS, NUM_GROUPS, AcceptanceSummary, ForcedPosition
+from profiles.acceptance import (
+    LEAST_SPREAD,
+    MAX_DEPTHS,
+    MIN_DEPTH_POSITIONS,
+    NONE_WEIGHT,
+    NUM_GROUPS,
+    AcceptanceSummary,
+    ForcedPosition,
+    PathLevel,
+    fit_spread,
+    likely_paths,
+    log_chances,
+    path_weights,
+)
+from profiles.pair_profile import LARGEST_SPREAD
+from runtime.speculation.tree_search import best_first
 
 Position = tuple[list[float], float | list[float]]
 
@@ -122,7 +138,7 @@ def test_temperatures_are_kept_apart() -> None:
     summary = summary_of([[([0.5], 1.0)]])
     summary.add(ForcedPosition(0.0, 9, np.array([1.0]), np.array([1.0])))
     assert summary.temperatures == (0.0, 0.6)
-    assert (summary.num_positions(0.0), summary.num_positions(0.6)) == (1, 1)
+    assert (summary.table(0.0).num_positions, summary.table(0.6).num_positions) == ((1,), (1,))
     assert summary.table(0.0).by_rank == (1.0,)
 
 
@@ -162,3 +178,110 @@ def test_without_scores_or_with_too_few_positions_nothing_is_said_of_context() -
     for _ in range(NUM_GROUPS - 1):
         few.add(ranked([3.0, 2.0], 0))
     assert few.table(0.0).by_confidence == ()
+
+
+def worths_of(levels: tuple[PathLevel, ...], by_rank: list[float]) -> list[float]:
+    worths, above = [1.0], np.ones(1)
+    for level in levels:
+        above = above[level.parents] * np.array(by_rank)[level.ranks]
+        worths += above.tolist()
+    return sorted(worths, reverse=True)
+
+
+@pytest.mark.parametrize("num_paths", [1, 2, 9, 32, 200])
+def test_they_are_the_nodes_of_a_best_first_tree(num_paths: int) -> None:
+    by_rank = [0.61, 0.17, 0.07, 0.031]
+    levels = likely_paths(by_rank, num_paths)
+    search = best_first(by_rank, num_paths, num_paths)
+    assert 1 + sum(len(level.ranks) for level in levels) == num_paths
+    assert sum(worths_of(levels, by_rank)) == pytest.approx(search.expected_tokens[-1])
+    assert len(levels) == search.depths.max()
+
+
+def test_ranks_need_not_be_in_order() -> None:
+    """Few positions may accept a later rank more often, or one before it never: 0.4, its square, then 0.1."""
+    first, second = likely_paths([0.1, 0.0, 0.4], 4)
+    assert (first.ranks.tolist(), second.ranks.tolist(), second.parents.tolist()) == ([2, 0], [2], [0])
+
+
+def test_nothing_accepted_leaves_the_empty_path() -> None:
+    assert likely_paths([0.0, 0.0], 32) == ()
+    assert path_weights(np.zeros((3, 2)), ()).tolist() == [[1.0]] * 3
+
+
+def test_weights_follow_the_text_from_every_position() -> None:
+    """Paths 1, 2 and 1-1; the text follows rank 1, then rank 2 for two thirds, then rank 1 for a half."""
+    levels = (PathLevel(np.array([0, 0]), np.array([0, 1])), PathLevel(np.array([0]), np.array([0])))
+    followed = np.array([[1.0, 0.0], [0.25, 2 / 3], [0.5, 0.1], [0.0, 0.0]])
+    assert path_weights(followed, levels) == pytest.approx(
+        np.array([[1, 0, 0], [1, 1.0, 0], [1, 0.25 + 2 / 3, 0.25], [1, 0.6, 0.125]])
+    )
+
+
+def test_a_text_shorter_than_the_paths_has_no_weight_behind_its_end() -> None:
+    levels = likely_paths([0.9], 8)
+    assert path_weights(np.ones((2, 1)), levels).tolist() == [[1.0] + [0.0] * 7, [1.0, 1.0] + [0.0] * 6]
+
+
+def emitted_by_a_target(spread: float, num_positions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of 8 candidates, best first, and which is the largest once each has Gumbel noise of that scale."""
+    rng = np.random.default_rng(seed)
+    scores = -np.sort(-rng.normal(0, 2, (num_positions, 8)), axis=1)
+    chosen = (scores + rng.gumbel(0, spread, scores.shape)).argmax(axis=1)
+    return scores, chosen
+
+
+def test_chances_are_the_formula_and_leave_a_share_for_none() -> None:
+    chances = np.exp(log_chances([3.0, 2.0, -np.inf], spread=0.5))
+    total = 1 + np.exp(-2) + NONE_WEIGHT
+    assert chances == pytest.approx([1 / total, np.exp(-2) / total, 0])
+
+
+def test_only_gaps_count() -> None:
+    scores = np.array([[2.0, 1.0, 0.5], [102.0, 101.0, 100.5]])
+    first, second = log_chances(scores, spread=0.8)
+    assert first == pytest.approx(second)
+
+
+def test_chances_say_how_often_a_candidate_is_emitted() -> None:
+    """Seed 0, 20,000 positions: standard errors are below 0.004."""
+    scores, chosen = emitted_by_a_target(0.8, 20_000)
+    chances = np.exp(log_chances(scores, spread=0.8)) * (1 + NONE_WEIGHT / 2)
+    seen = (chosen[:, None] == np.arange(8)).mean(axis=0)
+    assert np.abs(chances.mean(axis=0) - seen).max() < 0.012
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.8, 2.5])
+def test_a_fit_finds_the_spread(spread: float) -> None:
+    assert fit_spread(*emitted_by_a_target(spread, 20_000)) == pytest.approx(spread, rel=0.05)
+
+
+def test_a_fit_is_the_likeliest_spread() -> None:
+    scores, chosen = emitted_by_a_target(0.8, 300)
+    fitted = fit_spread(scores, chosen)
+
+    def likelihood(spread: float) -> float:
+        return float(log_chances(scores, spread=spread)[np.arange(len(chosen)), chosen].mean())
+
+    assert likelihood(fitted) > likelihood(fitted * 1.02)
+    assert likelihood(fitted) > likelihood(fitted / 1.02)
+
+
+def test_positions_where_none_was_emitted_and_missing_candidates_change_nothing() -> None:
+    scores, chosen = emitted_by_a_target(0.8, 200)
+    padded = np.pad(scores, ((0, 5), (0, 2)), constant_values=-np.inf)
+    padded[200:, 0] = 0.0
+    assert fit_spread(padded, np.append(chosen, [-1] * 5)) == pytest.approx(fit_spread(scores, chosen))
+
+
+def test_a_draft_that_is_always_right_and_one_that_knows_nothing_end_at_the_limits() -> None:
+    scores, _ = emitted_by_a_target(1.0, 100)
+    assert fit_spread(scores, np.zeros(100)) == pytest.approx(LEAST_SPREAD, rel=0.01)
+    assert fit_spread(scores, np.full(100, 7)) == pytest.approx(LARGEST_SPREAD, rel=0.01)
+
+
+def test_no_positions_and_no_spread_are_refused() -> None:
+    with pytest.raises(ValueError, match="without a position"):
+        fit_spread(np.zeros((2, 3)), [-1, -1])
+    with pytest.raises(ValueError, match="more than 0 logits"):
+        log_chances([1.0], spread=0.0)
