@@ -22,8 +22,8 @@ AllocateSlab = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the layers' bytes really are."""
+class PlacedLayers:
+    """Layers whose bytes are where they stay, and the tiers that they got."""
 
     layers: tuple[StreamedLayer, ...]
     """What the streamer takes, in layer order."""
@@ -74,7 +74,7 @@ class LayerPlacer:
         self._host_bytes = 0
         self._notes: dict[str, str] = {}
 
-    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, Placement]:
+    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, PlacedLayers]:
         """Yield the weight bytes of each layer that was read; return where everything is. Raises LinkError."""
         self._host_bytes = plan.host_bytes
         layers: list[StreamedLayer] = [DiskSource(layout) for layout in layouts]
@@ -93,7 +93,7 @@ class LayerPlacer:
                     self._pinner.filled(home.slab)
                 layers[home.index] = HostSource(home.slab, payload_bytes)
             yield payload_bytes
-        return Placement(tuple(layers), tuple(tiers), tuple(self._notes.values()))
+        return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()))
 
     def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:
         """The highest tier, from the planned one down, whose memory still takes the layer."""

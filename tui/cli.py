@@ -175,8 +175,8 @@ def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], consol
 
     target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
     requests = [item for item in items if isinstance(item, PromptRequest)]
-    accounting = plan_memory(config, target=target, draft=draft, requests=requests)
-    return replace(config, device_memory_bytes=accounting.budget_bytes)
+    placement = plan_memory(config, target=target, draft=draft, requests=requests)
+    return replace(config, device_memory_bytes=placement.device_budget_bytes)
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What people read while and after prompts are answered: memory accounting, progress, tables of measurements.
+"""What people read while and after prompts are answered: where memory goes, progress, tables of measurements.
 
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
@@ -24,7 +24,7 @@ from rich.text import Text
 from offload.units import format_bytes
 from profiles.steps import finish
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
-from runtime.fit.accounting import Accounting
+from runtime.fit.place import Placement
 from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
 from tui.terminal_text import one_line
 
@@ -38,17 +38,21 @@ def progress_console(*, is_quiet: bool) -> Console:
     return console
 
 
-def accounting_lines(accounting: Accounting) -> list[str]:
-    """Where every planned byte is, one purpose a line, and what crosses the link in every pass."""
-    lines = [f"device memory: {format_bytes(accounting.device_bytes)} of {format_bytes(accounting.budget_bytes)}"]
-    lines += [f"  {format_bytes(entry.num_bytes):>8}  {entry.label}" for entry in accounting.entries()]
+def placement_lines(placement: Placement, *, baseline_bytes: int) -> list[str]:
+    """Where every planned byte is, one purpose a line, and what crosses the link in every pass.
+
+    `baseline_bytes`: what the process held before any of it.
+    """
+    budget = format_bytes(placement.device_budget_bytes)
+    lines = [f"device memory: {format_bytes(placement.device_bytes)} of {budget}"]
+    lines += [f"  {format_bytes(entry.num_bytes):>8}  {entry.label}" for entry in placement.entries()]
     lines.append(
-        f"streamed in every pass: {format_bytes(accounting.streamed_bytes_per_pass)} "
-        f"({accounting.num_host_layers} layers from host memory, {accounting.num_disk_layers} from disk)"
+        f"streamed in every pass: {format_bytes(placement.streamed_bytes)} "
+        f"({placement.num_host_layers} layers from host memory, {placement.num_disk_layers} from disk)"
     )
-    if accounting.stage_bytes:
-        lines.append(f"host stages on the way from disk: {format_bytes(accounting.stage_bytes)}")
-    lines.append(f"before any of this the process held {format_bytes(accounting.baseline_bytes)}")
+    if placement.stage_bytes:
+        lines.append(f"host stages on the way from disk: {format_bytes(placement.stage_bytes)}")
+    lines.append(f"before any of this the process held {format_bytes(baseline_bytes)}")
     return lines
 
 

@@ -13,7 +13,7 @@ from profiles.steps import finish
 from runtime.engine_config import EngineConfig
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import cache_folder
-from tui.report import accounting_lines, show_load
+from tui.report import placement_lines, show_load
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def open_session_in_sight(
             config, stack, target=target, draft=draft, requests=requests, state_folder=cache_folder()
         )
         opened = show_load(loading, console)
-        for line in (*accounting_lines(opened.accounting), opened.plan.fit.sentence, *opened.notes):
+        held = placement_lines(opened.placement, baseline_bytes=opened.plan.baseline_bytes)
+        for line in (*held, opened.plan.fit.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
 

@@ -111,7 +111,7 @@ def run_ratio_benchmark(
         replace(config, link=_MEASURING_LINK), target=target, draft=draft, requests=requests[:1]
     ) as opened:
         step_seconds = _time_step(opened)
-        bytes_per_pass = opened.accounting.streamed_bytes_per_pass
+        bytes_per_pass = opened.placement.streamed_bytes
     if bytes_per_pass == 0:
         raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
     link = f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s"

@@ -152,7 +152,7 @@ def run_round_benchmark(
     yield RoundReport(
         num_nodes=topology.num_nodes,
         num_levels=len(topology.level_slices),
-        bytes_per_pass=opened.accounting.streamed_bytes_per_pass,
+        bytes_per_pass=opened.placement.streamed_bytes,
         parts=parts,
         rounds=tuple(rounds),
         predictions=tuple(predict_round(opened, measured) for measured in near),

@@ -1,4 +1,4 @@
-"""How close plain decoding comes to the raw link, and whether memory is what the accounting says.
+"""How close plain decoding comes to the raw link, and whether memory is what was planned.
 
 Alternates, in one run, the raw link (sequential O_DIRECT reads of the same layers with the same blocks and threads; an
 emulated link's own rate) and whole passes of the real round loop without a draft. A turn begins and ends with a full
@@ -73,7 +73,7 @@ class StreamReport:
     peak_bytes: int
     """The process's largest resident size, less what it held before loading."""
     planned_bytes: int
-    """What the accounting says it would hold."""
+    """What was planned that it would hold."""
     bare_seconds_per_pass: float
     """A loop that reads a layer's bytes, multiplies by its matrices, then reads the next; mean of two, at the end."""
 
@@ -106,9 +106,9 @@ def run_stream_benchmark(
     if isinstance(opened.link, StagedCopyEngine):
         raise OptionError("layers stream over two links here; give --host-memory 0 or enough of it, or use bench round")
     turns = []
-    accounting = opened.accounting
+    placement = opened.placement
     _time_passes(opened, passes_per_turn)
-    peak_bytes = process_memory().peak_bytes - accounting.baseline_bytes  # before the yardsticks take memory too
+    peak_bytes = process_memory().peak_bytes - opened.plan.baseline_bytes  # before the yardsticks take memory too
     raw_after, overlap_after = _yardsticks(opened)
     for _ in range(num_turns):
         raw_before, overlap_before, passes = raw_after, overlap_after, _time_passes(opened, passes_per_turn)
@@ -118,12 +118,12 @@ def run_stream_benchmark(
         yield turn
     yield StreamReport(
         turns=tuple(turns),
-        bytes_per_pass=accounting.streamed_bytes_per_pass,
-        num_streamed_layers=accounting.num_disk_layers + accounting.num_host_layers,
-        num_resident_layers=accounting.num_resident_layers,
+        bytes_per_pass=placement.streamed_bytes,
+        num_streamed_layers=placement.num_disk_layers + placement.num_host_layers,
+        num_resident_layers=placement.num_resident_layers,
         passes_per_turn=passes_per_turn,
         peak_bytes=peak_bytes,
-        planned_bytes=accounting.device_bytes + accounting.host_bytes,
+        planned_bytes=placement.device_bytes + placement.host_bytes,
         bare_seconds_per_pass=(bare_pass_seconds(opened) + bare_pass_seconds(opened)) / 2,
     )
 

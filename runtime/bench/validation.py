@@ -243,7 +243,7 @@ def session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
     if result.overlap is None:
         raise OptionError("the link was not measured; give more time, or a smaller --device-memory")
     streamed = [None if isinstance(layer, ResidentLayer) else layer.payload_bytes for layer in opened.streamer.layers]
-    rate = opened.accounting.streamed_bytes_per_pass / result.overlap.copy_seconds
+    rate = opened.placement.streamed_bytes / result.overlap.copy_seconds
     return costs_from_profiles(
         result.pair,
         copy_seconds=[None if size is None else size / rate for size in streamed],

@@ -20,7 +20,7 @@ from offload.copying.copy_engine import CopyEngine
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_policy
-from offload.layer_placement import Placement
+from offload.layer_placement import PlacedLayers
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
 from offload.residency_plan import Tier
@@ -34,7 +34,7 @@ from runtime.engine.session_plan import SessionPlan
 from runtime.engine.stream_path import StreamPath
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
-from runtime.fit.accounting import Accounting
+from runtime.fit.place import Placement
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
 from runtime.planner.initial_plan import InitialPlan, stream_shape
 from runtime.planner.planner import TreePlanner
@@ -50,8 +50,8 @@ class OpenSession:
     """Answers requests."""
     plan: SessionPlan
     """What was decided before anything was read."""
-    accounting: Accounting
-    """Every byte that it holds."""
+    placement: Placement
+    """Where every byte lies that it holds."""
     notes: tuple[str, ...]
     """What did not go as planned, a sentence each: memory that ran out, pinning that was refused."""
     streamer: LayerStreamer
@@ -125,9 +125,9 @@ def load_session(
 
 def plan_memory(
     config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
-) -> Accounting:
+) -> Placement:
     """What `open_session` would hold with the same arguments; reads no weights. Raises BadInputError."""
-    return SessionPlan.build(config, target=target, draft=draft, requests=requests).accounting
+    return SessionPlan.build(config, target=target, draft=draft, requests=requests).placement
 
 
 class _Load:
@@ -154,23 +154,24 @@ class _Load:
         with explained_shortage("the embeddings, norm and head"):
             others = read_others(target, self._reader, device=plan.device)
         yield self._progress("layers", target.other_layout.payload_bytes)
-        placement = yield from self._place()
+        placed = yield from self._place()
         with explained_shortage("the draft"):
-            drafter = yield from self._open_drafter(others, placement)
-        streamer, link = self._path.open(placement)
+            drafter = yield from self._open_drafter(others, placed)
+        streamer, link = self._path.open(placed)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
         model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
         engine = Engine(
             model,
             drafter,
-            self._planner(placement, link),
+            self._planner(placed, link),
             context_tokens=plan.context_tokens,
             num_graft_nodes=self._config.num_graft_nodes,
         )
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
         start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
-        notes = (*self._path.notes(placement), *self._profile_notes, *start_notes)
-        return OpenSession(session, plan, self._account(placement), notes, streamer, link, self._reader)
+        notes = (*self._path.notes(placed), *self._profile_notes, *start_notes)
+        placement = plan.placement.with_tiers(placed.tiers)
+        return OpenSession(session, plan, placement, notes, streamer, link, self._reader)
 
     def _progress(self, what: str, num_bytes: int) -> LoadProgress:
         """`num_bytes` more have been read."""
@@ -189,30 +190,11 @@ class _Load:
             total += sum(size for index, size in enumerate(payloads) if index not in shared)
         return total
 
-    def _place(self) -> Generator[LoadProgress, None, Placement]:
+    def _place(self) -> Generator[LoadProgress, None, PlacedLayers]:
         return relabel(self._path.place(), partial(self._progress, "layers"))
 
-    def _account(self, placement: Placement) -> Accounting:
-        """The planned accounting, with the layers where they really are."""
-        plan, planned = self._plan, self._plan.accounting
-        residents = [
-            size
-            for size, tier in zip(plan.residency.layer_bytes, placement.tiers, strict=True)
-            if tier is Tier.RESIDENT
-        ]
-        return Accounting.of_tiers(
-            placement.tiers,
-            plan.target.slabs.payload_bytes,
-            budget_bytes=planned.budget_bytes,
-            fixed=planned.fixed,
-            ring_bytes=planned.ring_bytes,
-            resident_bytes=sum(residents),
-            stage_bytes=planned.stage_bytes,
-            baseline_bytes=planned.baseline_bytes,
-        )
-
     def _open_drafter(
-        self, others: dict[str, torch.Tensor], placement: Placement
+        self, others: dict[str, torch.Tensor], placed: PlacedLayers
     ) -> Generator[LoadProgress, None, Drafter | None]:
         plan = self._plan
         if self._config.is_plain:
@@ -231,28 +213,28 @@ class _Load:
             self._reader,
             capacity=plan.capacity,
             is_substitute=is_substitute,
-            shared=self._shared_layers(placement) if is_substitute else None,
+            shared=self._shared_layers(placed) if is_substitute else None,
         )
         model = yield from relabel(loading, partial(self._progress, "draft"))
         return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
-    def _shared_layers(self, placement: Placement) -> SharedLayers:
+    def _shared_layers(self, placed: PlacedLayers) -> SharedLayers:
         """The target's resident layers, where a substitute is to use them as they are."""
         if not self._config.share_layers:
             return {}
         slabs = self._plan.target.slabs
         return {
             index: slabs.views(index, layer.slab)
-            for index, layer in enumerate(placement.layers)
+            for index, layer in enumerate(placed.layers)
             if isinstance(layer, ResidentLayer)
         }
 
-    def _planner(self, placement: Placement, link: CopyEngine) -> TreePlanner:
+    def _planner(self, placed: PlacedLayers, link: CopyEngine) -> TreePlanner:
         """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
         plan, start = self._plan, self._start
         substitute_held = None if plan.draft is not None else self._held
         stream = stream_shape(
-            placement.tiers,
+            placed.tiers,
             plan.target.slabs.payload_bytes,
             num_slots=self._config.ring_slots,
             num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
@@ -262,7 +244,7 @@ class _Load:
             stream,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
-            initial_costs=start.costs(placement.tiers, stream, plan),
+            initial_costs=start.costs(placed.tiers, stream, plan),
             is_acceptance_measured=start.is_acceptance_measured,
             kind=self._config.tree_kind,
             chances_at=start.chances_at(substitute_held=substitute_held),

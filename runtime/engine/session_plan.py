@@ -5,7 +5,7 @@ against them: the rest of the device's memory is filled with layers. Reads heade
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from offload.memory import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.engine.session import format_prompt
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
-from runtime.fit.accounting import Accounting, MemoryEntry
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
-from runtime.fit.memory_fit import MachineMemory
-from runtime.fit.memory_need import NUM_STAGES, MemoryNeed
+from runtime.fit.need import NUM_STAGES, MemoryNeed
+from runtime.fit.place import MachineMemory, Placement
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
@@ -51,12 +50,10 @@ class SessionPlan:
     """Most tokens of prompt and answer."""
     max_nodes: int
     """Largest tree of drafts; what `config` lets be added to it comes on top."""
-    residency: ResidencyPlan
-    """A tier for every layer of the target."""
-    host_budget_bytes: int
-    """What the host tier may grow to."""
-    accounting: Accounting
-    """Every byte, by name."""
+    placement: Placement
+    """Where every byte is to lie, by name."""
+    baseline_bytes: int
+    """What the process held before any of this: Python, torch and the libraries."""
     fit: FitReport
     """Whether it fits well, and what would make it fit better."""
 
@@ -71,6 +68,11 @@ class SessionPlan:
     def capacity(self) -> int:
         """Slots of the caches: the context and one tree."""
         return self.context_tokens + self.max_nodes + self.config.num_graft_nodes
+
+    @property
+    def residency(self) -> ResidencyPlan:
+        """A tier for every layer of the target."""
+        return self.placement.residency
 
     @property
     def is_host(self) -> bool:
@@ -130,9 +132,10 @@ class _Planning:
         machine = self._machine()
         device_budget, host_budget = machine.budgets(need)
         try:
-            residency = self._place(need, device_budget, host_budget)
+            residency = self._choose_tiers(need, device_budget, host_budget)
         except BudgetError as error:
             raise BudgetError(with_nearest_change(str(error), need, machine)) from error
+        fit = check_fit(need, machine)
         return SessionPlan(
             config=self._config,
             device=self._device,
@@ -142,10 +145,9 @@ class _Planning:
             tokenizer=self._tokenizer,
             context_tokens=self._context_tokens,
             max_nodes=self._max_nodes,
-            residency=residency,
-            host_budget_bytes=host_budget,
-            accounting=self._account(residency, need.fixed_entries(residency.resident_layers), device_budget),
-            fit=check_fit(need, machine),
+            placement=replace(fit.placement, residency=residency, stage_bytes=self._stage_bytes(residency)),
+            baseline_bytes=process_memory().resident_bytes,
+            fit=fit,
         )
 
     def _machine(self) -> MachineMemory:
@@ -169,7 +171,7 @@ class _Planning:
             is_link_emulated=on_device is None and config.link is not None,
         )
 
-    def _place(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:
+    def _choose_tiers(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:
         if need.fixed_bytes > device_budget:
             needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in need.fixed_entries())
             raise BudgetError(
@@ -196,18 +198,8 @@ class _Planning:
         """On a CPU float32, so that the text does not depend on the tree; on an accelerator what the files hold."""
         return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
 
-    def _account(self, residency: ResidencyPlan, fixed: tuple[MemoryEntry, ...], budget: int) -> Accounting:
-        has_stages = needs_stages(self._config, self._device, residency)
-        disk_slabs = [
-            size for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True) if tier is Tier.DISK
-        ]
-        return Accounting.of_tiers(
-            residency.tiers,
-            self._target.slabs.payload_bytes,
-            budget_bytes=budget,
-            fixed=fixed,
-            ring_bytes=residency.ring_bytes,
-            resident_bytes=residency.resident_bytes,
-            stage_bytes=NUM_STAGES * max(disk_slabs) if has_stages else 0,
-            baseline_bytes=process_memory().resident_bytes,
-        )
+    def _stage_bytes(self, residency: ResidencyPlan) -> int:
+        if not needs_stages(self._config, self._device, residency):
+            return 0
+        tiers = zip(residency.layer_bytes, residency.tiers, strict=True)
+        return NUM_STAGES * max(size for size, tier in tiers if tier is Tier.DISK)

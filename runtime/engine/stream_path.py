@@ -18,7 +18,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.device import device_memory
-from offload.layer_placement import LayerPlacer, Placement
+from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
@@ -26,7 +26,7 @@ from offload.pinning.pinned_memory import HostPinner, PageableMemory, open_pinne
 from offload.residency_plan import Tier
 from offload.units import parse_link
 from runtime.engine.session_plan import SessionPlan
-from runtime.fit.memory_need import NUM_STAGES
+from runtime.fit.need import NUM_STAGES
 
 
 class StreamPath:
@@ -43,7 +43,7 @@ class StreamPath:
         self._pinner: HostPinner = PageableMemory()
         self._host_places: dict[int, int] = {}  # layer index -> place among the host layers
         if not plan.is_host:
-            device_bytes = plan.accounting.device_bytes
+            device_bytes = plan.placement.device_bytes
             self._pinning, budget = plan_pinned_layers(
                 plan.device, plan.residency, device_bytes=device_bytes, state_folder=state_folder
             )
@@ -56,27 +56,27 @@ class StreamPath:
         with explained_shortage("the stages of layers from disk"):
             self._stages = self._allocate_stages()
 
-    def place(self) -> Generator[int, None, Placement]:
+    def place(self) -> Generator[int, None, PlacedLayers]:
         """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
         plan = self._plan
         placer = LayerPlacer(
             self._reader,
             pinner=self._pinner,
-            host_budget_bytes=plan.host_budget_bytes,
+            host_budget_bytes=plan.placement.host_budget_bytes,
             device=plan.device,
             allocate_on_device=self._allocate_resident,
             is_pinned=self._is_to_be_pinned,
         )
         with explained_shortage("the layers on their way to the device"):
-            placement = yield from placer.place(plan.target.slabs.layouts, plan.residency)
+            placed = yield from placer.place(plan.target.slabs.layouts, plan.residency)
         self._pinner.finish()
-        return placement
+        return placed
 
-    def open(self, placement: Placement) -> tuple[LayerStreamer, CopyEngine]:
+    def open(self, placed: PlacedLayers) -> tuple[LayerStreamer, CopyEngine]:
         """The ring over the placed layers, and the engine that feeds it."""
-        link = self._open_link(placement)
+        link = self._open_link(placed)
         streamer = LayerStreamer(
-            placement.layers,
+            placed.layers,
             link,
             num_slots=self._plan.config.ring_slots,
             allocate_slot=lambda num_bytes: self._ring.pop() if self._ring else self._empty_slot(num_bytes),
@@ -84,29 +84,29 @@ class StreamPath:
         )
         return self._stack.enter_context(streamer), link
 
-    def notes(self, placement: Placement) -> tuple[str, ...]:
+    def notes(self, placed: PlacedLayers) -> tuple[str, ...]:
         """What the user should know: memory that ran out, and what is pinned."""
         if self._pinning is None:
-            return placement.notes
-        slabs = [layer.slab for layer in placement.layers if isinstance(layer, HostSource)]
-        placed = replace(
+            return placed.notes
+        slabs = [layer.slab for layer in placed.layers if isinstance(layer, HostSource)]
+        pinning = replace(
             self._pinning,
             slab_sizes=tuple(slab.numel() for slab in slabs),
             num_stages=len(self._stages),
             stage_bytes=max((stage.numel() for stage in self._stages), default=0),
-            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placement.layers),
+            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placed.layers),
         )
-        outcome = placed.with_outcome(
+        outcome = pinning.with_outcome(
             [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
             refused=self._pinner.refused,
             is_ring_pinned=all(self._pinner.is_pinned(stage) for stage in self._stages),
         )
-        return (*placement.notes, outcome.sentence())
+        return (*placed.notes, outcome.sentence())
 
     def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
         """Memory for a layer that stays; none if draft, caches or activations would then miss it."""
         memory = None if self._plan.is_host else device_memory(self._plan.device)
-        late_bytes = self._plan.accounting.late_bytes
+        late_bytes = self._plan.placement.late_bytes
         if memory is not None and memory.free_bytes < num_bytes + late_bytes:
             raise torch.OutOfMemoryError(f"{memory.free_bytes} bytes are free, and {late_bytes} will be wanted later")
         return allocate_slab(num_bytes) if self._plan.is_host else self._empty_slot(num_bytes)
@@ -120,7 +120,7 @@ class StreamPath:
         """Before any layer: a driver that has refused memory once pins nothing more."""
         plan, pinning = self._plan, self._pinning
         num_stages = NUM_STAGES if plan.has_stages else 0
-        stage_bytes = plan.accounting.stage_bytes // NUM_STAGES
+        stage_bytes = plan.placement.stage_bytes // NUM_STAGES
         if pinning is not None and pinning.num_stages:
             num_stages, stage_bytes = pinning.num_stages, pinning.stage_bytes
         return self._pinned_stages(num_stages, stage_bytes)
@@ -138,12 +138,12 @@ class StreamPath:
         place = self._host_places.get(index)
         return place is None or (self._pinning is not None and place in self._pinning.pinned_slabs)
 
-    def _open_link(self, placement: Placement) -> CopyEngine:
+    def _open_link(self, placed: PlacedLayers) -> CopyEngine:
         plan, config = self._plan, self._plan.config
         reader: CopyEngine = self._reader
         if config.disk_link:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
-        self._stages = stages = self._stages or self._late_stages(placement)
+        self._stages = stages = self._stages or self._late_stages(placed)
         link: CopyEngine = self._reader
         if not plan.is_host:
             link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
@@ -155,9 +155,9 @@ class StreamPath:
             return link
         return self._stack.enter_context(StagedCopyEngine(reader, link, stages, needs_stage=self._needs_stage))
 
-    def _late_stages(self, placement: Placement) -> list[torch.Tensor]:
+    def _late_stages(self, placed: PlacedLayers) -> list[torch.Tensor]:
         """Where nothing was to be staged, but memory ran out and layers of an accelerator stay on disk after all."""
-        largest = max((layer.slot_bytes for layer in placement.layers if isinstance(layer, DiskSource)), default=0)
+        largest = max((layer.slot_bytes for layer in placed.layers if isinstance(layer, DiskSource)), default=0)
         if self._plan.is_host or not largest:
             return []
         with explained_shortage("the stages of layers from disk"):

@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from profiles.errors import OverstoryError
 from runtime.fit.fit_check import FitReport, check_fit
-from runtime.fit.memory_fit import MachineMemory, Placement
-from runtime.fit.memory_need import MemoryNeed
+from runtime.fit.need import MemoryNeed
+from runtime.fit.place import MachineMemory, Placement
 
 SCHEMA_VERSION = 1
 _Value = TypeVar("_Value")
@@ -293,14 +293,14 @@ def _outlook_record(outlook: FormatOutlook) -> dict[str, Any]:
         "runs_well": fit.runs_well,
         "bytes_per_pass": fit.placement.streamed_bytes,
         "seconds_per_pass": outlook.seconds_per_pass,
-        "placement": asdict(fit.placement),
+        "placement": fit.placement.to_record(),
         "sentence": fit.sentence,
         "changes": [
             {
                 "words": change.words,
                 "kind": change.kind,
                 "runs_well": change.placement.runs_well,
-                "placement": asdict(change.placement),
+                "placement": change.placement.to_record(),
             }
             for change in fit.changes
         ],

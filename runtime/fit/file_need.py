@@ -12,7 +12,7 @@ from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.formats.weight_format import scratch_bytes
 from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
-from runtime.fit.memory_need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
@@ -51,7 +51,11 @@ def need_of_files(
 
 def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
     """The layers as stored, then as each quantized format that is smaller; a quantized folder has no other format."""
-    stored = LayerFormat(_stored_name(layouts), tuple(layout.slab_bytes for layout in layouts))
+    stored = LayerFormat(
+        _stored_name(layouts),
+        tuple(layout.slab_bytes for layout in layouts),
+        tuple(layout.payload_bytes for layout in layouts),
+    )
     if stored.name in QUANTIZED_FORMATS:
         return (stored,)
     shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]

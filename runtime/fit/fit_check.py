@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from offload.units import format_bytes
-from runtime.fit.memory_fit import RESERVED_BYTES, MachineMemory, Placement, free_bytes_for, place
-from runtime.fit.memory_need import MemoryNeed
+from runtime.fit.need import MemoryNeed
+from runtime.fit.place import RESERVED_BYTES, MachineMemory, Placement, free_bytes_for, place
 
 MIN_CONTEXT_TOKENS = 512
 """No shorter context is proposed."""
@@ -207,8 +207,8 @@ def _shortage(need: MemoryNeed, machine: MachineMemory, placement: Placement) ->
     if machine.is_cpu and not placement.host_budget_bytes and not machine.is_link_emulated:
         return _Shortage("memory", need.fixed_bytes + need.layers.total_bytes, device_budget, is_budget)
     stages = _stage_bytes(need, machine)
-    is_host_budget = machine.host_budget_bytes is not None
-    return _Shortage("host", placement.streamed_bytes + stages, placement.host_budget_bytes + stages, is_host_budget)
+    needed, usable = placement.residency.streamed_bytes + stages, placement.host_budget_bytes + stages
+    return _Shortage("host", needed, usable, is_budget=machine.host_budget_bytes is not None)
 
 
 def _stage_bytes(need: MemoryNeed, machine: MachineMemory) -> int:
@@ -223,7 +223,7 @@ def _needed_bytes(
     if resource == "disk":
         return need.file_bytes
     if resource == "host":
-        return placement.streamed_bytes + _stage_bytes(need, machine)
+        return placement.residency.streamed_bytes + _stage_bytes(need, machine)
     return need.fixed_bytes + (min(need.ring_bytes, need.layers.total_bytes) if is_least else need.layers.total_bytes)
 
 
@@ -272,7 +272,7 @@ def _rounded_up(num_bytes: int, separator: str = "") -> str:
 
 def _describe(placement: Placement) -> str:
     """For a session that runs well."""
-    num_resident, num_host, _ = placement.num_layers
+    num_resident, num_host = placement.num_resident_layers, placement.num_host_layers
     held = f"{format_bytes(placement.device_bytes)} of {format_bytes(placement.device_budget_bytes)}"
     if not num_host:
         return f"fits: every layer stays in memory ({held})"

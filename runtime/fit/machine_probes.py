@@ -25,7 +25,7 @@ from offload.errors import LinkError
 from offload.memory import control_group_bytes, free_memory_bytes
 from offload.pinning.pin_budget import find_pin_budget
 from runtime.fit.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates
-from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.place import MachineMemory
 
 PACKAGES = ("transformers", "bitsandbytes", "accelerate", "safetensors", "textual", "psutil")
 SAMPLE_BYTES = 256 << 20

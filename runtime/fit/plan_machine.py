@@ -9,7 +9,7 @@ from offload.units import LinkSpec, format_bytes, format_link
 from profiles.builtin_profiles import Figure, ReferenceMachine, builtin_machine
 from profiles.machine_profile import DeviceIdentity
 from runtime.fit.device_speed import Basis, DeviceSpeed, Rate, speed_of_data_sheet
-from runtime.fit.memory_fit import MachineMemory, free_bytes_for
+from runtime.fit.place import MachineMemory, free_bytes_for
 from runtime.fit.reference_costs import LinkSpeeds
 
 ASSUMED_DISK_BYTES_PER_SECOND = 3.5e9

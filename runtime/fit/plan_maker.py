@@ -16,8 +16,8 @@ from profiles.pair_profile import PairProfile
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit.fit_check import check_fit
-from runtime.fit.memory_fit import place, residency_of
-from runtime.fit.memory_need import NUM_STAGES, DraftNeed, MemoryNeed
+from runtime.fit.need import NUM_STAGES, DraftNeed, MemoryNeed
+from runtime.fit.place import place
 from runtime.fit.plan_acceptance import PlannedAcceptance, measured_acceptance, planned_acceptance
 from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
@@ -121,14 +121,14 @@ class _Planning:
         """Place the bytes and price the trees. Raises BudgetError."""
         question = self.question
         need, machine = self._fitting_need(format_name, held)
-        residency, placement = residency_of(need, machine.memory), place(need, machine.memory)
+        placement = place(need, machine.memory)
         if placement.disk_bytes and machine.disk is None:
             raise BudgetError(
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
                 "pass, and how fast was not found out; give --disk, as in 3.5GB/s"
             )
         profile = self._profile(format_name, held)
-        costs = self._costs(format_name, held, residency, machine)
+        costs = self._costs(format_name, held, placement.residency, machine)
         accepted = np.ones(1) if held is None else self.acceptance(format_name, held, search=search).probabilities
         ranking = choose_tree(
             costs,
@@ -143,7 +143,7 @@ class _Planning:
             draft_held=held,
             placement=placement,
             measured_at=None if profile is None else profile.measured_at,
-            num_slots=residency.num_slots,
+            num_slots=placement.residency.num_slots,
             is_read_directly=machine.link is None,
             max_nodes=need.max_nodes,
             costs=costs,

@@ -13,8 +13,8 @@ from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
 from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
-from runtime.fit.memory_need import QUANTIZED_FORMATS
 from runtime.fit.model_shape import ModelShape
+from runtime.fit.need import QUANTIZED_FORMATS
 from runtime.planner.tree_candidates import SearchMethod
 from runtime.planner.tree_choice import CostModel
 

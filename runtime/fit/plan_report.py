@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 from runtime.fit.device_speed import Basis
-from runtime.fit.memory_fit import Placement
+from runtime.fit.place import Placement
 from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
 from runtime.planner.round_costs import RoundCosts
@@ -73,15 +73,14 @@ class PlanOption:
 
     def to_record(self) -> dict[str, Any]:
         """As a JSON object."""
-        resident, host, disk = self.placement.num_layers
         placed = self.placement
         return {
             "format": self.format_name,
             "draft_format": self.draft_held,
             "tiers": {
-                "resident": {"layers": resident, "bytes": placed.resident_bytes},
-                "host": {"layers": host, "bytes": placed.host_bytes},
-                "disk": {"layers": disk, "bytes": placed.disk_bytes},
+                "resident": {"layers": placed.num_resident_layers, "bytes": placed.resident_bytes},
+                "host": {"layers": placed.num_host_layers, "bytes": placed.host_bytes},
+                "disk": {"layers": placed.num_disk_layers, "bytes": placed.disk_bytes},
             },
             "device_bytes": placed.device_bytes,
             "device_budget_bytes": placed.device_budget_bytes,

@@ -6,7 +6,7 @@ Only words about figures that others computed.
 from collections.abc import Iterator, Sequence
 
 from offload.units import format_bytes
-from runtime.fit.memory_need import QUANTIZED_FORMATS
+from runtime.fit.need import QUANTIZED_FORMATS
 from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import PlanOption, Refusal

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from offload.residency_plan import ResidencyPlan, Tier
 from runtime.fit.device_speed import DeviceSpeed
-from runtime.fit.memory_need import NUM_STAGES, QUANTIZED_FORMATS
 from runtime.fit.model_shape import ModelShape
+from runtime.fit.need import NUM_STAGES, QUANTIZED_FORMATS
 from runtime.planner.round_costs import CostTable, RoundCosts
 
 _HEAD_VISITS = 2

@@ -11,7 +11,7 @@ from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import BudgetError, LinkError
-from offload.layer_placement import LayerPlacer, Placement
+from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from offload.pinning.pinned_memory import PageableMemory
@@ -38,7 +38,7 @@ def plan_of(tiers: tuple[Tier, ...]) -> ResidencyPlan:
     return ResidencyPlan(tiers, (PAGE_BYTES,) * len(tiers), num_slots=2)
 
 
-def finish(placing: Generator[int, None, Placement]) -> tuple[Placement, list[int]]:
+def finish(placing: Generator[int, None, PlacedLayers]) -> tuple[PlacedLayers, list[int]]:
     read, placement = drained(placing)
     return placement, read
 
@@ -66,7 +66,7 @@ class ShortMemory(PageableMemory):
         return self._allocate(num_bytes)
 
 
-def check_bytes(placement: Placement) -> None:
+def check_bytes(placement: PlacedLayers) -> None:
     for index, layer in enumerate(placement.layers):
         if not isinstance(layer, DiskSource):
             assert int(layer.slab[0]) == int(layer.slab[PAGE_BYTES - 1]) == index + 1

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 from offload.pass_statistics import PassStatistics
+from offload.residency_plan import ResidencyPlan, Tier
 from runtime.events import (
     Event,
     Finished,
@@ -15,7 +16,8 @@ from runtime.events import (
     TextDelta,
     TokensAccepted,
 )
-from runtime.fit.accounting import Accounting, MemoryEntry
+from runtime.fit.need import MemoryEntry
+from runtime.fit.place import Placement
 from runtime.prompts.prompt_file import PromptRequest
 
 STATISTICS = GenerationStatistics(
@@ -50,17 +52,13 @@ ROUND = Round(
     draft_steps=((1, 0.125), (3, 0.25)),
 )
 
-ACCOUNTING = Accounting(
-    budget_bytes=3_000_000,
+PLACEMENT = Placement(
+    format_name="bfloat16",
+    residency=ResidencyPlan((Tier.RESIDENT, Tier.DISK, Tier.RESIDENT, Tier.DISK), (500_000,) * 4, num_slots=1),
+    payload_bytes=(500_000,) * 4,
     fixed=(MemoryEntry("embeddings", 1_000_000),),
-    ring_bytes=500_000,
-    resident_bytes=1_000_000,
-    num_resident_layers=2,
-    num_host_layers=0,
-    host_bytes=0,
-    num_disk_layers=2,
-    disk_bytes=1_000_000,
-    baseline_bytes=7_000_000,
+    device_budget_bytes=3_000_000,
+    host_budget_bytes=0,
 )
 
 
@@ -96,12 +94,12 @@ def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]
     def load_session(config, stack, *, target, draft=None, requests=(), state_folder=None):
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
-        plan = SimpleNamespace(fit=SimpleNamespace(sentence="it fits"))
+        plan = SimpleNamespace(fit=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
         session = SimpleNamespace(generate=generate)
-        return SimpleNamespace(session=session, accounting=ACCOUNTING, plan=plan, notes=())
+        return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=())
 
-    def plan_memory(config, *, target, draft=None, requests=()) -> Accounting:
-        return ACCOUNTING
+    def plan_memory(config, *, target, draft=None, requests=()) -> Placement:
+        return PLACEMENT
 
     module.plan_memory = plan_memory
 

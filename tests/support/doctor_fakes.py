@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.fit.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates, ModelQuestion
-from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.place import MachineMemory
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.generator_ends import drained
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from runtime.fit.memory_fit import MachineMemory, free_bytes_for
-from runtime.fit.memory_need import DraftNeed, LayerFormat, MemoryNeed
+from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed
+from runtime.fit.place import MachineMemory, Placement, free_bytes_for
 
 GB = 10**9
 
@@ -43,6 +43,11 @@ def machine(
         device_budget_bytes=budget,
         is_link_emulated=link,
     )
+
+
+def layers_of(placement: Placement) -> tuple[int, int, int]:
+    """How many layers are resident, in host memory, on disk."""
+    return placement.num_resident_layers, placement.num_host_layers, placement.num_disk_layers
 
 
 def with_free_host(found: MachineMemory, more_bytes: int) -> MachineMemory:

@@ -1,7 +1,7 @@
 """Machines and plans for the tests of `plan`: built-in ones, and one of round numbers."""
 
 from runtime.fit.device_speed import Basis, DeviceSpeed, Rate
-from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.place import MachineMemory
 from runtime.fit.plan_machine import PlanMachine, reference_plan_machine
 from runtime.fit.plan_maker import make_plan
 from runtime.fit.plan_question import PlanRequest, resolve_question

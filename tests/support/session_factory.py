@@ -54,7 +54,7 @@ def open_tiny(
     budget = None
     if num_residents is not None:
         with open_session(EngineConfig(target=str(target), **options), target=target, draft=folder) as whole:
-            fixed_bytes = whole.accounting.fixed_bytes
+            fixed_bytes = whole.placement.fixed_bytes
         slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).slabs.layouts)
         budget = fixed_bytes + (int(options.get("ring_slots", 2)) + num_residents) * slab_bytes
     config = EngineConfig(target=str(target), device_memory_bytes=budget, **options)

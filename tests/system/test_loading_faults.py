@@ -103,8 +103,8 @@ def test_host_memory_that_ends_at_a_slab_leaves_the_rest_on_disk(
 
     monkeypatch.setattr("offload.pinning.pinned_memory.allocate_slab", allocate)
     with open_tiny(folder, link="1GB/s") as opened:
-        assert opened.accounting.num_host_layers == number
-        assert opened.accounting.num_disk_layers == 4 - number
+        assert opened.placement.num_host_layers == number
+        assert opened.placement.num_disk_layers == 4 - number
         (note,) = opened.notes
         assert note.startswith(f"host memory ran out at layer {number}") and "close other programs" in note
         assert answer(opened, ASKED)[1] == expected

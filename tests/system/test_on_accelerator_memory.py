@@ -72,7 +72,7 @@ def device_runs_out_at_resident(number: int, host_layers: int, has_draft: bool) 
         assert residents == number
         assert (hosts, disks) == (min(6 - number, host_layers), max(0, 6 - number - host_layers))
         assert "the device ran out of memory at layer" in opened.notes[0] and "instead" in opened.notes[0]
-        assert opened.accounting.num_resident_layers == number
+        assert opened.placement.num_resident_layers == number
         assert answer(opened, ASKED)[1] == cpu_text(folder)
         sim.reset_counters()
         answer(opened, ASKED)

@@ -28,7 +28,7 @@ def test_streamed_logits_equal_transformers_own_of_the_dequantized_weights(folde
             target.run_pass(chain_input(TOKENS[a:b], num_cached=a)) for a, b in ((0, 6), (6, 7), (7, len(TOKENS)))
         ]
         logits = target.logits(torch.cat(passes))
-        assert opened.accounting.num_disk_layers > 3
+        assert opened.placement.num_disk_layers > 3
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 

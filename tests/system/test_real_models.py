@@ -40,7 +40,7 @@ def tree_session(demo_folder: Path) -> Iterator[OpenSession]:
 def test_the_tree_writes_what_plain_streaming_writes(
     tree_session: OpenSession, demo_folder: Path, questions: list[PromptRequest]
 ) -> None:
-    assert tree_session.accounting.num_disk_layers == 30
+    assert tree_session.placement.num_disk_layers == 30
     with open_session(replace(CONFIG, draft="none", device_memory_bytes=0), target=demo_folder) as plain:
         for question in questions:
             expected, expected_tokens = answer(plain, question)

@@ -110,7 +110,7 @@ def test_caches_have_room_for_the_largest_grafted_tree(folders: dict[str, Path])
         assert opened.plan.capacity == 128 + 9 + MAX_GRAFTED_NODES
         with open_tiny(folders["target"], draft="substitute", tree="9x3") as other:
             assert other.plan.capacity == 128 + 9
-            assert opened.accounting.fixed_bytes > other.accounting.fixed_bytes
+            assert opened.placement.fixed_bytes > other.placement.fixed_bytes
 
 
 def test_stopping_anywhere_keeps_index_and_text_together(sessions: list[OpenSession]) -> None:

@@ -8,16 +8,16 @@ from offload.errors import LinkError
 from runtime.events import LoadProgress
 from runtime.prompts.headless import run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
-from tests.support.answer_fakes import ACCOUNTING, STATISTICS, echo, statistics
-from tui.report import RunProgress, accounting_lines, cost_line, measurement_table, progress_console, show_load
+from tests.support.answer_fakes import PLACEMENT, STATISTICS, echo, statistics
+from tui.report import RunProgress, cost_line, measurement_table, placement_lines, progress_console, show_load
 
 
 def terminal():
     return Console(file=io.StringIO(), force_terminal=True, width=100, highlight=False)
 
 
-def test_the_accounting_shows_every_byte_and_its_sum():
-    lines = accounting_lines(ACCOUNTING)
+def test_the_placement_shows_every_byte_and_its_sum():
+    lines = placement_lines(PLACEMENT, baseline_bytes=7_000_000)
     assert lines[0] == "device memory: 2.50 MB of 3.00 MB"
     assert [line.split(maxsplit=2)[2] for line in lines[1:4]] == [
         "embeddings",

@@ -25,7 +25,7 @@ def test_each_step_is_announced_and_the_result_returned() -> None:
     assert console.file.getvalue() == "looking\nfound\n"  # type: ignore[attr-defined]
 
 
-def test_a_session_opens_with_its_accounting_and_what_was_decided(tmp_path: Path) -> None:
+def test_a_session_opens_with_its_placement_and_what_was_decided(tmp_path: Path) -> None:
     folder = save_tiny_folder(tmp_path / "target")
     console = Console(file=io.StringIO(), width=200)
     config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device="cpu")

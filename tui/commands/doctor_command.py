@@ -108,7 +108,8 @@ def _outlook_lines(outlook: "FormatOutlook", *, device: str) -> list[str]:
     if not fit.can_run or placement.streamed_bytes == 0:
         return [sentence]
     places = (f"stay {device}", "wait in host memory", "are read from disk")
-    counted = [f"{number} {place}" for number, place in zip(placement.num_layers, places, strict=True) if number]
+    numbers = (placement.num_resident_layers, placement.num_host_layers, placement.num_disk_layers)
+    counted = [f"{number} {place}" for number, place in zip(numbers, places, strict=True) if number]
     cost = f"a pass moves {format_bytes(placement.streamed_bytes)}"
     if outlook.seconds_per_pass is None:
         cost += "; how fast was not measured"

@@ -109,9 +109,9 @@ def _tree_text(option: "PlanOption") -> str:
 def _tiers(option: "PlanOption") -> str:
     placed = option.placement
     tiers = (
-        (placed.num_layers[0], placed.resident_bytes, "on the device"),
-        (placed.num_layers[1], placed.host_bytes, "in pinned host memory"),
-        (placed.num_layers[2], placed.disk_bytes, "on disk"),
+        (placed.num_resident_layers, placed.resident_bytes, "on the device"),
+        (placed.num_host_layers, placed.host_bytes, "in pinned host memory"),
+        (placed.num_disk_layers, placed.disk_bytes, "on disk"),
     )
     return ", ".join(f"{number} {where} ({format_bytes(size)})" for number, size, where in tiers if number)
 
@@ -123,7 +123,7 @@ def _plain_text(report: "PlanReport") -> str:
     if isinstance(plain, Refusal):
         return plain.sentence
     ratio = plain.seconds_per_token / report.main.seconds_per_token
-    resident = f"{plain.placement.num_layers[0]} layers on the device"
+    resident = f"{plain.placement.num_resident_layers} layers on the device"
     return f"{_rate(plain.seconds_per_token)}, {ratio:.3g} times the time, with {resident}"
 
 

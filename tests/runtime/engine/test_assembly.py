@@ -26,18 +26,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_budget_is_never_exceeded_and_one_more_layer_would_not_fit(folder: Path) -> None:
     with open_tiny(folder, draft="substitute", tree="8x4", num_residents=1) as opened:
-        accounting = opened.accounting
-        assert accounting.device_bytes <= accounting.budget_bytes
-        assert accounting.num_resident_layers == 1
-        assert accounting.num_disk_layers == 3
-        layer_bytes = accounting.resident_bytes
-        assert accounting.device_bytes + layer_bytes > accounting.budget_bytes
+        placement = opened.placement
+        assert placement.device_bytes <= placement.device_budget_bytes
+        assert placement.num_resident_layers == 1
+        assert placement.num_disk_layers == 3
+        layer_bytes = placement.resident_bytes
+        assert placement.device_bytes + layer_bytes > placement.device_budget_bytes
 
 
 def test_free_memory_is_filled_with_residents(folder: Path) -> None:
     with open_tiny(folder) as opened:
         assert all(isinstance(layer, ResidentLayer) for layer in opened.streamer.layers)
-        assert opened.accounting.streamed_bytes_per_pass == 0
+        assert opened.placement.streamed_bytes == 0
 
 
 def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_p
     for draft_format in ("stored", "int8"):
         with open_tiny(folder, draft=draft, tree="12x5", draft_format=draft_format) as opened:
             texts.append(answer(opened, request())[1])
-            fixed_bytes.append(opened.accounting.fixed_bytes)
+            fixed_bytes.append(opened.placement.fixed_bytes)
     assert texts[0] == texts[1]
     assert fixed_bytes[1] < fixed_bytes[0]
 
@@ -55,7 +55,7 @@ def test_an_emulated_link_keeps_only_the_ring_on_the_device_and_layers_in_host_m
     with open_tiny(folder, link="1GB/s") as opened:
         assert isinstance(opened.link, EmulatedLink)
         assert all(isinstance(layer, HostSource) for layer in opened.streamer.layers)
-        assert opened.accounting.num_host_layers == 4
+        assert opened.placement.num_host_layers == 4
         finished, _ = answer(opened, request())
     assert finished.statistics.bytes_streamed > 0
 
@@ -121,11 +121,11 @@ def test_a_substitute_may_share_the_layers_that_are_resident_anyway(folder: Path
     for share_layers in (False, True):
         settings: dict[str, Any] = {"draft_format": draft_format, "share_layers": share_layers}
         with open_tiny(folder, draft="substitute", tree="12x5", **settings) as opened:
-            assert opened.accounting.num_resident_layers == 4
-            fixed[share_layers] = opened.accounting.fixed_bytes
+            assert opened.placement.num_resident_layers == 4
+            fixed[share_layers] = opened.placement.fixed_bytes
         with open_tiny(folder, draft="substitute", tree="12x5", link="1GB/s", **settings) as opened:
             assert answer(opened, request())[1] == expected
-    labels = {entry.label: entry.num_bytes for entry in opened.plan.accounting.fixed}
+    labels = {entry.label: entry.num_bytes for entry in opened.plan.placement.fixed}
     assert fixed[False] - fixed[True] == labels[f"substitute draft ({draft_format})"]
 
 
@@ -138,8 +138,8 @@ def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:
     for share_layers in (False, True):
         limited = replace(config, share_layers=share_layers, device_memory_bytes=budget)
         with open_session(limited, target=folder) as opened:
-            counts.append(opened.accounting.num_resident_layers)
-            assert opened.accounting.device_bytes <= budget
+            counts.append(opened.placement.num_resident_layers)
+            assert opened.placement.device_bytes <= budget
             text = answer(opened, request())[1]
     with open_tiny(folder) as plain:
         assert answer(plain, request())[1] == text
@@ -199,4 +199,4 @@ def test_an_open_session_knows_which_layers_stay(folder: Path) -> None:
     with open_tiny(folder, num_residents=2) as opened:
         layers = opened.streamer.layers
         assert all(isinstance(layers[index], ResidentLayer) for index in opened.resident_layers)
-        assert len(opened.resident_layers) == opened.accounting.num_resident_layers > 0
+        assert len(opened.resident_layers) == opened.placement.num_resident_layers > 0

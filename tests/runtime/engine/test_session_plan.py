@@ -46,7 +46,7 @@ def test_on_an_accelerator_matmuls_run_in_the_stored_type(folder: Path, accelera
 
 
 def test_an_accelerators_budget_is_what_it_has_free_less_a_reserve(folder: Path, accelerator: None) -> None:
-    assert build(folder).accounting.budget_bytes == 300_000_000 - (192 << 20) - int(0.03 * 300_000_000)
+    assert build(folder).placement.device_budget_bytes == 300_000_000 - (192 << 20) - int(0.03 * 300_000_000)
 
 
 def test_an_accelerator_that_does_not_say_needs_a_budget(
@@ -55,7 +55,7 @@ def test_an_accelerator_that_does_not_say_needs_a_budget(
     monkeypatch.setattr(session_plan, "device_memory", lambda device: None)
     with pytest.raises(BudgetError, match="does not say how much memory is free; give --device-memory"):
         build(folder)
-    assert build(folder, device_memory_bytes=10**9).accounting.budget_bytes == 10**9
+    assert build(folder, device_memory_bytes=10**9).placement.device_budget_bytes == 10**9
 
 
 def test_what_an_accelerator_cannot_hold_waits_in_host_memory(folder: Path, accelerator: None) -> None:
@@ -68,7 +68,7 @@ def test_what_host_memory_cannot_hold_passes_through_stages(folder: Path, accele
     plan = build(folder, device_memory_bytes=0, host_memory_bytes=0)
     assert set(plan.residency.tiers) == {Tier.DISK}
     assert plan.has_stages
-    assert plan.accounting.stage_bytes == 2 * max(plan.residency.layer_bytes)
+    assert plan.placement.stage_bytes == 2 * max(plan.residency.layer_bytes)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from offload.errors import LinkError
 from runtime.fit.doctor import LinkRates, examine, seconds_per_pass
-from runtime.fit.memory_fit import place
+from runtime.fit.place import place
 from tests.support.doctor_fakes import PROBES, FakeProbes, finished, question
 from tests.support.fit_needs import GB, machine, round_need
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.fit.fit_check import check_fit, with_nearest_change
-from runtime.fit.memory_fit import free_bytes_for, place
+from runtime.fit.place import free_bytes_for, place
 from tests.support.fit_needs import GB, machine, round_need, with_free_host
 
 FIXED = GB + 4001 * 10**6

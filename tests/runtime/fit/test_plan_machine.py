@@ -3,7 +3,7 @@ import pytest
 from offload.units import parse_link
 from profiles.errors import ProfileError
 from runtime.fit.device_speed import Basis
-from runtime.fit.memory_fit import usable_bytes
+from runtime.fit.place import usable_bytes
 from runtime.fit.plan_machine import reference_plan_machine
 from tests.support.fit_needs import GB
 from tests.support.plan_fakes import plan_machine, processor

@@ -10,7 +10,7 @@ from runtime.fit.device_speed import Basis
 from runtime.fit.plan_maker import make_plan
 from runtime.fit.plan_question import PlanRequest, resolve_question
 from runtime.fit.plan_report import PlanOption, Refusal
-from tests.support.fit_needs import GB
+from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor
 from tests.support.profile_factory import PAIR
 
@@ -48,14 +48,14 @@ def test_the_published_speeds_on_the_rtx_4090():
     report = planned("rtx-4090", target="llama-2-70b", temperature=0.6)
     assert report.main.seconds_per_token == pytest.approx(0.57, rel=0.1)
     assert report.plain.seconds_per_token == pytest.approx(4.54, rel=0.03)
-    assert report.plain.placement.num_layers[0] == 11
+    assert report.plain.placement.num_resident_layers == 11
 
 
 def test_every_part_adds_up():
     main = planned().main
     placed = main.placement
     assert placed.device_bytes <= placed.device_budget_bytes
-    assert sum(placed.num_layers) == 80
+    assert sum(layers_of(placed)) == 80
     assert main.part_seconds["link"] <= main.tree.round_seconds
     assert main.tree.seconds_per_token == main.ranking.seconds_per_token.min()
 

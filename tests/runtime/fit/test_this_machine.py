@@ -9,7 +9,7 @@ from profiles.profile_store import profile_path, save_machine_profile
 from runtime.fit import this_machine as module
 from runtime.fit.device_speed import Basis
 from runtime.fit.doctor import DiskRate, HostMemory, LinkRates
-from runtime.fit.memory_fit import MachineMemory
+from runtime.fit.place import MachineMemory
 from runtime.fit.this_machine import this_machine
 from tests.support.doctor_fakes import finished
 from tests.support.plan_fakes import device_speed

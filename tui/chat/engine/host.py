@@ -102,7 +102,7 @@ class EngineHost:
             raise OptionError("no model is open, so nothing can be answered; load one first")
         opened = self._model.opened
         asked = prompt_request(request)
-        reports = AnswerReports(request.answer_id, opened.session.engine, opened.accounting.device_bytes)
+        reports = AnswerReports(request.answer_id, opened.session.engine, opened.placement.device_bytes)
         self._tell(reports.of(opened.session.prefill_start(asked)))
         events = opened.session.generate(asked)
         with (
@@ -143,18 +143,18 @@ def _load_step(step: "str | LoadProgress") -> tuple[str, int, int]:
 
 def loaded(opened: "OpenSession") -> Loaded:
     """What the app is told of a session that is open."""
-    plan, accounting, engine = opened.plan, opened.accounting, opened.session.engine
+    plan, placement, engine = opened.plan, opened.placement, opened.session.engine
     return Loaded(
         target=model_name(plan.target.checkpoint.folder),
         draft=plan.config.draft if plan.draft is None else model_name(plan.draft.checkpoint.folder),
         device=str(plan.device),
         context_tokens=engine.context_tokens,
         num_layers=opened.streamer.num_layers,
-        num_resident_layers=accounting.num_resident_layers,
+        num_resident_layers=placement.num_resident_layers,
         resident_layers=opened.resident_layers,
         num_ring_slots=len(opened.streamer.slots),
-        bytes_per_pass=accounting.streamed_bytes_per_pass,
-        memory={entry.label: entry.num_bytes for entry in accounting.entries()},
+        bytes_per_pass=placement.streamed_bytes,
+        memory={entry.label: entry.num_bytes for entry in placement.entries()},
         predicted_seconds_per_token=predicted_seconds_per_token(engine),
         sentences=(plan.fit.sentence, *opened.notes),
     )

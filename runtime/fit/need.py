@@ -9,12 +9,21 @@ from dataclasses import dataclass, replace
 
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.units import round_up_to_page
-from runtime.fit.accounting import MemoryEntry
 
 QUANTIZED_FORMATS = ("int8", "nf4")
 """What `overstory prepare` writes, the larger one first."""
 NUM_STAGES = 2
 """Host stages of an accelerator: one is filled while the other is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEntry:
+    """One purpose and its bytes."""
+
+    label: str
+    num_bytes: int
+    is_taken_late: bool = False
+    """Whether it is allocated when the layers are in their places: by the draft, or by the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class LayerFormat:
     """bfloat16, float16, float32, int8 or nf4."""
     layer_bytes: tuple[int, ...]
     """Per layer, as allocated (whole pages)."""
+    payload_bytes: tuple[int, ...] = ()
+    """Of these, weights, where files say it; empty: all."""
 
     @property
     def total_bytes(self) -> int:

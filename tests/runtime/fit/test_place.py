@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.fit.memory_fit import free_bytes_for, place, usable_bytes
-from tests.support.fit_needs import GB, machine, round_need
+from offload.residency_plan import Tier
+from runtime.fit.place import free_bytes_for, place, usable_bytes
+from tests.support.fit_needs import GB, layers_of, machine, round_need
 
 NEED = round_need()
 FIXED = GB + 4001 * 10**6
@@ -18,28 +19,28 @@ def test_free_memory_for_a_budget_is_the_least_that_gives_it(budget):
 
 def test_on_a_cpu_everything_is_resident_at_exactly_the_bytes_it_takes():
     placement = place(NEED, machine(host=ALL))
-    assert placement.runs_well and placement.num_layers == (10, 0, 0)
+    assert placement.runs_well and layers_of(placement) == (10, 0, 0)
     assert (placement.device_bytes, placement.ring_bytes) == (ALL, 0)
 
 
 def test_one_byte_less_streams_from_disk_with_a_ring():
     placement = place(NEED, machine(host=ALL - 1))
     assert placement.can_run and not placement.runs_well
-    assert placement.num_layers == (7, 0, 3)
+    assert layers_of(placement) == (7, 0, 3)
     assert placement.disk_bytes == placement.streamed_bytes == 12 * GB
     assert placement.ring_bytes == 8 * GB
 
 
 def test_the_least_is_the_fixed_memory_and_the_ring_to_the_byte():
     exact = place(NEED, machine(host=FIXED + 8 * GB))
-    assert exact.can_run and exact.num_layers == (0, 0, 10)
+    assert exact.can_run and layers_of(exact) == (0, 0, 10)
     short = place(NEED, machine(host=FIXED + 8 * GB - 1))
     assert not short.can_run and short.missing_device_bytes == 1
 
 
 def test_an_accelerator_leaves_the_rest_to_host_memory_then_disk():
     placement = place(NEED, machine(host=24 * GB, device=FIXED + 12 * GB))
-    assert placement.num_layers == (1, 6, 3)
+    assert layers_of(placement) == (1, 6, 3)
     assert (placement.resident_bytes, placement.host_bytes, placement.disk_bytes) == (4 * GB, 24 * GB, 12 * GB)
     assert place(NEED, machine(host=36 * GB, device=FIXED + 12 * GB)).runs_well
     assert not place(NEED, machine(host=36 * GB - 1, device=FIXED + 12 * GB)).runs_well
@@ -47,7 +48,7 @@ def test_an_accelerator_leaves_the_rest_to_host_memory_then_disk():
 
 def test_the_least_budget_on_a_cpu_keeps_nothing_resident():
     placement = place(NEED, machine(host=ALL, budget=0))
-    assert placement.num_layers == (0, 0, 10) and placement.device_budget_bytes == FIXED + 8 * GB
+    assert layers_of(placement) == (0, 0, 10) and placement.device_budget_bytes == FIXED + 8 * GB
 
 
 def test_a_budget_of_more_than_there_is_does_not_run():
@@ -65,9 +66,9 @@ def test_a_host_budget_of_more_than_there_is_does_not_run():
 def test_an_emulated_link_streams_from_host_memory():
     """As a session does: the device is then as small as it can be, and host memory holds the layers."""
     placement = place(NEED, machine(host=ALL + 20 * GB, link=True))
-    assert placement.num_layers == (0, 10, 0) and placement.runs_well
+    assert layers_of(placement) == (0, 10, 0) and placement.runs_well
     small = place(NEED, machine(host=ALL - 10 * GB, link=True))
-    assert small.can_run and small.num_layers[2] > 0
+    assert small.can_run and layers_of(small)[2] > 0
 
 
 def test_files_that_do_not_fit_the_disk_stop_a_run():
@@ -76,3 +77,31 @@ def test_files_that_do_not_fit_the_disk_stop_a_run():
     short = place(need, machine(host=ALL, disk=41 * GB - 1))
     assert not short.can_run and short.missing_disk_bytes == 1
     assert place(need, machine(host=ALL, disk=None)).runs_well
+
+
+def test_every_byte_of_the_device_is_in_exactly_one_entry():
+    placement = place(round_need(draft_gb=2), machine(host=30 * GB, device=FIXED + 16 * GB))
+    assert placement.device_bytes == sum(entry.num_bytes for entry in placement.entries())
+    assert placement.device_bytes == placement.fixed_bytes + placement.ring_bytes + placement.resident_bytes
+    assert placement.num_resident_layers == len(placement.residency.resident_layers) > 0
+
+
+def test_what_is_taken_after_the_layers_is_known_apart():
+    """Resident layers have to leave room for it."""
+    placement = place(round_need(draft_gb=2), machine(host=60 * GB))
+    assert placement.late_bytes == placement.fixed_bytes - GB  # all but the embeddings
+
+
+def test_only_weights_cross_the_link_but_whole_pages_take_memory():
+    need = round_need()
+    payload = tuple(size - 7 for size in need.layers.layer_bytes)
+    need = replace(need, formats=(replace(need.layers, payload_bytes=payload), *need.formats[1:]))
+    placement = place(need, machine(host=24 * GB, device=FIXED + 12 * GB))
+    assert (placement.host_bytes, placement.disk_bytes) == (24 * GB, 12 * GB)
+    assert placement.streamed_bytes == 36 * GB - 9 * 7
+
+
+def test_layers_that_found_no_room_are_counted_where_they_are():
+    placement = place(NEED, machine(host=24 * GB, device=FIXED + 12 * GB))
+    moved = placement.with_tiers([Tier.HOST] * 10)
+    assert (layers_of(moved), moved.resident_bytes, moved.ring_bytes) == ((0, 10, 0), 0, placement.ring_bytes)

@@ -1,0 +1,221 @@
+"""Where a session's bytes lie on a machine, and what is missing there, before a weight is read.
+
+Pure arithmetic over a `MemoryNeed` and a `MachineMemory`; layers are placed by the same `plan_residency` that a
+session uses. Streaming from disk is allowed, and slow: a session that does it runs, but not well.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from runtime.fit.need import MemoryEntry, MemoryNeed
+
+RESERVED_SHARE = 0.03
+RESERVED_BYTES = 192 << 20
+"""Free memory that a budget chosen by the program leaves alone: this much and this share of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineMemory:
+    """What there is, and what the user allows of it."""
+
+    host_total_bytes: int
+    """Memory of the machine, or of its control group."""
+    host_free_bytes: int
+    """What this process may still use of it."""
+    device_total_bytes: int | None = None
+    """Memory of the accelerator; None where the CPU is the device."""
+    device_free_bytes: int | None = None
+    """Free memory of the accelerator; None where the CPU is the device."""
+    disk_free_bytes: int | None = None
+    """Free where files would be written; None if unknown."""
+    device_budget_bytes: int | None = None
+    """--device-memory: 0 is the least that works, None what is free."""
+    host_budget_bytes: int | None = None
+    """--host-memory; None is what is free."""
+    is_link_emulated: bool = False
+    """Host memory then plays the device too."""
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the device's memory is the host's."""
+        return self.device_free_bytes is None
+
+    @property
+    def free_bytes(self) -> int:
+        """Free memory of the device."""
+        return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
+
+    def budgets(self, need: MemoryNeed) -> tuple[int, int]:
+        """(device, host): the bytes that a session may hold there."""
+        device = self.device_budget_bytes
+        if device == 0 or (device is None and self.is_link_emulated):
+            device = need.fixed_bytes + need.ring_bytes
+        elif device is None:
+            device = usable_bytes(self.free_bytes)
+        if self.host_budget_bytes is not None:
+            return device, self.host_budget_bytes
+        if not self.is_cpu:
+            return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
+        return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a session's bytes lie, each with its purpose, and what is missing."""
+
+    format_name: str
+    """Format of the decoder layers."""
+    residency: ResidencyPlan
+    """A tier for every layer, and the ring."""
+    payload_bytes: tuple[int, ...]
+    """Weights of each layer, which cross the link if it streams."""
+    fixed: tuple[MemoryEntry, ...]
+    """Held on the device beside layers and ring, whatever the plan."""
+    device_budget_bytes: int
+    """What the device may hold."""
+    host_budget_bytes: int
+    """What host memory may hold of the layers."""
+    stage_bytes: int = 0
+    """Host memory through which layers from disk pass on their way to the device."""
+    missing_device_bytes: int = 0
+    """By which the least that must be on the device exceeds what it may hold."""
+    missing_host_bytes: int = 0
+    """By which a host budget of the user's own exceeds what is free."""
+    missing_disk_bytes: int = 0
+    """By which the files to be written exceed the free disk."""
+
+    @property
+    def can_run(self) -> bool:
+        """Whether it runs at all."""
+        return not (self.missing_device_bytes or self.missing_host_bytes or self.missing_disk_bytes)
+
+    @property
+    def runs_well(self) -> bool:
+        """Whether it runs without reading weights from disk in every pass."""
+        return self.can_run and self.disk_bytes == 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Of the device, beside layers and ring."""
+        return sum(entry.num_bytes for entry in self.fixed)
+
+    @property
+    def late_bytes(self) -> int:
+        """Of these, what is allocated after the layers, which have to leave room for it."""
+        return sum(entry.num_bytes for entry in self.fixed if entry.is_taken_late)
+
+    @property
+    def ring_bytes(self) -> int:
+        """Of the device, for layers in passing."""
+        return self.residency.ring_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the device, for layers that stay there."""
+        return self.residency.resident_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Everything that the device's budget pays for."""
+        return self.fixed_bytes + self.ring_bytes + self.resident_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Of host memory, for layers that wait there."""
+        return self.residency.host_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Layers that are read from disk in every pass."""
+        return self.residency.disk_bytes
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Weights that cross the link in every pass."""
+        return sum(self.payload_bytes[index] for index in self.residency.streamed_layers)
+
+    @property
+    def num_resident_layers(self) -> int:
+        """Layers that stay on the device."""
+        return self.residency.tiers.count(Tier.RESIDENT)
+
+    @property
+    def num_host_layers(self) -> int:
+        """Layers that wait in host memory."""
+        return self.residency.tiers.count(Tier.HOST)
+
+    @property
+    def num_disk_layers(self) -> int:
+        """Layers that are read from disk in every pass."""
+        return self.residency.tiers.count(Tier.DISK)
+
+    def with_tiers(self, tiers: Sequence[Tier]) -> "Placement":
+        """Return the same with the layers in these tiers, as where memory ran out while they were loaded."""
+        return replace(self, residency=replace(self.residency, tiers=tuple(tiers)))
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the sums as a JSON object."""
+        budgets = ("device_budget_bytes", "host_budget_bytes")
+        missing = ("missing_device_bytes", "missing_host_bytes", "missing_disk_bytes")
+        names = ("fixed_bytes", "ring_bytes", "resident_bytes", "host_bytes", "disk_bytes", *budgets, *missing)
+        counts = [self.num_resident_layers, self.num_host_layers, self.num_disk_layers]
+        return {
+            "format_name": self.format_name,
+            "num_layers": counts,
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def entries(self) -> tuple[MemoryEntry, ...]:
+        """Return the device's part, one entry for each purpose."""
+        return (
+            *self.fixed,
+            MemoryEntry("ring of layer slots", self.ring_bytes),
+            MemoryEntry(f"resident layers ({self.num_resident_layers})", self.resident_bytes),
+        )
+
+
+def usable_bytes(free_bytes: int) -> int:
+    """What a budget chosen by the program takes of free memory."""
+    return max(0, free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * free_bytes))
+
+
+def free_bytes_for(budget_bytes: int) -> int:
+    """The least free memory of which a budget chosen by the program is at least `budget_bytes`."""
+    free = math.floor((budget_bytes + RESERVED_BYTES) / (1 - RESERVED_SHARE))
+    while usable_bytes(free) < budget_bytes:
+        free += 1
+    return free
+
+
+def place(need: MemoryNeed, machine: MachineMemory) -> Placement:
+    """Return where the bytes would lie, with each layer where it would be if what is missing were there."""
+    device_budget, host_budget = machine.budgets(need)
+    least = min(need.layers.total_bytes, need.ring_bytes)
+    spare = device_budget - need.fixed_bytes
+    plan = plan_residency(
+        need.layers.layer_bytes,
+        num_slots=need.num_slots,
+        device_budget_bytes=max(spare, least),
+        host_budget_bytes=host_budget,
+        saved_bytes=need.saved_bytes,
+    )
+    placement = Placement(
+        format_name=need.layers.name,
+        residency=plan,
+        payload_bytes=need.layers.payload_bytes or need.layers.layer_bytes,
+        fixed=need.fixed_entries(plan.resident_layers),
+        device_budget_bytes=device_budget,
+        host_budget_bytes=host_budget,
+    )
+    free_disk_bytes = need.file_bytes if machine.disk_free_bytes is None else machine.disk_free_bytes
+    # A budget that the user chose may be more than there is: then what is there decides.
+    held_bytes = placement.device_bytes + (plan.host_bytes if machine.is_cpu else 0)
+    return replace(
+        placement,
+        missing_device_bytes=max(0, least - spare, held_bytes - machine.free_bytes),
+        missing_host_bytes=0 if machine.is_cpu else max(0, plan.host_bytes - machine.host_free_bytes),
+        missing_disk_bytes=max(0, need.file_bytes - free_disk_bytes),
+    )
