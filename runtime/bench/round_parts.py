@@ -21,7 +21,7 @@ from runtime.bench.bare_loop import raw_link_seconds, streamed_layouts
 from runtime.calibration.part_timing import layers_of_zeros, median_seconds, run_copies
 from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import verify_input
-from runtime.model.lazy_logits import LazyLogits
+from runtime.model.streamed_model import LazyLogits
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify

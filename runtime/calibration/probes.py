@@ -26,8 +26,7 @@ from runtime.calibration.acceptance_probe import TextWriter
 from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
 from runtime.engine.assembly import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
-from runtime.model.lazy_logits import LazyLogits
-from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache
 from runtime.planner.pair_identity import pair_identity
 from runtime.prompts.prompt_file import PromptRequest

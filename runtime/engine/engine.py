@@ -18,8 +18,7 @@ from runtime.engine.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Event, LevelDrafted, PrefillProgress, Round, TokensAccepted
-from runtime.model.lazy_logits import LazyLogits
-from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
+from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
 from runtime.planner.planner import MAX_LEVELS, TreePlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams

@@ -27,8 +27,7 @@ from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.formats.quantized_group import QuantizedGroup, find_group
 from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
-from runtime.model.meta_build import MetaBuild
-from runtime.model.supported_models import SUPPORTED, declared, refuse_unsupported
+from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported
 
 MAX_BUILT_ELEMENTS = 2**31
 """No single parameter of a dense model is larger; a config that asks for one is damaged."""
@@ -150,7 +149,7 @@ def build_empty_model(
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     try:
-        with warnings.catch_warnings(), MetaBuild(max_elements), init_empty_weights(include_buffers=False):
+        with warnings.catch_warnings(), SafeBuild(max_elements), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.model.tree_cache import TreeCache
-from runtime.model.tree_mask import additive_mask
+from runtime.model.tree_cache import TreeCache, additive_mask
 
 logger = logging.getLogger(__name__)
 

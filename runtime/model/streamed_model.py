@@ -2,7 +2,7 @@
 
 No architecture is written here: embedding, masks, rotary positions, attention and the head are transformers' own
 forward, run over a batch of one with a ready four-dimensional mask. Draft and target are this same class; only where
-their layers' bytes are differs. Knows tokens and positions, not trees.
+their layers' bytes are differs.
 """
 
 import copy
@@ -25,9 +25,9 @@ from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.layer_binding import ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
-from runtime.model.supported_models import cache_argument
-from runtime.model.tree_cache import TreeCache
-from runtime.model.tree_mask import attention_masks
+from runtime.model.safe_build import cache_argument
+from runtime.model.tree_cache import TreeCache, attention_masks
+from runtime.speculation.token_tree import TreeTopology
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +234,43 @@ class StreamedModel:
         return logits
 
 
+class LazyLogits:
+    """Logit rows (V,) of a verified tree, float32, computed only for the nodes that the verifier visits, each once.
+
+    The head of a large vocabulary costs more than a decoder layer, and a walk visits about as many nodes as it accepts.
+    The first row asked for brings those of its likeliest descendants along (first child of first child, ...), since one
+    product over several rows costs little more than over one.
+    """
+
+    def __init__(self, model: StreamedModel, hidden: torch.Tensor, topology: TreeTopology) -> None:
+        """`hidden` (N, E): last hidden states of the tree's nodes."""
+        self._model = model
+        self._hidden = hidden
+        self._topology = topology
+        self._rows: dict[int, npt.NDArray[np.float32]] = {}
+
+    @property
+    def num_computed(self) -> int:
+        """Rows that the head has computed so far."""
+        return len(self._rows)
+
+    def row(self, node: int) -> npt.NDArray[np.float32]:
+        """Return the target's logits after `node`."""
+        if node not in self._rows:
+            nodes = self._first_descent(node)
+            logits = self._model.logits(self._hidden[nodes]).numpy(force=True)
+            self._rows.update(zip(nodes, logits, strict=True))
+        return self._rows[node]
+
+    def _first_descent(self, node: int) -> list[int]:
+        nodes = [node]
+        while children := self._topology.children(nodes[-1]):
+            nodes.append(children[0])
+        return nodes
+
+
 def chain_input(token_ids: Sequence[int], *, num_cached: int) -> PassInput:
-    """The pass that appends a plain chain of tokens behind `num_cached` committed ones."""
+    """Return the pass that appends a plain chain of tokens behind `num_cached` committed ones."""
     num_tokens = len(token_ids)
     positions = np.arange(num_cached + num_tokens, dtype=np.int64)
     causal = np.tri(num_tokens, num_cached + num_tokens, k=num_cached, dtype=np.bool_)

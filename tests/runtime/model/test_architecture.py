@@ -15,7 +15,7 @@ from runtime.model.architecture import (
     max_positions,
     open_decoder,
 )
-from runtime.model.supported_models import cache_argument
+from runtime.model.safe_build import cache_argument
 from tests.support.model_factory import MAIN_KINDS, edit_config, random_model, save_tiny_model, tiny_config
 
 HALF_SLIDING = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from offload.errors import PassCancelledError
 from runtime.engine.engine import verify_input
-from runtime.model.streamed_model import chain_input
+from runtime.model.streamed_model import LazyLogits, chain_input
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import MAIN_KINDS
 from tests.support.session_factory import open_tiny, save_tiny_folder
@@ -113,3 +113,47 @@ def test_a_layer_cannot_compute_after_its_slot_was_released(tmp_path: Path) -> N
         mlp = target.shell.layers[0].get_submodule("mlp")
         with pytest.raises(AssertionError, match="released"):
             mlp(torch.zeros(1, 1, 32))
+
+
+class CountingHead:
+    """Logits are the hidden states doubled; remembers which rows were asked for in each product."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.batches.append(hidden[:, 0].tolist())
+        return 2 * hidden
+
+
+@pytest.fixture
+def head() -> CountingHead:
+    return CountingHead()
+
+
+def lazy(head: CountingHead, child_counts: Sequence[int]) -> LazyLogits:
+    topology = TreeTopology.from_child_counts(child_counts)
+    hidden = torch.arange(topology.num_nodes, dtype=torch.float32)[:, None].expand(-1, 3)
+    return LazyLogits(head, hidden, topology)  # type: ignore[arg-type]
+
+
+def test_a_row_brings_its_first_descent_along_in_one_product(head: CountingHead) -> None:
+    rows = lazy(head, [2, 2, 1, 0, 0, 0])
+    assert rows.row(0).tolist() == [0, 0, 0]
+    assert rows.row(1).tolist() == [2, 2, 2]
+    assert rows.row(3).tolist() == [6, 6, 6]
+    assert head.batches == [[0, 1, 3]]
+
+
+def test_leaving_the_descent_computes_only_what_is_new(head: CountingHead) -> None:
+    rows = lazy(head, [2, 2, 1, 0, 0, 0])
+    rows.row(0)
+    assert rows.row(2).tolist() == [4, 4, 4]
+    assert rows.row(5).tolist() == [10, 10, 10]
+    assert head.batches == [[0, 1, 3], [2, 5]]
+    assert rows.num_computed == 5
+
+
+def test_plain_decoding_computes_one_row(head: CountingHead) -> None:
+    lazy(head, [0]).row(0)
+    assert head.batches == [[0]]

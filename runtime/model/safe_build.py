@@ -1,14 +1,19 @@
-"""Which configurations describe a dense decoder-only causal language model that a tree of tokens can be run through.
+"""Which models may be built from a config.json that anybody may have written, and how to build them safely.
 
-Decides by what a configuration and its class are, not by a list of names. Looks at no weights and builds nothing.
+Accepts every dense decoder-only causal language model that a tree of tokens can be run through, by what its
+configuration and its class are, not by a list of names. While a model is built, its parameters have no memory but its
+buffers (rotary and position tables, causal masks) do, and their sizes come from the file: absurd ones are stopped.
 """
 
 import inspect
+import math
 import re
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -23,6 +28,10 @@ _UNSUITABLE_TYPES = {
     "hrm_text": "it runs its layers several times per token",
 }
 
+_FILLS = frozenset(
+    (torch.ops.aten.normal_, torch.ops.aten.uniform_, torch.ops.aten.zero_, torch.ops.aten.fill_)
+)  # what initialisers end in
+
 
 def refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
     """Raise UnsupportedArchitectureError, saying what was found, unless a tree can be run; `where` names the file."""
@@ -32,7 +41,7 @@ def refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
 
 
 def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
-    """What this model has that a dense decoder has not; None if nothing."""
+    """Say what this model has that a dense decoder has not; None if nothing."""
     settings = config.to_dict()
     is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
     for key, value in settings.items():
@@ -49,7 +58,7 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
 
 
 def _unsafe_forward(config: PreTrainedConfig) -> str | None:
-    """Why a token tree could not be run through this model's forward; None if it can."""
+    """Say why a token tree cannot be run through this model's forward; None if it can."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "not a causal language model in transformers"
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -74,12 +83,12 @@ def _unsafe_forward(config: PreTrainedConfig) -> str | None:
 
 
 def cache_argument(accepted: Container[str]) -> str:
-    """What a forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
+    """Return what a forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
     return "cache" if "cache" in accepted else "past_key_values"
 
 
 def _architecture(config: PreTrainedConfig) -> str:
-    """The class that config.json names, or the one that transformers would choose."""
+    """Return the class that config.json names, or the one that transformers would choose."""
     names = getattr(config, "architectures", None)
     if isinstance(names, list) and names:
         return str(names[0])
@@ -88,5 +97,52 @@ def _architecture(config: PreTrainedConfig) -> str:
 
 
 def declared(config: PreTrainedConfig, name: str) -> Any:
-    """A setting only if the configuration's class knows it: unknown keys of config.json are attributes too."""
+    """Return a setting if the configuration's class knows it, else None: every key of config.json is an attribute."""
     return getattr(config, name, None) if hasattr(type(config), name) else None
+
+
+class SafeBuild(TorchDispatchMode):
+    """A context for building an empty model: no tensor of more than `max_elements`, and no fill without memory.
+
+    Building a model also initialises it. On the meta device that changes nothing, but every random fill is worked out
+    step by step in Python: two thirds of the time that building takes. Real tensors, such as rotary tables, are filled.
+
+    Raises:
+        ValueError: from an operation that would have made too large a tensor.
+    """
+
+    def __init__(self, max_elements: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.max_elements = max_elements
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func`, unless it fills a tensor without memory or its arguments announce one that is too large."""
+        if getattr(func, "overloadpacket", None) in _FILLS and args[0].is_meta:
+            return args[0]
+        num_elements = max(_sizes_asked_for(args), _broadcast_elements(args))
+        if "arange" in str(func):
+            num_elements = max(
+                num_elements, *(math.ceil(abs(value)) for value in args if isinstance(value, (int, float)))
+            )
+        if num_elements > self.max_elements:
+            raise ValueError(f"a tensor of {quote(num_elements)} elements; expected at most {self.max_elements}")
+        return func(*args, **(kwargs or {}))
+
+
+def _sizes_asked_for(args: Sequence[Any]) -> int:
+    """Return the elements of the largest list of sizes among the arguments, as for zeros, empty, full, expand."""
+    lists = [value for value in args if isinstance(value, (list, tuple)) and all(type(item) is int for item in value)]
+    return max((abs(math.prod(sizes)) for sizes in lists), default=0)
+
+
+def _broadcast_elements(args: Sequence[Any]) -> int:
+    """Return the elements of the tensor arguments broadcast together: position tables are outer products."""
+    shapes = [value.shape for value in args if isinstance(value, torch.Tensor)]
+    rank = max((len(shape) for shape in shapes), default=0)
+    return math.prod(max(shape[i] for shape in shapes if -i <= len(shape)) for i in range(-rank, 0)) if shapes else 0
