@@ -129,49 +129,6 @@ def simulate(parts: PipelineParts, num_passes: int) -> Schedule:
     return Schedule(tuple(passes))
 
 
-def round_seconds(parts: PipelineParts) -> float:
-    """The steady-state period of `simulate`: seconds from one pass's end to the next one's, late enough."""
-    periods = round_seconds_for(
-        np.asarray(parts.compute_seconds, dtype=np.float64)[None, :],
-        parts.copy_seconds,
-        num_slots=parts.num_slots,
-        between_passes_seconds=parts.between_passes_seconds,
-        read_seconds=parts.read_seconds,
-        num_stages=parts.num_stages,
-    )
-    return float(periods[0])
-
-
-def round_seconds_for(
-    compute_seconds: ArrayLike,
-    copy_seconds: Sequence[float | NDArray[np.float64] | None],
-    *,
-    num_slots: int,
-    between_passes_seconds: ArrayLike = 0.0,
-    read_seconds: Sequence[float | None] = (),
-    num_stages: int = 0,
-) -> NDArray[np.float64]:
-    """`round_seconds` of C candidates at once: compute_seconds (C, L), between_passes_seconds scalar or (C,) -> (C,).
-
-    A layer's copy_seconds is one number for all candidates or an array (C,).
-
-    One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
-    link and disk free, the last computation done, each of the R slots freed and S stages emptied. Its eigenvalue,
-    the largest mean weight of a circuit, is the period: no simulation of many passes, no transient. 1,000 candidates of
-    80 layers take 12 ms.
-    """
-    kappas = np.atleast_2d(np.asarray(compute_seconds, dtype=np.float64))  # (C, L)
-    between = np.broadcast_to(np.asarray(between_passes_seconds, dtype=np.float64), kappas.shape[:1])  # (C,)
-    if kappas.shape[1] != len(copy_seconds):
-        raise ValueError(f"{len(copy_seconds)} copy times but {kappas.shape[1]} compute times")
-    if all(seconds is None for seconds in copy_seconds):
-        return np.asarray(kappas.sum(axis=1) + between, dtype=np.float64)
-    reads = tuple(read_seconds) or (None,) * len(copy_seconds)
-    if all(seconds is None for seconds in reads):
-        num_stages = 0
-    return _largest_circuit_mean(_pass_matrix(kappas, copy_seconds, reads, (num_slots, num_stages), between))
-
-
 @dataclass(frozen=True, slots=True)
 class RoundPeriods:
     """Seconds of rounds, C candidates, as a function of the time between passes: max(fixed, (through[k] + gap) / k).
@@ -194,7 +151,7 @@ class RoundPeriods:
         return seconds
 
 
-def round_periods_for(
+def round_periods(
     compute_seconds: ArrayLike,
     copy_seconds: Sequence[float | NDArray[np.float64] | None],
     *,
@@ -202,22 +159,25 @@ def round_periods_for(
     read_seconds: Sequence[float | None] = (),
     num_stages: int = 0,
 ) -> RoundPeriods:
-    """`round_seconds_for` with the time between passes left open; arguments as there.
+    """Return the steady-state rounds of C candidates with the time between passes left open.
 
-    The walks through the gap grow by one pass at a time, and the circuits beside it follow from Karp's theorem: D^3
-    additions for D start times instead of the D^4 of matrix powers. 4,096 candidates of 80 layers take 25 ms.
+    compute_seconds is (C, L); a layer's copy_seconds is one number for all candidates or an array (C,).
+
+    One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
+    link and disk free, the last computation done, each of the R slots freed and S stages emptied. Its eigenvalue, the
+    largest mean weight of a circuit, is the period: no simulation of many passes, no transient. The walks through the
+    gap grow by one pass at a time, and the circuits beside it follow from Karp's theorem: D^3 additions for D start
+    times. 4,096 candidates of 80 layers take 25 ms.
     """
     kappas = np.atleast_2d(np.asarray(compute_seconds, dtype=np.float64))  # (C, L)
     if kappas.shape[1] != len(copy_seconds):
         raise ValueError(f"{len(copy_seconds)} copy times but {kappas.shape[1]} compute times")
-    num_candidates = kappas.shape[0]
     if all(seconds is None for seconds in copy_seconds):
-        return RoundPeriods(np.full(num_candidates, -np.inf), kappas.sum(axis=1)[None, :])
+        return RoundPeriods(np.full(len(kappas), -np.inf), kappas.sum(axis=1)[None, :])
     reads = tuple(read_seconds) or (None,) * len(copy_seconds)
     if all(seconds is None for seconds in reads):
         num_stages = 0
-    matrix = _pass_matrix(kappas, copy_seconds, reads, (num_slots, num_stages), np.zeros(num_candidates))
-    weights = np.ascontiguousarray(matrix.transpose(1, 2, 0))  # (D, D, C)
+    weights = _pass_weights(kappas, copy_seconds, reads, (num_slots, num_stages))  # (D, D, C)
     others = np.delete(np.arange(len(weights)), 1)  # index 1 is the end of the computation
     beside = weights[np.ix_(others, others)]
     through = [weights[1, 1]]
@@ -226,6 +186,18 @@ def round_periods_for(
         through.append((weights[1, others] + walks).max(axis=0))
         walks = (beside + walks).max(axis=1)
     return RoundPeriods(_largest_mean_beside(beside), np.stack(through))
+
+
+def round_seconds(parts: PipelineParts) -> float:
+    """Return the steady-state period of `simulate`: seconds from one pass's end to the next one's, late enough."""
+    periods = round_periods(
+        parts.compute_seconds,
+        parts.copy_seconds,
+        num_slots=parts.num_slots,
+        read_seconds=parts.read_seconds,
+        num_stages=parts.num_stages,
+    )
+    return float(periods(parts.between_passes_seconds)[0])
 
 
 def _largest_mean_beside(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -239,27 +211,25 @@ def _largest_mean_beside(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.fmin.reduce(means).max(axis=0), dtype=np.float64)
 
 
-def _pass_matrix(
+def _pass_weights(
     kappas: NDArray[np.float64],
     copy_seconds: Sequence[float | NDArray[np.float64] | None],
     read_seconds: Sequence[float | None],
     num_buffers: tuple[int, int],
-    between: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Longest paths through one pass, (C, D, D): [c, i, j] from start time j to end time i, -inf if none.
+    """Longest paths through one pass, (D, D, C): [i, j, c] from start time j to end time i, -inf if none.
 
     D = 2 + R + S, and one more for the disk if it is used: (R, S) are the slots and stages in `num_buffers`.
     """
     num_slots, num_stages = num_buffers
     num_times = 2 + num_slots + num_stages + (num_stages > 0)
-    start = np.full((num_times, kappas.shape[0], num_times), -np.inf)  # (D, C, D)
-    start[np.arange(num_times), :, np.arange(num_times)] = 0.0
-    link_free, computed = start[0], start[1] + between[:, None]  # (C, D) each
+    start = np.full((num_times, num_times, len(kappas)), -np.inf)  # (D, D, C)
+    start[np.arange(num_times), np.arange(num_times)] = 0.0
+    link_free, computed = start[0], start[1]  # (D, C) each
     freed = deque(start[2 : 2 + num_slots], maxlen=num_slots)
     emptied = deque(start[2 + num_slots : 2 + num_slots + num_stages], maxlen=num_stages)
     disk_free = start[-1]
-    for layer_index, (seconds, disk_seconds) in enumerate(zip(copy_seconds, read_seconds, strict=True)):
-        kappa = kappas[:, layer_index, None]  # (C, 1)
+    for seconds, disk_seconds, kappa in zip(copy_seconds, read_seconds, kappas.T, strict=True):
         if seconds is None:
             computed = computed + kappa
             continue
@@ -267,22 +237,9 @@ def _pass_matrix(
         if disk_seconds is not None:
             disk_free = np.maximum(disk_free, emptied[0]) + disk_seconds
             copy_start = np.maximum(copy_start, disk_free)
-        link_free = copy_start + (seconds[:, None] if isinstance(seconds, np.ndarray) else seconds)
+        link_free = copy_start + seconds
         if disk_seconds is not None:
             emptied.append(link_free)
         computed = np.maximum(computed, link_free) + kappa
         freed.append(computed)
-    ends = [link_free, computed, *freed, *emptied] + ([disk_free] if num_stages else [])
-    return np.stack(ends, axis=1)
-
-
-def _largest_circuit_mean(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(max, +) eigenvalues of (C, D, D) matrices: the maximum over k <= D of the largest diagonal entry of M^k / k."""
-    num_times = matrix.shape[1]
-    best = np.full(matrix.shape[0], -np.inf)
-    power = matrix
-    for length in range(1, num_times + 1):
-        best = np.maximum(best, np.diagonal(power, axis1=1, axis2=2).max(axis=1) / length)
-        if length < num_times:
-            power = (power[:, :, :, None] + matrix[:, None, :, :]).max(axis=2)  # (C, D, D, D) -> (C, D, D)
-    return best
+    return np.stack([link_free, computed, *freed, *emptied] + ([disk_free] if num_stages else []))

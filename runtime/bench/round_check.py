@@ -19,7 +19,7 @@ from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError
 from runtime.events import Round, TokensAccepted
-from runtime.planner.round_costs import RoundCosts
+from runtime.planner.costs import RoundCosts
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
 

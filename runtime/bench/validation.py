@@ -30,8 +30,8 @@ from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
+from runtime.planner.costs import RoundCosts
 from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
-from runtime.planner.round_costs import RoundCosts
 from runtime.planner.stored_profiles import find_profiles
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.prompts.prompt_file import PromptRequest

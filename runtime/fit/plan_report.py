@@ -11,7 +11,7 @@ from runtime.fit.device_speed import Basis
 from runtime.fit.place import Placement
 from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
-from runtime.planner.round_costs import RoundCosts
+from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking
 
 SCHEMA_VERSION = 1

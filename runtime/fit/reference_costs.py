@@ -14,7 +14,7 @@ from offload.residency_plan import ResidencyPlan, Tier
 from runtime.fit.device_speed import DeviceSpeed
 from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import NUM_STAGES, QUANTIZED_FORMATS
-from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.costs import CostTable, RoundCosts
 
 _HEAD_VISITS = 2
 _LOGIT_READS = 3

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
-from runtime.planner.round_costs import RoundCosts
+from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, bound_of
 from runtime.speculation.acceptance import BUILTIN_CONFIDENCE, builtin_acceptance
 from runtime.speculation.dynamic_tree import GrowthLimits

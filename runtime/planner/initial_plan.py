@@ -12,11 +12,10 @@ from offload.units import LinkSpec, parse_link
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
 from runtime.engine.session_plan import SessionPlan
-from runtime.planner.cost_learning import StreamShape
+from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth_choice import builtin_chances
 from runtime.planner.planner import AcceptanceAt, ChancesAt
 from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
-from runtime.planner.round_costs import RoundCosts
 from runtime.speculation.acceptance import builtin_acceptance
 
 NO_PROFILE = (

@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.planner.round_costs import CostTable
+from runtime.planner.costs import CostTable
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import BestFirst, DynamicProgram, best_first_by_levels, dynamic_program
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.tree_candidates import SearchMethod, TreeCandidates
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology

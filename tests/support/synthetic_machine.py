@@ -5,9 +5,8 @@ import numpy as np
 from offload.pass_statistics import PassStatistics
 from offload.pipeline_model import PipelineParts
 from runtime.events import Round
-from runtime.planner.cost_learning import StreamShape
+from runtime.planner.costs import CostTable, RoundCosts, StreamShape
 from runtime.planner.planner import TreePlanner
-from runtime.planner.round_costs import CostTable, RoundCosts
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 

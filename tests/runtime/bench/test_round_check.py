@@ -7,7 +7,7 @@ import pytest
 
 from runtime.bench.round_check import LinkCheck, ShapeCheck, TimedRound, check_link, predict, time_shapes
 from runtime.errors import OptionError
-from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.growth_choice import (
     TEXT_SHARE,
     ContextChances,
@@ -11,7 +12,6 @@ from runtime.planner.growth_choice import (
     choose_growth,
     growth_limits,
 )
-from runtime.planner.round_costs import CostTable, RoundCosts
 from runtime.planner.tree_choice import choose_tree
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.growth_forecast import forecast_growth

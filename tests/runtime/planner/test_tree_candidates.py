@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime.planner.round_costs import CostTable
+from runtime.planner.costs import CostTable
 from runtime.planner.tree_candidates import SearchMethod, TreeCandidates
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens, make_non_increasing

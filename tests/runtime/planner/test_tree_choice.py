@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from runtime.planner.round_costs import CostTable, RoundCosts
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.tree_choice import CostModel, SearchMethod, choose_tree, choose_tree_as_published
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens, make_non_increasing

@@ -1,7 +1,9 @@
-"""Learns what rounds cost here: from measurements alone, or from a profile's costs that measurements scale.
+"""What a round costs, as tables: copies by layer, computation by tree size, draft steps by width, head and walk.
 
-Each part of a round has its own estimate, and old measurements fade. Without a profile a part is a line through what
-was measured; with one it is the profile's table times a factor, so that sizes nobody has tried yet are known too.
+The planner's input, whether it was measured just now, read from a profile or taken from a data sheet. `pipeline_model`
+turns it into seconds, and `CostLearner` keeps it up to date while rounds run. Where a disk's reads and the computation
+share cores, each slows the other: two numbers say by how much, so that a pass costs the longer of copies + b *
+computation and computation + a * copies.
 """
 
 from collections import deque
@@ -9,16 +11,96 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from offload.pipeline_model import RoundPeriods, round_periods
 from runtime.events import Round
-from runtime.planner.round_costs import CostTable, RoundCosts
 
 KEPT_PER_SAMPLE = 0.97
 """Weight of a measurement beside the next one of the same part."""
 NUM_KEPT = 128
 PRIOR_SAMPLES = 4.0
 """Measurements that a profile's cost counts for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Seconds by size: measured points, straight lines between them, the last line's slope beyond; never negative."""
+
+    sizes: tuple[float, ...]
+    """Ascending, at least one."""
+    seconds: tuple[float, ...]
+    """Of each size."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.seconds) or (np.diff(self.sizes) <= 0).any():
+            raise ValueError("a cost table needs ascending sizes and as many seconds, at least one of each")
+        if not all(np.isfinite(self.seconds)) or min(self.seconds) < 0:
+            raise ValueError("a cost table's seconds are finite and not negative")
+
+    def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
+        """Seconds of each size, of the same shape. Below the smallest point its seconds; one point is a constant."""
+        wanted = np.asarray(sizes, dtype=np.float64)
+        known, seconds = np.asarray(self.sizes, dtype=np.float64), np.asarray(self.seconds, dtype=np.float64)
+        inside: NDArray[np.float64] = np.interp(wanted, known, seconds)
+        if len(known) == 1:
+            return inside
+        slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
+        return np.asarray(inside + slope * np.maximum(wanted - known[-1], 0.0), dtype=np.float64)
+
+    def times(self, factor: float) -> "CostTable":
+        """Return the same sizes at `factor` times the seconds."""
+        return CostTable(self.sizes, tuple(seconds * factor for seconds in self.seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCosts:
+    """Every part of a round. L layers."""
+
+    copy_seconds: tuple[float | None, ...]
+    """(L,) of each layer over the link; None for a resident one."""
+    pass_seconds: CostTable
+    """Computation of all L layers together, by tokens in the pass (the tree's nodes)."""
+    draft_step_seconds: CostTable | None
+    """A draft forward by its width; None without a draft."""
+    walk_seconds: CostTable
+    """Head, walk and compaction, by nodes."""
+    num_slots: int
+    """Slots of the ring."""
+    read_seconds: tuple[float | None, ...] = ()
+    """(L,) of each layer from the disk behind the link; () without one."""
+    num_stages: int = 0
+    """Host stages that reads go through."""
+    compute_slowdown: float = 0.0
+    """Seconds of computation that each second of copying costs, where both share cores and memory; else 0."""
+    copy_slowdown: float = 0.0
+    """Seconds of copying that each second of computing costs; likewise."""
+
+    def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
+        """Seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
+        gaps = np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(num_nodes)
+        return self.round_periods(num_nodes)(gaps)
+
+    def round_periods(self, num_nodes: ArrayLike) -> RoundPeriods:
+        """The same for trees (C,) whose draft seconds are not known yet; they come with the walk's, as the gap."""
+        compute_seconds, copy_seconds = self.layer_seconds(num_nodes)
+        return round_periods(
+            compute_seconds,
+            copy_seconds,
+            num_slots=self.num_slots,
+            read_seconds=self.read_seconds,
+            num_stages=self.num_stages,
+        )
+
+    def layer_seconds(self, num_nodes: ArrayLike) -> tuple[NDArray[np.float64], list[NDArray[np.float64] | None]]:
+        """Computation (C, L), and per layer its copy (C,) or None, each with what the other slows it down by."""
+        nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
+        per_layer = self.pass_seconds(nodes) / len(self.copy_seconds)  # (C,)
+        slowed = [per_layer + self.compute_slowdown * (seconds or 0.0) for seconds in self.copy_seconds]
+        copies = [
+            None if seconds is None else seconds + self.copy_slowdown * per_layer for seconds in self.copy_seconds
+        ]
+        return np.stack(slowed, axis=1), copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +170,12 @@ class CostFactor:
 
 
 class CostLearner:
-    """Every part of a round, learned from rounds."""
+    """Learns what rounds cost here: from measurements alone, or from a profile's costs that measurements scale.
+
+    Each part of a round has its own estimate, and old measurements fade. Without a profile a part is a line through
+    what was measured; with one it is the profile's table times a factor, so that sizes nobody has tried yet are known
+    too.
+    """
 
     def __init__(self, shape: StreamShape, initial: RoundCosts | None = None) -> None:
         """`initial`: a profile's costs of the same layers, which measurements then scale."""
@@ -164,9 +251,9 @@ class CostLearner:
         return replace(
             initial,
             copy_seconds=_times(initial.copy_seconds, factors["link"]),
-            pass_seconds=_table_times(initial.pass_seconds, factors["pass"]),
-            draft_step_seconds=None if step is None else _table_times(step, factors["step"]),
-            walk_seconds=_table_times(initial.walk_seconds, factors["walk"]),
+            pass_seconds=initial.pass_seconds.times(factors["pass"]),
+            draft_step_seconds=None if step is None else step.times(factors["step"]),
+            walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
 
@@ -209,7 +296,3 @@ def _at_rate(sizes: Sequence[int | None], rates: Sequence[float]) -> tuple[float
 
 def _times(seconds: Sequence[float | None], factor: float) -> tuple[float | None, ...]:
     return tuple(None if value is None else value * factor for value in seconds)
-
-
-def _table_times(table: CostTable, factor: float) -> CostTable:
-    return CostTable(table.sizes, tuple(seconds * factor for seconds in table.seconds))
