@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
-from offload.formats.four_bit import NESTED_BLOCK_SIZE, FourBitFormat, FourBitWeight
+from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
+from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
 from offload.formats.weight_format import (
     CHOICE_REPEATS,
     DRAFT_WIDTHS,
@@ -62,9 +63,7 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
     """Bytes of an ordinary (O, I) matrix once a draft holds it in this format."""
     if held == "int8":
         return shape[0] * (shape[1] + _INT8_BYTES_PER_ROW)
-    layout = FourBitFormat(shape, "nf4", nested_offset=0.0)
-    num_nested = -(-layout.num_blocks // NESTED_BLOCK_SIZE)
-    return layout.packed_bytes + layout.num_blocks + 4 * (num_nested + 256)
+    return nf4_bytes(shape) - NF4_CODE_BYTES  # the levels are the same for all matrices
 
 
 @cache

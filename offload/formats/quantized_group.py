@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.checkpoint.strict_json import parse_json
 from offload.errors import CheckpointError
-from offload.formats.four_bit import BLOCK_SIZES, NESTED_BLOCK_SIZE, QUANT_TYPES, FourBitFormat
+from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
 from offload.formats.int8 import Int8RowsFormat
+from offload.formats.stored_sizes import NESTED_BLOCK_SIZE
 from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
 

@@ -7,10 +7,10 @@ layers are quantized; vectors stay as they are. Imports no torch: `plan` answers
 import math
 from collections.abc import Sequence
 
-NF4_BLOCK_ELEMENTS = 64
-"""Weights that share one scale (bitsandbytes' blocksize)."""
-NF4_NESTED_BLOCKS = 256
-"""Scales that share one scale of their own, with double quantization."""
+DEFAULT_BLOCK_SIZE = 64
+"""4-bit weights that share one scale, unless a folder says otherwise."""
+NESTED_BLOCK_SIZE = 256
+"""Scales that share one scale of their own, with double quantization; bitsandbytes writes no other."""
 NF4_CODE_BYTES = 16 * 4
 """quant_map: the 16 levels, float32."""
 NF4_NESTED_CODE_BYTES = 256 * 4
@@ -37,8 +37,8 @@ def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:
     float32 per 256 scales; and the tables of levels.
     """
     num_elements = math.prod(shape)
-    num_blocks = -(-num_elements // NF4_BLOCK_ELEMENTS)
+    num_blocks = -(-num_elements // DEFAULT_BLOCK_SIZE)
     scale_bytes = 4 * num_blocks
     if is_double:
-        scale_bytes = num_blocks + 4 * -(-num_blocks // NF4_NESTED_BLOCKS) + NF4_NESTED_CODE_BYTES
+        scale_bytes = num_blocks + 4 * -(-num_blocks // NESTED_BLOCK_SIZE) + NF4_NESTED_CODE_BYTES
     return -(-num_elements // 2) + scale_bytes + NF4_CODE_BYTES

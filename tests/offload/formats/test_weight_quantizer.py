@@ -4,7 +4,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
-from offload.formats import weight_quantizer
+from offload.formats import four_bit
 from offload.formats.weight_quantizer import WeightQuantizer
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -32,10 +32,10 @@ def random_matrix(shape, dtype, *, seed=0):
 @pytest.mark.parametrize("is_double", [False, True])
 @pytest.mark.parametrize("shape", [(96, 64), (40, 128), (130, 192), (5, 40), (7, 9), (1, 64)])
 def test_nf4_made_in_pieces_is_bitsandbytes_of_the_whole_matrix(shape, is_double, dtype, monkeypatch) -> None:
-    monkeypatch.setattr(weight_quantizer, "_PIECE_ELEMENTS", 640)
+    monkeypatch.setattr(four_bit, "PIECE_ELEMENTS", 640)
     matrix = random_matrix(shape, dtype)
     read, asked = reading(matrix)
-    found = WeightQuantizer("nf4", is_double).quantize(read, shape)
+    found = WeightQuantizer("nf4", is_double).quantize(read, shape, dtype)
     packed, state = bnb.quantize_4bit(matrix, quant_type="nf4", compress_statistics=is_double)
     expected = {"weight": packed} | {f"weight.{name}": item for name, item in state.as_dict(packed=True).items()}
     assert found.keys() == expected.keys()
@@ -58,16 +58,16 @@ def test_nf4_agrees_on_values_right_at_and_beside_the_boundaries() -> None:
     values[::64] = 1.0
     read, _ = reading(values)
     packed, _ = bnb.quantize_4bit(values, quant_type="nf4")
-    assert torch.equal(WeightQuantizer("nf4").quantize(read, (1, values.numel()))["weight"], packed)
+    assert torch.equal(WeightQuantizer("nf4").quantize(read, (1, values.numel()), values.dtype)["weight"], packed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(96, 64), (7, 9), (1, 3000), (130, 192)])
 def test_int8_made_in_pieces_is_bitsandbytes_of_the_whole_matrix(shape, dtype, monkeypatch) -> None:
-    monkeypatch.setattr(weight_quantizer, "_PIECE_ELEMENTS", 640)
+    monkeypatch.setattr(four_bit, "PIECE_ELEMENTS", 640)
     matrix = random_matrix(shape, dtype) + 0.01
     read, _ = reading(matrix)
-    found = WeightQuantizer("int8").quantize(read, shape)
+    found = WeightQuantizer("int8").quantize(read, shape, dtype)
     rows, scales, _ = bnb.int8_vectorwise_quant(matrix.to(torch.float16))
     assert torch.equal(found["weight"], rows)
     assert torch.equal(found["SCB"], scales)
@@ -88,13 +88,13 @@ def test_a_value_that_cannot_be_scaled_is_refused(quantizer, bad) -> None:
     matrix[2, 3] = bad
     read, _ = reading(matrix)
     with pytest.raises(ValueError, match="not finite"):
-        quantizer.quantize(read, (4, 64))
+        quantizer.quantize(read, (4, 64), matrix.dtype)
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (7, 9), (2048, 512)])
 @pytest.mark.parametrize("quantizer", [WeightQuantizer("int8"), WeightQuantizer("nf4"), WeightQuantizer("nf4", True)])
 def test_the_announced_bytes_are_enough_and_not_many_too_many(quantizer, shape) -> None:
     read, _ = reading(random_matrix(shape, torch.bfloat16))
-    tensors = quantizer.quantize(read, shape).values()
+    tensors = quantizer.quantize(read, shape, torch.bfloat16).values()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert num_bytes <= quantizer.max_bytes(shape) <= num_bytes + 256
