@@ -32,7 +32,7 @@ from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor
 from tui.commands.perplexity_command import perplexity
 from tui.commands.plan_command import plan
-from tui.commands.prepare_command import prepare
+from tui.commands.prepare import prepare
 from tui.commands.ratio_command import ratio
 from tui.commands.robustness_command import robustness
 from tui.commands.trees_command import trees

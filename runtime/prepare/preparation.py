@@ -2,7 +2,7 @@
 
 Bad input is found before anything is written. Every shard is written beside its name, flushed and renamed, and the
 whole folder gets its name last; after an interruption the same request goes on behind the last finished shard.
-Yields what has been done; prints nothing. Does not know how a matrix is quantized.
+Yields what has been done; prints nothing.
 """
 
 import json
@@ -10,29 +10,29 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
-from offload.checkpoint.checkpoint import resolve_model_folder
-from offload.checkpoint.partial_folder import PartialFolder
-from offload.checkpoint.safetensors_writer import DTYPE_NAMES, OutgoingTensor, WrittenFile, as_bytes, write_safetensors
-from offload.checkpoint.tensor_reader import TensorReader
+from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry, resolve_model_folder
 from offload.errors import CheckpointError
-from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, ReadElements, WeightQuantizer
+from offload.formats.four_bit import ReadElements
+from offload.formats.weight_format import TORCH_DTYPES
+from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, WeightQuantizer
 from offload.memory import process_memory
 from offload.units import format_bytes
-from profiles.errors import BadInputError
-from profiles.steps import relabel
+from profiles.errors import BadInputError, quote
 from runtime.errors import OptionError
 from runtime.prepare.preparation_plan import INDEX_NAME, PlannedShard, PlannedTensor, PreparationPlan
+from runtime.prepare.shards import PartialFolder
 
-_PROGRESS_BYTES = 32 << 20
 _COPIED_ELEMENTS = 1 << 20
+_STATE = "state_of_the_model's_files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,6 @@ class PreparationRequest:
     model: str
     """Folder or hub name of the original."""
     output: Path
-    """The folder to be made."""
     format: str
     """`int8` (LLM.int8 rows) or `nf4` (4-bit NormalFloat)."""
     is_double: bool = False
@@ -59,7 +58,7 @@ class PreparationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PreparationProgress:
-    """So much is done."""
+    """How much is done."""
 
     layer_index: int | None
     """The decoder layer at work; None for embeddings, norm and head."""
@@ -78,17 +77,16 @@ class PreparedModel:
     """The folder is complete; always the last event."""
 
     folder: Path
-    """Where it is."""
     num_bytes: int
     """Bytes of its tensors."""
     source_bytes: int
     """Bytes of the original's tensors."""
     num_quantized: int
-    """Matrices that are quantized."""
+    """Matrices."""
     num_kept_shards: int
     """Shards that an earlier run had finished."""
     seconds: float
-    """How long this run took."""
+    """Of this run."""
     peak_bytes: int
     """The largest resident size of this process so far."""
 
@@ -108,129 +106,114 @@ def prepare_model(request: PreparationRequest) -> Generator[str | PreparationPro
         raise OptionError(f"the output {output} lies inside the model folder {source}; choose another output")
     plan = PreparationPlan.make(source, WeightQuantizer(cast(QuantizedFormat, request.format), request.is_double))
     partial = PartialFolder(output, _journal_request(request, plan))
-    preparation = _Preparation(plan, partial)
-    if not partial.is_published:
+    if partial.is_published:
+        num_kept = len(plan.shards)
+        partial.publish()
+    else:
         _check_free_space(output, plan.max_bytes - partial.kept_bytes)
         with partial.begin(), _one_thread():
-            yield from preparation.run()
+            num_kept = yield from _make_shards(plan, partial)
+            _write_small_files(plan, partial)
+            _check_source(plan, partial)
             partial.publish()
-    else:
-        partial.publish()
     yield PreparedModel(
         folder=output,
-        num_bytes=sum(written.tensor_bytes for written in partial.files.values()),
+        num_bytes=sum(shard.tensor_bytes for shard in partial.shards.values()),
         source_bytes=plan.source_bytes,
         num_quantized=plan.num_quantized,
-        num_kept_shards=preparation.num_kept if preparation.num_done else len(plan.shards),
+        num_kept_shards=num_kept,
         seconds=time.perf_counter() - begun,
         peak_bytes=process_memory().peak_bytes,
     )
 
 
-class _Preparation:
-    """The shards of one run, and how far it is."""
+def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[PreparationProgress, None, int]:
+    """Make the shards that are missing; return how many were there already."""
+    num_kept = done_bytes = 0
 
-    def __init__(self, plan: PreparationPlan, partial: PartialFolder) -> None:
-        self.num_kept = 0
-        self.num_done = 0
-        self._plan = plan
-        self._partial = partial
-        self._source_files = plan.source_files()
-        self._kept_bytes = 0
+    def progress(shard: PlannedShard, *, is_kept: bool = False) -> PreparationProgress:
+        return PreparationProgress(shard.layer_index, plan.num_layers, done_bytes, plan.source_bytes, is_kept)
 
-    def run(self) -> Generator[PreparationProgress, None, None]:
-        """Make what is missing, then the small files."""
-        with TensorReader() as reader:
-            for shard in self._plan.shards:
-                if self._partial.is_finished(shard.name):
-                    self.num_kept += 1
-                    self._kept_bytes += shard.source_bytes
-                    yield self._progress(shard, reader, is_kept=True)
-                else:
-                    yield from self._make(shard, reader)
-                self.num_done += 1
-        self._write_small_files()
-
-    def _make(self, shard: PlannedShard, reader: TensorReader) -> Generator[PreparationProgress, None, None]:
-        outgoing: list[OutgoingTensor] = []
+    for shard in plan.shards:
+        if partial.is_finished(shard.name):
+            num_kept += 1
+            done_bytes += shard.source_bytes
+            yield progress(shard, is_kept=True)
+            continue
+        made: dict[str, torch.Tensor] = {}
         for tensor in shard.tensors:
-            if tensor.is_quantized:
-                outgoing += self._quantize(tensor, reader)
-                yield self._progress(shard, reader)
-            else:
-                outgoing.append(_copied(tensor, reader))
-        with closing(write_safetensors(self._partial.temporary(shard.name), outgoing)) as steps:
-            written = yield from self._follow(steps, shard, reader)
-        self._check_source()
-        self._partial.accept(shard.name, written)
-        yield self._progress(shard, reader)
-
-    def _follow(
-        self, steps: Generator[int, None, WrittenFile], shard: PlannedShard, reader: TensorReader
-    ) -> Generator[PreparationProgress, None, WrittenFile]:
-        """Write the file to its end; progress is worth an event every few megabytes."""
-        reported = reader.bytes_read
-
-        def say(_: int) -> PreparationProgress | None:
-            nonlocal reported
-            if reader.bytes_read - reported < _PROGRESS_BYTES:
-                return None
-            reported = reader.bytes_read
-            return self._progress(shard, reader)
-
-        return relabel(steps, say)
-
-    def _quantize(self, tensor: PlannedTensor, reader: TensorReader) -> list[OutgoingTensor]:
-        try:
-            quantized = self._plan.quantizer.quantize(_reading(tensor, reader), tensor.matrix_shape)
-        except ValueError as error:
-            raise CheckpointError(
-                f"the tensor {tensor.name} in {tensor.entry.file} cannot be quantized: it holds {error}; "
-                "download it again"
-            ) from error
-        module = tensor.name.removesuffix("weight")
-        return [OutgoingTensor.from_tensor(f"{module}{name}", value) for name, value in quantized.items()]
-
-    def _check_source(self) -> None:
-        if self._plan.source_files() != self._source_files:
-            raise CheckpointError(
-                f"{self._plan.checkpoint.folder} changed while it was read; "
-                f"delete {self._partial.folder} and prepare it again"
-            )
-
-    def _write_small_files(self) -> None:
-        plan, files = self._plan, self._partial.files
-        for file in plan.companions:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-            self._partial.write_file(str(file.relative_to(plan.checkpoint.folder)), content)
-        weight_map = {name: shard.name for shard in plan.shards for name in files[shard.name].tensor_names}
-        total_bytes = sum(files[shard.name].tensor_bytes for shard in plan.shards)
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        self._partial.write_file(INDEX_NAME, _to_json(index))
-        self._partial.write_file("config.json", _to_json(plan.config()))
-        self._check_source()
-
-    def _progress(self, shard: PlannedShard, reader: TensorReader, *, is_kept: bool = False) -> PreparationProgress:
-        return PreparationProgress(
-            layer_index=shard.layer_index,
-            num_layers=len(self._plan.shards) - 1,
-            done_bytes=self._kept_bytes + reader.bytes_read,
-            total_bytes=self._plan.source_bytes,
-            is_kept=is_kept,
-        )
+            made |= _made_of(tensor, plan.quantizer)
+            done_bytes += tensor.entry.num_bytes
+            yield progress(shard)
+        _check_source(plan, partial)
+        partial.write_shard(shard.name, made)
+    return num_kept
 
 
-def _reading(tensor: PlannedTensor, reader: TensorReader) -> ReadElements:
+def _made_of(tensor: PlannedTensor, quantizer: WeightQuantizer) -> dict[str, torch.Tensor]:
+    """The tensors by name that a stored one becomes."""
+    if not tensor.is_quantized:
+        return {tensor.name: _converted(tensor).view(tensor.entry.shape)}
+    try:
+        quantized = quantizer.quantize(_reading(tensor), tensor.matrix_shape, tensor.dtype)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the tensor {tensor.name} in {tensor.entry.file} cannot be quantized: it holds {error}; download it again"
+        ) from error
+    return {f"{tensor.name.removesuffix('weight')}{name}": value for name, value in quantized.items()}
+
+
+def _reading(tensor: PlannedTensor) -> ReadElements:
     """How to read the matrix (O, I) in pieces; one that is stored turned has to be read whole."""
     entry, dtype = tensor.entry, tensor.dtype
     if not tensor.is_transposed:
-        return lambda start, stop: reader.read_elements(entry, start, stop).to(dtype)
-    stored = reader.read_elements(entry, 0, math.prod(entry.shape)).view(entry.shape)
-    matrix = stored.t().to(dtype).contiguous().view(-1)
+        return lambda start, stop: read_elements(entry, start, stop).to(dtype)
+    matrix = _converted(tensor).view(entry.shape).t().contiguous().view(-1)
     return lambda start, stop: matrix[start:stop]
+
+
+def _converted(tensor: PlannedTensor) -> torch.Tensor:
+    """The whole tensor, flat, converted piece by piece to the type that transformers would convert it to."""
+    converted = torch.empty(math.prod(tensor.entry.shape), dtype=tensor.dtype)
+    for start in range(0, converted.numel(), _COPIED_ELEMENTS):
+        piece = converted[start : start + _COPIED_ELEMENTS]
+        piece.copy_(read_elements(tensor.entry, start, start + piece.numel()))
+    return converted
+
+
+def read_elements(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
+    """Read elements `start` to `stop` of a stored tensor, flat, in its storage dtype. Raises CheckpointError."""
+    where = f"the tensor {quote(entry.name)} in {entry.file}"
+    num_bytes = (stop - start) * ITEM_BYTES[entry.dtype]
+    offset = entry.offset_bytes + start * ITEM_BYTES[entry.dtype]
+    try:
+        raw = np.fromfile(entry.file, np.uint8, num_bytes, offset=offset)
+    except OSError as error:
+        raise CheckpointError(f"{where} cannot be read: {quote(str(error))}") from error
+    if len(raw) < num_bytes:
+        raise CheckpointError(f"{where} ends early; the file was changed or cut off while it was read")
+    return torch.from_numpy(raw).view(TORCH_DTYPES[entry.dtype])
+
+
+def _check_source(plan: PreparationPlan, partial: PartialFolder) -> None:
+    if plan.source_files() != partial.request[_STATE]:
+        raise CheckpointError(
+            f"{plan.checkpoint.folder} changed while it was read; delete {partial.folder} and prepare it again"
+        )
+
+
+def _write_small_files(plan: PreparationPlan, partial: PartialFolder) -> None:
+    for file in plan.companions:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        partial.write_file(str(file.relative_to(plan.checkpoint.folder)), content)
+    weight_map = {name: file for file, shard in partial.shards.items() for name in shard.tensor_names}
+    total_bytes = sum(shard.tensor_bytes for shard in partial.shards.values())
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    partial.write_file(INDEX_NAME, _to_json(index))
+    partial.write_file("config.json", _to_json(plan.config()))
 
 
 @contextmanager
@@ -247,26 +230,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _copied(tensor: PlannedTensor, reader: TensorReader) -> OutgoingTensor:
-    """A tensor that is not quantized; its bytes are copied, or converted where transformers would convert them."""
-    entry = tensor.entry
-
-    def pieces() -> Iterator[memoryview]:
-        for start in range(0, num_elements, _COPIED_ELEMENTS):
-            stop = min(start + _COPIED_ELEMENTS, num_elements)
-            yield as_bytes(reader.read_elements(entry, start, stop).to(tensor.dtype))
-
-    num_elements = math.prod(entry.shape)
-    return OutgoingTensor(tensor.name, DTYPE_NAMES[tensor.dtype], entry.shape, pieces)
-
-
 def _journal_request(request: PreparationRequest, plan: PreparationPlan) -> dict[str, Any]:
     """Whatever determines the bytes of the result."""
     return {
         "format": request.format,
         "double_quantization": request.is_double,
         "model_folder": str(plan.checkpoint.folder.resolve()),
-        "state_of_the_model's_files": plan.source_files(),
+        _STATE: plan.source_files(),
         "version_of_bitsandbytes": metadata.version("bitsandbytes"),
     }
 

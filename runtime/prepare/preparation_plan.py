@@ -1,8 +1,8 @@
 """What a prepared folder will hold, decided before anything is written: shards, quantized matrices, bytes, config.
 
 Which layers are quantized is asked of transformers, since it decides the same again when it loads the folder: linear
-layers of the decoder layers, never the embeddings or the head. One shard per decoder layer and one for the rest.
-Reads headers and small files only.
+layers of the decoder layers, never the embeddings or the head. One shard per decoder layer, and one per matrix outside
+them, so that never more than one of these is in memory. Reads headers and small files only.
 """
 
 import math
@@ -39,11 +39,9 @@ class PlannedTensor:
     name: str
     """Full name in the prepared folder."""
     entry: TensorEntry
-    """Where it is now."""
     dtype: torch.dtype
     """What transformers loads it in; a quantized matrix is made from this, any other tensor is stored in it."""
     is_quantized: bool = False
-    """Whether it becomes a quantized matrix."""
     is_transposed: bool = False
     """Whether it is stored (I, O), as by GPT-2; quantized matrices are always (O, I)."""
 
@@ -64,11 +62,9 @@ class PlannedShard:
     """One safetensors file of the prepared folder."""
 
     name: str
-    """File name."""
     layer_index: int | None
     """The decoder layer it holds; None for everything else."""
     tensors: tuple[PlannedTensor, ...]
-    """What goes into it."""
 
     @property
     def source_bytes(self) -> int:
@@ -81,9 +77,7 @@ class PreparationPlan:
     """Everything about a prepared folder but its bytes."""
 
     checkpoint: Checkpoint
-    """The source."""
     quantizer: WeightQuantizer
-    """What makes the quantized matrices."""
     dtype: torch.dtype
     """What transformers loads the model in."""
     shards: tuple[PlannedShard, ...]
@@ -109,6 +103,11 @@ class PreparationPlan:
             skipped_modules=skipped,
             companions=_companions(folder),
         )
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return sum(shard.layer_index is not None for shard in self.shards)
 
     @property
     def source_bytes(self) -> int:
@@ -192,7 +191,9 @@ def _plan_shards(parts: DecoderParts, linears: Mapping[str, bool]) -> tuple[Plan
         {f"{parts.layers_name}.{index}.{name}": entry for name, entry in tensors.items()}
         for index, tensors in enumerate(parts.layer_tensors)
     ]
-    groups.append(parts.other_tensors)
+    others = parts.other_tensors
+    matrices = [{name: entry} for name, entry in others.items() if len(entry.shape) > 1] or [{}]
+    groups += [matrices[0] | {name: entry for name, entry in others.items() if len(entry.shape) <= 1}, *matrices[1:]]
     dtypes = _loaded_dtypes(parts)
     shards = []
     for index, group in enumerate(groups):

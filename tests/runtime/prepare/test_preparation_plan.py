@@ -27,16 +27,16 @@ def quantized_names(plan: PreparationPlan) -> set[str]:
     return {tensor.name for shard in plan.shards for tensor in shard.tensors if tensor.is_quantized}
 
 
-def test_every_layer_has_a_shard_and_the_rest_has_one(tmp_path: Path) -> None:
+def test_every_layer_has_a_shard_and_so_has_every_matrix_outside(tmp_path: Path) -> None:
     folder = save_tiny_model("llama", tmp_path / "model")
     plan = PreparationPlan.make(folder, NF4)
-    assert [shard.layer_index for shard in plan.shards] == [0, 1, 2, 3, None]
-    assert [shard.name for shard in plan.shards][::4] == [
-        "model-00001-of-00005.safetensors",
-        "model-00005-of-00005.safetensors",
+    assert [shard.layer_index for shard in plan.shards] == [0, 1, 2, 3, None, None]
+    assert [shard.name for shard in plan.shards][::5] == [
+        "model-00001-of-00006.safetensors",
+        "model-00006-of-00006.safetensors",
     ]
-    rest = {tensor.name for tensor in plan.shards[-1].tensors}
-    assert rest == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    rest = [{tensor.name for tensor in shard.tensors} for shard in plan.shards[4:]]
+    assert rest == [{"model.embed_tokens.weight", "model.norm.weight"}, {"lm_head.weight"}]
     names = [tensor.name for shard in plan.shards for tensor in shard.tensors]
     assert sorted(names) == sorted(plan.checkpoint.tensors)
     assert plan.source_bytes == plan.checkpoint.total_bytes

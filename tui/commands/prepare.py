@@ -1,25 +1,28 @@
 """The command `prepare`: writes a quantized copy of a model that this program and transformers both load.
 
-Draws progress on stderr and ends with one JSON line on stdout. Does not know how anything is quantized.
+Draws progress on stderr and ends with one JSON line on stdout.
 """
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from tui.command_options import Quiet
 from tui.report import measurement_table, progress_console
 from tui.terminal_text import one_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from runtime.prepare.preparation import PreparationProgress
 
 
 def prepare(
@@ -42,53 +45,35 @@ def prepare(
 
     request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)
     console = progress_console(is_quiet=quiet)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=console.quiet,
+    )
+    task: TaskID | None = None
     try:
-        with _PreparationBar(console) as bar:
+        with bar:
             for event in prepare_model(request):
                 if isinstance(event, str):
                     console.print(one_line(event), markup=False)
-                elif not isinstance(event, PreparedModel):
-                    bar.show(event)
-                else:
+                elif isinstance(event, PreparedModel):
                     record = {**asdict(event), "folder": str(event.folder), "format": request.format}
                     record["double_quant"] = request.is_double
                     console.print(measurement_table(record, title="prepared"))
                     sys.stdout.write(json.dumps(record) + "\n")
+                else:
+                    at = "embeddings and head" if event.layer_index is None else f"layer {event.layer_index + 1}"
+                    words = f"{at} of {event.num_layers} layers{', kept' if event.is_kept else ''}"
+                    task = bar.add_task(words, total=event.total_bytes) if task is None else task
+                    bar.update(task, description=words, completed=event.done_bytes)
     except KeyboardInterrupt:
         sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
         raise SystemExit(130) from None
     return 0
-
-
-class _PreparationBar:
-    """One line on a terminal: how many bytes of the original are done, and at which layer; a context manager."""
-
-    def __init__(self, console: "Console") -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=console.quiet,
-        )
-        self._task = self._bar.add_task("")
-
-    def show(self, progress: "PreparationProgress") -> None:
-        """Bring the line up to date."""
-        at = "embeddings and head" if progress.layer_index is None else f"layer {progress.layer_index + 1}"
-        words = f"{at} of {progress.num_layers} layers{', kept' if progress.is_kept else ''}"
-        self._bar.update(
-            self._task, description=words, completed=progress.done_bytes, total=progress.total_bytes, refresh=False
-        )
-        self._bar.start()
-
-    def __enter__(self) -> "_PreparationBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -1,13 +1,15 @@
-"""A folder that appears under its name complete or not at all, and whose making can be interrupted and taken up again.
+"""The folder that a preparation makes: it appears under its name complete or not at all, and can be taken up again.
 
-Everything happens in the neighbour `NAME.partial`. Its journal says what was asked for and which files are finished,
-with their sizes and digests; a file is entered only after it is on the disk under its name. Does not know what the
-files hold. Killed at any moment, it leaves a folder that the same request can finish.
+Everything happens in the neighbour `NAME.partial`. Every file is written beside its name, flushed and renamed; only
+then does the journal call a shard finished, with its digest. The journal also says what was asked for, so that another
+request is refused. Killed at any moment, this leaves a folder that the same request can finish.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,12 +17,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offload.checkpoint.safetensors_writer import WrittenFile, create_file, write_failure
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from offload.errors import WriteError
 from profiles.errors import BadInputError
 
 JOURNAL_NAME = "overstory-preparation.json"
-SCHEMA_VERSION = 1
-_PIECE_BYTES = 4 << 20
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A safetensors file that is complete and on the disk, as the journal remembers it."""
+
+    sha256: str
+    """Digest of the file, hexadecimal."""
+    tensor_names: list[str]
+    """What it holds."""
+    tensor_bytes: int
+    """All tensors together, without the header."""
 
 
 @dataclass(slots=True)
@@ -35,8 +52,8 @@ class PartialFolder:
     """The final name."""
     request: Mapping[str, Any]
     """Whatever determines the result, as JSON; what was begun under another request is refused."""
-    files: dict[str, WrittenFile] = field(init=False, default_factory=dict)
-    """Finished files by name."""
+    shards: dict[str, FinishedShard] = field(init=False, default_factory=dict)
+    """Finished shards by file name."""
 
     def __post_init__(self) -> None:
         self._load()
@@ -53,9 +70,8 @@ class PartialFolder:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the files that the journal calls finished and that have their size."""
-        sizes = ((self.folder / name, written.num_bytes) for name, written in self.files.items())
-        return sum(size for file, size in sizes if file.is_file() and file.stat().st_size == size)
+        """Bytes of the files that the journal calls finished and that are there."""
+        return sum(file.stat().st_size for name in self.shards if (file := self.folder / name).is_file())
 
     @contextmanager
     def begin(self) -> Iterator[None]:
@@ -64,48 +80,36 @@ class PartialFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder):
                 self._load()
-                for leftover in self.folder.rglob("*.tmp"):
+                for leftover in filter(_is_leftover, self.folder.rglob("*")):
                     leftover.unlink()
                 self._save_journal()
                 yield
         except OSError as error:
-            raise write_failure(self.folder, error) from error
+            raise _write_failure(self.folder, error) from error
 
     def is_finished(self, name: str) -> bool:
-        """Whether that file is there and its bytes are those that were written; if not, it is forgotten."""
-        if name not in self.files:
+        """Whether that shard is there and its bytes are those that were written; if not, it is forgotten."""
+        if name not in self.shards:
             return False
-        written, file = self.files[name], self.folder / name
-        if file.is_file() and file.stat().st_size == written.num_bytes and _sha256(file) == written.sha256:
+        file = self.folder / name
+        if file.is_file() and _sha256(file) == self.shards[name].sha256:
             return True
-        del self.files[name]
+        del self.shards[name]
         self._save_journal()
         return False
 
-    def temporary(self, name: str) -> Path:
-        """Where the file of that name is written before `accept`."""
-        return self.folder / f"{name}.tmp"
-
-    def accept(self, name: str, written: WrittenFile) -> None:
-        """The temporary file of that name is complete and on the disk: give it its name and remember it."""
-        self._rename(name)
-        self.files[name] = written
+    def write_shard(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Write a safetensors file and remember it as finished. Raises WriteError."""
+        with self._replaced(name) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        tensor_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self.shards[name] = FinishedShard(_sha256(self.folder / name), list(tensors), tensor_bytes)
         self._save_journal()
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Write a small file, which is written anew by every run."""
-        file = self.folder / name
-        file.parent.mkdir(exist_ok=True)
-        try:
-            with create_file(self.temporary(name)) as opened:
-                opened.write(content)
-                opened.flush()
-                os.fsync(opened.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                self.temporary(name).unlink(missing_ok=True)
-            raise write_failure(file, error) from error
-        self._rename(name)
+        """Write a small file, which is written anew by every run. Raises WriteError."""
+        with self._replaced(name) as temporary:
+            temporary.write_bytes(content)
 
     def publish(self) -> None:
         """Give the folder its final name; the journal goes last, so that nothing is lost if this is interrupted."""
@@ -116,34 +120,48 @@ class PartialFolder:
             _sync_folder(self.target.parent)
         (self.target / JOURNAL_NAME).unlink()
 
-    def _rename(self, name: str) -> None:
-        self.temporary(name).replace(self.folder / name)
-        _sync_folder((self.folder / name).parent)
+    @contextmanager
+    def _replaced(self, name: str) -> Iterator[Path]:
+        """Where the block writes the file of that name; it gets the name once its bytes are on the disk."""
+        file = self.folder / name
+        temporary = file.with_name(f"{file.name}.tmp")
+        file.parent.mkdir(exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as opened:
+                os.fsync(opened.fileno())
+            temporary.replace(file)
+            _sync_folder(file.parent)
+        except (OSError, SafetensorError) as error:
+            raise _write_failure(file, error) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _save_journal(self) -> None:
-        files = {name: asdict(written) for name, written in self.files.items()}
-        journal = {"schema_version": SCHEMA_VERSION, "request": self.request, "files": files}
+        shards = {name: asdict(shard) for name, shard in self.shards.items()}
+        journal = {"schema_version": SCHEMA_VERSION, "request": self.request, "shards": shards}
         self.write_file(JOURNAL_NAME, json.dumps(journal, indent=1).encode())
 
     def _load(self) -> None:
-        self.files = {}
+        self.shards = {}
         folder = self.target if self.is_published else self.folder
         if not self.is_published:
             _refuse_occupied(self.target)
         try:
             journal = json.loads((folder / JOURNAL_NAME).read_bytes())
-            found = (journal["schema_version"], journal["request"])
-            files = {name: WrittenFile.from_record(fields) for name, fields in journal["files"].items()}
+            if journal["schema_version"] != SCHEMA_VERSION:
+                raise BadInputError(f"{folder} was begun by another version of this program; delete it to begin again")
+            shards = {name: FinishedShard(**fields) for name, fields in journal["shards"].items()}
+            begun = journal["request"]
         except (FileNotFoundError, NotADirectoryError):
-            if folder.exists() and (not folder.is_dir() or any(file.suffix != ".tmp" for file in folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
                 raise BadInputError(f"{folder} exists and is not ours to go on with; delete it") from None
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInputError(f"{folder / JOURNAL_NAME} cannot be read; delete {folder} to begin again") from error
-        if found[0] != SCHEMA_VERSION:
-            raise BadInputError(f"{folder} was begun by another version of this program; delete it to begin again")
-        self._refuse_other_request(found[1], folder)
-        self.files = files
+        self._refuse_other_request(begun, folder)
+        self.shards = shards
 
     def _refuse_other_request(self, begun: Mapping[str, Any], folder: Path) -> None:
         asked = json.loads(json.dumps(self.request))
@@ -162,6 +180,24 @@ def _refuse_occupied(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         kind = "is not empty" if target.is_dir() else "is not a folder"
         raise BadInputError(f"the output {target} exists and {kind}; choose another output, or delete it")
+
+
+def _is_leftover(file: Path) -> bool:
+    """Whether it is a file that was never finished: ours end in .tmp, those of safetensors begin with it."""
+    return file.suffix == ".tmp" or file.name.startswith(".tmp")
+
+
+def _write_failure(file: Path, error: OSError | SafetensorError) -> WriteError:
+    """The sentence that a failed write becomes."""
+    found = re.search(r"([^:\s][^:]*) \(os error (\d+)\)", str(error))  # safetensors' way of saying it
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+    if found is not None:
+        number, reason = int(found[2]), found[1]
+    is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = "make room" if is_full else "mend that"
+    return WriteError(
+        f"{file} cannot be written: {reason}; {cure} and run the same command again to go on (what is finished is kept)"
+    )
 
 
 @contextmanager
@@ -194,8 +230,5 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while piece := opened.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,21 +1,36 @@
+"""A folder that is complete or not there, the shards in it, and whatever may interrupt or spoil them."""
+
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from offload.checkpoint.partial_folder import JOURNAL_NAME, PartialFolder
-from offload.checkpoint.safetensors_writer import OutgoingTensor, write_safetensors
 from offload.errors import WriteError
 from profiles.errors import BadInputError
-from tests.support.generator_ends import drained
+from runtime.prepare import shards
+from runtime.prepare.shards import JOURNAL_NAME, PartialFolder
+from tests.support.paths import ROOT
 
 REQUEST = {"format": "nf4", "files": {"a": (1, 2)}}
+TENSORS = {
+    "b.scale": torch.randn(7),
+    "a.weight": torch.randn(5, 3).to(torch.bfloat16),
+    "c.half": torch.randn(2, 2).to(torch.float16),
+    "rows": torch.arange(-6, 6, dtype=torch.int8).view(3, 4),
+    "codes": torch.arange(9, dtype=torch.uint8).view(9, 1),
+    "scalar": torch.tensor(0, dtype=torch.uint8),
+    "none": torch.empty(0, 4),
+}
 
 
 def write(partial: PartialFolder, name: str, value: float = 1.0) -> None:
-    steps = write_safetensors(partial.temporary(name), [OutgoingTensor.from_tensor("x", torch.full((9,), value))])
-    partial.accept(name, drained(steps)[1])
+    partial.write_shard(name, {"x": torch.full((9,), value)})
 
 
 def names(folder: Path) -> set[str]:
@@ -41,14 +56,103 @@ def test_finished_files_are_found_again_and_leftovers_removed(tmp_path: Path) ->
     first = PartialFolder(tmp_path / "model", REQUEST)
     with first.begin():
         write(first, "a")
-        first.temporary("b").write_bytes(b"half")
+        (first.folder / "b.tmp").write_bytes(b"half")
+        (first.folder / ".tmpXy12").write_bytes(b"safetensors' own half")
     again = PartialFolder(tmp_path / "model", REQUEST)
     assert again.kept_bytes == (again.folder / "a").stat().st_size
     with again.begin():
         assert names(again.folder) == {"a", JOURNAL_NAME}
         assert again.is_finished("a")
         assert not again.is_finished("b")
-        assert again.files == first.files
+        assert again.shards == first.shards
+
+
+def test_a_shard_holds_the_tensors_and_the_journal_what_is_in_it(tmp_path: Path) -> None:
+    partial = PartialFolder(tmp_path / "model", REQUEST)
+    with partial.begin():
+        partial.write_shard("a", TENSORS)
+    loaded = load_file(partial.folder / "a")
+    assert loaded.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
+    with safe_open(partial.folder / "a", "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    remembered = PartialFolder(tmp_path / "model", REQUEST).shards["a"]
+    assert set(remembered.tensor_names) == set(TENSORS)
+    assert remembered.tensor_bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system what is behind a descriptor")
+def test_a_file_gets_its_name_after_its_bytes_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss of power, a name without its bytes would pass for a finished shard's."""
+    order = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_fsync(descriptor: int) -> None:
+        order.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def note_replace(path: Path, target: Path) -> Path:
+        order.append(f"name {target.name}")
+        return replace(path, target)
+
+    partial = PartialFolder(tmp_path / "model", REQUEST)
+    with partial.begin():
+        monkeypatch.setattr(os, "fsync", note_fsync)
+        monkeypatch.setattr(Path, "replace", note_replace)
+        write(partial, "a")
+        partial.write_file("b", b"{}")
+    expected = [[f"flush {name}.tmp", f"name {name}", "flush model.partial"] for name in ("a", JOURNAL_NAME, "b")]
+    assert order == [step for steps in expected for step in steps]
+
+
+LIMITED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from offload.errors import WriteError
+from runtime.prepare.shards import PartialFolder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+partial = PartialFolder(Path(sys.argv[1]), {})
+with partial.begin():
+    for write, name, content in (
+        (partial.write_shard, "a", {"x": torch.zeros(50_000)}),
+        (partial.write_file, "b", bytes(200_000)),
+    ):
+        try:
+            write(name, content)
+        except WriteError as error:
+            print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_a_system_that_refuses_to_write_more_is_a_sentence(tmp_path: Path) -> None:
+    """No injected error: the kernel's own refusal, at the 100,000th byte."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "model")]
+    finished = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    sentences = [line.partition(" ")[2] for line in finished.stdout.splitlines()]
+    assert (
+        sentences
+        == [
+            "cannot be written: File too large; make room and run the same command again to go on "
+            "(what is finished is kept)"
+        ]
+        * 2
+    )
+    assert names(tmp_path / "model.partial") == {JOURNAL_NAME}
+
+
+def test_a_failure_that_names_no_cause_of_the_system_is_told_as_it_is(tmp_path: Path, monkeypatch) -> None:
+    def fail(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
+        raise SafetensorError("Error while serializing: something new")
+
+    partial = PartialFolder(tmp_path / "model", REQUEST)
+    with partial.begin():
+        monkeypatch.setattr(shards, "save_file", fail)
+        with pytest.raises(WriteError, match=r"a cannot be written: Error while serializing: something new; mend that"):
+            write(partial, "a")
+    assert names(partial.folder) == {JOURNAL_NAME}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
@@ -65,7 +169,7 @@ def test_a_damaged_file_is_not_finished(tmp_path: Path, damage: str) -> None:
             file.write_bytes(raw[:-1] if damage == "cut" else raw[:-1] + b"\x01")
         assert not partial.is_finished("a")
         assert partial.is_finished("b")
-    assert set(PartialFolder(tmp_path / "model", REQUEST).files) == {"b"}
+    assert set(PartialFolder(tmp_path / "model", REQUEST).shards) == {"b"}
 
 
 def test_another_request_is_refused_in_a_sentence_and_nothing_changes(tmp_path: Path) -> None:
@@ -136,7 +240,7 @@ def test_a_journal_left_in_the_finished_folder_is_only_removed(tmp_path: Path) -
     assert names(again.target) == {"a"}
 
 
-@pytest.mark.parametrize("journal", ["", "[]", "{}", '{"schema_version": 1, "request": {}, "files": {"a": {"x": 1}}}'])
+@pytest.mark.parametrize("journal", ["", "[]", "{}", '{"schema_version": 2, "request": {}, "shards": {"a": {"x": 1}}}'])
 def test_an_unreadable_journal_is_a_sentence(tmp_path: Path, journal: str) -> None:
     folder = tmp_path / "model.partial"
     folder.mkdir()
@@ -148,7 +252,7 @@ def test_an_unreadable_journal_is_a_sentence(tmp_path: Path, journal: str) -> No
 def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model.partial"
     folder.mkdir()
-    (folder / JOURNAL_NAME).write_text(json.dumps({"schema_version": 2, "request": REQUEST, "files": {}}))
+    (folder / JOURNAL_NAME).write_text(json.dumps({"schema_version": 1, "request": REQUEST, "files": {}}))
     with pytest.raises(BadInputError, match="another version"):
         PartialFolder(tmp_path / "model", REQUEST)
 

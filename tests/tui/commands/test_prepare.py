@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from offload.checkpoint import safetensors_writer
+from runtime.prepare import shards
 from tests.support.model_factory import save_tiny_model
 from tests.support.paths import ROOT
 from tui import cli
@@ -59,14 +60,14 @@ def test_bad_options_are_one_line_and_exit_code_2(source, capsys, options, sente
 
 
 def test_a_full_disk_is_one_line_and_exit_code_1_and_going_on_works(source, capsys, monkeypatch) -> None:
-    def full(file):
+    def full(tensors, file, **settings):
         if "00003" in file.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return file.open("wb")
+        save_file(tensors, file, **settings)
 
     options = ["--format", "nf4", "-o", str(source.parent / "prepared")]
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors_writer, "create_file", full)
+        patch.setattr(shards, "save_file", full)
         assert prepare(source, *options) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "No space left on device; make room and run the same command again" in err
