@@ -28,7 +28,7 @@ _BYTES_PER_UNIT = _byte_units()
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSpec:
+class LinkSpeed:
     """How fast a link is: a copy of n bytes occupies it for latency_seconds + n / bytes_per_second."""
 
     bytes_per_second: float
@@ -58,7 +58,7 @@ def parse_bytes(text: str) -> int:
     return round(quantity)
 
 
-def parse_link(text: str) -> LinkSpec:
+def parse_link(text: str) -> LinkSpeed:
     """A link from "25GB/s" or "25GB/s,10us": bytes per second and, optionally, the latency of each copy.
 
     Raises:
@@ -72,7 +72,7 @@ def parse_link(text: str) -> LinkSpec:
         raise BadInputError(
             f"'{text}' is not a link: write a bandwidth above 0 and perhaps a latency, as in 25GB/s or 25GB/s,10us."
         )
-    return LinkSpec(bytes_per_second=bytes_per_second, latency_seconds=latency_seconds)
+    return LinkSpeed(bytes_per_second=bytes_per_second, latency_seconds=latency_seconds)
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -88,7 +88,7 @@ def format_bytes(num_bytes: float) -> str:
     return f"{sign}{size:.{num_decimals}f} {'KMGT'[unit_index - 1]}B"
 
 
-def format_link(link: LinkSpec) -> str:
+def format_link(link: LinkSpeed) -> str:
     """A link for a person, in the form that `parse_link` reads: "25.0GB/s,10us"."""
     rate = format_bytes(link.bytes_per_second).replace(" ", "") + "/s"
     return rate if link.latency_seconds == 0 else f"{rate},{link.latency_seconds * 1e6:g}us"

@@ -14,7 +14,7 @@ import torch
 
 from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.errors import PassCancelledError
-from offload.units import LinkSpec
+from offload.units import LinkSpeed
 
 WaitUntil: TypeAlias = Callable[[float, threading.Event | None], None]
 """Blocks until the clock shows the given time, or until the event is set."""
@@ -35,7 +35,7 @@ class EmulatedLink:
     def __init__(
         self,
         engine: CopyEngine,
-        link: LinkSpec,
+        link: LinkSpeed,
         *,
         clock: Callable[[], float] = time.perf_counter,
         wait: WaitUntil = wait_until,

@@ -5,7 +5,7 @@ Made of a built-in reference machine, or by `this_machine` of the one that the p
 
 from dataclasses import dataclass, replace
 
-from offload.units import LinkSpec, format_bytes, format_link
+from offload.units import LinkSpeed, format_bytes, format_link
 from profiles.builtin_profiles import Figure, ReferenceMachine, builtin_machine
 from profiles.machine_profile import DeviceIdentity
 from runtime.fit.device_speed import Basis, DeviceSpeed, Rate, speed_of_data_sheet
@@ -58,13 +58,13 @@ class PlanMachine:
         )
         return (*links, ("computing", self.speed.basis, self.speed.source))
 
-    def with_link(self, link: LinkSpec) -> "PlanMachine":
+    def with_link(self, link: LinkSpeed) -> "PlanMachine":
         """The same behind another link, which is an emulated one where the device is the processor."""
         rate = Rate(link.bytes_per_second, Basis.GIVEN, f"--link {format_link(link)}")
         memory = replace(self.memory, is_link_emulated=self.memory.is_cpu)
         return replace(self, link=rate, link_latency_seconds=link.latency_seconds, pcie_generation=None, memory=memory)
 
-    def with_disk(self, disk: LinkSpec) -> "PlanMachine":
+    def with_disk(self, disk: LinkSpeed) -> "PlanMachine":
         """The same with another disk."""
         return replace(self, disk=Rate(disk.bytes_per_second, Basis.GIVEN, f"--disk {format_link(disk)}"))
 

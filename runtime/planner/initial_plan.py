@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from offload.residency_plan import Tier
-from offload.units import LinkSpec, parse_link
+from offload.units import LinkSpeed, parse_link
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
 from runtime.engine.session_plan import SessionPlan
@@ -104,18 +104,18 @@ class InitialPlan:
                 seconds.append(max(way.copy_seconds(size) for way in ways if way is not None))
         return seconds
 
-    def _speeds(self, plan: SessionPlan) -> tuple[LinkSpec | None, LinkSpec | None]:
+    def _speeds(self, plan: SessionPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
         config, machine = plan.config, self.machine
         link = disk = None
         if config.link is not None:
             link = parse_link(config.link)
         elif not plan.is_host and machine is not None and machine.link_bytes_per_second is not None:
-            link = LinkSpec(machine.link_bytes_per_second, machine.link_latency_seconds or 0.0)
+            link = LinkSpeed(machine.link_bytes_per_second, machine.link_latency_seconds or 0.0)
         if config.disk_link is not None:
             disk = parse_link(config.disk_link)
         elif machine is not None and machine.disk_bytes_per_second is not None:
-            disk = LinkSpec(machine.disk_bytes_per_second)
+            disk = LinkSpeed(machine.disk_bytes_per_second)
         return link, disk
 
 

@@ -10,7 +10,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.layer_streamer import LayerStreamer, SlotState
 from offload.pass_statistics import PassStatistics
 from offload.pipeline_model import PipelineParts, simulate
-from offload.units import LinkSpec
+from offload.units import LinkSpeed
 from tests.support.fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 from tests.support.numbered_layers import make_layers, run_pass
 
@@ -83,7 +83,7 @@ def test_the_schedule_is_exactly_that_of_the_pipeline_model(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_an_emulated_link_follows_the_pipeline_model_too(seed: int) -> None:
     """With the real EmulatedLink, each layer's tau is latency + bytes / bandwidth."""
-    link_spec = LinkSpec(bytes_per_second=7.0, latency_seconds=0.3)
+    link_spec = LinkSpeed(bytes_per_second=7.0, latency_seconds=0.3)
     drawn = random_scenario(seed)
     copy_seconds = tuple(
         None if tau is None else link_spec.copy_seconds(index + 1) for index, tau in enumerate(drawn.parts.copy_seconds)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload.units import PAGE_BYTES, LinkSpec, format_bytes, format_link, parse_bytes, parse_link, round_up_to_page
+from offload.units import PAGE_BYTES, LinkSpeed, format_bytes, format_link, parse_bytes, parse_link, round_up_to_page
 from profiles.errors import BadInputError
 
 
@@ -43,16 +43,16 @@ def test_what_is_not_a_size_is_refused_with_the_text_itself(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "link"),
     [
-        ("25GB/s", LinkSpec(25e9)),
-        ("1.5GiB/s", LinkSpec(1.5 * 2**30)),
-        ("25GB/s,10us", LinkSpec(25e9, 10 * 1e-6)),
-        ("25GB/s,10µs", LinkSpec(25e9, 10 * 1e-6)),
-        ("25 gb/s , 1ms", LinkSpec(25e9, 1e-3)),
-        ("300MB/s,0.5s", LinkSpec(300e6, 0.5)),
-        ("300MB/S,0s", LinkSpec(300e6, 0.0)),
+        ("25GB/s", LinkSpeed(25e9)),
+        ("1.5GiB/s", LinkSpeed(1.5 * 2**30)),
+        ("25GB/s,10us", LinkSpeed(25e9, 10 * 1e-6)),
+        ("25GB/s,10µs", LinkSpeed(25e9, 10 * 1e-6)),
+        ("25 gb/s , 1ms", LinkSpeed(25e9, 1e-3)),
+        ("300MB/s,0.5s", LinkSpeed(300e6, 0.5)),
+        ("300MB/S,0s", LinkSpeed(300e6, 0.0)),
     ],
 )
-def test_links_are_a_bandwidth_and_an_optional_latency(text: str, link: LinkSpec) -> None:
+def test_links_are_a_bandwidth_and_an_optional_latency(text: str, link: LinkSpeed) -> None:
     assert parse_link(text) == link
 
 
@@ -66,7 +66,7 @@ def test_what_is_not_a_link_is_refused(text: str) -> None:
 
 
 def test_a_copy_occupies_the_link_for_latency_plus_transfer() -> None:
-    assert LinkSpec(bytes_per_second=1000.0, latency_seconds=0.5).copy_seconds(2000) == 2.5
+    assert LinkSpeed(bytes_per_second=1000.0, latency_seconds=0.5).copy_seconds(2000) == 2.5
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_sizes_are_printed_with_three_figures(num_bytes: float, text: str) -> No
 
 
 def test_printed_links_can_be_read_again() -> None:
-    assert format_link(LinkSpec(25e9, 10e-6)) == "25.0GB/s,10us"
-    assert parse_link(format_link(LinkSpec(25e9))) == LinkSpec(25e9)
+    assert format_link(LinkSpeed(25e9, 10e-6)) == "25.0GB/s,10us"
+    assert parse_link(format_link(LinkSpeed(25e9))) == LinkSpeed(25e9)
 
 
 def test_sizes_are_rounded_up_to_whole_pages() -> None:

@@ -14,7 +14,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import PassCancelledError
 from offload.layer_streamer import LayerStreamer
-from offload.units import LinkSpec
+from offload.units import LinkSpeed
 from tests.support.fakes import PoisoningEngine
 
 
@@ -93,7 +93,7 @@ def test_a_soak_of_cancelled_passes_leaves_nothing_behind(tmp_path: Path) -> Non
         assert layer_bytes(sources[index], slab) == expected[index]
 
     base = HostCopyEngine(num_threads=3, block_bytes=8192, direct=False)
-    engine: CopyEngine = EmulatedLink(PoisoningEngine(base), LinkSpec(bytes_per_second=1e9, latency_seconds=1e-5))
+    engine: CopyEngine = EmulatedLink(PoisoningEngine(base), LinkSpeed(bytes_per_second=1e9, latency_seconds=1e-5))
     with LayerStreamer(sources, engine, num_slots=2) as streamer:
         num_complete = soak(streamer, rng, check)
         assert 0 < num_complete < 200

@@ -11,7 +11,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.memory import allocate_slab
-from offload.units import PAGE_BYTES, LinkSpec
+from offload.units import PAGE_BYTES, LinkSpeed
 from tests.support.fake_accelerator import FakeAccelerator
 from tests.support.fakes import InstantEngine
 
@@ -22,7 +22,7 @@ def open_engine(kind: str) -> CopyEngine:
     if kind == "accelerator":
         return AcceleratorCopyEngine(FakeAccelerator())
     if kind == "emulated":
-        return EmulatedLink(HostCopyEngine(num_threads=1), LinkSpec(1e12))
+        return EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(1e12))
     if kind == "staged":
         return StagedCopyEngine(HostCopyEngine(num_threads=1), HostCopyEngine(num_threads=1), [allocate_slab(1)])
     return InstantEngine() if kind == "instant" else HostCopyEngine(num_threads=1)

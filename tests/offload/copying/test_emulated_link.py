@@ -9,10 +9,10 @@ import torch
 from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink, wait_until
 from offload.errors import LinkError, PassCancelledError
-from offload.units import LinkSpec
+from offload.units import LinkSpeed
 from tests.support.fakes import ExclusiveLink, InstantEngine, VirtualClock
 
-LINK = LinkSpec(bytes_per_second=100.0, latency_seconds=0.5)
+LINK = LinkSpeed(bytes_per_second=100.0, latency_seconds=0.5)
 
 
 def source(num_bytes: int) -> HostSource:

@@ -19,7 +19,7 @@ from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab
 from offload.pipeline_model import PipelineParts, round_seconds
-from offload.units import PAGE_BYTES, LinkSpec
+from offload.units import PAGE_BYTES, LinkSpeed
 from tests.support.fakes import InstantEngine
 
 SLAB_BYTES = 2 * PAGE_BYTES
@@ -274,7 +274,7 @@ def test_the_thread_that_feeds_the_link_may_die_and_the_next_pass_works(
 
 def test_a_wait_for_a_stage_can_be_cancelled(file: Path) -> None:
     engine = StagedCopyEngine(
-        EmulatedLink(HostCopyEngine(num_threads=1), LinkSpec(1.0)), HostCopyEngine(num_threads=1), stages(1)
+        EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(1.0)), HostCopyEngine(num_threads=1), stages(1)
     )
     copy = engine.start(disk_layer(file, 0), allocate_slab(SLAB_BYTES))
     cancel = threading.Event()
@@ -289,7 +289,7 @@ def test_a_wait_for_a_stage_can_be_cancelled(file: Path) -> None:
 
 def test_closing_fails_what_is_queued(file: Path) -> None:
     engine = StagedCopyEngine(
-        EmulatedLink(HostCopyEngine(num_threads=1), LinkSpec(1.0)), HostCopyEngine(num_threads=1), stages(1)
+        EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(1.0)), HostCopyEngine(num_threads=1), stages(1)
     )
     copy = engine.start(disk_layer(file, 0), allocate_slab(SLAB_BYTES))
     engine.close()
@@ -312,7 +312,9 @@ def test_pageable_memory_may_need_a_stage_too(file: Path) -> None:
     assert set(map(id, reader.started)) == {id(pageable)}
 
 
-def real_round(layers: Sequence[StreamedLayer], disk: LinkSpec, link: LinkSpec, compute: float) -> tuple[float, float]:
+def real_round(
+    layers: Sequence[StreamedLayer], disk: LinkSpeed, link: LinkSpeed, compute: float
+) -> tuple[float, float]:
     reader = EmulatedLink(HostCopyEngine(num_threads=1), disk)
     with (
         StagedCopyEngine(reader, EmulatedLink(HostCopyEngine(num_threads=1), link), stages(2)) as engine,
@@ -330,7 +332,7 @@ def test_a_pass_costs_the_slower_link_not_the_sum(
 ) -> None:
     """Six host and four disk layers: the model says max, and a real run with two emulated links agrees within 5 %."""
     kinds = "hdhhdhdhhd"
-    disk, link = LinkSpec(SLAB_BYTES / disk_seconds), LinkSpec(SLAB_BYTES / link_seconds)
+    disk, link = LinkSpeed(SLAB_BYTES / disk_seconds), LinkSpeed(SLAB_BYTES / link_seconds)
 
     def predict(compute_seconds: float) -> PipelineParts:
         return PipelineParts(
