@@ -9,26 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiles.acceptance import ForcedPosition
-from profiles.machine_profile import DeviceIdentity, PinBudgetSource
+from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import FEW_POSITIONS, ModelIdentity
 
 KIB, MIB = 1 << 10, 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class MachineFacts:
-    """What needs no stopwatch."""
-
-    device: DeviceIdentity
-    """Where it computes."""
-    device_memory_bytes: int
-    """All of the device's memory."""
-    host_memory_bytes: int
-    """All of the machine's memory."""
-    pin_budget_bytes: int | None
-    """Host memory that may be pinned; None where no figure was looked for."""
-    pin_budget_source: PinBudgetSource
-    """How that was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +40,8 @@ class PairFacts:
 class CalibrationProbes(Protocol):
     """Times one thing once; seconds."""
 
-    def machine(self) -> MachineFacts:
-        """Device, memory and pin budget; asking the driver may take seconds."""
+    def machine(self) -> MachineProfile:
+        """Device, memory, pin budget and today's date, nothing timed; asking the driver may take seconds."""
 
     def pair(self) -> PairFacts:
         """The models and their session."""

@@ -2,24 +2,33 @@
 
 Every part has a share of the time; sizes come in order, one that would not end within its share is left out, and a law
 fitted to the measured ones gives the rest of the grid, flagged. The texts that acceptance is measured on come last and
-get all the time that is left. Is handed probes and a clock; knows no torch, no file and no terminal.
+get all the time that is left. Where weights stream, the passes of a few texts more cost nothing until their computation
+shows; but every text of the coolest temperature needs a prompt of its own, which both models read first.
 """
 
+import math
 import statistics
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 from profiles.acceptance import AcceptanceSummary
-from profiles.calibration_probes import CalibrationProbes, CalibrationScope, MachineFacts, PairFacts
-from profiles.cost_fit import CostSample, fill_passes, fill_steps, fit_costs, rate_and_latency
+from profiles.calibration_probes import CalibrationProbes, CalibrationScope, PairFacts
+from profiles.costs import (
+    LEAST_SECONDS,
+    CostLaw,
+    Overlap,
+    fill_passes,
+    fill_steps,
+    fit_costs,
+    measure_overlap,
+    rate_and_latency,
+)
 from profiles.errors import BadInputError
 from profiles.machine_profile import MachineProfile, TransferSample
-from profiles.pair_profile import PairProfile, WalkCost
-from profiles.slowdown import Overlap, OverlapLimits, measure_overlap
+from profiles.pair_profile import PairProfile, PassCost, WalkCost
 from profiles.steps import relabel
-from profiles.text_plan import TextPlan
 
 _SAFETY_SECONDS = 1.0
 """Kept back for what comes after the last measurement."""
@@ -27,6 +36,10 @@ _TEXTS_MARGIN = 1.2
 """Texts take at most so many times what they are expected to."""
 _MAX_TRANSFERS = 32
 """Runs of one size of copy or read."""
+_SLOWER = 2.0
+"""Writing one more token of each text may take this much longer than with one text of each temperature."""
+_JUDGING_SECONDS = 0.01
+"""What verification's outcome at one position takes to compute, with a large vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,56 +85,107 @@ class CalibrationResult:
         return (*rough, f"{sentence}; calibrate again without --quick") if unseen else rough
 
 
-_Progress = Generator[CalibrationProgress, None, list[CostSample]]
+Returned = TypeVar("Returned")
+_Progress = Generator[CalibrationProgress, None, Returned]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlan:
+    """How many texts a calibration writes at a time, from what passes and draft steps cost."""
+
+    facts: PairFacts
+    """The prompts' tokens."""
+    scope: CalibrationScope
+    """How many texts there may be."""
+    target: CostLaw
+    """Of the target's passes."""
+    draft: CostLaw
+    """Of draft steps."""
+    copy_seconds: float
+    """All copies of a pass; 0 where nothing streams."""
+
+    def split(self, count: int, temperatures: Sequence[float]) -> dict[float, int]:
+        """Texts by temperature where a sampled one gets `count`, 1 or more; a single one is worth the same anywhere."""
+        num_greedy = count * self.scope.greedy_per_sampled if count > 1 else 1
+        return {temperature: num_greedy if temperature == 0 else count for temperature in temperatures}
+
+    def prompt_seconds(self, texts: Mapping[float, int]) -> float:
+        """What the prompts of these texts take to read; texts of all temperatures share them."""
+        prompts = self.facts.prompt_tokens
+        return self._pass_seconds(prompts[min(max(texts.values()), len(prompts)) - 1])
+
+    def step_seconds(self, texts: Mapping[float, int]) -> float:
+        """What one more token of each text takes."""
+        rows = sum(texts.values())
+        return self._pass_seconds(rows) + _JUDGING_SECONDS * rows
+
+    def most_at_once(self, room_seconds: float, temperatures: Sequence[float]) -> dict[float, int]:
+        """As many texts as hardly slow a step, or as all get their tokens; prompts may take a third of the room.
+
+        What a prediction's error shrinks with is the number of texts, more than that of positions.
+        """
+        least = self.step_seconds(self.split(1, temperatures))
+
+        def is_affordable(count: int) -> bool:
+            texts = self.split(count, temperatures)
+            prompt_seconds = self.prompt_seconds(texts)
+            longest = max(_SLOWER * least, (room_seconds - prompt_seconds) / self.scope.min_text_steps)
+            return self.step_seconds(texts) <= longest and prompt_seconds <= room_seconds / 3
+
+        counts = range(1, self.scope.max_texts // self.scope.greedy_per_sampled + 1)
+        return self.split(max(filter(is_affordable, counts), default=1), temperatures)
+
+    def most_positions(self, room_seconds: float, temperatures: Sequence[float]) -> tuple[dict[float, int], int]:
+        """(texts, the fewest positions of a temperature) with which the most are seen in the time, prompts and all.
+
+        Greedy texts of one prompt are all the same, so that there are no more than prompts. One text of each and no
+        position if there is no time for any.
+        """
+
+        def num_positions(count: int) -> int:
+            texts = self.split(count, temperatures)
+            return count * max(0, math.floor((room_seconds - self.prompt_seconds(texts)) / self.step_seconds(texts)))
+
+        most = min(self.scope.max_texts, len(self.facts.prompt_tokens)) // self.scope.greedy_per_sampled
+        best = max(range(1, max(1, most) + 1), key=num_positions)
+        return self.split(best, temperatures), num_positions(best)
+
+    def _pass_seconds(self, num_tokens: int) -> float:
+        return max(self.copy_seconds, self.target(num_tokens)) + self.draft(num_tokens)
 
 
 @dataclass(slots=True)
 class Calibrator:
-    """One calibration; iterate over `run`."""
+    """One calibration, with `probes` that measure and a `clock` of which only differences count."""
 
     probes: CalibrationProbes
-    """What it measures with."""
     scope: CalibrationScope
-    """How far it goes."""
     clock: Callable[[], float]
-    """Seconds; only differences count."""
     began: float
     """What the clock showed when the command began."""
-    today: date
-    """The day that the profiles are dated."""
     _measuring_since: float = field(init=False, default=0.0)
 
-    def run(self) -> Iterator[CalibrationProgress | CalibrationResult]:
-        """Yield progress, and last the result. Raises BadInputError if the session has no room for a single token."""
+    def run(self) -> _Progress[CalibrationResult]:
+        """Yield progress, and return the result. Raises BadInputError if the session has no room for a single token."""
         self._measuring_since = self.clock()
-        facts = self.probes.pair()
+        facts, scope = self.probes.pair(), self.scope
         yield self._progress("memory and pin budget")
         machine = self.probes.machine()
-        link = yield from self._transfers("copies to the device", self.probes.time_link)
-        disk = yield from self._transfers("reads from disk", self.probes.time_disk)
+        machine = yield from self._transfers(machine)
         steps = yield from self._draft_steps(facts)
         passes = yield from self._passes(facts)
         walks = yield from self._walks(facts)
         overlap = yield from self._overlap(facts, passes)
-        summary = AcceptanceSummary()
         copy_seconds = 0.0 if overlap is None else overlap.copy_seconds
-        scope = self.scope
-        plan = TextPlan(
-            facts,
-            target=fit_costs(passes),
-            draft=fit_costs(steps),
-            copy_seconds=copy_seconds,
-            max_texts=scope.max_texts,
-            greedy_per_sampled=scope.greedy_per_sampled,
-            min_text_steps=scope.min_text_steps,
-        )
+        summary = AcceptanceSummary()
+        plan = TextPlan(facts, scope, fit_costs(passes), fit_costs(steps), copy_seconds)
         num_texts = yield from self._texts(summary, plan)
         pair = PairProfile(
             device=machine.device,
             target=facts.target,
             draft=facts.draft,
             compute_dtype=facts.compute_dtype,
-            measured_at=self.today,
+            measured_at=machine.measured_at,
             draft_steps=tuple(fill_steps(steps, widths=scope.widths)),
             pass_costs=tuple(fill_passes(passes, sizes=scope.tree_sizes, contexts=scope.contexts)),
             walk_costs=tuple(WalkCost(sample.num_tokens, sample.seconds) for sample in walks),
@@ -129,9 +193,8 @@ class Calibrator:
             compute_slowdown=0.0 if overlap is None else overlap.compute_slowdown or 0.0,
             copy_slowdown=0.0 if overlap is None else overlap.copy_slowdown or 0.0,
         )
-        profile = _machine_profile(machine, link, disk, self.today)
         unseen = tuple(sorted(set(scope.temperatures) - set(summary.temperatures)))
-        yield CalibrationResult(profile, pair, num_texts, overlap, self.clock() - self.began, unseen)
+        return CalibrationResult(machine, pair, num_texts, overlap, self.clock() - self.began, unseen)
 
     @property
     def _deadline(self) -> float:
@@ -146,10 +209,25 @@ class Calibrator:
         measuring = max(0.0, self._deadline - self._measuring_since)
         return min(self._deadline - self.scope.texts_share * measuring, self.clock() + share * measuring)
 
-    def _transfers(
+    def _transfers(self, machine: MachineProfile) -> _Progress[MachineProfile]:
+        """Add what the link and the disk were measured to carry."""
+        link = yield from self._transfer_samples("copies to the device", self.probes.time_link)
+        disk = yield from self._transfer_samples("reads from disk", self.probes.time_disk)
+        (link_rate, link_latency), (disk_rate, disk_latency) = rate_and_latency(link), rate_and_latency(disk)
+        return replace(
+            machine,
+            link_bytes_per_second=link_rate,
+            link_latency_seconds=link_latency,
+            disk_bytes_per_second=disk_rate,
+            disk_latency_seconds=disk_latency,
+            link_samples=link,
+            disk_samples=disk,
+        )
+
+    def _transfer_samples(
         self, what: str, time_one: Callable[[int], float | None]
-    ) -> Generator[CalibrationProgress, None, tuple[TransferSample, ...]]:
-        """Medians by size, as far as the time goes; () where it cannot be measured."""
+    ) -> _Progress[tuple[TransferSample, ...]]:
+        """Return medians by size, as far as the time goes; () where it cannot be measured."""
         sizes, samples = self.scope.transfer_bytes, list[TransferSample]()
         until = self._until(self.scope.transfers_share)
         seconds_each = (until - self.clock()) / len(sizes)
@@ -169,13 +247,13 @@ class Calibrator:
             samples.append(TransferSample(num_bytes, statistics.median(runs)))
         return tuple(samples)
 
-    def _draft_steps(self, facts: PairFacts) -> _Progress:
+    def _draft_steps(self, facts: PairFacts) -> _Progress[list[PassCost]]:
         context = max(0, min(self.scope.step_context_tokens, facts.cache_tokens - self.scope.widths[-1]))
         cells = [(width, context) for width in self.scope.widths if context + width <= facts.cache_tokens]
         until = self._until(self.scope.draft_share)
         return (yield from self._grid("draft steps of {0}", cells, self.probes.time_draft_step, until=until))
 
-    def _passes(self, facts: PairFacts) -> _Progress:
+    def _passes(self, facts: PairFacts) -> _Progress[list[PassCost]]:
         """All sizes behind the first context, then a few behind the others, as far as memory and time go."""
         scope, until = self.scope, self._until(self.scope.passes_share)
         first, *later = [context for context in scope.contexts if _fits(facts, 1, context)] or [0]
@@ -188,13 +266,12 @@ class Calibrator:
         samples = yield from self._grid(label, cells, time_one, until=first_until)
         return samples + (yield from self._grid(label, in_context, time_one, until=until, known=samples))
 
-    def _walks(self, facts: PairFacts) -> _Progress:
+    def _walks(self, facts: PairFacts) -> _Progress[list[PassCost]]:
         cells = [(size, 0) for size in self.scope.walk_sizes if _fits(facts, size, 0)]
         until = self._until(self.scope.walks_share)
-        return (yield from self._grid("walks over {0} nodes", cells, self._time_walk, until=until))
-
-    def _time_walk(self, num_nodes: int, context_tokens: int) -> float:
-        return self.probes.time_walk(num_nodes)
+        return (
+            yield from self._grid("walks over {0} nodes", cells, lambda n, _: self.probes.time_walk(n), until=until)
+        )
 
     def _grid(
         self,
@@ -203,15 +280,15 @@ class Calibrator:
         time_one: Callable[[int, int], float],
         *,
         until: float,
-        known: Sequence[CostSample] = (),
-    ) -> _Progress:
+        known: Sequence[PassCost] = (),
+    ) -> _Progress[list[PassCost]]:
         """Medians of the cells (size, context), in order, without those that would not end in time.
 
         If nothing is known, the first, after a run that warms up, and the one in the middle come first and in any case:
         no law can be fitted to less. A cell is expected to take what the law of those before says, or what the largest
         of them took in proportion, whichever is more.
         """
-        samples: list[CostSample] = []
+        samples: list[PassCost] = []
         num_forced = 0 if known else 2
         if not known and cells:
             time_one(*cells[0])
@@ -225,7 +302,7 @@ class Calibrator:
                 if self.clock() + max(fit_costs(before)(size, context), in_proportion) > until:
                     continue
             yield self._progress(label.format(size, context))
-            samples.append(CostSample(size, context, self._median(partial(time_one, size, context), until)))
+            samples.append(PassCost(size, context, self._median(partial(time_one, size, context), until)))
         return sorted(samples, key=lambda sample: (sample.context_tokens, sample.num_tokens))
 
     def _median(self, time_one: Callable[[], float], until: float) -> float:
@@ -235,25 +312,24 @@ class Calibrator:
             if self.clock() + runs[-1] > until:
                 break
             runs.append(time_one())
-        return statistics.median(runs)
+        return max(statistics.median(runs), LEAST_SECONDS)
 
-    def _overlap(
-        self, facts: PairFacts, passes: Sequence[CostSample]
-    ) -> Generator[CalibrationProgress, None, Overlap | None]:
+    def _overlap(self, facts: PairFacts, passes: Sequence[PassCost]) -> _Progress[Overlap | None]:
         if not facts.is_streamed:
             return None
         until = self._until(self.scope.overlap_share)
         context = min(sample.context_tokens for sample in passes)
-        limits = OverlapLimits(
+        looks = measure_overlap(
+            self.probes,
+            fit_costs(passes),
             max_tokens=min(facts.max_pass_tokens, facts.cache_tokens - context),
             context_tokens=context,
             num_looks=self.scope.overlap_looks,
             has_time=lambda seconds: self.clock() + seconds <= until,
         )
-        looks = measure_overlap(self.probes, fit_costs(passes), limits)
         return (yield from relabel(looks, self._progress))
 
-    def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> Generator[CalibrationProgress, None, int]:
+    def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> _Progress[int]:
         """Write texts until the time is up, at least one token each; returns how many were begun.
 
         Where the time is too short for the positions that each temperature needs, the coolest gets all of it: half of
@@ -288,28 +364,3 @@ class Calibrator:
 
 def _fits(facts: PairFacts, size: int, context: int) -> bool:
     return size <= facts.max_pass_tokens and size + context <= facts.cache_tokens
-
-
-def _machine_profile(
-    facts: MachineFacts, link: Sequence[TransferSample], disk: Sequence[TransferSample], today: date
-) -> MachineProfile:
-    link_rate, link_latency = _rate(link)
-    disk_rate, disk_latency = _rate(disk)
-    return MachineProfile(
-        device=facts.device,
-        device_memory_bytes=facts.device_memory_bytes,
-        host_memory_bytes=facts.host_memory_bytes,
-        pin_budget_bytes=facts.pin_budget_bytes,
-        pin_budget_source=facts.pin_budget_source,
-        measured_at=today,
-        link_bytes_per_second=link_rate,
-        link_latency_seconds=link_latency,
-        disk_bytes_per_second=disk_rate,
-        disk_latency_seconds=disk_latency,
-        link_samples=tuple(link),
-        disk_samples=tuple(disk),
-    )
-
-
-def _rate(samples: Sequence[TransferSample]) -> tuple[float, float] | tuple[None, None]:
-    return rate_and_latency([(item.num_bytes, item.seconds) for item in samples]) if samples else (None, None)

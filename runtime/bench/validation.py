@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from offload.layer_streamer import ResidentLayer
 from profiles.calibration_probes import CalibrationScope
-from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
+from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
+from profiles.steps import relabel
 from runtime.bench.round_check import LinkCheck, check_link, time_shapes
 from runtime.bench.text_ranks import rank_tokens
 from runtime.bench.tree_yield import Ranks, count_yield
@@ -172,14 +172,12 @@ def _calibrate(
     opened: OpenSession, name: str, requests: Sequence[PromptRequest], scope: CalibrationScope, cache_folder: Path
 ) -> Generator[str, None, CalibrationResult]:
     probes = SessionProbes(opened, requests, state_folder=cache_folder)
-    calibrator = Calibrator(probes, scope, clock=time.monotonic, began=time.monotonic(), today=date.today())
-    for step in calibrator.run():
-        if isinstance(step, CalibrationProgress):
-            yield f"{name}: calibrating, {step.what}; about {step.left_seconds:.0f} s left"
-        else:
-            opened.session.engine.truncate(0)
-            return step
-    raise AssertionError("a calibration ends with its result")
+    calibrator = Calibrator(probes, scope, clock=time.monotonic, began=time.monotonic())
+    result = yield from relabel(
+        calibrator.run(), lambda step: f"{name}: calibrating, {step.what}; about {step.left_seconds:.0f} s left"
+    )
+    opened.session.engine.truncate(0)
+    return result
 
 
 def _write_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Generator[str, None, list[Ranks]]:

@@ -6,6 +6,7 @@ behind a context of zeros: what products cost does not depend on what they multi
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from offload.copying.copy_engine import DiskSource
 from offload.copying.rates import COPY_BYTES, measure_copy_rate
 from offload.device import device_memory, identify_device
 from offload.memory import allocate_read_slab
-from offload.pinning.pin_budget import find_pin_budget
+from offload.pinning.pin_budget import PinBudget, find_pin_budget
 from offload.units import PAGE_BYTES
 from profiles.acceptance import ForcedPosition
-from profiles.calibration_probes import MachineFacts, PairFacts
-from profiles.machine_profile import PinBudgetSource
+from profiles.calibration_probes import PairFacts
+from profiles.machine_profile import MachineProfile, PinBudgetSource
 from runtime.calibration.acceptance_probe import TextWriter
 from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
 from runtime.engine.assembly import OpenSession
@@ -57,15 +58,17 @@ class SessionProbes:
         self._read_offset = 0
         engine.truncate(0)
 
-    def machine(self) -> MachineFacts:
+    def machine(self) -> MachineProfile:
         """See CalibrationProbes."""
         device, host_bytes = self._opened.plan.device, int(psutil.virtual_memory().total)
-        if device.type == "cpu":
-            return MachineFacts(identify_device(device), host_bytes, host_bytes, None, PinBudgetSource.NOT_LIMITED)
-        memory = device_memory(device)
-        budget = find_pin_budget(device, self._state_folder)
-        total = 0 if memory is None else memory.total_bytes
-        return MachineFacts(identify_device(device), total, host_bytes, budget.num_bytes, budget.source)
+        device_bytes, budget = host_bytes, PinBudget(None, PinBudgetSource.NOT_LIMITED)
+        if device.type != "cpu":
+            memory = device_memory(device)
+            device_bytes = 0 if memory is None else memory.total_bytes
+            budget = find_pin_budget(device, self._state_folder)
+        return MachineProfile(
+            identify_device(device), device_bytes, host_bytes, budget.num_bytes, budget.source, date.today()
+        )
 
     def pair(self) -> PairFacts:
         """See CalibrationProbes."""

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from profiles.acceptance import ForcedPosition
-from profiles.calibration_probes import MachineFacts, PairFacts
-from profiles.cost_fit import CostLaw
-from profiles.machine_profile import PinBudgetSource
+from profiles.calibration_probes import PairFacts
+from profiles.costs import CostLaw
+from profiles.machine_profile import MachineProfile
 from tests.support.fakes import VirtualClock
-from tests.support.profile_factory import DEVICE, PAIR
+from tests.support.profile_factory import PAIR, machine_profile
 
 LINK_BYTES_PER_SECOND, DISK_BYTES_PER_SECOND = 20e9, 1.5e9
 LATENCY_SECONDS = 1e-4
@@ -38,8 +38,8 @@ class LawfulProbes:
         self.clock.now += seconds * self.slower
         return seconds * self.slower
 
-    def machine(self) -> MachineFacts:
-        return MachineFacts(DEVICE, 16_000_000_000, 64_000_000_000, 3_000_000_000, PinBudgetSource.REFUSED)
+    def machine(self) -> MachineProfile:
+        return machine_profile()
 
     def pair(self) -> PairFacts:
         return PairFacts(

@@ -7,10 +7,9 @@ goes to stdout. Nothing is written before everything is measured. Does not know 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +19,7 @@ from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrat
 from profiles.errors import ProfileError
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
+from profiles.steps import finish
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from runtime.sampling_params import SamplingParams
@@ -82,8 +82,7 @@ def calibrate(
         from runtime.calibration.probes import SessionProbes
 
         probes = SessionProbes(opened, requests, state_folder=cache_folder())
-        calibrator = Calibrator(probes, scope, clock=time.monotonic, began=began, today=date.today())
-        result = _show(calibrator.run(), console)
+        result = _show(Calibrator(probes, scope, clock=time.monotonic, began=began).run(), console)
     kept, notes = _joined(result, is_link_emulated=config.link is not None)
     pair_path = save_pair_profile(cache_folder(), kept)
     machine_path = save_machine_profile(cache_folder(), result.machine)
@@ -127,20 +126,17 @@ def _positions(pair: PairProfile) -> int:
     return sum(table.num_positions[0] for table in pair.acceptance)
 
 
-def _show(steps: Iterator[CalibrationProgress | CalibrationResult], console: "Console") -> CalibrationResult:
-    """Run a calibration under a line that says what is measured and how long it will take; returns its result."""
+def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], console: "Console") -> CalibrationResult:
+    """Run a calibration under a line that says what is measured and how long it will take; return its result."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("calibrating", total=None)
-        for step in steps:
-            if isinstance(step, CalibrationResult):
-                return step
-            bar.update(
-                task,
-                description=f"{step.what}; about {step.left_seconds:.0f} s left",
-                completed=step.done_seconds,
-                total=step.done_seconds + step.left_seconds,
-            )
-    raise AssertionError("a calibration ends with its result")
+
+        def show(step: CalibrationProgress) -> None:
+            what = f"{step.what}; about {step.left_seconds:.0f} s left"
+            total = step.done_seconds + step.left_seconds
+            bar.update(task, description=what, completed=step.done_seconds, total=total)
+
+        return finish(steps, show)

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from profiles.calibrator import CalibrationResult
-from profiles.slowdown import Overlap
+from profiles.costs import Overlap
 from tests.support.profile_factory import PAIR, machine_profile
 from tui.commands.calibration_report import calibration_lines, calibration_record
 
