@@ -170,7 +170,7 @@ def _show_all(
 
 def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
     """The same choices with the device budget that they would get now, so that two sessions get the same one."""
-    from runtime.engine.assembly import plan_memory
+    from runtime.engine.loading import plan_memory
     from runtime.engine.model_folders import locate_models
 
     target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)

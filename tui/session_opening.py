@@ -19,7 +19,7 @@ from tui.terminal_text import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.engine.assembly import OpenSession
+    from runtime.engine.loading import OpenSession
 
 _Returned = TypeVar("_Returned")
 
@@ -33,8 +33,8 @@ def open_session_in_sight(
 
     target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
     console.print(f"opening {one_line(str(target))}", markup=False)
-    with uncollected("runtime.engine.assembly"):
-        from runtime.engine.assembly import load_session
+    with uncollected("runtime.engine.loading"):
+        from runtime.engine.loading import load_session
 
     with ExitStack() as stack:
         loading = load_session(

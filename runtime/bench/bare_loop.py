@@ -19,7 +19,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.rates import measure_raw_link
 from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 
 
 def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:

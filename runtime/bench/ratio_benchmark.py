@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from profiles.steps import finish
 from runtime.bench.round_parts import PROMPT_TOKENS
-from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Event, Finished, GenerationStatistics, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TreeTopology
 
 STEPS_PER_PASS = 220
 """Llama-3-70B in bf16 over 24.9 GB/s takes 5.5 s a pass, a step of its 8B draft 0.025 s (Sequoia, L40)."""
@@ -146,11 +147,8 @@ def _time_step(opened: OpenSession) -> float:
     engine.set_text(PROMPT_TOKENS)
     seconds: list[float] = []
     for _ in range(3):
-        steps = engine.drafter.grow(
-            engine.text, TreeTopology.chain(10), params=SamplingParams(), rng=np.random.default_rng(0)
-        )
-        *_, last = steps
-        assert isinstance(last, TokenTree)
+        chain = TreeTopology.chain(10)
+        finish(engine.drafter.grow(engine.text, chain, params=SamplingParams(), rng=np.random.default_rng(0)))
         seconds += [taken for width, taken in engine.drafter.step_seconds if width == 1]
         engine.drafter.roll_back(len(engine.text) - 1)
     engine.truncate(0)

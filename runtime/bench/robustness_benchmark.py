@@ -21,7 +21,7 @@ from runtime.bench.scheme_acceptance import (
     rejection_of,
 )
 from runtime.calibration.acceptance_probe import TextWriter
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.sampling import Floats, logits_to_probs, sample, top_tokens

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bench.round_parts import GREEDY, PROMPT_TOKENS, RoundParts, measure_parts, predict_round, time_copies
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Event, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from runtime.bench.round_parts import time_copies
-from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import Engine
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round, TokensAccepted
 from runtime.planner.costs import RoundCosts

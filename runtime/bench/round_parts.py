@@ -17,10 +17,11 @@ from offload.copying.copy_engine import DiskSource
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import PipelineParts, round_seconds
+from profiles.steps import finish
 from runtime.bench.bare_loop import raw_link_seconds, streamed_layouts
 from runtime.calibration.part_timing import layers_of_zeros, median_seconds, run_copies
-from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import verify_input
+from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import LazyLogits
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree
@@ -121,17 +122,13 @@ def _time_draft(opened: OpenSession, num_repeats: int, params: SamplingParams) -
     if engine.drafter is None:
         return TokenTree.rooted(topology, root_token_id=engine.text[-1]), 0.0
     drafter, rng = engine.drafter, np.random.default_rng(0)
-    tree: TokenTree | None = None
+    trees: list[TokenTree] = []
 
     def grow() -> None:
-        nonlocal tree
-        *_, last = drafter.grow(engine.text, topology, params=params, rng=rng)
-        assert isinstance(last, TokenTree)
-        tree = last
+        trees.append(finish(drafter.grow(engine.text, topology, params=params, rng=rng)))
 
     seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
-    assert tree is not None
-    return tree, seconds
+    return trees[-1], seconds
 
 
 def _time_compute(

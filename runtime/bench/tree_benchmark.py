@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from profiles.steps import finish
 from runtime.bench.round_check import TreesInTurn
 from runtime.bench.tree_yield import error_between
-from runtime.engine.assembly import OpenSession
 from runtime.engine.drafter import Drafter
+from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Finished
@@ -191,12 +192,11 @@ class _Play:
     def _grow(self, known: Sequence[int], params: SamplingParams, scheme: Scheme) -> TokenTree:
         if isinstance(self.shape, GrowthLimits):
             assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
-            *_, tree = self.drafter.grow_in_context(known, self.shape, params=params, scheme=scheme, spread=self.spread)
-        else:
-            rng = np.random.default_rng(params.seed)
-            *_, tree = self.drafter.grow(known, self.shape, params=params, rng=rng, scheme=scheme)
-        assert isinstance(tree, TokenTree), "the drafter ends with a tree"
-        return tree
+            return finish(
+                self.drafter.grow_in_context(known, self.shape, params=params, scheme=scheme, spread=self.spread)
+            )
+        rng = np.random.default_rng(params.seed)
+        return finish(self.drafter.grow(known, self.shape, params=params, rng=rng, scheme=scheme))
 
 
 def _count(play: _Play, texts: Sequence[_Text], *, size: int) -> CountedTree:

@@ -25,7 +25,7 @@ from runtime.bench.text_ranks import rank_tokens
 from runtime.bench.tree_yield import Ranks, count_yield
 from runtime.bench.yield_check import Prediction, YieldReport, check_yields
 from runtime.calibration.probes import SessionProbes
-from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from profiles.acceptance import ForcedPosition
 from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
-from runtime.engine.assembly import OpenSession
 from runtime.engine.drafter import Drafter
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams

@@ -12,7 +12,7 @@ import torch
 
 from offload.layer_streamer import LayerStreamer, ResidentLayer, SlotState
 from offload.pass_statistics import PassStatistics
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import PassInput, StreamedModel
 
 

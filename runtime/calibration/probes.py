@@ -25,7 +25,7 @@ from profiles.calibration_probes import PairFacts
 from profiles.machine_profile import MachineProfile, PinBudgetSource
 from runtime.calibration.acceptance_probe import TextWriter
 from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache

@@ -2,12 +2,17 @@
 
 One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
 and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
-forward. Which tokens become children is for the verification scheme to say; which shape the tree has is for the planner
-or, node by node, for what the draft itself says in this context.
+forward. The verification scheme says which tokens become children; the planner chooses the tree's shape, or the draft
+itself, node by node, by what it expects in this context.
+
+Candidates are ranked where the logits are if that is possible: greedy ones are the largest logits, coupled ones the
+largest of logits / T + noise; both are a sum and a top-k on the device, and a few numbers a row cross to the processor.
+Whatever else shapes a distribution (top-k, top-p, min-p, penalties, bans) is evaluated row by row with the scheme's own
+function. Ties may fall differently on the device: that changes what is proposed, never what is emitted.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, log_chances
-from runtime.engine.candidate_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.schemes import Place, RankingScheme, Scheme, scheme_for
+from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 NUM_CANDIDATES = 32
@@ -44,7 +48,7 @@ class Drafter:
 
     @property
     def model(self) -> StreamedModel:
-        """What proposes; whoever runs it leaves its cache as it was, or rolls the drafter back."""
+        """The draft model; after running it elsewhere, leave its cache as it was or roll the drafter back."""
         return self._model
 
     @property
@@ -60,8 +64,8 @@ class Drafter:
         params: SamplingParams,
         rng: np.random.Generator,
         scheme: Scheme | None = None,
-    ) -> Iterator[LevelDrafted | TokenTree]:
-        """Yield an event per level and last the tree whose root is the text's last token.
+    ) -> Generator[LevelDrafted, None, TokenTree]:
+        """Yield an event per level and return the tree whose root is the text's last token.
 
         `scheme` places the children; without one it is that of `params`.
         """
@@ -74,10 +78,9 @@ class Drafter:
                 continue
             begun = time.perf_counter()
             inputs = self._text_input(text) if level == 0 else self._level_input(tree, nodes)
-            hidden = self._run(inputs)
+            logits = self._logits(inputs, num_nodes=len(nodes))
             if level == 0:
                 self._num_committed = len(text)
-            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
             run = time.perf_counter()
             if is_ranked_on_device(scheme, params):
                 _place_level(tree, nodes, scheme, logits, params)
@@ -85,7 +88,7 @@ class Drafter:
                 _place_one_by_one(tree, nodes, scheme, logits, params, rng)
             self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=level, width=len(nodes))
-        yield tree
+        return tree
 
     def grow_in_context(
         self,
@@ -95,7 +98,7 @@ class Drafter:
         params: SamplingParams,
         scheme: RankingScheme,
         spread: float = SEPARATE_DRAFT_SPREAD,
-    ) -> Iterator[LevelDrafted | TokenTree]:
+    ) -> Generator[LevelDrafted, None, TokenTree]:
         """Yield an event per step and last a tree of the likeliest nodes that these limits allow, see `dynamic_tree`.
 
         `spread`: how far draft and target differ, in logits, see `profiles.acceptance`.
@@ -106,10 +109,9 @@ class Drafter:
             begun = time.perf_counter()
             is_root = not self.step_seconds
             inputs = self._text_input(text) if is_root else self._growth_input(growth, nodes)
-            hidden = self._run(inputs)
+            logits = self._logits(inputs, num_nodes=len(nodes))
             if is_root:
                 self._num_committed = len(text)
-            logits = self.fit_vocabulary(self._model.logits(hidden[-len(nodes) :]))
             run = time.perf_counter()
             count, positions = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1)), len(text) + growth.depths(nodes)
             if is_ranked_on_device(scheme, params):
@@ -124,14 +126,14 @@ class Drafter:
         grown = growth.finish()
         first_slot = self._num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(grown.run_index.tolist()) if index >= 0}
-        yield grown.tree
+        return grown.tree
 
     def _begin_tree(self) -> None:
         self.step_seconds, self.placing_seconds = [], 0.0
         self._slots = {}
 
     def _note_step(self, width: int, begun: float, run: float) -> None:
-        """A step that began at `begun`, had its logits at `run` and is over now."""
+        """Note a step that began at `begun`, had its logits at `run` and ends now."""
         now = time.perf_counter()
         self.step_seconds.append((width, now - begun))
         self.placing_seconds += now - run
@@ -144,12 +146,16 @@ class Drafter:
             self._run(chain_input(text[self._num_committed : stop], num_cached=self._num_committed))
             self._num_committed = stop
 
+    def _logits(self, inputs: PassInput, *, num_nodes: int) -> torch.Tensor:
+        """Run a pass whose last tokens are the nodes of a level, and return their logits (num_nodes, target's V)."""
+        return self.fit_vocabulary(self._model.logits(self._run(inputs)[-num_nodes:]))
+
     def _run(self, inputs: PassInput) -> torch.Tensor:
         last_token = self._model.vocab_size - 1
         return self._model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
 
     def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
-        """(W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
+        """Bring logits (W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
         num_missing = self._target_vocab_size - logits.shape[-1]
         return F.pad(logits, (0, num_missing), value=-torch.inf) if num_missing else logits
 
@@ -184,7 +190,7 @@ class Drafter:
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.
 
-        Nodes that are none of the grown tree's, -1, were not run.
+        Nodes that do not belong to the grown tree are -1.
         """
         slots = [self._slots[node] for node in path[1:] if node in self._slots]
         self._model.cache.compact(self._num_committed, slots)
@@ -202,7 +208,7 @@ class Drafter:
 def _place_level(
     tree: TokenTree, nodes: Sequence[int], scheme: Scheme, logits: torch.Tensor, params: SamplingParams
 ) -> None:
-    """A whole level, where its logits (W, V) are: row i belongs to nodes[i]."""
+    """Give the nodes of a level their children where the logits (W, V) are: row i belongs to nodes[i]."""
     num_children = tree.topology.num_children
     positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
     most = int(num_children[nodes].max())
@@ -219,7 +225,47 @@ def _place_one_by_one(
     params: SamplingParams,
     rng: np.random.Generator,
 ) -> None:
-    """The same with the whole row of every node."""
+    """Give the nodes of a level their children from whole rows of logits (W, V), on the processor."""
     for node, row in zip(nodes, logits.numpy(force=True), strict=True):
         placed = scheme.place(row, int(tree.topology.num_children[node]), Place.below(tree, node, params), rng)
         tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
+
+
+def is_ranked_on_device(scheme: Scheme, params: SamplingParams) -> bool:
+    """Return whether no row has to leave the device; a temperature of almost 0 is left to the scheme."""
+    is_whole = params.top_k == 0 and params.top_p == 1 and params.min_p == 0 and params.temperature > 1e-3
+    return isinstance(scheme, Greedy) or (isinstance(scheme, Coupled) and is_whole)
+
+
+def rank_on_device(
+    scheme: Scheme, logits: torch.Tensor, positions: Sequence[int], *, params: SamplingParams, num_candidates: int
+) -> Candidates:
+    """Return the first `num_candidates` candidates (W, B), at most the vocabulary, from logits (W, V).
+
+    `positions` (W,) are those of the tokens to be chosen. `is_ranked_on_device` must say so.
+    """
+    scores = logits.float()
+    if isinstance(scheme, Coupled):
+        scores = scores + _scaled_noise(scheme, positions, params.temperature, logits)
+    best = scores.topk(min(num_candidates, logits.shape[-1]), dim=-1)  # (W, B)
+    packed = torch.stack((best.values.view(torch.int32), best.indices.to(torch.int32)))  # crosses in one copy
+    values, indices = packed.numpy(force=True)
+    return Candidates(indices.astype(np.int64), values.view(np.float32))
+
+
+def rank_row_by_row(
+    scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place], *, num_candidates: int
+) -> Candidates:
+    """Return what `rank_on_device` does for any scheme that has scores, with logits (W, V) at `places` (W,)."""
+    num_candidates = min(num_candidates, logits.shape[-1])
+    rows = zip(logits.numpy(force=True), places, strict=True)
+    ranked = [scheme.rank(row, num_candidates, place) for row, place in rows]
+    return Candidates(np.stack([one.token_ids for one in ranked]), np.stack([one.scores for one in ranked]))
+
+
+def _scaled_noise(scheme: Coupled, positions: Sequence[int], temperature: float, logits: torch.Tensor) -> torch.Tensor:
+    """Return T * noise (W, V) where the logits are; nodes of one depth share their noise."""
+    known = sorted(set(positions))
+    noise = np.stack([scheme.noise_at(position, logits.shape[-1]) for position in known])  # (positions, V)
+    shared = torch.from_numpy(noise).to(logits.device) * temperature
+    return shared[[known.index(position) for position in positions]]

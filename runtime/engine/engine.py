@@ -17,7 +17,7 @@ from offload.memory import explained_shortage
 from runtime.engine.drafter import Drafter
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
-from runtime.events import Event, LevelDrafted, PrefillProgress, Round, TokensAccepted
+from runtime.events import Event, PrefillProgress, Round, TokensAccepted
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
 from runtime.planner.planner import MAX_LEVELS, TreePlanner
 from runtime.planner.tree_choice import TreeShape
@@ -144,17 +144,10 @@ class Engine:
             )
         params, scheme = choosing.params, choosing.scheme
         if isinstance(shape, TreeTopology):
-            steps = self.drafter.grow(self.text, shape, params=params, rng=choosing.rng, scheme=scheme)
-        else:
-            assert isinstance(scheme, RankingScheme), "the planner was told which schemes have scores"
-            steps = self.drafter.grow_in_context(
-                self.text, shape, params=params, scheme=scheme, spread=self.planner.spread
-            )
-        for step in steps:
-            if not isinstance(step, LevelDrafted):
-                return step
-            yield step
-        raise AssertionError("the drafter ends with a tree")
+            return (yield from self.drafter.grow(self.text, shape, params=params, rng=choosing.rng, scheme=scheme))
+        assert isinstance(scheme, RankingScheme), "the planner was told which schemes have scores"
+        spread = self.planner.spread
+        return (yield from self.drafter.grow_in_context(self.text, shape, params=params, scheme=scheme, spread=spread))
 
     def _graft(self, tree: TokenTree, *, max_levels: int) -> GraftedTree:
         """The tree with the branches that were found, as far as caches, logits and context have room for them.

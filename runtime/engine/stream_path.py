@@ -1,6 +1,6 @@
 """The way of a session's layers to its device: pinned slabs, stages, and the engines that drive the links.
 
-Made for one `SessionPlan`: takes the memory that must not be missing first (slots, then pinned stages), places the
+Made for one `LoadPlan`: takes the memory that must not be missing first (slots, then pinned stages), places the
 layers, and opens the copy engine that feeds the ring. What did not go as planned is kept as sentences. Knows tiers and
 links, no model and no tokens.
 """
@@ -25,7 +25,7 @@ from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, PageableMemory, open_pinner
 from offload.residency_plan import Tier
 from offload.units import parse_link
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine.load_plan import LoadPlan
 from runtime.fit.need import NUM_STAGES
 
 
@@ -33,7 +33,7 @@ class StreamPath:
     """Everything between the files and the slots; what it opens is closed with `stack`."""
 
     def __init__(
-        self, plan: SessionPlan, reader: HostCopyEngine, stack: ExitStack, *, state_folder: Path | None = None
+        self, plan: LoadPlan, reader: HostCopyEngine, stack: ExitStack, *, state_folder: Path | None = None
     ) -> None:
         """`state_folder`: where a driver's answer about pinning is remembered; None: nowhere."""
         self._plan = plan

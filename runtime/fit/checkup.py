@@ -12,7 +12,7 @@ from offload.checkpoint.checkpoint import resolve_model_folder
 from offload.device import select_device
 from offload.errors import CheckpointError
 from profiles.errors import quote
-from runtime.engine.session_plan import default_max_nodes
+from runtime.engine.load_plan import default_max_nodes
 from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.fit.doctor import DoctorReport, ModelQuestion, examine
 from runtime.fit.file_need import need_of_files
@@ -42,7 +42,7 @@ def question_of_shapes(
     device: torch.device, target: ModelShape = LLAMA_3_70B, draft: ModelShape = LLAMA_3_8B
 ) -> ModelQuestion:
     """A model that is not here, with a draft in int8 rows; the files are still to be downloaded."""
-    item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see SessionPlan
+    item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see LoadPlan
     need = target.need(
         draft.as_draft(item_bytes),
         context_tokens=DEFAULT_CONTEXT_TOKENS,

@@ -28,7 +28,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     """What a pass and a draft step cost here, a weight and an operation at a time."""
     is_cpu = device.type == "cpu"
     side = side or (SIDE if is_cpu else ACCELERATOR_SIDE)
-    compute = torch.float32 if is_cpu else torch.bfloat16  # as a session computes: see SessionPlan
+    compute = torch.float32 if is_cpu else torch.bfloat16  # as a session computes: see LoadPlan
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     targets: dict[str, StoredWeight] = {

@@ -11,7 +11,7 @@ from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine.load_plan import LoadPlan
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth_choice import builtin_chances
 from runtime.planner.planner import AcceptanceAt, ChancesAt
@@ -60,7 +60,7 @@ class InitialPlan:
         """Whether the profile saw enough positions at any temperature to plan from them."""
         return self.profile is not None and bool(self.profile.believed_acceptance)
 
-    def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> RoundCosts | None:
+    def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> RoundCosts | None:
         """A round's costs at half the context; None where a profile or a speed is missing."""
         if self.profile is None or (copies := self._copy_seconds(tiers, stream, plan)) is None:
             return None
@@ -79,7 +79,7 @@ class InitialPlan:
             context_tokens=plan.context_tokens // 2,
         )
 
-    def notes(self, plan: SessionPlan, *, is_planned: bool) -> tuple[str, ...]:
+    def notes(self, plan: LoadPlan, *, is_planned: bool) -> tuple[str, ...]:
         """One sentence where the first tree is not a planned one although it could be; none where none is chosen."""
         if plan.config.is_plain or plan.config.tree_shape is not None:
             return ()
@@ -89,7 +89,7 @@ class InitialPlan:
             return ()
         return (NO_PROFILE if self.profile is None else NO_LINK_SPEED,)
 
-    def _copy_seconds(self, tiers: Sequence[Tier], stream: StreamShape, plan: SessionPlan) -> list[float | None] | None:
+    def _copy_seconds(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> list[float | None] | None:
         """(L,) over the link, or from a disk that is the link; None if a speed is missing that a layer needs."""
         link, disk = self._speeds(plan)
         seconds: list[float | None] = []
@@ -104,7 +104,7 @@ class InitialPlan:
                 seconds.append(max(way.copy_seconds(size) for way in ways if way is not None))
         return seconds
 
-    def _speeds(self, plan: SessionPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
+    def _speeds(self, plan: LoadPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
         config, machine = plan.config, self.machine
         link = disk = None

@@ -7,12 +7,12 @@ samples of the weights.
 from offload.formats.draft_weight import draft_policy
 from offload.formats.four_bit import FourBitFormat
 from profiles.pair_profile import ModelIdentity
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine.load_plan import LoadPlan
 from runtime.model.model_loader import ComputePlan, ModelFiles
 from runtime.planner.model_digest import model_identity
 
 
-def pair_identity(plan: SessionPlan) -> tuple[ModelIdentity, ModelIdentity]:
+def pair_identity(plan: LoadPlan) -> tuple[ModelIdentity, ModelIdentity]:
     """Target and draft of a session that has a draft; a substitute has the target's digest and its own `held`.
 
     Raises CheckpointError if the files cannot be read any more.

@@ -10,7 +10,7 @@ from pathlib import Path
 from offload.device import identify_device
 from profiles.errors import OverstoryError, ProfileError
 from profiles.profile_store import load_machine_profile, load_pair_profile
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine.load_plan import LoadPlan
 from runtime.planner.initial_plan import InitialPlan
 from runtime.planner.pair_identity import pair_identity
 
@@ -25,7 +25,7 @@ class StoredProfiles:
     """A sentence for each that does not."""
 
 
-def find_profiles(plan: SessionPlan, state_folder: Path | None) -> StoredProfiles:
+def find_profiles(plan: LoadPlan, state_folder: Path | None) -> StoredProfiles:
     """The profiles of the session's device and models in `state_folder` (None: nowhere).
 
     Nothing is looked for where nothing depends on it: plain streaming, or a static tree that the user gave.

@@ -17,7 +17,7 @@ import torch
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.assembly import OpenSession, open_session, plan_memory
+from runtime.engine.loading import OpenSession, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim

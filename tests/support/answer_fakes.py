@@ -83,12 +83,12 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
     yield Finished("stop", answer, STATISTICS)
 
 
-def assembly_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
-    """A module for the place of `runtime.engine.assembly`: its sessions answer with `generate`.
+def loading_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
+    """A module for the place of `runtime.engine.loading`: its sessions answer with `generate`.
 
     `module.opened` lists the configs that were opened.
     """
-    module = ModuleType("runtime.engine.assembly")
+    module = ModuleType("runtime.engine.loading")
     module.opened = []
 
     def load_session(config, stack, *, target, draft=None, requests=(), state_folder=None):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.events import Finished
 from runtime.model.model_loader import ModelFiles

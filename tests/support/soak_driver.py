@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from offload.errors import LinkError, PassCancelledError
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.events import Event
 from runtime.prompts.prompt_file import PromptRequest
 from tests.support.session_factory import answer, request

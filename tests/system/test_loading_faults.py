@@ -13,7 +13,7 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from profiles.errors import OverstoryError
-from runtime.engine.assembly import load_session, plan_memory
+from runtime.engine.loading import load_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support.fault_injection import ASKED, Faults, needs_preadv, raise_io_error, what_is_open

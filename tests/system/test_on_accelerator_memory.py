@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from offload.errors import BudgetError
-from runtime.engine.assembly import OpenSession, load_session, open_session, plan_memory
+from runtime.engine.loading import OpenSession, load_session, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (

@@ -15,7 +15,7 @@ import torch
 from offload.copying.accelerator_engine import TorchAccelerator
 from profiles.errors import OverstoryError
 from runtime.engine import stream_path
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.events import Round
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (

@@ -17,7 +17,7 @@ from offload.pinning.pin_budget import Platform
 from offload.pinning.pin_probe import ProbeResult
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
-from runtime.engine import session_plan
+from runtime.engine import load_plan
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
@@ -132,7 +132,7 @@ def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
         registering(),
         registrable_restored(),
         mock.patch.object(
-            session_plan, "plan_residency", lambda sizes, **_: ResidencyPlan(tiers, tuple(sizes), num_slots=2)
+            load_plan, "plan_residency", lambda sizes, **_: ResidencyPlan(tiers, tuple(sizes), num_slots=2)
         ),
     ):
         sim.set_registrable_bytes(sim.registered_bytes() + 2 * max(sizes) - 4096)

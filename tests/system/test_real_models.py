@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.sampling_params import SamplingParams

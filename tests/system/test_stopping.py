@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from offload.errors import PassCancelledError
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta, TokensAccepted

@@ -16,8 +16,8 @@ import pytest
 
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.errors import LinkError
-from runtime.engine import assembly
-from runtime.engine.assembly import OpenSession
+from runtime.engine import loading
+from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, TokensAccepted
 from tests.support.fault_injection import ASKED, Dies, Faults, end_of_file, kill_thread, needs_preadv, raise_io_error
 from tests.support.session_factory import answer, open_tiny, request
@@ -169,14 +169,14 @@ def test_a_run_answers_the_prompts_after_a_fault(
 ) -> None:
     code, whole, err = run_command(prompts, folder, *options)
     assert (code, err) == (0, "")
-    generate = assembly.Session.generate
+    generate = loading.Session.generate
 
-    def fail_in_the_second(session: assembly.Session, asked: Any) -> Any:
+    def fail_in_the_second(session: loading.Session, asked: Any) -> Any:
         if asked.prompt == "a dog":
             faults.soon(3, raise_io_error)
         return generate(session, asked)
 
-    monkeypatch.setattr(assembly.Session, "generate", fail_in_the_second)
+    monkeypatch.setattr(loading.Session, "generate", fail_in_the_second)
     code, records, err = run_command(prompts, folder, *options)
     assert code == 1
     assert err == "overstory: error: 1 of 3 prompts have no answer; see `error` in their results\n"

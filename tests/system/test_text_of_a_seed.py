@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.planner.growth_choice import ContextChances
 from tests.support.session_factory import answer, open_tiny, request, save_target_and_drafts, save_tiny_folder

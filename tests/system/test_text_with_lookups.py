@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.engine_config import MAX_GRAFTED_NODES
 from runtime.events import Event, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams

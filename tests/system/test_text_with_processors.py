@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor

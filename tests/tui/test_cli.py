@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from offload.errors import LinkError
-from tests.support.answer_fakes import assembly_of, echo
+from tests.support.answer_fakes import echo, loading_of
 from tests.support.paths import ROOT
 from tui import cli
 from tui.environment import quieten_libraries
@@ -22,11 +22,11 @@ def prompts(tmp_path):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Make the commands open sessions that answer with the given generate; returns the fake assembly."""
+    """Make the commands open sessions that answer with the given generate; returns the fake loading module."""
 
     def install_generate(generate=echo):
-        module = assembly_of(generate)
-        monkeypatch.setitem(sys.modules, "runtime.engine.assembly", module)
+        module = loading_of(generate)
+        monkeypatch.setitem(sys.modules, "runtime.engine.loading", module)
         return module
 
     return install_generate
@@ -175,7 +175,7 @@ def test_ctrl_c_keeps_the_results_so_far(prompts, install, tmp_path, capsys):
 
 COMMAND = """
 import sys
-from tests.support.answer_fakes import assembly_of, echo
+from tests.support.answer_fakes import loading_of, echo
 
 waiting_id = sys.argv.pop(1)
 
@@ -185,7 +185,7 @@ def generate(request):
         sys.stdin.read()
     yield from echo(request)
 
-sys.modules["runtime.engine.assembly"] = assembly_of(generate)
+sys.modules["runtime.engine.loading"] = loading_of(generate)
 from tui.cli import main
 main()
 """

@@ -55,7 +55,7 @@ def _measure(
 ) -> dict[str, Any]:
     """One after the other, so that both models are never in memory at the same time."""
     from runtime.bench.perplexity import streamed_perplexity, text_request, tokenize_text, transformers_perplexity
-    from runtime.engine.assembly import open_session
+    from runtime.engine.loading import open_session
 
     config = replace(engine.to_config(), target=str(target))
     with open_session(config, target=target, requests=[text_request(content)]) as opened:

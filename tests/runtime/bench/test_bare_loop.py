@@ -9,7 +9,7 @@ import torch
 from offload.checkpoint.layer_layout import LayerLayout
 from runtime.bench import bare_loop
 from runtime.bench.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
 

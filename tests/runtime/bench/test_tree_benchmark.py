@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round
 from runtime.planner.growth_choice import growth_limits

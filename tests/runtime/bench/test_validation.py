@@ -13,7 +13,7 @@ from profiles.profile_store import save_pair_profile
 from runtime.bench import validation
 from runtime.bench.round_check import LinkCheck
 from runtime.bench.validation import SHAPES, ValidationReport, run_validation
-from runtime.engine.assembly import OpenSession, open_session
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.planner.pair_identity import pair_identity

@@ -9,7 +9,7 @@ import pytest
 
 from profiles.acceptance import AcceptanceSummary, ForcedPosition
 from runtime.calibration.acceptance_probe import NUM_RANKS, TextWriter
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder

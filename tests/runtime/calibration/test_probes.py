@@ -8,7 +8,7 @@ import torch
 from profiles.machine_profile import PinBudgetSource
 from runtime.calibration import probes as probes_module
 from runtime.calibration.probes import SessionProbes
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 LAYER_SECONDS = 0.01

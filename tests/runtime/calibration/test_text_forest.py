@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import chain_input
 from tests.support.session_factory import open_tiny, save_tiny_folder
 

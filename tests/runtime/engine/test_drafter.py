@@ -8,17 +8,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from runtime.engine.drafter import Drafter
+from profiles.steps import finish
+from runtime.engine.drafter import Drafter, is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens
-from runtime.speculation.schemes import Coupled, Greedy, Place, RankingScheme
+from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia
 from runtime.speculation.token_tree import TokenTree, TreeTopology
+from tests.support.generator_ends import drained
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
 TEXT = [5, 17, 40, 8, 33]
 TOPOLOGY = TreeTopology.from_child_counts([3, 2, 0, 1, 1, 0, 0, 0])
+GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, verification="sequoia")
 
 
@@ -36,9 +40,8 @@ def drafter(folder: Path) -> Iterator[Drafter]:
 
 
 def grown(drafter: Drafter, text: list[int], params: SamplingParams) -> TokenTree:
-    *levels, tree = drafter.grow(text, TOPOLOGY, params=params, rng=np.random.default_rng(3))
-    assert isinstance(tree, TokenTree)
-    assert all(isinstance(level, LevelDrafted) for level in levels)
+    levels, tree = drained(drafter.grow(text, TOPOLOGY, params=params, rng=np.random.default_rng(3)))
+    assert levels == [LevelDrafted(0, 1), LevelDrafted(1, 2), LevelDrafted(2, 1)]
     return tree
 
 
@@ -56,32 +59,32 @@ def assert_children_are_the_rows_own(tree: TokenTree, folder: Path, text: list[i
 
 
 def test_greedy_children_are_the_most_likely_tokens_of_their_path(drafter: Drafter, folder: Path) -> None:
-    assert_children_are_the_rows_own(grown(drafter, TEXT, SamplingParams()), folder, TEXT)
+    assert_children_are_the_rows_own(grown(drafter, TEXT, GREEDY), folder, TEXT)
 
 
 def test_drafting_goes_on_correctly_behind_an_accepted_path(drafter: Drafter, folder: Path) -> None:
     """Path 0 -> 1 -> 4 -> 7 ends in a leaf that the draft has not run: it is fed with the next root."""
-    tree = grown(drafter, TEXT, SamplingParams())
+    tree = grown(drafter, TEXT, GREEDY)
     drafter.commit([0, 1, 4, 7])
     assert drafter.num_committed == len(TEXT) + 2
     text = [*TEXT, *tree.token_ids[[1, 4, 7]].tolist(), 60]
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
     assert drafter.step_seconds[0][0] == 2
 
 
 def test_accepted_nodes_that_are_not_its_own_are_fed_with_the_next_root(drafter: Drafter, folder: Path) -> None:
-    tree = grown(drafter, TEXT, SamplingParams())
+    tree = grown(drafter, TEXT, GREEDY)
     drafter.commit([0, 1, -1, -1])
     assert drafter.num_committed == len(TEXT) + 1
     text = [*TEXT, int(tree.token_ids[1]), 50, 51, 60]
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
 
 
 def test_rejecting_everything_leaves_only_the_text(drafter: Drafter, folder: Path) -> None:
-    grown(drafter, TEXT, SamplingParams())
+    grown(drafter, TEXT, GREEDY)
     drafter.commit([0])
     text = [*TEXT, 61]
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
 
 
 def test_sampled_children_are_different_and_their_rows_are_kept(drafter: Drafter, folder: Path) -> None:
@@ -98,32 +101,31 @@ def test_following_a_long_text_in_chunks_changes_nothing(drafter: Drafter, folde
     text = [int(token) for token in np.random.default_rng(2).integers(3, 90, 30)]
     drafter.follow(text, chunk_tokens=7)
     assert drafter.num_committed == 28
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
 
 
 def test_leaves_are_never_run(drafter: Drafter) -> None:
-    grown(drafter, TEXT, SamplingParams())
+    grown(drafter, TEXT, GREEDY)
     widths = [width for width, _ in drafter.step_seconds]
     assert widths == [len(TEXT), 2, 1]  # the root brings the text along; 2 and 5, 6, 7 have no children
 
 
 def test_rolling_back_forgets_a_shortened_text(drafter: Drafter, folder: Path) -> None:
-    grown(drafter, TEXT, SamplingParams())
+    grown(drafter, TEXT, GREEDY)
     drafter.commit([0, 1])
     drafter.roll_back(3)
     text = [*TEXT[:3], 70, 71]
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.8)], ids=["greedy", "coupled"])
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.8)], ids=["greedy", "coupled"])
 def test_a_tree_in_context_has_every_nodes_own_best_candidates(
     drafter: Drafter, folder: Path, params: SamplingParams
 ) -> None:
     """Wherever and in whichever step a node was run, its children are the first of its own path's row."""
     scheme: RankingScheme = Greedy() if params.is_greedy else Coupled(3)
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, least_lead=1.0, max_run=7)
-    *levels, tree = drafter.grow_in_context(TEXT, limits, params=params, scheme=scheme, spread=0.5)
-    assert isinstance(tree, TokenTree)
+    levels, tree = drained(drafter.grow_in_context(TEXT, limits, params=params, scheme=scheme, spread=0.5))
     assert tree.root_position == len(TEXT) - 1
     assert tree.topology.num_nodes == 8
     assert [level.width for level in levels] == [1, 2, 2, 2]
@@ -137,10 +139,70 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
 
 def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
-    *_, tree = drafter.grow_in_context(TEXT, limits, params=SamplingParams(), scheme=Greedy())
-    assert isinstance(tree, TokenTree)
+    tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy()))
     path = tree.topology.path(tree.topology.num_nodes - 1)  # a deepest leaf, run or not
     drafter.commit(path)
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
     text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]
-    assert_children_are_the_rows_own(grown(drafter, text, SamplingParams()), folder, text)
+    assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
+
+
+CHOICES = [
+    GREEDY,
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=1.3, top_k=9),
+    SamplingParams(temperature=1e-4),
+    SamplingParams(temperature=0.8, top_p=0.7, min_p=0.02),
+]
+
+
+def scheme_of(params: SamplingParams) -> RankingScheme:
+    return Greedy() if params.is_greedy else Coupled(5)
+
+
+def rows_of(num_rows: int, vocab_size: int = 600) -> torch.Tensor:
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(2)) * 3
+
+
+@pytest.mark.parametrize("params", CHOICES, ids=str)
+def test_each_row_has_the_candidates_that_its_scheme_gives_it(params: SamplingParams) -> None:
+    """Nodes of one level stand at one position, those of a tree in context at several."""
+    scheme, logits = scheme_of(params), rows_of(5)
+    positions = [30, 31, 30, 33, 31]
+    places = [Place(params, position) for position in positions]
+    if is_ranked_on_device(scheme, params):
+        ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=7)
+    else:
+        ranked = rank_row_by_row(scheme, logits, places, num_candidates=7)
+    for row, place, tokens, scores in zip(logits, places, ranked.token_ids, ranked.scores, strict=True):
+        own = scheme.rank(row.numpy(), 7, place)
+        is_kept = np.isfinite(own.scores)
+        assert tokens[is_kept].tolist() == own.token_ids[is_kept].tolist()
+        assert np.isfinite(scores).tolist() == is_kept.tolist()
+        gaps, own_gaps = scores[0] - scores[is_kept], own.scores[0] - own.scores[is_kept]
+        assert gaps == pytest.approx(own_gaps, abs=1e-4)
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.7)], ids=str)
+def test_a_penalty_is_evaluated_on_each_nodes_own_path(params: SamplingParams) -> None:
+    processor = LogitProcessor(SamplingParams(presence_penalty=2.0), prompt=[1], vocab_size=600)
+    scheme, logits = AdjustedRows(scheme_of(params), processor.adjusted), rows_of(2)
+    best = scheme.rank(logits[0].numpy(), 1, Place(params, 30)).token_ids[0]
+    places = [Place(params, 30), Place(params, 31, (int(best),))]
+    ranked = rank_row_by_row(scheme, logits[[0, 0]], places, num_candidates=4)
+    own = [scheme.rank(logits[0].numpy(), 4, place).scores for place in places]
+    assert np.array_equal(ranked.scores, np.stack(own))
+    assert not np.array_equal(own[0], own[1])
+
+
+def test_a_small_vocabulary_has_no_more_candidates_than_tokens() -> None:
+    ranked = rank_on_device(Greedy(), rows_of(2, 3), [1, 1], params=GREEDY, num_candidates=32)
+    assert ranked.token_ids.shape == ranked.scores.shape == (2, 3)
+
+
+def test_only_sums_and_maxima_stay_on_the_device() -> None:
+    plain, filtered = SamplingParams(temperature=1), SamplingParams(temperature=1, top_p=0.9)
+    assert is_ranked_on_device(Greedy(), GREEDY)
+    assert is_ranked_on_device(Coupled(0), plain)
+    assert not is_ranked_on_device(Coupled(0), filtered)
+    assert not is_ranked_on_device(Sequoia(), plain)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from runtime.engine.assembly import OpenSession
 from runtime.engine.engine import Engine, verify_input
+from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, PrefillProgress, Round, TokensAccepted
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engine.assembly import OpenSession
+from runtime.engine.loading import OpenSession
 from runtime.engine.session import Session, format_prompt
 from runtime.errors import OptionError
 from runtime.events import Finished, TextDelta, TokensAccepted

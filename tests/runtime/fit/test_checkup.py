@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offload.errors import CheckpointError
-from runtime.engine.assembly import plan_memory
+from runtime.engine.loading import plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.fit import checkup
 from runtime.fit.checkup import check_up, find_folder, question_of_files, question_of_shapes

@@ -11,8 +11,8 @@ from offload.device import identify_device
 from profiles.machine_profile import PinBudgetSource
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile
-from runtime.engine.assembly import open_session
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import open_session
 from runtime.engine_config import EngineConfig
 from runtime.planner.initial_plan import NO_PROFILE
 from runtime.planner.pair_identity import pair_identity
@@ -32,11 +32,11 @@ def config_of(folders: tuple[Path, Path], **options: object) -> EngineConfig:
     return EngineConfig(target=str(folders[0]), **(choices | options))  # type: ignore[arg-type]
 
 
-def plan_of(folders: tuple[Path, Path], **options: object) -> SessionPlan:
-    return SessionPlan.build(config_of(folders, **options), target=folders[0], draft=folders[1], requests=())
+def plan_of(folders: tuple[Path, Path], **options: object) -> LoadPlan:
+    return LoadPlan.build(config_of(folders, **options), target=folders[0], draft=folders[1], requests=())
 
 
-def profile_of(plan: SessionPlan) -> PairProfile:
+def profile_of(plan: LoadPlan) -> PairProfile:
     target, draft = pair_identity(plan)
     device = identify_device(torch.device("cpu"))
     return replace(PAIR, device=device, target=target, draft=draft, compute_dtype="float32")

@@ -31,7 +31,7 @@ from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.engine.assembly import OpenSession
+    from runtime.engine.loading import OpenSession
     from runtime.events import LoadProgress
 
 TICK_SECONDS = 0.1
@@ -128,8 +128,8 @@ def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, 
     from runtime.engine.model_folders import locate_models_in_sight
     from tui.session_opening import uncollected
 
-    with uncollected("runtime.engine.assembly"):
-        from runtime.engine.assembly import load_session
+    with uncollected("runtime.engine.loading"):
+        from runtime.engine.loading import load_session
 
     finding = locate_models_in_sight(config, cache_folder=cache_folder())
     target, draft = yield from relabel(finding, _load_step)

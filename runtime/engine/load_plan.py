@@ -31,7 +31,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 @dataclass(frozen=True, slots=True)
-class SessionPlan:
+class LoadPlan:
     """Every decision that memory depends on."""
 
     config: EngineConfig
@@ -60,7 +60,7 @@ class SessionPlan:
     @classmethod
     def build(
         cls, config: EngineConfig, *, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
-    ) -> "SessionPlan":
+    ) -> "LoadPlan":
         """Check the folders and hold the budgets against what is needed. Raises BadInputError."""
         return _Planning(config, target, draft, requests).plan()
 
@@ -99,7 +99,7 @@ def needs_stages(config: EngineConfig, device: torch.device, residency: Residenc
 
 
 class _Planning:
-    """The steps of `SessionPlan.build` and what they share."""
+    """The steps of `LoadPlan.build` and what they share."""
 
     def __init__(
         self, config: EngineConfig, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
@@ -118,7 +118,7 @@ class _Planning:
         self._capacity = self._context_tokens + self._max_nodes
         self._dtype = _DTYPES.get(config.compute_dtype) or self._default_dtype()
 
-    def plan(self) -> SessionPlan:
+    def plan(self) -> LoadPlan:
         """Hold the budgets against what is needed. Raises BudgetError."""
         need = need_of_files(
             self._config,
@@ -136,7 +136,7 @@ class _Planning:
         except BudgetError as error:
             raise BudgetError(with_nearest_change(str(error), need, machine)) from error
         fit = check_fit(need, machine)
-        return SessionPlan(
+        return LoadPlan(
             config=self._config,
             device=self._device,
             dtype=self._dtype,

@@ -10,8 +10,8 @@ from offload.device import DeviceMemory
 from offload.errors import BudgetError
 from offload.residency_plan import Tier
 from profiles.errors import BadInputError
-from runtime.engine import session_plan
-from runtime.engine.session_plan import SessionPlan
+from runtime.engine import load_plan
+from runtime.engine.load_plan import LoadPlan
 from runtime.engine_config import EngineConfig
 from tests.support.session_factory import save_tiny_folder
 
@@ -21,16 +21,16 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny_folder(tmp_path / "target", dtype=torch.bfloat16)
 
 
-def build(folder: Path, **settings: Any) -> SessionPlan:
+def build(folder: Path, **settings: Any) -> LoadPlan:
     config = EngineConfig(**({"target": str(folder), "draft": "none", "context_tokens": 64} | settings))
-    return SessionPlan.build(config, target=folder, draft=None, requests=())
+    return LoadPlan.build(config, target=folder, draft=None, requests=())
 
 
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if torch had a device with 300 MB free; no tensor is ever put there by a plan."""
-    monkeypatch.setattr(session_plan, "select_device", lambda text: torch.device("xpu", 0))
-    monkeypatch.setattr(session_plan, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
+    monkeypatch.setattr(load_plan, "select_device", lambda text: torch.device("xpu", 0))
+    monkeypatch.setattr(load_plan, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
 
 
 def test_on_a_processor_matmuls_are_float32_and_everything_free_is_filled(folder: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_accelerators_budget_is_what_it_has_free_less_a_reserve(folder: Path,
 def test_an_accelerator_that_does_not_say_needs_a_budget(
     folder: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_plan, "device_memory", lambda device: None)
+    monkeypatch.setattr(load_plan, "device_memory", lambda device: None)
     with pytest.raises(BudgetError, match="does not say how much memory is free; give --device-memory"):
         build(folder)
     assert build(folder, device_memory_bytes=10**9).placement.device_budget_bytes == 10**9
@@ -89,7 +89,7 @@ def test_an_emulated_link_has_stages_where_a_disk_is_behind_it(
 def test_a_device_that_is_not_here_is_refused_before_any_folder_is_opened() -> None:
     config = EngineConfig(device="nosuch:0")
     with pytest.raises(BadInputError, match="there is no device of type 'nosuch' here"):
-        SessionPlan.build(config, target=Path("/nowhere"), draft=None, requests=())
+        LoadPlan.build(config, target=Path("/nowhere"), draft=None, requests=())
 
 
 def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, accelerator: None) -> None:

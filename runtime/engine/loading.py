@@ -29,8 +29,8 @@ from profiles.pair_profile import PairProfile
 from profiles.steps import finish, relabel
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
+from runtime.engine.load_plan import LoadPlan
 from runtime.engine.session import Session
-from runtime.engine.session_plan import SessionPlan
 from runtime.engine.stream_path import StreamPath
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
@@ -48,7 +48,7 @@ class OpenSession:
 
     session: Session
     """Answers requests."""
-    plan: SessionPlan
+    plan: LoadPlan
     """What was decided before anything was read."""
     placement: Placement
     """Where every byte lies that it holds."""
@@ -116,7 +116,7 @@ def load_session(
         LinkError: reading failed.
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
-    plan = SessionPlan.build(config, target=target, draft=draft, requests=requests)
+    plan = LoadPlan.build(config, target=target, draft=draft, requests=requests)
     stored = StoredProfiles(InitialPlan(profile, machine), ())
     if profile is None and machine is None:
         stored = find_profiles(plan, state_folder)
@@ -127,13 +127,13 @@ def plan_memory(
     config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
 ) -> Placement:
     """What `open_session` would hold with the same arguments; reads no weights. Raises BadInputError."""
-    return SessionPlan.build(config, target=target, draft=draft, requests=requests).placement
+    return LoadPlan.build(config, target=target, draft=draft, requests=requests).placement
 
 
 class _Load:
     """The steps of `load_session` and what they share."""
 
-    def __init__(self, plan: SessionPlan, stack: ExitStack, state_folder: Path | None, stored: StoredProfiles) -> None:
+    def __init__(self, plan: LoadPlan, stack: ExitStack, state_folder: Path | None, stored: StoredProfiles) -> None:
         self._plan = plan
         self._start, self._profile_notes = stored.start, stored.notes
         self._config = plan.config

@@ -10,7 +10,7 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.assembly import load_session, open_session, plan_memory
+from runtime.engine.loading import load_session, open_session, plan_memory
 from runtime.engine_config import EngineConfig
 from runtime.errors import TokenizerMismatchError
 from runtime.planner.initial_plan import NO_PROFILE
