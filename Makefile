@@ -19,7 +19,7 @@ test: .venv/.installed
 
 # Everything: also the whole fuzz, the soaks and every point at which a process can be killed.
 test-all: .venv/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --fuzz 1
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -15,6 +15,11 @@ from tui.environment import cache_folder
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run choose how many of the damaged inputs it tries."""
+    parser.addoption("--fuzz", type=int, default=10, metavar="N", help="try one in N damaged inputs (default: 10)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one worker, and those on the simulated device, which share a process, in one as well."""
     for item in items:

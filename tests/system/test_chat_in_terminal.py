@@ -29,10 +29,16 @@ class Terminal:
     """A tmux server of its own, with the chat in it."""
 
     def __init__(self, folder: Path) -> None:
-        self._tmux = ["tmux", "-S", str(folder / "tmux.socket"), "-f", "/dev/null"]
         self._folder = folder
+        self._num_starts = 0
+
+    @property
+    def _tmux(self) -> list[str]:
+        """The command for this start's server: one that was killed may still be there for a moment."""
+        return ["tmux", "-S", str(self._folder / f"tmux-{self._num_starts}"), "-f", "/dev/null"]
 
     def start(self, *options: str) -> None:
+        self._num_starts += 1
         command = [sys.executable, "-c", "from tui.cli import main; main()", "chat", *options]
         variables = {
             "OVERSTORY_DATA": str(self._folder / "data"),
@@ -90,12 +96,9 @@ def letters_of_answer(screen: str) -> int:
 
 
 def test_launch_ask_stop_ask_again_quit_and_find_it_again(terminal):
-    begun = time.monotonic()
     terminal.start("--temperature", "0", "--max-new-tokens", "400", *SLOWLY)
     terminal.until("Ask something")
-    painted_seconds = time.monotonic() - begun
     assert not re.search(r"● ready", terminal.screen), "the first paint does not wait for the model"
-    assert painted_seconds < 5, f"{painted_seconds:.1f} s; the benchmark holds the second, this the order of things"
 
     terminal.type("Write a long story about a fox and an owl.")  # waits for the model
     terminal.keys("Enter")

@@ -23,7 +23,7 @@ from tui.chat.engine.messages import (
     TextArrived,
 )
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 QUESTION = {"role": "user", "content": "Tell me a long story about the keeper of a lighthouse."}
 SETTINGS = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
