@@ -27,8 +27,7 @@ from runtime.fit.reference_costs import DraftModel, copies_and_reads, reference_
 from runtime.planner.costs import RoundCosts
 from runtime.planner.growth_choice import ContextChances, builtin_chances, choose_growth
 from runtime.planner.profile_costs import chances_of, costs_from_profiles
-from runtime.planner.tree_candidates import SearchMethod
-from runtime.planner.tree_choice import CostModel, TreeChoice, TreeRanking, choose_tree
+from runtime.planner.tree_choice import CostModel, SearchMethod, TreeChoice, TreeRanking, choose_tree
 
 MAX_LEVELS = 64
 """Of the trees that are searched."""

@@ -15,8 +15,7 @@ from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
 from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
 from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import QUANTIZED_FORMATS
-from runtime.planner.tree_candidates import SearchMethod
-from runtime.planner.tree_choice import CostModel
+from runtime.planner.tree_choice import CostModel, SearchMethod
 
 HELD_FORMATS = ("stored", "int8", "nf4")
 """How a draft can be held."""

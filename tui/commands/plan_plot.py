@@ -49,7 +49,7 @@ def curves_of(report: "PlanReport") -> list[Curve]:
     depths = {depth for depth in _DEPTHS if depth <= limit} | {ranking.best.num_levels}
     curves = []
     for depth in sorted(depths - {1}):
-        seconds = ranking.curve(depth)
+        seconds = ranking.seconds_per_token[depth - 1]
         sizes = np.unique(np.geomspace(1, len(seconds), 60).astype(int))
         sizes = sizes[np.isfinite(seconds[sizes - 1])]
         curves.append(Curve(depth, tuple(map(int, sizes)), tuple(map(float, seconds[sizes - 1]))))

@@ -8,8 +8,7 @@ from runtime.fit import plan_question
 from runtime.fit.config_shape import FoundShape
 from runtime.fit.known_shapes import find_shape
 from runtime.fit.plan_question import PlanRequest, find_model, resolve_question
-from runtime.planner.tree_candidates import SearchMethod
-from runtime.planner.tree_choice import CostModel
+from runtime.planner.tree_choice import CostModel, SearchMethod
 from tests.runtime.fit.test_config_shape import LLAMA_3_8B as CONFIG
 
 
