@@ -1,6 +1,6 @@
 """How often each scheme rejects all of k children, over temperatures and top-p, and what a tree makes of that.
 
-The target writes texts with every setting, many at a time (see `acceptance_probe`), and at each of their positions all
+The target writes texts with every setting, many at a time (see `calibration.texts`), and at each of their positions all
 schemes look at the same two rows of logits: only numbers are kept. Tokens per pass are predicted from each scheme's own
 acceptance by rank, for its own best tree of a size, as if it were the same at every node. Prints nothing. Sequoia
 (arXiv 2402.12374, section 4.2, robustness).
@@ -20,7 +20,7 @@ from runtime.bench.scheme_acceptance import (
     position_acceptance,
     rejection_of,
 )
-from runtime.calibration.acceptance_probe import TextWriter
+from runtime.calibration.texts import TextWriter
 from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
@@ -106,7 +106,7 @@ def run_robustness_benchmark(
     writer, rng = TextWriter(opened, requests, seed=seed), np.random.default_rng(seed)
     found = {params: _Sums() for params in settings}
     while wanted := _open_settings(found, num_positions):
-        writer.begin_with(dict.fromkeys(wanted, TEXTS_PER_SETTING))
+        writer.begin(dict.fromkeys(wanted, TEXTS_PER_SETTING))
         while len(_open_settings(found, num_positions)) > 0:
             tokens = list[int]()
             for text, target_row, draft_row in writer.rows():

@@ -19,7 +19,7 @@ from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import PipelineParts, round_seconds
 from profiles.steps import finish
 from runtime.bench.bare_loop import raw_link_seconds, streamed_layouts
-from runtime.calibration.part_timing import layers_of_zeros, median_seconds, run_copies
+from runtime.calibration.timing import layers_of_zeros, median_seconds, run_copies
 from runtime.engine.engine import verify_input
 from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import LazyLogits

@@ -20,7 +20,7 @@ import numpy as np
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.memory import process_memory
 from runtime.bench.bare_loop import bare_pass_seconds, free_overlap_seconds, raw_link_seconds, streamed_layouts
-from runtime.calibration.part_timing import wait_for_full_ring
+from runtime.calibration.timing import wait_for_full_ring
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted

@@ -23,8 +23,8 @@ from offload.units import PAGE_BYTES
 from profiles.acceptance import ForcedPosition
 from profiles.calibration_probes import PairFacts
 from profiles.machine_profile import MachineProfile, PinBudgetSource
-from runtime.calibration.acceptance_probe import TextWriter
-from runtime.calibration.part_timing import layers_of_zeros, run_copies, time_draft_step, wait_for_full_ring
+from runtime.calibration.texts import TextWriter
+from runtime.calibration.timing import layers_of_zeros, run_copies, wait_for_full_ring
 from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
@@ -117,9 +117,11 @@ class SessionProbes:
     def time_draft_step(self, width: int, context_tokens: int) -> float:
         """See CalibrationProbes."""
         self._occupy(self._draft, context_tokens)
-        seconds = time_draft_step(
-            self._draft, self._chain(self._draft, width, context_tokens), num_children=NUM_CHILDREN
-        )
+        inputs = self._chain(self._draft, width, context_tokens)
+        begun = time.perf_counter()
+        logits = self._draft.logits(self._draft.run_pass(inputs))
+        logits.topk(NUM_CHILDREN, dim=-1).indices.tolist()  # as the drafter chooses them at temperature 0
+        seconds = time.perf_counter() - begun
         self._draft.cache.truncate(0)
         return seconds
 
@@ -176,7 +178,7 @@ class SessionProbes:
 
     def begin_texts(self, num_texts: Mapping[float, int]) -> None:
         """See CalibrationProbes."""
-        self._writer.begin(num_texts)
+        self._writer.begin({SamplingParams(temperature=value): count for value, count in num_texts.items()})
 
     def grow_texts(self) -> Sequence[ForcedPosition]:
         """See CalibrationProbes."""

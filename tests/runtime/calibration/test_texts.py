@@ -1,4 +1,7 @@
-"""Texts are the target's own, positions are what verification does there, and no text's end stops the others."""
+"""Texts are the target's own, positions are what verification does there, and no text's end stops the others.
+
+Texts side by side in one cache have the logits that each has alone.
+"""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -6,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from profiles.acceptance import AcceptanceSummary, ForcedPosition
-from runtime.calibration.acceptance_probe import NUM_RANKS, TextWriter
+from runtime.calibration.texts import NUM_RANKS, Leaf, NewToken, TextForest, TextWriter, num_forest_tokens
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
+from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 PROMPTS = ("the cat and the dog", "the cat ran", "once upon a time")
@@ -28,8 +34,12 @@ def requests(*texts: str) -> list[PromptRequest]:
     return [replace(request(text), id=str(index)) for index, text in enumerate(texts, start=1)]
 
 
+def of_temperatures(counts: dict[float, int]) -> dict[SamplingParams, int]:
+    return {SamplingParams(temperature=temperature): count for temperature, count in counts.items()}
+
+
 def write(writer: TextWriter, temperatures: list[float], num_texts: int, num_steps: int) -> list[ForcedPosition]:
-    writer.begin(dict.fromkeys(temperatures, num_texts))
+    writer.begin(of_temperatures(dict.fromkeys(temperatures, num_texts)))
     return [position for _ in range(num_steps) for position in writer.step()]
 
 
@@ -40,8 +50,6 @@ def test_greedy_positions_say_which_rank_the_answer_has(folders: tuple[Path, Pat
         positions = write(TextWriter(opened, requests(PROMPTS[0])), [0.0], 1, 12)
         finished, token_ids = answer(opened, request(PROMPTS[0], max_new_tokens=12))
         text, model = list(opened.session.engine.text), opened.session.engine.drafter.model  # type: ignore[union-attr]
-        from runtime.model.streamed_model import chain_input
-
         model.cache.truncate(0)
         num_prompt = finished.statistics.prompt_tokens
         hidden = model.run_pass(chain_input(text[:-1], num_cached=0))[num_prompt - 1 :]
@@ -95,7 +103,7 @@ def count_accepted_first_children(opened: OpenSession, *, num_answers: int) -> t
 def test_positions_of_a_text_come_one_by_one_and_texts_that_end_are_replaced(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.calibration.acceptance_probe.MAX_TEXT_TOKENS", 4)
+    monkeypatch.setattr("runtime.calibration.texts.MAX_TEXT_TOKENS", 4)
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=256) as opened:
         positions = write(TextWriter(opened, requests(*PROMPTS)), [0.0, 1.0], 3, 10)
@@ -135,7 +143,7 @@ def test_fewer_texts_are_written_where_many_would_be_short(folders: tuple[Path, 
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=128, tree="6x3") as opened:
         writer = TextWriter(opened, requests(*PROMPTS))
-        writer.begin({0.0: 16, 1.0: 16})
+        writer.begin(of_temperatures({0.0: 16, 1.0: 16}))
         assert len(writer.step()) <= 4
 
 
@@ -143,7 +151,7 @@ def test_each_temperature_has_its_own_number_of_texts(folders: tuple[Path, Path]
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=256) as opened:
         writer = TextWriter(opened, requests(*PROMPTS))
-        writer.begin({0.0: 3, 0.6: 1, 1.0: 2})
+        writer.begin(of_temperatures({0.0: 3, 0.6: 1, 1.0: 2}))
         assert Counter(position.temperature for position in writer.step()) == {0.0: 3, 0.6: 1, 1.0: 2}
 
 
@@ -160,7 +168,7 @@ def test_a_prompt_without_room_for_an_answer_is_a_sentence(folders: tuple[Path, 
     with open_tiny(target, draft=draft, context_tokens=12) as opened:
         writer = TextWriter(opened, requests("a b c d e f g h i j k l m n o p"))
         with pytest.raises(OptionError, match="--context"):
-            writer.begin({0.0: 1})
+            writer.begin(of_temperatures({0.0: 1}))
 
 
 def test_prompts_that_do_not_fit_beside_the_first_are_left_out(folders: tuple[Path, Path]) -> None:
@@ -168,3 +176,61 @@ def test_prompts_that_do_not_fit_beside_the_first_are_left_out(folders: tuple[Pa
     with open_tiny(target, draft=draft, context_tokens=60, tree="6x3") as opened:
         writer = TextWriter(opened, requests("the cat", "a b c d e f g h i j k l m n o p q r s t u v", "the dog"))
         assert len(writer.prompt_tokens) == 2
+
+
+BEGINNINGS = ([5, 6, 7, 8], [5, 6, 9], [5, 6], [10], [5, 6, 9])
+
+
+def alone(opened: OpenSession, tokens: list[int]) -> torch.Tensor:
+    model = opened.session.engine.target
+    model.cache.truncate(0)
+    return model.logits(model.run_pass(chain_input(tokens, num_cached=0))[-1:])
+
+
+def logits_of(opened: OpenSession, leaf: Leaf) -> torch.Tensor:
+    return opened.session.engine.target.logits(leaf.target_hidden[None])
+
+
+def test_what_prompts_begin_with_is_counted_once() -> None:
+    assert num_forest_tokens(BEGINNINGS) == 6
+    assert num_forest_tokens([[1] * 3, [1] * 5]) == 5
+    assert num_forest_tokens([[1, 2], [3, 2]]) == 4  # the same token behind another one is another node
+
+
+def test_texts_side_by_side_are_what_each_is_alone(folders: tuple[Path, Path]) -> None:
+    with open_tiny(folders[0], draft=folders[0]) as opened:
+        forest = TextForest(opened.session.engine)
+        forest.clear()
+        leaves = forest.add_prompts(BEGINNINGS)
+        first = forest.add([NewToken(20 + index, leaf.slots) for index, leaf in enumerate(leaves)])
+        second = forest.add([NewToken(40 + index, leaf.slots) for index, leaf in enumerate(first)])
+        rows = [logits_of(opened, leaf) for leaf in second]
+        assert forest.num_free == opened.plan.capacity - 6 - 2 * len(BEGINNINGS)
+        drafted = [leaf.draft_hidden for leaf in second]
+        for index, prompt in enumerate(BEGINNINGS):
+            expected = alone(opened, [*prompt, 20 + index, 40 + index])
+            torch.testing.assert_close(rows[index], expected, rtol=1e-4, atol=1e-4)
+        model = opened.session.engine.drafter.model  # type: ignore[union-attr]
+        model.cache.truncate(0)
+        hidden = model.run_pass(chain_input([*BEGINNINGS[1], 21, 41], num_cached=0))[-1]
+        torch.testing.assert_close(drafted[1], hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_long_prompts_run_in_chunks(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.calibration.texts.PREFILL_CHUNK_TOKENS", 4)
+    prompt = [3 + index % 60 for index in range(19)]
+    with open_tiny(folders[0], draft=folders[0]) as opened:
+        forest = TextForest(opened.session.engine)
+        forest.clear()
+        (leaf,) = forest.add_prompts([prompt])
+        row = logits_of(opened, leaf)
+        torch.testing.assert_close(row, alone(opened, prompt), rtol=1e-4, atol=1e-4)
+
+
+def test_clearing_forgets_every_text(folders: tuple[Path, Path]) -> None:
+    with open_tiny(folders[0], draft=folders[0]) as opened:
+        forest = TextForest(opened.session.engine)
+        forest.add_prompts(BEGINNINGS)
+        forest.clear()
+        assert forest.num_free == opened.plan.capacity
+        assert opened.session.engine.target.cache.num_cached == 0

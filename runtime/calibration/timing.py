@@ -1,6 +1,6 @@
-"""How the parts of a round are timed one by one: layers that are there already, draft steps, medians.
+"""How the parts of a round are timed one by one: layers that are there already, copies alone, medians.
 
-Shared by the benchmarks and the calibration, so that they mean the same. Measures; prints nothing.
+Shared by the benchmarks and the calibration, so that they mean the same.
 """
 
 import statistics
@@ -13,7 +13,6 @@ import torch
 from offload.layer_streamer import LayerStreamer, ResidentLayer, SlotState
 from offload.pass_statistics import PassStatistics
 from runtime.engine.loading import OpenSession
-from runtime.model.streamed_model import PassInput, StreamedModel
 
 
 def median_seconds(
@@ -58,17 +57,6 @@ def run_copies(opened: OpenSession) -> PassStatistics:
         streamer.acquire(index)
         streamer.release(index)
     return streamer.end_pass()
-
-
-def time_draft_step(model: StreamedModel, inputs: PassInput, *, num_children: int = 1) -> float:
-    """Seconds of a draft forward over a level, its head and the choice of each node's children.
-
-    Children are chosen greedily, as the drafter does at temperature 0.
-    """
-    begun = time.perf_counter()
-    logits = model.logits(model.run_pass(inputs))
-    logits.topk(num_children, dim=-1).indices.tolist()
-    return time.perf_counter() - begun
 
 
 def wait_for_full_ring(opened: OpenSession) -> None:

@@ -1,25 +1,27 @@
-"""Lets the target write texts, and says at each of their positions what verification would do there on average.
+"""Lets the target write many texts side by side, and says what verification would do at each of their positions.
 
 Texts are drawn from the target itself, many at a time, so that one stream of weights brings a position of each; the
 target's rows of the pass that chose a token are the teacher-forced ones, and the draft reads along. At every position
 children are drawn from the draft as the drafter draws them, and their analytic acceptance is handed out (Sequoia,
 section 4.1), and with it what trees that take their shape from context need: the draft's scores under the noise by
 which the token was chosen. A text ends at an end token, which is a position too, or when it is long enough; at
-temperatures above 0 another one then takes its place. Knows no clock.
+temperatures above 0 another one then takes its place.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from profiles.acceptance import ForcedPosition
-from runtime.calibration.text_forest import Leaf, NewToken, TextForest, num_forest_tokens
 from runtime.engine.drafter import Drafter
+from runtime.engine.engine import Engine
 from runtime.engine.loading import OpenSession
+from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
+from runtime.model.streamed_model import PassInput
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.rejection import node_outcome
@@ -35,6 +37,100 @@ MAX_PROMPT_TOKENS = 768
 """Prompts beyond the first are left out where they would take more together."""
 _ROWS_AT_ONCE = 16
 NO_CHILDREN = Children(np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token that goes behind others."""
+
+    token_id: int
+    """Its id."""
+    ancestors: tuple[int, ...]
+    """Slots of the tokens before it, from the text's beginning; slots of the same pass may be among them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """The end of a text so far."""
+
+    slots: tuple[int, ...]
+    """Of all its tokens."""
+    target_hidden: torch.Tensor
+    """(E,) the target's last hidden state after them."""
+    draft_hidden: torch.Tensor
+    """(E',) the draft's."""
+
+
+class TextForest:
+    """Many texts in the caches of one session: a pass computes the next token of all for one stream of weights.
+
+    The slots form a forest: prompts that begin alike share slots, and each text is a branch that sees its own tokens
+    alone, as a node of a token tree does. Target and draft hold the same forest. The engine's own text is forgotten,
+    and the engine forgets these when it goes on.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        assert engine.drafter is not None, "without a draft there is nothing to compare"
+        self._engine = engine
+        self._models = (engine.target, engine.drafter.model)
+        self._positions: list[int] = []  # by slot
+
+    def clear(self) -> None:
+        """Forget every text."""
+        self._positions = []
+        self._engine.truncate(0)
+        for model in self._models:
+            model.cache.truncate(0)
+
+    @property
+    def num_free(self) -> int:
+        """Tokens that still fit both caches."""
+        return min(model.cache.capacity for model in self._models) - len(self._positions)
+
+    def add(self, tokens: Sequence[NewToken]) -> list[Leaf]:
+        """Run both models over new tokens; the leaf after each."""
+        start, num_tokens = len(self._positions), len(tokens)
+        visible = np.zeros((num_tokens, start + num_tokens), dtype=np.bool_)
+        for row, token in enumerate(tokens):
+            visible[row, [*token.ancestors, start + row]] = True
+        self._positions += [len(token.ancestors) for token in tokens]
+        positions = np.asarray(self._positions, dtype=np.int64)
+        token_ids = np.asarray([token.token_id for token in tokens], dtype=np.int64)
+        inputs = PassInput(token_ids, positions[start:], positions, visible)
+        target, draft = self._models
+        drafted = draft.run_pass(replace(inputs, token_ids=np.minimum(token_ids, draft.vocab_size - 1)))
+        verified = target.run_pass(inputs)
+        slots = [(*token.ancestors, start + row) for row, token in enumerate(tokens)]
+        return [Leaf(*leaf) for leaf in zip(slots, verified, drafted, strict=True)]
+
+    def add_prompts(self, prompts: Iterable[Sequence[int]]) -> list[Leaf]:
+        """Run prompts, none of them empty, in chunks; what several begin with is computed once. The leaf after each."""
+        start = len(self._positions)
+        tokens: list[NewToken] = []
+        nodes, ends = _share_beginnings(prompts)
+        for parent, token_id in nodes:
+            ancestors = () if parent < 0 else (*tokens[parent].ancestors, start + parent)
+            tokens.append(NewToken(token_id, ancestors))
+        chunks = (tokens[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(tokens), PREFILL_CHUNK_TOKENS))
+        leaves = [leaf for chunk in chunks for leaf in self.add(chunk)]
+        return [leaves[end] for end in ends]
+
+
+def num_forest_tokens(prompts: Iterable[Sequence[int]]) -> int:
+    """Slots that these prompts take together."""
+    return len(_share_beginnings(prompts)[0])
+
+
+def _share_beginnings(prompts: Iterable[Sequence[int]]) -> tuple[list[tuple[int, int]], list[int]]:
+    """(parent or -1, token) of every node of the prompts' common tree, parents first, and the node that ends each."""
+    number_of: dict[tuple[int, int], int] = {}
+    ends = []
+    for prompt in prompts:
+        node = -1
+        for token_id in prompt:
+            node = number_of.setdefault((node, token_id), len(number_of))
+        ends.append(node)
+    return list(number_of), ends
 
 
 @dataclass(slots=True)
@@ -77,16 +173,12 @@ class TextWriter:
         prompts = self._fitting_prompts(len(self._requests))
         return tuple(num_forest_tokens(prompts[:count]) for count in range(1, len(prompts) + 1))
 
-    def begin(self, num_texts: Mapping[float, int]) -> None:
-        """Run the prompts and begin texts of each temperature, at least one; greedy ones need each a prompt of its own.
+    def begin(self, num_texts: Mapping[SamplingParams, int]) -> None:
+        """Run the prompts and begin texts of each kind, at least one; greedy ones need each a prompt of its own.
 
         There are fewer of all if the caches would not hold MIN_STEPS tokens of each. Raises OptionError if the first
         prompt leaves no room for an answer.
         """
-        self.begin_with({SamplingParams(temperature=temperature): count for temperature, count in num_texts.items()})
-
-    def begin_with(self, num_texts: Mapping[SamplingParams, int]) -> None:
-        """The same for any sampling choices."""
         self._forest.clear()
         leaves = self._forest.add_prompts(self._fitting_prompts(max(num_texts.values())))
         share = min(1.0, self._forest.num_free / (MIN_STEPS * sum(num_texts.values())))
@@ -107,12 +199,19 @@ class TextWriter:
         return positions
 
     def rows(self) -> Iterator[tuple[WrittenText, Floats, Floats]]:
-        """Each text with the target's and the draft's logits (V,) after it; none when no text can grow.
+        """Yield each text with the target's and the draft's logits (V,) after it; none when no text can grow.
 
         A few rows of the vocabulary are held at a time. Then `grow` is to be called.
         """
-        if self._texts and self._forest.num_free >= len(self._texts):
-            yield from self._rows(self._texts)
+        if self._forest.num_free < len(self._texts):
+            return
+        target = self._opened.session.engine.target
+        for start in range(0, len(self._texts), _ROWS_AT_ONCE):
+            texts = self._texts[start : start + _ROWS_AT_ONCE]
+            verified = target.logits(torch.stack([text.leaf.target_hidden for text in texts]))
+            drafted = self._drafter.model.logits(torch.stack([text.leaf.draft_hidden for text in texts]))
+            rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
+            yield from zip(texts, *rows, strict=True)
 
     def grow(self, token_ids: Sequence[int]) -> None:
         """Go on with one token of each text that `rows` gave, in its order."""
@@ -149,15 +248,6 @@ class TextWriter:
     def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> WrittenText:
         self._num_texts += 1
         return WrittenText(self._num_texts, params, prompt_end, prompt_end)
-
-    def _rows(self, texts: Sequence[WrittenText]) -> Iterator[tuple[WrittenText, Floats, Floats]]:
-        target = self._opened.session.engine.target
-        for start in range(0, len(texts), _ROWS_AT_ONCE):
-            some = texts[start : start + _ROWS_AT_ONCE]
-            verified = target.logits(torch.stack([text.leaf.target_hidden for text in some]))
-            drafted = self._drafter.model.logits(torch.stack([text.leaf.draft_hidden for text in some]))
-            rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
-            yield from zip(some, *rows, strict=True)
 
     def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
         """What verification would do after `text`, and the token that the target goes on with."""

@@ -1,12 +1,12 @@
-"""Parts of rounds are timed on the session's own models, and leave it was."""
+"""Parts of rounds are timed on the session's own models, and leave it as it was."""
 
 from pathlib import Path
 
 import pytest
 
 from offload.layer_streamer import SlotState
-from runtime.calibration import part_timing
-from runtime.calibration.part_timing import layers_of_zeros, median_seconds, time_draft_step, wait_for_full_ring
+from runtime.calibration import timing
+from runtime.calibration.timing import layers_of_zeros, median_seconds, wait_for_full_ring
 from runtime.model.streamed_model import chain_input
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_of_several_runs_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 9.0, 10.0, 11.0, 20.0, 23.0, 30.0, 32.0])
-    monkeypatch.setattr(part_timing.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
     calls: list[str] = []
     seconds = median_seconds(
         lambda: calls.append("run"), 4, before=lambda: calls.append("before"), after=lambda: calls.append("after")
@@ -29,7 +29,7 @@ def test_the_first_of_several_runs_warms_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_run_is_its_own_median(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 9.0])
-    monkeypatch.setattr(part_timing.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
     assert median_seconds(lambda: None, 1) == 9.0
 
 
@@ -53,11 +53,3 @@ def test_a_full_ring_is_waited_for(folder: Path) -> None:
         opened.streamer.prefetch()
         wait_for_full_ring(opened)
         assert {slot.state for slot in opened.streamer.slot_states} == {SlotState.READY}
-
-
-def test_a_draft_step_takes_time_and_appends_its_level(folder: Path) -> None:
-    with open_tiny(folder, draft=folder) as opened:
-        assert opened.session.engine.drafter is not None
-        model = opened.session.engine.drafter.model
-        assert time_draft_step(model, chain_input([1, 2, 3], num_cached=0), num_children=4) > 0
-        assert model.cache.num_cached == 3
