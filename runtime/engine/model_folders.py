@@ -17,6 +17,15 @@ from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 
 
+def model_name(folder: Path) -> str:
+    """Return what people call the model in a folder: owner/name for a snapshot of the hub, else the folder's name."""
+    folder = folder.absolute()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name or str(folder)
+
+
 def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, tuple[Path, Path | None]]:
     """Return the target's folder and that of a separate draft (None for `none` and `substitute`).
 

@@ -15,6 +15,7 @@ from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import quote
 from profiles.pair_profile import ModelIdentity
+from runtime.engine.model_folders import model_name
 
 PAGE_BYTES = 4096
 """Of each sample."""
@@ -41,15 +42,7 @@ def model_digest(folder: Path) -> str:
 
 def model_identity(folder: Path, held: str) -> ModelIdentity:
     """The model in `folder`, whose layers are held as `held`. Raises CheckpointError like `model_digest`."""
-    return ModelIdentity(name=model_name(folder), content_digest=model_digest(folder), held=held)
-
-
-def model_name(folder: Path) -> str:
-    """What people call the model: its folder's name, or its hub name if the folder is of the hub's cache."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return folder.name or str(folder)
+    return ModelIdentity(name=model_name(folder.resolve()), content_digest=model_digest(folder), held=held)
 
 
 def sample_offsets(num_bytes: int) -> Sequence[int]:

@@ -15,7 +15,7 @@ from tui.chat.engine.messages import (
     TextArrived,
 )
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.widgets.model_list import ListedModel
+from tui.chat.widgets.picker import ListedModel
 
 GB = 1_000_000_000
 _RESIDENT = tuple(range(0, 80, 5))

@@ -24,7 +24,7 @@ from tui.chat.fit_estimates import FitEstimate
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
-from tui.chat.widgets.model_list import ListedModel
+from tui.chat.widgets.picker import ListedModel
 
 Scene = Callable[[Pilot[int], "ScriptedEngine"], Awaitable[None]]
 _MAX_PAUSES = 2000

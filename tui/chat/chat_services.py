@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tui.chat.engine.client import EngineLink
-from tui.chat.model_source import LocalModelSource
+from tui.chat.models import LocalModelSource
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
-from tui.chat.widgets.model_picker import ModelSource
+from tui.chat.widgets.picker import ModelSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

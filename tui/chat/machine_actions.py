@@ -18,8 +18,8 @@ from tui.chat.settings.remembered_settings import changed_names
 from tui.chat.settings.setting_words import changes_that_reload, find_setting
 from tui.chat.settings.settings_screen import SettingsScreen
 from tui.chat.widgets.help import HelpScreen, command_help
-from tui.chat.widgets.model_picker import ModelChoice, ModelPicker
 from tui.chat.widgets.notice import Choice
+from tui.chat.widgets.picker import ModelChoice, ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 

@@ -4,7 +4,7 @@ import pytest
 
 from offload.errors import CheckpointError
 from runtime.engine import model_folders
-from runtime.engine.model_folders import locate_models, locate_models_in_sight
+from runtime.engine.model_folders import locate_models, locate_models_in_sight, model_name
 from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from tests.support.generator_ends import drained
@@ -59,3 +59,11 @@ def test_folders_are_not_downloaded(tmp_path):
     config = EngineConfig(target=str(tmp_path), draft="substitute")
     said, folders = drained(locate_models_in_sight(config, cache_folder=tmp_path))
     assert all(isinstance(each, str) for each in said) and folders == (tmp_path, None)
+
+
+def test_a_model_is_called_by_its_hub_name_or_its_folders(tmp_path, monkeypatch):
+    assert model_name(Path("/x/hub/models--owner--a-b/snapshots/1234")) == "owner/a-b"
+    assert model_name(Path("/x/models/llama")) == "llama"
+    assert model_name(Path("/")) == "/"
+    monkeypatch.chdir(tmp_path)
+    assert model_name(Path()) == tmp_path.name

@@ -11,7 +11,7 @@ from tui.chat.fit_estimates import FitEstimate
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import Overrides, RememberedSettings
 from tui.chat.settings.settings_file import read_settings
-from tui.chat.widgets.model_list import ListedModel
+from tui.chat.widgets.picker import ListedModel
 
 
 def remembered(tmp_path):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import relabel
+from runtime.engine.model_folders import model_name
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
@@ -26,7 +27,6 @@ from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import Answer, Failed, Loaded, Loading, LoadModel, PassRunning, Report, to_line
-from tui.chat.local_models import model_name
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 

@@ -1,14 +1,15 @@
-"""Chooses a model and its draft: recent ones, those on this machine, or any folder or hub name that is typed.
+"""Lets a person choose a model and its draft: recent ones, those on this machine, or any folder or hub name.
 
-Opens at once; the models and then what each would be like here arrive while it is used. Where they come from is the
-source's business, which the app passes in. Loads nothing.
+The picker opens at once; the models, and then what each would be like here, arrive while it is used. What is typed
+filters the list by name; if it is none of the names it may itself be a folder or a hub name. Loads nothing.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from rich.cells import cell_len
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -18,24 +19,41 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from tui.chat.fit_estimates import FitEstimate
+from tui.chat.machine.drawing import fit_text, rate_text
 from tui.chat.settings.choice_field import ChoiceField
-from tui.chat.widgets.model_list import ListedModel, matching_models, model_row, model_sentence
 from tui.terminal_text import one_line
 
 OTHER_DRAFT = "another model"
 _DRAFTS = ("substitute", "none", OTHER_DRAFT)
+_RECENT = " (recent)"
+_SIZE_WIDTH, _FIT_WIDTH, _GAP = 8, 24, "  "
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """One row of the list."""
+
+    target: str
+    """What a session is opened on: a folder or a hub name; empty is the demo model."""
+    name: str
+    """What a person calls it."""
+    weight_bytes: int | None = None
+    """Size of its safetensors files; None where that is not known."""
+    is_recent: bool = False
+    """Whether it was used before."""
 
 
 class ModelSource(Protocol):
     """Where models and estimates come from."""
 
     async def models(self) -> Sequence[ListedModel]:
-        """All there is to choose from, in order."""
+        """Return all there is to choose from, in order."""
 
     def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
-        """What to expect of each with that draft, as it becomes known; `folder` is the target."""
+        """Yield what to expect of each with that draft, as it becomes known; `folder` is the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +106,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._trouble = ""
 
     def compose(self) -> ComposeResult:
-        """The filter, the list, the draft, and a sentence about the highlighted model."""
+        """Lay out the filter, the list, the draft, and a sentence about the highlighted model."""
         is_other = self._first_draft not in _DRAFTS
         with Vertical(id="model-form") as form:
             form.border_title = "Model"
@@ -121,27 +139,27 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
             yield Static("Enter load · ↑↓ choose · Tab draft · Esc back", id="model-hint")
 
     def on_mount(self) -> None:
-        """Asks for the models."""
+        """Ask for the models."""
         self.query_one("#model-filter").focus()
         self._find_models()
 
     def on_resize(self) -> None:
-        """Fits the rows to the new width."""
+        """Fit the rows to the new width."""
         self.call_after_refresh(self._list)
 
     @on(Input.Changed, "#model-filter")
     def filter_models(self) -> None:
-        """Shows what matches, the first of it highlighted."""
+        """Show what matches, the first of it highlighted."""
         self._list(first=True)
 
     @on(OptionList.OptionHighlighted)
     def tell_about_model(self) -> None:
-        """Says what is known of the highlighted one."""
+        """Say what is known of the highlighted one."""
         self._tell()
 
     @on(ChoiceField.Changed, "#model-draft-kind")
     def change_draft_kind(self, event: ChoiceField.Changed) -> None:
-        """Asks for a name where it is another model, and how all would fit with that draft."""
+        """Ask for a name where it is another model, and how all would fit with that draft."""
         line = self.query_one("#model-draft", Input)
         line.display = event.value == OTHER_DRAFT
         if line.display:
@@ -151,13 +169,13 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
 
     @on(Input.Blurred, "#model-draft")
     def change_draft(self) -> None:
-        """Asks how all would fit with that draft."""
+        """Ask how all would fit with that draft."""
         self._estimate()
 
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)
     def action_choose(self) -> None:
-        """Hands over the highlighted model with the draft."""
+        """Return the highlighted model with the draft."""
         model = self._highlighted
         if model is None:
             return
@@ -167,11 +185,11 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self.dismiss(ModelChoice(model.target, self.draft))
 
     def action_cancel(self) -> None:
-        """Hands over nothing."""
+        """Return nothing."""
         self.dismiss(None)
 
     def action_move(self, step: int) -> None:
-        """Highlights the next one, or with -1 the one before."""
+        """Highlight the next one, or with -1 the one before."""
         rows = self.query_one(OptionList)
         if step > 0:
             rows.action_cursor_down()
@@ -180,7 +198,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
 
     @property
     def draft(self) -> str:
-        """As it is chosen now; empty while another model is wanted and not named."""
+        """Return the draft that is chosen now; empty while another model is wanted and not named."""
         kind = self.query_one("#model-draft-kind", ChoiceField).value
         return self.query_one("#model-draft", Input).value.strip() if kind == OTHER_DRAFT else kind
 
@@ -218,7 +236,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._list()
 
     def _list(self, *, first: bool = False) -> None:
-        """Writes the rows; the highlight stays on its model, or goes to the first."""
+        """Write the rows; the highlight stays on its model, or goes to the first."""
         rows, before = self.query_one(OptionList), None if first else self._highlighted
         shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value)
         texts = [Content(self._row(model, rows.scrollable_content_region.width)) for model in shown]
@@ -247,3 +265,55 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self.query_one("#model-sentence", Static).update(
             one_line(f"{self._trouble}; {words}" if self._trouble else words)
         )
+
+
+def merged_models(recent: Iterable[str], local: Iterable[ListedModel]) -> tuple[ListedModel, ...]:
+    """Return every model once: the recent ones with what is known of them, the last used first, then the others."""
+    by_target = {model.target: model for model in local}
+    rows = []
+    for target in dict.fromkeys(recent):
+        known = by_target.pop(target, ListedModel(target, target))
+        rows.append(ListedModel(target, known.name, known.weight_bytes, is_recent=True))
+    return (*rows, *by_target.values())
+
+
+def matching_models(models: Sequence[ListedModel], typed: str) -> tuple[ListedModel, ...]:
+    """Return those whose name or folder holds every word, and last what was typed itself if it names none of them."""
+    words = typed.lower().split()
+    found = [model for model in models if all(word in f"{model.name} {model.target}".lower() for word in words)]
+    wanted = typed.strip()
+    if wanted and not any(wanted in (model.name, model.target) for model in found):
+        found.append(ListedModel(wanted, f"{wanted} (as typed)"))
+    return tuple(found)
+
+
+def model_row(model: ListedModel, estimate: FitEstimate | None, *, width: int, is_waiting: bool) -> str:
+    """Return `name   3.09 GB  streams, 0.6 s/token`, exactly `width` cells where there is room for that."""
+    size = "" if model.weight_bytes is None else format_bytes(model.weight_bytes)
+    fit = fit_words(estimate) if estimate else "…" if is_waiting else ""
+    tail = f"{size:>{_SIZE_WIDTH}}{_GAP}{fit_text(fit, _FIT_WIDTH):<{_FIT_WIDTH}}"
+    room = width - len(tail) - len(_GAP)
+    if room < 8:
+        return fit_text(one_line(model.name), width)
+    name = fit_text(one_line(model.name), room)
+    if model.is_recent and cell_len(name) + len(_RECENT) <= room:
+        name += _RECENT
+    return name + " " * (room - cell_len(name)) + _GAP + tail
+
+
+def fit_words(estimate: FitEstimate) -> str:
+    """Return a few words: `resident, 12.0 tok/s`, `streams, 0.6 s/token`, `does not fit`."""
+    seconds = estimate.seconds_per_token
+    if not seconds:
+        return estimate.fit
+    return f"{estimate.fit}, " + (f"{rate_text(1 / seconds)} tok/s" if seconds < 1 else f"{seconds:.1f} s/token")
+
+
+def model_sentence(model: ListedModel, estimates: Mapping[str, FitEstimate], *, is_waiting: bool) -> str:
+    """Say all that is known of one, for the foot of the list."""
+    estimate = estimates.get(model.target)
+    if estimate is not None:
+        return one_line(f"{model.name}: {estimate.sentence}")
+    if is_waiting:
+        return one_line(f"{model.name}: the planner is asked how it would fit…")
+    return one_line(f"{model.target or model.name}: Enter loads it, from a folder or by its hub name")

@@ -1,0 +1,273 @@
+"""Rows of the model picker as exact text, and stories key by key with a source whose estimates come when it is let."""
+
+import asyncio
+
+import pytest
+
+from profiles.errors import BadInputError
+from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tui.chat.fit_estimates import FitEstimate
+from tui.chat.widgets.picker import (
+    ListedModel,
+    ModelChoice,
+    ModelPicker,
+    fit_words,
+    matching_models,
+    merged_models,
+    model_row,
+    model_sentence,
+)
+
+MODELS = (
+    ListedModel("/m/q", "Qwen/Qwen2.5-Coder-1.5B-Instruct", 3_090_000_000, is_recent=True),
+    ListedModel("", "demo model", 270_000_000),
+    ListedModel("owner/hub-only", "owner/hub-only"),
+    ListedModel("/m/large", "meta/Llama-70B", 141_000_000_000),
+)
+FITS = (
+    FitEstimate("/m/q", "streams", 0.22, "streams 2.62 GB in every pass, about 0.22 s/token"),
+    FitEstimate("", "resident", 1 / 12, "stays in memory whole (900 MB), about 12 tokens/s"),
+    FitEstimate("/m/large", "does not fit", None, "one layer needs 4.2 GB of device memory, 2 GB are free"),
+)
+
+
+class FakeSource:
+    def __init__(self, *, trouble=None):
+        self.asked = []
+        self.closed = 0
+        self.gate = asyncio.Event()
+        self._trouble = trouble
+
+    async def models(self):
+        if self._trouble is not None:
+            raise self._trouble
+        return MODELS
+
+    async def estimates(self, targets, *, draft):
+        self.asked.append((tuple(targets), draft))
+        try:
+            yield FITS[0]
+            await self.gate.wait()
+            for fit in FITS[1:]:
+                yield fit
+        finally:
+            self.closed += 1
+
+
+class Told:
+    """What a picker showed and returned after some keys, and what its source was asked."""
+
+    def __init__(self, source, rows, results):
+        self.source, self.rows, self.results = source, rows, results
+
+
+async def told(pilot, *keys, source=None, draft="substitute", open_gate=False):
+    """Open a picker in the app that runs, press the keys, read the screen, and close it if it is still open."""
+    source, results = FakeSource() if source is None else source, []
+    picker = ModelPicker(source, draft=draft)
+    await pilot.app.push_screen(picker, results.append)
+    await pilot.pause()
+    if open_gate:
+        source.gate.set()
+    await pilot.press(*keys)
+    await pilot.pause()
+    await pilot.pause()
+    found = Told(source, screen_rows(pilot.app), list(results))
+    if picker.is_attached:
+        picker.dismiss(None)
+    await pilot.pause()
+    await pilot.app.workers.wait_for_complete()
+    return found
+
+
+def in_an_app(story, *, size=(80, 24)):
+    run(WidgetApp(), story, size=size)
+
+
+def test_estimates_arrive_while_it_is_open():
+    async def story(pilot):
+        first = await told(pilot)
+        assert first.rows[4] == " │ Qwen/Qwen2.5-Coder-1.5B-Instruct         3.09 GB  streams, 4.5 tok/s       │"
+        assert first.rows[5] == " │ demo model                                270 MB  …                        │"
+        assert first.rows[6] == " │ owner/hub-only                                                             │"
+        assert first.source.asked == [(("/m/q", "", "/m/large"), "substitute")]
+        later = await told(pilot, open_gate=True)
+        assert later.rows[5] == " │ demo model                                270 MB  resident, 12.0 tok/s     │"
+        assert later.rows[7] == " │ meta/Llama-70B                            141 GB  does not fit             │"
+        last = await told(pilot, "down", "down", "down", open_gate=True)
+        sentence = "meta/Llama-70B: one layer needs 4.2 GB of device memory, 2 GB are free"
+        assert any(sentence in row for row in last.rows)
+
+    in_an_app(story)
+
+
+CHOICES = [
+    (("enter",), ModelChoice("/m/q", "substitute")),
+    (("down", "enter"), ModelChoice("", "substitute")),
+    ((*"llama", "enter"), ModelChoice("/m/large", "substitute")),
+    ((*"./a b", "enter"), ModelChoice("./a b", "substitute")),
+    ((*"llama", "down", "enter"), ModelChoice("llama", "substitute")),
+    (("tab", "down", "enter"), ModelChoice("", "substitute")),
+    (("tab", "tab", "right", "enter"), ModelChoice("/m/q", "none")),
+    (("tab", "tab", "left", *"x/y", "enter"), ModelChoice("/m/q", "x/y")),
+    (("escape",), None),
+]
+
+
+def test_what_the_keys_choose():
+    async def story(pilot):
+        for keys, choice in CHOICES:
+            found = await told(pilot, *keys)
+            assert (keys, found.results) == (keys, [choice])
+            assert found.source.closed == len(found.source.asked)  # estimates end with the screen
+        unnamed = await told(pilot, "tab", "tab", "left", "enter")
+        assert unnamed.results == []
+
+    in_an_app(story)
+
+
+def test_another_draft_is_estimated_anew():
+    async def story(pilot):
+        found = await told(pilot, "tab", "tab", "right")
+        assert [draft for _, draft in found.source.asked] == ["substitute", "none"]
+        assert found.source.closed == 2
+        assert any("streams, 4.5 tok/s" in row for row in found.rows)
+
+    in_an_app(story)
+
+
+def test_a_draft_that_was_chosen_before_is_there_and_the_filter_has_the_focus():
+    async def story(pilot):
+        assert (await told(pilot, "enter", draft="owner/draft")).results == [ModelChoice("/m/q", "owner/draft")]
+        rows = (await told(pilot, *"llama", draft="owner/draft")).rows
+        assert any("find    llama" in row for row in rows)
+
+    in_an_app(story)
+
+
+def test_an_estimate_does_not_move_the_highlight():
+    async def story(pilot):
+        source, results = FakeSource(), []
+        await pilot.app.push_screen(ModelPicker(source), results.append)
+        await pilot.press("down", "down", "down")
+        source.gate.set()
+        await pilot.pause()
+        await pilot.pause()
+        await pilot.press("enter")
+        assert results == [ModelChoice("/m/large", "substitute")]
+
+    in_an_app(story)
+
+
+def test_trouble_with_the_list_is_told_and_a_name_can_be_typed():
+    async def story(pilot):
+        found = await told(pilot, source=FakeSource(trouble=BadInputError("the cache is gone")))
+        words = " ".join(row.strip(" │") for row in found.rows)
+        assert "the models cannot be listed: the cache is gone; no model here; type a folder or a hub name" in words
+        typed = await told(pilot, *"a/b", "enter", source=FakeSource(trouble=OSError("gone")))
+        assert typed.results == [ModelChoice("a/b", "substitute")]
+
+    in_an_app(story)
+
+
+def test_it_fits_every_terminal():
+    async def story(pilot):
+        for size in ((80, 24), (50, 14), (120, 40)):
+            await pilot.resize_terminal(*size)
+            rows = (await told(pilot)).rows
+            assert any("Esc back" in row for row in rows), size
+            assert any("Qwen" in row for row in rows), size
+
+    in_an_app(story)
+
+
+def test_the_highlight_is_seen_without_colour(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = WidgetApp(screen=ModelPicker(FakeSource()))
+
+    async def story(pilot):
+        await pilot.pause()
+        highlighted = app.screen.query_one("#model-list").get_component_styles("option-list--option-highlighted")
+        assert highlighted.text_style.reverse
+        assert "Qwen" in screen_text(app)
+
+    run(app, story)
+
+
+SMALL = ListedModel("/m/small", "owner/Small-135M", 270_000_000)
+LARGE = ListedModel("/m/large", "owner/Large-70B", 141_000_000_000)
+STREAMS = FitEstimate("/m/large", "streams", 1.24, "streams 120 GB in every pass, about 1.24 s/token")
+
+
+def test_recent_models_come_first_and_every_model_once():
+    found = merged_models(["/m/large", "owner/gone", "/m/large"], [SMALL, LARGE])
+    assert found == (
+        ListedModel("/m/large", "owner/Large-70B", 141_000_000_000, is_recent=True),
+        ListedModel("owner/gone", "owner/gone", None, is_recent=True),
+        SMALL,
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "targets"),
+    [
+        ("", ["/m/small", "/m/large"]),
+        ("large", ["/m/large", "large"]),
+        ("OWNER 70b", ["/m/large", "OWNER 70b"]),
+        ("owner/Large-70B", ["/m/large"]),
+        ("/m/small", ["/m/small"]),
+        ("./elsewhere", ["./elsewhere"]),
+        ("  ", ["/m/small", "/m/large"]),
+    ],
+)
+def test_typing_filters_and_may_name_another(typed, targets):
+    assert [model.target for model in matching_models((SMALL, LARGE), typed)] == targets
+
+
+@pytest.mark.parametrize(
+    ("model", "estimate", "is_waiting", "row"),
+    [
+        (LARGE, STREAMS, True, "owner/Large-70B             141 GB  streams, 1.2 s/token    "),
+        (SMALL, None, True, "owner/Small-135M            270 MB  …                       "),
+        (SMALL, None, False, "owner/Small-135M            270 MB                          "),
+        (
+            *(ListedModel("x/y", "x/y", None, is_recent=True), None, False),
+            "x/y (recent)                                                ",
+        ),
+    ],
+)
+def test_rows(model, estimate, is_waiting, row):
+    assert model_row(model, estimate, width=60, is_waiting=is_waiting) == row
+
+
+def test_a_narrow_row_is_the_name():
+    assert model_row(LARGE, STREAMS, width=30, is_waiting=False) == "owner/Large-70B"
+    assert model_row(LARGE, STREAMS, width=8, is_waiting=False) == "owner/L…"
+
+
+@pytest.mark.parametrize(
+    ("fit", "seconds", "words"),
+    [
+        ("resident", 1 / 12, "resident, 12.0 tok/s"),
+        ("streams", 0.6, "streams, 1.7 tok/s"),
+        ("streams", 4.0, "streams, 4.0 s/token"),
+        ("does not fit", None, "does not fit"),
+        ("unusable", None, "unusable"),
+    ],
+)
+def test_fits_in_a_few_words(fit, seconds, words):
+    assert fit_words(FitEstimate("f", fit, seconds, "s")) == words
+    assert len(words) <= 24
+
+
+def test_a_sentence_says_what_is_known():
+    assert model_sentence(LARGE, {"/m/large": STREAMS}, is_waiting=False) == f"owner/Large-70B: {STREAMS.sentence}"
+    assert "is asked how it would fit" in model_sentence(SMALL, {}, is_waiting=True)
+    assert model_sentence(ListedModel("a/b", "a/b"), {}, is_waiting=False).startswith("a/b: Enter loads it")
+
+
+def test_a_name_cannot_move_the_cursor():
+    evil = ListedModel("\x1b[2J/x", "\x1b]0;t\x07evil\nrow", 5)
+    row = model_row(evil, None, width=60, is_waiting=False)
+    assert row.startswith("evil row ") and "\x1b" not in row
+    assert "\x1b" not in model_sentence(evil, {}, is_waiting=False)
