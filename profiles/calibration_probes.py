@@ -80,6 +80,8 @@ class CalibrationScope:
 
     budget_seconds: float
     """From the start of the command to its end."""
+    session_context_tokens: int = 2048
+    """Context of the session where none is given: enough for texts side by side, and for the planner's contexts."""
     transfer_bytes: tuple[int, ...] = (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
     """Sizes of copies and reads."""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -129,6 +131,7 @@ FULL = CalibrationScope(budget_seconds=170.0)
 """Three minutes at most, with what the start and the files take."""
 QUICK = CalibrationScope(
     budget_seconds=36.5,
+    session_context_tokens=1024,
     widths=(1, 4, 16, 64, 256),
     tree_sizes=(1, 4, 16, 64, 256, 1024),
     sizes_in_context=(64,),
@@ -150,6 +153,7 @@ QUICK = CalibrationScope(
 of the coolest temperature alone where it is short, because too few positions of each would be believed at none."""
 THOROUGH = CalibrationScope(
     budget_seconds=590.0,
+    session_context_tokens=6144,  # a hundred texts of fifty tokens
     max_texts=48,
     min_text_steps=48,
     overlap_looks=4,

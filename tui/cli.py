@@ -26,7 +26,7 @@ from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.commands.bench_commands import round_, stream
-from tui.commands.calibrate_command import calibrate
+from tui.commands.calibrate import calibrate
 from tui.commands.chat_command import chat
 from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor

@@ -20,7 +20,7 @@ from tests.support.accelerator_sessions import (
 )
 from tests.support.sim_checks import SimChecks
 from tui import cli
-from tui.commands import calibrate_command
+from tui.commands import calibrate as calibrate_command
 
 CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check

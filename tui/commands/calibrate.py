@@ -1,0 +1,245 @@
+"""`overstory calibrate`: measures this machine and a pair of models, and keeps what it finds in the state folder.
+
+Opens the session as `run` would. Progress goes to stderr with an estimate of the time left, then a table; one JSON line
+goes to stdout. Nothing is written before everything is measured.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offload.units import format_bytes
+from profiles.calibration_probes import FULL, QUICK, THOROUGH
+from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
+from profiles.errors import ProfileError
+from profiles.machine_profile import MachineProfile
+from profiles.pair_profile import AcceptanceTable, PairProfile
+from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
+from profiles.steps import finish
+from runtime.errors import OptionError
+from runtime.prompts.prompt_file import read_requests
+from runtime.sampling_params import SamplingParams
+from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.environment import cache_folder, packaged_prompts
+from tui.report import progress_console
+from tui.session_opening import open_session_in_sight
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN_RANKS = 8
+_SHOWN_DEPTHS = (0, 1, 2, 4, 8, 16, 31)
+
+
+@with_option_groups
+def calibrate(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .txt or .jsonl file of prompts like those that will be asked.",
+            show_default="those that come with it",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 seconds instead of three minutes, and rougher.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Ten minutes instead of three: more texts, and tighter acceptance.")
+    ] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure this machine and this pair of models, and keep both profiles; ends with one JSON line."""
+    began = time.monotonic()
+    if quick and thorough:
+        raise OptionError("--quick and --thorough exclude each other; give one of them, or neither for three minutes")
+    config = engine.to_config(drafting)
+    if config.is_plain:
+        raise OptionError(
+            "--draft none leaves nothing to calibrate, since a profile is of a target with its draft; leave it out, or "
+            "use `overstory bench stream` to measure plain streaming"
+        )
+    requests = read_requests(packaged_prompts("calibration.jsonl") if prompts is None else prompts, SamplingParams())
+    scope = QUICK if quick else THOROUGH if thorough else FULL
+    if config.context_tokens is None:
+        config = replace(config, context_tokens=scope.session_context_tokens)
+    console = progress_console(is_quiet=quiet)
+    with open_session_in_sight(config, [], console) as opened:
+        from runtime.calibration.probes import SessionProbes
+
+        probes = SessionProbes(opened, requests, state_folder=cache_folder())
+        result = _show(Calibrator(probes, scope, clock=time.monotonic, began=began).run(), console)
+    kept, notes = _joined(result, is_link_emulated=config.link is not None)
+    pair_path = save_pair_profile(cache_folder(), kept)
+    machine_path = save_machine_profile(cache_folder(), result.machine)
+    if not quiet:
+        for line in (*calibration_lines(result), *notes, f"saved {machine_path}", f"saved {pair_path}"):
+            sys.stderr.write(line + "\n")
+    paths = {"machine_profile": str(machine_path), "pair_profile": str(pair_path)}
+    sys.stdout.write(json.dumps(calibration_record(result) | paths) + "\n")
+    return 0
+
+
+def _joined(result: CalibrationResult, *, is_link_emulated: bool) -> tuple[PairProfile, list[str]]:
+    """The profile to keep, and what it keeps of the one before, which must be of the same models, formats and driver.
+
+    How much copies and computation slow each other is a fact of the real link, and an acceptance of a few positions is
+    worse than an older one of many.
+    """
+    pair, notes = result.pair, list[str]()
+    before: PairProfile | None = None
+    with suppress(ProfileError):  # stale or damaged: this is what replaces it
+        before = load_pair_profile(
+            cache_folder(),
+            device=pair.device,
+            target=pair.target,
+            draft=pair.draft,
+            compute_dtype=pair.compute_dtype,
+        )
+    if is_link_emulated:
+        pair = replace(
+            pair,
+            compute_slowdown=0.0 if before is None else before.compute_slowdown,
+            copy_slowdown=0.0 if before is None else before.copy_slowdown,
+        )
+    if result.doubts and before is not None and _positions(before) > _positions(pair):
+        pair = replace(pair, acceptance=before.acceptance)
+        notes.append(f"the acceptance of {before.measured_at.isoformat()} saw more positions and is kept")
+    return pair, notes
+
+
+def _positions(pair: PairProfile) -> int:
+    return sum(table.num_positions[0] for table in pair.acceptance)
+
+
+def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], console: "Console") -> CalibrationResult:
+    """Run a calibration under a line that says what is measured and how long it will take; return its result."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
+        task = bar.add_task("calibrating", total=None)
+
+        def show(step: CalibrationProgress) -> None:
+            what = f"{step.what}; about {step.left_seconds:.0f} s left"
+            total = step.done_seconds + step.left_seconds
+            bar.update(task, description=what, completed=step.done_seconds, total=total)
+
+        return finish(steps, show)
+
+
+def calibration_lines(result: CalibrationResult) -> list[str]:
+    """A calibration for people, a few lines on each part; fitted figures stand in brackets."""
+    pair = result.pair
+    steps = ((step.width, step.seconds, step.is_fitted) for step in pair.draft_steps)
+    return [
+        *_machine_lines(result.machine),
+        one_line(f"target {pair.target}, draft {pair.draft}, computing in {pair.compute_dtype}"),
+        f"draft step, ms by width: {_costs(steps)}",
+        *_pass_lines(pair),
+        f"head and walk, ms by nodes: {_costs((cost.num_nodes, cost.seconds, False) for cost in pair.walk_costs)}",
+        *_overlap_lines(result),
+        *[line for table in pair.acceptance for line in _acceptance_lines(table)],
+        *result.doubts,
+        f"{result.num_texts} texts of the target; {result.seconds:.0f} s in all",
+    ]
+
+
+def calibration_record(result: CalibrationResult) -> dict[str, Any]:
+    """The calibration's main figures as a JSON object; the profiles hold all of them."""
+    pair, machine, overlap = result.pair, result.machine, result.overlap
+    return {
+        "seconds": round(result.seconds, 2),
+        "target": str(pair.target),
+        "draft": str(pair.draft),
+        "device": str(machine.device),
+        "link_bytes_per_second": machine.link_bytes_per_second,
+        "disk_bytes_per_second": machine.disk_bytes_per_second,
+        "draft_step_seconds": {step.width: step.seconds for step in pair.draft_steps},
+        "num_measured_passes": sum(not cost.is_fitted for cost in pair.pass_costs),
+        "num_fitted_passes": sum(cost.is_fitted for cost in pair.pass_costs),
+        "copy_seconds": None if overlap is None else overlap.copy_seconds,
+        "copy_slowdown": None if overlap is None else overlap.copy_slowdown,
+        "compute_slowdown": None if overlap is None else overlap.compute_slowdown,
+        "num_texts": result.num_texts,
+        "doubts": result.doubts,
+        "acceptance": [
+            {
+                "temperature": table.temperature,
+                "num_positions": max(table.num_positions),
+                "num_texts": table.num_texts,
+                "by_rank": table.by_rank,
+                "by_rank_errors": table.by_rank_errors,
+                "first_by_depth": [row[0] for row in table.by_depth],
+                "positions_by_depth": table.by_depth_positions,
+            }
+            for table in pair.acceptance
+        ],
+    }
+
+
+def _machine_lines(machine: MachineProfile) -> list[str]:
+    pinned = "not limited" if machine.pin_budget_bytes is None else format_bytes(machine.pin_budget_bytes)
+    lines = [
+        one_line(
+            f"{machine.device}: {format_bytes(machine.device_memory_bytes)} on the device, "
+            f"{format_bytes(machine.host_memory_bytes)} on the host, pinned memory {pinned}"
+        )
+    ]
+    for name, rate, latency in (
+        ("copies to the device", machine.link_bytes_per_second, machine.link_latency_seconds),
+        ("reads past the page cache", machine.disk_bytes_per_second, machine.disk_latency_seconds),
+    ):
+        if rate is None:
+            lines.append(f"{name}: not measured")
+        else:
+            lines.append(f"{name}: {format_bytes(rate)}/s after {1e6 * (latency or 0.0):.0f} us")
+    return lines
+
+
+def _pass_lines(pair: PairProfile) -> list[str]:
+    by_context: dict[int, list[tuple[int, float, bool]]] = {}
+    for cost in pair.pass_costs:
+        by_context.setdefault(cost.context_tokens, []).append((cost.num_tokens, cost.seconds, cost.is_fitted))
+    return [f"pass behind {context} tokens, ms by size: {_costs(costs)}" for context, costs in by_context.items()]
+
+
+def _overlap_lines(result: CalibrationResult) -> list[str]:
+    overlap = result.overlap
+    if overlap is None:
+        return ["no layer streams, so nothing was copied during passes"]
+    lines = [f"copies of a pass alone: {overlap.copy_seconds:.2f} s"]
+    for what, value, tokens in (
+        ("computing slows copies", overlap.copy_slowdown, overlap.link_bound_tokens),
+        ("copying slows computation", overlap.compute_slowdown, overlap.compute_bound_tokens),
+    ):
+        shown = "not seen, counted as 0" if value is None else f"{value:.2f} s each second (passes of {tokens} tokens)"
+        lines.append(f"{what}: {shown}")
+    return lines
+
+
+def _acceptance_lines(table: AcceptanceTable) -> list[str]:
+    ranks = [
+        f"{mean:.3f}" + ("" if error is None else f" (±{error:.3f})")
+        for mean, error in zip(table.by_rank[:_SHOWN_RANKS], table.by_rank_errors, strict=False)
+    ]
+    depths = sorted({min(depth, len(table.by_depth) - 1) for depth in _SHOWN_DEPTHS})
+    first = [f"{depth}: {table.by_depth[depth][0]:.3f} of {table.by_depth_positions[depth]}" for depth in depths]
+    return [
+        f"temperature {table.temperature:g}: acceptance by rank {' '.join(ranks)}, any {sum(table.by_rank):.3f}, "
+        f"over {max(table.num_positions)} positions of {table.num_texts} texts",
+        f"temperature {table.temperature:g}: first child by depth, of positions: {', '.join(first)}",
+    ]
+
+
+def _costs(costs: Iterable[tuple[int, float, bool]]) -> str:
+    shown = ((f"{size}: {1000 * seconds:.0f}", is_fitted) for size, seconds, is_fitted in costs)
+    return ", ".join(f"({text})" if is_fitted else text for text, is_fitted in shown)
