@@ -108,7 +108,7 @@ def plan_residency(
         slot_bytes = max((size for index, size in enumerate(sizes) if index not in residents), default=0)
         return sum(costs[index] for index in residents) + num_slots * slot_bytes
 
-    residents = _choose_evenly(costs, device_cost, device_budget_bytes)
+    residents = choose_evenly(costs, device_cost, device_budget_bytes)
     if residents is None:
         needed = min(sum(costs), num_slots * max(sizes))
         missing = needed - device_budget_bytes
@@ -117,7 +117,7 @@ def plan_residency(
             f"need {format_bytes(needed)}; raise the device memory budget by {format_bytes(missing)}."
         )
     streamed = [index for index in range(len(sizes)) if index not in residents]
-    in_host = _choose_evenly(
+    in_host = choose_evenly(
         [sizes[index] for index in streamed],
         lambda chosen: sum(sizes[streamed[place]] for place in chosen),
         max(0, host_budget_bytes),
@@ -140,7 +140,7 @@ def spread_evenly(num_places: int, num_chosen: int) -> tuple[int, ...]:
 _Cost: TypeAlias = Callable[[frozenset[int]], int]
 
 
-def _choose_evenly(sizes: Sequence[int], cost: _Cost, budget_bytes: int) -> frozenset[int] | None:
+def choose_evenly(sizes: Sequence[int], cost: _Cost, budget_bytes: int) -> frozenset[int] | None:
     """As many evenly spread places as the budget holds, then whatever still fits; None if even no place does."""
     chosen = next((places for places in _even_choices(sizes, budget_bytes) if cost(places) <= budget_bytes), None)
     if chosen is None:

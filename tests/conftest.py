@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from runtime.engine.demo_model import obtain_demo_model
 from tests.support.generator_ends import drained
@@ -13,6 +14,9 @@ from tui.environment import cache_folder
 
 # On two busy cores, torch's own pool makes tiny models many times slower.
 torch.set_num_threads(1)
+# The same examples in every run, and no bound on their time that a busy machine could break.
+settings.register_profile("overstory", deadline=None, derandomize=True)
+settings.load_profile("overstory")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

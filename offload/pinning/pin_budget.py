@@ -1,7 +1,7 @@
 """How much host memory may be pinned here, and which layers get it.
 
-The platforms' habits are a table, with the reports that they come from. Where one limits pinning, the driver is probed
-once and the figure kept in the machine profile, until device, driver, memory or the profile's schema change.
+Where a platform limits pinning, the driver is probed once and the figure kept in the machine profile, until device,
+driver, memory or the profile's schema change.
 
 Pinned layers are fetched by the device itself. The rest, and layers on disk, pass through a few pinned stages that
 threads fill; this ring must be allocated and pinned before any layer, because a driver that has refused once pins
@@ -10,12 +10,10 @@ nothing more.
 
 import logging
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import Enum
-from itertools import accumulate
 from pathlib import Path
 
 import psutil
@@ -23,8 +21,8 @@ import torch
 
 from offload.device import device_memory, identify_device
 from offload.errors import LinkError
-from offload.pinning.pin_probe import ProbeResult, probe_limit_bytes, probe_pin_budget
-from offload.residency_plan import ResidencyPlan, Tier, spread_evenly
+from offload.pinning.pin_probe import probe_limit_bytes, probe_pin_budget
+from offload.residency_plan import ResidencyPlan, Tier, choose_evenly
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSource
@@ -35,73 +33,34 @@ logger = logging.getLogger(__name__)
 _PROC_VERSION = Path("/proc/version")
 # Firmware and kernel updates move the total by a few per cent; another module moves it by more.
 _SAME_MEMORY_WITHIN = 0.05
-MIN_STAGES = 2
+NUM_STAGES = 2
 """One is filled while the other is fetched."""
-MAX_STAGES = 4
-MIN_STAGE_BYTES = 16 << 20
-"""Smaller pieces cost more in calls than they save in memory."""
-_RING_SHARE = 4
-"""Stages are cut until the ring takes about this fraction of the budget: the layers make better use of the rest."""
 
 
 class Platform(Enum):
     """Systems that differ in how they pin memory."""
 
     LINUX = "Linux"
+    """The driver pins as much as there is memory: neither RLIMIT_MEMLOCK nor a fixed cap binds it, and a control group
+    charges pinned pages like any others."""
     WINDOWS = "Windows"
+    """0.5 to 4 GB beside a loaded model. GenerelSchwerz/llama.cpp #84: a bare process pinned 28 GB of 64, a loaded
+    server 2 to 4 GB in all; ashalliants/ninfer-3090 #45: with 15.4 of 24 GB in use 8 GB were granted, with 21.5 GB in
+    use 2.8 GB, and one failure poisoned every later call."""
     WSL2 = "WSL2"
+    """FreeToken #233: 0.75 to 1.0 GiB in all of 62.8 GiB; microsoft/WSL #14078: 500 MB in Docker."""
     OTHER = "another system"
+    """Nothing is known, so the driver is asked."""
 
+    @property
+    def is_probed(self) -> bool:
+        """Whether the driver has a limit of its own, below the memory of the machine, that has to be found out."""
+        return self is not Platform.LINUX
 
-@dataclass(frozen=True, slots=True)
-class PlatformRule:
-    """What is known about pinning on one platform."""
-
-    platform: Platform
-    """Which."""
-    is_probed: bool
-    """Whether the driver has a limit of its own, below the memory of the machine, that has to be found out."""
-    expected_bytes: tuple[int, int] | None
-    """The range that others found, for people to compare with; None where there is nothing to compare."""
-    shares_device_capacity: bool
-    """Whether device memory in use and pinned host memory together stay at about the capacity of the device."""
-    source: str
-    """Where this comes from."""
-
-
-PLATFORM_RULES = (
-    PlatformRule(
-        Platform.LINUX,
-        is_probed=False,
-        expected_bytes=None,
-        shares_device_capacity=False,
-        source="the driver pins as much as there is memory: neither RLIMIT_MEMLOCK nor a fixed cap binds it, and a "
-        "control group charges pinned pages like any others",
-    ),
-    PlatformRule(
-        Platform.WINDOWS,
-        is_probed=True,
-        expected_bytes=(500_000_000, 4_000_000_000),
-        shares_device_capacity=True,
-        source="GenerelSchwerz/llama.cpp #84: a bare process pinned 28 GB of 64, a loaded server 2 to 4 GB in all; "
-        "ashalliants/ninfer-3090 #45: with 15.4 of 24 GB in use 8 GB were granted, with 21.5 GB in use 2.8 GB, and one "
-        "failure poisoned every later call",
-    ),
-    PlatformRule(
-        Platform.WSL2,
-        is_probed=True,
-        expected_bytes=(3 << 28, 1 << 30),
-        shares_device_capacity=False,
-        source="FreeToken #233: 0.75 to 1.0 GiB in all of 62.8 GiB; microsoft/WSL #14078: 500 MB in Docker",
-    ),
-    PlatformRule(
-        Platform.OTHER,
-        is_probed=True,
-        expected_bytes=None,
-        shares_device_capacity=False,
-        source="nothing is known, so the driver is asked",
-    ),
-)
+    @property
+    def shares_device_capacity(self) -> bool:
+        """Whether device memory in use and pinned host memory together stay at about the capacity of the device."""
+        return self is Platform.WINDOWS
 
 
 def detect_platform(*, system: str = sys.platform, proc_version: str | None = None) -> Platform:
@@ -116,11 +75,6 @@ def detect_platform(*, system: str = sys.platform, proc_version: str | None = No
         except OSError:
             proc_version = ""
     return Platform.WSL2 if "microsoft" in proc_version.lower() else Platform.LINUX
-
-
-def rule_for(platform: Platform) -> PlatformRule:
-    """The platform's line of the table."""
-    return next(rule for rule in PLATFORM_RULES if rule.platform is platform)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,60 +101,45 @@ class PinBudget:
         return f"{amount} of host memory can be pinned: four fifths of what was granted before {endings[self.source]}"
 
 
-def budget_beside(
-    budget_bytes: int | None, rule: PlatformRule, *, device_memory_bytes: int, device_bytes_in_use: int
-) -> int | None:
-    """The part of a budget that is left once `device_bytes_in_use` are allocated on the device; None: no limit."""
-    if not rule.shares_device_capacity:
-        return budget_bytes
-    shared_bytes = max(0, device_memory_bytes - device_bytes_in_use)
-    return shared_bytes if budget_bytes is None else min(budget_bytes, shared_bytes)
+def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:
+    """Return what may be pinned for an accelerator, remembered in `state_folder` (None: nowhere) or else probed now.
 
-
-def remembered_pin_budget(
-    device: DeviceIdentity,
-    store_folder: Path,
-    *,
-    probe: Callable[[], ProbeResult],
-    device_memory_bytes: int,
-    wanted_bytes: int = 0,
-    platform: Platform | None = None,
-) -> PinBudget:
-    """The stored budget of this device, driver and machine; else what `probe` finds, which is stored.
-
-    Where the platform sets no limit, neither store nor probe is asked. A stored budget below `wanted_bytes` that met no
-    refusal was cut short by the memory that was free that day, so it is probed again. A store that cannot be written
-    costs only the next start's time.
+    Where the platform sets no limit, neither store nor driver is asked. A stored budget below `wanted_bytes` that met
+    no refusal was cut short by the memory that was free that day, so the driver is probed again. A probe that could not
+    even begin leaves nothing pinned: slower, but a session all the same. A store that cannot be written costs only the
+    next start's time.
 
     Raises:
-        ProfileError: the stored profile is damaged or of a newer schema version; it is left as it is.
-        LinkError, PassCancelledError: from `probe`; nothing is stored.
+        ProfileError: what is stored is damaged or of a newer schema version; it is left as it is.
     """
-    if not rule_for(platform or detect_platform()).is_probed:
+    if not detect_platform().is_probed:
         return PinBudget(None, PinBudgetSource.NOT_LIMITED)
-    host_memory_bytes = int(psutil.virtual_memory().total)
-    stored = _load(device, store_folder, host_memory_bytes)
+    identity, host_memory_bytes = identify_device(device), int(psutil.virtual_memory().total)
+    stored = None if state_folder is None else _load(identity, state_folder, host_memory_bytes)
     if stored is not None and stored.pin_budget_bytes is not None:
         is_cut_short = stored.pin_budget_source is PinBudgetSource.GRANTED and stored.pin_budget_bytes < wanted_bytes
         if not is_cut_short:
             return PinBudget(stored.pin_budget_bytes, stored.pin_budget_source)
-    result = probe()
-    found = stored or MachineProfile(
-        device=device,
-        device_memory_bytes=device_memory_bytes,
-        host_memory_bytes=host_memory_bytes,
-        pin_budget_bytes=None,
-        pin_budget_source=PinBudgetSource.NOT_MEASURED,
-        measured_at=date.today(),
-    )
-    found = replace(
-        found, pin_budget_bytes=result.budget_bytes, pin_budget_source=result.source, measured_at=date.today()
-    )
     try:
-        save_machine_profile(store_folder, found)
-    except ProfileError as error:
-        logger.warning("the pinned memory budget will be probed again next time: %s", error)
-    return PinBudget(result.budget_bytes, result.source)
+        probed = probe_pin_budget(str(device), limit_bytes=probe_limit_bytes())
+    except LinkError:
+        return PinBudget(0, PinBudgetSource.CRASHED)
+    if state_folder is not None:
+        found = stored or MachineProfile(
+            device=identity,
+            device_memory_bytes=_total_bytes(device),
+            host_memory_bytes=host_memory_bytes,
+            pin_budget_bytes=None,
+            pin_budget_source=PinBudgetSource.NOT_MEASURED,
+            measured_at=date.today(),
+        )
+        budget, source = probed.budget_bytes, probed.source
+        found = replace(found, pin_budget_bytes=budget, pin_budget_source=source, measured_at=date.today())
+        try:
+            save_machine_profile(state_folder, found)
+        except ProfileError as error:
+            logger.warning("the pinned memory budget will be probed again next time: %s", error)
+    return PinBudget(probed.budget_bytes, probed.source)
 
 
 def _load(device: DeviceIdentity, folder: Path, host_memory_bytes: int) -> MachineProfile | None:
@@ -218,26 +157,9 @@ def _load(device: DeviceIdentity, folder: Path, host_memory_bytes: int) -> Machi
     return stored
 
 
-def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:
-    """What may be pinned for an accelerator; a probe's answer is kept in `state_folder` (None: nowhere).
-
-    A probe that could not even begin leaves nothing pinned: slower, but a session all the same.
-
-    Raises:
-        ProfileError: what is stored is damaged or of a newer schema version.
-    """
+def _total_bytes(device: torch.device) -> int:
     memory = device_memory(device)
-    with tempfile.TemporaryDirectory(prefix="overstory-") as passing:
-        try:
-            return remembered_pin_budget(
-                identify_device(device),
-                Path(passing) if state_folder is None else state_folder,
-                probe=lambda: probe_pin_budget(str(device), limit_bytes=probe_limit_bytes()),
-                device_memory_bytes=0 if memory is None else memory.total_bytes,
-                wanted_bytes=wanted_bytes,
-            )
-        except LinkError:
-            return PinBudget(0, PinBudgetSource.CRASHED)
+    return 0 if memory is None else memory.total_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +173,10 @@ class PinningPlan:
     num_stages: int
     """Stages of the pinned ring; 0 if there is none."""
     stage_bytes: int
-    """Of each stage, in whole pages; smaller than a slab if the budget is small; 0 if there is no ring."""
+    """Of each stage, the largest layer that passes through it; 0 if there is no ring."""
     num_disk_layers: int
     """Layers that are read from disk in every pass, through the same ring."""
-    cause: str
+    cause: str = "the driver grants no more"
     """Why not everything is pinned, for the sentence."""
 
     @property
@@ -310,57 +232,29 @@ class PinningPlan:
 
 
 def plan_pinning(
-    slab_sizes: Sequence[int],
-    budget_bytes: int | None,
-    *,
-    disk_slab_sizes: Sequence[int] = (),
-    min_stage_bytes: int = MIN_STAGE_BYTES,
-    cause: str = "the driver grants no more",
+    slab_sizes: Sequence[int], budget_bytes: int | None, *, disk_slab_sizes: Sequence[int] = ()
 ) -> PinningPlan:
     """Pin every host slab if the budget holds them; else a ring first, then as many evenly spread slabs as fit beside.
 
     `slab_sizes`: the host layers', in layer order; `disk_slab_sizes`: those of the layers on disk, which need a ring
-    anyway. `budget_bytes`: None for no limit. The ring has 2 stages, and up to 4 if nothing else fits into what is
-    left. A budget too small for two stages of `min_stage_bytes` leaves no ring.
+    anyway. `budget_bytes`: None for no limit. A budget too small for two stages leaves no ring.
     """
     sizes = tuple(round_up_to_page(size) for size in slab_sizes)
     disk_sizes = tuple(round_up_to_page(size) for size in disk_slab_sizes)
-    pinned = tuple(range(len(sizes)))
-    stage_bytes = _choose_stage_bytes(disk_sizes, budget_bytes, min_stage_bytes)
-    num_stages = MIN_STAGES if stage_bytes else 0
-    if budget_bytes is not None and sum(sizes) + num_stages * stage_bytes > budget_bytes:
-        stage_bytes = _choose_stage_bytes(sizes + disk_sizes, budget_bytes, min_stage_bytes)
-        pinned = _choose_evenly(sizes, budget_bytes - MIN_STAGES * stage_bytes)
-        spare_bytes = budget_bytes - sum(sizes[place] for place in pinned)
-        num_stages = min(MAX_STAGES, spare_bytes // stage_bytes) if stage_bytes else 0
-    return PinningPlan(sizes, pinned, num_stages, stage_bytes, num_disk_layers=len(disk_sizes), cause=cause)
+    pinned: Collection[int] = range(len(sizes))
+    stage_bytes = _stage_bytes(disk_sizes, budget_bytes)
+    if budget_bytes is not None and sum(sizes) + NUM_STAGES * stage_bytes > budget_bytes:
+        stage_bytes = _stage_bytes(sizes + disk_sizes, budget_bytes)
+        left_bytes = budget_bytes - NUM_STAGES * stage_bytes
+        pinned = choose_evenly(sizes, lambda places: sum(sizes[place] for place in places), left_bytes) or ()
+    num_stages = NUM_STAGES if stage_bytes else 0
+    return PinningPlan(sizes, tuple(sorted(pinned)), num_stages, stage_bytes, num_disk_layers=len(disk_sizes))
 
 
-def _choose_stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None, min_stage_bytes: int) -> int:
-    """A whole slab, or equal pieces of the largest where whole ones would take too much; 0 if not even those fit."""
+def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
+    """The largest of the slabs; 0 if the budget does not hold two of it."""
     largest = max(slab_sizes, default=0)
-    if budget_bytes is None or largest == 0:
-        return largest
-    smallest = min(largest, round_up_to_page(min_stage_bytes))
-    if MIN_STAGES * smallest > budget_bytes:
-        return 0
-    wished = min(largest, max(smallest, budget_bytes // (MIN_STAGES * _RING_SHARE)))
-    num_pieces = largest // wished  # rounded down and up again, pieces are never smaller than wished
-    piece_bytes = round_up_to_page(-(-largest // num_pieces))
-    return piece_bytes if MIN_STAGES * piece_bytes <= budget_bytes else smallest
-
-
-def _choose_evenly(sizes: Sequence[int], budget_bytes: int) -> tuple[int, ...]:
-    """As many evenly spread places as the budget holds, then whatever still fits."""
-    most = sum(total <= budget_bytes for total in accumulate(sorted(sizes)))
-    spreads = (spread_evenly(len(sizes), number) for number in range(most, -1, -1))
-    chosen = set(next(places for places in spreads if sum(sizes[place] for place in places) <= budget_bytes))
-    left_bytes = budget_bytes - sum(sizes[place] for place in chosen)
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        if place not in chosen and sizes[place] <= left_bytes:
-            chosen.add(place)
-            left_bytes -= sizes[place]
-    return tuple(sorted(chosen))
+    return largest if budget_bytes is None or NUM_STAGES * largest <= budget_bytes else 0
 
 
 def plan_pinned_layers(
@@ -368,26 +262,21 @@ def plan_pinned_layers(
 ) -> tuple[PinningPlan, int | None]:
     """Which host layers of `residency` to pin for `device`, and the budget (None: no limit) that decided it.
 
-    `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. Stages
-    are whole layers here. A stored budget that cannot be used costs a probe at every start, not the session.
+    `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. A stored
+    budget that cannot be used costs a probe at every start, not the session.
     """
     sizes = {tier: _sizes_of(residency, tier) for tier in (Tier.HOST, Tier.DISK)}
     wanted = sum(sizes[Tier.HOST])
-    memory = device_memory(device)
     try:
         found = find_pin_budget(device, state_folder, wanted_bytes=wanted)
     except ProfileError as error:
         logger.warning("the pinned memory budget is probed at every start: %s", error)
         found = find_pin_budget(device, None, wanted_bytes=wanted)
-    budget = budget_beside(
-        found.num_bytes,
-        rule_for(detect_platform()),
-        device_memory_bytes=0 if memory is None else memory.total_bytes,
-        device_bytes_in_use=device_bytes,
-    )
-    largest = max((*sizes[Tier.HOST], *sizes[Tier.DISK]), default=0)
-    plan = plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK], min_stage_bytes=max(largest, 1))
-    return plan, budget
+    budget = found.num_bytes
+    if detect_platform().shares_device_capacity:
+        left = max(0, _total_bytes(device) - device_bytes)
+        budget = left if budget is None else min(budget, left)
+    return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK]), budget
 
 
 def _sizes_of(residency: ResidencyPlan, wanted: Tier) -> Sequence[int]:

@@ -5,15 +5,14 @@ granted; the parent keeps four fifths of that. `python -m offload.pinning.pin_pr
 people. Knows neither layers nor platforms.
 """
 
-import argparse
 import contextlib
 import importlib
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from typing import Any
 
 import torch
 
-from offload.errors import LinkError, PassCancelledError
-from offload.memory import allocate_slab, free_memory_bytes
-from offload.pinning.pinned_memory import AllocatorPinnedMemory, HostRegistrar, open_registrar
+from offload.errors import LinkError
+from offload.memory import free_memory_bytes
+from offload.pinning.pinned_memory import HostPinner, HostRegistrar, PinnedMemory, open_pinner
 from offload.units import PAGE_BYTES
 from profiles.machine_profile import PinBudgetSource
 
@@ -67,7 +66,6 @@ def probe_pin_budget(
     limit_bytes: int,
     step_bytes: int = STEP_BYTES,
     timeout_seconds: float = 180.0,
-    cancel: threading.Event | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ProbeResult:
     """Let a child pin up to `limit_bytes`, and see how far it comes.
@@ -76,13 +74,11 @@ def probe_pin_budget(
 
     Raises:
         LinkError: the child did not even begin, so that nothing is known; what it said is quoted.
-        PassCancelledError: `cancel` was set first; the child is gone.
     """
-    arguments = ["--driver", driver, "--limit-bytes", str(limit_bytes), "--step-bytes", str(step_bytes)]
     # The child finds modules where this process does, and not in whatever folder the user happens to be.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "offload.pinning.pin_probe", *arguments],
+        [sys.executable, "-P", "-m", "offload.pinning.pin_probe", driver, str(limit_bytes), str(step_bytes)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -91,22 +87,15 @@ def probe_pin_budget(
         encoding="utf-8",
         errors="replace",
     )
-    is_in_time, output, complaints = _wait(child, timeout_seconds, cancel, clock)
+    is_in_time, output, complaints = _wait(child, timeout_seconds, clock)
     return _read_report(output, complaints, exit_code=child.returncode if is_in_time else None)
 
 
-def _wait(
-    child: subprocess.Popen[str],
-    timeout_seconds: float,
-    cancel: threading.Event | None,
-    clock: Callable[[], float],
-) -> tuple[bool, str, str]:
+def _wait(child: subprocess.Popen[str], timeout_seconds: float, clock: Callable[[], float]) -> tuple[bool, str, str]:
     """Whether the child ended by itself in time, and all that it wrote; whatever happens here, it is gone after."""
     deadline = clock() + timeout_seconds
     try:
         while True:
-            if cancel is not None and cancel.is_set():
-                raise PassCancelledError("The search for the pinned memory budget was cancelled.")
             try:
                 return True, *child.communicate(timeout=_POLL_SECONDS)
             except subprocess.TimeoutExpired:
@@ -158,46 +147,25 @@ def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
         return None
 
 
-class _AllocatorSteps:
-    """torch's own pinned allocator in the place of a registrar: what it hands out is pinned already."""
-
-    def __init__(self) -> None:
-        self._memory = AllocatorPinnedMemory(None)
-
-    def grant(self, num_bytes: int) -> bool:
-        self._memory.allocate(num_bytes)
-        return self._memory.refused is None
+def _open_pinner(driver: str) -> HostPinner:
+    """As slow as the driver is: the parent has the patience."""
+    module, _, attribute = driver.partition(":")
+    if not attribute or attribute.isdigit():
+        return open_pinner(torch.device(driver), None, patience_seconds=math.inf)
+    registrar: HostRegistrar = getattr(importlib.import_module(module), attribute)()
+    return PinnedMemory(registrar, None, patience_seconds=math.inf)
 
 
-class _RegistrarSteps:
-    """Slabs that are touched, registered, and kept to the end."""
-
-    def __init__(self, registrar: HostRegistrar) -> None:
-        self._registrar = registrar
-        self._slabs: list[torch.Tensor] = []
-
-    def grant(self, num_bytes: int) -> bool:
-        slab = allocate_slab(num_bytes)
-        slab[::PAGE_BYTES] = 1
-        self._slabs.append(slab)
-        return self._registrar.register(slab.data_ptr(), slab.numel()) == 0
-
-
-def _open_driver(name: str) -> _AllocatorSteps | _RegistrarSteps:
-    module, _, attribute = name.partition(":")
-    if attribute and not attribute.isdigit():
-        registrar: HostRegistrar = getattr(importlib.import_module(module), attribute)()
-        return _RegistrarSteps(registrar)
-    found = open_registrar(torch.device(name))
-    return _AllocatorSteps() if found is None else _RegistrarSteps(found)
-
-
-def _steps(driver: _AllocatorSteps | _RegistrarSteps, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:
-    """The child's report, beginning with a line that says that the driver is there."""
+def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:
+    """The child's report, beginning with a line that says that the driver is there; what was granted is kept."""
     granted_bytes = 0
     yield {"granted_bytes": 0, "ending": None}
     while (num_bytes := min(step_bytes, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
-        if not driver.grant(num_bytes):
+        slab = pinner.allocate(num_bytes)
+        slab[::PAGE_BYTES] = 1
+        pinner.filled(slab)
+        pinner.finish()
+        if pinner.refused is not None:
             yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.REFUSED.value}
             return
         granted_bytes += num_bytes
@@ -212,13 +180,9 @@ def _offer_itself_to_the_out_of_memory_killer() -> None:
 
 
 def _run_child() -> None:
-    parser = argparse.ArgumentParser(prog="python -m offload.pinning.pin_probe")
-    parser.add_argument("--driver", required=True)
-    parser.add_argument("--limit-bytes", type=int, required=True)
-    parser.add_argument("--step-bytes", type=int, required=True)
-    arguments = parser.parse_args()
+    driver, limit_bytes, step_bytes = sys.argv[1:]
     _offer_itself_to_the_out_of_memory_killer()
-    for step in _steps(_open_driver(arguments.driver), arguments.limit_bytes, arguments.step_bytes):
+    for step in _steps(_open_pinner(driver), int(limit_bytes), int(step_bytes)):
         sys.stdout.write(json.dumps(step) + "\n")
         sys.stdout.flush()
     # No clean-up: unregistering gigabytes takes seconds, and the driver lets go of them with the process.

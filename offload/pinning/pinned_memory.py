@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
-from typing import Protocol, Self, SupportsInt
+from typing import Any, Protocol
 
 import torch
 
 from offload.closing import PATIENCE_SECONDS, Closeable, Patience
-from offload.errors import LinkError, PassCancelledError
+from offload.errors import LinkError
 from offload.memory import allocate_slab
 from offload.units import PAGE_BYTES, format_bytes, round_up_to_page
 
@@ -36,76 +35,50 @@ _never_unmapped: list[torch.Tensor] = []
 """Slabs that the driver would not let go: were their addresses used again, copies would read the old pages."""
 
 
-class HostPinner(Protocol):
+class HostPinner(Closeable):
     """Hands out slabs and pins them as far as budget and driver allow; a context manager, driven from one thread.
 
     The order for each slab: `allocate`, fill it, `filled`; after the last one `finish`. Copies may start after that.
+    This one pins nothing, which is all that a device needs that computes in host memory.
     """
+
+    refused: str | None = None
+    """One sentence if memory was refused at some slab, after which nothing more is pinned; else None."""
 
     @property
     def pinned_bytes(self) -> int:
         """What is pinned now, as the system accounts for it."""
-
-    @property
-    def refused(self) -> str | None:
-        """One sentence if memory was refused at some slab, after which nothing more is pinned; else None."""
+        return 0
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """A slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
 
         `huge_pages`: see allocate_slab; memory that is pinned from the start is left as it comes.
         """
+        return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     def filled(self, slab: torch.Tensor) -> None:
         """The slab holds its bytes: pin it, now or in the background; returns at once."""
 
-    def finish(self, cancel: threading.Event | None = None) -> None:
-        """Block until nothing is being pinned any more. Raises PassCancelledError if `cancel` is set first."""
+    def finish(self) -> None:
+        """Block until nothing is being pinned any more.
+
+        Raises LinkError if the driver does not answer within the patience: no copy may start then.
+        """
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
         """Whether all of a slab from `allocate` is pinned; never True before that is certain."""
-
-    def close(self) -> None:
-        """Unpin everything; idempotent. No copy may be in flight any more."""
-
-    def __enter__(self) -> Self:
-        """Itself."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-
-
-class PageableMemory(Closeable):
-    """For a device that computes in host memory: slabs that nobody has to pin."""
-
-    pinned_bytes = 0
-    refused: str | None = None
-
-    def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
-        """See HostPinner."""
-        return allocate_slab(num_bytes, huge_pages=huge_pages)
-
-    def filled(self, slab: torch.Tensor) -> None:
-        """Nothing to do."""
-
-    def finish(self, cancel: threading.Event | None = None) -> None:
-        """Nothing to wait for."""
-
-    def is_pinned(self, slab: torch.Tensor) -> bool:
-        """Never."""
         return False
 
     def close(self) -> None:
-        """Nothing to undo: a slab goes with the last view of it."""
+        """Unpin everything; idempotent. No copy may be in flight any more."""
 
 
 def _allocate_pinned(num_bytes: int) -> torch.Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
-class AllocatorPinnedMemory(Closeable):
+class AllocatorPinnedMemory(HostPinner):
     """Slabs from torch's own pinned allocator, pinned from the start; pageable ones once it refuses or at the budget.
 
     The allocator takes the next power of two of every size, which is what counts against the budget. It keeps freed
@@ -119,26 +92,28 @@ class AllocatorPinnedMemory(Closeable):
         self._budget_bytes = budget_bytes
         self._allocate_pinned = allocate_pinned
         self._slabs: dict[int, torch.Tensor] = {}
-        self.pinned_bytes = 0
-        self.refused: str | None = None
+
+    @property
+    def pinned_bytes(self) -> int:
+        """See HostPinner."""
+        return sum(_taken_bytes(slab.numel()) for slab in self._slabs.values())
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """See HostPinner."""
         size = max(round_up_to_page(num_bytes), PAGE_BYTES)
-        taken_bytes = next_power_of_two(size)
-        has_room = self._budget_bytes is None or self.pinned_bytes + taken_bytes <= self._budget_bytes
-        slab = self._try_pinned(size) if has_room and self.refused is None else None
-        if slab is None:
-            return allocate_slab(num_bytes, huge_pages=huge_pages)
-        self._slabs[slab.data_ptr()] = slab
-        self.pinned_bytes += taken_bytes
-        return slab
-
-    def filled(self, slab: torch.Tensor) -> None:
-        """Nothing to do: it is pinned already, or never will be."""
-
-    def finish(self, cancel: threading.Event | None = None) -> None:
-        """Nothing to wait for."""
+        has_room = self._budget_bytes is None or self.pinned_bytes + _taken_bytes(size) <= self._budget_bytes
+        if has_room and self.refused is None:
+            try:
+                slab = self._allocate_pinned(size)
+                if slab.is_pinned():  # the allocator's own word is all there is to go by here
+                    self._slabs[slab.data_ptr()] = slab
+                    return slab
+                cause = "torch returned memory that it does not call pinned"
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                cause = " ".join(str(error).split())[:200]
+            self.refused = f"torch pinned {format_bytes(self.pinned_bytes)} of host memory and then no more ({cause})"
+            logger.warning("%s", self.refused)
+        return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
         """See HostPinner."""
@@ -147,29 +122,11 @@ class AllocatorPinnedMemory(Closeable):
     def close(self) -> None:
         """Let go of all slabs; torch's allocator may use their memory again once their last view is gone."""
         self._slabs.clear()
-        self.pinned_bytes = 0
-
-    def _try_pinned(self, num_bytes: int) -> torch.Tensor | None:
-        try:
-            slab = self._allocate_pinned(num_bytes)
-            is_pinned = slab.is_pinned()  # the allocator's own word is all there is to go by here
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            self._refuse(str(error))
-            return None
-        if not is_pinned:
-            self._refuse("torch returned memory that it does not call pinned")
-            return None
-        return slab
-
-    def _refuse(self, cause: str) -> None:
-        reason = " ".join(cause.split())[:200]
-        self.refused = f"torch pinned {format_bytes(self.pinned_bytes)} of host memory and then no more ({reason})"
-        logger.warning("%s", self.refused)
 
 
-def next_power_of_two(num_bytes: int) -> int:
-    """The smallest power of two that is at least `num_bytes`: what torch's pinned allocator takes."""
-    return 1 << max(0, num_bytes - 1).bit_length()
+def _taken_bytes(num_bytes: int) -> int:
+    """What torch's pinned allocator takes: the next power of two."""
+    return 1 << (num_bytes - 1).bit_length()
 
 
 class HostRegistrar(Protocol):
@@ -182,41 +139,31 @@ class HostRegistrar(Protocol):
         """Undo the `register` that began at `address`."""
 
 
-class _CudaRuntime(Protocol):
-    """The part of `torch.cuda.cudart()` that is used; ROCm's torch answers to the same names."""
-
-    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> SupportsInt: ...  # noqa: N802
-    def cudaHostUnregister(self, address: int) -> SupportsInt: ...  # noqa: N802
-
-
 class CudaHostRegistrar:
-    """Registers through torch's CUDA or ROCm runtime; never raises for a code."""
+    """Registers through torch's CUDA or ROCm runtime, whose calls bear the same names; never raises for a code."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def register(self, address: int, num_bytes: int) -> int:
         """See HostRegistrar."""
-        return self._call(lambda runtime: runtime.cudaHostRegister(address, num_bytes, _PORTABLE))
+        return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
 
     def unregister(self, address: int) -> int:
         """See HostRegistrar."""
-        return self._call(lambda runtime: runtime.cudaHostUnregister(address))
+        return self._call("cudaHostUnregister", address)
 
-    def _call(self, function: Callable[[_CudaRuntime], SupportsInt]) -> int:
+    def _call(self, name: str, *arguments: int) -> int:
         with torch.cuda.device(self._device):  # a new thread would otherwise open a context on device 0
-            runtime: _CudaRuntime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            code = int(function(runtime))
+            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            code = int(getattr(runtime, name)(*arguments))
             if code:
-                self._clear_error()
+                # torch has no cudaGetLastError, but the check behind every kernel launch calls it: it ends here.
+                try:
+                    torch.ones(1, device=self._device)
+                except RuntimeError as error:
+                    logger.debug("cleared what the refusal left behind: %s", error)
         return code
-
-    def _clear_error(self) -> None:
-        # torch has no cudaGetLastError, but the check behind every kernel launch calls it: the failure stays here.
-        try:
-            torch.ones(1, device=self._device)
-        except RuntimeError as error:
-            logger.debug("cleared what the refusal left behind: %s", error)
 
 
 class _State(Enum):
@@ -238,7 +185,7 @@ class _Slab:
         return self.memory.numel()
 
 
-class PinnedMemory(Closeable):
+class PinnedMemory(HostPinner):
     """A HostPinner that registers filled slabs in chunks on a thread of its own, as far as budget and driver allow.
 
     Owns its slabs until it is closed, even if nobody else holds them. A slab is pinned as a whole or not at all; no
@@ -268,7 +215,6 @@ class PinnedMemory(Closeable):
         self._has_ended = False
         self._num_calls = 0
         self._promised_bytes = 0
-        self._refused: str | None = None
         self._thread = threading.Thread(target=self._work, name="pin", daemon=True)
         self._thread.start()
 
@@ -276,13 +222,7 @@ class PinnedMemory(Closeable):
     def pinned_bytes(self) -> int:
         """Bytes of the slabs that are pinned now."""
         with self._wake:
-            return self._pinned_bytes()
-
-    @property
-    def refused(self) -> str | None:
-        """See HostPinner."""
-        with self._wake:
-            return self._refused
+            return sum(slab.num_bytes for slab in self._slabs.values() if slab.state is _State.PINNED)
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """A zeroed slab of whole pages, uint8, pageable so far; see HostPinner."""
@@ -301,7 +241,7 @@ class PinnedMemory(Closeable):
             known = self._slabs.get(slab.data_ptr())
             if known is None:
                 raise ValueError("the slab was not allocated here")
-            if known.state is not _State.PAGEABLE or self._refused is not None:
+            if known.state is not _State.PAGEABLE or self.refused is not None:
                 return
             if self._budget_bytes is not None and self._promised_bytes + known.num_bytes > self._budget_bytes:
                 return
@@ -310,24 +250,14 @@ class PinnedMemory(Closeable):
             self._queue.append(known)
             self._wake.notify_all()
 
-    def finish(self, cancel: threading.Event | None = None) -> None:
-        """See HostPinner. What was registered before a cancel stays so; the rest goes on in the background.
-
-        Raises LinkError, too, if the driver does not answer within the patience: no copy may start then.
-        """
+    def finish(self) -> None:
+        """See HostPinner."""
         with self._wake:
-            num_calls, patience = self._num_calls, Patience(self._patience_seconds)
-            while any(slab.state is _State.QUEUED for slab in self._slabs.values()) and not self._is_closing:
-                if cancel is not None and cancel.is_set():
-                    raise PassCancelledError("Loading was cancelled while host memory was being pinned.")
-                if self._num_calls != num_calls:
-                    num_calls, patience = self._num_calls, Patience(self._patience_seconds)
-                elif patience.is_set():
-                    raise LinkError(
-                        f"The driver has been pinning host memory for {self._patience_seconds:g} seconds without an "
-                        "answer; check that the device works, then try again."
-                    )
-                self._wake.wait(_POLL_SECONDS)
+            if not self._wait_until(lambda: self._is_closing or not self._is_anything_queued()):
+                raise LinkError(
+                    f"The driver has been pinning host memory for {self._patience_seconds:g} seconds without an "
+                    "answer; check that the device works, then try again."
+                )
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
         """See HostPinner."""
@@ -344,18 +274,24 @@ class PinnedMemory(Closeable):
             self._is_closing = True
             self._queue.clear()
             self._wake.notify_all()
-            num_calls, patience = self._num_calls, Patience(self._patience_seconds)
-            while not self._has_ended:
-                self._wake.wait(_POLL_SECONDS)
-                if self._num_calls != num_calls:
-                    num_calls, patience = self._num_calls, Patience(self._patience_seconds)
-                elif patience.is_set():
-                    logger.warning("the driver has not answered for %g s; its memory stays", self._patience_seconds)
-                    return
+            if not self._wait_until(lambda: self._has_ended):
+                logger.warning("the driver has not answered for %g s; its memory stays", self._patience_seconds)
+                return
         self._thread.join()
 
-    def _pinned_bytes(self) -> int:
-        return sum(slab.num_bytes for slab in self._slabs.values() if slab.state is _State.PINNED)
+    def _is_anything_queued(self) -> bool:
+        return any(slab.state is _State.QUEUED for slab in self._slabs.values())
+
+    def _wait_until(self, is_over: Callable[[], bool]) -> bool:
+        """With the lock held: whether it came to that while the driver went on answering, one call after the other."""
+        num_calls, patience = self._num_calls, Patience(self._patience_seconds)
+        while not is_over():
+            if self._num_calls != num_calls:
+                num_calls, patience = self._num_calls, Patience(self._patience_seconds)
+            elif patience.is_set():
+                return False
+            self._wake.wait(_POLL_SECONDS)
+        return True
 
     def _work(self) -> None:
         while (slab := self._next_slab()) is not None:
@@ -399,9 +335,9 @@ class PinnedMemory(Closeable):
             slab.state = _State.PAGEABLE
         self._queue.clear()
         if not self._is_closing:
-            pinned = format_bytes(self._pinned_bytes())
-            self._refused = f"the driver pinned {pinned} of host memory and then no more ({failure})"
-            logger.warning("%s", self._refused)
+            pinned = format_bytes(self.pinned_bytes)
+            self.refused = f"the driver pinned {pinned} of host memory and then no more ({failure})"
+            logger.warning("%s", self.refused)
 
     def _unregister(self, slab: _Slab) -> None:
         failures = [self._attempt(self._registrar.unregister, address) for address in slab.registered]
@@ -427,9 +363,13 @@ def open_registrar(device: torch.device) -> HostRegistrar | None:
     return CudaHostRegistrar(device) if device.type == "cuda" else None
 
 
-def open_pinner(device: torch.device, budget_bytes: int | None) -> HostPinner:
+def open_pinner(
+    device: torch.device, budget_bytes: int | None, *, patience_seconds: float = PATIENCE_SECONDS
+) -> HostPinner:
     """The way to pin host memory for `device`, with at most `budget_bytes` of it (None: no limit)."""
     if device.type == "cpu":
-        return PageableMemory()
+        return HostPinner()
     registrar = open_registrar(device)
-    return AllocatorPinnedMemory(budget_bytes) if registrar is None else PinnedMemory(registrar, budget_bytes)
+    if registrar is None:
+        return AllocatorPinnedMemory(budget_bytes)
+    return PinnedMemory(registrar, budget_bytes, patience_seconds=patience_seconds)

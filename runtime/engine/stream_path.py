@@ -22,7 +22,7 @@ from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
-from offload.pinning.pinned_memory import HostPinner, PageableMemory, open_pinner
+from offload.pinning.pinned_memory import HostPinner, open_pinner
 from offload.residency_plan import Tier
 from offload.units import parse_link
 from runtime.engine.load_plan import LoadPlan
@@ -40,7 +40,7 @@ class StreamPath:
         self._reader = reader
         self._stack = stack
         self._pinning: PinningPlan | None = None
-        self._pinner: HostPinner = PageableMemory()
+        self._pinner: HostPinner = HostPinner()
         self._host_places: dict[int, int] = {}  # layer index -> place among the host layers
         if not plan.is_host:
             device_bytes = plan.placement.device_bytes

@@ -14,7 +14,7 @@ from offload.errors import BudgetError, LinkError
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
-from offload.pinning.pinned_memory import PageableMemory
+from offload.pinning.pinned_memory import HostPinner
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import PAGE_BYTES
 from tests.support.generator_ends import drained
@@ -56,7 +56,7 @@ def failing_at(number: int, error: Exception) -> Callable[[int], torch.Tensor]:
     return allocate
 
 
-class ShortMemory(PageableMemory):
+class ShortMemory(HostPinner):
     """A pinner whose host memory ends at some slab."""
 
     def __init__(self, number: int, error: Exception) -> None:
@@ -74,7 +74,7 @@ def check_bytes(placement: PlacedLayers) -> None:
 
 def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
     with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=PageableMemory(), host_budget_bytes=1 << 30)
+        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
         placement, read = finish(placer.place(layouts, plan_of((R, H, D, H, R))))
     assert [type(layer) for layer in placement.layers] == [
         ResidentLayer,
@@ -99,7 +99,7 @@ def test_a_device_that_is_full_at_layer_k_gives_the_rest_to_host_memory(
 ) -> None:
     with HostCopyEngine() as reader:
         placer = LayerPlacer(
-            reader, pinner=PageableMemory(), host_budget_bytes=1 << 30, allocate_on_device=failing_at(number, error)
+            reader, pinner=HostPinner(), host_budget_bytes=1 << 30, allocate_on_device=failing_at(number, error)
         )
         placement, _ = finish(placer.place(layouts, plan_of((R, R, D, R, R))))
     wanted = [R] * number + [H] * (4 - number)
@@ -113,7 +113,7 @@ def test_where_the_host_budget_is_spent_the_rest_streams_from_disk(layouts: list
     with HostCopyEngine() as reader:
         placer = LayerPlacer(
             reader,
-            pinner=PageableMemory(),
+            pinner=HostPinner(),
             host_budget_bytes=2 * PAGE_BYTES,
             allocate_on_device=failing_at(0, torch.OutOfMemoryError("out")),
         )
@@ -141,7 +141,7 @@ def test_a_layer_that_no_slot_could_stream_is_refused(layouts: list[LayerLayout]
     with HostCopyEngine() as reader:
         placer = LayerPlacer(
             reader,
-            pinner=PageableMemory(),
+            pinner=HostPinner(),
             host_budget_bytes=0,
             allocate_on_device=failing_at(2, torch.OutOfMemoryError("out")),
         )
@@ -153,7 +153,7 @@ def test_other_errors_of_an_allocator_are_not_taken_for_full_memory(layouts: lis
     with HostCopyEngine() as reader:
         placer = LayerPlacer(
             reader,
-            pinner=PageableMemory(),
+            pinner=HostPinner(),
             host_budget_bytes=0,
             allocate_on_device=failing_at(0, RuntimeError("driver lost")),
         )
@@ -163,7 +163,7 @@ def test_other_errors_of_an_allocator_are_not_taken_for_full_memory(layouts: lis
 
 def test_a_load_can_be_stopped_after_any_layer(layouts: list[LayerLayout]) -> None:
     with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=PageableMemory(), host_budget_bytes=1 << 30)
+        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
         placing = placer.place(layouts, plan_of((H,) * NUM_LAYERS))
         next(placing)
         placing.close()
@@ -174,6 +174,6 @@ def test_a_load_can_be_stopped_after_any_layer(layouts: list[LayerLayout]) -> No
 def test_a_file_that_cannot_be_read_fails_the_load(layouts: list[LayerLayout]) -> None:
     layouts[0].ranges[0].file.unlink()
     with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=PageableMemory(), host_budget_bytes=1 << 30)
+        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
         with pytest.raises(LinkError, match="cannot be opened"):
             finish(placer.place(layouts, plan_of((H,) * NUM_LAYERS)))

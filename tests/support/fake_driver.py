@@ -78,23 +78,19 @@ def generous() -> FakeDriver:
     return FakeDriver()
 
 
-def refusing_beyond_5_mib() -> FakeDriver:
-    return FakeDriver(capacity_bytes=5 << 20)
+def refusing_beyond_2_mib() -> FakeDriver:
+    return FakeDriver(capacity_bytes=2 << 20)
 
 
 def dying_at_call_4() -> FakeDriver:
     return FakeDriver(before_call=at_call(4, lambda: os.kill(os.getpid(), 9)))
 
 
-def leaving_at_call_4() -> FakeDriver:
-    return FakeDriver(before_call=at_call(4, lambda: os._exit(3)))
-
-
-def raising_at_call_4() -> FakeDriver:
+def raising_at_call_2() -> FakeDriver:
     def fail() -> None:
         raise RuntimeError("the device fell off the bus")
 
-    return FakeDriver(before_call=at_call(4, fail))
+    return FakeDriver(before_call=at_call(2, fail))
 
 
 def hanging_at_call_4() -> FakeDriver:
@@ -105,7 +101,3 @@ def hanging_at_call_4() -> FakeDriver:
         threading.Event().wait()
 
     return FakeDriver(before_call=at_call(4, hang))
-
-
-def missing() -> FakeDriver:
-    raise RuntimeError("no device found")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from offload.errors import LinkError, PassCancelledError
+from offload.errors import LinkError
 from offload.pinning import pinned_memory
 from offload.pinning.pinned_memory import PinnedMemory
 from tests.support.fake_driver import OUT_OF_MEMORY, FakeDriver, at_call
@@ -49,13 +49,11 @@ def test_nobody_learns_that_the_queue_is_empty_before_a_refused_slab_is_undone(r
         return unregister(address)
 
     driver.unregister = slow_unregister  # type: ignore[method-assign]
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None, CHUNK, patience_seconds=0.05) as memory:
         memory.filled(memory.allocate(3 * CHUNK))
         assert is_undoing.wait(60)
-        cancel = threading.Event()
-        cancel.set()
-        with pytest.raises(PassCancelledError):
-            memory.finish(cancel)
+        with pytest.raises(LinkError):
+            memory.finish()
         release.set()
         memory.finish()
         assert memory.refused is not None and driver.ranges == {}
@@ -169,19 +167,13 @@ def test_closing_in_the_middle_drops_the_queue_and_undoes_the_slab_in_hand(relea
 
 
 def test_a_hanging_driver_can_be_left_alone(release: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
-    cancel = threading.Event()
-
-    def hang() -> None:
-        cancel.set()
-        release.wait()
-
-    driver = FakeDriver(before_call=at_call(2, hang))
+    driver = FakeDriver(before_call=at_call(2, release.wait))
     memory = PinnedMemory(driver, None, CHUNK, patience_seconds=0.05)
     slabs = [memory.allocate(CHUNK) for _ in range(3)]
     for slab in slabs:
         memory.filled(slab)
-    with pytest.raises(PassCancelledError, match="cancelled while host memory was being pinned"):
-        memory.finish(cancel)
+    with pytest.raises(LinkError, match="without an answer"):
+        memory.finish()
     assert memory.is_pinned(slabs[0]) and not memory.is_pinned(slabs[1])
     memory.close()
     assert "has not answered" in caplog.text

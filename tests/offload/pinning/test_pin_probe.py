@@ -1,4 +1,4 @@
-"""The probe is run for real, in a process of its own, with drivers that refuse, die and hang."""
+"""Drivers that refuse, die and hang; what only a process of its own can show is run in one."""
 
 import os
 import subprocess
@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 
-from offload.errors import LinkError, PassCancelledError
+from offload.errors import LinkError
 from offload.pinning import pin_probe
-from offload.pinning.pin_probe import RESERVE_BYTES, ProbeResult, _read_report, probe_limit_bytes, probe_pin_budget
+from offload.pinning.pin_probe import (
+    RESERVE_BYTES,
+    ProbeResult,
+    _open_pinner,
+    _read_report,
+    _steps,
+    probe_limit_bytes,
+    probe_pin_budget,
+)
 from profiles.machine_profile import PinBudgetSource
 
 MIB = 1 << 20
@@ -20,30 +28,51 @@ def probe(driver: str, *, limit_bytes: int = 8 * MIB) -> ProbeResult:
     return probe_pin_budget(f"tests.support.fake_driver:{driver}", limit_bytes=limit_bytes, step_bytes=MIB)
 
 
-def test_all_that_was_asked_for_is_the_budget_if_all_was_granted() -> None:
-    """Down to the last page: the last step is as small as it has to be."""
-    result = probe("generous", limit_bytes=5 * MIB // 2 + 5000)
-    assert result == ProbeResult(5 * MIB // 2 + 4096, PinBudgetSource.GRANTED)
-    assert result.budget_bytes == result.granted_bytes
+def last_step(driver: str, *, limit_bytes: int = 8 * MIB) -> tuple[int, str]:
+    """(bytes granted, how it ended) by the child's own lines, without a process of its own."""
+    with _open_pinner(driver) as pinner:
+        steps = list(_steps(pinner, limit_bytes, MIB))
+    assert steps[0] == {"granted_bytes": 0, "ending": None}
+    assert all(step["ending"] is None for step in steps[:-1])
+    return steps[-1]["granted_bytes"], steps[-1]["ending"]
 
 
 @pytest.mark.parametrize(
-    ("driver", "granted_bytes", "source"),
+    ("driver", "expected"),
     [
-        ("refusing_beyond_5_mib", 5 * MIB, PinBudgetSource.REFUSED),
-        ("dying_at_call_4", 3 * MIB, PinBudgetSource.CRASHED),
-        ("leaving_at_call_4", 3 * MIB, PinBudgetSource.CRASHED),
-        ("raising_at_call_4", 3 * MIB, PinBudgetSource.CRASHED),
+        (
+            "generous",
+            (5 * MIB // 2 + 4096, "granted"),
+        ),  # down to the last page: the last step is as small as it must be
+        ("refusing_beyond_2_mib", (2 * MIB, "refused")),
+        ("raising_at_call_2", (MIB, "refused")),
     ],
 )
-def test_four_fifths_of_what_was_granted_before_a_failure(
-    driver: str, granted_bytes: int, source: PinBudgetSource
-) -> None:
-    if driver.startswith("dying") and os.name == "nt":
-        pytest.skip("there is no such signal")
-    result = probe(driver)
-    assert result == ProbeResult(granted_bytes, source)
-    assert result.budget_bytes == granted_bytes * 8 // 10
+def test_the_driver_is_asked_step_by_step_until_it_refuses(driver: str, expected: tuple[int, str]) -> None:
+    assert last_step(f"tests.support.fake_driver:{driver}", limit_bytes=5 * MIB // 2 + 5000) == expected
+
+
+def test_torchs_own_allocator_is_asked_where_there_is_no_registrar() -> None:
+    """Here it refuses at once; on a machine with such a device it grants the step."""
+    assert last_step("xpu:0", limit_bytes=MIB) in ((0, "refused"), (MIB, "granted"))
+
+
+@pytest.mark.parametrize(
+    ("source", "budget_bytes"),
+    [
+        (PinBudgetSource.GRANTED, 5000),
+        (PinBudgetSource.REFUSED, 4000),
+        (PinBudgetSource.CRASHED, 4000),
+        (PinBudgetSource.TIMED_OUT, 4000),
+    ],
+)
+def test_four_fifths_of_what_was_granted_before_a_failure(source: PinBudgetSource, budget_bytes: int) -> None:
+    assert ProbeResult(5000, source).budget_bytes == budget_bytes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
+def test_what_was_granted_before_the_process_died_counts() -> None:
+    assert probe("dying_at_call_4") == ProbeResult(3 * MIB, PinBudgetSource.CRASHED)
 
 
 class SetByFile(threading.Event):
@@ -112,21 +141,19 @@ class UnkillableChild:
 @pytest.mark.parametrize("output", [b"what came", None])
 def test_nobody_waits_for_a_child_that_cannot_be_killed(output: bytes | None) -> None:
     child: Any = UnkillableChild(output)
-    is_in_time, written, _ = pin_probe._wait(child, 0.0, None, lambda: 0.0)
+    is_in_time, written, _ = pin_probe._wait(child, 0.0, lambda: 0.0)
     assert child.was_killed and not is_in_time and written == (output or b"").decode()
 
 
-def test_a_cancelled_probe_leaves_no_process(is_hanging: SetByFile, children: list[subprocess.Popen[str]]) -> None:
-    with pytest.raises(PassCancelledError, match="cancelled"):
-        probe_pin_budget(
-            "tests.support.fake_driver:hanging_at_call_4", limit_bytes=8 * MIB, step_bytes=MIB, cancel=is_hanging
-        )
-    assert len(children) == 1 and children[0].returncode not in (None, 0)
+def test_an_interrupted_probe_leaves_no_process() -> None:
+    def interrupt() -> float:
+        raise KeyboardInterrupt
 
-
-def test_a_device_that_does_not_even_open_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(LinkError, match=r"before its first step \(RuntimeError: no device found\)"):
-        probe("missing")
+    child: Any = UnkillableChild(None)
+    clock = iter([lambda: 0.0, interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        pin_probe._wait(child, 1.0, lambda: next(clock)())
+    assert child.was_killed
 
 
 def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules(
@@ -135,13 +162,7 @@ def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules
     (tmp_path / "tests.py").write_text("raise SystemExit('the wrong module')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(tmp_path)
-    assert probe("generous", limit_bytes=MIB).granted_bytes == MIB
-
-
-def test_torchs_own_allocator_is_asked_where_there_is_no_registrar() -> None:
-    """Here it refuses at once; on a machine with such a device it grants the step."""
-    result = probe_pin_budget("xpu:0", limit_bytes=MIB, step_bytes=MIB)
-    assert result in (ProbeResult(0, PinBudgetSource.REFUSED), ProbeResult(MIB, PinBudgetSource.GRANTED))
+    assert probe("generous", limit_bytes=MIB) == ProbeResult(MIB, PinBudgetSource.GRANTED)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,8 @@ def test_the_last_whole_line_counts(output: str, exit_code: int | None, expected
 def test_no_line_at_all_is_an_error() -> None:
     with pytest.raises(LinkError, match=r"took too long before its first step \(it said nothing\)"):
         _read_report("", " \n", exit_code=None)
+    with pytest.raises(LinkError, match=r"ended with 1 before its first step \(RuntimeError: no device found\)"):
+        _read_report("hello\n", "Traceback:\nRuntimeError: no device found\n", exit_code=1)
 
 
 def test_a_probe_leaves_memory_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ from offload.pinning.pinned_memory import (
     AllocatorPinnedMemory,
     CudaHostRegistrar,
     HostPinner,
-    PageableMemory,
     PinnedMemory,
-    next_power_of_two,
     open_pinner,
     open_registrar,
 )
@@ -210,7 +208,7 @@ def test_the_real_registrar_hands_codes_back_and_clears_what_a_refusal_leaves(mo
 
 
 def test_each_kind_of_device_gets_its_way_of_pinning() -> None:
-    kinds: dict[str, type] = {"cpu": PageableMemory, "cuda": PinnedMemory, "xpu": AllocatorPinnedMemory}
+    kinds: dict[str, type] = {"cpu": HostPinner, "cuda": PinnedMemory, "xpu": AllocatorPinnedMemory}
     for name, kind in kinds.items():
         with open_pinner(torch.device(name), 123 * PAGE) as pinner:
             assert type(pinner) is kind
@@ -269,7 +267,7 @@ def fill(pinner: HostPinner, *sizes: int) -> list[bool]:
 
 
 def test_the_processor_needs_nothing_pinned() -> None:
-    with PageableMemory() as pinner:
+    with HostPinner() as pinner:
         assert fill(pinner, 0, 5, 3 * PAGE) == [False] * 3
         assert pinner.pinned_bytes == 0 and pinner.refused is None
 
@@ -322,7 +320,3 @@ def test_a_machine_without_an_accelerator_falls_back_to_pageable_slabs() -> None
     with AllocatorPinnedMemory(None) as pinner:
         assert fill(pinner, 3 * PAGE) == [False]
         assert pinner.refused is not None
-
-
-def test_powers_of_two() -> None:
-    assert [next_power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 4096, 4097)] == [1, 1, 2, 4, 4, 8, 4096, 8192]
