@@ -20,7 +20,7 @@ from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Finished
-from runtime.planner.growth_choice import growth_limits
+from runtime.planner.growth import growth_limits
 from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams

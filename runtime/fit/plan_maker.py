@@ -25,7 +25,7 @@ from runtime.fit.plan_report import PlanOption, PlanReport, Refusal, WhatIf
 from runtime.fit.plan_verdict import notes_of, verdicts_of
 from runtime.fit.reference_costs import DraftModel, copies_and_reads, reference_costs
 from runtime.planner.costs import RoundCosts
-from runtime.planner.growth_choice import ContextChances, builtin_chances, choose_growth
+from runtime.planner.growth import ContextChances, builtin_chances, choose_growth
 from runtime.planner.profile_costs import chances_of, costs_from_profiles
 from runtime.planner.tree_choice import CostModel, SearchMethod, TreeChoice, TreeRanking, choose_tree
 

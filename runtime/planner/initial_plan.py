@@ -13,7 +13,7 @@ from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import PairProfile
 from runtime.engine.load_plan import LoadPlan
 from runtime.planner.costs import RoundCosts, StreamShape
-from runtime.planner.growth_choice import builtin_chances
+from runtime.planner.growth import builtin_chances
 from runtime.planner.planner import AcceptanceAt, ChancesAt
 from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.speculation.acceptance import builtin_acceptance

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.engine_config import TreeKind
 from runtime.events import Round
 from runtime.planner.costs import CostLearner, RoundCosts, StreamShape
-from runtime.planner.growth_choice import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
+from runtime.planner.growth import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, TreeShape, choose_tree
 from runtime.speculation.acceptance import BUILTIN_EVENTS, MEASURED_EVENTS, AcceptanceLearner
 from runtime.speculation.dynamic_tree import GrowthLimits

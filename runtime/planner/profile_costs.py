@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
 from runtime.planner.costs import CostTable, RoundCosts
-from runtime.planner.growth_choice import ContextChances
+from runtime.planner.growth import ContextChances
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.tree_search import make_non_increasing
 

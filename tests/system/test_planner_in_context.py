@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.engine_config import TreeKind
-from runtime.planner.growth_choice import ContextChances, growth_limits
+from runtime.planner.growth import ContextChances, growth_limits
 from runtime.planner.planner import TreePlanner
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
-from runtime.planner.growth_choice import ContextChances
+from runtime.planner.growth import ContextChances
 from tests.support.session_factory import answer, open_tiny, request, save_target_and_drafts, save_tiny_folder
 
 NUM_CHOICES = 4

@@ -10,7 +10,7 @@ from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_bench
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round
-from runtime.planner.growth_choice import growth_limits
+from runtime.planner.growth import growth_limits
 from tests.support.session_factory import open_tiny, request, save_tiny_folder
 
 PROMPT = "the cat and the dog"

@@ -9,7 +9,7 @@ import pytest
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile
 from runtime.engine_config import EngineConfig
-from runtime.planner.growth_choice import builtin_chances
+from runtime.planner.growth import builtin_chances
 from runtime.planner.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
 from runtime.planner.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance

@@ -1,24 +1,27 @@
-"""Trees in context against static ones: what is predicted, what is chosen, and what rounds teach."""
+"""Trees in context: forecasts against closed forms and grown trees, the choice, and what rounds teach."""
 
 import numpy as np
 import pytest
 
 from runtime.planner.costs import CostTable, RoundCosts
-from runtime.planner.growth_choice import (
+from runtime.planner.growth import (
+    LEAST_LOG_WORTH,
+    NUM_BINS,
     TEXT_SHARE,
     ContextChances,
     YieldLearner,
     builtin_chances,
     choose_growth,
+    forecast_growth,
     growth_limits,
 )
 from runtime.planner.tree_choice import choose_tree
-from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.growth_forecast import forecast_growth
+from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
 from runtime.speculation.tree_search import best_first
 
 TWO_KINDS = np.array([[0.5, 0.2, 0.1, 0.05], [0.96, 0.02, 0.01, 0.001]])
 MEANS = TWO_KINDS.mean(axis=0)
+BIN = -LEAST_LOG_WORTH / NUM_BINS
 
 
 def costs(*, copy: float = 5.0, step: float = 0.01, node: float = 1e-3) -> RoundCosts:
@@ -110,3 +113,87 @@ def test_a_hard_text_speaks_against_a_kind_of_tree_only_beside_the_other() -> No
         learner.observe(7, expected_tokens=10, is_in_context=False)
     both = [learner.factor(is_in_context=kind) for kind in (True, False)]
     assert both[0] == both[1] < static
+
+
+def grown_tokens(positions: np.ndarray, limits: GrowthLimits, *, num_trees: int) -> tuple[float, float]:
+    """Mean and standard error of the worth of trees whose nodes draw their chances from these positions."""
+    tokens = []
+    for seed in range(num_trees):
+        rng, growth, worth_of = np.random.default_rng(seed), TreeGrowth(limits, root_token_id=0), {(): 0.0}
+        while len(nodes := growth.next_nodes()):
+            rows = positions[rng.integers(len(positions), size=len(nodes))]
+            for node, row in zip(nodes.tolist(), rows, strict=True):
+                path = tuple(growth.path_token_ids(node))
+                worth_of |= {(*path, token): worth_of[path] + worth for token, worth in enumerate(row)}
+            growth.place_children(np.tile(np.arange(rows.shape[1]), (len(nodes), 1)), rows)
+        tree = growth.finish().tree
+        paths = [tuple(tree.path_token_ids(node)[1:].tolist()) for node in range(tree.topology.num_nodes)]
+        tokens.append(sum(np.exp(worth_of[path]) for path in paths))
+    return float(np.mean(tokens)), float(np.std(tokens) / np.sqrt(num_trees))
+
+
+def test_one_candidate_of_one_chance_is_a_chain() -> None:
+    forecast = forecast_growth([[-10 * BIN]], max_levels=6)
+    tokens = forecast.expected_tokens(8)
+    assert tokens[5, :6] == pytest.approx(np.cumsum(np.exp(-10 * BIN * np.arange(6))))
+    assert tokens[2, 2] == tokens[5, 2]
+    assert np.isneginf(tokens[2, 3:]).all()
+    assert np.isneginf(tokens[5, 6:]).all()
+
+
+def test_the_sum_of_all_worths_is_true_wherever_chances_lie_between_the_bins() -> None:
+    """Three levels of all nodes: 1 + m + m^2 for m the mean sum of chances."""
+    chances = np.array([[0.61, 0.2, 0.07], [0.333, 0.333, 0.3]])
+    forecast = forecast_growth(np.log(chances), max_levels=3)
+    mean = chances.sum(axis=1).mean()
+    assert forecast.tokens.sum(axis=1) == pytest.approx([1, mean, mean**2])
+    assert forecast.nodes.sum(axis=1) == pytest.approx([1, 3, 9])
+
+
+def test_positions_that_are_all_alike_give_what_the_static_search_gives() -> None:
+    """Then context says nothing. Between the sizes of full groups of equal nodes the forecast lies on a line."""
+    chances = np.array([0.7, 0.15, 0.06, 0.02])
+    forecast = forecast_growth(np.log([chances, chances]), max_levels=12)
+    static = best_first(chances, 64, 12).expected_tokens
+    assert forecast.expected_tokens(64)[11] == pytest.approx(static, rel=0.02)
+
+
+@pytest.mark.parametrize("num_nodes", [48, 96])
+def test_positions_of_two_kinds_bring_what_grown_trees_bring(num_nodes: int) -> None:
+    """A threshold for all trees is a little better than a size for each, so the forecast lies above; 300 trees."""
+    positions = np.log([[0.96, 0.02, 0.01, 0.001], [0.5, 0.2, 0.1, 0.05]])
+    forecast = forecast_growth(positions, max_levels=13).expected_tokens(num_nodes)[-1, -1]
+    grown, error = grown_tokens(positions, GrowthLimits(num_nodes, 12, num_nodes), num_trees=300)
+    static = best_first(np.exp(positions).mean(axis=0), num_nodes, 13).expected_tokens[-1]
+    assert grown > static + 3 * error
+    assert grown - 3 * error < forecast < 1.06 * grown + 3 * error
+
+
+def test_of_several_sizes_each_runs_what_it_would_alone() -> None:
+    forecast = forecast_growth(np.log([[0.8, 0.1], [0.6, 0.3]]), max_levels=8)
+    together = forecast.run_per_level([9, 20], 6, least_lead=2.0)
+    assert together.shape == (5, 2)
+    for column, num_nodes in enumerate((9, 20)):
+        assert together[:, column] == pytest.approx(forecast.run_per_level(num_nodes, 6, least_lead=2.0))
+    assert (together[0] == 1).all() and (together > 0).all() and (together.sum(axis=0) <= [9, 20]).all()
+
+
+def test_missing_candidates_are_none() -> None:
+    forecast = forecast_growth([[-0.5, -np.inf]], max_levels=4)
+    assert forecast.nodes.sum(axis=1) == pytest.approx(np.ones(4))
+
+
+def test_no_position_and_no_level_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 position"):
+        forecast_growth(np.zeros((0, 4)), 3)
+    with pytest.raises(ValueError, match="1 level"):
+        forecast_growth([[-0.5]], 0)
+
+
+def test_the_draft_runs_what_leads_and_at_least_one_node_above_every_level() -> None:
+    """A fan of 10 equal children is run whole while that leads; a chain is run whatever it leads by."""
+    fan = forecast_growth(np.log(np.full((1, 10), 0.1)), max_levels=3)
+    assert fan.run_per_level(111, 3, least_lead=2.0) == pytest.approx([1, 10], rel=0.05)
+    chain = forecast_growth([[np.log(0.9)]], max_levels=8)
+    assert chain.run_per_level(8, 8, least_lead=2.0) == pytest.approx(np.ones(7), abs=0.2)
+    assert chain.run_per_level(4, 8, least_lead=2.0)[5:] == pytest.approx([0, 0], abs=0.2)
