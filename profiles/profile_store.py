@@ -2,18 +2,16 @@
 
 A profile is looked up by names, and believed only if driver and content are the same too; else it is refused by name.
 Files may have been damaged or edited by hand: a regular file of bounded size, no key twice, nothing that is not finite.
-Knows not what the figures mean, nor how to measure them again.
 """
 
 import hashlib
 import json
 import re
-import stat
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from profiles.atomic_file import replace_content
 from profiles.errors import ProfileError, StaleProfileError, quote
+from profiles.files import read_regular_file, replace_content
 from profiles.machine_profile import DeviceIdentity, MachineProfile
 from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.records import from_record, parse_record, to_record
@@ -23,6 +21,7 @@ MAX_FILE_BYTES = 4 << 20
 _MAX_NAME_LENGTH = 80
 _MAX_PAIR_NAME_LENGTH = 160
 _DIGEST_LENGTH = 8
+_Profile = TypeVar("_Profile", MachineProfile, PairProfile)
 
 
 def profile_path(folder: Path, device: DeviceIdentity) -> Path:
@@ -38,11 +37,7 @@ def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile
         ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
     """
     path = profile_path(folder, device)
-    try:
-        record = _read(path)
-        profile = None if record is None else from_record(MachineProfile, record)
-    except ProfileError as error:
-        raise type(error)(f"{path} is not a usable machine profile: {error}; delete it to measure again") from error
+    profile = _read(path, MachineProfile, what="machine profile", next_step="delete it to measure again")
     if profile is not None and profile.device != device:
         raise StaleProfileError(
             f"{path} was measured on {profile.device}, but this is {device}; delete it to measure again"
@@ -77,25 +72,23 @@ def load_pair_profile(
         ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
     """
     path = pair_profile_path(folder, device=device, target=target, draft=draft)
-    try:
-        record = _read(path)
-        profile = None if record is None else from_record(PairProfile, record)
-    except ProfileError as error:
-        raise type(error)(
-            f"{path} is not a usable profile of this pair: {error}; `overstory calibrate` measures it again"
-        ) from error
+    next_step = "`overstory calibrate` measures it again"
+    profile = _read(path, PairProfile, what="profile of this pair", next_step=next_step)
     if profile is None:
         return None
-    changes = [
-        *_device_changes(profile.device, device),
-        *_model_changes("target", profile.target, target),
-        *_model_changes("draft", profile.draft, draft),
-        *_change("the compute dtype", profile.compute_dtype, compute_dtype),
-    ]
+    # Models by content and format alone: one that was only renamed is the same model.
+    compared = (
+        ("the device", _without_driver(profile.device), _without_driver(device)),
+        ("the driver", profile.device.driver_version, device.driver_version),
+        ("the content of the target", profile.target.content_digest, target.content_digest),
+        ("the weight format of the target", profile.target.held, target.held),
+        ("the content of the draft", profile.draft.content_digest, draft.content_digest),
+        ("the weight format of the draft", profile.draft.held, draft.held),
+        ("the compute dtype", profile.compute_dtype, compute_dtype),
+    )
+    changes = [f"{what} was {quote(was)} and is {quote(now)} now" for what, was, now in compared if was != now]
     if changes:
-        raise StaleProfileError(
-            f"{path} no longer describes this pair: {', and '.join(changes)}; `overstory calibrate` measures it again"
-        )
+        raise StaleProfileError(f"{path} no longer describes this pair: {', and '.join(changes)}; {next_step}")
     return profile
 
 
@@ -109,19 +102,8 @@ def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
     return _write(path, profile)
 
 
-def _device_changes(found: DeviceIdentity, expected: DeviceIdentity) -> list[str]:
-    names = (f"{found.name} ({found.device_type})", f"{expected.name} ({expected.device_type})")
-    return [*_change("the device", *names), *_change("the driver", found.driver_version, expected.driver_version)]
-
-
-def _model_changes(role: str, found: ModelIdentity, expected: ModelIdentity) -> list[str]:
-    """By content and format alone: a model that was only renamed is the same model."""
-    content = _change(f"the content of the {role}", found.content_digest, expected.content_digest)
-    return [*content, *_change(f"the weight format of the {role}", found.held, expected.held)]
-
-
-def _change(what: str, found: str, expected: str) -> list[str]:
-    return [] if found == expected else [f"{what} was {quote(found)} and is {quote(expected)} now"]
+def _without_driver(device: DeviceIdentity) -> str:
+    return f"{device.name} ({device.device_type})"
 
 
 def _words(name: str, max_length: int) -> str:
@@ -148,17 +130,13 @@ def _write(path: Path, profile: MachineProfile | PairProfile) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The object in a regular file of bounded size; None if there is none."""
+def _read(path: Path, kind: type[_Profile], *, what: str, next_step: str) -> _Profile | None:
+    """Return the profile in a file, None if there is no file. Raises ProfileError, which says what to do next."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ProfileError("it is not a regular file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        return from_record(kind, parse_record(read_regular_file(path, max_bytes=MAX_FILE_BYTES)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise ProfileError(f"it cannot be read ({error.strerror or error})") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise ProfileError(f"it has more than {MAX_FILE_BYTES} bytes")
-    return parse_record(raw)
+    except (OSError, ValueError, ProfileError) as error:
+        reason = f"it cannot be read ({error.strerror or error})" if isinstance(error, OSError) else error
+        problem = type(error) if isinstance(error, ProfileError) else ProfileError
+        raise problem(f"{path} is not a usable {what}: {reason}; {next_step}") from error

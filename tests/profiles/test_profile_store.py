@@ -104,7 +104,7 @@ def test_damage_is_one_sentence_with_the_file_and_the_next_step(tmp_path: Path, 
 
 def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
     profile_path(tmp_path, DEVICE).mkdir()
-    with pytest.raises(ProfileError, match="not a regular file"):
+    with pytest.raises(ProfileError, match=r"it cannot be read \(Is a directory\)"):
         load_machine_profile(tmp_path, DEVICE)
     with pytest.raises(ProfileError, match="cannot be written"):
         save_machine_profile(tmp_path, machine_profile())

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiles.atomic_file import replace_content
+from profiles.files import replace_content
 from runtime.errors import OptionError
 from tui.terminal_text import one_line
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from offload.errors import WriteError
 from profiles.errors import quote
+from profiles.files import read_regular_file
 from runtime.errors import OptionError
 from tui.chat.settings.chat_settings import SETTINGS, ChatSettings, Setting
-from tui.chat.store.private_files import read_regular_file, replace_private_file, set_aside
+from tui.chat.store.private_files import replace_private_file, set_aside
 from tui.chat.store.records import storable
 from tui.terminal_text import one_line
 

@@ -15,10 +15,11 @@ from msgspec import Meta
 
 from offload.errors import WriteError
 from profiles.errors import ProfileError, quote
+from profiles.files import read_regular_file
 from profiles.json_text import parse_json_text
 from profiles.records import read_value
 from tui.chat.errors import ConversationFileError
-from tui.chat.store.private_files import create_private_file, read_regular_file
+from tui.chat.store.private_files import create_private_file
 from tui.chat.store.records import Conversation, Message, MessageState, Role, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import stat
 from datetime import datetime
 from pathlib import Path
 
-from profiles.atomic_file import replace_content
+from profiles.files import replace_content
 
 
 def make_private_folder(folder: Path) -> None:
@@ -37,18 +36,6 @@ def create_private_file(path: Path, content: bytes) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-
-
-def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
-    """The content. Raises OSError for what is no regular file, too, and ValueError for more than `max_bytes`."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for ever
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("it is not a regular file")
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes} bytes")
-    return content
 
 
 def set_aside(path: Path, *, now: datetime, companions: tuple[str, ...] = ()) -> Path:

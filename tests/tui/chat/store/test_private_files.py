@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from tui.chat.store.private_files import create_private_file, read_regular_file, replace_private_file, set_aside
+from tui.chat.store.private_files import create_private_file, replace_private_file, set_aside
 
 NOW = datetime(2026, 1, 31, 12, 0, 5)
 
@@ -65,25 +65,6 @@ def test_a_disk_that_fills_up_leaves_nothing_new(tmp_path, monkeypatch, write):
     with pytest.raises(OSError, match="No space left"):
         replace_private_file(kept, b"x")
     assert list(tmp_path.iterdir()) == [kept] and kept.read_bytes() == b"kept"
-
-
-def test_reading_wants_a_regular_file_of_bounded_size(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_bytes(b"1234")
-    assert read_regular_file(path, max_bytes=4) == b"1234"
-    with pytest.raises(ValueError, match="it has more than 3 bytes"):
-        read_regular_file(path, max_bytes=3)
-    with pytest.raises(OSError):
-        read_regular_file(tmp_path, max_bytes=3)
-    with pytest.raises(FileNotFoundError):
-        read_regular_file(tmp_path / "none", max_bytes=3)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
-def test_reading_a_pipe_does_not_wait_for_ever(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="it is not a regular file"):
-        read_regular_file(tmp_path / "pipe", max_bytes=3)
 
 
 def test_a_file_that_is_set_aside_gets_a_name_that_says_why_and_when(tmp_path):
