@@ -19,7 +19,7 @@ from profiles.errors import OverstoryError
 from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
 from tui.chat.chat_themes import THEMES, theme_name
-from tui.chat.commands.command_palette import CommandProvider
+from tui.chat.commands.palette import CommandProvider
 from tui.chat.engine.idle_collection import IdleCollector
 from tui.terminal_text import one_line
 

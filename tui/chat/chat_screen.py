@@ -14,8 +14,8 @@ from textual.widgets import TextArea
 
 from runtime.errors import OptionError
 from tui.chat.chat_services import ChatServices
-from tui.chat.commands.command_registry import COMMANDS, Command
-from tui.chat.commands.slash_commands import (
+from tui.chat.commands.registry import COMMANDS, Command
+from tui.chat.commands.slash import (
     CommandLine,
     CompletionSources,
     complete_command,

@@ -10,7 +10,7 @@ from textual.binding import Binding
 from textual.theme import Theme
 
 from tui.chat.chat_themes import AUTO, theme_name
-from tui.chat.commands.command_registry import COMMANDS
+from tui.chat.commands.registry import COMMANDS
 from tui.chat.conversation_actions import ConversationActions
 from tui.chat.engine.messages import Loaded
 from tui.chat.settings.chat_settings import ChatSettings

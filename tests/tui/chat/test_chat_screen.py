@@ -6,7 +6,7 @@ from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.chat_screen import FOOTER_WORDS, ChatScreen
-from tui.chat.commands.command_registry import COMMANDS
+from tui.chat.commands.registry import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

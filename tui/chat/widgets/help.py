@@ -11,9 +11,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from runtime.errors import OptionError
-from tui.chat.commands.command_palette import key_text
-from tui.chat.commands.command_registry import COMMANDS, find_command
-from tui.chat.commands.slash_commands import unknown_command
+from tui.chat.commands.palette import key_text
+from tui.chat.commands.registry import COMMANDS, find_command
+from tui.chat.commands.slash import unknown_command
 from tui.chat.settings.setting_words import TYPED_SETTINGS
 
 _NAME_WIDTH, _KEY_WIDTH = 22, 8

@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.chat.commands.slash_commands import Completion
+from tui.chat.commands.slash import Completion
 from tui.chat.store.records import Conversation
 from tui.chat.store.search import SearchHit
 from tui.terminal_text import one_line, show_terminal_escapes

@@ -4,7 +4,7 @@ import pytest
 
 from runtime.errors import OptionError
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
-from tui.chat.commands.command_registry import COMMANDS
+from tui.chat.commands.registry import COMMANDS
 from tui.chat.widgets.help import HelpScreen, command_help
 
 KEYS = (("shift+enter,ctrl+j", "Begin another line of the prompt."), ("tab", "Take the completion."))

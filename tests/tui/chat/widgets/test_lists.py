@@ -7,7 +7,7 @@ from textual.app import App
 
 from tests.support.conversation_factory import conversation
 from tests.support.screen_text import STYLES, screen_text
-from tui.chat.commands.slash_commands import Completion
+from tui.chat.commands.slash import Completion
 from tui.chat.store.search import SearchHit
 from tui.chat.widgets.lists import CompletionList, ConversationList, age_words
 

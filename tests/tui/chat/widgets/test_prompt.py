@@ -5,7 +5,7 @@ import asyncio
 from textual.app import App
 
 from tests.support.screen_text import STYLES
-from tui.chat.commands.slash_commands import Completion
+from tui.chat.commands.slash import Completion
 from tui.chat.widgets.lists import CompletionList
 from tui.chat.widgets.prompt import PromptArea, PromptHistory, same_width_signs
 

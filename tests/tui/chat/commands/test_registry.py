@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tui.chat.commands.command_registry import COMMANDS, TO_THE_END, find_command
+from tui.chat.commands.registry import COMMANDS, TO_THE_END, find_command
 
 PROMISED = (
     *("model", "system", "set", "tree", "export", "import", "clear", "new", "rename", "delete", "search"),

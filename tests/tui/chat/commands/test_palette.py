@@ -7,8 +7,8 @@ from textual.fuzzy import Matcher
 from textual.screen import Screen
 
 from tests.support.widget_screens import run, screen_text
-from tui.chat.commands.command_palette import CommandProvider, key_text, match_score
-from tui.chat.commands.command_registry import COMMANDS, find_command
+from tui.chat.commands.palette import CommandProvider, key_text, match_score
+from tui.chat.commands.registry import COMMANDS, find_command
 
 
 class HostScreen(Screen):

@@ -8,8 +8,8 @@ from textual.content import Content
 from textual.fuzzy import Matcher
 from textual.types import IgnoreReturnCallbackType
 
-from tui.chat.commands.command_registry import COMMANDS, Command
-from tui.chat.commands.slash_commands import CommandLine
+from tui.chat.commands.registry import COMMANDS, Command
+from tui.chat.commands.slash import CommandLine
 
 _BY_HELP, _BY_ALIAS = 0.5, 0.9  # what a match there weighs beside one in the title
 

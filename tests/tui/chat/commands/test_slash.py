@@ -3,8 +3,8 @@
 import pytest
 
 from runtime.errors import OptionError
-from tui.chat.commands.command_registry import COMMANDS
-from tui.chat.commands.slash_commands import (
+from tui.chat.commands.registry import COMMANDS
+from tui.chat.commands.slash import (
     CompletionSources,
     complete_command,
     is_command,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from runtime.errors import OptionError
-from tui.chat.commands.command_registry import COMMANDS, TO_THE_END, Argument, Command, find_command
+from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command
 from tui.chat.settings.setting_words import TYPED_SETTINGS, find_setting, suggested_values
 
 
