@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from textual import events
 
 from tests.support.chat_fakes import FakeEngine, polite
-from tui.chat.chat_app import make_chat_app
+from tui.chat.app import make_chat_app
 from tui.chat.chat_services import ChatServices
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings

@@ -15,12 +15,12 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
-from tui.chat.chat_app import ChatApp, make_chat_app
-from tui.chat.chat_screen import ChatScreen
+from tui.chat.app import ChatApp, make_chat_app
 from tui.chat.chat_services import ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
+from tui.chat.screen import ChatScreen
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from tui.chat.chat_frame import ChatFrame
 from tui.chat.dialogue_changes import Changes, PromptReturned, TurnsChanged
+from tui.chat.display import ChatFrame
 from tui.chat.widgets.lists import CompletionList
 
 Undo = tuple[Literal["conversation", "turns"], int]

@@ -9,14 +9,14 @@ from textual import work
 from textual.binding import Binding
 from textual.theme import Theme
 
-from tui.chat.chat_themes import AUTO, theme_name
+from tui.chat.actions import ConversationActions
 from tui.chat.commands.registry import COMMANDS
-from tui.chat.conversation_actions import ConversationActions
 from tui.chat.engine.messages import Loaded
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import changed_names
 from tui.chat.settings.setting_words import changes_that_reload, find_setting
 from tui.chat.settings.settings_screen import SettingsScreen
+from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.help import HelpScreen, command_help
 from tui.chat.widgets.notice import Choice
 from tui.chat.widgets.picker import ModelChoice, ModelPicker

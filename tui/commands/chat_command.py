@@ -80,7 +80,7 @@ def typed_overrides(
 
 def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
     """Open what is kept, run the app until it ends, and return the exit code."""
-    from tui.chat.chat_app import make_chat_app
+    from tui.chat.app import make_chat_app
     from tui.chat.chat_services import ChatServices
     from tui.chat.engine.client import EngineClient
     from tui.chat.settings.remembered_settings import RememberedSettings

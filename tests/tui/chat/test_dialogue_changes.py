@@ -2,9 +2,9 @@
 
 from typing import get_args
 
-from tui.chat.chat_frame import CHOICES
-from tui.chat.chat_screen import ChatScreen
 from tui.chat.dialogue_changes import TroubleKind
+from tui.chat.display import CHOICES
+from tui.chat.screen import ChatScreen
 
 
 def test_every_kind_of_trouble_has_its_choices():

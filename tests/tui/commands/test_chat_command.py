@@ -135,7 +135,7 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
         seen.append(services)
         return Recorder()
 
-    monkeypatch.setattr("tui.chat.chat_app.make_chat_app", make)
+    monkeypatch.setattr("tui.chat.app.make_chat_app", make)
     assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
     services, collector, has_mouse = seen
     assert collector == "collector"
@@ -149,7 +149,7 @@ def test_the_first_paint_needs_neither_torch_nor_transformers():
     """The interface paints within a second because only the engine's process imports them."""
     program = (
         "import sys\nimport tui.commands.chat_command\nassert 'textual' not in sys.modules\n"
-        "import tui.chat.chat_app, tui.chat.engine.client\nprint(*sys.modules)"
+        "import tui.chat.app, tui.chat.engine.client\nprint(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert "textual.app" in loaded

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tui.chat.chat_themes import DARK, LIGHT, THEMES, has_light_background, theme_name
+from tui.chat.themes import DARK, LIGHT, THEMES, has_light_background, theme_name
 
 KNOWN = {theme.name for theme in THEMES} | {"nord"}
 

@@ -6,9 +6,9 @@ import pytest
 
 from tests.support.chat_fakes import FakeEngine
 from tests.support.chat_stories import tell, telling
-from tui.chat.chat_themes import DARK, LIGHT
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.themes import DARK, LIGHT
 
 
 @pytest.mark.parametrize(("told", "name"), [("0;15", LIGHT.name), ("15;0", DARK.name)])

@@ -16,11 +16,11 @@ from textual.app import App
 from textual.dom import DOMNode
 
 from profiles.errors import OverstoryError
-from tui.chat.chat_screen import ChatScreen
 from tui.chat.chat_services import ChatServices
-from tui.chat.chat_themes import THEMES, theme_name
 from tui.chat.commands.palette import CommandProvider
 from tui.chat.engine.idle_collection import IdleCollector
+from tui.chat.screen import ChatScreen
+from tui.chat.themes import THEMES, theme_name
 from tui.terminal_text import one_line
 
 QUIT_SECONDS = 6.0

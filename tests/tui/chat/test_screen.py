@@ -5,8 +5,8 @@ import pytest
 from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
-from tui.chat.chat_screen import FOOTER_WORDS, ChatScreen
 from tui.chat.commands.registry import COMMANDS
+from tui.chat.screen import FOOTER_WORDS, ChatScreen
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
