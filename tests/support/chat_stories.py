@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from textual import events
 
 from tests.support.chat_fakes import FakeEngine, polite
-from tui.chat.app import make_chat_app
-from tui.chat.chat_services import ChatServices
+from tui.chat.app import ChatApp
+from tui.chat.display import ChatServices
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
@@ -26,8 +26,13 @@ class Teller:
         self.app, self.pilot, self.store, self.engine = app, pilot, store, engine
 
     @property
-    def chat(self):
+    def screen(self):
+        """The chat's, whatever lies over it."""
         return self.app.screen_stack[0]
+
+    @property
+    def chat(self):
+        return self.screen.chat
 
     @property
     def dialogue(self):
@@ -49,6 +54,10 @@ class Teller:
         """Type a slash command and send it."""
         await self.type(line)
         await self.press("enter")
+
+    async def ask_for(self, way):
+        """Press a key, or type a slash command and send it."""
+        await (self.command(way) if way.startswith("/") else self.press(way))
 
     async def until(self, condition, what="what the story waits for"):
         """Let the app run until something holds."""
@@ -74,6 +83,12 @@ class Teller:
     def services_settings(self):
         """The settings that hold."""
         return self.chat.services.settings.settings
+
+    async def begin_anew(self):
+        """An empty conversation, nothing asked for so far, and nothing said."""
+        await self.press("ctrl+n")
+        self.engine.requests.clear()
+        self.app.clear_notifications()
 
     @property
     def said(self):
@@ -105,9 +120,7 @@ async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, **se
     engine = services.pop("engine", None) or FakeEngine(script)
     settings = settings or RememberedSettings(ChatSettings(seed=1), path=tmp_path / "settings.toml")
     with ConversationStore(tmp_path / "conversations.db") as store:
-        app = make_chat_app(
-            ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services)
-        )
+        app = ChatApp(ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services))
         async with app.run_test(size=size) as pilot:
             teller = Teller(app, pilot, store, engine)
             await teller.until(lambda: teller.dialogue.state.phase != "no model" or not app.services.has_model)

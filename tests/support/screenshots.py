@@ -15,8 +15,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
-from tui.chat.app import ChatApp, make_chat_app
-from tui.chat.chat_services import ChatServices
+from tui.chat.app import ChatApp
+from tui.chat.display import ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
@@ -131,7 +131,7 @@ async def make_screenshot(
     """Play a scene and write its picture."""
     engine = ScriptedEngine(partial(reports_of_answer, is_whole=is_whole), is_loading=is_loading)
     with ConversationStore(None) as store:
-        app = make_chat_app(
+        app = ChatApp(
             ChatServices(
                 store=store,
                 engine=engine,
@@ -157,7 +157,7 @@ async def make_screenshots(folder: Path) -> list[Path]:
 
 
 async def _ask(pilot: Pilot[int], text: str) -> None:
-    chat = _chat(pilot)
+    chat = _chat(pilot).chat
     chat.prompt.put(text)
     await pilot.press("enter")
     await _settle(pilot)
@@ -165,7 +165,7 @@ async def _ask(pilot: Pilot[int], text: str) -> None:
 
 async def _settle(pilot: Pilot[int]) -> None:
     """Wait until all that was said is on the screen."""
-    chat = _chat(pilot)
+    chat = _chat(pilot).chat
     for _ in range(_MAX_PAUSES):
         await pilot.pause(0.01)
         if chat.view.has_drawn_all:
@@ -185,7 +185,7 @@ def _chat(pilot: Pilot[int]) -> ChatScreen:
     assert isinstance(pilot.app, ChatApp)
     screen = pilot.app.screen_stack[0]
     assert isinstance(screen, ChatScreen)
-    screen.prompt.cursor_blink = False
+    screen.chat.prompt.cursor_blink = False
     return screen
 
 

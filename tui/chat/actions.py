@@ -1,211 +1,362 @@
-"""What a person can do with whole conversations: begin, find, rename, delete and bring back, write to files and read.
+"""What a person can do: with answers, with whole conversations, and with the machine and the app.
 
-Every change goes through the store first and is shown from there.
+Each command of the registry is a method `do_` + its name of one of the three classes. A method returns the changes of
+the dialogue that are to be shown, if there are any.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from textual import work
+from textual.theme import Theme
 
-from tui.chat.answer_actions import AnswerActions
-from tui.chat.dialogue_changes import TurnsChanged
+from tui.chat.dialogue import Changes, Note, PromptReturned, Trouble
+from tui.chat.display import ChatDisplay
+from tui.chat.engine.messages import Loaded
+from tui.chat.settings.chat_settings import ChatSettings
+from tui.chat.settings.remembered_settings import changed_names
+from tui.chat.settings.setting_words import changes_that_reload, find_setting
+from tui.chat.settings.settings_screen import SettingsScreen
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
+from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.dialogs import LineDialog, TextDialog
-from tui.chat.widgets.lists import UNTITLED, ConversationList
+from tui.chat.widgets.help import HelpScreen, command_help
+from tui.chat.widgets.notice import Choice
+from tui.chat.widgets.picker import ModelChoice, ModelPicker
+from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 
+_LOAD_AGAIN = Choice("Load again", "load_again", "Load the model with the new settings; the conversation stays")
 
-class ConversationActions(AnswerActions):
-    """Actions on conversations as wholes."""
 
-    async def open_conversation(self, conversation_id: int | None) -> None:
-        """Show another conversation, or an empty one; an answer that is being written goes on."""
-        await self.apply(self.dialogue.open(conversation_id))
+class AnswerActions:
+    """Stop, write anew, go on, change the prompt, make room, copy."""
 
-    async def action_new_conversation(self) -> None:
+    def __init__(self, chat: ChatDisplay) -> None:
+        self._chat = chat
+
+    @property
+    def is_something_to_stop(self) -> bool:
+        """Whether Esc has anything to do."""
+        dialogue = self._chat.dialogue
+        is_asked = dialogue.is_answering or bool(dialogue.queued)
+        is_in_the_way = self._chat.notice.display or self._chat.completions.display
+        return is_asked or is_in_the_way or dialogue.editing_id is not None
+
+    def do_stop(self) -> Changes:
+        """Stop the answer and keep what came; first of all, put away what lies over the prompt."""
+        chat, dialogue = self._chat, self._chat.dialogue
+        chat.prompt.focus()
+        if chat.completions.display:
+            chat.completions.hide()
+        elif dialogue.is_answering or dialogue.queued:
+            return dialogue.stop()
+        elif chat.notice.display:
+            chat.notice.action_dismiss()
+        elif dialogue.editing_id is not None:
+            dialogue.editing_id = None
+            chat.prompt.put("")
+            chat.say("the last prompt stays as it was")
+        return ()
+
+    def do_regenerate(self) -> Changes:
+        """Write the last answer anew."""
+        if not self._chat.dialogue.is_answering and self._chat.services.settings.params().get("temperature") == 0:
+            self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
+        return self._chat.dialogue.regenerate()
+
+    def do_continue(self) -> Changes:
+        """Let the last answer go on."""
+        return self._chat.dialogue.continue_answer()
+
+    def do_trim(self) -> Changes:
+        """Leave the oldest turns out of what the model reads."""
+        return self._chat.dialogue.trim()
+
+    def do_untrim(self) -> Changes:
+        """Let the model read again what was left out."""
+        return self._chat.dialogue.read_all()
+
+    def do_edit(self) -> Changes:
+        """Take the last prompt back into the prompt area; sending it drops what followed it."""
+        if self._chat.dialogue.is_answering:
+            return (Trouble("refused", "an answer is being written; press Esc to stop it first"),)
+        if (text := self._chat.dialogue.edit_last()) is None:
+            return (Trouble("refused", "nothing was asked yet"),)
+        self._chat.prompt.put("")
+        self._chat.say("Enter sends it in place of the last prompt; Esc leaves that as it was")
+        return (PromptReturned(text),)
+
+    def do_copy(self) -> None:
+        """Copy the last answer as it is shown."""
+        text = self._chat.view.newest_answer_text()
+        if not text:
+            self._chat.say("there is no answer to copy yet", is_warning=True)
+            return
+        self._chat.app.copy_to_clipboard(text)
+        self._chat.say(f"answer copied ({len(text)} characters)")
+
+    def do_code(self) -> None:
+        """Copy the last code block; again, the one above."""
+        block = self._chat.view.next_code_block()
+        if block is None:
+            self._chat.say("there is no code block to copy", is_warning=True)
+        else:
+            self.copy_code(block.code, block.language)
+
+    def copy_code(self, code: str, language: str) -> None:
+        """Put code into the clipboard."""
+        self._chat.app.copy_to_clipboard(code)
+        num_lines = len(code.splitlines())
+        self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
+
+
+class ConversationActions:
+    """Begin, find, rename, delete and bring back, write to files and read."""
+
+    def __init__(self, chat: ChatDisplay) -> None:
+        self._chat = chat
+
+    def do_new(self) -> Changes:
         """Begin an empty conversation; it is kept from its first prompt on."""
-        await self.open_conversation(None)
-        self.prompt.focus()
+        self._chat.prompt.focus()
+        return self._chat.dialogue.open(None)
 
-    def action_toggle_conversations(self) -> None:
+    def do_list(self) -> None:
         """Show the whole list, whatever was searched for before, and go there; or put it away."""
-        if self.side.display:
+        if self._chat.side.display:
             self.close_side()
         else:
-            self.side.search_for("")
-            self.open_side()
-            self.side.focus_list()
+            self.do_search()
+            self._chat.side.focus_list()
 
-    def action_search_conversations(self, words: str = "") -> None:
+    def do_search(self, words: str = "") -> None:
         """Show the list with the search field ready."""
-        self.open_side()
-        self.side.search_for(words)
-
-    def open_side(self) -> None:
-        """Show the list of conversations."""
-        self.side.display = True
-        self.refresh_list()
+        self._chat.side.display = True
+        self._chat.refresh_list()
+        self._chat.side.search_for(words)
 
     def close_side(self) -> None:
         """Put the list away and go back to the prompt."""
-        self.side.display = False
-        self.prompt.focus()
+        self._chat.side.display = False
+        self._chat.prompt.focus()
 
-    def action_rename_conversation(self, title: str = "") -> None:
-        """Give the open conversation another title; without one, ask for it."""
-        if (conversation_id := self._open_id()) is not None:
-            self._rename(conversation_id, title)
+    def do_rename(self, title: str) -> Changes:
+        """Give the open conversation another title."""
+        conversation_id = self._open_id()
+        return () if conversation_id is None else self._chat.dialogue.rename(conversation_id, title)
 
-    async def action_delete_conversation(self) -> None:
+    def do_delete(self) -> Changes:
         """Delete the open conversation."""
-        if (conversation_id := self._open_id()) is not None:
-            await self._delete(conversation_id)
+        conversation_id = self._open_id()
+        return () if conversation_id is None else self._chat.dialogue.delete(conversation_id)
 
-    async def action_clear_conversation(self) -> None:
+    def do_clear(self) -> Changes:
         """Remove all turns of the open conversation."""
-        messages = self.dialogue.messages()
-        if self.dialogue.is_answering:
-            self.say("an answer is being written; press Esc to stop it first", is_warning=True)
-        elif messages and self.dialogue.conversation_id is not None:
-            self.services.store.drop_messages_from(messages[0].id)
-            self.undos.append(("turns", self.dialogue.conversation_id))
-            await self.apply((TurnsChanged(),))
-            self.say(f"{len(messages)} turns removed; /undo brings them back")
-        else:
-            self.say("there is nothing to clear")
+        return self._chat.dialogue.clear()
 
-    async def action_undo_delete(self) -> None:
+    def do_undo(self) -> Changes:
         """Bring back what was deleted or cleared last."""
-        if not self.undos:
-            self.say("nothing was deleted since the start")
-            return
-        kind, conversation_id = self.undos.pop()
-        if self.dialogue.is_answering:
-            self.undos.append((kind, conversation_id))
-            self.say("an answer is being written; press Esc to stop it first", is_warning=True)
-            return
-        if kind == "turns":
-            self.services.store.restore_dropped(conversation_id)
-        else:
-            self.services.store.undo_delete(conversation_id)
-        await self.open_conversation(conversation_id)
-        self.say(f"{self._title()} is back")
+        return self._chat.dialogue.undo()
 
-    def action_set_system(self, text: str | None = None) -> None:
+    def do_system(self, text: str | None = None) -> Changes:
         """Change the system prompt of the open conversation; without a text, open an editor."""
         if text is not None:
-            self._set_system(text)
-            return
-        current = self.dialogue.system_prompt()
-        self.app.push_screen(TextDialog("System prompt of this conversation", current), self._set_system)
+            return self._set_system(text)
+        dialog = TextDialog("System prompt of this conversation", self._chat.dialogue.system_prompt())
+        self._ask(dialog, self._set_system)
+        return ()
 
-    def action_export_conversation(self, file: str = "") -> None:
+    def do_export(self, file: str = "") -> Changes:
         """Write the open conversation to a file; without a name, ask for it."""
         conversation_id = self._open_id()
         if conversation_id is None:
-            return
+            return ()
         if file:
-            self._export(conversation_id, file)
-            return
-        conversation = self.services.store.conversation(conversation_id)
-        proposed = str(free_export_path(self.services.export_folder, conversation, suffix=".md"))
-        hint = "Markdown, or JSON if the name ends in .json"
-        self._ask_line("Export to", proposed, lambda path: self._export(conversation_id, path), hint=hint)
+            return self._export(conversation_id, file)
+        conversation = self._chat.services.store.conversation(conversation_id)
+        proposed = str(free_export_path(self._chat.services.export_folder, conversation, suffix=".md"))
+        dialog = LineDialog("Export to", proposed, hint="Markdown, or JSON if the name ends in .json")
+        self._ask(dialog, lambda path: self._export(conversation_id, path))
+        return ()
 
-    def action_import_conversation(self, file: str = "") -> None:
-        """Read a conversation from an exported JSON file; without a name, ask for it."""
-        if file:
-            self._import(file)
-        else:
-            self._ask_line("Import from", "", self._import, hint="a JSON file that was exported")
+    def do_import(self, file: str) -> Changes:
+        """Read a conversation from an exported JSON file."""
+        conversation, messages = import_conversation(Path(file).expanduser())
+        added = self._chat.services.store.add_conversation(conversation, messages)
+        return (*self._chat.dialogue.open(added.id), Note(f"{added.num_messages} turns imported"))
 
-    async def on_conversation_list_chosen(self, message: ConversationList.Chosen) -> None:
-        """Open what was chosen in the list."""
-        with self.telling():
-            await self.open_conversation(message.conversation_id)
-        if self.has_class("-narrow"):
-            self.side.display = False
-        self.prompt.focus()
-
-    def on_conversation_list_searched(self) -> None:
-        """Show what the search finds."""
-        with self.telling():
-            self.refresh_list()
-
-    def on_conversation_list_closed(self) -> None:
-        """Put the list away."""
-        self.close_side()
-
-    async def on_conversation_list_undo_wanted(self) -> None:
-        """Bring back what was deleted last."""
-        with self.telling():
-            await self.action_undo_delete()
-
-    def on_conversation_list_rename_wanted(self, message: ConversationList.RenameWanted) -> None:
-        """Ask for a title of the highlighted conversation."""
-        with self.telling():
-            self._rename(message.conversation_id, "")
-
-    async def on_conversation_list_delete_wanted(self, message: ConversationList.DeleteWanted) -> None:
-        """Delete the highlighted conversation."""
-        with self.telling():
-            await self._delete(message.conversation_id)
+    def ask_title(self, conversation_id: int) -> None:
+        """Ask for another title of a conversation."""
+        title = one_line(self._chat.services.store.conversation(conversation_id).title)
+        self._ask(LineDialog("Title", title), lambda new: self._chat.dialogue.rename(conversation_id, new))
 
     def _open_id(self) -> int | None:
-        if self.dialogue.conversation_id is None:
-            self.say("this conversation is empty; ask something first", is_warning=True)
-        return self.dialogue.conversation_id
+        if self._chat.dialogue.conversation_id is None:
+            self._chat.say("this conversation is empty; ask something first", is_warning=True)
+        return self._chat.dialogue.conversation_id
 
-    def _rename(self, conversation_id: int, title: str) -> None:
-        def keep(new_title: str) -> None:
-            with self.telling():
-                self.services.store.rename_conversation(conversation_id, new_title)
-                self.show_state()
-                self.refresh_list()
+    def _set_system(self, text: str) -> Changes:
+        self._chat.dialogue.set_system_prompt(text)
+        return (Note("the system prompt holds from the next answer on" if text.strip() else "no system prompt"),)
 
-        if title:
-            keep(title)
-        else:
-            self._ask_line("Title", one_line(self.services.store.conversation(conversation_id).title), keep)
+    def _export(self, conversation_id: int, file: str) -> Changes:
+        store = self._chat.services.store
+        path = Path(file).expanduser()
+        export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
+        return (Note(f"written to {file}"),)
 
-    async def _delete(self, conversation_id: int) -> None:
-        title = one_line(self.services.store.conversation(conversation_id).title) or UNTITLED
-        if self.dialogue.answer is not None and self.dialogue.answer.conversation_id == conversation_id:
-            await self.apply(self.dialogue.stop())
-        self.services.store.delete_conversation(conversation_id)
-        self.undos.append(("conversation", conversation_id))
-        if conversation_id == self.dialogue.conversation_id:
-            await self.open_conversation(None)
-        self.refresh_list()
-        self.say(f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
-
-    def _set_system(self, text: str | None) -> None:
-        if text is not None:
-            with self.telling():
-                self.dialogue.set_system_prompt(text)
-                self.say("the system prompt holds from the next answer on" if text.strip() else "no system prompt")
-
-    def _export(self, conversation_id: int, file: str) -> None:
-        store = self.services.store
-        with self.telling():
-            path = Path(file).expanduser()
-            export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
-            self.say(f"written to {file}")
-
-    @work(exclusive=True, group="import")
-    async def _import(self, file: str) -> None:
-        with self.telling():
-            conversation, messages = import_conversation(Path(file).expanduser())
-            added = self.services.store.add_conversation(conversation, messages)
-            await self.open_conversation(added.id)
-            self.say(f"{added.num_messages} turns imported")
-
-    def _ask_line(
-        self, question: str, text: str, use: Callable[[str], object], *, hint: str = "Enter keeps it, Esc does not"
-    ) -> None:
-        def take(answer: str | None) -> None:
+    def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes]) -> None:
+        async def take(answer: str | None) -> None:
             if answer is not None:
-                use(answer)
+                with self._chat.telling():
+                    await self._chat.apply(use(answer))
 
-        self.app.push_screen(LineDialog(question, text, hint=hint), take)
+        self._chat.app.push_screen(dialog, take)
+
+
+class MachineActions:
+    """Load models, change the settings, the tree and the looks, show help, leave."""
+
+    def __init__(self, chat: ChatDisplay) -> None:
+        self._chat = chat
+
+    async def load_model(self) -> None:
+        """Load what the settings say; an answer that is being written is stopped first."""
+        await self._chat.apply(self._chat.dialogue.stop())
+        await self.start_and_load()
+
+    async def start_and_load(self) -> None:
+        """Load what the settings say while nothing is being written; a prompt that waits goes on waiting."""
+        dialogue, services = self._chat.dialogue, self._chat.services
+        dialogue.expect_load()
+        try:
+            await services.engine.start()
+        except OSError as error:
+            sentence = f"the engine cannot be started ({error.strerror or error}); try again when there is room"
+            await self._chat.apply(dialogue.fail_to_start(sentence))
+            return
+        dialogue.load(services.settings.config())
+        self._chat.show_state()
+
+    async def note_loaded(self, loaded: Loaded) -> None:
+        """Remember the model that could be loaded, and say what a user should know about it."""
+        remembered = self._chat.services.settings
+        target = remembered.config().get("target") or ""
+        if remembered.settings.with_target(target) != remembered.settings:
+            self._change_settings(remembered.settings.with_target(target), is_told=False)
+        await self._chat.notice.withdraw()
+        self._chat.view.show_notes(loaded.sentences)
+
+    def do_restart(self) -> None:
+        """End the engine's process, even one that hangs, start another, and load the model again."""
+        self._chat.prompt.focus()
+        if not any(worker.group == "restart" and not worker.is_finished for worker in self._chat.app.workers):
+            self._chat.screen.run_worker(self._restart(), group="restart")
+
+    async def do_load_again(self) -> None:
+        """Load the model with the settings as they are now."""
+        await self.load_model()
+        self._chat.prompt.focus()
+
+    async def do_model(self, model: str = "") -> None:
+        """Load the model that is named; without a name, choose from the list."""
+        remembered = self._chat.services.settings
+        config = remembered.config()
+        if model:
+            await self._load_choice(ModelChoice(model, config["draft"]))
+        else:
+            source = self._chat.services.models(config, remembered.settings.recent_targets)
+            self._chat.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
+
+    def do_tree(self, tree: str) -> None:
+        """Set the tree."""
+        self.do_set("tree", tree)
+
+    def do_set(self, name: str = "", value: str | None = None) -> None:
+        """Open the settings, say what one is, or change one."""
+        settings = self._chat.services.settings.settings
+        if not name:
+            themes = (AUTO, *sorted(self._chat.app.available_themes))
+            self._chat.app.push_screen(SettingsScreen(settings, themes=themes), self._keep_settings)
+            return
+        found = find_setting(name).name
+        if value is None:
+            self._chat.say(f"{found} is {settings.text_of(found) or 'empty'}")
+        else:
+            self._change_settings(settings.with_text(found, value))
+
+    def do_theme(self, theme: str = "") -> None:
+        """Change the colours; without a name, choose from the list."""
+        if not theme:
+            self._chat.app.search_themes()
+        elif theme in (*self._chat.app.available_themes, AUTO):
+            self.do_set("theme", theme)
+        else:
+            self._chat.say(f"{one_line(theme)} is no theme; /theme lists them", is_warning=True)
+
+    def remember_theme(self, theme: Theme) -> None:
+        """Keep a theme that was chosen in a list."""
+        settings = self._chat.services.settings.settings
+        if theme.name != self._theme_name(settings):
+            self._change_settings(replace(settings, theme=theme.name), is_told=False)
+
+    def do_help(self, command: str = "") -> None:
+        """Show keys and commands, or say how one command is used."""
+        if command:
+            self._chat.say(command_help(command))
+        else:
+            self._chat.app.push_screen(HelpScreen([*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]))
+
+    def do_stats(self) -> None:
+        """Show or hide the machine panel, now and at the next start."""
+        panel = self._chat.panel
+        panel.display = not panel.display
+        self._chat.show_state()
+        settings = self._chat.services.settings.settings
+        self._change_settings(replace(settings, show_panel=panel.display), is_told=False)
+
+    async def do_quit(self) -> None:
+        """End the app."""
+        await self._chat.app.action_quit()
+
+    async def _restart(self) -> None:
+        engine, dialogue = self._chat.services.engine, self._chat.dialogue
+        if engine.is_alive:
+            self._chat.say("the engine is being ended")
+            await self._chat.apply(dialogue.stop())
+            await engine.end_process()
+            await self._chat.apply(dialogue.end_engine())
+        await self.load_model()
+
+    async def _load_choice(self, choice: ModelChoice | None) -> None:
+        if choice is None:
+            return
+        with self._chat.telling():
+            self._chat.services.settings.choose_model(choice.target, draft=choice.draft)
+        await self.load_model()
+
+    def _keep_settings(self, settings: ChatSettings | None) -> None:
+        if settings is not None:
+            self._change_settings(settings)
+
+    def _change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
+        """Let other settings hold, remember them, and say what that means."""
+        before = self._chat.services.settings.settings
+        with self._chat.telling():
+            self._chat.services.settings.replace(settings)
+        if settings.theme != before.theme:
+            self._chat.app.theme = self._theme_name(settings)
+        if not is_told or settings == before:
+            return
+        needing = changes_that_reload(before, settings)
+        if needing and self._chat.dialogue.state.model is not None:
+            sentence = f"{', '.join(needing)} will hold once the model is loaded again"
+            self._chat.screen.run_worker(self._chat.notice.show(sentence, (_LOAD_AGAIN,), is_error=False))
+        else:
+            names = changed_names(before, settings)
+            words = (f"{name} is {one_line(settings.text_of(name))[:60] or 'empty'}" for name in names)
+            self._chat.say(", ".join(words))
+
+    def _theme_name(self, settings: ChatSettings) -> str:
+        return theme_name(settings.theme, self._chat.services.environment, known=self._chat.app.available_themes)

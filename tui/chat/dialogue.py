@@ -1,7 +1,7 @@
 """One open conversation and the engine that answers it: what is asked, what is saved, what is shown.
 
 Every report of the engine is saved before it is shown. A prompt that comes while the model is loading or answering
-waits; a second one is refused. Knows no widget and does not start the engine.
+waits; a second one is refused. Each step returns what changed by it, for the screen to show.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,27 +10,104 @@ from itertools import count
 from typing import Any, Literal
 
 from profiles.errors import OverstoryError
-from tui.chat.dialogue_changes import (
-    AnswerEnded,
-    AnswerResumed,
-    Change,
-    Changes,
-    PromptReturned,
-    QueueChanged,
-    TextCame,
-    Trouble,
-    TroubleKind,
-    TurnAdded,
-    TurnsChanged,
-)
 from tui.chat.engine.client import EngineDied, EngineLink
 from tui.chat.engine.messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
-from tui.chat.errors import ConversationStoreError
-from tui.chat.store.records import Message, chat_turns, first_kept_after_trim
+from tui.chat.store.records import EndState, Message, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore
 
-EndState = Literal["complete", "stopped", "failed"]
+_BUSY = "an answer is being written; press Esc to stop it first"
+TroubleKind = Literal["refused", "no model", "dead", "memory", "context", "fault", "input", "store"]
+"""`refused` needs a word only; the others leave something to decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsChanged:
+    """The open conversation must be shown anew: another one was opened, or turns were dropped or left out, perhaps with
+    others in their place."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAdded:
+    """A prompt, or an answer that begins, is at the end of the open conversation."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerResumed:
+    """The last answer is being written on."""
+
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextCame:
+    """More of an answer of the open conversation has come."""
+
+    message_id: int
+    text: str
+    """As the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
+    """An answer is over, in whatever way."""
+
+    message: Message
+    """May belong to a conversation that is not open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListChanged:
+    """A conversation has another title, or is no longer there."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueChanged:
+    """Another prompt waits for its turn, or none does."""
+
+    text: str
+    """The prompt that waits; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReturned:
+    """A prompt that could not be sent, or was taken back, belongs in the prompt area again."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something is worth a word in passing."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something did not work; nothing that was said is lost."""
+
+    kind: TroubleKind
+    """What can be done about it depends on this."""
+    sentence: str
+    """What, where and what to do next; may hold anything that a model's name or path holds."""
+
+
+Change = (
+    TurnsChanged
+    | TurnAdded
+    | AnswerResumed
+    | TextCame
+    | AnswerEnded
+    | ListChanged
+    | QueueChanged
+    | PromptReturned
+    | Note
+    | Trouble
+)
+Changes = tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +117,10 @@ class AnswerUnderWay:
     answer_id: int
     """Names it in requests and reports."""
     conversation_id: int
-    """Whose it is; another conversation may be open."""
+    """Another one may be open."""
     message_id: int
     """Where it is saved."""
     seed: int
-    """Which one it was asked for with."""
 
 
 class Dialogue:
@@ -72,6 +148,7 @@ class Dialogue:
         self._answer_ids = count(1)
         self._num_retries = 0
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
+        self._undos: list[tuple[Literal["conversation", "turns"], int]] = []  # what was deleted or dropped, by its id
 
     @property
     def is_answering(self) -> bool:
@@ -79,11 +156,11 @@ class Dialogue:
         return self.answer is not None
 
     def messages(self) -> list[Message]:
-        """What was said in the open conversation, oldest first."""
+        """Return what was said in the open conversation, oldest first."""
         return [] if self.conversation_id is None else self.store.messages(self.conversation_id)
 
     def first_kept_id(self) -> int:
-        """The first message of the open conversation that the model still reads; 0 is all of them."""
+        """Return the first message of the open conversation that the model still reads; 0 for all of them."""
         return 0 if self.conversation_id is None else self.store.conversation(self.conversation_id).first_kept_id
 
     def load(self, config: Mapping[str, Any]) -> None:
@@ -92,11 +169,11 @@ class Dialogue:
         self._engine.send(LoadModel(config))
 
     def expect_load(self) -> None:
-        """A model is about to be loaded: what is asked from now on waits for it."""
+        """Let what is asked from now on wait for a model that is about to be loaded."""
         self.state = begin_load()
 
     def fail_to_start(self, sentence: str) -> Changes:
-        """The engine's process could not be started; what waits for it comes back."""
+        """Give back what waits for an engine whose process could not be started."""
         self.state = with_death(sentence)
         return (*self.unqueue(), Trouble("dead", sentence))
 
@@ -110,17 +187,57 @@ class Dialogue:
         return (TurnsChanged(), *returned)
 
     def system_prompt(self) -> str:
-        """What the model is told before the open conversation begins; empty is the model's own."""
+        """Return what the model is told before the open conversation begins; empty is the model's own."""
         if self.conversation_id is not None:
             return self.store.conversation(self.conversation_id).system_prompt
         return self._new_system_prompt() if self._next_system_prompt is None else self._next_system_prompt
 
     def set_system_prompt(self, text: str) -> None:
-        """Change it, from the next answer on."""
+        """Change what the model is told first, from the next answer on."""
         if self.conversation_id is None:
             self._next_system_prompt = text
         else:
             self.store.set_system_prompt(self.conversation_id, text)
+
+    def rename(self, conversation_id: int, title: str) -> Changes:
+        """Give a conversation another title."""
+        self.store.rename_conversation(conversation_id, title)
+        return (ListChanged(),)
+
+    def delete(self, conversation_id: int) -> Changes:
+        """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
+        title = self.store.conversation(conversation_id).shown_title
+        is_answered = self.answer is not None and self.answer.conversation_id == conversation_id
+        stopped = self.stop() if is_answered else ()
+        self.store.delete_conversation(conversation_id)
+        self._undos.append(("conversation", conversation_id))
+        opened = self.open(None) if conversation_id == self.conversation_id else ()
+        deleted = Note(f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
+        return (*stopped, *opened, ListChanged(), deleted)
+
+    def clear(self) -> Changes:
+        """Drop all turns of the open conversation, which `undo` brings back."""
+        messages = self.messages()
+        if self.is_answering:
+            return (Trouble("refused", _BUSY),)
+        if not messages:
+            return (Note("there is nothing to clear"),)
+        self._drop_from(messages[0].id)
+        return (TurnsChanged(), Note(f"{len(messages)} turns removed; /undo brings them back"))
+
+    def undo(self) -> Changes:
+        """Bring back what was deleted, cleared or replaced last, and open its conversation."""
+        if not self._undos:
+            return (Note("nothing was deleted since the start"),)
+        if self.is_answering:
+            return (Trouble("refused", _BUSY),)
+        kind, conversation_id = self._undos.pop()
+        if kind == "turns":
+            self.store.restore_dropped(conversation_id)
+        else:
+            self.store.undo_delete(conversation_id)
+        back = Note(f"{self.store.conversation(conversation_id).shown_title} is back")
+        return (*self.open(conversation_id), back)
 
     def ask(self, text: str) -> Changes:
         """Send a prompt; with `edit_last` before, in place of the last one."""
@@ -146,7 +263,7 @@ class Dialogue:
         return self.unqueue()
 
     def edit_last(self) -> str | None:
-        """The last prompt, which the next one takes the place of; None if there is none."""
+        """Return the last prompt, which the next one takes the place of; None if there is none."""
         prompts = [message for message in self.messages() if message.role == "user"]
         if not prompts or self.is_answering:
             return None
@@ -189,12 +306,12 @@ class Dialogue:
         return (TurnsChanged(),)
 
     def end_engine(self) -> Changes:
-        """The engine's process was ended on request: what it was writing is over, and nothing answers until a load."""
+        """Take note that the process was ended on request: its answer is over, and nothing answers until a load."""
         self.state = with_death("the engine was ended; /restart starts it again")
         return (*self._end("stopped", {"finish_reason": "stopped"}), *self.unqueue())
 
     def take(self, report: Report | EngineDied) -> Changes:
-        """Save what the engine says, and say what changed by it."""
+        """Save what the engine says."""
         match report:
             case EngineDied():
                 self.state = with_death(report.sentence)
@@ -247,24 +364,30 @@ class Dialogue:
         return (*ended, *self.unqueue(), Trouble(kinds.get(report.kind, "fault"), report.sentence))
 
     def _ask(self, text: str) -> Changes:
-        is_edit = self.editing_id is not None
+        edited_id = self.editing_id
         if self.conversation_id is None:
             self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
-        if self.editing_id is not None:
-            self.store.drop_messages_from(self.editing_id)
+        if edited_id is not None:
+            self._drop_from(edited_id)
             self.editing_id = None
         prompt = self.store.append_prompt(self.conversation_id, text)
         self._num_retries = 0
         added = (TurnAdded(prompt), *self._begin())
-        return (TurnsChanged(),) if is_edit else added
+        return added if edited_id is None else (TurnsChanged(),)
 
     def _regenerate(self, last: Message) -> Changes:
         if last.role == "user":
             return self._begin()
-        self.store.drop_messages_from(last.id)
+        self._drop_from(last.id)
         self._num_retries += 1
         self._begin()
         return (TurnsChanged(),)
+
+    def _drop_from(self, message_id: int) -> None:
+        """Take a message and all after it out of the open conversation, for `undo` to bring back."""
+        assert self.conversation_id is not None
+        self.store.drop_messages_from(message_id)
+        self._undos.append(("turns", self.conversation_id))
 
     def _begin(self) -> Changes:
         """Ask for an answer to what the open conversation ends with."""
@@ -334,8 +457,8 @@ class Dialogue:
         return None
 
     def _guarded(self, act: Callable[[], Changes], *on_failure: Change) -> Changes:
-        """What `act` changes; a store that cannot be written is trouble, not an end."""
+        """Return what `act` changes; a store that cannot be written is trouble, not an end."""
         try:
             return act()
-        except (ConversationStoreError, OverstoryError) as error:
+        except OverstoryError as error:
             return (*on_failure, Trouble("store", str(error)))

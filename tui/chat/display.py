@@ -1,26 +1,28 @@
-"""The chat screen without its actions: what stands where, and how changes of the dialogue are shown.
+"""The chat as it is on the screen: what the app is given, and how changes of the dialogue are shown.
 
-The engine's reports come in here and go to the dialogue; no widget below ever speaks to the engine or the store.
+The screen's actions speak to the dialogue and hand its changes over here; no widget ever speaks to engine or store.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from textual import events
-from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.app import App
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from profiles.errors import OverstoryError
-from tui.chat.chat_services import ChatServices
-from tui.chat.dialogue import Dialogue
-from tui.chat.dialogue_changes import (
+from tui.chat.dialogue import (
     AnswerEnded,
     AnswerResumed,
     Change,
     Changes,
+    Dialogue,
+    ListChanged,
+    Note,
     PromptReturned,
     QueueChanged,
     TextCame,
@@ -29,24 +31,26 @@ from tui.chat.dialogue_changes import (
     TurnAdded,
     TurnsChanged,
 )
+from tui.chat.engine.client import EngineLink
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
+from tui.chat.models import LocalModelSource
+from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.store.records import UNTITLED
+from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView
-from tui.chat.widgets.lists import UNTITLED, CompletionList, ConversationList
+from tui.chat.widgets.lists import CompletionList, ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
+from tui.chat.widgets.picker import ModelSource
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 
-MIN_COLUMNS, MIN_ROWS = 40, 12
-NARROW_COLUMNS = 100
-"""Below this many the list lies over the conversation and the machine below it, instead of beside it."""
-
-_CHOOSE = Choice("Choose model", "choose_model", "Choose a model, with what each would need here")
-_RESTART = Choice("Restart engine", "restart_engine", "Start the engine again and load the model; nothing was lost")
-_SETTINGS = Choice("Settings", "set_setting", "Change memory budgets, the draft or the context")
+_CHOOSE = Choice("Choose model", "model", "Choose a model, with what each would need here")
+_RESTART = Choice("Restart engine", "restart", "Start the engine again and load the model; nothing was lost")
+_SETTINGS = Choice("Settings", "set", "Change memory budgets, the draft or the context")
 _AGAIN = Choice("Try again", "regenerate", "Ask for the answer again")
-_TRIM = Choice("Leave out the oldest turns", "trim_conversation", "They stay in the conversation; the model skips them")
-_NEW = Choice("New conversation", "new_conversation", "Begin with an empty context")
+_TRIM = Choice("Leave out the oldest turns", "trim", "They stay in the conversation; the model skips them")
+_NEW = Choice("New conversation", "new", "Begin with an empty context")
 CHOICES: Mapping[TroubleKind, tuple[Choice, ...]] = {
     "no model": (_CHOOSE,),
     "dead": (_RESTART, _CHOOSE),
@@ -59,11 +63,34 @@ CHOICES: Mapping[TroubleKind, tuple[Choice, ...]] = {
 """What can be done about each kind of trouble, the likeliest first."""
 
 
-class ChatFrame(Screen[None]):
-    """What every action of the chat screen works on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatServices:
+    """Everything outside the screen that the app works with; whoever makes it closes the store."""
 
-    def __init__(self, services: ChatServices) -> None:
-        super().__init__()
+    store: ConversationStore
+    engine: EngineLink
+    """Not started yet; the app closes it."""
+    settings: RememberedSettings
+    """What is remembered, and what the command line said instead."""
+    conversation_id: int | None = None
+    """Which conversation to open; None begins a new one."""
+    has_model: bool = True
+    """Whether to load a model at once; else one is to be chosen."""
+    notices: tuple[str, ...] = ()
+    """What the user must know first: one sentence each."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that say how the terminal looks."""
+    export_folder: Path = Path()
+    """Where conversations are exported to if nobody says where."""
+    models: Callable[[Mapping[str, Any], Sequence[str]], ModelSource] = LocalModelSource
+    """What there is to choose from, given fields of `EngineConfig` and the recent targets."""
+
+
+class ChatDisplay:
+    """One dialogue and the widgets that show it."""
+
+    def __init__(self, screen: Screen[None], services: ChatServices) -> None:
+        self.screen = screen
         self.services = services
         self.dialogue = Dialogue(
             services.store,
@@ -73,60 +100,40 @@ class ChatFrame(Screen[None]):
         )
         self._applying = asyncio.Lock()
 
-    def compose(self) -> ComposeResult:
-        """The list, the talk with the prompt under it, and the status line."""
-        yield Static("", id="title-bar", markup=False)
-        with Horizontal(id="body"):
-            side = ConversationList(id="side")
-            side.display = False
-            yield side
-            with Vertical(id="talk"):
-                yield ConversationView(id="conversation")
-                yield NoticeBar(id="notice")
-                yield Static("", id="queued", markup=False)
-                yield CompletionList(id="completions")
-                yield PromptArea(id="prompt")
-            machine = MachinePanel(id="machine")
-            machine.display = self.services.settings.settings.show_panel
-            yield machine
-        yield StatusLine(id="status")
-        yield Footer(compact=True, show_command_palette=False)
-        yield Static("", id="too-small", markup=False)
+    @property
+    def app(self) -> App[Any]:
+        """The app that the screen belongs to."""
+        return self.screen.app
 
     @property
     def view(self) -> ConversationView:
         """The turns."""
-        return self.query_one(ConversationView)
+        return self.screen.query_one(ConversationView)
 
     @property
     def prompt(self) -> PromptArea:
         """Where prompts are written."""
-        return self.query_one(PromptArea)
+        return self.screen.query_one(PromptArea)
+
+    @property
+    def completions(self) -> CompletionList:
+        """The list over the prompt."""
+        return self.screen.query_one(CompletionList)
 
     @property
     def notice(self) -> NoticeBar:
         """The bar over the prompt."""
-        return self.query_one(NoticeBar)
+        return self.screen.query_one(NoticeBar)
 
     @property
     def side(self) -> ConversationList:
         """The list of conversations."""
-        return self.query_one(ConversationList)
+        return self.screen.query_one(ConversationList)
 
     @property
-    def machine(self) -> MachinePanel:
+    def panel(self) -> MachinePanel:
         """The panel of the machine at work."""
-        return self.query_one(MachinePanel)
-
-    def on_resize(self, event: events.Resize) -> None:
-        """Say so if the terminal is too small; lay the list over the talk if it is narrow."""
-        columns, rows = event.size
-        is_too_small = columns < MIN_COLUMNS or rows < MIN_ROWS
-        self.set_class(is_too_small, "-too-small")
-        self.set_class(columns < NARROW_COLUMNS, "-narrow")
-        self.machine.place("bottom" if columns < NARROW_COLUMNS else "side")
-        need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
-        self.query_one("#too-small", Static).update(need if is_too_small else "")
+        return self.screen.query_one(MachinePanel)
 
     async def apply(self, changes: Changes) -> None:
         """Show what changed, in order, whoever else shows something now."""
@@ -140,14 +147,14 @@ class ChatFrame(Screen[None]):
 
     def show_engine(self) -> None:
         """Show what the engine does."""
-        self.query_one(StatusLine).show(self.dialogue.state)
-        self.machine.show(self.dialogue.state)
+        self.screen.query_one(StatusLine).show(self.dialogue.state)
+        self.panel.show(self.dialogue.state)
 
     def show_state(self) -> None:
         """Show what the engine does, which conversation is open, and what can be done."""
         self.show_engine()
-        self.query_one("#title-bar", Static).update(self._title())
-        self.refresh_bindings()
+        self.screen.query_one("#title-bar", Static).update(self._title())
+        self.screen.refresh_bindings()
 
     def refresh_list(self) -> None:
         """Show the conversations, or what the search finds, as they are now."""
@@ -169,7 +176,7 @@ class ChatFrame(Screen[None]):
 
     def say(self, sentence: str, *, is_warning: bool = False) -> None:
         """Show one sentence for a few seconds."""
-        self.notify(one_line(sentence), severity="warning" if is_warning else "information", markup=False)
+        self.app.notify(one_line(sentence), severity="warning" if is_warning else "information", markup=False)
 
     async def show_trouble(self, trouble: Trouble) -> None:
         """Show what did not work and what can be done about it."""
@@ -188,7 +195,7 @@ class ChatFrame(Screen[None]):
         if conversation_id is None:
             return UNTITLED
         try:
-            return one_line(self.services.store.conversation(conversation_id).title) or UNTITLED
+            return self.services.store.conversation(conversation_id).shown_title
         except OverstoryError as error:  # another window may have removed it
             return one_line(str(error))
 
@@ -206,10 +213,17 @@ class ChatFrame(Screen[None]):
             case AnswerEnded(message=message):
                 await self.view.end(message)
                 self.refresh_list()
+            case ListChanged():
+                self.refresh_list()
             case QueueChanged(text=text):
-                self._show_queued(text)
-            case PromptReturned(text=text):
-                self._return_prompt(text)
+                queued = self.screen.query_one("#queued", Static)
+                queued.update(f"waits: {one_line(text)}   (Esc takes it back)")
+                queued.display = bool(text)
+            case PromptReturned(text=text):  # what was written meanwhile stays, below what comes back
+                written = self.prompt.text
+                self.prompt.put(f"{text}\n{written}" if written.strip() else text)
+            case Note(sentence=sentence):
+                self.say(sentence)
             case Trouble():
                 await self.show_trouble(change)
 
@@ -218,13 +232,3 @@ class ChatFrame(Screen[None]):
         self.prompt.set_history([message.content for message in messages if message.role == "user"])
         await self.view.show(messages, first_kept_id=self.dialogue.first_kept_id())
         self.refresh_list()
-
-    def _show_queued(self, text: str) -> None:
-        queued = self.query_one("#queued", Static)
-        queued.update(f"waits: {one_line(text)}   (Esc takes it back)" if text else "")
-        queued.display = bool(text)
-
-    def _return_prompt(self, text: str) -> None:
-        """What was written meanwhile stays, below what comes back."""
-        written = self.prompt.text
-        self.prompt.put(f"{text}\n{written}" if written.strip() else text)

@@ -1,19 +1,19 @@
-"""The chat screen: keys and slash commands to actions, the engine's reports to the dialogue.
-
-Actions stand in the classes below it, one for answers, one for conversations, one for the machine.
-"""
+"""The chat screen: what stands where, keys and slash commands to actions, the engine's reports to the dialogue."""
 
 import inspect
 import time
 from typing import ClassVar
 
-from textual import work
+from textual import events, work
 from textual.actions import SkipAction
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import TextArea
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Static, TextArea
 
 from runtime.errors import OptionError
-from tui.chat.chat_services import ChatServices
+from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import (
     CommandLine,
@@ -21,19 +21,24 @@ from tui.chat.commands.slash import (
     complete_command,
     is_command,
     message_text,
-    needs_paths,
     parse_command,
+    paths_for,
 )
-from tui.chat.dialogue_changes import PromptReturned, Trouble
+from tui.chat.dialogue import PromptReturned, Trouble
+from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
-from tui.chat.machine_actions import MachineActions
-from tui.chat.settings.path_completion import list_paths
-from tui.chat.widgets.lists import CompletionList
+from tui.chat.machine.panel import MachinePanel
+from tui.chat.machine.status import StatusLine
+from tui.chat.widgets.conversation import ConversationView
+from tui.chat.widgets.lists import CompletionList, ConversationList
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.prompt import PromptArea
 
+MIN_COLUMNS, MIN_ROWS = 40, 12
+NARROW_COLUMNS = 100
+"""Below this many the list lies over the conversation and the machine below it, instead of beside it."""
 FOOTER_WORDS = {
     "stop": "Stop",
     "help": "Help",
@@ -45,7 +50,7 @@ FOOTER_WORDS = {
     "set": "Settings",
     "quit": "Quit",
 }
-"""Commands in the footer, in its order, with a word that fits beside the others in 80 columns."""
+"""Commands in the footer, with a word that fits beside the others in 80 columns."""
 TAKEN_BY_EDITORS = {"ctrl+f"}
 """Keys that a text area would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0
@@ -55,7 +60,7 @@ QUIT_SECONDS = 2.0
 def _binding(command: Command) -> Binding:
     return Binding(
         command.key,
-        command.action,
+        f"do('{command.name}')",
         FOOTER_WORDS.get(command.name, command.title),
         show=command.name in FOOTER_WORDS,
         tooltip=command.help,
@@ -63,8 +68,8 @@ def _binding(command: Command) -> Binding:
     )
 
 
-class ChatScreen(MachineActions):
-    """Everything that a person does, comes in here."""
+class ChatScreen(Screen[None]):
+    """Everything that a person does, and all that the engine reports, comes in here."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(_binding(command) for command in COMMANDS if command.key),
@@ -77,150 +82,217 @@ class ChatScreen(MachineActions):
     ]
 
     def __init__(self, services: ChatServices) -> None:
-        super().__init__(services)
-        self.undos = []
+        super().__init__()
+        self.chat = ChatDisplay(self, services)
+        self.answers = AnswerActions(self.chat)
+        self.conversations = ConversationActions(self.chat)
+        self.machine = MachineActions(self.chat)
         self._interrupted_at = -QUIT_SECONDS
+
+    def compose(self) -> ComposeResult:
+        """The list, the talk with the prompt under it, the machine, and the status line."""
+        yield Static("", id="title-bar", markup=False)
+        with Horizontal(id="body"):
+            side = ConversationList(id="side")
+            side.display = False
+            yield side
+            with Vertical(id="talk"):
+                yield ConversationView(id="conversation")
+                yield NoticeBar(id="notice")
+                yield Static("", id="queued", markup=False)
+                yield CompletionList(id="completions")
+                yield PromptArea(id="prompt")
+            machine = MachinePanel(id="machine")
+            machine.display = self.chat.services.settings.settings.show_panel
+            yield machine
+        yield StatusLine(id="status")
+        yield Footer(compact=True, show_command_palette=False)
+        yield Static("", id="too-small", markup=False)
 
     async def on_mount(self) -> None:
         """Show the conversation; the engine comes after the first paint."""
-        self.prompt.completions = self.query_one(CompletionList)
+        chat, services = self.chat, self.chat.services
+        chat.prompt.completions = chat.completions
         self.query_one("#queued").display = False
-        if self.services.has_model:
-            self.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
-        await self.apply(self.dialogue.open(self.services.conversation_id))
-        self.prompt.focus()
-        self.app.theme_changed_signal.subscribe(self, self.remember_theme)
-        self.call_after_refresh(self.listen)
-        if self.services.notices:
-            await self.notice.show_lasting(" · ".join(self.services.notices))
+        if services.has_model:
+            chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
+        await chat.apply(chat.dialogue.open(services.conversation_id))
+        chat.prompt.focus()
+        self.app.theme_changed_signal.subscribe(self, self.machine.remember_theme)
+        self.call_after_refresh(self._listen)
+        if services.notices:
+            await chat.notice.show_lasting(" · ".join(services.notices))
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Say so if the terminal is too small; lay the list over the talk if it is narrow."""
+        columns, rows = event.size
+        is_too_small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(is_too_small, "-too-small")
+        self.set_class(columns < NARROW_COLUMNS, "-narrow")
+        self.chat.panel.place("bottom" if columns < NARROW_COLUMNS else "side")
+        need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
+        self.query_one("#too-small", Static).update(need if is_too_small else "")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Esc stands in the footer while there is something to stop."""
-        return action != "stop_answer" or self.is_something_to_stop
+        """Show Esc in the footer while there is something to stop."""
+        return (action, parameters) != ("do", ("stop",)) or self.answers.is_something_to_stop
 
-    @work(group="engine", exclusive=True)
-    async def listen(self) -> None:
-        """Start the engine, load the model, and hand every report on until the app ends."""
-        if self.services.has_model:
-            await self.start_and_load()
-        async for report in self.services.engine.reports():
-            await self._hear(report)
+    async def action_do(self, name: str, *values: str) -> None:
+        """Do what a command, a key or a notice asks for: the action of that name."""
+        owners = (self.answers, self.conversations, self.machine)
+        act = next(getattr(owner, f"do_{name}") for owner in owners if hasattr(owner, f"do_{name}"))
+        with self.chat.telling():
+            changes = act(*values)
+            if inspect.isawaitable(changes):
+                changes = await changes
+            if changes:
+                await self.chat.apply(changes)
+                if not self.chat.notice.display:
+                    self.chat.prompt.focus()
 
-    async def _hear(self, report: Report | EngineDied) -> None:
-        try:
-            await self.apply(self.dialogue.take(report))
-            if isinstance(report, Loaded):
-                await self.note_loaded(report)
-        except Exception as error:  # the border: whatever goes wrong here, the conversation goes on
-            self.log.error(error)
-            await self.show_trouble(Trouble("fault", f"unexpected {type(error).__name__}: {error}"))
+    async def run_command(self, line: CommandLine) -> None:
+        """Do what a slash command or the palette asks for."""
+        await self.action_do(line.command.name, *line.values)
+
+    def begin_command(self, text: str) -> None:
+        """Put the beginning of a command where it can be finished."""
+        self.chat.prompt.put(text)
+        self.chat.prompt.focus()
 
     async def on_prompt_area_sent(self, message: PromptArea.Sent) -> None:
         """Obey a command, or ask the model."""
         text = message.text
-        self.query_one(CompletionList).hide()
+        self.chat.completions.hide()
         if not is_command(text):
-            with self.telling():
-                await self._do_undoable(self.dialogue.ask(message_text(text.strip("\n"))))
+            with self.chat.telling():
+                await self.chat.apply(self.chat.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
             line = parse_command(text.strip())
         except OptionError as error:
-            self.say(str(error), is_warning=True)
-            await self.apply((PromptReturned(text),))
+            await self.chat.apply((Trouble("refused", str(error)), PromptReturned(text)))
             return
         await self.run_command(line)
 
-    async def run_command(self, line: CommandLine) -> None:
-        """Do what a command asks for."""
-        with self.telling():
-            done = getattr(self, f"action_{line.command.action}")(*line.values)
-            if inspect.isawaitable(done):
-                await done
+    def on_text_area_changed(self, message: TextArea.Changed) -> None:
+        """Show what could follow what is typed."""
+        if message.text_area is self.chat.prompt:
+            self._complete(message.text_area.text)
 
-    def begin_command(self, text: str) -> None:
-        """Put the beginning of a command where it can be finished."""
-        self.prompt.put(text)
-        self.prompt.focus()
+    def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
+        """Put what was clicked into the prompt."""
+        self.begin_command(message.completion.text)
 
     async def on_notice_bar_choice_made(self, message: NoticeBar.ChoiceMade) -> None:
         """Do what was chosen."""
-        await self.run_action(message.action)
+        await self.action_do(message.action)
 
     def on_notice_bar_dismissed(self) -> None:
         """Back to writing."""
         self.refresh_bindings()
-        self.prompt.focus()
+        self.chat.prompt.focus()
 
     def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
         """Copy the block that was clicked."""
-        self.view.point_at(message.block)
-        self.copy_code(message.block.code, message.block.language)
+        self.chat.view.point_at(message.block)
+        self.answers.copy_code(message.block.code, message.block.language)
 
     def on_markdown_link_clicked(self, message: AnswerMarkdown.LinkClicked) -> None:
         """Copy the address: a link that a model wrote is not opened."""
         self.app.copy_to_clipboard(message.href)
-        self.say(f"link copied: {message.href}")
+        self.chat.say(f"link copied: {message.href}")
 
-    def on_text_area_changed(self, message: TextArea.Changed) -> None:
-        """Show what could follow what is typed."""
-        if message.text_area is self.prompt:
-            self.complete(message.text_area.text)
+    async def on_conversation_list_chosen(self, message: ConversationList.Chosen) -> None:
+        """Open what was chosen in the list."""
+        with self.chat.telling():
+            await self.chat.apply(self.chat.dialogue.open(message.conversation_id))
+        if self.has_class("-narrow"):
+            self.chat.side.display = False
+        self.chat.prompt.focus()
 
-    @work(group="complete", exclusive=True)
-    async def complete(self, text: str) -> None:
-        """Show completions; folders are listed apart, since disks can be slow."""
-        completions = self.query_one(CompletionList)
-        sources = CompletionSources(
-            themes=sorted(self.app.available_themes), models=self.services.settings.settings.recent_targets
-        )
-        if needs_paths(text):
-            paths = await list_paths(text)
-            sources = CompletionSources(themes=sources.themes, models=sources.models, list_paths=paths)
-        completions.show(complete_command(text, sources))
-        self.refresh_bindings()
+    def on_conversation_list_searched(self) -> None:
+        """Show what the search finds."""
+        with self.chat.telling():
+            self.chat.refresh_list()
 
-    def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
-        """Put what was clicked into the prompt."""
-        self.prompt.put(message.completion.text)
-        self.prompt.focus()
+    def on_conversation_list_closed(self) -> None:
+        """Put the list away."""
+        self.conversations.close_side()
+
+    async def on_conversation_list_undo_wanted(self) -> None:
+        """Bring back what was deleted last; the list keeps the focus."""
+        with self.chat.telling():
+            await self.chat.apply(self.chat.dialogue.undo())
+
+    def on_conversation_list_rename_wanted(self, message: ConversationList.RenameWanted) -> None:
+        """Ask for a title of the highlighted conversation."""
+        with self.chat.telling():
+            self.conversations.ask_title(message.conversation_id)
+
+    async def on_conversation_list_delete_wanted(self, message: ConversationList.DeleteWanted) -> None:
+        """Delete the highlighted conversation; the list keeps the focus."""
+        with self.chat.telling():
+            await self.chat.apply(self.chat.dialogue.delete(message.conversation_id))
 
     async def action_copy_or_quit(self) -> None:
         """Copy what is selected; else quit when it is pressed twice."""
-        selected = self.get_selected_text() or self.prompt.selected_text
+        selected = self.get_selected_text() or self.chat.prompt.selected_text
         if selected:
             self.app.copy_to_clipboard(selected)
-            self.say(f"{len(selected)} characters copied")
+            self.chat.say(f"{len(selected)} characters copied")
             return
         now = time.monotonic()
         if now - self._interrupted_at < QUIT_SECONDS:
-            await self.action_quit()
+            await self.app.action_quit()
             return
         self._interrupted_at = now
-        self.say("press Ctrl+C again to quit; Esc stops an answer")
-
-    async def action_quit(self) -> None:
-        """End the app."""
-        await self.app.action_quit()
+        self.chat.say("press Ctrl+C again to quit; Esc stops an answer")
 
     def action_go_to_notice(self) -> None:
         """Let the next keys choose what the notice offers."""
-        if self.notice.display:
-            self.notice.focus_choices()
+        if self.chat.notice.display:
+            self.chat.notice.focus_choices()
 
     def action_page(self, direction: int) -> None:
         """Scroll the conversation by a page; lists scroll themselves."""
-        if self.side.has_focus_within:
+        if self.chat.side.has_focus_within:
             raise SkipAction
         if direction < 0:
-            self.view.scroll_page_up(animate=False)
+            self.chat.view.scroll_page_up(animate=False)
         else:
-            self.view.scroll_page_down(animate=False)
+            self.chat.view.scroll_page_down(animate=False)
 
     async def action_show_start(self) -> None:
         """Go to the first turn."""
-        await self.view.action_show_start()
+        await self.chat.view.action_show_start()
 
     def action_show_end(self) -> None:
         """Go to the last turn and follow it."""
-        self.view.action_show_end()
+        self.chat.view.action_show_end()
+
+    @work(group="engine", exclusive=True)
+    async def _listen(self) -> None:
+        """Start the engine, load the model, and hand every report on until the app ends."""
+        if self.chat.services.has_model:
+            await self.machine.start_and_load()
+        async for report in self.chat.services.engine.reports():
+            await self._hear(report)
+
+    async def _hear(self, report: Report | EngineDied) -> None:
+        try:
+            await self.chat.apply(self.chat.dialogue.take(report))
+            if isinstance(report, Loaded):
+                await self.machine.note_loaded(report)
+        except Exception as error:  # the border: whatever goes wrong here, the conversation goes on
+            self.log.error(error)
+            await self.chat.show_trouble(Trouble("fault", f"unexpected {type(error).__name__}: {error}"))
+
+    @work(group="complete", exclusive=True)
+    async def _complete(self, text: str) -> None:
+        sources = CompletionSources(
+            themes=sorted(self.app.available_themes),
+            models=self.chat.services.settings.settings.recent_targets,
+            paths=await paths_for(text),
+        )
+        self.chat.completions.show(complete_command(text, sources))
+        self.refresh_bindings()

@@ -80,8 +80,8 @@ def typed_overrides(
 
 def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
     """Open what is kept, run the app until it ends, and return the exit code."""
-    from tui.chat.app import make_chat_app
-    from tui.chat.chat_services import ChatServices
+    from tui.chat.app import ChatApp
+    from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
     from tui.chat.settings.remembered_settings import RememberedSettings
     from tui.chat.settings.settings_file import read_settings
@@ -95,7 +95,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
             conversation_id = latest[0].id
         if conversation_id is not None:
             store.conversation(conversation_id)
-        app = make_chat_app(
+        app = ChatApp(
             ChatServices(
                 store=store,
                 engine=EngineClient(),

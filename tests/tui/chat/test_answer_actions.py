@@ -1,7 +1,5 @@
 """Stories of answers: stop, write anew, change the prompt, go on, copy, by key and by command."""
 
-import pytest
-
 from tests.support.chat_fakes import answer_reports, endless
 from tests.support.chat_stories import tell, telling
 from tui.chat.engine.messages import Answer, StopAnswer
@@ -33,32 +31,25 @@ def test_a_prompt_waits_and_escape_takes_it_back(tmp_path):
             await teller.type("Two?")
             await teller.press("enter")
             await teller.until(lambda: teller.dialogue.queued == "Two?")
-            assert teller.chat.query_one("#queued").display
+            assert teller.screen.query_one("#queued").display
             await teller.press("escape")
             await teller.until(lambda: not teller.dialogue.is_answering)
             assert teller.chat.prompt.text == "Two?"
-            assert not teller.chat.query_one("#queued").display
+            assert not teller.screen.query_one("#queued").display
 
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["ctrl+r", "/regenerate"])
-def test_an_answer_is_written_anew(tmp_path, way):
+def test_an_answer_is_written_anew(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await teller.ask("One?")
-            await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: teller.num_requests("Answer") == 2 and not teller.dialogue.is_answering)
-            assert teller.engine.requests[-1].params["seed"] == 2
-            assert teller.contents == ["One?", "Hello there."]
-
-    tell(story)
-
-
-def test_regenerating_a_greedy_answer_says_that_it_will_be_the_same(tmp_path):
-    async def story():
-        async with telling(tmp_path) as teller:
-            await teller.ask("One?")
+            for number, way in enumerate(("ctrl+r", "/regenerate"), start=2):
+                await teller.ask_for(way)
+                await teller.until(lambda n=number: teller.num_requests("Answer") == n)
+                await teller.until(lambda: not teller.dialogue.is_answering)
+                assert teller.engine.requests[-1].params["seed"] == number
+                assert teller.contents == ["One?", "Hello there."]
             await teller.command("/set temperature 0")
             await teller.press("ctrl+r")
             await teller.hears("will be the same")
@@ -66,62 +57,58 @@ def test_regenerating_a_greedy_answer_says_that_it_will_be_the_same(tmp_path):
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["ctrl+o", "/edit"])
-def test_the_last_prompt_is_changed_and_sent_again(tmp_path, way):
+def test_the_last_prompt_is_changed_and_sent_again_or_left_as_it_was(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
-            await teller.ask("One?")
-            await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: teller.chat.prompt.text == "One?")
-            await teller.ask(" Or two?")
-            assert teller.contents == ["One? Or two?", "Hello there."]
-
-    tell(story)
-
-
-@pytest.mark.parametrize("way", ["regenerate", "edit"])
-def test_what_was_dropped_for_another_answer_comes_back(tmp_path, way):
-    async def story():
-        async with telling(tmp_path) as teller:
-            await teller.command("/undo")
-            await teller.ask("One?")
-            await teller.command(f"/{way}")
-            if way == "edit":
+            for way in ("ctrl+o", "/edit"):
+                await teller.begin_anew()
+                await teller.ask("One?")
+                await teller.ask_for(way)
                 await teller.until(lambda: teller.chat.prompt.text == "One?")
-                await teller.ask(" Two?")
-            await teller.until(lambda: teller.num_requests("Answer") == 2 and not teller.dialogue.is_answering)
-            now = teller.contents
-            await teller.command("/undo")
-            await teller.until(lambda: teller.contents == ["One?", "Hello there."])
-            assert now == ["One? Two?" if way == "edit" else "One?", "Hello there."]
-            assert len(teller.chat.view.query("AnswerTurn")) == 1
-
-    tell(story)
-
-
-def test_escape_leaves_the_last_prompt_as_it_was(tmp_path):
-    async def story():
-        async with telling(tmp_path) as teller:
-            await teller.ask("One?")
+                await teller.ask(" Or two?")
+                assert teller.contents == ["One? Or two?", "Hello there."], way
             await teller.press("ctrl+o")
             await teller.press("escape")
             await teller.until(lambda: teller.chat.prompt.text == "")
-            await teller.ask("Two?")
-            assert teller.contents == ["One?", "Hello there.", "Two?", "Hello there."]
+            await teller.ask("Three?")
+            assert teller.contents == ["One? Or two?", "Hello there.", "Three?", "Hello there."]
 
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["ctrl+g", "/continue"])
-def test_an_answer_goes_on(tmp_path, way):
+def test_what_was_dropped_for_another_answer_comes_back(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.command("/undo")
+            await teller.hears("nothing was deleted")
+            for way, prompt in (("/regenerate", "One?"), ("/edit", "One? Two?")):
+                await teller.begin_anew()
+                await teller.ask("One?")
+                await teller.command(way)
+                if way == "/edit":
+                    await teller.until(lambda: teller.chat.prompt.text == "One?")
+                    await teller.ask(" Two?")
+                await teller.until(lambda: teller.num_requests("Answer") == 2 and not teller.dialogue.is_answering)
+                now = teller.contents
+                await teller.command("/undo")
+                await teller.until(lambda: teller.contents == ["One?", "Hello there."])
+                assert now == [prompt, "Hello there."]
+                assert len(teller.chat.view.query("AnswerTurn")) == 1
+
+    tell(story)
+
+
+def test_an_answer_goes_on(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await teller.ask("One?")
-            await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: teller.num_requests("Answer") == 2 and not teller.dialogue.is_answering)
-            assert teller.engine.requests[-1].is_continued
-            assert teller.contents == ["One?", "Hello there.Hello there."]
-            assert "Hello there.Hello there." in teller.chat.view.newest_answer_text()
+            for number, way in enumerate(("ctrl+g", "/continue"), start=2):
+                await teller.ask_for(way)
+                await teller.until(lambda n=number: teller.num_requests("Answer") == n)
+                await teller.until(lambda: not teller.dialogue.is_answering)
+                assert teller.engine.requests[-1].is_continued
+                assert teller.contents == ["One?", "Hello there." * number]
+                assert "Hello there." * number in teller.chat.view.newest_answer_text()
 
     tell(story)
 
@@ -144,41 +131,33 @@ def test_the_oldest_turns_are_left_out_on_request(tmp_path):
     tell(story)
 
 
-def test_code_blocks_are_copied_the_last_one_first(tmp_path):
+def test_code_blocks_are_copied_the_last_one_first_or_the_one_that_is_clicked(tmp_path):
     async def story():
         async with telling(tmp_path, script=with_code) as teller:
             await teller.press("f9")
             await teller.hears("there is no code block to copy")
             await teller.ask("Code?")
-            await teller.until(lambda: len(teller.chat.query("CodeBlock")) == 2)
+            await teller.until(lambda: len(teller.screen.query("CodeBlock")) == 2)
             copied = []
             for _ in range(3):
                 await teller.press("f9")
                 copied.append(teller.app.clipboard)
             assert copied == ["ls", "def f():\n    return 1", "ls"]
-
-    tell(story)
-
-
-def test_a_click_copies_one_code_block(tmp_path):
-    async def story():
-        async with telling(tmp_path, script=with_code) as teller:
-            await teller.ask("Code?")
-            await teller.until(lambda: len(teller.chat.query("CodeBlock")) == 2)
-            await teller.pilot.click(teller.chat.query("CopyLabel").first())
+            await teller.pilot.click(teller.screen.query("CopyLabel").first())
             await teller.until(lambda: teller.app.clipboard == "def f():\n    return 1")
 
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["f8", "/copy"])
-def test_the_last_answer_is_copied(tmp_path, way):
+def test_the_last_answer_is_copied(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await teller.press("f8")
             await teller.hears("there is no answer to copy yet")
             await teller.ask("One?")
-            await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: teller.app.clipboard == "Hello there.")
+            for way in ("f8", "/copy"):
+                teller.app.copy_to_clipboard("")
+                await teller.ask_for(way)
+                await teller.until(lambda: teller.app.clipboard == "Hello there.")
 
     tell(story)

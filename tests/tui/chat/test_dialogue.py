@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.support.chat_fakes import ANSWERED, LOADED, FakeEngine, answer_reports
-from tui.chat.dialogue import Dialogue
-from tui.chat.dialogue_changes import (
+from tui.chat.dialogue import (
     AnswerEnded,
     AnswerResumed,
+    Dialogue,
     PromptReturned,
     QueueChanged,
     TextCame,

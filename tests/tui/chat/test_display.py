@@ -76,7 +76,7 @@ async def _answered(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
     teller.engine.say(replace(ROUND, answer_id=1), TextArrived(1, ANSWER), replace(ANSWERED, answer_id=1))
     await teller.until(lambda: not teller.dialogue.is_answering)
-    await teller.until(lambda: len(teller.chat.query("MarkdownTableCellContents")) == 6)
+    await teller.until(lambda: len(teller.screen.query("MarkdownTableCellContents")) == 6)
 
 
 async def _stopped(teller):
@@ -100,12 +100,12 @@ async def _dead(teller):
 async def _machine(teller):
     await _answered(teller)
     await teller.press("f2")
-    await teller.until(lambda: teller.chat.machine.display)
+    await teller.until(lambda: teller.chat.panel.display)
 
 
 async def _completing(teller):
     await teller.type("/re")
-    await teller.until(lambda: teller.chat.query_one("#completions").display)
+    await teller.until(lambda: teller.chat.completions.display)
 
 
 STATES = {
@@ -124,16 +124,17 @@ STATES = {
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("size", [(80, 24), (120, 32)], ids=["80x24", "120x32"])
-def test_states_look_as_they_did(tmp_path, state, size):
+def test_states_look_as_they_did(tmp_path, state):
     async def story():
         script = never_loaded if state == "loading" else silent
-        async with telling(tmp_path, script=script, size=size) as teller:
+        async with telling(tmp_path, script=script, size=(80, 24)) as teller:
             teller.chat.prompt.cursor_blink = False
             await STATES[state](teller)
-            for _ in range(3):
-                await teller.pilot.pause()
-            assert_snapshot(teller.app, f"{state}-{size[0]}x{size[1]}")
+            for columns, rows in ((80, 24), (120, 32)):
+                await teller.pilot.resize_terminal(columns, rows)
+                for _ in range(3):
+                    await teller.pilot.pause()
+                assert_snapshot(teller.app, f"{state}-{columns}x{rows}")
 
     tell(story)
 
@@ -191,26 +192,27 @@ def test_a_conversation_is_opened_at_the_start(tmp_path):
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["ctrl+r", "f3", "/clear", "prompt"])
-def test_a_conversation_that_another_window_removed_is_told(tmp_path, way):
+def test_a_conversation_that_another_window_removed_is_told(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
-            await teller.ask("One?")
-            teller.store.delete_conversation(teller.dialogue.conversation_id)
-            teller.store.purge_deleted(older_than_seconds=-1)
-            if way == "prompt":
-                await teller.type("Two?")
-                await teller.press("enter")
-                await teller.until(lambda: teller.chat.prompt.text == "Two?")
-                teller.chat.prompt.put("")
-            else:
-                await (teller.command(way) if way.startswith("/") else teller.press(way))
-            if way in ("ctrl+r", "/clear"):
-                await teller.until(lambda: teller.said)
-            await teller.press("ctrl+n")
-            await teller.press("escape")
-            await teller.ask("Three?")
-            assert teller.contents == ["Three?", "Hello there."]
+            for way in ("ctrl+r", "f3", "/clear", "prompt"):
+                await teller.begin_anew()
+                await teller.ask("One?")
+                teller.store.delete_conversation(teller.dialogue.conversation_id)
+                teller.store.purge_deleted(older_than_seconds=-1)
+                if way == "prompt":
+                    await teller.type("Two?")
+                    await teller.press("enter")
+                    await teller.until(lambda: teller.chat.prompt.text == "Two?")
+                    teller.chat.prompt.put("")
+                else:
+                    await teller.ask_for(way)
+                if way in ("ctrl+r", "/clear"):
+                    await teller.until(lambda: teller.said)
+                await teller.press("ctrl+n")
+                await teller.press("escape")
+                await teller.ask("Three?")
+                assert teller.contents == ["Three?", "Hello there."], way
 
     tell(story)
 

@@ -1,17 +1,34 @@
 """Keys and commands: every one has an action and words, and none is taken twice."""
 
+from typing import get_args
+
 import pytest
 
 from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
-from tui.chat.commands.registry import COMMANDS
+from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
+from tui.chat.commands.registry import COMMANDS, find_command
+from tui.chat.dialogue import TroubleKind
+from tui.chat.display import CHOICES
 from tui.chat.screen import FOOTER_WORDS, ChatScreen
 
+ACTIONS = (AnswerActions, ConversationActions, MachineActions)
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_every_command_has_its_action(command):
-    assert callable(getattr(ChatScreen, f"action_{command.action}"))
+
+def test_every_command_has_its_action():
+    for command in COMMANDS:
+        assert sum(hasattr(owner, f"do_{command.name}") for owner in ACTIONS) == 1, command.name
+
+
+def test_every_kind_of_trouble_has_its_choices():
+    """`refused` is only told."""
+    assert set(CHOICES) == set(get_args(TroubleKind)) - {"refused"}
+
+
+def test_every_choice_has_an_action_and_explains_itself():
+    choices = [choice for offered in CHOICES.values() for choice in offered]
+    assert all(choice.help and find_command(choice.action) is not None for choice in choices)
 
 
 def test_every_binding_has_a_key_of_its_own_and_explains_itself():
@@ -27,7 +44,7 @@ def test_every_binding_on_the_screen_explains_itself(tmp_path):
             await teller.press("f3")
             own = [
                 active.binding
-                for active in teller.chat.active_bindings.values()
+                for active in teller.screen.active_bindings.values()
                 if type(active.node).__module__.startswith("tui.")
             ]
             assert len(own) > 15
@@ -67,7 +84,7 @@ def test_completions_come_while_a_command_is_typed_and_tab_takes_one(tmp_path):
 
     async def story():
         async with telling(tmp_path) as teller:
-            completions = teller.chat.query_one("#completions")
+            completions = teller.chat.completions
             await teller.type("/the")
             await teller.until(lambda: completions.display)
             await teller.press("tab")
@@ -88,7 +105,7 @@ def test_escape_puts_completions_away_before_it_stops_anything(tmp_path):
     async def story():
         async with telling(tmp_path, script=endless) as teller:
             await teller.ask("Tell.", is_awaited=False)
-            completions = teller.chat.query_one("#completions")
+            completions = teller.chat.completions
             await teller.type("/cl")
             await teller.until(lambda: completions.display)
             await teller.press("escape")
@@ -104,7 +121,7 @@ def test_a_click_takes_a_completion(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await teller.type("/cl")
-            completions = teller.chat.query_one("#completions")
+            completions = teller.chat.completions
             await teller.until(lambda: completions.display)
             await teller.pilot.click(completions, offset=(3, 0))
             await teller.until(lambda: teller.chat.prompt.text == "/clear")

@@ -135,7 +135,7 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
         seen.append(services)
         return Recorder()
 
-    monkeypatch.setattr("tui.chat.app.make_chat_app", make)
+    monkeypatch.setattr("tui.chat.app.ChatApp", make)
     assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
     services, collector, has_mouse = seen
     assert collector == "collector"

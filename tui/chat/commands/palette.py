@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.fuzzy import Matcher
 from textual.types import IgnoreReturnCallbackType
 
-from tui.chat.commands.registry import COMMANDS, Command
+from tui.chat.commands.registry import COMMANDS, Command, key_text
 from tui.chat.commands.slash import CommandLine
 
 _BY_HELP, _BY_ALIAS = 0.5, 0.9  # what a match there weighs beside one in the title
@@ -54,7 +54,7 @@ class CommandProvider(Provider):
 
 
 def match_score(matcher: Matcher, command: Command) -> float:
-    """How well a command matches; 0 if it does not."""
+    """Return how well a command matches; 0 if it does not."""
     aliases = max((matcher.match(alias) for alias in command.aliases), default=0.0)
     return max(
         matcher.match(command.title),
@@ -62,11 +62,6 @@ def match_score(matcher: Matcher, command: Command) -> float:
         _BY_ALIAS * aliases,
         _BY_HELP * matcher.match(command.help),
     )
-
-
-def key_text(key: str) -> str:
-    """`ctrl+n` as `Ctrl+N`, `escape` as `Esc`."""
-    return "+".join("Esc" if part == "escape" else part.capitalize() for part in key.split("+"))
 
 
 def _title(command: Command) -> Content:

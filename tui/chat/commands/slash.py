@@ -1,16 +1,21 @@
 """Reads slash commands, and says what could come next while one is typed.
 
 `/name arguments` on one line. A word with a second slash, such as a path, is no command, and `//` begins a message with
-one slash. Pure: knows the registry and the settings, and is given what only the app knows.
+one slash.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command
 from tui.chat.settings.setting_words import TYPED_SETTINGS, find_setting, suggested_values
+
+MAX_PATHS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class CommandLine:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One way on."""
+    """One thing that could follow what is typed."""
 
     text: str
     """The whole line with it."""
@@ -37,29 +42,29 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class CompletionSources:
-    """What only the app knows."""
+    """What completes a command and only the app knows."""
 
     themes: Sequence[str] = ()
     """Names of themes."""
     models: Sequence[str] = ()
     """Names or folders of models, the most recent first."""
-    list_paths: Callable[[str], Sequence[str]] = field(default=lambda _start: ())
-    """Paths that begin with what was typed, folders with a slash at their end."""
+    paths: Sequence[str] = ()
+    """What `paths_for` the line found."""
 
 
 def is_command(text: str) -> bool:
-    """Whether a prompt is a command, rather than a message for the model."""
+    """Return whether a prompt is a command, rather than a message for the model."""
     first_word = text.split(maxsplit=1)[0] if text.strip() else ""
     return text.startswith("/") and "\n" not in text.strip() and "/" not in first_word[1:]
 
 
 def message_text(text: str) -> str:
-    """What the model is sent for a prompt that is no command: `//` at its start is one slash."""
+    """Return what the model is sent for a prompt that is no command: `//` at its start is one slash."""
     return text[1:] if text.startswith("//") else text
 
 
 def parse_command(text: str) -> CommandLine:
-    """The command that a line asks for. Raises OptionError with how it is used, or with a near name."""
+    """Read the command that a line asks for. Raises OptionError with how it is used, or with a near name."""
     name, _, rest = text[1:].strip().partition(" ")
     command = find_command(name)
     if command is None:
@@ -74,7 +79,7 @@ def parse_command(text: str) -> CommandLine:
 
 
 def complete_command(text: str, sources: CompletionSources) -> tuple[Completion, ...]:
-    """What could follow what is typed so far, the best first; nothing where everything may."""
+    """Return what could follow what is typed so far, the best first; nothing where everything may."""
     if not is_command(text):
         return ()
     name, space, rest = text[1:].partition(" ")
@@ -89,15 +94,36 @@ def complete_command(text: str, sources: CompletionSources) -> tuple[Completion,
     return tuple(Completion(before + value, value, words) for value, words in candidates if value != typed)
 
 
-def needs_paths(text: str) -> bool:
-    """Whether completing asks for a folder's contents, which may be slow."""
-    name, space, _ = text[1:].partition(" ")
+async def paths_for(text: str) -> Sequence[str]:
+    """Return the paths that could complete a line: none for most, so that a folder is read only where it matters.
+
+    In a thread, since a disk may be slow or gone.
+    """
+    name, space, rest = text[1:].partition(" ")
     command = find_command(name) if is_command(text) and space else None
-    return command is not None and any(argument.kind in ("path", "model") for argument in command.arguments)
+    if command is None or not any(argument.kind in ("path", "model") for argument in command.arguments):
+        return ()
+    return await asyncio.to_thread(paths_from, rest.strip().lstrip("\"'"))
+
+
+def paths_from(start: str) -> tuple[str, ...]:
+    """Return paths that begin with `start`, in order, folders with a slash at their end; hidden ones if asked for."""
+    head, name = os.path.split(start)
+    folder = Path(head).expanduser() if head else Path()
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_wanted = entry.name.startswith(name) and (name.startswith(".") or not entry.name.startswith("."))
+                if is_wanted:
+                    found.append(os.path.join(head, entry.name) + ("/" if entry.is_dir() else ""))  # noqa: PTH118
+    except OSError:  # no such folder, or not ours to read
+        return ()
+    return tuple(sorted(found)[:MAX_PATHS])
 
 
 def unknown_command(name: str) -> str:
-    """What to say about a name that is no command: a near one, if there is one."""
+    """Say that there is no such command, with a near one if there is one."""
     names = [known for command in COMMANDS for known in (command.name, *command.aliases)]
     near = get_close_matches(name.lower(), names, n=1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them"
@@ -154,10 +180,10 @@ def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[int, str]:
 
 def _candidates(argument: Argument, typed: str, *, rest: str, sources: CompletionSources) -> list[tuple[str, str]]:
     if argument.kind == "path":
-        return [(path, "") for path in sources.list_paths(typed)]
+        return [(path, "") for path in sources.paths if path.startswith(typed)]
     if argument.kind == "model":
         recent = [(name, "recent") for name in sources.models]
-        return _that_begin(recent, typed) + [(path, "") for path in sources.list_paths(typed) if typed]
+        return _that_begin(recent, typed) + [(path, "") for path in sources.paths if typed and path.startswith(typed)]
     if argument.kind == "command":
         return _that_begin([(command.name, command.help) for command in COMMANDS], typed)
     if argument.kind == "setting":

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tui.terminal_text import one_line
+
 Role = Literal["user", "assistant"]
 EndState = Literal["complete", "stopped", "failed"]
 """How an answer ended: `stopped` by the user, by a full context or by the end of its process."""
@@ -11,6 +13,7 @@ MessageState = Literal["complete", "stopped", "failed", "streaming"]
 """`streaming` while text still arrives."""
 
 MAX_TITLE_LENGTH = 60
+UNTITLED = "new conversation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,11 @@ class Conversation:
     """Messages in it, without those that were dropped."""
     first_kept_id: int = 0
     """The first message that a model still reads, where the oldest turns were left out; 0 for all of them."""
+
+    @property
+    def shown_title(self) -> str:
+        """The title on one line, safe to print."""
+        return one_line(self.title) or UNTITLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """All commands and keys on one page, or how one command is used; from the registry, so that it is never out of date."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -11,8 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from runtime.errors import OptionError
-from tui.chat.commands.palette import key_text
-from tui.chat.commands.registry import COMMANDS, find_command
+from tui.chat.commands.registry import COMMANDS, find_command, key_text
 from tui.chat.commands.slash import unknown_command
 from tui.chat.settings.setting_words import TYPED_SETTINGS
 
@@ -20,7 +19,7 @@ _NAME_WIDTH, _KEY_WIDTH = 22, 8
 
 
 def command_help(name: str) -> str:
-    """How one command is used, in a few sentences. Raises OptionError for a name that is none."""
+    """Say how one command is used, in a few sentences. Raises OptionError for a name that is none."""
     command = find_command(name.removeprefix("/"))
     if command is None:
         raise OptionError(unknown_command(name.removeprefix("/")))
@@ -55,10 +54,12 @@ class HelpScreen(ModalScreen[None]):
     }
     """
 
-    def __init__(self, keys: Sequence[tuple[str, str]] = ()) -> None:
-        """`keys` are other keys than those of commands, as Textual names them, and what they do."""
+    def __init__(self, bindings: Iterable[BindingType] = ()) -> None:
+        """Take the bindings whose keys are to be listed, those of commands aside."""
         super().__init__()
-        self._keys = tuple(keys)
+        helps = {command.help for command in COMMANDS}
+        explained = [each for each in bindings if isinstance(each, Binding) and each.tooltip]
+        self._keys = sorted((each for each in explained if each.tooltip not in helps), key=lambda each: each.action)
 
     def compose(self) -> ComposeResult:
         """The commands with their keys, then the other keys."""
@@ -69,8 +70,8 @@ class HelpScreen(ModalScreen[None]):
                 for command in COMMANDS:
                     yield _HelpRow(command.usage, key_text(command.key) if command.key else "", command.help)
                 yield Static("Keys", classes="help-part")
-                for key, words in self._keys:
-                    yield _HelpRow("", ", ".join(map(key_text, key.split(","))), words)
+                for binding in self._keys:
+                    yield _HelpRow("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
             yield Static("↑↓ scroll · Esc closes", id="help-hint")
 
     def on_mount(self) -> None:

@@ -17,11 +17,10 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui.chat.commands.slash import Completion
-from tui.chat.store.records import Conversation
+from tui.chat.store.records import UNTITLED, Conversation
 from tui.chat.store.search import SearchHit
 from tui.terminal_text import one_line, show_terminal_escapes
 
-UNTITLED = "new conversation"
 MAX_COMPLETIONS = 50
 _AGES = ((60, 1, "now"), (3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 86400, "d"))
 
@@ -171,13 +170,9 @@ def _id(option: Option) -> int:
     return int(option.id)
 
 
-def _title(title: str) -> str:
-    return one_line(title) or UNTITLED
-
-
 def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
     """The title on one line, and under it when something was last said."""
-    title = Content(f"{'▸ ' if is_open else '  '}{_title(conversation.title)}")
+    title = Content(f"{'▸ ' if is_open else '  '}{conversation.shown_title}")
     age = f"  {age_words(now - conversation.updated_at)} · {conversation.num_messages} turns"
     return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))
 
@@ -186,7 +181,7 @@ def _hit_lines(hit: SearchHit) -> Content:
     snippet = Content(show_terminal_escapes(hit.snippet))
     for start, end in hit.matches:
         snippet = snippet.stylize("bold underline", start, end)
-    return Content.assemble(Content(f"  {_title(hit.title)}"), "\n", Content("  "), snippet)
+    return Content.assemble(Content(f"  {one_line(hit.title) or UNTITLED}"), "\n", Content("  "), snippet)
 
 
 class CompletionList(OptionList, can_focus=False):

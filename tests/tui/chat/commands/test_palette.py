@@ -7,7 +7,7 @@ from textual.fuzzy import Matcher
 from textual.screen import Screen
 
 from tests.support.widget_screens import run, screen_text
-from tui.chat.commands.palette import CommandProvider, key_text, match_score
+from tui.chat.commands.palette import CommandProvider, match_score
 from tui.chat.commands.registry import COMMANDS, find_command
 
 
@@ -98,7 +98,3 @@ def test_every_command_is_found_first_by_its_own_title():
 def test_an_alias_counts_less_than_a_title():
     assert match_score(Matcher("history"), find_command("list")) > 0
     assert match_score(Matcher("zzz"), find_command("list")) == 0
-
-
-def test_keys_are_written_as_on_the_keyboard():
-    assert [key_text(key) for key in ("ctrl+n", "f2", "escape")] == ["Ctrl+N", "F2", "Esc"]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tui.chat.commands.registry import COMMANDS, TO_THE_END, find_command
+from tui.chat.commands.registry import COMMANDS, TO_THE_END, find_command, key_text
 
 PROMISED = (
     *("model", "system", "set", "tree", "export", "import", "clear", "new", "rename", "delete", "search"),
@@ -14,11 +14,10 @@ def test_every_promised_command_is_there():
     assert {name for name in PROMISED if find_command(name) is None} == set()
 
 
-def test_no_name_key_or_action_is_given_twice():
+def test_no_name_or_key_is_given_twice():
     names = Counter(name for command in COMMANDS for name in (command.name, *command.aliases))
     keys = Counter(command.key for command in COMMANDS if command.key)
-    actions = Counter(command.action for command in COMMANDS)
-    assert [name for each in (names, keys, actions) for name, count in each.items() if count > 1] == []
+    assert [name for each in (names, keys) for name, count in each.items() if count > 1] == []
 
 
 def test_every_command_says_what_it_does_in_a_sentence():
@@ -47,3 +46,7 @@ def test_usage_marks_what_may_be_left_out():
 def test_aliases_and_capitals_find_the_same_command():
     assert find_command("Exit") is find_command("quit")
     assert find_command("nothing") is None
+
+
+def test_keys_are_written_as_on_the_keyboard():
+    assert [key_text(key) for key in ("ctrl+n", "f2", "escape")] == ["Ctrl+N", "F2", "Esc"]

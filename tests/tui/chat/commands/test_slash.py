@@ -1,5 +1,8 @@
 """What is typed after a slash, and what could follow it."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from runtime.errors import OptionError
@@ -9,14 +12,15 @@ from tui.chat.commands.slash import (
     complete_command,
     is_command,
     message_text,
-    needs_paths,
     parse_command,
+    paths_for,
+    paths_from,
 )
 
 SOURCES = CompletionSources(
     themes=("nord", "textual-dark", "textual-light"),
     models=("owner/Model-8B",),
-    list_paths=lambda start: [path for path in ("notes.md", "no te/", "./m/") if path.startswith(start)],
+    paths=("notes.md", "no te/", "./m/"),
 )
 
 
@@ -123,6 +127,20 @@ def test_every_completed_name_is_a_command_that_can_be_read():
         assert parse_command(f"{completion.text} x".strip() if completion.text.endswith(" ") else completion.text)
 
 
-def test_only_paths_need_the_disk():
-    assert needs_paths("/export x") and needs_paths("/model ")
-    assert not any(needs_paths(text) for text in ("/export", "/set draft x", "hello", "/nothing x"))
+def test_only_paths_need_the_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.json").touch()
+    for text in ("/export ", "/model ta", f"/import {tmp_path}/t", '/export "ta'):
+        assert [Path(path).name for path in asyncio.run(paths_for(text))] == ["talk.json"], text
+    for text in ("/export", "/set draft ta", "hello ta", "/nothing ta", "/import /elsewhere/ta"):
+        assert list(asyncio.run(paths_for(text))) == [], text
+
+
+def test_paths_that_begin_so_in_order(tmp_path):
+    (tmp_path / "beta").mkdir()
+    for name in ("bread.json", "alpha.md", ".hidden"):
+        (tmp_path / name).touch()
+    assert paths_from(f"{tmp_path}/b") == (f"{tmp_path}/beta/", f"{tmp_path}/bread.json")
+    assert f"{tmp_path}/.hidden" not in paths_from(f"{tmp_path}/")
+    assert paths_from(f"{tmp_path}/.h") == (f"{tmp_path}/.hidden",)
+    assert paths_from(f"{tmp_path}/missing/x") == ()

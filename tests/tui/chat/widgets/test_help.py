@@ -1,13 +1,19 @@
 """The page of commands and keys, and the sentence about one command."""
 
 import pytest
+from textual.binding import Binding
 
 from runtime.errors import OptionError
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.widgets.help import HelpScreen, command_help
 
-KEYS = (("shift+enter,ctrl+j", "Begin another line of the prompt."), ("tab", "Take the completion."))
+KEYS = (
+    Binding("tab", "complete", tooltip="Take the completion."),
+    Binding("shift+enter,ctrl+j", "begin_line", tooltip="Begin another line of the prompt."),
+    Binding("f7", "do('new')", tooltip=COMMANDS[0].help),
+    Binding("f12", "unexplained"),
+)
 
 
 def test_the_page_lists_every_command_and_key():
@@ -18,6 +24,7 @@ def test_the_page_lists_every_command_and_key():
         assert [command.name for command in COMMANDS if f"{command.usage}" not in text] == []
         assert " │ /new                  Ctrl+N  Start an empty conversation; the others stay in the list." in text
         assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
+        assert "F7" not in text and "F12" not in text
 
     run(app, story, size=(100, 60))
 

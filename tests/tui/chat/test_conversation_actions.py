@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 
@@ -35,89 +33,79 @@ def test_a_new_conversation_leaves_the_others_in_the_list(tmp_path):
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["f3", "/list"])
-def test_the_list_comes_and_goes(tmp_path, way):
+def test_the_list_comes_and_goes(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
-            await (teller.command(way) if way.startswith("/") else teller.press(way))
-            await teller.until(lambda: teller.chat.side.display)
-            await teller.press("escape")
-            await teller.until(lambda: not teller.chat.side.display)
-            assert teller.chat.prompt.has_focus
+            for way in ("f3", "/list"):
+                await teller.ask_for(way)
+                await teller.until(lambda: teller.chat.side.display)
+                await teller.press("escape")
+                await teller.until(lambda: not teller.chat.side.display)
+                assert teller.chat.prompt.has_focus
 
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["ctrl+f", "/search owl"])
-def test_a_search_goes_over_all_conversations(tmp_path, way):
+def test_a_search_goes_over_all_conversations(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await three_conversations(teller)
-            if way.startswith("/"):
-                await teller.command(way)
-            else:
-                await teller.press(way)
-                await teller.type("owl")
-            await teller.until(lambda: len(listed(teller)) == 1, "the search")
-            await teller.press("enter")
-            await teller.until(lambda: teller.contents[0] == "About owls")
-            await teller.press("f3")
-            await teller.until(lambda: len(listed(teller)) == 3, "the whole list again")
-
-    tell(story)
-
-
-@pytest.mark.parametrize("way", ["list", "/rename Old foxes", "dialog"])
-def test_a_conversation_gets_another_title(tmp_path, way):
-    async def story():
-        async with telling(tmp_path) as teller:
-            await teller.ask("About foxes")
-            if way == "list":
-                await teller.press("f3", "r")
-            elif way == "dialog":
-                teller.chat.action_rename_conversation()
-            else:
-                await teller.command(way)
-            if not way.startswith("/"):
-                await teller.until(lambda: teller.app.screen is not teller.chat)
-                await teller.press("ctrl+u")
-                await teller.type("Old foxes")
+            for way in ("ctrl+f", "/search owl"):
+                await teller.ask_for(way)
+                if way == "ctrl+f":
+                    await teller.type("owl")
+                await teller.until(lambda: len(listed(teller)) == 1, "the search")
                 await teller.press("enter")
-            await teller.until(lambda: teller.store.list_conversations()[0].title == "Old foxes")
+                await teller.until(lambda: teller.contents[0] == "About owls")
+                await teller.press("f3")
+                await teller.until(lambda: len(listed(teller)) == 3, "the whole list again")
+                await teller.press("f3")
+                await teller.press("ctrl+n")
+                await teller.until(lambda: teller.contents == [])
 
     tell(story)
 
 
-def test_a_title_is_left_as_it_was_with_escape(tmp_path):
+def test_a_conversation_gets_another_title_or_is_left_as_it_was(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
+
+            def title():
+                return teller.store.list_conversations()[0].title
+
             await teller.ask("About foxes")
+            await teller.command("/rename Foxes")
+            await teller.until(lambda: title() == "Foxes")
             await teller.press("f3", "r")
-            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.until(lambda: teller.app.screen is not teller.screen)
             await teller.press("x", "escape")
-            await teller.until(lambda: teller.app.screen is teller.chat)
-            assert teller.store.list_conversations()[0].title == "About foxes"
+            await teller.until(lambda: teller.app.screen is teller.screen)
+            assert title() == "Foxes"
+            await teller.press("r")
+            await teller.until(lambda: teller.app.screen is not teller.screen)
+            await teller.press("ctrl+u")
+            await teller.type("Old foxes")
+            await teller.press("enter")
+            await teller.until(lambda: title() == "Old foxes")
+            await teller.until(lambda: "Old foxes" in listed(teller)[0])
 
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["list", "/delete"])
-def test_a_conversation_is_deleted_and_brought_back(tmp_path, way):
+def test_a_conversation_is_deleted_and_brought_back(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await three_conversations(teller)
-            if way == "list":
-                await teller.press("f3", "delete")
-            else:
-                await teller.command(way)
-            await teller.until(lambda: len(teller.store.list_conversations()) == 2)
-            assert teller.contents == []
-            if way == "list":
-                await teller.press("ctrl+z")
-            else:
-                await teller.command("/undo")
-            await teller.until(lambda: len(teller.store.list_conversations()) == 3)
-            assert teller.contents[0] == "About bears"
+            for way, back in (("/delete", "/undo"), ("delete", "ctrl+z")):
+                if way == "delete":
+                    await teller.press("f3")
+                await teller.ask_for(way)
+                await teller.until(lambda: len(teller.store.list_conversations()) == 2)
+                assert teller.contents == []
+                await teller.ask_for(back)
+                await teller.until(lambda: len(teller.store.list_conversations()) == 3)
+                assert teller.contents[0] == "About bears"
+            assert len(listed(teller)) == 3 and teller.chat.side.has_focus_within
 
     tell(story)
 
@@ -149,17 +137,16 @@ def test_turns_are_cleared_and_brought_back(tmp_path):
     tell(story)
 
 
-@pytest.mark.parametrize("way", ["/system Be brief.", "dialog"])
-def test_a_system_prompt_is_set(tmp_path, way):
+def test_a_system_prompt_is_set(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
-            if way == "dialog":
-                await teller.command("/system")
-                await teller.until(lambda: teller.app.screen is not teller.chat)
-                await teller.type("Be brief.")
-                await teller.press("ctrl+s")
-            else:
-                await teller.command(way)
+            await teller.command("/system Be kind.")
+            await teller.until(lambda: teller.dialogue.system_prompt() == "Be kind.")
+            await teller.command("/system")
+            await teller.until(lambda: teller.app.screen is not teller.screen)
+            await teller.press("ctrl+k")
+            await teller.type("Be brief.")
+            await teller.press("ctrl+s")
             await teller.until(lambda: teller.dialogue.system_prompt() == "Be brief.")
             await teller.ask("One?")
             assert teller.engine.requests[-1].messages[0] == {"role": "system", "content": "Be brief."}
@@ -174,7 +161,7 @@ def test_a_conversation_is_exported_and_imported(tmp_path):
             await teller.hears("this conversation is empty")
             await teller.ask("About foxes")
             await teller.command("/export")
-            await teller.until(lambda: teller.app.screen is not teller.chat)
+            await teller.until(lambda: teller.app.screen is not teller.screen)
             await teller.press("enter")
             await teller.until(lambda: list(tmp_path.glob("*about-foxes.md")), "the Markdown file")
             await teller.command(f"/export {tmp_path}/talk.json")
