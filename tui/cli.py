@@ -38,8 +38,8 @@ from tui.commands.robustness_command import robustness
 from tui.commands.trees_command import trees
 from tui.commands.validate_command import validate
 from tui.environment import cache_folder, packaged_prompts, quieten_libraries
-from tui.report import RunProgress, progress_console
-from tui.session_opening import announce, open_session_in_sight
+from tui.report import RunProgress, progress_console, show_load
+from tui.session_opening import open_session_in_sight
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -170,12 +170,13 @@ def _show_all(
 
 def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
     """The same choices with the device budget that they would get now, so that two sessions get the same one."""
-    from runtime.engine.loading import plan_memory
     from runtime.engine.model_folders import locate_models
 
-    target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
+    config = show_load(locate_models(config, cache_folder=cache_folder()), console)
+    from runtime.engine.load_plan import LoadPlan
+
     requests = [item for item in items if isinstance(item, PromptRequest)]
-    placement = plan_memory(config, target=target, draft=draft, requests=requests)
+    placement = LoadPlan.build(config, requests=requests).placement
     return replace(config, device_memory_bytes=placement.device_budget_bytes)
 
 

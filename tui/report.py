@@ -79,8 +79,8 @@ def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
     return table
 
 
-def show_load(loading: Generator[LoadProgress, None, _Loaded], console: Console) -> _Loaded:
-    """Run a load to its end under a bar of bytes, rate and time left; returns what it returns."""
+def show_load(loading: Generator[str | LoadProgress, None, _Loaded], console: Console) -> _Loaded:
+    """Run a load to its end, its sentences above a bar of bytes, rate and time left; return what it returns."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -90,10 +90,16 @@ def show_load(loading: Generator[LoadProgress, None, _Loaded], console: Console)
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
-        task = bar.add_task("loading", total=None)
+        task = bar.add_task("", total=None, visible=False)
 
-        def show(step: LoadProgress) -> None:
-            bar.update(task, description=f"loading {step.what}", completed=step.num_done_bytes, total=step.num_bytes)
+        def show(step: str | LoadProgress) -> None:
+            if isinstance(step, str):
+                bar.update(task, visible=False)
+                console.print(one_line(step), markup=False)
+            else:
+                what = step.what if step.what.startswith("downloading ") else f"loading {step.what}"
+                done, total = step.num_done_bytes, step.num_bytes
+                bar.update(task, description=what, completed=done, total=total, visible=True)
 
         return finish(loading, show)
 

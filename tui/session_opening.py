@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from profiles.steps import finish
 from runtime.engine_config import EngineConfig
+from runtime.events import LoadProgress
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import cache_folder
 from tui.report import placement_lines, show_load
@@ -29,22 +30,25 @@ def open_session_in_sight(
     config: EngineConfig, requests: Sequence[PromptRequest], console: "Console"
 ) -> Iterator["OpenSession"]:
     """Find the models, load them in sight of the user, and say what the session holds."""
-    from runtime.engine.model_folders import locate_models
-
-    target, draft = announce(locate_models(config, cache_folder=cache_folder()), console)
-    console.print(f"opening {one_line(str(target))}", markup=False)
-    with uncollected("runtime.engine.loading"):
-        from runtime.engine.loading import load_session
-
     with ExitStack() as stack:
-        loading = load_session(
-            config, stack, target=target, draft=draft, requests=requests, state_folder=cache_folder()
-        )
-        opened = show_load(loading, console)
+        opened = show_load(load_models(config, stack, requests=requests), console)
         held = placement_lines(opened.placement, baseline_bytes=opened.plan.baseline_bytes)
         for line in (*held, opened.plan.fit.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
+
+
+def load_models(
+    config: EngineConfig, stack: ExitStack, *, requests: Sequence[PromptRequest] = ()
+) -> Generator[str | LoadProgress, None, "OpenSession"]:
+    """Find the models that `config` names and load them; what was opened is closed with `stack`."""
+    from runtime.engine.model_folders import locate_models
+
+    config = yield from locate_models(config, cache_folder=cache_folder())
+    yield f"opening {config.target}"
+    with uncollected("runtime.engine.loading"):
+        from runtime.engine.loading import load_session
+    return (yield from load_session(config, stack, requests=requests, state_folder=cache_folder()))
 
 
 @contextmanager

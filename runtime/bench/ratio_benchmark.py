@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from profiles.steps import finish
+from profiles.steps import finish, relabel
 from runtime.bench.round_parts import PROMPT_TOKENS
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models
+from runtime.engine.model_folders import locate_models, said
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Event, Finished, GenerationStatistics, Round
@@ -106,11 +106,9 @@ def run_ratio_benchmark(
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     if not requests:
         raise OptionError("there is no prompt to answer; give a prompt file with at least one")
-    target, draft = yield from locate_models(config, cache_folder=cache_folder)
+    config = yield from relabel(locate_models(config, cache_folder=cache_folder), said)
     yield "measuring a draft step"
-    with open_session(
-        replace(config, link=_MEASURING_LINK), target=target, draft=draft, requests=requests[:1]
-    ) as opened:
+    with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
         step_seconds = _time_step(opened)
         bytes_per_pass = opened.placement.streamed_bytes
     if bytes_per_pass == 0:
@@ -119,9 +117,9 @@ def run_ratio_benchmark(
     config = replace(config, link=link)
     yield f"plain streaming at {link}: a pass should take {steps_per_pass * step_seconds:.2f} s"
     plain_config = replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False)
-    plain_seconds = _plain_seconds(plain_config, requests[0], target)
+    plain_seconds = _plain_seconds(plain_config, requests[0])
     yield f"plain streaming takes {plain_seconds:.2f} s/token"
-    with open_session(config, target=target, draft=draft, requests=requests) as opened:
+    with open_session(config, requests=requests) as opened:
         yield "answering the first prompt once, uncounted"
         _answer(opened, replace(requests[0], params=replace(requests[0].params, temperature=temperatures[0])))
         runs = []
@@ -129,8 +127,8 @@ def run_ratio_benchmark(
             runs.append((yield from _run(opened, requests, temperature, plain_seconds)))
             yield runs[-1]
     yield RatioReport(
-        target=target.name,
-        draft="substitute" if draft is None else draft.name,
+        target=opened.plan.target_name,
+        draft=opened.plan.draft_name,
         draft_step_seconds=step_seconds,
         bytes_per_pass=bytes_per_pass,
         link=link,
@@ -155,9 +153,9 @@ def _time_step(opened: OpenSession) -> float:
     return statistics.median(seconds)
 
 
-def _plain_seconds(config: EngineConfig, request: PromptRequest, target: Path) -> float:
+def _plain_seconds(config: EngineConfig, request: PromptRequest) -> float:
     params = replace(request.params, max_new_tokens=PLAIN_TOKENS + 1, temperature=0.0)
-    with open_session(config, target=target, requests=[request]) as opened:
+    with open_session(config, requests=[request]) as opened:
         seconds = _answer(opened, replace(request, params=params)).seconds_per_token
     if seconds is None:
         raise OptionError(f"prompt {request.id} is answered with one token; put another one first")

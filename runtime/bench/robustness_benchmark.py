@@ -122,8 +122,7 @@ def run_robustness_benchmark(
     for params, sums in found.items():
         reports.append(sums.report(params, tree_nodes))
         yield reports[-1]
-    target, draft = opened.plan.target.checkpoint.folder.name, opened.plan.draft
-    draft_name = "substitute" if draft is None else draft.checkpoint.folder.name
+    target, draft_name = opened.plan.target_name, opened.plan.draft_name
     yield RobustnessReport(target, draft_name, tree_nodes, NUM_NOISE_DRAWS, tuple(reports))
 
 

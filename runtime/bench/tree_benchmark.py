@@ -132,8 +132,7 @@ def run_tree_benchmark(
             play = _Play(drafter, shape, num_levels, spread=opened.session.engine.planner.spread)
             counted.append(_count(play, texts, size=size))
             yield counted[-1]
-    target, draft = opened.plan.target.checkpoint.folder.name, opened.plan.draft
-    yield TreeReport(target, "substitute" if draft is None else draft.checkpoint.folder.name, num_texts, tuple(counted))
+    yield TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
 
 
 def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> _Text:

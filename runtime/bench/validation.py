@@ -26,7 +26,7 @@ from runtime.bench.tree_yield import Ranks, count_yield
 from runtime.bench.yield_check import Prediction, YieldReport, check_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models
+from runtime.engine.model_folders import locate_models, said
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
@@ -119,13 +119,11 @@ def run_validation(
         raise OptionError("--draft none leaves nothing to validate; leave it out, or name a draft")
     if not requests or not calibration_requests:
         raise OptionError("there is no prompt to answer; give prompt files with at least one")
-    target, draft = yield from locate_models(config, cache_folder=cache_folder)
+    config = yield from relabel(locate_models(config, cache_folder=cache_folder), said)
     findings: _Findings | None = None
     checks = []
     for link in links:
-        with open_session(
-            replace(config, link=link, tree="auto"), target=target, draft=draft, requests=requests
-        ) as opened:
+        with open_session(replace(config, link=link, tree="auto"), requests=requests) as opened:
             if opened.streamer.num_streamed_layers == 0:
                 raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
             name = link or "disk"
@@ -143,7 +141,7 @@ def run_validation(
             yield checks[-1]
     assert findings is not None, "there is at least one link"
     yields = check_yields(findings.ranks, findings.prediction, max_levels=min(findings.max_levels, YIELD_LEVELS))
-    yield ValidationReport(target.name, "substitute" if draft is None else draft.name, yields, tuple(checks))
+    yield ValidationReport(opened.plan.target_name, opened.plan.draft_name, yields, tuple(checks))
 
 
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:

@@ -16,6 +16,7 @@ from offload.device import DeviceMemory, device_memory, select_device
 from offload.errors import BudgetError
 from offload.memory import free_memory_bytes, process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import need_of_files
@@ -58,11 +59,19 @@ class LoadPlan:
     """Whether it fits well, and what would make it fit better."""
 
     @classmethod
-    def build(
-        cls, config: EngineConfig, *, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
-    ) -> "LoadPlan":
-        """Check the folders and hold the budgets against what is needed. Raises BadInputError."""
-        return _Planning(config, target, draft, requests).plan()
+    def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
+        """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError."""
+        return _Planning(config, requests).plan()
+
+    @property
+    def target_name(self) -> str:
+        """What people call the target, see `model_name`."""
+        return model_name(self.target.checkpoint.folder)
+
+    @property
+    def draft_name(self) -> str:
+        """What people call the draft, or `substitute` or `none`."""
+        return self.config.draft if self.draft is None else model_name(self.draft.checkpoint.folder)
 
     @property
     def capacity(self) -> int:
@@ -101,21 +110,21 @@ def needs_stages(config: EngineConfig, device: torch.device, residency: Residenc
 class _Planning:
     """The steps of `LoadPlan.build` and what they share."""
 
-    def __init__(
-        self, config: EngineConfig, target: Path, draft: Path | None, requests: Sequence[PromptRequest]
-    ) -> None:
+    def __init__(self, config: EngineConfig, requests: Sequence[PromptRequest]) -> None:
+        assert config.target is not None, "the models have been located"
         self._config = config
         self._device = select_device(config.device)
+        target = Path(config.target)
         self._target = ModelFiles.open(target)
         self._tokenizer = load_tokenizer(target)
         self._draft: ModelFiles | None = None
-        if draft is not None:
+        if config.draft not in ("none", "substitute"):
+            draft = Path(config.draft)
             self._draft = ModelFiles.open(draft)
             check_draft_tokenizer(self._tokenizer, target=target, draft=draft)
         self._context_tokens = self._choose_context(requests)
         shape = config.tree_shape
         self._max_nodes = 1 if config.is_plain else max(shape[0] if shape else default_max_nodes(self._device), 1)
-        self._capacity = self._context_tokens + self._max_nodes
         self._dtype = _DTYPES.get(config.compute_dtype) or self._default_dtype()
 
     def plan(self) -> LoadPlan:

@@ -1,8 +1,8 @@
-"""Puts a session together: from names and budgets to models in memory and a ring that streams.
+"""Loads a session: from folders and budgets to models in memory and a ring that streams.
 
 The order matters: every folder is checked, every byte planned and the budget held against it before the first weight
 is read; then embeddings, draft and resident layers are read, and the ring starts. A load is a generator that says how
-far it is; closing it, or an error, frees everything again. Knows no prompts beyond how long they are.
+far it is; closing it, or an error, frees everything again.
 """
 
 import gc
@@ -24,8 +24,6 @@ from offload.layer_placement import PlacedLayers
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
 from offload.residency_plan import Tier
-from profiles.machine_profile import MachineProfile
-from profiles.pair_profile import PairProfile
 from profiles.steps import finish, relabel
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
@@ -36,9 +34,9 @@ from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
-from runtime.planner.initial_plan import InitialPlan, stream_shape
+from runtime.planner.initial_plan import stream_shape
 from runtime.planner.planner import TreePlanner
-from runtime.planner.stored_profiles import StoredProfiles, find_profiles
+from runtime.planner.stored_profiles import find_profiles
 from runtime.prompts.prompt_file import PromptRequest
 
 
@@ -69,72 +67,41 @@ class OpenSession:
 
 @contextmanager
 def open_session(
-    config: EngineConfig,
-    *,
-    target: Path,
-    draft: Path | None = None,
-    requests: Sequence[PromptRequest] = (),
-    state_folder: Path | None = None,
-    profile: PairProfile | None = None,
-    machine: MachineProfile | None = None,
+    config: EngineConfig, *, requests: Sequence[PromptRequest] = (), state_folder: Path | None = None
 ) -> Generator[OpenSession, None, None]:
     """`load_session` in one go; the session is closed with the context."""
     with ExitStack() as stack:
-        loading = load_session(
-            config,
-            stack,
-            target=target,
-            draft=draft,
-            requests=requests,
-            state_folder=state_folder,
-            profile=profile,
-            machine=machine,
-        )
-        yield finish(loading)
+        yield finish(load_session(config, stack, requests=requests, state_folder=state_folder))
 
 
 def load_session(
     config: EngineConfig,
     stack: ExitStack,
     *,
-    target: Path,
-    draft: Path | None = None,
     requests: Sequence[PromptRequest] = (),
     state_folder: Path | None = None,
-    profile: PairProfile | None = None,
-    machine: MachineProfile | None = None,
 ) -> Generator[LoadProgress, None, OpenSession]:
-    """Load the models in the folders `target` and `draft` (None: substitute or none) within the budgets.
+    """Load the models in the folders that `config` names (see `locate_models`) within the budgets.
 
-    `requests` that will be asked size the caches; in `state_folder` this machine's pinning budget is remembered, and
-    the profiles that calibrating left there are looked for. They, or `profile` of this pair and `machine` where given,
-    say which tree is the first; without them it is a modest one. What was opened is closed with `stack`, whether the
-    load ends or not.
+    `requests` that will be asked size the caches. In `state_folder` this machine's pinning budget is remembered, and
+    the profiles that calibrating left there say which tree is the first; without them it is a modest one. What was
+    opened is closed with `stack`, whether the load ends or not.
 
     Raises:
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
         LinkError: reading failed.
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
-    plan = LoadPlan.build(config, target=target, draft=draft, requests=requests)
-    stored = StoredProfiles(InitialPlan(profile, machine), ())
-    if profile is None and machine is None:
-        stored = find_profiles(plan, state_folder)
-    return (yield from _Load(plan, stack, state_folder, stored).run())
-
-
-def plan_memory(
-    config: EngineConfig, *, target: Path, draft: Path | None = None, requests: Sequence[PromptRequest] = ()
-) -> Placement:
-    """What `open_session` would hold with the same arguments; reads no weights. Raises BadInputError."""
-    return LoadPlan.build(config, target=target, draft=draft, requests=requests).placement
+    plan = LoadPlan.build(config, requests=requests)
+    return (yield from _Load(plan, stack, state_folder).run())
 
 
 class _Load:
     """The steps of `load_session` and what they share."""
 
-    def __init__(self, plan: LoadPlan, stack: ExitStack, state_folder: Path | None, stored: StoredProfiles) -> None:
+    def __init__(self, plan: LoadPlan, stack: ExitStack, state_folder: Path | None) -> None:
         self._plan = plan
+        stored = find_profiles(plan, state_folder)
         self._start, self._profile_notes = stored.start, stored.notes
         self._config = plan.config
         self._reader = stack.enter_context(
@@ -174,7 +141,7 @@ class _Load:
         return OpenSession(session, plan, placement, notes, streamer, link, self._reader)
 
     def _progress(self, what: str, num_bytes: int) -> LoadProgress:
-        """`num_bytes` more have been read."""
+        """Count `num_bytes` more as read."""
         self._num_read += num_bytes
         return LoadProgress(what, self._num_read, self._num_bytes)
 
@@ -219,7 +186,7 @@ class _Load:
         return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
     def _shared_layers(self, placed: PlacedLayers) -> SharedLayers:
-        """The target's resident layers, where a substitute is to use them as they are."""
+        """Return the target's resident layers if a substitute is to use them as they are."""
         if not self._config.share_layers:
             return {}
         slabs = self._plan.target.slabs
@@ -230,7 +197,7 @@ class _Load:
         }
 
     def _planner(self, placed: PlacedLayers, link: CopyEngine) -> TreePlanner:
-        """Plans with the tiers and stages that there are, which memory that ran out may have changed."""
+        """Return a planner for the tiers and stages that there are: memory that ran out may have changed them."""
         plan, start = self._plan, self._start
         substitute_held = None if plan.draft is not None else self._held
         stream = stream_shape(
@@ -252,7 +219,7 @@ class _Load:
 
 
 def _end_token_ids(files: ModelFiles, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: those of generation_config.json, of the model's config and of the tokenizer."""
+    """Return the ids that end an answer: of generation_config.json, of the model's config and of the tokenizer."""
     found: set[int] = set()
     generation: Any = None
     with suppress(OSError, ValueError):  # many folders have no generation_config.json

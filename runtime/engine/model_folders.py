@@ -1,15 +1,13 @@
 """From the names in an `EngineConfig` to folders on this machine: the demo model, a local folder, or a hub name.
 
-Yields what it is about to do before each long step, and how far a download is. Prints nothing and does not look into
-the folders.
+Imports no torch, so that a wrong name is told at once, and does not look into the folders.
 """
 
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from offload.checkpoint.checkpoint import find_model_folder, resolve_model_folder
+from offload.checkpoint.checkpoint import find_model_folder
 from offload.checkpoint.hub_download import watch_download
 from profiles.steps import relabel
 from runtime.engine.demo_model import obtain_demo_model
@@ -26,38 +24,34 @@ def model_name(folder: Path) -> str:
     return folder.name or str(folder)
 
 
-def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, tuple[Path, Path | None]]:
-    """Return the target's folder and that of a separate draft (None for `none` and `substitute`).
+def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str | LoadProgress, None, EngineConfig]:
+    """Return `config` with its models' folders in place of their names; what is missing is downloaded first.
 
-    The hub's own bars show downloads on stderr.
+    Yields what it is about to do before each long step, and how far a download is.
 
     Raises:
         CheckpointError: a name is neither a folder nor a model that the hub delivers.
         DemoModelError: the demo model could not be obtained below `cache_folder`.
     """
     if config.target is None:
-        target = yield from obtain_demo_model(cache_folder)
+        target = str((yield from obtain_demo_model(cache_folder)))
     else:
-        yield f"looking for the target {config.target}"
-        target = resolve_model_folder(config.target)
-    if config.draft in ("none", "substitute"):
-        return target, None
-    yield f"looking for the draft {config.draft}"
-    return target, resolve_model_folder(config.draft)
+        target = yield from _locate("target", config.target)
+    draft = config.draft
+    if draft not in ("none", "substitute"):
+        draft = yield from _locate("draft", draft)
+    return replace(config, target=target, draft=draft)
 
 
-def locate_models_in_sight(
-    config: EngineConfig, *, cache_folder: Path
-) -> Generator[str | LoadProgress, None, tuple[Path, Path | None]]:
-    """The same for whoever shows downloads: yields their progress too. Raises what `locate_models` does."""
-    downloaded: dict[str, Any] = {}
-    for role in ("target", "draft"):
-        name = getattr(config, role)
-        if name not in (None, "none", "substitute") and find_model_folder(name) is None:
-            yield f"looking for the {role} {name}"
-            downloaded[role] = str((yield from _download_in_sight(name)))
-    return (yield from locate_models(replace(config, **downloaded), cache_folder=cache_folder))
+def _locate(role: str, name: str) -> Generator[str | LoadProgress, None, str]:
+    yield f"looking for the {role} {name}"
+    folder = find_model_folder(name)
+    if folder is None:
+        downloading = watch_download(name)
+        folder = yield from relabel(downloading, lambda sizes: LoadProgress(f"downloading {name}", *sizes))
+    return str(folder.absolute())  # a folder may be called "none"
 
 
-def _download_in_sight(name: str) -> Generator[LoadProgress, None, Path]:
-    return relabel(watch_download(name), lambda sizes: LoadProgress(f"downloading {name}", *sizes))
+def said(step: str | LoadProgress) -> str | None:
+    """Return a step that is a sentence, for `relabel`; None for how far a download is."""
+    return step if isinstance(step, str) else None

@@ -17,7 +17,8 @@ import torch
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.loading import OpenSession, open_session, plan_memory
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim
@@ -57,8 +58,8 @@ def layer_bytes(folder: Path) -> int:
 
 
 @functools.cache
-def fixed_bytes(config: EngineConfig, folder: Path, draft: Path | None) -> int:
-    return plan_memory(config, target=folder, draft=draft).fixed_bytes
+def fixed_bytes(config: EngineConfig) -> int:
+    return LoadPlan.build(config).placement.fixed_bytes
 
 
 def config_of(
@@ -69,14 +70,15 @@ def config_of(
     config = EngineConfig(target=str(folder), draft=str(draft), **options)
     if num_residents is None:
         return config
-    fixed = fixed_bytes(config, folder, draft if isinstance(draft, Path) else None)
-    return replace(config, device_memory_bytes=fixed + (config.ring_slots + num_residents) * layer_bytes(folder))
+    return replace(
+        config, device_memory_bytes=fixed_bytes(config) + (config.ring_slots + num_residents) * layer_bytes(folder)
+    )
 
 
 @contextmanager
 def opened_on(folder: Path, *, draft: Path | str = "none", **settings: Any) -> Iterator[OpenSession]:
     config = config_of(folder, draft=draft, **settings)
-    with open_session(config, target=folder, draft=draft if isinstance(draft, Path) else None) as opened:
+    with open_session(config) as opened:
         yield opened
 
 

@@ -84,24 +84,20 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
 
 
 def loading_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
-    """A module for the place of `runtime.engine.loading`: its sessions answer with `generate`.
+    """A module for the place of `runtime.engine.loading` and `load_plan`: its sessions answer with `generate`.
 
     `module.opened` lists the configs that were opened.
     """
     module = ModuleType("runtime.engine.loading")
     module.opened = []
 
-    def load_session(config, stack, *, target, draft=None, requests=(), state_folder=None):
+    def load_session(config, stack, *, requests=(), state_folder=None):
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
         plan = SimpleNamespace(fit=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
         session = SimpleNamespace(generate=generate)
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=())
 
-    def plan_memory(config, *, target, draft=None, requests=()) -> Placement:
-        return PLACEMENT
-
-    module.plan_memory = plan_memory
-
+    module.LoadPlan = SimpleNamespace(build=lambda config, *, requests=(): SimpleNamespace(placement=PLACEMENT))
     module.load_session = load_session
     return module

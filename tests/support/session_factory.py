@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.events import Finished
@@ -43,7 +44,6 @@ def open_tiny(
     **settings: object,
 ) -> Generator[OpenSession, None, None]:
     """A session on `target`; `num_residents` sets the budget so that exactly so many layers stay resident."""
-    folder = draft if isinstance(draft, Path) else None
     options: dict[str, Any] = {
         "context_tokens": CONTEXT_TOKENS,
         "draft": str(draft),
@@ -53,12 +53,11 @@ def open_tiny(
     options |= settings
     budget = None
     if num_residents is not None:
-        with open_session(EngineConfig(target=str(target), **options), target=target, draft=folder) as whole:
-            fixed_bytes = whole.placement.fixed_bytes
+        fixed_bytes = LoadPlan.build(EngineConfig(target=str(target), **options)).placement.fixed_bytes
         slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).slabs.layouts)
         budget = fixed_bytes + (int(options.get("ring_slots", 2)) + num_residents) * slab_bytes
     config = EngineConfig(target=str(target), device_memory_bytes=budget, **options)
-    with open_session(config, target=target, draft=folder) as opened:
+    with open_session(config) as opened:
         yield opened
 
 

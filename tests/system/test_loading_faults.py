@@ -13,7 +13,8 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from profiles.errors import OverstoryError
-from runtime.engine.loading import load_session, plan_memory
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import load_session
 from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support.fault_injection import ASKED, Faults, needs_preadv, raise_io_error, what_is_open
@@ -31,7 +32,7 @@ def mixed_config(folder: Path) -> EngineConfig:
     """One layer resident, two in host memory, one on disk."""
     config = config_of(folder, link="1GB/s", device_memory_bytes=0, host_memory_bytes=100_000)
     slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts)
-    fixed_bytes = plan_memory(config, target=folder).fixed_bytes
+    fixed_bytes = LoadPlan.build(config).placement.fixed_bytes
     return config_of(folder, link="1GB/s", device_memory_bytes=fixed_bytes + 3 * slab_bytes, host_memory_bytes=100_000)
 
 
@@ -40,7 +41,7 @@ def test_a_load_may_be_closed_at_every_step(folder: Path) -> None:
     config, num_steps = mixed_config(folder), 0
     while True:
         with ExitStack() as stack:
-            loading = load_session(config, stack, target=folder)
+            loading = load_session(config, stack)
             try:
                 for _ in range(num_steps):
                     next(loading)
@@ -80,7 +81,7 @@ def test_ctrl_c_in_the_middle_of_a_load_frees_everything(
     config = mixed_config(folder)
     monkeypatch.setattr(threading.Event, "wait", interrupted_wait)
     with ExitStack() as stack, pytest.raises(KeyboardInterrupt):
-        loading = load_session(config, stack, target=folder)
+        loading = load_session(config, stack)
         while True:
             next(loading)
     monkeypatch.undo()
@@ -120,7 +121,7 @@ def test_a_read_error_while_loading_is_a_sentence_and_the_next_load_works(
     before = what_is_open()
     faults.soon(at_read, raise_io_error)
     with ExitStack() as stack, pytest.raises(OverstoryError, match="Input/output error"):
-        loading = load_session(mixed_config(folder), stack, target=folder)
+        loading = load_session(mixed_config(folder), stack)
         while True:
             next(loading)
     assert what_is_open() == before

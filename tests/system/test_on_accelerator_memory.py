@@ -5,13 +5,13 @@ import gc
 import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 
 from offload.errors import BudgetError
-from runtime.engine.loading import OpenSession, load_session, open_session, plan_memory
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import OpenSession, load_session, open_session
 from runtime.engine_config import EngineConfig
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
@@ -37,15 +37,13 @@ CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check
 
 
-def load_with_less_room(
-    config: EngineConfig, folder: Path, draft: Path | None, stack: ExitStack, room: int
-) -> OpenSession:
+def load_with_less_room(config: EngineConfig, stack: ExitStack, room: int) -> OpenSession:
     """Open a session on a device that has room for `room` bytes of resident layers, and not for the planned ones."""
     empty_device_cache()  # or the ring might lie in larger blocks, of what an earlier session left
-    loading = load_session(config, stack, target=folder, draft=draft)
+    loading = load_session(config, stack)
     while next(loading).what != "layers":
         pass
-    _embeddings, *late = plan_memory(config, target=folder, draft=draft).fixed
+    _embeddings, *late = LoadPlan.build(config).placement.fixed
     late_bytes = sum(entry.num_bytes for entry in late)
     sim.set_capacity_bytes(allocated_bytes() + late_bytes + room)
     return drained(loading)[1]
@@ -67,7 +65,7 @@ def device_runs_out_at_resident(number: int, host_layers: int, has_draft: bool) 
     size, draft = layer_bytes(folder), folder if has_draft else None
     config = config_of(folder, num_residents=3, host_memory_bytes=host_layers * size, draft=draft or "none", tree="8x4")
     with capacity_restored(), ExitStack() as stack:
-        opened = load_with_less_room(config, folder, draft, stack, number * size + size // 2)
+        opened = load_with_less_room(config, stack, number * size + size // 2)
         residents, hosts, disks = num_tiers(opened)
         assert residents == number
         assert (hosts, disks) == (min(6 - number, host_layers), max(0, 6 - number - host_layers))
@@ -95,7 +93,7 @@ def no_room_for_the_ring_is_a_sentence() -> None:
         sim.set_capacity_bytes(before + layer_bytes(folder))
         with (
             pytest.raises(BudgetError, match=r"ring of 2 layer slots.*--device-memory") as caught,
-            open_session(config, target=folder),
+            open_session(config),
         ):
             pass
         assert "\n" not in str(caught.value)
@@ -109,7 +107,7 @@ def no_room_for_embeddings_is_a_sentence() -> None:
     with capacity_restored():
         config = config_of(folder, num_residents=0)
         sim.set_capacity_bytes(before + 2 * layer_bytes(folder) + 8192)
-        with pytest.raises(BudgetError, match=r"embeddings.*--device-memory"), open_session(config, target=folder):
+        with pytest.raises(BudgetError, match=r"embeddings.*--device-memory"), open_session(config):
             pass
     assert allocated_bytes() == before
 
@@ -123,7 +121,7 @@ def no_room_for_a_draft_is_a_sentence() -> None:
         sim.set_capacity_bytes(before + 5 * layer_bytes(folder))
         with (
             pytest.raises(BudgetError, match=r"draft.*--device-memory"),
-            open_session(config, target=folder, draft=folder),
+            open_session(config),
         ):
             pass
     assert allocated_bytes() == before
@@ -167,7 +165,7 @@ def a_load_may_be_closed_at_every_step() -> None:
     num_steps = 0
     while True:
         with ExitStack() as stack:
-            loading = load_session(config, stack, target=folder)
+            loading = load_session(config, stack)
             try:
                 for _ in range(num_steps):
                     next(loading)

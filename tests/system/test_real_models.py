@@ -33,7 +33,7 @@ def questions() -> list[PromptRequest]:
 @pytest.fixture(scope="module")
 def tree_session(demo_folder: Path) -> Iterator[OpenSession]:
     """Every layer streamed from disk, substitute draft."""
-    with open_session(replace(CONFIG, tree="24x8", device_memory_bytes=0), target=demo_folder) as opened:
+    with open_session(replace(CONFIG, target=str(demo_folder), tree="24x8", device_memory_bytes=0)) as opened:
         yield opened
 
 
@@ -41,7 +41,7 @@ def test_the_tree_writes_what_plain_streaming_writes(
     tree_session: OpenSession, demo_folder: Path, questions: list[PromptRequest]
 ) -> None:
     assert tree_session.placement.num_disk_layers == 30
-    with open_session(replace(CONFIG, draft="none", device_memory_bytes=0), target=demo_folder) as plain:
+    with open_session(replace(CONFIG, target=str(demo_folder), draft="none", device_memory_bytes=0)) as plain:
         for question in questions:
             expected, expected_tokens = answer(plain, question)
             found, found_tokens = answer(tree_session, question)

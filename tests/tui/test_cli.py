@@ -26,7 +26,8 @@ def install(monkeypatch):
 
     def install_generate(generate=echo):
         module = loading_of(generate)
-        monkeypatch.setitem(sys.modules, "runtime.engine.loading", module)
+        for name in ("loading", "load_plan"):
+            monkeypatch.setitem(sys.modules, f"runtime.engine.{name}", module)
         return module
 
     return install_generate

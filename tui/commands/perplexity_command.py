@@ -6,17 +6,17 @@ Progress goes to stderr, one JSON line to stdout. Does not know how anything is 
 import json
 import sys
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from tui.command_options import EngineOptions, Quiet, with_option_groups
 from tui.environment import cache_folder, packaged_prompts
-from tui.report import measurement_table, progress_console
-from tui.session_opening import announce
+from tui.report import measurement_table, progress_console, show_load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,27 +43,26 @@ def perplexity(
     content = _read_text(path)
     from runtime.engine.model_folders import locate_models
 
-    target, _ = announce(locate_models(engine.to_config(), cache_folder=cache_folder()), console)
-    record = _measure(engine, target, content, console, is_compared=beside_transformers)
+    config = show_load(locate_models(engine.to_config(), cache_folder=cache_folder()), console)
+    record = _measure(config, content, console, is_compared=beside_transformers)
     console.print(measurement_table(record, title="perplexity"))
-    sys.stdout.write(json.dumps({**record, "target": str(target), "text": str(path)}) + "\n")
+    sys.stdout.write(json.dumps({**record, "target": config.target, "text": str(path)}) + "\n")
     return 0
 
 
-def _measure(
-    engine: EngineOptions, target: Path, content: str, console: "Console", *, is_compared: bool
-) -> dict[str, Any]:
+def _measure(config: EngineConfig, content: str, console: "Console", *, is_compared: bool) -> dict[str, Any]:
     """One after the other, so that both models are never in memory at the same time."""
     from runtime.bench.perplexity import streamed_perplexity, text_request, tokenize_text, transformers_perplexity
     from runtime.engine.loading import open_session
 
-    config = replace(engine.to_config(), target=str(target))
-    with open_session(config, target=target, requests=[text_request(content)]) as opened:
+    with open_session(config, requests=[text_request(content)]) as opened:
         token_ids = tokenize_text(opened, content)
         streamed = _finish(streamed_perplexity(opened, token_ids), console, "streamed")
     record: dict[str, Any] = asdict(streamed)
     if is_compared:
-        whole = _finish(transformers_perplexity(target, token_ids), console, "transformers")
+        whole = _finish(
+            transformers_perplexity(opened.plan.target.checkpoint.folder, token_ids), console, "transformers"
+        )
         record["transformers_perplexity"] = whole.perplexity
         record["transformers_seconds"] = whole.seconds
         record["relative_difference"] = streamed.perplexity / whole.perplexity - 1

@@ -94,7 +94,7 @@ def test_a_profile_that_a_calibration_left_is_what_is_validated(
         return replace(PAIR, device=device, target=target, draft=draft, compute_dtype="float32", acceptance=(table,))
 
     config = config_of(folders)
-    with open_session(replace(config, link="1MB/s"), target=folders[0], draft=folders[1]) as opened:
+    with open_session(replace(config, link="1MB/s")) as opened:
         save_pair_profile(tmp_path, keep(opened))
     *steps, report = run_validation(
         config, PROMPTS, calibration_requests=OTHERS, links=["1MB/s"], cache_folder=tmp_path, num_turns=1

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 def build(folder: Path, **settings: Any) -> LoadPlan:
     config = EngineConfig(**({"target": str(folder), "draft": "none", "context_tokens": 64} | settings))
-    return LoadPlan.build(config, target=folder, draft=None, requests=())
+    return LoadPlan.build(config)
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_an_emulated_link_has_stages_where_a_disk_is_behind_it(
 
 
 def test_a_device_that_is_not_here_is_refused_before_any_folder_is_opened() -> None:
-    config = EngineConfig(device="nosuch:0")
+    config = EngineConfig(target="/nowhere", device="nosuch:0")
     with pytest.raises(BadInputError, match="there is no device of type 'nosuch' here"):
-        LoadPlan.build(config, target=Path("/nowhere"), draft=None, requests=())
+        LoadPlan.build(config)
 
 
 def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, accelerator: None) -> None:

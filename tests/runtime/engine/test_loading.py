@@ -10,12 +10,11 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.loading import load_session, open_session, plan_memory
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import load_session, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import TokenizerMismatchError
-from runtime.planner.initial_plan import NO_PROFILE
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
-from tests.support.profile_factory import PAIR
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 
@@ -74,7 +73,7 @@ def test_a_budget_below_the_fixed_memory_is_refused_with_what_needs_it(folder: P
     config = EngineConfig(target=str(folder), device_memory_bytes=1000, draft="none")
     with (
         pytest.raises(BudgetError, match="embeddings, norm and head") as caught,
-        open_session(config, target=folder),
+        open_session(config),
     ):
         pass
     assert "--device-memory" in str(caught.value)
@@ -89,7 +88,7 @@ def test_a_draft_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path
 def test_the_context_is_what_the_longest_request_needs(folder: Path) -> None:
     requests = [request("the cat", max_new_tokens=5), request("the cat and the dog", max_new_tokens=40)]
     config = EngineConfig(target=str(folder), draft="none")
-    with open_session(config, target=folder, requests=requests) as opened:
+    with open_session(config, requests=requests) as opened:
         num_prompt = len(opened.session.format_prompt(requests[1]))
         assert opened.session.engine.context_tokens == num_prompt + 41
         assert answer(opened, requests[1])[0].finish_reason == "length"
@@ -132,12 +131,12 @@ def test_a_substitute_may_share_the_layers_that_are_resident_anyway(folder: Path
 def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:
     """The budget that holds one layer beside an int8 copy of all holds more when residents need no copy."""
     config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=128, tree="8x4")
-    whole = plan_memory(config, target=folder)
+    whole = LoadPlan.build(config).placement
     budget = whole.fixed_bytes + int(3.9 * whole.resident_bytes / 4)
     counts = []
     for share_layers in (False, True):
         limited = replace(config, share_layers=share_layers, device_memory_bytes=budget)
-        with open_session(limited, target=folder) as opened:
+        with open_session(limited) as opened:
             counts.append(opened.placement.num_resident_layers)
             assert opened.placement.device_bytes <= budget
             text = answer(opened, request())[1]
@@ -149,7 +148,7 @@ def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:
 def test_a_load_says_how_far_it_is_and_ends_at_its_total(folder: Path) -> None:
     config = EngineConfig(target=str(folder), context_tokens=64, draft_format="int8")
     with ExitStack() as stack:
-        steps = list(load_session(config, stack, target=folder))
+        steps = list(load_session(config, stack))
     done = [step.num_done_bytes for step in steps]
     assert done == sorted(done)
     assert done[0] == 0
@@ -161,26 +160,11 @@ def test_a_load_says_how_far_it_is_and_ends_at_its_total(folder: Path) -> None:
 def test_a_load_can_be_given_up_at_any_step(folder: Path, num_steps: int) -> None:
     threads = threading.active_count()
     with ExitStack() as stack:
-        loading = load_session(EngineConfig(target=str(folder), context_tokens=64), stack, target=folder)
+        loading = load_session(EngineConfig(target=str(folder), context_tokens=64), stack)
         for _ in range(num_steps):
             next(loading)
         loading.close()
     assert threading.active_count() == threads
-
-
-def test_with_profiles_the_first_tree_is_planned_and_without_a_note_says_so(folder: Path) -> None:
-    config = EngineConfig(target=str(folder), draft_format="int8", context_tokens=400, link="1MB/s")
-    with open_session(config, target=folder, profile=PAIR) as opened:
-        planner = opened.session.engine.planner
-        assert planner.choice is not None
-        assert planner.shape(max_levels=400) == planner.choice.shape()
-        assert planner.costs is not None
-        assert planner.costs.draft_step_seconds is not None
-        assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure
-        assert NO_PROFILE not in opened.notes
-    with open_session(config, target=folder) as opened:
-        assert opened.session.engine.planner.choice is None
-        assert opened.notes[-1] == NO_PROFILE
 
 
 def test_every_temperature_a_session_is_asked_at_is_planned_for(folder: Path) -> None:

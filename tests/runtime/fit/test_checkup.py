@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offload.errors import CheckpointError
-from runtime.engine.loading import plan_memory
+from runtime.engine.load_plan import LoadPlan
 from runtime.engine_config import EngineConfig
 from runtime.fit import checkup
 from runtime.fit.checkup import check_up, find_folder, question_of_files, question_of_shapes
@@ -52,9 +52,8 @@ def test_a_model_that_cannot_be_used_stops_before_anything_is_measured(made, tmp
 @pytest.mark.parametrize("draft", ["none", "substitute", "separate"])
 def test_the_question_is_what_a_session_would_hold(folder, draft):
     config = EngineConfig(target=str(folder), draft=str(folder) if draft == "separate" else draft)
-    draft_folder = folder if draft == "separate" else None
-    question = question_of_files(CPU, config, folder, draft_folder)
-    planned = plan_memory(config, target=folder, draft=draft_folder)
+    question = question_of_files(CPU, config, folder, folder if draft == "separate" else None)
+    planned = LoadPlan.build(config).placement
     assert question.need.fixed_bytes == planned.fixed_bytes
 
 

@@ -6,7 +6,7 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
-from runtime.engine.loading import plan_memory
+from runtime.engine.load_plan import LoadPlan
 from runtime.engine_config import DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import layer_formats, need_of_files
 from runtime.fit.place import MachineMemory, place
@@ -42,9 +42,12 @@ def test_the_fixed_memory_is_what_a_session_plans(folder, qwen, draft):
     """The check must not refuse what a session accepts, or the other way round."""
     is_separate = draft in ("int8", "stored")
     config = EngineConfig(
-        draft="x/y" if is_separate else draft, draft_format=draft if is_separate else "int8", context_tokens=64
+        target=str(folder),
+        draft=str(qwen) if is_separate else draft,
+        draft_format=draft if is_separate else "int8",
+        context_tokens=64,
     )
-    planned = plan_memory(config, target=folder, draft=qwen if is_separate else None)
+    planned = LoadPlan.build(config).placement
     need = need_of(config, folder, qwen if is_separate else None)
     assert need.fixed_entries() == planned.fixed
     assert need.fixed_bytes == planned.fixed_bytes
@@ -91,8 +94,8 @@ def test_a_shape_needs_what_the_folder_of_that_shape_needs(folder):
 def test_layers_lie_where_a_session_puts_them(folder, spare_slabs):
     need = need_of(EngineConfig(draft="none"), folder)
     budget = need.fixed_bytes + need.ring_bytes + spare_slabs * max(need.layers.layer_bytes)
-    config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
-    planned = plan_memory(config, target=folder)
+    config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device_memory_bytes=budget)
+    planned = LoadPlan.build(config).placement
     machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
     placement = place(need, machine)
     counts = (planned.num_resident_layers, planned.num_host_layers, planned.num_disk_layers)
@@ -104,8 +107,8 @@ def test_a_session_is_refused_where_the_check_says_so_and_not_before(folder):
     need = need_of(EngineConfig(draft="none"), folder)
     least = need.fixed_bytes + need.ring_bytes
     for budget, can_run in ((least, True), (least - 1, False)):
-        config = EngineConfig(draft="none", context_tokens=64, device_memory_bytes=budget)
+        config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device_memory_bytes=budget)
         machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
         assert place(need, machine).can_run is can_run
         with nullcontext() if can_run else pytest.raises(BudgetError):
-            plan_memory(config, target=folder)
+            LoadPlan.build(config)

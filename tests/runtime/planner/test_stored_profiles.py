@@ -33,7 +33,7 @@ def config_of(folders: tuple[Path, Path], **options: object) -> EngineConfig:
 
 
 def plan_of(folders: tuple[Path, Path], **options: object) -> LoadPlan:
-    return LoadPlan.build(config_of(folders, **options), target=folders[0], draft=folders[1], requests=())
+    return LoadPlan.build(config_of(folders, **options))
 
 
 def profile_of(plan: LoadPlan) -> PairProfile:
@@ -52,23 +52,24 @@ def test_a_session_starts_with_the_tree_that_the_profiles_plan(folders: tuple[Pa
     save_pair_profile(tmp_path, profile_of(plan_of(folders)))
     save_machine(tmp_path)
     config = config_of(folders)
-    with open_session(config, target=folders[0], draft=folders[1], state_folder=tmp_path) as opened:
+    with open_session(config, state_folder=tmp_path) as opened:
         assert opened.notes == ()
-        choice = opened.session.engine.planner.choice
-        assert choice is not None and choice.num_nodes > 1
-        topology = opened.session.engine.planner.topology(max_levels=64)
-        assert topology.num_nodes == choice.num_nodes
+        planner = opened.session.engine.planner
+        assert planner.choice is not None and planner.choice.num_nodes > 1
+        assert planner.shape(max_levels=64) == planner.choice.shape()
+        assert planner.costs is not None and planner.costs.draft_step_seconds is not None
+        assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure
 
 
 def test_without_a_profile_the_session_says_what_it_starts_from(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with open_session(config_of(folders), target=folders[0], draft=folders[1], state_folder=tmp_path) as opened:
+    with open_session(config_of(folders), state_folder=tmp_path) as opened:
         assert opened.notes == (NO_PROFILE,)
 
 
 def test_a_changed_draft_makes_the_profile_stale_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     profile = profile_of(plan_of(folders))
     save_pair_profile(tmp_path, replace(profile, draft=replace(profile.draft, content_digest="cc" * 16)))
-    with open_session(config_of(folders), target=folders[0], draft=folders[1], state_folder=tmp_path) as opened:
+    with open_session(config_of(folders), state_folder=tmp_path) as opened:
         stale, start = opened.notes
     assert "draft" in stale and "overstory calibrate" in stale
     assert start == NO_PROFILE

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -18,21 +18,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import relabel
-from runtime.engine.model_folders import model_name
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError, PromptTooLongError
+from runtime.events import LoadProgress
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
 from runtime.sampling_params import SamplingParams
 from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import Answer, Failed, Loaded, Loading, LoadModel, PassRunning, Report, to_line
-from tui.environment import cache_folder, quieten_libraries
+from tui.environment import quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.engine.loading import OpenSession
-    from runtime.events import LoadProgress
 
 TICK_SECONDS = 0.1
 """How often the app hears where a pass is."""
@@ -86,7 +85,10 @@ class EngineHost:
         config = with_fields(EngineConfig, {"lookup": "on", **request.config})
         begun = time.perf_counter()
         with ExitStack() as stack:
-            loading = load_models(config, stack)
+            self._say(Loading("starting the libraries", 0, 0, 0.0))
+            from tui.session_opening import load_models
+
+            loading = relabel(load_models(config, stack), _load_step)
             while not self._inbox.is_load_outdated:
                 try:
                     what, num_done, num_bytes = next(loading)
@@ -122,22 +124,7 @@ class EngineHost:
             self._model = None
 
 
-def load_models(config: EngineConfig, stack: ExitStack) -> Generator[tuple[str, int, int], None, "OpenSession"]:
-    """Find and load the models, closed with `stack`; yields (what, bytes read, bytes to read)."""
-    yield "starting the libraries", 0, 0
-    from runtime.engine.model_folders import locate_models_in_sight
-    from tui.session_opening import uncollected
-
-    with uncollected("runtime.engine.loading"):
-        from runtime.engine.loading import load_session
-
-    finding = locate_models_in_sight(config, cache_folder=cache_folder())
-    target, draft = yield from relabel(finding, _load_step)
-    loading = load_session(config, stack, target=target, draft=draft, state_folder=cache_folder())
-    return (yield from relabel(loading, _load_step))
-
-
-def _load_step(step: "str | LoadProgress") -> tuple[str, int, int]:
+def _load_step(step: str | LoadProgress) -> tuple[str, int, int]:
     return (step, 0, 0) if isinstance(step, str) else (step.what, step.num_done_bytes, step.num_bytes)
 
 
@@ -145,8 +132,8 @@ def loaded(opened: "OpenSession") -> Loaded:
     """What the app is told of a session that is open."""
     plan, placement, engine = opened.plan, opened.placement, opened.session.engine
     return Loaded(
-        target=model_name(plan.target.checkpoint.folder),
-        draft=plan.config.draft if plan.draft is None else model_name(plan.draft.checkpoint.folder),
+        target=plan.target_name,
+        draft=plan.draft_name,
         device=str(plan.device),
         context_tokens=engine.context_tokens,
         num_layers=opened.streamer.num_layers,
