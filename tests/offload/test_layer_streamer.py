@@ -1,10 +1,11 @@
 """The ring against the pipeline recurrence on a virtual clock, its order, its states and its misuse."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings, strategies
+from hypothesis.strategies import DrawFn
 
 from offload.copying.emulated_link import EmulatedLink
 from offload.layer_streamer import LayerStreamer, SlotState
@@ -25,20 +26,21 @@ class Scenario:
         return [seconds is None for seconds in self.parts.copy_seconds]
 
 
-def random_scenario(seed: int) -> Scenario:
-    rng = random.Random(seed)
-    num_layers = rng.randint(1, 12)
-    resident_share = rng.choice([0.0, 0.0, 0.3, 0.8, 1.0])
-    copy_scale, compute_scale = rng.choice([(1, 1), (10, 1), (1, 10)])
+SECONDS = strategies.integers(0, 640).map(lambda ticks: ticks / 64)
+
+
+@strategies.composite
+def scenarios(draw: DrawFn) -> Scenario:
+    """Any pipeline of up to 12 layers; fast links and slow ones, and times whose sums are exact."""
+    copy_seconds = draw(strategies.lists(strategies.none() | SECONDS, min_size=1, max_size=12))
+    num_layers = len(copy_seconds)
     parts = PipelineParts(
-        copy_seconds=tuple(
-            None if rng.random() < resident_share else copy_scale * rng.random() for _ in range(num_layers)
-        ),
-        compute_seconds=tuple(rng.choice([0.0, compute_scale * rng.random()]) for _ in range(num_layers)),
-        num_slots=rng.randint(2, 6),
-        between_passes_seconds=rng.choice([0.0, rng.random(), 30.0]),
+        copy_seconds=tuple(copy_seconds),
+        compute_seconds=tuple(draw(strategies.lists(SECONDS, min_size=num_layers, max_size=num_layers))),
+        num_slots=draw(strategies.integers(2, 6)),
+        between_passes_seconds=draw(SECONDS | strategies.just(30.0)),
     )
-    return Scenario(parts, num_passes=rng.randint(1, 5))
+    return Scenario(parts, num_passes=draw(strategies.integers(1, 5)))
 
 
 def drive(streamer: LayerStreamer, scenario: Scenario, clock: VirtualClock) -> list[list[tuple[float, float]]]:
@@ -59,9 +61,9 @@ def drive(streamer: LayerStreamer, scenario: Scenario, clock: VirtualClock) -> l
     return passes
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_the_schedule_is_exactly_that_of_the_pipeline_model(seed: int) -> None:
-    scenario = random_scenario(seed)
+@given(scenarios())
+@settings(max_examples=300)
+def test_the_schedule_is_exactly_that_of_the_pipeline_model(scenario: Scenario) -> None:
     parts = scenario.parts
     clock = VirtualClock()
     link = ExclusiveLink(clock, {i + 1: tau for i, tau in enumerate(parts.copy_seconds) if tau is not None})
@@ -80,11 +82,11 @@ def test_the_schedule_is_exactly_that_of_the_pipeline_model(seed: int) -> None:
     assert link.intervals[: len(copies)] == copies
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_an_emulated_link_follows_the_pipeline_model_too(seed: int) -> None:
+@given(scenarios())
+@settings(max_examples=60)
+def test_an_emulated_link_follows_the_pipeline_model_too(drawn: Scenario) -> None:
     """With the real EmulatedLink, each layer's tau is latency + bytes / bandwidth."""
     link_spec = LinkSpeed(bytes_per_second=7.0, latency_seconds=0.3)
-    drawn = random_scenario(seed)
     copy_seconds = tuple(
         None if tau is None else link_spec.copy_seconds(index + 1) for index, tau in enumerate(drawn.parts.copy_seconds)
     )

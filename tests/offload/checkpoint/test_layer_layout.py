@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
 from offload.checkpoint.layer_layout import MAX_GAP_BYTES, TENSOR_ALIGNMENT_BYTES, LayerLayout, SlabRange, layout_layer
 from offload.units import PAGE_BYTES
@@ -63,26 +61,26 @@ def random_entries(source: random.Random, *, alignment: int) -> tuple[dict[str, 
     return dict(source.sample(list(entries.items()), len(entries))), contents
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_page_wise_and_exact_reads_both_put_the_files_bytes_under_every_tensor(seed):
-    entries, contents = random_entries(random.Random(seed), alignment=4)
-    layout = layout_layer(entries)
-    assert layout.is_phase_aligned and layout.slab_bytes % PAGE_BYTES == 0
-    assert layout.payload_bytes == sum(stored.num_bytes for stored in entries.values())
-    assert_tensors_are_there(layout, entries, read_by_pages(layout, contents), contents)
-    assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
+def test_page_wise_and_exact_reads_both_put_the_files_bytes_under_every_tensor():
+    for seed in range(40):
+        entries, contents = random_entries(random.Random(seed), alignment=4)
+        layout = layout_layer(entries)
+        assert layout.is_phase_aligned and layout.slab_bytes % PAGE_BYTES == 0
+        assert layout.payload_bytes == sum(stored.num_bytes for stored in entries.values())
+        assert_tensors_are_there(layout, entries, read_by_pages(layout, contents), contents)
+        assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_tensors_at_odd_offsets_get_a_range_each_and_no_page_wise_reads(seed):
-    entries, contents = random_entries(random.Random(seed), alignment=1)
-    entries["odd"] = entry(7, 16)
-    layout = layout_layer(entries)
-    assert not layout.is_phase_aligned
-    assert all(tensor.slab_offset % TENSOR_ALIGNMENT_BYTES == 0 for tensor in layout.tensors)
-    assert len(layout.ranges) == sum(stored.num_bytes > 0 for stored in entries.values())
-    assert layout.slab_bytes % PAGE_BYTES == 0
-    assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
+def test_tensors_at_odd_offsets_get_a_range_each_and_no_page_wise_reads():
+    for seed in range(20):
+        entries, contents = random_entries(random.Random(seed), alignment=1)
+        entries["odd"] = entry(7, 16)
+        layout = layout_layer(entries)
+        assert not layout.is_phase_aligned
+        assert all(tensor.slab_offset % TENSOR_ALIGNMENT_BYTES == 0 for tensor in layout.tensors)
+        assert len(layout.ranges) == sum(stored.num_bytes > 0 for stored in entries.values())
+        assert layout.slab_bytes % PAGE_BYTES == 0
+        assert_tensors_are_there(layout, entries, read_exactly(layout, contents), contents)
 
 
 def test_a_layer_that_lies_together_is_one_range_at_its_own_phase():

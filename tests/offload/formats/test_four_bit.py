@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from itertools import product
+
 import bitsandbytes.functional as bnb
 import pytest
 import torch
@@ -30,36 +33,31 @@ def quantize_by_bitsandbytes(
     return bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
 
 
-@pytest.mark.parametrize("is_nested", [False, True])
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_quantizing_equals_bitsandbytes_own_bit_for_bit(
-    shape: tuple[int, int], dtype: torch.dtype, quant_type: str, is_nested: bool
-) -> None:
-    matrix = random_matrix(*shape, dtype)
-    codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
-    weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
-    assert torch.equal(weight.parts[""], codes.view(-1))
-    assert torch.equal(weight.parts[".absmax"], state.absmax)
-    assert weight.format.num_blocks == state.absmax.numel()
-    assert weight.format.is_nested == is_nested
-    if is_nested:
-        assert torch.equal(weight.parts[".nested_absmax"], state.state2.absmax)
-        assert weight.format.nested_offset == state.offset.item()
+def grid() -> Iterator[tuple[torch.Tensor, str, bool]]:
+    """(matrix, type, whether the scales are quantized too) of every kind."""
+    for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16, torch.float16)):
+        for quant_type, is_nested in product(("nf4", "fp4"), (False, True)):
+            yield random_matrix(*shape, dtype), quant_type, is_nested
 
 
-@pytest.mark.parametrize("is_nested", [False, True])
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(
-    shape: tuple[int, int], dtype: torch.dtype, quant_type: str, is_nested: bool, kernel: str
-) -> None:
-    matrix = random_matrix(*shape, dtype)
-    codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
-    weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
-    assert torch.equal(weight.dequantize(dtype), bnb.dequantize_4bit(codes, state))
+def test_quantizing_equals_bitsandbytes_own_bit_for_bit() -> None:
+    for matrix, quant_type, is_nested in grid():
+        codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
+        weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+        assert torch.equal(weight.parts[""], codes.view(-1))
+        assert torch.equal(weight.parts[".absmax"], state.absmax)
+        assert weight.format.num_blocks == state.absmax.numel()
+        assert weight.format.is_nested == is_nested
+        if is_nested:
+            assert torch.equal(weight.parts[".nested_absmax"], state.state2.absmax)
+            assert weight.format.nested_offset == state.offset.item()
+
+
+def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(kernel: str) -> None:
+    for matrix, quant_type, is_nested in grid():
+        codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
+        weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+        assert torch.equal(weight.dequantize(matrix.dtype), bnb.dequantize_4bit(codes, state))
 
 
 def test_a_matrix_of_many_chunks_and_nested_blocks_equals_bitsandbytes_own(kernel: str) -> None:
@@ -82,10 +80,10 @@ def test_a_product_equals_that_of_the_dequantized_matrix(
 ) -> None:
     weight = FourBitWeight.quantize(random_matrix(96, 130), policy)
     inputs, bias = torch.randn(2, num_tokens, 130).to(compute), torch.randn(96).to(compute)
-    product = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
+    found = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
     expected = F.linear(inputs, weight.dequantize(compute), bias)
-    assert product.dtype == compute
-    torch.testing.assert_close(product, expected, rtol=2e-2 if compute == torch.bfloat16 else 1e-5, atol=1e-2)
+    assert found.dtype == compute
+    torch.testing.assert_close(found, expected, rtol=2e-2 if compute == torch.bfloat16 else 1e-5, atol=1e-2)
 
 
 def test_rows_and_blocks_of_zeros_stay_zero(kernel: str) -> None:
@@ -121,9 +119,9 @@ def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: p
     inputs, bias = torch.randn(2, 130), torch.randn(96)
     for is_nested in (False, True):
         weight = FourBitWeight.quantize(random_matrix(96, 130), MatmulPolicy(is_fast=True), is_nested=is_nested)
-        product = weight.linear(inputs, bias, UpcastScratch(torch.float32, CPU))
+        found = weight.linear(inputs, bias, UpcastScratch(torch.float32, CPU))
         expected = F.linear(inputs, weight.dequantize(torch.float32), bias)
-        torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert "gemm_4bit" in asked
 
 

@@ -1,9 +1,10 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from offload.formats import weight_format
 from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 from offload.formats.weight_format import (
     DRAFT_WIDTHS,
@@ -79,7 +80,7 @@ def test_chunks_start_at_multiples_of_what_the_format_asks_for(scratch: UpcastSc
     inputs = torch.randn(1, 2, num_inputs)
     product = from_columns(scratch.multiply(inputs, 37, widen, row_multiple=5), inputs)
     assert starts == [0, 15, 30]
-    torch.testing.assert_close(product, F.linear(inputs, matrix), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(product.double(), F.linear(inputs.double(), matrix.double()), rtol=1e-4, atol=1e-2)
 
 
 def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
@@ -88,9 +89,10 @@ def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
     assert scratch_bytes(torch.bfloat16, CPU) == 2 * CHUNK_ELEMENTS
 
 
-def test_the_fastest_run_counts() -> None:
-    pauses = iter((0.02, 0.001, 0.02))
-    assert 0.001 <= fastest_seconds(lambda: time.sleep(next(pauses)), repeats=3) < 0.02
+def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 2.0, 10.0, 10.5, 20.0, 23.0])
+    monkeypatch.setattr(weight_format, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert fastest_seconds(lambda: None, repeats=3) == 0.5
 
 
 def test_every_repeat_runs_the_action_once() -> None:
