@@ -7,7 +7,7 @@ user's; machines and pairs are looked up as people spell them.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -16,7 +16,6 @@ from msgspec import Meta
 
 from profiles.errors import ProfileError, quote
 from profiles.records import (
-    Count,
     Probability,
     Rate,
     Temperature,
@@ -27,12 +26,8 @@ from profiles.records import (
     parse_record,
 )
 
-DEFAULT_PAIR_KEY = "llama-3-70b-8b"
-"""Whose acceptance may stand for that of a pair about which nothing is known."""
-
 # By generation. Each lane carries a bit per transfer, 128 of 130 of them payload.
 _TRANSFERS_PER_SECOND = {3: 8e9, 4: 16e9, 5: 32e9}
-_Published = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,88 +104,29 @@ class ReferenceAcceptance:
         check_probabilities("by_rank", self.by_rank)
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyCost:
-    """One pass of the target, its weights streamed."""
-
-    num_nodes: Count
-    """Nodes of the tree."""
-    seconds: Figure
-    """Of the whole pass."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedResult:
-    """What somebody's system was measured to do with the pair; figures that its source lacks are None."""
-
-    system: Text
-    """Whose."""
-    workload: Text
-    """On what."""
-    source: Text
-    """Where it was published; it holds for the row."""
-    machine_key: Text | None = None
-    """On which machine; None if it is none of ours."""
-    temperature: Temperature | None = None
-    """Of both models."""
-    num_nodes: Count | None = None
-    """Nodes of the tree, its root included."""
-    num_levels: Count | None = None
-    """Levels of the tree, its root's included."""
-    tokens_per_pass: _Published | None = None
-    """Mean tokens that a pass of the target emitted."""
-    seconds_per_token: _Published | None = None
-    """Mean."""
-    tokens_per_second: _Published | None = None
-    """Mean."""
-    speedup: _Published | None = None
-    """Over `baseline`."""
-    baseline: str = ""
-    """What the speedup is over; empty where the source does not say."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferencePair:
     """A target with its draft, as published."""
 
     key: Text
-    """What the command line calls it, such as "llama-3-70b-8b"."""
     name: Text
     """For people."""
     target_shape: Text
     """The name of the target's shape."""
-    draft_shape: Text | None = None
-    """The name of the draft's shape; None where the draft is the target itself, quantized."""
-    target_held: Text | None = None
-    """How the target's layers were held; None where the source does not say."""
-    draft_held: Text | None = None
-    """How the draft was held; None where the source does not say."""
-    acceptance: tuple[ReferenceAcceptance, ...] = ()
+    draft_shape: Text
+    """The name of the draft's shape."""
+    acceptance: Annotated[tuple[ReferenceAcceptance, ...], Meta(min_length=1)]
     """By ascending temperature; one whose temperature is unknown stands alone."""
-    machine_key: Text | None = None
-    """The machine of draft_step_seconds and verify_seconds."""
-    draft_step_seconds: Figure | None = None
-    """One forward of the draft."""
-    verify_seconds: tuple[VerifyCost, ...] = ()
-    """Passes of the target, by ascending nodes."""
-    published: tuple[PublishedResult, ...] = ()
-    """What systems made of the pair."""
 
     def __post_init__(self) -> None:
         temperatures = [entry.temperature for entry in self.acceptance]
         if None in temperatures and len(temperatures) > 1:
             raise ValueError("acceptance has several entries of which one lacks its temperature")
         check_ascending("acceptance", temperatures)
-        check_ascending("verify_seconds", [cost.num_nodes for cost in self.verify_seconds])
 
-    @property
-    def verify_seconds_by_size(self) -> dict[int, float]:
-        """Seconds of a pass of the target by nodes."""
-        return {cost.num_nodes: cost.seconds.value for cost in self.verify_seconds}
-
-    def acceptance_near(self, temperature: float) -> ReferenceAcceptance | None:
-        """What is known at the nearest temperature, one that is not stated included; None if nothing is."""
-        return min(self.acceptance, key=lambda entry: abs((entry.temperature or 0.0) - temperature), default=None)
+    def acceptance_near(self, temperature: float) -> ReferenceAcceptance:
+        """Return what is known at the nearest temperature, one that is not stated included."""
+        return min(self.acceptance, key=lambda entry: abs((entry.temperature or 0.0) - temperature))
 
 
 _Reference = TypeVar("_Reference", ReferenceMachine, ReferencePair)
@@ -204,7 +140,7 @@ class _MachinesFile:
 
 @dataclass(frozen=True, slots=True)
 class _PairsFile:
-    SCHEMA_VERSION: ClassVar[int] = 1
+    SCHEMA_VERSION: ClassVar[int] = 2
     pairs: tuple[ReferencePair, ...]
 
 
@@ -212,43 +148,18 @@ _File = TypeVar("_File", _MachinesFile, _PairsFile)
 
 
 def builtin_machines() -> dict[str, ReferenceMachine]:
-    """Every reference machine by its key. Raises ProfileError if the program's own file is damaged."""
+    """Return every reference machine by its key. Raises ProfileError if the program's own file is damaged."""
     return _by_key("machines.json", _load("machines.json", _MachinesFile).machines)
 
 
 def builtin_machine(name: str) -> ReferenceMachine:
-    """The machine that goes by `name`, however it is spelled: "4090", "RTX 4090", "NVIDIA GeForce RTX 4090".
+    """Return the machine of that name, however it is spelled: "4090", "RTX 4090", "NVIDIA GeForce RTX 4090".
 
     Raises:
         ProfileError: there is none; the message says which are near and which there are.
     """
-    return _find(name, builtin_machines(), _machine_spellings, what="built-in machine")
-
-
-def builtin_pairs() -> dict[str, ReferencePair]:
-    """Every reference pair by its key. Raises ProfileError if the program's own files are damaged."""
-    pairs = _by_key("pairs.json", _load("pairs.json", _PairsFile).pairs)
     machines = builtin_machines()
-    for pair in pairs.values():
-        for key in (pair.machine_key, *(result.machine_key for result in pair.published)):
-            if key is not None and key not in machines:
-                raise _damaged("pairs.json", f"{pair.key} names the machine {quote(key)}, which is not there")
-    return pairs
-
-
-def builtin_pair(name: str) -> ReferencePair:
-    """The pair that goes by `name`, however it is spelled: "llama-3-70b-8b", "Llama 3 70B/8B".
-
-    Raises:
-        ProfileError: there is none; the message says which are near and which there are.
-    """
-    return _find(name, builtin_pairs(), lambda pair: {_plain(pair.key), _plain(pair.name)}, what="built-in pair")
-
-
-def _find(
-    name: str, known: Mapping[str, _Reference], spell: Callable[[_Reference], set[str]], *, what: str
-) -> _Reference:
-    by_spelling = {spelling: reference for reference in known.values() for spelling in spell(reference)}
+    by_spelling = {spelling: machine for machine in machines.values() for spelling in _spellings(machine)}
     wanted = _plain(name)
     if wanted in by_spelling:
         return by_spelling[wanted]
@@ -256,18 +167,23 @@ def _find(
     close = difflib.get_close_matches(wanted, by_spelling, n=len(by_spelling), cutoff=0.6)
     near = list(dict.fromkeys(by_spelling[spelling].key for spelling in within + close))[:3]
     hint = f" (near it: {', '.join(near)})" if near else ""
-    raise ProfileError(f"{quote(name)} is not a {what}{hint}; choose one of {', '.join(known)}")
+    raise ProfileError(f"{quote(name)} is not a built-in machine{hint}; choose one of {', '.join(machines)}")
 
 
-def _machine_spellings(machine: ReferenceMachine) -> set[str]:
-    """With and without the size of its memory: a card of another size is another machine."""
+def builtin_pairs() -> dict[str, ReferencePair]:
+    """Return every reference pair by its key. Raises ProfileError if the program's own file is damaged."""
+    return _by_key("pairs.json", _load("pairs.json", _PairsFile).pairs)
+
+
+def _spellings(machine: ReferenceMachine) -> set[str]:
+    """Return its names with and without the size of its memory: a card of another size is another machine."""
     memory = f"{machine.device_memory_bytes.value / (1 << 30):.0f}gb"
     bare = _plain(machine.name).removesuffix(memory)
     return {_plain(machine.key), bare, bare + memory}
 
 
 def _plain(name: str) -> str:
-    """Small letters and digits, without what all cards of a vendor are called."""
+    """Return small letters and digits, without what all cards of a vendor are called."""
     return re.sub(r"[^a-z0-9]", "", re.sub("nvidia|geforce|rtx", "", name.lower()))
 
 

@@ -72,10 +72,7 @@ def _published(
 ) -> tuple[ReferencePair, ReferenceAcceptance] | None:
     """The pair whose models have these sizes, and what is known of it at about this temperature."""
     for pair in builtin_pairs().values():
-        known = find_shape(pair.target_shape), find_shape(pair.draft_shape or "")
-        if [shape and shape.num_parameters for shape in known] != [target.num_parameters, draft.num_parameters]:
-            continue
-        acceptance = pair.acceptance_near(temperature)
-        if acceptance is not None:
-            return pair, acceptance
+        known = find_shape(pair.target_shape), find_shape(pair.draft_shape)
+        if [shape and shape.num_parameters for shape in known] == [target.num_parameters, draft.num_parameters]:
+            return pair, pair.acceptance_near(temperature)
     return None

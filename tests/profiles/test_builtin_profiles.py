@@ -13,22 +13,19 @@ import pytest
 
 from profiles import builtin_profiles
 from profiles.builtin_profiles import (
-    DEFAULT_PAIR_KEY,
     Figure,
     PcieSlot,
-    PublishedResult,
     ReferenceAcceptance,
     ReferenceMachine,
     ReferencePair,
-    VerifyCost,
     builtin_machine,
     builtin_machines,
-    builtin_pair,
     builtin_pairs,
 )
 from profiles.errors import ProfileError
 from profiles.records import read_value
 from tests.support.paths import REFERENCE_TREES, ROOT
+from tests.support.published_pairs import published_pair
 
 FOLDER = ROOT / "profiles" / "builtin"
 
@@ -85,32 +82,21 @@ def test_what_was_derived_from_a_data_sheet_is_what_follows_from_it() -> None:
         assert machines[key].memory_bytes_per_second.value == pytest.approx(rate * pins / 8, rel=1e-9)
 
 
-def test_the_default_pair_is_that_of_the_reference_trees() -> None:
-    pair = builtin_pairs()[DEFAULT_PAIR_KEY]
+def test_the_pair_of_the_reference_trees_has_their_acceptance() -> None:
+    pair = builtin_pairs()["llama-3-70b-8b"]
     vector = pair.acceptance_near(0.6)
-    assert vector is not None and vector.temperature is None
+    assert vector.temperature is None
     assert list(vector.by_rank) == REFERENCE_TREES["llama3_70b_8b_cnn"]["acceptance"]
-    choice = REFERENCE_TREES["hardware_choice"]
-    assert pair.draft_step_seconds == Figure(choice["draft_step_seconds"], pair.draft_step_seconds.source, True)
-    assert pair.verify_seconds_by_size == {int(n): s for n, s in choice["verify_seconds_by_size"].items()}
-    assert (pair.machine_key, pair.target_shape, pair.draft_shape) == ("l40", "llama-3-70b", "llama-3-8b")
-
-
-def test_published_results_stand_with_their_pairs() -> None:
-    pairs = builtin_pairs()
-    rows = {
-        (key, row.system, row.machine_key, row.temperature): (row.tokens_per_pass, row.seconds_per_token, row.speedup)
-        for key, pair in pairs.items()
-        for row in pair.published
-    }
-    assert rows["llama-3-70b-8b", "Sequoia", "l40", 0.0] == (11.68, 0.60, 9.5)
-    assert rows["llama-3-70b-8b", "Sequoia", "l40", 0.6] == (11.37, 0.61, 9.3)
-    assert rows["llama-2-70b-7b-chat", "Sequoia", "l40", 0.0] == (10.30, 0.66, 8.6)
-    assert rows["llama-2-70b-7b", "Sequoia", "rtx-4090", 0.6] == (None, 0.57, None)
-    speeds = [row.tokens_per_second for row in pairs["llama-3.1-70b-awq-1b"].published]
-    assert speeds == [5.5, 6.1, 9.7]
-    greedy, sampled = pairs["qwen2.5-coder-1.5b-0.5b"].acceptance
+    assert (pair.target_shape, pair.draft_shape) == ("llama-3-70b", "llama-3-8b")
+    greedy, sampled = builtin_pairs()["qwen2.5-coder-1.5b-0.5b"].acceptance
     assert (greedy.temperature, greedy.by_rank[0], sampled.temperature, sampled.by_rank[0]) == (0.0, 0.818, 1.0, 0.792)
+
+
+def test_what_was_published_of_that_pair_is_what_the_reference_trees_were_chosen_for() -> None:
+    pair, choice = published_pair("llama-3-70b-8b"), REFERENCE_TREES["hardware_choice"]
+    assert pair.draft_step_seconds is not None and pair.draft_step_seconds.value == choice["draft_step_seconds"]
+    assert pair.verify_seconds_by_size == {int(n): s for n, s in choice["verify_seconds_by_size"].items()}
+    assert pair.machine_key in builtin_machines()
 
 
 @pytest.mark.parametrize(
@@ -138,8 +124,6 @@ def test_every_key_and_name_finds_its_own() -> None:
         for machine in builtin_machines().values()
         for text in (machine.key, machine.name, machine.name.upper(), f"NVIDIA GeForce {machine.name}")
     )
-    assert all(builtin_pair(text) == pair for pair in builtin_pairs().values() for text in (pair.key, pair.name))
-    assert builtin_pair("Llama 3 70B/8B").key == DEFAULT_PAIR_KEY
 
 
 @pytest.mark.parametrize(
@@ -163,12 +147,11 @@ def test_another_card_is_not_taken_for_a_near_one_but_the_near_one_is_named(name
 
 @pytest.mark.parametrize("name", ["", " ", "rtx", "zzz", "显卡", "\x1b[31m\n" * 99])
 def test_a_name_that_is_near_nothing_gets_the_list(name: str) -> None:
-    for find, known in ((builtin_machine, builtin_machines()), (builtin_pair, builtin_pairs())):
-        with pytest.raises(ProfileError) as caught:
-            find(name)
-        message = str(caught.value)
-        assert "near it" not in message and message.endswith(f"; choose one of {', '.join(known)}")
-        assert "\n" not in message and "\x1b" not in message and len(message) < 500
+    with pytest.raises(ProfileError) as caught:
+        builtin_machine(name)
+    message = str(caught.value)
+    assert "near it" not in message and message.endswith(f"; choose one of {', '.join(builtin_machines())}")
+    assert "\n" not in message and "\x1b" not in message and len(message) < 500
 
 
 def test_the_files_are_packaged() -> None:
@@ -201,7 +184,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal() -> str | None:
     """What the program says to its files; None if it takes them."""
     try:
-        builtin_pairs()
+        builtin_machines(), builtin_pairs()
     except ProfileError as error:
         return str(error)
     return None
@@ -250,14 +233,6 @@ def test_a_missing_file_is_named(copied: Path) -> None:
     assert message is not None and "pairs.json is damaged: it cannot be read (No such file or directory)" in message
 
 
-def test_a_pair_of_a_machine_that_is_not_there_is_refused(copied: Path) -> None:
-    file = copied / "machines.json"
-    machines = json.loads(file.read_text())
-    machines["machines"] = [machine for machine in machines["machines"] if machine["key"] != "rtx-4070-ti"]
-    file.write_text(json.dumps(machines))
-    assert "llama-3.1-70b-awq-1b names the machine 'rtx-4070-ti', which is not there" in (refusal() or "")
-
-
 def test_a_key_that_stands_twice_is_refused(copied: Path) -> None:
     file = copied / "machines.json"
     machines = json.loads(file.read_text())
@@ -279,11 +254,11 @@ PAIR = ReferencePair(
     key="pair",
     name="Pair",
     target_shape="big",
+    draft_shape="small",
     acceptance=(
         ReferenceAcceptance((0.8, 0.1), "a test", True, temperature=0.0),
         ReferenceAcceptance((0.7, 0.1), "a test", True, temperature=1.0),
     ),
-    verify_seconds=(VerifyCost(1, Figure(5.5, "a test", True)), VerifyCost(512, Figure(5.6, "a test", True))),
 )
 
 
@@ -299,7 +274,7 @@ def test_a_slot_carries_what_the_tables_of_pcie_say(generation: int, lanes: int,
 FIGURE = {"value": 1.0, "source": "x", "is_measured": True}
 SLOT = {"generation": 4, "lanes": 16, "source": "x"}
 ACCEPTED = {"by_rank": [0.9], "source": "x", "is_measured": True}
-RESULT = {"system": "x", "workload": "x", "source": "x"}
+NAMES = {"key": "x", "name": "x", "target_shape": "x", "draft_shape": "x"}
 
 
 @pytest.mark.parametrize(
@@ -317,12 +292,9 @@ RESULT = {"system": "x", "workload": "x", "source": "x"}
         (ReferenceAcceptance, {**ACCEPTED, "by_rank": []}, r"by_rank is \[\]; expected a list that is not empty"),
         (ReferenceAcceptance, {**ACCEPTED, "by_rank": [0.9, 0.2]}, "by_rank adds up to 1.1"),
         (ReferenceAcceptance, {**ACCEPTED, "temperature": -1.0}, r"temperature is -1\.0"),
-        (VerifyCost, {"num_nodes": 0, "seconds": FIGURE}, "num_nodes is 0"),
-        (PublishedResult, {**RESULT, "system": ""}, "system is ''"),
-        (PublishedResult, {**RESULT, "speedup": -1.0}, r"speedup is -1\.0"),
-        (PublishedResult, {**RESULT, "num_levels": 0}, "num_levels is 0"),
-        (ReferencePair, {"key": "", "name": "x", "target_shape": "x"}, "key is ''"),
-        (ReferencePair, {"key": "x", "name": "x", "target_shape": "x", "acceptance": None}, "acceptance is None"),
+        (ReferencePair, {**NAMES, "key": "", "acceptance": [ACCEPTED]}, "key is ''"),
+        (ReferencePair, {**NAMES, "acceptance": None}, "acceptance is None"),
+        (ReferencePair, {**NAMES, "acceptance": []}, r"acceptance is \[\]; expected a list that is not empty"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(kind: Any, record: dict[str, Any], message: str) -> None:
@@ -335,7 +307,6 @@ def test_what_cannot_be_is_refused_by_name(kind: Any, record: dict[str, Any], me
     [
         (lambda: replace(MACHINE, pcie=PcieSlot(3, 16, "x")), "link_bytes_per_second is 2.5e.10; .* PCIe 3.0 x16"),
         (lambda: replace(PAIR, acceptance=PAIR.acceptance[::-1]), "acceptance is not in ascending order"),
-        (lambda: replace(PAIR, verify_seconds=PAIR.verify_seconds[::-1]), "verify_seconds is not in ascending order"),
         (
             lambda: replace(PAIR, acceptance=(*PAIR.acceptance, ReferenceAcceptance((0.5,), "x", True))),
             "acceptance has several entries of which one lacks its temperature",
@@ -349,15 +320,9 @@ def test_what_contradicts_itself_cannot_be_made(make: Any, message: str) -> None
 
 @pytest.mark.parametrize(("temperature", "first"), [(0.0, 0.8), (0.4, 0.8), (0.6, 0.7), (2.0, 0.7)])
 def test_the_nearest_temperature_answers(temperature: float, first: float) -> None:
-    found = PAIR.acceptance_near(temperature)
-    assert found is not None and found.by_rank[0] == first
+    assert PAIR.acceptance_near(temperature).by_rank[0] == first
 
 
-def test_an_unknown_temperature_answers_for_all_and_nothing_for_none() -> None:
+def test_an_unknown_temperature_answers_for_all() -> None:
     unknown = ReferenceAcceptance((0.5,), "x", True)
     assert replace(PAIR, acceptance=(unknown,)).acceptance_near(0.6) == unknown
-    assert replace(PAIR, acceptance=()).acceptance_near(0.6) is None
-
-
-def test_passes_are_looked_up_by_their_size() -> None:
-    assert PAIR.verify_seconds_by_size == {1: 5.5, 512: 5.6}

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from profiles.builtin_profiles import builtin_machine, builtin_pair
+from profiles.builtin_profiles import builtin_machine
 from runtime.fit.device_speed import COPY_SLOWDOWN, FLOPS_SHARE, MEMORY_SHARE, NARROW_BYTES, Basis, speed_of_data_sheet
 from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from tests.support.published_pairs import published_pair
 
-L40, PAIR = builtin_machine("l40"), builtin_pair("llama-3-70b-8b")
+L40, PAIR = builtin_machine("l40"), published_pair("llama-3-70b-8b")
 
 
 def test_the_share_of_memory_bandwidth_is_that_of_the_published_draft_step():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from profiles.builtin_profiles import builtin_pair
+from profiles.builtin_profiles import builtin_pairs
 from runtime.fit.device_speed import Basis
 from runtime.fit.plan_acceptance import planned_acceptance
 from runtime.fit.plan_question import PlanRequest, resolve_question
@@ -14,7 +14,7 @@ def accepted(held="stored", **fields):
 
 def test_a_published_pair_has_its_own_vector_sorted():
     found = accepted()
-    published = builtin_pair("llama-3-70b-8b").acceptance[0].by_rank
+    published = builtin_pairs()["llama-3-70b-8b"].acceptance[0].by_rank
     assert found.basis is Basis.PUBLISHED and found.source.startswith("Llama-3-70B-Instruct / 8B-Instruct: ")
     assert (np.diff(found.probabilities) <= 0).all()
     assert found.probabilities.sum() == pytest.approx(sum(published))

@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 
 from offload.errors import BudgetError
-from profiles.builtin_profiles import builtin_pair
 from runtime.errors import OptionError
 from runtime.fit.device_speed import Basis
 from runtime.fit.plan_maker import make_plan
@@ -13,8 +12,9 @@ from runtime.fit.plan_report import PlanOption, Refusal
 from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor
 from tests.support.profile_factory import PAIR
+from tests.support.published_pairs import published_pair
 
-SEQUOIA = builtin_pair("llama-3-70b-8b")
+SEQUOIA = published_pair("llama-3-70b-8b")
 
 
 def option(report, format_name):

@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 
 from offload.residency_plan import ResidencyPlan, Tier
-from profiles.builtin_profiles import builtin_machine, builtin_pair
+from profiles.builtin_profiles import builtin_machine
 from runtime.fit.device_speed import speed_of_data_sheet
 from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
 from runtime.fit.reference_costs import DraftModel, LinkSpeeds, reference_costs
 from tests.runtime.fit.test_model_shape import TINY
 from tests.support.plan_fakes import device_speed
+from tests.support.published_pairs import published_pair
 
 L40 = builtin_machine("l40")
 MIXED = ResidencyPlan((Tier.RESIDENT, Tier.HOST, Tier.DISK, Tier.HOST), (4000, 4000, 8000, 4000), 3)
@@ -92,7 +93,7 @@ def test_the_published_passes_come_out():
     all_streamed = ResidencyPlan((Tier.HOST,) * 80, layers, 2)
     links = LinkSpeeds(L40.link_bytes_per_second.value, None)
     found = costs(all_streamed, links, shape=LLAMA_3_70B, speed=speed, name="bfloat16")
-    for num_nodes, seconds in builtin_pair("llama-3-70b-8b").verify_seconds_by_size.items():
+    for num_nodes, seconds in published_pair("llama-3-70b-8b").verify_seconds_by_size.items():
         predicted = found.round_seconds([num_nodes], [0.0])[0]
         assert predicted == pytest.approx(seconds, rel=0.02), num_nodes
 
