@@ -38,7 +38,7 @@ class ModelIdentity:
     name: Text
     """For people: the folder's or hub name."""
     content_digest: Text
-    """Hexadecimal digest of configuration, headers and samples of the weights; see runtime.planner.model_digest."""
+    """Hexadecimal digest of configuration, headers and samples of the weights; see runtime.planner.known_pairs."""
     held: Text
     """How its layers are held: "bfloat16", "float32", "int8", "nf4", ..."""
 

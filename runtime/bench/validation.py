@@ -31,8 +31,8 @@ from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished
 from runtime.planner.costs import RoundCosts
+from runtime.planner.initial_plan import find_profiles
 from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
-from runtime.planner.stored_profiles import find_profiles
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
@@ -146,7 +146,7 @@ def run_validation(
 
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
     """What a calibration kept of this pair on this device, if it saw enough greedy positions to plan from."""
-    profile = find_profiles(opened.plan, cache_folder).start.profile
+    profile = find_profiles(opened.plan, cache_folder).profile
     if profile is None:
         return None
     table = profile.acceptance_near(0.0)

@@ -29,7 +29,7 @@ from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache
-from runtime.planner.pair_identity import pair_identity
+from runtime.planner.initial_plan import pair_identity
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.acceptance import builtin_acceptance

@@ -34,9 +34,8 @@ from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
-from runtime.planner.initial_plan import stream_shape
+from runtime.planner.initial_plan import find_profiles, stream_shape
 from runtime.planner.planner import TreePlanner
-from runtime.planner.stored_profiles import find_profiles
 from runtime.prompts.prompt_file import PromptRequest
 
 
@@ -101,8 +100,7 @@ class _Load:
 
     def __init__(self, plan: LoadPlan, stack: ExitStack, state_folder: Path | None) -> None:
         self._plan = plan
-        stored = find_profiles(plan, state_folder)
-        self._start, self._profile_notes = stored.start, stored.notes
+        self._start = find_profiles(plan, state_folder)
         self._config = plan.config
         self._reader = stack.enter_context(
             HostCopyEngine(
@@ -136,7 +134,7 @@ class _Load:
         )
         session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
         start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
-        notes = (*self._path.notes(placed), *self._profile_notes, *start_notes)
+        notes = (*self._path.notes(placed), *start_notes)
         placement = plan.placement.with_tiers(placed.tiers)
         return OpenSession(session, plan, placement, notes, streamer, link, self._reader)
 

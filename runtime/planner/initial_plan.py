@@ -1,19 +1,27 @@
-"""What trees are planned from before the first round: a pair's profile, or the builtin acceptance and no costs.
+"""What a session plans trees from before its first round: stored profiles, or the builtin acceptance and no costs.
 
-Joins what the pair's profile says about computation and acceptance with what the machine's says about link and disk,
-for the tiers that the layers really got. An emulated link is taken at its word. Knows no file and reads no clock.
+A profile that is stale or damaged costs a session its head start, never the session: the first tree is then a modest
+one, and a sentence says why.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from offload.device import identify_device
+from offload.formats.draft_weight import draft_policy
+from offload.formats.four_bit import FourBitFormat
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
+from profiles.errors import OverstoryError, ProfileError
 from profiles.machine_profile import MachineProfile
-from profiles.pair_profile import PairProfile
+from profiles.pair_profile import ModelIdentity, PairProfile
+from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.load_plan import LoadPlan
+from runtime.model.model_loader import ComputePlan, ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import builtin_chances
+from runtime.planner.known_pairs import model_identity
 from runtime.planner.planner import AcceptanceAt, ChancesAt
 from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.speculation.acceptance import builtin_acceptance
@@ -34,22 +42,28 @@ NO_LINK_SPEED = (
 
 @dataclass(frozen=True, slots=True)
 class InitialPlan:
-    """The profiles that there are."""
+    """What the profiles say of this session's rounds.
+
+    The pair's profile says it about computation and acceptance, the machine's about link and disk, for the tiers that
+    the layers really got. An emulated link is taken at its word.
+    """
 
     profile: PairProfile | None = None
     """Of this target and draft on this device; whoever loads it checks that it is."""
     machine: MachineProfile | None = None
     """Of this machine and device; for the link's and the disk's speed."""
+    problems: tuple[str, ...] = ()
+    """A sentence for each stored profile that does not hold."""
 
     def acceptance_at(self, *, substitute_held: str | None) -> AcceptanceAt:
-        """The pair's acceptance at any temperature, or a builtin one, see `builtin_acceptance`, at all of them."""
+        """Return the pair's acceptance at any temperature, or a builtin one (see `builtin_acceptance`) at all."""
         profile = self.profile
         if profile is None or not profile.believed_acceptance:
             return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
         return lambda temperature: acceptance_of(profile, temperature)
 
     def chances_at(self, *, substitute_held: str | None) -> ChancesAt:
-        """What the pair's profile knows of single positions, or builtin chances, see `builtin_chances`."""
+        """Return what the pair's profile knows of single positions, or builtin chances, see `builtin_chances`."""
         profile, builtin = self.profile, builtin_chances(substitute_held=substitute_held)
         if profile is None:
             return lambda temperature: builtin
@@ -61,7 +75,7 @@ class InitialPlan:
         return self.profile is not None and bool(self.profile.believed_acceptance)
 
     def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> RoundCosts | None:
-        """A round's costs at half the context; None where a profile or a speed is missing."""
+        """Return a round's costs at half the context; None where a profile or a speed is missing."""
         if self.profile is None or (copies := self._copy_seconds(tiers, stream, plan)) is None:
             return None
         _, disk = self._speeds(plan)
@@ -80,14 +94,14 @@ class InitialPlan:
         )
 
     def notes(self, plan: LoadPlan, *, is_planned: bool) -> tuple[str, ...]:
-        """One sentence where the first tree is not a planned one although it could be; none where none is chosen."""
+        """Return the problems, and one sentence where the first tree could be a planned one and is not."""
         if plan.config.is_plain or plan.config.tree_shape is not None:
-            return ()
+            return self.problems
         if self.profile is not None and not self.is_acceptance_measured:
-            return (FEW_POSITIONS,)
+            return (*self.problems, FEW_POSITIONS)
         if is_planned:
-            return ()
-        return (NO_PROFILE if self.profile is None else NO_LINK_SPEED,)
+            return self.problems
+        return (*self.problems, NO_PROFILE if self.profile is None else NO_LINK_SPEED)
 
     def _copy_seconds(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> list[float | None] | None:
         """(L,) over the link, or from a disk that is the link; None if a speed is missing that a layer needs."""
@@ -122,7 +136,7 @@ class InitialPlan:
 def stream_shape(
     tiers: Sequence[Tier], payload_bytes: Sequence[int], *, num_slots: int, num_stages: int
 ) -> StreamShape:
-    """What crosses the link in every pass, with the layers in these tiers; without stages no disk is behind it."""
+    """Return what crosses the link in every pass, with the layers in these tiers; no disk without stages."""
     sizes = list(zip(tiers, payload_bytes, strict=True))
     return StreamShape(
         streamed_bytes=tuple(None if tier is Tier.RESIDENT else size for tier, size in sizes),
@@ -130,3 +144,52 @@ def stream_shape(
         read_bytes=tuple(size if tier is Tier.DISK else None for tier, size in sizes) if num_stages else (),
         num_stages=num_stages,
     )
+
+
+def find_profiles(plan: LoadPlan, state_folder: Path | None) -> InitialPlan:
+    """Load the profiles of the session's device and models from `state_folder` (None: nowhere).
+
+    Nothing is looked for where nothing depends on it: plain streaming, or a static tree that the user gave.
+    """
+    config, problems = plan.config, []
+    is_given = config.tree_shape is not None and config.tree_kind == "static"
+    if state_folder is None or config.is_plain or is_given:
+        return InitialPlan()
+    pair = machine = None
+    device = identify_device(plan.device)
+    try:
+        target, draft = pair_identity(plan)
+        dtype = str(plan.dtype).removeprefix("torch.")
+        pair = load_pair_profile(state_folder, device=device, target=target, draft=draft, compute_dtype=dtype)
+    except OverstoryError as error:  # a profile that does not hold, or files that the load will refuse by itself
+        problems.append(str(error))
+    try:
+        machine = load_machine_profile(state_folder, device)
+    except ProfileError as error:
+        problems.append(str(error))
+    return InitialPlan(pair, machine, tuple(problems))
+
+
+def pair_identity(plan: LoadPlan) -> tuple[ModelIdentity, ModelIdentity]:
+    """Return target and draft of a session that has a draft, as a pair profile names them: by content and `held`.
+
+    A substitute has the target's digest and its own `held`. Reads headers and samples of the weights; raises
+    CheckpointError if the files cannot be read any more.
+    """
+    target = model_identity(plan.target.checkpoint.folder, held_name(plan.target, "stored"))
+    files, is_substitute = plan.draft or plan.target, plan.draft is None
+    compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
+    held = files.held_format(plan.config.draft_format, compute, is_substitute=is_substitute)
+    return target, model_identity(files.checkpoint.folder, held_name(files, held))
+
+
+def held_name(files: ModelFiles, held: str) -> str:
+    """Return what layers are held as, by name: "int8" or "nf4"; what is "stored" by what the files store."""
+    if held != "stored":
+        return held
+    kinds = {
+        form.quant_type if isinstance(form, FourBitFormat) else "int8"
+        for layer in files.formats
+        for form in layer.values()
+    }
+    return "+".join(sorted(kinds)) or str(files.stored_dtype).removeprefix("torch.")

@@ -106,7 +106,7 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
 
 def _plan(question: "PlanQuestion", machine: "PlanMachine") -> "PlanReport":
     from runtime.fit.plan_maker import make_plan
-    from runtime.planner.stored_pairs import stored_pairs
+    from runtime.planner.known_pairs import stored_pairs
 
     pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder())
     return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)

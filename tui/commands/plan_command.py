@@ -147,7 +147,7 @@ def _plan(request: "PlanRequest", where: "MachineRequest", console: Console) -> 
     from runtime.fit.machine_request import find_machine
     from runtime.fit.plan_maker import make_plan
     from runtime.fit.plan_question import resolve_question
-    from runtime.planner.stored_pairs import stored_pairs
+    from runtime.planner.known_pairs import stored_pairs
 
     question = resolve_question(request)
     finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target_folder)

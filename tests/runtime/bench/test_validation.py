@@ -16,7 +16,7 @@ from runtime.bench.validation import SHAPES, ValidationReport, run_validation
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.planner.pair_identity import pair_identity
+from runtime.planner.initial_plan import pair_identity
 from tests.support.profile_factory import PAIR
 from tests.support.session_factory import request, save_tiny_folder
 

@@ -1,19 +1,39 @@
-"""Which speeds a layer's copy is predicted from, and what is said where a first tree cannot be planned."""
+"""Which profiles a session starts from, which speeds copies are predicted from, and what is said without them."""
 
 from dataclasses import replace
+from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from offload.device import identify_device
 from offload.residency_plan import Tier
-from profiles.machine_profile import MachineProfile
+from profiles.machine_profile import MachineProfile, PinBudgetSource
+from profiles.pair_profile import PairProfile
+from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import open_session
 from runtime.engine_config import EngineConfig
+from runtime.model.model_loader import ModelFiles
 from runtime.planner.growth import builtin_chances
-from runtime.planner.initial_plan import FEW_POSITIONS, NO_LINK_SPEED, NO_PROFILE, InitialPlan, stream_shape
+from runtime.planner.initial_plan import (
+    FEW_POSITIONS,
+    NO_LINK_SPEED,
+    NO_PROFILE,
+    InitialPlan,
+    find_profiles,
+    held_name,
+    pair_identity,
+    stream_shape,
+)
 from runtime.planner.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance
 from tests.support.profile_factory import PAIR, machine_profile
+from tests.support.quantized_factory import save_quantized_folder
+from tests.support.session_factory import CONTEXT_TOKENS, open_tiny, save_tiny_folder
 
 RESIDENT, HOST, DISK = Tier.RESIDENT, Tier.HOST, Tier.DISK
 MACHINE = machine_profile(link_bytes_per_second=2e10, link_latency_seconds=0.01, disk_bytes_per_second=2e9)
@@ -131,3 +151,113 @@ def test_single_positions_are_known_from_the_profile_or_builtin() -> None:
     table = replace(PAIR.acceptance[0], spread=0.5, by_confidence=((0.7, 0.1),))
     start = InitialPlan(replace(PAIR, acceptance=(table,)))
     assert start.chances_at(substitute_held="int8")(1.0).by_confidence.tolist() == [[0.7, 0.1]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    parent = tmp_path_factory.mktemp("models")
+    return save_tiny_folder(parent / "target", seed=37), save_tiny_folder(parent / "draft", seed=38)
+
+
+def config_of(folders: tuple[Path, Path], **options: object) -> EngineConfig:
+    choices = {"draft": str(folders[1]), "draft_format": "stored", "context_tokens": CONTEXT_TOKENS, "link": "1MB/s"}
+    return EngineConfig(target=str(folders[0]), **(choices | options))  # type: ignore[arg-type]
+
+
+def plan_of(folders: tuple[Path, Path], **options: object) -> LoadPlan:
+    return LoadPlan.build(config_of(folders, **options))
+
+
+def profile_of(plan: LoadPlan) -> PairProfile:
+    target, draft = pair_identity(plan)
+    device = identify_device(torch.device("cpu"))
+    return replace(PAIR, device=device, target=target, draft=draft, compute_dtype="float32")
+
+
+def save_machine(folder: Path) -> None:
+    device = identify_device(torch.device("cpu"))
+    profile = machine_profile(device=device, pin_budget_bytes=None, pin_budget_source=PinBudgetSource.NOT_LIMITED)
+    save_machine_profile(folder, replace(profile, disk_bytes_per_second=1e9, measured_at=date(2026, 1, 1)))
+
+
+def test_a_session_starts_with_the_tree_that_the_profiles_plan(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    save_pair_profile(tmp_path, profile_of(plan_of(folders)))
+    save_machine(tmp_path)
+    config = config_of(folders)
+    with open_session(config, state_folder=tmp_path) as opened:
+        assert opened.notes == ()
+        planner = opened.session.engine.planner
+        assert planner.choice is not None and planner.choice.num_nodes > 1
+        assert planner.shape(max_levels=64) == planner.choice.shape()
+        assert planner.costs is not None and planner.costs.draft_step_seconds is not None
+        assert planner.costs.draft_step_seconds([8]) == [0.02]  # the profile's own figure
+
+
+def test_without_a_profile_the_session_says_what_it_starts_from(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with open_session(config_of(folders), state_folder=tmp_path) as opened:
+        assert opened.notes == (NO_PROFILE,)
+
+
+def test_a_changed_draft_makes_the_profile_stale_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    profile = profile_of(plan_of(folders))
+    save_pair_profile(tmp_path, replace(profile, draft=replace(profile.draft, content_digest="cc" * 16)))
+    with open_session(config_of(folders), state_folder=tmp_path) as opened:
+        stale, start = opened.notes
+    assert "draft" in stale and "overstory calibrate" in stale
+    assert start == NO_PROFILE
+
+
+def test_a_damaged_profile_costs_the_head_start_and_nothing_else(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = plan_of(folders)
+    target, draft = pair_identity(plan)
+    path = pair_profile_path(tmp_path, device=identify_device(torch.device("cpu")), target=target, draft=draft)
+    path.write_text('{"schema_version": 1, "draft_steps": [{"seconds": NaN}]}')
+    found = find_profiles(plan, tmp_path)
+    assert found.profile is None
+    assert str(path) in found.problems[0]
+    assert found.notes(plan, is_planned=False) == (*found.problems, NO_PROFILE)
+
+
+@pytest.mark.parametrize("options", [{"draft": "none"}, {"tree": "4x4"}])
+def test_where_no_tree_is_chosen_no_profile_is_looked_for(
+    folders: tuple[Path, Path], tmp_path: Path, options: dict[str, str]
+) -> None:
+    plan = plan_of(folders, **options)
+    (tmp_path / "state").write_text("not a folder")
+    found = find_profiles(plan, tmp_path / "state")
+    assert found == InitialPlan()
+
+
+@pytest.fixture(scope="module")
+def mixed_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return (
+        save_tiny_folder(base / "target", seed=2, dtype=torch.bfloat16),
+        save_tiny_folder(base / "draft", seed=3),
+    )
+
+
+def test_a_separate_draft_has_a_digest_of_its_own(mixed_folders: tuple[Path, Path]) -> None:
+    with open_tiny(mixed_folders[0], draft=mixed_folders[1]) as opened:
+        target, draft = pair_identity(opened.plan)
+    assert (target.name, target.held, draft.name, draft.held) == ("target", "bfloat16", "draft", "float32")
+    assert target.content_digest != draft.content_digest
+
+
+def test_a_substitute_is_the_target_held_in_another_way(mixed_folders: tuple[Path, Path]) -> None:
+    with open_tiny(mixed_folders[0], draft="substitute", draft_format="nf4") as opened:
+        target, draft = pair_identity(opened.plan)
+    assert target.content_digest == draft.content_digest
+    assert (target.held, draft.held) == ("bfloat16", "nf4")
+
+
+def test_auto_names_the_format_that_the_session_chose(mixed_folders: tuple[Path, Path]) -> None:
+    with open_tiny(mixed_folders[0], draft="substitute", draft_format="auto") as opened:
+        _, draft = pair_identity(opened.plan)
+    assert draft.held in ("int8", "nf4")
+
+
+@pytest.mark.parametrize(("method", "expected"), [("int8", "int8"), ("nf4", "nf4")])
+def test_what_is_stored_quantized_is_called_what_it_is(tmp_path: Path, method: str, expected: str) -> None:
+    files = ModelFiles.open(save_quantized_folder(tmp_path, method))
+    assert held_name(files, "stored") == expected
