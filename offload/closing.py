@@ -12,11 +12,11 @@ PATIENCE_SECONDS = 30.0
 
 
 class Closeable(ABC):
-    """A context manager that is closed at its end, whatever happened inside."""
+    """A context manager that closes itself at the end of the block, whatever happened inside."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; idempotent."""
+        """Free what is held; may be called again."""
 
     def __enter__(self) -> Self:
         return self
@@ -37,15 +37,15 @@ class Patience(threading.Event):
 
     @property
     def seconds_left(self) -> float:
-        """At least 0."""
+        """Seconds until the time is up, at least 0."""
         return 0.0 if super().is_set() else max(0.0, self._deadline - self._clock())
 
     def is_set(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time is up."""
         return self.seconds_left == 0.0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until the time is up, or for `timeout` seconds; whether it is up."""
+        """Block until the time is up, or for `timeout` seconds; return whether it is up."""
         left = self.seconds_left
         super().wait(left if timeout is None else min(timeout, left))
         return self.is_set()

@@ -33,7 +33,7 @@ class DeviceMemory:
 
 
 def select_device(text: str) -> torch.device:
-    """The device of `auto` (the accelerator if there is one, else the CPU), `cpu`, `TYPE` or `TYPE:INDEX`.
+    """Return the device of `auto` (the accelerator if there is one, else the CPU), `cpu`, `TYPE` or `TYPE:INDEX`.
 
     Raises:
         BadInputError: there is no such device here; says which there are.
@@ -58,7 +58,7 @@ def select_device(text: str) -> torch.device:
 
 
 def device_memory(device: torch.device) -> DeviceMemory | None:
-    """Free and total memory of an accelerator; None if it does not say. For the CPU, what this process may use."""
+    """Return memory of an accelerator, None if it does not say; of the CPU, what this process may use."""
     if device.type == "cpu":
         free = free_memory_bytes()
         return DeviceMemory(free, free)
@@ -82,13 +82,13 @@ def _found_here() -> str:
 
 
 def identify_device(device: torch.device, *, root: Path = _ROOT) -> DeviceIdentity:
-    """Type, name and driver of an accelerator; `root` is where proc/ and sys/ are."""
+    """Return type, name and driver of an accelerator; `root` is where proc/ and sys/ are."""
     driver = find_driver(root)
     return DeviceIdentity(device.type, device_name(device), "" if driver == UNKNOWN_DRIVER else driver)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device's own module in torch calls it; its type if it has no name."""
+    """Return what the device's own module in torch calls it; its type if it has no name."""
     module = torch.get_device_module(device.type)
     if hasattr(module, "get_device_name"):
         return str(module.get_device_name(device.index))
@@ -98,7 +98,7 @@ def device_name(device: torch.device) -> str:
 
 
 def find_driver(root: Path = _ROOT) -> str:
-    """The accelerator's driver and its version, from the driver's own files or nvidia-smi; else UNKNOWN_DRIVER."""
+    """Return the driver and its version, from the driver's own files or nvidia-smi; else UNKNOWN_DRIVER."""
     nvidia = _read_text(root / "proc/driver/nvidia/version")
     if match := re.search(r"(\d+\.\d+(?:\.\d+)?)\s", nvidia.partition("Kernel Module")[2]):
         return f"NVIDIA {match[1]}"

@@ -1,8 +1,7 @@
-"""Brings every layer to the tier that the residency plan gives it, and a tier down where memory runs out on the way.
+"""Bring every layer to the tier that the residency plan gives it, and a tier down where memory runs out on the way.
 
 Resident layers go to the device, host layers to slabs that a pinner may pin, disk layers stay where they are. A
-generator: each step says how many bytes have been read, so that a load can be shown, and stopped by closing it. Knows
-layouts and tiers, not what the tensors mean.
+generator: each step says how many bytes have been read, so that a load can be shown, and stopped by closing it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence

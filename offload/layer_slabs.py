@@ -1,7 +1,6 @@
 """From a layer's slab to its tensors: a slab's bytes are the file's bytes, and tensors are views of it.
 
-Reads through a CopyEngine, so that with O_DIRECT nothing is left behind in the page cache. Knows layouts, not what
-the tensors mean or in which tier a slab is.
+Reads through a CopyEngine, so that with O_DIRECT nothing is left behind in the page cache.
 """
 
 import math
@@ -16,7 +15,7 @@ from offload.memory import allocate_read_slab, allocate_slab
 
 
 def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors in `slab` (uint8, at least layout.slab_bytes) as views in their storage dtypes; no copy is made."""
+    """Return the tensors in `slab` (uint8, at least layout.slab_bytes) as views in their storage dtypes."""
     views = {}
     for tensor in layout.tensors:
         dtype = TORCH_DTYPES[tensor.dtype]
@@ -27,14 +26,14 @@ def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def read_slab(layout: LayerLayout, engine: CopyEngine) -> torch.Tensor:
-    """The layout's bytes in fresh memory of its own, uint8; blocks until they are there. Raises LinkError."""
+    """Read the layout's bytes into fresh memory, uint8; blocks until they are there. Raises LinkError."""
     slab = allocate_slab(layout.slab_bytes)
     engine.start(DiskSource(layout), slab).wait()
     return slab
 
 
 class LayerSlabs:
-    """The layouts of a model's decoder layers; turns the slab of a layer into named tensors."""
+    """The layouts of a model's decoder layers, which turn the slab of a layer into named tensors."""
 
     def __init__(self, layouts: Sequence[LayerLayout]) -> None:
         self.layouts = tuple(layouts)
@@ -45,13 +44,13 @@ class LayerSlabs:
         return tuple(layout.payload_bytes for layout in self.layouts)
 
     def views(self, index: int, slab: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Layer `index`'s tensors as views of its slab; valid as long as the slab is."""
+        """Return layer `index`'s tensors as views of its slab; valid as long as the slab is."""
         return slab_views(self.layouts[index], slab)
 
     def stream_from_disk(
         self, engine: CopyEngine, *, num_slots: int = 2, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """The index and tensors of every layer (or of `indices`) once, in order, read ahead through `num_slots` slots.
+        """Yield index and tensors of every layer (or of `indices`), in order, read ahead through `num_slots` slots.
 
         The tensors are valid until the next.
         """

@@ -2,7 +2,7 @@
 
 Copies follow the cyclic order of the streamed layers and begin as soon as a slot is free, also across the end of a
 pass: the first layers of the next one arrive while the caller drafts. `pipeline_model.simulate` says when everything
-happens; the tests hold the two to the same schedule. Knows slabs and an engine, nothing of what the bytes mean.
+happens; the tests hold the two to the same schedule.
 """
 
 import logging

@@ -30,7 +30,7 @@ _ON_THE_HOST = "can't allocate memory"  # how torch's own allocator for the proc
 
 
 def allocate_slab(num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
-    """Page-aligned zeroed bytes, uint8 of shape (round_up_to_page(num_bytes),); freed with the last view of it.
+    """Allocate page-aligned zeroed bytes, uint8 of shape (round_up_to_page(num_bytes),); freed with the last view.
 
     `huge_pages` asks for them, for a few slabs that are used again and again: finding them for a whole model's bytes
     can take the kernel minutes. Whether it has any is its own business.
@@ -47,7 +47,7 @@ def allocate_slab(num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
 
 
 def allocate_read_slab(num_bytes: int) -> torch.Tensor:
-    """A slab on huge pages, for reading into over and over.
+    """Allocate a slab on huge pages, for reading into over and over.
 
     Passes straight from a virtual disk got 3.0 to 3.3 GB/s into such slots, and 1.7 to 2.1 into small pages.
     """
@@ -56,7 +56,7 @@ def allocate_read_slab(num_bytes: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """What this process holds of physical memory."""
+    """Physical memory of this process."""
 
     resident_bytes: int
     """Now."""
@@ -66,7 +66,7 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True)
 class _GroupFiles:
-    """How one version of control groups names things."""
+    """What one version of control groups calls its files."""
 
     mounts: tuple[str, ...]
     """Where its hierarchy may be mounted, below the root."""
@@ -93,14 +93,14 @@ _VERSION_2 = _GroupFiles(
 
 
 def free_memory_bytes(*, root: Path = _ROOT) -> int:
-    """What this process may still use now, at least 0; `root` is where proc/ and sys/ are. Odd systems do no harm."""
+    """Return what this process may still use now, at least 0; `root` is where proc/ and sys/ are."""
     machine_bytes = int(psutil.virtual_memory().available)
     group_bytes = control_group_bytes(root)
     return max(0, machine_bytes if group_bytes is None else min(machine_bytes, group_bytes))
 
 
 def control_group_bytes(root: Path = _ROOT) -> int | None:
-    """What the tightest memory control group above this process leaves, negative if over; None if nothing limits it."""
+    """Return what the tightest memory control group leaves, negative if it is exceeded; None if nothing limits it."""
     left = [
         limit - usage
         for folder, files in _group_folders(root)
@@ -111,7 +111,7 @@ def control_group_bytes(root: Path = _ROOT) -> int | None:
 
 
 def process_memory(*, root: Path = _ROOT) -> ProcessMemory:
-    """Physical memory of this process, now and at its peak."""
+    """Return the physical memory of this process, now and at its peak."""
     now = int(psutil.Process().memory_info().rss)
     return ProcessMemory(resident_bytes=now, peak_bytes=max(now, _peak_bytes(root)))
 
@@ -131,7 +131,7 @@ def _peak_bytes(root: Path) -> int:
 
 
 def _group_folders(root: Path) -> Iterator[tuple[Path, _GroupFiles]]:
-    """This process's memory control groups that exist below `root`, from its own up to the top."""
+    """Yield this process's memory control groups that exist below `root`, from its own up to the top."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -173,7 +173,7 @@ def _to_int(text: str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed for want of memory."""
+    """Return whether an allocation failed for want of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -2,7 +2,7 @@
 
 Pure: sizes and budgets in, tiers out. Residents are spread evenly between streamed layers, around the end of a pass
 too, because a run of residents leaves the link idle while it computes; disk layers are spread likewise among the
-streamed ones, so that both links work at the same time. Knows no file, no device, and not what else needs memory.
+streamed ones, so that both links work at the same time.
 """
 
 from collections.abc import Callable, Iterator, Sequence

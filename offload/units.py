@@ -37,17 +37,17 @@ class LinkSpeed:
     """Fixed cost of every copy, during which the link carries nothing else."""
 
     def copy_seconds(self, num_bytes: int) -> float:
-        """Seconds for which one copy of `num_bytes` occupies the link."""
+        """Return the seconds for which one copy of `num_bytes` occupies the link."""
         return self.latency_seconds + num_bytes / self.bytes_per_second
 
 
 def round_up_to_page(num_bytes: int) -> int:
-    """The smallest multiple of PAGE_BYTES that is at least `num_bytes`."""
+    """Return the smallest multiple of PAGE_BYTES that is at least `num_bytes`."""
     return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes from "3.2GB" (decimal), "3.2GiB" (binary), "3.2G" (decimal) or "3200000000".
+    """Read a size: "3.2GB" (decimal), "3.2GiB" (binary), "3.2G" (decimal) or "3200000000".
 
     Raises:
         BadInputError: the text is not a size, or is negative.
@@ -59,7 +59,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_link(text: str) -> LinkSpeed:
-    """A link from "25GB/s" or "25GB/s,10us": bytes per second and, optionally, the latency of each copy.
+    """Read a link: "25GB/s" or "25GB/s,10us", bytes per second and, optionally, the latency of each copy.
 
     Raises:
         BadInputError: the text is not a link, or its bandwidth is 0.
@@ -76,7 +76,7 @@ def parse_link(text: str) -> LinkSpeed:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes for a person, in decimal units with three figures: 2617000000 -> "2.62 GB"."""
+    """Write bytes for a person, in decimal units with three figures: 2617000000 -> "2.62 GB"."""
     sign, size = ("-", -num_bytes) if num_bytes < 0 else ("", num_bytes)
     unit_index = 0
     while round(size, 1 if size >= 10 else 2) >= 1000 and unit_index < 4:
@@ -89,13 +89,13 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_link(link: LinkSpeed) -> str:
-    """A link for a person, in the form that `parse_link` reads: "25.0GB/s,10us"."""
+    """Write a link for a person, in the form that `parse_link` reads: "25.0GB/s,10us"."""
     rate = format_bytes(link.bytes_per_second).replace(" ", "") + "/s"
     return rate if link.latency_seconds == 0 else f"{rate},{link.latency_seconds * 1e6:g}us"
 
 
 def _parse_quantity(text: str, units: dict[str, float] | dict[str, int]) -> float | None:
-    """The number times its unit; None if the text is not one, has an unknown unit, or overflows."""
+    """Return the number times its unit; None if the text is not one, has an unknown unit, or overflows."""
     match = _QUANTITY.fullmatch(text.strip().lower())
     if match is None or match[2] not in units:
         return None

@@ -1,8 +1,8 @@
-"""Reads pieces of files into slabs, the fastest way the file system allows.
+"""Read pieces of files into slabs, the fastest way the file system allows.
 
 Three ways, tried in this order: os.preadv with O_DIRECT (Linux: bytes go from the disk into the slab, the page cache
 stays as it was), os.preadv through the page cache, and seek + readinto with one file object per thread (Windows has no
-preadv). Knows files and offsets, nothing of queues or threads beyond being called from several.
+preadv). May be called from several threads.
 """
 
 import errno
@@ -73,7 +73,7 @@ class SourceFile:
         return self._direct_descriptor is not None and not self._is_direct_refused
 
     def check_unchanged(self) -> None:
-        """Raises LinkError if the path no longer names the file that was opened, as it was then."""
+        """Raise LinkError if the path no longer names the file that was opened, as it was then."""
         try:
             is_unchanged = _identity(self.path) == self._identity
         except OSError as error:
@@ -154,7 +154,7 @@ class SourceFile:
 def split_range(
     piece: SlabRange, file: SourceFile, slab: memoryview, *, block_bytes: int, is_direct: bool
 ) -> Iterator[FileBlock]:
-    """The blocks of one range, in file order; is_direct makes it whole pages, for which the layout leaves room."""
+    """Yield the blocks of one range, in file order; `is_direct`: whole pages, for which the layout leaves room."""
     phase = piece.file_offset % PAGE_BYTES if is_direct else 0
     end = piece.file_offset + piece.num_bytes
     window_end = round_up_to_page(end) if is_direct else end

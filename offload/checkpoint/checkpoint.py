@@ -2,8 +2,8 @@
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
 passes can be streamed without a second look. Of quantized folders those of bitsandbytes pass, and other methods are
-refused by name. Knows neither torch nor transformers, never reads a tensor's bytes, and
-opens nothing but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile.
+refused by name. Never reads a tensor's bytes, and opens nothing but JSON and safetensors, so no file of a checkpoint
+can run code. Everything in it counts as hostile. Imports neither torch nor transformers.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
 
@@ -134,12 +134,12 @@ class Checkpoint:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether this can be a model's name on the hub: "owner/name"."""
+    """Return whether this can be a model's name on the hub: "owner/name"."""
     return _HUB_NAME.fullmatch(text) is not None
 
 
 def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] = download_model) -> Path:
-    """The local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
+    """Return the local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
 
     Raises:
         CheckpointError: there is no such folder, or the hub could not deliver it.
@@ -148,7 +148,7 @@ def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] =
 
 
 def find_model_folder(name_or_path: str) -> Path | None:
-    """The local folder of that path; None for a name of the hub.
+    """Return the local folder of that path; None for a name of the hub.
 
     Raises:
         CheckpointError: it is neither.

@@ -1,8 +1,7 @@
-"""Downloads a model from the hub into its usual cache, unless the disk is too small for it.
+"""Download a model from the hub into its usual cache, unless the disk is too small for it.
 
 The same cache, tokens and offline switches as transformers' own downloads, but no pickle files. Sizes are asked for
-before a byte is written; a hub that does not tell them is left to the download itself to complain about. Knows nothing
-of what is in the files.
+before a byte is written; a hub that does not tell them is left to the download itself to complain about.
 """
 
 import shutil
@@ -42,19 +41,19 @@ class Hub(Protocol):
     """What is asked of the hub; its errors are huggingface_hub's."""
 
     def list_files(self, name: str) -> Iterable[HubFile]:
-        """Every file of the newest revision of the model `name` that would be downloaded."""
+        """Yield every file of the newest revision of the model `name` that would be downloaded."""
 
     def download(self, name: str) -> Path:
-        """The folder in the cache that holds those files, after downloading what is missing."""
+        """Download what is missing of those files, and return the folder in the cache that holds them."""
 
     def cache_folder(self) -> Path:
-        """Where downloads go; may not exist yet."""
+        """Return where downloads go; it may not exist yet."""
 
     def partial_bytes(self, name: str) -> int:
-        """Bytes of broken-off downloads of the model that will be gone on with."""
+        """Return the bytes of unfinished downloads of the model that the next attempt continues."""
 
     def stored_bytes(self, name: str) -> int:
-        """Bytes of the model in the cache, those of unfinished files included."""
+        """Return the bytes of the model in the cache, those of unfinished files included."""
 
 
 class HuggingFaceHub:
@@ -99,7 +98,7 @@ class HuggingFaceHub:
 def download_model(
     name: str, *, hub: Hub | None = None, free_bytes: Callable[[Path], int | None] | None = None
 ) -> Path:
-    """The local folder of the hub's model `name` ("owner/name"), after downloading what is missing.
+    """Download what is missing of the hub's model `name` ("owner/name"), and return its local folder.
 
     Raises:
         CheckpointError: the disk is too small for it, or the hub could not deliver it.
@@ -110,7 +109,7 @@ def download_model(
 
 
 def watch_download(name: str, *, hub: Hub | None = None) -> Generator[tuple[int, int], None, Path]:
-    """The same; yields (bytes that are here, bytes in all) while they arrive, nothing if the hub does not tell sizes.
+    """Do the same, yielding (bytes that are here, bytes in all) meanwhile; nothing if the hub does not tell sizes.
 
     A generator that is closed before its end leaves the download to go on until the process ends.
     """
@@ -141,7 +140,7 @@ def _download(name: str, hub: Hub) -> Path:
 
 
 def free_disk_bytes(folder: Path) -> int | None:
-    """Free bytes where `folder` is or would be made; None if the system does not say."""
+    """Return the free bytes where `folder` is or would be made; None if the system does not say."""
     for place in (folder, *folder.parents):
         try:
             return shutil.disk_usage(place).free
@@ -151,7 +150,7 @@ def free_disk_bytes(folder: Path) -> int | None:
 
 
 def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -> tuple[int, int]:
-    """(bytes in all, bytes that are missing), zeros if the hub does not tell. Raises CheckpointError."""
+    """Return (bytes in all, bytes that are missing), zeros if the hub does not tell. Raises CheckpointError."""
     try:
         files = list(hub.list_files(name))
         missing_bytes = sum(file.num_bytes for file in files if not file.is_cached)

@@ -1,7 +1,7 @@
-"""Reads JSON and file headers that may have been damaged, or written by somebody who means harm.
+"""Read JSON and file headers that may have been damaged, or written by somebody who means harm.
 
 Stricter than the standard parser: an object with no key twice and nothing that is not finite, from a regular file of
-bounded size. Whatever is wrong becomes one sentence that is safe to print. Knows nothing of models.
+bounded size. Whatever is wrong becomes one sentence that is safe to print.
 """
 
 import os
@@ -15,7 +15,7 @@ from profiles.json_text import parse_json_text
 
 
 def read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
-    """The file's size and its first `num_bytes` bytes, of a regular file only: opening a pipe would wait for ever.
+    """Return the file's size and its first `num_bytes` bytes; only of a regular file, as opening a pipe would block.
 
     Raises CheckpointError if there is no such file or it cannot be read.
     """
@@ -32,7 +32,7 @@ def read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
 
 
 def read_json(file: Path, *, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in `file`. Raises CheckpointError, also if the file is larger than `max_bytes`."""
+    """Return the JSON object in `file`. Raises CheckpointError, also if the file is larger than `max_bytes`."""
     file_bytes, raw = read_start(file, num_bytes=max_bytes)
     if file_bytes > max_bytes:
         raise CheckpointError(f"{file} has {file_bytes} bytes; expected at most {max_bytes}")
@@ -40,7 +40,7 @@ def read_json(file: Path, *, max_bytes: int) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
-    """The JSON object in `raw`; `where` names it in the CheckpointError that any damage becomes."""
+    """Return the JSON object in `raw`; `where` names it in the CheckpointError that any damage becomes."""
     try:
         parsed = parse_json_text(raw)
     except ValueError as error:

@@ -5,7 +5,7 @@
 
 Nothing here synchronises a device, allocates per visit or calls record_stream. The host does not run away either: a
 layer is handed out when the copy before it has arrived, so that progress and cancellation mean something. Written
-against torch.Stream and torch.Event, so any accelerator of torch runs the same lines; knows neither layers nor passes.
+against torch.Stream and torch.Event, so any accelerator of torch runs the same lines.
 """
 
 import threading

@@ -1,8 +1,7 @@
 """What moves a layer's bytes into a slot while the caller does something else: sources, pending copies, the protocol.
 
 The layer streamer drives it. On a host, `wait` blocks until the bytes are there; on an accelerator it makes the
-compute stream wait for the copy stream, and `release` records the event behind which the slot may be overwritten. Knows
-slabs, not layers or passes.
+compute stream wait for the copy stream, and `release` records the event behind which the slot may be overwritten.
 """
 
 import threading
@@ -103,4 +102,4 @@ class CopyEngine(Protocol):
         """The computation enqueued so far is the slot's last user: a later `start` may overwrite it after that."""
 
     def close(self) -> None:
-        """Abandon what is in flight, wait until nothing writes any more, free what the engine holds; idempotent."""
+        """Abandon what is in flight, wait until nothing writes any more, and free what is held; may be called again."""

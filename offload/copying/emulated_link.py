@@ -1,8 +1,7 @@
 """A slow link on any machine: paces another engine's copies to a given bandwidth and latency.
 
 The link carries one copy at a time, in the order of `start`: a copy occupies it from max(link free, submission) on for
-latency + bytes / bandwidth, and is usable then, or when the engine below has really done it, whichever is later. Knows
-bytes and a clock; what moves the bytes is the engine below.
+latency + bytes / bandwidth, and is usable then, or when the engine below has really done it, whichever is later.
 """
 
 import threading

@@ -1,7 +1,6 @@
 """The engine of a machine without an accelerator, and what reads files everywhere: threads that fill slabs.
 
-Blocks of bytes wait in one queue, so that files are read in order; a few threads read or copy them. Knows slabs and
-files, not layers or passes.
+Blocks of bytes wait in one queue, so that files are read in order; a few threads read or copy them.
 """
 
 import logging
@@ -236,7 +235,7 @@ class HostCopyEngine(Closeable):
                 if copy.is_wanted:
                     try:
                         block.transfer()
-                    except Exception as error:  # handed over to whoever waits for the copy; the thread lives on
+                    except Exception as error:  # raised where the copy is waited for; the thread lives on
                         failure = error
                 job = None
                 self._finish_block(copy, failure)

@@ -1,4 +1,4 @@
-"""How fast a disk and a link are, by the simplest loops that could be: the yardsticks for streamed passes.
+"""Measure how fast a disk and a link are, by the simplest possible loops: the yardsticks for streamed passes.
 
 A file's disk: threads take the next block of the given ranges, in order, and read it into a buffer of their own, with
 O_DIRECT where the file system allows it. The link to a device (or, on the CPU, from memory to memory): one buffer
@@ -31,7 +31,7 @@ _NUM_COPIES = 8
 
 @dataclass(frozen=True, slots=True)
 class RawLink:
-    """What the loop got."""
+    """What the reading loop measured."""
 
     num_bytes: int
     """Bytes read."""
@@ -42,7 +42,7 @@ class RawLink:
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes read per second."""
+        """Rate of the whole loop."""
         return self.num_bytes / self.seconds
 
 
@@ -88,7 +88,7 @@ class _Reader:
             self.is_direct = self.is_direct and file is not None
 
     def read(self, path: Path, offset: int, num_bytes: int) -> int:
-        """Read whole pages, or up to the end of the file; the number of bytes that came."""
+        """Read whole pages, or up to the end of the file; return the number of bytes that came."""
         file = self._files[path]
         file.seek(offset)
         return file.readinto(self._buffer[:num_bytes]) or 0
@@ -109,7 +109,7 @@ class _Reader:
 
 
 def _blocks(ranges: Sequence[SlabRange], block_bytes: int) -> Iterator[tuple[Path, int, int]]:
-    """(file, offset, bytes) of whole pages, in order."""
+    """Yield (file, offset, bytes) of whole pages, in order."""
     for piece in ranges:
         begin = piece.file_offset // PAGE_BYTES * PAGE_BYTES
         end = round_up_to_page(piece.file_offset + piece.num_bytes)
@@ -141,7 +141,7 @@ def measure_copy_rate(
     clock: Callable[[], float] = time.perf_counter,
     synchronize: Callable[[torch.device], None] | None = None,
 ) -> float:
-    """Bytes per second of copies of `num_bytes` from host memory, pinned or pageable, to `device`.
+    """Return the bytes per second of copies from host memory, pinned or pageable, to `device`.
 
     `synchronize` waits for the device; by default torch's own. Raises RuntimeError where memory cannot be had.
     """

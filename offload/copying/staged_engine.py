@@ -5,7 +5,7 @@
 
 What a device cannot take from where it lies (a file, or pageable memory) is brought to a stage first, in pinned memory
 where there is any; the reader runs ahead of the ring along a known cycle, so that it works while other layers are
-on the link. A pass then costs the slower link's time, not the sum. Knows sources and engines, not layers or passes.
+on the link. A pass then costs the slower link's time, not the sum.
 """
 
 import logging
@@ -187,7 +187,7 @@ class StagedCopyEngine(Closeable):
                     is_sending = any(stage.sending is not None for stage in self._ahead)
                     is_waiting = bool(self._queue or self._leaving or is_sending)
                     self._wake.wait(_POLL_SECONDS if is_waiting else None)
-        except BaseException as death:  # handed to whoever waits; another thread takes this one's place
+        except BaseException as death:  # raised where it is waited for; another thread takes this one's place
             logger.error("the thread that feeds the link died: %r", death)
             with self._wake:
                 while self._queue:

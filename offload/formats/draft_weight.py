@@ -1,7 +1,7 @@
-"""What a draft's matrices are held as: int8 rows, NF4, or as they are stored, and which of these is fastest here.
+"""Hold a draft's matrices as int8 rows, as NF4 or as they are stored, whichever multiplies fastest on this device.
 
 A draft may round activations, so each format runs the fastest kernel that this device has for the widths of a tree's
-levels, found by measuring (well under half a second in all, once per process). Knows no models.
+levels, found by measuring (well under half a second in all, once per process).
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _DECIDED = 0.8
 
 
 def draft_policy(compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16) -> MatmulPolicy:
-    """Any kernel of the device, each where it was measured to be faster."""
+    """Allow any kernel of the device, each where it was measured to be faster."""
     is_cpu = device.type == "cpu"
     return MatmulPolicy(direct_max_rows=measure_direct_max_rows(storage, compute) if is_cpu else 0, is_fast=True)
 
@@ -39,7 +39,7 @@ def draft_policy(compute: torch.dtype, device: torch.device, *, storage: torch.d
 def draft_converter(
     held: HeldFormat, compute: torch.dtype, device: torch.device
 ) -> Callable[[StoredWeight], StoredWeight]:
-    """Makes a draft's weight on `device`, in memory of its own, of one that views a slab.
+    """Return what makes a draft's weight on `device`, in memory of its own, of one that views a slab.
 
     What is stored quantized stays so, whatever `held` says.
     """
@@ -60,7 +60,7 @@ def draft_converter(
 
 
 def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
-    """Bytes of an ordinary (O, I) matrix once a draft holds it in this format."""
+    """Return the bytes of an ordinary (O, I) matrix once a draft holds it in this format."""
     if held == "int8":
         return shape[0] * (shape[1] + _INT8_BYTES_PER_ROW)
     return nf4_bytes(shape) - NF4_CODE_BYTES  # the levels are the same for all matrices
@@ -70,7 +70,7 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
 def fastest_format(
     compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16, side: int = 1024
 ) -> HeldFormat:
-    """The format whose products of 1 to 16 rows are the fastest on this device; int8 unless another wins clearly."""
+    """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly."""
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(storage)
     seconds: dict[HeldFormat, float] = {}

@@ -3,7 +3,7 @@
 Two codes of 4 bits a byte, first element high; blocks of consecutive elements share an absmax, and with double
 quantization the absmaxes are 8-bit codes in blocks of 256 themselves. A product widens the matrix chunk by chunk, bit
 for bit as bitsandbytes does: with its kernel where it has one for the device, else by a table from a byte to its two
-values. All that steers is known on the host (`FourBitFormat`): no visit reads anything back. Knows no files.
+values. All that steers is known on the host (`FourBitFormat`): no visit reads anything back.
 """
 
 import math
@@ -114,7 +114,7 @@ class FourBitWeight:
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     def to(self, device: torch.device) -> "FourBitWeight":
-        """The same weight on `device`; itself if it is there."""
+        """Return the same weight on `device`; itself if it is there."""
         return replace(self, parts={suffix: part.to(device) for suffix, part in self.parts.items()})
 
     def copy_to(self, device: torch.device) -> "FourBitWeight":
@@ -137,7 +137,7 @@ class FourBitWeight:
         return product if bias is None else product.add_(bias)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole matrix (O, I), bit for bit what bitsandbytes' dequantize_4bit gives."""
+        """Return the whole matrix (O, I), bit for bit what bitsandbytes' dequantize_4bit gives."""
         out = torch.empty(self.format.shape, dtype=dtype, device=self.parts[""].device)
         return self._widen_rows(0, self.format.shape[0], self._wide_absmax(), out)
 
@@ -151,7 +151,7 @@ class FourBitWeight:
         return wide.add_(self.format.nested_offset)
 
     def _widen_rows(self, start: int, stop: int, absmax: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Rows start..stop (`start` a multiple of row_multiple), in `out` or in memory of the kernel's own."""
+        """Widen rows start..stop (`start` a multiple of row_multiple) to `out`, or to memory of the kernel's own."""
         num_columns, block_size = self.format.shape[1], self.format.block_size
         first, end = start * num_columns, stop * num_columns
         codes = self.parts[""].view(-1)[first // 2 : -(-end // 2)]
@@ -188,7 +188,7 @@ class FourBitWeight:
 
 
 def _scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int, *, out: torch.Tensor) -> torch.Tensor:
-    """out[i] = values[i] * scales[i // block_size], rounded once to the dtype of `out`; all one-dimensional."""
+    """Set out[i] = values[i] * scales[i // block_size], rounded once to the dtype of `out`; all one-dimensional."""
     num_whole = values.numel() // block_size
     whole = num_whole * block_size
     blocks = values[:whole].view(num_whole, block_size)
@@ -201,7 +201,7 @@ def _scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int, *
 def quantize_blocks(
     read: ReadElements, num_elements: int, *, quant_type: str = "nf4"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes, uint8, and the absmax of every block, float32, of a matrix that is read in pieces; both flat."""
+    """Read a matrix in pieces; return its codes, uint8, and the absmax of every block, float32, both flat."""
     num_code_bytes = -(-num_elements // 2)
     codes = allocate_slab(num_code_bytes)[:num_code_bytes]
     absmax = torch.empty(-(-num_elements // DEFAULT_BLOCK_SIZE))
@@ -215,7 +215,7 @@ def quantize_blocks(
 
 
 def _quantize_piece(piece: torch.Tensor, quant_type: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two codes a byte, and one absmax a block: the nearest of 16 levels after division by the block's largest.
+    """Return two codes a byte, each the nearest of 16 levels after division by the block's absmax, and the absmaxes.
 
     bitsandbytes searches the levels for every element (30 million elements a second on one core); counting the
     boundaries below all elements at once gives the same codes at ten times that speed.
@@ -249,7 +249,7 @@ def _boundaries() -> npt.NDArray[np.float32]:
 
 @cache
 def pair_table(quant_type: str, device: torch.device) -> torch.Tensor:
-    """(256,) on `device`: entry b holds the two float32 values of byte b, high nibble first, as one int64.
+    """Return (256,) on `device`: entry b holds the two float32 values of byte b, high nibble first, as one int64.
 
     One gather of 8 bytes is twice as fast as one of two floats, and every device gathers int64.
     """
@@ -263,13 +263,13 @@ def pair_table(quant_type: str, device: torch.device) -> torch.Tensor:
 
 @cache
 def scalar_on(value: float, device: torch.device) -> torch.Tensor:
-    """A float32 scalar on `device`, copied there once."""
+    """Return a float32 scalar on `device`, copied there once."""
     return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 @cache
 def has_kernel(operator: str, device_type: str) -> bool:
-    """Whether bitsandbytes has a kernel of its own for this operator on this type of device."""
+    """Return whether bitsandbytes has a kernel of its own for this operator on this type of device."""
     import bitsandbytes  # noqa: F401  # registers its operators
 
     key = _DISPATCH_KEYS.get(device_type)

@@ -91,7 +91,7 @@ class Int8RowsWeight:
         return self.rows.numel() + 4 * self.absmax.numel()
 
     def to(self, device: torch.device) -> "Int8RowsWeight":
-        """The same weight on `device`; itself if it is there."""
+        """Return the same weight on `device`; itself if it is there."""
         return replace(self, rows=self.rows.to(device), absmax=self.absmax.to(device))
 
     def copy_to(self, device: torch.device) -> "Int8RowsWeight":
@@ -117,7 +117,7 @@ class Int8RowsWeight:
 
 
 def _bfloat16_product(inputs: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """torch's own product of bfloat16 activations with int8 rows, widened in registers."""
+    """Multiply by torch's own product of bfloat16 activations with int8 rows, which are widened in registers."""
     flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.bfloat16)
     product = torch._weight_int8pack_mm(flat, rows, scales.to(torch.bfloat16))
     return product.to(inputs.dtype).view(*inputs.shape[:-1], rows.shape[0])
@@ -125,7 +125,7 @@ def _bfloat16_product(inputs: torch.Tensor, rows: torch.Tensor, scales: torch.Te
 
 @cache
 def measure_bfloat16_max_rows(device: torch.device, compute: torch.dtype, *, side: int = 1024) -> int:
-    """The most rows for which the bfloat16 kernel beats widening on this device; 0 where it does not exist.
+    """Return the most rows for which the bfloat16 kernel beats widening here; 0 where it does not exist.
 
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: widening 2.8 / 4.1 / 6.0 / 5.9 ms, this 0.9 / 2.0 / 3.8 / 6.4 ms.
     """
@@ -160,7 +160,7 @@ class PackedInt8Weight:
 
     @classmethod
     def pack(cls, weight: Int8RowsWeight) -> "PackedInt8Weight":
-        """The same matrix in memory of its own; `weight` is on the CPU.
+        """Pack a weight on the CPU into memory of its own.
 
         torch says that tensors of this kind will be removed some day, once a session. Nothing else multiplies int8 this
         fast here: until then it is used, and without it `measure_is_packed_faster` is False.
@@ -202,7 +202,7 @@ class PackedInt8Weight:
 
 @cache
 def measure_is_packed_faster(compute: torch.dtype, *, side: int = 1024) -> bool:
-    """Whether these kernels exist here, multiply rightly, and beat the others over the widths of a draft's levels.
+    """Return whether these kernels exist, multiply rightly, and beat the others over the widths of a draft's levels.
 
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: bfloat16 activations 0.9 / 2.0 / 3.8 / 6.4 ms, these 0.4 / 0.9 /
     1.8 / 3 ms.

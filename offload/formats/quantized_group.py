@@ -1,8 +1,8 @@
-"""Finds and checks the tensors that a quantized linear layer is stored as, in bitsandbytes' spelling.
+"""Find and check the tensors that a quantized linear layer is stored as, in bitsandbytes' spelling.
 
 Besides names and shapes it reads the few bytes that steer (the packed quant_state, the weight format), once, when a
 folder is opened, so that no pass has to fetch them from a device. Everything in them counts as hostile: each fault is
-one sentence. Knows no models: the shape that a matrix must have is given.
+one sentence.
 """
 
 import math
@@ -29,7 +29,7 @@ _COMPUTE_DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True, slots=True)
 class QuantizedGroup:
-    """One quantized matrix."""
+    """A quantized matrix as it is stored."""
 
     format: WeightFormat
     """How it is read."""
@@ -38,7 +38,7 @@ class QuantizedGroup:
 
 
 def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int]) -> QuantizedGroup | None:
-    """The group behind the stored tensor `stored_name`, or None if it is stored as an ordinary matrix.
+    """Return the group behind the stored tensor `stored_name`, or None if it is stored as an ordinary matrix.
 
     Raises CheckpointError: part of a group is missing or not what a matrix of `shape` (O, I) needs.
     """
@@ -143,7 +143,7 @@ def _wrong(entry: TensorEntry, found: str, expected: str) -> CheckpointError:
 
 
 def _read(entry: TensorEntry) -> bytes:
-    """A tensor's bytes: the steering ones only, a few hundred at most."""
+    """Return a tensor's bytes: only those of steering ones, a few hundred at most."""
     try:
         with entry.file.open("rb") as opened:
             opened.seek(entry.offset_bytes)

@@ -26,12 +26,12 @@ ACCELERATOR_CHUNK_ELEMENTS = 1 << 23
 
 
 def int8_rows_bytes(shape: Sequence[int]) -> int:
-    """Bytes of a matrix (O, I) as int8 rows: one byte an element and one float32 scale a row."""
+    """Return the bytes of a matrix (O, I) as int8 rows: one byte an element and one float32 scale a row."""
     return math.prod(shape) + 4 * shape[0]
 
 
 def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:
-    """Bytes of a matrix as bitsandbytes NF4, without its JSON state (some 160 bytes).
+    """Return the bytes of a matrix as bitsandbytes NF4, without its JSON state (some 160 bytes).
 
     Two weights a byte; per 64 weights one scale, float32, or one byte with double quantization, which then has one
     float32 per 256 scales; and the tables of levels.

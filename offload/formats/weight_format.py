@@ -3,7 +3,7 @@
 Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or narrower ones made from them) and
 multiplies activations in the compute dtype. Where storage is narrower, the matrix is widened into one reused scratch
 buffer, a single cheap stream of memory, or multiplied in a narrower dtype where a `MatmulPolicy` allows that.
-The quantized formats are modules of their own. Knows nothing of layers, slabs or models.
+The quantized formats are modules of their own.
 """
 
 import time
@@ -32,12 +32,12 @@ CHOICE_REPEATS = 12
 
 
 def chunk_elements(device: torch.device) -> int:
-    """How many elements the scratch of `device` holds unless a single row is longer."""
+    """Return how many elements the scratch of `device` holds unless a single row is longer."""
     return CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
 
 
 def scratch_bytes(dtype: torch.dtype, device: torch.device) -> int:
-    """What one `UpcastScratch` takes once something was widened in it."""
+    """Return what one `UpcastScratch` takes once something was widened in it."""
     return chunk_elements(device) * dtype.itemsize
 
 
@@ -55,7 +55,7 @@ class UpcastScratch:
         return self._buffer.numel() * self._buffer.element_size()
 
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
-        """An uninitialised (num_rows, num_columns) matrix; valid until the next call."""
+        """Return an uninitialised (num_rows, num_columns) matrix; valid until the next call."""
         num_elements = num_rows * num_columns
         if self._buffer.numel() < num_elements:
             size = max(num_elements, chunk_elements(self._device))
@@ -63,7 +63,7 @@ class UpcastScratch:
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
     def linear(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """`inputs` (..., I) times the transpose of `matrix` (O, I), which is widened in chunks: (..., O)."""
+        """Multiply `inputs` (..., I) by the transpose of `matrix` (O, I), which is widened in chunks: (..., O)."""
 
         def widen(start: int, stop: int) -> torch.Tensor:
             return self.view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
@@ -78,7 +78,7 @@ class UpcastScratch:
         *,
         row_multiple: int = 1,
     ) -> torch.Tensor:
-        """A matrix (O, I) times `inputs` (..., I) as columns: (O, T).
+        """Multiply a matrix (O, I) by `inputs` (..., I) as columns: (O, T).
 
         `widen(start, stop)` returns rows of the matrix in the compute dtype, (stop - start, I), valid until its next
         call; every `start` is a multiple of `row_multiple`.
@@ -94,7 +94,7 @@ class UpcastScratch:
 
 
 def from_columns(products: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Products (O, T) in the shape of the `inputs` (..., I) that they belong to: (..., O)."""
+    """Return products (O, T) in the shape of the `inputs` (..., I) that they belong to: (..., O)."""
     return products.t().reshape(*inputs.shape[:-1], products.shape[0])
 
 
@@ -126,10 +126,10 @@ class StoredWeight(Protocol):
         """Bytes of the stored form."""
 
     def copy_to(self, device: torch.device) -> "StoredWeight":
-        """The same weight in memory of its own on `device`."""
+        """Return the same weight in memory of its own on `device`."""
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """`inputs` (..., I) times the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
+        """Multiply `inputs` (..., I) by the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
 
 
 class WeightFormat(Protocol):
@@ -144,7 +144,7 @@ class WeightFormat(Protocol):
         """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
 
     def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> StoredWeight:
-        """The weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
+        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +177,12 @@ class DenseWeight:
 
 
 def num_rows(inputs: torch.Tensor) -> int:
-    """How many vectors `inputs` (..., I) holds."""
+    """Return how many vectors `inputs` (..., I) holds."""
     return inputs.numel() // max(inputs.shape[-1], 1)
 
 
 def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: torch.device | None = None) -> float:
-    """Seconds of the fastest of `repeats` runs; on any device but a CPU, until its work is done.
+    """Return the seconds of the fastest of `repeats` runs; on any device but a CPU, until its work is done.
 
     Which kernel wins depends on the processor by more than ten times, so nothing is decided by its name.
     """
@@ -203,7 +203,7 @@ def _wait_for(device: torch.device | None) -> None:
 
 @cache
 def measure_direct_max_rows(storage: torch.dtype, compute: torch.dtype, *, side: int = 1024) -> int:
-    """The most rows for which a product in `storage` beats widening to `compute`, measured on this CPU (about 0.1 s).
+    """Return the most rows for which a product in `storage` beats widening to `compute` on this CPU (takes 0.1 s).
 
     Processors differ by more than ten times here: with AVX512-BF16 the narrow product wins at every width, without
     it the wide product wins from 8 to 32 rows on.

@@ -41,7 +41,7 @@ class WeightQuantizer:
         return self._quantize_rows(read, shape) if self.format == "int8" else self._quantize_blocks(read, shape, dtype)
 
     def max_bytes(self, shape: tuple[int, int]) -> int:
-        """An upper bound of the bytes that `quantize` makes, at most a few hundred too large."""
+        """Return an upper bound of the bytes that `quantize` makes, at most a few hundred too large."""
         if self.format == "int8":
             return int8_rows_bytes(shape) + 1
         return nf4_bytes(shape, is_double=self.is_double) + _STATE_BYTES

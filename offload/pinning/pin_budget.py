@@ -64,7 +64,7 @@ class Platform(Enum):
 
 
 def detect_platform(*, system: str = sys.platform, proc_version: str | None = None) -> Platform:
-    """Which platform this is; `proc_version` stands for the text of /proc/version, which is read if it is None."""
+    """Return which platform this is; `proc_version` is the text of /proc/version, which is read if it is None."""
     if system == "win32":
         return Platform.WINDOWS
     if system != "linux":
@@ -87,7 +87,7 @@ class PinBudget:
     """How it was found."""
 
     def explain(self) -> str:
-        """One sentence for people, without its full stop."""
+        """Say it in one sentence, without its full stop."""
         if self.num_bytes is None:
             return "this system limits pinned host memory only by what the machine has"
         amount = format_bytes(self.num_bytes)
@@ -143,7 +143,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
 
 
 def _load(device: DeviceIdentity, folder: Path, host_memory_bytes: int) -> MachineProfile | None:
-    """What is stored and still true of this machine."""
+    """Return what is stored, if it is still true of this machine."""
     try:
         stored = load_machine_profile(folder, device)
     except StaleProfileError as error:
@@ -197,12 +197,12 @@ class PinningPlan:
     def with_outcome(
         self, pinned_slabs: Collection[int], *, refused: str | None, is_ring_pinned: bool
     ) -> "PinningPlan":
-        """The plan as it came out: what was really pinned, and why no more was (a sentence without its full stop)."""
+        """Return the plan as it came out: what was pinned, and why no more (a sentence without its full stop)."""
         kept = replace(self, pinned_slabs=tuple(sorted(pinned_slabs)), cause=refused or self.cause)
         return kept if is_ring_pinned else replace(kept, num_stages=0, stage_bytes=0)
 
     def sentence(self) -> str:
-        """What was chosen and why, for people; without its full stop."""
+        """Say what was chosen and why, without a full stop."""
         parts = [part for part in (self._host_part(), self._disk_part()) if part]
         return "; ".join(parts) or "no layer streams, so nothing has to be pinned"
 
@@ -252,7 +252,7 @@ def plan_pinning(
 
 
 def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
-    """The largest of the slabs; 0 if the budget does not hold two of it."""
+    """Return the largest of the slabs; 0 if the budget does not hold two of it."""
     largest = max(slab_sizes, default=0)
     return largest if budget_bytes is None or NUM_STAGES * largest <= budget_bytes else 0
 
@@ -260,7 +260,7 @@ def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
 def plan_pinned_layers(
     device: torch.device, residency: ResidencyPlan, *, device_bytes: int, state_folder: Path | None
 ) -> tuple[PinningPlan, int | None]:
-    """Which host layers of `residency` to pin for `device`, and the budget (None: no limit) that decided it.
+    """Decide which host layers to pin for `device`; return that and the budget (None: no limit) behind it.
 
     `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. A stored
     budget that cannot be used costs a probe at every start, not the session.

@@ -1,8 +1,8 @@
-"""How much host memory the driver will pin, found out by a process of its own: one refusal poisons whoever meets it.
+"""Find out how much host memory the driver pins, in a process of its own: one refusal poisons the process that met it.
 
 The child pins 256 MiB after 256 MiB and reports each step in a line, so that even its death tells what it had been
 granted; the parent keeps four fifths of that. `python -m offload.pinning.pin_probe` is the child, and of no use to
-people. Knows neither layers nor platforms.
+people.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class ProbeResult:
 
 
 def probe_limit_bytes() -> int:
-    """As much as a probe may touch now without driving anybody else out of memory."""
+    """Return how much a probe may touch now without driving others out of memory."""
     return max(0, free_memory_bytes() - RESERVE_BYTES)
 
 
@@ -92,7 +92,7 @@ def probe_pin_budget(
 
 
 def _wait(child: subprocess.Popen[str], timeout_seconds: float, clock: Callable[[], float]) -> tuple[bool, str, str]:
-    """Whether the child ended by itself in time, and all that it wrote; whatever happens here, it is gone after."""
+    """Return whether the child ended by itself in time, and all that it wrote; it is gone then, whatever happens."""
     deadline = clock() + timeout_seconds
     try:
         while True:
@@ -107,7 +107,7 @@ def _wait(child: subprocess.Popen[str], timeout_seconds: float, clock: Callable[
 
 
 def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
-    """End the child; all that it wrote."""
+    """End the child; return all that it wrote."""
     child.kill()
     try:
         return child.communicate(timeout=_GRACE_SECONDS)
@@ -117,7 +117,7 @@ def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def _read_report(output: str, complaints: str, *, exit_code: int | None) -> ProbeResult:
-    """The last whole line counts; `exit_code` None means that the child was killed because its time was up."""
+    """Return what the last whole line says; `exit_code` None means that the child was killed when its time was up."""
     steps = [step for line in output.splitlines() if (step := _parse_step(line)) is not None]
     if not steps:
         last_words = complaints.strip().splitlines()[-1:] or ["it said nothing"]
@@ -138,7 +138,7 @@ def _read_report(output: str, complaints: str, *, exit_code: int | None) -> Prob
 
 
 def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
-    """(bytes granted so far, how it ended or None) of one of the child's lines; None for anything else."""
+    """Return (bytes granted so far, how it ended or None) of one of the child's lines; None for anything else."""
     try:
         step = json.loads(line)
         ending = step["ending"]
@@ -148,7 +148,7 @@ def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
 
 
 def _open_pinner(driver: str) -> HostPinner:
-    """As slow as the driver is: the parent has the patience."""
+    """Open the pinner to probe; it waits as long as the driver takes, since the parent has the patience."""
     module, _, attribute = driver.partition(":")
     if not attribute or attribute.isdigit():
         return open_pinner(torch.device(driver), None, patience_seconds=math.inf)
@@ -157,7 +157,7 @@ def _open_pinner(driver: str) -> HostPinner:
 
 
 def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:
-    """The child's report, beginning with a line that says that the driver is there; what was granted is kept."""
+    """Yield the child's report, beginning with a line that says that the driver is there; what was granted is kept."""
     granted_bytes = 0
     yield {"granted_bytes": 0, "ending": None}
     while (num_bytes := min(step_bytes, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
@@ -174,7 +174,7 @@ def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[di
 
 
 def _offer_itself_to_the_out_of_memory_killer() -> None:
-    """Should memory run short after all, this process is the one to lose; only Linux has the file."""
+    """Be the process that goes if memory runs short after all; only Linux has the file."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

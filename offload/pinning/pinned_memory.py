@@ -51,14 +51,14 @@ class HostPinner(Closeable):
         return 0
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
-        """A slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
+        """Return a slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
 
         `huge_pages`: see allocate_slab; memory that is pinned from the start is left as it comes.
         """
         return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     def filled(self, slab: torch.Tensor) -> None:
-        """The slab holds its bytes: pin it, now or in the background; returns at once."""
+        """Pin a slab that holds its bytes by now, at once or in the background; returns at once."""
 
     def finish(self) -> None:
         """Block until nothing is being pinned any more.
@@ -67,11 +67,11 @@ class HostPinner(Closeable):
         """
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
-        """Whether all of a slab from `allocate` is pinned; never True before that is certain."""
+        """Return whether all of a slab from `allocate` is pinned; never True before that is certain."""
         return False
 
     def close(self) -> None:
-        """Unpin everything; idempotent. No copy may be in flight any more."""
+        """Unpin everything; may be called again. No copy may be in flight any more."""
 
 
 def _allocate_pinned(num_bytes: int) -> torch.Tensor:
@@ -125,7 +125,7 @@ class AllocatorPinnedMemory(HostPinner):
 
 
 def _taken_bytes(num_bytes: int) -> int:
-    """What torch's pinned allocator takes: the next power of two."""
+    """Return what torch's pinned allocator takes: the next power of two."""
     return 1 << (num_bytes - 1).bit_length()
 
 
@@ -225,7 +225,7 @@ class PinnedMemory(HostPinner):
             return sum(slab.num_bytes for slab in self._slabs.values() if slab.state is _State.PINNED)
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
-        """A zeroed slab of whole pages, uint8, pageable so far; see HostPinner."""
+        """Return a zeroed slab of whole pages, uint8, pageable so far; see HostPinner."""
         memory = allocate_slab(num_bytes, huge_pages=huge_pages)
         with self._wake:
             if self._is_closing:
@@ -266,7 +266,7 @@ class PinnedMemory(HostPinner):
             return known is not None and known.state is _State.PINNED
 
     def close(self) -> None:
-        """Unregister every chunk, then let the slabs go; idempotent.
+        """Unregister every chunk, then let the slabs go; may be called again.
 
         A driver that does not answer is left alone with its thread, which keeps all slabs mapped.
         """
@@ -283,7 +283,7 @@ class PinnedMemory(HostPinner):
         return any(slab.state is _State.QUEUED for slab in self._slabs.values())
 
     def _wait_until(self, is_over: Callable[[], bool]) -> bool:
-        """With the lock held: whether it came to that while the driver went on answering, one call after the other."""
+        """Wait with the lock held; return whether it came to that before the driver stopped to answer."""
         num_calls, patience = self._num_calls, Patience(self._patience_seconds)
         while not is_over():
             if self._num_calls != num_calls:
@@ -330,7 +330,7 @@ class PinnedMemory(HostPinner):
             self._wake.notify_all()
 
     def _refuse(self, failure: str) -> None:
-        """With the lock held: nothing more will be registered, because one refusal spoils the calls after it."""
+        """Register nothing more, because one refusal spoils the calls after it; with the lock held."""
         for slab in self._queue:
             slab.state = _State.PAGEABLE
         self._queue.clear()
@@ -347,7 +347,7 @@ class PinnedMemory(HostPinner):
             _never_unmapped.append(slab.memory)
 
     def _attempt(self, call: Callable[..., int], *arguments: int) -> str | None:
-        """Why the driver refused; None if it did not."""
+        """Return why the driver refused; None if it did not."""
         try:
             code = call(*arguments)
             failure = None if code == 0 else f"error {code}{f', {_CODE_NAMES[code]}' if code in _CODE_NAMES else ''}"
@@ -359,14 +359,14 @@ class PinnedMemory(HostPinner):
 
 
 def open_registrar(device: torch.device) -> HostRegistrar | None:
-    """The driver that pins memory in place for `device`; None if it has none that torch gives access to."""
+    """Return the driver that pins memory in place for `device`; None if torch gives access to none."""
     return CudaHostRegistrar(device) if device.type == "cuda" else None
 
 
 def open_pinner(
     device: torch.device, budget_bytes: int | None, *, patience_seconds: float = PATIENCE_SECONDS
 ) -> HostPinner:
-    """The way to pin host memory for `device`, with at most `budget_bytes` of it (None: no limit)."""
+    """Return the way to pin host memory for `device`, with at most `budget_bytes` of it (None: no limit)."""
     if device.type == "cpu":
         return HostPinner()
     registrar = open_registrar(device)

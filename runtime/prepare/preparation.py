@@ -1,4 +1,4 @@
-"""Makes a quantized folder that transformers itself loads, layer by layer, in little memory and in any number of runs.
+"""Make a quantized folder that transformers itself loads, layer by layer, in little memory and in any number of runs.
 
 Bad input is found before anything is written. Every shard is written beside its name, flushed and renamed, and the
 whole folder gets its name last; after an interruption the same request goes on behind the last finished shard.
@@ -74,7 +74,7 @@ class PreparationProgress:
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """The folder is complete; always the last event."""
+    """The complete folder; always the last event."""
 
     folder: Path
     num_bytes: int
@@ -151,7 +151,7 @@ def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[Pre
 
 
 def _made_of(tensor: PlannedTensor, quantizer: WeightQuantizer) -> dict[str, torch.Tensor]:
-    """The tensors by name that a stored one becomes."""
+    """Return the tensors by name that a stored one becomes."""
     if not tensor.is_quantized:
         return {tensor.name: _converted(tensor).view(tensor.entry.shape)}
     try:
@@ -164,7 +164,7 @@ def _made_of(tensor: PlannedTensor, quantizer: WeightQuantizer) -> dict[str, tor
 
 
 def _reading(tensor: PlannedTensor) -> ReadElements:
-    """How to read the matrix (O, I) in pieces; one that is stored turned has to be read whole."""
+    """Return how to read the matrix (O, I) in pieces; one that is stored turned has to be read whole."""
     entry, dtype = tensor.entry, tensor.dtype
     if not tensor.is_transposed:
         return lambda start, stop: read_elements(entry, start, stop).to(dtype)
@@ -173,7 +173,7 @@ def _reading(tensor: PlannedTensor) -> ReadElements:
 
 
 def _converted(tensor: PlannedTensor) -> torch.Tensor:
-    """The whole tensor, flat, converted piece by piece to the type that transformers would convert it to."""
+    """Return the whole tensor, flat, converted piece by piece to the type that transformers would convert it to."""
     converted = torch.empty(math.prod(tensor.entry.shape), dtype=tensor.dtype)
     for start in range(0, converted.numel(), _COPIED_ELEMENTS):
         piece = converted[start : start + _COPIED_ELEMENTS]
@@ -231,7 +231,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _journal_request(request: PreparationRequest, plan: PreparationPlan) -> dict[str, Any]:
-    """Whatever determines the bytes of the result."""
+    """Return whatever determines the bytes of the result."""
     return {
         "format": request.format,
         "double_quantization": request.is_double,

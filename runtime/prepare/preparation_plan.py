@@ -1,4 +1,4 @@
-"""What a prepared folder will hold, decided before anything is written: shards, quantized matrices, bytes, config.
+"""Decide what a prepared folder will hold before anything is written: shards, quantized matrices, bytes, config.
 
 Which layers are quantized is asked of transformers, since it decides the same again when it loads the folder: linear
 layers of the decoder layers, never the embeddings or the head. One shard per decoder layer, and one per matrix outside
@@ -130,7 +130,7 @@ class PreparationPlan:
         return total + _SMALL_FILES_BYTES
 
     def config(self) -> dict[str, Any]:
-        """config.json of the prepared folder: the source's, with what transformers needs to load it."""
+        """Return config.json of the prepared folder: the source's, with what transformers needs to load it."""
         config = dict(self.checkpoint.config)
         name = str(self.dtype).removeprefix("torch.")
         if config.get("dtype") is None and config.get("torch_dtype") is None:
@@ -150,7 +150,7 @@ class PreparationPlan:
         return config
 
     def source_files(self) -> dict[str, tuple[int, int]]:
-        """Size and modification time of every file that is read, by its name in the source folder."""
+        """Return size and modification time of every file that is read, by its name in the source folder."""
         folder = self.checkpoint.folder
         shards = {tensor.entry.file for shard in self.shards for tensor in shard.tensors}
         files = sorted({*shards, *self.companions, folder / "config.json"})
@@ -173,7 +173,7 @@ def _refuse_quantized(folder: Path) -> None:
 
 
 def _choose_linears(parts: DecoderParts) -> tuple[dict[str, bool], tuple[str, ...] | None]:
-    """Full names of the modules to quantize, with whether they are stored transposed; and what else must be skipped."""
+    """Return the full names of the modules to quantize, with whether they are stored turned; and what else to skip."""
     model = parts.model
     defaults = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     convertible = {
@@ -210,7 +210,7 @@ def _plan_shards(parts: DecoderParts, linears: Mapping[str, bool]) -> tuple[Plan
 
 
 def _loading_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """What `from_pretrained` would choose: the configuration's type, else that of the first weight."""
+    """Return what `from_pretrained` would choose: the configuration's type, else that of the first weight."""
     named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     for dtype in TORCH_DTYPES.values():
         if named == str(dtype).removeprefix("torch."):
@@ -220,7 +220,7 @@ def _loading_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _loaded_dtypes(parts: DecoderParts) -> dict[str, torch.dtype]:
-    """The type of every parameter and buffer after loading; a few are never narrowed.
+    """Return the type of every parameter and buffer after loading; a few are never narrowed.
 
     They are stored in it, because transformers converts them when it loads an original, but not beside quantized ones.
     """

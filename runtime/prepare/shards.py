@@ -1,4 +1,4 @@
-"""The folder that a preparation makes: it appears under its name complete or not at all, and can be taken up again.
+"""Make a folder that appears under its name complete or not at all, and whose making can be taken up again.
 
 Everything happens in the neighbour `NAME.partial`. Every file is written beside its name, flushed and renamed; only
 then does the journal call a shard finished, with its digest. The journal also says what was asked for, so that another
@@ -88,7 +88,7 @@ class PartialFolder:
             raise _write_failure(self.folder, error) from error
 
     def is_finished(self, name: str) -> bool:
-        """Whether that shard is there and its bytes are those that were written; if not, it is forgotten."""
+        """Return whether that shard is there with the bytes that were written; if not, it is forgotten."""
         if name not in self.shards:
             return False
         file = self.folder / name
@@ -122,7 +122,7 @@ class PartialFolder:
 
     @contextmanager
     def _replaced(self, name: str) -> Iterator[Path]:
-        """Where the block writes the file of that name; it gets the name once its bytes are on the disk."""
+        """Yield where to write the file of that name; it gets the name once its bytes are on the disk."""
         file = self.folder / name
         temporary = file.with_name(f"{file.name}.tmp")
         file.parent.mkdir(exist_ok=True)
@@ -183,12 +183,12 @@ def _refuse_occupied(target: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
-    """Whether it is a file that was never finished: ours end in .tmp, those of safetensors begin with it."""
+    """Return whether the file was never finished: ours end in .tmp, those of safetensors begin with it."""
     return file.suffix == ".tmp" or file.name.startswith(".tmp")
 
 
 def _write_failure(file: Path, error: OSError | SafetensorError) -> WriteError:
-    """The sentence that a failed write becomes."""
+    """Return the sentence that a failed write becomes."""
     found = re.search(r"([^:\s][^:]*) \(os error (\d+)\)", str(error))  # safetensors' way of saying it
     number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
     if found is not None:

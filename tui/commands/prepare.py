@@ -1,4 +1,4 @@
-"""The command `prepare`: writes a quantized copy of a model that this program and transformers both load.
+"""The command `prepare`: write a quantized copy of a model that this program and transformers both load.
 
 Draws progress on stderr and ends with one JSON line on stdout.
 """
