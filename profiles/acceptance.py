@@ -1,4 +1,4 @@
-"""From positions of the target's own text to acceptance by rank, by depth and by how sure the draft is.
+"""Turns positions of the target's own text into acceptance by rank, by depth and by how sure the draft is.
 
 A position is a place in a text that the target wrote, with what verification would do there on average: how likely
 each child that the draft draws is the accepted one (Sequoia, arXiv 2402.12374, section 4.1; analytic, so with far less
@@ -34,44 +34,44 @@ NUM_PATHS = 32
 trees of 512 nodes by 11 %, 256 paths underrate trees of 64 nodes by 13 %; any accepted child of 32 underrates trees of
 16 to 512 nodes by 23 to 31 %, and 32 paths are off by 6 % at most."""
 NUM_GROUPS = 8
-"""Of positions, by how sure the draft is."""
+"""Groups that positions are sorted into by how sure the draft is."""
 GROUP_POSITIONS = 20.0
 """Positions that the draft's scores count for in a group, since far ranks are hardly ever seen."""
 MIN_DEPTH_POSITIONS = 20.0
 """A depth has a row of its own if it was reached with at least this much evidence; deeper ones are pooled."""
 SEPARATE_DRAFT_SPREAD = 0.8
-"""Logits; of the pair above, before anything was measured with this one."""
+"""Spread in logits, as of the pair above, until this one was measured."""
 SUBSTITUTE_SPREAD = 0.2
-"""The same for the target's own layers in 8 or 4 bits."""
+"""The same where the draft is the target itself in 8 or 4 bits."""
 NONE_WEIGHT = 0.01
-"""How likely none of the candidates is the token, beside the best one; with 32 of them it was none in 0.6 %."""
+"""Weight of "none of the candidates" where the best one weighs 1; with 32 candidates it was none in 0.6 %."""
 LEAST_SPREAD = 0.01
 """Where a fit stops: a draft that is the target itself agrees always."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForcedPosition:
-    """One position of a text."""
+    """One position of a text, and what verification would do there."""
 
     temperature: float
-    """Of the text, and of both distributions."""
+    """Temperature of the text, and of both distributions."""
     text: int
-    """Which text; positions of one text come in order, none left out."""
+    """Number of the text; positions of one text come in order, none left out."""
     acceptance: NDArray[np.float64]
-    """(R,) how likely the child of each rank is the accepted one."""
+    """(R,) probability that the child of each rank is the accepted one."""
     followed: NDArray[np.float64]
-    """(R,) how likely the text's token came as the accepted child of each rank, given that the text has it here.
+    """(R,) probability that the text's token was the accepted child of each rank, given that the text has it here.
 
-    Or numbers, 0 or more, of which that is the mean over the draft's draws; for greedy texts the same as `acceptance`.
+    Or numbers, 0 or more, whose mean over the draft's draws this is; for greedy texts the same as `acceptance`.
     """
     scores: NDArray[np.float32] | None = None
-    """(R,) of the draft's candidates, in logits, the best first; as `log_chances` takes them."""
+    """(R,) scores of the draft's candidates, in logits, the best first, as `log_chances` takes them."""
     emitted: int = -1
-    """Which of these candidates the text has here; -1 if it has none of them."""
+    """Index of the candidate that the text has here, -1 if it has none of them."""
 
 
 class AcceptanceSummary:
-    """Collects positions and makes a table of each temperature."""
+    """Positions by temperature and text, and the table of each temperature."""
 
     def __init__(self) -> None:
         self._texts: defaultdict[float, defaultdict[int, list[ForcedPosition]]] = defaultdict(lambda: defaultdict(list))
@@ -82,11 +82,11 @@ class AcceptanceSummary:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Those that have a position, ascending."""
+        """Return the temperatures that have a position, ascending."""
         return tuple(sorted(self._texts))
 
     def table(self, temperature: float) -> AcceptanceTable:
-        """Acceptance by rank and by depth at a temperature that has at least one position.
+        """Return acceptance by rank and by depth at a temperature that has at least one position.
 
         By rank: means over all N positions. Their standard errors are those between texts, since texts differ more than
         their positions: with sums x_i over the n_i positions of text i of k, and the mean m,
@@ -164,7 +164,7 @@ def _of_scores(positions: list[ForcedPosition]) -> tuple[float | None, tuple[tup
 
 
 def _errors_of(means: NDArray[np.float64], by_text: list[NDArray[np.float64]]) -> tuple[float | None, ...]:
-    """(R,) standard errors of the means over the positions (N_i, R) of all texts; None for a single position."""
+    """Return (R,) standard errors of the means over all texts' positions (N_i, R); None for a single position."""
     num_positions, num_texts = sum(map(len, by_text)), len(by_text)
     if num_positions < 2:
         return (None,) * len(means)
@@ -177,22 +177,22 @@ def _errors_of(means: NDArray[np.float64], by_text: list[NDArray[np.float64]]) -
 
 
 def _probabilities(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Rounded to what a profile needs; sums of rounding errors must not exceed 1."""
+    """Round to what a profile needs; sums of rounding errors must not exceed 1."""
     return tuple(round(float(value), 7) for value in np.clip(values, 0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PathLevel:
-    """M paths of one more draft than those of the level above."""
+    """M paths, one draft longer than those of the level above."""
 
     parents: NDArray[np.int64]
-    """(M,) the path of the level above that each goes on from."""
+    """(M,) index of the path in the level above that each extends."""
     ranks: NDArray[np.int64]
-    """(M,) the rank of the child that it goes on with, from 0."""
+    """(M,) rank of the child that it is extended with, from 0."""
 
 
 def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, ...]:
-    """The `num_paths` likeliest paths, the empty one of depth 0 counted; one level for each depth from 1 on.
+    """Return the `num_paths` likeliest paths, one level for each depth from 1 on; the empty path counts as one.
 
     There are fewer where little is ever accepted.
     """
@@ -200,8 +200,7 @@ def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, .
     ranked = np.asarray(by_rank, dtype=np.float64)[order]
     levels: list[tuple[list[int], list[int]]] = []
     sizes = [1]
-    # Likelihood, depth, path of the level above, place in the order. Whoever is taken, the next sibling follows and the
-    # first child.
+    # Likelihood, depth, path of the level above, place in the order. Taking one adds its next sibling and first child.
     heap = [(-float(ranked[0]), 1, 0, 0)]
     for _ in range(num_paths - 1):
         if not heap or heap[0][0] >= 0:
@@ -220,7 +219,7 @@ def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, .
 
 
 def path_weights(followed: NDArray[np.float64], levels: Sequence[PathLevel]) -> NDArray[np.float64]:
-    """(N, D + 1) W[t, j]: how likely a round that began at t - j is at t now, along one of the paths of D levels.
+    """Return (N, D + 1) W[t, j], the probability that a round which began at t - j reaches t along one of the paths.
 
     `followed` (N, R) is how likely the text's token at each position came as the accepted child of each rank. 0 where
     the round would have begun before the text.
@@ -238,7 +237,7 @@ def path_weights(followed: NDArray[np.float64], levels: Sequence[PathLevel]) -> 
 
 
 def log_chances(scores: ArrayLike, *, spread: float) -> NDArray[np.float64]:
-    """(..., B) the logarithm of each candidate's chance, from scores (..., B) in logits, the best one first.
+    """Return (..., B) the logarithm of each candidate's chance, from scores (..., B) in logits, the best one first.
 
     -inf is no candidate. Raises ValueError if the spread is not positive.
     """
@@ -250,7 +249,7 @@ def log_chances(scores: ArrayLike, *, spread: float) -> NDArray[np.float64]:
 
 
 def fit_spread(scores: ArrayLike, chosen: ArrayLike) -> float:
-    """The spread that makes what was seen likeliest.
+    """Return the spread that makes what was seen likeliest.
 
     `scores` (P, B) as for `log_chances`, `chosen` (P,) the index of the candidate that the target emitted; positions
     where it was none, marked by -1, tell nothing. In 1 / spread the log-likelihood is concave, so its slope has one

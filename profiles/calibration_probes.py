@@ -1,7 +1,7 @@
-"""What a calibration asks of a machine and a pair of models, and how far it goes: the calibrator's side of the seam.
+"""Says what a calibration asks of a machine and a pair of models, and how far it goes.
 
 Probes time one thing once, right now; how often, in which order and for how long is the calibrator's choice. The
-probes of a real session stand in `runtime.calibration.probes`, those of tests on a clock of their own. Knows no torch.
+probes of a real session are in `runtime.calibration.probes`; those of tests have a clock of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,8 @@ class PairFacts:
     """Which models, and what their session has room for."""
 
     target: ModelIdentity
-    """The model whose text is wanted."""
     draft: ModelIdentity
-    """What proposes."""
     compute_dtype: str
-    """Type of the activations."""
     max_pass_tokens: int
     """Tokens of the largest pass that the session has memory for."""
     cache_tokens: int
@@ -38,34 +35,34 @@ class PairFacts:
 
 
 class CalibrationProbes(Protocol):
-    """Times one thing once; seconds."""
+    """Measures one thing once, now; times are in seconds."""
 
     def machine(self) -> MachineProfile:
-        """Device, memory, pin budget and today's date, nothing timed; asking the driver may take seconds."""
+        """Return device, memory, pin budget and the date, with nothing timed; asking the driver may take seconds."""
 
     def pair(self) -> PairFacts:
-        """The models and their session."""
+        """Return the models, and what their session has room for."""
 
     def time_link(self, num_bytes: int) -> float | None:
-        """A copy from pinned host memory to the device; None where such memory cannot be had."""
+        """Time a copy from pinned host memory to the device; None where such memory cannot be had."""
 
     def time_disk(self, num_bytes: int) -> float | None:
-        """A read of the target's files past the page cache; None if no file is so long, or it cannot be bypassed."""
+        """Time a read of the target's files past the page cache; None where that, or so long a file, cannot be had."""
 
     def time_draft_step(self, width: int, context_tokens: int) -> float:
-        """A draft forward of so many nodes, head and choice of children included."""
+        """Time a draft forward of so many nodes, head and choice of children included."""
 
     def time_pass(self, num_tokens: int, context_tokens: int) -> float:
-        """The computation of all layers of the target, with every weight there already."""
+        """Time the computation of all layers of the target, with every weight there already."""
 
     def time_walk(self, num_nodes: int) -> float:
-        """Head, walk and compaction after a pass over a tree."""
+        """Time head, walk and compaction after a pass over a tree."""
 
     def time_copies(self) -> float:
-        """All copies of a pass over the session's own link with nothing computing; only where layers stream."""
+        """Time all copies of a pass over the session's own link with nothing computing; only where layers stream."""
 
     def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
-        """A real pass that finds a full ring: until it is computed, and until the ring is full again."""
+        """Time a real pass that finds a full ring, until it is computed and until the ring is full again."""
 
     def begin_texts(self, num_texts: Mapping[float, int]) -> None:
         """Run the prompts through both models; at most so many texts of each temperature will be written at a time."""
@@ -76,18 +73,18 @@ class CalibrationProbes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationScope:
-    """How far a calibration goes. Shares are of the seconds left when measuring begins; texts get all the rest."""
+    """How far a calibration goes. Each part has a share of the time left when measuring begins; texts get the rest."""
 
     budget_seconds: float
     """From the start of the command to its end."""
     session_context_tokens: int = 2048
     """Context of the session where none is given: enough for texts side by side, and for the planner's contexts."""
     transfer_bytes: tuple[int, ...] = (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
-    """Sizes of copies and reads."""
+    """Sizes of copies and reads, ascending."""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """Draft steps, ascending."""
+    """Nodes of draft steps, ascending."""
     step_context_tokens: int = 256
-    """What draft steps attend to."""
+    """Tokens that draft steps attend to."""
     tree_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Tokens of passes, ascending; all are measured behind the first context as far as time and memory go."""
     contexts: tuple[int, ...] = (128, 512, 2048, 4096)
@@ -97,7 +94,7 @@ class CalibrationScope:
     walk_sizes: tuple[int, ...] = (1, 16, 64, 256, 1024)
     """Nodes of the trees that are walked, ascending."""
     temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
-    """Of the texts, ascending."""
+    """Temperatures of the texts, ascending."""
     max_texts: int = 24
     """Texts of a temperature that are written at a time, and prompts that are used."""
     greedy_per_sampled: int = 2
@@ -114,13 +111,10 @@ class CalibrationScope:
     overlap_looks: int = 3
     """Looks at passes that stream and compute at once, for each of two sizes."""
     transfers_share: float = 0.03
-    """For link and disk."""
+    """For the link, and again for the disk."""
     draft_share: float = 0.10
-    """For draft steps."""
     passes_share: float = 0.22
-    """For passes."""
     walks_share: float = 0.04
-    """For walks."""
     overlap_share: float = 0.22
     """For passes that stream and compute at once."""
     texts_share: float = 0.25

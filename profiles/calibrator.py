@@ -1,4 +1,4 @@
-"""Calibrates a machine and a pair of models: what to measure, in which order, for how long, and how to summarise it.
+"""Calibrates a machine and a pair of models: decides what to measure, in which order, how long, and sums it up.
 
 Every part has a share of the time; sizes come in order, one that would not end within its share is left out, and a law
 fitted to the measured ones gives the rest of the grid, flagged. The texts that acceptance is measured on come last and
@@ -33,13 +33,13 @@ from profiles.steps import relabel
 _SAFETY_SECONDS = 1.0
 """Kept back for what comes after the last measurement."""
 _TEXTS_MARGIN = 1.2
-"""Texts take at most so many times what they are expected to."""
+"""Texts take at most this many times as long as expected."""
 _MAX_TRANSFERS = 32
-"""Runs of one size of copy or read."""
+"""At most so many runs of one size of copy or read."""
 _SLOWER = 2.0
 """Writing one more token of each text may take this much longer than with one text of each temperature."""
 _JUDGING_SECONDS = 0.01
-"""What verification's outcome at one position takes to compute, with a large vocabulary."""
+"""To compute what verification would do at one position, with a large vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,6 @@ class CalibrationProgress:
     """What is being measured now."""
 
     what: str
-    """In a few words."""
     done_seconds: float
     """Since the command began."""
     left_seconds: float
@@ -59,21 +58,19 @@ class CalibrationResult:
     """Both profiles, and what the user should know about them."""
 
     machine: MachineProfile
-    """Facts about the machine."""
     pair: PairProfile
-    """Facts about the pair on it."""
     num_texts: int
     """Texts that the target wrote."""
     overlap: Overlap | None
     """How copies and computation slowed each other; None where nothing streams."""
     seconds: float
-    """Of all, from the start of the command."""
+    """From the start of the command to the end."""
     unseen_temperatures: tuple[float, ...] = ()
-    """Those that no time was left for."""
+    """Temperatures that no time was left for."""
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What is known too roughly to plan from, or not at all, a sentence each."""
+        """Say what is known too roughly to plan from, or not at all, a sentence each."""
         rough = tuple(
             f"only {table.num_positions[0]} positions were seen at temperature {table.temperature:g}, so its "
             "acceptance is rough; calibrate again when the machine is idle, with more prompts or without --quick"
@@ -94,35 +91,33 @@ class TextPlan:
     """How many texts a calibration writes at a time, from what passes and draft steps cost."""
 
     facts: PairFacts
-    """The prompts' tokens."""
     scope: CalibrationScope
-    """How many texts there may be."""
     target: CostLaw
-    """Of the target's passes."""
+    """Seconds of the target's passes."""
     draft: CostLaw
-    """Of draft steps."""
+    """Seconds of draft steps."""
     copy_seconds: float
-    """All copies of a pass; 0 where nothing streams."""
+    """Seconds of all copies of a pass, 0 where nothing streams."""
 
     def split(self, count: int, temperatures: Sequence[float]) -> dict[float, int]:
-        """Texts by temperature where a sampled one gets `count`, 1 or more; a single one is worth the same anywhere."""
+        """Return texts by temperature where a sampled one gets `count`; a single text is worth the same anywhere."""
         num_greedy = count * self.scope.greedy_per_sampled if count > 1 else 1
         return {temperature: num_greedy if temperature == 0 else count for temperature in temperatures}
 
     def prompt_seconds(self, texts: Mapping[float, int]) -> float:
-        """What the prompts of these texts take to read; texts of all temperatures share them."""
+        """Return how long the prompts of these texts take to read; texts of all temperatures share them."""
         prompts = self.facts.prompt_tokens
         return self._pass_seconds(prompts[min(max(texts.values()), len(prompts)) - 1])
 
     def step_seconds(self, texts: Mapping[float, int]) -> float:
-        """What one more token of each text takes."""
+        """Return how long one more token of each text takes."""
         rows = sum(texts.values())
         return self._pass_seconds(rows) + _JUDGING_SECONDS * rows
 
     def most_at_once(self, room_seconds: float, temperatures: Sequence[float]) -> dict[float, int]:
-        """As many texts as hardly slow a step, or as all get their tokens; prompts may take a third of the room.
+        """Return as many texts as hardly slow a step, or as all get their tokens; prompts may take a third of the room.
 
-        What a prediction's error shrinks with is the number of texts, more than that of positions.
+        A prediction's error shrinks with the number of texts more than with that of positions.
         """
         least = self.step_seconds(self.split(1, temperatures))
 
@@ -136,7 +131,7 @@ class TextPlan:
         return self.split(max(filter(is_affordable, counts), default=1), temperatures)
 
     def most_positions(self, room_seconds: float, temperatures: Sequence[float]) -> tuple[dict[float, int], int]:
-        """(texts, the fewest positions of a temperature) with which the most are seen in the time, prompts and all.
+        """Return the texts with which most positions are seen in the time, and the fewest positions of a temperature.
 
         Greedy texts of one prompt are all the same, so that there are no more than prompts. One text of each and no
         position if there is no time for any.
@@ -205,7 +200,7 @@ class Calibrator:
         return CalibrationProgress(what, now - self.began, max(0.0, self._deadline - now))
 
     def _until(self, share: float) -> float:
-        """When a part with this share of the measuring time ends that begins now; the texts' own share is kept."""
+        """Return when a part that begins now, with this share of the time, must end; the texts' own share is kept."""
         measuring = max(0.0, self._deadline - self._measuring_since)
         return min(self._deadline - self.scope.texts_share * measuring, self.clock() + share * measuring)
 
@@ -254,7 +249,7 @@ class Calibrator:
         return (yield from self._grid("draft steps of {0}", cells, self.probes.time_draft_step, until=until))
 
     def _passes(self, facts: PairFacts) -> _Progress[list[PassCost]]:
-        """All sizes behind the first context, then a few behind the others, as far as memory and time go."""
+        """Time all sizes behind the first context, then a few behind the others, as far as memory and time go."""
         scope, until = self.scope, self._until(self.scope.passes_share)
         first, *later = [context for context in scope.contexts if _fits(facts, 1, context)] or [0]
         cells = [(size, first) for size in scope.tree_sizes if _fits(facts, size, first)]
@@ -282,7 +277,7 @@ class Calibrator:
         until: float,
         known: Sequence[PassCost] = (),
     ) -> _Progress[list[PassCost]]:
-        """Medians of the cells (size, context), in order, without those that would not end in time.
+        """Return medians of the cells (size, context), in order, without those that would not end in time.
 
         If nothing is known, the first, after a run that warms up, and the one in the middle come first and in any case:
         no law can be fitted to less. A cell is expected to take what the law of those before says, or what the largest
@@ -306,7 +301,7 @@ class Calibrator:
         return sorted(samples, key=lambda sample: (sample.context_tokens, sample.num_tokens))
 
     def _median(self, time_one: Callable[[], float], until: float) -> float:
-        """Median of a few runs: more of quick ones, one of those that take long."""
+        """Return the median of a few runs: more of quick ones, one of those that take long."""
         runs = [time_one()]
         while len(runs) < self.scope.max_repeats and sum(runs) < self.scope.repeat_seconds:
             if self.clock() + runs[-1] > until:
@@ -330,7 +325,7 @@ class Calibrator:
         return (yield from relabel(looks, self._progress))
 
     def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> _Progress[int]:
-        """Write texts until the time is up, at least one token each; returns how many were begun.
+        """Write texts until the time is up, at least one token each, and return how many were begun.
 
         Where the time is too short for the positions that each temperature needs, the coolest gets all of it: half of
         what is needed at each would be believed at none.

@@ -1,4 +1,4 @@
-"""What passes cost, from a few measured sizes: a law for all others, and how copies and computation slow each other.
+"""Fits what passes cost: a law from a few measured sizes, and how copies and computation slow each other.
 
 The law is seconds = base + a * n + b * n * (context + n): what a pass costs whatever it computes (weights that are
 widened once), its products, and attention of every token to every key, the pass's own included.
@@ -26,28 +26,27 @@ LINK_BOUND = 0.6
 COMPUTE_BOUND = 1.3
 """K of the large pass is at least this many times T."""
 LEAST_SECONDS = 1e-9
-"""A clock may show that no time passed at all."""
+"""Stands for no time at all, which a coarse clock may show."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostLaw:
-    """seconds = base + a * n + b * n * (context + n), none of the three negative."""
+    """seconds = base + a * n + b * n * (context + n), no coefficient negative."""
 
     base_seconds: float
-    """Of any pass."""
     token_seconds: float
-    """a, of each token."""
+    """a"""
     attention_seconds: float
     """b, of each token and key."""
 
     def __call__(self, num_tokens: int, context_tokens: int = 0) -> float:
-        """Seconds of a pass of n tokens behind a context."""
+        """Return the seconds of a pass of n tokens behind a context."""
         keys = context_tokens + num_tokens
         return self.base_seconds + num_tokens * (self.token_seconds + self.attention_seconds * keys)
 
 
 def fit_costs(samples: Sequence[PassCost]) -> CostLaw:
-    """The law with the least squared relative errors over the samples, at least one.
+    """Return the law with the least squared relative errors over the samples, at least one.
 
     Relative, so that the smallest pass counts as much as the largest. b is 0 unless two contexts were measured: from
     sizes alone it would take every bend of a kernel for attention. Among all sets of terms that leave no coefficient
@@ -71,7 +70,7 @@ def fit_costs(samples: Sequence[PassCost]) -> CostLaw:
 
 
 def fill_passes(samples: Sequence[PassCost], *, sizes: Iterable[int], contexts: Iterable[int]) -> list[PassCost]:
-    """Every size of the grid and every sample, by ascending context, then tokens.
+    """Return the cost of every size of the grid and every sample, by ascending context, then tokens.
 
     What was not measured is the law's value times measured / law at the nearest sample (nearest in log n and log
     context), so that a bend of the law's error does not become a step where the measured sizes end.
@@ -85,14 +84,14 @@ def fill_passes(samples: Sequence[PassCost], *, sizes: Iterable[int], contexts: 
 
 
 def fill_steps(samples: Sequence[PassCost], *, widths: Iterable[int]) -> list[StepCost]:
-    """The same for draft steps, all measured behind one context; by ascending width."""
+    """Do the same for draft steps, all measured behind one context; by ascending width."""
     context = samples[0].context_tokens
     costs = fill_passes(samples, sizes=widths, contexts=[context])
     return [StepCost(cost.num_tokens, cost.seconds, cost.is_fitted) for cost in costs]
 
 
 def _correction(law: CostLaw, samples: Sequence[PassCost], size: int, context: int) -> float:
-    """Measured over law at the sample that is nearest to this size."""
+    """Return measured / law at the sample that is nearest to this size."""
 
     def distance(sample: PassCost) -> float:
         of_size = abs(math.log(sample.num_tokens / size))
@@ -194,7 +193,7 @@ def measure_overlap(
 def _bound_sizes(
     law: CostLaw, copy_seconds: float, max_tokens: int, context_tokens: int
 ) -> tuple[int | None, int | None]:
-    """The largest size that waits for bytes and the smallest that waits for products; None if there is none."""
+    """Return the largest size that waits for bytes and the smallest that waits for products, None if there is none."""
     seconds = {size: law(size, context_tokens) for size in range(1, max_tokens + 1)}
     small = [size for size, taken in seconds.items() if taken <= LINK_BOUND * copy_seconds]
     large = [size for size, taken in seconds.items() if taken >= COMPUTE_BOUND * copy_seconds]

@@ -1,4 +1,4 @@
-"""Files read without waiting for ever, and replaced so that a kill at any moment leaves the old or the new, whole."""
+"""Reads files without waiting for ever, and replaces them so that a kill leaves the old content or the new, whole."""
 
 import os
 import stat

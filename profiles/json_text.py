@@ -1,4 +1,4 @@
-"""The strict reading of JSON: no key twice, nothing that is not finite, no depth that breaks the parser.
+"""Reads JSON strictly: no key twice, nothing that is not finite, no depth that breaks the parser.
 
 Files may have been damaged, edited by hand, or written by somebody who means harm. What is wrong is a ValueError whose
 message is safe to print; the callers say where, and what to do next.
@@ -12,7 +12,7 @@ from profiles.errors import quote
 
 
 def parse_json_text(raw: bytes) -> Any:
-    """What the UTF-8 text `raw` holds. Raises ValueError for anything that is not strictly JSON."""
+    """Return what the UTF-8 text `raw` holds. Raises ValueError for anything that is not strictly JSON."""
     try:
         return json.loads(
             raw.decode("utf-8"),

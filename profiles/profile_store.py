@@ -1,6 +1,6 @@
-"""Profiles as JSON files in one folder: one per device, one per pair of models on a device, replaced in one step.
+"""Keeps profiles as JSON files in one folder: one per device, one per pair of models on a device.
 
-A profile is looked up by names, and believed only if driver and content are the same too; else it is refused by name.
+A profile is found by names, and believed only if driver and content are the same too; else what has changed is named.
 Files may have been damaged or edited by hand: a regular file of bounded size, no key twice, nothing that is not finite.
 """
 
@@ -25,12 +25,12 @@ _Profile = TypeVar("_Profile", MachineProfile, PairProfile)
 
 
 def profile_path(folder: Path, device: DeviceIdentity) -> Path:
-    """Where the profile of this device is kept, whatever its driver."""
+    """Return where the profile of this device is kept, whatever its driver."""
     return folder / f"machine-{_words(f'{device.device_type} {device.name}', _MAX_NAME_LENGTH)}.json"
 
 
 def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile | None:
-    """The stored profile of this device with this driver; None if there is none.
+    """Return the stored profile of this device with this driver, None if there is none.
 
     Raises:
         StaleProfileError: it was measured on another device or with another driver, or is of an older schema version.
@@ -46,7 +46,7 @@ def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile
 
 
 def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
-    """Replace the device's profile in one step and return its path; makes the folder if need be.
+    """Replace the device's profile in one step and return its path; make the folder if need be.
 
     Raises:
         ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
@@ -55,7 +55,7 @@ def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
 
 
 def pair_profile_path(folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity) -> Path:
-    """Where the profile of these two models on this device is kept, whatever their content and the driver."""
+    """Return where the profile of these models on this device is kept, whatever their content and the driver."""
     names = [target.name, target.held, draft.name, draft.held, device.device_type, device.name]
     # Names that differ only in what a file name cannot hold, or beyond its length, still have files of their own.
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:_DIGEST_LENGTH]
@@ -65,7 +65,7 @@ def pair_profile_path(folder: Path, *, device: DeviceIdentity, target: ModelIden
 def load_pair_profile(
     folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity, compute_dtype: str
 ) -> PairProfile | None:
-    """The stored profile of exactly these models on this device with this driver; None if there is none.
+    """Return the stored profile of exactly these models on this device with this driver, None if there is none.
 
     Raises:
         StaleProfileError: what it was measured with has changed, or it is of an older schema version.
@@ -93,7 +93,7 @@ def load_pair_profile(
 
 
 def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
-    """Replace the pair's profile in one step and return its path; makes the folder if need be.
+    """Replace the pair's profile in one step and return its path; make the folder if need be.
 
     Raises:
         ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
@@ -107,7 +107,7 @@ def _without_driver(device: DeviceIdentity) -> str:
 
 
 def _words(name: str, max_length: int) -> str:
-    """What a file name can hold of `name`, on any system."""
+    """Return what a file name can hold of `name`, on any system."""
     return "-".join(re.findall("[a-z0-9]+", name.lower()))[:max_length]
 
 

@@ -1,4 +1,4 @@
-"""Generators that yield their progress and return their result: run one to its end, or say its steps in other words."""
+"""Runs generators that yield progress and return a result to their end, or says their steps in other words."""
 
 from collections.abc import Callable, Generator
 from typing import TypeVar

@@ -1,7 +1,7 @@
-"""The calibrator's probes on an open session: each times one thing once, right now.
+"""Measures an open session for the calibrator: one thing once, now.
 
 See `profiles.calibration_probes` for what is asked. Times computation over layers of zeros that are there already, and
-behind a context of zeros: what products cost does not depend on what they multiply. Prints nothing.
+behind a context of zeros: what products cost does not depend on what they multiply.
 """
 
 import time
@@ -46,7 +46,7 @@ class SessionProbes:
     """See `profiles.calibration_probes.CalibrationProbes`; the session must have a draft, and is free in between."""
 
     def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path) -> None:
-        """`state_folder`: where a driver's answer about pinning is remembered."""
+        """Take the session; a driver's answer about pinning is remembered in `state_folder`."""
         engine = opened.session.engine
         assert engine.drafter is not None, "without a draft there is nothing to calibrate"
         self._opened = opened
@@ -189,7 +189,7 @@ class SessionProbes:
         wait_for_full_ring(self._opened)
 
     def _chain(self, model: StreamedModel, num_tokens: int, context_tokens: int) -> PassInput:
-        """A level's worth of tokens, each seeing the context and those before it; depths as in a tree."""
+        """Return a level's worth of tokens, each seeing the context and those before it; depths as in a tree."""
         last_position = self._opened.plan.context_tokens - 1
         depths = np.minimum(np.arange(num_tokens), _MAX_LEVELS)
         key_positions = np.minimum(np.concatenate([np.arange(context_tokens), context_tokens + depths]), last_position)
@@ -199,7 +199,7 @@ class SessionProbes:
 
     @torch.inference_mode()
     def _occupy(self, model: StreamedModel, num_tokens: int) -> None:
-        """Let the cache hold so many tokens, the first ones of which nobody knows what they are."""
+        """Let the cache hold so many tokens, whatever they are."""
         cache = model.cache
         if not cache.layers[0].is_initialized:
             with layers_of_zeros(self._opened):
@@ -213,7 +213,7 @@ class SessionProbes:
 
 
 def _whole_range(file: Path, offset: int, num_bytes: int) -> DiskSource:
-    """Bytes of a file as if they were a layer."""
+    """Return bytes of a file as if they were a layer."""
     return DiskSource(LayerLayout((), (SlabRange(file, offset, num_bytes, 0),), num_bytes, num_bytes))
 
 

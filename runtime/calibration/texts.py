@@ -44,21 +44,20 @@ class NewToken:
     """A token that goes behind others."""
 
     token_id: int
-    """Its id."""
     ancestors: tuple[int, ...]
     """Slots of the tokens before it, from the text's beginning; slots of the same pass may be among them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """The end of a text so far."""
+    """Where a text ends so far."""
 
     slots: tuple[int, ...]
-    """Of all its tokens."""
+    """Slots of all its tokens."""
     target_hidden: torch.Tensor
-    """(E,) the target's last hidden state after them."""
+    """(E,) last hidden state of the target after them."""
     draft_hidden: torch.Tensor
-    """(E',) the draft's."""
+    """(E',) last hidden state of the draft after them."""
 
 
 class TextForest:
@@ -84,11 +83,11 @@ class TextForest:
 
     @property
     def num_free(self) -> int:
-        """Tokens that still fit both caches."""
+        """Return how many tokens still fit both caches."""
         return min(model.cache.capacity for model in self._models) - len(self._positions)
 
     def add(self, tokens: Sequence[NewToken]) -> list[Leaf]:
-        """Run both models over new tokens; the leaf after each."""
+        """Run both models over new tokens, and return the leaf after each."""
         start, num_tokens = len(self._positions), len(tokens)
         visible = np.zeros((num_tokens, start + num_tokens), dtype=np.bool_)
         for row, token in enumerate(tokens):
@@ -104,7 +103,7 @@ class TextForest:
         return [Leaf(*leaf) for leaf in zip(slots, verified, drafted, strict=True)]
 
     def add_prompts(self, prompts: Iterable[Sequence[int]]) -> list[Leaf]:
-        """Run prompts, none of them empty, in chunks; what several begin with is computed once. The leaf after each."""
+        """Run prompts in chunks, what several begin with once, and return the leaf after each; none may be empty."""
         start = len(self._positions)
         tokens: list[NewToken] = []
         nodes, ends = _share_beginnings(prompts)
@@ -117,12 +116,12 @@ class TextForest:
 
 
 def num_forest_tokens(prompts: Iterable[Sequence[int]]) -> int:
-    """Slots that these prompts take together."""
+    """Return the slots that these prompts take together."""
     return len(_share_beginnings(prompts)[0])
 
 
 def _share_beginnings(prompts: Iterable[Sequence[int]]) -> tuple[list[tuple[int, int]], list[int]]:
-    """(parent or -1, token) of every node of the prompts' common tree, parents first, and the node that ends each."""
+    """Return (parent or -1, token) of each node of the prompts' tree, parents first, and the node that ends each."""
     number_of: dict[tuple[int, int], int] = {}
     ends = []
     for prompt in prompts:
@@ -140,7 +139,6 @@ class WrittenText:
     number: int
     """Counted from 1 over all texts."""
     params: SamplingParams
-    """How its tokens are chosen."""
     prompt_end: Leaf
     """Where its answer begins."""
     leaf: Leaf
@@ -148,12 +146,12 @@ class WrittenText:
 
     @property
     def num_written(self) -> int:
-        """Tokens of the answer so far."""
+        """Return the tokens of the answer so far."""
         return len(self.leaf.slots) - len(self.prompt_end.slots)
 
 
 class TextWriter:
-    """Writes texts in a session whose caches it has to itself while the context lasts."""
+    """Writes texts in a session, whose caches it needs for itself meanwhile."""
 
     def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, seed: int = 0) -> None:
         engine = opened.session.engine
@@ -169,7 +167,7 @@ class TextWriter:
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:
-        """See PairFacts. Raises OptionError if the first prompt leaves no room for an answer."""
+        """Return what PairFacts says. Raises OptionError if the first prompt leaves no room for an answer."""
         prompts = self._fitting_prompts(len(self._requests))
         return tuple(num_forest_tokens(prompts[:count]) for count in range(1, len(prompts) + 1))
 
@@ -189,7 +187,7 @@ class TextWriter:
             self._texts += [self._new_text(params, leaves[index % len(leaves)]) for index in range(count)]
 
     def step(self) -> list[ForcedPosition]:
-        """The next token of every text, and each one's position; empty when no text can grow."""
+        """Write the next token of every text, and return each one's position; none when no text can grow."""
         positions, tokens = list[ForcedPosition](), list[int]()
         for text, target_row, draft_row in self.rows():
             position, token_id = self._judge(text, target_row, draft_row)
@@ -250,7 +248,7 @@ class TextWriter:
         return WrittenText(self._num_texts, params, prompt_end, prompt_end)
 
     def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
-        """What verification would do after `text`, and the token that the target goes on with."""
+        """Return what verification would do after `text`, and the token that the target goes on with."""
         num_ranks = min(NUM_RANKS, len(draft_row))
         self._num_judged += 1
         place = Place(text.params, self._num_judged)  # noise of its own for every position of every text
@@ -269,7 +267,7 @@ class TextWriter:
     def _drawn(
         self, params: SamplingParams, target_row: Floats, draft_row: Floats, token_id: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What sequoia accepts of children drawn here, by rank, and how it comes to the text's token."""
+        """Return what sequoia accepts of children drawn here, by rank, and how it comes to the text's token."""
         target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
         drawn_from = logits_to_probs(draft_row, params, dtype=np.float32)
         children = draw_without_replacement(drawn_from, min(NUM_RANKS, len(draft_row)), self._rng).tolist()

@@ -1,4 +1,4 @@
-"""How the parts of a round are timed one by one: layers that are there already, copies alone, medians.
+"""Times the parts of a round one by one: over layers that are there already, copies alone, medians.
 
 Shared by the benchmarks and the calibration, so that they mean the same.
 """
@@ -22,7 +22,7 @@ def median_seconds(
     before: Callable[[], object] | None = None,
     after: Callable[[], object] | None = None,
 ) -> float:
-    """Median over the repeats, the first one left out where there are several."""
+    """Return the median over the repeats, the first one left out where there are several."""
     seconds = []
     for _ in range(num_repeats):
         if before is not None:
@@ -37,7 +37,7 @@ def median_seconds(
 
 @contextmanager
 def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
-    """The target's layers are there already, all in one slab of zeros, as long as the context lasts."""
+    """Let the target find its layers there already, all in one slab of zeros, as long as the context lasts."""
     plan = opened.plan
     # Written, or every page would be the same page of zeros, which no processor ever reads from memory.
     zeros = torch.empty(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device).fill_(0)
@@ -50,7 +50,7 @@ def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
 
 
 def run_copies(opened: OpenSession) -> PassStatistics:
-    """A pass's copies through the session's own ring, with nothing computing."""
+    """Run a pass's copies through the session's own ring, with nothing computing."""
     streamer = opened.streamer
     streamer.begin_pass()
     for index in range(streamer.num_layers):
@@ -60,6 +60,6 @@ def run_copies(opened: OpenSession) -> PassStatistics:
 
 
 def wait_for_full_ring(opened: OpenSession) -> None:
-    """Until every slot holds a layer, so that nothing crosses the link any more."""
+    """Wait until every slot holds a layer, so that nothing crosses the link any more."""
     while any(slot.state is not SlotState.READY for slot in opened.streamer.slot_states):
         time.sleep(0.0005)

@@ -89,7 +89,7 @@ def calibrate(
 
 
 def _joined(result: CalibrationResult, *, is_link_emulated: bool) -> tuple[PairProfile, list[str]]:
-    """The profile to keep, and what it keeps of the one before, which must be of the same models, formats and driver.
+    """Return the profile to keep, and what it keeps of the one before, of the same models, formats and driver.
 
     How much copies and computation slow each other is a fact of the real link, and an acceptance of a few positions is
     worse than an older one of many.
@@ -137,7 +137,7 @@ def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], consol
 
 
 def calibration_lines(result: CalibrationResult) -> list[str]:
-    """A calibration for people, a few lines on each part; fitted figures stand in brackets."""
+    """Say for people what was measured, a few lines on each part; fitted figures stand in brackets."""
     pair = result.pair
     steps = ((step.width, step.seconds, step.is_fitted) for step in pair.draft_steps)
     return [
@@ -154,7 +154,7 @@ def calibration_lines(result: CalibrationResult) -> list[str]:
 
 
 def calibration_record(result: CalibrationResult) -> dict[str, Any]:
-    """The calibration's main figures as a JSON object; the profiles hold all of them."""
+    """Return the calibration's main figures as a JSON object; the profiles hold all of them."""
     pair, machine, overlap = result.pair, result.machine, result.overlap
     return {
         "seconds": round(result.seconds, 2),
