@@ -117,7 +117,7 @@ def _sentence(message: str, kind: Any, value: Any, where: str) -> str:
     for step in re.findall(r"\w+", place):
         value = value[int(step) if step.isdigit() else step]
         kind = _inner(kind, step)
-    where = ".".join(filter(None, [where, place]))
+    where = f"{where}.{place}".replace(".[", "[").strip(".")
     if missing := _MISSING.fullmatch(message):
         return f"{where}.{missing[1]} is missing".lstrip(".")
     if expected := _EXPECTED.fullmatch(message):

@@ -7,11 +7,10 @@ such files. Imported files may have been edited by hand: every value is checked.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, get_args
-
-from msgspec import Meta
+from typing import Any
 
 from offload.errors import WriteError
 from profiles.errors import ProfileError, quote
@@ -20,14 +19,12 @@ from profiles.json_text import parse_json_text
 from profiles.records import read_value
 from tui.chat.errors import ConversationFileError
 from tui.chat.store.private_files import create_private_file
-from tui.chat.store.records import Conversation, Message, MessageState, Role, storable
+from tui.chat.store.records import Conversation, Message, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 64 << 20
-_UnixTime = Annotated[float, Meta(ge=0, le=1e11)]
-"""Seconds, until the year 5138."""
 _MAX_NAME_LENGTH = 50
 """Characters of a title in a file's name, which may take 255 bytes."""
 
@@ -117,20 +114,11 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
             f"its schema_version is {quote(record.get('schema_version'))}, and this program reads {SCHEMA_VERSION}"
         )
     _check_keys("the conversation", record, ("format", "schema_version", *_CONVERSATION_FIELDS, "messages"))
-    for name in ("title", "system_prompt"):
-        read_value(str, record[name], where=name)
-    if not isinstance(record["messages"], list):
-        raise ValueError(f"messages is {quote(record['messages'])}; expected a list")
-    messages = tuple(_to_message(f"messages[{index}]", each) for index, each in enumerate(record["messages"]))
-    conversation = Conversation(
-        id=0,
-        title=record["title"],
-        system_prompt=record["system_prompt"],
-        created_at=read_value(_UnixTime, record["created_at"], where="created_at"),
-        updated_at=read_value(_UnixTime, record["updated_at"], where="updated_at"),
-        num_messages=len(messages),
-    )
-    return conversation, messages
+    conversation: Conversation = read_value(Conversation, record)
+    for index, each in enumerate(read_value(list[dict[str, Any]], record["messages"], where="messages")):
+        _check_keys(f"messages[{index}]", each, _MESSAGE_FIELDS)
+    messages = read_value(tuple[Message, ...], record["messages"], where="messages")
+    return replace(conversation, num_messages=len(messages)), messages
 
 
 def _paragraphs(conversation: Conversation, messages: Sequence[Message]) -> Iterator[str]:
@@ -150,21 +138,6 @@ def _heading(message: Message) -> str:
         return "## Prompt"
     remarks = [message.model, "" if message.state == "complete" else message.state]
     return "## Answer" + (f" ({', '.join(filter(None, remarks))})" if any(remarks) else "")
-
-
-def _to_message(name: str, record: object) -> Message:
-    if not isinstance(record, dict):
-        raise ValueError(f"{name} is {quote(record)}; expected an object")
-    _check_keys(name, record, _MESSAGE_FIELDS)
-    for key, allowed in (("role", get_args(Role)), ("state", get_args(MessageState))):
-        if record[key] not in allowed:
-            raise ValueError(f"{name}.{key} is {quote(record[key])}; expected one of {', '.join(allowed)}")
-    for key in ("content", "model"):
-        read_value(str, record[key], where=f"{name}.{key}")
-    if not isinstance(record["statistics"], dict):
-        raise ValueError(f"{name}.statistics is {quote(record['statistics'])}; expected an object")
-    created_at = read_value(_UnixTime, record["created_at"], where=f"{name}.created_at")
-    return Message(**record | {"id": 0, "conversation_id": 0, "created_at": created_at})
 
 
 def _check_keys(name: str, record: dict[str, Any], expected: Sequence[str]) -> None:

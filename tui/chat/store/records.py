@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from tui.terminal_text import one_line
 
@@ -12,6 +14,9 @@ EndState = Literal["complete", "stopped", "failed"]
 MessageState = Literal["complete", "stopped", "failed", "streaming"]
 """`streaming` while text still arrives."""
 
+UnixTime = Annotated[float, Meta(ge=0, le=1e11)]
+"""Seconds, until the year 5138."""
+
 MAX_TITLE_LENGTH = 60
 UNTITLED = "new conversation"
 
@@ -20,17 +25,16 @@ UNTITLED = "new conversation"
 class Conversation:
     """One line of the list of conversations."""
 
-    id: int
-    """Never used again, even after the conversation is gone."""
+    id: int = 0
+    """Never used again, even after the conversation is gone; 0 until a store gives one."""
     title: str
     """Empty until somebody gives one or the first prompt does."""
     system_prompt: str
     """Empty is the model's own."""
-    created_at: float
-    """Unix time in seconds."""
-    updated_at: float
-    """When something was last said in it; Unix time in seconds."""
-    num_messages: int
+    created_at: UnixTime
+    updated_at: UnixTime
+    """When something was last said in it."""
+    num_messages: int = 0
     """Messages in it, without those that were dropped."""
     first_kept_id: int = 0
     """The first message that a model still reads, where the oldest turns were left out; 0 for all of them."""
@@ -45,9 +49,9 @@ class Conversation:
 class Message:
     """One prompt or one answer."""
 
-    id: int
-    """Never used again; a later message of a conversation has a higher one."""
-    conversation_id: int
+    id: int = 0
+    """Never used again; a later message of a conversation has a higher one; 0 until a store gives one."""
+    conversation_id: int = 0
     role: Role
     content: str
     """As it was written or arrived: may hold terminal escapes."""
@@ -57,8 +61,7 @@ class Message:
     """What answered; empty for prompts."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """What was measured of an answer, as it was handed in: JSON values by name."""
-    created_at: float
-    """Unix time in seconds."""
+    created_at: UnixTime
 
 
 def title_of_prompt(prompt: str) -> str:

@@ -168,7 +168,7 @@ def with_message(**fields):
         (changed(messages=["x"]), "messages[0] is 'x'; expected an object"),
         (changed(messages=[{"role": "user"}]), "messages[0] has no content, state, model, statistics, created_at"),
         (with_message(role="system"), "messages[1].role is 'system'; expected one of user, assistant"),
-        (with_message(role=["user"]), "messages[1].role is ['user']; expected one of user, assistant"),
+        (with_message(role=["user"]), "messages[1].role is ['user']; expected a text"),
         (
             with_message(state="done"),
             "messages[1].state is 'done'; expected one of complete, stopped, failed, streaming",
