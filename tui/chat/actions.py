@@ -164,8 +164,7 @@ class ConversationActions:
         if text is not None:
             return self._set_system(text)
         dialog = TextDialog("System prompt of this conversation", self._chat.dialogue.system_prompt())
-        self._ask(dialog, self._set_system)
-        return ()
+        return self._ask(dialog, self._set_system)
 
     def do_export(self, file: str = "") -> Changes:
         """Write the open conversation to a file; without a name, ask for it."""
@@ -177,8 +176,7 @@ class ConversationActions:
         conversation = self._chat.services.store.conversation(conversation_id)
         proposed = str(free_export_path(self._chat.services.export_folder, conversation, suffix=".md"))
         dialog = LineDialog("Export to", proposed, hint="Markdown, or JSON if the name ends in .json")
-        self._ask(dialog, lambda path: self._export(conversation_id, path))
-        return ()
+        return self._ask(dialog, lambda path: self._export(conversation_id, path))
 
     def do_import(self, file: str) -> Changes:
         """Read a conversation from an exported JSON file."""
@@ -186,10 +184,10 @@ class ConversationActions:
         added = self._chat.services.store.add_conversation(conversation, messages)
         return (*self._chat.dialogue.open(added.id), Note(f"{added.num_messages} turns imported"))
 
-    def ask_title(self, conversation_id: int) -> None:
+    def ask_title(self, conversation_id: int) -> Changes:
         """Ask for another title of a conversation."""
         title = one_line(self._chat.services.store.conversation(conversation_id).title)
-        self._ask(LineDialog("Title", title), lambda new: self._chat.dialogue.rename(conversation_id, new))
+        return self._ask(LineDialog("Title", title), lambda new: self._chat.dialogue.rename(conversation_id, new))
 
     def _open_id(self) -> int | None:
         if self._chat.dialogue.conversation_id is None:
@@ -206,13 +204,13 @@ class ConversationActions:
         export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
         return (Note(f"written to {file}"),)
 
-    def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes]) -> None:
+    def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes]) -> Changes:
         async def take(answer: str | None) -> None:
             if answer is not None:
-                with self._chat.telling():
-                    await self._chat.apply(use(answer))
+                await self._chat.perform(lambda: use(answer))
 
         self._chat.app.push_screen(dialog, take)
+        return ()
 
 
 class MachineActions:

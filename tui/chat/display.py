@@ -39,7 +39,7 @@ from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.records import UNTITLED
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView
-from tui.chat.widgets.lists import CompletionList, ConversationList
+from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelSource
 from tui.chat.widgets.prompt import PromptArea
@@ -98,6 +98,17 @@ class ChatDisplay:
             params=services.settings.params,
             new_system_prompt=lambda: services.settings.system_prompt,
         )
+        self.view = ConversationView(id="conversation")
+        self.prompt = PromptArea(id="prompt")
+        self.completions = self.prompt.completions
+        self.notice = NoticeBar(id="notice")
+        self.queued = Static("", id="queued", markup=False)
+        self.side = ConversationList(id="side")
+        self.panel = MachinePanel(id="machine")
+        self.status = StatusLine(id="status")
+        self.title_bar = Static("", id="title-bar", markup=False)
+        self.queued.display = self.side.display = False
+        self.panel.display = services.settings.settings.show_panel
         self._applying = asyncio.Lock()
 
     @property
@@ -105,35 +116,10 @@ class ChatDisplay:
         """The app that the screen belongs to."""
         return self.screen.app
 
-    @property
-    def view(self) -> ConversationView:
-        """The turns."""
-        return self.screen.query_one(ConversationView)
-
-    @property
-    def prompt(self) -> PromptArea:
-        """Where prompts are written."""
-        return self.screen.query_one(PromptArea)
-
-    @property
-    def completions(self) -> CompletionList:
-        """The list over the prompt."""
-        return self.screen.query_one(CompletionList)
-
-    @property
-    def notice(self) -> NoticeBar:
-        """The bar over the prompt."""
-        return self.screen.query_one(NoticeBar)
-
-    @property
-    def side(self) -> ConversationList:
-        """The list of conversations."""
-        return self.screen.query_one(ConversationList)
-
-    @property
-    def panel(self) -> MachinePanel:
-        """The panel of the machine at work."""
-        return self.screen.query_one(MachinePanel)
+    async def perform(self, step: Callable[[], Changes]) -> None:
+        """Take a step of the dialogue and show what changed by it, or tell what went wrong, such as a full disk."""
+        with self.telling():
+            await self.apply(step())
 
     async def apply(self, changes: Changes) -> None:
         """Show what changed, in order, whoever else shows something now."""
@@ -147,13 +133,13 @@ class ChatDisplay:
 
     def show_engine(self) -> None:
         """Show what the engine does."""
-        self.screen.query_one(StatusLine).show(self.dialogue.state)
+        self.status.show(self.dialogue.state)
         self.panel.show(self.dialogue.state)
 
     def show_state(self) -> None:
         """Show what the engine does, which conversation is open, and what can be done."""
         self.show_engine()
-        self.screen.query_one("#title-bar", Static).update(self._title())
+        self.title_bar.update(self._title())
         self.screen.refresh_bindings()
 
     def refresh_list(self) -> None:
@@ -216,9 +202,8 @@ class ChatDisplay:
             case ListChanged():
                 self.refresh_list()
             case QueueChanged(text=text):
-                queued = self.screen.query_one("#queued", Static)
-                queued.update(f"waits: {one_line(text)}   (Esc takes it back)")
-                queued.display = bool(text)
+                self.queued.update(f"waits: {one_line(text)}   (Esc takes it back)")
+                self.queued.display = bool(text)
             case PromptReturned(text=text):  # what was written meanwhile stays, below what comes back
                 written = self.prompt.text
                 self.prompt.put(f"{text}\n{written}" if written.strip() else text)

@@ -28,9 +28,6 @@ from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
-from tui.chat.machine.panel import MachinePanel
-from tui.chat.machine.status import StatusLine
-from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import CompletionList, ConversationList
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.notice import NoticeBar
@@ -91,29 +88,20 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """The list, the talk with the prompt under it, the machine, and the status line."""
-        yield Static("", id="title-bar", markup=False)
+        chat = self.chat
+        yield chat.title_bar
         with Horizontal(id="body"):
-            side = ConversationList(id="side")
-            side.display = False
-            yield side
+            yield chat.side
             with Vertical(id="talk"):
-                yield ConversationView(id="conversation")
-                yield NoticeBar(id="notice")
-                yield Static("", id="queued", markup=False)
-                yield CompletionList(id="completions")
-                yield PromptArea(id="prompt")
-            machine = MachinePanel(id="machine")
-            machine.display = self.chat.services.settings.settings.show_panel
-            yield machine
-        yield StatusLine(id="status")
+                yield from (chat.view, chat.notice, chat.queued, chat.completions, chat.prompt)
+            yield chat.panel
+        yield chat.status
         yield Footer(compact=True, show_command_palette=False)
         yield Static("", id="too-small", markup=False)
 
     async def on_mount(self) -> None:
         """Show the conversation; the engine comes after the first paint."""
         chat, services = self.chat, self.chat.services
-        chat.prompt.completions = chat.completions
-        self.query_one("#queued").display = False
         if services.has_model:
             chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
         await chat.apply(chat.dialogue.open(services.conversation_id))
@@ -164,8 +152,7 @@ class ChatScreen(Screen[None]):
         text = message.text
         self.chat.completions.hide()
         if not is_command(text):
-            with self.chat.telling():
-                await self.chat.apply(self.chat.dialogue.ask(message_text(text.strip("\n"))))
+            await self.chat.perform(lambda: self.chat.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
             line = parse_command(text.strip())
@@ -202,13 +189,22 @@ class ChatScreen(Screen[None]):
         self.app.copy_to_clipboard(message.href)
         self.chat.say(f"link copied: {message.href}")
 
-    async def on_conversation_list_chosen(self, message: ConversationList.Chosen) -> None:
-        """Open what was chosen in the list."""
-        with self.chat.telling():
-            await self.chat.apply(self.chat.dialogue.open(message.conversation_id))
-        if self.has_class("-narrow"):
-            self.chat.side.display = False
-        self.chat.prompt.focus()
+    async def on_conversation_list_wanted(self, message: ConversationList.Wanted) -> None:
+        """Do what is wanted of a conversation in the list, which keeps the focus unless one is opened."""
+        dialogue, conversation_id = self.chat.dialogue, message.conversation_id
+        match message.what:
+            case "open":
+                await self.chat.perform(lambda: dialogue.open(conversation_id))
+                self.chat.side.display &= not self.has_class("-narrow")
+                self.chat.prompt.focus()
+            case "rename":
+                await self.chat.perform(lambda: self.conversations.ask_title(conversation_id))
+            case "delete":
+                await self.chat.perform(lambda: dialogue.delete(conversation_id))
+
+    async def on_conversation_list_undo_wanted(self) -> None:
+        """Bring back what was deleted last; the list keeps the focus."""
+        await self.chat.perform(self.chat.dialogue.undo)
 
     def on_conversation_list_searched(self) -> None:
         """Show what the search finds."""
@@ -218,21 +214,6 @@ class ChatScreen(Screen[None]):
     def on_conversation_list_closed(self) -> None:
         """Put the list away."""
         self.conversations.close_side()
-
-    async def on_conversation_list_undo_wanted(self) -> None:
-        """Bring back what was deleted last; the list keeps the focus."""
-        with self.chat.telling():
-            await self.chat.apply(self.chat.dialogue.undo())
-
-    def on_conversation_list_rename_wanted(self, message: ConversationList.RenameWanted) -> None:
-        """Ask for a title of the highlighted conversation."""
-        with self.chat.telling():
-            self.conversations.ask_title(message.conversation_id)
-
-    async def on_conversation_list_delete_wanted(self, message: ConversationList.DeleteWanted) -> None:
-        """Delete the highlighted conversation; the list keeps the focus."""
-        with self.chat.telling():
-            await self.chat.apply(self.chat.dialogue.delete(message.conversation_id))
 
     async def action_copy_or_quit(self) -> None:
         """Copy what is selected; else quit when it is pressed twice."""

@@ -6,7 +6,7 @@ Both show what they are given and say what is wanted.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -39,8 +39,8 @@ class ConversationList(Vertical):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close", show=False, tooltip="Back to the prompt"),
         Binding("down", "go_to_list", "List", show=False, tooltip="From the search field into the list"),
-        Binding("delete", "delete", "Delete", tooltip="Delete the conversation; Ctrl+Z brings it back"),
-        Binding("r", "rename", "Rename", tooltip="Give the conversation another title"),
+        Binding("delete", "want('delete')", "Delete", tooltip="Delete the conversation; Ctrl+Z brings it back"),
+        Binding("r", "want('rename')", "Rename", tooltip="Give the conversation another title"),
         Binding("ctrl+z", "undo", "Undo", tooltip="Bring back what was deleted last"),
     ]
 
@@ -51,16 +51,11 @@ class ConversationList(Vertical):
         text: str
 
     @dataclass
-    class Chosen(Message):
-        """A conversation is to be opened."""
+    class Wanted(Message):
+        """A conversation is to be opened, deleted, or given another title."""
 
+        what: Literal["open", "delete", "rename"]
         conversation_id: int
-
-    class RenameWanted(Chosen):
-        """A conversation is to get another title."""
-
-    class DeleteWanted(Chosen):
-        """A conversation is to be deleted."""
 
     class UndoWanted(Message):
         """What was deleted last is wanted back."""
@@ -117,14 +112,12 @@ class ConversationList(Vertical):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Open the first that was found."""
         event.stop()
-        options = self.query_one(OptionList)
-        if options.option_count:
-            self.post_message(self.Chosen(_id(options.get_option_at_index(options.highlighted or 0))))
+        self.action_want("open")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Open what was chosen."""
         event.stop()
-        self.post_message(self.Chosen(_id(event.option)))
+        self.post_message(self.Wanted("open", int(event.option.id or 0)))
 
     def action_go_to_list(self) -> None:
         """From the search field into the list."""
@@ -135,25 +128,16 @@ class ConversationList(Vertical):
         self.query_one(Input).value = ""
         self.post_message(self.Closed())
 
-    def action_delete(self) -> None:
-        """Delete the highlighted conversation."""
-        if (highlighted := self._highlighted()) is not None:
-            self.post_message(self.DeleteWanted(highlighted))
-
-    def action_rename(self) -> None:
-        """Rename the highlighted conversation."""
-        if (highlighted := self._highlighted()) is not None:
-            self.post_message(self.RenameWanted(highlighted))
+    def action_want(self, what: Literal["open", "delete", "rename"]) -> None:
+        """Say what is wanted of the highlighted conversation, if there is one."""
+        options = self.query_one(OptionList)
+        if options.option_count and options.highlighted is not None:
+            option = options.get_option_at_index(options.highlighted)
+            self.post_message(self.Wanted(what, int(option.id or 0)))
 
     def action_undo(self) -> None:
         """Bring back what was deleted last."""
         self.post_message(self.UndoWanted())
-
-    def _highlighted(self) -> int | None:
-        options = self.query_one(OptionList)
-        if options.highlighted is None or not options.option_count:
-            return None
-        return _id(options.get_option_at_index(options.highlighted))
 
     def _fill(self, options: Sequence[Option], hint: str) -> None:
         listed = self.query_one(OptionList)
@@ -163,11 +147,6 @@ class ConversationList(Vertical):
         if options:
             listed.highlighted = min(highlighted or 0, len(options) - 1)
         self.query_one("#list-hint", Static).update(f"{hint} · r rename · del delete · ^z undo")
-
-
-def _id(option: Option) -> int:
-    assert option.id is not None
-    return int(option.id)
 
 
 def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:

@@ -85,7 +85,8 @@ class PromptArea(TextArea):
             placeholder="Ask something, or / for commands",
         )
         self._history = PromptHistory()
-        self.completions: CompletionList | None = None
+        self.completions = CompletionList(id="completions")
+        """What could follow, which whoever shows the prompt mounts over it."""
 
     def set_history(self, prompts: Sequence[str]) -> None:
         """Earlier prompts, oldest first, for up and down."""
@@ -130,15 +131,14 @@ class PromptArea(TextArea):
 
     def action_complete(self) -> None:
         """Take the highlighted completion; without one, go to the next widget."""
-        chosen = self.completions.chosen if self.completions is not None else None
-        if chosen is None:
+        if (chosen := self.completions.chosen) is None:
             self.screen.focus_next()
         else:
             self.put(chosen.text)
 
     def action_older_or_up(self) -> None:
         """In the first line as it is wrapped: the prompt before; else up."""
-        if self._is_completing and self.completions is not None:
+        if self.completions.display:
             self.completions.move(-1)
         elif not self._is_on_first_wrapped_row():
             self.action_cursor_up()
@@ -147,16 +147,12 @@ class PromptArea(TextArea):
 
     def action_newer_or_down(self) -> None:
         """In the last line as it is wrapped: the prompt after; else down."""
-        if self._is_completing and self.completions is not None:
+        if self.completions.display:
             self.completions.move(1)
         elif not self._is_on_last_wrapped_row():
             self.action_cursor_down()
         elif (newer := self._history.newer()) is not None:
             self.put(newer)
-
-    @property
-    def _is_completing(self) -> bool:
-        return self.completions is not None and self.completions.display
 
     def _is_on_first_wrapped_row(self) -> bool:
         return self.wrapped_document.location_to_offset(self.cursor_location).y == 0

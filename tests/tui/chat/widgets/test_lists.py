@@ -22,14 +22,8 @@ class Shelf(App):
     def compose(self):
         yield ConversationList()
 
-    def on_conversation_list_chosen(self, message):
-        self.heard.append(("open", message.conversation_id))
-
-    def on_conversation_list_rename_wanted(self, message):
-        self.heard.append(("rename", message.conversation_id))
-
-    def on_conversation_list_delete_wanted(self, message):
-        self.heard.append(("delete", message.conversation_id))
+    def on_conversation_list_wanted(self, message):
+        self.heard.append((message.what, message.conversation_id))
 
     def on_conversation_list_undo_wanted(self):
         self.heard.append("undo")

@@ -6,7 +6,6 @@ from textual.app import App
 
 from tests.support.screen_text import STYLES
 from tui.chat.commands.slash import Completion
-from tui.chat.widgets.lists import CompletionList
 from tui.chat.widgets.prompt import PromptArea, PromptHistory, same_width_signs
 
 
@@ -17,17 +16,14 @@ class Desk(App):
         super().__init__()
         self.sent = []
 
+        self.area = PromptArea()
+
     def compose(self):
-        yield CompletionList()
-        yield PromptArea()
+        yield self.area.completions
+        yield self.area
 
     def on_mount(self):
-        self.area.completions = self.query_one(CompletionList)
         self.area.focus()
-
-    @property
-    def area(self):
-        return self.query_one(PromptArea)
 
     def on_prompt_area_sent(self, message):
         self.sent.append(message.text)
