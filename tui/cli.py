@@ -27,7 +27,7 @@ from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.commands.bench_commands import round_, stream
 from tui.commands.calibrate import calibrate
-from tui.commands.chat_command import chat
+from tui.commands.chat import chat
 from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor
 from tui.commands.perplexity_command import perplexity

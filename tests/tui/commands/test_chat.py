@@ -20,8 +20,8 @@ from tui.chat.errors import UnknownConversationError
 from tui.chat.settings.remembered_settings import Overrides
 from tui.cli import execute
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
-from tui.commands import chat_command
-from tui.commands.chat_command import open_conversations, run_chat, typed_overrides
+from tui.commands import chat as chat_command
+from tui.commands.chat import open_conversations, run_chat, typed_overrides
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
 def test_the_first_paint_needs_neither_torch_nor_transformers():
     """The interface paints within a second because only the engine's process imports them."""
     program = (
-        "import sys\nimport tui.commands.chat_command\nassert 'textual' not in sys.modules\n"
+        "import sys\nimport tui.commands.chat\nassert 'textual' not in sys.modules\n"
         "import tui.chat.app, tui.chat.engine.client\nprint(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
