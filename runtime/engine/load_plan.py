@@ -9,20 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from offload.device import DeviceMemory, device_memory, select_device
+from offload.device import select_device
 from offload.errors import BudgetError
-from offload.memory import free_memory_bytes, process_memory
+from offload.memory import process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
+from runtime.fit.machine import Machine
 from runtime.fit.need import NUM_STAGES, MemoryNeed
-from runtime.fit.place import MachineMemory, Placement
+from runtime.fit.place import Placement
+from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
@@ -159,25 +160,13 @@ class _Planning:
             fit=fit,
         )
 
-    def _machine(self) -> MachineMemory:
-        """What there is. Raises BudgetError if an accelerator does not say how much it has and the user does not."""
-        config, on_device = self._config, None
-        if self._device.type != "cpu":
-            on_device = device_memory(self._device)
-            if on_device is None and config.device_memory_bytes is not None:
-                on_device = DeviceMemory(config.device_memory_bytes or 1 << 62, config.device_memory_bytes or 1 << 62)
-            if on_device is None:
-                raise BudgetError(
-                    f"the device {self._device} does not say how much memory is free; give --device-memory, as in 10GB"
-                )
-        return MachineMemory(
-            host_total_bytes=int(psutil.virtual_memory().total),
-            host_free_bytes=free_memory_bytes(),
-            device_total_bytes=None if on_device is None else on_device.total_bytes,
-            device_free_bytes=None if on_device is None else on_device.free_bytes,
-            device_budget_bytes=config.device_memory_bytes,
+    def _machine(self) -> Machine:
+        """Return what there is, and what the user allows of it. Raises BudgetError if an accelerator hides its own."""
+        config = self._config
+        return replace(
+            find_memory(self._device, budget_bytes=config.device_memory_bytes),
             host_budget_bytes=config.host_memory_bytes,
-            is_link_emulated=on_device is None and config.link is not None,
+            is_link_emulated=self._device.type == "cpu" and config.link is not None,
         )
 
     def _choose_tiers(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:

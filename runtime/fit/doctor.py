@@ -1,128 +1,60 @@
-"""What this machine is and can do, and whether a model would run on it, from probes that may each fail.
+"""What this machine is and can do, and whether a model would run on it; every probe may fail by itself.
 
-`examine` asks every probe once, keeps what it answers or the sentence that says why it does not, and holds each model
-in each format against the memory found. Knows no device and prints nothing; `machine_probes` is the real machine.
+A row says what a probe found, or why it found nothing. The 70B model of the paper is known by its shape, the user's
+model by its headers: no weight is read, nothing is downloaded.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from profiles.errors import OverstoryError
+import torch
+
+from offload.checkpoint.checkpoint import resolve_model_folder
+from offload.device import select_device
+from offload.errors import CheckpointError
+from offload.units import format_bytes
+from profiles.errors import OverstoryError, quote
+from runtime.engine.load_plan import default_max_nodes
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
+from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit
+from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
+from runtime.fit.machine import Machine
+from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import MemoryNeed
-from runtime.fit.place import MachineMemory, Placement
+from runtime.fit.place import Placement
+from runtime.fit.probes import MachineProbes
+from runtime.model.architecture import max_positions
+from runtime.model.model_loader import ModelFiles
 
-SCHEMA_VERSION = 1
-_Value = TypeVar("_Value")
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[_Value]):
-    """What a probe found, or why it found nothing."""
+class Row:
+    """What one probe found, or why it found nothing."""
 
-    value: _Value | None
-    """None if it failed."""
+    name: str
+    """In JSON."""
+    label: str
+    """For the user."""
+    value: Any
+    """As the probe returned it; None if it failed."""
     problem: str | None = None
     """One line; None if it did not fail."""
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceFacts:
-    """One device."""
-
-    address: str
-    """As `--device` takes it: cpu, cuda:0."""
-    name: str
-    """As its maker calls it."""
-    free_bytes: int | None
-    """Of its memory; None if it does not say."""
-    total_bytes: int | None
-    """Of its memory; None if it does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkRates:
-    """How fast bytes reach the device."""
-
-    memory_bytes_per_second: float | None = None
-    """From memory to memory, where the CPU is the device."""
-    pinned_bytes_per_second: float | None = None
-    """From pinned host memory to an accelerator."""
-    pageable_bytes_per_second: float | None = None
-    """From ordinary host memory to an accelerator."""
-    problem: str | None = None
-    """Why one of them is missing."""
-
     @property
-    def bytes_per_second(self) -> float | None:
-        """The fastest way to an accelerator; None where the CPU is the device."""
-        return self.pinned_bytes_per_second or self.pageable_bytes_per_second
-
-
-@dataclass(frozen=True, slots=True)
-class DiskRate:
-    """How fast a disk is read."""
-
-    bytes_per_second: float
-    """By several threads in large blocks."""
-    is_direct: bool
-    """Whether the page cache was bypassed; if not, this may be the speed of memory."""
-    where: str
-    """The file or folder that was read."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSpace:
-    """A folder that downloads go to."""
-
-    purpose: str
-    """Whose it is."""
-    folder: str
-    """Its path; may not exist yet."""
-    free_bytes: int | None
-    """Free on its disk; None if the system does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """Memory as the session would find it, and what limits it."""
-
-    machine: MachineMemory
-    """For the fit check."""
-    group_left_bytes: int | None
-    """What the tightest memory control group leaves; None if there is none."""
-
-
-class Probes(Protocol):
-    """The machine; every method may raise anything."""
-
-    def system(self) -> str:
-        """Operating system, and whether it is WSL2."""
-
-    def versions(self) -> Mapping[str, str]:
-        """Version by program or package."""
-
-    def devices(self) -> Sequence[DeviceFacts]:
-        """Every device, the one that would be used first."""
-
-    def driver(self) -> str:
-        """The accelerator's driver."""
-
-    def memory(self) -> HostMemory:
-        """Memory of device and host."""
-
-    def pinning(self) -> str:
-        """How much host memory can be pinned, in a sentence."""
-
-    def link(self) -> LinkRates:
-        """Measured copies to the device."""
-
-    def disk(self) -> DiskRate:
-        """Measured reads."""
-
-    def caches(self) -> Sequence[CacheSpace]:
-        """Where downloads go."""
+    def texts(self) -> list[str]:
+        """Lines for a person."""
+        if self.problem is not None:
+            return [f"not found out: {self.problem}"]
+        if isinstance(self.value, Machine):
+            return _memory_texts(self.value)
+        if isinstance(self.value, Mapping):
+            return [", ".join(f"{name} {text}" for name, text in self.value.items())]
+        return list(map(str, self.value)) if isinstance(self.value, list | tuple) else [str(self.value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,58 +70,26 @@ class ModelQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class FormatOutlook:
-    """How a model would run in one format."""
-
-    format_name: str
-    """Of its decoder layers."""
-    fit: FitReport
-    """Whether it fits, and where the bytes would lie."""
-    seconds_per_pass: float | None
-    """The least that moving them takes at the measured rates; None if nothing moves, or a rate is missing."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelOutlook:
     """How a model would run here."""
 
-    name: str
-    """For the user."""
-    draft: str
-    """For the user."""
-    context_tokens: int
-    """Most tokens of prompt and answer together."""
-    formats: tuple[FormatOutlook, ...]
-    """The largest first."""
+    question: ModelQuestion
+    fits: tuple[FitReport, ...]
+    """In each of its formats, the largest first."""
 
     @property
     def can_run(self) -> bool:
         """Whether it runs in some format."""
-        return any(outlook.fit.can_run for outlook in self.formats)
+        return any(fit.can_run for fit in self.fits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DoctorReport:
     """Everything that was found."""
 
-    system: Outcome[str]
-    """Operating system."""
-    versions: Outcome[Mapping[str, str]]
-    """Programs and packages."""
-    devices: Outcome[Sequence[DeviceFacts]]
-    """Devices."""
-    driver: Outcome[str]
-    """Driver."""
-    memory: Outcome[HostMemory]
-    """Memory."""
-    pinning: Outcome[str]
-    """Pinned memory."""
-    link: Outcome[LinkRates]
-    """Link."""
-    disk: Outcome[DiskRate]
-    """Disk."""
-    caches: Outcome[Sequence[CacheSpace]]
-    """Caches."""
+    rows: tuple[Row, ...]
+    machine: Machine | None
+    """With the links that were measured; None where its memory is not known."""
     models: tuple[ModelOutlook, ...]
     """One for each question; none where the memory is not known."""
 
@@ -199,109 +99,171 @@ class DoctorReport:
         return bool(self.models) and all(model.can_run for model in self.models)
 
     def to_record(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        found = {
-            name: asdict(getattr(self, name))
-            for name in ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches")
-        }
+        """Return the report as a JSON object."""
         models = [
             {
-                "name": model.name,
-                "draft": model.draft,
-                "context_tokens": model.context_tokens,
+                "name": model.question.name,
+                "draft": model.question.draft,
+                "context_tokens": model.question.need.context_tokens,
                 "can_run": model.can_run,
-                "formats": [_outlook_record(outlook) for outlook in model.formats],
+                "formats": [self._fit_record(fit) for fit in model.fits],
             }
             for model in self.models
         ]
-        return {"schema_version": SCHEMA_VERSION, **found, "models": models, "can_run": self.can_run}
+        rows = {row.name: {"value": _plain(row.value), "problem": row.problem} for row in self.rows}
+        return {"schema_version": SCHEMA_VERSION, **rows, "models": models, "can_run": self.can_run}
+
+    def _fit_record(self, fit: FitReport) -> dict[str, Any]:
+        return {
+            "format": fit.placement.format_name,
+            "can_run": fit.can_run,
+            "runs_well": fit.runs_well,
+            "bytes_per_pass": fit.placement.streamed_bytes,
+            "seconds_per_pass": self.seconds_per_pass(fit.placement),
+            "placement": fit.placement.to_record(),
+            "sentence": fit.sentence,
+            "changes": [
+                {
+                    "words": change.words,
+                    "kind": change.kind,
+                    "runs_well": change.placement.runs_well,
+                    "placement": change.placement.to_record(),
+                }
+                for change in fit.changes
+            ],
+        }
+
+    def seconds_per_pass(self, placement: Placement) -> float | None:
+        """Return the least that moving the weights takes; None if nothing moves, or a rate that counts is unknown."""
+        machine = self.machine
+        if machine is None or not placement.can_run or not (machine.is_cpu or machine.link):
+            return None
+        seconds = []
+        if placement.disk_bytes:
+            if machine.disk is None:
+                return None
+            seconds.append(machine.disk.speed.copy_seconds(placement.disk_bytes))
+        if placement.streamed_bytes and machine.link is not None:
+            seconds.append(machine.link.speed.copy_seconds(placement.streamed_bytes))
+        return max(seconds, default=None)
 
 
-def examine(probes: Probes, questions: Sequence[ModelQuestion]) -> Generator[str, None, DoctorReport]:
-    """Ask every probe and return the report; yields what it is about to do before what takes time."""
-    system, versions = _attempt(probes.system), _attempt(probes.versions)
-    devices, driver, memory = _attempt(probes.devices), _attempt(probes.driver), _attempt(probes.memory)
-    yield "asking how much memory can be pinned"
-    pinning = _attempt(probes.pinning)
-    yield "measuring copies"
-    link = _attempt(probes.link)
-    yield "measuring the disk"
-    disk = _attempt(probes.disk)
-    caches = _attempt(probes.caches)
-    machine = None if memory.value is None else memory.value.machine
-    models = () if machine is None else tuple(_look(question, machine, link, disk) for question in questions)
-    return DoctorReport(
-        system=system,
-        versions=versions,
-        devices=devices,
-        driver=driver,
-        memory=memory,
-        pinning=pinning,
-        link=link,
-        disk=disk,
-        caches=caches,
-        models=models,
-    )
+def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, DoctorReport]:
+    """Examine this machine for a 70B model and for the config's target, if it names one.
 
+    Yields what it is about to do.
 
-def seconds_per_pass(
-    placement: Placement, *, link_bytes_per_second: float | None, disk_bytes_per_second: float | None
-) -> float | None:
-    """The slower link's time for what crosses it in a pass; None if nothing does, or a rate that counts is unknown.
-
-    Without a link to a device (`link_bytes_per_second` is None), only what is read from disk counts.
+    Raises:
+        BadInputError: the target or the draft cannot be used; nothing has been measured then.
     """
-    parts: list[float | None] = []
-    if placement.disk_bytes:
-        parts.append(placement.disk_bytes / disk_bytes_per_second if disk_bytes_per_second else None)
-    if placement.streamed_bytes and link_bytes_per_second:
-        parts.append(placement.streamed_bytes / link_bytes_per_second)
-    known = [part for part in parts if part is not None]
-    return max(known) if known and len(known) == len(parts) else None
+    device = select_device(config.device)
+    questions, folder = [question_of_shapes(device)], None
+    if config.target is not None:
+        folder = find_folder(config.target)
+        draft = None if config.draft in ("none", "substitute") else find_folder(config.draft)
+        questions.append(question_of_files(device, config, folder, draft))
+    return (yield from examine(MachineProbes(device, cache_folder, model_folder=folder), questions))
 
 
-def _look(
-    question: ModelQuestion, machine: MachineMemory, link: Outcome[LinkRates], disk: Outcome[DiskRate]
-) -> ModelOutlook:
-    outlooks = []
-    for layers in question.need.formats:
-        fit = check_fit(question.need.in_format(layers.name), machine)
-        link_rate = None if link.value is None else link.value.bytes_per_second
-        disk_rate = None if disk.value is None else disk.value.bytes_per_second
-        has_rates = machine.is_cpu or link_rate is not None
-        seconds = None
-        if fit.can_run and has_rates:
-            seconds = seconds_per_pass(fit.placement, link_bytes_per_second=link_rate, disk_bytes_per_second=disk_rate)
-        outlooks.append(FormatOutlook(layers.name, fit, seconds))
-    return ModelOutlook(question.name, question.draft, question.need.context_tokens, tuple(outlooks))
+def examine(probes: MachineProbes, questions: Sequence[ModelQuestion]) -> Generator[str, None, DoctorReport]:
+    """Ask every probe once and hold each model in each format against the memory found.
+
+    Yields what it is about to do before what takes time.
+    """
+    rows = [
+        _ask("system", "system", probes.system),
+        _ask("devices", "device", probes.devices),
+        _ask("driver", "driver", probes.driver),
+        memory := _ask("memory", "memory", probes.memory),
+    ]
+    yield "asking how much memory can be pinned"
+    rows.append(_ask("pinning", "pinned memory", probes.pinning))
+    yield "measuring copies"
+    rows.append(link := _ask("link", "link", probes.links))
+    yield "measuring the disk"
+    rows.append(disk := _ask("disk", "disk", probes.disk))
+    rows += [_ask("caches", "caches", probes.caches), _ask("versions", "versions", probes.versions)]
+    if memory.value is None:
+        return DoctorReport(tuple(rows), None, ())
+    machine = replace(memory.value, disk=disk.value)
+    if link.value and not machine.is_cpu:
+        machine = replace(machine, link=link.value[0])
+    return DoctorReport(tuple(rows), machine, tuple(_look(question, machine) for question in questions))
 
 
-def _attempt(probe: Callable[[], _Value]) -> Outcome[_Value]:
+def question_of_shapes(
+    device: torch.device, target: ModelShape = LLAMA_3_70B, draft: ModelShape = LLAMA_3_8B
+) -> ModelQuestion:
+    """Return a model that is not here, with a draft in int8 rows; the files are still to be downloaded."""
+    item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see LoadPlan
+    need = target.need(
+        draft.as_draft(item_bytes),
+        context_tokens=DEFAULT_CONTEXT_TOKENS,
+        max_nodes=default_max_nodes(device),
+        compute_item_bytes=item_bytes,
+    )
+    return ModelQuestion(target.name, f"{draft.name} in int8 rows", need)
+
+
+def question_of_files(device: torch.device, config: EngineConfig, target: Path, draft: Path | None) -> ModelQuestion:
+    """Return the model in the folder `target`, with the draft in `draft` or the one that the config names.
+
+    Raises:
+        CheckpointError: a folder cannot be used.
+    """
+    files = ModelFiles.open(target)
+    need = need_of_files(
+        config,
+        files,
+        None if draft is None else ModelFiles.open(draft),
+        compute_dtype=torch.float32 if device.type == "cpu" else files.stored_dtype,
+        context_tokens=min(config.context_tokens or DEFAULT_CONTEXT_TOKENS, max_positions(files.config) or 1 << 30),
+        max_nodes=default_max_nodes(device),
+        device=device,
+    )
+    return ModelQuestion(str(target), config.draft, need)
+
+
+def find_folder(name_or_path: str) -> Path:
+    """Return the model folder of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
+    return resolve_model_folder(name_or_path, download=_cached_folder)
+
+
+def _cached_folder(name: str) -> Path:
+    import huggingface_hub
+
     try:
-        return Outcome(probe())
+        return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except Exception as error:  # the hub's client and the file system each raise their own
+        raise CheckpointError(
+            f"the model {quote(name)} is not on this machine, and doctor downloads nothing; name its folder, or fetch "
+            "it first"
+        ) from error
+
+
+def _ask(name: str, label: str, probe: Callable[[], Any]) -> Row:
+    try:
+        return Row(name, label, probe())
     except OverstoryError as error:
-        return Outcome(None, " ".join(str(error).split()))
+        return Row(name, label, None, " ".join(str(error).split()))
     except Exception as error:  # drivers and libraries raise anything, and what else there is must still be told
-        return Outcome(None, " ".join(f"{type(error).__name__}: {error}".split()))
+        return Row(name, label, None, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _outlook_record(outlook: FormatOutlook) -> dict[str, Any]:
-    fit = outlook.fit
-    return {
-        "format": outlook.format_name,
-        "can_run": fit.can_run,
-        "runs_well": fit.runs_well,
-        "bytes_per_pass": fit.placement.streamed_bytes,
-        "seconds_per_pass": outlook.seconds_per_pass,
-        "placement": fit.placement.to_record(),
-        "sentence": fit.sentence,
-        "changes": [
-            {
-                "words": change.words,
-                "kind": change.kind,
-                "runs_well": change.placement.runs_well,
-                "placement": change.placement.to_record(),
-            }
-            for change in fit.changes
-        ],
-    }
+def _look(question: ModelQuestion, machine: Machine) -> ModelOutlook:
+    needs = (question.need.in_format(layers.name) for layers in question.need.formats)
+    return ModelOutlook(question, tuple(check_fit(need, machine) for need in needs))
+
+
+def _memory_texts(machine: Machine) -> list[str]:
+    lines = [f"{format_bytes(machine.host_free_bytes)} usable of {format_bytes(machine.host_total_bytes)}"]
+    if machine.group_left_bytes is not None:
+        lines.append(f"a memory control group leaves {format_bytes(machine.group_left_bytes)}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """Return what a probe found as JSON takes it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value

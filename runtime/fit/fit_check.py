@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from offload.units import format_bytes
+from runtime.fit.machine import RESERVED_BYTES, Machine, free_bytes_for
 from runtime.fit.need import MemoryNeed
-from runtime.fit.place import RESERVED_BYTES, MachineMemory, Placement, free_bytes_for, place
+from runtime.fit.place import Placement, place
 
 MIN_CONTEXT_TOKENS = 512
 """No shorter context is proposed."""
@@ -56,7 +57,7 @@ class FitReport:
         return self.placement.runs_well
 
 
-def check_fit(need: MemoryNeed, machine: MachineMemory) -> FitReport:
+def check_fit(need: MemoryNeed, machine: Machine) -> FitReport:
     """Hold what is needed against what there is."""
     placement = place(need, machine)
     changes = () if placement.runs_well else tuple(_changes(need, machine, placement))
@@ -64,13 +65,13 @@ def check_fit(need: MemoryNeed, machine: MachineMemory) -> FitReport:
     return FitReport(placement, changes, sentence)
 
 
-def with_nearest_change(sentence: str, need: MemoryNeed, machine: MachineMemory) -> str:
+def with_nearest_change(sentence: str, need: MemoryNeed, machine: Machine) -> str:
     """The sentence of a refusal, ended by the nearest change that would run; as it is where nothing would."""
     changes = [change for change in check_fit(need, machine).changes if change.placement.can_run]
     return f"{sentence.rstrip('.')}; {_recommend(changes[0])}" if changes else sentence
 
 
-def _changes(need: MemoryNeed, machine: MachineMemory, base: Placement) -> Iterator[Change]:
+def _changes(need: MemoryNeed, machine: Machine, base: Placement) -> Iterator[Change]:
     def reaches(placement: Placement) -> bool:
         return placement.runs_well if base.can_run else placement.can_run
 
@@ -86,7 +87,7 @@ def _changes(need: MemoryNeed, machine: MachineMemory, base: Placement) -> Itera
     yield from _memory_changes(need, machine, reaches)
 
 
-def _budget_changes(need: MemoryNeed, machine: MachineMemory, base: Placement, reaches: _Goal) -> Iterator[Change]:
+def _budget_changes(need: MemoryNeed, machine: Machine, base: Placement, reaches: _Goal) -> Iterator[Change]:
     """Only where the user's own budgets stand in the way."""
     chosen = {"--device-memory": machine.device_budget_bytes, "--host-memory": machine.host_budget_bytes}
     least = need.fixed_bytes + min(need.ring_bytes, need.layers.total_bytes)
@@ -102,7 +103,7 @@ def _budget_changes(need: MemoryNeed, machine: MachineMemory, base: Placement, r
             yield Change(f"leaving out {' and '.join(options)}", "budget", placement)
 
 
-def _context_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -> Iterator[Change]:
+def _context_changes(need: MemoryNeed, machine: Machine, reaches: _Goal) -> Iterator[Change]:
     def fits(steps: int) -> bool:
         return reaches(place(need.with_context(steps * _CONTEXT_STEP), machine))
 
@@ -113,7 +114,7 @@ def _context_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -
         yield Change(f"--context {tokens}", "context", place(need.with_context(tokens), machine))
 
 
-def _format_changes(need: MemoryNeed, machine: MachineMemory, base: Placement, reaches: _Goal) -> Iterator[Change]:
+def _format_changes(need: MemoryNeed, machine: Machine, base: Placement, reaches: _Goal) -> Iterator[Change]:
     resource = _shortage(need, machine, base).resource
     for layers in need.formats[1:]:
         smaller = need.in_format(layers.name)
@@ -123,7 +124,7 @@ def _format_changes(need: MemoryNeed, machine: MachineMemory, base: Placement, r
             yield Change(f"{layers.name} ({format_bytes(needed)})", "format", placement)
 
 
-def _draft_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -> Iterator[Change]:
+def _draft_changes(need: MemoryNeed, machine: Machine, reaches: _Goal) -> Iterator[Change]:
     if need.draft is None:
         return
     plain = place(need.without_draft(), machine)
@@ -140,7 +141,7 @@ def _draft_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -> 
     yield Change(words, "draft", plain)
 
 
-def _combined_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -> Iterator[Change]:
+def _combined_changes(need: MemoryNeed, machine: Machine, reaches: _Goal) -> Iterator[Change]:
     """Two or three changes at once: the first format that helps, without draft, then with a short context as well."""
     for is_short in (False, True):
         for layers in need.formats:
@@ -158,7 +159,7 @@ def _combined_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) 
                 return
 
 
-def _memory_changes(need: MemoryNeed, machine: MachineMemory, reaches: _Goal) -> Iterator[Change]:
+def _memory_changes(need: MemoryNeed, machine: Machine, reaches: _Goal) -> Iterator[Change]:
     """How much more of what would do, everything else as it is."""
     words: list[str] = []
     machine = _without_budgets(machine)
@@ -191,7 +192,7 @@ class _Shortage:
     is_budget: bool = False
 
 
-def _shortage(need: MemoryNeed, machine: MachineMemory, placement: Placement) -> _Shortage:
+def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shortage:
     """For a placement that does not run, or not well."""
     least = need.fixed_bytes + min(need.ring_bytes, need.layers.total_bytes)
     device: _Resource = "memory" if machine.is_cpu else "device"
@@ -211,13 +212,13 @@ def _shortage(need: MemoryNeed, machine: MachineMemory, placement: Placement) ->
     return _Shortage("host", needed, usable, is_budget=machine.host_budget_bytes is not None)
 
 
-def _stage_bytes(need: MemoryNeed, machine: MachineMemory) -> int:
+def _stage_bytes(need: MemoryNeed, machine: Machine) -> int:
     """What layers take of host memory in passing; beside a budget that the user chose."""
     return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
 
 
 def _needed_bytes(
-    need: MemoryNeed, machine: MachineMemory, placement: Placement, *, resource: _Resource, is_least: bool
+    need: MemoryNeed, machine: Machine, placement: Placement, *, resource: _Resource, is_least: bool
 ) -> int:
     """How much of a resource a session takes: to run at all, or to run well."""
     if resource == "disk":
@@ -227,9 +228,7 @@ def _needed_bytes(
     return need.fixed_bytes + (min(need.ring_bytes, need.layers.total_bytes) if is_least else need.layers.total_bytes)
 
 
-def _grown(
-    need: MemoryNeed, machine: MachineMemory, shortage: _Shortage, placement: Placement
-) -> tuple[MachineMemory, int]:
+def _grown(need: MemoryNeed, machine: Machine, shortage: _Shortage, placement: Placement) -> tuple[Machine, int]:
     """The machine with just enough of what it lacks, and how much more that is; it has no budgets of the user's."""
     needed = shortage.needed_bytes
     if shortage.resource == "disk":
@@ -246,7 +245,7 @@ def _grown(
     return replace(machine, host_free_bytes=free), free - machine.host_free_bytes
 
 
-def _without_budgets(machine: MachineMemory) -> MachineMemory:
+def _without_budgets(machine: Machine) -> Machine:
     return replace(machine, device_budget_bytes=None, host_budget_bytes=None)
 
 
@@ -282,7 +281,7 @@ def _describe(placement: Placement) -> str:
     )
 
 
-def _explain(need: MemoryNeed, machine: MachineMemory, placement: Placement, changes: tuple[Change, ...]) -> str:
+def _explain(need: MemoryNeed, machine: Machine, placement: Placement, changes: tuple[Change, ...]) -> str:
     """What is missing, the nearest change, and what it costs to do nothing."""
     shortage = _shortage(need, machine, placement)
     needs = f"{placement.format_name} would need {format_bytes(shortage.needed_bytes)} {_of(shortage)}"
@@ -300,9 +299,7 @@ def _explain(need: MemoryNeed, machine: MachineMemory, placement: Placement, cha
     return sentence
 
 
-def _failing_formats(
-    need: MemoryNeed, machine: MachineMemory, resource: _Resource, fitting_format: str
-) -> Iterator[str]:
+def _failing_formats(need: MemoryNeed, machine: Machine, resource: _Resource, fitting_format: str) -> Iterator[str]:
     """The formats between that lack the same."""
     for layers in need.formats[1:]:
         if layers.name == fitting_format:

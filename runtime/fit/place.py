@@ -1,65 +1,16 @@
 """Where a session's bytes lie on a machine, and what is missing there, before a weight is read.
 
-Pure arithmetic over a `MemoryNeed` and a `MachineMemory`; layers are placed by the same `plan_residency` that a
+Pure arithmetic over a `MemoryNeed` and a `Machine`; layers are placed by the same `plan_residency` that a
 session uses. Streaming from disk is allowed, and slow: a session that does it runs, but not well.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from runtime.fit.machine import Machine
 from runtime.fit.need import MemoryEntry, MemoryNeed
-
-RESERVED_SHARE = 0.03
-RESERVED_BYTES = 192 << 20
-"""Free memory that a budget chosen by the program leaves alone: this much and this share of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineMemory:
-    """What there is, and what the user allows of it."""
-
-    host_total_bytes: int
-    """Memory of the machine, or of its control group."""
-    host_free_bytes: int
-    """What this process may still use of it."""
-    device_total_bytes: int | None = None
-    """Memory of the accelerator; None where the CPU is the device."""
-    device_free_bytes: int | None = None
-    """Free memory of the accelerator; None where the CPU is the device."""
-    disk_free_bytes: int | None = None
-    """Free where files would be written; None if unknown."""
-    device_budget_bytes: int | None = None
-    """--device-memory: 0 is the least that works, None what is free."""
-    host_budget_bytes: int | None = None
-    """--host-memory; None is what is free."""
-    is_link_emulated: bool = False
-    """Host memory then plays the device too."""
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether the device's memory is the host's."""
-        return self.device_free_bytes is None
-
-    @property
-    def free_bytes(self) -> int:
-        """Free memory of the device."""
-        return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
-
-    def budgets(self, need: MemoryNeed) -> tuple[int, int]:
-        """(device, host): the bytes that a session may hold there."""
-        device = self.device_budget_bytes
-        if device == 0 or (device is None and self.is_link_emulated):
-            device = need.fixed_bytes + need.ring_bytes
-        elif device is None:
-            device = usable_bytes(self.free_bytes)
-        if self.host_budget_bytes is not None:
-            return device, self.host_budget_bytes
-        if not self.is_cpu:
-            return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
-        return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,20 +128,7 @@ class Placement:
         )
 
 
-def usable_bytes(free_bytes: int) -> int:
-    """What a budget chosen by the program takes of free memory."""
-    return max(0, free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * free_bytes))
-
-
-def free_bytes_for(budget_bytes: int) -> int:
-    """The least free memory of which a budget chosen by the program is at least `budget_bytes`."""
-    free = math.floor((budget_bytes + RESERVED_BYTES) / (1 - RESERVED_SHARE))
-    while usable_bytes(free) < budget_bytes:
-        free += 1
-    return free
-
-
-def place(need: MemoryNeed, machine: MachineMemory) -> Placement:
+def place(need: MemoryNeed, machine: Machine) -> Placement:
     """Return where the bytes would lie, with each layer where it would be if what is missing were there."""
     device_budget, host_budget = machine.budgets(need)
     least = min(need.layers.total_bytes, need.ring_bytes)

@@ -16,10 +16,10 @@ from profiles.pair_profile import PairProfile
 from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit.fit_check import check_fit
+from runtime.fit.machine import Machine
 from runtime.fit.need import NUM_STAGES, DraftNeed, MemoryNeed
 from runtime.fit.place import place
 from runtime.fit.plan_acceptance import PlannedAcceptance, measured_acceptance, planned_acceptance
-from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import PlanOption, PlanReport, Refusal, WhatIf
 from runtime.fit.plan_verdict import notes_of, verdicts_of
@@ -39,9 +39,7 @@ FASTER_LINK = 2.0
 """One step up in PCIe: each generation doubles the last."""
 
 
-def make_plan(
-    question: PlanQuestion, machine: PlanMachine, pairs: Mapping[str, PairProfile] | None = None
-) -> PlanReport:
+def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, PairProfile] | None = None) -> PlanReport:
     """The whole answer; `pairs` are profiles of the models as they are stored, by how the draft is held.
 
     Raises:
@@ -70,7 +68,7 @@ class _Planning:
     """One question and the machine it is asked about."""
 
     question: PlanQuestion
-    machine: PlanMachine
+    machine: Machine
     pairs: Mapping[str, PairProfile]
 
     def best(self, format_name: str, *, search: SearchMethod = SearchMethod.BEST_FIRST) -> PlanOption:
@@ -120,7 +118,7 @@ class _Planning:
         """Place the bytes and price the trees. Raises BudgetError."""
         question = self.question
         need, machine = self._fitting_need(format_name, held)
-        placement = place(need, machine.memory)
+        placement = place(need, machine)
         if placement.disk_bytes and machine.disk is None:
             raise BudgetError(
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
@@ -165,7 +163,7 @@ class _Planning:
             return None
         return next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
 
-    def _costs(self, format_name: str, held: str | None, residency: ResidencyPlan, machine: PlanMachine) -> RoundCosts:
+    def _costs(self, format_name: str, held: str | None, residency: ResidencyPlan, machine: Machine) -> RoundCosts:
         """A round's costs at half the context, as a session plans them."""
         question, profile = self.question, self._profile(format_name, held)
         if profile is None:
@@ -175,9 +173,9 @@ class _Planning:
                 None if held is None else DraftModel(question.draft or question.target, held),
                 format_name=format_name,
                 context_tokens=question.context_tokens // 2,
-                speeds=(machine.speed, machine.links),
+                machine=machine,
             )
-        copies, reads = copies_and_reads(residency, machine.links)
+        copies, reads = copies_and_reads(residency, machine)
         return costs_from_profiles(
             profile,
             copy_seconds=copies,
@@ -226,7 +224,7 @@ class _Planning:
         question = self.question
         return builtin_chances(substitute_held=None if question.draft is not None else "int8")
 
-    def _fitting_need(self, format_name: str, held: str | None) -> tuple[MemoryNeed, PlanMachine]:
+    def _fitting_need(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Machine]:
         """What a session would hold, with room for the largest tree that fits, and the machine to hold it."""
         limit = DEFAULT_MAX_NODES if self.machine.link is None else ACCELERATOR_MAX_NODES
         shape = self.question.tree_shape
@@ -235,14 +233,16 @@ class _Planning:
         while True:
             need = self._need(format_name, held, max_nodes)
             machine = self.machine.for_layers(need.layers.total_bytes + need.stage_bytes)
-            if place(need, machine.memory).can_run:
+            if place(need, machine).can_run:
                 return need, machine
             if held is None or max_nodes <= least:
-                raise BudgetError(f"{self._subject(format_name, held)}: {check_fit(need, machine.memory).sentence}")
+                raise BudgetError(f"{self._subject(format_name, held)}: {check_fit(need, machine).sentence}")
             max_nodes = max(least, max_nodes // 2)
 
     def _need(self, format_name: str, held: str | None, max_nodes: int) -> MemoryNeed:
-        question, item_bytes = self.question, self.machine.speed.compute_item_bytes
+        question, speed = self.question, self.machine.speed
+        assert speed is not None
+        item_bytes = speed.compute_item_bytes
         draft: DraftNeed | None = None
         if held is not None and question.draft is not None:
             draft = question.draft.as_draft(item_bytes, held=held)
@@ -261,11 +261,11 @@ class _Planning:
         return f"{question.target.name} in {format_name}{with_draft} does not fit {self.machine.name}"
 
 
-def _changes(machine: PlanMachine, main: PlanOption) -> Iterator[tuple[str, PlanMachine]]:
+def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]]:
     """(words, machine) of what could be bought."""
     is_cpu, more = machine.link is None, format_bytes(MORE_DEVICE_BYTES)
     kind = "memory" if is_cpu else "device memory"
-    if machine.memory.device_budget_bytes != 0:  # --device-memory min takes no more, whatever there is
+    if machine.device_budget_bytes != 0:  # --device-memory min takes no more, whatever there is
         yield f"{more} more {kind}", machine.with_more_device_memory(MORE_DEVICE_BYTES)
     generation = machine.pcie_generation
     faster = "a disk twice as fast" if is_cpu else "a link twice as fast (one PCIe generation)"

@@ -4,15 +4,19 @@ Names are matched loosely, and a slip gets the near names. Opens at most a confi
 no torch.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.checkpoint.checkpoint import is_hub_name
 from offload.errors import CheckpointError
-from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
+from offload.units import LinkSpeed, parse_link
+from profiles.errors import BadInputError
+from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_memory, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
 from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
+from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import QUANTIZED_FORMATS
 from runtime.planner.tree_choice import CostModel, SearchMethod
@@ -61,6 +65,41 @@ class PlanRequest:
         parse_tree(self.tree)
         if self.tree != "auto" and self.draft == "none":
             raise OptionError("a tree needs a draft; leave out --tree or --draft none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRequest:
+    """Which machine `plan` is asked about, as typed; raises OptionError for a value outside its range."""
+
+    name: str | None = None
+    """A built-in machine; None is this one."""
+    device: str = "auto"
+    """Of this machine."""
+    device_memory: str | None = None
+    """Budget as in `2.2GB`, or `min`; None is what is free."""
+    host_memory: str | None = None
+    """Budget for layers that wait; None is what is free."""
+    link: str | None = None
+    """Rate and latency as in `25GB/s,10us`; None is the machine's own."""
+    disk: str | None = None
+    """Rate as in `3.5GB/s`; None is the machine's own."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.device != "auto":
+            raise OptionError("--device is of this machine; leave out --machine or --device")
+        self.limit(Machine(host_total_bytes=0, host_free_bytes=0))
+
+    def limit(self, machine: Machine) -> Machine:
+        """Return the machine with the user's links and under the user's budgets."""
+        if self.link is not None:
+            machine = machine.with_link(_parse_link(self.link, "--link"))
+        if self.disk is not None:
+            machine = machine.with_disk(_parse_link(self.disk, "--disk"))
+        device, host = self.device_memory, self.host_memory
+        return machine.with_budgets(
+            device_bytes=None if device is None else parse_memory(device, "--device-memory"),
+            host_bytes=None if host is None else parse_memory(host, "--host-memory"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +213,23 @@ def resolve_question(request: PlanRequest) -> PlanQuestion:
     return question
 
 
+def find_machine(
+    request: MachineRequest, *, cache_folder: Path, model_folder: Path | None = None
+) -> Generator[str, None, Machine]:
+    """Return the machine that is asked about; yield what is about to be measured, the disk with `model_folder`'s files.
+
+    Raises:
+        ProfileError: there is no built-in machine of that name.
+        BadInputError: this machine has no such device, or a device that does not say how much memory it has.
+    """
+    if request.name is not None:
+        return request.limit(reference_machine(request.name))
+    from runtime.fit import probes
+
+    machine = yield from probes.this_machine(request.device, cache_folder=cache_folder, model_folder=model_folder)
+    return request.limit(machine)
+
+
 def find_model(name: str, *, what: str) -> FoundShape:
     """The sizes of a folder, a known model or a hub name; `what` names it in errors.
 
@@ -208,3 +264,10 @@ def _context(request: PlanRequest, target: ModelShape) -> tuple[int, tuple[str, 
         return wanted, ()
     note = f"{target.name} has {limit} positions, so the context is that" if request.context_tokens else None
     return max(2, limit), (() if note is None else (note,))
+
+
+def _parse_link(text: str, option: str) -> LinkSpeed:
+    try:
+        return parse_link(text)
+    except BadInputError as error:
+        raise OptionError(f"{option}: {error}") from error

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from runtime.fit.device_speed import Basis
+from runtime.fit.machine import Machine
 from runtime.fit.place import Placement
-from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
+from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking
 
@@ -122,7 +122,7 @@ class PlanReport:
 
     question: PlanQuestion
     """What was asked."""
-    machine: PlanMachine
+    machine: Machine
     """For which machine."""
     main: PlanOption
     """As asked."""

@@ -6,8 +6,8 @@ Only words about figures that others computed.
 from collections.abc import Iterator, Sequence
 
 from offload.units import format_bytes
+from runtime.fit.machine import Machine
 from runtime.fit.need import QUANTIZED_FORMATS
-from runtime.fit.plan_machine import PlanMachine
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import PlanOption, Refusal
 
@@ -55,7 +55,7 @@ def verdicts_of(
         yield f"{main.format_name} instead of {question.format_names[0]}: {_quality(main.format_name)}."
 
 
-def notes_of(question: PlanQuestion, machine: PlanMachine, main: PlanOption) -> Iterator[str]:
+def notes_of(question: PlanQuestion, machine: Machine, main: PlanOption) -> Iterator[str]:
     """What limits the answer."""
     yield from question.notes
     kernels = "" if main.measured_at is not None else "; launching kernels is not counted"

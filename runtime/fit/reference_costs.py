@@ -2,7 +2,7 @@
 
 Copies take bytes over the link's rate, reads bytes over the disk's. A forward over n tokens takes as long as reading
 its weights or as its multiplications, whichever is longer, and then its attention. Head and walk read the head twice:
-for the likeliest path and for its end. Launching kernels is not counted. Knows no torch and measures nothing.
+for the likeliest path and for its end. Launching kernels is not counted.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.residency_plan import ResidencyPlan, Tier
-from runtime.fit.device_speed import DeviceSpeed
+from runtime.fit.machine import Machine
 from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import NUM_STAGES, QUANTIZED_FORMATS
+from runtime.fit.speed import DeviceSpeed
 from runtime.planner.costs import CostTable, RoundCosts
 
 _HEAD_VISITS = 2
 _LOGIT_READS = 3
 """Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSpeeds:
-    """How fast layers reach the device."""
-
-    link_bytes_per_second: float | None
-    """From host memory; None where the device reads host memory itself, so that its only link is the disk."""
-    disk_bytes_per_second: float | None
-    """From the model's files; None where nothing says so."""
-    latency_seconds: float = 0.0
-    """Of each copy over the link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +45,15 @@ def reference_costs(
     *,
     format_name: str,
     context_tokens: int,
-    speeds: tuple[DeviceSpeed, LinkSpeeds],
+    machine: Machine,
 ) -> RoundCosts:
-    """Every part of a round whose text is `context_tokens` long; the target's layers lie as `residency` says.
+    """Return every part of a round whose text is `context_tokens` long, with the layers as `residency` says.
 
-    Raises ValueError where a layer must come over a link or from a disk whose rate is not known.
+    Raises ValueError where a layer must come over a link or from a disk whose speed is not known.
     """
-    device, links = speeds
-    copies, reads = copies_and_reads(residency, links)
+    device = machine.speed
+    assert device is not None
+    copies, reads = copies_and_reads(residency, machine)
     sizes = _sizes()
     weights_per_second = device.target_weights_per_second[format_name]
     pass_seconds = _layers_seconds(target, sizes, weights_per_second, context_tokens, device)
@@ -82,30 +72,25 @@ def reference_costs(
 
 
 def copies_and_reads(
-    residency: ResidencyPlan, links: LinkSpeeds
+    residency: ResidencyPlan, machine: Machine
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """(copy, read) seconds of each layer; without a link to a device, reading is the copy.
+    """Return (copy, read) seconds of each layer; without a link to a device, reading is the copy.
 
-    Raises ValueError where a layer must come over a link or from a disk whose rate is not known.
+    Raises ValueError where a layer must come over a link or from a disk whose speed is not known.
     """
-    on_disk = [tier is Tier.DISK for tier in residency.tiers]
-    disk = links.disk_bytes_per_second
-    if disk is None and any(on_disk):
+    link, disk = machine.link, machine.disk
+    sizes = list(zip(residency.layer_bytes, residency.tiers, strict=True))
+    if disk is None and Tier.DISK in residency.tiers:
         raise ValueError("layers are read from a disk whose rate is not known")
     reads = tuple(
-        size / disk if is_read and disk is not None else None
-        for size, is_read in zip(residency.layer_bytes, on_disk, strict=True)
+        disk.speed.copy_seconds(size) if tier is Tier.DISK and disk is not None else None for size, tier in sizes
     )
-    if links.link_bytes_per_second is None:
+    if link is None:
         if Tier.HOST in residency.tiers:
             raise ValueError("layers wait in host memory without a link to a device")
         return reads, ()
-    link = links.link_bytes_per_second
-    copies = tuple(
-        None if tier is Tier.RESIDENT else links.latency_seconds + size / link
-        for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True)
-    )
-    return copies, reads if any(on_disk) else ()
+    copies = tuple(None if tier is Tier.RESIDENT else link.speed.copy_seconds(size) for size, tier in sizes)
+    return copies, reads if Tier.DISK in residency.tiers else ()
 
 
 def _draft_steps(draft: DraftModel, context_tokens: int, device: DeviceSpeed) -> CostTable:

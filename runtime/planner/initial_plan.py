@@ -18,6 +18,7 @@ from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.load_plan import LoadPlan
+from runtime.fit.machine import stored_speeds
 from runtime.model.model_loader import ComputePlan, ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import builtin_chances
@@ -120,16 +121,14 @@ class InitialPlan:
 
     def _speeds(self, plan: LoadPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
-        config, machine = plan.config, self.machine
-        link = disk = None
+        config = plan.config
+        link, disk = stored_speeds(self.machine)
         if config.link is not None:
             link = parse_link(config.link)
-        elif not plan.is_host and machine is not None and machine.link_bytes_per_second is not None:
-            link = LinkSpeed(machine.link_bytes_per_second, machine.link_latency_seconds or 0.0)
+        elif plan.is_host:
+            link = None
         if config.disk_link is not None:
             disk = parse_link(config.disk_link)
-        elif machine is not None and machine.disk_bytes_per_second is not None:
-            disk = LinkSpeed(machine.disk_bytes_per_second)
         return link, disk
 
 

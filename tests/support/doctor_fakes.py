@@ -1,9 +1,12 @@
 """A machine of round numbers for the tests of `doctor`, each of whose probes can be made to fail."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from runtime.fit.doctor import CacheSpace, DeviceFacts, DiskRate, HostMemory, LinkRates, ModelQuestion
-from runtime.fit.place import MachineMemory
+from offload.units import LinkSpeed
+from runtime.fit.doctor import ModelQuestion
+from runtime.fit.machine import Link, Machine
+from runtime.fit.probes import CacheSpace, DeviceFacts
+from runtime.fit.speed import Basis
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.generator_ends import drained
 
@@ -12,14 +15,20 @@ SMALL_GPU = machine(host=11 * GB, device=13_001 * 10**6, disk=100 * GB)
 """On which bfloat16 and int8 of `round_need()` stream from disk and nf4 runs well."""
 
 
+def link(bytes_per_second, source):
+    """A link as a probe finds it."""
+    return Link(LinkSpeed(bytes_per_second), Basis.MEASURED, source)
+
+
+PINNED, PAGEABLE = link(20e9, "from pinned host memory"), link(5e9, "from pageable host memory")
+
+
 @dataclass
 class FakeProbes:
     """Answers from fields; raises `failures[name]` instead where there is one."""
 
-    found: MachineMemory = SMALL_GPU
-    link_rates: LinkRates = field(
-        default_factory=lambda: LinkRates(pinned_bytes_per_second=20e9, pageable_bytes_per_second=5e9)
-    )
+    found: Machine = SMALL_GPU
+    links_found: tuple[Link, ...] = (PINNED, PAGEABLE)
     failures: dict[str, Exception] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
@@ -43,16 +52,16 @@ class FakeProbes:
         return self._answer("driver", "SomeDriver 1.2.3")
 
     def memory(self):
-        return self._answer("memory", HostMemory(self.found, 12 * GB))
+        return self._answer("memory", replace(self.found, group_left_bytes=12 * GB))
 
     def pinning(self):
         return self._answer("pinning", "800 MB of host memory can be pinned")
 
-    def link(self):
-        return self._answer("link", self.link_rates)
+    def links(self):
+        return self._answer("link", list(self.links_found))
 
     def disk(self):
-        return self._answer("disk", DiskRate(2e9, True, "/models/x"))
+        return self._answer("disk", link(2e9, "past the page cache, in /models/x"))
 
     def caches(self):
         return self._answer("caches", [CacheSpace("overstory", "/cache/overstory", 100 * GB)])

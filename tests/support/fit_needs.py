@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from runtime.fit.machine import Machine, free_bytes_for
 from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed
-from runtime.fit.place import MachineMemory, Placement, free_bytes_for
+from runtime.fit.place import Placement
 
 GB = 10**9
 
@@ -29,12 +30,12 @@ def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, fil
 
 def machine(
     *, host: int, device: int | None = None, disk: int | None = None, budget: int | None = None, link: bool = False
-) -> MachineMemory:
+) -> Machine:
     """A machine whose budgets for `round_need()`, not its free memory, are exactly `host` and `device` bytes.
 
     In smaller formats an accelerator's stages are smaller, and the host's budget so much larger (nearly).
     """
-    return MachineMemory(
+    return Machine(
         host_total_bytes=1 << 50,
         host_free_bytes=free_bytes_for(host) + (0 if device is None else round_need().stage_bytes),
         device_total_bytes=None if device is None else 1 << 50,
@@ -50,6 +51,6 @@ def layers_of(placement: Placement) -> tuple[int, int, int]:
     return placement.num_resident_layers, placement.num_host_layers, placement.num_disk_layers
 
 
-def with_free_host(found: MachineMemory, more_bytes: int) -> MachineMemory:
+def with_free_host(found: Machine, more_bytes: int) -> Machine:
     """The machine with more free memory."""
     return replace(found, host_free_bytes=found.host_free_bytes + more_bytes)

@@ -1,10 +1,10 @@
 """Machines and plans for the tests of `plan`: built-in ones, and one of round numbers."""
 
-from runtime.fit.device_speed import Basis, DeviceSpeed, Rate
-from runtime.fit.place import MachineMemory
-from runtime.fit.plan_machine import PlanMachine, reference_plan_machine
+from offload.units import LinkSpeed
+from runtime.fit.machine import Link, Machine, reference_machine
 from runtime.fit.plan_maker import make_plan
 from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.speed import Basis, DeviceSpeed
 from tests.support.fit_needs import GB
 
 
@@ -22,28 +22,34 @@ def device_speed(**fields):
     return DeviceSpeed(**given | fields)
 
 
+def link_of(bytes_per_second):
+    """A link that was measured just now."""
+    return Link(LinkSpeed(bytes_per_second), Basis.MEASURED, "just now")
+
+
 def plan_machine(**fields):
     """A card of 16 GB, a host of 32 GB, a link of 10 GB/s and a disk of 1 GB/s."""
     given = {
         "name": "Some Card",
-        "memory": MachineMemory(
-            host_total_bytes=32 * GB, host_free_bytes=32 * GB, device_total_bytes=16 * GB, device_free_bytes=16 * GB
-        ),
-        "link": Rate(10e9, Basis.MEASURED, "just now"),
-        "disk": Rate(1e9, Basis.MEASURED, "just now"),
+        "host_total_bytes": 32 * GB,
+        "host_free_bytes": 32 * GB,
+        "device_total_bytes": 16 * GB,
+        "device_free_bytes": 16 * GB,
+        "link": link_of(10e9),
+        "disk": link_of(1e9),
         "speed": device_speed(),
     }
-    return PlanMachine(**given | fields)
+    return Machine(**given | fields)
 
 
 def processor(**fields):
     """A machine of 32 GB without a card."""
-    memory = MachineMemory(host_total_bytes=32 * GB, host_free_bytes=32 * GB)
-    return plan_machine(**{"memory": memory, "link": None, "speed": device_speed(compute_item_bytes=4)} | fields)
+    none = {"device_total_bytes": None, "device_free_bytes": None, "link": None}
+    return plan_machine(**none | {"speed": device_speed(compute_item_bytes=4)} | fields)
 
 
 def planned(machine="l40", *, device_bytes=None, host_bytes=None, **request):
     """The plan for a built-in machine by its name, or for a made one."""
-    found = reference_plan_machine(machine) if isinstance(machine, str) else machine
-    found = found.with_memory(device_bytes=device_bytes, host_bytes=host_bytes)
+    found = reference_machine(machine) if isinstance(machine, str) else machine
+    found = found.with_budgets(device_bytes=device_bytes, host_bytes=host_bytes)
     return make_plan(resolve_question(PlanRequest(**request)), found)

@@ -22,7 +22,7 @@ from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.fit.plan_machine import PlanMachine
+    from runtime.fit.machine import Machine
     from runtime.fit.plan_question import PlanQuestion
     from runtime.fit.plan_report import PlanReport
 
@@ -80,7 +80,7 @@ async def estimate_fits(
 
 def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterator[FitEstimate]:
     """In the child: plan for each folder; the machine is measured once, with the first that is a model."""
-    machine: PlanMachine | None = None
+    machine: Machine | None = None
     for folder in folders:
         try:
             question = _question(folder, config)
@@ -104,7 +104,7 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
     return FitEstimate(folder, "streams", seconds, sentence)
 
 
-def _plan(question: "PlanQuestion", machine: "PlanMachine") -> "PlanReport":
+def _plan(question: "PlanQuestion", machine: "Machine") -> "PlanReport":
     from runtime.fit.plan_maker import make_plan
     from runtime.planner.known_pairs import stored_pairs
 
@@ -126,8 +126,8 @@ def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
     return resolve_question(request)
 
 
-def _find_machine(folder: str, config: Mapping[str, Any]) -> "PlanMachine":
-    from runtime.fit.machine_request import MachineRequest, find_machine
+def _find_machine(folder: str, config: Mapping[str, Any]) -> "Machine":
+    from runtime.fit.plan_question import MachineRequest, find_machine
 
     request = MachineRequest(
         device=config.get("device", "auto"),

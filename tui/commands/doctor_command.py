@@ -6,8 +6,7 @@ not; 2 for a --target or --draft that cannot be used. torch is imported when the
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,17 +22,8 @@ from tui.session_opening import announce
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.fit.doctor import (
-        CacheSpace,
-        DeviceFacts,
-        DiskRate,
-        DoctorReport,
-        FormatOutlook,
-        HostMemory,
-        LinkRates,
-        ModelOutlook,
-        Outcome,
-    )
+    from runtime.fit.doctor import DoctorReport, ModelOutlook
+    from runtime.fit.fit_check import FitReport
 
 _WIDTH = 80
 _VERDICTS = {"fits": "green", "slow": "yellow", "no": "red"}
@@ -60,119 +50,71 @@ def doctor(
 
 
 def _examine(config: EngineConfig, console: Console) -> "DoctorReport":
-    from runtime.fit.checkup import check_up
+    from runtime.fit import doctor
 
-    return announce(check_up(config, cache_folder=cache_folder()), console)
+    return announce(doctor.check_up(config, cache_folder=cache_folder()), console)
 
 
 def print_report(report: "DoctorReport", out: Console) -> None:
     """Write the report for a person, at most 80 columns wide."""
     out.width = min(out.width, _WIDTH)
-    facts = Table.grid(padding=(0, 2), expand=False)
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, text, is_problem in _facts(report):
-        facts.add_row(Text(label, style="bold"), Text(one_line(text), style="red" if is_problem else ""))
-    out.print(facts)
-    is_cpu = report.memory.value is not None and report.memory.value.machine.is_cpu
+    table = _grid(2)
+    for row in report.rows:
+        for index, text in enumerate(row.texts):
+            style = "" if row.problem is None else "red"
+            table.add_row(Text("" if index else row.label, "bold"), Text(one_line(text), style))
+    out.print(table)
     for model in report.models:
         out.print()
-        _print_model(model, out, is_cpu=is_cpu)
+        _print_model(model, report, out)
     if not report.models:
         out.print()
         out.print(Text("Without the memory above, nothing can be said about models.", style="red"))
 
 
-def _print_model(model: "ModelOutlook", out: Console, *, is_cpu: bool) -> None:
-    out.print(Text(one_line(f"{model.name}, {model.context_tokens} tokens of context, draft: {model.draft}"), "bold"))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for outlook in model.formats:
-        verdict = "fits" if outlook.fit.runs_well else "slow" if outlook.fit.can_run else "no"
-        lines = _outlook_lines(outlook, device="in memory" if is_cpu else "on the device")
-        table.add_row(Text(f"  {outlook.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(lines[0]))
-        for line in lines[1:]:
+def _print_model(model: "ModelOutlook", report: "DoctorReport", out: Console) -> None:
+    question = model.question
+    title = f"{question.name}, {question.need.context_tokens} tokens of context, draft: {question.draft}"
+    out.print(Text(one_line(title), "bold"))
+    table = _grid(3)
+    for fit in model.fits:
+        verdict = "fits" if fit.runs_well else "slow" if fit.can_run else "no"
+        first, *others = _fit_lines(fit, report)
+        table.add_row(Text(f"  {fit.placement.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(first))
+        for line in others:
             table.add_row("", "", Text(line))
     out.print(table)
-    changes = [change for outlook in model.formats for change in outlook.fit.changes]
-    if any(change.kind in ("format", "combined") for change in changes):
+    if any(change.kind in ("format", "combined") for fit in model.fits for change in fit.changes):
         out.print(Text("  int8, nf4: overstory prepare MODEL --format int8|nf4 --output DIR", "dim"))
 
 
-def _outlook_lines(outlook: "FormatOutlook", *, device: str) -> list[str]:
-    """What fits or what to do, then where the layers would lie and what a pass would cost."""
-    fit, placement = outlook.fit, outlook.fit.placement
+def _fit_lines(fit: "FitReport", report: "DoctorReport") -> list[str]:
+    """Return what fits or what to do, then where the layers would lie and what a pass would cost."""
+    placement = fit.placement
     sentence = fit.sentence.removeprefix("fits: ")  # the verdict beside it says so
     if not fit.can_run or placement.streamed_bytes == 0:
         return [sentence]
-    places = (f"stay {device}", "wait in host memory", "are read from disk")
-    numbers = (placement.num_resident_layers, placement.num_host_layers, placement.num_disk_layers)
-    counted = [f"{number} {place}" for number, place in zip(numbers, places, strict=True) if number]
-    cost = f"a pass moves {format_bytes(placement.streamed_bytes)}"
-    if outlook.seconds_per_pass is None:
-        cost += "; how fast was not measured"
-    else:
-        cost += f" in {_seconds(outlook.seconds_per_pass)} or more"
-    return [sentence, cost if fit.runs_well else f"layers: {', '.join(counted)}; {cost}"]
+    is_cpu = report.machine is not None and report.machine.is_cpu
+    tiers = (
+        (placement.num_resident_layers, "stay in memory" if is_cpu else "stay on the device"),
+        (placement.num_host_layers, "wait in host memory"),
+        (placement.num_disk_layers, "are read from disk"),
+    )
+    seconds = report.seconds_per_pass(placement)
+    cost = "; how fast was not measured" if seconds is None else f" in {_seconds(seconds)} or more"
+    cost = f"a pass moves {format_bytes(placement.streamed_bytes)}{cost}"
+    counted = ", ".join(f"{number} {where}" for number, where in tiers if number)
+    return [sentence, cost if fit.runs_well else f"layers: {counted}; {cost}"]
+
+
+def _grid(num_columns: int) -> Table:
+    """Return a table without lines, whose last column folds."""
+    table = Table.grid(padding=(0, 2), expand=False)
+    for _ in range(num_columns - 1):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _facts(report: "DoctorReport") -> Iterator[tuple[str, str, bool]]:
-    """(label, text, whether it is a problem), a line each."""
-    rows: list[tuple[str, Outcome[Any], Callable[[Any], list[str]]]] = [
-        ("system", report.system, lambda text: [text]),
-        ("device", report.devices, lambda found: [_device_text(facts) for facts in found]),
-        ("driver", report.driver, lambda text: [text]),
-        ("memory", report.memory, _memory_texts),
-        ("pinned memory", report.pinning, lambda text: [text]),
-        ("link", report.link, _link_texts),
-        ("disk", report.disk, _disk_texts),
-        ("caches", report.caches, lambda found: [_cache_text(space) for space in found]),
-        ("versions", report.versions, lambda found: [", ".join(f"{name} {text}" for name, text in found.items())]),
-    ]
-    for label, outcome, texts in rows:
-        if outcome.problem is not None:
-            yield label, f"not found out: {outcome.problem}", True
-            continue
-        for index, text in enumerate(texts(outcome.value)):
-            yield label if index == 0 else "", text, False
-
-
-def _device_text(facts: "DeviceFacts") -> str:
-    text = f"{facts.address}: {facts.name}"
-    if facts.total_bytes is None or facts.free_bytes is None:
-        return text
-    return f"{text}, {format_bytes(facts.free_bytes)} free of {format_bytes(facts.total_bytes)}"
-
-
-def _memory_texts(memory: "HostMemory") -> list[str]:
-    machine = memory.machine
-    lines = [f"{format_bytes(machine.host_free_bytes)} usable of {format_bytes(machine.host_total_bytes)}"]
-    if memory.group_left_bytes is not None:
-        lines.append(f"a memory control group leaves {format_bytes(memory.group_left_bytes)}")
-    return lines
-
-
-def _link_texts(link: "LinkRates") -> list[str]:
-    rates = (
-        ("memory to memory", link.memory_bytes_per_second),
-        ("from pinned host memory", link.pinned_bytes_per_second),
-        ("from pageable host memory", link.pageable_bytes_per_second),
-    )
-    lines = [f"{format_bytes(rate)}/s {name}" for name, rate in rates if rate is not None]
-    return lines if link.problem is None else [*lines, f"pinned memory was not measured: {link.problem}"]
-
-
-def _disk_texts(disk: "DiskRate") -> list[str]:
-    way = "past the page cache" if disk.is_direct else "through the page cache, so perhaps the speed of memory"
-    return [f"{format_bytes(disk.bytes_per_second)}/s {way}, in {disk.where}"]
-
-
-def _cache_text(space: "CacheSpace") -> str:
-    free = "an unknown amount" if space.free_bytes is None else format_bytes(space.free_bytes)
-    return f"{free} free for {space.purpose} in {space.folder}"

@@ -22,8 +22,7 @@ from tui.report import progress_console
 from tui.session_opening import announce
 
 if TYPE_CHECKING:
-    from runtime.fit.machine_request import MachineRequest
-    from runtime.fit.plan_question import PlanRequest
+    from runtime.fit.plan_question import MachineRequest, PlanRequest
     from runtime.fit.plan_report import PlanReport
 
 _WHAT, _WHERE, _HOW = "Models", "Machine", "Answer"
@@ -111,8 +110,7 @@ def plan(
     quiet: Quiet = False,
 ) -> int:
     """Say whether a model runs on a machine, with which settings and how fast; no weights are needed."""
-    from runtime.fit.machine_request import MachineRequest
-    from runtime.fit.plan_question import PlanRequest
+    from runtime.fit.plan_question import MachineRequest, PlanRequest
 
     if plot is not None:
         check_plot_path(plot)
@@ -144,9 +142,8 @@ def plan(
 
 
 def _plan(request: "PlanRequest", where: "MachineRequest", console: Console) -> "PlanReport":
-    from runtime.fit.machine_request import find_machine
     from runtime.fit.plan_maker import make_plan
-    from runtime.fit.plan_question import resolve_question
+    from runtime.fit.plan_question import find_machine, resolve_question
     from runtime.planner.known_pairs import stored_pairs
 
     question = resolve_question(request)

@@ -13,6 +13,7 @@ from profiles.errors import BadInputError
 from runtime.engine import load_plan
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine_config import EngineConfig
+from runtime.fit import probes
 from tests.support.session_factory import save_tiny_folder
 
 
@@ -30,7 +31,7 @@ def build(folder: Path, **settings: Any) -> LoadPlan:
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if torch had a device with 300 MB free; no tensor is ever put there by a plan."""
     monkeypatch.setattr(load_plan, "select_device", lambda text: torch.device("xpu", 0))
-    monkeypatch.setattr(load_plan, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
+    monkeypatch.setattr(probes, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
 
 
 def test_on_a_processor_matmuls_are_float32_and_everything_free_is_filled(folder: Path) -> None:
@@ -52,7 +53,7 @@ def test_an_accelerators_budget_is_what_it_has_free_less_a_reserve(folder: Path,
 def test_an_accelerator_that_does_not_say_needs_a_budget(
     folder: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_plan, "device_memory", lambda device: None)
+    monkeypatch.setattr(probes, "device_memory", lambda device: None)
     with pytest.raises(BudgetError, match="does not say how much memory is free; give --device-memory"):
         build(folder)
     assert build(folder, device_memory_bytes=10**9).placement.device_budget_bytes == 10**9

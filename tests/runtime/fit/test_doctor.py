@@ -1,14 +1,40 @@
 import json
+from dataclasses import replace
 
+import huggingface_hub
 import pytest
+import torch
 
-from offload.errors import LinkError
-from runtime.fit.doctor import LinkRates, examine, seconds_per_pass
+from offload.errors import CheckpointError, LinkError
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine_config import EngineConfig
+from runtime.fit import doctor
+from runtime.fit.doctor import DoctorReport, check_up, examine, find_folder, question_of_files, question_of_shapes
 from runtime.fit.place import place
-from tests.support.doctor_fakes import PROBES, FakeProbes, finished, question
+from tests.support.doctor_fakes import PAGEABLE, PROBES, FakeProbes, finished, link, question
 from tests.support.fit_needs import GB, machine, round_need
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
+CPU = torch.device("cpu")
 FIXED = 5_001 * 10**6
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "model"))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The real machine replaced by a fake; every construction is noted."""
+    made = []
+
+    def make(device, cache_folder, *, model_folder):
+        made.append((device, cache_folder, model_folder))
+        return FakeProbes()
+
+    monkeypatch.setattr(doctor, "MachineProbes", make)
+    return made
 
 
 def examined(probes, *questions):
@@ -19,7 +45,8 @@ def test_every_probe_is_asked_once_and_what_takes_time_is_announced():
     probes = FakeProbes()
     report, steps = finished(examine(probes, [question()]))
     assert sorted(probes.asked) == sorted(PROBES)
-    assert all(getattr(report, name).problem is None for name in PROBES)
+    assert sorted(row.name for row in report.rows) == sorted(PROBES)
+    assert all(row.problem is None for row in report.rows)
     assert steps == ["asking how much memory can be pinned", "measuring copies", "measuring the disk"]
 
 
@@ -27,10 +54,9 @@ def test_every_probe_is_asked_once_and_what_takes_time_is_announced():
 @pytest.mark.parametrize("error", [LinkError("the disk\nis gone"), OSError("the disk is gone"), AttributeError("x")])
 def test_a_probe_that_fails_costs_only_its_own_line(name, error):
     report = examined(FakeProbes(failures={name: error}))
-    failed = getattr(report, name)
-    assert failed.value is None and "\n" not in failed.problem
+    (failed,) = [row for row in report.rows if row.problem is not None]
+    assert failed.name == name and failed.value is None and "\n" not in failed.problem
     assert failed.problem in ("the disk is gone", "OSError: the disk is gone", "AttributeError: x")
-    assert all(getattr(report, other).problem is None for other in PROBES if other != name)
     assert len(report.models) == (0 if name == "memory" else 1)
 
 
@@ -47,7 +73,7 @@ def test_nothing_can_be_promised_where_every_probe_fails():
 
 def test_a_model_is_held_against_the_machine_in_each_format():
     (model,) = examined(FakeProbes()).models
-    assert [(one.format_name, one.fit.can_run, one.fit.runs_well) for one in model.formats] == [
+    assert [(fit.placement.format_name, fit.can_run, fit.runs_well) for fit in model.fits] == [
         ("bfloat16", True, False),
         ("int8", True, False),
         ("nf4", True, True),
@@ -61,39 +87,94 @@ def test_one_format_that_runs_is_enough_and_none_is_not():
     assert not examined(FakeProbes(), question(), question(context_tokens=10**6)).can_run  # each model counts
 
 
+def seconds_per_pass(found, **rates):
+    """Of `round_need()` on this machine with links of these bytes per second."""
+    links = {name: rate and link(rate, "x") for name, rate in rates.items()}
+    return DoctorReport((), replace(found, **links), ()).seconds_per_pass(place(round_need(), found))
+
+
 def test_a_pass_takes_the_slower_links_time():
-    placement = place(round_need(), machine(host=24 * GB, device=FIXED + 12 * GB))
-    assert (placement.host_bytes, placement.disk_bytes) == (24 * GB, 12 * GB)
-    for link, disk, expected in [(36e9, 12e9, 1.0), (36e9, 2e9, 6.0), (9e9, 12e9, 4.0)]:
-        assert seconds_per_pass(placement, link_bytes_per_second=link, disk_bytes_per_second=disk) == expected
-    assert seconds_per_pass(placement, link_bytes_per_second=36e9, disk_bytes_per_second=None) is None
+    found = machine(host=24 * GB, device=FIXED + 12 * GB)  # 24 GB wait in host memory, 12 GB on disk
+    for rate, disk, expected in [(36e9, 12e9, 1.0), (36e9, 2e9, 6.0), (9e9, 12e9, 4.0)]:
+        assert seconds_per_pass(found, link=rate, disk=disk) == expected
+    assert seconds_per_pass(found, link=36e9, disk=None) is None
+    assert seconds_per_pass(found, link=None, disk=12e9) is None
 
 
 def test_on_a_cpu_only_the_disk_is_a_link():
-    placement = place(round_need(), machine(host=FIXED + 12 * GB))
-    assert seconds_per_pass(placement, link_bytes_per_second=None, disk_bytes_per_second=9e9) == 36 / 9
-    resident = place(round_need(), machine(host=60 * GB))
-    assert seconds_per_pass(resident, link_bytes_per_second=None, disk_bytes_per_second=9e9) is None
+    assert seconds_per_pass(machine(host=FIXED + 12 * GB), disk=9e9) == 36 / 9
+    assert seconds_per_pass(machine(host=60 * GB), disk=9e9) is None  # every layer stays
+    assert seconds_per_pass(machine(host=GB), disk=9e9) is None  # it does not run
 
 
 def test_seconds_come_from_the_rates_that_were_measured():
     def seconds(probes):
-        return [one.seconds_per_pass for one in examined(probes).models[0].formats]
+        report = examined(probes)
+        return [report.seconds_per_pass(fit.placement) for fit in report.models[0].fits]
 
     assert seconds(FakeProbes()) == [32 / 2, 2 / 2, 4 / 20]
     without_disk = seconds(FakeProbes(failures={"disk": OSError("x")}))
     assert without_disk[:2] == [None, None] and without_disk[2] is not None
     assert seconds(FakeProbes(failures={"link": OSError("x")})) == [None, None, None]
-    pageable = FakeProbes(link_rates=LinkRates(pageable_bytes_per_second=5e9, problem="refused"))
-    assert seconds(pageable)[2] == pytest.approx(4 * seconds(FakeProbes())[2])
+    assert seconds(FakeProbes(links_found=(PAGEABLE,)))[2] == pytest.approx(4 * seconds(FakeProbes())[2])
 
 
 def test_the_record_is_json_with_all_that_was_found():
     record = json.loads(json.dumps(examined(FakeProbes(failures={"driver": OSError("none")})).to_record()))
-    assert record["schema_version"] == 1 and record["can_run"] is True
+    assert record["schema_version"] == 2 and record["can_run"] is True
     assert record["driver"] == {"value": None, "problem": "OSError: none"}
-    assert record["disk"]["value"]["bytes_per_second"] == 2e9
+    assert record["disk"]["value"]["speed"]["bytes_per_second"] == 2e9
+    assert [one["speed"]["bytes_per_second"] for one in record["link"]["value"]] == [20e9, 5e9]
+    assert record["memory"]["value"]["group_left_bytes"] == 12 * GB
     (model,) = record["models"]
     bfloat16 = model["formats"][0]
     assert bfloat16["placement"]["disk_bytes"] > 0 and not bfloat16["runs_well"]
     assert bfloat16["changes"][0]["kind"] == "format" and bfloat16["sentence"].startswith("bfloat16 would need")
+
+
+def test_the_large_model_is_always_asked_about(made, tmp_path):
+    report, _ = finished(check_up(EngineConfig(), cache_folder=tmp_path))
+    assert [(model.question.name, model.question.draft) for model in report.models] == [
+        ("Llama-3-70B", "Llama-3-8B in int8 rows")
+    ]
+    assert made[0][1:] == (tmp_path, None)
+
+
+def test_the_users_model_comes_second_and_its_files_measure_the_disk(made, folder, tmp_path):
+    report, _ = finished(check_up(EngineConfig(target=str(folder), draft="none"), cache_folder=tmp_path))
+    assert [model.question.name for model in report.models] == ["Llama-3-70B", str(folder)]
+    assert made[0][2] == folder
+
+
+def test_a_model_that_cannot_be_used_stops_before_anything_is_measured(made, tmp_path):
+    with pytest.raises(CheckpointError, match="model folder not found"):
+        finished(check_up(EngineConfig(target="./nowhere"), cache_folder=tmp_path))
+    assert made == []
+
+
+@pytest.mark.parametrize("draft", ["none", "substitute", "separate"])
+def test_the_question_is_what_a_session_would_hold(folder, draft):
+    config = EngineConfig(target=str(folder), draft=str(folder) if draft == "separate" else draft)
+    question = question_of_files(CPU, config, folder, folder if draft == "separate" else None)
+    planned = LoadPlan.build(config).placement
+    assert question.need.fixed_bytes == planned.fixed_bytes
+
+
+def test_a_model_that_is_not_here_needs_room_for_its_files():
+    need = question_of_shapes(CPU).need
+    assert need.file_bytes == 2 * 70_553_706_496
+    assert need.cache_bytes_per_token == 2 * 80 * 8 * 128 * 4
+    assert question_of_shapes(torch.device("meta")).need.cache_bytes_per_token == 2 * 80 * 8 * 128 * 2
+
+
+def test_a_hub_name_is_looked_up_in_the_cache_only(folder, monkeypatch):
+    def cached(name, *, local_files_only):
+        assert local_files_only
+        if name == "owner/here":
+            return str(folder)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("x")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert find_folder("owner/here") == find_folder(str(folder)) == folder
+    with pytest.raises(CheckpointError, match="'owner/absent' is not on this machine, and doctor downloads nothing"):
+        find_folder("owner/absent")

@@ -9,7 +9,8 @@ from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine_config import DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import layer_formats, need_of_files
-from runtime.fit.place import MachineMemory, place
+from runtime.fit.machine import Machine
+from runtime.fit.place import place
 from runtime.model.model_loader import ModelFiles
 from tests.runtime.fit.test_model_shape import TINY
 from tests.support.fit_needs import layers_of
@@ -96,7 +97,7 @@ def test_layers_lie_where_a_session_puts_them(folder, spare_slabs):
     budget = need.fixed_bytes + need.ring_bytes + spare_slabs * max(need.layers.layer_bytes)
     config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device_memory_bytes=budget)
     planned = LoadPlan.build(config).placement
-    machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+    machine = Machine(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
     placement = place(need, machine)
     counts = (planned.num_resident_layers, planned.num_host_layers, planned.num_disk_layers)
     assert layers_of(placement) == counts
@@ -108,7 +109,7 @@ def test_a_session_is_refused_where_the_check_says_so_and_not_before(folder):
     least = need.fixed_bytes + need.ring_bytes
     for budget, can_run in ((least, True), (least - 1, False)):
         config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device_memory_bytes=budget)
-        machine = MachineMemory(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
+        machine = Machine(host_total_bytes=1 << 40, host_free_bytes=1 << 39, device_budget_bytes=budget)
         assert place(need, machine).can_run is can_run
         with nullcontext() if can_run else pytest.raises(BudgetError):
             LoadPlan.build(config)

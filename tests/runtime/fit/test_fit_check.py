@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from runtime.fit.fit_check import check_fit, with_nearest_change
-from runtime.fit.place import free_bytes_for, place
+from runtime.fit.machine import free_bytes_for
+from runtime.fit.place import place
 from tests.support.fit_needs import GB, machine, round_need, with_free_host
 
 FIXED = GB + 4001 * 10**6

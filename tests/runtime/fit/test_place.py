@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from offload.residency_plan import Tier
-from runtime.fit.place import free_bytes_for, place, usable_bytes
+from runtime.fit.machine import free_bytes_for, usable_bytes
+from runtime.fit.place import place
 from tests.support.fit_needs import GB, layers_of, machine, round_need
 
 NEED = round_need()

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from profiles.builtin_profiles import builtin_pairs
-from runtime.fit.device_speed import Basis
 from runtime.fit.plan_acceptance import planned_acceptance
 from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.speed import Basis
 from runtime.speculation.acceptance import builtin_acceptance
 
 

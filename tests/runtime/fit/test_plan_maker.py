@@ -5,10 +5,10 @@ import pytest
 
 from offload.errors import BudgetError
 from runtime.errors import OptionError
-from runtime.fit.device_speed import Basis
 from runtime.fit.plan_maker import make_plan
 from runtime.fit.plan_question import PlanRequest, resolve_question
 from runtime.fit.plan_report import PlanOption, Refusal
+from runtime.fit.speed import Basis
 from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor
 from tests.support.profile_factory import PAIR

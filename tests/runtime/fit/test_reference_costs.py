@@ -3,27 +3,39 @@ from dataclasses import replace
 import pytest
 
 from offload.residency_plan import ResidencyPlan, Tier
+from offload.units import LinkSpeed
 from profiles.builtin_profiles import builtin_machine
-from runtime.fit.device_speed import speed_of_data_sheet
 from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
-from runtime.fit.reference_costs import DraftModel, LinkSpeeds, reference_costs
+from runtime.fit.machine import Link
+from runtime.fit.reference_costs import DraftModel, reference_costs
+from runtime.fit.speed import Basis, speed_of_data_sheet
 from tests.runtime.fit.test_model_shape import TINY
-from tests.support.plan_fakes import device_speed
+from tests.support.plan_fakes import device_speed, plan_machine
 from tests.support.published_pairs import published_pair
 
 L40 = builtin_machine("l40")
+
+
+def links(link, disk, latency=0.0):
+    """The links of a machine, in bytes per second, None where there is none."""
+    return {
+        "link": None if link is None else Link(LinkSpeed(link, latency), Basis.MEASURED, "x"),
+        "disk": None if disk is None else Link(LinkSpeed(disk), Basis.MEASURED, "x"),
+    }
+
+
 MIXED = ResidencyPlan((Tier.RESIDENT, Tier.HOST, Tier.DISK, Tier.HOST), (4000, 4000, 8000, 4000), 3)
-LINKS = LinkSpeeds(1e6, 5e5, 0.001)
+LINKS = links(1e6, 5e5, 0.001)
 
 
-def costs(residency=MIXED, links=LINKS, *, shape=TINY, draft=None, context=0, speed=None, name="float32"):
+def costs(residency=MIXED, between=LINKS, *, shape=TINY, draft=None, context=0, speed=None, name="float32"):
     return reference_costs(
         shape,
         residency,
         draft,
         format_name=name,
         context_tokens=context,
-        speeds=(speed or device_speed(memory_bytes_per_second=1e30), links),
+        machine=plan_machine(**between, speed=speed or device_speed(memory_bytes_per_second=1e30)),
     )
 
 
@@ -36,17 +48,17 @@ def test_copies_take_bytes_over_the_rate_and_the_latency():
 
 def test_without_a_link_the_disk_is_the_link():
     residency = ResidencyPlan((Tier.RESIDENT, Tier.DISK), (4000, 4000), 2)
-    found = costs(residency, LinkSpeeds(None, 5e5))
+    found = costs(residency, links(None, 5e5))
     assert (found.copy_seconds, found.read_seconds, found.num_stages) == ((None, pytest.approx(0.008)), (), 0)
     with pytest.raises(ValueError, match="without a link"):
-        costs(links=LinkSpeeds(None, 5e5))
+        costs(between=links(None, 5e5))
 
 
 def test_a_disk_of_unknown_speed_is_refused_only_where_it_is_used():
     with pytest.raises(ValueError, match="not known"):
-        costs(links=LinkSpeeds(1e6, None))
+        costs(between=links(1e6, None))
     on_host = ResidencyPlan((Tier.HOST,) * 4, (4000,) * 4, 2)
-    assert costs(on_host, LinkSpeeds(1e6, None)).read_seconds == ()
+    assert costs(on_host, links(1e6, None)).read_seconds == ()
 
 
 def test_a_pass_reads_its_weights_or_multiplies_whichever_is_longer():
@@ -91,8 +103,8 @@ def test_the_published_passes_come_out():
     )
     layers = LLAMA_3_70B.formats[0].layer_bytes
     all_streamed = ResidencyPlan((Tier.HOST,) * 80, layers, 2)
-    links = LinkSpeeds(L40.link_bytes_per_second.value, None)
-    found = costs(all_streamed, links, shape=LLAMA_3_70B, speed=speed, name="bfloat16")
+    between = links(L40.link_bytes_per_second.value, None)
+    found = costs(all_streamed, between, shape=LLAMA_3_70B, speed=speed, name="bfloat16")
     for num_nodes, seconds in published_pair("llama-3-70b-8b").verify_seconds_by_size.items():
         predicted = found.round_seconds([num_nodes], [0.0])[0]
         assert predicted == pytest.approx(seconds, rel=0.02), num_nodes

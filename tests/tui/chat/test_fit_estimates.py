@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from runtime.fit import this_machine
+from runtime.fit import probes
 from tests.support.plan_fakes import plan_machine, planned
 from tests.support.session_factory import save_tiny_folder
 from tui.chat.fit_estimates import FitEstimate, estimate_fits, estimate_of, make_estimates
@@ -73,7 +73,7 @@ def measured(monkeypatch):
         yield "measuring"
         return plan_machine()
 
-    monkeypatch.setattr(this_machine, "this_machine", measure)
+    monkeypatch.setattr(probes, "this_machine", measure)
     return seen
 
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from offload.errors import LinkError
-from runtime.fit import checkup
-from runtime.fit.doctor import LinkRates, examine
-from tests.support.doctor_fakes import PROBES, FakeProbes, finished, question
+from runtime.fit import doctor
+from runtime.fit.doctor import examine
+from tests.support.doctor_fakes import PROBES, FakeProbes, finished, link, question
 from tests.support.fit_needs import GB, machine
 from tui import cli
 
@@ -21,7 +21,7 @@ def install(monkeypatch):
             seen.append(config)
             return (yield from examine(probes, questions or [question()]))
 
-        monkeypatch.setattr(checkup, "check_up", check_up)
+        monkeypatch.setattr(doctor, "check_up", check_up)
         return seen
 
     return install_probes
@@ -92,15 +92,15 @@ def test_a_model_that_runs_in_no_format_is_exit_code_1(install, capsys):
 
 def test_rates_that_are_missing_are_said(install, capsys):
     install(
-        FakeProbes(failures={"disk": OSError("x")}, link_rates=LinkRates(pageable_bytes_per_second=5e9, problem="no"))
+        FakeProbes(failures={"disk": OSError("x")}, links_found=(link(5e9, "from pageable host memory; refused: no"),))
     )
     text = " ".join(run(capsys)[1].split())
     assert "a pass moves 40.0 GB; how fast was not measured" in text
-    assert "5.00 GB/s from pageable host memory pinned memory was not measured: no" in text
+    assert "5.00 GB/s from pageable host memory; refused: no" in text
 
 
 def test_on_a_cpu_layers_stay_in_memory(install, capsys):
-    install(FakeProbes(found=machine(host=30 * GB), link_rates=LinkRates(memory_bytes_per_second=9e9)))
+    install(FakeProbes(found=machine(host=30 * GB), links_found=(link(9e9, "memory to memory"),)))
     text = " ".join(run(capsys)[1].split())
     assert "link 9.00 GB/s memory to memory" in text
     assert "layers: 4 stay in memory, 6 are read from disk; a pass moves 24.0 GB in 12 s or more" in text

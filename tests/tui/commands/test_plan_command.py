@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from runtime.fit import machine_request, this_machine
+from runtime.fit import plan_question, probes
+from tests.support.model_factory import save_tiny_model
 from tests.support.paths import ROOT
 from tests.support.plan_fakes import plan_machine, planned
 from tui import cli
@@ -56,15 +57,14 @@ def test_this_machine_is_measured_on_the_way(capsys, monkeypatch):
         yield "measuring"
         return plan_machine()
 
-    monkeypatch.setattr(this_machine, "this_machine", measure)
+    monkeypatch.setattr(probes, "this_machine", measure)
     code, out, err = run(capsys, "--target", "llama-3-8b", "--device", "xpu:0")
     assert (code, err, seen) == (0, "", [("xpu:0", None)])
     assert out.startswith("Llama-3-8B on Some Card")
 
 
 def test_a_folder_is_what_the_disk_is_measured_with(capsys, monkeypatch, tmp_path):
-    model_factory = pytest.importorskip("model_factory")
-    folder = model_factory.save_tiny_model("llama", tmp_path)
+    folder = save_tiny_model("llama", tmp_path)
     seen = []
 
     def measure(device, *, cache_folder, model_folder):
@@ -72,7 +72,7 @@ def test_a_folder_is_what_the_disk_is_measured_with(capsys, monkeypatch, tmp_pat
         yield "measuring"
         return plan_machine()
 
-    monkeypatch.setattr(this_machine, "this_machine", measure)
+    monkeypatch.setattr(probes, "this_machine", measure)
     code, out, _ = run(capsys, "--target", str(folder), "--draft", "none", "--json")
     assert (code, seen) == (0, [folder])
     assert json.loads(out)["verdicts"] == ["Nothing streams: every layer stays on the device."]
@@ -120,7 +120,7 @@ def test_nonsense_is_one_line_and_exit_code_2(capsys, options, words):
 
 
 def test_a_wrong_plot_stops_before_anything_is_measured(capsys, monkeypatch):
-    monkeypatch.setattr(machine_request, "find_machine", None)
+    monkeypatch.setattr(plan_question, "find_machine", None)
     assert run(capsys, "--plot", "a.pdf")[0] == 2
 
 

@@ -1,7 +1,7 @@
 """How fast a device multiplies: weights per second in narrow passes, floating-point operations in wide ones.
 
 Measured, or made of a data sheet and the shares of it that published measurements reached. The shares are derived here,
-from the figures they rest on, and stated. Knows no torch and no model.
+from the figures they rest on.
 """
 
 from collections.abc import Mapping
@@ -46,18 +46,6 @@ class Basis(StrEnum):
     """The user said so."""
     ASSUMED = "assumed"
     """Nobody said so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Bytes per second and what they rest on."""
-
-    bytes_per_second: float
-    """How fast."""
-    basis: Basis
-    """What it rests on."""
-    source: str
-    """Where it stands, for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

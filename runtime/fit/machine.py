@@ -1,0 +1,203 @@
+"""A machine as session, plan and doctor see it: memory and budgets, links and speed, with what each figure rests on.
+
+Made by `probes` of the machine that the program runs on, or of a built-in reference machine; imports no torch.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from offload.units import LinkSpeed, format_bytes, format_link
+from profiles.builtin_profiles import builtin_machine
+from profiles.machine_profile import DeviceIdentity, MachineProfile
+from runtime.fit.need import MemoryNeed
+from runtime.fit.speed import Basis, DeviceSpeed, speed_of_data_sheet
+
+RESERVED_SHARE = 0.03
+RESERVED_BYTES = 192 << 20
+"""Free memory that a budget chosen by the program leaves alone: this much and this share of it."""
+ASSUMED_DISK_BYTES_PER_SECOND = 3.5e9
+"""Of a machine whose disk nobody described: what the data sheets of plain PCIe 3 NVMe disks promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A way of bytes to the device: how fast, and who says so."""
+
+    speed: LinkSpeed
+    basis: Basis
+    source: str
+    """Where the speed was found, for the user."""
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.speed.bytes_per_second)}/s {self.source}"
+
+    def faster(self, factor: float, *, name: str) -> "Link":
+        """Return the link with `factor` times the bandwidth."""
+        rate = self.speed.bytes_per_second * factor
+        return Link(replace(self.speed, bytes_per_second=rate), Basis.ASSUMED, f"{factor:g} times the {name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One machine and one of its devices, and what the user allows of its memory."""
+
+    name: str = "this machine"
+    identity: DeviceIdentity | None = None
+    """Of this machine's device, for what was measured on it; None for another machine."""
+    host_total_bytes: int
+    """Memory of the machine, or of its control group."""
+    host_free_bytes: int
+    """What this process may still use of it."""
+    is_host_assumed: bool = False
+    """Whether nobody said how much host memory there is: then it holds whatever the model needs."""
+    group_left_bytes: int | None = None
+    """What the tightest memory control group leaves; None if there is none."""
+    device_total_bytes: int | None = None
+    """Memory of the accelerator; None where the CPU is the device."""
+    device_free_bytes: int | None = None
+    """Free memory of the accelerator; None where the CPU is the device."""
+    disk_free_bytes: int | None = None
+    """Free where files would be written; None if unknown."""
+    device_budget_bytes: int | None = None
+    """--device-memory: 0 is the least that works, None what is free."""
+    host_budget_bytes: int | None = None
+    """--host-memory; None is what is free."""
+    is_link_emulated: bool = False
+    """Host memory then plays the device too."""
+    link: Link | None = None
+    """From host memory to the device; None where the device is the processor, or where nobody asked."""
+    pcie_generation: int | None = None
+    """Of the link; None if unknown."""
+    disk: Link | None = None
+    """From the model's files; None where it could not be found out, or where nobody asked."""
+    speed: DeviceSpeed | None = None
+    """What computing costs; None where nobody asked."""
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the device's memory is the host's."""
+        return self.device_free_bytes is None
+
+    @property
+    def free_bytes(self) -> int:
+        """Free memory of the device."""
+        return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
+
+    @property
+    def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
+        """(what, basis, words) of every figure that predictions rest on."""
+        links = tuple(
+            (name, link.basis, f"{format_bytes(link.speed.bytes_per_second)}/s, {link.source}")
+            for name, link in (("link", self.link), ("disk", self.disk))
+            if link is not None
+        )
+        return links if self.speed is None else (*links, ("computing", self.speed.basis, self.speed.source))
+
+    def budgets(self, need: MemoryNeed) -> tuple[int, int]:
+        """Return (device, host): the bytes that a session may hold there."""
+        device = self.device_budget_bytes
+        if device == 0 or (device is None and self.is_link_emulated):
+            device = need.fixed_bytes + need.ring_bytes
+        elif device is None:
+            device = usable_bytes(self.free_bytes)
+        if self.host_budget_bytes is not None:
+            return device, self.host_budget_bytes
+        if not self.is_cpu:
+            return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
+        return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
+
+    def with_budgets(self, *, device_bytes: int | None, host_bytes: int | None) -> "Machine":
+        """Return the machine under the user's budgets; a host memory that nobody knew is then what they say."""
+        machine = self if device_bytes is None else replace(self, device_budget_bytes=device_bytes)
+        if host_bytes is None:
+            return machine
+        return replace(machine.for_layers(host_bytes), host_budget_bytes=host_bytes, is_host_assumed=False)
+
+    def for_layers(self, needed_bytes: int) -> "Machine":
+        """Return the machine with host memory for so many bytes, where nobody said how much there is."""
+        if not self.is_host_assumed:
+            return self
+        free = free_bytes_for(needed_bytes)
+        return replace(self, host_total_bytes=free, host_free_bytes=free)
+
+    def with_link(self, speed: LinkSpeed) -> "Machine":
+        """Return the machine behind another link, which is an emulated one where the device is the processor."""
+        link = Link(speed, Basis.GIVEN, f"--link {format_link(speed)}")
+        return replace(self, link=link, pcie_generation=None, is_link_emulated=self.is_cpu)
+
+    def with_disk(self, speed: LinkSpeed) -> "Machine":
+        """Return the machine with another disk."""
+        return replace(self, disk=Link(speed, Basis.GIVEN, f"--disk {format_link(speed)}"))
+
+    def with_more_device_memory(self, more_bytes: int) -> "Machine":
+        """Return the machine with a larger device, and a larger budget where the user set one."""
+        machine = self
+        if self.device_budget_bytes:
+            machine = replace(self, device_budget_bytes=self.device_budget_bytes + more_bytes)
+        if self.device_free_bytes is None:
+            return replace(machine, host_free_bytes=self.host_free_bytes + more_bytes)
+        return replace(machine, device_free_bytes=self.device_free_bytes + more_bytes)
+
+    def with_more_host_memory(self, more_bytes: int) -> "Machine":
+        """Return the machine with more host memory, in which layers may wait."""
+        budget = None if self.host_budget_bytes is None else self.host_budget_bytes + more_bytes
+        free = self.host_free_bytes + free_bytes_for(more_bytes)
+        return replace(self, host_budget_bytes=budget, host_free_bytes=free)
+
+    def with_faster_link(self, factor: float) -> "Machine":
+        """Return the machine with the link, or the disk where there is none, so many times as fast."""
+        if self.link is not None:
+            return replace(self, link=self.link.faster(factor, name="link"))
+        return self if self.disk is None else replace(self, disk=self.disk.faster(factor, name="disk"))
+
+
+def usable_bytes(free_bytes: int) -> int:
+    """Return what a budget chosen by the program takes of free memory."""
+    return max(0, free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * free_bytes))
+
+
+def free_bytes_for(budget_bytes: int) -> int:
+    """Return the least free memory of which a budget chosen by the program is at least `budget_bytes`."""
+    free = math.floor((budget_bytes + RESERVED_BYTES) / (1 - RESERVED_SHARE))
+    while usable_bytes(free) < budget_bytes:
+        free += 1
+    return free
+
+
+def stored_speeds(profile: MachineProfile | None) -> tuple[LinkSpeed | None, LinkSpeed | None]:
+    """Return (link, disk) as they were measured on this machine, each None where it was not."""
+    if profile is None:
+        return None, None
+    link, disk = profile.link_bytes_per_second, profile.disk_bytes_per_second
+    return (
+        None if link is None else LinkSpeed(link, profile.link_latency_seconds or 0.0),
+        None if disk is None else LinkSpeed(disk),
+    )
+
+
+def reference_machine(name: str) -> Machine:
+    """Return the built-in machine of that name, all its memory free. Raises ProfileError, which says what is near."""
+    found = builtin_machine(name)
+    device_bytes = int(found.device_memory_bytes.value)
+    host_bytes = 0 if found.host_memory_bytes is None else int(found.host_memory_bytes.value)
+    link = found.link_bytes_per_second
+    return Machine(
+        name=found.name,
+        host_total_bytes=host_bytes,
+        host_free_bytes=host_bytes,
+        is_host_assumed=found.host_memory_bytes is None,
+        device_total_bytes=device_bytes,
+        device_free_bytes=device_bytes,
+        link=Link(
+            LinkSpeed(link.value),
+            Basis.PUBLISHED if link.is_measured else Basis.DATA_SHEET,
+            f"PCIe {found.pcie.generation}.0 x{found.pcie.lanes}: {link.source}",
+        ),
+        pcie_generation=found.pcie.generation,
+        disk=Link(LinkSpeed(ASSUMED_DISK_BYTES_PER_SECOND), Basis.ASSUMED, "a PCIe 3 NVMe disk; say --disk"),
+        speed=speed_of_data_sheet(
+            memory_bytes_per_second=found.memory_bytes_per_second.value,
+            flops=found.flops_per_second.value,
+            source="data sheet",
+        ),
+    )
