@@ -25,18 +25,13 @@ from runtime.prompts.headless import PromptEnded, PromptItem, PromptResult, pend
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
-from tui.commands.bench_commands import round_, stream
+from tui.commands.bench import bench_app
 from tui.commands.calibrate import calibrate
 from tui.commands.chat import chat
 from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor
-from tui.commands.perplexity_command import perplexity
 from tui.commands.plan_command import plan
 from tui.commands.prepare import prepare
-from tui.commands.ratio_command import ratio
-from tui.commands.robustness_command import robustness
-from tui.commands.trees_command import trees
-from tui.commands.validate_command import validate
 from tui.environment import cache_folder, packaged_prompts, quieten_libraries
 from tui.report import RunProgress, progress_console, show_load
 from tui.session_opening import open_session_in_sight
@@ -52,20 +47,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.command()(chat)
 app.command()(calibrate)
 app.command()(doctor)
 app.command()(prepare)
 app.command()(plan)
-bench_app.command()(perplexity)
-bench_app.command()(ratio)
-bench_app.command()(robustness)
-bench_app.command()(trees)
-bench_app.command()(validate)
-bench_app.command()(stream)
-bench_app.command("round")(round_)
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -18,10 +18,6 @@ from runtime.engine_config import ComputeDtype, DraftFormat, EngineConfig, Looku
 from runtime.errors import OptionError
 from runtime.sampling_params import SamplingParams
 
-ValidationPrompts = Annotated[
-    str | None,
-    typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 _MODELS, _MEMORY, _ANSWERS = "Models", "Memory and link", "Answers"
 

@@ -1,8 +1,7 @@
 """How surprised a model is by a fixed text: through this project's streamed passes, and through transformers alone.
 
 Both sides see the same token ids in passes of the same size; sums are in double precision and a few rows at a time.
-Perplexity = exp(-1/(T-1) * sum of log p(t_i | t_1 .. t_{i-1}) for i = 2..T). Measures; prints nothing, and knows no
-storage format: whatever opens is measured.
+Perplexity = exp(-1/(T-1) * sum of log p(t_i | t_1 .. t_{i-1}) for i = 2..T). Whatever storage format opens is measured.
 """
 
 import inspect
@@ -11,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,12 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from runtime.engine.loading import OpenSession
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
+from runtime.bench.figures import Report
+from runtime.engine.loading import OpenSession, open_session
+from runtime.engine.model_folders import locate_models
+from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
 from runtime.errors import OptionError
+from runtime.events import LoadProgress
 from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
@@ -29,38 +31,72 @@ from runtime.sampling_params import SamplingParams
 _HEAD_ROWS = 16  # 20 MB of double-precision logits for a vocabulary of 150,000
 
 LogitsOfPass = Callable[[int, int], Iterator[torch.Tensor]]
-"""Run the pass over tokens start..stop behind all earlier ones; yields their logits (M, V), a few rows at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class PerplexityProgress:
-    """A pass has ended."""
-
-    num_done_tokens: int
-    """Tokens that passes have seen."""
-    num_tokens: int
-    """All tokens of the text."""
+"""Runs the pass over tokens start..stop behind all earlier ones; yields their logits (M, V), a few rows at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """What was measured; always the last event."""
+    """What one of the two sides measured."""
 
     perplexity: float
     """exp of the mean negative log-likelihood."""
     num_tokens: int
     """Tokens that were predicted: all but the first."""
     seconds: float
-    """Of all passes, the head included; not of loading."""
+    """All passes, the head included; not loading."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityReport(Report):
+    """What `overstory bench perplexity` ends with."""
+
+    target: str
+    """The model's folder."""
+    text: str
+    """The file that was predicted."""
+    streamed: Perplexity
+    """Through this project's passes."""
+    whole: Perplexity | None
+    """As transformers loads the same folder; None where that was not asked for."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the streamed figures, and beside them those of transformers where there are any."""
+        record: dict[str, Any] = {**asdict(self.streamed), "target": self.target, "text": self.text}
+        if self.whole is not None:
+            record["transformers_perplexity"] = self.whole.perplexity
+            record["transformers_seconds"] = self.whole.seconds
+            record["relative_difference"] = self.streamed.perplexity / self.whole.perplexity - 1
+        return record
+
+
+def run_perplexity(
+    config: EngineConfig, text_file: Path, *, cache_folder: Path, is_compared: bool
+) -> Generator[str | LoadProgress, None, PerplexityReport]:
+    """Measure one side after the other, so that both models are never in memory at the same time.
+
+    Raises OptionError if the text cannot be read, has fewer than two tokens, or more than the context holds.
+    """
+    try:
+        text = text_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"the text {text_file} cannot be read: {reason}; give a text file with --text") from error
+    config = yield from locate_models(config, cache_folder=cache_folder)
+    with open_session(config, requests=[text_request(text)]) as opened:
+        token_ids = tokenize_text(opened, text)
+        streamed = yield from streamed_perplexity(opened, token_ids)
+    folder = opened.plan.target.checkpoint.folder
+    whole = (yield from transformers_perplexity(folder, token_ids)) if is_compared else None
+    return PerplexityReport(str(folder), str(text_file), streamed, whole)
 
 
 def text_request(text: str) -> PromptRequest:
-    """The text as a session is opened for it: the context must hold all of it."""
+    """Return the text as a session is opened for it: the context must hold all of it."""
     return PromptRequest(id="perplexity", prompt=text, params=SamplingParams(max_new_tokens=1))
 
 
 def tokenize_text(opened: OpenSession, text: str) -> list[int]:
-    """Token ids of the text, as the target's tokenizer has it. Raises OptionError if fewer than two or too many."""
+    """Return the text's token ids by the target's tokenizer. Raises OptionError if fewer than two or too many."""
     token_ids = opened.session.format_prompt(text_request(text))
     limit = opened.session.engine.context_tokens
     if not 2 <= len(token_ids) <= limit:
@@ -71,10 +107,8 @@ def tokenize_text(opened: OpenSession, text: str) -> list[int]:
     return token_ids
 
 
-def streamed_perplexity(
-    opened: OpenSession, token_ids: Sequence[int]
-) -> Generator[PerplexityProgress | Perplexity, None, None]:
-    """Through the session's target; its cache is empty before and after. Raises what a failed copy raises."""
+def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
+    """Measure through the session's target; its cache is empty before and after. Raises what a failed copy raises."""
     engine = opened.session.engine
     target = engine.target
 
@@ -85,18 +119,13 @@ def streamed_perplexity(
 
     engine.truncate(0)
     try:
-        yield from _measure(logits, token_ids)
+        return (yield from _measure("streamed", logits, token_ids))
     finally:
         target.cache.truncate(0)
 
 
-def transformers_perplexity(
-    folder: Path, token_ids: Sequence[int]
-) -> Generator[PerplexityProgress | Perplexity, None, None]:
-    """Through the same folder as transformers loads it: whole, in float32, or as a quantized folder says.
-
-    Holds the whole model in memory.
-    """
+def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
+    """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
     with _quiet_libraries():
         model = load_whole_model(folder)
         cache = {_cache_name(model): DynamicCache(config=model.config)}
@@ -107,20 +136,18 @@ def transformers_perplexity(
             for row in range(0, stop - start, _HEAD_ROWS):
                 yield rows[row : row + _HEAD_ROWS]
 
-        yield from _measure(logits, token_ids)
+        return (yield from _measure("transformers", logits, token_ids))
 
 
 def load_whole_model(folder: Path) -> Any:
-    """transformers' own loading, nothing of this project."""
+    """Load the model by transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if getattr(model.config, "quantization_config", None) is None:
         model = model.to(torch.float32)  # the type that this project multiplies in
     return model.eval()
 
 
-def _measure(
-    logits_of_pass: LogitsOfPass, token_ids: Sequence[int]
-) -> Generator[PerplexityProgress | Perplexity, None, None]:
+def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
     num_tokens = len(token_ids)
     following = torch.tensor(token_ids[1:], dtype=torch.int64)
     total = 0.0
@@ -132,9 +159,9 @@ def _measure(
             for logits in logits_of_pass(start, stop):
                 total += _negative_log_likelihood(logits, following[row : row + logits.shape[0]])
                 row += logits.shape[0]
-        yield PerplexityProgress(stop, num_tokens)
+        yield f"{side}: {stop} of {num_tokens} tokens"
     seconds = time.perf_counter() - begun
-    yield Perplexity(math.exp(total / (num_tokens - 1)), num_tokens - 1, seconds)
+    return Perplexity(math.exp(total / (num_tokens - 1)), num_tokens - 1, seconds)
 
 
 def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> float:

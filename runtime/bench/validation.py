@@ -1,18 +1,22 @@
 """The checks that the method itself calls for: are the tokens, the seconds and the choice what was predicted?
 
-On each link a session is calibrated, then real rounds of a dozen trees are timed and held against the prediction, the
-planner's own choice among them. Tokens per pass are counted on greedy answers to prompts that no acceptance comes from:
-that is the stored profile's, if this pair has one, else the first calibration's. Prints nothing.
+On each link a session is calibrated, then real rounds of a dozen trees, the planner's own choice among them, are timed
+in turn, so that a slow minute falls on all of them alike, and each is held against the prediction with the copies timed
+around it. Tokens per pass are counted on greedy answers to prompts that no acceptance comes from: that is the stored
+profile's, if this pair has one, else the first calibration's.
 """
 
+import statistics
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from offload.layer_streamer import ResidentLayer
@@ -20,37 +24,27 @@ from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
-from runtime.bench.round_check import LinkCheck, check_link, time_shapes
-from runtime.bench.text_ranks import rank_tokens
-from runtime.bench.tree_yield import Ranks, count_yield
-from runtime.bench.yield_check import Prediction, YieldReport, check_yields
+from runtime.bench.figures import Report
+from runtime.bench.rounds import MeasuredRound, time_rounds
+from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yield
 from runtime.calibration.probes import SessionProbes
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models, said
+from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.events import Finished
+from runtime.events import Finished, LoadProgress
+from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.planner.costs import RoundCosts
 from runtime.planner.initial_plan import find_profiles
 from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
-from runtime.planner.tree_choice import TreeChoice, choose_tree
+from runtime.planner.tree_choice import choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first_by_levels, expected_tokens
 
 SHAPES = (
-    (1, 1),
-    (4, 4),
-    (8, 8),
-    (16, 5),
-    (16, 16),
-    (32, 6),
-    (32, 12),
-    (64, 6),
-    (64, 12),
-    (64, 24),
-    (128, 8),
-    (128, 16),
+    *((1, 1), (4, 4), (8, 8), (16, 5), (16, 16), (32, 6)),
+    *((32, 12), (64, 6), (64, 12), (64, 24), (128, 8), (128, 16)),
 )
 """Nodes and levels of the trees that are timed beside the planner's choice."""
 MAX_LEVELS = 64
@@ -62,14 +56,98 @@ COST_SCOPE = CalibrationScope(
     budget_seconds=75.0, temperatures=(0.0,), contexts=(128,), texts_share=0.02, max_texts=1, overlap_share=0.35
 )
 """The others': costs alone, on the link at hand."""
+_CHUNK_ROWS = 64  # of logits at a time: 64 of 152,000 entries are 39 MB
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """What `overstory bench validate` shows."""
+class TreeCheck:
+    """One tree: predicted and measured."""
+
+    num_nodes: int
+    """Nodes, root included."""
+    num_levels: int
+    """Levels, root included."""
+    predicted_seconds: float
+    """Of a round; median over its rounds, each with the copies timed around it."""
+    measured_seconds: float
+    """Of a round; median."""
+    num_rounds: int
+    """Rounds measured."""
+    predicted_tokens: float
+    """Tokens per pass by the acceptance."""
+    measured_tokens: float
+    """Tokens per pass, counted on texts that the acceptance does not come from."""
+
+    @property
+    def round_error(self) -> float:
+        """|predicted / measured - 1| of the seconds per round."""
+        return abs(self.predicted_seconds / self.measured_seconds - 1)
+
+    @property
+    def predicted_seconds_per_token(self) -> float:
+        """Seconds per token as the planner would have them."""
+        return self.predicted_seconds / self.predicted_tokens
+
+    @property
+    def measured_seconds_per_token(self) -> float:
+        """Measured seconds over counted tokens."""
+        return self.measured_seconds / self.measured_tokens
+
+    @property
+    def token_error(self) -> float:
+        """|predicted / measured - 1| of the seconds per token."""
+        return abs(self.predicted_seconds_per_token / self.measured_seconds_per_token - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCheck(Report):
+    """All trees over one link; the first one is the planner's choice."""
+
+    link: str
+    """The emulated link, or `disk`."""
+    copy_seconds: float
+    """All copies of a pass alone; median of the looks."""
+    shapes: tuple[TreeCheck, ...]
+    """The planner's choice, then the others."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the errors in the median and at worst, the choice beside the best measured, and all figures."""
+        round_errors = [shape.round_error for shape in self.shapes]
+        token_errors = [shape.token_error for shape in self.shapes]
+        choice, best = self.shapes[0], min(shape.measured_seconds_per_token for shape in self.shapes)
+        return {
+            "median_round_error": statistics.median(round_errors),
+            "worst_round_error": max(round_errors),
+            "median_token_error": statistics.median(token_errors),
+            "worst_token_error": max(token_errors),
+            "choice": f"{choice.num_nodes}x{choice.num_levels}",
+            "choice_over_best": choice.measured_seconds_per_token / best,
+            **Report.to_record(self),
+        }
+
+    def lines(self) -> list[str]:
+        """Return a line a tree, and what they come to."""
+        record = self.to_record()
+        trees = [
+            f"{self.link}: {shape.num_nodes}x{shape.num_levels} round {shape.predicted_seconds:.3f} s predicted, "
+            f"{shape.measured_seconds:.3f} measured; {shape.predicted_tokens:.2f} tokens predicted, "
+            f"{shape.measured_tokens:.2f} counted"
+            for shape in self.shapes
+        ]
+        return [
+            *trees,
+            f"{self.link}: seconds per round off by {100 * record['median_round_error']:.1f} % in the median, "
+            f"{100 * record['worst_round_error']:.1f} % at worst; per token {100 * record['median_token_error']:.1f} "
+            f"and {100 * record['worst_token_error']:.1f} %; the planner's {record['choice']} takes "
+            f"{record['choice_over_best']:.3f} of the best measured",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport(Report):
+    """What `overstory bench validate` ends with."""
 
     target: str
-    """Name of the target's folder."""
     draft: str
     """Name of the draft's folder, or `substitute`."""
     yields: YieldReport
@@ -77,17 +155,12 @@ class ValidationReport:
     links: tuple[LinkCheck, ...]
     """Seconds, on each link."""
 
-    def to_record(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return {
-            "target": self.target,
-            "draft": self.draft,
-            "yields": self.yields.to_record(),
-            "links": [link.to_record() for link in self.links],
-        }
+    def lines(self) -> list[str]:
+        """Return the tokens; those of each link were shown when it was done."""
+        return self.yields.lines()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Findings:
     """What the first link settles for all of them."""
 
@@ -108,18 +181,17 @@ def run_validation(
     links: Sequence[str | None],
     cache_folder: Path,
     num_turns: int = 3,
-) -> Iterator[str | LinkCheck | ValidationReport]:
-    """Yield sentences of progress, each link's check as it is there, and last the whole.
+) -> Generator[str | LoadProgress, None, ValidationReport]:
+    """Check every link: emulated ones, or None for the real one.
 
-    `links`: emulated ones, or None for the real one. Tokens are counted on greedy answers to `requests`; acceptance
-    comes from this pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError
-    without a draft, prompts, or a layer that streams.
+    Tokens are counted on greedy answers to `requests`; acceptance comes from this pair's profile in `cache_folder`, or
+    else from answers to `calibration_requests`. Raises OptionError without a draft, prompts, or a layer that streams.
     """
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to validate; leave it out, or name a draft")
     if not requests or not calibration_requests:
         raise OptionError("there is no prompt to answer; give prompt files with at least one")
-    config = yield from relabel(locate_models(config, cache_folder=cache_folder), said)
+    config = yield from locate_models(config, cache_folder=cache_folder)
     findings: _Findings | None = None
     checks = []
     for link in links:
@@ -138,10 +210,10 @@ def run_validation(
                 if findings.max_levels < 2:
                     raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
             checks.append((yield from _check(opened, name, result, findings, requests, num_turns)))
-            yield checks[-1]
+            yield from checks[-1].lines()
     assert findings is not None, "there is at least one link"
     yields = check_yields(findings.ranks, findings.prediction, max_levels=min(findings.max_levels, YIELD_LEVELS))
-    yield ValidationReport(opened.plan.target_name, opened.plan.draft_name, yields, tuple(checks))
+    return ValidationReport(opened.plan.target_name, opened.plan.draft_name, yields, tuple(checks))
 
 
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
@@ -154,8 +226,7 @@ def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
 
 
 def _prediction(pair: PairProfile) -> Prediction:
-    table, around = pair.acceptance_near(0.0), acceptance_range(pair, 0.0)
-    low, high = (None, None) if around is None else around
+    table, (low, high) = pair.acceptance_near(0.0), acceptance_range(pair, 0.0) or (None, None)
     return Prediction(
         by_rank=acceptance_of(pair, 0.0, by_depth=False),
         by_depth=acceptance_of(pair, 0.0),
@@ -196,6 +267,27 @@ def _write_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Gene
     return ranks
 
 
+def rank_tokens(model: StreamedModel, token_ids: Sequence[int], *, num_prompt: int) -> Ranks:
+    """Return the rank (A,), from 1, of each token behind the prompt in the model's order behind the tokens before it.
+
+    It is 0 for a token that the model has no row for. `num_prompt` is 1 or more. The cache is empty afterwards.
+    """
+    wanted = np.asarray(token_ids[num_prompt:], dtype=np.int64)
+    last_token = model.vocab_size - 1
+    inputs = [min(token, last_token) for token in token_ids[:-1]]
+    model.cache.truncate(0)
+    hidden = model.run_pass(chain_input(inputs, num_cached=0))[num_prompt - 1 :]  # (A, E)
+    model.cache.truncate(0)
+    ranks = np.zeros(len(wanted), dtype=np.int64)
+    for start in range(0, len(wanted), _CHUNK_ROWS):
+        logits = model.logits(hidden[start : start + _CHUNK_ROWS])  # (C, V)
+        chunk = torch.as_tensor(wanted[start : start + _CHUNK_ROWS], device=logits.device)
+        own = logits.gather(1, chunk.clamp(max=logits.shape[1] - 1)[:, None])
+        ranks[start : start + _CHUNK_ROWS] = 1 + (logits > own).sum(dim=1).numpy(force=True)
+        ranks[start : start + _CHUNK_ROWS][wanted[start : start + _CHUNK_ROWS] >= logits.shape[1]] = 0
+    return ranks
+
+
 def _check(
     opened: OpenSession,
     name: str,
@@ -204,37 +296,30 @@ def _check(
     requests: Sequence[PromptRequest],
     num_turns: int,
 ) -> Generator[str, None, LinkCheck]:
-    costs = session_costs(opened, result)
+    costs = _session_costs(opened, result)
     max_nodes, max_levels = opened.plan.max_nodes, findings.max_levels
     by_depth = findings.prediction.by_depth
-    ranking = choose_tree(costs, by_depth, max_nodes=max_nodes, max_levels=max_levels)
-    choice = ranking.best
+    choice = choose_tree(costs, by_depth, max_nodes=max_nodes, max_levels=max_levels).best
     yield f"{name}: the planner chose {choice.num_nodes}x{choice.num_levels}, {choice.seconds_per_token:.3f} s/token"
-    topologies = [_static(choice), *_topologies(by_depth, max_nodes, max_levels)]
-    topologies = list(dict.fromkeys(topologies))
-    timed = []
-    for item in time_shapes(opened, requests, topologies, num_turns=num_turns):
-        timed.append(item)
-        tree = topologies[item.shape_index]
-        yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {item.seconds:.2f} s"
+    chosen = choice.shape()
+    assert isinstance(chosen, TreeTopology), "choose_tree ranks static trees"
+    trees = list(dict.fromkeys([chosen, *_best_trees(by_depth, max_nodes, max_levels)]))
+    prompts = [opened.session.format_prompt(request) for request in requests]
+    timed: dict[TreeTopology, list[MeasuredRound]] = {tree: [] for tree in trees}
+    rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
+    for tree, done in zip(cycle(trees), rounds, strict=False):
+        timed[tree].append(done)
+        yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {done.seconds:.2f} s"
     return check_link(
         name,
         timed,
-        topologies,
         costs,
-        predicted_tokens=[expected_tokens(tree, by_depth) for tree in topologies],
-        measured_tokens=[count_yield(tree, findings.ranks).mean for tree in topologies],
+        predicted_tokens=[expected_tokens(tree, by_depth) for tree in trees],
+        measured_tokens=[count_yield(tree, findings.ranks)[0] for tree in trees],
     )
 
 
-def _static(choice: TreeChoice) -> TreeTopology:
-    """The shape of a static tree."""
-    shape = choice.shape()
-    assert isinstance(shape, TreeTopology), "choose_tree ranks static trees"
-    return shape
-
-
-def session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
+def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
     """A round's costs on this session, copies as the calibration timed them on its link."""
     if result.overlap is None:
         raise OptionError("the link was not measured; give more time, or a smaller --device-memory")
@@ -248,8 +333,52 @@ def session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
     )
 
 
-def _topologies(acceptance: NDArray[np.float64], max_nodes: int, max_levels: int) -> list[TreeTopology]:
+def _best_trees(acceptance: NDArray[np.float64], max_nodes: int, max_levels: int) -> list[TreeTopology]:
     """The best trees of the sizes that are timed, as far as session and answers have room for them."""
     shapes = [(nodes, levels) for nodes, levels in SHAPES if nodes <= max_nodes and levels <= max_levels]
     searches = best_first_by_levels(acceptance, max(nodes for nodes, _ in shapes), max(levels for _, levels in shapes))
     return [searches[levels - 1].topology(nodes) for nodes, levels in shapes]
+
+
+def check_link(
+    link: str,
+    timed: dict[TreeTopology, list[MeasuredRound]],
+    costs: RoundCosts,
+    *,
+    predicted_tokens: Sequence[float],
+    measured_tokens: Sequence[float],
+) -> LinkCheck:
+    """Hold every tree's rounds against `costs` with the copies timed around each; the first tree is the choice."""
+    shapes = []
+    for (tree, rounds), predicted, measured in zip(timed.items(), predicted_tokens, measured_tokens, strict=True):
+        shapes.append(
+            TreeCheck(
+                num_nodes=tree.num_nodes,
+                num_levels=tree.num_levels,
+                predicted_seconds=statistics.median(predict_seconds(tree, costs, _copying(done)) for done in rounds),
+                measured_seconds=statistics.median(done.seconds for done in rounds),
+                num_rounds=len(rounds),
+                predicted_tokens=predicted,
+                measured_tokens=measured,
+            )
+        )
+    return LinkCheck(
+        link, statistics.median(_copying(done) for rounds in timed.values() for done in rounds), tuple(shapes)
+    )
+
+
+def _copying(done: MeasuredRound) -> float:
+    return done.link_seconds + done.disk_seconds
+
+
+def predict_seconds(topology: TreeTopology, costs: RoundCosts, copy_seconds: float) -> float:
+    """Return the seconds of a round with this tree, where a pass's copies alone take `copy_seconds` in all."""
+    known = sum(seconds or 0.0 for seconds in costs.copy_seconds)
+    scale = copy_seconds / known if known else 1.0
+    scaled = tuple(None if seconds is None else seconds * scale for seconds in costs.copy_seconds)
+    draft_seconds = 0.0
+    if costs.draft_step_seconds is not None and topology.num_nodes > 1:
+        expanded = topology.num_children > 0
+        widths = [int(expanded[start:stop].sum()) for start, stop in topology.level_slices]
+        draft_seconds = float(costs.draft_step_seconds([width for width in widths if width]).sum())
+    return float(replace(costs, copy_seconds=scaled).round_seconds([topology.num_nodes], [draft_seconds])[0])

@@ -82,6 +82,8 @@ class TreePlanner:
         self._used_factor = 1.0  # of the choice's expected tokens, over those predicted without rounds
         self.choice: TreeChoice | None = None
         """The latest choice and what it promises; None before the first one, and for a fixed shape."""
+        self.held_tree: TreeTopology | None = None
+        """The tree of every round while a measurement sets one, that the context has room for; nothing is learned."""
         self._start()
 
     @property
@@ -116,6 +118,8 @@ class TreePlanner:
 
     def shape(self, *, max_levels: int) -> TreeShape:
         """What the next round's tree looks like, or what limits it, with at most `max_levels` levels."""
+        if self.held_tree is not None:
+            return self.held_tree
         if isinstance(self._tree, GrowthLimits):
             return replace(self._tree, num_steps=min(self._tree.num_steps, max_levels - 1))
         return self.topology(max_levels=max_levels)
@@ -128,6 +132,8 @@ class TreePlanner:
 
     def observe(self, done: Round) -> None:
         """Learn from a round, and choose the next rounds' tree anew when it is time."""
+        if self.held_tree is not None:
+            return
         self._learner.observe(done)
         self._learn_tokens(done)
         self._num_rounds += 1

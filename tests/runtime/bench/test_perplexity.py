@@ -7,15 +7,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from profiles.steps import finish
 from runtime.bench import perplexity
 from runtime.bench.perplexity import (
-    Perplexity,
-    PerplexityProgress,
     streamed_perplexity,
     text_request,
     tokenize_text,
     transformers_perplexity,
 )
+from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
@@ -29,12 +29,6 @@ def short_passes(monkeypatch):
     """Several passes, and several turns of the head in each."""
     monkeypatch.setattr(perplexity, "PREFILL_CHUNK_TOKENS", 12)
     monkeypatch.setattr(perplexity, "_HEAD_ROWS", 5)
-
-
-def finish(steps) -> tuple[list[PerplexityProgress], Perplexity]:
-    *progress, result = steps
-    assert isinstance(result, Perplexity)
-    return progress, result
 
 
 def by_definition(folder: Path, token_ids: list[int]) -> float:
@@ -51,16 +45,17 @@ def test_both_sides_give_what_the_formula_says(tmp_path: Path, kind: str) -> Non
     folder = save_tiny_folder(tmp_path / "model", kind)
     with open_tiny(folder, num_residents=1) as opened:
         token_ids = tokenize_text(opened, TEXT)
-        progress, streamed = finish(streamed_perplexity(opened, token_ids))
-        _, again = finish(streamed_perplexity(opened, token_ids))
+        said = list[str]()
+        streamed = finish(streamed_perplexity(opened, token_ids), said.append)
+        again = finish(streamed_perplexity(opened, token_ids))
         assert opened.session.engine.target.cache.num_cached == 0
-    _, whole = finish(transformers_perplexity(folder, token_ids))
+    whole = finish(transformers_perplexity(folder, token_ids))
     expected = by_definition(folder, token_ids)
     assert streamed.perplexity == again.perplexity == pytest.approx(expected, rel=1e-6)
     assert whole.perplexity == pytest.approx(expected, rel=1e-6)
     assert streamed.num_tokens == whole.num_tokens == len(token_ids) - 1
-    assert [event.num_done_tokens for event in progress] == [*range(12, len(token_ids), 12), len(token_ids)]
-    assert {event.num_tokens for event in progress} == {len(token_ids)}
+    done = [*range(12, len(token_ids), 12), len(token_ids)]
+    assert said == [f"streamed: {number} of {len(token_ids)} tokens" for number in done]
 
 
 @pytest.mark.parametrize("num_tokens", [2, 12, 13, 24])
@@ -68,7 +63,7 @@ def test_every_token_but_the_first_counts_whatever_the_passes(tmp_path: Path, nu
     folder = save_tiny_folder(tmp_path / "model")
     with open_tiny(folder) as opened:
         token_ids = tokenize_text(opened, TEXT)[:num_tokens]
-        _, streamed = finish(streamed_perplexity(opened, token_ids))
+        streamed = finish(streamed_perplexity(opened, token_ids))
     assert streamed.num_tokens == num_tokens - 1
     assert streamed.perplexity == pytest.approx(by_definition(folder, token_ids), rel=1e-6)
 
@@ -83,7 +78,7 @@ def test_a_quantized_folder_is_measured_as_transformers_loads_it(tmp_path: Path,
     with open_tiny(source) as opened:
         token_ids = tokenize_text(opened, TEXT)
     capfd.readouterr()
-    _, whole = finish(transformers_perplexity(prepared.folder, token_ids))
+    whole = finish(transformers_perplexity(prepared.folder, token_ids))
     assert capfd.readouterr() == ("", "")
     assert whole.perplexity == pytest.approx(by_definition(prepared.folder, token_ids), rel=0.02)  # bf16 passes differ
     assert whole.perplexity != pytest.approx(by_definition(source, token_ids), rel=1e-6)
@@ -118,3 +113,16 @@ def test_stopping_half_way_leaves_the_session_empty(tmp_path: Path) -> None:
         assert opened.session.engine.target.cache.num_cached > 0
         steps.close()
         assert opened.session.engine.target.cache.num_cached == 0
+
+
+def test_both_sides_are_measured_one_after_the_other(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    said = list[str]()
+    config = EngineConfig(target=str(folder), draft="none")
+    (tmp_path / "text.txt").write_text(TEXT)
+    steps = perplexity.run_perplexity(config, tmp_path / "text.txt", cache_folder=tmp_path, is_compared=True)
+    report = finish(steps, said.append)
+    sides = [sentence.split(":")[0] for sentence in said]
+    assert sides[1:] == sorted(sides[1:]) and set(sides[1:]) == {"streamed", "transformers"}
+    record = report.to_record()
+    assert record["relative_difference"] == record["perplexity"] / record["transformers_perplexity"] - 1

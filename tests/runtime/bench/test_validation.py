@@ -1,27 +1,48 @@
-"""The whole validation on tiny models: every link, every tree, one report."""
+"""The whole validation on tiny models, the arithmetic of its comparison, and ranks of texts against real rounds."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offload.device import identify_device
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import save_pair_profile
+from profiles.steps import finish
 from runtime.bench import validation
-from runtime.bench.round_check import LinkCheck
-from runtime.bench.validation import SHAPES, ValidationReport, run_validation
+from runtime.bench.rounds import MeasuredRound
+from runtime.bench.validation import (
+    SHAPES,
+    LinkCheck,
+    TreeCheck,
+    check_link,
+    predict_seconds,
+    rank_tokens,
+    run_validation,
+)
+from runtime.bench.yields import count_yield
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.initial_plan import pair_identity
+from runtime.speculation.token_tree import TreeTopology
 from tests.support.profile_factory import PAIR
-from tests.support.session_factory import request, save_tiny_folder
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 PROMPTS = [request(max_new_tokens=60), request("in the end", max_new_tokens=60)]
 OTHERS = [request("the sun and the sea", max_new_tokens=40)]
+COSTS = RoundCosts(
+    copy_seconds=(0.1, None, 0.1),
+    pass_seconds=CostTable((1, 100), (0.01, 0.01)),
+    draft_step_seconds=CostTable((1, 3), (0.02, 0.04)),
+    walk_seconds=CostTable((1,), (0.005,)),
+    num_slots=2,
+)
+TREES = (TreeTopology.from_child_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +64,20 @@ def test_every_link_has_its_trees_and_the_report_its_tokens(
     short = CalibrationScope(budget_seconds=6.0, temperatures=(0.0,), contexts=(32,), tree_sizes=(1, 4, 16, 64, 128))
     monkeypatch.setattr(validation, "TEXT_SCOPE", short)
     monkeypatch.setattr(validation, "COST_SCOPE", short)
-    *steps, report = run_validation(
-        config_of(folders),
-        PROMPTS,
-        calibration_requests=OTHERS,
-        links=["1MB/s", "2MB/s"],
-        cache_folder=tmp_path,
-        num_turns=1,
+    said = list[str]()
+    links = ["1MB/s", "2MB/s"]
+    steps = run_validation(
+        config_of(folders), PROMPTS, calibration_requests=OTHERS, links=links, cache_folder=tmp_path, num_turns=1
     )
-    assert isinstance(report, ValidationReport)
-    assert report.links == tuple(step for step in steps if isinstance(step, LinkCheck))
+    report = finish(steps, said.append)
     slow, fast = report.links
+    assert said[-len(fast.shapes) - 1 :] == fast.lines()
     assert (slow.link, fast.link) == ("1MB/s", "2MB/s")
     assert slow.copy_seconds == pytest.approx(2 * fast.copy_seconds, rel=0.1)
     measured = {(shape.num_nodes, shape.num_levels): shape for shape in slow.shapes}
     assert set(SHAPES) <= set(measured)
     assert measured[16, 16].measured_tokens == 16.0  # the target drafts for itself
-    assert slow.choice_over_best < 1.2
+    assert slow.to_record()["choice_over_best"] < 1.2
     chain = report.yields.chains[-1]
     assert chain.measured == chain.num_nodes
     record = json.loads(json.dumps(report.to_record()))
@@ -96,12 +114,101 @@ def test_a_profile_that_a_calibration_left_is_what_is_validated(
     config = config_of(folders)
     with open_session(replace(config, link="1MB/s")) as opened:
         save_pair_profile(tmp_path, keep(opened))
-    *steps, report = run_validation(
+    said = list[str]()
+    steps = run_validation(
         config, PROMPTS, calibration_requests=OTHERS, links=["1MB/s"], cache_folder=tmp_path, num_turns=1
     )
-    assert isinstance(report, ValidationReport)
-    assert "predicting tokens from the profile of 2026-01-31" in steps
+    report = finish(steps, said.append)
+    assert "predicting tokens from the profile of 2026-01-31" in said
     assert (report.yields.num_predicted_positions, report.yields.num_predicted_texts) == (4000, 70)
     chain = report.yields.chains[1]
     assert chain.by_rank == pytest.approx(1 + 0.5 + 0.25 + 0.125)
     assert chain.by_depth_error == pytest.approx((1 + 0.6 + 0.36 + 0.216 - 1 - 0.4 - 0.16 - 0.064) / 2)
+
+
+def test_predictions_add_the_draft_by_width_and_scale_the_copies() -> None:
+    # the tree drafts 1 node, then 2 of the level of 3: 0.02 + 0.03 s; copies 0.2 s hide behind nothing else
+    assert predict_seconds(TREES[0], COSTS, 0.2) == pytest.approx(0.2)
+    assert predict_seconds(TREES[0], COSTS, 0.02) == pytest.approx(0.01 + 0.02 + 0.03 + 0.005, abs=0.002)
+    assert predict_seconds(TREES[2], COSTS, 0.4) == pytest.approx(0.4)
+
+
+def test_errors_and_the_choice_are_held_against_the_measurement() -> None:
+    def rounds(*pairs: tuple[float, float]) -> list[MeasuredRound]:
+        whole = MeasuredRound(0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0)
+        return [replace(whole, seconds=seconds, link_seconds=copying) for seconds, copying in pairs]
+
+    others = rounds((0.2, 0.2), (0.3, 0.3))
+    timed = dict(zip(TREES, [rounds((0.25, 0.2), (0.35, 0.3)), others, others], strict=True))
+    check = check_link("disk", timed, COSTS, predicted_tokens=[2.5, 2.0, 1.0], measured_tokens=[2.4, 2.5, 1.0])
+    first, second, third = check.shapes
+    assert (first.num_nodes, first.num_levels, first.num_rounds) == (6, 3, 2)
+    assert first.measured_seconds == pytest.approx(0.3)
+    assert first.predicted_seconds == pytest.approx(0.25)
+    assert first.round_error == pytest.approx(abs(0.25 / 0.3 - 1))
+    assert first.token_error == pytest.approx(abs((0.25 / 2.5) / (0.3 / 2.4) - 1))
+    assert third.measured_seconds_per_token == pytest.approx(0.25)
+    record = check.to_record()
+    assert record["choice_over_best"] == pytest.approx((0.3 / 2.4) / (0.25 / 2.5))
+    assert record["shapes"][0]["token_error"] == first.token_error
+    assert record["choice"] == "6x3"
+    assert record["worst_round_error"] == pytest.approx(first.round_error)
+    assert record["median_round_error"] == pytest.approx(float(np.median([s.round_error for s in check.shapes])))
+    assert second.num_levels == 4
+
+
+def test_a_choice_that_nothing_beats_is_worth_one() -> None:
+    shapes = (TreeCheck(8, 4, 1.0, 1.25, 3, 4.0, 5.0), TreeCheck(1, 1, 0.9, 0.9, 3, 1.0, 1.0))
+    check = LinkCheck("disk", 0.5, shapes)
+    assert check.to_record()["choice_over_best"] == 1.0
+    assert check.lines() == [
+        "disk: 8x4 round 1.000 s predicted, 1.250 measured; 4.00 tokens predicted, 5.00 counted",
+        "disk: 1x1 round 0.900 s predicted, 0.900 measured; 1.00 tokens predicted, 1.00 counted",
+        "disk: seconds per round off by 10.0 % in the median, 20.0 % at worst; per token 0.0 and 0.0 %; the planner's "
+        "8x4 takes 1.000 of the best measured",
+    ]
+
+
+def test_a_greedy_answer_is_first_in_the_models_own_order_everywhere(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model", seed=37)
+    with open_tiny(folder) as opened:
+        _, tokens = answer(opened, request())
+        text = list(opened.session.engine.text)
+        opened.session.engine.truncate(0)
+        ranks = rank_tokens(opened.session.engine.target, text, num_prompt=len(text) - len(tokens))
+    assert ranks.tolist() == [1] * len(tokens)
+
+
+def test_ranks_count_the_likelier_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against sorting; and a token that the model does not know has none."""
+    monkeypatch.setattr("runtime.bench.validation._CHUNK_ROWS", 3)
+    folder = save_tiny_folder(tmp_path / "model", seed=3)
+    with open_tiny(folder) as opened:
+        model = opened.session.engine.target
+        text = [1, 5, 9, 2, 7, 7, 3, model.vocab_size + 4, 2]
+        ranks = rank_tokens(model, text, num_prompt=2)
+        assert ranks[5] == 0
+        for position in range(2, 7):
+            alone = rank_tokens(model, text[: position + 1], num_prompt=position)
+            assert ranks[position - 2] == alone[0]
+        assert (ranks[:5] >= 1).all()
+        assert (ranks <= model.vocab_size).all()
+
+
+def test_counted_yields_are_what_a_session_emits(tmp_path: Path) -> None:
+    """Real greedy rounds with a tree, against the same tree counted on the ranks of the text that they wrote."""
+    target, draft = (save_tiny_folder(tmp_path / name, seed=seed) for name, seed in (("target", 37), ("draft", 38)))
+    with open_tiny(target, draft=draft, tree="16x4") as opened:
+        engine = opened.session.engine
+        finished, tokens = answer(opened, request(max_new_tokens=48))
+        text, topology = list(engine.text), engine.planner.topology(max_levels=4)
+        engine.truncate(0)
+        assert engine.drafter is not None
+        ranks = rank_tokens(engine.drafter.model, text, num_prompt=len(text) - len(tokens))
+    start = num_rounds = 0
+    while start < len(tokens):
+        reach = ranks[start : start + topology.num_levels - 1]
+        padded = np.concatenate([reach, np.zeros(topology.num_levels - 1 - len(reach), dtype=np.int64)])
+        start += int(count_yield(topology, [np.append(padded, 0)])[0])
+        num_rounds += 1
+    assert num_rounds == finished.statistics.rounds

@@ -237,3 +237,14 @@ def test_a_disk_behind_the_link_is_part_of_the_prediction() -> None:
     assert planner.costs.round_seconds([1.0], [0.0])[0] >= 0.999 * disk_seconds
     assert planner.choice is not None
     assert planner.choice.bound == "disk"
+
+
+def test_a_held_tree_is_every_rounds_and_teaches_nothing() -> None:
+    planner = planner_for()
+    planner.held_tree = best_first(BUILTIN, 5, 3).topology(5)
+    SLOW_LINK.run(planner, 10)
+    assert planner.shape(max_levels=100) is planner.held_tree
+    assert (planner.choice, planner.costs) == (None, None)
+    planner.held_tree = None
+    topology = planner.topology(max_levels=100)
+    assert (topology.num_nodes, topology.num_levels) == FIRST_SHAPE

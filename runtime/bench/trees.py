@@ -2,19 +2,19 @@
 
 The target writes each text once, greedily or with the noise of its seed. What it would emit along that text is then
 known, whatever is proposed: rounds are played through with the draft alone, each tree walked along the text, so that a
-round costs no pass of the target and emits exactly what it would. Prints nothing.
+round costs no pass of the target and emits exactly what it would.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from profiles.steps import finish
-from runtime.bench.round_check import TreesInTurn
-from runtime.bench.tree_yield import error_between
+from runtime.bench.figures import Report
+from runtime.bench.yields import error_between
 from runtime.engine.drafter import Drafter
 from runtime.engine.loading import OpenSession
 from runtime.engine_config import PREFILL_CHUNK_TOKENS
@@ -25,12 +25,12 @@ from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.schemes import RankingScheme, Scheme, scheme_for
+from runtime.speculation.schemes import RankingScheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first
 
 _WRITING_SHAPE = (32, 10)
-"""Of the trees that help to write the texts: little to verify."""
+"""Nodes and levels of the trees that help to write the texts: little to verify."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class CountedTree:
     num_nodes: int
     """Most nodes of a tree, the root counted."""
     num_levels: int
-    """Most levels."""
+    """Most levels, the root's counted."""
     tokens_per_pass: float
     """Accepted drafts and the target's own token after them."""
     standard_error: float
@@ -56,36 +56,51 @@ class CountedTree:
     draft_steps: float
     """Mean draft forwards of one tree."""
 
+    def describe(self) -> str:
+        """Return one line for people."""
+        return (
+            f"temperature {self.temperature:g}: {self.kind} tree of {self.num_nodes} nodes: {self.tokens_per_pass:.2f} "
+            f"(±{self.standard_error:.2f}) tokens per pass over {self.num_rounds} rounds, {self.draft_steps:.1f} draft "
+            f"steps in {self.draft_seconds:.2f} s"
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class TreeReport:
-    """What `overstory bench trees` shows."""
+class TreeReport(Report):
+    """What `overstory bench trees` ends with."""
 
     target: str
-    """Name of the target's folder."""
     draft: str
     """Name of the draft's folder, or `substitute`."""
     num_texts: int
     """Texts at each temperature."""
     trees: tuple[CountedTree, ...]
-    """By temperature, size and kind."""
+    """By temperature and size, the static tree before the dynamic one."""
 
+    @property
     def gains(self) -> list[tuple[float, int, float]]:
         """(temperature, nodes, tokens per pass of the dynamic tree over those of the static one)."""
-        static = {(tree.temperature, tree.num_nodes): tree for tree in self.trees if tree.kind == "static"}
         return [
-            (
-                tree.temperature,
-                tree.num_nodes,
-                tree.tokens_per_pass / static[tree.temperature, tree.num_nodes].tokens_per_pass,
-            )
-            for tree in self.trees
-            if tree.kind == "dynamic"
+            (grown.temperature, grown.num_nodes, grown.tokens_per_pass / static.tokens_per_pass)
+            for static, grown in self._pairs
         ]
 
-    def to_record(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return {**asdict(self), "gains": self.gains()}
+    @property
+    def _pairs(self) -> list[tuple[CountedTree, CountedTree]]:
+        return list(zip(self.trees[::2], self.trees[1::2], strict=True))
+
+    def lines(self) -> list[str]:
+        """Return a line for each temperature and size: both kinds, and what context gains."""
+        rows = [
+            f"{static.temperature:>4g} {static.num_nodes:>6} {_cell(static):>17} {_cell(grown):>17} {gain:.2f}x"
+            for (static, grown), (_, _, gain) in zip(self._pairs, self.gains, strict=True)
+        ]
+        title = f"tokens per pass on {self.num_texts} texts (draft steps)"
+        return [title, f"{'T':>4} {'nodes':>6} {'static':>17} {'dynamic':>17} gain", *rows]
+
+
+def _cell(tree: CountedTree) -> str:
+    return f"{tree.tokens_per_pass:.2f} ±{tree.standard_error:.2f} ({tree.draft_steps:.0f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +111,20 @@ class _Text:
     params: SamplingParams
 
 
-def run_tree_benchmark(
+def run_trees(
     opened: OpenSession,
     requests: Sequence[PromptRequest],
     *,
     temperatures: Sequence[float],
     sizes: Sequence[int],
     num_levels: int,
-) -> Iterator[str | CountedTree | TreeReport]:
-    """Yield sentences of progress, each tree's figures, and last the whole.
+) -> Generator[str, None, TreeReport]:
+    """Count both kinds of trees of each size at each temperature.
 
     A round starts only where the text goes on for `num_levels` tokens, so that no tree is cut short. Raises OptionError
     if every answer is shorter, or if the session holds no tree so large.
     """
-    drafter, most = opened.session.engine.drafter, opened.plan.max_nodes
+    drafter, most, planner = opened.session.engine.drafter, opened.plan.max_nodes, opened.session.engine.planner
     assert drafter is not None, "the configuration names a draft"
     if max(sizes) > most:
         raise OptionError(f"{max(sizes)} nodes are more than the {most} that this session has room for; give --tree")
@@ -128,39 +143,29 @@ def run_tree_benchmark(
                 "give more --max-new-tokens, or fewer --levels"
             )
         num_texts = len(texts)
-        for size, shape in _shapes(opened, temperature, sizes, num_levels):
-            play = _Play(drafter, shape, num_levels, spread=opened.session.engine.planner.spread)
-            counted.append(_count(play, texts, size=size))
-            yield counted[-1]
-    yield TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
+        planner.use_temperature(temperature)
+        for size in sizes:
+            search = best_first(planner.acceptance, size, num_levels)  # by what is known of this pair
+            for shape in (search.topology(len(search.depths)), growth_limits(size, num_levels)):
+                counted.append(_count(_Play(drafter, shape, num_levels, planner.spread), texts, size=size))
+                yield counted[-1].describe()
+    return TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
 
 
 def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> _Text:
-    """The target's answer; whatever tree helped to write it, it is the same, so a small one does."""
+    """The target's answer; whatever tree helps to write it, it is the same, so a small one does."""
     engine = opened.session.engine
     params = replace(request.params, temperature=temperature, seed=seed, verification="coupled")
-    own_planner = engine.planner
-    engine.planner = TreesInTurn([best_first(own_planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])])  # type: ignore[assignment]
+    engine.planner.held_tree = best_first(engine.planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])
     try:
-        *_, finished = opened.session.generate(replace(request, params=params))
+        with closing(opened.session.generate(replace(request, params=params))) as events:
+            *_, finished = events
         text = list(engine.text)
     finally:
-        engine.planner = own_planner
+        engine.planner.held_tree = None
         engine.truncate(0)
     assert isinstance(finished, Finished), "the engine's last event is Finished"
     return _Text(text, finished.statistics.prompt_tokens, params)
-
-
-def _shapes(
-    opened: OpenSession, temperature: float, sizes: Sequence[int], num_levels: int
-) -> Iterator[tuple[int, TreeShape]]:
-    """For each size the static tree that is best by what is known of this pair, and the limits of a dynamic one."""
-    planner = opened.session.engine.planner
-    planner.use_temperature(temperature)
-    for size in sizes:
-        search = best_first(planner.acceptance, size, num_levels)
-        yield size, search.topology(len(search.depths))
-        yield size, growth_limits(size, num_levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +180,12 @@ class _Play:
     def rounds(self, text: _Text) -> Iterator[tuple[int, float]]:
         """(tokens emitted, seconds of growing the tree) of each round along a text."""
         self.drafter.roll_back(0)
-        end, scheme = text.num_prompt, scheme_for(text.params)
+        end = text.num_prompt
         while end + self.num_levels <= len(text.token_ids):
             known = text.token_ids[:end]
             self.drafter.follow(known, chunk_tokens=PREFILL_CHUNK_TOKENS)
             begun = time.perf_counter()
-            tree = self._grow(known, text.params, scheme)
+            tree = self._grow(known, text.params)
             grow_seconds = time.perf_counter() - begun
             path = _walk(tree, text.token_ids[end:])
             self.drafter.commit(path)
@@ -188,7 +193,8 @@ class _Play:
             end += len(path)
         self.drafter.roll_back(0)
 
-    def _grow(self, known: Sequence[int], params: SamplingParams, scheme: Scheme) -> TokenTree:
+    def _grow(self, known: Sequence[int], params: SamplingParams) -> TokenTree:
+        scheme = scheme_for(params)
         if isinstance(self.shape, GrowthLimits):
             assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
             return finish(

@@ -3,24 +3,25 @@
 Streaming a 70B model in 16 bits over PCIe 4, one pass takes 220 steps of its 8B draft. A link is emulated on which a
 pass of the models at hand takes as many steps of theirs, and the same prompts are answered over it by plain streaming
 and with trees. What is not emulated is the computation: a processor verifies a tree far more slowly than such a link
-delivers a layer, and the report says where that is the bound. Prints nothing.
+delivers a layer, and the report says where that is the bound.
 """
 
 import statistics
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from profiles.steps import finish, relabel
-from runtime.bench.round_parts import PROMPT_TOKENS
+from profiles.steps import finish
+from runtime.bench.figures import Report
+from runtime.bench.rounds import PROMPT_TOKENS
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models, said
+from runtime.engine.model_folders import locate_models
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
-from runtime.events import Event, Finished, GenerationStatistics, Round
+from runtime.events import Finished, GenerationStatistics, LoadProgress, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TreeTopology
@@ -40,35 +41,48 @@ class RatioRun:
     temperature: float
     """Of draft and target."""
     seconds_per_token: float
-    """Behind the first round of each answer."""
+    """Without the first round of each answer."""
     speedup: float
     """Plain streaming's seconds per token over these."""
-    published_speedup: float | None
-    """What the paper had on its hardware."""
     tokens_per_round: float
-    """Tokens per pass."""
     num_tokens: int
-    """Tokens of all answers."""
     num_rounds: int
-    """Passes of all answers."""
     draft_share: float
     """Share of the time in which trees were grown."""
     link_utilization: float
     """Share of the time in which the link carried bytes."""
     compute_share: float
     """Share of the time in which the target's layers computed."""
-    bound: str
-    """The largest of these shares: link, compute or draft."""
     tree: str
     """The tree of the last rounds, as `--tree` takes it."""
 
+    @property
+    def published_speedup(self) -> float | None:
+        """What the paper had on its hardware."""
+        return PUBLISHED_SPEEDUPS.get(self.temperature)
+
+    @property
+    def bound(self) -> str:
+        """The largest share of the time: link, compute or draft."""
+        shares = {"link": self.link_utilization, "compute": self.compute_share, "draft": self.draft_share}
+        return max(shares, key=shares.__getitem__)
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        published = "" if self.published_speedup is None else f" (published: {self.published_speedup:g}x)"
+        return (
+            f"temperature {self.temperature:g}: {self.speedup:.2f}x as fast as plain streaming{published}, "
+            f"{self.seconds_per_token:.3f} s/token, {self.tokens_per_round:.1f} tokens per pass, last tree "
+            f"{self.tree}; link {100 * self.link_utilization:.0f} %, computing {100 * self.compute_share:.0f} %, "
+            f"drafting {100 * self.draft_share:.0f} % of the time: bound by the {self.bound}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class RatioReport:
-    """What `overstory bench ratio` shows."""
+class RatioReport(Report):
+    """What `overstory bench ratio` ends with."""
 
     target: str
-    """Name of the target's folder."""
     draft: str
     """Name of the draft's folder, or `substitute`."""
     draft_step_seconds: float
@@ -79,25 +93,23 @@ class RatioReport:
     """The emulated link."""
     plain_seconds_per_token: float
     """Plain streaming over it, without a draft."""
-    steps_per_pass: float
-    """Draft steps that a pass of plain streaming really takes."""
     runs: tuple[RatioRun, ...]
-    """By temperature."""
 
-    def to_record(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return asdict(self)
+    @property
+    def steps_per_pass(self) -> float:
+        """Draft steps that a pass of plain streaming really takes."""
+        return self.plain_seconds_per_token / self.draft_step_seconds
 
 
-def run_ratio_benchmark(
+def run_ratio(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
     *,
     cache_folder: Path,
     temperatures: Sequence[float] = (0.0, 0.6),
     steps_per_pass: float = STEPS_PER_PASS,
-) -> Iterator[str | RatioRun | RatioReport]:
-    """Yield sentences of progress, each temperature's run as it is there, and last the whole.
+) -> Generator[str | LoadProgress, None, RatioReport]:
+    """Answer the requests at each temperature over a link on which a pass takes `steps_per_pass` draft steps.
 
     The first prompt is answered once without being counted, so that the planner has seen this machine. Raises
     OptionError without a draft, without prompts, or if no layer streams.
@@ -106,7 +118,7 @@ def run_ratio_benchmark(
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     if not requests:
         raise OptionError("there is no prompt to answer; give a prompt file with at least one")
-    config = yield from relabel(locate_models(config, cache_folder=cache_folder), said)
+    config = yield from locate_models(config, cache_folder=cache_folder)
     yield "measuring a draft step"
     with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
         step_seconds = _time_step(opened)
@@ -119,21 +131,20 @@ def run_ratio_benchmark(
     plain_config = replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False)
     plain_seconds = _plain_seconds(plain_config, requests[0])
     yield f"plain streaming takes {plain_seconds:.2f} s/token"
+    runs = []
     with open_session(config, requests=requests) as opened:
         yield "answering the first prompt once, uncounted"
-        _answer(opened, replace(requests[0], params=replace(requests[0].params, temperature=temperatures[0])))
-        runs = []
+        _answer(opened, requests[0], temperature=temperatures[0])
         for temperature in temperatures:
             runs.append((yield from _run(opened, requests, temperature, plain_seconds)))
-            yield runs[-1]
-    yield RatioReport(
+            yield runs[-1].describe()
+    return RatioReport(
         target=opened.plan.target_name,
         draft=opened.plan.draft_name,
         draft_step_seconds=step_seconds,
         bytes_per_pass=bytes_per_pass,
         link=link,
         plain_seconds_per_token=plain_seconds,
-        steps_per_pass=plain_seconds / step_seconds,
         runs=tuple(runs),
     )
 
@@ -154,12 +165,12 @@ def _time_step(opened: OpenSession) -> float:
 
 
 def _plain_seconds(config: EngineConfig, request: PromptRequest) -> float:
-    params = replace(request.params, max_new_tokens=PLAIN_TOKENS + 1, temperature=0.0)
+    short = replace(request, params=replace(request.params, max_new_tokens=PLAIN_TOKENS + 1))
     with open_session(config, requests=[request]) as opened:
-        seconds = _answer(opened, replace(request, params=params)).seconds_per_token
-    if seconds is None:
+        statistics, _ = _answer(opened, short, temperature=0.0)
+    if statistics.seconds_per_token is None:
         raise OptionError(f"prompt {request.id} is answered with one token; put another one first")
-    return seconds
+    return statistics.seconds_per_token
 
 
 def _run(
@@ -168,46 +179,32 @@ def _run(
     answers, compute_seconds = [], 0.0
     for number, request in enumerate(requests, start=1):
         yield f"temperature {temperature:g}: prompt {number} of {len(requests)}"
-        sampled = replace(request, params=replace(request.params, temperature=temperature))
-        answer, computed = _timed_answer(opened, sampled)
+        answer, computed = _answer(opened, request, temperature=temperature)
         answers.append(answer)
         compute_seconds += computed
     total = GenerationStatistics.total(answers)
     seconds = total.seconds_per_token
     if seconds is None:
         raise OptionError("every answer ended within its first round; give longer ones with --max-new-tokens")
-    shares = {
-        "link": total.link_utilization or 0.0,
-        "compute": compute_seconds / total.decode_seconds,
-        "draft": total.draft_seconds / total.decode_seconds,
-    }
     return RatioRun(
         temperature=temperature,
         seconds_per_token=seconds,
         speedup=plain_seconds / seconds,
-        published_speedup=PUBLISHED_SPEEDUPS.get(temperature),
         tokens_per_round=total.tokens_per_round or 0.0,
         num_tokens=total.new_tokens,
         num_rounds=total.rounds,
-        draft_share=shares["draft"],
-        link_utilization=shares["link"],
-        compute_share=shares["compute"],
-        bound=max(shares, key=shares.__getitem__),
+        draft_share=total.draft_seconds / total.decode_seconds,
+        link_utilization=total.link_utilization or 0.0,
+        compute_share=compute_seconds / total.decode_seconds,
         tree=opened.session.engine.planner.tree_name,
     )
 
 
-def _answer(opened: OpenSession, request: PromptRequest) -> GenerationStatistics:
-    return _timed_answer(opened, request)[0]
-
-
-def _timed_answer(opened: OpenSession, request: PromptRequest) -> tuple[GenerationStatistics, float]:
+def _answer(opened: OpenSession, request: PromptRequest, *, temperature: float) -> tuple[GenerationStatistics, float]:
     """The answer's costs, and the seconds that the layers computed behind its first round."""
-    compute_seconds = []
-    finished: Event | None = None
-    for event in opened.session.generate(request):
-        if isinstance(event, Round):
-            compute_seconds.append(event.pass_statistics.compute_seconds)
-        finished = event
+    sampled = replace(request, params=replace(request.params, temperature=temperature))
+    with closing(opened.session.generate(sampled)) as events:
+        *others, finished = events
     assert isinstance(finished, Finished), "the engine's last event is Finished"
-    return finished.statistics, sum(compute_seconds[1:])
+    rounds = [event for event in others if isinstance(event, Round)]
+    return finished.statistics, sum(done.pass_statistics.compute_seconds for done in rounds[1:])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bench.ratio_benchmark import RatioReport, RatioRun, run_ratio_benchmark
+from profiles.steps import finish
+from runtime.bench.ratio import RatioRun, run_ratio
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from tests.support.session_factory import CONTEXT_TOKENS, request, save_tiny_folder
@@ -25,11 +26,10 @@ def config_of(folder: Path, **options: str) -> EngineConfig:
 
 def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path, tmp_path: Path) -> None:
     """The target drafts for itself in a chain of 12: 12 tokens a pass, less what drafting takes."""
-    *steps, report = run_ratio_benchmark(
-        config_of(folder), PROMPTS, cache_folder=tmp_path, temperatures=(0.0,), steps_per_pass=40
-    )
-    assert isinstance(report, RatioReport)
-    assert report.runs == tuple(step for step in steps if isinstance(step, RatioRun))
+    said = list[str]()
+    steps = run_ratio(config_of(folder), PROMPTS, cache_folder=tmp_path, temperatures=(0.0,), steps_per_pass=40)
+    report = finish(steps, said.append)
+    assert [run.describe() for run in report.runs] == said[-1:]
     assert report.steps_per_pass > 36  # the link is as slow as asked for, and the pass no faster
     assert float(report.link.removesuffix("B/s")) == pytest.approx(
         report.bytes_per_pass / (40 * report.draft_step_seconds), rel=0.01
@@ -41,14 +41,24 @@ def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path,
     assert run.speedup == pytest.approx(report.plain_seconds_per_token / run.seconds_per_token)
     assert 3 < run.speedup < 12.5
     assert run.bound == "link"
-    assert json.loads(json.dumps(report.to_record()))["runs"][0]["tree"] == "12x12"
+    record = json.loads(json.dumps(report.to_record()))
+    assert (record["runs"][0]["tree"], record["runs"][0]["bound"]) == ("12x12", "link")
+    assert record["steps_per_pass"] == report.steps_per_pass
 
 
 def test_what_cannot_be_compared_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--draft none"):
-        next(run_ratio_benchmark(config_of(folder, draft="none"), PROMPTS, cache_folder=tmp_path))
+        next(run_ratio(config_of(folder, draft="none"), PROMPTS, cache_folder=tmp_path))
     with pytest.raises(OptionError, match="no prompt"):
-        next(run_ratio_benchmark(config_of(folder), [], cache_folder=tmp_path))
+        next(run_ratio(config_of(folder), [], cache_folder=tmp_path))
     short = [request(max_new_tokens=2)]
     with pytest.raises(OptionError, match="--max-new-tokens"):
-        list(run_ratio_benchmark(config_of(folder), short, cache_folder=tmp_path, steps_per_pass=1))
+        list(run_ratio(config_of(folder), short, cache_folder=tmp_path, steps_per_pass=1))
+
+
+def test_people_read_one_line_for_each_temperature() -> None:
+    run = RatioRun(0.7, 0.5, 8.0, 9.5, 95, 10, 0.2, 0.75, 0.1, "64x10")
+    assert run.describe() == (
+        "temperature 0.7: 8.00x as fast as plain streaming, 0.500 s/token, 9.5 tokens per pass, last tree 64x10; "
+        "link 75 %, computing 10 %, drafting 20 % of the time: bound by the link"
+    )

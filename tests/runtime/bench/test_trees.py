@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bench.tree_benchmark import CountedTree, TreeReport, run_tree_benchmark
+from profiles.steps import finish
+from runtime.bench.trees import CountedTree, TreeReport, run_trees
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round
@@ -32,9 +33,9 @@ def opened(folders: tuple[Path, Path]) -> Iterator[OpenSession]:
 
 def counted(opened: OpenSession, *, temperature: float, num_tokens: int = 40) -> TreeReport:
     asked = [request(PROMPT, max_new_tokens=num_tokens)]
-    *steps, report = run_tree_benchmark(opened, asked, temperatures=[temperature], sizes=[SIZE], num_levels=LEVELS)
-    assert isinstance(report, TreeReport)
-    assert tuple(step for step in steps if isinstance(step, CountedTree)) == report.trees
+    said = list[str]()
+    report = finish(run_trees(opened, asked, temperatures=[temperature], sizes=[SIZE], num_levels=LEVELS), said.append)
+    assert set(said) >= {tree.describe() for tree in report.trees}
     return report
 
 
@@ -59,8 +60,8 @@ def test_rounds_without_the_target_emit_what_rounds_with_it_emit(opened: OpenSes
 def test_the_gain_is_the_ratio_of_both(opened: OpenSession) -> None:
     report = counted(opened, temperature=0.0)
     static, dynamic = report.trees
-    assert report.gains() == [(0.0, SIZE, dynamic.tokens_per_pass / static.tokens_per_pass)]
-    assert report.to_record()["gains"] == report.gains()
+    assert report.gains == [(0.0, SIZE, dynamic.tokens_per_pass / static.tokens_per_pass)]
+    assert report.to_record()["gains"] == [list(gain) for gain in report.gains]
     assert dynamic.draft_steps <= growth_limits(SIZE, LEVELS).num_steps
 
 
@@ -70,6 +71,18 @@ def test_texts_too_short_for_one_round_are_refused(opened: OpenSession) -> None:
 
 
 def test_a_tree_beyond_the_sessions_room_is_refused(opened: OpenSession) -> None:
-    steps = run_tree_benchmark(opened, [request(PROMPT)], temperatures=[0.0], sizes=[SIZE + 1], num_levels=LEVELS)
+    steps = run_trees(opened, [request(PROMPT)], temperatures=[0.0], sizes=[SIZE + 1], num_levels=LEVELS)
     with pytest.raises(OptionError, match="13 nodes are more than the 12"):
         list(steps)
+
+
+def test_people_read_a_line_for_each_tree_and_a_table_of_gains() -> None:
+    static = CountedTree(0.6, "static", 64, 25, 8.0, 0.5, 40, 1.5, 24.0)
+    dynamic = replace(static, kind="dynamic", tokens_per_pass=10.0, draft_steps=20.2)
+    assert static.describe() == (
+        "temperature 0.6: static tree of 64 nodes: 8.00 (±0.50) tokens per pass over 40 rounds, 24.0 draft steps in "
+        "1.50 s"
+    )
+    _, header, line = TreeReport("target", "draft", 12, (static, dynamic)).lines()
+    assert header.split() == ["T", "nodes", "static", "dynamic", "gain"]
+    assert line.split() == ["0.6", "64", "8.00", "±0.50", "(24)", "10.00", "±0.50", "(20)", "1.25x"]

@@ -1,0 +1,274 @@
+"""How often each scheme rejects all of k children, over temperatures and top-p, and what a tree makes of that.
+
+The target writes texts with every setting, many at a time, and at each of their positions all schemes look at the same
+two rows of logits: by formulas where there are any, sequoia for one sequence of draws, coupled over draws of the noise.
+Tokens per pass are predicted from each scheme's own acceptance by rank, for its own best tree of a size, as if it were
+the same at every node. Sequoia (arXiv 2402.12374, section 4.2, robustness).
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bench.figures import Report
+from runtime.calibration.texts import TextWriter
+from runtime.engine.loading import OpenSession
+from runtime.prompts.prompt_file import PromptRequest
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.rejection import node_outcome
+from runtime.speculation.sampling import (
+    Floats,
+    Probs,
+    draw_while_mass,
+    logits_to_probs,
+    sample,
+    top_tokens,
+)
+from runtime.speculation.schemes import Row, fill_up
+from runtime.speculation.tree_search import best_first, make_non_increasing
+
+SCHEME_NAMES = ("sequoia", "coupled", "specinfer", "top-k")
+"""The schemes that are compared, in the order shown."""
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+TOP_PS = (0.8, 0.9, 1.0)
+NUM_CHILDREN = 16
+NUM_NOISE_DRAWS = 8
+"""Draws of the shared noise at each position: coupled is the one scheme without a formula."""
+TEXTS_PER_SETTING = 4
+"""Texts that are written side by side."""
+_SHOWN_CHILDREN = (1, 2, 4, 8, 16)
+_LEAST_EXPONENTIAL = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeRobustness:
+    """One scheme with one setting."""
+
+    scheme: str
+    """Its name; at temperature 0 all are the same."""
+    rejection: tuple[float, ...]
+    """How often the target accepts none of 1, 2, .. children."""
+    rejection_errors: tuple[float, ...]
+    """The standard error of each, over positions."""
+    tokens_per_pass: float
+    """Predicted for the scheme's own best tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRobustness:
+    """All schemes with one setting, over the same positions."""
+
+    temperature: float
+    """Of target and draft."""
+    top_p: float
+    """Of target and draft; at temperature 0 it changes nothing."""
+    num_positions: int
+    """Tokens of the target's own texts that were looked at."""
+    schemes: tuple[SchemeRobustness, ...]
+    """In the order of SCHEME_NAMES."""
+
+
+@dataclass(frozen=True, slots=True)
+class RobustnessReport(Report):
+    """What `overstory bench robustness` ends with."""
+
+    target: str
+    draft: str
+    """Name of the draft's folder, or `substitute`."""
+    tree_nodes: int
+    """Nodes of the trees, the root counted."""
+    num_noise_draws: int
+    """Draws of the noise at each position for the coupled scheme."""
+    settings: tuple[SettingRobustness, ...]
+    """By temperature, then top-p."""
+
+    def lines(self) -> list[str]:
+        """Return a line for each setting and scheme: rejection after some numbers of children, and tokens per pass."""
+        counts = [count for count in _SHOWN_CHILDREN if count <= len(self.settings[0].schemes[0].rejection)]
+        rows = [
+            f"{setting.temperature:>4g} {setting.top_p:>6g} {'all' if setting.temperature == 0 else scheme.scheme:<10}"
+            + "".join(f"{scheme.rejection[count - 1]:>7.3f}" for count in counts)
+            + f"{scheme.tokens_per_pass:>8.2f}"
+            for setting in self.settings
+            for scheme in (setting.schemes[:1] if setting.temperature == 0 else setting.schemes)
+        ]
+        title = f"rejection rate after so many children, and tokens per pass of {self.tree_nodes} nodes (predicted)"
+        return [
+            title,
+            f"{'T':>4} {'top-p':>6} {'scheme':<10}{''.join(f'{count:>7}' for count in counts)}  tokens",
+            *rows,
+        ]
+
+
+def all_settings() -> tuple[SamplingParams, ...]:
+    """Return every temperature with every top-p, and temperature 0 once."""
+    sampled = [SamplingParams(temperature=heat, top_p=top_p) for heat in TEMPERATURES if heat for top_p in TOP_PS]
+    return (SamplingParams(temperature=0.0), *sampled)
+
+
+def run_robustness(
+    opened: OpenSession,
+    requests: Sequence[PromptRequest],
+    *,
+    num_positions: int = 128,
+    tree_nodes: int = 64,
+    seed: int = 0,
+) -> Generator[str, None, RobustnessReport]:
+    """Look at `num_positions` positions of each setting or more, and judge all schemes by the same ones.
+
+    Temperature 0 may have fewer positions, as its texts are the same every time. Raises OptionError if the first prompt
+    leaves no room for an answer.
+    """
+    writer, rng = TextWriter(opened, requests, seed=seed), np.random.default_rng(seed)
+    found = {params: _Sums() for params in all_settings()}
+    while wanted := _open_settings(found, num_positions):
+        writer.begin(dict.fromkeys(wanted, TEXTS_PER_SETTING))
+        while _open_settings(found, num_positions):
+            tokens = list[int]()
+            for text, target_row, draft_row in writer.rows():
+                acceptance, token_id = _look(text.params, target_row, draft_row, rng)
+                found[text.params].add(acceptance)
+                tokens.append(token_id)
+            if not tokens:
+                break
+            writer.grow(tokens)
+            fewest = min(sums.count for params, sums in found.items() if not params.is_greedy)
+            yield f"{fewest} of {num_positions} positions of each setting"
+    settings = tuple(sums.report(params, tree_nodes) for params, sums in found.items())
+    target, draft = opened.plan.target_name, opened.plan.draft_name
+    return RobustnessReport(target, draft, tree_nodes, NUM_NOISE_DRAWS, settings)
+
+
+class _Sums:
+    """Over the positions of one setting."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._acceptance = {name: np.zeros(1) for name in SCHEME_NAMES}
+        self._squares = {name: np.zeros(1) for name in SCHEME_NAMES}
+
+    def add(self, by_scheme: Mapping[str, NDArray[np.float64]]) -> None:
+        self.count += 1
+        for name, acceptance in by_scheme.items():
+            self._acceptance[name] = self._acceptance[name] + acceptance
+            self._squares[name] = self._squares[name] + rejection_of(acceptance) ** 2
+
+    def report(self, params: SamplingParams, tree_nodes: int) -> SettingRobustness:
+        schemes = [self._of_scheme(name, tree_nodes) for name in SCHEME_NAMES]
+        return SettingRobustness(params.temperature, params.top_p, self.count, tuple(schemes))
+
+    def _of_scheme(self, name: str, tree_nodes: int) -> SchemeRobustness:
+        mean = self._acceptance[name] / self.count
+        rejection = rejection_of(mean)
+        variance = np.maximum(self._squares[name] / self.count - rejection**2, 0)
+        errors = np.sqrt(variance / max(self.count - 1, 1))
+        tokens = round(best_tree_tokens(mean, tree_nodes), 4)
+        return SchemeRobustness(name, _rounded(rejection), _rounded(errors), tokens)
+
+
+def _open_settings(found: Mapping[SamplingParams, _Sums], num_positions: int) -> list[SamplingParams]:
+    """Those that need more positions; greedy texts are written once, as they would be the same again."""
+    return [
+        params
+        for params, sums in found.items()
+        if (sums.count == 0 if params.is_greedy else sums.count < num_positions)
+    ]
+
+
+def _look(
+    params: SamplingParams, target_row: Floats, draft_row: Floats, rng: np.random.Generator
+) -> tuple[Mapping[str, NDArray[np.float64]], int]:
+    """What every scheme accepts here, and the token that the target goes on with."""
+    num_children = min(NUM_CHILDREN, len(draft_row))
+    row = np.asarray(draft_row, dtype=np.float32)
+    if params.is_greedy:
+        token_id = int(top_tokens(target_row, 1)[0])
+        hits = (top_tokens(row, num_children) == token_id).astype(np.float64)
+        return dict.fromkeys(SCHEME_NAMES, hits), token_id
+    target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
+    draft_probs = np.asarray(logits_to_probs(row, params), dtype=np.float64)
+    rows = PositionRows(target_probs, draft_probs, row)
+    return position_acceptance(rows, num_children, rng), sample(target_probs, rng)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PositionRows:
+    """What the models say at one position, after temperature, top-k and top-p."""
+
+    target_probs: Probs
+    """P (V,), sum 1."""
+    draft_probs: Probs
+    """Q (V,), sum 1."""
+    draft_row: Row
+    """(V,) the draft's logits."""
+
+
+def position_acceptance(
+    rows: PositionRows, num_children: int, rng: np.random.Generator, *, num_noise_draws: int = NUM_NOISE_DRAWS
+) -> Mapping[str, NDArray[np.float64]]:
+    """Return by scheme how likely each of `num_children` children is the accepted one; the vocabulary has as many."""
+    return {
+        "sequoia": _sequoia(rows, num_children, rng),
+        "coupled": _coupled(rows, num_children, rng, num_noise_draws),
+        "specinfer": _specinfer(rows, num_children),
+        "top-k": rows.target_probs[top_tokens(rows.draft_row, num_children)],
+    }
+
+
+def rejection_of(acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how likely none of the first 1 .. K children is accepted, (K,), from acceptance (K,)."""
+    return np.asarray(np.maximum(1 - np.cumsum(acceptance), 0.0))
+
+
+def best_tree_tokens(acceptance: NDArray[np.float64], num_nodes: int) -> float:
+    """Return the most tokens per pass that a tree of `num_nodes` nodes is expected to bring, of any depth."""
+    best = best_first(make_non_increasing(acceptance), num_nodes, num_nodes)
+    return float(best.expected_tokens[-1])
+
+
+def _sequoia(rows: PositionRows, num_children: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """For one sequence of draws. Behind them, once Q's mass is gone, stand tokens without any: each is emitted by the
+    last residual alone, so with probability P of its own."""
+    drawn = draw_while_mass(rows.draft_probs, num_children, rng).tolist()
+    acceptance = np.zeros(num_children)
+    emitted = int(rows.target_probs.argmax())
+    acceptance[: len(drawn)] = node_outcome(rows.target_probs, rows.draft_probs, drawn, emitted=emitted).acceptance
+    filled = fill_up(drawn, rows.draft_row, num_children)[len(drawn) :]
+    acceptance[len(drawn) :] = rows.target_probs[filled]
+    return acceptance
+
+
+def _coupled(
+    rows: PositionRows, num_children: int, rng: np.random.Generator, num_noise_draws: int
+) -> NDArray[np.float64]:
+    """The mean over draws of the noise. argmax(log P + Gumbel) is argmax(P / E) with E exponential."""
+    tokens = np.flatnonzero((rows.target_probs > 0) | (rows.draft_probs > 0))
+    target_probs = rows.target_probs[tokens].astype(np.float32)
+    draft_probs = rows.draft_probs[tokens].astype(np.float32)
+    num_kept = min(num_children, int(np.count_nonzero(draft_probs)))
+    acceptance = np.zeros(num_children)
+    for _ in range(num_noise_draws):
+        noise = np.maximum(rng.standard_exponential(len(tokens), dtype=np.float32), _LEAST_EXPONENTIAL)
+        with np.errstate(over="ignore"):
+            emitted = tokens[int((target_probs / noise).argmax())]
+            scores = np.minimum(draft_probs / noise, np.finfo(np.float32).max)
+        kept = tokens[top_tokens(scores, num_kept)].tolist()
+        acceptance[fill_up(kept, rows.draft_row, num_children) == emitted] += 1 / num_noise_draws
+    return acceptance
+
+
+def _specinfer(rows: PositionRows, num_children: int) -> NDArray[np.float64]:
+    """With S(beta) the sum of (P - beta Q)+, all of the first j draws are rejected with probability S(beta_j), where
+    beta_0 = 0 and beta_(j+1) = beta_j + S(beta_j): the residual does not depend on which tokens were drawn."""
+    target_probs, draft_probs = rows.target_probs, rows.draft_probs
+    beta, scales = 0.0, [1.0]
+    for _ in range(num_children):
+        beta += scales[-1]
+        scales.append(min(scales[-1], float(np.maximum(target_probs - beta * draft_probs, 0).sum())))
+    return -np.diff(scales)
+
+
+def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(round(float(value), 5) for value in values)

@@ -1,0 +1,161 @@
+"""Parts and rounds on a tiny model: complete, consistent, and over the pace of an emulated link."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiles.steps import finish
+from runtime.bench.rounds import (
+    MeasuredRound,
+    RoundParts,
+    RoundReport,
+    measure_parts,
+    predict_round,
+    run_rounds,
+    time_rounds,
+)
+from runtime.errors import OptionError
+from runtime.sampling_params import SamplingParams
+from runtime.speculation.token_tree import TreeTopology
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+
+PARTS = RoundParts(
+    link_seconds=0.4,
+    disk_seconds=0.0,
+    compute_seconds=0.2,
+    head_seconds=0.0,
+    free_overlap_seconds=0.5,
+    draft_seconds=0.0,
+)
+TREES = (TreeTopology.from_child_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=2)
+
+
+def test_parts_rounds_and_report_belong_together(folder: Path) -> None:
+    """No round is faster than the link, and the model knows it."""
+    with open_tiny(folder, draft=folder, tree="8x4", link="4MB/s") as opened:
+        paced_seconds = opened.placement.streamed_bytes / 4e6
+        said = list[str]()
+        report = finish(run_rounds(opened, num_rounds=3, num_repeats=2), said.append)
+        text = answer(opened, request())[1]
+    with open_tiny(folder) as plain:
+        assert answer(plain, request())[1] == text  # measuring leaves the session as good as new
+    assert [sentence.split(":")[0] for sentence in said] == ["apart", *["round"] * 3, "apart"]
+    assert [measured.describe() for measured in report.rounds] == said[1:4]
+    assert (report.num_nodes, report.num_levels) == (8, 4)
+    parts = report.parts
+    assert min(parts.compute_seconds, parts.draft_seconds, parts.head_seconds) > 0
+    assert parts.link_seconds > 0.8 * paced_seconds
+    for measured, predicted in zip(report.rounds, report.predictions, strict=True):
+        assert measured.link_seconds > 0.8 * paced_seconds
+        assert predicted > 0.99 * max(measured.link_seconds, parts.compute_seconds + parts.draft_seconds)
+    record = report.to_record()
+    assert record["ratio"] > 0.5
+    assert 0 < record["link_utilization"] < 1.5
+    assert record["parts"]["link_seconds"] == parts.link_seconds
+
+
+def test_two_links_are_measured_each_on_its_own(folder: Path) -> None:
+    with open_tiny(folder, link="8MB/s", disk_link="2MB/s", host_memory_bytes=90_000) as opened:
+        report = finish(run_rounds(opened, num_rounds=2, num_repeats=1))
+        num_bytes = opened.placement.streamed_bytes
+    assert report.parts.disk_seconds > 0.8 * num_bytes / 2 / 2e6  # two of four layers
+    assert report.parts.link_seconds > 0.8 * num_bytes / 8e6
+
+
+def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> None:
+    with open_tiny(folder) as opened, pytest.raises(OptionError, match="no layer streams here"):
+        next(run_rounds(opened))
+
+
+def test_people_get_one_line_for_each_round() -> None:
+    assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8, 0.0, 0.0).describe() == (
+        "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
+    )
+
+
+def test_each_round_is_held_against_the_copies_timed_around_it() -> None:
+    parts = RoundParts(1.0, 0.0, 0.5, 0.05, 1.1, 0.25)
+    rounds = tuple(
+        MeasuredRound(seconds, 0.9 * seconds, 0.2, 5, 0.8, 0.0, 0.0, link_seconds=seconds)
+        for seconds in (1.0, 2.0, 4.0)
+    )
+    record = RoundReport(8, 4, 100, parts, rounds, (1.0, 1.6, 2.0), shared_predictions=(1.0, 2.0, 2.0)).to_record()
+    assert record["ratio"] == 1.25
+    assert record["shared_ratio"] == 1.0
+    assert record["pass_over_bound"] == pytest.approx(0.9)
+    assert record["pass_over_free_overlap"] == pytest.approx(1.8 / 1.1)
+
+
+def test_rounds_go_on_with_the_prompt_again_where_the_context_is_full(folder: Path) -> None:
+    """33 tokens at most leave room for 32 of the prompt and few rounds of 4."""
+    with open_tiny(folder, draft=folder, tree="8x4", link="40MB/s", context_tokens=60) as opened:
+        report = finish(run_rounds(opened, num_rounds=12, num_repeats=1))
+        assert len(report.rounds) == 12
+        assert len(opened.session.engine.text) <= 60
+
+
+def test_a_context_without_room_for_two_trees_is_a_sentence(folder: Path) -> None:
+    with (
+        open_tiny(folder, draft=folder, tree="8x4", link="40MB/s", context_tokens=40) as opened,
+        pytest.raises(OptionError, match="no prompt leaves room for two trees of 4 levels; give a larger --context"),
+    ):
+        finish(run_rounds(opened, num_rounds=2, num_repeats=1))
+
+
+def test_every_tree_gets_its_rounds_and_none_is_faster_than_the_link(folder: Path) -> None:
+    """The planner learns nothing, and goes on with its own tree."""
+    with open_tiny(folder, draft=folder, link="4MB/s") as opened:
+        planner, paced_seconds = opened.session.engine.planner, opened.placement.streamed_bytes / 4e6
+        before = planner.tree_name
+        prompts = [opened.session.format_prompt(asked) for asked in (request(), request("in the end"))]
+        timed = list(time_rounds(opened, prompts, [TREES] * 2))
+        assert (planner.held_tree, planner.tree_name, planner.choice) == (None, before, None)
+        text = answer(opened, request())[1]
+    with open_tiny(folder) as plain:
+        assert answer(plain, request())[1] == text  # the session is as good as new
+    assert len(timed) == 6
+    assert [done.num_tokens for done in timed[2::3]] == [1, 1]
+    assert min(done.link_seconds for done in timed) > 0.8 * paced_seconds
+    for turn in (timed[:3], timed[3:]):
+        assert sum(done.seconds for done in turn) > 0.8 * 3 * paced_seconds  # two of twelve layers may be there already
+
+
+@pytest.mark.parametrize("verification", ["sequoia", "coupled"])
+def test_choosing_and_judging_children_is_told_apart_from_the_forwards(folder: Path, verification: str) -> None:
+    params = SamplingParams(temperature=0.8, verification=verification)
+    with open_tiny(folder, draft=folder, tree="8x4", num_residents=0) as opened:
+        report = finish(run_rounds(opened, num_rounds=2, num_repeats=1, params=params))
+    for measured in report.rounds:
+        assert 0 < measured.placing_seconds < measured.draft_seconds
+        assert 0 < measured.walk_seconds < measured.seconds - measured.draft_seconds
+    assert 0 < report.to_record()["verification_share"] < 1
+
+
+def test_what_a_free_overlap_takes_beyond_the_longer_part_is_charged_to_it(folder: Path) -> None:
+    with open_tiny(folder, num_residents=0) as opened:
+        assert predict_round(opened, PARTS) == pytest.approx(0.4)
+        assert predict_round(opened, PARTS, is_shared=True) == pytest.approx(0.5)
+        longer = replace(PARTS, compute_seconds=0.8, free_overlap_seconds=1.0)
+        assert predict_round(opened, longer) == pytest.approx(0.8)
+        assert predict_round(opened, longer, is_shared=True) == pytest.approx(1.0)
+        quicker = replace(PARTS, free_overlap_seconds=0.3)  # noise cannot make a pass shorter than its parts
+        assert predict_round(opened, quicker, is_shared=True) == pytest.approx(0.4)
+
+
+def test_an_emulated_link_shares_nothing_with_the_computation(folder: Path) -> None:
+    with open_tiny(folder, draft=folder, tree="8x4", link="4MB/s") as opened:
+        parts = measure_parts(opened, TREES[0], 1)
+        assert parts.free_overlap_seconds == max(parts.link_seconds, parts.compute_seconds)
+        assert predict_round(opened, parts, is_shared=True) == predict_round(opened, parts) > 0
+
+
+def test_a_disk_is_read_while_the_pass_computes(folder: Path) -> None:
+    with open_tiny(folder, draft=folder, tree="8x4", num_residents=1) as opened:
+        parts = measure_parts(opened, TREES[0], 2)
+    assert parts.free_overlap_seconds > 0.5 * parts.compute_seconds > 0

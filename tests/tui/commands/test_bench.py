@@ -1,0 +1,154 @@
+"""`bench` as it is typed: one JSON line on stdout, and a sentence for what cannot be measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.bench.robustness import RobustnessReport, SchemeRobustness, SettingRobustness
+from tests.support.session_factory import save_tiny_folder
+from tui.cli import execute
+from tui.commands.bench import draw_robustness
+from tui.environment import packaged_prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=37)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "p.txt"
+    path.write_text("the cat and the dog\nin the end\nthe sun and the sea\n")
+    return str(path)
+
+
+@pytest.fixture
+def measured(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs a benchmark of the folder; its one line on stdout, with nothing on a stderr that is no terminal."""
+
+    def run(name: str, *arguments: str) -> dict:
+        assert execute(["bench", name, *arguments, "--target", str(folder)]) == 0
+        out, err = capsys.readouterr()
+        (line,) = out.splitlines()
+        assert err == ""
+        return json.loads(line)
+
+    return run
+
+
+def test_streams_end_with_one_json_line(measured) -> None:
+    record = measured("stream")
+    assert (record["num_streamed_layers"], record["num_resident_layers"]) == (4, 0)
+    assert record["ratio"] > 0 and len(record["turns"]) == 6
+
+
+def test_rounds_end_with_one_json_line(measured, folder: Path) -> None:
+    link = ("--draft", str(folder), "--emulate-link", "50MB/s")
+    record = measured("round", *link, "--tree", "8x4", "--rounds", "2")
+    assert (record["num_nodes"], record["num_levels"], len(record["rounds"])) == (8, 4, 2)
+    assert record["ratio"] > 0
+
+
+def test_the_round_benchmark_has_a_tree_of_its_own(measured, folder: Path) -> None:
+    record = measured("round", "--draft", str(folder), "--emulate-link", "50MB/s", "--rounds", "1")
+    assert (record["num_nodes"], record["num_levels"]) == (64, 10)
+
+
+def test_ratios_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
+    options = ["--draft", str(folder), "--tree", "6x6", "--draft-format", "stored", "--max-new-tokens", "20"]
+    record = measured("ratio", prompts, *options, "--steps-per-pass", "5")
+    assert [run["temperature"] for run in record["runs"]] == [0.0, 0.6]
+    assert record["draft"] == "target"
+    assert [run["published_speedup"] for run in record["runs"]] == [9.5, 9.3]
+
+
+def test_trees_end_with_one_json_line(measured, prompts: str) -> None:
+    options = ["--nodes", "6", "--levels", "3", "--temperature", "0", "--max-new-tokens", "16", "--context", "128"]
+    record = measured("trees", prompts, *options)
+    assert [tree["kind"] for tree in record["trees"]] == ["static", "dynamic"]
+    assert all(1 <= tree["tokens_per_pass"] <= 3 for tree in record["trees"])
+    assert record["gains"][0][:2] == [0.0, 6]
+
+
+def test_robustness_ends_with_one_json_line_and_a_picture(measured, prompts: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "a.png"
+    options = ["--positions", "2", "--tree-nodes", "5", "--context", "512", "--tree", "6x3", "--plot", str(plot)]
+    record = measured("robustness", prompts, *options)
+    assert (record["draft"], record["tree_nodes"], len(record["settings"])) == ("substitute", 5, 22)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_needs_only_some_settings(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    scheme = SchemeRobustness("sequoia", (0.2,) * 16, (0.01,) * 16, 3.456)
+    settings = (SettingRobustness(0.0, 1.0, 100, (scheme,)), SettingRobustness(0.6, 0.9, 100, (scheme,)))
+    draw_robustness(RobustnessReport("target", "draft", 64, 8, settings), tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_perplexity_ends_with_one_json_line(measured, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat and the dog in the hat")
+    record = measured("perplexity", "--text", str(path), "--device-memory", "min")
+    assert record["perplexity"] > 1
+    assert record["num_tokens"] > 5
+    assert (record["target"], record["text"]) == (str(folder), str(path))
+    assert "relative_difference" not in record
+
+
+def test_beside_transformers_both_agree(measured, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat and the dog in the hat")
+    record = measured("perplexity", "--text", str(path), "--beside-transformers", "--quiet")
+    assert abs(record["relative_difference"]) < 1e-5
+    assert record["perplexity"] == pytest.approx(record["transformers_perplexity"], rel=1e-5)
+    assert record["transformers_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "cannot be read: No such file"), (b"\xff\xfe", "it is not UTF-8"), (b"a", "the text has 1 tokens")],
+)
+def test_a_text_that_cannot_be_used_is_one_line_and_exit_code_2(
+    folder: Path, tmp_path: Path, capsys, content, sentence
+) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert execute(["bench", "perplexity", "--target", str(folder), "--text", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and sentence in err
+
+
+def test_the_text_that_comes_with_it_is_plain_and_long_enough() -> None:
+    content = packaged_prompts("perplexity.txt").read_text(encoding="utf-8")
+    assert 6_000 <= len(content) <= 8_000
+    assert content.isascii()
+    assert "def longest_run" in content and "The ferry" in content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("round --draft none --target {folder}", "no layer streams here"),
+        ("round --tree dynamic", "give nodes x levels"),
+        ("ratio --emulate-link 1GB/s", "--steps-per-pass"),
+        ("ratio {folder}/p.jsonl", "p.jsonl"),
+        ("validate --emulate-link 1GB/s", "--link"),
+        ("validate nowhere.jsonl", "nowhere.jsonl"),
+        ("trees --draft none", "--draft none"),
+        ("trees --tree 64x10", "--nodes and --levels"),
+        ("trees --nodes 8", "8 is less than the 25"),
+        ("robustness --draft none", "--draft none"),
+        ("robustness --plot a.txt", ".png or .svg"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    arguments: str, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "p.jsonl").write_text("{\n")
+    assert execute(["bench", *arguments.format(folder=folder).split()]) == 2
+    assert words in capsys.readouterr().err

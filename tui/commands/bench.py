@@ -1,0 +1,313 @@
+"""The commands `overstory bench ...`: each measures this machine with a real model and ends with one JSON line.
+
+That line goes to stdout; progress, a table of the main figures and lines for people go to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from runtime.engine_config import EngineConfig
+from runtime.errors import OptionError
+from runtime.events import LoadProgress
+from runtime.prompts.prompt_file import PromptRequest, read_requests
+from runtime.sampling_params import SamplingParams
+from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.commands.plot_file import check_plot_path, save_figure
+from tui.environment import cache_folder, packaged_prompts
+from tui.report import measurement_table, progress_console, show_load
+from tui.session_opening import open_session_in_sight
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.bench.figures import Report
+    from runtime.bench.robustness import RobustnessReport
+
+bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
+Prompts = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"),
+]
+_INCHES = (12.0, 10.0)
+_AnyReport = TypeVar("_AnyReport", bound="Report")
+
+
+@bench_app.command()
+@with_option_groups
+def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
+    """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line.
+
+    Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
+    """
+    console = progress_console(is_quiet=quiet)
+    config = _streaming(_with_context(engine.to_config(), 32))  # more would only reserve memory that it never touches
+    with open_session_in_sight(config, [], console) as opened:
+        from runtime.bench.stream import run_stream
+
+        _show(run_stream(opened), console)
+    return 0
+
+
+@bench_app.command("round")
+@with_option_groups
+def round_(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 12,
+    temperature: Annotated[float, typer.Option(help="Of draft and target; 0 is greedy.", min=0)] = 0.0,
+    verification: Annotated[str, typer.Option(help="How sampled tokens are verified, as for `run`.")] = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Whole rounds beside what the pipeline recurrence gives for their parts, measured apart; ends with one JSON line.
+
+    Without --tree a tree of 64 nodes and 10 levels is verified in every round.
+    """
+    config = _with_context(engine.to_config(drafting), 512)
+    if config.tree in ("auto", "static") and not config.is_plain:
+        config = replace(config, tree="64x10")
+    if config.tree_kind == "dynamic":
+        raise OptionError(f"tree is {config.tree}; all rounds need the same one here: give nodes x levels as in 64x10")
+    console = progress_console(is_quiet=quiet)
+    with open_session_in_sight(config, [], console) as opened:
+        from runtime.bench.rounds import run_rounds
+
+        params = SamplingParams(temperature=temperature, verification=verification)
+        _show(run_rounds(opened, num_rounds=rounds, params=params), console)
+    return 0
+
+
+@bench_app.command()
+@with_option_groups
+def validate(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Prompts = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Other prompts, which the acceptance comes from if this pair has no profile.",
+            show_default="those that come with it",
+        ),
+    ] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A link to validate on: `real`, or a speed to emulate; may be given again.",
+            show_default="real, 0.5GB/s and 2GB/s",
+        ),
+    ] = None,
+    turns: Annotated[int, typer.Option(help="Rounds of each tree on each link.", min=1)] = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer that yields are counted on.", min=2)] = 96,
+    quiet: Quiet = False,
+) -> int:
+    """Predicted against measured: tokens per pass, seconds per round on three links, the choice; ends with JSON.
+
+    Without --device-memory no layer stays resident.
+    """
+    if engine.emulate_link is not None or drafting.tree != "auto":
+        raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
+    config = _streaming(_with_context(engine.to_config(drafting), 512))
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    requests = _requests(prompts, "validation.jsonl", params)
+    others = _requests(calibration, "calibration.jsonl", params)
+    from runtime.bench.validation import run_validation
+
+    steps = run_validation(
+        config,
+        requests,
+        calibration_requests=others,
+        links=[None if name == "real" else name for name in link or ("real", "0.5GB/s", "2GB/s")],
+        cache_folder=cache_folder(),
+        num_turns=turns,
+    )
+    _show(steps, progress_console(is_quiet=quiet))
+    return 0
+
+
+@bench_app.command()
+@with_option_groups
+def trees(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Prompts = None,
+    nodes: Annotated[
+        list[int] | None,
+        typer.Option(help="Nodes of a tree, root counted; may be given again.", show_default="64, 128, 512"),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="May be given again.", show_default="0, 0.6 and 1")
+    ] = None,
+    levels: Annotated[int, typer.Option(help="Most levels of a tree, root counted.", min=2, max=64)] = 25,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each text.", min=2)] = 96,
+    quiet: Quiet = False,
+) -> int:
+    """Tokens per pass of static and dynamic trees at equal size, counted; ends with one JSON line.
+
+    The target writes each text once, greedily or with its seed's noise; rounds are then played along it with the draft
+    alone, which emit exactly what rounds with the target would.
+    """
+    config = _with_context(engine.to_config(drafting), 1024)
+    if config.is_plain:
+        raise OptionError("--draft none grows no tree; leave it out, or name a draft")
+    if config.tree != "auto":
+        raise OptionError("--tree is what this command compares; give --nodes and --levels instead")
+    sizes, temperatures = nodes or [64, 128, 512], temperature or [0.0, 0.6, 1.0]
+    if min(sizes) < levels:
+        raise OptionError(f"--nodes {min(sizes)} is less than the {levels} --levels; give fewer levels, or more nodes")
+    config = replace(config, tree=f"dynamic:{max(sizes)}x{levels}")  # the session keeps room for it
+    requests = _requests(prompts, "validation.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
+    console = progress_console(is_quiet=quiet)
+    with open_session_in_sight(config, requests, console) as opened:
+        from runtime.bench.trees import run_trees
+
+        _show(run_trees(opened, requests, temperatures=temperatures, sizes=sizes, num_levels=levels), console)
+    return 0
+
+
+@bench_app.command()
+@with_option_groups
+def ratio(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Prompts = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 96,
+    steps_per_pass: Annotated[
+        float, typer.Option(help="Draft steps that a pass over the emulated link takes.", min=1)
+    ] = 220,
+    quiet: Quiet = False,
+) -> int:
+    """Speedup over plain streaming on a link where a pass costs 220 draft steps; ends with one JSON line.
+
+    Without --device-memory no layer stays resident. The paper had 9.5 at temperature 0 and 9.3 at 0.6.
+    """
+    if engine.emulate_link is not None:
+        raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
+    config = engine.to_config(drafting)
+    requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
+    from runtime.bench.ratio import run_ratio
+
+    steps = run_ratio(config, requests, cache_folder=cache_folder(), steps_per_pass=steps_per_pass)
+    _show(steps, progress_console(is_quiet=quiet))
+    return 0
+
+
+@bench_app.command()
+@with_option_groups
+def robustness(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    *,
+    prompts: Prompts = None,
+    positions: Annotated[int, typer.Option(help="Tokens to look at with each setting.", min=2)] = 128,
+    tree_nodes: Annotated[int, typer.Option(help="Nodes of every scheme's best tree.", min=2, max=1024)] = 64,
+    seed: Annotated[int, typer.Option(help="Of the texts and of the children.", min=0)] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw into a .png or .svg file.", show_default="none")
+    ] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Rejection after 1 to 16 children, and tokens per pass that follow, by scheme; ends with one JSON line.
+
+    Over temperatures 0 to 2 and top-p 0.8, 0.9 and 1, on texts that the target writes with each of them. Tokens per
+    pass are predicted from the acceptance measured here, for each scheme's own best tree.
+    """
+    config = _with_context(engine.to_config(drafting), 4096)  # 85 texts side by side of 32 tokens, and their prompts
+    if config.is_plain:
+        raise OptionError("--draft none leaves nothing to verify; leave it out, or name a draft")
+    if plot is not None:
+        check_plot_path(plot)
+    requests = _requests(prompts, "calibration.jsonl", SamplingParams())
+    console = progress_console(is_quiet=quiet)
+    with open_session_in_sight(config, [], console) as opened:
+        from runtime.bench.robustness import run_robustness
+
+        steps = run_robustness(opened, requests, num_positions=positions, tree_nodes=tree_nodes, seed=seed)
+        report = _show(steps, console)
+    if plot is not None:
+        draw_robustness(report, plot)
+    return 0
+
+
+@bench_app.command()
+@with_option_groups
+def perplexity(
+    engine: EngineOptions,
+    *,
+    text: Annotated[
+        Path | None, typer.Option(help="The text to predict, UTF-8.", show_default="one that comes with it")
+    ] = None,
+    beside_transformers: Annotated[
+        bool, typer.Option("--beside-transformers", help="Also load the model whole with transformers, and compare.")
+    ] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
+    config = engine.to_config()
+    path = packaged_prompts("perplexity.txt") if text is None else text
+    from runtime.bench.perplexity import run_perplexity
+
+    steps = run_perplexity(config, path, cache_folder=cache_folder(), is_compared=beside_transformers)
+    _show(steps, progress_console(is_quiet=quiet))
+    return 0
+
+
+def draw_robustness(report: "RobustnessReport", path: Path) -> None:
+    """Draw rejection over children for each temperature at top-p 1, and tokens per pass over temperatures."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    settings = [setting for setting in report.settings if setting.top_p == 1]
+    panels = figure.subplots(3, 3).ravel()
+    for axes, setting in zip(panels, settings, strict=False):
+        for scheme in setting.schemes:
+            counts = range(1, len(scheme.rejection) + 1)
+            axes.loglog(counts, [max(rate, 1e-4) for rate in scheme.rejection], label=scheme.scheme)
+        axes.set(title=f"temperature {setting.temperature:g}", xlabel="children", ylabel="rejection rate")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(visible=True, which="both", alpha=0.3)
+    last = panels[-1]
+    for index, scheme in enumerate(settings[0].schemes):
+        tokens = [setting.schemes[index].tokens_per_pass for setting in settings]
+        last.plot([setting.temperature for setting in settings], tokens, "o-", label=scheme.scheme)
+    last.set(
+        title=f"best trees of {report.tree_nodes} nodes", xlabel="temperature", ylabel="tokens per pass, predicted"
+    )
+    last.grid(visible=True, alpha=0.3)
+    last.legend()
+    save_figure(figure, path)
+
+
+def _show(steps: Generator[str | LoadProgress, None, _AnyReport], console: "Console") -> _AnyReport:
+    """Run a benchmark in sight of the user, show what it found, and write its JSON line."""
+    report = show_load(steps, console)
+    record = report.to_record()
+    console.print(measurement_table(record, title="measured"))
+    for line in report.lines():
+        console.print(line, markup=False)
+    sys.stdout.write(json.dumps(record) + "\n")
+    return report
+
+
+def _requests(prompts: str | None, packaged: str, params: SamplingParams) -> list[PromptRequest]:
+    return read_requests(packaged_prompts(packaged) if prompts is None else prompts, params)
+
+
+def _with_context(config: EngineConfig, num_tokens: int) -> EngineConfig:
+    """The config with this context where none was given."""
+    return replace(config, context_tokens=config.context_tokens or num_tokens)
+
+
+def _streaming(config: EngineConfig) -> EngineConfig:
+    """The config with every layer streamed where no budget was given."""
+    return replace(config, device_memory_bytes=config.device_memory_bytes or 0)
