@@ -6,12 +6,11 @@ unlikely tokens, and reused noise makes rounds dependent (both were found in ear
 Source: Sequoia (arXiv 2402.12374).
 """
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from profiles.errors import OverstoryError
+from runtime.sampling_params import SamplingParams
 
 Floats = NDArray[np.floating]
 Probs = NDArray[np.float64]
@@ -22,28 +21,8 @@ NUCLEUS_TOLERANCE = 1e-6
 """How far short of top_p a mass may fall and still reach it: the relative precision of float32 logits."""
 
 
-class SamplingChoices(Protocol):
-    """The part of SamplingParams that shapes a distribution."""
-
-    @property
-    def temperature(self) -> float:
-        """Logits are divided by it; 0 is argmax."""
-
-    @property
-    def top_k(self) -> int:
-        """Keep this many most likely tokens; 0 keeps all."""
-
-    @property
-    def top_p(self) -> float:
-        """Keep the smallest set of most likely tokens whose mass reaches this."""
-
-    @property
-    def min_p(self) -> float:
-        """Drop what is then less likely than this share of the most likely token; 0 drops none."""
-
-
-def logits_to_probs(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike = np.float64) -> Floats:
-    """Temperature, top-k, softmax, top-p and min-p over the last axis, in this order.
+def logits_to_probs(logits: Floats, params: SamplingParams, *, dtype: DTypeLike = np.float64) -> Floats:
+    """Apply temperature, top-k, softmax, top-p and min-p over the last axis, in this order.
 
     `logits` (..., V) becomes probabilities (..., V) of type `dtype`, each row with sum 1. Ties go to the lower token.
     Raises OverstoryError if a row's largest logit is not finite.
@@ -55,8 +34,8 @@ def logits_to_probs(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike
     return probs
 
 
-def log_weights(logits: NDArray[np.float32], params: SamplingChoices) -> NDArray[np.float32]:
-    """The logarithm of what `logits_to_probs` makes of a row (V,), up to a constant: the largest is 0.
+def log_weights(logits: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float32]:
+    """Return the logarithm of what `logits_to_probs` makes of a row (V,), up to a constant: the largest is 0.
 
     Tokens that are not kept have -inf. Without top-p this takes no exponential.
     """
@@ -69,7 +48,7 @@ def log_weights(logits: NDArray[np.float32], params: SamplingChoices) -> NDArray
 
 
 def top_tokens(row: Floats, num_tokens: int) -> NDArray[np.int64]:
-    """The tokens of the largest values of `row` (V,), in descending order; among equals the lower token first.
+    """Return the tokens of the largest values of `row` (V,), in descending order; among equals the lower token first.
 
     Raises ValueError if the row is shorter, OverstoryError if its largest value is not finite.
     """
@@ -132,7 +111,7 @@ def draw_with_replacement(probs: Floats, num_draws: int, rng: np.random.Generato
 
 
 def sample(probs: Floats, rng: np.random.Generator) -> int:
-    """One token from `probs` (V,), which need not be normalised. Raises ValueError if it has no mass."""
+    """Draw one token from `probs` (V,), which need not be normalised. Raises ValueError if it has no mass."""
     weights = _BlockedWeights(probs)
     if not weights.has_mass:
         raise ValueError("cannot draw a token from a distribution without mass")
@@ -174,7 +153,7 @@ def _first_above(ends: NDArray[np.float64], point: float) -> int:
     return int(min(np.searchsorted(ends, point, side="right"), last))
 
 
-def _fill_probs(probs: Floats, logits: Floats, params: SamplingChoices) -> None:
+def _fill_probs(probs: Floats, logits: Floats, params: SamplingParams) -> None:
     """Write the distribution of one row of logits (V,) into a row of zeros (V,)."""
     support, kept = _kept_log_weights(logits, params, dtype=probs.dtype)
     np.exp(kept, out=kept)
@@ -182,7 +161,7 @@ def _fill_probs(probs: Floats, logits: Floats, params: SamplingChoices) -> None:
     probs[support] = kept
 
 
-def _kept_log_weights(logits: Floats, params: SamplingChoices, *, dtype: DTypeLike) -> tuple[_Support, Floats]:
+def _kept_log_weights(logits: Floats, params: SamplingParams, *, dtype: DTypeLike) -> tuple[_Support, Floats]:
     """The tokens of a row (V,) that the filters keep, ascending, and their log weights, of which the largest is 0.
 
     Min-p comes last, as in transformers; vLLM has it before top-k and top-p. The place only matters for top-p, which so
