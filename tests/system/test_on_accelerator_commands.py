@@ -74,7 +74,7 @@ def the_doctor_examines_the_device() -> None:
 def a_calibration_measures_the_device() -> None:
     scope = replace(calibrate_command.QUICK, budget_seconds=3.0, transfer_bytes=(1 << 16, 1 << 20), max_texts=2)
     target, state = folder_of("llama"), scratch() / "state"
-    budget = layer_bytes(target) * 2 + fixed_bytes(config_of(target, draft=target, context_tokens=200), target, target)
+    budget = layer_bytes(target) * 2 + fixed_bytes(config_of(target, draft=target, context_tokens=200))
     with (
         mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(scratch()), "OVERSTORY_CACHE": str(state)}),
         mock.patch.object(calibrate_command, "QUICK", scope),
