@@ -20,7 +20,7 @@ QUIT_SECONDS = 6.0
 
 
 def silence_terminal() -> None:
-    """Let what is still printed go nowhere: a terminal that is gone would make its writers wait for ever."""
+    """Let what is still printed go nowhere: a terminal that is gone would hold its writers up for good."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
@@ -52,7 +52,7 @@ class ChatApp(App[int]):
         self.theme = theme_name(wanted, services.environment, known=self.available_themes)
 
     def get_default_screen(self) -> ChatScreen:
-        """The chat."""
+        """Return the chat."""
         return ChatScreen(self.services)
 
     def on_mount(self) -> None:

@@ -19,6 +19,7 @@ from tui.chat.store.store import ConversationStore
 _BUSY = "an answer is being written; press Esc to stop it first"
 TroubleKind = Literal["refused", "no model", "dead", "memory", "context", "fault", "input", "store"]
 """`refused` needs a word only; the others leave something to decide."""
+_FAILURES: Mapping[str, TroubleKind] = {"input": "input", "context": "context", "memory": "memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,11 @@ class TurnAdded:
 class AnswerResumed:
     """The last answer is being written on."""
 
-    message_id: int
-
 
 @dataclass(frozen=True, slots=True)
 class TextCame:
     """More of an answer of the open conversation has come."""
 
-    message_id: int
     text: str
     """As the model wrote it."""
 
@@ -272,31 +270,15 @@ class Dialogue:
 
     def regenerate(self) -> Changes:
         """Write the last answer anew, with the next seed; what there was can be restored."""
-        messages = self.messages()
-        if (trouble := self._not_now(messages)) is not None:
-            return (trouble,)
-        return self._guarded(lambda: self._regenerate(messages[-1]))
+        return self._change_last(self._regenerate)
 
     def continue_answer(self) -> Changes:
         """Let the last answer go on where it ended."""
-        messages = self.messages()
-        if (trouble := self._not_now(messages)) is not None:
-            return (trouble,)
-        last = messages[-1]
-        if last.role == "user" or not last.content:
-            return self.regenerate()
-        return self._guarded(lambda: self._resume(last))
+        return self._change_last(self._continue)
 
     def trim(self) -> Changes:
         """Leave the oldest turns out of what the model reads, and try again what failed for want of context."""
-        messages = self.messages()
-        if (trouble := self._not_now(messages)) is not None:
-            return (trouble,)
-        kept_id = first_kept_after_trim(self._kept(messages))
-        if kept_id is None:
-            word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
-            return (Trouble("refused", word),)
-        return self._guarded(lambda: self._trim(messages[-1], kept_id))
+        return self._change_last(self._trim)
 
     def read_all(self) -> Changes:
         """Let the model read turns again that were left out."""
@@ -311,57 +293,44 @@ class Dialogue:
         return (*self._end("stopped", {"finish_reason": "stopped"}), *self.unqueue())
 
     def take(self, report: Report | EngineDied) -> Changes:
-        """Save what the engine says."""
+        """Save what the engine says; what it says of an answer that is over is ignored."""
+        answer_id = getattr(report, "answer_id", None)
+        if answer_id is not None and (self.answer is None or self.answer.answer_id != answer_id):
+            return ()
         match report:
-            case EngineDied():
-                self.state = with_death(report.sentence)
-                ended = self._end("failed", {"error": report.sentence, "kind": "dead"})
-                return (*ended, *self.unqueue(), Trouble("dead", report.sentence))
-            case TextArrived():
-                return self._add_text(report)
+            case EngineDied(sentence=sentence):
+                self.state = with_death(sentence)
+                ended = self._end("failed", {"error": sentence, "kind": "dead"})
+                return (*ended, *self.unqueue(), Trouble("dead", sentence))
+            case TextArrived(text=text):
+                return self._add_text(text)
+        self.state = with_report(self.state, report)
+        match report:
             case Answered():
                 return self._answered(report)
-            case Failed():
-                return self._failed(report)
-        if not self._is_stale(report):
-            self.state = with_report(self.state, report)
-        return self._send_queued() if isinstance(report, Loaded) else ()
-
-    def _is_stale(self, report: Any) -> bool:
-        """Whether it is about an answer that is over."""
-        answer_id = getattr(report, "answer_id", None)
-        return answer_id is not None and (self.answer is None or self.answer.answer_id != answer_id)
-
-    def _add_text(self, report: TextArrived) -> Changes:
-        if self._is_stale(report) or self.answer is None:
-            return ()
-        answer = self.answer
-        is_shown = answer.conversation_id == self.conversation_id
-        shown: Changes = (TextCame(answer.message_id, report.text),) if is_shown else ()
-        return (*shown, *self._guarded(lambda: self._save_text(answer, report.text)))
-
-    def _save_text(self, answer: AnswerUnderWay, text: str) -> Changes:
-        self.store.append_text(answer.message_id, text)
+            case Failed(sentence=sentence, kind=kind):
+                ended = self._end("failed", {"error": sentence, "kind": kind})
+                return (*ended, *self.unqueue(), Trouble(_FAILURES.get(kind, "fault"), sentence))
+            case Loaded():
+                return self._send_queued()
         return ()
 
+    def _add_text(self, text: str) -> Changes:
+        assert self.answer is not None
+        shown: Changes = (TextCame(text),) if self.answer.conversation_id == self.conversation_id else ()
+        try:
+            self.store.append_text(self.answer.message_id, text)
+        except OverstoryError as error:
+            return (*shown, Trouble("store", str(error)))
+        return shown
+
     def _answered(self, report: Answered) -> Changes:
-        if self._is_stale(report):
-            return ()
-        self.state = with_report(self.state, report)
         state: EndState = "complete" if report.finish_reason in ("stop", "length") else "stopped"
         ended = self._end(state, asdict(report))
         if report.finish_reason != "context":
             return (*ended, *self._send_queued())
         word = "the context is full; leave the oldest turns out to go on"
         return (*ended, *self.unqueue(), Trouble("context", word))
-
-    def _failed(self, report: Failed) -> Changes:
-        if self._is_stale(report):
-            return ()
-        self.state = with_report(self.state, report)
-        ended = self._end("failed", {"error": report.sentence, "kind": report.kind})
-        kinds: Mapping[str, TroubleKind] = {"input": "input", "context": "context", "memory": "memory"}
-        return (*ended, *self.unqueue(), Trouble(kinds.get(report.kind, "fault"), report.sentence))
 
     def _ask(self, text: str) -> Changes:
         edited_id = self.editing_id
@@ -375,7 +344,19 @@ class Dialogue:
         added = (TurnAdded(prompt), *self._begin())
         return added if edited_id is None else (TurnsChanged(),)
 
-    def _regenerate(self, last: Message) -> Changes:
+    def _change_last(self, change: Callable[[list[Message]], Changes]) -> Changes:
+        """Let `change` make something else of the last answer, if there is one and the engine is free."""
+        messages = self.messages()
+        if not messages:
+            return (Trouble("refused", "nothing was asked yet"),)
+        if self.is_answering or self.state.phase == "loading":
+            return (Trouble("refused", "the engine is busy; press Esc to stop the answer first"),)
+        if (trouble := self._missing_model()) is not None:
+            return (trouble,)
+        return self._guarded(lambda: change(messages))
+
+    def _regenerate(self, messages: list[Message]) -> Changes:
+        last = messages[-1]
         if last.role == "user":
             return self._begin()
         self._drop_from(last.id)
@@ -398,19 +379,24 @@ class Dialogue:
         self._send_answer(message, turns, is_continued=False)
         return (TurnAdded(message),)
 
-    def _trim(self, last: Message, kept_id: int) -> Changes:
-        assert self.conversation_id is not None
-        self.store.leave_out_before(self.conversation_id, kept_id)
-        if last.statistics.get("finish_reason") == "context":
-            return (TurnsChanged(), *self.continue_answer())
-        if last.state == "failed":
-            return self.regenerate()
-        return (TurnsChanged(),)
-
-    def _resume(self, last: Message) -> Changes:
+    def _continue(self, messages: list[Message]) -> Changes:
+        last = messages[-1]
+        if last.role == "user" or not last.content:
+            return self._regenerate(messages)
         turns = self._turns()
         self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
-        return (AnswerResumed(last.id),)
+        return (AnswerResumed(),)
+
+    def _trim(self, messages: list[Message]) -> Changes:
+        assert self.conversation_id is not None
+        kept_id = first_kept_after_trim(self._kept(messages))
+        if kept_id is None:
+            word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
+            return (Trouble("refused", word),)
+        self.store.leave_out_before(self.conversation_id, kept_id)
+        if messages[-1].statistics.get("finish_reason") == "context":
+            return (TurnsChanged(), *self._continue(messages))
+        return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
     def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params = dict(self._params())
@@ -424,7 +410,7 @@ class Dialogue:
         return chat_turns(self.system_prompt(), self._kept(self.messages()))
 
     def _kept(self, messages: list[Message]) -> list[Message]:
-        """Those that the model still reads."""
+        """Return those that the model still reads."""
         first_id = self.first_kept_id()
         return [message for message in messages if message.id >= first_id]
 
@@ -440,14 +426,6 @@ class Dialogue:
     def _send_queued(self) -> Changes:
         text, self.queued = self.queued, ""
         return (QueueChanged(""), *self.ask(text)) if text else ()
-
-    def _not_now(self, messages: list[Message]) -> Trouble | None:
-        """Why the last answer cannot be written anew or on."""
-        if not messages:
-            return Trouble("refused", "nothing was asked yet")
-        if self.is_answering or self.state.phase == "loading":
-            return Trouble("refused", "the engine is busy; press Esc to stop the answer first")
-        return self._missing_model()
 
     def _missing_model(self) -> Trouble | None:
         if self.state.phase == "dead":

@@ -65,7 +65,7 @@ CHOICES: Mapping[TroubleKind, tuple[Choice, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatServices:
-    """Everything outside the screen that the app works with; whoever makes it closes the store."""
+    """Everything outside the screen that the app works with; its maker closes the store."""
 
     store: ConversationStore
     engine: EngineLink
@@ -81,7 +81,7 @@ class ChatServices:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
-    """Where conversations are exported to if nobody says where."""
+    """Where conversations are exported to unless another place is named."""
     models: Callable[[Mapping[str, Any], Sequence[str]], ModelSource] = LocalModelSource
     """What there is to choose from, given fields of `EngineConfig` and the recent targets."""
 
@@ -122,7 +122,7 @@ class ChatDisplay:
             await self.apply(step())
 
     async def apply(self, changes: Changes) -> None:
-        """Show what changed, in order, whoever else shows something now."""
+        """Show what changed, in order, after whatever is being shown now."""
         async with self._applying:
             for change in changes:
                 await self._apply(change)

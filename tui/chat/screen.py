@@ -87,7 +87,7 @@ class ChatScreen(Screen[None]):
         self._interrupted_at = -QUIT_SECONDS
 
     def compose(self) -> ComposeResult:
-        """The list, the talk with the prompt under it, the machine, and the status line."""
+        """Lay out the list, the talk with the prompt under it, the machine, and the status line."""
         chat = self.chat
         yield chat.title_bar
         with Horizontal(id="body"):
@@ -175,7 +175,7 @@ class ChatScreen(Screen[None]):
         await self.action_do(message.action)
 
     def on_notice_bar_dismissed(self) -> None:
-        """Back to writing."""
+        """Go back to writing."""
         self.refresh_bindings()
         self.chat.prompt.focus()
 

@@ -1,4 +1,4 @@
-"""The app's own colours, dark and light, and which of them a terminal gets when nobody chose."""
+"""The app's own colours, dark and light, and which of them a terminal gets unless one was chosen."""
 
 from collections.abc import Container, Mapping
 
@@ -37,13 +37,13 @@ THEMES = (DARK, LIGHT)
 
 
 def theme_name(wanted: str, environment: Mapping[str, str], *, known: Container[str]) -> str:
-    """The theme to show: the one that is wanted, or ours for what the terminal says of its background."""
+    """Return the theme to show: the one that is wanted, or ours for the background that the terminal tells of."""
     if wanted != AUTO and wanted in known:
         return wanted
     return LIGHT.name if has_light_background(environment) else DARK.name
 
 
 def has_light_background(environment: Mapping[str, str]) -> bool:
-    """By COLORFGBG, which rxvt, Konsole and others set as in `0;15`: the last number is the background's colour."""
+    """Read COLORFGBG, which rxvt, Konsole and others set as in `0;15`: the last number is the background's colour."""
     background = environment.get("COLORFGBG", "").split(";")[-1]
     return background.isdigit() and (background == "7" or 9 <= int(background) <= 15)

@@ -64,7 +64,7 @@ def chat(
 def typed_overrides(
     command_line: typer.Context, *, engine: EngineOptions, drafting: DraftOptions, answers: AnswerOptions
 ) -> "Overrides":
-    """What was typed, checked, as fields of the runtime; what was left out is not there. Raises OptionError."""
+    """Return what was typed, checked, as fields of the runtime, without what was left out. Raises OptionError."""
     from tui.chat.settings.remembered_settings import Overrides
 
     if answers.raw:
@@ -111,7 +111,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
 
 
 def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
-    """The conversations, and what the user must know of them; where they cannot be kept, an empty store in memory."""
+    """Open the conversations, or an empty store where they cannot be kept; return also what the user must know."""
     from tui.chat.errors import ConversationStoreError
     from tui.chat.store.store import ConversationStore
 

@@ -64,7 +64,7 @@ def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, 
     request = engine.requests[-1]
     assert request.messages == ({"role": "user", "content": "Hello?"},)
     assert request.params == {"seed": 5, "temperature": 0.5}
-    assert dialogue.take(TextArrived(request.answer_id, "Hi")) == (TextCame(dialogue.answer.message_id, "Hi"),)
+    assert dialogue.take(TextArrived(request.answer_id, "Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
     (ended,) = dialogue.take(replace(ANSWERED, answer_id=request.answer_id))
     assert ended.message.state == "complete"

@@ -29,12 +29,12 @@ class CommandProvider(Provider):
     """Finds commands by title, name, alias and help."""
 
     async def discover(self) -> Hits:
-        """All commands, in the order of the registry."""
+        """Offer all commands, in the order of the registry."""
         for command in self._available():
             yield DiscoveryHit(_title(command), self._doing(command), text=command.title, help=command.help)
 
     async def search(self, query: str) -> Hits:
-        """Those that match."""
+        """Offer those that match."""
         matcher = self.matcher(query)
         for command in self._available():
             score = match_score(matcher, command)

@@ -168,7 +168,7 @@ def _line(command: Command) -> str:
 
 
 def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[int, str]:
-    """Which argument is being typed, and what of it there is."""
+    """Return which argument is being typed, and what of it there is."""
     for index, argument in enumerate(arguments):
         rest = rest.lstrip()
         _, space, after = rest.partition(" ")

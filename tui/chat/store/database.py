@@ -141,13 +141,13 @@ class ConversationDatabase:
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """The connection, for queries. Raises ConversationStoreError for whatever SQLite objects to."""
+        """Lend the connection for queries. Raises ConversationStoreError for whatever SQLite objects to."""
         with self._lock, _as_sentences(self._path):
             yield self._connection
 
     @contextmanager
     def writing(self) -> Generator[sqlite3.Connection, None, None]:
-        """The connection within a transaction: all of the block is saved when it ends, or nothing if it raises."""
+        """Lend the connection within a transaction: all of the block is saved when it ends, or nothing if it raises."""
         with self._lock, _as_sentences(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:

@@ -28,9 +28,9 @@ def replace_private_file(path: Path, content: bytes) -> None:
 
 
 def create_private_file(path: Path, content: bytes) -> None:
-    """The same for a file that must not be there yet. Raises FileExistsError, or another OSError."""
+    """Write a file that must not be there yet. Raises FileExistsError, or another OSError."""
     make_private_folder(path.parent)
-    path.touch(mode=0o600, exist_ok=False)  # whoever comes second fails here
+    path.touch(mode=0o600, exist_ok=False)  # the second of two fails here
     try:
         replace_private_file(path, content)
     except BaseException:

@@ -28,7 +28,7 @@ class Conversation:
     id: int = 0
     """Never used again, even after the conversation is gone; 0 until a store gives one."""
     title: str
-    """Empty until somebody gives one or the first prompt does."""
+    """Empty until the user or the first prompt gives one."""
     system_prompt: str
     """Empty is the model's own."""
     created_at: UnixTime

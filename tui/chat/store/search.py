@@ -40,14 +40,14 @@ class SearchHit:
 
 
 def search_terms(query: str) -> tuple[str, ...]:
-    """What must occur, in the order typed; beyond MAX_TERMS different ones the rest is ignored."""
+    """Return what must occur, in the order typed; beyond MAX_TERMS different ones the rest is ignored."""
     pairs = re.findall(r'"([^"]+)"|(\S+)', storable(query))
     candidates = (quoted or bare.strip('"') for quoted, bare in pairs)
     return tuple(dict.fromkeys(term for term in candidates if term.strip()))[:MAX_TERMS]
 
 
 def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
-    """At most `limit` hits: titles first, those used last in front, then messages, the newest in front."""
+    """Return at most `limit` hits: titles, those used last in front, then messages, the newest in front."""
     terms = search_terms(query)
     if not terms:
         return []
@@ -57,7 +57,7 @@ def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HI
 
 
 def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A piece of `text` around its first match, on one line and safe to print, and where the terms stand in it."""
+    """Cut `text` around its first match, on one line and safe to print; return that and where the terms stand in it."""
     # Spaces may have been line ends; longer terms are tried first, so that a term within another does not hide it.
     forms = (r"\s+".join(map(re.escape, term.split())) for term in sorted(terms, key=len, reverse=True))
     pattern = re.compile("|".join(forms), re.IGNORECASE)
@@ -111,7 +111,7 @@ def _hit(
 
 
 def _match_query(terms: Sequence[str]) -> str:
-    """In FTS5's language: strings within double quotes, which are doubled inside, all of which must occur."""
+    """Write it in FTS5's language: strings within double quotes, doubled inside, all of which must occur."""
     return " AND ".join('"' + term.replace('"', '""') + '"' for term in terms)
 
 

@@ -26,7 +26,7 @@ class LineDialog(ModalScreen[str | None]):
         self._question, self._text, self._hint = question, text, hint
 
     def compose(self) -> ComposeResult:
-        """The question, a field, and how to leave."""
+        """Show the question, a field, and how to leave."""
         with Vertical(classes="dialog"):
             yield Static(self._question, markup=False, classes="dialog-title")
             yield Input(self._text, compact=True)
@@ -51,7 +51,7 @@ class TextDialog(ModalScreen[str | None]):
         self._question, self._text = question, text
 
     def compose(self) -> ComposeResult:
-        """The question, an area, and how to leave."""
+        """Show the question, an area, and how to leave."""
         with Vertical(classes="dialog -tall"):
             yield Static(self._question, markup=False, classes="dialog-title")
             yield _SeveralLines(self._text, soft_wrap=True, compact=True, highlight_cursor_line=False)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -46,7 +46,7 @@ class HelpScreen(ModalScreen[None]):
         & VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
         & .help-part { text-style: bold; margin-top: 1; }
         & .help-part.-first { margin-top: 0; }
-        & .help-row { layout: horizontal; height: auto; }
+        & .help-row { height: auto; }
         & .help-name { width: 22; color: $text-accent; }
         & .help-key { width: 8; color: $text-primary; }
         & .help-words { width: 1fr; height: auto; }
@@ -62,38 +62,28 @@ class HelpScreen(ModalScreen[None]):
         self._keys = sorted((each for each in explained if each.tooltip not in helps), key=lambda each: each.action)
 
     def compose(self) -> ComposeResult:
-        """The commands with their keys, then the other keys."""
+        """List the commands with their keys, then the other keys."""
         with Vertical(id="help-page") as page:
             page.border_title = "Help"
             with VerticalScroll():
                 yield Static("Commands: in the prompt, by key, or in the palette (Ctrl+P)", classes="help-part -first")
                 for command in COMMANDS:
-                    yield _HelpRow(command.usage, key_text(command.key) if command.key else "", command.help)
+                    yield _help_row(command.usage, key_text(command.key) if command.key else "", command.help)
                 yield Static("Keys", classes="help-part")
                 for binding in self._keys:
-                    yield _HelpRow("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
+                    yield _help_row("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
             yield Static("↑↓ scroll · Esc closes", id="help-hint")
 
     def on_mount(self) -> None:
-        """Lets the keys scroll."""
+        """Let the keys scroll."""
         self.query_one(VerticalScroll).focus()
 
 
-class _HelpRow(Vertical):
-    """Name, key and words beside each other; without a name the key has its room."""
-
-    def __init__(self, name: str, key: str, words: str) -> None:
-        super().__init__(classes="help-row")
-        self._texts = (name, key, words)
-
-    def compose(self) -> ComposeResult:
-        """Two or three columns."""
-        name, key, words = self._texts
-        if name:
-            yield Static(Content(name), classes="help-name")
-            yield Static(Content(key), classes="help-key")
-        else:
-            head = Static(Content(key), classes="help-key")
-            head.styles.width = _NAME_WIDTH + _KEY_WIDTH
-            yield head
-        yield Static(Content(words), classes="help-words")
+def _help_row(name: str, key: str, words: str) -> Horizontal:
+    """Put name, key and words beside each other; without a name the key has its room."""
+    columns = [Static(Content(text), classes=f"help-{kind}") for kind, text in (("key", key), ("words", words))]
+    if name:
+        columns.insert(0, Static(Content(name), classes="help-name"))
+    else:
+        columns[0].styles.width = _NAME_WIDTH + _KEY_WIDTH
+    return Horizontal(*columns, classes="help-row")

@@ -26,7 +26,7 @@ _AGES = ((60, 1, "now"), (3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 864
 
 
 def age_words(seconds: float) -> str:
-    """How long ago, in a few characters: `now`, `5 min`, `3 h`, `12 d`, `4 mo`."""
+    """Say how long ago, in a few characters: `now`, `5 min`, `3 h`, `12 d`, `4 mo`."""
     for limit, unit, name in _AGES:
         if seconds < limit:
             return name if unit == 1 else f"{int(seconds // unit)} {name}"
@@ -64,7 +64,7 @@ class ConversationList(Vertical):
         """The list is no longer needed."""
 
     def compose(self) -> ComposeResult:
-        """The field over the list."""
+        """Lay the field over the list."""
         yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
         yield OptionList(id="conversations", compact=True, markup=False)
         yield Static("", id="list-hint", markup=False)
@@ -75,7 +75,7 @@ class ConversationList(Vertical):
         return self.query_one("#search", Input).value.strip()
 
     def show_conversations(self, conversations: Sequence[Conversation], *, open_id: int | None) -> None:
-        """All conversations, the one that is open marked."""
+        """List all conversations, the one that is open marked."""
         now = time.time()
         options = [Option(_line(each, now=now, is_open=each.id == open_id), id=str(each.id)) for each in conversations]
         self._fill(options, f"{len(options)} conversation{'s' if len(options) != 1 else ''}")
@@ -84,7 +84,7 @@ class ConversationList(Vertical):
             self.query_one(OptionList).highlighted = ids.index(open_id)
 
     def show_hits(self, hits: Sequence[SearchHit]) -> None:
-        """What a search found: the title of each conversation once, with the first place in it."""
+        """List what a search found: the title of each conversation once, with the first place in it."""
         first_hits: dict[int, SearchHit] = {}
         for hit in hits:
             known = first_hits.get(hit.conversation_id)
@@ -120,11 +120,11 @@ class ConversationList(Vertical):
         self.post_message(self.Wanted("open", int(event.option.id or 0)))
 
     def action_go_to_list(self) -> None:
-        """From the search field into the list."""
+        """Go from the search field into the list."""
         self.focus_list()
 
     def action_close(self) -> None:
-        """Back to the prompt; a search is forgotten."""
+        """Go back to the prompt; a search is forgotten."""
         self.query_one(Input).value = ""
         self.post_message(self.Closed())
 
@@ -150,7 +150,7 @@ class ConversationList(Vertical):
 
 
 def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
-    """The title on one line, and under it when something was last said."""
+    """Draw the title on one line, and under it when something was last said."""
     title = Content(f"{'▸ ' if is_open else '  '}{conversation.shown_title}")
     age = f"  {age_words(now - conversation.updated_at)} · {conversation.num_messages} turns"
     return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))

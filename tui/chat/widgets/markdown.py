@@ -74,7 +74,7 @@ class CodeBlock(MarkdownFence):
         return super().highlight(code, (language.split() or ["text"])[0], ansi=ansi, dark=dark)
 
     def compose(self) -> ComposeResult:
-        """The line over the code, and the code."""
+        """Lay a line with the language over the code."""
         with Horizontal(classes="code-head"):
             yield Label(self.language or "text", markup=False, classes="code-language")
             yield CopyLabel()

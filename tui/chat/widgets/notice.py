@@ -1,6 +1,6 @@
 """A bar over the prompt: what happened, and what can be done about it, one key or click each.
 
-The conversation stays in sight, and nobody who is writing is interrupted.
+The conversation stays in sight, and a prompt that is being written keeps the focus.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class NoticeBar(Vertical):
         self.display = False
 
     def compose(self) -> ComposeResult:
-        """The sentence over the buttons."""
+        """Lay the sentence over the buttons."""
         yield Static("", markup=False, id="notice-text")
         yield Horizontal(id="notice-choices")
 
@@ -65,7 +65,7 @@ class NoticeBar(Vertical):
     async def show(
         self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True, takes_focus: bool = True
     ) -> None:
-        """Say something; the first choice gets the focus if there is one and nobody is writing."""
+        """Say something; the first choice, if there is one, gets the focus unless something is being written."""
         self._choices = tuple(choices)
         self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)

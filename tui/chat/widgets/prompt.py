@@ -20,7 +20,7 @@ _REORDERING = {code: "�" for code in (*range(0x80, 0xA0), *range(0x2028, 0x202
 
 
 def same_width_signs(line: str) -> str:
-    """The line with one visible character in place of each that a terminal would act on; the length stays."""
+    """Put one visible character in place of each that a terminal would act on; the length stays."""
     return line.translate(_HIDDEN | _REORDERING)
 
 
@@ -86,7 +86,7 @@ class PromptArea(TextArea):
         )
         self._history = PromptHistory()
         self.completions = CompletionList(id="completions")
-        """What could follow, which whoever shows the prompt mounts over it."""
+        """What could follow; the screen shows it over the prompt."""
 
     def set_history(self, prompts: Sequence[str]) -> None:
         """Earlier prompts, oldest first, for up and down."""
@@ -105,7 +105,7 @@ class PromptArea(TextArea):
         return text
 
     def get_line(self, line_index: int) -> Text:
-        """A line as it is drawn."""
+        """Return a line as it is drawn."""
         return Text(same_width_signs(self.document.get_line(line_index)), end="", no_wrap=True)
 
     async def _on_key(self, event: events.Key) -> None:
@@ -137,7 +137,7 @@ class PromptArea(TextArea):
             self.put(chosen.text)
 
     def action_older_or_up(self) -> None:
-        """In the first line as it is wrapped: the prompt before; else up."""
+        """Show the prompt before, in the first line as it is wrapped; else go up."""
         if self.completions.display:
             self.completions.move(-1)
         elif not self._is_on_first_wrapped_row():
@@ -146,7 +146,7 @@ class PromptArea(TextArea):
             self.put(older)
 
     def action_newer_or_down(self) -> None:
-        """In the last line as it is wrapped: the prompt after; else down."""
+        """Show the prompt after, in the last line as it is wrapped; else go down."""
         if self.completions.display:
             self.completions.move(1)
         elif not self._is_on_last_wrapped_row():

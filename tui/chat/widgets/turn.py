@@ -31,7 +31,7 @@ class PromptTurn(Vertical):
         self.message = message
 
     def compose(self) -> ComposeResult:
-        """Who, and what."""
+        """Show who, and what."""
         yield Static("you", markup=False, classes="turn-name")
         yield Static(shown_text(self.message.content), markup=False, classes="prompt-text")
 
@@ -49,7 +49,7 @@ class AnswerTurn(Vertical):
         self._stream: MarkdownStream | None = None
 
     def compose(self) -> ComposeResult:
-        """Which model, what it said, and how it ended."""
+        """Show which model it was, what it said, and how that ended."""
         yield Static(one_line(self.message.model) or "model", markup=False, classes="turn-name")
         yield self._markdown
         yield self._caption
@@ -70,7 +70,7 @@ class AnswerTurn(Vertical):
         await self._stream.write(shown_text(text))
 
     def resume(self) -> None:
-        """It is being written on: how it ended before is over."""
+        """Forget how it ended before: it is being written on."""
         self.message = replace(self.message, state="streaming")
         self._show_caption()
 
