@@ -25,6 +25,7 @@ from runtime.prepare.preparation import (
     prepare_model,
     read_elements,
 )
+from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.model_factory import save_tiny_model, tiny_config
 from tests.support.paths import ROOT
 from tests.support.small_preparations import SOURCES, WIDE, contents, finish, interrupt, request, save_source
@@ -139,6 +140,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> No
             if isinstance(event, PreparationProgress):
                 os.utime(source / "model.safetensors")
     assert not (tmp_path / "prepared").exists()
+    assert json.loads((tmp_path / "prepared.partial" / JOURNAL_NAME).read_bytes())["shards"] == {}
 
 
 def test_elements_are_those_of_the_file(tmp_path: Path) -> None:
