@@ -54,9 +54,7 @@ class LayerPlacer:
         *,
         pinner: HostPinner,
         host_budget_bytes: int,
-        device: torch.device | None = None,
-        allocate_on_host: AllocateSlab = allocate_slab,
-        allocate_on_device: AllocateSlab | None = None,
+        allocate_on_device: AllocateSlab = allocate_slab,
         is_pinned: Callable[[int], bool] = lambda index: True,
     ) -> None:
         """`host_budget_bytes` bounds what the host tier may grow to when the device runs out of memory.
@@ -66,9 +64,7 @@ class LayerPlacer:
         self._reader = reader
         self._pinner = pinner
         self._host_budget_bytes = host_budget_bytes
-        self._device = device or torch.device("cpu")
-        self._allocate_on_host = allocate_on_host
-        self._allocate_on_device = allocate_on_device or self._empty_on_device
+        self._allocate_on_device = allocate_on_device
         self._is_pinned = is_pinned
         self._host_bytes = 0
         self._notes: dict[str, str] = {}
@@ -111,7 +107,7 @@ class LayerPlacer:
             self._host_bytes += num_bytes
         if tier is Tier.DISK:
             return Tier.DISK, None
-        allocate = self._pinner.allocate if self._is_pinned(index) else self._allocate_on_host
+        allocate = self._pinner.allocate if self._is_pinned(index) else allocate_slab
         slab = self._try("host memory", allocate, index, num_bytes)
         return (Tier.DISK, None) if slab is None else (Tier.HOST, slab)
 
@@ -136,7 +132,7 @@ class LayerPlacer:
         bounces: list[torch.Tensor] = []
         if any(home.is_on_device for home in homes):
             largest = max(home.layout.slab_bytes for home in homes)
-            bounces = [self._allocate_on_host(largest) for _ in range(2)]
+            bounces = [allocate_slab(largest) for _ in range(2)]
 
         def begin(place: int) -> tuple[PendingCopy, torch.Tensor]:
             target = bounces[place % 2] if homes[place].is_on_device else homes[place].slab
@@ -151,8 +147,3 @@ class LayerPlacer:
             if target is not home.slab:
                 home.slab.copy_(target[: home.slab.numel()])
             yield home
-
-    def _empty_on_device(self, num_bytes: int) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return self._allocate_on_host(num_bytes)
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)

@@ -63,7 +63,6 @@ class StreamPath:
             self._reader,
             pinner=self._pinner,
             host_budget_bytes=plan.placement.host_budget_bytes,
-            device=plan.device,
             allocate_on_device=self._allocate_resident,
             is_pinned=self._is_to_be_pinned,
         )
