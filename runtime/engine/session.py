@@ -1,22 +1,21 @@
 """One conversation: chat template, prefix reuse, where an answer ends, text as it comes.
 
 Turns a `PromptRequest` into token ids, drives the engine, and ends the answer exactly where plain decoding would: at
-an end token, a stop string, the token limit or the context's end, also in the middle of an accepted path. Knows no
-files and no terminal.
+an end token, a stop string, the token limit or the context's end, also in the middle of an accepted path.
 """
 
 import itertools
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from offload.errors import PassCancelledError
-from runtime.engine.detokenizer import DecoderBehind, IncrementalDetokenizer
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import (
@@ -32,55 +31,9 @@ from runtime.events import (
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import PromptRequest
 
-
-@dataclass(slots=True)
-class _Tally:
-    """Sums of one answer's rounds; the first round ends the prefill."""
-
-    begun: float
-    prefill_seconds: float = 0.0
-    rounds: int = 0
-    first_round_tokens: int = 0
-    draft_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    link_busy_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_bytes_streamed: int = 0
-
-    def add(self, done: Round) -> None:
-        """Count one round."""
-        self.rounds += 1
-        if self.rounds == 1:
-            self.prefill_seconds = time.perf_counter() - self.begun
-            return
-        self.draft_seconds += done.draft_seconds
-        self.verify_seconds += done.verify_seconds
-        self.link_busy_seconds += done.pass_statistics.link_busy_seconds
-        self.decode_bytes_streamed += done.pass_statistics.bytes_streamed
-
-    def add_tokens(self, num_tokens: int) -> None:
-        """Count the tokens that a round added to the answer."""
-        self.new_tokens += num_tokens
-        if self.rounds == 1:
-            self.first_round_tokens = num_tokens
-
-    def statistics(self, *, prompt_tokens: int, bytes_streamed: int) -> GenerationStatistics:
-        """The finished answer's statistics; one that was stopped in its first round is all prefill."""
-        seconds = time.perf_counter() - self.begun
-        prefill_seconds = self.prefill_seconds if self.rounds else seconds
-        return GenerationStatistics(
-            prompt_tokens=prompt_tokens,
-            new_tokens=self.new_tokens,
-            rounds=self.rounds,
-            prefill_seconds=prefill_seconds,
-            decode_seconds=seconds - prefill_seconds,
-            decode_tokens=self.new_tokens - self.first_round_tokens,
-            draft_seconds=self.draft_seconds,
-            verify_seconds=self.verify_seconds,
-            bytes_streamed=bytes_streamed,
-            link_busy_seconds=self.link_busy_seconds,
-            decode_bytes_streamed=self.decode_bytes_streamed,
-        )
+_UNFINISHED_CHARACTER = "\ufffd"
+_PROBE = "is it ? no , it 's ."
+"""What cleaning up spaces would change."""
 
 
 class Session:
@@ -103,11 +56,11 @@ class Session:
         return self._end_token_ids
 
     def format_prompt(self, request: PromptRequest) -> list[int]:
-        """The request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
+        """Return the request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
         return format_prompt(self._tokenizer, request)
 
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
-        """Where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
+        """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
         prompt = self.format_prompt(request)
         most = min(self._engine.num_committed, len(prompt) - 1)
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._engine.text[:most], prompt, strict=False))
@@ -135,53 +88,85 @@ class Session:
         return [self._engine.target] if drafter is None else [self._engine.target, drafter.model]
 
     def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
+        engine, params = self._engine, request.params
+        prompt = self._prompt_with_room(request)
+        text = AnswerText(self._tokenizer, params.stop, behind=prompt[-4:] if request.is_continued else ())
+        answer = _Answer(text, self._end_token_ids, max_tokens=params.max_new_tokens)
+        bytes_before = engine.bytes_streamed
+        rounds = engine.generate(prompt, params, np.random.default_rng(params.seed))
+        try:
+            for event in rounds:
+                yield event
+                if isinstance(event, Round):
+                    answer.add_costs(event)
+                    continue  # its tokens follow
+                if isinstance(event, TokensAccepted) and (released := answer.add_tokens(event.token_ids)):
+                    yield TextDelta(released)
+                if answer.finish_reason is None and self._is_stopped.is_set():
+                    answer.finish_reason = "stopped"
+                if answer.finish_reason is not None:
+                    break
+        except PassCancelledError:
+            if not self._is_stopped.is_set():
+                raise
+            answer.finish_reason = "stopped"
+        finally:
+            rounds.close()
+            engine.truncate(len(prompt) + len(text.token_ids))
+        if released := text.finish():
+            yield TextDelta(released)
+        costs = answer.statistics(prompt_tokens=len(prompt), bytes_streamed=engine.bytes_streamed - bytes_before)
+        yield Finished(answer.finish_reason or "context", text.text, costs, verification=params.scheme_name)
+
+    def _prompt_with_room(self, request: PromptRequest) -> list[int]:
         prompt = self.format_prompt(request)
         if len(prompt) >= self._engine.context_tokens:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt)} tokens and the context holds {self._engine.context_tokens}, answer "
                 "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
             )
-        tally = _Tally(begun=time.perf_counter())
-        bytes_before = self._engine.bytes_streamed
-        decoder = DecoderBehind(self._tokenizer, prompt[-4:]) if request.is_continued else self._tokenizer
-        answer = IncrementalDetokenizer(decoder, request.params.stop)
-        reason: FinishReason = "context"
-        rounds = self._engine.generate(prompt, request.params, np.random.default_rng(request.params.seed))
-        try:
-            for event in rounds:
-                yield event
-                if isinstance(event, Round):
-                    tally.add(event)
-                    continue  # its tokens follow
-                if isinstance(event, TokensAccepted):
-                    wanted, ended = self._cut(event.token_ids, request.params.max_new_tokens - len(answer.token_ids))
-                    num_before = len(answer.token_ids)
-                    text = answer.add(wanted)
-                    tally.add_tokens(len(answer.token_ids) - num_before + (ended == "stop" and not answer.is_stopped))
-                    if text:
-                        yield TextDelta(text)
-                    if answer.is_stopped or ended:
-                        reason = "stop" if answer.is_stopped else ended or reason
-                        break
-                if self._is_stopped.is_set():
-                    reason = "stopped"
-                    break
-        except PassCancelledError:
-            if not self._is_stopped.is_set():
-                raise
-            reason = "stopped"
-        finally:
-            rounds.close()
-            self._engine.truncate(len(prompt) + len(answer.token_ids))
-        if text := answer.finish():
-            yield TextDelta(text)
-        statistics = tally.statistics(
-            prompt_tokens=len(prompt), bytes_streamed=self._engine.bytes_streamed - bytes_before
-        )
-        yield Finished(reason, answer.text, statistics, verification=request.params.scheme_name)
+        return prompt
+
+
+class _Answer:
+    """An answer as it grows: its text, why it ends, and what its rounds cost; the first one ends the prefill."""
+
+    def __init__(self, text: "AnswerText", end_token_ids: frozenset[int], *, max_tokens: int) -> None:
+        self._text = text
+        self._end_token_ids = end_token_ids
+        self._max_tokens = max_tokens
+        self._begun = time.perf_counter()
+        self._rounds = self._new_tokens = self._first_round_tokens = self._decode_bytes_streamed = 0
+        self._prefill_seconds = self._draft_seconds = self._verify_seconds = self._link_busy_seconds = 0.0
+        self.finish_reason: FinishReason | None = None
+
+    def add_costs(self, done: Round) -> None:
+        self._rounds += 1
+        if self._rounds == 1:
+            self._prefill_seconds = time.perf_counter() - self._begun
+            return
+        self._draft_seconds += done.draft_seconds
+        self._verify_seconds += done.verify_seconds
+        self._link_busy_seconds += done.pass_statistics.link_busy_seconds
+        self._decode_bytes_streamed += done.pass_statistics.bytes_streamed
+
+    def add_tokens(self, token_ids: Sequence[int]) -> str:
+        """Add what a round emitted, up to the answer's end, and return the text that it releases."""
+        num_before = len(self._text.token_ids)
+        wanted, self.finish_reason = self._cut(token_ids, self._max_tokens - num_before)
+        released = self._text.add(wanted)
+        num_added = len(self._text.token_ids) - num_before
+        if self._text.is_stopped:
+            self.finish_reason = "stop"
+        elif self.finish_reason == "stop":
+            num_added += 1  # the end token
+        self._new_tokens += num_added
+        if self._rounds == 1:
+            self._first_round_tokens = num_added
+        return released
 
     def _cut(self, token_ids: Sequence[int], room: int) -> tuple[list[int], FinishReason | None]:
-        """The tokens before the first end token or the limit, and why no more follow (None if more may)."""
+        """Return the tokens before the first end token or the limit, and why no more follow (None if more may)."""
         wanted: list[int] = []
         for token_id in token_ids:
             if token_id in self._end_token_ids:
@@ -191,9 +176,118 @@ class Session:
                 return wanted, "length"
         return wanted, None
 
+    def statistics(self, *, prompt_tokens: int, bytes_streamed: int) -> GenerationStatistics:
+        """Return the costs of the finished answer; one that was stopped in its first round is all prefill."""
+        seconds = time.perf_counter() - self._begun
+        prefill_seconds = self._prefill_seconds if self._rounds else seconds
+        return GenerationStatistics(
+            prompt_tokens=prompt_tokens,
+            new_tokens=self._new_tokens,
+            rounds=self._rounds,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=seconds - prefill_seconds,
+            decode_tokens=self._new_tokens - self._first_round_tokens,
+            draft_seconds=self._draft_seconds,
+            verify_seconds=self._verify_seconds,
+            bytes_streamed=bytes_streamed,
+            link_busy_seconds=self._link_busy_seconds,
+            decode_bytes_streamed=self._decode_bytes_streamed,
+        )
+
+
+class AnswerText:
+    """Turns accepted tokens into text as they come: no character is split, and no stop string is ever shown."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, behind: Sequence[int] = ()) -> None:
+        """`behind`: the last tokens of a text that is written on; many tokenizers drop a text's first space."""
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._behind = list(behind)
+        self._before = tokenizer.decode(self._behind, skip_special_tokens=True) if self._behind else ""
+        self._stream = None if self._before.endswith(_UNFINISHED_CHARACTER) else _decode_stream(tokenizer, behind)
+        self._streamed = ""
+        self._num_released = 0
+        self.token_ids: list[int] = []
+        """The answer's tokens so far."""
+        self.is_stopped = False
+        """Whether a stop string was found; later tokens change nothing."""
+
+    @property
+    def text(self) -> str:
+        """The answer so far, cut before the first stop string."""
+        text = self._decode(self.token_ids)
+        ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """Append tokens and return the text they release; stop after the token that completes a stop string."""
+        for token_id in token_ids:
+            if self.is_stopped:
+                break
+            self.token_ids.append(token_id)
+            self._advance(token_id)
+            self.is_stopped = bool(self._stop) and self._has_stop()
+        return self._release(self.text if self.is_stopped else self._settled())
+
+    def finish(self) -> str:
+        """Return the text held back so far, once no token follows."""
+        return self._release(self.text)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode([*self._behind, *token_ids], skip_special_tokens=True)
+        return text[len(self._before) :]
+
+    def _advance(self, token_id: int) -> None:
+        """Decode one more token, so that a round costs its own tokens and not the whole answer."""
+        if self._stream is None:
+            return
+        try:
+            self._streamed += self._stream.step(self._tokenizer.backend_tokenizer, token_id) or ""
+        except Exception:  # of Rust: bytes that are no UTF-8 change how those before them are decoded
+            self._stream = None
+
+    def _settled(self) -> str:
+        """Return the text that no later token changes and that begins no stop string."""
+        text = self._decode(self.token_ids) if self._stream is None else self._streamed
+        text = text.rstrip(_UNFINISHED_CHARACTER)
+        return text[: len(text) - self._held_for_stop(text)]
+
+    def _release(self, text: str) -> str:
+        released = text[self._num_released :]
+        self._num_released = max(self._num_released, len(text))
+        return released
+
+    def _has_stop(self) -> bool:
+        # The tail is enough: a stop string that ends with this token covers at most as many tokens as it has bytes.
+        longest = max(len(stop.encode()) for stop in self._stop)
+        tail = self._tokenizer.decode(self.token_ids[-longest - 8 :], skip_special_tokens=True)
+        return any(stop in tail for stop in self._stop)
+
+    def _held_for_stop(self, text: str) -> int:
+        """Return how many last characters could be the beginning of a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for num_held in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-num_held:]) for stop in self._stop):
+                return num_held
+        return 0
+
+
+def _decode_stream(tokenizer: Any, behind: Sequence[int]) -> DecodeStream | None:
+    """Return a stream of what `tokenizer` decodes; None if its text is not that of the library below it.
+
+    Tokenizers written in Python have no such library, and some take spaces before punctuation away afterwards.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    probe: list[int] = backend.encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer.decode(probe, skip_special_tokens=True) != backend.decode(probe, skip_special_tokens=True):
+        return None
+    return DecodeStream(ids=list(behind), skip_special_tokens=True)
+
 
 def format_prompt(tokenizer: Any, request: PromptRequest) -> list[int]:
-    """Token ids of a request. Raises OptionError if the tokenizer has no chat template or the prompt is empty."""
+    """Return a request's token ids. Raises OptionError if the tokenizer has no chat template or the prompt is empty."""
     if request.prompt is not None:
         token_ids: list[int] = tokenizer(request.prompt)["input_ids"]
     else:
@@ -204,7 +298,7 @@ def format_prompt(tokenizer: Any, request: PromptRequest) -> list[int]:
 
 
 def _format_conversation(tokenizer: Any, request: PromptRequest) -> list[int]:
-    """The chat template over the request's messages, open at the end for the answer."""
+    """Apply the chat template to the request's messages, open at the end for the answer."""
     assert request.messages is not None
     if not tokenizer.chat_template:
         raise OptionError("the target's tokenizer has no chat template; add --raw to send prompts as they are")
