@@ -23,7 +23,7 @@ from tui.commands.calibrate import calibration_lines, calibration_record
 
 TINY_SCOPE = replace(
     command.QUICK,
-    budget_seconds=2.0,
+    budget_seconds=0.5,  # the least that gives profiles
     transfer_bytes=(1 << 16,),
     widths=(1, 4),
     tree_sizes=(1, 4),
