@@ -88,6 +88,11 @@ class Round:
         return len(self.path)
 
     @property
+    def seconds(self) -> float:
+        """Wall time of the round."""
+        return self.draft_seconds + self.verify_seconds
+
+    @property
     def overhead_seconds(self) -> float:
         """Time outside the draft's forwards and the pass: placing children, the head, the walk and the commit."""
         outside_pass = self.verify_seconds - self.pass_statistics.seconds

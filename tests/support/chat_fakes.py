@@ -4,20 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 
+from offload.pass_statistics import PassStatistics
+from runtime.events import Finished, GenerationStatistics, LevelDrafted, PrefillProgress, Round, TextDelta
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import (
     Answer,
-    Answered,
-    Drafting,
+    AnswerEvent,
     Loaded,
     LoadModel,
+    OfAnswer,
     PassRunning,
-    Prefilling,
     Report,
     Request,
-    RoundDone,
+    SessionFigures,
     StopAnswer,
-    TextArrived,
 )
 
 LOADED = Loaded(
@@ -34,45 +34,55 @@ LOADED = Loaded(
     sentences=("the model fits well",),
 )
 
-ROUND = RoundDone(
-    answer_id=1,
-    num_emitted=3,
+ROUND = Round(
     parents=(-1, 0, 0, 1, 1, 3),
     path=(0, 1, 3),
     draft_seconds=0.05,
     verify_seconds=0.45,
-    link_busy_seconds=0.4,
-    bytes_streamed=4_000_000,
-    num_context_tokens=40,
-    predicted_seconds_per_token=0.25,
-    process_bytes=900_000_000,
-    device_bytes=4_000_000,
+    pass_statistics=PassStatistics(
+        seconds=0.44,
+        wait_seconds=0.04,
+        link_busy_seconds=0.4,
+        bytes_streamed=4_000_000,
+        num_layers=6,
+        num_streamed_layers=4,
+        compute_seconds=0.4,
+    ),
+    num_pass_tokens=6,
 )
+FIGURES = SessionFigures(num_context_tokens=40, predicted_seconds_per_token=0.25, process_bytes=900_000_000)
+FINISHED = Finished(
+    "stop",
+    "",
+    GenerationStatistics(
+        prompt_tokens=12,
+        new_tokens=6,
+        rounds=2,
+        prefill_seconds=0.8,
+        decode_seconds=1.0,
+        decode_tokens=5,
+        draft_seconds=0.1,
+        verify_seconds=0.9,
+        bytes_streamed=8_000_000,
+        link_busy_seconds=0.8,
+        decode_bytes_streamed=4_000_000,
+    ),
+)
+STOPPED = replace(FINISHED, finish_reason="stopped")
 
-ANSWERED = Answered(
-    answer_id=1,
-    finish_reason="stop",
-    num_prompt_tokens=12,
-    num_new_tokens=6,
-    num_rounds=2,
-    prefill_seconds=0.8,
-    seconds_per_token=0.2,
-    link_utilization=0.8,
-)
+
+def of_answer(answer_id: int, *events: AnswerEvent) -> list[Report]:
+    """Reports of these events."""
+    return [OfAnswer(answer_id, event) for event in events]
 
 
 def answer_reports(answer_id: int, texts: Iterable[str], *, is_ended: bool = True) -> list[Report]:
     """What an engine says while it writes `texts`, one a round; without the end if it is not `is_ended`."""
-    reports: list[Report] = [Prefilling(answer_id, 12, 12)]
+    events: list[AnswerEvent] = [PrefillProgress(12, 12)]
     for text in texts:
-        reports += [
-            Drafting(answer_id, 0, 1),
-            Drafting(answer_id, 1, 2),
-            PassRunning(answer_id, 3, 6, (2, 4)),
-            replace(ROUND, answer_id=answer_id),
-            TextArrived(answer_id, text),
-        ]
-    return [*reports, replace(ANSWERED, answer_id=answer_id)] if is_ended else reports
+        drafted = (LevelDrafted(0, 1), LevelDrafted(1, 2))
+        events += [*drafted, PassRunning(3, 6, (2, 4)), ROUND, FIGURES, TextDelta(text)]
+    return of_answer(answer_id, *events, *([FINISHED] if is_ended else []))
 
 
 def polite(request: Request) -> list[Report]:
@@ -92,7 +102,7 @@ def endless(request: Request) -> list[Report]:
         case Answer(answer_id=answer_id):
             return answer_reports(answer_id, ["Once upon "], is_ended=False)
         case StopAnswer(answer_id=answer_id):
-            return [replace(ANSWERED, answer_id=answer_id, finish_reason="stopped")]
+            return of_answer(answer_id, STOPPED)
         case _:
             return polite(request)
 

@@ -1,18 +1,19 @@
 """What is said in the README's pictures: one conversation with a 70B model on a machine with one card. Values only."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runtime.engine.demo_model import DEMO_MODEL_NAME
+from runtime.events import Finished, LevelDrafted, LoadProgress, PrefillProgress, Round, TextDelta
+from tests.support.chat_fakes import FINISHED, ROUND
 from tui.chat.engine.messages import (
-    Answered,
-    Drafting,
+    AnswerEvent,
     Loaded,
     Loading,
+    OfAnswer,
     PassRunning,
-    Prefilling,
     Report,
-    RoundDone,
-    TextArrived,
+    SessionFigures,
 )
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.widgets.picker import ListedModel
@@ -60,38 +61,47 @@ _PATHS = ((0, 1, 4, 7, 10, 12, 14), (0, 1, 4, 7, 10), (0, 2, 6), (0, 1, 4, 7, 10
 def loading() -> Sequence[Report]:
     """A load that is two thirds done."""
     return (
-        Loading("reading layers", 2 * GB, 40 * GB, 1.0),
-        Loading("reading layers", 26 * GB, 40 * GB, 9.0),
+        Loading(LoadProgress("reading layers", 2 * GB, 40 * GB), 1.0),
+        Loading(LoadProgress("reading layers", 26 * GB, 40 * GB), 9.0),
     )
 
 
 def reports_of_answer(answer_id: int, prompt: str, *, is_whole: bool) -> Sequence[Report]:
     """The answer to a prompt, whole or with the last round's pass under way."""
+    return [OfAnswer(answer_id, event) for event in events_of_answer(prompt, is_whole=is_whole)]
+
+
+def events_of_answer(prompt: str, *, is_whole: bool) -> Sequence[AnswerEvent]:
+    """What happens meanwhile."""
     pieces = (OTHER_ANSWERS[prompt],) if prompt in OTHER_ANSWERS else PIECES if is_whole else PIECES[:-1]
-    reports: list[Report] = [Prefilling(answer_id, 31, 31)]
+    events: list[AnswerEvent] = [PrefillProgress(31, 31)]
     for index, piece in enumerate(pieces):
-        reports += [_round(answer_id, index), TextArrived(answer_id, piece)]
+        figures = SessionFigures(31 + 6 * (index + 1), predicted_seconds_per_token=0.19, process_bytes=31 * GB)
+        events += [_round(index), figures, TextDelta(piece)]
     if is_whole:
-        return [*reports, Answered(answer_id, "stop", 31, 142, 27, 1.4, 0.21, 0.96)]
-    return [*reports, Drafting(answer_id, 6, 4), PassRunning(answer_id, 47, 80, (47, 48, 49))]
+        return [*events, _finished()]
+    return [*events, LevelDrafted(6, 4), PassRunning(47, 80, (47, 48, 49))]
 
 
-def _round(answer_id: int, index: int) -> RoundDone:
+def _round(index: int) -> Round:
+    passed = replace(ROUND.pass_statistics, link_busy_seconds=1.06, bytes_streamed=27 * GB)
     path = _PATHS[index % len(_PATHS)]
-    return RoundDone(
-        answer_id=answer_id,
-        num_emitted=len(path),
-        parents=_PARENTS,
-        path=path,
-        draft_seconds=0.09,
-        verify_seconds=1.02 + 0.02 * (index % 3),
-        link_busy_seconds=1.06,
-        bytes_streamed=27 * GB,
-        num_context_tokens=31 + 6 * (index + 1),
-        predicted_seconds_per_token=0.19,
-        process_bytes=31 * GB,
-        device_bytes=15 * GB,
+    seconds = 1.02 + 0.02 * (index % 3)
+    return Round(_PARENTS, path, 0.09, seconds, pass_statistics=passed, num_pass_tokens=len(_PARENTS))
+
+
+def _finished() -> Finished:
+    costs = replace(
+        FINISHED.statistics,
+        prompt_tokens=31,
+        new_tokens=142,
+        rounds=27,
+        prefill_seconds=1.4,
+        decode_seconds=21.0,
+        decode_tokens=100,
+        link_busy_seconds=0.96 * 21,
     )
+    return Finished("stop", "", costs)
 
 
 MODELS = (

@@ -3,24 +3,23 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from runtime.events import Finished, PrefillProgress, Round, TextDelta
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import (
     Answer,
-    Answered,
     Failed,
     Loaded,
     Loading,
     LoadModel,
+    OfAnswer,
     PassRunning,
-    Prefilling,
     Report,
-    RoundDone,
     StopAnswer,
-    TextArrived,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -29,19 +28,19 @@ QUESTION = {"role": "user", "content": "Tell me a long story about the keeper of
 SETTINGS = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
 
 
-async def until(reports: AsyncIterator[Report | EngineDied], kind: type) -> list[Report | EngineDied]:
-    """What is said up to the first report of a kind; a failure or a death ends the wait, too."""
-    seen: list[Report | EngineDied] = []
+async def until(reports: AsyncIterator[Report | EngineDied], kind: type) -> list[Any]:
+    """What is said up to the first report or event of a kind; a failure or a death ends the wait, too."""
+    seen: list[Any] = []
     async for report in reports:
-        seen.append(report)
-        if isinstance(report, (kind, Failed, EngineDied)):
+        seen.append(report.event if isinstance(report, OfAnswer) else report)
+        if isinstance(seen[-1], (kind, Failed, EngineDied)):
             break
     assert isinstance(seen[-1], kind), seen[-1]
     return seen
 
 
-def text_of(reports: list[Report | EngineDied]) -> str:
-    return "".join(report.text for report in reports if isinstance(report, TextArrived))
+def text_of(seen: list[Any]) -> str:
+    return "".join(one.text for one in seen if isinstance(one, TextDelta))
 
 
 async def tell_a_story(demo_folder: Path) -> None:
@@ -52,25 +51,25 @@ async def tell_a_story(demo_folder: Path) -> None:
         link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
         *loading, loaded = await until(reports, Loaded)
         assert isinstance(loaded, Loaded) and (loaded.num_layers, loaded.num_resident_layers) == (30, 0)
-        assert any(isinstance(report, Loading) and report.num_done_bytes for report in loading)
+        assert any(isinstance(report, Loading) and report.progress.num_done_bytes for report in loading)
 
         link.send(Answer(1, (QUESTION,), {"max_new_tokens": 300}))
-        begun = await until(reports, TextArrived)
+        begun = await until(reports, TextDelta)
         link.send(StopAnswer(1))
-        begun += await until(reports, Answered)
+        begun += await until(reports, Finished)
         stopped = begun[-1]
-        assert isinstance(stopped, Answered) and stopped.finish_reason == "stopped"
-        assert any(isinstance(report, RoundDone) and len(report.parents) == 24 for report in begun)
+        assert isinstance(stopped, Finished) and stopped.finish_reason == "stopped"
+        assert any(isinstance(report, Round) and report.num_nodes == 24 for report in begun)
         running = [report for report in begun if isinstance(report, PassRunning)]
         assert running and all(0 <= report.num_done_layers <= 30 == report.num_layers for report in running)
         assert any(report.layers_in_slots for report in running)
 
         said = {"role": "assistant", "content": text_of(begun)}
         link.send(Answer(2, (QUESTION, said, {"role": "user", "content": "Thanks."}), {"max_new_tokens": 8}))
-        again = await until(reports, Answered)
-        prefill = next(report for report in again if isinstance(report, Prefilling))
+        again = await until(reports, Finished)
+        prefill = next(report for report in again if isinstance(report, PrefillProgress))
         # All is reused but the answer's last token, which no pass has seen yet.
-        assert prefill.num_done_tokens >= stopped.num_prompt_tokens + stopped.num_new_tokens - 1
+        assert prefill.num_done_tokens >= stopped.statistics.prompt_tokens + stopped.statistics.new_tokens - 1
         assert text_of(again)
 
         assert link.process_id is not None
@@ -82,7 +81,7 @@ async def tell_a_story(demo_folder: Path) -> None:
         link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
         await until(reports, Loaded)
         link.send(Answer(3, (QUESTION, said), {"max_new_tokens": 8}, is_continued=True))
-        assert text_of(await until(reports, Answered))
+        assert text_of(await until(reports, Finished))
     finally:
         await link.close()
     assert not psutil.pid_exists(link.process_id or 0)

@@ -5,13 +5,14 @@ waits; a second one is refused. Each step returns what changed by it, for the sc
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
 from profiles.errors import OverstoryError
+from runtime.events import Finished, TextDelta
 from tui.chat.engine.client import EngineDied, EngineLink
-from tui.chat.engine.messages import Answer, Answered, Failed, Loaded, LoadModel, Report, StopAnswer, TextArrived
+from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.store.records import EndState, Message, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore
@@ -294,20 +295,19 @@ class Dialogue:
 
     def take(self, report: Report | EngineDied) -> Changes:
         """Save what the engine says; what it says of an answer that is over is ignored."""
-        answer_id = getattr(report, "answer_id", None)
-        if answer_id is not None and (self.answer is None or self.answer.answer_id != answer_id):
+        if isinstance(report, EngineDied):
+            self.state = with_death(report.sentence)
+            ended = self._end("failed", {"error": report.sentence, "kind": "dead"})
+            return (*ended, *self.unqueue(), Trouble("dead", report.sentence))
+        if isinstance(report, OfAnswer) and (self.answer is None or self.answer.answer_id != report.answer_id):
             return ()
-        match report:
-            case EngineDied(sentence=sentence):
-                self.state = with_death(sentence)
-                ended = self._end("failed", {"error": sentence, "kind": "dead"})
-                return (*ended, *self.unqueue(), Trouble("dead", sentence))
-            case TextArrived(text=text):
-                return self._add_text(text)
+        said = report.event if isinstance(report, OfAnswer) else report
+        if isinstance(said, TextDelta):
+            return self._add_text(said.text)
         self.state = with_report(self.state, report)
-        match report:
-            case Answered():
-                return self._answered(report)
+        match said:
+            case Finished():
+                return self._finished(said)
             case Failed(sentence=sentence, kind=kind):
                 ended = self._end("failed", {"error": sentence, "kind": kind})
                 return (*ended, *self.unqueue(), Trouble(_FAILURES.get(kind, "fault"), sentence))
@@ -324,10 +324,10 @@ class Dialogue:
             return (*shown, Trouble("store", str(error)))
         return shown
 
-    def _answered(self, report: Answered) -> Changes:
-        state: EndState = "complete" if report.finish_reason in ("stop", "length") else "stopped"
-        ended = self._end(state, asdict(report))
-        if report.finish_reason != "context":
+    def _finished(self, finished: Finished) -> Changes:
+        state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
+        ended = self._end(state, _measured(finished))
+        if finished.finish_reason != "context":
             return (*ended, *self._send_queued())
         word = "the context is full; leave the oldest turns out to go on"
         return (*ended, *self.unqueue(), Trouble("context", word))
@@ -418,9 +418,9 @@ class Dialogue:
         answer, self.answer = self.answer, None
         if answer is None:
             return ()
-        measured = {name: value for name, value in statistics.items() if name != "answer_id"} | {"seed": answer.seed}
+        kept = {**statistics, "seed": answer.seed}
         return self._guarded(
-            lambda: (AnswerEnded(self.store.finish_answer(answer.message_id, state=state, statistics=measured)),)
+            lambda: (AnswerEnded(self.store.finish_answer(answer.message_id, state=state, statistics=kept)),)
         )
 
     def _send_queued(self) -> Changes:
@@ -440,3 +440,17 @@ class Dialogue:
             return act()
         except OverstoryError as error:
             return (*on_failure, Trouble("store", str(error)))
+
+
+def _measured(finished: Finished) -> dict[str, Any]:
+    """Return what an answer cost, under the names that it is stored by."""
+    costs = finished.statistics
+    return {
+        "finish_reason": finished.finish_reason,
+        "num_prompt_tokens": costs.prompt_tokens,
+        "num_new_tokens": costs.new_tokens,
+        "num_rounds": costs.rounds,
+        "prefill_seconds": costs.prefill_seconds,
+        "seconds_per_token": costs.seconds_per_token,
+        "link_utilization": costs.link_utilization,
+    }

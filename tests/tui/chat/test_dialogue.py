@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.chat_fakes import ANSWERED, LOADED, FakeEngine, answer_reports
+from runtime.events import TextDelta
+from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
     AnswerEnded,
     AnswerResumed,
@@ -18,7 +19,7 @@ from tui.chat.dialogue import (
     TurnsChanged,
 )
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Answer, Failed, LoadModel, StopAnswer, TextArrived
+from tui.chat.engine.messages import Answer, Failed, LoadModel, OfAnswer, StopAnswer
 from tui.chat.store.store import ConversationStore
 
 
@@ -48,7 +49,11 @@ def answered(dialogue, text="There.", **ends):
     answer_id = dialogue.answer.answer_id
     reports = answer_reports(answer_id, [text], is_ended=False)
     changes = [change for report in reports for change in dialogue.take(report)]
-    return [*changes, *dialogue.take(replace(ANSWERED, answer_id=answer_id, **ends))]
+    return [*changes, *take(dialogue, answer_id, replace(FINISHED, **ends))]
+
+
+def take(dialogue, answer_id, event):
+    return dialogue.take(OfAnswer(answer_id, event))
 
 
 def kinds(changes):
@@ -64,12 +69,20 @@ def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, 
     request = engine.requests[-1]
     assert request.messages == ({"role": "user", "content": "Hello?"},)
     assert request.params == {"seed": 5, "temperature": 0.5}
-    assert dialogue.take(TextArrived(request.answer_id, "Hi")) == (TextCame("Hi"),)
+    assert take(dialogue, request.answer_id, TextDelta("Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
-    (ended,) = dialogue.take(replace(ANSWERED, answer_id=request.answer_id))
+    (ended,) = take(dialogue, request.answer_id, FINISHED)
     assert ended.message.state == "complete"
-    assert ended.message.statistics["num_new_tokens"] == ANSWERED.num_new_tokens
-    assert ended.message.statistics["seed"] == 5
+    assert ended.message.statistics == {
+        "finish_reason": "stop",
+        "num_prompt_tokens": 12,
+        "num_new_tokens": 6,
+        "num_rounds": 2,
+        "prefill_seconds": 0.8,
+        "seconds_per_token": 0.2,
+        "link_utilization": 0.8,
+        "seed": 5,
+    }
     assert store.list_conversations()[0].title == "Hello?"
 
 
@@ -101,10 +114,10 @@ def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
 def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, engine):
     dialogue.ask("One?")
     dialogue.ask("Two?")
-    dialogue.take(TextArrived(1, "Once "))
+    take(dialogue, 1, TextDelta("Once "))
     assert dialogue.stop() == (QueueChanged(""), PromptReturned("Two?"))
     assert engine.requests[-1] == StopAnswer(1)
-    (ended,) = dialogue.take(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    (ended,) = take(dialogue, 1, STOPPED)
     assert (ended.message.content, ended.message.state) == ("Once ", "stopped")
     assert dialogue.stop() == ()
 
@@ -156,7 +169,7 @@ def test_an_answer_goes_on_where_it_ended(dialogue, engine):
 
 def test_an_answer_without_text_is_written_anew(dialogue, engine):
     dialogue.ask("Tell.")
-    dialogue.take(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    take(dialogue, 1, STOPPED)
     assert kinds(dialogue.continue_answer()) == [TurnsChanged]
     assert not engine.requests[-1].is_continued
 
@@ -169,7 +182,7 @@ def test_nothing_can_be_written_anew_before_anything_was_asked(dialogue):
 
 def test_a_killed_engine_leaves_the_conversation_as_it_was(dialogue, engine):
     dialogue.ask("One?")
-    dialogue.take(TextArrived(1, "Half"))
+    take(dialogue, 1, TextDelta("Half"))
     ended, trouble = dialogue.take(EngineDied("the engine was killed", is_memory=True))
     assert (ended.message.content, ended.message.state) == ("Half", "failed")
     assert trouble == Trouble("dead", "the engine was killed")
@@ -185,7 +198,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     answered(dialogue, "1 " * 50)
     dialogue.ask("Two?")
     answer_id = dialogue.answer.answer_id
-    ended, trouble = dialogue.take(Failed(answer_id, "9000 tokens do not fit 4096", "context"))
+    ended, trouble = take(dialogue, answer_id, Failed("9000 tokens do not fit 4096", "context"))
     assert (ended.message.state, trouble.kind) == ("failed", "context")
     assert kinds(dialogue.trim()) == [TurnsChanged]
     assert [each["content"] for each in engine.requests[-1].messages] == ["Two?"]
@@ -229,7 +242,7 @@ def test_one_turn_alone_cannot_be_trimmed(dialogue):
 @pytest.mark.parametrize(("kind", "shown"), [("memory", "memory"), ("fault", "fault"), ("input", "input")])
 def test_a_failure_is_told_with_its_kind(dialogue, kind, shown):
     dialogue.ask("One?")
-    ended, trouble = dialogue.take(Failed(1, "it did not work", kind))
+    ended, trouble = take(dialogue, 1, Failed("it did not work", kind))
     assert trouble == Trouble(shown, "it did not work")
     assert ended.message.statistics["error"] == "it did not work"
     assert kinds(dialogue.ask("Two?")) == [TurnAdded, TurnAdded]
@@ -239,16 +252,16 @@ def test_a_load_that_fails_gives_the_waiting_prompt_back(store, engine):
     dialogue = Dialogue(store, engine)
     dialogue.load({})
     dialogue.ask("Early?")
-    assert kinds(dialogue.take(Failed(None, "no such folder", "input"))) == [QueueChanged, PromptReturned, Trouble]
+    assert kinds(dialogue.take(Failed("no such folder", "input"))) == [QueueChanged, PromptReturned, Trouble]
 
 
 def test_an_answer_goes_on_while_another_conversation_is_open(dialogue, store):
     dialogue.ask("One?")
     first = dialogue.conversation_id
     dialogue.open(None)
-    assert dialogue.take(TextArrived(1, "1")) == ()
+    assert take(dialogue, 1, TextDelta("1")) == ()
     assert dialogue.messages() == []
-    (ended,) = dialogue.take(replace(ANSWERED, answer_id=1))
+    (ended,) = take(dialogue, 1, FINISHED)
     assert ended.message.conversation_id == first
     assert store.messages(first)[-1].content == "1"
 
@@ -256,8 +269,8 @@ def test_an_answer_goes_on_while_another_conversation_is_open(dialogue, store):
 def test_reports_of_an_answer_that_is_over_are_ignored(dialogue):
     dialogue.ask("One?")
     answered(dialogue, "1")
-    assert dialogue.take(TextArrived(1, "late")) == ()
-    assert dialogue.take(replace(ANSWERED, answer_id=1)) == ()
+    assert take(dialogue, 1, TextDelta("late")) == ()
+    assert take(dialogue, 1, FINISHED) == ()
     assert contents(dialogue) == ["One?", "1"]
 
 

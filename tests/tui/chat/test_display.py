@@ -1,22 +1,13 @@
 """The screen in its main states, as text; a small terminal says so; nothing is lost between engine and screen."""
 
-from dataclasses import replace
-
 import pytest
 
-from tests.support.chat_fakes import ANSWERED, LOADED, ROUND
+from runtime.events import LevelDrafted, PrefillProgress, TextDelta
+from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND, STOPPED, of_answer
+from tests.support.chat_states import loading_report
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import assert_snapshot, screen_text
-from tui.chat.engine.messages import (
-    Answer,
-    Drafting,
-    Failed,
-    Loading,
-    LoadModel,
-    PassRunning,
-    Prefilling,
-    TextArrived,
-)
+from tui.chat.engine.messages import Answer, Failed, LoadModel, PassRunning
 
 ANSWER = """\
 Foxes sleep curled up.
@@ -43,10 +34,10 @@ def never_loaded(request):
 
 async def _loading(teller):
     teller.engine.say(
-        Loading("reading layers", 100_000_000, 3_000_000_000, 1.0),
-        Loading("reading layers", 1_500_000_000, 3_000_000_000, 3.8),
+        loading_report("reading layers", 100_000_000, 3_000_000_000, 1.0),
+        loading_report("reading layers", 1_500_000_000, 3_000_000_000, 3.8),
     )
-    await teller.until(lambda: teller.dialogue.state.load.num_done_bytes == 1_500_000_000)
+    await teller.until(lambda: teller.dialogue.state.load.latest.progress.num_done_bytes == 1_500_000_000)
 
 
 async def _ready(teller):
@@ -55,39 +46,39 @@ async def _ready(teller):
 
 async def _prefill(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
-    teller.engine.say(Prefilling(1, 256, 700))
+    teller.engine.say(*of_answer(1, PrefillProgress(256, 700)))
     await teller.until(lambda: teller.dialogue.state.num_prompt_tokens == 700)
 
 
 async def _drafting(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
-    teller.engine.say(Prefilling(1, 12, 12), replace(ROUND, answer_id=1), Drafting(1, 2, 6))
+    teller.engine.say(*of_answer(1, PrefillProgress(12, 12), ROUND, FIGURES, LevelDrafted(2, 6)))
     await teller.until(lambda: teller.dialogue.state.phase == "drafting")
 
 
 async def _verifying(teller):
     await _drafting(teller)
-    teller.engine.say(TextArrived(1, "Foxes sleep"), PassRunning(1, 3, 6, (2, 4)))
+    teller.engine.say(*of_answer(1, TextDelta("Foxes sleep"), PassRunning(3, 6, (2, 4))))
     await teller.until(lambda: teller.dialogue.state.phase == "verifying")
     await teller.until(lambda: "Foxes sleep" in teller.chat.view.newest_answer_text())
 
 
 async def _answered(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
-    teller.engine.say(replace(ROUND, answer_id=1), TextArrived(1, ANSWER), replace(ANSWERED, answer_id=1))
+    teller.engine.say(*of_answer(1, ROUND, FIGURES, TextDelta(ANSWER), FINISHED))
     await teller.until(lambda: not teller.dialogue.is_answering)
     await teller.until(lambda: len(teller.screen.query("MarkdownTableCellContents")) == 6)
 
 
 async def _stopped(teller):
     await _verifying(teller)
-    teller.engine.say(replace(ANSWERED, answer_id=1, finish_reason="stopped"))
+    teller.engine.say(*of_answer(1, STOPPED))
     await teller.until(lambda: teller.dialogue.state.phase == "stopped")
 
 
 async def _context_full(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
-    teller.engine.say(Failed(1, "the prompt has 5000 tokens; the context holds 4096", "context"))
+    teller.engine.say(*of_answer(1, Failed("the prompt has 5000 tokens; the context holds 4096", "context")))
     await teller.until(lambda: teller.chat.notice.display)
 
 
@@ -227,7 +218,7 @@ def test_something_unexpected_is_told_and_the_chat_goes_on(tmp_path):
                 raise ZeroDivisionError("by zero")
 
             teller.dialogue.take = fail_once
-            teller.engine.say(Drafting(77, 0, 1))
+            teller.engine.say(*of_answer(77, LevelDrafted(0, 1)))
             await teller.until(lambda: "unexpected ZeroDivisionError" in teller.chat.notice.sentence)
             await teller.press("escape")
             await teller.ask("One?")

@@ -78,7 +78,7 @@ def test_an_engine_that_cannot_be_started_is_told(tmp_path):
 @pytest.mark.parametrize("kind", ["memory", "input", "fault"])
 def test_a_load_that_fails_is_told_with_what_can_be_done(tmp_path, kind):
     def failing(request):
-        return [Failed(None, "/models/\x1b[31mgone is missing", kind)] if isinstance(request, LoadModel) else []
+        return [Failed("/models/\x1b[31mgone is missing", kind)] if isinstance(request, LoadModel) else []
 
     async def story():
         async with telling(tmp_path, script=failing) as teller:

@@ -1,13 +1,14 @@
 """The README's pictures are what the script makes now, come out the same each time, and could have been measured."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
+from runtime.events import Finished, Round, TextDelta
 from tests.support.paths import EXAMPLES
-from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, PIECES, PROMPT, reports_of_answer
+from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, PIECES, PROMPT, events_of_answer
 from tests.support.screenshots import SCENES, make_screenshot
-from tui.chat.engine.messages import Answered, RoundDone, TextArrived
 
 STORED = EXAMPLES / "screenshots"
 
@@ -24,19 +25,17 @@ def test_a_picture_comes_out_as_it_is_stored(tmp_path, name):
 
 
 def test_every_path_follows_the_tree():
-    for report in reports_of_answer(1, PROMPT, is_whole=True):
-        if isinstance(report, RoundDone):
-            assert all(
-                report.parents[child] == parent for parent, child in zip(report.path, report.path[1:], strict=False)
-            )
-            assert report.num_emitted == len(report.path)
+    rounds = [event for event in events_of_answer(PROMPT, is_whole=True) if isinstance(event, Round)]
+    assert rounds
+    for each in rounds:
+        assert all(each.parents[child] == parent for parent, child in pairwise(each.path))
 
 
 def test_the_answer_is_whole_or_under_way():
-    whole = reports_of_answer(1, PROMPT, is_whole=True)
-    assert "".join(each.text for each in whole if isinstance(each, TextArrived)) == "".join(PIECES)
-    assert isinstance(whole[-1], Answered)
-    assert not any(isinstance(each, Answered) for each in reports_of_answer(1, PROMPT, is_whole=False))
+    whole = events_of_answer(PROMPT, is_whole=True)
+    assert "".join(each.text for each in whole if isinstance(each, TextDelta)) == "".join(PIECES)
+    assert isinstance(whole[-1], Finished)
+    assert not any(isinstance(each, Finished) for each in events_of_answer(PROMPT, is_whole=False))
 
 
 def test_the_streamed_layers_and_the_estimates_agree_with_the_model():

@@ -11,22 +11,35 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import psutil
+
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
-from profiles.steps import relabel
+from profiles.steps import finish
 from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import LoadProgress
+from runtime.events import LoadProgress, Round
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
 from runtime.sampling_params import SamplingParams
-from tui.chat.answer_reports import AnswerReports, predicted_seconds_per_token
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.inbox import RequestInbox
-from tui.chat.engine.messages import Answer, Failed, Loaded, Loading, LoadModel, PassRunning, Report, to_line
+from tui.chat.engine.messages import (
+    Answer,
+    AnswerEvent,
+    Failed,
+    Loaded,
+    Loading,
+    LoadModel,
+    OfAnswer,
+    PassRunning,
+    Report,
+    SessionFigures,
+    to_line,
+)
 from tui.environment import quieten_libraries
 from tui.terminal_text import one_line
 
@@ -39,6 +52,10 @@ END_SECONDS = 1.0
 """How long the work may take to end once nothing more is wanted: then the system takes everything back."""
 
 _Fields = TypeVar("_Fields", EngineConfig, SamplingParams)
+
+
+class _OutdatedLoadError(Exception):
+    """The load under way is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,56 +84,62 @@ class EngineHost:
 
     def _try(self, request: LoadModel | Answer) -> None:
         """Do one thing; what goes wrong is reported."""
-        answer_id = request.answer_id if isinstance(request, Answer) else None
         try:
             if isinstance(request, Answer):
                 self._answer(request)
             else:
                 self._load(request)
         except OverstoryError as error:
-            self._say(Failed(answer_id, one_line(str(error)), failure_kind(error)))
+            self._say_failed(request, error, str(error))
         except Exception as error:
             traceback.print_exc()
             sentence = f"unexpected {type(error).__name__}: {error}; ask again, or load the model again"
-            self._say(Failed(answer_id, one_line(sentence), failure_kind(error)))
+            self._say_failed(request, error, sentence)
+
+    def _say_failed(self, request: LoadModel | Answer, error: Exception, sentence: str) -> None:
+        failed = Failed(one_line(sentence), failure_kind(error))
+        self._say(OfAnswer(request.answer_id, failed) if isinstance(request, Answer) else failed)
 
     def _load(self, request: LoadModel) -> None:
         self._close()
         config = with_fields(EngineConfig, {"lookup": "on", **request.config})
         begun = time.perf_counter()
-        with ExitStack() as stack:
-            self._say(Loading("starting the libraries", 0, 0, 0.0))
+
+        def tell(step: str | LoadProgress) -> None:
+            progress = LoadProgress(step, 0, 0) if isinstance(step, str) else step
+            self._say(Loading(progress, time.perf_counter() - begun))
+            if self._inbox.is_load_outdated:
+                raise _OutdatedLoadError
+
+        with ExitStack() as stack, suppress(_OutdatedLoadError):
+            tell("starting the libraries")
             from tui.session_opening import load_models
 
-            loading = relabel(load_models(config, stack), _load_step)
-            while not self._inbox.is_load_outdated:
-                try:
-                    what, num_done, num_bytes = next(loading)
-                except StopIteration as end:
-                    self._model = _Model(end.value, stack.pop_all())
-                    self._say(loaded(end.value))
-                    return
-                self._say(Loading(what, num_done, num_bytes, time.perf_counter() - begun))
-            loading.close()
+            with closing(load_models(config, stack)) as loading:
+                opened = finish(loading, tell)
+            self._model = _Model(opened, stack.pop_all())
+            self._say(loaded(opened))
 
     def _answer(self, request: Answer) -> None:
         if self._model is None:
             raise OptionError("no model is open, so nothing can be answered; load one first")
         opened = self._model.opened
         asked = prompt_request(request)
-        reports = AnswerReports(request.answer_id, opened.session.engine, opened.placement.device_bytes)
-        self._tell(reports.of(opened.session.prefill_start(asked)))
+
+        def tell(event: AnswerEvent | None) -> None:
+            if event is not None:
+                self._say(OfAnswer(request.answer_id, event))
+
+        tell(opened.session.prefill_start(asked))
         events = opened.session.generate(asked)
         with (
             self._inbox.stoppable(request.answer_id, opened.session.stop),
-            ticking(lambda: self._tell(pass_running(request.answer_id, opened))),
+            ticking(lambda: tell(pass_running(opened))),
         ):
             for event in events:
-                self._tell(reports.of(event))
-
-    def _tell(self, report: Report | None) -> None:
-        if report is not None:
-            self._say(report)
+                tell(event)
+                if isinstance(event, Round):
+                    tell(session_figures(opened))
 
     def _close(self) -> None:
         if self._model is not None:
@@ -124,31 +147,55 @@ class EngineHost:
             self._model = None
 
 
-def _load_step(step: str | LoadProgress) -> tuple[str, int, int]:
-    return (step, 0, 0) if isinstance(step, str) else (step.what, step.num_done_bytes, step.num_bytes)
-
-
 def loaded(opened: "OpenSession") -> Loaded:
-    """What the app is told of a session that is open."""
-    plan, placement, engine = opened.plan, opened.placement, opened.session.engine
+    """Return what the app is told of a session that is open."""
+    plan, placement = opened.plan, opened.placement
     return Loaded(
         target=plan.target_name,
         draft=plan.draft_name,
         device=str(plan.device),
-        context_tokens=engine.context_tokens,
+        context_tokens=opened.session.engine.context_tokens,
         num_layers=opened.streamer.num_layers,
         num_resident_layers=placement.num_resident_layers,
         resident_layers=opened.resident_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,
         memory={entry.label: entry.num_bytes for entry in placement.entries()},
-        predicted_seconds_per_token=predicted_seconds_per_token(engine),
+        predicted_seconds_per_token=_predicted_seconds_per_token(opened),
         sentences=(plan.fit.sentence, *opened.notes),
     )
 
 
+def session_figures(opened: "OpenSession") -> SessionFigures:
+    """Return how the session stands after a round."""
+    return SessionFigures(
+        num_context_tokens=len(opened.session.engine.text),
+        predicted_seconds_per_token=_predicted_seconds_per_token(opened),
+        process_bytes=int(psutil.Process().memory_info().rss),
+    )
+
+
+def _predicted_seconds_per_token(opened: "OpenSession") -> float | None:
+    """Return what the planner expects of the tree it chose last; None for a fixed tree, or before the first choice."""
+    choice = opened.session.engine.planner.choice
+    return None if choice is None else choice.seconds_per_token
+
+
+def pass_running(opened: "OpenSession") -> PassRunning | None:
+    """Return where the target's pass is now; None between passes.
+
+    May be called while another thread computes the pass: it reads two attributes of the ring. The device is not asked,
+    since a question from a second thread spoils a pass that is being recorded.
+    """
+    ring = opened.streamer
+    num_done = ring.num_done_layers
+    if num_done is None:
+        return None
+    return PassRunning(num_done, ring.num_layers, tuple(sorted(ring.layers_in_slots)))
+
+
 def prompt_request(request: Answer) -> PromptRequest:
-    """The same as the session takes it. Raises OptionError for roles and settings that it does not know."""
+    """Return the request as the session takes it. Raises OptionError for an unknown role or setting."""
     for message in request.messages:
         if message.get("role") not in ROLES:
             raise OptionError(f"a message has the role {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
@@ -163,7 +210,7 @@ def prompt_request(request: Answer) -> PromptRequest:
 
 
 def with_fields(kind: type[_Fields], values: Mapping[str, Any]) -> _Fields:
-    """The settings that a message holds. Raises OptionError for one that there is not, or of a wrong kind."""
+    """Return the settings that a message holds. Raises OptionError for one that there is not, or of a wrong kind."""
     known = {field.name for field in fields(kind)}
     for name in values:
         if name not in known:
@@ -176,7 +223,7 @@ def with_fields(kind: type[_Fields], values: Mapping[str, Any]) -> _Fields:
 
 
 def failure_kind(error: Exception) -> str:
-    """What a user can do about it: see `Failed.kind`."""
+    """Return what a user can do about it: see `Failed.kind`."""
     if isinstance(error, PromptTooLongError):
         return "context"
     if isinstance(error, BudgetError | MemoryError):
@@ -185,21 +232,8 @@ def failure_kind(error: Exception) -> str:
 
 
 def _encodable(text: str) -> str:
-    """The text without halves of surrogate pairs, which a terminal may deliver and no tokenizer takes."""
+    """Return the text without halves of surrogate pairs, which a terminal may deliver and no tokenizer takes."""
     return text.encode(errors="replace").decode()
-
-
-def pass_running(answer_id: int, opened: "OpenSession") -> PassRunning | None:
-    """Return where the target's pass is now; None between passes.
-
-    May be called while another thread computes the pass: it reads two attributes of the ring. The device is not asked,
-    since a question from a second thread spoils a pass that is being recorded.
-    """
-    ring = opened.streamer
-    num_done = ring.num_done_layers
-    if num_done is None:
-        return None
-    return PassRunning(answer_id, num_done, ring.num_layers, tuple(sorted(ring.layers_in_slots)))
 
 
 @contextmanager
@@ -228,7 +262,7 @@ class ReportPipe:
         self._lock = threading.Lock()
 
     def say(self, report: Report) -> None:
-        """Write one line; ends the process if the app is gone."""
+        """Write one line, or end the process if the app is gone."""
         try:
             with self._lock:
                 write_line(self._descriptor, to_line(report))
@@ -237,7 +271,7 @@ class ReportPipe:
 
 
 def main() -> NoReturn:
-    """The process, from its first request to its end."""
+    """Run the process, from its first request to its end."""
     requests, reports = own_streams()
     step_back()
     quieten_libraries()

@@ -1,15 +1,18 @@
-"""What the chat app and its engine process say to each other, one JSON object a line.
+"""What the chat app and its engine process say to each other, one line of JSON each.
 
-Requests go to the engine, reports come back. The engine runs in a process of its own, so that its computing never
-delays a key and its death takes no conversation along. Values only: knows no pipe, no torch and no widget.
+Requests go to the engine, reports come back; what happens while an answer is written are the engine's own events. The
+engine runs in a process of its own, so that its computing never delays a key and its death takes no conversation along.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
 
 from profiles.errors import BadInputError
+from runtime.events import Event, LoadProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class StopAnswer:
     """End the answer after the layer that computes now; what came is kept."""
 
     answer_id: int
-    """Which answer; one that is over already is ignored."""
+    """One that is over already is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,8 @@ Request = LoadModel | Answer | StopAnswer | Quit
 class Loading:
     """A piece of the models is in memory."""
 
-    what: str
-    """What is being done now."""
-    num_done_bytes: int
-    """Weight bytes read so far; 0 while nothing is being read."""
-    num_bytes: int
-    """Weight bytes to read; 0 if that is not known."""
+    progress: LoadProgress
+    """How much of them; no bytes while nothing is being read, or where their number is not known."""
     seconds: float
     """Since the load began."""
 
@@ -72,9 +71,9 @@ class Loaded:
     """A session is open."""
 
     target: str
-    """The model's name."""
+    """Name of the model."""
     draft: str
-    """The draft's name, `substitute` or `none`."""
+    """Name of the draft, `substitute` or `none`."""
     device: str
     """What computes, as torch names it."""
     context_tokens: int
@@ -96,37 +95,16 @@ class Loaded:
     resident_layers: tuple[int, ...] = ()
     """Which layers never leave the device; may be empty where that is not known."""
 
-
-@dataclass(frozen=True, slots=True)
-class Prefilling:
-    """A chunk of the prompt is in the caches."""
-
-    answer_id: int
-    """Which answer."""
-    num_done_tokens: int
-    """Prompt tokens in the caches so far, reused ones included."""
-    num_prompt_tokens: int
-    """Prompt tokens altogether."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drafting:
-    """The draft has proposed one more level of the tree."""
-
-    answer_id: int
-    """Which answer."""
-    level: int
-    """Depth of the level; the root is 0."""
-    width: int
-    """Nodes in it that were run."""
+    @property
+    def device_bytes(self) -> int:
+        """Everything that the runtime holds on the device."""
+        return sum(self.memory.values())
 
 
 @dataclass(frozen=True, slots=True)
 class PassRunning:
     """Where the target's pass is; sent some times a second while it runs."""
 
-    answer_id: int
-    """Which answer."""
     num_done_layers: int
     """Layers computed of this pass."""
     num_layers: int
@@ -136,106 +114,60 @@ class PassRunning:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundDone:
-    """One round is over; its text follows."""
+class SessionFigures:
+    """How the session stands after a round; follows each `Round`."""
 
-    answer_id: int
-    """Which answer."""
-    num_emitted: int
-    """Tokens that it brought."""
-    parents: tuple[int, ...]
-    """(N,) of the verified tree, breadth first, the root's -1."""
-    path: tuple[int, ...]
-    """The accepted nodes, from the root on."""
-    draft_seconds: float
-    """Growing the tree."""
-    verify_seconds: float
-    """The pass, the head and the walk."""
-    link_busy_seconds: float
-    """Time since the previous pass in which the link carried bytes."""
-    bytes_streamed: int
-    """Bytes that crossed the link since the previous pass."""
-    num_context_tokens: int
+    num_context_tokens: int = 0
     """Tokens of prompt and answer so far."""
-    predicted_seconds_per_token: float | None
+    predicted_seconds_per_token: float | None = None
     """What the planner expects of such rounds; None where it does not say."""
-    process_bytes: int
+    process_bytes: int = 0
     """Memory of the engine's process."""
-    device_bytes: int
-    """Memory that the runtime holds on the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class TextArrived:
-    """More of the answer."""
-
-    answer_id: int
-    """Which answer."""
-    text: str
-    """What to append; may hold terminal escapes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The answer is complete, or was stopped."""
-
-    answer_id: int
-    """Which answer."""
-    finish_reason: str
-    """`stop`, `length`, `context` or `stopped`."""
-    num_prompt_tokens: int
-    """Tokens of the prompt, template included."""
-    num_new_tokens: int
-    """Tokens of the answer."""
-    num_rounds: int
-    """Passes of the target."""
-    prefill_seconds: float
-    """To the end of the first round."""
-    seconds_per_token: float | None
-    """From there on; None if no token came after the first round."""
-    link_utilization: float | None
-    """Share of that time in which the link carried bytes; None if nothing streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """A request could not be served; the process goes on."""
 
-    answer_id: int | None
-    """Which answer; None for a load."""
     sentence: str
     """What, where, found, expected, next step."""
     kind: str
     """`input`, `context` (the prompt does not fit), `memory` or `fault`."""
 
 
-Report = Loading | Loaded | Prefilling | Drafting | PassRunning | RoundDone | TextArrived | Answered | Failed
+AnswerEvent = Event | PassRunning | SessionFigures | Failed
 
-_KINDS: Mapping[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *(LoadModel, Answer, StopAnswer, Quit),
-        *(Loading, Loaded, Prefilling, Drafting, PassRunning, RoundDone, TextArrived, Answered, Failed),
-    )
-}
+
+@dataclass(frozen=True, slots=True)
+class OfAnswer:
+    """Something that happened while an answer was written."""
+
+    answer_id: int
+    """Names the answer."""
+    event: AnswerEvent
+    """`Finished` or `Failed` is the last one."""
+
+
+Report = Loading | Loaded | Failed | OfAnswer
+"""A `Failed` outside an answer is that of a load."""
+
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Request | Loading | Loaded | AnswerEvent)}
 
 
 def to_line(message: Request | Report) -> bytes:
-    """One line of JSON, its end included."""
-    return json.dumps({"message": type(message).__name__, **asdict(message)}).encode() + b"\n"
+    """Return one line of JSON, its end included: the kind of message, the answer that it is about, its fields."""
+    answer_id, body = (message.answer_id, message.event) if isinstance(message, OfAnswer) else (None, message)
+    # json, since msgspec writes no halves of surrogate pairs, which a terminal and the name of a file may hold
+    return json.dumps((type(body).__name__, answer_id, msgspec.to_builtins(body))).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Any:
-    """The request or report that a line holds. Raises BadInputError for anything else."""
+    """Return the request or report that a line holds. Raises BadInputError for anything else."""
     try:
-        record = json.loads(line)
-        kind = _KINDS[record.pop("message")]
-        names = {field.name for field in fields(kind)}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        if set(given) - names:
-            raise KeyError(*(set(given) - names))
-        return kind(**given)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        name, answer_id, record = msgspec.convert(json.loads(line), tuple[str, int | None, dict[str, Any]])
+        body: Any = msgspec.convert(record, _KINDS[name])
+    except (ValueError, KeyError) as error:
         raise BadInputError(
             f"a line between the chat app and its engine is no message ({error}); both must be of one version"
         ) from error
+    return body if answer_id is None else OfAnswer(answer_id, body)

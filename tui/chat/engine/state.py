@@ -1,23 +1,14 @@
-"""What the engine is doing and what it has measured, folded from its reports into one frozen value.
+"""Folds the engine's reports into one frozen value: what the engine is doing and what it has measured.
 
-Pure: takes the reports of `messages` and the app's word that a request was sent or that the process is gone.
-Knows no process, no clock and no widget; every widget that shows the machine is fed by this value alone.
+Pure: takes the reports of `messages` and the app's word that a request was sent or that the process is gone. Every
+widget that shows the machine is fed by this value alone.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tui.chat.engine.messages import (
-    Answered,
-    Drafting,
-    Failed,
-    Loaded,
-    Loading,
-    PassRunning,
-    Prefilling,
-    Report,
-    RoundDone,
-)
+from runtime.events import Finished, LevelDrafted, LoadProgress, PrefillProgress, Round
+from tui.chat.engine.messages import AnswerEvent, Failed, Loaded, Loading, OfAnswer, PassRunning, Report, SessionFigures
 from tui.chat.machine.figures import RunningFigures
 
 Phase = Literal["no model", "loading", "ready", "prefill", "drafting", "verifying", "stopped", "error", "dead"]
@@ -25,52 +16,42 @@ BUSY_PHASES: tuple[Phase, ...] = ("prefill", "drafting", "verifying")
 """Phases in which an answer is being written."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a load is."""
+_NOTHING_READ = Loading(LoadProgress("", 0, 0), seconds=0.0)
 
-    what: str = ""
-    """What is being done now."""
-    num_done_bytes: int = 0
-    """Weight bytes read so far."""
-    num_bytes: int = 0
-    """Weight bytes to read; 0 if that is not known."""
-    seconds: float = 0.0
-    """Since the load began."""
-    begun_bytes: int = 0
-    """What was read when reading began, as far as this has seen."""
-    begun_seconds: float = 0.0
-    """When that was, since the load began."""
+
+@dataclass(frozen=True, slots=True)
+class LoadPace:
+    """How far a load is, and how fast."""
+
+    latest: Loading = _NOTHING_READ
+    """The last report of it."""
+    first: Loading = _NOTHING_READ
+    """The first report of what is being read now."""
 
     @property
     def share(self) -> float | None:
         """From 0 to 1; None if that is not known."""
-        return min(1.0, self.num_done_bytes / self.num_bytes) if self.num_bytes > 0 else None
+        progress = self.latest.progress
+        return min(1.0, progress.num_done_bytes / progress.num_bytes) if progress.num_bytes > 0 else None
 
     @property
     def bytes_per_second(self) -> float | None:
-        """Of the reading; None before two reports of it."""
-        elapsed = self.seconds - self.begun_seconds
-        num_read = self.num_done_bytes - self.begun_bytes
+        """Rate of reading; None before two reports of it."""
+        elapsed = self.latest.seconds - self.first.seconds
+        num_read = self.latest.progress.num_done_bytes - self.first.progress.num_done_bytes
         return num_read / elapsed if elapsed > 0 and num_read > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
         """At the rate so far; None if that is not known."""
-        rate = self.bytes_per_second
-        return max(0, self.num_bytes - self.num_done_bytes) / rate if rate and self.num_bytes > 0 else None
+        progress, rate = self.latest.progress, self.bytes_per_second
+        return max(0, progress.num_bytes - progress.num_done_bytes) / rate if rate and progress.num_bytes > 0 else None
 
-    def with_report(self, report: Loading) -> "LoadProgress":
-        """This progress and one more report of it; another thing that is being done begins anew."""
-        is_same_reading = self.num_bytes > 0 and self.num_done_bytes <= report.num_done_bytes
-        return LoadProgress(
-            what=report.what,
-            num_done_bytes=report.num_done_bytes,
-            num_bytes=report.num_bytes,
-            seconds=report.seconds,
-            begun_bytes=self.begun_bytes if is_same_reading else report.num_done_bytes,
-            begun_seconds=self.begun_seconds if is_same_reading else report.seconds,
-        )
+    def with_report(self, report: Loading) -> "LoadPace":
+        """Return this load after one more report; where another thing is being read, the rate begins anew."""
+        before = self.latest.progress
+        is_same_reading = before.num_bytes > 0 and before.num_done_bytes <= report.progress.num_done_bytes
+        return LoadPace(report, self.first if is_same_reading else report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +64,7 @@ class EngineState:
     """For `error` and `dead`: what happened and what to do; may hold anything, a model's name included."""
     error_kind: str = ""
     """For `error`: as in `Failed.kind`."""
-    load: LoadProgress = LoadProgress()
+    load: LoadPace = field(default_factory=LoadPace)
     """For `loading`: how far."""
     model: Loaded | None = None
     """The session that is open, if one is."""
@@ -100,7 +81,9 @@ class EngineState:
     layers_in_slots: tuple[int, ...] = ()
     """Streamed layers in the ring's slots, or being copied there."""
     figures: RunningFigures = field(default_factory=RunningFigures)
-    """What was measured since the model was loaded."""
+    """What the rounds since the model was loaded say."""
+    session: SessionFigures = field(default_factory=SessionFigures)
+    """How the session stands after the last of them."""
 
     @property
     def is_busy(self) -> bool:
@@ -114,10 +97,10 @@ class EngineState:
 
     @property
     def predicted_tokens_per_second(self) -> float | None:
-        """By the last round, before it by the plan."""
-        if self.figures.predicted_tokens_per_second is not None:
-            return self.figures.predicted_tokens_per_second
-        seconds = self.model.predicted_seconds_per_token if self.model else None
+        """What the planner expects after the last round; before it, or where it does not say, the plan."""
+        seconds = self.session.predicted_seconds_per_token
+        if seconds is None and self.model is not None:
+            seconds = self.model.predicted_seconds_per_token
         return 1 / seconds if seconds else None
 
 
@@ -146,41 +129,45 @@ def with_report(state: EngineState, report: Report) -> EngineState:
         case Loaded():
             return EngineState(phase="ready", model=report)
         case Failed():
-            return _failed(state, report)
-        case Answered():
-            phase: Phase = "stopped" if report.finish_reason == "stopped" else "ready"
-            return replace(_between_passes(state), phase=phase)
-        case Prefilling() | Drafting() | PassRunning() | RoundDone():
-            return _within_answer(state, report)
-        case _:
-            return state
+            return EngineState(phase="error", sentence=report.sentence, error_kind=report.kind)
+        case OfAnswer():
+            return _within_answer(state, report.event)
 
 
-def _within_answer(state: EngineState, report: Prefilling | Drafting | PassRunning | RoundDone) -> EngineState:
-    match report:
-        case Prefilling():
+def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:
+    match event:
+        case PrefillProgress():
             return replace(
                 state,
                 phase="prefill",
-                num_prefilled_tokens=report.num_done_tokens,
-                num_prompt_tokens=report.num_prompt_tokens,
+                num_prefilled_tokens=event.num_done_tokens,
+                num_prompt_tokens=event.num_prompt_tokens,
             )
-        case Drafting():
-            return replace(_between_passes(state), phase="drafting", draft_level=report.level, draft_width=report.width)
+        case LevelDrafted():
+            return replace(_between_passes(state), phase="drafting", draft_level=event.level, draft_width=event.width)
         case PassRunning():
             return replace(
                 state,
                 phase="prefill" if _is_prompt_unread(state) else "verifying",
-                num_done_layers=report.num_done_layers,
-                layers_in_slots=report.layers_in_slots,
+                num_done_layers=event.num_done_layers,
+                layers_in_slots=event.layers_in_slots,
             )
-        case RoundDone():
+        case Round():
             is_plain = state.model is not None and state.model.draft == "none"
             return replace(
                 _between_passes(state),
                 phase="verifying" if is_plain else "drafting",
-                figures=state.figures.with_round(report),
+                figures=state.figures.with_round(event),
             )
+        case SessionFigures():
+            return replace(state, session=event)
+        case Finished():
+            phase: Phase = "stopped" if event.finish_reason == "stopped" else "ready"
+            return replace(_between_passes(state), phase=phase)
+        case Failed():
+            return replace(_between_passes(state), phase="error", sentence=event.sentence, error_kind=event.kind)
+        case _:
+            return state
 
 
 def _is_prompt_unread(state: EngineState) -> bool:
@@ -190,8 +177,3 @@ def _is_prompt_unread(state: EngineState) -> bool:
 
 def _between_passes(state: EngineState) -> EngineState:
     return replace(state, sentence="", error_kind="", draft_level=0, draft_width=0, num_done_layers=0)
-
-
-def _failed(state: EngineState, report: Failed) -> EngineState:
-    kept = EngineState() if report.answer_id is None else _between_passes(state)
-    return replace(kept, phase="error", sentence=report.sentence, error_kind=report.kind)

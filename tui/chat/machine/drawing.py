@@ -5,10 +5,9 @@ Everything says the same without colour.
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from rich.cells import cell_len, set_cell_size
-
-from tui.chat.machine.figures import VerifiedTree
 
 RESIDENT, STREAMED, IN_SLOT, CURRENT = "█", "░", "▒", "◆"
 LEGEND = f"{RESIDENT} resident {STREAMED} streamed {IN_SLOT} ring {CURRENT} now"
@@ -111,33 +110,48 @@ def _most_telling(signs: str) -> str:
     return next((sign for sign in (CURRENT, IN_SLOT) if sign in signs), max(signs, key=signs.count))
 
 
-def draw_tree(tree: VerifiedTree, *, width: int, height: int) -> tuple[str, ...]:
+def draw_tree(parents: Sequence[int], path: Sequence[int], *, width: int, height: int) -> tuple[str, ...]:
     """Draw a tree from left to right in `height` rows of at most `width` characters, the accepted path heavy.
 
-    ●━●━●─○      One column per level, the likeliest child in its parent's row. A tree with more leaves than rows is
-    │ ╰─○        drawn as a map: a cell says how many nodes share it, and only the path has lines.
+    ●━●━●━●─○      One column per level, the likeliest child in its parent's row. A tree with more leaves than rows is
+    │ │ ╰─○        drawn as a map: a cell says how many nodes share it, and only the path has lines.
     ╰─○─○
+
+    `parents` are (N,) breadth first, the root's -1; `path` are the accepted nodes from the root on.
     """
-    num_levels = max(tree.depths, default=-1) + 1
-    if not num_levels or width < 1 or height < 1:
+    if not parents or width < 1 or height < 1:
         return ("",) * max(0, height)
-    step = level_columns(num_levels, width)
-    grid = [[" "] * (step * num_levels) for _ in range(height)]
-    leaf_rows = _first_leaves(tree.parents)
-    num_leaves = len(tree.parents) - len(set(tree.parents) - {-1})
+    step = level_columns(num_levels(parents), width)
+    columns = [step * depth for depth in depths_of(parents)]
+    grid = [[" "] * (max(columns) + step) for _ in range(height)]
+    leaf_rows = _first_leaves(parents)
+    num_leaves = len(parents) - len(set(parents) - {-1})
     if num_leaves <= height:
         rows = leaf_rows
-        _draw_branches(grid, tree, rows, step)
+        _draw_branches(grid, parents, rows, columns, has_lines=step > 1)
     else:
         rows = [leaf * height // num_leaves for leaf in leaf_rows]
-        _draw_map(grid, tree, rows, step)
-    _draw_path(grid, tree, rows, step)
+        _draw_map(grid, rows, columns)
+    _draw_path(grid, path, rows, columns)
     return tuple(_cut("".join(row).rstrip(), width) for row in grid)
 
 
-def level_columns(num_levels: int, width: int) -> int:
+def depths_of(parents: Sequence[int]) -> tuple[int, ...]:
+    """Return (N,) the depth of each node; the root's is 0."""
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return tuple(depths)
+
+
+def num_levels(parents: Sequence[int]) -> int:
+    """Return how many levels a tree has, that of the root included."""
+    return max(depths_of(parents), default=-1) + 1
+
+
+def level_columns(levels: int, width: int) -> int:
     """Return how many characters there are from one level to the next in a drawing that wide."""
-    return 2 if 2 * num_levels - 1 <= width else 1
+    return 2 if 2 * levels - 1 <= width else 1
 
 
 def _first_leaves(parents: Sequence[int]) -> list[int]:
@@ -157,49 +171,46 @@ def _first_leaves(parents: Sequence[int]) -> list[int]:
     return first
 
 
-def _draw_branches(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
-    depths = tree.depths
-    last_children = {parent: node for node, parent in enumerate(tree.parents)}
-    for node, parent in enumerate(tree.parents):
-        row, column = rows[node], step * depths[node]
+def _draw_branches(
+    grid: list[list[str]], parents: Sequence[int], rows: Sequence[int], columns: Sequence[int], *, has_lines: bool
+) -> None:
+    last_children = {parent: node for node, parent in enumerate(parents)}
+    for node, parent in enumerate(parents):
+        row, column = rows[node], columns[node]
         grid[row][column] = "○"
-        if parent >= 0 and step > 1:
+        if parent >= 0 and has_lines:
             grid[row][column - 1] = "─"
             if row > rows[parent]:
                 grid[row][column - 2] = "╰" if last_children[parent] == node else "├"
-    if step > 1:
-        _draw_stems(grid, tree, rows, step)
+    if has_lines:
+        _draw_stems(grid, parents, rows, columns)
 
 
-def _draw_stems(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
-    depths = tree.depths
-    for node, parent in enumerate(tree.parents):
+def _draw_stems(grid: list[list[str]], parents: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> None:
+    for node, parent in enumerate(parents):
         if parent < 0:
             continue
-        column = step * depths[parent]
         for row in range(rows[parent] + 1, rows[node]):
-            if grid[row][column] == " ":
-                grid[row][column] = "│"
+            if grid[row][columns[parent]] == " ":
+                grid[row][columns[parent]] = "│"
 
 
-def _draw_map(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
-    cells = Counter(zip(rows, tree.depths, strict=True))
-    for (row, depth), num_nodes in cells.items():
-        grid[row][step * depth] = "·" if num_nodes == 1 else ":" if num_nodes < 4 else "▪"
+def _draw_map(grid: list[list[str]], rows: Sequence[int], columns: Sequence[int]) -> None:
+    for (row, column), num_nodes in Counter(zip(rows, columns, strict=True)).items():
+        grid[row][column] = "·" if num_nodes == 1 else ":" if num_nodes < 4 else "▪"
 
 
-def _draw_path(grid: list[list[str]], tree: VerifiedTree, rows: Sequence[int], step: int) -> None:
-    depths = tree.depths
-    for before, node in zip(tree.path, tree.path[1:], strict=False):
-        column = step * depths[before]
+def _draw_path(grid: list[list[str]], path: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> None:
+    for before, node in pairwise(path):
+        column = columns[before]
         for row in range(rows[before] + 1, rows[node]):
             grid[row][column] = "┃"
         if rows[node] > rows[before]:
             grid[rows[node]][column] = "┗"
-        for between in range(column + 1, step * depths[node]):
+        for between in range(column + 1, columns[node]):
             grid[rows[node]][between] = "━"
-    for node in tree.path:
-        grid[rows[node]][step * depths[node]] = "●"
+    for node in path:
+        grid[rows[node]][columns[node]] = "●"
 
 
 def _cut(row: str, width: int) -> str:

@@ -28,13 +28,14 @@ from tui.chat.machine.drawing import (
     fit_text,
     layer_signs,
     level_columns,
+    num_levels,
     rate_text,
     share_bar,
     slots_text,
     spark_line,
     wrap_layers,
 )
-from tui.chat.machine.figures import MAX_DEPTH
+from tui.chat.machine.figures import MAX_DEPTH, link_utilization, tokens_per_second
 from tui.terminal_text import one_line
 
 Placement = Literal["side", "bottom"]
@@ -199,9 +200,9 @@ def speed_section(state: EngineState, width: int) -> Section:
     measured, predicted = figures.tokens_per_second, state.predicted_tokens_per_second
     top = max(measured or 0.0, predicted or 0.0)
     rates = [_rate_row("measured", measured, top, width), _rate_row("predicted", predicted, top, width)]
-    speeds = [each.tokens_per_second for each in figures.rounds]
+    speeds = [tokens_per_second([each]) or 0.0 for each in figures.rounds]
     emitted = [float(each.num_emitted) for each in figures.rounds]
-    busy = [each.link_utilization for each in figures.rounds]
+    busy = [link_utilization([each]) or 0.0 for each in figures.rounds]
     share = figures.link_utilization
     curves = [
         _curve_row("tok/s", speeds, "" if measured is None else rate_text(measured), width),
@@ -226,27 +227,25 @@ def memory_section(state: EngineState, width: int) -> Section:
     shown, others = entries[:_NUM_MEMORY_ROWS], entries[_NUM_MEMORY_ROWS:]
     if others:
         shown.append(("other", sum(num_bytes for _, num_bytes in others)))
-    device_bytes = state.figures.device_bytes or sum(state.model.memory.values())
-    title = f"Memory: device {format_bytes(device_bytes)}"
-    if state.figures.process_bytes:
-        title += f", host {format_bytes(state.figures.process_bytes)}"
+    title = f"Memory: device {format_bytes(state.model.device_bytes)}"
+    if state.session.process_bytes:
+        title += f", host {format_bytes(state.session.process_bytes)}"
     rows = tuple(_pair_row(one_line(label), format_bytes(num_bytes), width) for label, num_bytes in shown)
     return _section(title, rows, tooltip, width)
 
 
 def tree_section(state: EngineState, width: int, *, height: int) -> Section:
     """Draw the last tree with the accepted path."""
-    tree = state.figures.tree
+    last = state.figures.last
     tooltip = (
         "The tree of the last round, from its root at the left; the likeliest child stands in its parent's row. ● is "
         "the accepted path. Of a large tree, a cell shows how many nodes share it: · one, : two or three, ▪ more."
     )
-    if len(tree.parents) <= 1:
-        words = "no tree: every pass brings one token" if tree.parents else "no round yet"
+    if last is None or last.num_nodes <= 1:
+        words = "no round yet" if last is None else "no tree: every pass brings one token"
         return _section("Tree", (words, *[""] * (height - 1)), tooltip, width)
-    num_accepted, num_levels = len(tree.path) - 1, max(tree.depths) + 1
-    title = f"Tree {len(tree.parents)} nodes, {num_levels} levels, {num_accepted} accepted"
-    return _section(title, draw_tree(tree, width=width, height=height), tooltip, width)
+    title = f"Tree {last.num_nodes} nodes, {num_levels(last.parents)} levels, {len(last.path) - 1} accepted"
+    return _section(title, draw_tree(last.parents, last.path, width=width, height=height), tooltip, width)
 
 
 def acceptance_section(state: EngineState, width: int) -> Section:
@@ -256,8 +255,9 @@ def acceptance_section(state: EngineState, width: int) -> Section:
     tooltip = "How often one of the children was accepted where the walk came so far, by depth"
     if not acceptance:
         return _section("Acceptance by depth", ("",) * (_CHART_HEIGHT + 1), f"{tooltip}.", width)
-    num_levels = max(len(acceptance) + 1, max(state.figures.tree.depths, default=0) + 1)
-    step = level_columns(num_levels, width)
+    last = state.figures.last
+    levels = max(len(acceptance) + 1, num_levels(last.parents) if last else 1)
+    step = level_columns(levels, width)
     chart = column_chart(acceptance, height=_CHART_HEIGHT, step=step, width=width - step)
     labels = "".join(str(depth % 10).ljust(step) for depth in range(1, min(len(acceptance), MAX_DEPTH) + 1))
     rows = tuple((" " * step + row).rstrip() for row in (*chart, labels))

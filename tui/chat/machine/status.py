@@ -67,7 +67,7 @@ def phase_tooltip(state: EngineState) -> str:
         case "no model":
             return "No model is loaded; /model lists those on this machine."
         case "loading":
-            return f"Loading: {one_line(state.load.what) or 'starting'}."
+            return f"Loading: {one_line(state.load.latest.progress.what) or 'starting'}."
         case "ready":
             return "The model waits for a prompt."
         case "stopped":
@@ -113,14 +113,14 @@ def duration_text(seconds: float) -> str:
 
 
 def _loading_text(state: EngineState) -> str:
-    load = state.load
-    parts = ["downloading" if load.what.startswith("downloading ") else "loading"]
+    load, progress = state.load, state.load.latest.progress
+    parts = ["downloading" if progress.what.startswith("downloading ") else "loading"]
     if load.share is None:
-        parts += [one_line(load.what)] if load.what else []
+        parts += [one_line(progress.what)] if progress.what else []
     else:
         parts += [
             progress_bar(load.share, BAR_WIDTH),
-            f"{format_bytes(load.num_done_bytes)}/{format_bytes(load.num_bytes)}",
+            f"{format_bytes(progress.num_done_bytes)}/{format_bytes(progress.num_bytes)}",
         ]
     if load.bytes_per_second is not None:
         parts.append(f" {format_bytes(load.bytes_per_second)}/s")
@@ -162,15 +162,13 @@ def _link(state: EngineState) -> list[StatusFigure]:
 
 
 def _memory(state: EngineState) -> list[StatusFigure]:
-    figures = state.figures
-    device_bytes = figures.device_bytes or (sum(state.model.memory.values()) if state.model else 0)
     found = []
-    if device_bytes:
-        size = format_bytes(device_bytes)
+    if state.model is not None and state.model.device_bytes:
+        size = format_bytes(state.model.device_bytes)
         tooltip = f"The runtime holds {size} on the device."
         found.append(StatusFigure("device", f"device {size}", f"dev {size}", 4, tooltip))
-    if figures.process_bytes:
-        size = format_bytes(figures.process_bytes)
+    if state.session.process_bytes:
+        size = format_bytes(state.session.process_bytes)
         tooltip = f"The engine's process holds {size} of host memory."
         found.append(StatusFigure("host", f"host {size}", f"host {size}", 3, tooltip))
     return found
@@ -179,7 +177,7 @@ def _memory(state: EngineState) -> list[StatusFigure]:
 def _context(state: EngineState) -> list[StatusFigure]:
     if state.model is None or state.model.context_tokens <= 0:
         return []
-    used, size = state.figures.num_context_tokens, state.model.context_tokens
+    used, size = state.session.num_context_tokens, state.model.context_tokens
     share = f"{used / size:.0%}"
     tooltip = f"Prompt and answer take {used} of {size} tokens of the context."
     return [StatusFigure("context", f"context {used}/{size}", f"ctx {share}", 8, tooltip)]

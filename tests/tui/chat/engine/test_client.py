@@ -9,24 +9,31 @@ from typing import Any
 import psutil
 import pytest
 
+from runtime.events import TextDelta
 from tui.chat.engine.client import EngineClient, EngineDied
-from tui.chat.engine.messages import Failed, LoadModel, Report, TextArrived
+from tui.chat.engine.messages import Failed, LoadModel, OfAnswer, Report
 
 PREAMBLE = """
 import os, signal, sys
+from runtime.events import TextDelta
 from tui.chat.engine.messages import *
 def say(report): sys.stdout.buffer.write(to_line(report)); sys.stdout.buffer.flush()
 def hear(): return from_line(sys.stdin.buffer.readline())
+def text(words): say(OfAnswer(0, TextDelta(words)))
 """
 ECHO = """
 while not isinstance(request := hear(), Quit):
-    say(TextArrived(0, request.config["target"]))
+    text(request.config["target"])
 """
 DEAF = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-say(TextArrived(0, "deaf"))
+text("deaf")
 while True: signal.pause()
 """
+
+
+def told(text: str) -> OfAnswer:
+    return OfAnswer(0, TextDelta(text))
 
 
 def client(program: str, **patience: float) -> EngineClient:
@@ -48,7 +55,7 @@ def test_requests_are_answered_in_order():
         for name in ("a", "zeile\nzwei", "ü\x1b"):
             link.send(LoadModel({"target": name}))
         texts = [await first_report(link) for _ in range(3)]
-        assert texts == [TextArrived(0, "a"), TextArrived(0, "zeile\nzwei"), TextArrived(0, "ü\x1b")]
+        assert texts == [told("a"), told("zeile\nzwei"), told("ü\x1b")]
         await link.close()
 
     run(story())
@@ -56,9 +63,9 @@ def test_requests_are_answered_in_order():
 
 def test_a_report_may_be_far_longer_than_a_pipe_holds():
     async def story() -> None:
-        link = client('say(TextArrived(0, "x" * 3_000_000)); hear()')
+        link = client('text("x" * 3_000_000); hear()')
         await link.start()
-        assert await first_report(link) == TextArrived(0, "x" * 3_000_000)
+        assert await first_report(link) == told("x" * 3_000_000)
         await link.close()
 
     run(story())
@@ -103,16 +110,16 @@ def test_only_the_end_of_a_long_complaint_is_kept_and_nothing_stalls():
 
 def test_after_a_death_requests_are_dropped_and_a_new_process_takes_the_next():
     async def story() -> None:
-        link = client('say(TextArrived(0, "here")); hear(); sys.exit(1)')
+        link = client('text("here"); hear(); sys.exit(1)')
         await link.start()
-        assert await first_report(link) == TextArrived(0, "here")
+        assert await first_report(link) == told("here")
         first_id = link.process_id
         link.send(LoadModel({}))
         assert isinstance(await first_report(link), EngineDied)
         link.send(LoadModel({}))
         await link.start()
         assert link.is_alive and link.process_id != first_id
-        assert await first_report(link) == TextArrived(0, "here")
+        assert await first_report(link) == told("here")
         await link.close()
 
     run(story())
@@ -134,11 +141,11 @@ def test_starting_twice_makes_one_process():
 
 def test_closing_lets_the_process_quit_and_ends_the_reports():
     async def story() -> None:
-        link = client(ECHO + 'say(Failed(None, "bye", "input"))')
+        link = client(ECHO + 'say(Failed("bye", "input"))')
         await link.start()
         await link.close()
         await link.close()
-        assert [report async for report in link.reports()] == [Failed(None, "bye", "input")]
+        assert [report async for report in link.reports()] == [Failed("bye", "input")]
         assert link.process_id is not None and not psutil.pid_exists(link.process_id)
 
     run(story())
@@ -148,7 +155,7 @@ def test_a_process_that_neither_quits_nor_terminates_is_killed():
     async def story() -> None:
         link = client(DEAF, quit_seconds=0.01, terminate_seconds=0.01)
         await link.start()
-        assert await first_report(link) == TextArrived(0, "deaf")
+        assert await first_report(link) == told("deaf")
         await link.close()
         assert [report async for report in link.reports()] == []
         assert link.process_id is not None and not psutil.pid_exists(link.process_id)
@@ -176,7 +183,7 @@ def test_a_process_that_hangs_is_ended_on_request_and_its_end_is_no_trouble():
         await link.start()
         while len(heard) < 2:
             await asyncio.sleep(0.01)
-        assert heard == [TextArrived(0, "deaf")] * 2 and link.process_id != first_id
+        assert heard == [told("deaf")] * 2 and link.process_id != first_id
         await link.close()
         await hearing
         await link.end_process()  # all is closed
@@ -186,7 +193,7 @@ def test_a_process_that_hangs_is_ended_on_request_and_its_end_is_no_trouble():
 
 def test_all_that_a_process_said_is_heard_before_it_counts_as_ended():
     async def story() -> None:
-        link = client('hear()\nfor number in range(500): say(TextArrived(number, "x"))')
+        link = client("hear()\nfor number in range(500): text(str(number))")
         heard: list[Report | EngineDied] = []
 
         async def hear() -> None:
@@ -221,11 +228,11 @@ def test_the_process_finds_our_packages_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
     async def story() -> None:
-        link = client('import tui; say(TextArrived(0, tui.__file__ + " " + os.getcwd())); hear()')
+        link = client('import tui; text(tui.__file__ + " " + os.getcwd()); hear()')
         await link.start()
         report = await first_report(link)
-        assert isinstance(report, TextArrived)
-        assert report.text.endswith(str(tmp_path)) and not report.text.startswith(str(tmp_path))
+        assert isinstance(report, OfAnswer) and isinstance(report.event, TextDelta)
+        assert report.event.text.endswith(str(tmp_path)) and not report.event.text.startswith(str(tmp_path))
         await link.close()
 
     run(story())
@@ -235,9 +242,9 @@ def test_the_process_has_a_session_of_its_own():
     """Ctrl-C in the terminal is for the app."""
 
     async def story() -> None:
-        link = client("say(TextArrived(0, str(os.getsid(0)))); hear()")
+        link = client("text(str(os.getsid(0))); hear()")
         await link.start()
-        assert await first_report(link) == TextArrived(0, str(link.process_id))
+        assert await first_report(link) == told(str(link.process_id))
         assert os.getsid(0) != link.process_id
         await link.close()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,26 +17,33 @@ from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import LayerStreamer
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
+from runtime.events import Finished, PrefillProgress, Round, TextDelta
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
 from tests.support.session_factory import save_tiny_folder
 from tui.chat.engine.child_process import child_command, child_environment
-from tui.chat.engine.host import EngineHost, failure_kind, pass_running, prompt_request, ticking, with_fields
+from tui.chat.engine.host import (
+    EngineHost,
+    failure_kind,
+    pass_running,
+    prompt_request,
+    session_figures,
+    ticking,
+    with_fields,
+)
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import (
     Answer,
-    Answered,
     Failed,
     Loaded,
     Loading,
     LoadModel,
+    OfAnswer,
     PassRunning,
-    Prefilling,
     Quit,
     Report,
-    RoundDone,
+    SessionFigures,
     StopAnswer,
-    TextArrived,
     from_line,
     to_line,
 )
@@ -93,12 +101,26 @@ def serve(*requests: LoadModel | Answer, react: Callable[[RequestInbox, Report],
     return reports
 
 
-def kinds(reports: Sequence[Report], *left_out: type) -> list[str]:
-    return [type(report).__name__ for report in reports if not isinstance(report, (Loading, PassRunning, *left_out))]
+def events_of(reports: Sequence[Report], answer_id: int = 1) -> list[Any]:
+    """What happened while an answer was written, but where its passes were."""
+    told = [report.event for report in reports if isinstance(report, OfAnswer) and report.answer_id == answer_id]
+    return [event for event in told if not isinstance(event, PassRunning)]
+
+
+def end_of(reports: Sequence[Report], answer_id: int = 1) -> Finished:
+    """How an answer ended, with the last report."""
+    last = reports[-1]
+    assert isinstance(last, OfAnswer) and last.answer_id == answer_id
+    assert isinstance(last.event, Finished)
+    return last.event
 
 
 def text_of(reports: Sequence[Report], answer_id: int = 1) -> str:
-    return "".join(one.text for one in reports if isinstance(one, TextArrived) and one.answer_id == answer_id)
+    return "".join(one.text for one in events_of(reports, answer_id) if isinstance(one, TextDelta))
+
+
+def has_text(report: Report, answer_id: int = 1) -> bool:
+    return bool(text_of([report], answer_id))
 
 
 def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
@@ -111,65 +133,69 @@ def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
     assert loaded.resident_layers == ()
     assert loaded.bytes_per_pass > 0 < loaded.memory["ring of layer slots"]
     assert loaded.sentences[0]
-    assert [one.num_done_bytes for one in loadings] == sorted(one.num_done_bytes for one in loadings)
-    assert 0 < loadings[-1].num_done_bytes <= loadings[-1].num_bytes
+    read = [one.progress.num_done_bytes for one in loadings]
+    assert read == sorted(read)
+    assert 0 < read[-1] <= loadings[-1].progress.num_bytes
     assert [one.seconds for one in loadings] == sorted(one.seconds for one in loadings)
 
 
 def test_an_answer_is_told_from_its_prompt_to_its_end(folder: Path):
     reports = serve(load(folder), ask(1, "the cat"))
-    told = kinds(reports)
-    assert told[:3] == ["Loaded", "Prefilling", "Drafting"] and told[-1] == "Answered"
-    answered = reports[-1]
-    assert isinstance(answered, Answered)
-    rounds = [report for report in reports if isinstance(report, RoundDone)]
-    assert (answered.answer_id, answered.finish_reason, answered.num_new_tokens) == (1, "length", 24)
-    assert answered.num_rounds == len(rounds) == 3
+    events, finished = events_of(reports), end_of(reports)
+    assert [type(event).__name__ for event in events[:2]] == ["PrefillProgress", "LevelDrafted"]
+    rounds = [event for event in events if isinstance(event, Round)]
+    costs = finished.statistics
+    assert (finished.finish_reason, costs.new_tokens) == ("length", 24)
+    assert costs.rounds == len(rounds) == 3
     assert sum(one.num_emitted for one in rounds) >= 24
-    assert all(len(one.path) == one.num_emitted and one.path[0] == 0 for one in rounds)
-    assert rounds[0].num_context_tokens == answered.num_prompt_tokens + rounds[0].num_emitted
-    assert text_of(reports)
+    figures = [after for event, after in pairwise(events) if isinstance(event, Round)]
+    assert all(isinstance(after, SessionFigures) for after in figures)
+    assert figures[0].num_context_tokens == costs.prompt_tokens + rounds[0].num_emitted
+    assert 10**7 < figures[0].process_bytes <= psutil.virtual_memory().total
+    assert finished.text == text_of(reports) != ""
 
 
 def test_the_next_turn_begins_behind_what_the_caches_hold(folder: Path):
-    first = serve(load(folder), ask(1, "the cat"))
-    reports = serve(load(folder), ask(1, "the cat"), ask(2, "the cat", text_of(first), "and the hen"))
-    prefills = {report.answer_id: report for report in reports if isinstance(report, Prefilling)}
-    assert prefills[1].num_done_tokens == 0
-    assert prefills[2].num_done_tokens >= prefills[1].num_prompt_tokens
-    assert prefills[2].num_done_tokens < prefills[2].num_prompt_tokens
+    def more(inbox: RequestInbox, report: Report) -> None:
+        reports.append(report)
+        if isinstance(report, OfAnswer) and report.answer_id == 1 and isinstance(report.event, Finished):
+            inbox._take_in(ask(2, "the cat", text_of(reports), "and the hen"))
+
+    reports: list[Report] = []
+    serve(load(folder), ask(1, "the cat"), react=more)
+    first, second = (events_of(reports, answer_id)[0] for answer_id in (1, 2))
+    assert isinstance(first, PrefillProgress) and first.num_done_tokens == 0
+    assert first.num_prompt_tokens <= second.num_done_tokens < second.num_prompt_tokens
 
 
 def test_a_stopped_answer_keeps_what_came_and_can_be_written_on(folder: Path):
     def stop(inbox: RequestInbox, report: Report) -> None:
-        if isinstance(report, TextArrived) and report.answer_id == 1:
+        if has_text(report):
             inbox._take_in(StopAnswer(1))
 
     first = serve(load(folder), ask(1, "the cat"), react=stop)
-    answered = first[-1]
-    assert isinstance(answered, Answered) and answered.finish_reason == "stopped"
-    assert 0 < answered.num_new_tokens < 24
-    whole = text_of(serve(load(folder), ask(1, "the cat")))
-    rest = serve(load(folder), ask(1, "the cat", text_of(first), is_continued=True))
-    assert whole.startswith(text_of(first))
-    begun = next(report for report in rest if isinstance(report, Prefilling))
-    assert begun.num_prompt_tokens > answered.num_prompt_tokens  # the answer is part of the prompt, and open
-    assert isinstance(rest[-1], Answered) and text_of(rest)
+    stopped = end_of(first)
+    assert stopped.finish_reason == "stopped" and 0 < stopped.statistics.new_tokens < 24
+    continued = ask(2, "the cat", text_of(first), is_continued=True)
+    reports = serve(load(folder), ask(1, "the cat"), continued)
+    assert text_of(reports).startswith(text_of(first))
+    begun = events_of(reports, 2)[0]
+    assert begun.num_prompt_tokens > stopped.statistics.prompt_tokens  # the answer is part of the prompt, and open
+    assert end_of(reports, 2).text == text_of(reports, 2) != ""
 
 
 def test_quitting_ends_an_answer_and_the_work(folder: Path):
     def quit_(inbox: RequestInbox, report: Report) -> None:
-        if isinstance(report, TextArrived):
+        if has_text(report):
             inbox.read([to_line(Quit())])
 
     reports = serve(load(folder), ask(1, "the cat"), ask(2, "never begun"), react=quit_)
-    answered = reports[-1]
-    assert isinstance(answered, Answered) and (answered.answer_id, answered.finish_reason) == (1, "stopped")
+    assert end_of(reports).finish_reason == "stopped"
 
 
 def test_quitting_ends_a_load_between_two_pieces(folder: Path):
     def quit_(inbox: RequestInbox, report: Report) -> None:
-        if isinstance(report, Loading) and report.num_done_bytes:
+        if isinstance(report, Loading) and report.progress.num_done_bytes:
             inbox.read([to_line(Quit())])
 
     reports = serve(load(folder), react=quit_)
@@ -180,7 +206,7 @@ def test_a_load_is_given_up_for_the_next_and_leaves_nothing_behind(folder: Path)
     others = [load(folder, context_tokens=100)]
 
     def load_another(inbox: RequestInbox, report: Report) -> None:
-        if others and isinstance(report, Loading) and report.num_done_bytes:
+        if others and isinstance(report, Loading) and report.progress.num_done_bytes:
             inbox._take_in(others.pop())
 
     reports = serve(load(folder), react=load_another)
@@ -201,41 +227,35 @@ def test_a_load_closes_the_session_before_it(folder: Path):
     assert len(streamers) == 2 and all(streamer.slots == () for streamer in streamers)
 
 
-@pytest.mark.parametrize(
-    ("request_", "kind", "words"),
-    [
+def test_what_cannot_be_done_is_told_and_survived(folder: Path):
+    cannot = [
         (LoadModel({"target": "/no/such/folder"}), "input", "/no/such/folder"),
         (LoadModel({"targte": "x"}), "input", "no setting 'targte'"),
         (LoadModel({"ring_slots": "two"}), "input", "wrong kind"),
+        (load(folder, device_memory_bytes=1000), "memory", "the device budget"),
         (ask(1, "x"), "input", "no model is open"),
-    ],
-)
-def test_what_cannot_be_done_is_told_and_survived(folder: Path, request_: Any, kind: str, words: str):
-    reports = serve(request_, load(folder))
-    failed = next(report for report in reports if isinstance(report, Failed))
-    assert failed.answer_id == getattr(request_, "answer_id", None)
-    assert failed.kind == kind
-    assert words in failed.sentence
+    ]
+    reports = serve(*(request for request, _, _ in cannot), load(folder))
+    failures = [report for report in reports if isinstance(report, Failed)] + events_of(reports)
+    assert len(failures) == len(cannot)
+    for failed, (_, kind, words) in zip(failures, cannot, strict=True):
+        assert failed.kind == kind
+        assert words in failed.sentence
     assert isinstance(reports[-1], Loaded)
 
 
 def test_a_prompt_that_does_not_fit_and_a_wrong_setting_cost_one_answer(folder: Path):
     reports = serve(load(folder), ask(1, "the cat " * 300), ask(2, "x", temperature=-1.0), ask(3, "the cat"))
-    failed = {report.answer_id: report.kind for report in reports if isinstance(report, Failed)}
-    assert failed == {1: "context", 2: "input"}
-    assert isinstance(reports[-1], Answered)
-
-
-def test_a_budget_that_is_too_small_is_told_as_memory(folder: Path):
-    assert [one.kind for one in serve(load(folder, device_memory_bytes=1000)) if isinstance(one, Failed)] == ["memory"]
+    assert [events_of(reports, answer_id)[-1].kind for answer_id in (1, 2)] == ["context", "input"]
+    assert end_of(reports, 3).text
 
 
 def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(Session, "prefill_start", lambda self, request: {}["a\nb"])
-    failed = serve(load(folder), ask(1, "the cat"))[-1]
-    assert isinstance(failed, Failed) and (failed.answer_id, failed.kind) == (1, "fault")
+    (failed,) = events_of(serve(load(folder), ask(1, "the cat")))
+    assert isinstance(failed, Failed) and failed.kind == "fault"
     assert "unexpected KeyError" in failed.sentence and "\n" not in failed.sentence
     assert "Traceback" in capsys.readouterr().err
 
@@ -255,6 +275,16 @@ def test_failures_are_told_by_what_can_be_done(error: Exception, kind: str):
     assert failure_kind(error) == kind
 
 
+def test_after_a_round_the_app_hears_what_the_planner_expects():
+    choice = SimpleNamespace(seconds_per_token=0.2)
+    engine = SimpleNamespace(text=[1] * 21, planner=SimpleNamespace(choice=choice))
+    opened: Any = SimpleNamespace(session=SimpleNamespace(engine=engine))
+    figures = session_figures(opened)
+    assert (figures.num_context_tokens, figures.predicted_seconds_per_token) == (21, 0.2)
+    engine.planner.choice = None
+    assert session_figures(opened).predicted_seconds_per_token is None
+
+
 def test_settings_come_out_of_json_as_they_were():
     params = prompt_request(ask(1, "x\ud800", stop=["a", "b"], temperature=0.5)).params
     assert (params.stop, params.temperature, params.max_new_tokens) == (("a", "b"), 0.5, 24)
@@ -271,16 +301,16 @@ def test_settings_come_out_of_json_as_they_were():
 def test_a_report_counts_the_layers_that_are_done_and_names_those_in_the_ring():
     with LayerStreamer(make_layers([False, True, False, False, False]), InstantEngine(), num_slots=2) as ring:
         opened: Any = SimpleNamespace(streamer=ring)
-        reports = [pass_running(7, opened)]
-        run_pass(ring, use=lambda index: reports.append(pass_running(7, opened)))
-        reports.append(pass_running(7, opened))
+        reports = [pass_running(opened)]
+        run_pass(ring, use=lambda index: reports.append(pass_running(opened)))
+        reports.append(pass_running(opened))
     assert reports == [
         None,
-        PassRunning(7, 0, 5, (0, 2)),
-        PassRunning(7, 1, 5, (2, 3)),
-        PassRunning(7, 2, 5, (2, 3)),
-        PassRunning(7, 3, 5, (3, 4)),
-        PassRunning(7, 4, 5, (0, 4)),
+        PassRunning(0, 5, (0, 2)),
+        PassRunning(1, 5, (2, 3)),
+        PassRunning(2, 5, (2, 3)),
+        PassRunning(3, 5, (3, 4)),
+        PassRunning(4, 5, (0, 4)),
         None,
     ]
 

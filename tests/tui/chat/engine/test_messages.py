@@ -1,50 +1,85 @@
 """What one side writes the other reads, value by value."""
 
+import json
+from typing import get_args
+
 import pytest
 
 from profiles.errors import BadInputError
+from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta, TokensAccepted
+from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
     Answer,
+    AnswerEvent,
     Failed,
-    Loaded,
+    Loading,
     LoadModel,
+    OfAnswer,
     PassRunning,
     Quit,
-    TextArrived,
+    Report,
+    Request,
+    StopAnswer,
     from_line,
     to_line,
 )
 
+EVENTS = [
+    PrefillProgress(256, 700),
+    LevelDrafted(3, 12),
+    ROUND,
+    TokensAccepted((1, 2)),
+    TextDelta("\u2028 one line all the same\n"),
+    FINISHED,
+    PassRunning(3, 28, (4, 5)),
+    FIGURES,
+    Failed("the prompt is too long", "context"),
+]
 MESSAGES = [
-    LoadModel({"target": "a b", "ring_slots": 3}),
+    LoadModel({"target": "a b", "ring_slots": 3, "stop": None}),
     Answer(7, ({"role": "user", "content": "zeile\nzwei \x1b[0m ü"},), {"temperature": 0.5}, is_continued=True),
+    StopAnswer(7),
     Quit(),
-    Loaded("t", "none", "cpu", 4096, 4, 2, 2, 10, {"ring": 5}, None, ("a",), resident_layers=(0, 2)),
-    PassRunning(7, 3, 28, (4, 5)),
-    TextArrived(7, "\u2028 one line all the same\n"),
-    Failed(None, "no such folder", "input"),
+    Loading(LoadProgress("reading layers", 5, 10), 2.5),
+    LOADED,
+    Failed("no such folder: half\udce4", "input"),
+    *(OfAnswer(7, event) for event in EVENTS),
 ]
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_comes_back_from_its_line(message):
-    line = to_line(message)
-    assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert from_line(line) == message
+def test_every_kind_of_message_is_tried():
+    assert {type(event) for event in EVENTS} == set(get_args(AnswerEvent))
+    assert {type(message) for message in MESSAGES} == set(get_args(Request | Report))
+
+
+def test_a_message_comes_back_from_its_line():
+    for message in MESSAGES:
+        line = to_line(message)
+        assert line.endswith(b"\n") and line.count(b"\n") == 1
+        assert from_line(line) == message
 
 
 @pytest.mark.parametrize(
-    "line",
+    "record",
     [
-        b"",
-        b"{",
-        b"[]",
-        b'"x"',
-        b'{"message": "Nothing"}',
-        b'{"message": "Quit", "more": 1}',
-        b'{"message": "StopAnswer"}',
+        [],
+        "x",
+        {},
+        ["Quit", None],
+        ["Nothing", None, {}],
+        ["StopAnswer", None, {}],
+        ["StopAnswer", None, {"answer_id": "seven"}],
+        ["TextDelta", "seven", {"text": "x"}],
+        ["Round", 7, {"parents": [-1, 0.5]}],
     ],
+    ids=str,
 )
-def test_anything_else_is_refused_in_a_sentence(line):
-    with pytest.raises(BadInputError, match="is no message"):
-        from_line(line)
+def test_anything_else_is_refused_in_a_sentence(record):
+    with pytest.raises(BadInputError, match=r"is no message .*; both must be of one version"):
+        from_line(json.dumps(record).encode())
+
+
+def test_what_is_no_json_is_refused():
+    for line in (b"", b"{", b"\xff", b'["Quit", null, {}'):
+        with pytest.raises(BadInputError, match="is no message"):
+            from_line(line)

@@ -1,12 +1,25 @@
 """Reports become one state: what the engine does, and what it has measured."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
-from tui.chat.engine.messages import Answered, Drafting, Failed, Loading, PassRunning, Prefilling, TextArrived
+from runtime.events import LevelDrafted, PrefillProgress, TextDelta
+from tests.support.chat_fakes import FINISHED
+from tests.support.chat_states import (
+    FIGURES,
+    LOADED,
+    drafting,
+    folded,
+    loading,
+    loading_report,
+    prefilling,
+    ready,
+    round_done,
+    verifying,
+)
+from tui.chat.engine.messages import Failed, PassRunning
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
-
-ANSWERED = Answered(1, "stop", 10, 20, 5, 1.0, 0.2, 0.9)
 
 
 def test_there_is_no_model_at_first():
@@ -17,20 +30,20 @@ def test_there_is_no_model_at_first():
 
 def test_a_load_has_a_rate_and_an_end():
     state = loading()
-    assert (state.phase, state.load.what, state.load.share) == ("loading", "reading layers", 0.5)
+    assert (state.phase, state.load.latest.progress.what, state.load.share) == ("loading", "reading layers", 0.5)
     assert state.load.bytes_per_second == pytest.approx(0.5e9)
     assert state.load.seconds_left == pytest.approx(3.0)
 
 
 def test_a_load_claims_no_rate_from_one_report():
-    state = folded(Loading("reading", 5, 10, 2.0), begun=begin_load())
+    state = folded(loading_report("reading", 5, 10, 2.0), begun=begin_load())
     assert state.load.bytes_per_second is state.load.seconds_left is None
     assert begin_load().load.share is None
 
 
 def test_another_reading_begins_anew():
     """First the target's bytes are read, then the draft's."""
-    state = folded(Loading("draft", 10, 400, 9.0), Loading("draft", 110, 400, 10.0), begun=loading())
+    state = folded(loading_report("draft", 10, 400, 9.0), loading_report("draft", 110, 400, 10.0), begun=loading())
     assert state.load.bytes_per_second == pytest.approx(100)
 
 
@@ -46,9 +59,9 @@ def test_an_answer_is_prefill_before_the_engine_says_so():
 
 
 def test_passes_over_the_prompt_are_prefill():
-    state = folded(PassRunning(1, 3, 28, (4,)), begun=prefilling())
+    state = folded(PassRunning(3, 28, (4,)), begun=prefilling())
     assert (state.phase, state.num_done_layers, state.layers_in_slots) == ("prefill", 3, (4,))
-    state = folded(Prefilling(1, 699, 700), PassRunning(1, 1, 28, ()), begun=state)
+    state = folded(PrefillProgress(699, 700), PassRunning(1, 28, ()), begun=state)
     assert state.phase == "verifying"
 
 
@@ -56,32 +69,28 @@ def test_a_round_goes_from_drafting_to_verifying_and_back():
     assert (drafting().phase, drafting().draft_level, drafting().draft_width) == ("drafting", 3, 12)
     state = verifying()
     assert (state.phase, state.num_done_layers, state.num_layers) == ("verifying", 16, 28)
-    state = folded(round_done(), begun=state)
+    state = folded(round_done(), FIGURES, begun=state)
     assert (state.phase, state.num_done_layers, state.draft_level) == ("drafting", 0, 0)
-    assert state.figures.tree.path == (0, 1, 4, 7)
+    assert state.figures.last == round_done()
     assert state.predicted_tokens_per_second == pytest.approx(10)
 
 
 def test_without_a_draft_there_is_no_drafting():
-    plain = EngineState(phase="verifying", model=type(LOADED)(**(_fields(LOADED) | {"draft": "none"})))
+    plain = EngineState(phase="verifying", model=replace(LOADED, draft="none"))
     assert folded(round_done(parents=(-1,), path=(0,)), begun=plain).phase == "verifying"
-
-
-def _fields(report):
-    return {name: getattr(report, name) for name in report.__slots__}
 
 
 @pytest.mark.parametrize(("reason", "phase"), [("stop", "ready"), ("length", "ready"), ("stopped", "stopped")])
 def test_the_end_of_an_answer_keeps_the_figures(reason, phase):
     before = verifying()
-    state = with_report(before, Answered(1, reason, 10, 20, 5, 1.0, 0.2, 0.9))
+    state = folded(replace(FINISHED, finish_reason=reason), begun=before)
     assert (state.phase, state.num_done_layers) == (phase, 0)
     assert state.figures == before.figures
     assert not state.is_busy
 
 
 def test_a_failed_answer_keeps_the_model():
-    state = with_report(verifying(), Failed(1, "the prompt is too long", "context"))
+    state = folded(Failed("the prompt is too long", "context"), begun=verifying())
     assert (state.phase, state.sentence, state.error_kind) == ("error", "the prompt is too long", "context")
     assert state.model == LOADED
     again = begin_answer(state)
@@ -90,16 +99,16 @@ def test_a_failed_answer_keeps_the_model():
 
 def test_a_failed_load_leaves_no_model():
     """The session that was open is closed before another one is opened."""
-    state = with_report(begin_load(), Failed(None, "no such folder", "input"))
+    state = with_report(begin_load(), Failed("no such folder", "input"))
     assert (state.phase, state.sentence, state.model) == ("error", "no such folder", None)
 
 
 def test_a_dead_engine_stays_dead_until_it_is_started_again():
     dead = with_death("killed")
     assert (dead.phase, dead.sentence, dead.model) == ("dead", "killed", None)
-    assert folded(Drafting(1, 2, 3), ANSWERED, begun=dead) == dead
+    assert folded(LevelDrafted(2, 3), FINISHED, begun=dead) == dead
     assert begin_load().phase == "loading"
 
 
 def test_text_alone_changes_nothing():
-    assert with_report(verifying(), TextArrived(1, "x")) == verifying()
+    assert folded(TextDelta("x"), begun=verifying()) == verifying()

@@ -8,9 +8,11 @@ from tests.support.chat_states import PARENTS
 from tui.chat.machine.drawing import (
     ACCEPTED_SIGNS,
     column_chart,
+    depths_of,
     draw_tree,
     fit_text,
     layer_signs,
+    num_levels,
     progress_bar,
     rate_text,
     share_bar,
@@ -18,7 +20,6 @@ from tui.chat.machine.drawing import (
     spark_line,
     wrap_layers,
 )
-from tui.chat.machine.figures import VerifiedTree
 
 
 def test_a_text_is_cut_to_its_cells():
@@ -109,7 +110,7 @@ def test_slots_name_their_layers():
 
 
 def drawing(parents, path, *, width=36, height=6):
-    return [row.rstrip() for row in draw_tree(VerifiedTree(parents, path), width=width, height=height)]
+    return [row.rstrip() for row in draw_tree(parents, path, width=width, height=height)]
 
 
 def random_tree(seed, num_nodes):
@@ -122,7 +123,7 @@ def random_tree(seed, num_nodes):
     path = [0]
     while children := [node for node, above in enumerate(parents) if above == path[-1]]:
         path.append(random_source.choice(children))
-    return VerifiedTree(tuple(parents), tuple(path[: random_source.randint(1, len(path))]))
+    return parents, path[: random_source.randint(1, len(path))]
 
 
 def test_the_likeliest_path_runs_along_the_top():
@@ -163,23 +164,27 @@ def test_a_chain_and_a_root_alone():
 
 def test_no_tree_is_empty_rows():
     assert drawing((), (), height=2) == ["", ""]
-    assert draw_tree(VerifiedTree(PARENTS, (0,)), width=0, height=1) == ("",)
+    assert draw_tree(PARENTS, (0,), width=0, height=1) == ("",)
+
+
+def test_depths_follow_from_parents():
+    assert depths_of(PARENTS) == (0, 1, 1, 1, 2, 2, 2, 3, 3, 4)
+    assert (num_levels(PARENTS), num_levels((-1,)), num_levels(())) == (5, 1, 0)
 
 
 def test_every_tree_fits_and_shows_its_whole_path():
     for seed in range(30):
-        tree = random_tree(seed, [1, 2, 17, 64, 512, 1024][seed % 6])
+        parents, path = random_tree(seed, [1, 2, 17, 64, 512, 1024][seed % 6])
         width, height = random.Random(seed).choice([(38, 8), (38, 5), (20, 3)])
-        rows = draw_tree(tree, width=width, height=height)
+        rows = draw_tree(parents, path, width=width, height=height)
         assert len(rows) == height, seed
         assert max(map(len, rows)) <= width, seed
-        num_levels = max(tree.depths) + 1
-        shown = num_levels if num_levels <= width else width - 1
-        assert sum(row.count("●") for row in rows) == min(len(tree.path), shown), seed
+        shown = num_levels(parents) if num_levels(parents) <= width else width - 1
+        assert sum(row.count("●") for row in rows) == min(len(path), shown), seed
 
 
 def test_a_drawn_tree_shows_every_node():
     for seed in range(30):
-        rows = draw_tree(random_tree(seed, 12), width=80, height=12)
+        rows = draw_tree(*random_tree(seed, 12), width=80, height=12)
         assert sum(row.count("●") + row.count("○") for row in rows) == 12, seed
         assert not set("".join(rows)) - set(ACCEPTED_SIGNS) - set("○─│├╰ "), seed

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.support.chat_states import PARENTS, round_done
+from tests.support.chat_states import round_done
 from tui.chat.machine.figures import (
     MAX_DEPTH,
     NUM_REMEMBERED_ROUNDS,
     NUM_SMOOTHED_ROUNDS,
     RunningFigures,
-    VerifiedTree,
+    link_utilization,
+    tokens_per_second,
 )
 
 
@@ -22,7 +23,7 @@ def figures_of(*reports):
 def test_nothing_is_claimed_before_the_first_round():
     figures = RunningFigures()
     assert figures.tokens_per_second is figures.tokens_per_pass is figures.link_bytes_per_second is None
-    assert figures.link_utilization is figures.predicted_tokens_per_second is None
+    assert figures.link_utilization is figures.last is None
     assert figures.acceptance == ()
 
 
@@ -32,20 +33,16 @@ def test_one_round_is_its_own_mean():
     assert figures.tokens_per_pass == 4
     assert figures.link_bytes_per_second == pytest.approx(2e9)
     assert figures.link_utilization == pytest.approx(0.9)
-    assert figures.predicted_tokens_per_second == pytest.approx(10)
-    assert (figures.num_context_tokens, figures.process_bytes, figures.device_bytes) == (
-        *(812, 3_400_000_000),
-        2_100_000_000,
-    )
+    assert figures.last == round_done()
 
 
 def test_rates_weigh_rounds_by_their_time():
-    slow = round_done(num_emitted=2, draft_seconds=0.5, verify_seconds=1.0)
+    slow = round_done(path=(0, 1), draft_seconds=0.5, verify_seconds=1.0)
     assert figures_of(round_done(), slow).tokens_per_second == pytest.approx(6 / 2)
 
 
 def test_rates_forget_what_is_long_ago():
-    slow = [round_done(num_emitted=1, verify_seconds=9.0)] * 3
+    slow = [round_done(path=(0,), verify_seconds=9.0)] * 3
     figures = figures_of(*slow, *([round_done()] * NUM_SMOOTHED_ROUNDS))
     assert figures.tokens_per_second == pytest.approx(8)
 
@@ -65,7 +62,7 @@ def test_no_link_is_claimed_where_nothing_streams():
 def test_a_round_without_time_brings_no_infinite_rate():
     figures = figures_of(round_done(draft_seconds=0.0, verify_seconds=0.0))
     assert figures.tokens_per_second is None
-    assert figures.rounds[0].tokens_per_second == figures.rounds[0].link_utilization == 0
+    assert tokens_per_second(figures.rounds) is link_utilization(figures.rounds) is None
 
 
 def test_acceptance_counts_where_there_were_children():
@@ -86,8 +83,3 @@ def test_very_deep_levels_count_as_one():
     figures = figures_of(chain)
     assert len(figures.num_tried) == MAX_DEPTH
     assert sum(figures.num_tried) == 49
-
-
-def test_depths_follow_from_parents():
-    assert VerifiedTree(PARENTS).depths == (0, 1, 1, 1, 2, 2, 2, 3, 3, 4)
-    assert VerifiedTree().depths == ()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.chat_states import LOADED, folded, ready, round_done, verifying
+from tests.support.chat_states import FIGURES, LOADED, folded, ready, round_done, verifying
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
 from tui.chat.engine.state import EngineState
 from tui.chat.machine.panel import (
@@ -46,7 +46,7 @@ def test_layers_that_all_fit_stream_nothing():
 
 
 def test_speed_measured_against_predicted():
-    state = folded(*[round_done(num_emitted=number) for number in (1, 2, 4, 8)], begun=ready())
+    state = folded(*[round_done(path=tuple(range(number))) for number in (1, 2, 4, 8)], FIGURES, begun=ready())
     assert text(speed_section(state, 30)) == (
         "Speed (tok/s)\n"
         "measured    7.5 ██████████▌   \n"

@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.chat_states import LOADED, drafting, folded, loading, prefilling, ready, round_done, verifying
+from tests.support.chat_states import (
+    LOADED,
+    drafting,
+    folded,
+    loading,
+    loading_report,
+    prefilling,
+    ready,
+    round_done,
+    verifying,
+)
 from tests.support.widget_screens import WidgetApp, run, screen_rows
-from tui.chat.engine.messages import Failed, Loading
+from tui.chat.engine.messages import Failed, OfAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (
     StatusFigure,
@@ -23,8 +33,8 @@ from tui.chat.machine.status import (
 STATES = {
     "no model": EngineState(),
     "starting": begin_load(),
-    "opening": folded(Loading("opening the files", 0, 0, 0.5), begun=begin_load()),
-    "downloading": folded(Loading("downloading owner/name", 30, 120, 1.0), begun=begin_load()),
+    "opening": folded(loading_report("opening the files", 0, 0, 0.5), begun=begin_load()),
+    "downloading": folded(loading_report("downloading owner/name", 30, 120, 1.0), begun=begin_load()),
     "loading": loading(),
     "ready": ready(),
     "waiting": begin_answer(ready()),
@@ -32,7 +42,7 @@ STATES = {
     "drafting": drafting(),
     "verifying": verifying(),
     "stopped": replace(ready(), phase="stopped"),
-    "error": with_report(ready(), Failed(1, "the prompt \x1b[31mis\nlong", "context")),
+    "error": with_report(ready(), OfAnswer(1, Failed("the prompt \x1b[31mis\nlong", "context"))),
     "dead": with_death("killed; /restart"),
 }
 TEXTS = {
@@ -125,7 +135,7 @@ ROWS = [
             " 7.2 tok/s  3.6 tok/pass  link 90%  dev 2.10 GB  host 3.40 GB  context 773/4096",
         ],
     ),
-    (ready(), 30, 2, [" ● ready  Qwen2.5-Coder-1.5B…", " dev 654 MB  context 0/4096"]),
+    (ready(), 30, 2, [" ● ready  Qwen2.5-Coder-1.5B…", " dev 2.10 GB  context 0/4096"]),
 ]
 
 
