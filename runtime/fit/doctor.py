@@ -20,9 +20,8 @@ from runtime.engine.load_plan import default_max_nodes
 from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit
-from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
 from runtime.fit.machine import Machine
-from runtime.fit.model_shape import ModelShape
+from runtime.fit.models import known_shapes
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement
 from runtime.fit.probes import MachineProbes
@@ -191,10 +190,9 @@ def examine(probes: MachineProbes, questions: Sequence[ModelQuestion]) -> Genera
     return DoctorReport(tuple(rows), machine, tuple(_look(question, machine) for question in questions))
 
 
-def question_of_shapes(
-    device: torch.device, target: ModelShape = LLAMA_3_70B, draft: ModelShape = LLAMA_3_8B
-) -> ModelQuestion:
-    """Return a model that is not here, with a draft in int8 rows; the files are still to be downloaded."""
+def question_of_shapes(device: torch.device) -> ModelQuestion:
+    """Return the paper's model, which is not here, with a draft in int8 rows; the files are still to be downloaded."""
+    target, draft = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]
     item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see LoadPlan
     need = target.need(
         draft.as_draft(item_bytes),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from profiles.builtin_profiles import ReferenceAcceptance, ReferencePair, builtin_pairs
 from profiles.pair_profile import PairProfile
-from runtime.fit.known_shapes import find_shape
-from runtime.fit.model_shape import ModelShape
+from runtime.fit.models import find_shape
 from runtime.fit.plan_question import PlanQuestion
+from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import Basis
 from runtime.planner.profile_costs import acceptance_of
 from runtime.speculation.acceptance import builtin_acceptance

@@ -8,17 +8,14 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offload.checkpoint.checkpoint import is_hub_name
-from offload.errors import CheckpointError
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import BadInputError
 from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_memory, parse_tree
 from runtime.errors import OptionError
-from runtime.fit.config_shape import FoundShape, shape_of_folder, shape_on_hub
-from runtime.fit.known_shapes import find_shape, shape_names, unknown_name, usual_draft
 from runtime.fit.machine import Machine, reference_machine
-from runtime.fit.model_shape import ModelShape
+from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft
 from runtime.fit.need import QUANTIZED_FORMATS
+from runtime.fit.shapes import ModelShape
 from runtime.planner.tree_choice import CostModel, SearchMethod
 
 HELD_FORMATS = ("stored", "int8", "nf4")
@@ -228,32 +225,6 @@ def find_machine(
 
     machine = yield from probes.this_machine(request.device, cache_folder=cache_folder, model_folder=model_folder)
     return request.limit(machine)
-
-
-def find_model(name: str, *, what: str) -> FoundShape:
-    """The sizes of a folder, a known model or a hub name; `what` names it in errors.
-
-    Raises:
-        OptionError: nothing has that name.
-        CheckpointError: what has it cannot be used.
-    """
-    if not name.strip():
-        raise OptionError(f"{what} is empty; give a model folder, a known model or a hub name")
-    try:
-        folder = Path(name).expanduser()
-        is_folder, is_file = folder.is_dir(), folder.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
-        is_folder = is_file = False
-    if is_folder:
-        return shape_of_folder(folder)
-    if is_file:
-        raise CheckpointError(f"{what} {name!r:.80} is a file; expected the model folder that holds it")
-    known = find_shape(name)
-    if known is not None:
-        return FoundShape(known)
-    if is_hub_name(name):
-        return shape_on_hub(name)
-    raise unknown_name(what, name, shape_names())
 
 
 def _context(request: PlanRequest, target: ModelShape) -> tuple[int, tuple[str, ...]]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from offload.residency_plan import ResidencyPlan, Tier
 from runtime.fit.machine import Machine
-from runtime.fit.model_shape import ModelShape
 from runtime.fit.need import NUM_STAGES, QUANTIZED_FORMATS
+from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import DeviceSpeed
 from runtime.planner.costs import CostTable, RoundCosts
 

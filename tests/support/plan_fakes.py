@@ -2,10 +2,13 @@
 
 from offload.units import LinkSpeed
 from runtime.fit.machine import Link, Machine, reference_machine
+from runtime.fit.models import known_shapes
 from runtime.fit.plan_maker import make_plan
 from runtime.fit.plan_question import PlanRequest, resolve_question
 from runtime.fit.speed import Basis, DeviceSpeed
 from tests.support.fit_needs import GB
+
+LLAMA_3_70B, LLAMA_3_8B = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]
 
 
 def device_speed(**fields):

@@ -12,7 +12,7 @@ from runtime.fit.file_need import layer_formats, need_of_files
 from runtime.fit.machine import Machine
 from runtime.fit.place import place
 from runtime.model.model_loader import ModelFiles
-from tests.runtime.fit.test_model_shape import TINY
+from tests.runtime.fit.test_shapes import TINY
 from tests.support.fit_needs import layers_of
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from profiles.builtin_profiles import builtin_machine
-from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
 from runtime.fit.speed import COPY_SLOWDOWN, FLOPS_SHARE, MEMORY_SHARE, NARROW_BYTES, Basis, speed_of_data_sheet
+from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B
 from tests.support.published_pairs import published_pair
 
 L40, PAIR = builtin_machine("l40"), published_pair("llama-3-70b-8b")

@@ -1,21 +1,28 @@
-"""A model's sizes from its config.json alone, of a folder or of a model on the hub, of which only that file is fetched.
+"""Finds a model's sizes by what a person calls it: a folder, a known model, or a name on the hub.
 
-Plain JSON, read as hostile: no transformers, no class of a model is looked up. What is not a dense decoder is refused
-in a sentence. Where a folder has its safetensors too, their bytes tell whether the sizes were understood.
+They come from its config.json alone, plain JSON that is read as hostile: no transformers, no class of a model is looked
+up. Known models need no file: excerpts of theirs stand in profiles/builtin/models.json. Of a model on the hub only that
+file is fetched. What is not a dense decoder is refused in a sentence. Where a folder has its safetensors too, their
+bytes tell whether the sizes were understood.
 """
 
+import difflib
+import functools
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint
+from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from offload.units import format_bytes
 from profiles.errors import quote
-from runtime.fit.model_shape import ModelShape
+from runtime.errors import OptionError
+from runtime.fit.shapes import ModelShape
 
 TOLERATED_DIFFERENCE = 0.06
 """By how much the bytes of the files may differ from those of the sizes before it is said; plain NF4 scales are 5 %."""
@@ -32,6 +39,7 @@ _BIASED_QUERIES = {"qwen2"}
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _EXPERT_KEY = re.compile(r"experts?$")
 _PART_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
+_WORDS_WITHOUT_MEANING = {"instruct", "chat", "hf", "meta", "it", "base", "coder"}
 _LARGEST_SIZE = 1 << 24
 _ASKING_SECONDS = 5.0
 
@@ -48,8 +56,58 @@ class FoundShape:
     """Why the sizes may be wrong; None where nothing says so."""
 
 
+def find_model(name: str, *, what: str) -> FoundShape:
+    """Return the sizes of a folder, a known model or a hub name; `what` names it in errors.
+
+    Raises:
+        OptionError: nothing has that name.
+        CheckpointError: what has it cannot be used.
+    """
+    if not name.strip():
+        raise OptionError(f"{what} is empty; give a model folder, a known model or a hub name")
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
+        is_folder = is_file = False
+    if is_folder:
+        return shape_of_folder(folder)
+    if is_file:
+        raise CheckpointError(f"{what} {name!r:.80} is a file; expected the model folder that holds it")
+    known = find_shape(name)
+    if known is not None:
+        return FoundShape(known)
+    if is_hub_name(name):
+        return shape_on_hub(name)
+    names = {_key(known): known.lower() for known in known_shapes()}
+    near = [names[key] for key in difflib.get_close_matches(_key(name), names, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names.values())}"
+    raise OptionError(f"{what} {quote(name)} is not known; {hint}")
+
+
+def find_shape(name: str) -> ModelShape | None:
+    """Return the known model of that name; case, separators and endings such as -Instruct do not count."""
+    wanted = _key(name)
+    return next((shape for shape in known_shapes().values() if _key(shape.name) == wanted), None)
+
+
+def usual_draft(target: ModelShape) -> ModelShape | None:
+    """Return the small model of the same family that drafts for this one; None if none is known."""
+    draft = next((one["usual_draft"] for one in _known_models() if one["name"] == target.name), None)
+    return None if draft is None else known_shapes()[draft]
+
+
+@functools.cache
+def known_shapes() -> Mapping[str, ModelShape]:
+    """Return the models that people ask about, by name."""
+    return {
+        one["name"]: shape_of_config(one["config"], name=one["name"], where=f"config.json of {one['hub_name']}")
+        for one in _known_models()
+    }
+
+
 def shape_of_folder(folder: Path) -> FoundShape:
-    """The sizes of the model in `folder`, whose weights may be missing. Raises CheckpointError."""
+    """Return the sizes of the model in `folder`, whose weights may be missing. Raises CheckpointError."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
     config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
@@ -68,7 +126,7 @@ def shape_of_folder(folder: Path) -> FoundShape:
 
 
 def shape_on_hub(name: str, *, fetch: Callable[[str], Path] | None = None) -> FoundShape:
-    """The sizes of the hub's model `name` ("owner/name"), of which config.json alone is fetched.
+    """Return the sizes of the hub's model `name` ("owner/name"), of which config.json alone is fetched.
 
     Raises:
         CheckpointError: the hub does not deliver it, or it is not a model that can be run.
@@ -85,7 +143,7 @@ def shape_on_hub(name: str, *, fetch: Callable[[str], Path] | None = None) -> Fo
 
 
 def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> ModelShape:
-    """The sizes that a parsed config.json gives; `where` names it in errors. Raises CheckpointError."""
+    """Return the sizes that a parsed config.json gives; `where` names it in errors. Raises CheckpointError."""
     _refuse_other_models(config, where=where)
     kind = str(config.get("model_type", ""))
     hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
@@ -179,3 +237,15 @@ def _fetch_config(name: str) -> Path:
         return Path(cached)
     hub.HfApi().model_info(name, timeout=_ASKING_SECONDS)  # fails at once where the download would try five times
     return Path(hub.hf_hub_download(name, "config.json", etag_timeout=_ASKING_SECONDS))
+
+
+@functools.cache
+def _known_models() -> Sequence[Mapping[str, Any]]:
+    file = resources.files("profiles").joinpath("builtin", "models.json")
+    return tuple(json.loads(file.read_text(encoding="utf-8"))["models"])
+
+
+def _key(name: str) -> str:
+    """Return what is left of a name without its spelling: "meta-llama/Meta-Llama-3-8B-Instruct" -> "llama38b"."""
+    words = re.findall("[a-z0-9]+", name.rpartition("/")[2].lower())
+    return "".join(word for word in words if word not in _WORDS_WITHOUT_MEANING)

@@ -1,7 +1,6 @@
-"""Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of a folder.
+"""Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of its files.
 
-For questions about models that are not on this machine: `known_shapes` holds some, `config_shape` reads others. Opens
-nothing and knows no torch.
+For questions about models that are not on this machine: `models` finds their sizes. Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -23,19 +22,13 @@ class ModelShape:
     source: str
     """Where the numbers were read."""
     num_layers: int
-    """num_hidden_layers."""
     hidden_size: int
-    """hidden_size."""
     inner_size: int
-    """intermediate_size."""
+    """Of the MLP."""
     num_heads: int
-    """num_attention_heads."""
     num_kv_heads: int
-    """num_key_value_heads."""
     head_dim: int
-    """Of one head."""
     vocab_size: int
-    """vocab_size."""
     is_tied: bool = False
     """Whether the head is the embeddings."""
     item_bytes: int = 2
@@ -47,7 +40,7 @@ class ModelShape:
     published_as: str | None = None
     """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
     max_context_tokens: int | None = None
-    """max_position_embeddings; None where not known."""
+    """None where not known."""
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:

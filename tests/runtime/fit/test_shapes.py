@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from runtime.fit.known_shapes import LLAMA_3_8B, LLAMA_3_70B
-from runtime.fit.model_shape import ModelShape
+from runtime.fit.shapes import ModelShape
+from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B
 
 TINY = ModelShape(
     name="tiny",
