@@ -7,12 +7,12 @@ profile's, if this pair has one, else the first calibration's.
 """
 
 import statistics
-import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -241,7 +241,7 @@ def _calibrate(
     opened: OpenSession, name: str, requests: Sequence[PromptRequest], scope: CalibrationScope, cache_folder: Path
 ) -> Generator[str, None, CalibrationResult]:
     probes = SessionProbes(opened, requests, state_folder=cache_folder)
-    calibrator = Calibrator(probes, scope, clock=time.monotonic, began=time.monotonic())
+    calibrator = Calibrator(probes, scope, clock=monotonic, began=monotonic())
     result = yield from relabel(
         calibrator.run(), lambda step: f"{name}: calibrating, {step.what}; about {step.left_seconds:.0f} s left"
     )
