@@ -185,24 +185,24 @@ def test_a_range_can_be_searched_however_wide(error: float) -> None:
         assert (rows.sum(axis=1) <= 1 + 1e-12).all()
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_any_table_can_be_searched(seed: int) -> None:
+def test_any_table_can_be_searched() -> None:
     """Random means and counts, ranks without positions, more ranks than the builtin vector: no row increases."""
-    rng = np.random.default_rng(seed)
-    num_ranks, num_depths = int(rng.integers(1, 40)), int(rng.integers(1, 6))
-    rows = rng.dirichlet(np.full(num_ranks + 1, 0.2), size=num_depths + 1)[:, :-1]
-    counts = np.sort(rng.integers(0, 50, size=num_ranks))[::-1]
-    pair = pair_with(
-        np.where(counts > 0, rows[0], 0.0).tolist(),
-        counts.tolist(),
-        by_depth=rows[1:].tolist(),
-        depth_positions=rng.integers(0, 60, size=num_depths).tolist(),
-    )
-    costs = costs_from_profiles(pair, copy_seconds=[0.5] * 4, num_slots=2, context_tokens=100)
-    for acceptance in (acceptance_of(pair, 0.3), acceptance_of(pair, 0.3, by_depth=False)):
-        assert (np.diff(acceptance) <= 0).all()
-        assert (acceptance.sum(axis=-1) <= 1 + 1e-12).all()
-        assert choose_tree(costs, acceptance, max_nodes=20, max_levels=6).best.expected_tokens >= 1
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        num_ranks, num_depths = int(rng.integers(1, 40)), int(rng.integers(1, 6))
+        rows = rng.dirichlet(np.full(num_ranks + 1, 0.2), size=num_depths + 1)[:, :-1]
+        counts = np.sort(rng.integers(0, 50, size=num_ranks))[::-1]
+        pair = pair_with(
+            np.where(counts > 0, rows[0], 0.0).tolist(),
+            counts.tolist(),
+            by_depth=rows[1:].tolist(),
+            depth_positions=rng.integers(0, 60, size=num_depths).tolist(),
+        )
+        costs = costs_from_profiles(pair, copy_seconds=[0.5] * 4, num_slots=2, context_tokens=100)
+        for acceptance in (acceptance_of(pair, 0.3), acceptance_of(pair, 0.3, by_depth=False)):
+            assert (np.diff(acceptance) <= 0).all()
+            assert (acceptance.sum(axis=-1) <= 1 + 1e-12).all()
+            assert choose_tree(costs, acceptance, max_nodes=20, max_levels=6).best.expected_tokens >= 1
 
 
 def test_single_positions_are_those_of_the_nearest_temperature_that_has_any() -> None:

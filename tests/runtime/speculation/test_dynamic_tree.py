@@ -63,32 +63,30 @@ def growth_of(num_nodes: int, num_steps: int = 99, max_width: int = 10_000, leas
     return TreeGrowth(GrowthLimits(num_nodes, num_steps, max_width, least_lead), root_token_id=ROOT)
 
 
-@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("num_nodes", [2, 5, 17])
 @pytest.mark.parametrize("is_coarse", [False, True])
-def test_without_a_width_limit_the_best_nodes_of_all_paths_are_found(
-    seed: int, num_nodes: int, is_coarse: bool
-) -> None:
-    draft = Draft(seed, vocab_size=4, num_candidates=3, is_coarse=is_coarse)
-    grown, steps = draft.grow(growth_of(num_nodes, num_steps=4))
+def test_without_a_width_limit_the_best_nodes_of_all_paths_are_found(num_nodes: int, is_coarse: bool) -> None:
+    for seed in range(8):
+        draft = Draft(seed, vocab_size=4, num_candidates=3, is_coarse=is_coarse)
+        grown, steps = draft.grow(growth_of(num_nodes, num_steps=4))
 
-    assert len(steps) <= 4
-    assert grown.tree.topology.num_nodes == num_nodes
-    assert np.allclose(np.sort(draft.worths_of(grown))[::-1], draft.best_worths(num_nodes, num_levels=5))
+        assert len(steps) <= 4
+        assert grown.tree.topology.num_nodes == num_nodes
+        assert np.allclose(np.sort(draft.worths_of(grown))[::-1], draft.best_worths(num_nodes, num_levels=5))
 
 
-@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("max_width", [1, 2, 5])
-def test_siblings_stand_in_the_order_of_their_ranks_without_a_gap(seed: int, max_width: int) -> None:
+def test_siblings_stand_in_the_order_of_their_ranks_without_a_gap(max_width: int) -> None:
     """What is learned from a verdict is learned by rank."""
-    draft = Draft(seed, vocab_size=6, num_candidates=4)
-    tree = draft.grow(growth_of(24, num_steps=12, max_width=max_width))[0].tree
+    for seed in range(6):
+        draft = Draft(seed, vocab_size=6, num_candidates=4)
+        tree = draft.grow(growth_of(24, num_steps=12, max_width=max_width))[0].tree
 
-    assert tree.topology.num_nodes == 24
-    for node in tree.topology.expanded_nodes.tolist():
-        children = tree.topology.children(node)
-        ranked = draft.row(tuple(tree.path_token_ids(node)[1:].tolist()))[0]
-        assert tree.token_ids[children.start : children.stop].tolist() == ranked[: len(children)].tolist()
+        assert tree.topology.num_nodes == 24
+        for node in tree.topology.expanded_nodes.tolist():
+            children = tree.topology.children(node)
+            ranked = draft.row(tuple(tree.path_token_ids(node)[1:].tolist()))[0]
+            assert tree.token_ids[children.start : children.stop].tolist() == ranked[: len(children)].tolist()
 
 
 def test_a_step_runs_the_worthiest_nodes_of_any_depth() -> None:
@@ -181,24 +179,24 @@ def test_without_candidates_the_tree_is_smaller_and_growth_ends() -> None:
     assert growth.finish().tree.token_ids.tolist() == [ROOT, 1]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_each_node_sees_itself_and_its_ancestors_in_running_order(seed: int) -> None:
-    draft = Draft(seed, vocab_size=5, num_candidates=3)
-    growth = growth_of(20, num_steps=6, max_width=3)
-    run: list[tuple[int, ...]] = []
-    while len(nodes := growth.next_nodes()):
-        paths = [tuple(growth.path_token_ids(node)) for node in nodes.tolist()]
-        before, run = run, run + paths
-        expected = [[path[: len(other)] == other for other in run] for path in paths]
-        assert growth.sight(nodes).tolist() == expected
-        assert growth.run_depths.tolist() == [len(path) for path in before]
-        assert growth.depths(nodes).tolist() == [len(path) for path in paths]
-        rows = [draft.row(path) for path in paths]
-        growth.place_children([row[0] for row in rows], [row[1] for row in rows])
-    grown = growth.finish()
-    for node, index in enumerate(grown.run_index.tolist()):
-        if index >= 0:
-            assert run[index] == tuple(grown.tree.path_token_ids(node)[1:].tolist())
+def test_each_node_sees_itself_and_its_ancestors_in_running_order() -> None:
+    for seed in range(4):
+        draft = Draft(seed, vocab_size=5, num_candidates=3)
+        growth = growth_of(20, num_steps=6, max_width=3)
+        run: list[tuple[int, ...]] = []
+        while len(nodes := growth.next_nodes()):
+            paths = [tuple(growth.path_token_ids(node)) for node in nodes.tolist()]
+            before, run = run, run + paths
+            expected = [[path[: len(other)] == other for other in run] for path in paths]
+            assert growth.sight(nodes).tolist() == expected
+            assert growth.run_depths.tolist() == [len(path) for path in before]
+            assert growth.depths(nodes).tolist() == [len(path) for path in paths]
+            rows = [draft.row(path) for path in paths]
+            growth.place_children([row[0] for row in rows], [row[1] for row in rows])
+        grown = growth.finish()
+        for node, index in enumerate(grown.run_index.tolist()):
+            if index >= 0:
+                assert run[index] == tuple(grown.tree.path_token_ids(node)[1:].tolist())
 
 
 def test_asking_twice_gives_the_same_nodes() -> None:

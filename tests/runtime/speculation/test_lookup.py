@@ -199,39 +199,39 @@ def grafted_paths(tree: TokenTree, branches: list[Branch], *, max_nodes: int, ma
     return paths
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_the_paths_are_the_drawn_ones_and_those_of_the_branches(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    tree = random_tree(rng, int(rng.integers(1, 25)))
-    before = tree.token_ids.copy()
-    branches = [
-        Branch(int(rng.integers(tree.topology.num_nodes)), tuple(rng.integers(4, size=rng.integers(1, 8)).tolist()))
-        for _ in range(4)
-    ]
-    limits = {"max_nodes": int(rng.integers(1, 45)), "max_levels": int(rng.integers(1, 12))}
-    grafted = graft(tree, branches, **limits)
+def test_the_paths_are_the_drawn_ones_and_those_of_the_branches() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        tree = random_tree(rng, int(rng.integers(1, 25)))
+        before = tree.token_ids.copy()
+        branches = [
+            Branch(int(rng.integers(tree.topology.num_nodes)), tuple(rng.integers(4, size=rng.integers(1, 8)).tolist()))
+            for _ in range(4)
+        ]
+        limits = {"max_nodes": int(rng.integers(1, 45)), "max_levels": int(rng.integers(1, 12))}
+        grafted = graft(tree, branches, **limits)
 
-    expected = grafted_paths(tree, branches, **limits)
-    assert sorted(paths_of(grafted.tree)) == sorted(expected)
-    assert grafted.num_grafted == len(expected) - tree.topology.num_nodes
-    np.testing.assert_array_equal(tree.token_ids, before)
+        expected = grafted_paths(tree, branches, **limits)
+        assert sorted(paths_of(grafted.tree)) == sorted(expected)
+        assert grafted.num_grafted == len(expected) - tree.topology.num_nodes
+        np.testing.assert_array_equal(tree.token_ids, before)
 
-    drawn_paths, topology = paths_of(tree), grafted.tree.topology
-    for node, (path, drawn) in enumerate(zip(paths_of(grafted.tree), grafted.drawn_nodes.tolist(), strict=True)):
-        children = topology.children(node)
-        origins = grafted.drawn_nodes[list(children)]
-        num_drawn = grafted.num_drawn_children(node)
-        assert (origins[:num_drawn] >= 0).all(), "drawn siblings come first"
-        assert (origins[num_drawn:] < 0).all()
-        if drawn < 0:
-            assert path not in drawn_paths
-            assert num_drawn == 0
-            assert node not in grafted.tree.draft_probs
-            continue
-        assert path == drawn_paths[drawn]
-        assert topology.ranks[node] == tree.topology.ranks[drawn]
-        assert num_drawn == tree.topology.num_children[drawn]
-        assert grafted.tree.draft_probs.get(node) is tree.draft_probs.get(drawn)
+        drawn_paths, topology = paths_of(tree), grafted.tree.topology
+        for node, (path, drawn) in enumerate(zip(paths_of(grafted.tree), grafted.drawn_nodes.tolist(), strict=True)):
+            children = topology.children(node)
+            origins = grafted.drawn_nodes[list(children)]
+            num_drawn = grafted.num_drawn_children(node)
+            assert (origins[:num_drawn] >= 0).all(), "drawn siblings come first"
+            assert (origins[num_drawn:] < 0).all()
+            if drawn < 0:
+                assert path not in drawn_paths
+                assert num_drawn == 0
+                assert node not in grafted.tree.draft_probs
+                continue
+            assert path == drawn_paths[drawn]
+            assert topology.ranks[node] == tree.topology.ranks[drawn]
+            assert num_drawn == tree.topology.num_children[drawn]
+            assert grafted.tree.draft_probs.get(node) is tree.draft_probs.get(drawn)
 
 
 def test_a_branch_shares_what_it_can() -> None:

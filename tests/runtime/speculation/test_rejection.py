@@ -123,30 +123,30 @@ def distributions(seed: int, size: int, spread: float = 2.0) -> tuple[Probs, Pro
     return rows[0] / rows[0].sum(), rows[1] / rows[1].sum()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_acceptance_equals_the_recursion_over_residuals(seed: int) -> None:
-    target, draft = distributions(seed, 300, spread=1 + seed / 4)
-    rng = np.random.default_rng(seed)
-    children = draw_without_replacement(draft, 32, rng).tolist()
-    expected = by_recursion(target, draft, children)
-    found = node_outcome(target, draft, children, emitted=children[0]).acceptance
-    assert found == pytest.approx(expected, abs=1e-10)
+def test_acceptance_equals_the_recursion_over_residuals() -> None:
+    for seed in range(20):
+        target, draft = distributions(seed, 300, spread=1 + seed / 4)
+        rng = np.random.default_rng(seed)
+        children = draw_without_replacement(draft, 32, rng).tolist()
+        expected = by_recursion(target, draft, children)
+        found = node_outcome(target, draft, children, emitted=children[0]).acceptance
+        assert found == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.parametrize("emitted", range(5))
-def test_followed_is_the_share_of_the_token_that_comes_as_an_accepted_child(emitted: int) -> None:
+def test_followed_is_the_share_of_the_token_that_comes_as_an_accepted_child() -> None:
     """Means over all ordered draws of 3 children from 5 tokens: P(child j is y, accepted) / P(y), both enumerated."""
-    target, draft = distributions(7, 5, spread=1.0)
-    mean_followed, as_child = np.zeros(3), np.zeros(3)
-    for children in permutations(range(5), 3):
-        chance, left = 1.0, 1.0
-        for token in children:
-            chance *= draft[token] / left
-            left -= draft[token]
-        accepted = by_recursion(target, draft, children)
-        as_child += chance * np.where(np.array(children) == emitted, accepted, 0.0)
-        mean_followed += chance * node_outcome(target, draft, children, emitted=emitted).followed
-    assert mean_followed == pytest.approx(as_child / target[emitted], abs=1e-12)
+    for emitted in range(5):
+        target, draft = distributions(7, 5, spread=1.0)
+        mean_followed, as_child = np.zeros(3), np.zeros(3)
+        for children in permutations(range(5), 3):
+            chance, left = 1.0, 1.0
+            for token in children:
+                chance *= draft[token] / left
+                left -= draft[token]
+            accepted = by_recursion(target, draft, children)
+            as_child += chance * np.where(np.array(children) == emitted, accepted, 0.0)
+            mean_followed += chance * node_outcome(target, draft, children, emitted=emitted).followed
+        assert mean_followed == pytest.approx(as_child / target[emitted], abs=1e-12)
 
 
 def test_a_draft_that_equals_the_target_is_always_accepted() -> None:
