@@ -205,14 +205,12 @@ class _Load:
             num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
         )
         return TreePlanner(
-            start.acceptance_at(substitute_held=substitute_held),
+            start.prior(substitute_held=substitute_held),
             stream,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
             initial_costs=start.costs(placed.tiers, stream, plan),
-            is_acceptance_measured=start.is_acceptance_measured,
             kind=self._config.tree_kind,
-            chances_at=start.chances_at(substitute_held=substitute_held),
         )
 
 

@@ -23,7 +23,7 @@ from runtime.model.model_loader import ComputePlan, ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import builtin_chances
 from runtime.planner.known_pairs import model_identity
-from runtime.planner.planner import AcceptanceAt, ChancesAt
+from runtime.planner.planner import PairPrior
 from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.speculation.acceptance import builtin_acceptance
 
@@ -56,19 +56,17 @@ class InitialPlan:
     problems: tuple[str, ...] = ()
     """A sentence for each stored profile that does not hold."""
 
-    def acceptance_at(self, *, substitute_held: str | None) -> AcceptanceAt:
-        """Return the pair's acceptance at any temperature, or a builtin one (see `builtin_acceptance`) at all."""
-        profile = self.profile
-        if profile is None or not profile.believed_acceptance:
-            return lambda temperature: builtin_acceptance(substitute_held=substitute_held)
-        return lambda temperature: acceptance_of(profile, temperature)
-
-    def chances_at(self, *, substitute_held: str | None) -> ChancesAt:
-        """Return what the pair's profile knows of single positions, or builtin chances, see `builtin_chances`."""
-        profile, builtin = self.profile, builtin_chances(substitute_held=substitute_held)
-        if profile is None:
-            return lambda temperature: builtin
-        return lambda temperature: chances_of(profile, temperature) or builtin
+    def prior(self, *, substitute_held: str | None) -> PairPrior:
+        """Return what the pair's profile knows, or what is built in (see `builtin_acceptance`, `builtin_chances`)."""
+        profile, chances = self.profile, builtin_chances(substitute_held=substitute_held)
+        if profile is None or not self.is_acceptance_measured:
+            acceptance = builtin_acceptance(substitute_held=substitute_held)
+            return PairPrior(lambda temperature: acceptance, lambda temperature: chances)
+        return PairPrior(
+            lambda temperature: acceptance_of(profile, temperature),
+            lambda temperature: chances_of(profile, temperature) or chances,
+            is_measured=True,
+        )
 
     @property
     def is_acceptance_measured(self) -> bool:

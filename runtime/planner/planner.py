@@ -4,11 +4,11 @@ With a profile the first tree is the planned one. Without, a modest tree is meas
 every round teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds.
 Trees that take their shape from context compete with static ones where the verification allows them; their rounds teach
 how many tokens they bring, not what single ranks do, since which nodes stand there is no accident. Each temperature has
-its own acceptance. Plans are derived and never stored. Knows no model and no device.
+its own acceptance. Plans are derived and never stored.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +37,17 @@ PROBE_ROUNDS = 32
 """Rounds of plain decoding after which a small tree is tried, since plain rounds say nothing about drafts."""
 PROBE_SHAPE = (4, 3)
 
-AcceptanceAt = Callable[[float], NDArray[np.float64]]
-"""Acceptance to start from, by rank or by depth and rank, at a temperature."""
-ChancesAt = Callable[[float], ContextChances]
-"""What is known of single positions, at a temperature."""
+
+@dataclass(frozen=True, slots=True)
+class PairPrior:
+    """What is believed of a pair of models at each temperature, before rounds say otherwise."""
+
+    acceptance_at: Callable[[float], NDArray[np.float64]]
+    """By rank, or by depth and rank."""
+    chances_at: Callable[[float], ContextChances] = lambda temperature: builtin_chances(substitute_held=None)
+    """Of single positions."""
+    is_measured: bool = False
+    """Whether the acceptance comes from this pair, so that more is needed to move it."""
 
 
 class TreePlanner:
@@ -48,26 +55,21 @@ class TreePlanner:
 
     def __init__(
         self,
-        acceptance_at: AcceptanceAt,
+        prior: PairPrior,
         stream: StreamShape,
         *,
         max_nodes: int,
         fixed_shape: tuple[int, int] | None = None,
         initial_costs: RoundCosts | None = None,
-        is_acceptance_measured: bool = False,
         kind: TreeKind = "static",
-        chances_at: ChancesAt = lambda temperature: builtin_chances(substitute_held=None),
     ) -> None:
         """`fixed_shape` (nodes, levels) ends all choosing; `initial_costs` are those of a profile.
 
-        `is_acceptance_measured`: whether `acceptance_at` comes from this pair, so that more is needed to move it.
         `kind`: which trees may be chosen.
         """
         self.kind: TreeKind = kind
-        self._chances_at = chances_at
+        self._prior = prior
         self._can_grow_in_context = False
-        self._acceptance_at = acceptance_at
-        self._prior_events = MEASURED_EVENTS if is_acceptance_measured else BUILTIN_EVENTS
         self._learner = CostLearner(stream, initial_costs)
         self._max_nodes = min(MAX_NODES, max(1, max_nodes))
         self._fixed_shape = fixed_shape
@@ -105,7 +107,7 @@ class TreePlanner:
     @property
     def spread(self) -> float:
         """How far draft and target differ at the present temperature, in logits; see `profiles.acceptance`."""
-        return self._chances_at(self._temperature).spread
+        return self._prior.chances_at(self._temperature).spread
 
     def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
         """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it.
@@ -150,7 +152,7 @@ class TreePlanner:
         if self._fixed_shape is None and self._learner.is_known:
             self._choose(is_free=self._has_profile)
         else:
-            self._used_acceptance = self._acceptance_at(self._temperature)  # a fixed tree does not drift
+            self._used_acceptance = self._prior.acceptance_at(self._temperature)  # a fixed tree does not drift
             is_dynamic = self.kind == "dynamic" and self._can_grow_in_context and self._shape[0] > 1
             self._tree = growth_limits(*self._shape) if is_dynamic else self._grown(*self._shape)
 
@@ -189,7 +191,7 @@ class TreePlanner:
         if self.kind == "static" or not self._can_grow_in_context:
             return ranking.best
         in_context, static = (self._yield_learner().factor(is_in_context=kind) for kind in (True, False))
-        chances = self._chances_at(self._temperature)
+        chances = self._prior.chances_at(self._temperature)
         grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
         if grown is None:
             return ranking.best
@@ -222,10 +224,9 @@ class TreePlanner:
     def _acceptance_learner(self) -> AcceptanceLearner:
         learner = self._by_temperature.get(self._temperature)
         if learner is None:
-            prior = self._acceptance_at(self._temperature)
-            learner = self._by_temperature[self._temperature] = AcceptanceLearner(
-                prior, prior_events=self._prior_events
-            )
+            events = MEASURED_EVENTS if self._prior.is_measured else BUILTIN_EVENTS
+            learner = AcceptanceLearner(self._prior.acceptance_at(self._temperature), prior_events=events)
+            self._by_temperature[self._temperature] = learner
         return learner
 
     def _yield_learner(self) -> YieldLearner:

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.engine_config import TreeKind
 from runtime.planner.growth import ContextChances, growth_limits
-from runtime.planner.planner import TreePlanner
+from runtime.planner.planner import PairPrior, TreePlanner
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.synthetic_machine import BUILTIN, SLOW_LINK, STREAM
@@ -17,14 +17,12 @@ TWO_KINDS = ContextChances(np.array([[0.6, 0.15, 0.05, 0.02], [0.97, 0.01, 0.005
 
 def planner_in_context(*, kind: TreeKind = "either", fixed_shape: tuple[int, int] | None = None) -> TreePlanner:
     return TreePlanner(
-        lambda temperature: BUILTIN,
+        PairPrior(lambda temperature: BUILTIN, lambda temperature: TWO_KINDS, is_measured=True),
         STREAM,
         max_nodes=256,
         fixed_shape=fixed_shape,
         initial_costs=SLOW_LINK.costs(),
-        is_acceptance_measured=True,
         kind=kind,
-        chances_at=lambda temperature: TWO_KINDS,
     )
 
 

@@ -6,6 +6,7 @@ rounding only, and no position of these texts comes close to a tie.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def test_a_perfect_draft_meets_the_targets_noise_on_every_level(folders: dict[st
 def test_a_perfect_draft_is_followed_as_far_as_a_tree_in_context_may_grow(folders: dict[str, Path]) -> None:
     """All its worth lies on one path: six nodes go five levels deep where they are needed."""
     with open_tiny(folders["target"], draft=folders["perfect"], tree="dynamic:6x6") as opened:
-        opened.session.engine.planner._chances_at = lambda _: SURE
+        planner = opened.session.engine.planner
+        planner._prior = replace(planner._prior, chances_at=lambda temperature: SURE)
         finished, _ = answer(opened, request(temperature=1.5, verification="coupled"))
     assert (finished.statistics.new_tokens, finished.statistics.rounds) == (24, 4)
 

@@ -100,14 +100,16 @@ def test_without_a_profile_there_are_no_costs_and_the_builtin_acceptance() -> No
     start = InitialPlan(None, MACHINE)
     assert start.costs((HOST,), stream, plan_for()) is None
     for held in (None, "nf4"):
-        acceptance_at = start.acceptance_at(substitute_held=held)
-        assert acceptance_at(0.7).tolist() == builtin_acceptance(substitute_held=held).tolist()
+        prior = start.prior(substitute_held=held)
+        assert prior.acceptance_at(0.7).tolist() == builtin_acceptance(substitute_held=held).tolist()
+        assert not prior.is_measured
 
 
 def test_a_profiles_acceptance_is_that_of_the_temperature() -> None:
-    acceptance_at = InitialPlan(PAIR).acceptance_at(substitute_held="int8")
+    prior = InitialPlan(PAIR).prior(substitute_held="int8")
+    assert prior.is_measured
     for temperature in (0.0, 1.0):
-        assert acceptance_at(temperature).tolist() == acceptance_of(PAIR, temperature).tolist()
+        assert prior.acceptance_at(temperature).tolist() == acceptance_of(PAIR, temperature).tolist()
 
 
 def test_one_sentence_says_why_the_first_tree_is_modest() -> None:
@@ -128,11 +130,13 @@ def test_tables_of_a_few_positions_are_not_believed() -> None:
     one = replace(greedy, by_rank=(1.0, 0.0), num_positions=(1, 1))
     few = InitialPlan(replace(PAIR, acceptance=(one,)), MACHINE)
     assert not few.is_acceptance_measured
-    assert few.acceptance_at(substitute_held=None)(0.0).tolist() == builtin_acceptance(substitute_held=None).tolist()
+    assert (
+        few.prior(substitute_held=None).acceptance_at(0.0).tolist() == builtin_acceptance(substitute_held=None).tolist()
+    )
     assert few.notes(plan_for(), is_planned=True) == (FEW_POSITIONS,)
     mixed = InitialPlan(replace(PAIR, acceptance=(one, warm)), MACHINE)
     assert mixed.is_acceptance_measured
-    assert mixed.acceptance_at(substitute_held=None)(0.0).tolist() == acceptance_of(PAIR, 1.0).tolist()
+    assert mixed.prior(substitute_held=None).acceptance_at(0.0).tolist() == acceptance_of(PAIR, 1.0).tolist()
     assert mixed.notes(plan_for(), is_planned=True) == ()
 
 
@@ -146,11 +150,11 @@ def test_an_emulated_link_slows_nothing() -> None:
 
 
 def test_single_positions_are_known_from_the_profile_or_builtin() -> None:
-    builtin = InitialPlan(PAIR).chances_at(substitute_held=None)(0.0)
+    builtin = InitialPlan(PAIR).prior(substitute_held=None).chances_at(0.0)
     assert builtin.by_confidence.tolist() == builtin_chances(substitute_held=None).by_confidence.tolist()
     table = replace(PAIR.acceptance[0], spread=0.5, by_confidence=((0.7, 0.1),))
     start = InitialPlan(replace(PAIR, acceptance=(table,)))
-    assert start.chances_at(substitute_held="int8")(1.0).by_confidence.tolist() == [[0.7, 0.1]]
+    assert start.prior(substitute_held="int8").chances_at(1.0).by_confidence.tolist() == [[0.7, 0.1]]
 
 
 @pytest.fixture(scope="module")

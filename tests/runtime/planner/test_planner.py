@@ -8,7 +8,7 @@ import pytest
 
 from offload.pipeline_model import round_seconds
 from runtime.planner.costs import RoundCosts, StreamShape
-from runtime.planner.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, TreePlanner
+from runtime.planner.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
 from tests.support.synthetic_machine import BUILTIN, LAYER_BYTES, NUM_LAYERS, SLOW_LINK, STREAM, Machine
@@ -22,12 +22,11 @@ def planner_for(
     acceptance_at: Callable[[float], np.ndarray] = lambda temperature: BUILTIN,
 ) -> TreePlanner:
     return TreePlanner(
-        acceptance_at,
+        PairPrior(acceptance_at, is_measured=costs is not None),
         STREAM,
         max_nodes=max_nodes,
         fixed_shape=fixed_shape,
         initial_costs=costs,
-        is_acceptance_measured=costs is not None,
     )
 
 
@@ -211,7 +210,7 @@ def test_with_a_profile_another_temperature_gets_its_planned_tree_at_once() -> N
 def test_planning_between_rounds_takes_no_noticeable_time() -> None:
     """Some 7 ms at 256 nodes when idle; 80 layers."""
     planner = TreePlanner(
-        lambda temperature: np.tile(BUILTIN, (32, 1)),
+        PairPrior(lambda temperature: np.tile(BUILTIN, (32, 1))),
         StreamShape((LAYER_BYTES,) * 80, num_slots=2),
         max_nodes=256,
     )
@@ -226,7 +225,7 @@ def test_a_disk_behind_the_link_is_part_of_the_prediction() -> None:
     machine = Machine(link=1e7, compute=(0.001, 1e-6), draft=(0.01, 1e-4))
     reads = tuple(LAYER_BYTES if index % 2 else None for index in range(NUM_LAYERS))
     planner = TreePlanner(
-        lambda temperature: BUILTIN,
+        PairPrior(lambda temperature: BUILTIN),
         StreamShape((LAYER_BYTES,) * NUM_LAYERS, num_slots=2, read_bytes=reads, num_stages=2),
         max_nodes=64,
     )
