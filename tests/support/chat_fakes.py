@@ -138,9 +138,9 @@ class FakeEngine:
         for report in reports:
             self._queue.put_nowait(report)
 
-    def die(self, sentence: str = "the engine was killed (SIGKILL)", *, is_memory: bool = True) -> None:
+    def die(self, sentence: str = "the engine was killed (SIGKILL)") -> None:
         self._is_alive = False
-        self._queue.put_nowait(EngineDied(sentence, is_memory))
+        self._queue.put_nowait(EngineDied(sentence))
 
     async def reports(self) -> AsyncIterator[Report | EngineDied]:
         while (report := await self._queue.get()) is not None:

@@ -1,9 +1,12 @@
 """The chat app: paints before the engine is started, and ends the engine before it ends itself."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from textual import events
@@ -11,12 +14,15 @@ from textual.app import App
 
 from tui.chat.commands.palette import CommandProvider
 from tui.chat.display import ChatServices
-from tui.chat.engine.idle_collection import IdleCollector
 from tui.chat.screen import ChatScreen
 from tui.chat.themes import THEMES, theme_name
 
 QUIT_SECONDS = 6.0
 """More than the engine takes to end; an app whose terminal is gone may not end by itself."""
+IDLE_SECONDS = 3.0
+"""Without a key and without an answer; then a pause is noticed by nobody."""
+RARELY = 1_000
+"""Collections of the middle generation between two of the oldest, instead of 10: an app that is never idle."""
 
 
 def silence_terminal() -> None:
@@ -32,6 +38,39 @@ def end_within(seconds: float, exit_code: int) -> None:
     timer = threading.Timer(seconds, os._exit, (exit_code,))
     timer.daemon = True
     timer.start()
+
+
+class IdleCollector:
+    """Looks for cyclic garbage only while nobody types and no answer is written.
+
+    A full collection walks over everything that a conversation has on the screen: 0.2 s after a long answer, every few
+    seconds of it, in which no key is answered. Young garbage is still collected at once; that takes a millisecond.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, collect: Callable[[], object] = gc.collect
+    ) -> None:
+        self._clock = clock
+        self._collect = collect
+        self._active_at = clock()
+        self._is_due = False
+
+    def take_over(self) -> None:
+        """Let the interpreter look through the oldest objects hardly ever, and not at all at what is there now."""
+        young, middle, _ = gc.get_threshold()
+        gc.set_threshold(young, middle, RARELY)
+        gc.freeze()
+
+    def note_activity(self) -> None:
+        """Take note that somebody types, or that an answer is written."""
+        self._active_at = self._clock()
+        self._is_due = True
+
+    def collect_if_idle(self) -> None:
+        """Collect, once after each activity, when it has been over for a while."""
+        if self._is_due and self._clock() - self._active_at >= IDLE_SECONDS:
+            self._is_due = False
+            self._collect()
 
 
 class ChatApp(App[int]):

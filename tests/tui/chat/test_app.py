@@ -1,11 +1,14 @@
 """The app as a whole: themes, no colours, and an end that leaves nothing behind."""
 
 import asyncio
+import gc
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.chat_fakes import FakeEngine
 from tests.support.chat_stories import tell, telling
+from tui.chat.app import IDLE_SECONDS, RARELY, IdleCollector
 from tui.chat.settings.chat_settings import ChatSettings
 from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.themes import DARK, LIGHT
@@ -82,3 +85,48 @@ def test_an_app_without_a_model_waits_for_a_choice(tmp_path):
             assert teller.chat.prompt.text == "Hello?"
 
     tell(story)
+
+
+class Idle:
+    def __init__(self) -> None:
+        self.now, self.num_collections = 100.0, 0
+        self.collector = IdleCollector(clock=lambda: self.now, collect=self._collect)
+
+    def _collect(self) -> None:
+        self.num_collections += 1
+
+    def wait(self, seconds: float) -> int:
+        self.now += seconds
+        self.collector.collect_if_idle()
+        return self.num_collections
+
+
+@pytest.fixture
+def own_thresholds() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+def test_nothing_is_collected_while_somebody_types() -> None:
+    idle = Idle()
+    for _ in range(10):
+        idle.collector.note_activity()
+        assert idle.wait(IDLE_SECONDS - 0.1) == 0
+
+
+def test_each_activity_is_followed_by_one_collection() -> None:
+    idle = Idle()
+    assert idle.wait(60) == 0
+    idle.collector.note_activity()
+    assert idle.wait(IDLE_SECONDS) == 1
+    assert idle.wait(60) == 1
+    idle.collector.note_activity()
+    assert idle.wait(IDLE_SECONDS) == 2
+
+
+def test_the_interpreter_leaves_the_oldest_objects_alone(own_thresholds: None) -> None:
+    IdleCollector().take_over()
+    assert gc.get_threshold()[2] == RARELY
+    assert gc.get_freeze_count() > 0

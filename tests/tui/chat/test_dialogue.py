@@ -183,7 +183,7 @@ def test_nothing_can_be_written_anew_before_anything_was_asked(dialogue):
 def test_a_killed_engine_leaves_the_conversation_as_it_was(dialogue, engine):
     dialogue.ask("One?")
     take(dialogue, 1, TextDelta("Half"))
-    ended, trouble = dialogue.take(EngineDied("the engine was killed", is_memory=True))
+    ended, trouble = dialogue.take(EngineDied("the engine was killed"))
     assert (ended.message.content, ended.message.state) == ("Half", "failed")
     assert trouble == Trouble("dead", "the engine was killed")
     assert dialogue.ask("Two?") == (PromptReturned("Two?"), trouble)

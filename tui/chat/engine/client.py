@@ -32,8 +32,6 @@ class EngineDied:
 
     sentence: str
     """What happened, and its last words."""
-    is_memory: bool
-    """Whether it ended as processes do that the system kills for want of memory."""
 
 
 class EngineLink(Protocol):
@@ -192,18 +190,17 @@ async def _keep_last_lines(stream: asyncio.StreamReader, lines: deque[str]) -> N
 def _death(exit_code: int, last_lines: Sequence[str], complaint: str | None) -> EngineDied:
     """One sentence on how the process ended; `complaint` if it was ended here for what it said."""
     if complaint is not None:
-        return EngineDied(f"the engine was ended because it could not be understood: {complaint}", is_memory=False)
+        return EngineDied(f"the engine was ended because it could not be understood: {complaint}")
     words = next((line.strip() for line in reversed(last_lines) if line.strip()), "")
     last_words = f"; its last words: {words}" if words else ""
     if exit_code == -getattr(signal, "SIGKILL", 9):
         return EngineDied(
             "the engine was killed (SIGKILL), most likely by the system because memory ran out; start it again, "
-            "with a smaller model, context or memory budget if it was not you",
-            is_memory=True,
+            "with a smaller model, context or memory budget if it was not you"
         )
     if exit_code < 0:
-        return EngineDied(f"the engine was ended by {_signal_name(-exit_code)}{last_words}", is_memory=False)
-    return EngineDied(f"the engine ended with exit code {exit_code}{last_words}", is_memory=False)
+        return EngineDied(f"the engine was ended by {_signal_name(-exit_code)}{last_words}")
+    return EngineDied(f"the engine ended with exit code {exit_code}{last_words}")
 
 
 def _signal_name(number: int) -> str:
