@@ -5,40 +5,38 @@ used, 1 for a failure while running, 130 for Ctrl-C. torch is imported only when
 """
 
 import gc
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from profiles.errors import OverstoryError
-from runtime.engine_config import EngineConfig
-from runtime.errors import OptionError
-from runtime.events import Event
-from runtime.prompts.headless import PromptEnded, PromptItem, PromptResult, pending_items, run_prompts
-from runtime.prompts.prompt_file import PromptRequest, read_prompts
-from runtime.prompts.result_file import ResultFile, ResultStream
-from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, Quiet, ResultOptions, with_option_groups
 from tui.commands.bench import bench_app
 from tui.commands.calibrate import calibrate
 from tui.commands.chat import chat
-from tui.commands.comparison import Comparison, show_answers
 from tui.commands.doctor_command import doctor
 from tui.commands.plan_command import plan
 from tui.commands.prepare import prepare
-from tui.environment import cache_folder, packaged_prompts, quieten_libraries
-from tui.report import RunProgress, progress_console, show_load
-from tui.session_opening import open_session_in_sight
+from tui.commands.run import compare, run
+from tui.environment import quieten_libraries
 from tui.terminal_text import one_line
 
-if TYPE_CHECKING:
-    from rich.console import Console
+
+class _Command(TyperCommand):
+    """A command whose `--help` shows switches as they are typed, without `<bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments, switches without a name for a value."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
 
 
 app = typer.Typer(
@@ -48,11 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
-app.command()(chat)
-app.command()(calibrate)
-app.command()(doctor)
-app.command()(prepare)
-app.command()(plan)
+for _command in (run, compare, chat, calibrate, doctor, prepare, plan):
+    app.command()(_command)
+for _registered in (*app.registered_commands, *bench_app.registered_commands):
+    _registered.cls = _Command
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -73,98 +70,6 @@ def overstory(
     ] = False,
 ) -> None:
     """Run a language model that does not fit the device: streamed layers, a tree of drafts, exact text."""
-
-
-@app.command()
-@with_option_groups
-def run(
-    prompts: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="A .txt or .jsonl prompt file, or - for standard input.")
-    ],
-    engine: EngineOptions,
-    drafting: DraftOptions,
-    answers: AnswerOptions,
-    destination: ResultOptions,
-) -> int:
-    """Answer a prompt file; results are JSON lines, in order."""
-    items = read_prompts(prompts, answers.to_params(), system=answers.system, is_raw=answers.raw)
-    config = answers.applied_to(engine.to_config(drafting))
-    console = progress_console(is_quiet=destination.quiet)
-    num_errors = 0
-    with ExitStack() as stack:
-        results: ResultFile | ResultStream = ResultStream(sys.stdout)
-        if destination.output is not None:
-            results = stack.enter_context(ResultFile(destination.output, is_resumed=destination.resume))
-        items = pending_items(items, results.finished_ids)
-        generate = stack.enter_context(_answering(config, items, console))
-        progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
-        for event in run_prompts(generate, items):
-            progress.show(event)
-            if isinstance(event, PromptEnded):
-                results.append(event.result)
-                num_errors += event.result.error is not None
-    return _report_errors(num_errors, len(items))
-
-
-@app.command()
-@with_option_groups
-def compare(
-    engine: EngineOptions,
-    drafting: DraftOptions,
-    answers: AnswerOptions,
-    *,
-    prompts: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="four that come with it"
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")] = False,
-    quiet: Quiet = False,
-) -> int:
-    """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare."""
-    config = answers.applied_to(engine.to_config(drafting))
-    if config.is_plain:
-        raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
-    path = packaged_prompts("demo.jsonl") if prompts is None else prompts
-    items = read_prompts(path, answers.to_params(), system=answers.system, is_raw=answers.raw)
-    console = progress_console(is_quiet=quiet)
-    out = sys.stderr if as_json else sys.stdout
-    if any(isinstance(item, PromptRequest) for item in items):
-        config = _with_fixed_budget(config, items, console)
-    out.write("\n== plain ==\n")
-    plain = _show_all(replace(config, draft="none"), items, console, out)
-    out.write("\n== tree ==\n")
-    comparison = Comparison(plain=plain, tree=_show_all(config, items, console, out, earlier=plain))
-    out.write("\n" + "\n".join(comparison.lines()) + "\n")
-    if as_json:
-        sys.stdout.write(json.dumps(comparison.to_record()) + "\n")
-    return _report_errors(comparison.num_errors, len(items))
-
-
-def _show_all(
-    config: EngineConfig,
-    items: Sequence[PromptItem],
-    console: "Console",
-    out: TextIO,
-    *,
-    earlier: Sequence[PromptResult] = (),
-) -> list[PromptResult]:
-    """Answer every line in a session of its own, whose memory is free again when this returns."""
-    with _answering(config, items, console) as generate:
-        return show_answers(run_prompts(generate, items), out, num_prompts=len(items), earlier=earlier)
-
-
-def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
-    """The same choices with the device budget that they would get now, so that two sessions get the same one."""
-    from runtime.engine.model_folders import locate_models
-
-    config = show_load(locate_models(config, cache_folder=cache_folder()), console)
-    from runtime.engine.load_plan import LoadPlan
-
-    requests = [item for item in items if isinstance(item, PromptRequest)]
-    placement = LoadPlan.build(config, requests=requests).placement
-    return replace(config, device_memory_bytes=placement.device_budget_bytes)
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:
@@ -201,29 +106,6 @@ def main() -> NoReturn:
     exit_code = execute()
     gc.freeze()  # the system takes all memory back at once; looking for cycles first would cost a second
     sys.exit(exit_code)
-
-
-@contextmanager
-def _answering(
-    config: EngineConfig, items: Sequence[PromptItem], console: "Console"
-) -> Iterator[Callable[[PromptRequest], Generator[Event, None, None]]]:
-    """A session's generate; where no line needs an answer, no model is opened."""
-    requests = [item for item in items if isinstance(item, PromptRequest)]
-    if not requests:
-        yield _never_asked
-        return
-    with open_session_in_sight(config, requests, console) as opened:
-        yield opened.session.generate
-
-
-def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:
-    raise AssertionError(f"no session was opened for line {request.line_number}")
-
-
-def _report_errors(num_errors: int, num_lines: int) -> int:
-    if num_errors:
-        return _fail(f"error: {num_errors} of {num_lines} prompts have no answer; see `error` in their results", 1)
-    return 0
 
 
 def _fail(sentence: str, exit_code: int) -> int:

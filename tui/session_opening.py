@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from profiles.steps import finish
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import cache_folder
-from tui.report import placement_lines, show_load
+from tui.printing import placement_lines, show_load
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:

@@ -19,14 +19,13 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from runtime.bench.figures import Report
+from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
-from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
 from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 
 _HEAD_ROWS = 16  # 20 MB of double-precision logits for a vocabulary of 150,000
 

@@ -17,13 +17,12 @@ import numpy as np
 from profiles.steps import finish
 from runtime.bench.figures import Report
 from runtime.bench.rounds import PROMPT_TOKENS
+from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
-from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished, GenerationStatistics, LoadProgress, Round
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TreeTopology
 
 STEPS_PER_PASS = 220

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.bench.figures import Report
 from runtime.calibration.texts import TextWriter
+from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.rejection import node_outcome
 from runtime.speculation.sampling import (
     Floats,

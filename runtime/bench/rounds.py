@@ -24,13 +24,13 @@ from profiles.steps import finish
 from runtime.bench.figures import Report
 from runtime.bench.stream import raw_link_seconds, streamed_layouts
 from runtime.calibration.timing import layers_of_zeros, median_seconds, run_copies
+from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round, TokensAccepted
 from runtime.model.streamed_model import LazyLogits
 from runtime.planner.costs import CostTable, RoundCosts
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 

@@ -31,10 +31,10 @@ from offload.layer_streamer import ResidentLayer
 from offload.memory import process_memory
 from runtime.bench.figures import Report
 from runtime.calibration.timing import wait_for_full_ring
+from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted
-from runtime.sampling_params import SamplingParams
 
 PROMPT_TOKENS = (1, 2, 3, 4)
 """Any tokens do: what they cost does not depend on what they mean."""

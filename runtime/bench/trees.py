@@ -15,15 +15,14 @@ import numpy as np
 from profiles.steps import finish
 from runtime.bench.figures import Report
 from runtime.bench.yields import error_between
+from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.loading import OpenSession
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Finished
 from runtime.planner.growth import growth_limits
 from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.schemes import RankingScheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology

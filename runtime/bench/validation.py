@@ -28,9 +28,9 @@ from runtime.bench.figures import Report
 from runtime.bench.rounds import MeasuredRound, time_rounds
 from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yield
 from runtime.calibration.probes import SessionProbes
+from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.model_folders import locate_models
-from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.events import Finished, LoadProgress
 from runtime.model.streamed_model import StreamedModel, chain_input

@@ -25,13 +25,12 @@ from profiles.calibration_probes import PairFacts
 from profiles.machine_profile import MachineProfile, PinBudgetSource
 from runtime.calibration.texts import TextWriter
 from runtime.calibration.timing import layers_of_zeros, run_copies, wait_for_full_ring
+from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.loading import OpenSession
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache
 from runtime.planner.initial_plan import pair_identity
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from profiles.acceptance import ForcedPosition
+from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
 from runtime.engine.loading import OpenSession
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.model.streamed_model import PassInput
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.rejection import node_outcome
 from runtime.speculation.sampling import Floats, draw_without_replacement, logits_to_probs
 from runtime.speculation.schemes import Children, Coupled, Greedy, Place, RankingScheme

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, log_chances
+from runtime.config import SamplingParams
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
 from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from offload.memory import explained_shortage
+from runtime.config import PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round, TokensAccepted
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
 from runtime.planner.planner import MAX_LEVELS, TreePlanner
 from runtime.planner.tree_choice import TreeShape
-from runtime.sampling_params import SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.lookup import GraftedTree, NgramIndex, graft, lookup_branches

@@ -15,9 +15,9 @@ from offload.device import select_device
 from offload.errors import BudgetError
 from offload.memory import process_memory
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
-from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
 from runtime.fit.machine import Machine

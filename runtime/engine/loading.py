@@ -25,12 +25,12 @@ from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
 from offload.residency_plan import Tier
 from profiles.steps import finish, relabel
+from runtime.config import EngineConfig
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.session import Session
 from runtime.engine.stream_path import StreamPath
-from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others

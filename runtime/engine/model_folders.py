@@ -10,8 +10,8 @@ from pathlib import Path
 from offload.checkpoint.checkpoint import find_model_folder
 from offload.checkpoint.hub_download import watch_download
 from profiles.steps import relabel
+from runtime.config import EngineConfig
 from runtime.engine.demo_model import obtain_demo_model
-from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 
 

@@ -16,8 +16,8 @@ from offload.device import select_device
 from offload.errors import CheckpointError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
+from runtime.config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.engine.load_plan import default_max_nodes
-from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit
 from runtime.fit.machine import Machine

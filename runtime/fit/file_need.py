@@ -11,7 +11,7 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.formats.weight_format import scratch_bytes
-from runtime.engine_config import PREFILL_CHUNK_TOKENS, EngineConfig
+from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig
 from runtime.fit.need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 

@@ -13,7 +13,7 @@ from offload.errors import BudgetError
 from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.pair_profile import PairProfile
-from runtime.engine_config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
+from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit.fit_check import check_fit
 from runtime.fit.machine import Machine

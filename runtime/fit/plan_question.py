@@ -10,7 +10,7 @@ from pathlib import Path
 
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import BadInputError
-from runtime.engine_config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_memory, parse_tree
+from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_memory, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft

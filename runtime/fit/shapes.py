@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes
 from offload.units import round_up_to_page
-from runtime.engine_config import PREFILL_CHUNK_TOKENS
+from runtime.config import PREFILL_CHUNK_TOKENS
 from runtime.fit.need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
 _HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}

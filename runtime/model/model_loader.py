@@ -21,7 +21,7 @@ from offload.formats.int8 import PackedInt8Weight
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
 from offload.layer_slabs import LayerSlabs, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
-from runtime.engine_config import DraftFormat
+from runtime.config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.layer_binding import Convert, ModuleBinder, StoredLinear, bind_embedding, replace_linears
 from runtime.model.streamed_model import ModelShell, StreamedModel

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine_config import TreeKind
+from runtime.config import TreeKind
 from runtime.events import Round
 from runtime.planner.costs import CostLearner, RoundCosts, StreamShape
 from runtime.planner.growth import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiles.errors import OverstoryError
+from runtime.config import SCHEMES_OF_ONE_TEXT
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics
 from runtime.prompts.prompt_file import BadLine, PromptRequest
-from runtime.sampling_params import SCHEMES_OF_ONE_TEXT
 
 PromptItem = PromptRequest | BadLine
 Generate = Callable[[PromptRequest], Generator[Event, None, None]]

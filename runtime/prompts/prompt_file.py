@@ -9,22 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from runtime.config import SamplingParams, option_fields
 from runtime.errors import OptionError, PromptFileError
-from runtime.sampling_params import SamplingParams
 
 ROLES = ("system", "user", "assistant")
-_WHOLE_NUMBER_KEYS = ("max_new_tokens", "top_k", "seed")
-_NUMBER_KEYS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_TOKEN_KEYS = ("banned_tokens", "forced_tokens")
-_LINE_KEYS = (
-    *("prompt", "messages", "id", "system"),
-    *_WHOLE_NUMBER_KEYS,
-    *_NUMBER_KEYS,
-    *_TOKEN_KEYS,
-    *("stop", "verification"),
-)
+_PARAMS_FIELDS = option_fields(SamplingParams)
+_LINE_KEYS = ("prompt", "messages", "id", "system", *_PARAMS_FIELDS)
 _JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
 
 
@@ -234,26 +226,31 @@ def _message(turn: object, position: int) -> Message:
 
 
 def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
-    changes: dict[str, Any] = {}
-    for key in _WHOLE_NUMBER_KEYS:
-        if key in fields:
-            if not _is_whole_number(fields[key]):
-                raise PromptFileError(f"{key} is {_describe(fields[key])}; it must be a whole number")
-            changes[key] = fields[key]
-    for key in _NUMBER_KEYS:
-        if key in fields:
-            changes[key] = _number(fields[key], key)
-    for key in _TOKEN_KEYS:
-        if key in fields:
-            changes[key] = _token_ids(fields[key], key)
-    if "stop" in fields:
-        changes["stop"] = _stop_strings(fields["stop"])
-    if "verification" in fields:
-        changes["verification"] = _text(fields["verification"], "verification")
+    changes = {
+        name: _field_value(field.kind, fields[name], name) for name, field in _PARAMS_FIELDS.items() if name in fields
+    }
     return replace(defaults, **changes)
 
 
-def _is_whole_number(value: object) -> bool:
+def _field_value(kind: Any, value: object, key: str) -> Any:
+    if kind is int:
+        return _whole_number(value, key)
+    if kind is float:
+        return _number(value, key)
+    if kind == tuple[int, ...]:
+        return _token_ids(value, key)
+    if kind == tuple[str, ...]:
+        return _texts(value, key)
+    return _text(value, key)
+
+
+def _whole_number(value: object, key: str) -> int:
+    if not _is_whole_number(value):
+        raise PromptFileError(f"{key} is {_describe(value)}; it must be a whole number")
+    return value
+
+
+def _is_whole_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -272,9 +269,9 @@ def _number(value: object, key: str) -> float:
         raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error
 
 
-def _stop_strings(value: object) -> tuple[str, ...]:
+def _texts(value: object, key: str) -> tuple[str, ...]:
     texts: Sequence[object] = value if isinstance(value, list) else [value]
-    return tuple(_text(text, "stop") for text in texts)
+    return tuple(_text(text, key) for text in texts)
 
 
 def _text(value: object, name: str) -> str:

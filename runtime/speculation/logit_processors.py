@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.schemes import Row
 
 TokenIds = NDArray[np.int64]

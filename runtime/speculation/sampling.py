@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from profiles.errors import OverstoryError
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 
 Floats = NDArray[np.floating]
 Probs = NDArray[np.float64]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.schemes import Children, Place, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree
 

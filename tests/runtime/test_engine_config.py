@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.engine_config import MAX_GRAFTED_NODES, EngineConfig, parse_memory, parse_tree
+from runtime.config import MAX_GRAFTED_NODES, EngineConfig, parse_memory, parse_tree
 from runtime.errors import OptionError
 
 

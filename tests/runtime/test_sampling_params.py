@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 
 
 def test_the_defaults_are_greedy() -> None:

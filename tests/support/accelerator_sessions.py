@@ -17,9 +17,9 @@ import torch
 
 from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer

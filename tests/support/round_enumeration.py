@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.sampling import _BlockedWeights, logits_to_probs
 from runtime.speculation.schemes import Children, Place, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology

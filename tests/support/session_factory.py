@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
+from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine_config import EngineConfig
 from runtime.events import Finished
 from runtime.model.model_loader import ModelFiles
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
 CONTEXT_TOKENS = 128

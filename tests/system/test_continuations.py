@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, Sequoia
 from runtime.speculation.token_tree import TokenTree, TreeTopology

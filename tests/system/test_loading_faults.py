@@ -13,9 +13,9 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from profiles.errors import OverstoryError
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import load_session
-from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from tests.support.fault_injection import ASKED, Faults, needs_preadv, raise_io_error, what_is_open
 from tests.support.session_factory import answer, open_tiny

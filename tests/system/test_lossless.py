@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime.sampling_params import VERIFICATIONS, SamplingParams
+from runtime.config import VERIFICATIONS, SamplingParams
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.chi_square import chi_square_p_value
 from tests.support.round_enumeration import DRAWING, KINDS, PLAIN, STAR, Pair, Round, largest_error

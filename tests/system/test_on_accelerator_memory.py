@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from offload.errors import BudgetError
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, load_session, open_session
-from runtime.engine_config import EngineConfig
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime.engine_config import TreeKind
+from runtime.config import TreeKind
 from runtime.planner.growth import ContextChances, growth_limits
 from runtime.planner.planner import PairPrior, TreePlanner
 from runtime.speculation.dynamic_tree import GrowthLimits

@@ -8,10 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine_config import EngineConfig
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
-from runtime.sampling_params import SamplingParams
 from tests.support.session_factory import answer
 from tui.environment import packaged_prompts
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from offload.errors import PassCancelledError
+from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta, TokensAccepted
 from runtime.prompts.prompt_file import Message, PromptRequest
-from runtime.sampling_params import SamplingParams
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 SEED = 37

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.config import MAX_GRAFTED_NODES, SamplingParams
 from runtime.engine.loading import OpenSession
-from runtime.engine_config import MAX_GRAFTED_NODES
 from runtime.events import Event, Round, TokensAccepted
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.lookup import NgramIndex, graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, Row, scheme_for

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.schemes import AdjustedRows, Place, Row, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology

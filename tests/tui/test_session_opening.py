@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig
 from tests.support.session_factory import save_tiny_folder
 from tui.session_opening import announce, open_session_in_sight, uncollected
 

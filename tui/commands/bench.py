@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
 from runtime.prompts.prompt_file import PromptRequest, read_requests
-from runtime.sampling_params import SamplingParams
-from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
-from tui.report import measurement_table, progress_console, show_load
+from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.printing import measurement_table, progress_console, show_load
 from tui.session_opening import open_session_in_sight
 
 if TYPE_CHECKING:
@@ -113,9 +112,9 @@ def validate(
 
     Without --device-memory no layer stays resident.
     """
-    if engine.emulate_link is not None or drafting.tree != "auto":
-        raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
     config = _streaming(_with_context(engine.to_config(drafting), 512))
+    if config.link is not None or config.tree != "auto":
+        raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
     params = SamplingParams(max_new_tokens=max_new_tokens)
     requests = _requests(prompts, "validation.jsonl", params)
     others = _requests(calibration, "calibration.jsonl", params)
@@ -191,9 +190,9 @@ def ratio(
 
     Without --device-memory no layer stays resident. The paper had 9.5 at temperature 0 and 9.3 at 0.6.
     """
-    if engine.emulate_link is not None:
-        raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     config = engine.to_config(drafting)
+    if config.link is not None:
+        raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
     from runtime.bench.ratio import run_ratio
 

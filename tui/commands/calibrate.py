@@ -22,12 +22,12 @@ from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
 from profiles.steps import finish
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
-from runtime.sampling_params import SamplingParams
-from tui.command_options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.environment import cache_folder, packaged_prompts
-from tui.report import progress_console
+from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.printing import progress_console
 from tui.session_opening import open_session_in_sight
 from tui.terminal_text import one_line
 

@@ -7,36 +7,18 @@ when the command runs, and never torch: that lives in the engine's process.
 import os
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from runtime.config import EngineConfig, SamplingParams, option_fields
 from runtime.errors import OptionError
-from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, with_option_groups
 from tui.environment import conversation_database, export_folder, settings_file
+from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups
 
 if TYPE_CHECKING:
     from tui.chat.settings.remembered_settings import Overrides
     from tui.chat.store.store import ConversationStore
-
-_CONFIG_FIELDS = {
-    **{name: name for name in ("target", "draft", "draft_format", "share_layers", "tree", "compute_dtype", "device")},
-    **{name: name for name in ("ring_slots", "io", "lookup")},
-    "context": "context_tokens",
-    "device_memory": "device_memory_bytes",
-    "host_memory": "host_memory_bytes",
-    "emulate_link": "link",
-    "emulate_disk": "disk_link",
-    "reader_threads": "num_reader_threads",
-}
-"""Options by the field of `EngineConfig` that they become."""
-_PARAMS_FIELDS = {
-    **{name: name for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")},
-    **{name: name for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "verification")},
-    "ban_token": "banned_tokens",
-    "force_token": "forced_tokens",
-}
-"""Options by the field of `SamplingParams` that they become."""
 
 
 @with_option_groups
@@ -45,6 +27,7 @@ def chat(
     engine: EngineOptions,
     drafting: DraftOptions,
     answers: AnswerOptions,
+    turns: TurnOptions,
     *,
     conversation: Annotated[
         int | None, typer.Option(help="Open this conversation, by its number.", show_default="a new one")
@@ -57,25 +40,25 @@ def chat(
         raise OptionError("chat needs a terminal; answer a prompt file with overstory run instead")
     if os.name == "posix" and not sys.stderr.isatty():
         raise OptionError("chat draws on stderr, which is redirected; leave it on the terminal")
-    overrides = typed_overrides(command_line, engine=engine, drafting=drafting, answers=answers)
+    config, params = answers.applied_to(engine.to_config(drafting)), answers.to_params()
+    overrides = typed_overrides(command_line, config, params, turns)
     return run_chat(overrides, conversation_id=conversation, is_last=last, has_mouse=mouse)
 
 
 def typed_overrides(
-    command_line: typer.Context, *, engine: EngineOptions, drafting: DraftOptions, answers: AnswerOptions
+    command_line: typer.Context, config: EngineConfig, params: SamplingParams, turns: TurnOptions
 ) -> "Overrides":
-    """Return what was typed, checked, as fields of the runtime, without what was left out. Raises OptionError."""
+    """Return the choices that were typed; what was left out is not there. Raises OptionError for --raw."""
+    if turns.raw:
+        raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
     from tui.chat.settings.remembered_settings import Overrides
 
-    if answers.raw:
-        raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
-    config, params = answers.applied_to(engine.to_config(drafting)), answers.to_params()
-    typed = {name for name in command_line.params if _is_typed(command_line, name)}
-    return Overrides(
-        config={field: getattr(config, field) for name, field in _CONFIG_FIELDS.items() if name in typed},
-        params={field: getattr(params, field) for name, field in _PARAMS_FIELDS.items() if name in typed},
-        system_prompt=answers.system,
-    )
+    def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
+        fields = option_fields(type(choices)).values()
+        names = [field.name for field in fields if _is_typed(command_line, field.typed_name)]
+        return {name: getattr(choices, name) for name in names}
+
+    return Overrides(config=typed(config), params=typed(params), system_prompt=turns.system)
 
 
 def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
@@ -122,6 +105,6 @@ def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
     return store, ((store.notice,) if store.notice else ())
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
+def _is_typed(command_line: typer.Context, name: str) -> bool:
+    source = command_line.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"

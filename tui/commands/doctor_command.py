@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from offload.units import format_bytes
-from runtime.engine_config import EngineConfig
-from tui.command_options import Quiet
+from runtime.config import EngineConfig
 from tui.environment import cache_folder
-from tui.report import progress_console
+from tui.options import Quiet
+from tui.printing import progress_console
 from tui.session_opening import announce
 from tui.terminal_text import one_line
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tui.command_options import Quiet
 from tui.commands.plan_plot import draw_curves, write_plot
 from tui.commands.plan_text import print_plan
 from tui.commands.plot_file import check_plot_path
 from tui.environment import cache_folder
-from tui.report import progress_console
+from tui.options import Quiet
+from tui.printing import progress_console
 from tui.session_opening import announce
 
 if TYPE_CHECKING:

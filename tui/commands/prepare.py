@@ -20,8 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from tui.command_options import Quiet
-from tui.report import measurement_table, progress_console
+from tui.options import Quiet
+from tui.printing import measurement_table, progress_console
 from tui.terminal_text import one_line
 
 

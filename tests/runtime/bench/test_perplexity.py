@@ -15,7 +15,7 @@ from runtime.bench.perplexity import (
     tokenize_text,
     transformers_perplexity,
 )
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig
 from runtime.errors import OptionError
 from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer

@@ -7,7 +7,7 @@ import pytest
 
 from profiles.steps import finish
 from runtime.bench.ratio import RatioRun, run_ratio
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig
 from runtime.errors import OptionError
 from tests.support.session_factory import CONTEXT_TOKENS, request, save_tiny_folder
 

@@ -22,7 +22,7 @@ from runtime.bench.robustness import (
     rejection_of,
     run_robustness,
 )
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, scheme_for
 from runtime.speculation.tree_search import dynamic_program, make_non_increasing

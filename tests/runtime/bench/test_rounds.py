@@ -15,8 +15,8 @@ from runtime.bench.rounds import (
     run_rounds,
     time_rounds,
 )
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 

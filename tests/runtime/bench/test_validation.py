@@ -25,8 +25,8 @@ from runtime.bench.validation import (
     run_validation,
 )
 from runtime.bench.yields import count_yield
+from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine_config import EngineConfig
 from runtime.errors import OptionError
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.initial_plan import pair_identity

@@ -13,11 +13,11 @@ import torch
 
 from profiles.acceptance import AcceptanceSummary, ForcedPosition
 from runtime.calibration.texts import NUM_RANKS, Leaf, NewToken, TextForest, TextWriter, num_forest_tokens
+from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.sampling_params import SamplingParams
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 PROMPTS = ("the cat and the dog", "the cat ran", "once upon a time")

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from profiles.steps import finish
+from runtime.config import SamplingParams
 from runtime.engine.drafter import Drafter, is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, PrefillProgress, Round, TokensAccepted
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
 from tests.support.session_factory import open_tiny, save_target_and_drafts, save_tiny_folder

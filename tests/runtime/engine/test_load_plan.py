@@ -10,9 +10,9 @@ from offload.device import DeviceMemory
 from offload.errors import BudgetError
 from offload.residency_plan import Tier
 from profiles.errors import BadInputError
+from runtime.config import EngineConfig
 from runtime.engine import load_plan
 from runtime.engine.load_plan import LoadPlan
-from runtime.engine_config import EngineConfig
 from runtime.fit import probes
 from tests.support.session_factory import save_tiny_folder
 

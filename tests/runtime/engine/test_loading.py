@@ -10,9 +10,9 @@ from offload.copying.copy_engine import DiskSource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import load_session, open_session
-from runtime.engine_config import EngineConfig
 from runtime.errors import TokenizerMismatchError
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from offload.errors import CheckpointError
+from runtime.config import EngineConfig
 from runtime.engine import model_folders
 from runtime.engine.model_folders import locate_models, model_name
-from runtime.engine_config import EngineConfig
 from runtime.events import LoadProgress
 from tests.support.generator_ends import drained
 

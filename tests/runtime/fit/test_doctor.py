@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from offload.errors import CheckpointError, LinkError
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
-from runtime.engine_config import EngineConfig
 from runtime.fit import doctor
 from runtime.fit.doctor import DoctorReport, check_up, examine, find_folder, question_of_files, question_of_shapes
 from runtime.fit.place import place

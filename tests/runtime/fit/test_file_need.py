@@ -6,8 +6,8 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
+from runtime.config import DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.load_plan import LoadPlan
-from runtime.engine_config import DEFAULT_MAX_NODES, EngineConfig
 from runtime.fit.file_need import layer_formats, need_of_files
 from runtime.fit.machine import Machine
 from runtime.fit.place import place

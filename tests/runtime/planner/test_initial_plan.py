@@ -14,9 +14,9 @@ from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile, PinBudgetSource
 from profiles.pair_profile import PairProfile
 from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile
+from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import open_session
-from runtime.engine_config import EngineConfig
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.growth import builtin_chances
 from runtime.planner.initial_plan import (

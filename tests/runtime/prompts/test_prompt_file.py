@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from runtime.config import SamplingParams
 from runtime.errors import PromptFileError
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
-from runtime.sampling_params import SamplingParams
 from tests.support.paths import EXAMPLES
 from tui.environment import packaged_prompts
 

@@ -179,7 +179,7 @@ from tests.support.answer_fakes import echo
 from runtime.prompts.headless import PromptEnded, run_prompts
 from runtime.prompts.prompt_file import read_prompts
 from runtime.prompts.result_file import ResultFile
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 
 def generate(request):
     if request.id == "3":

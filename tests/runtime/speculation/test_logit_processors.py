@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, top_tokens
 from runtime.speculation.token_tree import TokenTree, TreeTopology

@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.rejection import accept_probability, node_outcome, residual_step, target_residual
 from runtime.speculation.sampling import Probs, draw_without_replacement, logits_to_probs
 from runtime.speculation.token_tree import TokenTree, TreeTopology

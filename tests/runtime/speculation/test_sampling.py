@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from profiles.errors import OverstoryError
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.sampling import (
     draw_while_mass,
     draw_with_replacement,

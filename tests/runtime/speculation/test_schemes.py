@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from runtime.sampling_params import VERIFICATIONS, SamplingParams
+from runtime.config import VERIFICATIONS, SamplingParams
 from runtime.speculation.sampling import logits_to_probs, sample
 from runtime.speculation.schemes import (
     SCHEMES,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.sampling_params import SamplingParams
+from runtime.config import SamplingParams
 from runtime.speculation.schemes import Children, Greedy, Judgement, Place, Row, TopKMatch
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify

@@ -20,11 +20,10 @@ import psutil
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
 from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
-from runtime.sampling_params import SamplingParams
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import (

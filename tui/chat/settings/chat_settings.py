@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from profiles.errors import quote
-from runtime.engine_config import DraftFormat, EngineConfig, Lookup, parse_memory
+from runtime.config import VERIFICATIONS, DraftFormat, EngineConfig, Lookup, SamplingParams, parse_memory
 from runtime.errors import OptionError
-from runtime.sampling_params import VERIFICATIONS, SamplingParams
 from tui.terminal_text import one_line
 
 MAX_RECENT_TARGETS = 10

@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
 from tui.chat.settings.chat_settings import MAX_RECENT_TARGETS, SETTINGS, ChatSettings
 
 CHOSEN = ChatSettings(

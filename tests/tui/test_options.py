@@ -6,10 +6,9 @@ from typing import Annotated
 import pytest
 import typer
 
-from runtime.engine_config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
-from runtime.sampling_params import SamplingParams
-from tui.command_options import AnswerOptions, DraftOptions, EngineOptions, ResultOptions, with_option_groups
+from tui.options import AnswerOptions, DraftOptions, EngineOptions, ResultOptions, with_option_groups
 
 
 def test_the_commands_defaults_are_those_of_the_engine_and_the_answers():

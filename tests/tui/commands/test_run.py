@@ -5,7 +5,7 @@ from dataclasses import replace
 from runtime.prompts.headless import PromptResult, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import echo, statistics
-from tui.commands.comparison import Comparison, show_answers
+from tui.commands.run import Comparison, show_answers
 
 
 def result(text, verification="greedy", **costs):

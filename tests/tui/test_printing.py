@@ -9,7 +9,7 @@ from runtime.events import LoadProgress
 from runtime.prompts.headless import run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import PLACEMENT, STATISTICS, echo, statistics
-from tui.report import RunProgress, cost_line, measurement_table, placement_lines, progress_console, show_load
+from tui.printing import RunProgress, cost_line, measurement_table, placement_lines, progress_console, show_load
 
 
 def terminal():

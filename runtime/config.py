@@ -1,0 +1,413 @@
+"""Every option of the engine and of answers, stated once: type, default, rules, and what people are told of it.
+
+`EngineConfig` holds the choices of a session, `SamplingParams` those of an answer. Flags of the command line, keys of
+prompt files and settings of the chat app derive from their fields. Each value is checked by itself, before any file is
+opened; whether it fits the machine is not known here.
+"""
+
+import math
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from offload.units import parse_bytes, parse_link
+from profiles.errors import BadInputError
+from runtime.errors import OptionError
+
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ReadPath = Literal["auto", "direct", "buffered"]
+DraftFormat = Literal["auto", "int8", "nf4", "stored"]
+Lookup = Literal["on", "off"]
+TreeKind = Literal["either", "static", "dynamic"]
+"""Static trees have the shape that is best on average, dynamic ones take theirs from the draft in context."""
+_OPEN_TREES: Mapping[str, TreeKind] = {"auto": "either", "static": "static", "dynamic": "dynamic"}
+
+VERIFICATIONS = ("auto", "sequoia", "coupled", "specinfer", "top-k")
+"""How the tokens of a tree may be judged above temperature 0; see `speculation.schemes`."""
+SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
+"""With these, prompt, seed and target alone decide the tokens: no draft and no tree can change them."""
+SCHEMES_IN_CONTEXT = ("greedy", "coupled")
+"""A tree's shape may depend on what was drawn where the target's own token is followed, whatever the tree holds."""
+
+MAX_TREE_NODES = 4096
+PREFILL_CHUNK_TOKENS = 256
+"""Prompt tokens that one pass computes."""
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_MAX_NODES = 256
+"""Largest tree that `auto` considers on a processor: a larger one computes longer than any disk reads."""
+ACCELERATOR_MAX_NODES = 1024
+"""The same on an accelerator, where a pass over so many nodes is still shorter than its copies (Sequoia, section 4)."""
+MAX_GRAFTED_NODES = 32
+"""Nodes that looked-up branches may add to a tree; every cache keeps room for them where they are wanted."""
+
+MODELS, MEMORY, ANSWERS = "Models", "Memory and link", "Answers"
+"""Headings of the options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What people are told of a field, and how they write its value."""
+
+    help: str
+    """One sentence: what it does, and which values it takes."""
+    group: str
+    """Heading under which it stands."""
+    flag: str | None = None
+    """Its name on the command line, where that is not the field's."""
+    unset: str | None = None
+    """What holds where nobody chose, if the default does not say it."""
+    word: str | None = None
+    """What is written for None in the settings."""
+    parse: Callable[[str, str], Any] | None = None
+    """Turns what is written into the field's value; takes the option's name too, for the error."""
+    choices: tuple[str, ...] = ()
+    """The only values of a text; those of a Literal are known."""
+    is_setting: bool = True
+    """Whether the chat app remembers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionField:
+    """A field of `EngineConfig` or `SamplingParams` as those see it who let people choose its value."""
+
+    name: str
+    kind: Any
+    """Its type: float, int, str, bool, a tuple, a Literal of texts, or one of these | None."""
+    default: Any
+    option: Option
+
+    @property
+    def typed_name(self) -> str:
+        """Its flag, as the name of a parameter."""
+        return (self.option.flag or self.name).replace("-", "_")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The only values there are, or empty."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.choices
+
+
+def option_fields(owner: "type[EngineConfig] | type[SamplingParams]") -> dict[str, OptionField]:
+    """Return the options that the fields of `owner` are, by field name, in their order."""
+    hints = get_type_hints(owner, include_extras=True)
+
+    def describe(field: Field[Any]) -> OptionField:
+        kind, option = get_args(hints[field.name])
+        return OptionField(field.name, kind, field.default, option)
+
+    return {field.name: describe(field) for field in fields(owner)}
+
+
+def parse_memory(text: str, option: str) -> int:
+    """Return the bytes of a budget such as `2.2GB`, 0 for `min`; raise OptionError, which names the option."""
+    if text == "min":
+        return 0
+    with _as_option_error(option):
+        return parse_bytes(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The choices of one session; raises OptionError for a value outside its range."""
+
+    target: Annotated[
+        str | None, Option("Folder or hub name of the model to run.", MODELS, unset="the demo model", word="")
+    ] = None
+    draft: Annotated[
+        str,
+        Option("substitute (the target itself, quantized), none (plain streaming), or a folder or hub name.", MODELS),
+    ] = "substitute"
+    draft_format: Annotated[
+        DraftFormat,
+        Option("How a draft is held: int8, nf4, stored as in its files, or auto, the fastest here.", MODELS),
+    ] = "auto"
+    share_layers: Annotated[
+        bool,
+        Option(
+            "A substitute uses the target's resident layers as they are, and copies only the others.",
+            MODELS,
+            is_setting=False,
+        ),
+    ] = False
+    lookup: Annotated[Lookup, Option("Also propose what followed earlier in the text itself: on or off.", ANSWERS)] = (
+        "off"
+    )
+    """The commands that answer prompts have it on; those that measure count and time the draft's own trees."""
+    tree: Annotated[
+        str,
+        Option(
+            "auto; nodes x levels as in 64x10, the root counted; dynamic or dynamic:64x10, shaped by context; or "
+            "static, never so shaped.",
+            MODELS,
+        ),
+    ] = "auto"
+    context_tokens: Annotated[
+        int | None,
+        Option(
+            "Most tokens of prompt and answer together.",
+            MODELS,
+            flag="context",
+            unset="what the prompts need",
+            word="auto",
+        ),
+    ] = None
+    """None is chosen from the model and the budget."""
+    compute_dtype: Annotated[
+        ComputeDtype, Option("Type of the matmuls: auto, float32, bfloat16 or float16.", MODELS, is_setting=False)
+    ] = "auto"
+    """`auto` follows what the device does fast."""
+    device: Annotated[
+        str, Option("auto (an accelerator if torch finds one), cpu, or a type and index as in cuda:0.", MEMORY)
+    ] = "auto"
+    device_memory_bytes: Annotated[
+        int | None,
+        Option(
+            "Budget of the device, as in 2.2GB, or min: no layer stays resident.",
+            MEMORY,
+            flag="device-memory",
+            unset="what is free",
+            word="free",
+            parse=parse_memory,
+        ),
+    ] = None
+    """0 is the least that works."""
+    host_memory_bytes: Annotated[
+        int | None,
+        Option(
+            "Budget of host memory for streamed layers.",
+            MEMORY,
+            flag="host-memory",
+            unset="what is free for an accelerator or an emulated link, else none",
+            word="free",
+            parse=parse_memory,
+        ),
+    ] = None
+    link: Annotated[
+        str | None,
+        Option(
+            "Stream over a link of this speed and latency, as in 25GB/s,10us.",
+            MEMORY,
+            flag="emulate-link",
+            unset="the real link",
+            is_setting=False,
+        ),
+    ] = None
+    disk_link: Annotated[
+        str | None,
+        Option(
+            "Read layers for the emulated link from a disk of this speed, as in 3GB/s,100us.",
+            MEMORY,
+            flag="emulate-disk",
+            unset="the real disk",
+            is_setting=False,
+        ),
+    ] = None
+    ring_slots: Annotated[
+        int, Option("Device slots that streamed layers share, 2 or more.", MEMORY, is_setting=False)
+    ] = 2
+    io: Annotated[
+        ReadPath, Option("Disk reads: auto, direct (past the page cache) or buffered.", MEMORY, is_setting=False)
+    ] = "auto"
+    """`auto` is direct where the file system allows it."""
+    num_reader_threads: Annotated[
+        int,
+        Option("Threads that read one layer from disk together.", MEMORY, flag="reader-threads", is_setting=False),
+    ] = 6
+
+    def __post_init__(self) -> None:
+        minimums = (
+            ("device_memory_bytes", self.device_memory_bytes, 0),
+            ("host_memory_bytes", self.host_memory_bytes, 0),
+            ("ring_slots", self.ring_slots, 2),
+            ("context_tokens", self.context_tokens, 2),
+            ("num_reader_threads", self.num_reader_threads, 1),
+        )
+        for name, value, minimum in minimums:
+            if value is not None and value < minimum:
+                raise OptionError(f"{name} is {value}; it must be {minimum} or more")
+        choices = (
+            ("compute_dtype", self.compute_dtype, ComputeDtype),
+            ("io", self.io, ReadPath),
+            ("draft_format", self.draft_format, DraftFormat),
+            ("lookup", self.lookup, Lookup),
+        )
+        for name, found, allowed in choices:
+            if found not in get_args(allowed):
+                raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(get_args(allowed))}")
+        for name, text in (("target", self.target), ("draft", self.draft)):
+            if text is not None and not text.strip():
+                raise OptionError(f"{name} is empty; give a model folder or a hub name")
+        parse_tree(self.tree)
+        for name, text in (("device", self.device), ("link", self.link), ("disk_link", self.disk_link)):
+            if text is not None and not text.strip():
+                raise OptionError(f"{name} is empty; leave it out, or give it a value")
+        for name, text in (("link", self.link), ("disk_link", self.disk_link)):
+            if text is not None:
+                with _as_option_error(name):
+                    parse_link(text)
+        if self.disk_link is not None and self.link is None:
+            raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no draft, so that every pass emits one token."""
+        return self.draft == "none"
+
+    @property
+    def num_graft_nodes(self) -> int:
+        """Nodes that may be added to any tree of drafts."""
+        return 0 if self.is_plain or self.lookup == "off" else MAX_GRAFTED_NODES
+
+    @property
+    def tree_shape(self) -> tuple[int, int] | None:
+        """(nodes, levels) of a fixed tree, root counted in both; None when the size is chosen."""
+        return parse_tree(self.tree)[1]
+
+    @property
+    def tree_kind(self) -> TreeKind:
+        """Which kinds of trees may be grown."""
+        return parse_tree(self.tree)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The choices of one answer, the same for draft and target; raises OptionError for a value outside its range."""
+
+    temperature: Annotated[
+        float, Option("0 is greedy, the likeliest token each time; higher is more varied.", ANSWERS)
+    ] = 0.0
+    """Logits are divided by it."""
+    top_p: Annotated[
+        float, Option("Keep the likeliest tokens up to this mass: above 0, at most 1; 1 keeps all.", ANSWERS)
+    ] = 1.0
+    top_k: Annotated[int, Option("Keep this many of the likeliest tokens; 0 keeps all.", ANSWERS)] = 0
+    min_p: Annotated[
+        float, Option("Drop tokens below this share of the likeliest one's probability; 0 drops none.", ANSWERS)
+    ] = 0.0
+    """Of what top-k and top-p keep."""
+    repetition_penalty: Annotated[
+        float, Option("Above 1, tokens of prompt and answer become less likely; 1 is off.", ANSWERS)
+    ] = 1.0
+    """Logits of these tokens are divided by it if positive, else multiplied."""
+    presence_penalty: Annotated[
+        float, Option("Subtracted from the logit of tokens that the answer holds; 0 is off.", ANSWERS, is_setting=False)
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float,
+        Option("The same, once for each time the answer holds the token; 0 is off.", ANSWERS, is_setting=False),
+    ] = 0.0
+    banned_tokens: Annotated[
+        tuple[int, ...],
+        Option(
+            "Never emit this token id; may be given again.", ANSWERS, flag="ban-token", unset="none", is_setting=False
+        ),
+    ] = ()
+    """End tokens included."""
+    forced_tokens: Annotated[
+        tuple[int, ...],
+        Option(
+            "Begin the answer with this token id; given again, with these in their order.",
+            ANSWERS,
+            flag="force-token",
+            unset="none",
+            is_setting=False,
+        ),
+    ] = ()
+    seed: Annotated[int, Option("Same seed, same text, whatever the tree, with the default verification.", ANSWERS)] = 0
+    """With SCHEMES_OF_ONE_TEXT whatever proposes them, with the others if the trees are the same too, which those that
+    are chosen while running need not be."""
+    max_new_tokens: Annotated[int, Option("An answer ends after this many tokens.", ANSWERS)] = 256
+    stop: Annotated[
+        tuple[str, ...],
+        Option("End before this text; may be given again.", ANSWERS, unset="none", is_setting=False),
+    ] = ()
+    """An answer ends before the first of these strings."""
+    verification: Annotated[
+        str,
+        Option(
+            "How sampled tokens are verified: auto, sequoia, coupled (the seed alone decides the text), specinfer or "
+            "top-k.",
+            ANSWERS,
+            choices=VERIFICATIONS,
+        ),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        problems = (
+            ("temperature", self.temperature, "0 or more", math.isfinite(self.temperature) and self.temperature >= 0),
+            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("top_k", self.top_k, "0 (off) or more", self.top_k >= 0),
+            ("min_p", self.min_p, "from 0 (off) to 1", 0 <= self.min_p <= 1),
+            ("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
+            ("presence_penalty", self.presence_penalty, "from -2 to 2", -2 <= self.presence_penalty <= 2),
+            ("frequency_penalty", self.frequency_penalty, "from -2 to 2", -2 <= self.frequency_penalty <= 2),
+            ("banned_tokens", list(self.banned_tokens), "token ids, 0 or more", _are_ids(self.banned_tokens)),
+            ("forced_tokens", list(self.forced_tokens), "token ids, 0 or more", _are_ids(self.forced_tokens)),
+            ("seed", self.seed, "0 or more", self.seed >= 0),
+            ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
+            ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
+            (
+                "verification",
+                self.verification,
+                f"one of {', '.join(VERIFICATIONS)}",
+                self.verification in VERIFICATIONS,
+            ),
+        )
+        for name, found, expected, is_fine in problems:
+            if not is_fine:
+                raise OptionError(f"{name} is {found}; it must be {expected}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the target's most likely one."""
+        return self.temperature == 0
+
+    @property
+    def scheme_name(self) -> str:
+        """The scheme in use: `greedy` at temperature 0, whatever was asked for."""
+        is_open = self.is_greedy or self.verification == "auto"
+        return auto_verification(self.temperature) if is_open else self.verification
+
+
+def auto_verification(temperature: float) -> str:
+    """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
+
+    By `bench robustness` and `bench trees`, see the README: within the error as many tokens as sequoia in static trees,
+    more in those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
+    """
+    return "greedy" if temperature == 0 else "coupled"
+
+
+def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
+    """The kind, and nodes and levels where they are fixed; raises OptionError for anything else.
+
+    `auto` -> either, `static` and `dynamic` -> these, `64x10` -> static of that shape, `dynamic:64x10` -> likewise.
+    """
+    if text in _OPEN_TREES:
+        return _OPEN_TREES[text], None
+    match = re.fullmatch(r"(dynamic:)?([0-9]{1,9})x([0-9]{1,9})", text)
+    if match is None:
+        raise OptionError(
+            f"tree is {text!r}; it must be auto, static, dynamic, nodes x levels as in 64x10, or dynamic:64x10"
+        )
+    num_nodes, num_levels = int(match[2]), int(match[3])
+    if not 2 <= num_levels <= num_nodes <= MAX_TREE_NODES:
+        raise OptionError(
+            f"tree is {text!r}; it needs 2 to {MAX_TREE_NODES} nodes and from 2 levels up to one per node, "
+            "the root counted in both"
+        )
+    return ("dynamic" if match[1] else "static"), (num_nodes, num_levels)
+
+
+def _are_ids(token_ids: tuple[int, ...]) -> bool:
+    return all(token_id >= 0 for token_id in token_ids)
+
+
+@contextmanager
+def _as_option_error(option: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except BadInputError as error:
+        raise OptionError(f"{option}: {error}") from error

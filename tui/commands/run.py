@@ -1,0 +1,281 @@
+"""`overstory run` answers a prompt file; `overstory compare` answers one twice, plain streaming against a tree.
+
+A comparison's answers appear as they are written, and end with two lines that compare the costs. Greedy texts must be
+identical, and sampled ones where the seed alone decides them (`PromptResult.is_text_fixed`); other samples are
+independent draws.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runtime.config import EngineConfig
+from runtime.errors import OptionError
+from runtime.events import Event
+from runtime.prompts.headless import PromptItem, pending_items, run_prompts
+from runtime.prompts.prompt_file import read_prompts
+from runtime.prompts.result_file import ResultFile, ResultStream
+from tui.environment import cache_folder, packaged_prompts
+from tui.options import (
+    AnswerOptions,
+    DraftOptions,
+    EngineOptions,
+    Quiet,
+    ResultOptions,
+    TurnOptions,
+    with_option_groups,
+)
+from tui.printing import RunProgress, cost_line, progress_console, show_load
+from tui.session_opening import open_session_in_sight
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from runtime.events import GenerationStatistics, TextDelta
+from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptResult, PromptStarted
+from runtime.prompts.prompt_file import PromptRequest
+from tui.terminal_text import one_line, strip_terminal_escapes
+
+
+@with_option_groups
+def run(
+    prompts: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="A .txt or .jsonl prompt file, or - for standard input.")
+    ],
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    answers: AnswerOptions,
+    turns: TurnOptions,
+    destination: ResultOptions,
+) -> int:
+    """Answer a prompt file; results are JSON lines, in order."""
+    items = read_prompts(prompts, answers.to_params(), system=turns.system, is_raw=turns.raw)
+    config = answers.applied_to(engine.to_config(drafting))
+    console = progress_console(is_quiet=destination.quiet)
+    num_errors = 0
+    with ExitStack() as stack:
+        results: ResultFile | ResultStream = ResultStream(sys.stdout)
+        if destination.output is not None:
+            results = stack.enter_context(ResultFile(destination.output, is_resumed=destination.resume))
+        items = pending_items(items, results.finished_ids)
+        generate = stack.enter_context(_answering(config, items, console))
+        progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
+        for event in run_prompts(generate, items):
+            progress.show(event)
+            if isinstance(event, PromptEnded):
+                results.append(event.result)
+                num_errors += event.result.error is not None
+    return _report_errors(num_errors, len(items))
+
+
+@with_option_groups
+def compare(
+    engine: EngineOptions,
+    drafting: DraftOptions,
+    answers: AnswerOptions,
+    turns: TurnOptions,
+    *,
+    prompts: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="four that come with it"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare."""
+    config = answers.applied_to(engine.to_config(drafting))
+    if config.is_plain:
+        raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
+    path = packaged_prompts("demo.jsonl") if prompts is None else prompts
+    items = read_prompts(path, answers.to_params(), system=turns.system, is_raw=turns.raw)
+    console = progress_console(is_quiet=quiet)
+    out = sys.stderr if as_json else sys.stdout
+    if any(isinstance(item, PromptRequest) for item in items):
+        config = _with_fixed_budget(config, items, console)
+    out.write("\n== plain ==\n")
+    plain = _show_all(replace(config, draft="none"), items, console, out)
+    out.write("\n== tree ==\n")
+    comparison = Comparison(plain=plain, tree=_show_all(config, items, console, out, earlier=plain))
+    out.write("\n" + "\n".join(comparison.lines()) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(comparison.to_record()) + "\n")
+    return _report_errors(comparison.num_errors, len(items))
+
+
+def _show_all(
+    config: EngineConfig,
+    items: Sequence[PromptItem],
+    console: "Console",
+    out: TextIO,
+    *,
+    earlier: Sequence[PromptResult] = (),
+) -> list[PromptResult]:
+    """Answer every line in a session of its own, whose memory is free again when this returns."""
+    with _answering(config, items, console) as generate:
+        return show_answers(run_prompts(generate, items), out, num_prompts=len(items), earlier=earlier)
+
+
+def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
+    """The same choices with the device budget that they would get now, so that two sessions get the same one."""
+    from runtime.engine.model_folders import locate_models
+
+    config = show_load(locate_models(config, cache_folder=cache_folder()), console)
+    from runtime.engine.load_plan import LoadPlan
+
+    requests = [item for item in items if isinstance(item, PromptRequest)]
+    placement = LoadPlan.build(config, requests=requests).placement
+    return replace(config, device_memory_bytes=placement.device_budget_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The results of the same lines under plain streaming and with a tree."""
+
+    plain: Sequence[PromptResult]
+    """One result per line, in order."""
+    tree: Sequence[PromptResult]
+    """One result per line, in the same order."""
+
+    @property
+    def answered(self) -> list[tuple[PromptResult, PromptResult]]:
+        """The (plain, tree) pairs of lines that both answered."""
+        pairs = zip(self.plain, self.tree, strict=True)
+        return [(plain, tree) for plain, tree in pairs if plain.error is None and tree.error is None]
+
+    @property
+    def fixed(self) -> list[tuple[PromptResult, PromptResult]]:
+        """The pairs whose two texts must be the same."""
+        return [(plain, tree) for plain, tree in self.answered if tree.is_text_fixed]
+
+    @property
+    def num_identical(self) -> int:
+        """Lines whose two texts must be the same and are, to the last character."""
+        return sum(plain.text == tree.text for plain, tree in self.fixed)
+
+    @property
+    def num_errors(self) -> int:
+        """Lines that one of the two did not answer."""
+        return len(self.plain) - len(self.answered)
+
+    @property
+    def plain_total(self) -> GenerationStatistics:
+        """What the answered lines cost under plain streaming."""
+        return _total(plain for plain, _ in self.answered)
+
+    @property
+    def tree_total(self) -> GenerationStatistics:
+        """What the same lines cost with a tree."""
+        return _total(tree for _, tree in self.answered)
+
+    @property
+    def speedup(self) -> float | None:
+        """Seconds per token of plain streaming over those of the tree; None where either is unknown."""
+        plain_seconds, tree_seconds = self.plain_total.seconds_per_token, self.tree_total.seconds_per_token
+        return plain_seconds / tree_seconds if plain_seconds and tree_seconds else None
+
+    def lines(self) -> tuple[str, str]:
+        """The comparison for people: one line for plain streaming, one for the tree."""
+        faster = "" if self.speedup is None else f"{self.speedup:.2f}x as fast, "
+        num_free = len(self.answered) - len(self.fixed)
+        verdicts = [f"{self.num_identical} of {len(self.fixed)} texts identical"] if self.fixed or not num_free else []
+        verdicts += [f"{num_free} texts sampled anew"] if num_free else []
+        verdict = faster + ", ".join(verdicts)
+        return f"plain  {cost_line(self.plain_total)}", f"tree   {cost_line(self.tree_total)}   {verdict}"
+
+    def to_record(self) -> dict[str, Any]:
+        """The comparison as one JSON object."""
+        return {
+            "plain": _costs(self.plain_total),
+            "tree": _costs(self.tree_total),
+            "speedup": self.speedup,
+            "num_answered": len(self.answered),
+            "num_fixed": len(self.fixed),
+            "num_identical": self.num_identical,
+            "num_errors": self.num_errors,
+        }
+
+
+def show_answers(
+    events: Iterable[HeadlessEvent], out: TextIO, *, num_prompts: int, earlier: Sequence[PromptResult] = ()
+) -> list[PromptResult]:
+    """Print prompts and answers while they come; says of each whether its text is that of `earlier`, if given."""
+    results: list[PromptResult] = []
+    for event in events:
+        if isinstance(event, PromptStarted):
+            out.write(f"\n[{event.position}/{num_prompts}] {_question(event.request)}\n")
+        elif isinstance(event, TextDelta):
+            out.write(strip_terminal_escapes(event.text))
+        elif isinstance(event, PromptEnded):
+            results.append(event.result)
+            out.write(f"\n{_closing_line(event.result, earlier[len(results) - 1 :])}\n")
+        out.flush()
+    return results
+
+
+def _question(request: PromptRequest) -> str:
+    text = request.prompt if request.messages is None else request.messages[-1].content
+    return f"{one_line(request.id)}: {one_line(text or '')}"
+
+
+def _closing_line(result: PromptResult, earlier: Sequence[PromptResult]) -> str:
+    if result.statistics is None:
+        return f"  error: {one_line(result.error or '')}"
+    verdict = ""
+    if earlier and earlier[0].text is not None:
+        verdict = _verdict(earlier[0], result)
+    return f"  ({cost_line(result.statistics)}{verdict})"
+
+
+def _verdict(plain: PromptResult, tree: PromptResult) -> str:
+    if not tree.is_text_fixed:
+        return f"   another sample ({tree.verification})"
+    return "   identical" if plain.text == tree.text else "   DIFFERS from plain streaming"
+
+
+def _total(results: Iterable[PromptResult]) -> GenerationStatistics:
+    return GenerationStatistics.total(result.statistics for result in results if result.statistics is not None)
+
+
+def _costs(statistics: GenerationStatistics) -> dict[str, Any]:
+    ratios = {
+        "seconds_per_token": statistics.seconds_per_token,
+        "tokens_per_round": statistics.tokens_per_round,
+        "link_utilization": statistics.link_utilization,
+    }
+    return ratios | asdict(statistics)
+
+
+@contextmanager
+def _answering(
+    config: EngineConfig, items: Sequence[PromptItem], console: "Console"
+) -> Iterator[Callable[[PromptRequest], Generator[Event, None, None]]]:
+    """A session's generate; where no line needs an answer, no model is opened."""
+    requests = [item for item in items if isinstance(item, PromptRequest)]
+    if not requests:
+        yield _never_asked
+        return
+    with open_session_in_sight(config, requests, console) as opened:
+        yield opened.session.generate
+
+
+def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:
+    raise AssertionError(f"no session was opened for line {request.line_number}")
+
+
+def _report_errors(num_errors: int, num_lines: int) -> int:
+    if num_errors:
+        sentence = f"error: {num_errors} of {num_lines} prompts have no answer; see `error` in their results"
+        sys.stderr.write(f"overstory: {sentence}\n")
+        return 1
+    return 0

@@ -1,0 +1,178 @@
+"""Groups of command-line options: flags derive from the fields of `runtime.config`, beside those of the terminal alone.
+
+A command takes a group as one parameter, and `with_option_groups` shows the command line one flag per option of it.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from runtime.config import ANSWERS, EngineConfig, OptionField, SamplingParams, option_fields
+from runtime.errors import OptionError
+
+ValidationPrompts = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="the validation prompts"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+_CONFIG_FIELDS, _PARAMS_FIELDS = option_fields(EngineConfig), option_fields(SamplingParams)
+_DRAFT_NAMES = ("draft", "draft_format", "share_layers", "tree")
+
+
+def _by_typed_name(members: Iterable[OptionField]) -> Mapping[str, OptionField]:
+    return {field.typed_name: field for field in members}
+
+
+class OptionGroup:
+    """Options that become fields of the runtime's choices."""
+
+    members: ClassVar[Mapping[str, OptionField]]
+    """The fields by the name of the command's parameter, in the order of `--help`."""
+
+    def __init__(self, **typed: Any) -> None:
+        """Take values as typed, by parameter; those left out have their defaults. Raises OptionError."""
+        self.values: dict[str, Any] = {field.name: field.default for field in self.members.values()}
+        for name, value in typed.items():
+            self.values[self.members[name].name] = _value(self.members[name], value)
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return one keyword-only parameter for each option, annotated for typer."""
+        return [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if isinstance(field.default, tuple) else field.default,
+                annotation=_annotation(name, field),
+            )
+            for name, field in cls.members.items()
+        ]
+
+
+class DraftOptions(OptionGroup):
+    """What proposes tokens."""
+
+    members = _by_typed_name(_CONFIG_FIELDS[name] for name in _DRAFT_NAMES)
+
+
+class EngineOptions(OptionGroup):
+    """The target, memory and link."""
+
+    members = _by_typed_name(
+        field for field in _CONFIG_FIELDS.values() if field.name not in _DRAFT_NAMES and field.option.group != ANSWERS
+    )
+
+    def to_config(self, drafting: DraftOptions | None = None) -> EngineConfig:
+        """Return the same choices, checked; without `drafting`, plain streaming. Raises OptionError."""
+        return EngineConfig(**self.values, **({"draft": "none"} if drafting is None else drafting.values))
+
+
+class AnswerOptions(OptionGroup):
+    """How prompts become answers, where a line of the prompt file does not say otherwise."""
+
+    members = _by_typed_name([*_PARAMS_FIELDS.values(), dataclasses.replace(_CONFIG_FIELDS["lookup"], default="on")])
+
+    def to_params(self) -> SamplingParams:
+        """Return the sampling choices, checked. Raises OptionError."""
+        return SamplingParams(**{name: value for name, value in self.values.items() if name in _PARAMS_FIELDS})
+
+    def applied_to(self, config: EngineConfig) -> EngineConfig:
+        """Return the config with what the answers want of the engine, checked. Raises OptionError."""
+        return dataclasses.replace(config, lookup=self.values["lookup"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnOptions:
+    """What stands around a prompt."""
+
+    system: Annotated[
+        str | None,
+        typer.Option(help="System turn of every prompt.", show_default="the model's", rich_help_panel=ANSWERS),
+    ] = None
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send prompts as they are, without chat template.", rich_help_panel=ANSWERS)
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """Where results and progress go."""
+
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Append results to this file.", show_default="stdout")
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already answers.")] = False
+    quiet: Quiet = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output is None:
+            raise OptionError("--resume needs the file to go on with; add --output FILE")
+
+
+def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
+    """Show the command line one parameter per option wherever `command` takes an OptionGroup or a dataclass."""
+    groups: dict[str, tuple[type, list[str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        members = _members(parameter.annotation)
+        if members is None:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation, [member.name for member in members]
+        parameters += members
+
+    @wraps(command)
+    def flat_command(**values: Any) -> int:
+        collected = {
+            name: group(**{member: values.pop(member) for member in members})
+            for name, (group, members) in groups.items()
+        }
+        return command(**collected, **values)
+
+    flat_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flat_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat_command
+
+
+def _members(group: Any) -> list[inspect.Parameter] | None:
+    if isinstance(group, type) and issubclass(group, OptionGroup):
+        return group.parameters()
+    if not dataclasses.is_dataclass(group):
+        return None
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def _annotation(name: str, field: OptionField) -> Any:
+    """Return the type that typer parses, with what `--help` says; a value is checked by the field's owner."""
+    option, kind = field.option, field.kind
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
+    elif field.choices:
+        kind = str
+    elif option.parse is not None:
+        kind = str | None
+    names = (f"--{name}".replace("_", "-"),) if kind is bool else ()
+    shown: Any = True if option.unset is None else option.unset
+    return Annotated[kind, typer.Option(*names, help=option.help, rich_help_panel=option.group, show_default=shown)]
+
+
+def _value(field: OptionField, typed: Any) -> Any:
+    if isinstance(field.default, tuple):
+        return tuple(typed or ())
+    if field.option.parse is not None and isinstance(typed, str):
+        return field.option.parse(typed, f"--{field.typed_name}".replace("_", "-"))
+    return typed
