@@ -2,7 +2,7 @@
 
 Continuations that the text itself holds are grafted onto the tree where that is wanted. A generator of events: the text
 so far and both caches agree whenever an event is yielded; closing the generator at any event, or an error in any pass,
-rolls both caches back to the last commit. Knows token ids, no strings.
+rolls both caches back to the last commit.
 """
 
 import time
@@ -111,8 +111,7 @@ class Engine:
         clock.passed()
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)  # from the root down
         clock.walked()
-        emitted = verdict.emitted_token_ids(tree)
-        self._commit(grafted, verdict.path, emitted)  # both caches keep the path, in place
+        emitted = self._commit(grafted, verdict)  # both caches keep the path, in place
         choosing.processor.accept(emitted)
         done = clock.round(self, grafted, verdict, num_pass_tokens=len(inputs.token_ids), shape=shape)
         self.planner.observe(done)
@@ -137,19 +136,17 @@ class Engine:
             self.drafter.follow(self.text[:num_tokens], chunk_tokens=PREFILL_CHUNK_TOKENS)
 
     def _draft(self, shape: TreeShape, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
-        if self.drafter is None or shape.num_nodes == 1:
-            return TokenTree.rooted(
-                TreeTopology.single(), root_token_id=self.text[-1], root_position=len(self.text) - 1
-            )
-        params, scheme = choosing.params, choosing.scheme
+        text, params, scheme = self.text, choosing.params, choosing.scheme
+        if self.drafter is None:
+            return TokenTree.rooted(TreeTopology.single(), root_token_id=text[-1], root_position=len(text) - 1)
         if isinstance(shape, TreeTopology):
-            return (yield from self.drafter.grow(self.text, shape, params=params, rng=choosing.rng, scheme=scheme))
+            return (yield from self.drafter.grow(text, shape, params=params, rng=choosing.rng, scheme=scheme))
         assert isinstance(scheme, RankingScheme), "the planner was told which schemes have scores"
         spread = self.planner.spread
-        return (yield from self.drafter.grow_in_context(self.text, shape, params=params, scheme=scheme, spread=spread))
+        return (yield from self.drafter.grow_in_context(text, shape, params=params, scheme=scheme, spread=spread))
 
     def _graft(self, tree: TokenTree, *, max_levels: int) -> GraftedTree:
-        """The tree with the branches that were found, as far as caches, logits and context have room for them.
+        """Add the branches that were found to the tree, as far as caches, logits and context have room for them.
 
         A root alone stays so: it was chosen because every node costs more than it brings.
         """
@@ -171,16 +168,18 @@ class Engine:
         self.bytes_streamed += self.target.last_pass.bytes_streamed
         return hidden
 
-    def _commit(self, grafted: GraftedTree, path: Sequence[int], emitted: Sequence[int]) -> None:
-        """Keep the accepted path in both caches, and make what the round emitted part of the text."""
+    def _commit(self, grafted: GraftedTree, verdict: Verdict) -> list[int]:
+        """Keep the accepted path in both caches, and return what the round emitted, which is part of the text now."""
         root_slot = len(self.text) - 1
-        self.target.cache.compact(root_slot, [root_slot + node for node in path])
-        self.num_committed = root_slot + len(path)
+        self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path])
+        self.num_committed = root_slot + len(verdict.path)
         if self.drafter is not None:
-            self.drafter.commit(grafted.drawn_path(path))
+            self.drafter.commit(grafted.drawn_path(verdict.path))
+        emitted = verdict.emitted_token_ids(grafted.tree)
         self.text += emitted
         if self.num_graft_nodes:
             self.index.extend(emitted)
+        return emitted
 
     def set_text(self, prompt: Sequence[int]) -> None:
         """Make `prompt` the text; what both caches hold of a common prefix is kept."""
@@ -247,7 +246,7 @@ class _RoundClock:
 
 
 def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> PassInput:
-    """The pass over text[num_cached:] and the tree on its last token: T = len(text) - num_cached + N - 1 tokens."""
+    """Return the pass over text[num_cached:] and the tree on its last token: T = len(text) - num_cached + N - 1."""
     topology = tree.topology
     num_text = len(text)
     num_pending = num_text - num_cached

@@ -114,6 +114,19 @@ def test_a_round_is_drafted_level_by_level_then_verified_then_accepted(folders: 
     assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, Round, TokensAccepted]
 
 
+def test_a_round_without_a_draft_has_no_steps_of_the_one_before(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of plain decoding were said to have taken the last tree's steps, and the planner learned them again."""
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="4x4") as opened:
+        planner = opened.session.engine.planner
+        shapes = iter([planner.topology(max_levels=4), TreeTopology.single()])
+        monkeypatch.setattr(type(planner), "shape", lambda self, *, max_levels: next(shapes))
+        rounds = [event for event in list_events(opened, num_rounds=2) if isinstance(event, Round)]
+    assert [len(done.draft_steps) for done in rounds] == [3, 0]
+    assert rounds[1].overhead_seconds > 0
+
+
 def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
