@@ -1,8 +1,8 @@
 """The ring: hands the layers of a pass out in order, and copies the next ones into a few slots meanwhile.
 
 Copies follow the cyclic order of the streamed layers and begin as soon as a slot is free, also across the end of a
-pass: the first layers of the next one arrive while the caller drafts. `pipeline_model.simulate` says when everything
-happens; the tests hold the two to the same schedule.
+pass: the first layers of the next one arrive while the caller drafts. The recurrence of `pipeline_model` says when
+everything happens; the tests hold the ring to it.
 """
 
 import logging

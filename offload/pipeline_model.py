@@ -1,7 +1,8 @@
-"""When each layer of a streamed pass is copied and computed, and how long a round takes.
+"""How long a round takes, from when each layer of a streamed pass is copied and computed.
 
-Pure arithmetic (ALGORITHMS: "The hardware-aware choice"): the planner's cost model and the oracle of the layer
-streamer's tests are this one recurrence. For a ring of R slots, with streamed layers counted on their own,
+Pure arithmetic, and the planner's cost model; the tests simulate the same recurrence and hold the layer streamer to it.
+With tau_i seconds to copy layer i over the link and kappa_i to compute it, for a ring of R slots, with streamed layers
+counted on their own,
 
     copied[i]   = max(copied[i-1], computed[i-R]) + tau_i          resident layers need no copy: copied[i] = 0
     computed[i] = max(computed[i-1], copied[i]) + kappa_i
@@ -11,8 +12,6 @@ layer of a pass and the first of the next lies the time of drafting, lm_head and
 from disk through S host stages, counted on their own again, with reads of delta_i seconds that run ahead of the ring,
 
     read[i]     = max(read[i-1], copied[i-S]) + delta_i        and copied[i] also waits for read[i].
-
-Knows no model and no device.
 """
 
 from collections import deque
@@ -21,112 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineParts:
-    """What a round is made of. L layers; every time in seconds."""
-
-    copy_seconds: tuple[float | None, ...]
-    """tau: seconds that layer i occupies the link; None for a resident layer. L entries."""
-    compute_seconds: tuple[float, ...]
-    """kappa: seconds that layer i computes. L entries."""
-    num_slots: int
-    """R: slots of the ring, at least 1; without meaning if all layers are resident."""
-    between_passes_seconds: float = 0.0
-    """From the end of a pass's last layer to the earliest start of the next pass's first layer."""
-    read_seconds: tuple[float | None, ...] = ()
-    """delta: seconds that layer i occupies the disk on its way to a stage; None if it needs none. L entries, or ()."""
-    num_stages: int = 0
-    """S: host stages; without meaning if no layer is read to one."""
-
-    def __post_init__(self) -> None:
-        if len(self.read_seconds) not in (0, len(self.copy_seconds)):
-            raise ValueError(f"{len(self.read_seconds)} read times but {len(self.copy_seconds)} copy times")
-        if self.num_stages < 1 and self.disk_bound_seconds > 0:
-            raise ValueError(f"layers from disk cannot pass through {self.num_stages} stages")
-        if len(self.copy_seconds) != len(self.compute_seconds):
-            raise ValueError(f"{len(self.copy_seconds)} copy times but {len(self.compute_seconds)} compute times")
-        if self.num_slots < 1 and self.num_streamed_layers > 0:
-            raise ValueError(f"a ring of {self.num_slots} slots cannot stream")
-
-    @property
-    def num_streamed_layers(self) -> int:
-        """Layers that cross the link in every pass."""
-        return sum(seconds is not None for seconds in self.copy_seconds)
-
-    @property
-    def link_bound_seconds(self) -> float:
-        """A round cannot be shorter than its copies one after the other."""
-        return sum(seconds for seconds in self.copy_seconds if seconds is not None)
-
-    @property
-    def disk_bound_seconds(self) -> float:
-        """Nor shorter than its reads one after the other."""
-        return sum(seconds for seconds in self.read_seconds if seconds is not None)
-
-    @property
-    def compute_bound_seconds(self) -> float:
-        """A round cannot be shorter than its computation, with the time between passes."""
-        return sum(self.compute_seconds) + self.between_passes_seconds
-
-    @property
-    def no_overlap_seconds(self) -> float:
-        """A round in which copies and computation never overlap: what a streamer without a ring would take."""
-        return self.link_bound_seconds + self.disk_bound_seconds + self.compute_bound_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTiming:
-    """One layer in one pass; all four in seconds since the first copy could start."""
-
-    copy_start: float
-    """When its copy starts; 0 for a resident layer."""
-    copied: float
-    """When its bytes are usable; 0 for a resident layer."""
-    compute_start: float
-    """When its computation starts."""
-    computed: float
-    """When its computation ends and its slot is free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """What `simulate` returns."""
-
-    passes: tuple[tuple[LayerTiming, ...], ...]
-    """Per pass, per layer."""
-
-
-def simulate(parts: PipelineParts, num_passes: int) -> Schedule:
-    """Run the recurrence from an empty ring: copies may start at time 0, and so may the first pass."""
-    freed: deque[float] = deque([0.0] * parts.num_slots, maxlen=parts.num_slots)  # computed[i-R] .. computed[i-1]
-    emptied: deque[float] = deque([0.0] * parts.num_stages, maxlen=parts.num_stages)  # copied[i-S] .. copied[i-1]
-    disk_free = link_free = computed = 0.0
-    read_seconds = parts.read_seconds or (None,) * len(parts.copy_seconds)
-    passes = []
-    for pass_index in range(num_passes):
-        if pass_index > 0:
-            computed += parts.between_passes_seconds
-        timings = []
-        rows = zip(parts.copy_seconds, parts.compute_seconds, read_seconds, strict=True)
-        for copy_seconds, compute_seconds, disk_seconds in rows:
-            copy_start = copied = 0.0
-            if copy_seconds is not None:
-                copy_start = max(link_free, freed[0])
-                if disk_seconds is not None:
-                    disk_free = max(disk_free, emptied[0]) + disk_seconds
-                    copy_start = max(copy_start, disk_free)
-                copied = link_free = copy_start + copy_seconds
-                if disk_seconds is not None:
-                    emptied.append(copied)
-            compute_start = max(computed, copied)
-            computed = compute_start + compute_seconds
-            if copy_seconds is not None:
-                freed.append(computed)
-            timings.append(LayerTiming(copy_start, copied, compute_start, computed))
-        passes.append(tuple(timings))
-    return Schedule(tuple(passes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +54,14 @@ def round_periods(
 ) -> RoundPeriods:
     """Return the steady-state rounds of C candidates with the time between passes left open.
 
-    compute_seconds is (C, L); a layer's copy_seconds is one number for all candidates or an array (C,).
+    compute_seconds (C, L) are kappa. A layer's copy_seconds tau are one number for all candidates or an array (C,),
+    None for a resident layer; its read_seconds delta are None where it needs no disk, and () stands for no disk at all.
 
     One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
     link and disk free, the last computation done, each of the R slots freed and S stages emptied. Its eigenvalue, the
     largest mean weight of a circuit, is the period: no simulation of many passes, no transient. The walks through the
     gap grow by one pass at a time, and the circuits beside it follow from Karp's theorem: D^3 additions for D start
-    times. 4,096 candidates of 80 layers take 25 ms.
+    times. 4,096 candidates of 80 layers take 25 ms. Raises ValueError for lengths or buffers that do not fit.
     """
     kappas = np.atleast_2d(np.asarray(compute_seconds, dtype=np.float64))  # (C, L)
     if kappas.shape[1] != len(copy_seconds):
@@ -175,8 +69,14 @@ def round_periods(
     if all(seconds is None for seconds in copy_seconds):
         return RoundPeriods(np.full(len(kappas), -np.inf), kappas.sum(axis=1)[None, :])
     reads = tuple(read_seconds) or (None,) * len(copy_seconds)
+    if len(reads) != len(copy_seconds):
+        raise ValueError(f"{len(reads)} read times but {len(copy_seconds)} copy times")
+    if num_slots < 1:
+        raise ValueError(f"a ring of {num_slots} slots cannot stream")
     if all(seconds is None for seconds in reads):
         num_stages = 0
+    elif num_stages < 1:
+        raise ValueError(f"layers from disk cannot pass through {num_stages} stages")
     weights = _pass_weights(kappas, copy_seconds, reads, (num_slots, num_stages))  # (D, D, C)
     others = np.delete(np.arange(len(weights)), 1)  # index 1 is the end of the computation
     beside = weights[np.ix_(others, others)]
@@ -186,18 +86,6 @@ def round_periods(
         through.append((weights[1, others] + walks).max(axis=0))
         walks = (beside + walks).max(axis=1)
     return RoundPeriods(_largest_mean_beside(beside), np.stack(through))
-
-
-def round_seconds(parts: PipelineParts) -> float:
-    """Return the steady-state period of `simulate`: seconds from one pass's end to the next one's, late enough."""
-    periods = round_periods(
-        parts.compute_seconds,
-        parts.copy_seconds,
-        num_slots=parts.num_slots,
-        read_seconds=parts.read_seconds,
-        num_stages=parts.num_stages,
-    )
-    return float(periods(parts.between_passes_seconds)[0])
 
 
 def _largest_mean_beside(weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -107,10 +107,6 @@ class BestFirst:
         _, topology = number_breadth_first(steps, parents=self.parents, depths=self.depths, ranks=self.ranks)
         return topology
 
-    def nodes_per_level(self) -> NDArray[np.int64]:
-        """(M, d) [n - 1, l] = nodes at depth l of the best tree of n nodes: the draft's widths, for all n at once."""
-        return np.cumsum(self.depths[:, None] == np.arange(self.num_levels), axis=0)
-
 
 def best_first(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> BestFirst:
     """G(n, num_levels) and its trees for all n up to `num_nodes`.

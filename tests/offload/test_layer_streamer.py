@@ -10,10 +10,10 @@ from hypothesis.strategies import DrawFn
 from offload.copying.emulated_link import EmulatedLink
 from offload.layer_streamer import LayerStreamer, SlotState
 from offload.pass_statistics import PassStatistics
-from offload.pipeline_model import PipelineParts, simulate
 from offload.units import LinkSpeed
 from tests.support.fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 from tests.support.numbered_layers import make_layers, run_pass
+from tests.support.pipeline_simulation import PipelineParts, simulate
 
 
 @dataclass(frozen=True, slots=True)

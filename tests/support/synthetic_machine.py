@@ -3,12 +3,12 @@
 import numpy as np
 
 from offload.pass_statistics import PassStatistics
-from offload.pipeline_model import PipelineParts
 from runtime.events import Round
 from runtime.planner.costs import CostTable, RoundCosts, StreamShape
 from runtime.planner.planner import TreePlanner
 from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
+from tests.support.pipeline_simulation import PipelineParts
 
 NUM_LAYERS = 8
 LAYER_BYTES = 1_000_000

@@ -18,9 +18,9 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab
-from offload.pipeline_model import PipelineParts, round_seconds
 from offload.units import PAGE_BYTES, LinkSpeed
 from tests.support.fakes import InstantEngine
+from tests.support.pipeline_simulation import PipelineParts, round_seconds
 
 SLAB_BYTES = 2 * PAGE_BYTES
 

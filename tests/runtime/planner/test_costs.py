@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from offload.pass_statistics import PassStatistics
-from offload.pipeline_model import PipelineParts, round_seconds
 from runtime.events import Round
 from runtime.planner.costs import CostFactor, CostLearner, CostTable, LinearCost, RoundCosts, StreamShape
+from tests.support.pipeline_simulation import PipelineParts, round_seconds
 
 SHAPE = StreamShape((1000, None, 1000, 1000), num_slots=2)
 INITIAL = RoundCosts(

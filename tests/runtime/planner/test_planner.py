@@ -6,11 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from offload.pipeline_model import round_seconds
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
+from tests.support.pipeline_simulation import round_seconds
 from tests.support.synthetic_machine import BUILTIN, LAYER_BYTES, NUM_LAYERS, SLOW_LINK, STREAM, Machine
 
 

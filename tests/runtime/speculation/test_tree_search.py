@@ -87,7 +87,8 @@ def test_best_first_reproduces_the_values_of_the_large_reference_trees() -> None
             assert searches[int(levels) - 1].expected_tokens[int(size) - 1] == pytest.approx(value, abs=4e-4)
     for key, profile in LLAMA["nodes_per_level"].items():
         size, levels = map(int, key.split(","))
-        assert searches[levels - 1].nodes_per_level()[size - 1].tolist() == profile
+        slices = searches[levels - 1].topology(size).level_slices
+        assert [stop - start for start, stop in slices] == profile
 
 
 def test_dynamic_program_equals_brute_force_for_any_vector() -> None:
@@ -145,14 +146,11 @@ def test_best_first_topologies_are_worth_what_the_search_says() -> None:
     """Ties and zeros included: a vector of equal entries is where a parent could fall behind its child."""
     for acceptance in (LLAMA_SORTED, [0.5, 0.5, 0.0], [0.25] * 4, [1.0, 1.0]):
         search = best_first(acceptance, 90, 8)
-        widths = search.nodes_per_level()
         for num_nodes in (1, 2, 17, 90):
             topology = search.topology(num_nodes)
             assert topology.num_nodes == num_nodes
             assert topology.num_levels <= 8
             assert expected_tokens(topology, acceptance) == pytest.approx(search.expected_tokens[num_nodes - 1])
-            profile = [stop - start for start, stop in topology.level_slices]
-            assert widths[num_nodes - 1].tolist() == profile + [0] * (8 - len(profile))
 
 
 def test_sizes_that_no_tree_within_the_limits_has_are_worth_minus_infinity() -> None:
