@@ -9,13 +9,12 @@ Format: 8 bytes little-endian header length, a JSON header, then the data that i
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
-from offload.checkpoint.hub_download import download_model
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
 from profiles.errors import quote
@@ -136,15 +135,6 @@ class Checkpoint:
 def is_hub_name(text: str) -> bool:
     """Return whether this can be a model's name on the hub: "owner/name"."""
     return _HUB_NAME.fullmatch(text) is not None
-
-
-def resolve_model_folder(name_or_path: str, *, download: Callable[[str], Path] = download_model) -> Path:
-    """Return the local folder of that path, or of that hub name ("owner/name") after downloading what is missing.
-
-    Raises:
-        CheckpointError: there is no such folder, or the hub could not deliver it.
-    """
-    return find_model_folder(name_or_path) or download(name_or_path)
 
 
 def find_model_folder(name_or_path: str) -> Path | None:

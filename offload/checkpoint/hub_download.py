@@ -95,26 +95,19 @@ class HuggingFaceHub:
         return self.cache_folder() / str(repo_folder_name(repo_id=name, repo_type="model")) / "blobs"
 
 
-def download_model(
+def watch_download(
     name: str, *, hub: Hub | None = None, free_bytes: Callable[[Path], int | None] | None = None
-) -> Path:
+) -> Generator[tuple[int, int], None, Path]:
     """Download what is missing of the hub's model `name` ("owner/name"), and return its local folder.
+
+    Yields (bytes that are here, bytes in all) meanwhile; nothing if the hub does not tell sizes. Closed before its
+    end, it leaves the download to go on until the process ends.
 
     Raises:
         CheckpointError: the disk is too small for it, or the hub could not deliver it.
     """
     hub = HuggingFaceHub() if hub is None else hub
-    _check_disk(name, hub, free_bytes or free_disk_bytes)
-    return _download(name, hub)
-
-
-def watch_download(name: str, *, hub: Hub | None = None) -> Generator[tuple[int, int], None, Path]:
-    """Do the same, yielding (bytes that are here, bytes in all) meanwhile; nothing if the hub does not tell sizes.
-
-    A generator that is closed before its end leaves the download to go on until the process ends.
-    """
-    hub = HuggingFaceHub() if hub is None else hub
-    num_bytes, missing_bytes = _check_disk(name, hub, free_disk_bytes)
+    num_bytes, missing_bytes = _check_disk(name, hub, free_bytes or free_disk_bytes)
     stored_before = hub.stored_bytes(name)
     outcome: Future[Path] = Future()
 

@@ -6,7 +6,11 @@ layers are quantized; vectors stay as they are. Imports no torch: `plan` answers
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
+QuantizedFormat = Literal["int8", "nf4"]
+QUANTIZED_FORMATS: tuple[str, ...] = get_args(QuantizedFormat)
+"""What `overstory prepare` writes, the larger one first."""
 DEFAULT_BLOCK_SIZE = 64
 """4-bit weights that share one scale, unless a folder says otherwise."""
 NESTED_BLOCK_SIZE = 256

@@ -7,17 +7,20 @@ Sources: Dettmers et al., arXiv 2305.14314 (NF4, double quantization) and arXiv 
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import bitsandbytes.functional as bnb
 import torch
 
 from offload.formats import four_bit
 from offload.formats.four_bit import ReadElements, quantize_blocks
-from offload.formats.stored_sizes import DEFAULT_BLOCK_SIZE, NESTED_BLOCK_SIZE, int8_rows_bytes, nf4_bytes
+from offload.formats.stored_sizes import (
+    DEFAULT_BLOCK_SIZE,
+    NESTED_BLOCK_SIZE,
+    QuantizedFormat,
+    int8_rows_bytes,
+    nf4_bytes,
+)
 
-QuantizedFormat = Literal["int8", "nf4"]
-QUANTIZED_FORMATS: tuple[str, ...] = get_args(QuantizedFormat)
 _STATE_BYTES = 256  # room for the JSON that describes a matrix; its length depends on a number in it
 
 

@@ -22,7 +22,7 @@ import torch
 from offload.device import device_memory, identify_device
 from offload.errors import LinkError
 from offload.pinning.pin_probe import probe_limit_bytes, probe_pin_budget
-from offload.residency_plan import ResidencyPlan, Tier, choose_evenly
+from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, choose_evenly
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSource
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 _PROC_VERSION = Path("/proc/version")
 # Firmware and kernel updates move the total by a few per cent; another module moves it by more.
 _SAME_MEMORY_WITHIN = 0.05
-NUM_STAGES = 2
-"""One is filled while the other is fetched."""
 
 
 class Platform(Enum):

@@ -14,14 +14,14 @@ import torch
 from offload.device import select_device
 from offload.errors import BudgetError
 from offload.memory import process_memory
-from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.fit.file_need import need_of_files
 from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
 from runtime.fit.machine import Machine
-from runtime.fit.need import NUM_STAGES, MemoryNeed
+from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions

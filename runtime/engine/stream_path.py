@@ -23,10 +23,9 @@ from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner
-from offload.residency_plan import Tier
+from offload.residency_plan import NUM_STAGES, Tier
 from offload.units import parse_link
 from runtime.engine.load_plan import LoadPlan
-from runtime.fit.need import NUM_STAGES
 
 
 class StreamPath:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from offload.checkpoint.checkpoint import resolve_model_folder
+from offload.checkpoint.checkpoint import find_model_folder
 from offload.device import select_device
 from offload.errors import CheckpointError
 from offload.units import format_bytes
@@ -224,7 +224,7 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
 
 def find_folder(name_or_path: str) -> Path:
     """Return the model folder of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
-    return resolve_model_folder(name_or_path, download=_cached_folder)
+    return find_model_folder(name_or_path) or _cached_folder(name_or_path)
 
 
 def _cached_folder(name: str) -> Path:

@@ -10,9 +10,10 @@ import torch
 
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.formats.weight_format import scratch_bytes
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig
-from runtime.fit.need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}

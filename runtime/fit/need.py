@@ -8,12 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.residency_plan import NUM_STAGES
 from offload.units import round_up_to_page
-
-QUANTIZED_FORMATS = ("int8", "nf4")
-"""What `overstory prepare` writes, the larger one first."""
-NUM_STAGES = 2
-"""Host stages of an accelerator: one is filled while the other is sent."""
 
 
 @dataclass(frozen=True, slots=True)

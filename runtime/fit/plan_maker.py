@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import BudgetError
-from offload.residency_plan import ResidencyPlan
+from offload.residency_plan import NUM_STAGES, ResidencyPlan
 from offload.units import format_bytes
 from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit.fit_check import check_fit
 from runtime.fit.machine import Machine
-from runtime.fit.need import NUM_STAGES, DraftNeed, MemoryNeed
+from runtime.fit.need import DraftNeed, MemoryNeed
 from runtime.fit.place import place
 from runtime.fit.plan_acceptance import PlannedAcceptance, measured_acceptance, planned_acceptance
 from runtime.fit.plan_question import PlanQuestion

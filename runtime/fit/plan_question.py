@@ -8,13 +8,13 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import BadInputError
 from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_memory, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft
-from runtime.fit.need import QUANTIZED_FORMATS
 from runtime.fit.shapes import ModelShape
 from runtime.planner.tree_choice import CostModel, SearchMethod
 

@@ -5,9 +5,9 @@ Only words about figures that others computed.
 
 from collections.abc import Iterator, Sequence
 
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_bytes
 from runtime.fit.machine import Machine
-from runtime.fit.need import QUANTIZED_FORMATS
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import PlanOption, Refusal
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.residency_plan import ResidencyPlan, Tier
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
 from runtime.fit.machine import Machine
-from runtime.fit.need import NUM_STAGES, QUANTIZED_FORMATS
 from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import DeviceSpeed
 from runtime.planner.costs import CostTable, RoundCosts

@@ -5,10 +5,10 @@ For questions about models that are not on this machine: `models` finds their si
 
 from dataclasses import dataclass
 
-from offload.formats.stored_sizes import CHUNK_ELEMENTS, int8_rows_bytes, nf4_bytes
+from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
 from offload.units import round_up_to_page
 from runtime.config import PREFILL_CHUNK_TOKENS
-from runtime.fit.need import QUANTIZED_FORMATS, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
 _HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}
 

@@ -19,14 +19,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry, resolve_model_folder
+from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry, find_model_folder
+from offload.checkpoint.hub_download import watch_download
 from offload.errors import CheckpointError
 from offload.formats.four_bit import ReadElements
+from offload.formats.stored_sizes import QUANTIZED_FORMATS, QuantizedFormat
 from offload.formats.weight_format import TORCH_DTYPES
-from offload.formats.weight_quantizer import QUANTIZED_FORMATS, QuantizedFormat, WeightQuantizer
+from offload.formats.weight_quantizer import WeightQuantizer
 from offload.memory import process_memory
 from offload.units import format_bytes
 from profiles.errors import BadInputError, quote
+from profiles.steps import finish
 from runtime.errors import OptionError
 from runtime.prepare.preparation_plan import INDEX_NAME, PlannedShard, PlannedTensor, PreparationPlan
 from runtime.prepare.shards import PartialFolder
@@ -100,7 +103,7 @@ def prepare_model(request: PreparationRequest) -> Generator[str | PreparationPro
     """
     begun = time.perf_counter()
     yield f"looking for the model {request.model}"
-    source = resolve_model_folder(request.model)
+    source = find_model_folder(request.model) or finish(watch_download(request.model))
     output = request.output.expanduser().resolve()
     if output.is_relative_to(source.resolve()):
         raise OptionError(f"the output {output} lies inside the model folder {source}; choose another output")

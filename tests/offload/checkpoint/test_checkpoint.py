@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, resolve_model_folder
+from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, find_model_folder
 from offload.errors import CheckpointError
 from tests.support.model_factory import save_tiny_model, write_safetensors
 
@@ -272,14 +272,10 @@ def test_expected_tensors_are_checked_by_name_shape_and_dtype(folder):
         Checkpoint.open(folder).check({"a": (2, 3)})
 
 
-def never_download(name):
-    pytest.fail(f"{name} was asked of the hub")
-
-
-def test_an_existing_folder_resolves_to_itself(folder, monkeypatch):
-    assert resolve_model_folder(str(folder), download=never_download) == folder
+def test_an_existing_folder_is_found_by_its_path(folder, monkeypatch):
+    assert find_model_folder(str(folder)) == folder
     monkeypatch.chdir(folder.parent)
-    assert resolve_model_folder(folder.name, download=never_download).name == folder.name
+    assert find_model_folder(folder.name).name == folder.name
 
 
 @pytest.mark.parametrize(
@@ -289,20 +285,13 @@ def test_an_existing_folder_resolves_to_itself(folder, monkeypatch):
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="model folder not found"):
-        resolve_model_folder(name, download=never_download)
+        find_model_folder(name)
 
 
 def test_a_file_in_place_of_a_folder_is_named(folder):
     with pytest.raises(CheckpointError, match="is a file; expected the model folder"):
-        resolve_model_folder(str(folder / "model.safetensors"))
+        find_model_folder(str(folder / "model.safetensors"))
 
 
-def test_a_hub_name_is_downloaded(folder):
-    asked = []
-
-    def download(name):
-        asked.append(name)
-        return folder
-
-    assert resolve_model_folder("Owner/Some-Model.v2", download=download) == folder
-    assert asked == ["Owner/Some-Model.v2"]
+def test_a_hub_name_is_left_to_the_hub(folder):
+    assert find_model_folder("Owner/Some-Model.v2") is None

@@ -11,8 +11,9 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from offload.checkpoint import hub_download
-from offload.checkpoint.hub_download import HubFile, HuggingFaceHub, download_model, free_disk_bytes, watch_download
+from offload.checkpoint.hub_download import HubFile, HuggingFaceHub, free_disk_bytes, watch_download
 from offload.errors import CheckpointError
+from profiles.steps import finish
 from tests.support.generator_ends import drained
 
 CACHE = Path("/cache/hub")
@@ -62,7 +63,7 @@ class SlowHub(FakeHub):
 
 
 def download(hub, *, free):
-    return download_model("owner/name", hub=hub, free_bytes=lambda folder: free if folder == CACHE else None)
+    return finish(watch_download("owner/name", hub=hub, free_bytes=lambda folder: free if folder == CACHE else None))
 
 
 def test_a_model_that_fits_exactly_is_downloaded():
@@ -162,9 +163,9 @@ def test_the_real_hub_counts_and_downloads_the_same_files(monkeypatch, tmp_path)
     assert hub.download("owner/name") == tmp_path
     assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *unwanted], **asked)) == wanted
     missing = sum(map(len, wanted)) - len("config.json") - 5
-    assert download_model("owner/name", free_bytes=lambda _: missing) == tmp_path
+    assert finish(watch_download("owner/name", free_bytes=lambda _: missing)) == tmp_path
     with pytest.raises(CheckpointError, match=f"needs {missing} B more"):
-        download_model("owner/name", free_bytes=lambda _: missing - 1)
+        finish(watch_download("owner/name", free_bytes=lambda _: missing - 1))
 
 
 def watched(hub):
