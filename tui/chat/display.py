@@ -74,8 +74,6 @@ class ChatServices:
     """What is remembered, and what the command line said instead."""
     conversation_id: int | None = None
     """Which conversation to open; None begins a new one."""
-    has_model: bool = True
-    """Whether to load a model at once; else one is to be chosen."""
     notices: tuple[str, ...] = ()
     """What the user must know first: one sentence each."""
     environment: Mapping[str, str] = field(default_factory=dict)

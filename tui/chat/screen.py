@@ -102,8 +102,7 @@ class ChatScreen(Screen[None]):
     async def on_mount(self) -> None:
         """Show the conversation; the engine comes after the first paint."""
         chat, services = self.chat, self.chat.services
-        if services.has_model:
-            chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
+        chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
         await chat.apply(chat.dialogue.open(services.conversation_id))
         chat.prompt.focus()
         self.app.theme_changed_signal.subscribe(self, self.machine.remember_theme)
@@ -254,8 +253,7 @@ class ChatScreen(Screen[None]):
     @work(group="engine", exclusive=True)
     async def _listen(self) -> None:
         """Start the engine, load the model, and hand every report on until the app ends."""
-        if self.chat.services.has_model:
-            await self.machine.start_and_load()
+        await self.machine.start_and_load()
         async for report in self.chat.services.engine.reports():
             await self._hear(report)
 

@@ -75,18 +75,6 @@ def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path)
     tell(story)
 
 
-def test_an_app_without_a_model_waits_for_a_choice(tmp_path):
-    async def story():
-        async with telling(tmp_path, has_model=False) as teller:
-            await teller.type("Hello?")
-            await teller.press("enter")
-            await teller.until(lambda: teller.chat.notice.display)
-            assert "no model" in teller.chat.notice.sentence
-            assert teller.chat.prompt.text == "Hello?"
-
-    tell(story)
-
-
 class Idle:
     def __init__(self) -> None:
         self.now, self.num_collections = 100.0, 0
