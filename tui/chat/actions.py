@@ -35,14 +35,6 @@ class AnswerActions:
     def __init__(self, chat: ChatDisplay) -> None:
         self._chat = chat
 
-    @property
-    def is_something_to_stop(self) -> bool:
-        """Whether Esc has anything to do."""
-        dialogue = self._chat.dialogue
-        is_asked = dialogue.is_answering or bool(dialogue.queued)
-        is_in_the_way = self._chat.notice.display or self._chat.completions.display
-        return is_asked or is_in_the_way or dialogue.editing_id is not None
-
     def do_stop(self) -> Changes:
         """Stop the answer and keep what came; first of all, put away what lies over the prompt."""
         chat, dialogue = self._chat, self._chat.dialogue

