@@ -21,9 +21,7 @@ from transformers.utils import logging as transformers_logging
 from runtime.bench.figures import Report
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models
 from runtime.errors import OptionError
-from runtime.events import LoadProgress
 from runtime.model.streamed_model import chain_input
 from runtime.prompts.prompt_file import PromptRequest
 
@@ -69,24 +67,19 @@ class PerplexityReport(Report):
 
 
 def run_perplexity(
-    config: EngineConfig, text_file: Path, *, cache_folder: Path, is_compared: bool
-) -> Generator[str | LoadProgress, None, PerplexityReport]:
+    config: EngineConfig, text: str, *, source: str, is_compared: bool
+) -> Generator[str, None, PerplexityReport]:
     """Measure one side after the other, so that both models are never in memory at the same time.
 
-    Raises OptionError if the text cannot be read, has fewer than two tokens, or more than the context holds.
+    `config` names folders; the text is that of the file `source`. Raises OptionError if the text has fewer than two
+    tokens, or more than the context holds.
     """
-    try:
-        text = text_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise OptionError(f"the text {text_file} cannot be read: {reason}; give a text file with --text") from error
-    config = yield from locate_models(config, cache_folder=cache_folder)
     with open_session(config, requests=[text_request(text)]) as opened:
         token_ids = tokenize_text(opened, text)
         streamed = yield from streamed_perplexity(opened, token_ids)
     folder = opened.plan.target.checkpoint.folder
     whole = (yield from transformers_perplexity(folder, token_ids)) if is_compared else None
-    return PerplexityReport(str(folder), str(text_file), streamed, whole)
+    return PerplexityReport(str(folder), source, streamed, whole)
 
 
 def text_request(text: str) -> PromptRequest:

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +18,8 @@ from runtime.bench.figures import Report
 from runtime.bench.rounds import PROMPT_TOKENS
 from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models
 from runtime.errors import OptionError
-from runtime.events import Finished, GenerationStatistics, LoadProgress, Round
+from runtime.events import Finished, GenerationStatistics, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
 
@@ -104,20 +102,14 @@ def run_ratio(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
     *,
-    cache_folder: Path,
     temperatures: Sequence[float] = (0.0, 0.6),
     steps_per_pass: float = STEPS_PER_PASS,
-) -> Generator[str | LoadProgress, None, RatioReport]:
+) -> Generator[str, None, RatioReport]:
     """Answer the requests at each temperature over a link on which a pass takes `steps_per_pass` draft steps.
 
-    The first prompt is answered once without being counted, so that the planner has seen this machine. Raises
-    OptionError without a draft, without prompts, or if no layer streams.
+    `config` names folders and a draft. The first prompt is answered once without being counted, so that the planner has
+    seen this machine. Raises OptionError if no layer streams.
     """
-    if config.is_plain:
-        raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
-    if not requests:
-        raise OptionError("there is no prompt to answer; give a prompt file with at least one")
-    config = yield from locate_models(config, cache_folder=cache_folder)
     yield "measuring a draft step"
     with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
         step_seconds = _time_step(opened)

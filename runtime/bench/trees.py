@@ -23,7 +23,6 @@ from runtime.events import Finished
 from runtime.planner.growth import growth_limits
 from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.schemes import RankingScheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first
@@ -146,7 +145,8 @@ def run_trees(
         for size in sizes:
             search = best_first(planner.acceptance, size, num_levels)  # by what is known of this pair
             for shape in (search.topology(len(search.depths)), growth_limits(size, num_levels)):
-                counted.append(_count(_Play(drafter, shape, num_levels, planner.spread), texts, size=size))
+                spread = planner.spread
+                counted.append(_count(drafter, shape, texts, size=size, num_levels=num_levels, spread=spread))
                 yield counted[-1].describe()
     return TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
 
@@ -167,64 +167,55 @@ def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, s
     return _Text(text, finished.statistics.prompt_tokens, params)
 
 
-@dataclass(frozen=True, slots=True)
-class _Play:
-    """Plays rounds with one kind of tree."""
-
-    drafter: Drafter
-    shape: TreeShape
-    num_levels: int
-    spread: float
-
-    def rounds(self, text: _Text) -> Iterator[tuple[int, float]]:
-        """(tokens emitted, seconds of growing the tree) of each round along a text."""
-        self.drafter.roll_back(0)
-        end = text.num_prompt
-        while end + self.num_levels <= len(text.token_ids):
-            known = text.token_ids[:end]
-            self.drafter.follow(known, chunk_tokens=PREFILL_CHUNK_TOKENS)
-            begun = time.perf_counter()
-            tree = self._grow(known, text.params)
-            grow_seconds = time.perf_counter() - begun
-            path = _walk(tree, text.token_ids[end:])
-            self.drafter.commit(path)
-            yield len(path), grow_seconds
-            end += len(path)
-        self.drafter.roll_back(0)
-
-    def _grow(self, known: Sequence[int], params: SamplingParams) -> TokenTree:
-        scheme = scheme_for(params)
-        if isinstance(self.shape, GrowthLimits):
-            assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
-            return finish(
-                self.drafter.grow_in_context(known, self.shape, params=params, scheme=scheme, spread=self.spread)
-            )
-        rng = np.random.default_rng(params.seed)
-        return finish(self.drafter.grow(known, self.shape, params=params, rng=rng, scheme=scheme))
-
-
-def _count(play: _Play, texts: Sequence[_Text], *, size: int) -> CountedTree:
+def _count(
+    drafter: Drafter, shape: TreeShape, texts: Sequence[_Text], *, size: int, num_levels: int, spread: float
+) -> CountedTree:
     sums, counts, seconds, steps = list[float](), list[int](), list[float](), list[int]()
     for text in texts:
         emitted = []
-        for num_tokens, grow_seconds in play.rounds(text):
+        for num_tokens, grow_seconds in _rounds(drafter, shape, text, num_levels=num_levels, spread=spread):
             emitted.append(num_tokens)
             seconds.append(grow_seconds)
-            steps.append(len(play.drafter.step_seconds))
+            steps.append(len(drafter.step_seconds))
         sums.append(float(sum(emitted)))
         counts.append(len(emitted))
     error = error_between(np.array(sums)[:, None], np.array(counts))
     return CountedTree(
         temperature=texts[0].params.temperature,
-        kind="static" if isinstance(play.shape, TreeTopology) else "dynamic",
+        kind="static" if isinstance(shape, TreeTopology) else "dynamic",
         num_nodes=size,
-        num_levels=play.num_levels,
+        num_levels=num_levels,
         tokens_per_pass=sum(sums) / sum(counts),
         standard_error=float(error[0]),
         num_rounds=sum(counts),
         draft_seconds=float(np.median(seconds)),
         draft_steps=float(np.mean(steps)),
     )
+
+
+def _rounds(
+    drafter: Drafter, shape: TreeShape, text: _Text, *, num_levels: int, spread: float
+) -> Iterator[tuple[int, float]]:
+    """(tokens emitted, seconds of growing the tree) of each round along a text."""
+    drafter.roll_back(0)
+    params, scheme = text.params, scheme_for(text.params)
+    end = text.num_prompt
+    while end + num_levels <= len(text.token_ids):
+        known = text.token_ids[:end]
+        drafter.follow(known, chunk_tokens=PREFILL_CHUNK_TOKENS)
+        begun = time.perf_counter()
+        if isinstance(shape, TreeTopology):
+            rng = np.random.default_rng(params.seed)
+            tree = finish(drafter.grow(known, shape, params=params, rng=rng, scheme=scheme))
+        else:
+            assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
+            tree = finish(drafter.grow_in_context(known, shape, params=params, scheme=scheme, spread=spread))
+        grow_seconds = time.perf_counter() - begun
+        path = _walk(tree, text.token_ids[end:])
+        drafter.commit(path)
+        yield len(path), grow_seconds
+        end += len(path)
+    drafter.roll_back(0)
 
 
 def _walk(tree: TokenTree, following: Sequence[int]) -> list[int]:

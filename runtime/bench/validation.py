@@ -30,9 +30,8 @@ from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, c
 from runtime.calibration.probes import SessionProbes
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
-from runtime.engine.model_folders import locate_models
 from runtime.errors import OptionError
-from runtime.events import Finished, LoadProgress
+from runtime.events import Finished
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.planner.costs import RoundCosts
 from runtime.planner.initial_plan import find_profiles
@@ -181,17 +180,13 @@ def run_validation(
     links: Sequence[str | None],
     cache_folder: Path,
     num_turns: int = 3,
-) -> Generator[str | LoadProgress, None, ValidationReport]:
+) -> Generator[str, None, ValidationReport]:
     """Check every link: emulated ones, or None for the real one.
 
-    Tokens are counted on greedy answers to `requests`; acceptance comes from this pair's profile in `cache_folder`, or
-    else from answers to `calibration_requests`. Raises OptionError without a draft, prompts, or a layer that streams.
+    `config` names folders and a draft. Tokens are counted on greedy answers to `requests`; acceptance comes from this
+    pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError if no layer
+    streams, or if the answers are too short to count on.
     """
-    if config.is_plain:
-        raise OptionError("--draft none leaves nothing to validate; leave it out, or name a draft")
-    if not requests or not calibration_requests:
-        raise OptionError("there is no prompt to answer; give prompt files with at least one")
-    config = yield from locate_models(config, cache_folder=cache_folder)
     findings: _Findings | None = None
     checks = []
     for link in links:

@@ -14,13 +14,12 @@ import typer
 
 from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
-from runtime.events import LoadProgress
 from runtime.prompts.prompt_file import PromptRequest, read_requests
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
 from tui.printing import measurement_table, progress_console, show_load
-from tui.session_opening import open_session_in_sight
+from tui.session_opening import announce, open_session_in_sight
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,12 +111,15 @@ def validate(
 
     Without --device-memory no layer stays resident.
     """
-    config = _streaming(_with_context(engine.to_config(drafting), 512))
+    config = _drafting(engine.to_config(drafting), "leaves nothing to validate")
     if config.link is not None or config.tree != "auto":
         raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
+    config = _streaming(_with_context(config, 512))
     params = SamplingParams(max_new_tokens=max_new_tokens)
     requests = _requests(prompts, "validation.jsonl", params)
     others = _requests(calibration, "calibration.jsonl", params)
+    console = progress_console(is_quiet=quiet)
+    config = _located(config, console)
     from runtime.bench.validation import run_validation
 
     steps = run_validation(
@@ -128,7 +130,7 @@ def validate(
         cache_folder=cache_folder(),
         num_turns=turns,
     )
-    _show(steps, progress_console(is_quiet=quiet))
+    _show(steps, console)
     return 0
 
 
@@ -155,9 +157,7 @@ def trees(
     The target writes each text once, greedily or with its seed's noise; rounds are then played along it with the draft
     alone, which emit exactly what rounds with the target would.
     """
-    config = _with_context(engine.to_config(drafting), 1024)
-    if config.is_plain:
-        raise OptionError("--draft none grows no tree; leave it out, or name a draft")
+    config = _with_context(_drafting(engine.to_config(drafting), "grows no tree"), 1024)
     if config.tree != "auto":
         raise OptionError("--tree is what this command compares; give --nodes and --levels instead")
     sizes, temperatures = nodes or [64, 128, 512], temperature or [0.0, 0.6, 1.0]
@@ -190,14 +190,15 @@ def ratio(
 
     Without --device-memory no layer stays resident. The paper had 9.5 at temperature 0 and 9.3 at 0.6.
     """
-    config = engine.to_config(drafting)
+    config = _drafting(engine.to_config(drafting), "leaves nothing to compare")
     if config.link is not None:
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
+    console = progress_console(is_quiet=quiet)
+    config = _located(config, console)
     from runtime.bench.ratio import run_ratio
 
-    steps = run_ratio(config, requests, cache_folder=cache_folder(), steps_per_pass=steps_per_pass)
-    _show(steps, progress_console(is_quiet=quiet))
+    _show(run_ratio(config, requests, steps_per_pass=steps_per_pass), console)
     return 0
 
 
@@ -221,9 +222,8 @@ def robustness(
     Over temperatures 0 to 2 and top-p 0.8, 0.9 and 1, on texts that the target writes with each of them. Tokens per
     pass are predicted from the acceptance measured here, for each scheme's own best tree.
     """
-    config = _with_context(engine.to_config(drafting), 4096)  # 85 texts side by side of 32 tokens, and their prompts
-    if config.is_plain:
-        raise OptionError("--draft none leaves nothing to verify; leave it out, or name a draft")
+    config = _drafting(engine.to_config(drafting), "leaves nothing to verify")
+    config = _with_context(config, 4096)  # 85 texts side by side of 32 tokens, and their prompts
     if plot is not None:
         check_plot_path(plot)
     requests = _requests(prompts, "calibration.jsonl", SamplingParams())
@@ -252,12 +252,17 @@ def perplexity(
     quiet: Quiet = False,
 ) -> int:
     """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
-    config = engine.to_config()
     path = packaged_prompts("perplexity.txt") if text is None else text
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"the text {path} cannot be read: {reason}; give a text file with --text") from error
+    console = progress_console(is_quiet=quiet)
+    config = _located(engine.to_config(), console)
     from runtime.bench.perplexity import run_perplexity
 
-    steps = run_perplexity(config, path, cache_folder=cache_folder(), is_compared=beside_transformers)
-    _show(steps, progress_console(is_quiet=quiet))
+    _show(run_perplexity(config, content, source=str(path), is_compared=beside_transformers), console)
     return 0
 
 
@@ -287,9 +292,9 @@ def draw_robustness(report: "RobustnessReport", path: Path) -> None:
     save_figure(figure, path)
 
 
-def _show(steps: Generator[str | LoadProgress, None, _AnyReport], console: "Console") -> _AnyReport:
+def _show(steps: Generator[str, None, _AnyReport], console: "Console") -> _AnyReport:
     """Run a benchmark in sight of the user, show what it found, and write its JSON line."""
-    report = show_load(steps, console)
+    report = announce(steps, console)
     record = report.to_record()
     console.print(measurement_table(record, title="measured"))
     for line in report.lines():
@@ -300,6 +305,20 @@ def _show(steps: Generator[str | LoadProgress, None, _AnyReport], console: "Cons
 
 def _requests(prompts: str | None, packaged: str, params: SamplingParams) -> list[PromptRequest]:
     return read_requests(packaged_prompts(packaged) if prompts is None else prompts, params)
+
+
+def _drafting(config: EngineConfig, without: str) -> EngineConfig:
+    """The config, which names a draft; without one the benchmark has no meaning."""
+    if config.is_plain:
+        raise OptionError(f"--draft none {without}; leave it out, or name a draft")
+    return config
+
+
+def _located(config: EngineConfig, console: "Console") -> EngineConfig:
+    """The config with its models' folders, which are downloaded in sight of the user where they are missing."""
+    from runtime.engine.model_folders import locate_models
+
+    return show_load(locate_models(config, cache_folder=cache_folder()), console)
 
 
 def _with_context(config: EngineConfig, num_tokens: int) -> EngineConfig:

@@ -119,10 +119,10 @@ def test_both_sides_are_measured_one_after_the_other(tmp_path: Path) -> None:
     folder = save_tiny_folder(tmp_path / "model")
     said = list[str]()
     config = EngineConfig(target=str(folder), draft="none")
-    (tmp_path / "text.txt").write_text(TEXT)
-    steps = perplexity.run_perplexity(config, tmp_path / "text.txt", cache_folder=tmp_path, is_compared=True)
+    steps = perplexity.run_perplexity(config, TEXT, source="a.txt", is_compared=True)
     report = finish(steps, said.append)
     sides = [sentence.split(":")[0] for sentence in said]
-    assert sides[1:] == sorted(sides[1:]) and set(sides[1:]) == {"streamed", "transformers"}
+    assert sides == sorted(sides) and set(sides) == {"streamed", "transformers"}
     record = report.to_record()
+    assert (record["target"], record["text"]) == (str(folder), "a.txt")
     assert record["relative_difference"] == record["perplexity"] / record["transformers_perplexity"] - 1

@@ -24,10 +24,10 @@ def config_of(folder: Path, **options: str) -> EngineConfig:
     return EngineConfig(target=str(folder), context_tokens=CONTEXT_TOKENS, **choices)  # type: ignore[arg-type]
 
 
-def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path, tmp_path: Path) -> None:
+def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path) -> None:
     """The target drafts for itself in a chain of 12: 12 tokens a pass, less what drafting takes."""
     said = list[str]()
-    steps = run_ratio(config_of(folder), PROMPTS, cache_folder=tmp_path, temperatures=(0.0,), steps_per_pass=40)
+    steps = run_ratio(config_of(folder), PROMPTS, temperatures=(0.0,), steps_per_pass=40)
     report = finish(steps, said.append)
     assert [run.describe() for run in report.runs] == said[-1:]
     assert report.steps_per_pass > 36  # the link is as slow as asked for, and the pass no faster
@@ -45,14 +45,10 @@ def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path,
     assert record["steps_per_pass"] == report.steps_per_pass
 
 
-def test_what_cannot_be_compared_is_a_sentence(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--draft none"):
-        next(run_ratio(config_of(folder, draft="none"), PROMPTS, cache_folder=tmp_path))
-    with pytest.raises(OptionError, match="no prompt"):
-        next(run_ratio(config_of(folder), [], cache_folder=tmp_path))
+def test_answers_that_end_within_their_first_round_are_a_sentence(folder: Path) -> None:
     short = [request(max_new_tokens=2)]
     with pytest.raises(OptionError, match="--max-new-tokens"):
-        list(run_ratio(config_of(folder), short, cache_folder=tmp_path, steps_per_pass=1))
+        list(run_ratio(config_of(folder), short, steps_per_pass=1))
 
 
 def test_people_read_one_line_for_each_temperature() -> None:

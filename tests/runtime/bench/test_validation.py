@@ -91,16 +91,11 @@ def test_every_link_has_its_trees_and_the_report_its_tokens(folders: tuple[Path,
     assert len(record["links"]) == 2 and record["draft"] == "draft"
 
 
-def test_what_cannot_be_validated_is_a_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    def run(config: EngineConfig, requests: list[object]) -> None:
-        list(run_validation(config, requests, calibration_requests=OTHERS, links=[None], cache_folder=tmp_path))  # type: ignore[arg-type]
-
-    with pytest.raises(OptionError, match="--draft none"):
-        run(config_of(folders, draft="none"), [*PROMPTS])
-    with pytest.raises(OptionError, match="no prompt"):
-        run(config_of(folders), [])
+def test_what_does_not_stream_cannot_be_validated(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    config = config_of(folders, device_memory_bytes=None)
+    steps = run_validation(config, PROMPTS, calibration_requests=OTHERS, links=[None], cache_folder=tmp_path)
     with pytest.raises(OptionError, match="no layer streams"):
-        run(config_of(folders, device_memory_bytes=None), [*PROMPTS])
+        next(steps)
 
 
 @pytest.mark.usefixtures("short_calibrations")
