@@ -18,6 +18,7 @@ class WidgetApp(App[Any]):
         self.stylesheet.add_source(css, is_default_css=False)
         self._widgets = widgets
         self._first_screen = screen
+        self.animation_level = "none"
         self.results: list[Any] = []
 
     def compose(self) -> ComposeResult:

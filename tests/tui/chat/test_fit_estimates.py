@@ -111,14 +111,20 @@ def test_the_sentence_says_what_streams_and_how_fast():
     assert json.loads(json.dumps(asdict(estimate)))["folder"] == "x"
 
 
+def real_estimates(*folders):
+    async def story() -> list[tuple[str, str]]:
+        return [(one.folder, one.fit) async for one in estimate_fits(folders, {"device": "cpu"})]
+
+    return asyncio.run(story())
+
+
 def test_the_real_planner_answers_from_a_process_of_its_own(tmp_path):
-    folder = save_tiny_folder(tmp_path / "a")
+    """Of what is no model it says so without measuring the machine."""
+    folders = [str(tmp_path / "missing"), str(tmp_path)]
+    assert real_estimates(*folders) == [(folder, "unusable") for folder in folders]
 
-    async def story() -> None:
-        found = [one async for one in estimate_fits([folder, tmp_path / "missing"], {"device": "cpu"})]
-        assert [(one.folder, one.fit) for one in found] == [
-            (str(folder), "resident"),
-            (str(tmp_path / "missing"), "unusable"),
-        ]
 
-    run(story())
+@pytest.mark.slow
+def test_the_real_planner_measures_the_real_machine(tmp_path):
+    folder = str(save_tiny_folder(tmp_path / "a"))
+    assert real_estimates(folder) == [(folder, "resident")]
