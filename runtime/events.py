@@ -113,7 +113,7 @@ class TextDelta:
     """More text of the answer, cut so that no character and no stop string is split."""
 
     text: str
-    """What to append; may hold terminal escapes, which whoever prints it must strip."""
+    """What to append; may hold terminal escapes, to be stripped before it is printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,6 @@ class GenerationStatistics:
     prompt_tokens: int
     """Tokens of the prompt, template included."""
     new_tokens: int
-    """Tokens of the answer."""
     rounds: int
     """Rounds, one pass each; the first one also carries the end of the prompt."""
     prefill_seconds: float
@@ -145,7 +144,7 @@ class GenerationStatistics:
 
     @classmethod
     def total(cls, statistics: Iterable["GenerationStatistics"]) -> "GenerationStatistics":
-        """The sum of several answers, so that its ratios are those of the whole run."""
+        """Return the sum of several answers, whose ratios are those of the whole run."""
         rows = list(statistics)
         return cls(**{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(cls)})
 
@@ -176,7 +175,6 @@ class Finished:
     text: str
     """The whole answer, equal to its `TextDelta` texts joined."""
     statistics: GenerationStatistics
-    """What the answer cost."""
     verification: str = "greedy"
     """The scheme that its tokens were verified with."""
 

@@ -1,6 +1,6 @@
 """Finds models and opens a session in sight of the user: each step is announced, and the load has a bar.
 
-What several commands begin with. Imports torch only when a model is opened.
+Imports torch only when a model is opened.
 """
 
 import gc

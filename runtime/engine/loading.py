@@ -44,19 +44,17 @@ class OpenSession:
     """A session that is ready, and what it holds."""
 
     session: Session
-    """Answers requests."""
     plan: LoadPlan
     """What was decided before anything was read."""
     placement: Placement
-    """Where every byte lies that it holds."""
+    """Where its bytes really lie: memory may have run out on the way."""
     notes: tuple[str, ...]
     """What did not go as planned, a sentence each: memory that ran out, pinning that was refused."""
     streamer: LayerStreamer
-    """The ring."""
     link: CopyEngine
-    """The engine that feeds it."""
+    """Feeds the ring."""
     reader: HostCopyEngine
-    """What reads files; the same as `link` where none is emulated and the device is the processor."""
+    """Reads files; the same as `link` where none is emulated and the device is the processor."""
 
     @property
     def resident_layers(self) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
 """The way of a session's layers to its device: pinned slabs, stages, and the engines that drive the links.
 
-Made for one `LoadPlan`: takes the memory that must not be missing first (slots, then pinned stages), places the
-layers, and opens the copy engine that feeds the ring. What did not go as planned is kept as sentences. Knows tiers and
-links, no model and no tokens.
+Made for one `LoadPlan`: takes the memory that must not be missing first (slots, then pinned stages), places the layers,
+and opens the copy engine that feeds the ring. What did not go as planned is kept as sentences.
 """
 
 from collections.abc import Generator
@@ -117,8 +116,8 @@ class StreamPath:
     def _allocate_stages(self) -> list[torch.Tensor]:
         """Before any layer: a driver that has refused memory once pins nothing more."""
         plan, pinning = self._plan, self._pinning
-        num_stages = NUM_STAGES if plan.has_stages else 0
         stage_bytes = plan.placement.stage_bytes // NUM_STAGES
+        num_stages = NUM_STAGES if stage_bytes else 0
         if pinning is not None and pinning.num_stages:
             num_stages, stage_bytes = pinning.num_stages, pinning.stage_bytes
         return self._pinned_stages(num_stages, stage_bytes)

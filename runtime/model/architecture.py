@@ -2,8 +2,8 @@
 
 Accepts dense decoder-only causal language models by what they are (one list of attention layers, masks and positions
 taken from the caller), not by a list of names, and refuses everything else in a sentence. Checks every name and shape
-against the files before any weight is read. Knows no device and no slab. A mangled config.json must neither crash,
-hang nor fill the memory: layer counts are compared before anything is built, and sizes while it is.
+against the files before any weight is read. A mangled config.json must neither crash, hang nor fill the memory: layer
+counts are compared before anything is built, and sizes while it is.
 """
 
 import inspect
@@ -72,7 +72,7 @@ class DecoderParts:
 
 
 def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
-    """The whole way: load the configuration, build the empty model, match it with the files.
+    """Load the configuration, build the empty model, and match it with the files.
 
     Raises:
         CheckpointError: config and files do not belong together.
@@ -86,7 +86,7 @@ def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """transformers' configuration of a checkpoint; no code of the checkpoint is run.
+    """Return transformers' configuration of a checkpoint; no code of the checkpoint is run.
 
     Raises:
         CheckpointError: config.json is damaged, or counts other layers than the files hold.
@@ -120,7 +120,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
-    """Before building: the layer count must be one that the files' tensor names show."""
+    """Check, before building, that the files' tensor names show as many layers as the configuration counts."""
     indices: dict[str, set[int]] = {}
     for name in checkpoint.tensors:
         if numbered := re.match(r"(\D*\.|)(\d{1,6})\.", name, re.ASCII):
@@ -139,7 +139,7 @@ def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None
 def build_empty_model(
     config: PreTrainedConfig, *, dtype: torch.dtype, max_elements: int = MAX_BUILT_ELEMENTS
 ) -> PreTrainedModel:
-    """transformers' model in eval mode: parameters of `dtype` on the meta device, buffers (rotary tables) real.
+    """Return transformers' model in eval mode: parameters of `dtype` on the meta device, buffers (rotary tables) real.
 
     No parameter is initialised: what no memory holds need not be drawn.
 
@@ -213,7 +213,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
 def _find_groups(
     model: PreTrainedModel, checkpoint: Checkpoint, stored_names: Mapping[str, str], *, tied: Mapping[str, str]
 ) -> dict[str, QuantizedGroup]:
-    """The quantized matrices of a quantized folder by their full names; only linear layers can have one."""
+    """Return a quantized folder's quantized matrices by their full names; only linear layers can have one."""
     if not checkpoint.is_quantized:
         return {}
     groups = {}
@@ -252,7 +252,7 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
-    """Which parameters are tied to which, and the stored name of every parameter that has one.
+    """Return which parameters are tied to which, and the stored name of every parameter that has one.
 
     transformers' own renaming decides: old spellings, and the base prefix that checkpoints of base models lack.
     Where it would also change values while loading, the file's bytes are not the layer's.
@@ -278,7 +278,7 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
 
 
 def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | None, ...]:
-    """What the model's own masks do: per layer type where the class declares types, else one window for all layers."""
+    """Return the windows of the model's own masks: by layer type where the class declares types, else one for all."""
     config = model.config
     window = declared(config, "sliding_window")
     layer_types = declared(config, "layer_types")
@@ -298,13 +298,13 @@ def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | No
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Number of positions that the model was made for; None if its configuration does not say."""
+    """Return the number of positions that the model was made for; None if its configuration does not say."""
     limit = getattr(config, "max_position_embeddings", None)
     return limit if type(limit) is int and limit > 0 else None
 
 
 def _walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Every number and string with the key that it stands under, without recursion."""
+    """Yield every number and string with the key that it stands under, without recursion."""
     pending = [(key, value)]
     while pending:
         key, value = pending.pop()

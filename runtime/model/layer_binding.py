@@ -3,7 +3,6 @@
 Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantized matrix
 comes as several tensors, which its `WeightFormat` puts together; embeddings gather
 their rows in the storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
-Knows modules and names, not where bytes come from.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """From a model folder to modules with weights: the target's shell, a resident draft, a substitute draft.
 
 A `ModelFiles` is a checked folder whose weights are still on disk; from it the memory each piece needs is known before
-anything is read. Embeddings, final norm and head are always resident, in their storage dtype. Knows no budgets.
+anything is read. Embeddings, final norm and head are always resident, in their storage dtype.
 """
 
 import math
@@ -39,7 +39,6 @@ class ModelFiles:
     """A checked model folder, laid out in slabs; no weight has been read."""
 
     checkpoint: Checkpoint
-    """The folder's index."""
     config: Any
     """transformers' configuration."""
     slabs: LayerSlabs
@@ -70,7 +69,7 @@ class ModelFiles:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The float type of the largest tensor outside the layers, which is never quantized: the embedding."""
+        """Float type of the largest tensor outside the layers, the embedding, which is never quantized."""
         floats = [tensor for tensor in self.other_layout.tensors if tensor.dtype in SUPPORTED_DTYPES]
         largest = max(floats, key=lambda tensor: math.prod(tensor.shape))
         return TORCH_DTYPES[largest.dtype]
@@ -81,7 +80,7 @@ class ModelFiles:
         return any(self.formats)
 
     def held_format(self, wanted: DraftFormat, compute: "ComputePlan", *, is_substitute: bool) -> HeldFormat:
-        """How a draft made of these files is held: what is quantized stays so, and `auto` is the fastest measured.
+        """Return how a draft of these files is held: what is quantized stays so, and `auto` is the fastest measured.
 
         A substitute held like an unquantized target would be the target itself, so it is int8 then.
         """
@@ -91,7 +90,7 @@ class ModelFiles:
         return "int8" if is_substitute and held == "stored" else held
 
     def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
-        """Bytes of each decoder layer in a draft of this format; norms and biases count in float32."""
+        """Return the bytes of each decoder layer in a draft of this format; norms and biases count in float32."""
         if held == "stored":
             return tuple(layout.slab_bytes for layout in self.slabs.layouts)
         return tuple(
@@ -103,19 +102,19 @@ class ModelFiles:
         )
 
     def draft_head_bytes(self, held: HeldFormat, device: torch.device = HOST_DEVICE) -> int:
-        """Bytes of the head's own int8 copy, which only a separate draft of that format on a CPU has."""
+        """Return the bytes of the head's own int8 copy, which only a separate draft of that format on a CPU has."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         return held_bytes(shape, held) if held == "int8" and device.type == "cpu" else 0
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
-        """Bytes of keys and values that one token takes in all layers."""
+        """Return the bytes of keys and values that one token takes in all layers."""
         config = self.config
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * len(self.slabs.layouts) * num_heads * head_dim * compute_dtype.itemsize)
 
     def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
-        """Bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest (an estimate)."""
+        """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
         hidden, inner = self.config.hidden_size, getattr(self.config, "intermediate_size", 4 * self.config.hidden_size)
         return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
 
@@ -129,7 +128,6 @@ class ComputePlan:
     policy: MatmulPolicy = field(default_factory=MatmulPolicy)
     """When a product may run in the weights' narrower dtype."""
     device: torch.device = HOST_DEVICE
-    """Where it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,6 @@ class EmptyModel:
     shell: ModelShell
     """Modules; everything but the decoder layers is bound."""
     compute: ComputePlan
-    """How it multiplies."""
     formats: tuple[Mapping[str, WeightFormat], ...]
     """Per layer: the formats of its quantized matrices by name."""
 
@@ -163,7 +160,7 @@ class EmptyModel:
         return cls(shell, compute, files.formats)
 
     def binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
-        """Binds decoder layer `index`."""
+        """Return what binds decoder layer `index`."""
         return ModuleBinder(
             self.shell.layers[index],
             compute_dtype=self.compute.dtype,
@@ -174,7 +171,7 @@ class EmptyModel:
         )
 
     def streamed(self, slabs: LayerSlabs, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
-        """The model whose layers come from `streamer`."""
+        """Return the model whose layers come from `streamer`."""
         num_layers = len(self.shell.layers)
         binders = [self.binder(index) for index in range(num_layers)]
         cache = TreeCache(num_layers=num_layers, capacity=capacity)
@@ -247,7 +244,7 @@ class EmptyModel:
 def read_others(
     files: ModelFiles, engine: CopyEngine, *, device: torch.device = HOST_DEVICE
 ) -> dict[str, torch.Tensor]:
-    """Embeddings, final norm and head by full name, as views of one slab on `device` in the storage dtype.
+    """Return embeddings, final norm and head by full name, as views of one slab on `device` in the storage dtype.
 
     Raises:
         LinkError: reading failed.

@@ -50,7 +50,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], torch.Tensor]) -> Replay:
-        """See `PassRecorder`. Other threads may go on copying meanwhile."""
+        """Record `work` as a graph; other threads may go on copying meanwhile."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -71,7 +71,7 @@ class CudaRecorder:
 
 
 def recorder_for(device: torch.device) -> PassRecorder | None:
-    """What records passes on `device`; None where every pass runs as it comes."""
+    """Return what records passes on `device`; None where every pass runs as it comes."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
@@ -113,7 +113,7 @@ class PassGraphs:
         *,
         device: torch.device,
     ) -> torch.Tensor | None:
-        """Last hidden states (T, E) of a pass (see PassInput), appended to the cache; None if it has no recording."""
+        """Return the last hidden states (T, E) of a pass, appended to the cache; None if it has no recording."""
         num_tokens, num_keys = visible.shape
         width, keys = bucket_of(num_tokens, 1), min(bucket_of(num_keys, LEAST_KEYS), self._cache.capacity)
         if not self._can_record or width > MAX_WIDTH or num_keys > keys or not self._cache.is_allocated:
@@ -141,7 +141,7 @@ class PassGraphs:
         return hidden
 
     def _record(self, shape: tuple[int, int], device: torch.device) -> bool:
-        """Record a shape; where that fails nothing is recorded any more."""
+        """Record a shape; once that has failed, nothing is recorded any more."""
         width, keys = shape
         token_ids, positions = (torch.zeros(1, width, dtype=torch.int64, device=device) for _ in range(2))
         slots = torch.full((width,), self._cache.capacity, dtype=torch.int64, device=device)
@@ -163,7 +163,7 @@ class PassGraphs:
 
 
 def bucket_of(count: int, least: int) -> int:
-    """The smallest power of two that is at least `count` and `least`; both 1 or more."""
+    """Return the smallest power of two that is at least `count` and `least`; both 1 or more."""
     return 1 << (max(count, least) - 1).bit_length()
 
 
@@ -172,7 +172,7 @@ def _padded(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
 
 
 def no_cudnn_attention() -> Any:
-    """A context without cuDNN's attention: it plans every new length anew, tens of milliseconds each."""
+    """Return a context without cuDNN's attention, which plans every new length anew, tens of milliseconds each."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

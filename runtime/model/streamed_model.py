@@ -45,7 +45,7 @@ class PassInput:
 
 
 class _KnownHiddenStates(nn.Module):
-    """Stands where the decoder was: hands on the hidden states it is given."""
+    """Takes the decoder's place in front of the head: returns the hidden states that it is given."""
 
     def forward(
         self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any
@@ -62,15 +62,13 @@ class ModelShell:
     decoder_prefix: str
     """Name of the decoder below `model`."""
     layers: Sequence[nn.Module]
-    """The decoder layers, in order."""
     vocab_size: int
     """V: rows of the embedding, padding included."""
     layer_windows: Sequence[int | None]
     """Sliding window of each layer; None is full attention."""
     compute_dtype: torch.dtype
-    """dtype of activations and caches."""
+    """Of activations and caches."""
     device: torch.device
-    """Where the activations live."""
 
 
 class StreamedModel:
@@ -156,7 +154,7 @@ class StreamedModel:
             self._streamer.cancel()
 
     def allow(self) -> None:
-        """Passes may begin again after `cancel`."""
+        """Let passes begin again after `cancel`."""
         self._is_cancelled.clear()
 
     @property
@@ -206,7 +204,7 @@ class StreamedModel:
         return output[0]
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
+        """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
         attention: AbstractContextManager[Any] = (
             no_cudnn_attention() if self.shell.device.type == "cuda" else nullcontext()
         )
@@ -222,13 +220,13 @@ class StreamedModel:
         return hidden
 
     def _forward_full(self, token_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`_forward` of an architecture whose layers all have the same mask."""
+        """Run the decoder of an architecture whose layers all have the same mask."""
         self._masks = {None: mask}
         return self._forward(token_ids, positions)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The architecture's own head over hidden states (M, E): float32 logits (M, V)."""
+        """Run the architecture's own head over hidden states (M, E): float32 logits (M, V)."""
         output = self._head(inputs_embeds=hidden[None], use_cache=False)
         logits: torch.Tensor = output.logits[0].to(torch.float32)
         return logits

@@ -29,7 +29,7 @@ _MAX_COMPARED_BYTES = 64 << 20
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a local model folder; no code of the folder is run.
+    """Return transformers' tokenizer of a local model folder; no code of the folder is run.
 
     Raises:
         CheckpointError: the tokenizer files are missing or damaged.
@@ -61,7 +61,7 @@ def check_draft_tokenizer(target_tokenizer: Any, *, target: Path, draft: Path) -
 
 
 def have_equal_tokenizers(folder: Path, other: Path) -> bool:
-    """Whether two folders hold the same tokenizer byte for byte; False where only a look inside could tell."""
+    """Return whether two folders hold the same tokenizer byte for byte; False if only a look inside could tell."""
     try:
         ours, theirs = _tokenizer_files(folder), _tokenizer_files(other)
         return (
@@ -70,7 +70,7 @@ def have_equal_tokenizers(folder: Path, other: Path) -> bool:
             and _choosing_settings(folder) == _choosing_settings(other)
             and all(_are_equal(ours[name], theirs[name]) for name in ours)
         )
-    except (OSError, ValueError):  # whoever loads the files says what is wrong with them
+    except (OSError, ValueError):  # loading the files will say what is wrong with them
         return False
 
 

@@ -1,7 +1,6 @@
 """Answers the prompts of a file, in order, without a person watching.
 
-One prompt that fails costs one answer: its result carries the error and the run goes on. Does not know where results
-go (see `result_file.py`), how a prompt is answered (it is handed the session's generate), nor who shows the progress.
+One prompt that fails costs one answer: its result carries the error and the run goes on.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -23,7 +22,6 @@ class PromptResult:
     """What became of one line of the prompt file."""
 
     id: str
-    """The prompt's id."""
     line_number: int
     """Line of the prompt file, from 1."""
     text: str | None = None
@@ -43,7 +41,7 @@ class PromptResult:
         return self.verification in SCHEMES_OF_ONE_TEXT
 
     def to_record(self) -> dict[str, Any]:
-        """The result as a JSON object; every result has the same keys, and `error` is null when all is well."""
+        """Return a JSON object; every result has the same keys, and `error` is null when all is well."""
         costs = self.statistics
         return {
             "id": self.id,
@@ -68,24 +66,22 @@ class PromptStarted:
     """The next prompt is about to be answered."""
 
     request: PromptRequest
-    """The prompt."""
     position: int
     """Its place among the lines to answer, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEnded:
-    """A line has its result, for whoever drives the run to keep before asking for more."""
+    """A line has its result, to be kept before more is asked for."""
 
     result: PromptResult
-    """The answer or the error."""
 
 
 HeadlessEvent = PromptStarted | Event | PromptEnded
 
 
 def pending_items(items: Iterable[PromptItem], finished_ids: Collection[str]) -> list[PromptItem]:
-    """The lines that still need a result: bad lines always, so that every run reports them."""
+    """Return the lines that still need a result: bad lines always, so that every run reports them."""
     return [item for item in items if isinstance(item, BadLine) or item.id not in finished_ids]
 
 

@@ -1,7 +1,7 @@
 """Prompt files: .txt with one prompt a line, or .jsonl with one JSON object a line.
 
 A line that cannot be used becomes a `BadLine`, so that one typo costs one answer; a file that cannot be used as a
-whole raises PromptFileError. Does not know the tokenizer: whether a chat template exists is for the session to say.
+whole raises PromptFileError. Whether the tokenizer has a chat template is for the session to say.
 """
 
 import json

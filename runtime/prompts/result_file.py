@@ -2,7 +2,7 @@
 
 Every line is on the disk before the next prompt starts. On resume a half-written last line is cut off, results that
 carry an error are taken out so that their prompts are tried again, and everything else stays as it is: one result per
-id. Does not know what an answer is; does not guard against two processes that write to one file.
+id. Two processes must not write to one file.
 """
 
 import json
@@ -24,7 +24,7 @@ _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def format_record(record: dict[str, Any]) -> str:
-    """One line of JSON without its newline; non-ASCII text stays readable, terminal controls are escaped."""
+    """Return one line of JSON without its newline; non-ASCII text stays readable, terminal controls are escaped."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
