@@ -14,7 +14,8 @@ from tui.chat.settings.remembered_settings import RememberedSettings
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import NUM_SHOWN_TURNS
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
+"""Of a story on a machine that has much else to do."""
 NUM_KEYS = 2
 """Of a text, one by one."""
 
@@ -24,6 +25,8 @@ class Teller:
 
     def __init__(self, app, pilot, store, engine):
         self.app, self.pilot, self.store, self.engine = app, pilot, store, engine
+        self.said = []
+        self._notify, app.notify = app.notify, self._hear
 
     @property
     def screen(self):
@@ -88,12 +91,12 @@ class Teller:
         """An empty conversation, nothing asked for so far, and nothing said."""
         await self.press("ctrl+n")
         self.engine.requests.clear()
-        self.app.clear_notifications()
+        self.said.clear()
 
-    @property
-    def said(self):
-        """Notifications so far."""
-        return [notification.message for notification in self.app._notifications]
+    def _hear(self, message, **options):
+        """Keep what the app says for longer than it is shown."""
+        self.said.append(message)
+        self._notify(message, **options)
 
     async def hears(self, words):
         """Wait until the app says something with these words in it."""

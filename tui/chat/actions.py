@@ -10,7 +10,7 @@ from pathlib import Path
 
 from textual.theme import Theme
 
-from tui.chat.dialogue import Changes, Note, PromptReturned, Trouble
+from tui.chat.dialogue import Changes, Note
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.messages import Loaded
 from tui.chat.settings.chat_settings import ChatSettings
@@ -71,13 +71,10 @@ class AnswerActions:
 
     def do_edit(self) -> Changes:
         """Take the last prompt back into the prompt area; sending it drops what followed it."""
-        if self._chat.dialogue.is_answering:
-            return (Trouble("refused", "an answer is being written; press Esc to stop it first"),)
-        if (text := self._chat.dialogue.edit_last()) is None:
-            return (Trouble("refused", "nothing was asked yet"),)
-        self._chat.prompt.put("")
-        self._chat.say("Enter sends it in place of the last prompt; Esc leaves that as it was")
-        return (PromptReturned(text),)
+        changes = self._chat.dialogue.edit_last()
+        if self._chat.dialogue.editing_id is not None:
+            self._chat.prompt.put("")
+        return changes
 
     def do_copy(self) -> None:
         """Copy the last answer as it is shown."""

@@ -261,13 +261,16 @@ class Dialogue:
             self._engine.send(StopAnswer(self.answer.answer_id))
         return self.unqueue()
 
-    def edit_last(self) -> str | None:
-        """Return the last prompt, which the next one takes the place of; None if there is none."""
+    def edit_last(self) -> Changes:
+        """Give back the last prompt, which the next one takes the place of."""
         prompts = [message for message in self.messages() if message.role == "user"]
-        if not prompts or self.is_answering:
-            return None
+        if self.is_answering:
+            return (Trouble("refused", _BUSY),)
+        if not prompts:
+            return (Trouble("refused", "nothing was asked yet"),)
         self.editing_id = prompts[-1].id
-        return prompts[-1].content
+        word = "Enter sends it in place of the last prompt; Esc leaves that as it was"
+        return (PromptReturned(prompts[-1].content), Note(word))
 
     def regenerate(self) -> Changes:
         """Write the last answer anew, with the next seed; what there was can be restored."""

@@ -11,6 +11,8 @@ from tui.chat.dialogue import (
     AnswerEnded,
     AnswerResumed,
     Dialogue,
+    ListChanged,
+    Note,
     PromptReturned,
     QueueChanged,
     TextCame,
@@ -143,7 +145,7 @@ def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogu
 def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
     dialogue.ask("One?")
     answered(dialogue, "1")
-    assert dialogue.edit_last() == "One?"
+    assert dialogue.edit_last()[0] == PromptReturned("One?")
     assert kinds(dialogue.ask("Won?")) == [TurnsChanged]
     assert contents(dialogue) == ["Won?", ""]
     answered(dialogue, "yes")
@@ -153,7 +155,7 @@ def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
 
 def test_nothing_is_edited_while_an_answer_is_written(dialogue):
     dialogue.ask("One?")
-    assert dialogue.edit_last() is None
+    assert kinds(dialogue.edit_last()) == [Trouble] and dialogue.editing_id is None
 
 
 def test_an_answer_goes_on_where_it_ended(dialogue, engine):
@@ -300,3 +302,41 @@ def test_a_load_is_asked_for_with_the_given_fields(dialogue, engine):
     dialogue.ask("One?")
     assert isinstance(engine.requests[-1], Answer)
     assert dialogue.is_answering
+
+
+def test_a_deleted_conversation_stops_its_answer_and_comes_back(dialogue, engine, store):
+    dialogue.ask("About foxes")
+    foxes = dialogue.conversation_id
+    changes = dialogue.delete(foxes)
+    assert kinds(changes) == [TurnsChanged, ListChanged, Note]
+    assert "deleted: About foxes" in changes[-1].sentence
+    assert engine.requests[-1] == StopAnswer(1) and dialogue.conversation_id is None
+    assert kinds(dialogue.undo()) == [Trouble]  # it is still being stopped
+    take(dialogue, 1, STOPPED)
+    assert dialogue.undo() == (TurnsChanged(), Note("About foxes is back"))
+    assert dialogue.conversation_id == foxes
+    assert dialogue.undo() == (Note("nothing was deleted since the start"),)
+
+
+def test_another_conversation_than_the_open_one_is_deleted_and_renamed(dialogue, store):
+    dialogue.ask("About foxes")
+    answered(dialogue, "1")
+    other = store.create_conversation(title="Owls")
+    assert dialogue.rename(other.id, "Old owls") == (ListChanged(),)
+    assert kinds(dialogue.delete(other.id)) == [ListChanged, Note]
+    assert contents(dialogue) == ["About foxes", "1"]
+
+
+def test_turns_that_were_cleared_come_back_one_step_at_a_time(dialogue):
+    assert dialogue.clear() == (Note("there is nothing to clear"),)
+    dialogue.ask("One?")
+    assert kinds(dialogue.clear()) == [Trouble]
+    answered(dialogue, "1")
+    dialogue.regenerate()
+    answered(dialogue, "uno")
+    assert kinds(dialogue.clear()) == [TurnsChanged, Note]
+    assert contents(dialogue) == []
+    dialogue.undo()
+    assert contents(dialogue) == ["One?", "uno"]
+    dialogue.undo()
+    assert contents(dialogue) == ["One?", "1"]

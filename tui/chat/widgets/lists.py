@@ -44,11 +44,8 @@ class ConversationList(Vertical):
         Binding("ctrl+z", "undo", "Undo", tooltip="Bring back what was deleted last"),
     ]
 
-    @dataclass
     class Searched(Message):
         """Other conversations are wanted in the list."""
-
-        text: str
 
     @dataclass
     class Wanted(Message):
@@ -107,7 +104,7 @@ class ConversationList(Vertical):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search while typing."""
         event.stop()
-        self.post_message(self.Searched(event.value.strip()))
+        self.post_message(self.Searched())
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Open the first that was found."""

@@ -31,8 +31,8 @@ class Shelf(App):
     def on_conversation_list_closed(self):
         self.heard.append("close")
 
-    def on_conversation_list_searched(self, message):
-        self.heard.append(("search", message.text))
+    def on_conversation_list_searched(self):
+        self.heard.append(("search", self.query_one(ConversationList).search_text))
 
 
 def browse(story):
