@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from offload.units import parse_bytes, parse_link
+from offload.units import LinkSpeed, parse_bytes, parse_link
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
 
@@ -70,7 +70,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
-    """A field of `EngineConfig` or `SamplingParams` as those see it who let people choose its value."""
+    """A field of `EngineConfig`, `SamplingParams` or other options, as those see it who let people choose its value."""
 
     name: str
     kind: Any
@@ -89,7 +89,7 @@ class OptionField:
         return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.choices
 
 
-def option_fields(owner: "type[EngineConfig] | type[SamplingParams]") -> dict[str, OptionField]:
+def option_fields(owner: type[Any]) -> dict[str, OptionField]:
     """Return the options that the fields of `owner` are, by field name, in their order."""
     hints = get_type_hints(owner, include_extras=True)
 
@@ -106,6 +106,12 @@ def parse_memory(text: str, option: str) -> int:
         return 0
     with _as_option_error(option):
         return parse_bytes(text)
+
+
+def parse_speed(text: str, option: str) -> LinkSpeed:
+    """Return the speed of a link such as `25GB/s,10us`; raise OptionError, which names the option."""
+    with _as_option_error(option):
+        return parse_link(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

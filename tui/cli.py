@@ -19,8 +19,8 @@ from profiles.errors import OverstoryError
 from tui.commands.bench import bench_app
 from tui.commands.calibrate import calibrate
 from tui.commands.chat import chat
-from tui.commands.doctor_command import doctor
-from tui.commands.plan_command import plan
+from tui.commands.doctor import doctor
+from tui.commands.plan import plan
 from tui.commands.prepare import prepare
 from tui.commands.run import compare, run
 from tui.environment import quieten_libraries

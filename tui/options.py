@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 import typer
 
-from runtime.config import ANSWERS, EngineConfig, OptionField, SamplingParams, option_fields
+from runtime.config import ANSWERS, EngineConfig, Option, OptionField, SamplingParams, option_fields
 from runtime.errors import OptionError
 
 ValidationPrompts = Annotated[
@@ -118,15 +118,16 @@ class ResultOptions:
 
 def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
     """Show the command line one parameter per option wherever `command` takes an OptionGroup or a dataclass."""
-    groups: dict[str, tuple[type, list[str]]] = {}
+    groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     signature = inspect.signature(command, eval_str=True)
     for parameter in signature.parameters.values():
-        members = _members(parameter.annotation)
-        if members is None:
+        found = _group(parameter.annotation)
+        if found is None:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        groups[parameter.name] = parameter.annotation, [member.name for member in members]
+        group, members = found
+        groups[parameter.name] = group, [member.name for member in members]
         parameters += members
 
     @wraps(command)
@@ -142,17 +143,24 @@ def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
     return flat_command
 
 
-def _members(group: Any) -> list[inspect.Parameter] | None:
-    if isinstance(group, type) and issubclass(group, OptionGroup):
-        return group.parameters()
-    if not dataclasses.is_dataclass(group):
+def _group(kind: Any) -> tuple[Callable[..., object], list[inspect.Parameter]] | None:
+    """Return what makes the group from values as typed, and its parameters; None for a parameter that is no group."""
+    if isinstance(kind, type) and issubclass(kind, OptionGroup):
+        return kind, kind.parameters()
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return None
-    hints = get_type_hints(group, include_extras=True)
-    return [
+    hints = get_type_hints(kind, include_extras=True)
+    if any(isinstance(option, Option) for hint in hints.values() for option in getattr(hint, "__metadata__", ())):
+
+        class Members(OptionGroup):
+            members = _by_typed_name(option_fields(kind).values())
+
+        return (lambda **typed: kind(**Members(**typed).values)), Members.parameters()
+    return kind, [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for field in dataclasses.fields(group)
+        for field in dataclasses.fields(kind)
     ]
 
 

@@ -3,8 +3,9 @@
 from offload.units import LinkSpeed
 from runtime.fit.machine import Link, Machine, reference_machine
 from runtime.fit.models import known_shapes
-from runtime.fit.plan_maker import make_plan
-from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.plan import make_plan
+from runtime.fit.plan_question import resolve_question
+from runtime.fit.request import PlanRequest
 from runtime.fit.speed import Basis, DeviceSpeed
 from tests.support.fit_needs import GB
 

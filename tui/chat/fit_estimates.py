@@ -9,14 +9,15 @@ import json
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offload.errors import BudgetError
-from offload.units import format_bytes
+from offload.units import LinkSpeed, format_bytes
 from profiles.errors import OverstoryError
 from profiles.steps import finish
+from runtime.config import parse_speed
 from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, step_back, write_line
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
@@ -80,12 +81,14 @@ async def estimate_fits(
 
 def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterator[FitEstimate]:
     """In the child: plan for each folder; the machine is measured once, with the first that is a model."""
+    from runtime.fit.plan import plan_with_profiles
+
     machine: Machine | None = None
     for folder in folders:
         try:
             question = _question(folder, config)
             machine = machine or _find_machine(folder, config)
-            yield estimate_of(folder, _plan(question, machine))
+            yield estimate_of(folder, plan_with_profiles(question, machine, cache_folder=cache_folder()))
         except BudgetError as error:
             yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
         except OverstoryError as error:
@@ -104,16 +107,9 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
     return FitEstimate(folder, "streams", seconds, sentence)
 
 
-def _plan(question: "PlanQuestion", machine: "Machine") -> "PlanReport":
-    from runtime.fit.plan_maker import make_plan
-    from runtime.planner.known_pairs import stored_pairs
-
-    pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder())
-    return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)
-
-
 def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
-    from runtime.fit.plan_question import PlanRequest, resolve_question
+    from runtime.fit.plan_question import resolve_question
+    from runtime.fit.request import PlanRequest
 
     draft = config.get("draft", "substitute")
     request = PlanRequest(
@@ -127,21 +123,21 @@ def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
 
 
 def _find_machine(folder: str, config: Mapping[str, Any]) -> "Machine":
-    from runtime.fit.plan_question import MachineRequest, find_machine
+    from runtime.fit.plan_question import find_machine
+    from runtime.fit.request import MachineRequest
 
     request = MachineRequest(
         device=config.get("device", "auto"),
-        device_memory=_budget(config.get("device_memory_bytes")),
-        host_memory=_budget(config.get("host_memory_bytes")),
-        link=config.get("link"),
-        disk=config.get("disk_link"),
+        device_memory_bytes=config.get("device_memory_bytes"),
+        host_memory_bytes=config.get("host_memory_bytes"),
+        link=_speed(config, "link"),
+        disk=_speed(config, "disk_link"),
     )
     return finish(find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder)))
 
 
-def _budget(num_bytes: int | None) -> str | None:
-    """A budget as a person writes it."""
-    return None if num_bytes is None else str(num_bytes) if num_bytes else "min"
+def _speed(config: Mapping[str, Any], name: str) -> LinkSpeed | None:
+    return None if config.get(name) is None else parse_speed(config[name], name)
 
 
 def main() -> None:

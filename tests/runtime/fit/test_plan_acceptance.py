@@ -3,7 +3,8 @@ import pytest
 
 from profiles.builtin_profiles import builtin_pairs
 from runtime.fit.plan_acceptance import planned_acceptance
-from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.plan_question import resolve_question
+from runtime.fit.request import PlanRequest
 from runtime.fit.speed import Basis
 from runtime.speculation.acceptance import builtin_acceptance
 

@@ -2,12 +2,18 @@ import json
 
 import pytest
 
+from offload.units import LinkSpeed
+from profiles.errors import ProfileError
 from runtime.errors import OptionError
-from runtime.fit import models
+from runtime.fit import models, probes
 from runtime.fit.models import FoundShape, find_shape
-from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.plan_question import find_machine, resolve_question
+from runtime.fit.request import MachineRequest, PlanRequest
 from runtime.planner.tree_choice import CostModel, SearchMethod
 from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
+from tests.support.doctor_fakes import finished
+from tests.support.fit_needs import GB
+from tests.support.plan_fakes import plan_machine
 
 
 def resolve(**fields):
@@ -101,3 +107,50 @@ def test_nonsense_is_one_sentence(fields, words):
     with pytest.raises(OptionError) as caught:
         resolve(**fields)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def find(tmp_path, **fields):
+    return finished(find_machine(MachineRequest(**fields), cache_folder=tmp_path))
+
+
+def test_a_built_in_machine_measures_nothing(tmp_path):
+    machine, said = find(tmp_path, machine="l40")
+    assert (machine.name, said, list(tmp_path.iterdir())) == ("L40", [], [])
+
+
+def test_budgets_and_rates_are_applied(tmp_path):
+    machine, _ = find(
+        tmp_path,
+        machine="l40",
+        device_memory_bytes=8 * GB,
+        host_memory_bytes=64 * GB,
+        link=LinkSpeed(5e9, 1e-5),
+        disk=LinkSpeed(7e9),
+    )
+    assert (machine.device_budget_bytes, machine.host_budget_bytes) == (8 * GB, 64 * GB)
+    assert (machine.link.speed, machine.disk.speed) == (LinkSpeed(5e9, 1e-5), LinkSpeed(7e9))
+    assert find(tmp_path, machine="l40", device_memory_bytes=0)[0].device_budget_bytes == 0
+
+
+def test_this_machine_is_measured(tmp_path, monkeypatch):
+    seen = []
+
+    def measure(device, *, cache_folder, model_folder):
+        seen.append((device, cache_folder, model_folder))
+        yield "measuring"
+        return plan_machine()
+
+    monkeypatch.setattr(probes, "this_machine", measure)
+    machine, said = find(tmp_path, device="xpu:1", link=LinkSpeed(3e9))
+    assert (machine.name, said, seen) == ("Some Card", ["measuring"], [("xpu:1", tmp_path, None)])
+    assert machine.link.speed == LinkSpeed(3e9)
+
+
+def test_a_built_in_machine_has_no_device_of_this_one():
+    with pytest.raises(OptionError, match="--device is of this machine"):
+        MachineRequest(machine="l40", device="cuda:0")
+
+
+def test_an_unknown_machine_is_refused(tmp_path):
+    with pytest.raises(ProfileError, match="not a built-in machine"):
+        find(tmp_path, machine="z80")

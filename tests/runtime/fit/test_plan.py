@@ -5,9 +5,10 @@ import pytest
 
 from offload.errors import BudgetError
 from runtime.errors import OptionError
-from runtime.fit.plan_maker import make_plan
-from runtime.fit.plan_question import PlanRequest, resolve_question
+from runtime.fit.plan import make_plan
+from runtime.fit.plan_question import resolve_question
 from runtime.fit.plan_report import PlanOption, Refusal
+from runtime.fit.request import PlanRequest
 from runtime.fit.speed import Basis
 from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor

@@ -5,6 +5,7 @@ Pure arithmetic over sizes, rates and acceptance: opens nothing and knows no tor
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from runtime.fit.plan_verdict import notes_of, verdicts_of
 from runtime.fit.reference_costs import DraftModel, copies_and_reads, reference_costs
 from runtime.planner.costs import RoundCosts
 from runtime.planner.growth import ContextChances, builtin_chances, choose_growth
+from runtime.planner.known_pairs import stored_pairs
 from runtime.planner.profile_costs import chances_of, costs_from_profiles
 from runtime.planner.tree_choice import CostModel, SearchMethod, TreeChoice, TreeRanking, choose_tree
 
@@ -61,6 +63,17 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
         verdicts=tuple(verdicts_of(question, main, plain, others)),
         notes=tuple(notes_of(question, machine, main)),
     )
+
+
+def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder: Path) -> PlanReport:
+    """Return the answer of `make_plan` with what was measured of these models on this machine, if anything was.
+
+    Raises:
+        BudgetError: what is asked for does not fit the machine; the sentence says what would.
+        CheckpointError: a model folder cannot be read.
+    """
+    pairs, problems = stored_pairs(question, machine.identity, cache_folder=cache_folder)
+    return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)
 
 
 @dataclass(frozen=True, slots=True)

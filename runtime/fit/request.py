@@ -1,0 +1,100 @@
+"""What `plan` is asked, before any name is looked up: which models and trees, and on which machine."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.units import LinkSpeed
+from runtime.config import MODELS, Option, parse_memory, parse_speed, parse_tree
+from runtime.errors import OptionError
+
+HELD_FORMATS = ("stored", "int8", "nf4")
+"""How a draft can be held."""
+LARGEST_CONTEXT_TOKENS = 1 << 24
+ANSWER, _MACHINE = "Answer", "Machine"
+"""Headings of the options, beside MODELS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """Models and trees; raises OptionError for a value outside its range."""
+
+    target: Annotated[str, Option("A known model (llama-3-70b, qwen2.5-32b ...), a folder or hub name.", MODELS)] = (
+        "llama-3-70b"
+    )
+    draft: Annotated[
+        str,
+        Option(
+            "auto (the usual small model of a known one, else substitute), substitute, none, or as --target.", MODELS
+        ),
+    ] = "auto"
+    format: Annotated[str, Option("Of the target's layers: auto is as published; int8, nf4.", MODELS)] = "auto"
+    draft_format: Annotated[str, Option("How the draft is held: stored, int8, nf4, or auto: the fastest.", MODELS)] = (
+        "auto"
+    )
+    context_tokens: Annotated[
+        int | None, Option("Most tokens of prompt and answer.", MODELS, flag="context", unset="4096")
+    ] = None
+    temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
+    tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
+    search: Annotated[str, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"
+    cost: Annotated[str, Option("pipeline, or paper: the paper's own cost model.", ANSWER)] = "pipeline"
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS))
+        check_choice("draft_format", self.draft_format, ("auto", *HELD_FORMATS))
+        if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
+            raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
+        if not 0 <= self.temperature <= 100:  # NaN is neither
+            raise OptionError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, at most 100")
+        parse_tree(self.tree)
+        if self.tree != "auto" and self.draft == "none":
+            raise OptionError("a tree needs a draft; leave out --tree or --draft none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRequest:
+    """A built-in machine or this one, under the user's limits; raises OptionError for both."""
+
+    machine: Annotated[
+        str | None, Option("A built-in machine: l40, rtx-4090, rtx-4060-ti-16gb ...", _MACHINE, unset="this one")
+    ] = None
+    device: Annotated[str, Option("Of this machine: auto, cpu, or TYPE[:INDEX] as in cuda:0.", _MACHINE)] = "auto"
+    device_memory_bytes: Annotated[
+        int | None,
+        Option(
+            "Budget of the device, as in 8GB, or min: no layer stays.",
+            _MACHINE,
+            flag="device-memory",
+            unset="all",
+            parse=parse_memory,
+        ),
+    ] = None
+    host_memory_bytes: Annotated[
+        int | None,
+        Option(
+            "Budget of host memory for layers, as in 64GB.",
+            _MACHINE,
+            flag="host-memory",
+            unset="what is free; enough, where nobody knows",
+            parse=parse_memory,
+        ),
+    ] = None
+    link: Annotated[
+        LinkSpeed | None,
+        Option("Rate to the device, as in 25GB/s.", _MACHINE, unset="the machine's", parse=parse_speed),
+    ] = None
+    disk: Annotated[
+        LinkSpeed | None,
+        Option("Rate of the disk, as in 3.5GB/s.", _MACHINE, unset="the machine's", parse=parse_speed),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.machine is not None and self.device != "auto":
+            raise OptionError("--device is of this machine; leave out --machine or --device")
+
+
+def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    """Raise OptionError unless `found` is allowed."""
+    if found not in allowed:
+        raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(allowed)}")

@@ -1,0 +1,309 @@
+"""`overstory plan`: will a model run on a machine, with which settings, how fast, and what would make it faster.
+
+Text for people, at most 80 columns wide, or one JSON document on stdout; progress on stderr. The curves of seconds per
+token over the size of the tree are drawn by plotext in the terminal, by matplotlib, which is optional, in files. torch
+is imported only where this machine has to be measured.
+"""
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from offload.units import format_bytes
+from runtime.fit.request import ANSWER, MachineRequest, PlanRequest
+from tui.commands.plot_file import check_plot_path, save_figure
+from tui.environment import cache_folder
+from tui.options import Quiet, with_option_groups
+from tui.printing import progress_console
+from tui.session_opening import announce
+from tui.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from runtime.fit.plan_report import PlanOption, PlanReport, Refusal
+
+_WIDTH = 80
+_BOUNDS = {
+    "link": "the link to the device",
+    "disk": "the disk",
+    "compute": "the target's computation",
+    "draft": "drafting",
+}
+_PLOT_HEIGHT = 22
+_PLOT_WIDTHS = (40, 100)
+_LEGEND_MARGIN = 8
+"""Columns that ruler and frame take."""
+_NUM_MARKS = 5
+_TICKS = (1, 4, 16, 64, 256, 1024, 4096)
+_MARKERS = ("1", "2", "3", "4", "5", "6")
+_DEPTHS = (2, 4, 8, 16, 32)
+_INCHES = (8.0, 5.0)
+
+
+@with_option_groups
+def plan(
+    models: PlanRequest,
+    where: MachineRequest,
+    *,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Draw seconds per token over tree size and depth.", rich_help_panel=ANSWER),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the same into FILE.png or FILE.svg.", show_default="none", rich_help_panel=ANSWER),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of text.", rich_help_panel=ANSWER)
+    ] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Say whether a model runs on a machine, with which settings and how fast; no weights are needed."""
+    if plot is not None:
+        check_plot_path(plot)
+    report = _plan(models, where, progress_console(is_quiet=quiet))
+    out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, emoji=False)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_record()) + "\n")
+    else:
+        print_plan(report, out)
+    if explain:
+        draw_curves(report, out)
+    if plot is not None:
+        write_plot(report, plot)
+    return 0
+
+
+def _plan(models: PlanRequest, where: MachineRequest, console: Console) -> "PlanReport":
+    from runtime.fit.plan import plan_with_profiles
+    from runtime.fit.plan_question import find_machine, resolve_question
+
+    question = resolve_question(models)
+    finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target_folder)
+    return plan_with_profiles(question, announce(finding, console), cache_folder=cache_folder())
+
+
+def print_plan(report: "PlanReport", out: Console) -> None:
+    """Write the plan."""
+    out.width = min(out.width, _WIDTH)
+    question = report.question
+    kind = "greedy" if question.request.temperature == 0 else f"temperature {question.request.temperature:g}"
+    title = f"{question.target.name} on {report.machine.name}, draft {question.draft_name}, "
+    out.print(Text(one_line(f"{title}{question.context_tokens} tokens of context, {kind}"), "bold"))
+    for sentence in report.verdicts:
+        out.print(Text(one_line(sentence), "yellow"))
+    out.print()
+    _print_rows(out, _plan_rows(report))
+    if report.others:
+        out.print(Text("\nother formats", "bold"))
+        _print_rows(out, ((one.format_name, _other_text(one)) for one in report.others))
+    if report.what_ifs:
+        out.print(Text("\nwhat more would bring", "bold"))
+        _print_rows(out, _change_rows(report))
+    out.print(Text("\nwhat this rests on", "bold"))
+    _print_rows(out, ((what, f"{basis}: {words}") for what, basis, words in report.basis_lines))
+    for note in report.notes:
+        out.print(Text(one_line(f"note: {note}"), "dim"))
+
+
+def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
+    main, placed = report.main, report.main.placement
+    tree, second = main.tree, main.ranking.second
+    yield "speed", f"{_rate(main.seconds_per_token)}; bound by {_BOUNDS[main.bound]}"
+    yield "settings", _settings(report)
+    yield "tree", _tree_text(main)
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {_seconds(value)}" for name, value in main.part_seconds.items() if value
+    )
+    yield "round", f"{_seconds(tree.round_seconds)}: {parts} (they overlap)"
+    yield "layers", f"{main.format_name}: {_tiers(main)}"
+    if main.streams:
+        ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {main.num_slots} slots"
+        yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"
+    yield "device", f"{format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}"
+    if report.question.tree_shape is not None:
+        best = main.ranking.best
+        yield "best tree", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
+    elif tree.is_dynamic:
+        best = main.ranking.best
+        yield "best static", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
+    elif second is not None:
+        more = second.seconds_per_token / main.seconds_per_token - 1
+        size = "no tree" if second.num_nodes == 1 else f"{second.num_nodes} x {second.num_levels}"
+        yield "second best", f"{size}: {_rate(second.seconds_per_token)} ({100 * more:+.1f} %)"
+    if main.draft_held is not None:
+        yield "plain", _plain_text(report)
+
+
+def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
+    for change in report.what_ifs:
+        saved = report.main.seconds_per_token - change.seconds_per_token
+        sign, size = ("-", saved) if saved > 0 else ("+", -saved)
+        brought = f"{-100 * change.saved_share:+.1f} % ({sign}{_seconds(size)})" if change.saved_share else "no change"
+        yield change.change, f"{_seconds(change.seconds_per_token)}/token, {brought}"
+
+
+def _settings(report: "PlanReport") -> str:
+    """What to say to `run`; it fits its own tree, so one is given only where the user named it."""
+    main, question = report.main, report.question
+    draft = question.draft_name
+    if question.draft is not None:
+        is_typed = question.request.draft != "auto"
+        draft = question.request.draft if is_typed else question.draft.source.removeprefix("config.json of ")
+    words = [f"--draft {draft}"]
+    if main.draft_held is not None:
+        words.append(f"--draft-format {main.draft_held}")
+    if question.request.tree != "auto":
+        words.append(f"--tree {question.request.tree}")
+    return " ".join([*words, f"--context {question.context_tokens}"])
+
+
+def _tree_text(option: "PlanOption") -> str:
+    tree = option.tree
+    if tree.num_nodes == 1:
+        return "none: one token per pass"
+    kind = ", shaped by context" if tree.is_dynamic else ""
+    size = f"{tree.num_nodes} nodes x {tree.num_levels} levels{kind}"
+    return f"{size}, {tree.expected_tokens:.2f} tokens expected per pass"
+
+
+def _tiers(option: "PlanOption") -> str:
+    placed = option.placement
+    tiers = (
+        (placed.num_resident_layers, placed.resident_bytes, "on the device"),
+        (placed.num_host_layers, placed.host_bytes, "in pinned host memory"),
+        (placed.num_disk_layers, placed.disk_bytes, "on disk"),
+    )
+    return ", ".join(f"{number} {where} ({format_bytes(size)})" for number, size, where in tiers if number)
+
+
+def _plain_text(report: "PlanReport") -> str:
+    from runtime.fit.plan_report import Refusal
+
+    plain = report.plain
+    if isinstance(plain, Refusal):
+        return plain.sentence
+    ratio = plain.seconds_per_token / report.main.seconds_per_token
+    resident = f"{plain.placement.num_resident_layers} layers on the device"
+    return f"{_rate(plain.seconds_per_token)}, {ratio:.3g} times the time, with {resident}"
+
+
+def _other_text(option: "PlanOption | Refusal") -> str:
+    from runtime.fit.plan_report import Refusal
+
+    if isinstance(option, Refusal):
+        return f"does not run: {option.sentence}"
+    tree = option.tree
+    shape = "no tree" if tree.num_nodes == 1 else f"{tree.num_nodes} x {tree.num_levels}"
+    streamed = f"{format_bytes(option.placement.streamed_bytes)} a pass" if option.streams else "fits whole"
+    return f"{_rate(option.seconds_per_token)}, {streamed}, {shape}, bound by {_BOUNDS[option.bound]}"
+
+
+def _print_rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2), expand=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(f"  {label}"), Text(one_line(text)))
+    out.print(table)
+
+
+def _rate(seconds_per_token: float) -> str:
+    return f"{_seconds(seconds_per_token)}/token ({1 / seconds_per_token:.3g} tokens/s)"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The best trees within one number of levels."""
+
+    num_levels: int
+    """The limit, root included."""
+    sizes: tuple[int, ...]
+    """Nodes, ascending."""
+    seconds_per_token: tuple[float, ...]
+    """Predicted, for each size."""
+
+
+def curves_of(report: "PlanReport") -> list[Curve]:
+    """A curve for each of several depths and for that of the best tree, the shallowest first; none without trees."""
+    ranking = report.main.ranking
+    limit = len(ranking.seconds_per_token)
+    depths = {depth for depth in _DEPTHS if depth <= limit} | {ranking.best.num_levels}
+    curves = []
+    for depth in sorted(depths - {1}):
+        seconds = ranking.seconds_per_token[depth - 1]
+        sizes = np.unique(np.geomspace(1, len(seconds), 60).astype(int))
+        sizes = sizes[np.isfinite(seconds[sizes - 1])]
+        curves.append(Curve(depth, tuple(map(int, sizes)), tuple(map(float, seconds[sizes - 1]))))
+    return curves
+
+
+def draw_curves(report: "PlanReport", out: Console) -> None:
+    """Draw into the terminal, as wide as it is, without colours where NO_COLOR or a pipe says so."""
+    curves = curves_of(report)
+    if not curves:
+        out.print("plain decoding has no curve: there is no tree to draw", markup=False)
+        return
+    plotext: Any = importlib.import_module("plotext")
+    least, most = _PLOT_WIDTHS
+    chart, width = plotext.figure, max(least, min(out.width, most))
+    chart.clear()
+    chart.theme("simple")
+    chart.plot_size(width, _PLOT_HEIGHT)
+    chart.title(_title(report))
+    chart.label("nodes of the tree", "x")
+    chart.label("s/token", "y")
+    # Logarithms are taken here: plotext's own logarithmic ruler loses its range once it is given ticks.
+    largest = max(curve.sizes[-1] for curve in curves)
+    nodes = [size for size in _TICKS if size <= largest]
+    chart.ruler("x").ticks([math.log(size) for size in nodes], [str(size) for size in nodes])
+    every = [seconds for curve in curves for seconds in curve.seconds_per_token]
+    marks = np.geomspace(min(every), max(every), _NUM_MARKS)
+    chart.ruler("y").ticks([math.log(mark) for mark in marks], [f"{mark:.2g}" for mark in marks])
+    for curve, marker in reversed(list(zip(curves, _MARKERS, strict=False))):  # where curves meet, the shallowest shows
+        points = [[math.log(value) for value in values] for values in (curve.sizes, curve.seconds_per_token)]
+        chart.draw(chart.signal(*points, marker=marker).lines().label(f"{curve.num_levels} levels"))
+    chart.legend(x=width - _LEGEND_MARGIN, ha="right")
+    text = chart.build().string()
+    chart.clear()
+    has_colors = out.color_system is not None and not out.no_color
+    out.file.write((text if has_colors else plotext.uncolorize(text)).rstrip("\n") + "\n")
+
+
+def write_plot(report: "PlanReport", path: Path) -> None:
+    """Draw into a file, which is there complete or not at all. Raises OptionError."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves_of(report):
+        axes.loglog(curve.sizes, curve.seconds_per_token, label=f"{curve.num_levels} levels")
+    tree = report.main.tree
+    axes.plot(
+        [tree.num_nodes], [tree.seconds_per_token], "o", color="black", label=f"{tree.num_nodes} x {tree.num_levels}"
+    )
+    axes.set(title=_title(report), xlabel="nodes of the tree", ylabel="seconds per token")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def _title(report: "PlanReport") -> str:
+    return one_line(f"{report.question.target.name} in {report.main.format_name} on {report.machine.name}")
