@@ -36,7 +36,7 @@ class RoundPeriods:
     """(K, C) [k - 1] the most that a circuit of k passes weighs beside its one gap."""
 
     def __call__(self, between_passes_seconds: ArrayLike) -> NDArray[np.float64]:
-        """Seconds (..., C) of rounds with these gaps (..., C)."""
+        """Return seconds (..., C) of rounds with these gaps (..., C)."""
         gaps = np.asarray(between_passes_seconds, dtype=np.float64)
         seconds: NDArray[np.float64] = np.maximum(gaps + self.through_seconds[0], self.fixed_seconds)
         for length, weights in enumerate(self.through_seconds[1:], start=2):

@@ -39,7 +39,7 @@ class CostTable:
             raise ValueError("a cost table's seconds are finite and not negative")
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
-        """Seconds of each size, of the same shape. Below the smallest point its seconds; one point is a constant."""
+        """Return each size's seconds, of the same shape; below the smallest point they are its own."""
         wanted = np.asarray(sizes, dtype=np.float64)
         known, seconds = np.asarray(self.sizes, dtype=np.float64), np.asarray(self.seconds, dtype=np.float64)
         inside: NDArray[np.float64] = np.interp(wanted, known, seconds)
@@ -77,12 +77,12 @@ class RoundCosts:
     """Seconds of copying that each second of computing costs; likewise."""
 
     def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
-        """Seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
+        """Return seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
         gaps = np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(num_nodes)
         return self.round_periods(num_nodes)(gaps)
 
     def round_periods(self, num_nodes: ArrayLike) -> RoundPeriods:
-        """The same for trees (C,) whose draft seconds are not known yet; they come with the walk's, as the gap."""
+        """Return the same for trees (C,) whose draft seconds are not known yet: they and the walk's are the gap."""
         compute_seconds, copy_seconds = self.layer_seconds(num_nodes)
         return round_periods(
             compute_seconds,
@@ -93,7 +93,7 @@ class RoundCosts:
         )
 
     def layer_seconds(self, num_nodes: ArrayLike) -> tuple[NDArray[np.float64], list[NDArray[np.float64] | None]]:
-        """Computation (C, L), and per layer its copy (C,) or None, each with what the other slows it down by."""
+        """Return computation (C, L) and each layer's copy (C,) or None, both with what the other slows them by."""
         nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
         per_layer = self.pass_seconds(nodes) / len(self.copy_seconds)  # (C,)
         slowed = [per_layer + self.compute_slowdown * (seconds or 0.0) for seconds in self.copy_seconds]
@@ -133,7 +133,7 @@ class LinearCost:
         return bool(self._samples)
 
     def fit(self) -> tuple[float, float]:
-        """(base, slope) by least squares without outliers, clamped to be non-negative; one size alone gives a base.
+        """Return (base, slope) by least squares without outliers, neither negative; one size alone gives a base.
 
         A step that met a busy processor may take ten times its time: what lies three deviations off is left out.
         """
@@ -147,7 +147,7 @@ class LinearCost:
         return base, slope
 
     def table(self) -> CostTable:
-        """The line."""
+        """Return the line."""
         base, slope = self.fit()
         return CostTable((0.0, 1.0), (base, base + slope))
 
@@ -164,7 +164,7 @@ class CostFactor:
             self._ratios.append(measured / expected)
 
     def value(self) -> float:
-        """What to multiply expectations by."""
+        """Return what to multiply expectations by."""
         weights = np.append(_fading(len(self._ratios)), PRIOR_SAMPLES)
         return _weighted_median(np.append(self._ratios, 1.0), weights)
 
@@ -212,7 +212,7 @@ class CostLearner:
             self._disk_rates.append(statistics.bytes_read / statistics.disk_busy_seconds)
 
     def costs(self) -> RoundCosts:
-        """What a round costs by all that is known; ask only once `is_known`."""
+        """Return what a round costs by all that is known; ask only once `is_known`."""
         if self._initial is not None:
             return self._scaled(self._initial)
         shape = self._shape

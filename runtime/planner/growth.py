@@ -44,7 +44,7 @@ class ContextChances:
 
 
 def builtin_chances(*, substitute_held: str | None) -> ContextChances:
-    """What to plan with before anything was measured; `substitute_held` is None for a separate draft.
+    """Return what to plan with before anything was measured; `substitute_held` is None for a separate draft.
 
     Nothing is known of single positions of a substitute: then no tree in context is predicted to be better.
     """
@@ -54,7 +54,7 @@ def builtin_chances(*, substitute_held: str | None) -> ContextChances:
 
 
 def growth_limits(num_nodes: int, num_levels: int) -> GrowthLimits:
-    """The limits of a tree of so many nodes and levels, both with the root."""
+    """Return the limits of a tree of so many nodes and levels, both with the root."""
     return GrowthLimits(
         num_nodes,
         num_levels - 1,
@@ -133,7 +133,7 @@ def choose_growth(
     factor: float = 1.0,
     shape: tuple[int, int] | None = None,
 ) -> TreeChoice | None:
-    """The best dynamic tree within the limits of a ranking of static ones, or the one of this `shape` (nodes, levels).
+    """Choose the best dynamic tree within the limits of a ranking of static ones, or of this `shape` (nodes, levels).
 
     None where no tree may have two nodes. `factor`: tokens that such trees have really brought over those predicted.
     """
@@ -183,7 +183,7 @@ class YieldLearner:
         self._rounds: deque[tuple[bool, float, float]] = deque(maxlen=num_kept)
 
     def factor(self, *, is_in_context: bool) -> float:
-        """Of dynamic trees, if `is_in_context`, or of static ones: (a t + seen) / (a + expected).
+        """Return (a t + seen) / (a + expected) of dynamic trees, if `is_in_context`, or of static ones.
 
         t is the text's share of what all rounds brought beside what was expected of them; 1 before anything was seen.
         """

@@ -50,7 +50,7 @@ class InitialPlan:
     """
 
     profile: PairProfile | None = None
-    """Of this target and draft on this device; whoever loads it checks that it is."""
+    """Of this target and draft on this device."""
     machine: MachineProfile | None = None
     """Of this machine and device; for the link's and the disk's speed."""
     problems: tuple[str, ...] = ()

@@ -110,7 +110,7 @@ class TreePlanner:
         return self._prior.chances_at(self._temperature).spread
 
     def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
-        """The next rounds are drawn at this temperature: take its acceptance, and choose a tree for it.
+        """Take the acceptance of the temperature that the next rounds are drawn at, and choose a tree for it.
 
         `can_grow_in_context`: whether their verification is right for trees that take their shape from context.
         """
@@ -119,7 +119,7 @@ class TreePlanner:
             self._start()
 
     def shape(self, *, max_levels: int) -> TreeShape:
-        """What the next round's tree looks like, or what limits it, with at most `max_levels` levels."""
+        """Return the next round's tree, or what limits it while it grows, with at most `max_levels` levels."""
         if self.held_tree is not None:
             return self.held_tree
         if isinstance(self._tree, GrowthLimits):
@@ -127,7 +127,7 @@ class TreePlanner:
         return self.topology(max_levels=max_levels)
 
     def topology(self, *, max_levels: int) -> TreeTopology:
-        """The same as a static tree; of one that would take its shape from context the best of its size."""
+        """Return the same as a static tree; for one that would take its shape from context the best of its size."""
         if isinstance(self._tree, TreeTopology) and self._tree.num_levels <= max_levels:
             return self._tree
         return self._grown(self._shape[0], min(self._shape[1], max_levels))

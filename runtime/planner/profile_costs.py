@@ -2,7 +2,7 @@
 
 The profile holds means as they were measured; here they become numbers to plan with: contexts are interpolated, vectors
 made non-increasing, depths with few positions drawn towards the depth above, and tails that no measurement reached
-given the shape of a tail that one did. Knows no file; layers' copies come from whoever knows the machine.
+given the shape of a tail that one did.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def costs_from_profiles(
     num_stages: int = 0,
     context_tokens: int,
 ) -> RoundCosts:
-    """Rounds of this pair with `context_tokens` tokens of text, over layers whose copies and reads take so long.
+    """Return the costs of this pair's rounds at `context_tokens` tokens of text, with these copies and reads.
 
     Copies (L,) hold None for residents. A pass lies on the straight line between the two nearest contexts of the
     profile; shorter and longer ones than it holds take the nearest.
@@ -52,7 +52,7 @@ def costs_from_profiles(
 
 
 def chances_of(pair: PairProfile, temperature: float) -> ContextChances | None:
-    """What is known of single positions near a temperature; None where that was not measured."""
+    """Return what is known of single positions near a temperature; None where that was not measured."""
     tables = [table for table in pair.believed_acceptance if table.by_confidence and table.spread]
     if not tables:
         return None
@@ -62,7 +62,7 @@ def chances_of(pair: PairProfile, temperature: float) -> ContextChances | None:
 
 
 def acceptance_of(pair: PairProfile, temperature: float, *, by_depth: bool = True) -> NDArray[np.float64]:
-    """Acceptance by depth of the parent and rank (D, R), or by rank (R,), of `PairProfile.acceptance_near`.
+    """Return acceptance by depth of the parent and rank (D, R), or by rank (R,), near a temperature.
 
     No row increases with rank or adds up to more than 1, so that either can be searched best-first.
     """
@@ -78,7 +78,7 @@ def acceptance_of(pair: PairProfile, temperature: float, *, by_depth: bool = Tru
 
 
 def acceptance_range(pair: PairProfile, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """(D, R) by depth as in `acceptance_of`, one standard error less and one more; None where there is no error.
+    """Return `acceptance_of` (D, R) at one standard error less and one more; None where there is no error.
 
     Texts differ in how often the draft is right, at all depths together: the first rank moves by its standard error s
     over all depths, and in every row what the first rank misses grows or shrinks by the same factor, (1 - p +- s) /

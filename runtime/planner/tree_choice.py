@@ -224,7 +224,7 @@ def choose_tree(
 
 
 def bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
-    """What limits a round, see `TreeChoice.bound`."""
+    """Return what limits a round, see `TreeChoice.bound`."""
     compute_seconds, copy_seconds = costs.layer_seconds(num_nodes)
     compute = float(compute_seconds.sum())
     between = draft_seconds + float(costs.walk_seconds([num_nodes])[0])

@@ -109,7 +109,7 @@ class AcceptanceLearner:
                 self._seen[row, rank - 1] += 1
 
     def estimate(self) -> NDArray[np.float64]:
-        """(D, R) by depth of the parent and rank; no row increases with rank or adds up to more than 1."""
+        """Return (D, R) by depth of the parent and rank; no row increases with rank or adds up to more than 1."""
         expected = self._tried * self._prior
         overall = _factors(self._seen.sum(axis=0), expected.sum(axis=0), self._groups, self._prior_events)
         moved = np.minimum(self._prior * overall, 1.0)
@@ -122,7 +122,7 @@ class AcceptanceLearner:
 def _factors(
     seen: NDArray[np.float64], expected: NDArray[np.float64], groups: NDArray[np.int64], prior_events: float
 ) -> NDArray[np.float64]:
-    """(..., R) what each rank's group was accepted over what was expected, both with the prior's events added."""
+    """Return (..., R) each rank's group as it was accepted over as expected, both with the prior's events added."""
     is_of_group = (groups[:, None] == np.arange(groups[-1] + 1)).astype(np.float64)  # (R, G)
     factors = (seen @ is_of_group + prior_events) / (expected @ is_of_group + prior_events)  # (..., G)
     return np.asarray(factors[..., groups], dtype=np.float64)

@@ -3,8 +3,8 @@
 A static tree fixes how many children the child of each rank has, from averages; here a node's worth is the product of
 what the draft says, on this very path, about every token of it. Each draft step runs the worthiest nodes that are not
 run yet, whatever their depth, and of all that was ever placed the N worthiest stay. Which nodes stand in the tree then
-depends on the draft, so verification must not: greedy decoding, or noise that draft and target share. Knows no model;
-pure NumPy. Source: ALGORITHMS, section 5; best-first growth of Sequoia's trees (arXiv 2402.12374, 4.1) by context.
+depends on the draft, so verification must not: greedy decoding, or noise that draft and target share. It is the
+best-first growth of Sequoia's trees (arXiv 2402.12374, 4.1), by context.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class GrownTree:
     tree: TokenTree
     """Numbered breadth first; siblings in the order of their ranks."""
     run_index: NDArray[np.int64]
-    """(M,) as how manieth node the draft ran each, from 0 for the root; -1 where it did not."""
+    """(M,) the order in which the draft ran each node, from 0 for the root; -1 if it did not."""
 
 
 class TreeGrowth:
@@ -85,7 +85,7 @@ class TreeGrowth:
         self._waiting = NO_NODES
 
     def next_nodes(self) -> NDArray[np.int64]:
-        """The nodes (W,) to run now, their ancestors all run; empty when the tree is grown.
+        """Return the nodes (W,) to run now, their ancestors all run; empty when the tree is grown.
 
         The worthiest that were not run, of equals the ones placed first, in the order of their placing; only those that
         are worth enough, and once there are N nodes lead by enough.
@@ -112,15 +112,15 @@ class TreeGrowth:
         return float(max(least, self._worths[self._kept].min() + np.log(limits.least_lead)))
 
     def token_ids(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The token at each node, (W,)."""
+        """Return the token at each node, (W,)."""
         return self._token_ids[nodes]
 
     def depths(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Edges from the root to each node, (W,)."""
+        """Return the edges from the root to each node, (W,)."""
         return self._depths[nodes]
 
     def path_token_ids(self, node: int) -> list[int]:
-        """The tokens of a node's path without the root's, its own last."""
+        """Return the tokens of a node's path without the root's, its own last."""
         path = []
         while node > 0:
             path.append(int(self._token_ids[node]))
@@ -136,7 +136,7 @@ class TreeGrowth:
         return depths
 
     def sight(self, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(W, R + W) which of the nodes run before, in running order, and of `nodes` each of `nodes` attends to.
+        """Return (W, R + W) which of the nodes run before, in running order, and of `nodes` each one attends to.
 
         Itself and its ancestors; `nodes` are what `next_nodes` gave.
         """
@@ -185,7 +185,7 @@ class TreeGrowth:
         self._kept = np.concatenate([self._kept[order[order < num_kept]], num_placed + np.arange(len(new))])
 
     def finish(self) -> GrownTree:
-        """The tree of the N worthiest nodes placed so far, fewer if there are not so many."""
+        """Return the tree of the N worthiest nodes placed so far, fewer if there are not so many."""
         nodes, topology = number_breadth_first(
             self._kept, parents=self._parents, depths=self._depths, ranks=self._ranks
         )

@@ -2,10 +2,9 @@
 
 A row belongs to a node, and is judged by the node's own path: prompt, answer so far and the node's ancestors in the
 tree, as plain decoding would judge it once that path is the text. Draft and target rows go through the same object.
-Definitions: repetition penalty over prompt and answer, as in transformers and vLLM (CTRL,
-arXiv 1909.05858, section 4.1, made right for negative logits); presence and frequency penalty over the answer alone,
-as in OpenAI's interface and vLLM, so that words of the question stay free. They come in this order, then bans; a
-forced token overrules them all.
+Definitions: repetition penalty over prompt and answer, as in transformers and vLLM (CTRL, arXiv 1909.05858, section
+4.1, made right for negative logits); presence and frequency penalty over the answer alone, as in OpenAI's interface and
+vLLM, so that words of the question stay free. They come in this order, then bans; a forced token overrules them all.
 """
 
 from collections.abc import Sequence

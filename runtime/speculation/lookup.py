@@ -178,7 +178,7 @@ class GraftedTree:
 
     @classmethod
     def without_grafts(cls, tree: TokenTree) -> Self:
-        """A tree as it was drawn."""
+        """Take a tree as it was drawn."""
         return cls(tree, np.arange(tree.topology.num_nodes))
 
     @property
@@ -187,12 +187,12 @@ class GraftedTree:
         return int(np.count_nonzero(self.drawn_nodes < 0))
 
     def num_drawn_children(self, node: int) -> int:
-        """How many of the children of `node`, the first ones, were drawn."""
+        """Count the children of `node` that were drawn, which are the first ones."""
         children = self.tree.topology.children(node)
         return int(np.count_nonzero(self.drawn_nodes[children.start : children.stop] >= 0))
 
     def drawn_path(self, path: Sequence[int]) -> list[int]:
-        """The drawn tree's own numbers of these nodes, -1 for grafted ones."""
+        """Return the drawn tree's own numbers of these nodes, -1 for grafted ones."""
         drawn: list[int] = self.drawn_nodes[list(path)].tolist()
         return drawn
 

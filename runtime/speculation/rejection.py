@@ -16,12 +16,12 @@ from runtime.speculation.sampling import Probs
 
 
 def accept_probability(target_probs: Probs, draft_probs: Probs, token: int) -> float:
-    """min(1, P[x] / Q[x]) for a token x that was drawn from Q, so Q[x] > 0."""
+    """Return min(1, P[x] / Q[x]) for a token x that was drawn from Q, so Q[x] > 0."""
     return min(1.0, float(target_probs[token] / draft_probs[token]))
 
 
 def target_residual(target_probs: Probs, draft_probs: Probs) -> Probs:
-    """norm(max(P - Q, 0)), (V,): what is left of P after a draw from Q was rejected."""
+    """Return norm(max(P - Q, 0)), (V,): what is left of P after a draw from Q was rejected."""
     target_left = target_probs - draft_probs
     np.maximum(target_left, 0, out=target_left)
     target_mass = target_left.sum()
@@ -32,7 +32,7 @@ def target_residual(target_probs: Probs, draft_probs: Probs) -> Probs:
 
 
 def residual_step(target_probs: Probs, draft_probs: Probs, rejected: Sequence[int]) -> tuple[Probs, Probs]:
-    """P and Q, both (V,), after one more rejection: P <- norm(max(P - Q, 0)); Q[x] <- 0, renormalised.
+    """Return P and Q, both (V,), after one more rejection: P <- norm(max(P - Q, 0)); Q[x] <- 0, renormalised.
 
     `rejected` holds all tokens rejected at this node, x the last of them. Once Q's mass is gone it is uniform over
     the tokens not rejected, as the draws were.

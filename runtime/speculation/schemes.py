@@ -48,7 +48,7 @@ class Place:
 
     @classmethod
     def below(cls, tree: TokenTree, node: int, params: SamplingParams) -> Self:
-        """Where a node's children stand."""
+        """Return where a node's children stand."""
         path = tree.path_token_ids(node)
         return cls(params, tree.root_position + len(path), tuple(path[1:].tolist()))
 
@@ -70,7 +70,7 @@ class Children:
 
     @classmethod
     def below(cls, tree: TokenTree, node: int) -> Self:
-        """Those of a tree's node."""
+        """Take the children of a tree's node."""
         children = tree.topology.children(node)
         token_ids = tree.token_ids[children.start : children.stop]
         return cls(token_ids, tree.drawn.get(node, range(0)), tree.draft_probs.get(node))
@@ -81,7 +81,7 @@ class Children:
         return [int(token) for token in self.token_ids[self.drawn.start : self.drawn.stop]]
 
     def index_of(self, token: int) -> int | None:
-        """The first child that is `token`; None if no child is."""
+        """Return the first child that is `token`; None if no child is."""
         found = np.flatnonzero(self.token_ids == token)
         return int(found[0]) if len(found) else None
 

@@ -1,7 +1,7 @@
 """The shape of a tree of candidate tokens, and a tree with its tokens filled in.
 
-Nodes are numbered breadth first from the root, so a level is a slice and siblings lie side by side. A topology
-knows nothing of tokens, a token tree knows nothing of models. Words and numbering follow Sequoia (arXiv 2402.12374).
+Nodes are numbered breadth first from the root, so a level is a slice and siblings lie side by side. Words and numbering
+follow Sequoia (arXiv 2402.12374).
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class TreeTopology:
 
     @classmethod
     def from_child_counts(cls, child_counts: Sequence[int] | NDArray[np.int64]) -> Self:
-        """The tree whose nodes, breadth first, have these numbers of children.
+        """Make the tree whose nodes, breadth first, have these numbers of children.
 
         Raises ValueError if the counts do not describe one tree.
         """
@@ -72,14 +72,14 @@ class TreeTopology:
 
     @classmethod
     def chain(cls, num_nodes: int) -> Self:
-        """A root with one line of descendants: speculation without branches."""
+        """Make a root with one line of descendants: speculation without branches."""
         if num_nodes < 1:
             raise ValueError(f"a chain has 1 node or more, found {num_nodes}")
         return cls(np.arange(-1, num_nodes - 1))
 
     @classmethod
     def single(cls) -> Self:
-        """The root alone: plain decoding, one token per pass."""
+        """Make the root alone: plain decoding, one token per pass."""
         return cls.chain(1)
 
     @property
@@ -98,12 +98,12 @@ class TreeTopology:
         return np.flatnonzero(self.num_children)
 
     def children(self, node: int) -> range:
-        """The children of a node in drawing order: rank 1 first."""
+        """Return the children of a node in drawing order: rank 1 first."""
         start = int(self._first_children[node])
         return range(start, start + int(self.num_children[node]))
 
     def path(self, node: int) -> tuple[int, ...]:
-        """The nodes from the root to `node`, both included."""
+        """Return the nodes from the root to `node`, both included."""
         return tuple(np.flatnonzero(self.ancestor_mask[node]).tolist())
 
     def __eq__(self, other: object) -> bool:
@@ -135,7 +135,7 @@ class TokenTree:
 
     @classmethod
     def rooted(cls, topology: TreeTopology, *, root_token_id: int, root_position: int = 0) -> Self:
-        """A tree of which only the root's token is known; the others read -1."""
+        """Make a tree of which only the root's token is known; the others read -1."""
         token_ids = np.full(topology.num_nodes, -1, dtype=np.int64)
         token_ids[0] = root_token_id
         return cls(topology, token_ids, root_position=root_position)
@@ -162,7 +162,7 @@ class TokenTree:
             self.drawn[node] = range(len(tokens)) if drawn is None else drawn
 
     def path_token_ids(self, node: int) -> NDArray[np.int64]:
-        """The tokens from the root to `node`, both included, shape (depth + 1,)."""
+        """Return the tokens from the root to `node`, both included, shape (depth + 1,)."""
         token_ids: NDArray[np.int64] = self.token_ids[self.topology.ancestor_mask[node]]
         return token_ids
 
@@ -170,7 +170,7 @@ class TokenTree:
 def number_breadth_first(
     nodes: NDArray[np.int64], *, parents: NDArray[np.int64], depths: NDArray[np.int64], ranks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], TreeTopology]:
-    """The order (N,) in which a tree numbers `nodes` (N,), the root among them, and its topology.
+    """Return the order (N,) in which a tree numbers `nodes` (N,), the root among them, and its topology.
 
     `parents`, `depths` and `ranks` (M,) belong to some other numbering, by which nodes and parents are named: the order
     in which a tree grew, say. Every node's parent is in the tree. Ranks, which order siblings, may have gaps.

@@ -30,7 +30,7 @@ class DynamicProgram:
     """(D + 1, B + 1, N + 1) the nodes left for the root and its first b - 1 children in that best tree."""
 
     def topology(self, num_nodes: int, num_levels: int) -> TreeTopology:
-        """The tree that reaches G(num_nodes, num_levels); the first maximiser wins ties."""
+        """Return the tree that reaches G(num_nodes, num_levels); the first maximiser wins ties."""
         if not np.isfinite(self.expected_tokens[num_levels - 1, num_nodes - 1]):
             raise ValueError(f"no tree has {num_nodes} nodes on {num_levels} levels with so few ranks")
         child_counts: list[int] = []
@@ -97,7 +97,7 @@ class BestFirst:
     """(M,) its rank among its siblings, from 1; 0 for the root."""
 
     def topology(self, num_nodes: int) -> TreeTopology:
-        """The tree that reaches G(num_nodes, d). Raises ValueError if no tree within the limit is that large."""
+        """Return the tree that reaches G(num_nodes, d). Raises ValueError if no tree within the limit is so large."""
         if not 1 <= num_nodes <= len(self.depths):
             raise ValueError(
                 f"this search holds trees of 1 to {len(self.depths)} nodes on {self.num_levels} levels, "
@@ -109,7 +109,7 @@ class BestFirst:
 
 
 def best_first(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> BestFirst:
-    """G(n, num_levels) and its trees for all n up to `num_nodes`.
+    """Find G(n, num_levels) and its trees for all n up to `num_nodes`.
 
     With p non-increasing in rank no node is worth more than its parent or its elder sibling, so the n nodes of
     largest path product are a tree, and the best one. `acceptance` is p[rank] or a matrix p[depth of the
@@ -119,7 +119,7 @@ def best_first(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> BestFi
 
 
 def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> tuple[BestFirst, ...]:
-    """`best_first` for every level limit 1 .. num_levels, from one sweep; index d - 1. See there.
+    """Run `best_first` for every level limit 1 .. num_levels in one sweep; index d - 1. See there.
 
     A level's nodes are the largest products of the level above with p; they merge into the order of the levels
     before. What falls behind the `num_nodes`-th place never comes back, nor do its descendants: the sweep is short.
@@ -146,7 +146,7 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
 
 
 def expected_tokens(topology: TreeTopology, acceptance: ArrayLike) -> float:
-    """F(tree) for p[rank] or p[depth of the parent][rank]; ranks beyond p are never accepted."""
+    """Return F(tree) for p[rank] or p[depth of the parent][rank]; ranks beyond p are never accepted."""
     by_depth = np.atleast_2d(_check_acceptance(acceptance).astype(np.float64))
     widest = max(int(topology.ranks.max()), by_depth.shape[1])
     by_depth = np.pad(by_depth, ((0, 0), (0, widest - by_depth.shape[1])))
@@ -158,7 +158,7 @@ def expected_tokens(topology: TreeTopology, acceptance: ArrayLike) -> float:
 
 
 def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) -> NDArray[np.float64]:
-    """The nearest vector that never increases (weighted least squares); a matrix is treated row by row.
+    """Return the nearest vector that never increases (weighted least squares); a matrix is treated row by row.
 
     Isotonic regression by pooling adjacent violators. `weights`, of the same shape, are the observations behind
     each value; without them all count the same.

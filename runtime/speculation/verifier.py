@@ -1,7 +1,7 @@
 """Which candidates survive: the walk down a token tree that leaves exactly the target's distribution.
 
 At each accepted node a scheme judges the children against the target's row; the walk goes on below the child that is
-accepted, and ends where none is. Knows no model: target rows are asked for one by one.
+accepted, and ends where none is. Target rows are asked for one by one.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Verdict:
         return len(self.path)
 
     def emitted_token_ids(self, tree: TokenTree) -> list[int]:
-        """The tokens this round emits, in order; `tree` is the tree that was verified."""
+        """Return the tokens this round emits, in order; `tree` is the tree that was verified."""
         return [*tree.token_ids[list(self.path[1:])].tolist(), self.next_token]
 
 
