@@ -380,7 +380,7 @@ class SamplingParams:
 def auto_verification(temperature: float) -> str:
     """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
 
-    By `bench robustness` and `bench trees`, see the README: within the error as many tokens as sequoia in static trees,
+    By `bench robustness` and `bench trees`: within the error as many tokens as sequoia in static trees,
     more in those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
     """
     return "greedy" if temperature == 0 else "coupled"
