@@ -162,17 +162,9 @@ def count_yield(topology: TreeTopology, texts: Sequence[Ranks]) -> tuple[float, 
 
     Counted over every position of the texts from which it cannot run past the end; nan and inf if there is none.
     """
-    reach = topology.num_levels - 1
-    emitted = [
-        np.array([1 + _accepted(topology, ranks[start : start + reach]) for start in range(len(ranks) - reach)])
-        for ranks in texts
-        if len(ranks) > reach
-    ]
-    if not emitted:
-        return math.nan, math.inf
-    counts = np.array([len(part) for part in emitted])
-    error = error_between(np.array([[float(part.sum())] for part in emitted]), counts)
-    return float(np.concatenate(emitted).mean()), float(error[0])
+    visits, counts = _visits(topology, texts, horizon=topology.num_levels - 1)
+    sums = visits.sum(axis=1, keepdims=True)  # (k, 1)
+    return (float(sums.sum() / counts.sum()) if len(counts) else math.nan), float(error_between(sums, counts)[0])
 
 
 def count_yield_by_size(
@@ -182,28 +174,35 @@ def count_yield_by_size(
 
     Counted over all positions of the texts from which a round may run `horizon` tokens, the same for all sizes.
     """
+    visits, counts = _visits(search, texts, horizon=horizon)
+    sums = np.cumsum(visits, axis=1)  # (k, M): every tree that has a node emits one more where a round comes through it
+    means = sums.sum(axis=0) / counts.sum() if len(counts) else np.full(sums.shape[1], np.nan)
+    return means, error_between(sums, counts)
+
+
+def _visits(
+    tree: BestFirst | TreeTopology, texts: Sequence[Ranks], *, horizon: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(k, M) how many of a text's rounds come through each node, and (k,) how many rounds there are, for k texts.
+
+    A round starts at every position that `horizon` tokens follow, and follows as many at most.
+    """
     children = {
-        (int(parent), int(rank)): step
-        for step, (parent, rank) in enumerate(zip(search.parents, search.ranks, strict=True))
+        (int(parent), int(rank)): node for node, (parent, rank) in enumerate(zip(tree.parents, tree.ranks, strict=True))
     }
-    gains, counts = list[NDArray[np.float64]](), list[int]()  # by text
-    for ranks in texts:
-        if len(ranks) <= horizon:
-            continue
-        counts.append(len(ranks) - horizon)
-        gains.append(np.zeros(len(search.depths)))
-        for start in range(counts[-1]):
-            step = 0
+    long_enough = [ranks for ranks in texts if len(ranks) > horizon]
+    visits = np.zeros((len(long_enough), len(tree.parents)))
+    counts = np.array([len(ranks) - horizon for ranks in long_enough], dtype=np.int64)
+    visits[:, 0] = counts  # the root
+    for row, ranks in zip(visits, long_enough, strict=True):
+        for start in range(len(ranks) - horizon):
+            node = 0
             for rank in ranks[start : start + horizon].tolist():
-                if (child := children.get((step, rank))) is None:
+                if (child := children.get((node, rank))) is None:
                     break
-                step = child
-                gains[-1][step] += 1  # every tree that has this node emits one more
-    if not counts:
-        return np.full(len(search.depths), np.nan), np.full(len(search.depths), np.inf)
-    num_starts = np.array(counts)
-    sums = num_starts[:, None] + np.cumsum(gains, axis=1)  # (k, M)
-    return sums.sum(axis=0) / num_starts.sum(), error_between(sums, num_starts)
+                node = child
+                row[node] += 1
+    return visits, counts
 
 
 def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -238,15 +237,6 @@ def _check_chain(num_nodes: int, texts: Sequence[Ranks], prediction: Prediction)
     (error,) = _half_range(prediction, lambda acceptance: np.array([expected_tokens(chain, acceptance)]))
     by_rank, by_depth = (expected_tokens(chain, known) for known in (prediction.by_rank, prediction.by_depth))
     return YieldCheck(num_nodes, mean, _finite(standard_error), by_rank, by_depth, error)
-
-
-def _accepted(topology: TreeTopology, ranks: Ranks) -> int:
-    node = 0
-    for depth, rank in enumerate(ranks.tolist()):
-        if not 1 <= rank <= topology.num_children[node]:
-            return depth
-        node = topology.children(node)[rank - 1]
-    return len(ranks)
 
 
 def _half_range(

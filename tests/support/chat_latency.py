@@ -27,6 +27,8 @@ PROMPT = "Write a very long story about a forest, a river and a town, and never 
 BUSY_PHASES, REST_PHASES = ("prefill", "drafting", "verifying"), ("ready", "stopped")
 INTERVAL_SECONDS = 0.15
 """Between keys: faster than most people type."""
+PASTE_SECONDS = 1.0
+"""From a prompt's last letter to Enter: a paste must have ended."""
 KEY_TIMEOUT_SECONDS, LOAD_TIMEOUT_SECONDS = 10.0, 600.0
 _START = "import sys; from tui.cli import main; sys.argv[0] = 'overstory'; main()"
 
@@ -124,7 +126,7 @@ def _time_while_computing(terminal: TerminalDriver, num_keys: int) -> tuple[list
     while len(seconds) < num_keys:
         terminal.forget()
         terminal.press(PROMPT)
-        time.sleep(1.0)  # a paste ends before Enter is sent
+        time.sleep(PASTE_SECONDS)
         terminal.press("\r")
         num_answers += 1
         _expect(terminal, *BUSY_PHASES, seconds=60.0)

@@ -43,6 +43,7 @@ def test_a_key_is_timed_until_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     """The stand-in waits for 60 ms before each letter."""
     monkeypatch.setattr(chat_latency, "_START", APP.format(delay=0.06, phase="verifying"))
     monkeypatch.setattr(chat_latency, "INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(chat_latency, "PASTE_SECONDS", 0.1)
     report = measure_latency([], num_keys=3)
     assert report.at_rest.median_seconds >= 0.06
     assert report.while_computing.median_seconds >= 0.06
@@ -53,6 +54,7 @@ def test_a_key_is_timed_until_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> No
 def test_answers_that_end_at_once_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_latency, "_START", APP.format(delay=0, phase="stopped"))
     monkeypatch.setattr(chat_latency, "INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(chat_latency, "PASTE_SECONDS", 0.1)
     with pytest.raises(LatencyError, match="answers end at once"):
         measure_latency([], num_keys=2)
 
