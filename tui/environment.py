@@ -1,65 +1,55 @@
-"""What surrounds a command: the paths that the program chooses itself, and what libraries are asked to leave be.
+"""What surrounds a command: the program's folders, what libraries are asked to leave be, and how models are opened.
 
 OVERSTORY_CACHE, OVERSTORY_DATA and OVERSTORY_CONFIG override the three folders; otherwise each is where the operating
 system keeps such files (on Linux as the XDG base directory specification says). Creates nothing.
 """
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import PlatformDirs
+
+if TYPE_CHECKING:
+    from runtime.config import EngineConfig
+    from runtime.engine.loading import OpenSession
+    from runtime.events import LoadProgress
+    from runtime.prompts.prompt_file import PromptRequest
 
 
-def cache_folder(*, environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """The folder below which fetched models are kept; may not exist yet."""
-    variables = os.environ if environment is None else environment
-    if chosen := variables.get("OVERSTORY_CACHE"):
-        return Path(chosen).expanduser()
-    if platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "overstory"
-    if platform == "win32":
-        return _windows_folder(variables, "LOCALAPPDATA", "Local") / "Cache"
-    return _xdg_folder(variables, "XDG_CACHE_HOME", ".cache")
+def cache_folder() -> Path:
+    """Return the folder below which fetched models are kept; it may not exist yet."""
+    return _folder("cache", on_linux=".cache", on_macos="Library/Caches")
 
 
-def data_folder(*, environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """The folder of what cannot be fetched or measured again, the conversations; may not exist yet."""
-    variables = os.environ if environment is None else environment
-    if chosen := variables.get("OVERSTORY_DATA"):
-        return Path(chosen).expanduser()
-    if platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "overstory"
-    if platform == "win32":
-        return _windows_folder(variables, "LOCALAPPDATA", "Local") / "Data"
-    return _xdg_folder(variables, "XDG_DATA_HOME", ".local/share")
+def data_folder() -> Path:
+    """Return the folder of what cannot be fetched or measured again, the conversations; it may not exist yet."""
+    return _folder("data", on_linux=".local/share", on_macos="Library/Application Support")
 
 
-def config_folder(*, environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """The folder of the settings; may not exist yet."""
-    variables = os.environ if environment is None else environment
-    if chosen := variables.get("OVERSTORY_CONFIG"):
-        return Path(chosen).expanduser()
-    if platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "overstory"
-    if platform == "win32":
-        return _windows_folder(variables, "APPDATA", "Roaming")
-    return _xdg_folder(variables, "XDG_CONFIG_HOME", ".config")
+def config_folder() -> Path:
+    """Return the folder of the settings; it may not exist yet."""
+    return _folder("config", on_linux=".config", on_macos="Library/Application Support")
 
 
 def conversation_database() -> Path:
-    """The database of the chat app's conversations, OVERSTORY_DATA/conversations.db."""
+    """Return the database of the chat app's conversations, OVERSTORY_DATA/conversations.db."""
     return data_folder() / "conversations.db"
 
 
 def export_folder() -> Path:
-    """Where conversations are exported to if nobody says where, OVERSTORY_DATA/exports."""
+    """Return where conversations are exported to if nobody says where, OVERSTORY_DATA/exports."""
     return data_folder() / "exports"
 
 
 def settings_file() -> Path:
-    """The chat app's settings, OVERSTORY_CONFIG/settings.toml."""
+    """Return the file of the chat app's settings, OVERSTORY_CONFIG/settings.toml."""
     return config_folder() / "settings.toml"
 
 
@@ -87,12 +77,50 @@ def quieten_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that downloads kernels
 
 
-def _windows_folder(variables: Mapping[str, str], name: str, usual: str) -> Path:
-    chosen = variables.get(name)
-    return (Path(chosen) if chosen else Path.home() / "AppData" / usual) / "overstory"
+def load_models(
+    config: "EngineConfig", stack: ExitStack, *, requests: "Sequence[PromptRequest]" = ()
+) -> Generator["str | LoadProgress", None, "OpenSession"]:
+    """Find the models that `config` names and load them; what was opened is closed with `stack`.
+
+    torch is imported here and not before.
+    """
+    from runtime.engine.model_folders import locate_models
+
+    config = yield from locate_models(config, cache_folder=cache_folder())
+    yield f"opening {config.target}"
+    with uncollected("runtime.engine.loading"):
+        from runtime.engine.loading import load_session
+    return (yield from load_session(config, stack, requests=requests, state_folder=cache_folder()))
 
 
-def _xdg_folder(variables: Mapping[str, str], name: str, usual: str) -> Path:
-    chosen = Path(variables.get(name, ""))
+@contextmanager
+def uncollected(module: str) -> Iterator[None]:
+    """Import `module` and all that it needs in here: Python then looks for no cycles among it, now or later.
+
+    torch and transformers make a million objects that live to the end, and every collection would go through them:
+    half a second of four while they are imported, and as much at the end. Where it is imported already nothing changes:
+    there may be models among the objects by then, which are cycles and must be found.
+    """
+    if module in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _folder(kind: str, *, on_linux: str, on_macos: str) -> Path:
+    if chosen := os.environ.get(f"OVERSTORY_{kind.upper()}"):
+        return Path(chosen).expanduser()
+    directories = PlatformDirs("overstory", appauthor=False, roaming=kind == "config")
+    found: Path = getattr(directories, f"user_{kind}_path")
+    if sys.platform == "win32" and kind == "data":
+        return found / "Data"  # beside the cache, which lies in the same folder
+    if sys.platform == "darwin":
+        usual = Path.home() / on_macos / "overstory"
+        return usual if usual.is_dir() else found  # newer platformdirs obey XDG here too, which older ones did not
     # The specification says to ignore a relative path.
-    return (chosen if chosen.is_absolute() else Path.home() / usual) / "overstory"
+    return found if found.is_absolute() else Path.home() / on_linux / "overstory"

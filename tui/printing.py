@@ -1,10 +1,11 @@
-"""What people read while and after prompts are answered: where memory goes, progress, tables of measurements.
+"""What people read while models load and prompts are answered: steps, where memory goes, progress, measurements.
 
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
-from collections.abc import Generator
-from typing import Any, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -23,23 +24,47 @@ from rich.text import Text
 
 from offload.units import format_bytes
 from profiles.steps import finish
+from runtime.config import EngineConfig
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
 from runtime.fit.place import Placement
 from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
+from runtime.prompts.prompt_file import PromptRequest
+from tui.environment import load_models
 from tui.terminal_text import one_line
 
-_Loaded = TypeVar("_Loaded")
+if TYPE_CHECKING:
+    from runtime.engine.loading import OpenSession
+
+_Returned = TypeVar("_Returned")
 
 
 def progress_console(*, is_quiet: bool) -> Console:
-    """A console on stderr that says nothing when asked to be quiet or when nobody watches a terminal."""
+    """Return a console on stderr that says nothing when asked to be quiet or when nobody watches a terminal."""
     console = Console(stderr=True, highlight=False, emoji=False)
     console.quiet = is_quiet or not console.is_terminal
     return console
 
 
+@contextmanager
+def open_session_in_sight(
+    config: EngineConfig, requests: Sequence[PromptRequest], console: Console
+) -> Iterator["OpenSession"]:
+    """Find the models, load them in sight of the user, and say what the session holds."""
+    with ExitStack() as stack:
+        opened = show_load(load_models(config, stack, requests=requests), console)
+        held = placement_lines(opened.placement, baseline_bytes=opened.plan.baseline_bytes)
+        for line in (*held, opened.plan.fit.sentence, *opened.notes):
+            console.print(line, markup=False)
+        yield opened
+
+
+def announce(steps: Generator[str, None, _Returned], console: Console) -> _Returned:
+    """Print each step of a long preparation and return what it ends with."""
+    return finish(steps, lambda step: console.print(one_line(step), markup=False))
+
+
 def placement_lines(placement: Placement, *, baseline_bytes: int) -> list[str]:
-    """Where every planned byte is, one purpose a line, and what crosses the link in every pass.
+    """Return where every planned byte is, one purpose a line, and what crosses the link in every pass.
 
     `baseline_bytes`: what the process held before any of it.
     """
@@ -57,7 +82,7 @@ def placement_lines(placement: Placement, *, baseline_bytes: int) -> list[str]:
 
 
 def cost_line(statistics: GenerationStatistics) -> str:
-    """The costs of an answer, or of several, that the speed law is about."""
+    """Return the costs of an answer, or of several, that the speed law is about."""
     parts = [
         f"{_figures(statistics.seconds_per_token)} s/token",
         f"{_figures(statistics.tokens_per_round)} tokens/pass",
@@ -69,7 +94,7 @@ def cost_line(statistics: GenerationStatistics) -> str:
 
 
 def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
-    """A two-column table of a record's single values; bytes and seconds are written for people."""
+    """Return a two-column table of a record's single values; bytes and seconds are written for people."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -79,7 +104,7 @@ def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
     return table
 
 
-def show_load(loading: Generator[str | LoadProgress, None, _Loaded], console: Console) -> _Loaded:
+def show_load(loading: Generator[str | LoadProgress, None, _Returned], console: Console) -> _Returned:
     """Run a load to its end, its sentences above a bar of bytes, rate and time left; return what it returns."""
     columns = (
         SpinnerColumn(),
@@ -105,7 +130,7 @@ def show_load(loading: Generator[str | LoadProgress, None, _Loaded], console: Co
 
 
 class RunProgress:
-    """One line on a terminal that says which prompt is being answered and how it goes; a context manager.
+    """Says on one line of a terminal which prompt is being answered and how it goes; a context manager.
 
     The line is gone whenever a prompt has ended, so that its result can be written to the same terminal.
     """

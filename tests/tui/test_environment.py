@@ -1,5 +1,13 @@
+"""Where the program keeps its files on each system, and what it asks of libraries and of the collector."""
+
+import gc
+import subprocess
+import sys
 from pathlib import Path
 
+import platformdirs.macos
+import platformdirs.unix
+import platformdirs.windows
 import pytest
 
 from tui.environment import (
@@ -10,59 +18,74 @@ from tui.environment import (
     export_folder,
     packaged_prompts,
     settings_file,
+    uncollected,
 )
+
+SYSTEMS = {
+    "linux": platformdirs.unix.Unix,
+    "darwin": platformdirs.macos.MacOS,
+    "win32": platformdirs.windows.Windows,
+}
+WINDOWS_FOLDERS = {"CSIDL_APPDATA": "/roaming", "CSIDL_LOCAL_APPDATA": "/local"}
+OVERRIDES = {"OVERSTORY_CACHE": "/c", "OVERSTORY_DATA": "~/d", "OVERSTORY_CONFIG": "/s", "XDG_CACHE_HOME": "/x"}
+
+
+@pytest.fixture
+def on_system(monkeypatch, tmp_path):
+    """Pretend to be on a system, with an empty home folder and these variables."""
+
+    def pretend(platform, environment):
+        for name in ("CACHE", "DATA", "CONFIG"):
+            monkeypatch.delenv(f"OVERSTORY_{name}", raising=False)
+            monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("platformdirs.windows.get_win_folder", WINDOWS_FOLDERS.__getitem__)
+        monkeypatch.setattr("tui.environment.PlatformDirs", SYSTEMS[platform])
+        monkeypatch.setattr(sys, "platform", platform)
+
+    return pretend
 
 
 @pytest.mark.parametrize(
-    ("environment", "platform", "expected"),
+    ("platform", "environment", "folders"),
     [
-        ({}, "linux", "~/.cache/overstory"),
-        ({"XDG_CACHE_HOME": "/x"}, "linux", "/x/overstory"),
-        ({"XDG_CACHE_HOME": "relative"}, "linux", "~/.cache/overstory"),
-        ({"XDG_CACHE_HOME": ""}, "linux", "~/.cache/overstory"),
-        ({}, "darwin", "~/Library/Caches/overstory"),
-        ({"LOCALAPPDATA": "/local"}, "win32", "/local/overstory/Cache"),
-        ({}, "win32", "~/AppData/Local/overstory/Cache"),
-        ({"OVERSTORY_CACHE": "/mine", "XDG_CACHE_HOME": "/x"}, "linux", "/mine"),
-        ({"OVERSTORY_CACHE": "~/mine"}, "darwin", "~/mine"),
+        ("linux", {}, ("~/.cache/overstory", "~/.local/share/overstory", "~/.config/overstory")),
+        (
+            "linux",
+            {"XDG_CACHE_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "/s"},
+            ("/c/overstory", "/d/overstory", "/s/overstory"),
+        ),
+        (
+            "linux",
+            {"XDG_CACHE_HOME": "relative", "XDG_DATA_HOME": "relative", "XDG_CONFIG_HOME": ""},
+            ("~/.cache/overstory", "~/.local/share/overstory", "~/.config/overstory"),
+        ),
+        (
+            "darwin",
+            {},
+            (
+                "~/Library/Caches/overstory",
+                "~/Library/Application Support/overstory",
+                "~/Library/Application Support/overstory",
+            ),
+        ),
+        ("win32", {}, ("/local/overstory/Cache", "/local/overstory/Data", "/roaming/overstory")),
+        *((platform, OVERRIDES, ("/c", "~/d", "/s")) for platform in SYSTEMS),
     ],
 )
-def test_the_cache_is_where_the_system_keeps_caches(environment, platform, expected):
-    assert cache_folder(environment=environment, platform=platform) == Path(expected).expanduser()
+def test_files_are_where_the_system_keeps_their_kind(on_system, platform, environment, folders):
+    on_system(platform, environment)
+    assert (cache_folder(), data_folder(), config_folder()) == tuple(Path(each).expanduser() for each in folders)
 
 
-@pytest.mark.parametrize(
-    ("environment", "platform", "expected"),
-    [
-        ({}, "linux", "~/.local/share/overstory"),
-        ({"XDG_DATA_HOME": "/x"}, "linux", "/x/overstory"),
-        ({"XDG_DATA_HOME": "relative"}, "linux", "~/.local/share/overstory"),
-        ({}, "darwin", "~/Library/Application Support/overstory"),
-        ({"LOCALAPPDATA": "/local"}, "win32", "/local/overstory/Data"),
-        ({}, "win32", "~/AppData/Local/overstory/Data"),
-        ({"OVERSTORY_DATA": "/mine", "XDG_DATA_HOME": "/x"}, "linux", "/mine"),
-        ({"OVERSTORY_DATA": "~/mine"}, "win32", "~/mine"),
-    ],
-)
-def test_conversations_are_where_the_system_keeps_what_was_made(environment, platform, expected):
-    assert data_folder(environment=environment, platform=platform) == Path(expected).expanduser()
-
-
-@pytest.mark.parametrize(
-    ("environment", "platform", "expected"),
-    [
-        ({}, "linux", "~/.config/overstory"),
-        ({"XDG_CONFIG_HOME": "/x"}, "linux", "/x/overstory"),
-        ({"XDG_CONFIG_HOME": "relative"}, "linux", "~/.config/overstory"),
-        ({}, "darwin", "~/Library/Application Support/overstory"),
-        ({"APPDATA": "/roaming"}, "win32", "/roaming/overstory"),
-        ({}, "win32", "~/AppData/Roaming/overstory"),
-        ({"OVERSTORY_CONFIG": "/mine", "XDG_CONFIG_HOME": "/x"}, "linux", "/mine"),
-        ({"OVERSTORY_CONFIG": "~/mine"}, "darwin", "~/mine"),
-    ],
-)
-def test_settings_are_where_the_system_keeps_choices(environment, platform, expected):
-    assert config_folder(environment=environment, platform=platform) == Path(expected).expanduser()
+def test_on_macos_what_is_there_already_is_found_whatever_the_variables_say(on_system, tmp_path):
+    """Newer versions of platformdirs obey XDG variables there; conversations of before must not seem lost."""
+    on_system("darwin", {"XDG_DATA_HOME": "/x"})
+    usual = tmp_path / "Library" / "Application Support" / "overstory"
+    usual.mkdir(parents=True)
+    assert data_folder() == usual
 
 
 def test_the_environment_is_read_when_asked(monkeypatch, tmp_path):
@@ -81,3 +104,22 @@ def test_what_comes_with_the_program_lies_in_a_package(monkeypatch, tmp_path):
     names = ("demo.jsonl", "calibration.jsonl", "validation.jsonl", "perplexity.txt")
     assert all(packaged_prompts(name).is_file() for name in names)
     assert {path.name for path in packaged_prompts("").iterdir()} == set(names)
+
+
+def test_what_is_imported_uncollected_is_never_looked_through() -> None:
+    """In a process of its own: what is frozen stays so."""
+    code = (
+        "import gc, sys; from tui.environment import uncollected\n"
+        "with uncollected('unittest.mock'):\n"
+        "    assert not gc.isenabled(); import unittest.mock\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_second_session_leaves_the_collector_alone() -> None:
+    """Models are cycles: frozen, those of an earlier session would stay in memory for ever."""
+    frozen = gc.get_freeze_count()
+    with uncollected("sys"):
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen

@@ -1,15 +1,27 @@
 import io
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from offload.errors import LinkError
+from runtime.config import EngineConfig
 from runtime.events import LoadProgress
 from runtime.prompts.headless import run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import PLACEMENT, STATISTICS, echo, statistics
-from tui.printing import RunProgress, cost_line, measurement_table, placement_lines, progress_console, show_load
+from tests.support.session_factory import save_tiny_folder
+from tui.printing import (
+    RunProgress,
+    announce,
+    cost_line,
+    measurement_table,
+    open_session_in_sight,
+    placement_lines,
+    progress_console,
+    show_load,
+)
 
 
 def terminal():
@@ -99,3 +111,25 @@ def test_a_load_that_fails_lets_its_error_through() -> None:
 
     with pytest.raises(LinkError, match="the disk is gone"):
         show_load(load(), Console(file=io.StringIO(), quiet=True))
+
+
+def test_each_step_is_announced_and_the_result_returned() -> None:
+    def steps() -> Generator[str, None, int]:
+        yield "looking"
+        yield "found"
+        return 7
+
+    console = Console(file=io.StringIO(), width=100)
+    assert announce(steps(), console) == 7
+    assert console.file.getvalue() == "looking\nfound\n"  # type: ignore[attr-defined]
+
+
+def test_a_session_opens_with_its_placement_and_what_was_decided(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "target")
+    console = Console(file=io.StringIO(), width=200)
+    config = EngineConfig(target=str(folder), draft="none", context_tokens=64, device="cpu")
+    with open_session_in_sight(config, [], console) as opened:
+        assert opened.session.engine.context_tokens == 64
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "device memory:" in shown
+    assert opened.plan.fit.sentence in shown

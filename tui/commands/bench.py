@@ -18,8 +18,7 @@ from runtime.prompts.prompt_file import PromptRequest, read_requests
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.printing import measurement_table, progress_console, show_load
-from tui.session_opening import announce, open_session_in_sight
+from tui.printing import announce, measurement_table, open_session_in_sight, progress_console, show_load
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -27,8 +27,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.printing import progress_console
-from tui.session_opening import open_session_in_sight
+from tui.printing import open_session_in_sight, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:

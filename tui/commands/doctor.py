@@ -17,8 +17,7 @@ from offload.units import format_bytes
 from runtime.config import EngineConfig
 from tui.environment import cache_folder
 from tui.options import Quiet
-from tui.printing import progress_console
-from tui.session_opening import announce
+from tui.printing import announce, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:

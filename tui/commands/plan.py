@@ -25,8 +25,7 @@ from runtime.fit.request import ANSWER, MachineRequest, PlanRequest
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder
 from tui.options import Quiet, with_option_groups
-from tui.printing import progress_console
-from tui.session_opening import announce
+from tui.printing import announce, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:

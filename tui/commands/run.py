@@ -30,8 +30,7 @@ from tui.options import (
     TurnOptions,
     with_option_groups,
 )
-from tui.printing import RunProgress, cost_line, progress_console, show_load
-from tui.session_opening import open_session_in_sight
+from tui.printing import RunProgress, cost_line, open_session_in_sight, progress_console, show_load
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -39,7 +39,7 @@ from tui.chat.engine.messages import (
     SessionFigures,
     to_line,
 )
-from tui.environment import quieten_libraries
+from tui.environment import load_models, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ class EngineHost:
 
         with ExitStack() as stack, suppress(_OutdatedLoadError):
             tell("starting the libraries")
-            from tui.session_opening import load_models
-
             with closing(load_models(config, stack)) as loading:
                 opened = finish(loading, tell)
             self._model = _Model(opened, stack.pop_all())
