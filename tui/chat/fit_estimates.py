@@ -1,4 +1,4 @@
-"""Says of models on this machine how well they would fit, before one is loaded: for the model picker.
+"""Estimates how well models on this machine would fit, before one is loaded: for the model picker.
 
 The planner needs torch and measures the machine for a second or two, so a short-lived process asks it; estimates come
 as they are made. Reads no weights and nothing from the network.
@@ -35,13 +35,12 @@ class FitEstimate:
     """What to expect of one model on this machine."""
 
     folder: str
-    """The model's."""
     fit: Fit
-    """Every layer stays on the device; some cross a link in every pass; too large; no model for us; nobody knows."""
+    """Every layer stays on the device; some cross a link in every pass; too large; no model for us; not known."""
     seconds_per_token: float | None
-    """Predicted; None where it does not run."""
+    """Predicted by the plan; None where it does not run."""
     sentence: str
-    """All of it for a person."""
+    """All of it in words."""
 
 
 async def estimate_fits(
@@ -50,7 +49,7 @@ async def estimate_fits(
     *,
     command: Sequence[str] = child_command("tui.chat.fit_estimates"),
 ) -> AsyncGenerator[FitEstimate, None]:
-    """An estimate for each folder, in order, as they are made; `config` as in `LoadModel`, its target left aside.
+    """Yield an estimate for each folder as it is made, in order; `config` is that of `LoadModel` without its target.
 
     Closing the iteration ends the process that makes them. Every folder gets an estimate, if only an unknown one.
     """
@@ -80,7 +79,7 @@ async def estimate_fits(
 
 
 def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterator[FitEstimate]:
-    """In the child: plan for each folder; the machine is measured once, with the first that is a model."""
+    """Plan for each folder, in the child; the machine is measured once, with the first that is a model."""
     from runtime.fit.plan import plan_with_profiles
 
     machine: Machine | None = None
@@ -96,7 +95,7 @@ def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterato
 
 
 def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
-    """The picker's part of a plan."""
+    """Return what the picker shows of a plan."""
     plan, placed = report.main, report.main.placement
     seconds = plan.seconds_per_token
     if not plan.streams:
@@ -141,7 +140,7 @@ def _speed(config: Mapping[str, Any], name: str) -> LinkSpeed | None:
 
 
 def main() -> None:
-    """The child: one line with the question comes, one line goes for each folder."""
+    """Run the child: one line with the question comes, one line goes for each folder."""
     requests, reports = own_streams()
     step_back()
     quieten_libraries()

@@ -1,7 +1,7 @@
 """The chat app's end of the engine process: starts it, sends requests, hands reports on, notices its death.
 
-The process holds the models and does all the computing; what it says arrives through a queue, so that nothing here
-ever waits for it but `close`. Knows no torch and no widget, and imports nothing that takes long.
+The process holds the models and does all the computing; what it says arrives through a queue, so that only ending it
+waits for it. Imports nothing that takes long.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tui.chat.engine.child_process import child_command, child_environment
 from tui.chat.engine.messages import Quit, Report, Request, from_line, to_line
 
 MAX_LINE_BYTES = 1 << 24
-"""Longest report; a tree of 4,096 nodes takes 40 kB."""
+"""Longest report; a round with a tree of 4,096 nodes takes 24 kB."""
 QUIT_SECONDS = 3.0
 """How long a process that was told to quit may take before it is terminated."""
 TERMINATE_SECONDS = 1.0
@@ -48,17 +48,17 @@ class EngineLink(Protocol):
         """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
 
     def reports(self) -> AsyncIterator[Report | EngineDied]:
-        """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
+        """Yield what the process says, and what a new one says after it, until `close`."""
 
     async def end_process(self) -> None:
-        """End the process, be it hanging, without an `EngineDied`; returns once all that it said was heard."""
+        """End the process, even one that hangs, without an `EngineDied`; returns once all that it said was heard."""
 
     async def close(self) -> None:
         """End the process: orderly if it answers in time; idempotent."""
 
 
 class EngineClient:
-    """The engine in a process of its own. Used from one event loop."""
+    """The engine in a process of its own, used from one event loop."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class EngineClient:
         quit_seconds: float = QUIT_SECONDS,
         terminate_seconds: float = TERMINATE_SECONDS,
     ) -> None:
-        """`command` speaks `messages` over its standard streams."""
+        """`command` starts what speaks `messages` over its standard streams."""
         self._command = tuple(command)
         self._quit_seconds, self._terminate_seconds = quit_seconds, terminate_seconds
         self._process: asyncio.subprocess.Process | None = None
@@ -116,7 +116,7 @@ class EngineClient:
         self._process.stdin.write(to_line(request))
 
     async def reports(self) -> AsyncIterator[Report | EngineDied]:
-        """Everything that the process says, as it comes, and those that follow it; ends after `close`."""
+        """Yield what the process says, and what a new one says after it, until `close`."""
         while (report := await self._queue.get()) is not None:
             yield report
             self._queue.task_done()
@@ -162,7 +162,7 @@ class EngineClient:
         await process.wait()
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Hand on what the process says until it is gone, and then how it ended."""
+        """Hand on what the process says until it is gone, and then say how it ended."""
         assert process.stdout is not None and process.stderr is not None
         last_lines: deque[str] = deque(maxlen=_NUM_KEPT_LINES)
         hearing = asyncio.create_task(_keep_last_lines(process.stderr, last_lines))
@@ -188,7 +188,7 @@ async def _keep_last_lines(stream: asyncio.StreamReader, lines: deque[str]) -> N
 
 
 def _death(exit_code: int, last_lines: Sequence[str], complaint: str | None) -> EngineDied:
-    """One sentence on how the process ended; `complaint` if it was ended here for what it said."""
+    """Say how the process ended; `complaint` if it was ended here for what it said."""
     if complaint is not None:
         return EngineDied(f"the engine was ended because it could not be understood: {complaint}")
     words = next((line.strip() for line in reversed(last_lines) if line.strip()), "")

@@ -1,6 +1,6 @@
 """Takes in what the app asks while the engine computes: loads and answers wait in line, a stop and the end do not.
 
-One thread reads, another works. Knows no model: what a stop does is handed in.
+One thread reads, another works; what a stop does is handed in.
 """
 
 import queue
@@ -51,7 +51,7 @@ class RequestInbox:
             self._end()
 
     def take(self) -> LoadModel | Answer | None:
-        """The next piece of work, waiting for it; None if there will be no more."""
+        """Wait for the next piece of work and return it; None if there will be no more."""
         request = self._waiting.get()
         with self._lock:
             self._num_waiting_loads -= isinstance(request, LoadModel)
@@ -59,9 +59,9 @@ class RequestInbox:
 
     @contextmanager
     def stoppable(self, answer_id: int, stop: Callable[[], None]) -> Generator[None, None, None]:
-        """Around writing an answer: calls `stop` once the app stops it, loads a model or ends.
+        """While an answer is written, call `stop` once the app stops it, loads a model or ends.
 
-        At once if it has stopped the answer or ended already.
+        If it has stopped the answer or ended already, `stop` is called at once.
         """
         with self._lock:
             self._answer_id, self._stop = answer_id, stop

@@ -12,10 +12,6 @@ from tui.chat.engine.messages import AnswerEvent, Failed, Loaded, Loading, OfAns
 from tui.chat.machine.figures import RunningFigures
 
 Phase = Literal["no model", "loading", "ready", "prefill", "drafting", "verifying", "stopped", "error", "dead"]
-BUSY_PHASES: tuple[Phase, ...] = ("prefill", "drafting", "verifying")
-"""Phases in which an answer is being written."""
-
-
 _NOTHING_READ = Loading(LoadProgress("", 0, 0), seconds=0.0)
 
 
@@ -30,7 +26,7 @@ class LoadPace:
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1; None if that is not known."""
+        """Share that is read, from 0 to 1; None if that is not known."""
         progress = self.latest.progress
         return min(1.0, progress.num_done_bytes / progress.num_bytes) if progress.num_bytes > 0 else None
 
@@ -43,7 +39,7 @@ class LoadPace:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None if that is not known."""
+        """Time to the end at the rate so far; None if that is not known."""
         progress, rate = self.latest.progress, self.bytes_per_second
         return max(0, progress.num_bytes - progress.num_done_bytes) / rate if rate and progress.num_bytes > 0 else None
 
@@ -62,8 +58,6 @@ class EngineState:
     """What it is doing."""
     sentence: str = ""
     """For `error` and `dead`: what happened and what to do; may hold anything, a model's name included."""
-    error_kind: str = ""
-    """For `error`: as in `Failed.kind`."""
     load: LoadPace = field(default_factory=LoadPace)
     """For `loading`: how far."""
     model: Loaded | None = None
@@ -71,7 +65,7 @@ class EngineState:
     num_prefilled_tokens: int = 0
     """For `prefill`: prompt tokens in the caches so far."""
     num_prompt_tokens: int = 0
-    """Of so many; 0 before the engine has said it."""
+    """Prompt tokens altogether; 0 before the engine has said it."""
     draft_level: int = 0
     """For `drafting`: depth of the level that was proposed last."""
     draft_width: int = 0
@@ -84,11 +78,6 @@ class EngineState:
     """What the rounds since the model was loaded say."""
     session: SessionFigures = field(default_factory=SessionFigures)
     """How the session stands after the last of them."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether an answer is being written."""
-        return self.phase in BUSY_PHASES
 
     @property
     def num_layers(self) -> int:
@@ -105,22 +94,22 @@ class EngineState:
 
 
 def begin_load() -> EngineState:
-    """After a request to load was sent: whatever was open is being closed."""
+    """Return the state after a request to load was sent: whatever was open is being closed."""
     return EngineState(phase="loading")
 
 
 def begin_answer(state: EngineState) -> EngineState:
-    """After a request for an answer was sent, before the engine's first word about it."""
+    """Return the state after a request for an answer was sent, before the engine's first word about it."""
     return replace(_between_passes(state), phase="prefill", num_prefilled_tokens=0, num_prompt_tokens=0)
 
 
 def with_death(sentence: str) -> EngineState:
-    """The process is gone; nothing that it reported counts any more."""
+    """Return the state after the process is gone; nothing that it reported counts any more."""
     return EngineState(phase="dead", sentence=sentence)
 
 
 def with_report(state: EngineState, report: Report) -> EngineState:
-    """The state after one more report."""
+    """Return the state after one more report."""
     if state.phase == "dead":
         return state
     match report:
@@ -129,7 +118,7 @@ def with_report(state: EngineState, report: Report) -> EngineState:
         case Loaded():
             return EngineState(phase="ready", model=report)
         case Failed():
-            return EngineState(phase="error", sentence=report.sentence, error_kind=report.kind)
+            return EngineState(phase="error", sentence=report.sentence)
         case OfAnswer():
             return _within_answer(state, report.event)
 
@@ -165,7 +154,7 @@ def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:
             phase: Phase = "stopped" if event.finish_reason == "stopped" else "ready"
             return replace(_between_passes(state), phase=phase)
         case Failed():
-            return replace(_between_passes(state), phase="error", sentence=event.sentence, error_kind=event.kind)
+            return replace(_between_passes(state), phase="error", sentence=event.sentence)
         case _:
             return state
 
@@ -176,4 +165,4 @@ def _is_prompt_unread(state: EngineState) -> bool:
 
 
 def _between_passes(state: EngineState) -> EngineState:
-    return replace(state, sentence="", error_kind="", draft_level=0, draft_width=0, num_done_layers=0)
+    return replace(state, sentence="", draft_level=0, draft_width=0, num_done_layers=0)
