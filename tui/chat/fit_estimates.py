@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offload.errors import BudgetError
-from offload.units import LinkSpeed, format_bytes
+from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from profiles.steps import finish
-from runtime.config import parse_speed
+from runtime.config import EngineConfig, parse_speed
 from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, step_back, write_line
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
@@ -85,8 +85,9 @@ def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterato
     machine: Machine | None = None
     for folder in folders:
         try:
-            question = _question(folder, config)
-            machine = machine or _find_machine(folder, config)
+            given = EngineConfig(**config)
+            question = _question(folder, given)
+            machine = machine or _find_machine(folder, given)
             yield estimate_of(folder, plan_with_profiles(question, machine, cache_folder=cache_folder()))
         except BudgetError as error:
             yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
@@ -106,37 +107,32 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
     return FitEstimate(folder, "streams", seconds, sentence)
 
 
-def _question(folder: str, config: Mapping[str, Any]) -> "PlanQuestion":
+def _question(folder: str, given: EngineConfig) -> "PlanQuestion":
     from runtime.fit.plan_question import resolve_question
     from runtime.fit.request import PlanRequest
 
-    draft = config.get("draft", "substitute")
     request = PlanRequest(
         target=folder,
-        draft=draft,
-        draft_format=config.get("draft_format", "auto"),
-        context_tokens=config.get("context_tokens"),
-        tree="auto" if draft == "none" else config.get("tree", "auto"),
+        draft=given.draft,
+        draft_format=given.draft_format,
+        context_tokens=given.context_tokens,
+        tree="auto" if given.is_plain else given.tree,
     )
     return resolve_question(request)
 
 
-def _find_machine(folder: str, config: Mapping[str, Any]) -> "Machine":
+def _find_machine(folder: str, given: EngineConfig) -> "Machine":
     from runtime.fit.plan_question import find_machine
     from runtime.fit.request import MachineRequest
 
     request = MachineRequest(
-        device=config.get("device", "auto"),
-        device_memory_bytes=config.get("device_memory_bytes"),
-        host_memory_bytes=config.get("host_memory_bytes"),
-        link=_speed(config, "link"),
-        disk=_speed(config, "disk_link"),
+        device=given.device,
+        device_memory_bytes=given.device_memory_bytes,
+        host_memory_bytes=given.host_memory_bytes,
+        link=None if given.link is None else parse_speed(given.link, "link"),
+        disk=None if given.disk_link is None else parse_speed(given.disk_link, "disk_link"),
     )
     return finish(find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder)))
-
-
-def _speed(config: Mapping[str, Any], name: str) -> LinkSpeed | None:
-    return None if config.get(name) is None else parse_speed(config[name], name)
 
 
 def main() -> None:
