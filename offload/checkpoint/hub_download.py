@@ -60,7 +60,6 @@ class HuggingFaceHub:
     """The real hub."""
 
     def list_files(self, name: str) -> Iterable[HubFile]:
-        """See Hub."""
         import huggingface_hub as hub
 
         info = hub.HfApi().model_info(name, files_metadata=True, timeout=_ASKING_SECONDS)
@@ -70,13 +69,11 @@ class HuggingFaceHub:
             yield HubFile(file, num_bytes, is_cached)
 
     def download(self, name: str) -> Path:
-        """See Hub."""
         import huggingface_hub as hub
 
         return Path(hub.snapshot_download(name, **_patterns()))
 
     def cache_folder(self) -> Path:
-        """See Hub."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE)
@@ -86,7 +83,6 @@ class HuggingFaceHub:
         return sum(_size(path) for path in self._blobs(name).glob("*.incomplete") if "." not in path.stem)
 
     def stored_bytes(self, name: str) -> int:
-        """See Hub."""
         return sum(_size(path) for path in self._blobs(name).glob("*"))
 
     def _blobs(self, name: str) -> Path:

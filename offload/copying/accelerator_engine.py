@@ -71,11 +71,9 @@ class TorchAccelerator:
         self.device = device
 
     def create_stream(self) -> WorkStream:
-        """See `Accelerator`."""
         return cast(WorkStream, torch.Stream(self.device))
 
     def current_stream(self) -> WorkStream:
-        """See `Accelerator`."""
         return cast(WorkStream, torch.accelerator.current_stream(self.device))
 
     def create_event(self) -> StreamEvent:
@@ -83,7 +81,6 @@ class TorchAccelerator:
         return cast(StreamEvent, torch.Event(self.device, enable_timing=True))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
-        """See `Accelerator`."""
         with cast(torch.Stream, stream):
             destination.copy_(source, non_blocking=True)
 

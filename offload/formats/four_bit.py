@@ -58,7 +58,6 @@ class FourBitFormat:
 
     @property
     def part_suffixes(self) -> tuple[str, ...]:
-        """See `WeightFormat.part_suffixes`."""
         nested = (".nested_absmax", ".nested_quant_map") if self.is_nested else ()
         return ("", ".absmax", *nested)
 
@@ -68,7 +67,6 @@ class FourBitFormat:
         return self.block_size // math.gcd(self.shape[1], self.block_size)
 
     def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> "FourBitWeight":
-        """See `WeightFormat.bind`."""
         return FourBitWeight(self, parts, policy)
 
 
@@ -118,11 +116,9 @@ class FourBitWeight:
         return replace(self, parts={suffix: part.to(device) for suffix, part in self.parts.items()})
 
     def copy_to(self, device: torch.device) -> "FourBitWeight":
-        """See `StoredWeight.copy_to`."""
         return replace(self, parts={suffix: part.to(device, copy=True) for suffix, part in self.parts.items()})
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """See `StoredWeight.linear`."""
         if self.policy.is_fast and has_kernel("gemm_4bit", inputs.device.type):
             return self._fused_product(inputs, bias)
         absmax = self._wide_absmax()

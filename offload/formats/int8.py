@@ -48,11 +48,9 @@ class Int8RowsFormat:
 
     @property
     def part_suffixes(self) -> tuple[str, ...]:
-        """See `WeightFormat.part_suffixes`."""
         return ("", ".SCB")
 
     def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> "Int8RowsWeight":
-        """See `WeightFormat.bind`."""
         return Int8RowsWeight(parts[""], parts[".SCB"], policy)
 
 
@@ -95,11 +93,9 @@ class Int8RowsWeight:
         return replace(self, rows=self.rows.to(device), absmax=self.absmax.to(device))
 
     def copy_to(self, device: torch.device) -> "Int8RowsWeight":
-        """See `StoredWeight.copy_to`."""
         return replace(self, rows=self.rows.to(device, copy=True), absmax=self.absmax.to(device, copy=True))
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """See `StoredWeight.linear`."""
         scales = self.absmax / LEVELS
         if self.policy.is_fast and num_rows(inputs) <= measure_bfloat16_max_rows(inputs.device, inputs.dtype):
             product = _bfloat16_product(inputs, self.rows, scales)
@@ -184,7 +180,6 @@ class PackedInt8Weight:
         return self
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """See `StoredWeight.linear`."""
         flat = inputs.reshape(-1, self.shape[1]).to(torch.float32)  # (T, I)
         num_inputs = flat.shape[0]
         scales = flat.abs().amax(dim=1, keepdim=True).clamp_min_(1e-30).div_(_DIGIT)

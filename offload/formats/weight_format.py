@@ -162,11 +162,9 @@ class DenseWeight:
         return self.matrix.numel() * self.matrix.element_size()
 
     def copy_to(self, device: torch.device) -> "DenseWeight":
-        """See `StoredWeight.copy_to`."""
         return replace(self, matrix=self.matrix.to(device, copy=True))
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        """See `StoredWeight.linear`."""
         if self.matrix.dtype == inputs.dtype:
             return F.linear(inputs, self.matrix, bias)
         if num_rows(inputs) <= self.policy.direct_max_rows:

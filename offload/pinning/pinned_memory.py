@@ -95,11 +95,9 @@ class AllocatorPinnedMemory(HostPinner):
 
     @property
     def pinned_bytes(self) -> int:
-        """See HostPinner."""
         return sum(_taken_bytes(slab.numel()) for slab in self._slabs.values())
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
-        """See HostPinner."""
         size = max(round_up_to_page(num_bytes), PAGE_BYTES)
         has_room = self._budget_bytes is None or self.pinned_bytes + _taken_bytes(size) <= self._budget_bytes
         if has_room and self.refused is None:
@@ -116,7 +114,6 @@ class AllocatorPinnedMemory(HostPinner):
         return allocate_slab(num_bytes, huge_pages=huge_pages)
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
-        """See HostPinner."""
         return slab.data_ptr() in self._slabs
 
     def close(self) -> None:
@@ -146,11 +143,9 @@ class CudaHostRegistrar:
         self._device = device
 
     def register(self, address: int, num_bytes: int) -> int:
-        """See HostRegistrar."""
         return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
 
     def unregister(self, address: int) -> int:
-        """See HostRegistrar."""
         return self._call("cudaHostUnregister", address)
 
     def _call(self, name: str, *arguments: int) -> int:
@@ -251,7 +246,6 @@ class PinnedMemory(HostPinner):
             self._wake.notify_all()
 
     def finish(self) -> None:
-        """See HostPinner."""
         with self._wake:
             if not self._wait_until(lambda: self._is_closing or not self._is_anything_queued()):
                 raise LinkError(
@@ -260,7 +254,6 @@ class PinnedMemory(HostPinner):
                 )
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
-        """See HostPinner."""
         with self._wake:
             known = self._slabs.get(slab.data_ptr())
             return known is not None and known.state is _State.PINNED

@@ -58,7 +58,6 @@ class SessionProbes:
         engine.truncate(0)
 
     def machine(self) -> MachineProfile:
-        """See CalibrationProbes."""
         device, host_bytes = self._opened.plan.device, int(psutil.virtual_memory().total)
         device_bytes, budget = host_bytes, PinBudget(None, PinBudgetSource.NOT_LIMITED)
         if device.type != "cpu":
@@ -70,7 +69,6 @@ class SessionProbes:
         )
 
     def pair(self) -> PairFacts:
-        """See CalibrationProbes."""
         plan = self._opened.plan
         target, draft = pair_identity(plan)
         return PairFacts(
@@ -114,7 +112,6 @@ class SessionProbes:
         return seconds if reader.is_direct else None
 
     def time_draft_step(self, width: int, context_tokens: int) -> float:
-        """See CalibrationProbes."""
         self._occupy(self._draft, context_tokens)
         inputs = self._chain(self._draft, width, context_tokens)
         begun = time.perf_counter()
@@ -125,7 +122,6 @@ class SessionProbes:
         return seconds
 
     def time_pass(self, num_tokens: int, context_tokens: int) -> float:
-        """See CalibrationProbes."""
         self._occupy(self._target, context_tokens)
         inputs = self._chain(self._target, num_tokens, context_tokens)
         with layers_of_zeros(self._opened):
@@ -163,7 +159,6 @@ class SessionProbes:
         return time.perf_counter() - begun
 
     def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
-        """See CalibrationProbes."""
         self._occupy(self._target, context_tokens)
         inputs = self._chain(self._target, num_tokens, context_tokens)
         self._fill_ring()
@@ -176,11 +171,9 @@ class SessionProbes:
         return computed, full_again
 
     def begin_texts(self, num_texts: Mapping[float, int]) -> None:
-        """See CalibrationProbes."""
         self._writer.begin({SamplingParams(temperature=value): count for value, count in num_texts.items()})
 
     def grow_texts(self) -> Sequence[ForcedPosition]:
-        """See CalibrationProbes."""
         return self._writer.step()
 
     def _fill_ring(self) -> None:

@@ -157,7 +157,6 @@ class AdjustedRows:
         object.__setattr__(self, "name", self.scheme.name)
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        """See `Scheme`."""
         return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
@@ -166,7 +165,6 @@ class AdjustedRows:
         return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
-        """See `Scheme`."""
         return self.scheme.judge(children, self.adjusted(target_row, place.path), place, rng)
 
 
