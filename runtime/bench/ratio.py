@@ -16,6 +16,7 @@ import numpy as np
 from profiles.steps import finish
 from runtime.bench.figures import Report
 from runtime.bench.rounds import PROMPT_TOKENS
+from runtime.bench.stream import check_streaming
 from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
@@ -112,10 +113,8 @@ def run_ratio(
     """
     yield "measuring a draft step"
     with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
-        step_seconds = _time_step(opened)
-        bytes_per_pass = opened.placement.streamed_bytes
-    if bytes_per_pass == 0:
-        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+        check_streaming(opened)
+        step_seconds, bytes_per_pass = _time_step(opened), opened.placement.streamed_bytes
     link = f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s"
     config = replace(config, link=link)
     yield f"plain streaming at {link}: a pass should take {steps_per_pass * step_seconds:.2f} s"

@@ -22,7 +22,7 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from profiles.steps import finish
 from runtime.bench.figures import Report
-from runtime.bench.stream import raw_link_seconds, streamed_layouts
+from runtime.bench.stream import check_streaming, raw_link_seconds, streamed_layouts
 from runtime.calibration.timing import layers_of_zeros, median_seconds, run_copies
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
@@ -148,8 +148,7 @@ def run_rounds(
 
     Raises OptionError if nothing streams, or if the context has no room for two such trees.
     """
-    if opened.streamer.num_streamed_layers == 0:
-        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+    check_streaming(opened)
     planner = opened.session.engine.planner
     planner.use_temperature(params.temperature)
     tree = planner.topology(max_levels=1 << 20)

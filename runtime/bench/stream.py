@@ -100,8 +100,7 @@ def run_stream(
     opened: OpenSession, *, num_turns: int = 6, passes_per_turn: int = 2
 ) -> Generator[str, None, StreamReport]:
     """Measure turns of passes between looks at the yardsticks. Raises OptionError if nothing streams."""
-    if opened.streamer.num_streamed_layers == 0:
-        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+    check_streaming(opened)
     if isinstance(opened.link, StagedCopyEngine):
         raise OptionError("layers stream over two links here; give --host-memory 0 or enough of it, or use bench round")
     turns = []
@@ -156,6 +155,12 @@ def _yardsticks(opened: OpenSession) -> tuple[float, float]:
     streamed = streamed_layouts(opened)
     num_bytes = sum(layout.payload_bytes for layout in streamed)
     return num_bytes / raw_link_seconds(opened, streamed), free_overlap_seconds(opened)
+
+
+def check_streaming(opened: OpenSession) -> None:
+    """Raise OptionError if every layer stays on the device, so that there is nothing to measure."""
+    if opened.streamer.num_streamed_layers == 0:
+        raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
 
 
 def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:

@@ -26,6 +26,7 @@ from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
 from runtime.bench.figures import Report
 from runtime.bench.rounds import MeasuredRound, time_rounds
+from runtime.bench.stream import check_streaming
 from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yield
 from runtime.calibration.probes import SessionProbes
 from runtime.config import EngineConfig
@@ -191,8 +192,7 @@ def run_validation(
     checks = []
     for link in links:
         with open_session(replace(config, link=link, tree="auto"), requests=requests) as opened:
-            if opened.streamer.num_streamed_layers == 0:
-                raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
+            check_streaming(opened)
             name = link or "disk"
             stored = None
             if findings is None and (stored := _stored_pair(opened, cache_folder)) is not None:
