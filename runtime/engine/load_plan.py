@@ -18,8 +18,8 @@ from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residen
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
+from runtime.fit.advice import Advice, advise, with_nearest_change
 from runtime.fit.file_need import need_of_files
-from runtime.fit.fit_check import FitReport, check_fit, with_nearest_change
 from runtime.fit.machine import Machine
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement
@@ -53,7 +53,7 @@ class LoadPlan:
     """Where every byte is to lie, by name."""
     baseline_bytes: int
     """What the process held before any of this: Python, torch and the libraries."""
-    fit: FitReport
+    fit: Advice
     """Whether it fits well, and what would make it fit better."""
 
     @classmethod
@@ -129,7 +129,7 @@ class _Planning:
             residency = self._choose_tiers(need, device_budget, host_budget)
         except BudgetError as error:
             raise BudgetError(with_nearest_change(str(error), need, machine)) from error
-        fit = check_fit(need, machine)
+        fit = advise(need, machine)
         return LoadPlan(
             config=self._config,
             device=self._device,

@@ -18,8 +18,8 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.engine.load_plan import default_max_nodes
+from runtime.fit.advice import Advice, advise
 from runtime.fit.file_need import need_of_files
-from runtime.fit.fit_check import FitReport, check_fit
 from runtime.fit.machine import Machine
 from runtime.fit.models import known_shapes
 from runtime.fit.need import MemoryNeed
@@ -73,13 +73,13 @@ class ModelOutlook:
     """How a model would run here."""
 
     question: ModelQuestion
-    fits: tuple[FitReport, ...]
+    fits: tuple[Advice, ...]
     """In each of its formats, the largest first."""
 
     @property
     def can_run(self) -> bool:
         """Whether it runs in some format."""
-        return any(fit.can_run for fit in self.fits)
+        return any(fit.placement.can_run for fit in self.fits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +112,11 @@ class DoctorReport:
         rows = {row.name: {"value": _plain(row.value), "problem": row.problem} for row in self.rows}
         return {"schema_version": SCHEMA_VERSION, **rows, "models": models, "can_run": self.can_run}
 
-    def _fit_record(self, fit: FitReport) -> dict[str, Any]:
+    def _fit_record(self, fit: Advice) -> dict[str, Any]:
         return {
             "format": fit.placement.format_name,
-            "can_run": fit.can_run,
-            "runs_well": fit.runs_well,
+            "can_run": fit.placement.can_run,
+            "runs_well": fit.placement.runs_well,
             "bytes_per_pass": fit.placement.streamed_bytes,
             "seconds_per_pass": self.seconds_per_pass(fit.placement),
             "placement": fit.placement.to_record(),
@@ -250,7 +250,7 @@ def _ask(name: str, label: str, probe: Callable[[], Any]) -> Row:
 
 def _look(question: ModelQuestion, machine: Machine) -> ModelOutlook:
     needs = (question.need.in_format(layers.name) for layers in question.need.formats)
-    return ModelOutlook(question, tuple(check_fit(need, machine) for need in needs))
+    return ModelOutlook(question, tuple(advise(need, machine) for need in needs))
 
 
 def _memory_texts(machine: Machine) -> list[str]:

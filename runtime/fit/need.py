@@ -110,6 +110,11 @@ class MemoryNeed:
         return sum(entry.num_bytes for entry in self.fixed_entries())
 
     @property
+    def least_bytes(self) -> int:
+        """What must be on the device: all fixed entries, and a ring or all layers."""
+        return self.fixed_bytes + min(self.ring_bytes, self.layers.total_bytes)
+
+    @property
     def saved_bytes(self) -> tuple[int, ...] | None:
         """Per layer, what its residency saves in the draft; None if nothing is shared."""
         return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
@@ -142,18 +147,9 @@ class MemoryNeed:
             ),
         )
 
-    def with_context(self, context_tokens: int) -> "MemoryNeed":
-        """The same with another context."""
-        return replace(self, context_tokens=context_tokens)
-
     def without_draft(self) -> "MemoryNeed":
         """The same, plain."""
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
-
-    def with_draft_bytes(self, num_bytes: int) -> "MemoryNeed":
-        """The same with a draft whose weights take `num_bytes`."""
-        assert self.draft is not None
-        return replace(self, draft=replace(self.draft, num_bytes=num_bytes))
 
     def in_format(self, name: str) -> "MemoryNeed":
         """The same with the layers in that one of `formats`, in files still to be written. Raises KeyError.

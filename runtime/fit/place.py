@@ -131,12 +131,10 @@ class Placement:
 def place(need: MemoryNeed, machine: Machine) -> Placement:
     """Return where the bytes would lie, with each layer where it would be if what is missing were there."""
     device_budget, host_budget = machine.budgets(need)
-    least = min(need.layers.total_bytes, need.ring_bytes)
-    spare = device_budget - need.fixed_bytes
     plan = plan_residency(
         need.layers.layer_bytes,
         num_slots=need.num_slots,
-        device_budget_bytes=max(spare, least),
+        device_budget_bytes=max(device_budget, need.least_bytes) - need.fixed_bytes,
         host_budget_bytes=host_budget,
         saved_bytes=need.saved_bytes,
     )
@@ -153,7 +151,7 @@ def place(need: MemoryNeed, machine: Machine) -> Placement:
     held_bytes = placement.device_bytes + (plan.host_bytes if machine.is_cpu else 0)
     return replace(
         placement,
-        missing_device_bytes=max(0, least - spare, held_bytes - machine.free_bytes),
+        missing_device_bytes=max(0, need.least_bytes - device_budget, held_bytes - machine.free_bytes),
         missing_host_bytes=0 if machine.is_cpu else max(0, plan.host_bytes - machine.host_free_bytes),
         missing_disk_bytes=max(0, need.file_bytes - free_disk_bytes),
     )

@@ -16,7 +16,7 @@ from offload.units import format_bytes
 from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
-from runtime.fit.fit_check import check_fit
+from runtime.fit.advice import advise
 from runtime.fit.machine import Machine
 from runtime.fit.need import DraftNeed, MemoryNeed
 from runtime.fit.place import place
@@ -249,7 +249,7 @@ class _Planning:
             if place(need, machine).can_run:
                 return need, machine
             if held is None or max_nodes <= least:
-                raise BudgetError(f"{self._subject(format_name, held)}: {check_fit(need, machine).sentence}")
+                raise BudgetError(f"{self._subject(format_name, held)}: {advise(need, machine).sentence}")
             max_nodes = max(least, max_nodes // 2)
 
     def _need(self, format_name: str, held: str | None, max_nodes: int) -> MemoryNeed:

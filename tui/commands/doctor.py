@@ -21,8 +21,8 @@ from tui.printing import announce, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
+    from runtime.fit.advice import Advice
     from runtime.fit.doctor import DoctorReport, ModelOutlook
-    from runtime.fit.fit_check import FitReport
 
 _WIDTH = 80
 _VERDICTS = {"fits": "green", "slow": "yellow", "no": "red"}
@@ -77,7 +77,7 @@ def _print_model(model: "ModelOutlook", report: "DoctorReport", out: Console) ->
     out.print(Text(one_line(title), "bold"))
     table = _grid(3)
     for fit in model.fits:
-        verdict = "fits" if fit.runs_well else "slow" if fit.can_run else "no"
+        verdict = "fits" if fit.placement.runs_well else "slow" if fit.placement.can_run else "no"
         first, *others = _fit_lines(fit, report)
         table.add_row(Text(f"  {fit.placement.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(first))
         for line in others:
@@ -87,11 +87,11 @@ def _print_model(model: "ModelOutlook", report: "DoctorReport", out: Console) ->
         out.print(Text("  int8, nf4: overstory prepare MODEL --format int8|nf4 --output DIR", "dim"))
 
 
-def _fit_lines(fit: "FitReport", report: "DoctorReport") -> list[str]:
+def _fit_lines(fit: "Advice", report: "DoctorReport") -> list[str]:
     """Return what fits or what to do, then where the layers would lie and what a pass would cost."""
     placement = fit.placement
     sentence = fit.sentence.removeprefix("fits: ")  # the verdict beside it says so
-    if not fit.can_run or placement.streamed_bytes == 0:
+    if not placement.can_run or placement.streamed_bytes == 0:
         return [sentence]
     is_cpu = report.machine is not None and report.machine.is_cpu
     tiers = (
@@ -103,7 +103,7 @@ def _fit_lines(fit: "FitReport", report: "DoctorReport") -> list[str]:
     cost = "; how fast was not measured" if seconds is None else f" in {_seconds(seconds)} or more"
     cost = f"a pass moves {format_bytes(placement.streamed_bytes)}{cost}"
     counted = ", ".join(f"{number} {where}" for number, where in tiers if number)
-    return [sentence, cost if fit.runs_well else f"layers: {counted}; {cost}"]
+    return [sentence, cost if placement.runs_well else f"layers: {counted}; {cost}"]
 
 
 def _grid(num_columns: int) -> Table:

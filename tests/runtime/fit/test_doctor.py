@@ -73,7 +73,7 @@ def test_nothing_can_be_promised_where_every_probe_fails():
 
 def test_a_model_is_held_against_the_machine_in_each_format():
     (model,) = examined(FakeProbes()).models
-    assert [(fit.placement.format_name, fit.can_run, fit.runs_well) for fit in model.fits] == [
+    assert [(fit.placement.format_name, fit.placement.can_run, fit.placement.runs_well) for fit in model.fits] == [
         ("bfloat16", True, False),
         ("int8", True, False),
         ("nf4", True, True),

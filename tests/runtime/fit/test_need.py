@@ -27,7 +27,9 @@ def test_without_draft_there_is_no_tree():
     saved = need.draft.num_bytes + (320 * 2 - 65) * need.cache_bytes_per_token
     saved += (320 - 65) * need.activation_bytes_per_token
     assert need.fixed_bytes - plain.fixed_bytes == saved
-    assert need.with_draft_bytes(7).fixed_bytes == need.fixed_bytes - need.draft.num_bytes + 7
+    assert (
+        replace(need, draft=replace(need.draft, num_bytes=7)).fixed_bytes == need.fixed_bytes - need.draft.num_bytes + 7
+    )
 
 
 def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
@@ -42,6 +44,6 @@ def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
 def test_what_a_model_needs_is_known_without_torch():
     """`overstory plan` answers from shapes alone, faster than torch is imported."""
     root = ROOT
-    program = "import runtime.fit.shapes, runtime.fit.fit_check, sys; print('torch' in sys.modules)"
+    program = "import runtime.fit.shapes, runtime.fit.advice, sys; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
     assert ran.stdout == "False\n"

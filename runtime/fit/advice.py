@@ -1,0 +1,297 @@
+"""Whether a session fits a machine, and the nearest change that would make it fit, in one sentence.
+
+Changes are tried from the least to the most that they cost: a budget, a shorter context, int8, NF4, a smaller draft
+or none, these together, more memory. Pure arithmetic: opens nothing and reads no weight.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+from offload.units import format_bytes
+from runtime.fit.machine import RESERVED_BYTES, Machine, free_bytes_for
+from runtime.fit.need import MemoryNeed
+from runtime.fit.place import Placement, place
+
+MIN_CONTEXT_TOKENS = 512
+"""No shorter context is proposed."""
+MIN_DRAFT_BYTES = 200_000_000
+"""No smaller draft is proposed, only none."""
+_CONTEXT_STEP = 256
+
+ChangeKind = Literal["budget", "context", "format", "draft", "combined", "memory"]
+_Goal: TypeAlias = Callable[[Placement], bool]
+_Resource: TypeAlias = Literal["free disk", "device memory", "memory", "host memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something the user could do."""
+
+    words: str
+    """As it stands in a sentence: "nf4 (35.3 GB)", "--context 1024", "2.10 GB more host memory"."""
+    kind: ChangeKind
+    placement: Placement
+    """Where the bytes would lie then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Whether a session fits, and what would make it fit."""
+
+    placement: Placement
+    """As asked."""
+    changes: tuple[Change, ...]
+    """What would make it run, or run without reading from disk; the nearest first. Empty if it runs well."""
+    sentence: str
+    """All of it for a person."""
+
+
+def advise(need: MemoryNeed, machine: Machine) -> Advice:
+    """Hold what is needed against what there is."""
+    case = _Case(need, machine, place(need, machine))
+    if case.base.runs_well:
+        return Advice(case.base, (), _describe(case.base))
+    changes = tuple(case.changes())
+    return Advice(case.base, changes, case.explain(changes))
+
+
+def with_nearest_change(sentence: str, need: MemoryNeed, machine: Machine) -> str:
+    """Return the sentence of a refusal, ended by the nearest change that would run, if there is one."""
+    changes = [change for change in advise(need, machine).changes if change.placement.can_run]
+    return f"{sentence.rstrip('.')}; {_recommend(changes[0])}" if changes else sentence
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """The first thing that there is too little of."""
+
+    resource: _Resource
+    needed_bytes: int
+    usable_bytes: int
+    is_budget: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A session that does not run on a machine, or not well."""
+
+    need: MemoryNeed
+    machine: Machine
+    base: Placement
+    """As asked."""
+
+    def changes(self) -> Iterator[Change]:
+        """Try what the user could do, the nearest first."""
+        found = [*self._budgets(), *self._contexts(), *self._formats(), *self._drafts()]
+        yield from found
+        if not any(change.placement.runs_well for change in found):
+            yield from self._combinations(attrgetter("runs_well") if found else self._reaches)
+        yield from self._more_memory()
+
+    def explain(self, changes: tuple[Change, ...]) -> str:
+        """Say what is missing, the nearest change, and what it costs to do nothing."""
+        shortage = _shortage(self.need, self.machine, self.base)
+        resource = shortage.resource.removeprefix("free ")
+        needs = f"{self.base.format_name} would need {format_bytes(shortage.needed_bytes)} of {resource}"
+        nearest = changes[0] if changes else None
+        if nearest is not None and nearest.kind == "format":
+            needs += "".join(self._failing_formats(shortage.resource, nearest.placement.format_name))
+        has = f"{'the budget is' if shortage.is_budget else 'you have'} {format_bytes(shortage.usable_bytes)}"
+        if format_bytes(shortage.usable_bytes) == format_bytes(shortage.needed_bytes):
+            has += f" ({shortage.needed_bytes - shortage.usable_bytes} bytes less)"
+        sentence = f"{needs}; {has}"
+        if nearest is not None:
+            sentence += f", so {_recommend(nearest)}"
+        if self.base.can_run:
+            sentence += f"; as it is, every pass reads {format_bytes(self.base.disk_bytes)} from disk"
+        return sentence
+
+    def _reaches(self, placement: Placement) -> bool:
+        return placement.runs_well if self.base.can_run else placement.can_run
+
+    def _try(
+        self, words: str, kind: ChangeKind, need: MemoryNeed, machine: Machine, goal: _Goal | None = None
+    ) -> list[Change]:
+        """Return the change, if it is enough."""
+        placement = place(need, machine)
+        return [Change(words, kind, placement)] if (goal or self._reaches)(placement) else []
+
+    def _budgets(self) -> list[Change]:
+        """Only where the user's own budgets stand in the way."""
+        need, machine, least = self.need, self.machine, self.need.least_bytes
+        found = []
+        if machine.device_budget_bytes is not None and self.base.device_budget_bytes < least:
+            larger = replace(machine, device_budget_bytes=least)
+            found = self._try(f"--device-memory {_rounded_up(least)}", "budget", need, larger)
+        budgets = {"--device-memory": machine.device_budget_bytes, "--host-memory": machine.host_budget_bytes}
+        options = [name for name, budget in budgets.items() if budget is not None]
+        if options and not found:
+            found = self._try(f"leaving out {' and '.join(options)}", "budget", need, _without_budgets(machine))
+        return found
+
+    def _contexts(self) -> list[Change]:
+        def shortened(steps: int) -> MemoryNeed:
+            return replace(self.need, context_tokens=steps * _CONTEXT_STEP)
+
+        steps = _largest(
+            lambda steps: self._reaches(place(shortened(steps), self.machine)),
+            MIN_CONTEXT_TOKENS // _CONTEXT_STEP,
+            (self.need.context_tokens - 1) // _CONTEXT_STEP,
+        )
+        if steps is None:
+            return []
+        return self._try(f"--context {steps * _CONTEXT_STEP}", "context", shortened(steps), self.machine)
+
+    def _formats(self) -> Iterator[Change]:
+        resource = _shortage(self.need, self.machine, self.base).resource
+        for layers in self.need.formats[1:]:
+            smaller = self.need.in_format(layers.name)
+            needed = _needed_bytes(smaller, self.machine, resource, is_least=not self.base.can_run)
+            yield from self._try(f"{layers.name} ({format_bytes(needed)})", "format", smaller, self.machine)
+
+    def _drafts(self) -> list[Change]:
+        draft = self.need.draft
+        if draft is None:
+            return []
+
+        def fits(megabytes: int) -> bool:
+            smaller = replace(draft, num_bytes=megabytes * 10**6)
+            return self._reaches(place(replace(self.need, draft=smaller), self.machine))
+
+        plain = self._try("--draft none", "draft", self.need.without_draft(), self.machine)
+        megabytes = _largest(fits, MIN_DRAFT_BYTES // 10**6, draft.num_bytes // 10**6) if plain else None
+        if megabytes is not None:
+            words = f"a draft of at most {format_bytes(megabytes * 10**6)} (or --draft none)"
+            plain = [replace(plain[0], words=words)]
+        return plain
+
+    def _combinations(self, goal: _Goal) -> list[Change]:
+        """Two or three changes at once: the first format that helps, without draft, then with a short context too."""
+        for is_short in (False, True):
+            for layers in self.need.formats:
+                changed = self.need.in_format(layers.name)
+                words = [] if layers is self.need.layers else [layers.name]
+                if self.need.draft is not None:
+                    changed = changed.without_draft()
+                    words.append("--draft none")
+                if is_short and self.need.context_tokens > MIN_CONTEXT_TOKENS:
+                    changed = replace(changed, context_tokens=MIN_CONTEXT_TOKENS)
+                    words.append(f"--context {MIN_CONTEXT_TOKENS}")
+                if len(words) < 2:
+                    continue
+                together = " with ".join((words[0], " and ".join(words[1:])))
+                if found := self._try(together, "combined", changed, self.machine, goal):
+                    return found
+        return []
+
+    def _more_memory(self) -> list[Change]:
+        """How much more of what would do, everything else as it is; a machine has four kinds of memory."""
+        words: list[str] = []
+        machine = _without_budgets(self.machine)
+        while not self._reaches(placement := place(self.need, machine)) and len(words) < 4:
+            shortage = _shortage(self.need, machine, placement)
+            machine, more_bytes = _grown(self.need, machine, shortage, placement)
+            words.append(f"{_rounded_up(more_bytes, ' ')} more {shortage.resource}")
+        return self._try(" and ".join(words), "memory", self.need, machine) if words else []
+
+    def _failing_formats(self, resource: _Resource, fitting_format: str) -> Iterator[str]:
+        """The formats between that lack the same."""
+        for layers in self.need.formats[1:]:
+            if layers.name == fitting_format:
+                return
+            smaller = self.need.in_format(layers.name)
+            shortage = _shortage(smaller, self.machine, place(smaller, self.machine))
+            if shortage.resource == resource:
+                yield f", {layers.name} {format_bytes(shortage.needed_bytes)}"
+
+
+def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shortage:
+    """For a placement that does not run, or not well."""
+    device: _Resource = "memory" if machine.is_cpu else "device memory"
+    device_budget, is_budget = placement.device_budget_bytes, bool(machine.device_budget_bytes)
+    if placement.missing_disk_bytes:
+        return _Shortage("free disk", need.file_bytes, machine.disk_free_bytes or 0)
+    if placement.missing_device_bytes and need.least_bytes > device_budget:
+        return _Shortage(device, need.least_bytes, device_budget, is_budget)
+    if placement.missing_device_bytes:  # the budget is more than there is
+        return _Shortage(device, machine.free_bytes + placement.missing_device_bytes, machine.free_bytes)
+    if placement.missing_host_bytes:
+        return _Shortage("host memory", placement.host_bytes, machine.host_free_bytes)
+    if machine.is_cpu and not placement.host_budget_bytes and not machine.is_link_emulated:
+        return _Shortage("memory", need.fixed_bytes + need.layers.total_bytes, device_budget, is_budget)
+    stages = _stage_bytes(need, machine)
+    needed, usable = placement.residency.streamed_bytes + stages, placement.host_budget_bytes + stages
+    return _Shortage("host memory", needed, usable, is_budget=machine.host_budget_bytes is not None)
+
+
+def _stage_bytes(need: MemoryNeed, machine: Machine) -> int:
+    """What layers take of host memory in passing; beside a budget that the user chose."""
+    return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
+
+
+def _needed_bytes(need: MemoryNeed, machine: Machine, resource: _Resource, *, is_least: bool) -> int:
+    """How much of a resource a session takes: to run at all, or to run well."""
+    if resource == "free disk":
+        return need.file_bytes
+    if resource == "host memory":
+        return place(need, machine).residency.streamed_bytes + _stage_bytes(need, machine)
+    return need.least_bytes if is_least else need.fixed_bytes + need.layers.total_bytes
+
+
+def _grown(need: MemoryNeed, machine: Machine, shortage: _Shortage, placement: Placement) -> tuple[Machine, int]:
+    """The machine with just enough of what it lacks, and how much more that is; it has no budgets of the user's."""
+    needed = shortage.needed_bytes
+    if shortage.resource == "free disk":
+        return replace(machine, disk_free_bytes=needed), needed - shortage.usable_bytes
+    if not machine.is_link_emulated:
+        stages = _stage_bytes(need, machine) if shortage.resource == "host memory" else 0
+        free = free_bytes_for(needed - stages) + stages
+    elif shortage.resource == "host memory":
+        free = placement.device_budget_bytes + RESERVED_BYTES + needed
+    else:
+        free = needed
+    if shortage.resource == "device memory":
+        return replace(machine, device_free_bytes=free), free - machine.free_bytes
+    return replace(machine, host_free_bytes=free), free - machine.host_free_bytes
+
+
+def _without_budgets(machine: Machine) -> Machine:
+    return replace(machine, device_budget_bytes=None, host_budget_bytes=None)
+
+
+def _largest(fits: Callable[[int], bool], lowest: int, highest: int) -> int | None:
+    """The largest number that fits, where all below a fitting one fit; None if not even the lowest does."""
+    numbers = range(lowest, highest + 1)
+    num_fitting = bisect_left(numbers, True, key=lambda number: not fits(number))
+    return numbers[num_fitting - 1] if num_fitting else None
+
+
+def _rounded_up(num_bytes: int, separator: str = "") -> str:
+    """Bytes as they can be typed for a budget, never less than what they stand for: "3.5GB"."""
+    if num_bytes >= 10**9:
+        return f"{-(-num_bytes // 10**8) / 10:.1f}{separator}GB"
+    return f"{-(-num_bytes // 10**6)}{separator}MB"
+
+
+def _describe(placement: Placement) -> str:
+    """For a session that runs well."""
+    num_resident, num_host = placement.num_resident_layers, placement.num_host_layers
+    held = f"{format_bytes(placement.device_bytes)} of {format_bytes(placement.device_budget_bytes)}"
+    if not num_host:
+        return f"fits: every layer stays in memory ({held})"
+    return (
+        f"fits: {num_resident} of {num_resident + num_host} layers stay on the device ({held}) and "
+        f"{format_bytes(placement.host_bytes)} wait in host memory"
+    )
+
+
+def _recommend(change: Change) -> str:
+    placement, price = change.placement, ""
+    if placement.can_run and not placement.runs_well:
+        price = f" (every pass would then read {format_bytes(placement.disk_bytes)} from disk)"
+    if change.kind == "memory":
+        return f"it takes {change.words}{price}"
+    return f"{change.words} is the nearest that fits{price}"
