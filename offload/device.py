@@ -27,9 +27,7 @@ class DeviceMemory:
     """Memory of one device."""
 
     free_bytes: int
-    """What can still be allocated there."""
     total_bytes: int
-    """All of it."""
 
 
 def select_device(text: str) -> torch.device:

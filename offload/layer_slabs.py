@@ -40,7 +40,6 @@ class LayerSlabs:
 
     @property
     def payload_bytes(self) -> tuple[int, ...]:
-        """Bytes of weights in each layer."""
         return tuple(layout.payload_bytes for layout in self.layouts)
 
     def views(self, index: int, slab: torch.Tensor) -> dict[str, torch.Tensor]:

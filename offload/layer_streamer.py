@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
 import torch
@@ -38,25 +37,6 @@ class ResidentLayer:
 
 StreamedLayer: TypeAlias = ResidentLayer | CopySource
 """A layer of a streamed model: resident, or where its bytes come from in every pass."""
-
-
-class SlotState(Enum):
-    """What a slot of the ring is doing."""
-
-    FREE = "free"
-    COPYING = "copying"
-    READY = "ready"
-    IN_USE = "in use"
-
-
-@dataclass(frozen=True, slots=True)
-class SlotStatus:
-    """A slot as a display shows it."""
-
-    state: SlotState
-    """What it is doing."""
-    layer_index: int | None
-    """Whose bytes it holds or waits for; None if free."""
 
 
 @dataclass(slots=True)
@@ -119,23 +99,20 @@ class LayerStreamer(Closeable):
 
     @property
     def num_layers(self) -> int:
-        """L."""
         return len(self.layers)
 
     @property
     def num_streamed_layers(self) -> int:
-        """Layers that come through the ring."""
         return len(self._sources)
 
     @property
     def ring_bytes(self) -> int:
-        """Memory of all slots."""
         return sum(slot.numel() for slot in self.slots)
 
     @property
-    def slot_states(self) -> tuple[SlotStatus, ...]:
-        """What each slot is doing just now."""
-        return tuple(_status(visit) for visit in tuple(self._visits))
+    def is_full(self) -> bool:
+        """Whether every slot holds a layer that has arrived, so that nothing is on the link."""
+        return all(visit and not visit.is_in_use and visit.copy.is_done for visit in tuple(self._visits))
 
     @property
     def num_done_layers(self) -> int | None:
@@ -144,7 +121,7 @@ class LayerStreamer(Closeable):
 
     @property
     def layers_in_slots(self) -> tuple[int, ...]:
-        """The layers that lie in slots or are on their way there; asks the device nothing, unlike `slot_states`."""
+        """The layers that lie in slots or are on their way there; asks the device nothing, unlike `is_full`."""
         return tuple(visit.layer_index for visit in tuple(self._visits) if visit is not None)
 
     def prefetch(self) -> None:
@@ -313,11 +290,3 @@ class LayerStreamer(Closeable):
         """Misuse is a fault in our own code, not a user's: a RuntimeError."""
         if not condition:
             raise RuntimeError(f"{complaint} (layer streamer)")
-
-
-def _status(visit: _Visit | None) -> SlotStatus:
-    if visit is None:
-        return SlotStatus(SlotState.FREE, None)
-    if visit.is_in_use:
-        return SlotStatus(SlotState.IN_USE, visit.layer_index)
-    return SlotStatus(SlotState.READY if visit.copy.is_done else SlotState.COPYING, visit.layer_index)

@@ -16,7 +16,6 @@ class PassStatistics:
     bytes_streamed: int
     """Weight bytes of the streamed layers handed out."""
     num_layers: int
-    """Layers handed out."""
     num_streamed_layers: int
     """Of these, the ones that came through the ring."""
     compute_seconds: float

@@ -35,7 +35,6 @@ class ResidencyPlan:
     """A tier for every layer, and the ring that the streamed ones share."""
 
     tiers: tuple[Tier, ...]
-    """Per layer."""
     layer_bytes: tuple[int, ...]
     """Per layer, as allocated."""
     num_slots: int
@@ -48,7 +47,6 @@ class ResidencyPlan:
 
     @property
     def resident_layers(self) -> tuple[int, ...]:
-        """Indices of the layers that stay on the device."""
         return tuple(index for index, tier in enumerate(self.tiers) if tier is Tier.RESIDENT)
 
     @property
@@ -58,7 +56,6 @@ class ResidencyPlan:
 
     @property
     def ring_bytes(self) -> int:
-        """All slots together."""
         return self.num_slots * self.slot_bytes
 
     @property
@@ -68,12 +65,10 @@ class ResidencyPlan:
 
     @property
     def host_bytes(self) -> int:
-        """Of the host budget."""
         return self._bytes_of(Tier.HOST)
 
     @property
     def disk_bytes(self) -> int:
-        """Read from disk in every pass."""
         return self._bytes_of(Tier.DISK)
 
     @property

@@ -82,7 +82,6 @@ class AcceptanceSummary:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Return the temperatures that have a position, ascending."""
         return tuple(sorted(self._texts))
 
     def table(self, temperature: float) -> AcceptanceTable:

@@ -49,7 +49,6 @@ class PcieSlot:
     generation: Literal[3, 4, 5]
     lanes: Literal[1, 2, 4, 8, 16]
     source: Text
-    """Where this comes from."""
 
     @property
     def nominal_bytes_per_second(self) -> float:
@@ -66,7 +65,6 @@ class ReferenceMachine:
     name: Text
     """For people, such as "RTX 4090"."""
     device_memory_bytes: Figure
-    """All of the device's memory."""
     memory_bytes_per_second: Figure
     """The device reading its own memory."""
     flops_per_second: Figure
@@ -94,9 +92,7 @@ class ReferenceAcceptance:
     by_rank: Annotated[tuple[Probability, ...], Meta(min_length=1)]
     """(R,) probabilities."""
     source: Text
-    """Who measured it on what."""
     is_measured: bool
-    """Whether somebody measured it."""
     temperature: Temperature | None = None
     """Of both models; None where the source does not say."""
 
@@ -110,11 +106,8 @@ class ReferencePair:
 
     key: Text
     name: Text
-    """For people."""
     target_shape: Text
-    """The name of the target's shape."""
     draft_shape: Text
-    """The name of the draft's shape."""
     acceptance: Annotated[tuple[ReferenceAcceptance, ...], Meta(min_length=1)]
     """By ascending temperature; one whose temperature is unknown stands alone."""
 

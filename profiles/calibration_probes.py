@@ -80,7 +80,6 @@ class CalibrationScope:
     session_context_tokens: int = 2048
     """Context of the session where none is given: enough for texts side by side, and for the planner's contexts."""
     transfer_bytes: tuple[int, ...] = (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
-    """Sizes of copies and reads, ascending."""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Nodes of draft steps, ascending."""
     step_context_tokens: int = 256
@@ -88,13 +87,11 @@ class CalibrationScope:
     tree_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Tokens of passes, ascending; all are measured behind the first context as far as time and memory go."""
     contexts: tuple[int, ...] = (128, 512, 2048, 4096)
-    """Contexts of passes, ascending."""
     sizes_in_context: tuple[int, ...] = (64, 1, 256)
     """Tokens of the passes that are measured behind the later contexts, in this order."""
     walk_sizes: tuple[int, ...] = (1, 16, 64, 256, 1024)
     """Nodes of the trees that are walked, ascending."""
     temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
-    """Temperatures of the texts, ascending."""
     max_texts: int = 24
     """Texts of a temperature that are written at a time, and prompts that are used."""
     greedy_per_sampled: int = 2

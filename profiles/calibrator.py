@@ -60,7 +60,6 @@ class CalibrationResult:
     machine: MachineProfile
     pair: PairProfile
     num_texts: int
-    """Texts that the target wrote."""
     overlap: Overlap | None
     """How copies and computation slowed each other; None where nothing streams."""
     seconds: float

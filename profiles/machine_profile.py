@@ -54,7 +54,6 @@ class TransferSample:
     """One size of a copy over the link, or of a read from the disk."""
 
     num_bytes: Count
-    """Bytes of each transfer."""
     seconds: Seconds
     """Median."""
 
@@ -67,17 +66,13 @@ class MachineProfile:
     """Raised whenever a field is added, dropped or changes its meaning."""
 
     device: DeviceIdentity
-    """What was measured."""
     device_memory_bytes: CountFromZero
-    """All of the device's memory."""
     host_memory_bytes: CountFromZero
     """All of the machine's memory, as the operating system counts it."""
     pin_budget_bytes: CountFromZero | None
     """How much host memory may be pinned in all; None where no figure was looked for, see pin_budget_source."""
     pin_budget_source: PinBudgetSource
-    """How pin_budget_bytes was found."""
     measured_at: date
-    """The day of the latest measurement."""
     link_bytes_per_second: Rate | None = None
     """From pinned host memory to the device; None until measured."""
     link_latency_seconds: Latency | None = None

@@ -51,7 +51,6 @@ class StepCost:
     """A draft forward, head and choice of children included."""
 
     width: Count
-    """Tokens that it computes."""
     seconds: Seconds
     """Median."""
     is_fitted: bool = False
@@ -63,7 +62,6 @@ class PassCost:
     """The computation of all decoder layers of the target over some tokens, with every weight there already."""
 
     num_tokens: Count
-    """Tokens that the pass computes."""
     context_tokens: CountFromZero
     """Tokens that they attend to, before them."""
     seconds: Seconds
@@ -77,7 +75,6 @@ class WalkCost:
     """Head, walk and compaction after a pass."""
 
     num_nodes: Count
-    """Nodes of the tree."""
     seconds: Seconds
     """Median."""
 
@@ -99,7 +96,6 @@ class AcceptanceTable:
     by_depth_positions: tuple[CountFromZero, ...]
     """(D,) positions at each depth."""
     num_texts: CountFromZero
-    """Texts that the positions are of."""
     spread: Annotated[float, Meta(gt=0, le=LARGEST_SPREAD)] | None = None
     """How far draft and target differ, in logits, see `acceptance`; None where that was not measured."""
     by_confidence: tuple[Annotated[tuple[Probability, ...], _AtLeastOne], ...] = ()
@@ -140,23 +136,15 @@ class PairProfile:
     """Raised whenever a field is added, dropped or changes its meaning."""
 
     device: DeviceIdentity
-    """Where it was measured."""
     target: ModelIdentity
-    """The model whose text is wanted."""
     draft: ModelIdentity
     """What proposes; a substitute has the target's digest and its own `held`."""
     compute_dtype: Text
-    """Type of the activations."""
     measured_at: date
-    """The day of the measurement."""
     draft_steps: Annotated[tuple[StepCost, ...], _AtLeastOne]
-    """By ascending width."""
     pass_costs: Annotated[tuple[PassCost, ...], _AtLeastOne]
-    """By ascending context, then tokens."""
     walk_costs: Annotated[tuple[WalkCost, ...], _AtLeastOne]
-    """By ascending nodes."""
     acceptance: Annotated[tuple[AcceptanceTable, ...], _AtLeastOne]
-    """By ascending temperature."""
     compute_slowdown: _Slowdown = 0.0
     """Seconds of computation that each second of copying costs, where both share cores and memory."""
     copy_slowdown: _Slowdown = 0.0

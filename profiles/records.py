@@ -28,7 +28,6 @@ Temperature = Annotated[float, Meta(ge=0, le=100)]
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 """Of one step, pass or copy: at most eleven days."""
 Rate = Annotated[float, Meta(gt=0, le=LARGEST)]
-"""Of something in a second."""
 
 
 class Versioned(Protocol):

@@ -26,7 +26,6 @@ class FileBlock:
     """A piece of a file that one thread reads with one call, or with several if a call returns less."""
 
     file: "SourceFile"
-    """Where from."""
     file_offset: int
     """The first byte to read; a multiple of PAGE_BYTES if is_direct."""
     destination: memoryview

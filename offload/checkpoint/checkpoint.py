@@ -45,11 +45,9 @@ class TensorEntry:
     shape: tuple[int, ...]
     """Row-major."""
     file: Path
-    """The safetensors file."""
     offset_bytes: int
     """From the beginning of the file, its header included."""
     num_bytes: int
-    """Size of the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,7 @@ class Checkpoint:
     folder: Path
     """The folder as it was named."""
     config: Mapping[str, Any]
-    """config.json, parsed."""
     tensors: Mapping[str, TensorEntry]
-    """Every tensor by its name."""
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -91,7 +87,6 @@ class Checkpoint:
 
     @property
     def total_bytes(self) -> int:
-        """All tensors together."""
         return sum(entry.num_bytes for entry in self.tensors.values())
 
     def check(

@@ -30,9 +30,7 @@ class HubFile:
     """One file of a model on the hub."""
 
     name: str
-    """As in the repository."""
     num_bytes: int
-    """Its size."""
     is_cached: bool
     """Whether all of it is in the cache already."""
 

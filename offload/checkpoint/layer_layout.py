@@ -38,13 +38,10 @@ class SlabRange:
     """One contiguous read."""
 
     file: Path
-    """Where to read."""
     file_offset: int
-    """First byte in the file."""
     num_bytes: int
     """Never 0."""
     slab_offset: int
-    """First byte in the slab."""
 
     @property
     def window(self) -> tuple[int, int]:

@@ -103,8 +103,6 @@ class _SlotUse:
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    """One copy."""
-
     num_bytes: int
     slot_address: int
     span: _Span
@@ -152,7 +150,6 @@ class AcceleratorCopyEngine(Closeable):
 
     @property
     def busy_seconds(self) -> float:
-        """Total device time of the copies that have arrived."""
         with self._lock:
             self._collect()
             return self._busy_seconds
@@ -166,7 +163,6 @@ class AcceleratorCopyEngine(Closeable):
 
     @property
     def bytes_copied(self) -> int:
-        """Total weight bytes of the copies that have arrived."""
         with self._lock:
             self._collect()
             return self._bytes_copied
@@ -226,7 +222,6 @@ class AcceleratorCopyEngine(Closeable):
         return use
 
     def close(self) -> None:
-        """Wait until nothing writes any more, and let go of every event and source; idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -303,15 +298,9 @@ class AcceleratorCopyEngine(Closeable):
 
 
 class _DeviceCopy:
-    """A copy of the AcceleratorCopyEngine."""
-
     def __init__(self, engine: AcceleratorCopyEngine, transfer: _Transfer) -> None:
         self._engine = engine
         self._transfer = transfer
-
-    @property
-    def num_bytes(self) -> int:
-        return self._transfer.num_bytes
 
     @property
     def is_done(self) -> bool:

@@ -19,7 +19,6 @@ class DiskSource:
     """A layer that is read from its files."""
 
     layout: LayerLayout
-    """Which bytes, and where they go in the slot."""
 
     @property
     def payload_bytes(self) -> int:
@@ -28,7 +27,6 @@ class DiskSource:
 
     @property
     def slot_bytes(self) -> int:
-        """The smallest slot that holds it."""
         return self.layout.slab_bytes
 
 
@@ -38,17 +36,11 @@ class HostSource:
 
     slab: torch.Tensor
     """uint8, 1-D, contiguous; all of it is copied, with whatever lies between the weights."""
-    num_bytes: int
-    """Bytes of weights in it: what statistics and emulated links count."""
-
-    @property
-    def payload_bytes(self) -> int:
-        """The same as num_bytes."""
-        return self.num_bytes
+    payload_bytes: int
+    """Bytes of weights in it."""
 
     @property
     def slot_bytes(self) -> int:
-        """The smallest slot that holds it."""
         return self.slab.numel()
 
 
@@ -57,10 +49,6 @@ CopySource: TypeAlias = DiskSource | HostSource
 
 class PendingCopy(Protocol):
     """A copy on its way."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weights that it carries."""
 
     @property
     def is_done(self) -> bool:

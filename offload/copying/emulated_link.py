@@ -56,16 +56,13 @@ class EmulatedLink:
 
     @property
     def computed_seconds(self) -> float | None:
-        """As the engine below says."""
         return self._engine.computed_seconds
 
     @property
     def bytes_copied(self) -> int:
-        """Total weight bytes that the engine below has copied."""
         return self._engine.bytes_copied
 
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
-        """As the engine below does."""
         self._engine.look_ahead(cycle)
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
@@ -76,11 +73,9 @@ class EmulatedLink:
         return _PacedCopy(self._engine.start(source, slot), self._link_free, clock=self._clock, wait=self._wait)
 
     def release(self, slot: torch.Tensor) -> None:
-        """As the engine below does."""
         self._engine.release(slot)
 
     def close(self) -> None:
-        """Close the engine below."""
         self._engine.close()
 
 
@@ -93,10 +88,6 @@ class _PacedCopy:
         self._clock = clock
         self._wait = wait
         self._is_abandoned = False
-
-    @property
-    def num_bytes(self) -> int:
-        return self._copy.num_bytes
 
     @property
     def is_done(self) -> bool:

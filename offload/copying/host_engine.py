@@ -120,7 +120,6 @@ class HostCopyEngine(Closeable):
 
     @property
     def busy_seconds(self) -> float:
-        """Total time so far during which at least one copy was in flight."""
         with self._wake:
             running = self._clock() - self._busy_since if self._num_in_flight else 0.0
             return self._busy_seconds + running
@@ -132,7 +131,6 @@ class HostCopyEngine(Closeable):
 
     @property
     def bytes_copied(self) -> int:
-        """Total weight bytes of the copies that arrived."""
         with self._wake:
             return self._bytes_copied
 
@@ -145,7 +143,6 @@ class HostCopyEngine(Closeable):
         """Nothing to do: copies begin when they are asked for."""
 
     def start(self, source: CopySource, slot: torch.Tensor) -> _HostCopy:
-        """Queue the copy's blocks; see CopyEngine."""
         copy = _HostCopy(source.payload_bytes)
         blocks: list[_Block] = []
         try:

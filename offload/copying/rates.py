@@ -34,7 +34,6 @@ class RawLink:
     """What the reading loop measured."""
 
     num_bytes: int
-    """Bytes read."""
     seconds: float
     """From before the first read to after the last."""
     is_direct: bool
@@ -42,7 +41,6 @@ class RawLink:
 
     @property
     def bytes_per_second(self) -> float:
-        """Rate of the whole loop."""
         return self.num_bytes / self.seconds
 
 
@@ -76,8 +74,6 @@ def measure_raw_link(
 
 
 class _Reader:
-    """One thread's files and buffer."""
-
     def __init__(self, ranges: Sequence[SlabRange], block_bytes: int, opened: ExitStack) -> None:
         self.is_direct = True
         self._files: dict[Path, FileIO] = {}

@@ -44,7 +44,6 @@ class _StagedCopy:
     def __init__(self, source: CopySource, slot: torch.Tensor) -> None:
         self.source = source
         self.slot = slot
-        self.num_bytes = source.payload_bytes
         self.failure: BaseException | None = None
         self.sending: PendingCopy | None = None
         self.is_abandoned = False
@@ -119,7 +118,6 @@ class StagedCopyEngine(Closeable):
 
     @property
     def computed_seconds(self) -> float | None:
-        """As the engine of the link says."""
         return self.link.computed_seconds
 
     @property
@@ -134,7 +132,6 @@ class StagedCopyEngine(Closeable):
 
     @property
     def stage_bytes(self) -> int:
-        """Host memory of all stages."""
         return sum(stage.buffer.numel() for stage in self._stages)
 
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
@@ -144,7 +141,6 @@ class StagedCopyEngine(Closeable):
             self._next_in_cycle = None
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
-        """Queue the copy behind the earlier ones; see CopyEngine."""
         with self._wake:
             if self._is_closed:
                 raise RuntimeError("the copy engine is closed")
@@ -156,11 +152,9 @@ class StagedCopyEngine(Closeable):
         return copy
 
     def release(self, slot: torch.Tensor) -> None:
-        """As the link's engine does."""
         self.link.release(slot)
 
     def close(self) -> None:
-        """Abandon what is queued, stop the thread, close both engines; idempotent."""
         with self._wake:
             self._is_closed = True
             for copy in self._queue:

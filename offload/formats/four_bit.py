@@ -43,7 +43,6 @@ class FourBitFormat:
 
     @property
     def is_nested(self) -> bool:
-        """Whether the absmaxes are quantized too."""
         return self.nested_offset is not None
 
     @property
@@ -53,7 +52,6 @@ class FourBitFormat:
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the codes."""
         return -(-math.prod(self.shape) // 2)
 
     @property
@@ -75,7 +73,6 @@ class FourBitWeight:
     """A matrix of 4-bit codes."""
 
     format: FourBitFormat
-    """How to read it."""
     parts: Mapping[str, torch.Tensor]
     """By suffix: the codes uint8 (any shape), absmax float32 (B,), or uint8 (B,) with nested_absmax float32 and
     nested_quant_map float32 (256,)."""
@@ -108,7 +105,6 @@ class FourBitWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all parts."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     def to(self, device: torch.device) -> "FourBitWeight":

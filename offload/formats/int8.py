@@ -85,7 +85,6 @@ class Int8RowsWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of rows and absmax."""
         return self.rows.numel() + 4 * self.absmax.numel()
 
     def to(self, device: torch.device) -> "Int8RowsWeight":

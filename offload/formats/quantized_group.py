@@ -32,7 +32,6 @@ class QuantizedGroup:
     """A quantized matrix as it is stored."""
 
     format: WeightFormat
-    """How it is read."""
     entries: Mapping[str, TensorEntry]
     """Its tensors by their suffix in `format`."""
 

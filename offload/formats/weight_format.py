@@ -51,7 +51,6 @@ class UpcastScratch:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held now."""
         return self._buffer.numel() * self._buffer.element_size()
 
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
@@ -154,11 +153,9 @@ class DenseWeight:
     matrix: torch.Tensor
     """(O, I) in the storage dtype; usually a view of a slab."""
     policy: MatmulPolicy = EXACT
-    """When the product may run in the storage dtype."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the matrix."""
         return self.matrix.numel() * self.matrix.element_size()
 
     def copy_to(self, device: torch.device) -> "DenseWeight":

@@ -29,7 +29,6 @@ class WeightQuantizer:
     """Turns a matrix into the tensors of one quantized linear layer."""
 
     format: QuantizedFormat
-    """What is made of it."""
     is_double: bool = False
     """NF4 only: whether the blocks' scales are quantized again, to 8 bits."""
 

@@ -82,7 +82,6 @@ class PinBudget:
     num_bytes: int | None
     """In all; None where the platform sets no limit."""
     source: PinBudgetSource
-    """How it was found."""
 
     def explain(self) -> str:
         """Say it in one sentence, without its full stop."""
@@ -184,12 +183,10 @@ class PinningPlan:
 
     @property
     def pinned_slab_bytes(self) -> int:
-        """All pinned slabs together."""
         return sum(self.slab_sizes[place] for place in self.pinned_slabs)
 
     @property
     def num_pageable(self) -> int:
-        """Host layers that are not pinned."""
         return len(self.slab_sizes) - len(self.pinned_slabs)
 
     def with_outcome(

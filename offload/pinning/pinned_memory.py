@@ -215,7 +215,6 @@ class PinnedMemory(HostPinner):
 
     @property
     def pinned_bytes(self) -> int:
-        """Bytes of the slabs that are pinned now."""
         with self._wake:
             return sum(slab.num_bytes for slab in self._slabs.values() if slab.state is _State.PINNED)
 

@@ -52,7 +52,6 @@ class Leaf:
     """Where a text ends so far."""
 
     slots: tuple[int, ...]
-    """Slots of all its tokens."""
     target_hidden: torch.Tensor
     """(E,) last hidden state of the target after them."""
     draft_hidden: torch.Tensor
@@ -82,7 +81,6 @@ class TextForest:
 
     @property
     def num_free(self) -> int:
-        """Return how many tokens still fit both caches."""
         return min(model.cache.capacity for model in self._models) - len(self._positions)
 
     def add(self, tokens: Sequence[NewToken]) -> list[Leaf]:
@@ -139,13 +137,10 @@ class WrittenText:
     """Counted from 1 over all texts."""
     params: SamplingParams
     prompt_end: Leaf
-    """Where its answer begins."""
     leaf: Leaf
-    """Its end so far."""
 
     @property
     def num_written(self) -> int:
-        """Return the tokens of the answer so far."""
         return len(self.leaf.slots) - len(self.prompt_end.slots)
 
 

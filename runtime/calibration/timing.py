@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from offload.layer_streamer import LayerStreamer, ResidentLayer, SlotState
+from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.pass_statistics import PassStatistics
 from runtime.engine.loading import OpenSession
 
@@ -61,5 +61,5 @@ def run_copies(opened: OpenSession) -> PassStatistics:
 
 def wait_for_full_ring(opened: OpenSession) -> None:
     """Wait until every slot holds a layer, so that nothing crosses the link any more."""
-    while any(slot.state is not SlotState.READY for slot in opened.streamer.slot_states):
+    while not opened.streamer.is_full:
         time.sleep(0.0005)

@@ -66,11 +66,9 @@ class PreparationProgress:
     layer_index: int | None
     """The decoder layer at work; None for embeddings, norm and head."""
     num_layers: int
-    """Decoder layers in all."""
     done_bytes: int
     """Bytes of the original that are done, those of kept shards included."""
     total_bytes: int
-    """Bytes of the original."""
     is_kept: bool
     """Whether this shard is from an earlier run."""
 
@@ -89,7 +87,6 @@ class PreparedModel:
     num_kept_shards: int
     """Shards that an earlier run had finished."""
     seconds: float
-    """Of this run."""
     peak_bytes: int
     """The largest resident size of this process so far."""
 

@@ -68,7 +68,6 @@ class PlannedShard:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes to be read for it."""
         return sum(tensor.entry.num_bytes for tensor in self.tensors)
 
 
@@ -106,7 +105,6 @@ class PreparationPlan:
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
         return sum(shard.layer_index is not None for shard in self.shards)
 
     @property
@@ -116,7 +114,6 @@ class PreparationPlan:
 
     @property
     def num_quantized(self) -> int:
-        """Matrices that are quantized."""
         return sum(tensor.is_quantized for shard in self.shards for tensor in shard.tensors)
 
     @property

@@ -33,7 +33,6 @@ class FinishedShard:
     """A safetensors file that is complete and on the disk, as the journal remembers it."""
 
     sha256: str
-    """Digest of the file, hexadecimal."""
     tensor_names: list[str]
     """What it holds."""
     tensor_bytes: int

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies
 from hypothesis.strategies import DrawFn
 
 from offload.copying.emulated_link import EmulatedLink
-from offload.layer_streamer import LayerStreamer, SlotState
+from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from offload.units import LinkSpeed
 from tests.support.fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
@@ -174,25 +174,21 @@ def test_copies_are_never_more_than_one_ring_ahead() -> None:
         assert engine.num_started == 13
 
 
-def test_slots_show_what_they_are_doing() -> None:
+def test_slots_show_what_they_hold_and_whether_all_of_it_has_arrived() -> None:
     clock = VirtualClock()
     link = ExclusiveLink(clock, {1: 2.0, 2: 2.0, 3: 2.0})
     streamer = LayerStreamer(make_layers([False] * 3), link, num_slots=2, clock=clock)
-    assert [status.state for status in streamer.slot_states] == [SlotState.FREE] * 2
+    assert (streamer.layers_in_slots, streamer.is_full) == ((), False)
     streamer.begin_pass()
     streamer.acquire(0)
-    assert [(status.state, status.layer_index) for status in streamer.slot_states] == [
-        (SlotState.IN_USE, 0),
-        (SlotState.COPYING, 1),
-    ]
     clock.compute(5.0)
+    assert (streamer.layers_in_slots, streamer.is_full) == ((0, 1), False)  # one is in use
     streamer.release(0)
-    assert [(status.state, status.layer_index) for status in streamer.slot_states] == [
-        (SlotState.COPYING, 2),
-        (SlotState.READY, 1),
-    ]
+    assert (streamer.layers_in_slots, streamer.is_full) == ((2, 1), False)  # one is on its way
+    clock.compute(5.0)
+    assert streamer.is_full
     streamer.close()
-    assert streamer.slot_states == ()
+    assert streamer.layers_in_slots == ()
 
 
 def test_the_engine_is_told_of_every_release() -> None:

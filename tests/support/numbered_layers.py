@@ -18,7 +18,7 @@ def numbered_slab(layer_index: int) -> torch.Tensor:
 def make_layers(is_resident: Sequence[bool]) -> list[StreamedLayer]:
     """Layer i is full of the byte i + 1, and carries i + 1 weight bytes."""
     return [
-        ResidentLayer(numbered_slab(index)) if resident else HostSource(numbered_slab(index), num_bytes=index + 1)
+        ResidentLayer(numbered_slab(index)) if resident else HostSource(numbered_slab(index), payload_bytes=index + 1)
         for index, resident in enumerate(is_resident)
     ]
 

@@ -159,6 +159,5 @@ def check_ring(opened: OpenSession) -> None:
     streamer = opened.streamer
     streamed = [index for index, _ in streamer._sources]
     cycle = streamed * len(streamer.slots)
-    found = sorted(status.layer_index for status in streamer.slot_states if status.layer_index is not None)
-    assert found == sorted(cycle[: len(streamer.slots)])
+    assert sorted(streamer.layers_in_slots) == sorted(cycle[: len(streamer.slots)])
     assert len(streamer._coming) == len(streamer.slots) and not streamer._acquired and not streamer._is_draining

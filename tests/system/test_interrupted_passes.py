@@ -8,7 +8,7 @@ import torch
 from offload import layer_streamer
 from offload.copying.copy_engine import CopySource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
-from offload.layer_streamer import LayerStreamer, SlotState
+from offload.layer_streamer import LayerStreamer
 from tests.support.fakes import ExclusiveLink, InstantEngine, PoisoningEngine, VirtualClock
 from tests.support.numbered_layers import check_slab, make_layers, run_pass
 
@@ -30,7 +30,7 @@ def test_after_an_abort_at_any_layer_the_next_passes_are_correct(
             if index < aborted_at or has_released:
                 streamer.release(index)
         streamer.abort_pass()
-        assert [status.state for status in streamer.slot_states] == [SlotState.FREE] * num_slots
+        assert streamer.layers_in_slots == ()
         streamer.abort_pass()
         for _ in range(3):
             run_pass(streamer)

@@ -44,7 +44,7 @@ def fails(opened: OpenSession, match: str) -> None:
     assert engine.target.cache.num_cached == engine.num_committed
     if engine.drafter is not None:
         assert engine.drafter._model.cache.num_cached == engine.drafter.num_committed
-    assert all(status.layer_index is None for status in opened.streamer.slot_states)
+    assert opened.streamer.layers_in_slots == ()
 
 
 @needs_preadv

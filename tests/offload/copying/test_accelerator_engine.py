@@ -33,7 +33,7 @@ def open_streamer(
     layers: list[StreamedLayer] = []
     for index in range(NUM_LAYERS):
         slab = accelerator.pin(slab_of(index)) if is_pinned else slab_of(index)
-        layers.append(ResidentLayer(slab) if index == RESIDENT else HostSource(slab, num_bytes=index + 1))
+        layers.append(ResidentLayer(slab) if index == RESIDENT else HostSource(slab, payload_bytes=index + 1))
     return LayerStreamer(layers, engine, num_slots=num_slots, allocate_slot=accelerator.slot)
 
 

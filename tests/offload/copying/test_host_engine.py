@@ -120,7 +120,7 @@ def test_host_memory_is_copied_whole_with_what_lies_between_the_weights() -> Non
     slab = torch.arange(50_000).to(torch.uint8)
     slot = allocate_slab(60_000)
     with HostCopyEngine(num_threads=3, block_bytes=PAGE) as engine:
-        copy = engine.start(HostSource(slab, num_bytes=40_000), slot)
+        copy = engine.start(HostSource(slab, payload_bytes=40_000), slot)
         copy.wait()
     assert torch.equal(slot[:50_000], slab) and not slot[50_000:].any()
     assert copy.num_bytes == engine.bytes_copied == 40_000

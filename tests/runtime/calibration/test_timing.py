@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from offload.layer_streamer import SlotState
 from runtime.calibration import timing
 from runtime.calibration.timing import layers_of_zeros, median_seconds, wait_for_full_ring
 from runtime.model.streamed_model import chain_input
@@ -52,4 +51,4 @@ def test_a_full_ring_is_waited_for(folder: Path) -> None:
     with open_tiny(folder, num_residents=0, link="4MB/s") as opened:
         opened.streamer.prefetch()
         wait_for_full_ring(opened)
-        assert {slot.state for slot in opened.streamer.slot_states} == {SlotState.READY}
+        assert opened.streamer.is_full
