@@ -157,18 +157,23 @@ def test_with_two_stages_a_round_costs_the_slower_link_not_the_sum() -> None:
 
 
 def test_a_period_with_its_gap_left_open_is_what_simulations_with_each_gap_settle_on() -> None:
-    for seed in range(40):
+    """Also where a round through the gap takes just as long as link or disk, so that both kinds of circuit count."""
+    for seed in range(80):
         parts = random_parts(random.Random(seed))
         periods = round_periods(
-            np.array([parts.compute_seconds, parts.compute_seconds]),
+            np.array([parts.compute_seconds]),
             parts.copy_seconds,
             num_slots=parts.num_slots,
             read_seconds=parts.read_seconds,
             num_stages=parts.num_stages,
         )
-        gaps = np.array([[0.0, 0.5], [2.0, 60.0]])
-        expected = [
-            [late_period(replace(parts, between_passes_seconds=float(gap)), num_passes=300) for gap in row]
-            for row in gaps
-        ]
-        np.testing.assert_allclose(periods(gaps), expected, rtol=1e-9, atol=1e-12, err_msg=str(seed))
+        even = max(0.0, float((periods.fixed_seconds - periods.through_seconds)[0]))
+        for gap in (0.0, 0.8 * even, even, 1.1 * even, 2 * even + 1):
+            expected = late_period(replace(parts, between_passes_seconds=gap), num_passes=300)
+            assert math.isclose(periods(gap)[0], expected, rel_tol=1e-9, abs_tol=1e-12), (seed, gap)
+
+
+def test_gaps_of_several_drafts_are_priced_at_once() -> None:
+    periods = round_periods([[1.0, 1.0], [4.0, 4.0]], (2.0, 2.0), num_slots=2)
+    gaps = np.array([[0.0, 0.5], [3.0, 60.0]])
+    assert periods(gaps).tolist() == [[4.0, 8.5], [5.0, 68.0]]

@@ -146,6 +146,10 @@ def test_best_first_topologies_are_worth_what_the_search_says() -> None:
     """Ties and zeros included: a vector of equal entries is where a parent could fall behind its child."""
     for acceptance in (LLAMA_SORTED, [0.5, 0.5, 0.0], [0.25] * 4, [1.0, 1.0]):
         search = best_first(acceptance, 90, 8)
+        worths = [1.0]
+        for parent, rank in zip(search.parents[1:], search.ranks[1:], strict=True):
+            worths.append(worths[parent] * acceptance[rank - 1])
+        assert np.cumsum(worths) == pytest.approx(search.expected_tokens)
         for num_nodes in (1, 2, 17, 90):
             topology = search.topology(num_nodes)
             assert topology.num_nodes == num_nodes
