@@ -64,7 +64,8 @@ def floor_violations(module: str, source: str) -> list[str]:
 
 
 Method = ast.FunctionDef | ast.AsyncFunctionDef
-TEXTUAL_HANDLERS = re.compile("compose|(on|watch|action|key|render)(_.*)?")
+# And `do_` + a name of the commands' registry, which says what that command does.
+TEXTUAL_HANDLERS = re.compile("compose|(on|watch|action|key|render|do)(_.*)?")
 
 
 def methods_of(node: ast.ClassDef) -> list[Method]:

@@ -52,21 +52,17 @@ class AnswerActions:
         return ()
 
     def do_regenerate(self) -> Changes:
-        """Write the last answer anew."""
         if not self._chat.dialogue.is_answering and self._chat.services.settings.params().get("temperature") == 0:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
 
     def do_continue(self) -> Changes:
-        """Let the last answer go on."""
         return self._chat.dialogue.continue_answer()
 
     def do_trim(self) -> Changes:
-        """Leave the oldest turns out of what the model reads."""
         return self._chat.dialogue.trim()
 
     def do_untrim(self) -> Changes:
-        """Let the model read again what was left out."""
         return self._chat.dialogue.read_all()
 
     def do_edit(self) -> Changes:
@@ -77,7 +73,6 @@ class AnswerActions:
         return changes
 
     def do_copy(self) -> None:
-        """Copy the last answer as it is shown."""
         text = self._chat.view.newest_answer_text()
         if not text:
             self._chat.say("there is no answer to copy yet", is_warning=True)
@@ -86,7 +81,6 @@ class AnswerActions:
         self._chat.say(f"answer copied ({len(text)} characters)")
 
     def do_code(self) -> None:
-        """Copy the last code block; again, the one above."""
         block = self._chat.view.next_code_block()
         if block is None:
             self._chat.say("there is no code block to copy", is_warning=True)
@@ -131,32 +125,26 @@ class ConversationActions:
         self._chat.prompt.focus()
 
     def do_rename(self, title: str) -> Changes:
-        """Give the open conversation another title."""
         conversation_id = self._open_id()
         return () if conversation_id is None else self._chat.dialogue.rename(conversation_id, title)
 
     def do_delete(self) -> Changes:
-        """Delete the open conversation."""
         conversation_id = self._open_id()
         return () if conversation_id is None else self._chat.dialogue.delete(conversation_id)
 
     def do_clear(self) -> Changes:
-        """Remove all turns of the open conversation."""
         return self._chat.dialogue.clear()
 
     def do_undo(self) -> Changes:
-        """Bring back what was deleted or cleared last."""
         return self._chat.dialogue.undo()
 
     def do_system(self, text: str | None = None) -> Changes:
-        """Change the system prompt of the open conversation; without a text, open an editor."""
         if text is not None:
             return self._set_system(text)
         dialog = TextDialog("System prompt of this conversation", self._chat.dialogue.system_prompt())
         return self._ask(dialog, self._set_system)
 
     def do_export(self, file: str = "") -> Changes:
-        """Write the open conversation to a file; without a name, ask for it."""
         conversation_id = self._open_id()
         if conversation_id is None:
             return ()
@@ -168,7 +156,6 @@ class ConversationActions:
         return self._ask(dialog, lambda path: self._export(conversation_id, path))
 
     def do_import(self, file: str) -> Changes:
-        """Read a conversation from an exported JSON file."""
         conversation, messages = import_conversation(Path(file).expanduser())
         added = self._chat.services.store.add_conversation(conversation, messages)
         return (*self._chat.dialogue.open(added.id), Note(f"{added.num_messages} turns imported"))
@@ -242,12 +229,10 @@ class MachineActions:
             self._chat.screen.run_worker(self._restart(), group="restart")
 
     async def do_load_again(self) -> None:
-        """Load the model with the settings as they are now."""
         await self.load_model()
         self._chat.prompt.focus()
 
     async def do_model(self, model: str = "") -> None:
-        """Load the model that is named; without a name, choose from the list."""
         remembered = self._chat.services.settings
         config = remembered.config()
         if model:
@@ -257,11 +242,9 @@ class MachineActions:
             self._chat.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
 
     def do_tree(self, tree: str) -> None:
-        """Set the tree."""
         self.do_set("tree", tree)
 
     def do_set(self, name: str = "", value: str | None = None) -> None:
-        """Open the settings, say what one is, or change one."""
         settings = self._chat.services.settings.settings
         if not name:
             themes = (AUTO, *sorted(self._chat.app.available_themes))
@@ -274,7 +257,6 @@ class MachineActions:
             self._change_settings(settings.with_text(found, value))
 
     def do_theme(self, theme: str = "") -> None:
-        """Change the colours; without a name, choose from the list."""
         if not theme:
             self._chat.app.search_themes()
         elif theme in (*self._chat.app.available_themes, AUTO):
@@ -289,14 +271,12 @@ class MachineActions:
             self._change_settings(replace(settings, theme=theme.name), is_told=False)
 
     def do_help(self, command: str = "") -> None:
-        """Show keys and commands, or say how one command is used."""
         if command:
             self._chat.say(command_help(command))
         else:
             self._chat.app.push_screen(HelpScreen([*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]))
 
     def do_stats(self) -> None:
-        """Show or hide the machine panel, now and at the next start."""
         panel = self._chat.panel
         panel.display = not panel.display
         self._chat.show_state()
@@ -304,7 +284,6 @@ class MachineActions:
         self._change_settings(replace(settings, show_panel=panel.display), is_told=False)
 
     async def do_quit(self) -> None:
-        """End the app."""
         await self._chat.app.action_quit()
 
     async def _restart(self) -> None:
@@ -328,7 +307,6 @@ class MachineActions:
             self._change_settings(settings)
 
     def _change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
-        """Let other settings hold, remember them, and say what that means."""
         before = self._chat.services.settings.settings
         with self._chat.telling():
             self._chat.services.settings.replace(settings)

@@ -131,7 +131,6 @@ class ChatApp(App[int]):
         os._exit(exit_code)
 
     async def action_quit(self) -> None:
-        """End the engine, then the app."""
         await self._quit(0)
 
     async def _quit(self, exit_code: int) -> None:
@@ -139,5 +138,4 @@ class ChatApp(App[int]):
         self.exit(exit_code, return_code=exit_code)
 
     async def on_unmount(self) -> None:
-        """End the engine, however the app ends."""
         await self.services.engine.close()

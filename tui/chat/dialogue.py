@@ -114,11 +114,9 @@ class AnswerUnderWay:
     """The answer that the engine is writing."""
 
     answer_id: int
-    """Names it in requests and reports."""
     conversation_id: int
     """Another one may be open."""
     message_id: int
-    """Where it is saved."""
     seed: int
 
 
@@ -413,7 +411,6 @@ class Dialogue:
         return chat_turns(self.system_prompt(), self._kept(self.messages()))
 
     def _kept(self, messages: list[Message]) -> list[Message]:
-        """Return those that the model still reads."""
         first_id = self.first_kept_id()
         return [message for message in messages if message.id >= first_id]
 

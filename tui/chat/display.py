@@ -75,7 +75,6 @@ class ChatServices:
     conversation_id: int | None = None
     """Which conversation to open; None begins a new one."""
     notices: tuple[str, ...] = ()
-    """What the user must know first: one sentence each."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
@@ -112,12 +111,10 @@ class ChatDisplay:
 
     @property
     def app(self) -> App[Any]:
-        """The app that the screen belongs to."""
         return self.screen.app
 
     @property
     def is_something_to_stop(self) -> bool:
-        """Whether Esc has anything to do."""
         is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None

@@ -51,7 +51,6 @@ FOOTER_WORDS = {
 TAKEN_BY_EDITORS = {"ctrl+f"}
 """Keys that a text area would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0
-"""Ctrl+C twice within this time quits."""
 
 
 def _binding(command: Command) -> Binding:
@@ -87,7 +86,6 @@ class ChatScreen(Screen[None]):
         self._interrupted_at = -QUIT_SECONDS
 
     def compose(self) -> ComposeResult:
-        """Lay out the list, the talk with the prompt under it, the machine, and the status line."""
         chat = self.chat
         yield chat.title_bar
         with Horizontal(id="body"):
@@ -147,7 +145,6 @@ class ChatScreen(Screen[None]):
         self.chat.prompt.focus()
 
     async def on_prompt_area_sent(self, message: PromptArea.Sent) -> None:
-        """Obey a command, or ask the model."""
         text = message.text
         self.chat.completions.hide()
         if not is_command(text):
@@ -161,25 +158,20 @@ class ChatScreen(Screen[None]):
         await self.run_command(line)
 
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
-        """Show what could follow what is typed."""
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
 
     def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
-        """Put what was clicked into the prompt."""
         self.begin_command(message.completion.text)
 
     async def on_notice_bar_choice_made(self, message: NoticeBar.ChoiceMade) -> None:
-        """Do what was chosen."""
         await self.action_do(message.action)
 
     def on_notice_bar_dismissed(self) -> None:
-        """Go back to writing."""
         self.chat.show_keys()
         self.chat.prompt.focus()
 
     def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
-        """Copy the block that was clicked."""
         self.chat.view.point_at(message.block)
         self.answers.copy_code(message.block.code, message.block.language)
 
@@ -206,12 +198,10 @@ class ChatScreen(Screen[None]):
         await self.chat.perform(self.chat.dialogue.undo)
 
     def on_conversation_list_searched(self) -> None:
-        """Show what the search finds."""
         with self.chat.telling():
             self.chat.refresh_list()
 
     def on_conversation_list_closed(self) -> None:
-        """Put the list away."""
         self.conversations.close_side()
 
     async def action_copy_or_quit(self) -> None:
@@ -229,7 +219,6 @@ class ChatScreen(Screen[None]):
         self.chat.say("press Ctrl+C again to quit; Esc stops an answer")
 
     def action_go_to_notice(self) -> None:
-        """Let the next keys choose what the notice offers."""
         if self.chat.notice.display:
             self.chat.notice.focus_choices()
 
@@ -243,11 +232,9 @@ class ChatScreen(Screen[None]):
             self.chat.view.scroll_page_down(animate=False)
 
     async def action_show_start(self) -> None:
-        """Go to the first turn."""
         await self.chat.view.action_show_start()
 
     def action_show_end(self) -> None:
-        """Go to the last turn and follow it."""
         self.chat.view.action_show_end()
 
     @work(group="engine", exclusive=True)

@@ -30,17 +30,14 @@ class Argument:
 
     @property
     def name(self) -> str:
-        """The usage without brackets."""
         return self.usage.strip("[]")
 
     @property
     def is_required(self) -> bool:
-        """Whether the command means nothing without it."""
         return self.usage == self.name
 
     @property
     def kind(self) -> ArgumentKind:
-        """What may be given, and so what completes it."""
         return _KINDS[self.name]
 
 
@@ -51,22 +48,18 @@ class Command:
     usage: str
     """Slash, name and arguments: `/rename TITLE`; only the last argument may take the rest of the line."""
     title: str
-    """In the palette and in the footer: a few words."""
     help: str
     """One sentence: for the palette, the completion and as a key's tooltip."""
     key: str = ""
     """The key that does it without arguments, as Textual names keys; empty for none."""
     aliases: tuple[str, ...] = ()
-    """Other names that people try."""
 
     @property
     def name(self) -> str:
-        """What stands after the slash."""
         return self.usage.split()[0].removeprefix("/")
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
-        """What may follow the name, in order."""
         return tuple(map(Argument, self.usage.split()[1:]))
 
     @property
@@ -131,7 +124,6 @@ COMMANDS = (
     Command("/help [COMMAND]", "Help", "List the commands and the keys, or say how one command is used.", "f1", ("?",)),
     Command("/quit", "Quit", "End the app; every conversation is kept.", "ctrl+q", ("exit", "bye")),
 )
-"""In the order in which people read them."""
 
 
 def find_command(name: str) -> Command | None:

@@ -23,7 +23,6 @@ class CommandLine:
     """A command that was asked for, with what was given to it."""
 
     command: Command
-    """Which one."""
     values: tuple[str, ...] = ()
     """Its arguments as they were written, quotes around paths removed; those left out are not there."""
 
@@ -35,9 +34,7 @@ class Completion:
     text: str
     """The whole line with it."""
     label: str
-    """What is new in it, for a list."""
     help: str = ""
-    """What it means, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,6 @@ class CompletionSources:
     """What completes a command and only the app knows."""
 
     themes: Sequence[str] = ()
-    """Names of themes."""
     models: Sequence[str] = ()
     """Names or folders of models, the most recent first."""
     paths: Sequence[str] = ()

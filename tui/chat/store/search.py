@@ -8,8 +8,9 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tui.chat.store.records import Role, storable
+from tui.chat.store.records import storable
 from tui.terminal_text import show_terminal_escapes
 
 MAX_HITS = 50
@@ -22,17 +23,14 @@ _MIN_INDEXED_LENGTH = 3
 """Shorter terms are no trigram: they are looked for in every message (12 MB of text take 0.03 s)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SearchHit:
     """One title or message in which all terms occur."""
 
     conversation_id: int
     title: str
-    """The conversation's."""
     message_id: int | None
     """None if it is the title that was found."""
-    role: Role | None
-    """Who wrote the message; None for a title."""
     snippet: str
     """A piece of the text around the first match, on one line, terminal escapes shown as text."""
     matches: tuple[tuple[int, int], ...]
@@ -52,8 +50,12 @@ def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HI
     if not terms:
         return []
     connection.create_function("holds", 2, _holds, deterministic=True)
-    titles = _find_titles(connection, terms, limit=limit)
-    return titles + _find_messages(connection, terms, limit=limit - len(titles))
+    found = _titles(connection, terms, limit=limit)
+    found += _messages(connection, terms, limit=limit - len(found))
+    return [
+        SearchHit(conversation_id, title, message_id, *make_snippet(text, terms))
+        for conversation_id, title, message_id, text in found
+    ]
 
 
 def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -70,44 +72,25 @@ def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int,
     return snippet, tuple(match.span() for match in pattern.finditer(snippet))
 
 
-def _find_titles(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[SearchHit]:
-    rows = connection.execute(
-        f"SELECT id, title FROM conversations WHERE deleted_at IS NULL AND {_holds_all('title', terms)} "
-        "ORDER BY updated_at DESC, id DESC LIMIT ?",
+def _titles(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[tuple[Any, ...]]:
+    """Return the conversation's id and title, None for a message, and the text that was found."""
+    return connection.execute(
+        "SELECT id, title, NULL, title FROM conversations "
+        f"WHERE deleted_at IS NULL AND {_holds_all('title', terms)} ORDER BY updated_at DESC, id DESC LIMIT ?",
         (*terms, limit),
-    )
-    return [_hit(conversation_id, title, None, None, title, terms) for conversation_id, title in rows]
+    ).fetchall()
 
 
-def _find_messages(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[SearchHit]:
+def _messages(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[tuple[Any, ...]]:
     indexed = [term for term in terms if len(term) >= _MIN_INDEXED_LENGTH]
     others = [term for term in terms if len(term) < _MIN_INDEXED_LENGTH]
     is_in_index = "m.id IN (SELECT rowid FROM message_index WHERE message_index MATCH ?)" if indexed else "TRUE"
-    rows = connection.execute(
-        "SELECT c.id, c.title, m.id, m.role, m.content "
-        "FROM messages m JOIN conversations c ON c.id = m.conversation_id "
+    return connection.execute(
+        "SELECT c.id, c.title, m.id, m.content FROM messages m JOIN conversations c ON c.id = m.conversation_id "
         f"WHERE {is_in_index} AND m.drop_number IS NULL AND c.deleted_at IS NULL "
         f"AND {_holds_all('m.content', others)} ORDER BY m.id DESC LIMIT ?",
         (*([_match_query(indexed)] if indexed else []), *others, limit),
-    )
-    return [
-        _hit(conversation_id, title, message_id, role, content, terms)
-        for conversation_id, title, message_id, role, content in rows
-    ]
-
-
-def _hit(
-    conversation_id: int, title: str, message_id: int | None, role: Role | None, text: str, terms: Sequence[str]
-) -> SearchHit:
-    snippet, matches = make_snippet(text, terms)
-    return SearchHit(
-        conversation_id=conversation_id,
-        title=title,
-        message_id=message_id,
-        role=role,
-        snippet=snippet,
-        matches=matches,
-    )
+    ).fetchall()
 
 
 def _match_query(terms: Sequence[str]) -> str:

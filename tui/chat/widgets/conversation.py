@@ -52,7 +52,6 @@ class ConversationView(VerticalScroll):
         self._notes: tuple[str, ...] = ()
 
     def on_mount(self) -> None:
-        """Draw arriving text some times a second while there is any."""
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
 
     @property
@@ -141,7 +140,6 @@ class ConversationView(VerticalScroll):
         block.scroll_visible()
 
     async def action_show_start(self) -> None:
-        """Draw the turns that are not drawn yet and go to the first."""
         earlier, self._messages = self._messages, []
         if earlier:
             await self.query(_EarlierTurns).remove()
@@ -149,7 +147,6 @@ class ConversationView(VerticalScroll):
         self.scroll_home(animate=False)
 
     def action_show_end(self) -> None:
-        """Go to the last turn and follow it."""
         self.anchor()
         self.scroll_end(animate=False)
 
@@ -176,8 +173,6 @@ class ConversationView(VerticalScroll):
 
 
 class _EarlierTurns(Static):
-    """Says that there is more above."""
-
     def __init__(self, num_turns: int) -> None:
         super().__init__(f"{num_turns} earlier turns; click or press Home here", markup=False, classes="earlier-turns")
 

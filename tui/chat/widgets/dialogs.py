@@ -26,14 +26,12 @@ class LineDialog(ModalScreen[str | None]):
         self._question, self._text, self._hint = question, text, hint
 
     def compose(self) -> ComposeResult:
-        """Show the question, a field, and how to leave."""
         with Vertical(classes="dialog"):
             yield Static(self._question, markup=False, classes="dialog-title")
             yield Input(self._text, compact=True)
             yield Static(self._hint, markup=False, classes="dialog-hint")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Hand over what was written."""
         event.stop()
         self.dismiss(event.value.strip() or None)
 
@@ -51,14 +49,12 @@ class TextDialog(ModalScreen[str | None]):
         self._question, self._text = question, text
 
     def compose(self) -> ComposeResult:
-        """Show the question, an area, and how to leave."""
         with Vertical(classes="dialog -tall"):
             yield Static(self._question, markup=False, classes="dialog-title")
             yield _SeveralLines(self._text, soft_wrap=True, compact=True, highlight_cursor_line=False)
             yield Static("Ctrl+S keeps it, Esc does not; empty is the model's own", classes="dialog-hint")
 
     def action_keep(self) -> None:
-        """Hand over what was written."""
         self.dismiss(self.query_one(TextArea).text)
 
 

@@ -62,7 +62,6 @@ class HelpScreen(ModalScreen[None]):
         self._keys = sorted((each for each in explained if each.tooltip not in helps), key=lambda each: each.action)
 
     def compose(self) -> ComposeResult:
-        """List the commands with their keys, then the other keys."""
         with Vertical(id="help-page") as page:
             page.border_title = "Help"
             with VerticalScroll():
@@ -75,7 +74,6 @@ class HelpScreen(ModalScreen[None]):
             yield Static("↑↓ scroll · Esc closes", id="help-hint")
 
     def on_mount(self) -> None:
-        """Let the keys scroll."""
         self.query_one(VerticalScroll).focus()
 
 

@@ -61,14 +61,12 @@ class ConversationList(Vertical):
         """The list is no longer needed."""
 
     def compose(self) -> ComposeResult:
-        """Lay the field over the list."""
         yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
         yield OptionList(id="conversations", compact=True, markup=False)
         yield Static("", id="list-hint", markup=False)
 
     @property
     def search_text(self) -> str:
-        """What is searched for; empty for nothing."""
         return self.query_one("#search", Input).value.strip()
 
     def show_conversations(self, conversations: Sequence[Conversation], *, open_id: int | None) -> None:
@@ -102,38 +100,31 @@ class ConversationList(Vertical):
         self.query_one(OptionList).focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Search while typing."""
         event.stop()
         self.post_message(self.Searched())
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Open the first that was found."""
         event.stop()
         self.action_want("open")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Open what was chosen."""
         event.stop()
         self.post_message(self.Wanted("open", int(event.option.id or 0)))
 
     def action_go_to_list(self) -> None:
-        """Go from the search field into the list."""
         self.focus_list()
 
     def action_close(self) -> None:
-        """Go back to the prompt; a search is forgotten."""
         self.query_one(Input).value = ""
         self.post_message(self.Closed())
 
     def action_want(self, what: Literal["open", "delete", "rename"]) -> None:
-        """Say what is wanted of the highlighted conversation, if there is one."""
         options = self.query_one(OptionList)
         if options.option_count and options.highlighted is not None:
             option = options.get_option_at_index(options.highlighted)
             self.post_message(self.Wanted(what, int(option.id or 0)))
 
     def action_undo(self) -> None:
-        """Bring back what was deleted last."""
         self.post_message(self.UndoWanted())
 
     def _fill(self, options: Sequence[Option], hint: str) -> None:
@@ -147,7 +138,6 @@ class ConversationList(Vertical):
 
 
 def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
-    """Draw the title on one line, and under it when something was last said."""
     title = Content(f"{'▸ ' if is_open else '  '}{conversation.shown_title}")
     age = f"  {age_words(now - conversation.updated_at)} · {conversation.num_messages} turns"
     return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))
@@ -200,7 +190,6 @@ class CompletionList(OptionList, can_focus=False):
             self.highlighted = ((self.highlighted or 0) + step) % len(self._completions)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Take the one that was clicked."""
         event.stop()
         self.post_message(self.Taken(self._completions[event.option_index]))
 

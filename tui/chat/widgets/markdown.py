@@ -48,7 +48,6 @@ class CopyLabel(Static):
         self.tooltip = "Copy this code block to the clipboard"
 
     def on_click(self) -> None:
-        """Copy the block that this word stands over."""
         block = next((each for each in self.ancestors if isinstance(each, CodeBlock)), None)
         if block is not None:
             self.post_message(CodeBlock.CopyWanted(block))
@@ -74,7 +73,6 @@ class CodeBlock(MarkdownFence):
         return super().highlight(code, (language.split() or ["text"])[0], ansi=ansi, dark=dark)
 
     def compose(self) -> ComposeResult:
-        """Lay a line with the language over the code."""
         with Horizontal(classes="code-head"):
             yield Label(self.language or "text", markup=False, classes="code-language")
             yield CopyLabel()

@@ -21,11 +21,9 @@ class Choice:
     """One thing to do about a notice."""
 
     label: str
-    """On its button."""
     action: str
     """The screen's action, as in a binding."""
     help: str
-    """As the button's tooltip: one sentence."""
 
 
 class NoticeBar(Vertical):
@@ -53,7 +51,6 @@ class NoticeBar(Vertical):
         self.display = False
 
     def compose(self) -> ComposeResult:
-        """Lay the sentence over the buttons."""
         yield Static("", markup=False, id="notice-text")
         yield Horizontal(id="notice-choices")
 
@@ -94,13 +91,11 @@ class NoticeBar(Vertical):
         self.query(Button).first().focus()
 
     def action_dismiss(self) -> None:
-        """Put the notice away."""
         self._lasting = ""
         self.display = False
         self.post_message(self.Dismissed())
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Hand on what was chosen."""
         event.stop()
         index = int(event.button.name or "0")
         self.action_dismiss()

@@ -121,23 +121,19 @@ class PromptArea(TextArea):
                 return
 
     def action_send(self) -> None:
-        """Hand the prompt over; what is typed from now on is another one."""
         if self.text.strip():
             self.post_message(self.Sent(self.take()))
 
     def action_new_line(self) -> None:
-        """Begin another line at the cursor."""
         self.insert("\n")
 
     def action_complete(self) -> None:
-        """Take the highlighted completion; without one, go to the next widget."""
         if (chosen := self.completions.chosen) is None:
             self.screen.focus_next()
         else:
             self.put(chosen.text)
 
     def action_older_or_up(self) -> None:
-        """Show the prompt before, in the first line as it is wrapped; else go up."""
         if self.completions.display:
             self.completions.move(-1)
         elif not self._is_on_first_wrapped_row():
@@ -146,7 +142,6 @@ class PromptArea(TextArea):
             self.put(older)
 
     def action_newer_or_down(self) -> None:
-        """Show the prompt after, in the last line as it is wrapped; else go down."""
         if self.completions.display:
             self.completions.move(1)
         elif not self._is_on_last_wrapped_row():

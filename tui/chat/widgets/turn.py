@@ -31,7 +31,6 @@ class PromptTurn(Vertical):
         self.message = message
 
     def compose(self) -> ComposeResult:
-        """Show who, and what."""
         yield Static("you", markup=False, classes="turn-name")
         yield Static(shown_text(self.message.content), markup=False, classes="prompt-text")
 
@@ -49,13 +48,11 @@ class AnswerTurn(Vertical):
         self._stream: MarkdownStream | None = None
 
     def compose(self) -> ComposeResult:
-        """Show which model it was, what it said, and how that ended."""
         yield Static(one_line(self.message.model) or "model", markup=False, classes="turn-name")
         yield self._markdown
         yield self._caption
 
     def on_mount(self) -> None:
-        """Leave no empty line for a caption that is not there."""
         self._show_caption()
 
     @property

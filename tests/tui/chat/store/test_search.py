@@ -106,7 +106,6 @@ def test_titles_come_first_then_the_newest_messages(store):
         ("older ring", second),
         ("older ring", first),
     ]
-    assert [hit.role for hit in hits] == [None, None, "user", "user", "user"]
     assert store.search("ring", limit=3) == hits[:3] and store.search("ring", limit=1) == hits[:1]
 
 
@@ -125,7 +124,6 @@ def test_an_answer_is_found_once_it_has_ended(store):
     assert found(store, "golden") == []
     store.finish_answer(message.id, state="stopped")
     assert found(store, "golden") == [message.id]
-    assert store.search("golden")[0].role == "assistant"
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,7 @@ def test_typing_in_the_field_searches_and_enter_opens_the_first():
         await pilot.press("o")
         await pilot.pause()
         assert app.heard[-1] == ("search", "fo")
-        hit = SearchHit(
-            conversation_id=3, title="Foxes", message_id=5, role="user", snippet="a fox \x1b[2J", matches=((2, 5),)
-        )
+        hit = SearchHit(conversation_id=3, title="Foxes", message_id=5, snippet="a fox \x1b[2J", matches=((2, 5),))
         side.show_hits([hit])
         await pilot.press("enter")
         await pilot.pause()
@@ -88,9 +86,9 @@ def test_typing_in_the_field_searches_and_enter_opens_the_first():
 
 def test_a_conversation_is_found_once_by_its_first_message():
     async def story(app, side, pilot):
-        title = SearchHit(conversation_id=3, title="Fox", message_id=None, role=None, snippet="Fox", matches=())
-        first = SearchHit(conversation_id=3, title="Fox", message_id=9, role="user", snippet="one fox", matches=())
-        second = SearchHit(conversation_id=3, title="Fox", message_id=8, role="user", snippet="two fox", matches=())
+        title = SearchHit(conversation_id=3, title="Fox", message_id=None, snippet="Fox", matches=())
+        first = SearchHit(conversation_id=3, title="Fox", message_id=9, snippet="one fox", matches=())
+        second = SearchHit(conversation_id=3, title="Fox", message_id=8, snippet="two fox", matches=())
         side.show_hits([title, first, second])
         await pilot.pause()
         assert "one fox" in screen_text(app)
