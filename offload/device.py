@@ -67,6 +67,12 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
     return DeviceMemory(int(free), int(total)) if total > 0 else None
 
 
+def wait_for_device(device: torch.device) -> None:
+    """Block until the device has done all that was enqueued; on a CPU everything is done when it returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _current_index() -> int:
     return max(0, torch.accelerator.current_device_index())
 

@@ -55,16 +55,6 @@ def allocate_read_slab(num_bytes: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessMemory:
-    """Physical memory of this process."""
-
-    resident_bytes: int
-    """Now."""
-    peak_bytes: int
-    """The most that it ever held."""
-
-
-@dataclass(frozen=True, slots=True)
 class _GroupFiles:
     """What one version of control groups calls its files."""
 
@@ -110,13 +100,17 @@ def control_group_bytes(root: Path = _ROOT) -> int | None:
     return min(left, default=None)
 
 
-def process_memory(*, root: Path = _ROOT) -> ProcessMemory:
-    """Return the physical memory of this process, now and at its peak."""
-    now = int(psutil.Process().memory_info().rss)
-    return ProcessMemory(resident_bytes=now, peak_bytes=max(now, _peak_bytes(root)))
+def resident_memory_bytes() -> int:
+    """Return the physical memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
-def _peak_bytes(root: Path) -> int:
+def peak_memory_bytes(*, root: Path = _ROOT) -> int:
+    """Return the most physical memory that this process ever held."""
+    return max(resident_memory_bytes(), _recorded_peak_bytes(root))
+
+
+def _recorded_peak_bytes(root: Path) -> int:
     # Linux's getrusage also remembers the program that started this one, from before it became this one.
     for line in _read(root / "proc/self/status").splitlines():
         if line.startswith("VmHWM:"):

@@ -20,6 +20,7 @@ import torch
 
 from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.host_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
+from offload.device import wait_for_device
 from offload.errors import LinkError
 from offload.memory import allocate_read_slab
 from offload.units import PAGE_BYTES, round_up_to_page
@@ -135,26 +136,19 @@ def measure_copy_rate(
     is_pinned: bool = False,
     num_bytes: int = COPY_BYTES,
     clock: Callable[[], float] = time.perf_counter,
-    synchronize: Callable[[torch.device], None] | None = None,
 ) -> float:
     """Return the bytes per second of copies from host memory, pinned or pageable, to `device`.
 
-    `synchronize` waits for the device; by default torch's own. Raises RuntimeError where memory cannot be had.
+    Raises RuntimeError where memory cannot be had.
     """
-    if synchronize is None:
-        synchronize = _do_nothing if device.type == "cpu" else torch.accelerator.synchronize
     source = torch.full((num_bytes,), 1, dtype=torch.uint8)  # written, or every page would be the same page of zeros
     if is_pinned:
         source = source.pin_memory()
     target = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target.copy_(source, non_blocking=is_pinned)
-    synchronize(device)
+    wait_for_device(device)
     began = clock()
     for _ in range(_NUM_COPIES):
         target.copy_(source, non_blocking=is_pinned)
-    synchronize(device)
+    wait_for_device(device)
     return _NUM_COPIES * num_bytes / max(clock() - began, 1e-9)
-
-
-def _do_nothing(device: torch.device) -> None:
-    """A copy on the CPU is done when it returns."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from offload.formats.four_bit import FourBitWeight
-from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
+from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
 from offload.formats.weight_format import (
     CHOICE_REPEATS,
@@ -25,7 +25,6 @@ from offload.formats.weight_format import (
 )
 
 HeldFormat = Literal["int8", "nf4", "stored"]
-_INT8_BYTES_PER_ROW = 12
 _DECIDED = 0.8
 """Another format than int8 is chosen if it takes at most this share of its time: less is noise."""
 
@@ -62,7 +61,7 @@ def draft_converter(
 def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
     """Return the bytes of an ordinary (O, I) matrix once a draft holds it in this format."""
     if held == "int8":
-        return shape[0] * (shape[1] + _INT8_BYTES_PER_ROW)
+        return shape[0] * (shape[1] + PACKED_BYTES_PER_ROW)
     return nf4_bytes(shape) - NF4_CODE_BYTES  # the levels are the same for all matrices
 
 

@@ -26,6 +26,7 @@ from offload.formats.weight_format import (
     UpcastScratch,
     fastest_seconds,
     from_columns,
+    measure_max_rows,
     num_rows,
 )
 from offload.memory import allocate_slab
@@ -35,7 +36,7 @@ LEVELS = 127.0
 _DIGIT = 63
 """Largest magnitude of a digit: 7 bits with sign, since 127 * 127 * 2 is the most that 16 bits hold."""
 _ZERO_POINT = 64
-_BYTES_PER_ROW = 12
+PACKED_BYTES_PER_ROW = 12
 """The kernels keep a scale, a zero point and a sum for every row."""
 
 
@@ -128,20 +129,13 @@ def measure_bfloat16_max_rows(device: torch.device, compute: torch.dtype, *, sid
         return 0
     weight = Int8RowsWeight(torch.ones(side, side, dtype=torch.int8), torch.ones(side))
     scratch = UpcastScratch(compute, device)
-    best = 0
-    for width in (1, 4, 8, 16, 64):
-        inputs = torch.ones(width, side, dtype=compute)
-
-        def multiply_narrow(inputs: torch.Tensor = inputs) -> None:
-            _bfloat16_product(inputs, weight.rows, weight.absmax)
-
-        def multiply_wide(inputs: torch.Tensor = inputs) -> None:
-            weight.linear(inputs, None, scratch)
-
-        if fastest_seconds(multiply_narrow) > fastest_seconds(multiply_wide):
-            break
-        best = width
-    return best
+    return measure_max_rows(
+        (1, 4, 8, 16, 64),
+        lambda inputs: _bfloat16_product(inputs, weight.rows, weight.absmax),
+        lambda inputs: weight.linear(inputs, None, scratch),
+        num_columns=side,
+        compute=compute,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +165,7 @@ class PackedInt8Weight:
     @property
     def num_bytes(self) -> int:
         """Bytes of the packed form, without padding to the kernels' blocks."""
-        return self.shape[0] * (self.shape[1] + _BYTES_PER_ROW)
+        return self.shape[0] * (self.shape[1] + PACKED_BYTES_PER_ROW)
 
     def copy_to(self, device: torch.device) -> "PackedInt8Weight":
         """See `StoredWeight.copy_to`: nothing changes a packed matrix, and it cannot leave the CPU, so it is itself."""

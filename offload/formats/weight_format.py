@@ -7,14 +7,15 @@ The quantized formats are modules of their own.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from offload.device import wait_for_device
 from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
 
 TORCH_DTYPES = {
@@ -25,6 +26,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 """safetensors names of the storage dtypes that can be streamed."""
+_CPU = torch.device("cpu")
 DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
 CHOICE_REPEATS = 12
@@ -176,24 +178,40 @@ def num_rows(inputs: torch.Tensor) -> int:
     return inputs.numel() // max(inputs.shape[-1], 1)
 
 
-def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: torch.device | None = None) -> float:
-    """Return the seconds of the fastest of `repeats` runs; on any device but a CPU, until its work is done.
+def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: torch.device = _CPU) -> float:
+    """Return the seconds of the fastest of `repeats` runs, each until the device has done its work.
 
     Which kernel wins depends on the processor by more than ten times, so nothing is decided by its name.
     """
     seconds = []
     for _ in range(repeats):
-        _wait_for(device)
+        wait_for_device(device)
         start = time.perf_counter()
         action()
-        _wait_for(device)
+        wait_for_device(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
-def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def measure_max_rows(
+    widths: Sequence[int],
+    narrow: Callable[[torch.Tensor], object],
+    wide: Callable[[torch.Tensor], object],
+    *,
+    num_columns: int,
+    compute: torch.dtype,
+) -> int:
+    """Return the last of the ascending widths up to which `narrow` multiplies so many rows no slower than `wide`.
+
+    Both get ones (width, num_columns) in the compute dtype, on the CPU. 0 if `wide` always wins.
+    """
+    best = 0
+    for width in widths:
+        inputs = torch.ones(width, num_columns, dtype=compute)
+        if fastest_seconds(partial(narrow, inputs)) > fastest_seconds(partial(wide, inputs)):
+            break
+        best = width
+    return best
 
 
 @cache
@@ -206,18 +224,12 @@ def measure_direct_max_rows(storage: torch.dtype, compute: torch.dtype, *, side:
     if storage == compute:
         return 0
     matrix = torch.ones(side, side, dtype=storage)
-    scratch = UpcastScratch(compute, torch.device("cpu"))
-    best = 0
-    for rows in (1, 4, 16, 64, 256):
-        inputs = torch.ones(rows, side, dtype=compute)
-
-        def multiply_direct(inputs: torch.Tensor = inputs) -> None:
-            F.linear(inputs.to(storage), matrix).to(compute)
-
-        def multiply_wide(inputs: torch.Tensor = inputs) -> None:
-            scratch.linear(inputs, matrix)
-
-        if fastest_seconds(multiply_direct) > fastest_seconds(multiply_wide):
-            break
-        best = rows
+    scratch = UpcastScratch(compute, _CPU)
+    best = measure_max_rows(
+        (1, 4, 16, 64, 256),
+        lambda inputs: F.linear(inputs.to(storage), matrix).to(compute),
+        lambda inputs: scratch.linear(inputs, matrix),
+        num_columns=side,
+        compute=compute,
+    )
     return 1 << 30 if best == 256 else best

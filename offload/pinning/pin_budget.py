@@ -21,7 +21,7 @@ import torch
 
 from offload.device import device_memory, identify_device
 from offload.errors import LinkError
-from offload.pinning.pin_probe import probe_limit_bytes, probe_pin_budget
+from offload.pinning.pin_probe import PinBudget, probe_limit_bytes, probe_pin_budget
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, choose_evenly
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
@@ -75,29 +75,6 @@ def detect_platform(*, system: str = sys.platform, proc_version: str | None = No
     return Platform.WSL2 if "microsoft" in proc_version.lower() else Platform.LINUX
 
 
-@dataclass(frozen=True, slots=True)
-class PinBudget:
-    """How much host memory may be pinned, and how that is known."""
-
-    num_bytes: int | None
-    """In all; None where the platform sets no limit."""
-    source: PinBudgetSource
-
-    def explain(self) -> str:
-        """Say it in one sentence, without its full stop."""
-        if self.num_bytes is None:
-            return "this system limits pinned host memory only by what the machine has"
-        amount = format_bytes(self.num_bytes)
-        if self.source is PinBudgetSource.GRANTED:
-            return f"{amount} of host memory can be pinned: all that was asked for"
-        endings = {
-            PinBudgetSource.REFUSED: "the driver refused more",
-            PinBudgetSource.CRASHED: "the driver crashed at more",
-            PinBudgetSource.TIMED_OUT: "the driver did not answer in time at more",
-        }
-        return f"{amount} of host memory can be pinned: four fifths of what was granted before {endings[self.source]}"
-
-
 def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:
     """Return what may be pinned for an accelerator, remembered in `state_folder` (None: nowhere) or else probed now.
 
@@ -122,7 +99,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
     except LinkError:
         return PinBudget(0, PinBudgetSource.CRASHED)
     if state_folder is not None:
-        found = stored or MachineProfile(
+        known = stored or MachineProfile(
             device=identity,
             device_memory_bytes=_total_bytes(device),
             host_memory_bytes=host_memory_bytes,
@@ -130,13 +107,14 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
             pin_budget_source=PinBudgetSource.NOT_MEASURED,
             measured_at=date.today(),
         )
-        budget, source = probed.budget_bytes, probed.source
-        found = replace(found, pin_budget_bytes=budget, pin_budget_source=source, measured_at=date.today())
+        found = replace(
+            known, pin_budget_bytes=probed.num_bytes, pin_budget_source=probed.source, measured_at=date.today()
+        )
         try:
             save_machine_profile(state_folder, found)
         except ProfileError as error:
             logger.warning("the pinned memory budget will be probed again next time: %s", error)
-    return PinBudget(probed.budget_bytes, probed.source)
+    return probed
 
 
 def _load(device: DeviceIdentity, folder: Path, host_memory_bytes: int) -> MachineProfile | None:

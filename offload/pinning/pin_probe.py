@@ -24,7 +24,7 @@ import torch
 from offload.errors import LinkError
 from offload.memory import free_memory_bytes
 from offload.pinning.pinned_memory import HostPinner, HostRegistrar, PinnedMemory, open_pinner
-from offload.units import PAGE_BYTES
+from offload.units import PAGE_BYTES, format_bytes
 from profiles.machine_profile import PinBudgetSource
 
 logger = logging.getLogger(__name__)
@@ -39,20 +39,26 @@ _GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What a probe was granted, and why it ended."""
+class PinBudget:
+    """How much host memory may be pinned, and how that is known."""
 
-    granted_bytes: int
-    """Pinned by the child when it ended."""
+    num_bytes: int | None
+    """In all; None where the platform sets no limit."""
     source: PinBudgetSource
-    """GRANTED, REFUSED, CRASHED or TIMED_OUT."""
 
-    @property
-    def budget_bytes(self) -> int:
-        """What may be relied on: everything if nothing went wrong, else four fifths."""
+    def explain(self) -> str:
+        """Say it in one sentence, without its full stop."""
+        if self.num_bytes is None:
+            return "this system limits pinned host memory only by what the machine has"
+        amount = format_bytes(self.num_bytes)
         if self.source is PinBudgetSource.GRANTED:
-            return self.granted_bytes
-        return self.granted_bytes * _KEPT_PERCENT // 100
+            return f"{amount} of host memory can be pinned: all that was asked for"
+        endings = {
+            PinBudgetSource.REFUSED: "the driver refused more",
+            PinBudgetSource.CRASHED: "the driver crashed at more",
+            PinBudgetSource.TIMED_OUT: "the driver did not answer in time at more",
+        }
+        return f"{amount} of host memory can be pinned: four fifths of what was granted before {endings[self.source]}"
 
 
 def probe_limit_bytes() -> int:
@@ -67,8 +73,8 @@ def probe_pin_budget(
     step_bytes: int = STEP_BYTES,
     timeout_seconds: float = 180.0,
     clock: Callable[[], float] = time.monotonic,
-) -> ProbeResult:
-    """Let a child pin up to `limit_bytes`, and see how far it comes.
+) -> PinBudget:
+    """Let a child pin up to `limit_bytes`; return all that it was granted, or four fifths if more went wrong.
 
     `driver` is a device in torch's words, such as "xpu:0", or "module:attribute", which makes a HostRegistrar.
 
@@ -116,7 +122,7 @@ def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
         return output.decode(errors="replace") if isinstance(output, bytes) else output or "", ""
 
 
-def _read_report(output: str, complaints: str, *, exit_code: int | None) -> ProbeResult:
+def _read_report(output: str, complaints: str, *, exit_code: int | None) -> PinBudget:
     """Return what the last whole line says; `exit_code` None means that the child was killed when its time was up."""
     steps = [step for line in output.splitlines() if (step := _parse_step(line)) is not None]
     if not steps:
@@ -134,7 +140,8 @@ def _read_report(output: str, complaints: str, *, exit_code: int | None) -> Prob
     else:
         source = ending
     logger.debug("the pin probe was granted %d bytes: %s", granted_bytes, source)
-    return ProbeResult(granted_bytes, source)
+    is_all = source is PinBudgetSource.GRANTED
+    return PinBudget(granted_bytes if is_all else granted_bytes * _KEPT_PERCENT // 100, source)
 
 
 def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:

@@ -28,7 +28,7 @@ from offload.copying.rates import measure_raw_link
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_streamer import ResidentLayer
-from offload.memory import process_memory
+from offload.memory import peak_memory_bytes
 from runtime.bench.figures import Report
 from runtime.calibration.timing import wait_for_full_ring
 from runtime.config import SamplingParams
@@ -106,7 +106,7 @@ def run_stream(
     turns = []
     placement = opened.placement
     _time_passes(opened, passes_per_turn)
-    peak_bytes = process_memory().peak_bytes - opened.plan.baseline_bytes  # before the yardsticks take memory too
+    peak_bytes = peak_memory_bytes() - opened.plan.baseline_bytes  # before the yardsticks take memory too
     raw_after, overlap_after = _yardsticks(opened)
     for _ in range(num_turns):
         raw_before, overlap_before, passes = raw_after, overlap_after, _time_passes(opened, passes_per_turn)

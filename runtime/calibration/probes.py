@@ -18,7 +18,8 @@ from offload.copying.copy_engine import DiskSource
 from offload.copying.rates import COPY_BYTES, measure_copy_rate
 from offload.device import device_memory, identify_device
 from offload.memory import allocate_read_slab
-from offload.pinning.pin_budget import PinBudget, find_pin_budget
+from offload.pinning.pin_budget import find_pin_budget
+from offload.pinning.pin_probe import PinBudget
 from offload.units import PAGE_BYTES
 from profiles.acceptance import ForcedPosition
 from profiles.calibration_probes import PairFacts

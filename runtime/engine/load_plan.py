@@ -13,7 +13,7 @@ import torch
 
 from offload.device import select_device
 from offload.errors import BudgetError
-from offload.memory import process_memory
+from offload.memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
@@ -140,7 +140,7 @@ class _Planning:
             context_tokens=self._context_tokens,
             max_nodes=self._max_nodes,
             placement=replace(fit.placement, residency=residency, stage_bytes=self._stage_bytes(residency)),
-            baseline_bytes=process_memory().resident_bytes,
+            baseline_bytes=resident_memory_bytes(),
             fit=fit,
         )
 

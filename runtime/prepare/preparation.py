@@ -26,7 +26,7 @@ from offload.formats.four_bit import ReadElements
 from offload.formats.stored_sizes import QUANTIZED_FORMATS, QuantizedFormat
 from offload.formats.weight_format import TORCH_DTYPES
 from offload.formats.weight_quantizer import WeightQuantizer
-from offload.memory import process_memory
+from offload.memory import peak_memory_bytes
 from offload.units import format_bytes
 from profiles.errors import BadInputError, quote
 from profiles.steps import finish
@@ -123,7 +123,7 @@ def prepare_model(request: PreparationRequest) -> Generator[str | PreparationPro
         num_quantized=plan.num_quantized,
         num_kept_shards=num_kept,
         seconds=time.perf_counter() - begun,
-        peak_bytes=process_memory().peak_bytes,
+        peak_bytes=peak_memory_bytes(),
     )
 
 

@@ -20,7 +20,8 @@ from offload.memory import (
     explained_shortage,
     free_memory_bytes,
     is_out_of_memory,
-    process_memory,
+    peak_memory_bytes,
+    resident_memory_bytes,
 )
 from offload.units import PAGE_BYTES
 
@@ -123,22 +124,21 @@ def test_this_machine_has_an_answer(tmp_path: Path) -> None:
 
 
 def test_resident_memory_and_its_peak_are_those_of_this_process() -> None:
-    before = process_memory().resident_bytes
+    before = resident_memory_bytes()
     with mmap.mmap(-1, 64_000_000) as ballast:  # not the heap, which may hold as much that is free and still resident
         ballast.write(bytes(64_000_000))
-        assert process_memory().resident_bytes - before > 50_000_000
-    assert process_memory().peak_bytes - before > 50_000_000
+        assert resident_memory_bytes() - before > 50_000_000
+    assert peak_memory_bytes() - before > 50_000_000
 
 
 def test_the_peak_is_known_without_proc(tmp_path: Path) -> None:
-    memory = process_memory(root=tmp_path)
-    assert memory.peak_bytes >= memory.resident_bytes > 0
+    assert peak_memory_bytes(root=tmp_path) >= resident_memory_bytes() > 0
 
 
 def test_the_peak_comes_from_proc_where_there_is_one(tmp_path: Path) -> None:
     """Linux's getrusage gives a small program the peak of the large one that started it."""
     write_tree(tmp_path, {"proc/self/status": "Name:\tpython\nVmHWM:\t  1073741824 kB\n"})
-    assert process_memory(root=tmp_path).peak_bytes == 2**40
+    assert peak_memory_bytes(root=tmp_path) == 2**40
 
 
 def test_a_slab_starts_on_a_page_is_zero_and_can_be_written() -> None:

@@ -14,7 +14,7 @@ from offload.copying.copy_engine import HostSource
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.pinning import pinned_memory
 from offload.pinning.pin_budget import Platform
-from offload.pinning.pin_probe import ProbeResult
+from offload.pinning.pin_probe import PinBudget
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
 from runtime.engine import load_plan
@@ -153,7 +153,7 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
         mock.patch("offload.pinning.pin_budget.detect_platform", lambda: Platform.WSL2),
         mock.patch(
             "offload.pinning.pin_budget.probe_pin_budget",
-            lambda *_, **__: ProbeResult(5 * size, PinBudgetSource.REFUSED),
+            lambda *_, **__: PinBudget(4 * size, PinBudgetSource.REFUSED),
         ),
     ):
         sim.set_registrable_bytes(sim.registered_bytes() + 4 * size)  # four fifths of what was granted once

@@ -19,7 +19,6 @@ from offload.device import DeviceMemory
 from offload.errors import LinkError
 from offload.pinning import pin_budget
 from offload.pinning.pin_budget import (
-    PinBudget,
     PinningPlan,
     Platform,
     detect_platform,
@@ -27,7 +26,7 @@ from offload.pinning.pin_budget import (
     plan_pinned_layers,
     plan_pinning,
 )
-from offload.pinning.pin_probe import ProbeResult
+from offload.pinning.pin_probe import PinBudget
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import round_up_to_page
 from profiles.errors import ProfileError
@@ -73,19 +72,19 @@ def test_only_native_linux_sets_no_limit_and_only_windows_shares_the_device() ->
 class Probe:
     """Answers in the driver's place, and counts how often it is asked."""
 
-    def __init__(self, result: ProbeResult | Exception) -> None:
+    def __init__(self, result: PinBudget | Exception) -> None:
         self.result = result
         self.num_calls = 0
 
-    def __call__(self, driver: str, *, limit_bytes: int) -> ProbeResult:
+    def __call__(self, driver: str, *, limit_bytes: int) -> PinBudget:
         self.num_calls += 1
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
 
 
-REFUSED = ProbeResult(10 * GB, PinBudgetSource.REFUSED)
-GRANTED = ProbeResult(10 * GB, PinBudgetSource.GRANTED)
+REFUSED = PinBudget(8 * GB, PinBudgetSource.REFUSED)
+GRANTED = PinBudget(10 * GB, PinBudgetSource.GRANTED)
 META = torch.device("meta", 0)
 
 
@@ -165,7 +164,7 @@ def test_a_machine_with_other_memory_is_probed_anew(
     ("first", "wanted_bytes", "num_probes"), [(GRANTED, 10 * GB, 1), (GRANTED, 11 * GB, 2), (REFUSED, 11 * GB, 1)]
 )
 def test_a_probe_cut_short_by_the_memory_of_its_day_is_repeated_when_more_is_wanted(
-    machine: Machine, tmp_path: Path, first: ProbeResult, wanted_bytes: int, num_probes: int
+    machine: Machine, tmp_path: Path, first: PinBudget, wanted_bytes: int, num_probes: int
 ) -> None:
     probe = Probe(first)
     machine.ask(tmp_path, probe)
@@ -354,7 +353,7 @@ def test_any_plan_keeps_to_the_budget_and_leaves_nothing_that_would_fit(
 H, D, R = Tier.HOST, Tier.DISK, Tier.RESIDENT
 
 
-def plan_of(machine: Machine, budget: ProbeResult, device_bytes: int = 0) -> tuple[PinningPlan, int | None]:
+def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> tuple[PinningPlan, int | None]:
     machine.ask(None, Probe(budget))
     residency = ResidencyPlan((H, R, H, D, H, H), (GB,) * 6, num_slots=2)
     return plan_pinned_layers(META, residency, device_bytes=device_bytes, state_folder=None)
@@ -368,7 +367,7 @@ def test_without_a_limit_every_host_layer_is_pinned(machine: Machine) -> None:
 
 def test_a_limit_leaves_a_ring_and_what_fits_beside_it(machine: Machine) -> None:
     machine.set(Platform.WSL2)
-    plan, budget = plan_of(machine, ProbeResult(4 * GB + 100_000, PinBudgetSource.GRANTED), device_bytes=20 * GB)
+    plan, budget = plan_of(machine, PinBudget(4 * GB + 100_000, PinBudgetSource.GRANTED), device_bytes=20 * GB)
     assert (len(plan.pinned_slabs), plan.num_stages, plan.num_disk_layers, budget) == (2, 2, 1, 4 * GB + 100_000)
 
 
@@ -386,7 +385,7 @@ def test_on_windows_device_and_pinned_memory_share_the_capacity(
     machine: Machine, granted_bytes: int, in_use: int, expected: int
 ) -> None:
     machine.set_memory(host=64 * GB, device=24 * GB)
-    assert plan_of(machine, ProbeResult(granted_bytes, PinBudgetSource.GRANTED), in_use)[1] == expected
+    assert plan_of(machine, PinBudget(granted_bytes, PinBudgetSource.GRANTED), in_use)[1] == expected
 
 
 VERSION_1 = {

@@ -12,7 +12,7 @@ from offload.errors import LinkError
 from offload.pinning import pin_probe
 from offload.pinning.pin_probe import (
     RESERVE_BYTES,
-    ProbeResult,
+    PinBudget,
     _open_pinner,
     _read_report,
     _steps,
@@ -24,7 +24,7 @@ from profiles.machine_profile import PinBudgetSource
 MIB = 1 << 20
 
 
-def probe(driver: str, *, limit_bytes: int = 8 * MIB) -> ProbeResult:
+def probe(driver: str, *, limit_bytes: int = 8 * MIB) -> PinBudget:
     return probe_pin_budget(f"tests.support.fake_driver:{driver}", limit_bytes=limit_bytes, step_bytes=MIB)
 
 
@@ -57,22 +57,9 @@ def test_torchs_own_allocator_is_asked_where_there_is_no_registrar() -> None:
     assert last_step("xpu:0", limit_bytes=MIB) in ((0, "refused"), (MIB, "granted"))
 
 
-@pytest.mark.parametrize(
-    ("source", "budget_bytes"),
-    [
-        (PinBudgetSource.GRANTED, 5000),
-        (PinBudgetSource.REFUSED, 4000),
-        (PinBudgetSource.CRASHED, 4000),
-        (PinBudgetSource.TIMED_OUT, 4000),
-    ],
-)
-def test_four_fifths_of_what_was_granted_before_a_failure(source: PinBudgetSource, budget_bytes: int) -> None:
-    assert ProbeResult(5000, source).budget_bytes == budget_bytes
-
-
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
 def test_what_was_granted_before_the_process_died_counts() -> None:
-    assert probe("dying_at_call_4") == ProbeResult(3 * MIB, PinBudgetSource.CRASHED)
+    assert probe("dying_at_call_4") == PinBudget(3 * MIB * 8 // 10, PinBudgetSource.CRASHED)
 
 
 class SetByFile(threading.Event):
@@ -116,8 +103,7 @@ def test_a_child_that_never_returns_is_killed_and_what_it_was_granted_counts(
         timeout_seconds=5,
         clock=lambda: 6.0 if is_hanging.is_set() else 0.0,
     )
-    assert result == ProbeResult(3 * MIB, PinBudgetSource.TIMED_OUT)
-    assert result.budget_bytes == 3 * MIB * 8 // 10
+    assert result == PinBudget(3 * MIB * 8 // 10, PinBudgetSource.TIMED_OUT)
     assert len(children) == 1 and children[0].returncode not in (None, 0)
 
 
@@ -162,25 +148,27 @@ def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules
     (tmp_path / "tests.py").write_text("raise SystemExit('the wrong module')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(tmp_path)
-    assert probe("generous", limit_bytes=MIB) == ProbeResult(MIB, PinBudgetSource.GRANTED)
+    assert probe("generous", limit_bytes=MIB) == PinBudget(MIB, PinBudgetSource.GRANTED)
 
 
 @pytest.mark.parametrize(
     ("output", "exit_code", "expected"),
     [
         ('{"granted_bytes": 0, "ending": null}\n', 0, (0, PinBudgetSource.CRASHED)),
-        ('{"granted_bytes": 7, "ending": null}\n{"granted_bytes": 9, "end', -9, (7, PinBudgetSource.CRASHED)),
+        ('{"granted_bytes": 7, "ending": null}\n{"granted_bytes": 9, "end', -9, (5, PinBudgetSource.CRASHED)),
         ('hello\n[1]\n{"granted_bytes": 7, "ending": "granted"}\n3\n', 0, (7, PinBudgetSource.GRANTED)),
-        ('{"granted_bytes": 7, "ending": "granted"}\n', 1, (7, PinBudgetSource.CRASHED)),
+        ('{"granted_bytes": 7, "ending": "granted"}\n', 1, (5, PinBudgetSource.CRASHED)),
+        ('{"granted_bytes": 5000, "ending": "refused"}\n', 0, (4000, PinBudgetSource.REFUSED)),
         (
             '{"granted_bytes": 7, "ending": "bored"}\n{"granted_bytes": 5, "ending": null}\n',
             None,
-            (5, PinBudgetSource.TIMED_OUT),
+            (4, PinBudgetSource.TIMED_OUT),
         ),
     ],
 )
 def test_the_last_whole_line_counts(output: str, exit_code: int | None, expected: tuple[int, PinBudgetSource]) -> None:
-    assert _read_report(output, "", exit_code=exit_code) == ProbeResult(*expected)
+    """All of it if nothing went wrong, else four fifths."""
+    assert _read_report(output, "", exit_code=exit_code) == PinBudget(*expected)
 
 
 def test_no_line_at_all_is_an_error() -> None:

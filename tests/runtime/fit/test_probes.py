@@ -8,7 +8,7 @@ import torch
 
 from offload.device import DeviceMemory
 from offload.errors import BudgetError, LinkError
-from offload.pinning.pin_budget import PinBudget
+from offload.pinning.pin_probe import PinBudget
 from offload.units import LinkSpeed
 from profiles.errors import OverstoryError
 from profiles.machine_profile import PinBudgetSource

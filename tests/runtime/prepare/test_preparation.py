@@ -240,7 +240,7 @@ def test_closing_it_leaves_the_number_of_threads_alone(tmp_path: Path) -> None:
 PEAK = """
 import gc, json, sys
 from pathlib import Path
-from offload.memory import process_memory
+from offload.memory import resident_memory_bytes
 from runtime.prepare.preparation import PreparationRequest, prepare_model
 
 small, large, folder = map(Path, sys.argv[1:])
@@ -250,7 +250,7 @@ def prepare(source, output, weight_format):
 for weight_format in ("nf4", "int8"):
     prepare(small, f"small-{weight_format}", weight_format)
 gc.collect()
-before = process_memory().resident_bytes
+before = resident_memory_bytes()
 prepared = [prepare(large, f"large-{weight_format}", weight_format) for weight_format in ("nf4", "int8")]
 print(json.dumps([before, [(each.peak_bytes, each.source_bytes) for each in prepared]]))
 """
