@@ -2,16 +2,15 @@
 
 Alternates, in one run, the raw link and whole passes of the real round loop without a draft. A turn begins and ends
 with a full ring, so that exactly its passes' bytes cross the link, and is held against the raw link right before and
-right after it, since a disk is never twice the same. The yardsticks share no streaming code: a raw link (sequential
-O_DIRECT reads of the same layers with the same blocks and threads, bare copies to an accelerator, an emulated link's
-own rate); a bare loop that reads a layer, multiplies by its matrices and reads the next, as anybody could write in an
-hour; and reading and multiplying everything at once with neither waiting for the other, which nothing that shares cores
-and memory with its disk can beat.
+right after it, since a disk is never twice the same. The yardsticks copy nothing by way of the ring: a raw link
+(sequential O_DIRECT reads of the same layers with the same blocks and threads, bare copies to an accelerator, an
+emulated link's own rate); and the same beside a pass over layers that are there already, neither waiting for the other,
+which nothing that shares cores and memory with its disk can beat.
 """
 
 import statistics
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,15 +25,15 @@ from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.rates import measure_raw_link
 from offload.copying.staged_engine import StagedCopyEngine
-from offload.formats.weight_format import EXACT, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_streamer import ResidentLayer
 from offload.memory import peak_memory_bytes
 from runtime.bench.figures import Report
-from runtime.calibration.timing import wait_for_full_ring
+from runtime.calibration.timing import layers_of_zeros, wait_for_full_ring
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import TokensAccepted
+from runtime.model.streamed_model import chain_input
 
 PROMPT_TOKENS = (1, 2, 3, 4)
 """Any tokens do: what they cost does not depend on what they mean."""
@@ -47,7 +46,7 @@ class StreamTurn:
     raw_bytes_per_second: float
     """What a bare reading loop got, mean of before and after."""
     free_overlap_seconds: float
-    """What the pass's reads and products take at once when neither waits for the other, mean of before and after."""
+    """Reading and computing a pass at once with neither waiting for the other; mean of before and after."""
     bytes_per_second: float
     """What whole passes got."""
     seconds_per_pass: float
@@ -81,8 +80,6 @@ class StreamReport(Report):
     """The process's largest resident size, less what it held before loading."""
     planned_bytes: int
     """What was planned that it would hold."""
-    bare_seconds_per_pass: float
-    """A loop that reads a layer's bytes, multiplies by its matrices, then reads the next; mean of two, at the end."""
 
     def to_record(self) -> dict[str, Any]:
         """Return the medians over the turns, and all figures."""
@@ -90,7 +87,6 @@ class StreamReport(Report):
         medians = {name: statistics.median(getattr(turn, name) for turn in self.turns) for name in names}
         return {
             **medians,
-            "seconds_over_bare_loop": medians["seconds_per_pass"] / self.bare_seconds_per_pass,
             "peak_over_planned": self.peak_bytes / self.planned_bytes,
             **Report.to_record(self),
         }
@@ -123,12 +119,11 @@ def run_stream(
         passes_per_turn=passes_per_turn,
         peak_bytes=peak_bytes,
         planned_bytes=placement.device_bytes + placement.host_bytes,
-        bare_seconds_per_pass=(bare_pass_seconds(opened) + bare_pass_seconds(opened)) / 2,
     )
 
 
 def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, float]:
-    """Bytes per second, seconds and waiting seconds per pass, from a full ring to a full ring."""
+    """Return bytes per second, seconds and waiting seconds per pass, from a full ring to a full ring."""
     engine = opened.session.engine
     engine.truncate(0)
     wait_seconds = 0.0
@@ -151,10 +146,21 @@ def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, fl
 
 
 def _yardsticks(opened: OpenSession) -> tuple[float, float]:
-    """The raw link's bytes per second, latency included, and the seconds of the free overlap."""
+    """Return the raw link's bytes per second, latency included, and the seconds of the free overlap."""
     streamed = streamed_layouts(opened)
-    num_bytes = sum(layout.payload_bytes for layout in streamed)
-    return num_bytes / raw_link_seconds(opened, streamed), free_overlap_seconds(opened)
+    raw_rate = sum(layout.payload_bytes for layout in streamed) / raw_link_seconds(opened, streamed)
+    target = opened.session.engine.target
+
+    def run_pass() -> None:
+        target.cache.truncate(0)
+        target.run_pass(chain_input(PROMPT_TOKENS[:1], num_cached=0))
+
+    opened.session.engine.truncate(0)
+    with layers_of_zeros(opened):
+        run_pass()
+        overlap_seconds = free_overlap_seconds(opened, run_pass)
+    target.cache.truncate(0)
+    return raw_rate, overlap_seconds
 
 
 def check_streaming(opened: OpenSession) -> None:
@@ -186,7 +192,7 @@ def raw_link_seconds(opened: OpenSession, layouts: Sequence[LayerLayout]) -> flo
 
 
 def _host_slabs(opened: OpenSession, layouts: Sequence[LayerLayout]) -> list[torch.Tensor]:
-    """What these layers are copied from, if all of them wait in host memory; else nothing."""
+    """Return what these layers are copied from, if all of them wait in host memory; else nothing."""
     sources = dict(zip(map(id, opened.plan.target.slabs.layouts), opened.streamer.layers, strict=True))
     wanted = [sources[id(layout)] for layout in layouts]
     slabs = [source.slab for source in wanted if isinstance(source, HostSource)]
@@ -194,7 +200,7 @@ def _host_slabs(opened: OpenSession, layouts: Sequence[LayerLayout]) -> list[tor
 
 
 def _copy_seconds(slabs: Sequence[torch.Tensor], device: torch.device) -> float:
-    """Seconds of copying them one after another to one place on the device, beside whatever else it does."""
+    """Return the seconds of copying them one after another to one place on the device, beside what else it does."""
     place = torch.empty(max(map(torch.Tensor.numel, slabs)), dtype=torch.uint8, device=device)
     stream = torch.Stream(device)
     begun = time.perf_counter()
@@ -207,65 +213,15 @@ def _copy_seconds(slabs: Sequence[torch.Tensor], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def bare_pass_seconds(opened: OpenSession) -> float:
-    """Return the seconds of reading and multiplying in turn, layer after layer; residents are only multiplied."""
-    streamed = set(map(id, streamed_layouts(opened)))
-    products = _LayerProducts(opened)
-    seconds = 0.0
-    for index, layout in enumerate(opened.plan.target.slabs.layouts):
-        if id(layout) in streamed:
-            seconds += raw_link_seconds(opened, [layout])
-        seconds += products.seconds(index)
-    return seconds
+def free_overlap_seconds(opened: OpenSession, run_pass: Callable[[], object]) -> float:
+    """Return the seconds until every streamed layer is read and `run_pass`, which waits for no layer, has computed.
 
-
-def free_overlap_seconds(opened: OpenSession) -> float:
-    """Return the seconds of reading every streamed layer while every layer's products are done, neither waiting.
-
-    Where a disk and the products share cores and memory, no streaming can be faster. An emulated link takes no part of
-    either: there it is the longer of the two.
+    Where a disk and the computation share cores and memory, no streaming can be faster. An emulated link takes no part
+    of either: there it is the longer of the two.
     """
-    products, num_layers = _LayerProducts(opened), opened.streamer.num_layers
-    streamed = streamed_layouts(opened)
-    if isinstance(opened.link, EmulatedLink):
-        return max(raw_link_seconds(opened, streamed), sum(map(products.seconds, range(num_layers))))
     with ThreadPoolExecutor(1) as beside:
         begun = time.perf_counter()
-        reading = beside.submit(raw_link_seconds, opened, streamed)
-        for index in range(num_layers):
-            products.seconds(index)
-        reading.result()
-        return time.perf_counter() - begun
-
-
-class _LayerProducts:
-    """One row times every matrix of a layer, with the model's own kernels, on zeros that lie in memory once."""
-
-    def __init__(self, opened: OpenSession) -> None:
-        plan = opened.plan
-        self._plan = plan
-        self._slab = torch.zeros(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device)
-        self._scratch = UpcastScratch(plan.dtype, plan.device)
-
-    def seconds(self, index: int) -> float:
-        """Do layer `index`'s products; the seconds that they took."""
-        plan, matrices = self._plan, self._matrices(index)
-        begun = time.perf_counter()
-        for matrix, num_columns in matrices:
-            matrix.linear(torch.ones(1, num_columns, dtype=plan.dtype, device=plan.device), None, self._scratch)
-        if plan.device.type != "cpu":
-            torch.accelerator.current_stream(plan.device).synchronize()
-        return time.perf_counter() - begun
-
-    def _matrices(self, index: int) -> list[tuple[StoredWeight, int]]:
-        """The layer's matrices as the model would bind them, and the columns of each."""
-        target = self._plan.target
-        views, formats = target.slabs.views(index, self._slab), target.formats[index]
-        found: list[tuple[StoredWeight, int]] = []
-        for name, shape in target.linears[index].items():
-            if name in formats:
-                parts = {suffix: views[f"{name}{suffix}"] for suffix in formats[name].part_suffixes}
-                found.append((formats[name].bind(parts, EXACT), shape[1]))
-            else:
-                found.append((DenseWeight(views[name]), shape[1]))
-        return found
+        reading = beside.submit(raw_link_seconds, opened, streamed_layouts(opened))
+        run_pass()
+        link_seconds = reading.result()
+        return max(link_seconds, time.perf_counter() - begun)
