@@ -8,8 +8,7 @@ are timed again, since a disk is never twice the same, and each round is held ag
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,7 +21,7 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from profiles.steps import finish
 from runtime.bench.figures import Report
-from runtime.bench.stream import check_streaming, raw_link_seconds, streamed_layouts
+from runtime.bench.stream import check_streaming, free_overlap_seconds
 from runtime.calibration.timing import layers_of_zeros, median_seconds, run_copies
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
@@ -61,46 +60,28 @@ class RoundParts:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredRound:
-    """One real round."""
+class TimedRound:
+    """A real round beside the copies that were timed before and after it."""
 
+    done: Round
     seconds: float
     """From being asked for to its tokens."""
-    pass_seconds: float
-    """Of these, the pass."""
-    draft_seconds: float
-    """Of these, growing the tree."""
-    num_tokens: int
-    """Tokens emitted."""
-    link_utilization: float
-    """Share of the round in which the link carried bytes."""
-    placing_seconds: float
-    """Part of `draft_seconds`: choosing the children from the draft's logits."""
-    walk_seconds: float
-    """Fetching the target's logits where the walk goes, and judging children by them."""
     link_seconds: float = 0.0
     """All copies of a pass with nothing computing, mean of the looks before and after."""
     disk_seconds: float = 0.0
     """The same for reads from a disk behind the link; 0 without one."""
 
-    @classmethod
-    def of(cls, done: Round, seconds: float) -> "MeasuredRound":
-        """Return the round that was `done` in so many seconds, copies alone not yet known."""
-        return cls(
-            seconds=seconds,
-            pass_seconds=done.pass_statistics.seconds,
-            draft_seconds=done.draft_seconds,
-            num_tokens=done.num_emitted,
-            link_utilization=done.pass_statistics.link_busy_seconds / seconds,
-            placing_seconds=done.placing_seconds,
-            walk_seconds=done.walk_seconds,
-        )
+    @property
+    def link_utilization(self) -> float:
+        """Return the share of the round in which the link carried bytes."""
+        return self.done.pass_statistics.link_busy_seconds / self.seconds
 
     def describe(self) -> str:
         """Return one line for people."""
         return (
-            f"round: {self.seconds:.3f} s for {self.num_tokens} tokens, pass {self.pass_seconds:.3f} s, "
-            f"draft {self.draft_seconds:.3f} s, link {100 * self.link_utilization:.0f} % busy"
+            f"round: {self.seconds:.3f} s for {self.done.num_emitted} tokens, pass "
+            f"{self.done.pass_statistics.seconds:.3f} s, draft {self.done.draft_seconds:.3f} s, "
+            f"link {100 * self.link_utilization:.0f} % busy"
         )
 
 
@@ -116,27 +97,24 @@ class RoundReport(Report):
     """Weights that cross the link in every pass."""
     parts: RoundParts
     """Measured apart, before the rounds and after them; the mean of both."""
-    rounds: tuple[MeasuredRound, ...]
+    rounds: tuple[TimedRound, ...]
     predictions: tuple[float, ...]
     """Seconds of each round by the recurrence, from the parts and the copies timed around it."""
-    shared_predictions: tuple[float, ...]
-    """The same, with copies and computation slowing each other as in the free overlap."""
 
     def to_record(self) -> dict[str, Any]:
         """Return medians over the rounds, and all figures."""
-        rounds, parts, median = self.rounds, self.parts, statistics.median
-        bounds = [max(done.link_seconds, done.disk_seconds, parts.compute_seconds) for done in rounds]
+        median, rounds = statistics.median, self.rounds
+        choosing = [done.placing_seconds + done.walk_seconds for done in (timed.done for timed in rounds)]
+        pass_seconds = median(timed.done.pass_statistics.seconds for timed in rounds)
         return {
-            "ratio": _median_ratio([done.seconds for done in rounds], self.predictions),
-            "shared_ratio": _median_ratio([done.seconds for done in rounds], self.shared_predictions),
-            "round_seconds": median(done.seconds for done in rounds),
+            "ratio": _median_ratio([timed.seconds for timed in rounds], self.predictions),
+            "round_seconds": median(timed.seconds for timed in rounds),
             "predicted_seconds": median(self.predictions),
             # Children are chosen and judged: neither a forward nor a copy.
-            "verification_share": median((done.placing_seconds + done.walk_seconds) / done.seconds for done in rounds),
-            "pass_over_bound": _median_ratio([done.pass_seconds for done in rounds], bounds),
-            "pass_over_free_overlap": median(done.pass_seconds for done in rounds) / parts.free_overlap_seconds,
-            "link_utilization": median(done.link_utilization for done in rounds),
-            "tokens_per_round": statistics.mean(done.num_tokens for done in rounds),
+            "verification_share": _median_ratio(choosing, [timed.seconds for timed in rounds]),
+            "pass_over_free_overlap": pass_seconds / self.parts.free_overlap_seconds,
+            "link_utilization": median(timed.link_utilization for timed in rounds),
+            "tokens_per_round": statistics.mean(timed.done.num_emitted for timed in rounds),
             **Report.to_record(self),
         }
 
@@ -171,7 +149,6 @@ def run_rounds(
         parts=parts,
         rounds=tuple(rounds),
         predictions=tuple(predict_round(opened, measured) for measured in near),
-        shared_predictions=tuple(predict_round(opened, measured, is_shared=True) for measured in near),
     )
 
 
@@ -181,7 +158,7 @@ def time_rounds(
     turns: Iterable[Sequence[TreeTopology]],
     *,
     params: SamplingParams = GREEDY,
-) -> Iterator[MeasuredRound]:
+) -> Iterator[TimedRound]:
     """Yield a real round with each tree of each turn, on texts behind the prompts, which are taken again and again.
 
     The copies alone are timed between turns. Raises OptionError if no prompt leaves room for two of the deepest trees.
@@ -195,7 +172,7 @@ def time_rounds(
         rounds = _endless_rounds(engine, usable, params, room=num_levels + 1)
         copies_after = time_copies(opened)
         for trees in turns:
-            copies_before, timed = copies_after, list[MeasuredRound]()
+            copies_before, timed = copies_after, list[TimedRound]()
             engine.planner.held_tree = trees[0]
             next(rounds)  # starts from a ring that the look has filled, and leaves one as a round finds it
             for tree in trees:
@@ -212,8 +189,8 @@ def time_rounds(
 
 def _endless_rounds(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, *, room: int
-) -> Generator[MeasuredRound, None, None]:
-    """Every round but a prompt's first, without end; another prompt where fewer than `room` tokens are left."""
+) -> Generator[TimedRound, None, None]:
+    """Yield every round but a prompt's first, without end; go to the next prompt with less than `room` tokens left."""
     while True:
         for prompt in prompts:
             with closing(engine.generate(prompt, params, np.random.default_rng(params.seed))) as events:
@@ -225,7 +202,7 @@ def _endless_rounds(
                         continue
                     seconds = time.perf_counter() - begun
                     if not is_first:
-                        yield MeasuredRound.of(done, seconds)
+                        yield TimedRound(done, seconds)
                     is_first = False
                     if len(engine.text) + room >= engine.context_tokens:
                         break
@@ -256,11 +233,11 @@ def measure_parts(
     return replace(parts, free_overlap_seconds=longest)
 
 
-def predict_round(opened: OpenSession, parts: RoundParts, *, is_shared: bool = False) -> float:
+def predict_round(opened: OpenSession, parts: RoundParts) -> float:
     """Return the seconds of a round by the recurrence, from these parts.
 
-    `is_shared` lets copies and computation slow each other as much as they did in the free overlap: what lies beyond
-    the longer part is a charge on it, in proportion to the other.
+    Copies and computation slow each other as much as they did in the free overlap: what that takes beyond the longer
+    part is a charge on it, in proportion to the other.
     """
     streamer = opened.streamer
     num_stages = opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0
@@ -268,7 +245,7 @@ def predict_round(opened: OpenSession, parts: RoundParts, *, is_shared: bool = F
     copy_seconds = parts.link_seconds / streamer.num_streamed_layers
     read_seconds = parts.disk_seconds / max(sum(is_read), 1)
     longer = max(parts.link_seconds, parts.compute_seconds)
-    surplus = max(0.0, parts.free_overlap_seconds - longer) if is_shared else 0.0
+    surplus = max(0.0, parts.free_overlap_seconds - longer)
     is_compute_longer = parts.compute_seconds >= parts.link_seconds
     # A layer's share of the computation goes with every layer, its share of the surplus with every streamed one.
     streamed_share = streamer.num_streamed_layers / streamer.num_layers
@@ -289,7 +266,7 @@ def predict_round(opened: OpenSession, parts: RoundParts, *, is_shared: bool = F
 def _time_draft(
     engine: Engine, topology: TreeTopology, num_repeats: int, params: SamplingParams
 ) -> tuple[TokenTree, float]:
-    """A tree on the present text, and the median seconds of growing it with the link at rest."""
+    """Return a tree on the present text, and the median seconds of growing it with the link at rest."""
     if engine.drafter is None:
         return TokenTree.rooted(topology, root_token_id=engine.text[-1]), 0.0
     drafter, rng = engine.drafter, np.random.default_rng(0)
@@ -305,7 +282,7 @@ def _time_draft(
 def _time_compute(
     opened: OpenSession, tree: TokenTree, num_repeats: int, params: SamplingParams
 ) -> tuple[float, float, float]:
-    """Median seconds of a pass over layers of zeros, of head, walk and compaction, and of a pass while copies run."""
+    """Return the seconds of a pass over layers of zeros, of head, walk and compaction, and of the free overlap."""
     engine = opened.session.engine
     target = engine.target
     num_committed = target.cache.num_cached
@@ -325,17 +302,9 @@ def _time_compute(
     with layers_of_zeros(opened):
         compute_seconds = median_seconds(run_pass, num_repeats + 1)
         head_seconds = median_seconds(walk, num_repeats, before=run_pass)
-        overlap_seconds = median_seconds(lambda: _beside_copies(opened, run_pass), num_repeats + 1)
+        overlap_seconds = statistics.median(free_overlap_seconds(opened, run_pass) for _ in range(num_repeats))
     target.cache.truncate(num_committed)
     return compute_seconds, head_seconds, overlap_seconds
-
-
-def _beside_copies(opened: OpenSession, run_pass: Callable[[], None]) -> None:
-    """A pass over layers that are there while a bare loop reads every streamed one, until both have ended."""
-    with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(raw_link_seconds, opened, streamed_layouts(opened))
-        run_pass()
-        reading.result()
 
 
 def _describe_parts(opened: OpenSession, parts: RoundParts) -> str:
@@ -343,8 +312,7 @@ def _describe_parts(opened: OpenSession, parts: RoundParts) -> str:
         f"apart: link {parts.link_seconds:.3f} s, disk {parts.disk_seconds:.3f} s, compute "
         f"{parts.compute_seconds:.3f} s, both at once {parts.free_overlap_seconds:.3f} s, draft "
         f"{parts.draft_seconds:.3f} s, head {parts.head_seconds:.3f} s; together a round should take "
-        f"{predict_round(opened, parts):.3f} s, {predict_round(opened, parts, is_shared=True):.3f} s where both share "
-        "the cores"
+        f"{predict_round(opened, parts):.3f} s"
     )
 
 

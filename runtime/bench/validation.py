@@ -25,7 +25,7 @@ from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
 from runtime.bench.figures import Report
-from runtime.bench.rounds import MeasuredRound, time_rounds
+from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
 from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yield
 from runtime.calibration.probes import SessionProbes
@@ -300,7 +300,7 @@ def _check(
     assert isinstance(chosen, TreeTopology), "choose_tree ranks static trees"
     trees = list(dict.fromkeys([chosen, *_best_trees(by_depth, max_nodes, max_levels)]))
     prompts = [opened.session.format_prompt(request) for request in requests]
-    timed: dict[TreeTopology, list[MeasuredRound]] = {tree: [] for tree in trees}
+    timed: dict[TreeTopology, list[TimedRound]] = {tree: [] for tree in trees}
     rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
     for tree, done in zip(cycle(trees), rounds, strict=False):
         timed[tree].append(done)
@@ -337,7 +337,7 @@ def _best_trees(acceptance: NDArray[np.float64], max_nodes: int, max_levels: int
 
 def check_link(
     link: str,
-    timed: dict[TreeTopology, list[MeasuredRound]],
+    timed: dict[TreeTopology, list[TimedRound]],
     costs: RoundCosts,
     *,
     predicted_tokens: Sequence[float],
@@ -362,7 +362,7 @@ def check_link(
     )
 
 
-def _copying(done: MeasuredRound) -> float:
+def _copying(done: TimedRound) -> float:
     return done.link_seconds + done.disk_seconds
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from offload.pass_statistics import PassStatistics
 from profiles.steps import finish
 from runtime.bench.rounds import (
-    MeasuredRound,
     RoundParts,
     RoundReport,
+    TimedRound,
     measure_parts,
     predict_round,
     run_rounds,
@@ -17,6 +18,7 @@ from runtime.bench.rounds import (
 )
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
+from runtime.events import Round
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -29,6 +31,13 @@ PARTS = RoundParts(
     draft_seconds=0.0,
 )
 TREES = (TreeTopology.from_child_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
+
+
+def timed_round(seconds: float, pass_seconds: float, link_seconds: float) -> TimedRound:
+    """A round of 5 tokens that drafted for 0.2 s and had the link busy for a second."""
+    passed = PassStatistics(pass_seconds, 0.0, 1.0, 100, 4, 4, 0.5)
+    done = Round((-1, 0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 0.2, seconds - 0.2, passed, 6)
+    return TimedRound(done, seconds, link_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +83,19 @@ def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> N
 
 
 def test_people_get_one_line_for_each_round() -> None:
-    assert MeasuredRound(1.25, 1.0, 0.2, 5, 0.8, 0.0, 0.0).describe() == (
+    assert timed_round(1.25, 1.0, 1.0).describe() == (
         "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
     )
 
 
 def test_each_round_is_held_against_the_copies_timed_around_it() -> None:
     parts = RoundParts(1.0, 0.0, 0.5, 0.05, 1.1, 0.25)
-    rounds = tuple(
-        MeasuredRound(seconds, 0.9 * seconds, 0.2, 5, 0.8, 0.0, 0.0, link_seconds=seconds)
-        for seconds in (1.0, 2.0, 4.0)
-    )
-    record = RoundReport(8, 4, 100, parts, rounds, (1.0, 1.6, 2.0), shared_predictions=(1.0, 2.0, 2.0)).to_record()
+    rounds = tuple(timed_round(seconds, 0.9 * seconds, seconds) for seconds in (1.0, 2.0, 4.0))
+    record = RoundReport(8, 4, 100, parts, rounds, (1.0, 1.6, 2.0)).to_record()
     assert record["ratio"] == 1.25
-    assert record["shared_ratio"] == 1.0
-    assert record["pass_over_bound"] == pytest.approx(0.9)
     assert record["pass_over_free_overlap"] == pytest.approx(1.8 / 1.1)
+    assert record["link_utilization"] == 0.5
+    assert record["rounds"][1]["done"]["num_emitted"] == 5
 
 
 def test_rounds_go_on_with_the_prompt_again_where_the_context_is_full(folder: Path) -> None:
@@ -120,7 +126,7 @@ def test_every_tree_gets_its_rounds_and_none_is_faster_than_the_link(folder: Pat
     with open_tiny(folder) as plain:
         assert answer(plain, request())[1] == text  # the session is as good as new
     assert len(timed) == 6
-    assert [done.num_tokens for done in timed[2::3]] == [1, 1]
+    assert [single.done.num_emitted for single in timed[2::3]] == [1, 1]
     assert min(done.link_seconds for done in timed) > 0.8 * paced_seconds
     for turn in (timed[:3], timed[3:]):
         assert sum(done.seconds for done in turn) > 0.8 * 3 * paced_seconds  # two of twelve layers may be there already
@@ -131,28 +137,26 @@ def test_choosing_and_judging_children_is_told_apart_from_the_forwards(folder: P
     params = SamplingParams(temperature=0.8, verification=verification)
     with open_tiny(folder, draft=folder, tree="8x4", num_residents=0) as opened:
         report = finish(run_rounds(opened, num_rounds=2, num_repeats=1, params=params))
-    for measured in report.rounds:
-        assert 0 < measured.placing_seconds < measured.draft_seconds
-        assert 0 < measured.walk_seconds < measured.seconds - measured.draft_seconds
+    for timed in report.rounds:
+        assert 0 < timed.done.placing_seconds < timed.done.draft_seconds
+        assert 0 < timed.done.walk_seconds < timed.seconds - timed.done.draft_seconds
     assert 0 < report.to_record()["verification_share"] < 1
 
 
 def test_what_a_free_overlap_takes_beyond_the_longer_part_is_charged_to_it(folder: Path) -> None:
     with open_tiny(folder, num_residents=0) as opened:
-        assert predict_round(opened, PARTS) == pytest.approx(0.4)
-        assert predict_round(opened, PARTS, is_shared=True) == pytest.approx(0.5)
+        assert predict_round(opened, PARTS) == pytest.approx(0.5)
         longer = replace(PARTS, compute_seconds=0.8, free_overlap_seconds=1.0)
-        assert predict_round(opened, longer) == pytest.approx(0.8)
-        assert predict_round(opened, longer, is_shared=True) == pytest.approx(1.0)
+        assert predict_round(opened, longer) == pytest.approx(1.0)
         quicker = replace(PARTS, free_overlap_seconds=0.3)  # noise cannot make a pass shorter than its parts
-        assert predict_round(opened, quicker, is_shared=True) == pytest.approx(0.4)
+        assert predict_round(opened, quicker) == pytest.approx(0.4)
 
 
 def test_an_emulated_link_shares_nothing_with_the_computation(folder: Path) -> None:
     with open_tiny(folder, draft=folder, tree="8x4", link="4MB/s") as opened:
         parts = measure_parts(opened, TREES[0], 1)
         assert parts.free_overlap_seconds == max(parts.link_seconds, parts.compute_seconds)
-        assert predict_round(opened, parts, is_shared=True) == predict_round(opened, parts) > 0
+        assert predict_round(opened, parts) > 0
 
 
 def test_a_disk_is_read_while_the_pass_computes(folder: Path) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from offload.device import identify_device
+from offload.pass_statistics import PassStatistics
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import save_pair_profile
 from profiles.steps import finish
 from runtime.bench import validation
-from runtime.bench.rounds import MeasuredRound
+from runtime.bench.rounds import TimedRound
 from runtime.bench.validation import (
     SHAPES,
     LinkCheck,
@@ -28,6 +29,7 @@ from runtime.bench.yields import count_yield
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
+from runtime.events import Round
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.initial_plan import pair_identity
 from runtime.speculation.token_tree import TreeTopology
@@ -134,9 +136,10 @@ def test_predictions_add_the_draft_by_width_and_scale_the_copies() -> None:
 
 
 def test_errors_and_the_choice_are_held_against_the_measurement() -> None:
-    def rounds(*pairs: tuple[float, float]) -> list[MeasuredRound]:
-        whole = MeasuredRound(0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0)
-        return [replace(whole, seconds=seconds, link_seconds=copying) for seconds, copying in pairs]
+    def rounds(*pairs: tuple[float, float]) -> list[TimedRound]:
+        passed = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
+        done = Round((-1,), (0,), 0.0, 0.0, passed, 1)
+        return [TimedRound(done, seconds, link_seconds=copying) for seconds, copying in pairs]
 
     others = rounds((0.2, 0.2), (0.3, 0.3))
     timed = dict(zip(TREES, [rounds((0.25, 0.2), (0.35, 0.3)), others, others], strict=True))
