@@ -72,6 +72,11 @@ class TimedRound:
     """The same for reads from a disk behind the link; 0 without one."""
 
     @property
+    def copy_seconds(self) -> float:
+        """Return what copies and reads take one after the other."""
+        return self.link_seconds + self.disk_seconds
+
+    @property
     def link_utilization(self) -> float:
         """Return the share of the round in which the link carried bytes."""
         return self.done.pass_statistics.link_busy_seconds / self.seconds

@@ -102,10 +102,13 @@ def _cell(tree: CountedTree) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
+class WrittenText:
+    """What the target wrote, by these parameters."""
+
     token_ids: list[int]
     """Prompt and answer."""
     num_prompt: int
+    """How many of them are the prompt."""
     params: SamplingParams
 
 
@@ -151,24 +154,31 @@ def run_trees(
     return TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
 
 
-def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> _Text:
-    """The target's answer; whatever tree helps to write it, it is the same, so a small one does."""
-    engine = opened.session.engine
+def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> WrittenText:
+    """Let the target write; whatever tree helps, the text is the same, so a small one does."""
+    planner = opened.session.engine.planner
     params = replace(request.params, temperature=temperature, seed=seed, verification="coupled")
-    engine.planner.held_tree = best_first(engine.planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])
+    planner.held_tree = best_first(planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])
     try:
-        with closing(opened.session.generate(replace(request, params=params))) as events:
-            *_, finished = events
-        text = list(engine.text)
+        return write_text(opened, replace(request, params=params))
     finally:
-        engine.planner.held_tree = None
+        planner.held_tree = None
+
+
+def write_text(opened: OpenSession, request: PromptRequest) -> WrittenText:
+    """Return the request's text, prompt included; the session is empty afterwards."""
+    engine = opened.session.engine
+    try:
+        with closing(opened.session.generate(request)) as events:
+            *_, finished = events
+        assert isinstance(finished, Finished), "the engine's last event is Finished"
+        return WrittenText(list(engine.text), finished.statistics.prompt_tokens, request.params)
+    finally:
         engine.truncate(0)
-    assert isinstance(finished, Finished), "the engine's last event is Finished"
-    return _Text(text, finished.statistics.prompt_tokens, params)
 
 
 def _count(
-    drafter: Drafter, shape: TreeShape, texts: Sequence[_Text], *, size: int, num_levels: int, spread: float
+    drafter: Drafter, shape: TreeShape, texts: Sequence[WrittenText], *, size: int, num_levels: int, spread: float
 ) -> CountedTree:
     sums, counts, seconds, steps = list[float](), list[int](), list[float](), list[int]()
     for text in texts:
@@ -194,7 +204,7 @@ def _count(
 
 
 def _rounds(
-    drafter: Drafter, shape: TreeShape, text: _Text, *, num_levels: int, spread: float
+    drafter: Drafter, shape: TreeShape, text: WrittenText, *, num_levels: int, spread: float
 ) -> Iterator[tuple[int, float]]:
     """(tokens emitted, seconds of growing the tree) of each round along a text."""
     drafter.roll_back(0)

@@ -8,7 +8,6 @@ profile's, if this pair has one, else the first calibration's.
 
 import statistics
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -27,12 +26,12 @@ from profiles.steps import relabel
 from runtime.bench.figures import Report
 from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
-from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yield
+from runtime.bench.trees import write_text
+from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
-from runtime.events import Finished
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.planner.costs import RoundCosts
 from runtime.planner.initial_plan import find_profiles
@@ -64,15 +63,12 @@ class TreeCheck:
     """One tree: predicted and measured."""
 
     num_nodes: int
-    """Nodes, root included."""
     num_levels: int
-    """Levels, root included."""
     predicted_seconds: float
     """Of a round; median over its rounds, each with the copies timed around it."""
     measured_seconds: float
     """Of a round; median."""
     num_rounds: int
-    """Rounds measured."""
     predicted_tokens: float
     """Tokens per pass by the acceptance."""
     measured_tokens: float
@@ -80,22 +76,22 @@ class TreeCheck:
 
     @property
     def round_error(self) -> float:
-        """|predicted / measured - 1| of the seconds per round."""
+        """Return |predicted / measured - 1| of the seconds per round."""
         return abs(self.predicted_seconds / self.measured_seconds - 1)
 
     @property
     def predicted_seconds_per_token(self) -> float:
-        """Seconds per token as the planner would have them."""
+        """Return the seconds per token as the planner would have them."""
         return self.predicted_seconds / self.predicted_tokens
 
     @property
     def measured_seconds_per_token(self) -> float:
-        """Measured seconds over counted tokens."""
+        """Return measured seconds over counted tokens."""
         return self.measured_seconds / self.measured_tokens
 
     @property
     def token_error(self) -> float:
-        """|predicted / measured - 1| of the seconds per token."""
+        """Return |predicted / measured - 1| of the seconds per token."""
         return abs(self.predicted_seconds_per_token / self.measured_seconds_per_token - 1)
 
 
@@ -160,19 +156,6 @@ class ValidationReport(Report):
         return self.yields.lines()
 
 
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    """What the first link settles for all of them."""
-
-    prediction: Prediction
-    ranks: list[Ranks]
-
-    @property
-    def max_levels(self) -> int:
-        """Deeper trees would reach past the end of too many rounds to be counted."""
-        return min(MAX_LEVELS, max(map(len, self.ranks), default=0) // 2)
-
-
 def run_validation(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
@@ -188,31 +171,38 @@ def run_validation(
     pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError if no layer
     streams, or if the answers are too short to count on.
     """
-    findings: _Findings | None = None
+    prediction: Prediction | None = None
+    ranks: list[Ranks] = []
     checks = []
     for link in links:
         with open_session(replace(config, link=link, tree="auto"), requests=requests) as opened:
             check_streaming(opened)
             name = link or "disk"
-            stored = None
-            if findings is None and (stored := _stored_pair(opened, cache_folder)) is not None:
+            if prediction is None and (stored := _stored_pair(opened, cache_folder)) is not None:
                 yield f"predicting tokens from the profile of {stored.measured_at.isoformat()}"
-            scope = TEXT_SCOPE if findings is None and stored is None else COST_SCOPE
+                prediction = _prediction(stored)
+            scope = TEXT_SCOPE if prediction is None else COST_SCOPE
             result = yield from _calibrate(opened, name, calibration_requests, scope, cache_folder)
-            if findings is None:
-                ranks = yield from _write_texts(opened, requests)
-                findings = _Findings(_prediction(stored or result.pair), ranks)
-                if findings.max_levels < 2:
-                    raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
-            checks.append((yield from _check(opened, name, result, findings, requests, num_turns)))
+            prediction = prediction or _prediction(result.pair)
+            ranks = ranks or (yield from _rank_texts(opened, requests))
+            # Deeper trees would reach past the end of too many rounds to be counted.
+            max_levels = min(MAX_LEVELS, max(map(len, ranks), default=0) // 2)
+            if max_levels < 2:
+                raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
+            costs = _session_costs(opened, result)
+            trees = yield from _choose_trees(opened, name, costs, prediction.by_depth, max_levels=max_levels)
+            timed = yield from _time_trees(opened, name, trees, requests, num_turns=num_turns)
+            predicted = [expected_tokens(tree, prediction.by_depth) for tree in trees]
+            counted = [float(count_yields(tree, ranks)[0][-1]) for tree in trees]
+            checks.append(check_link(name, timed, costs, predicted_tokens=predicted, measured_tokens=counted))
             yield from checks[-1].lines()
-    assert findings is not None, "there is at least one link"
-    yields = check_yields(findings.ranks, findings.prediction, max_levels=min(findings.max_levels, YIELD_LEVELS))
+    assert prediction is not None, "there is at least one link"
+    yields = check_yields(ranks, prediction, max_levels=min(max_levels, YIELD_LEVELS))
     return ValidationReport(opened.plan.target_name, opened.plan.draft_name, yields, tuple(checks))
 
 
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
-    """What a calibration kept of this pair on this device, if it saw enough greedy positions to plan from."""
+    """Return what a calibration kept of this pair on this device, if it saw enough greedy positions to plan from."""
     profile = find_profiles(opened.plan, cache_folder).profile
     if profile is None:
         return None
@@ -244,21 +234,16 @@ def _calibrate(
     return result
 
 
-def _write_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Generator[str, None, list[Ranks]]:
-    """Greedy answers of the target, each token as the draft ranks it."""
-    engine = opened.session.engine
-    assert engine.drafter is not None, "the configuration names a draft"
+def _rank_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Generator[str, None, list[Ranks]]:
+    """Let the target answer greedily, and return each token's rank in the draft's order."""
+    drafter = opened.session.engine.drafter
+    assert drafter is not None, "the configuration names a draft"
     ranks = []
     for number, request in enumerate(requests, start=1):
         yield f"answering prompt {number} of {len(requests)}"
-        greedy = replace(request, params=replace(request.params, temperature=0.0))
-        with closing(opened.session.generate(greedy)) as events:
-            *_, finished = events
-        assert isinstance(finished, Finished), "the engine's last event is Finished"
-        text, num_prompt = list(engine.text), finished.statistics.prompt_tokens
-        engine.truncate(0)
-        if len(text) > num_prompt:
-            ranks.append(rank_tokens(engine.drafter.model, text, num_prompt=num_prompt))
+        text = write_text(opened, replace(request, params=replace(request.params, temperature=0.0)))
+        if len(text.token_ids) > text.num_prompt:
+            ranks.append(rank_tokens(drafter.model, text.token_ids, num_prompt=text.num_prompt))
     return ranks
 
 
@@ -283,39 +268,34 @@ def rank_tokens(model: StreamedModel, token_ids: Sequence[int], *, num_prompt: i
     return ranks
 
 
-def _check(
-    opened: OpenSession,
-    name: str,
-    result: CalibrationResult,
-    findings: _Findings,
-    requests: Sequence[PromptRequest],
-    num_turns: int,
-) -> Generator[str, None, LinkCheck]:
-    costs = _session_costs(opened, result)
-    max_nodes, max_levels = opened.plan.max_nodes, findings.max_levels
-    by_depth = findings.prediction.by_depth
-    choice = choose_tree(costs, by_depth, max_nodes=max_nodes, max_levels=max_levels).best
+def _choose_trees(
+    opened: OpenSession, name: str, costs: RoundCosts, acceptance: NDArray[np.float64], *, max_levels: int
+) -> Generator[str, None, list[TreeTopology]]:
+    """Return the planner's choice, then the best trees of SHAPES, as far as session and answers have room for them."""
+    max_nodes = opened.plan.max_nodes
+    choice = choose_tree(costs, acceptance, max_nodes=max_nodes, max_levels=max_levels).best
     yield f"{name}: the planner chose {choice.num_nodes}x{choice.num_levels}, {choice.seconds_per_token:.3f} s/token"
     chosen = choice.shape()
     assert isinstance(chosen, TreeTopology), "choose_tree ranks static trees"
-    trees = list(dict.fromkeys([chosen, *_best_trees(by_depth, max_nodes, max_levels)]))
+    shapes = [(nodes, levels) for nodes, levels in SHAPES if nodes <= max_nodes and levels <= max_levels]
+    searches = best_first_by_levels(acceptance, max(nodes for nodes, _ in shapes), max(levels for _, levels in shapes))
+    return list(dict.fromkeys([chosen, *(searches[levels - 1].topology(nodes) for nodes, levels in shapes)]))
+
+
+def _time_trees(
+    opened: OpenSession, name: str, trees: Sequence[TreeTopology], requests: Sequence[PromptRequest], *, num_turns: int
+) -> Generator[str, None, dict[TreeTopology, list[TimedRound]]]:
     prompts = [opened.session.format_prompt(request) for request in requests]
     timed: dict[TreeTopology, list[TimedRound]] = {tree: [] for tree in trees}
     rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
     for tree, done in zip(cycle(trees), rounds, strict=False):
         timed[tree].append(done)
         yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {done.seconds:.2f} s"
-    return check_link(
-        name,
-        timed,
-        costs,
-        predicted_tokens=[expected_tokens(tree, by_depth) for tree in trees],
-        measured_tokens=[count_yield(tree, findings.ranks)[0] for tree in trees],
-    )
+    return timed
 
 
 def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
-    """A round's costs on this session, copies as the calibration timed them on its link."""
+    """Return a round's costs on this session, copies as the calibration timed them on its link."""
     if result.overlap is None:
         raise OptionError("the link was not measured; give more time, or a smaller --device-memory")
     streamed = [None if isinstance(layer, ResidentLayer) else layer.payload_bytes for layer in opened.streamer.layers]
@@ -326,13 +306,6 @@ def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts
         num_slots=len(opened.streamer.slots),
         context_tokens=opened.plan.context_tokens // 2,
     )
-
-
-def _best_trees(acceptance: NDArray[np.float64], max_nodes: int, max_levels: int) -> list[TreeTopology]:
-    """The best trees of the sizes that are timed, as far as session and answers have room for them."""
-    shapes = [(nodes, levels) for nodes, levels in SHAPES if nodes <= max_nodes and levels <= max_levels]
-    searches = best_first_by_levels(acceptance, max(nodes for nodes, _ in shapes), max(levels for _, levels in shapes))
-    return [searches[levels - 1].topology(nodes) for nodes, levels in shapes]
 
 
 def check_link(
@@ -350,20 +323,15 @@ def check_link(
             TreeCheck(
                 num_nodes=tree.num_nodes,
                 num_levels=tree.num_levels,
-                predicted_seconds=statistics.median(predict_seconds(tree, costs, _copying(done)) for done in rounds),
+                predicted_seconds=statistics.median(predict_seconds(tree, costs, done.copy_seconds) for done in rounds),
                 measured_seconds=statistics.median(done.seconds for done in rounds),
                 num_rounds=len(rounds),
                 predicted_tokens=predicted,
                 measured_tokens=measured,
             )
         )
-    return LinkCheck(
-        link, statistics.median(_copying(done) for rounds in timed.values() for done in rounds), tuple(shapes)
-    )
-
-
-def _copying(done: TimedRound) -> float:
-    return done.link_seconds + done.disk_seconds
+    copy_seconds = statistics.median(done.copy_seconds for rounds in timed.values() for done in rounds)
+    return LinkCheck(link, copy_seconds, tuple(shapes))
 
 
 def predict_seconds(topology: TreeTopology, costs: RoundCosts, copy_seconds: float) -> float:

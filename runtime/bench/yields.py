@@ -1,4 +1,4 @@
-"""Whether trees bring what the acceptance promised: predicted tokens per pass beside counted ones.
+"""Predicted tokens per pass beside counted ones: do trees bring what the acceptance promised?
 
 Three questions of Sequoia (arXiv 2402.12374): is the G(n) that the positional model predicts what is measured, does it
 grow with log n, and how far off is the positional model where trees are deep, as chains are. Tokens are counted on
@@ -42,9 +42,7 @@ class Prediction:
     high: NDArray[np.float64] | None
     """(D, R) by depth, one standard error more."""
     num_positions: int
-    """Positions that it was measured at."""
     num_texts: int
-    """Texts that they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +50,18 @@ class YieldCheck:
     """Tokens per pass of one tree."""
 
     num_nodes: int
-    """Nodes, root included."""
     measured: float
-    """Counted."""
     standard_error: float | None
-    """Of the count, between texts; None for a single text."""
+    """Of `measured`, between texts; None for a single text."""
     by_rank: float
     """As the acceptance by rank predicts it."""
     by_depth: float
     """As the acceptance by depth and rank predicts it."""
     by_depth_error: float | None
-    """Standard error of that; None where the acceptance has none."""
+    """Standard error of `by_depth`; None where the acceptance has none."""
 
     def describe(self) -> str:
-        """Return count and predictions for people."""
+        """Return one line for people."""
         return (
             f"{_with_error(self.measured, self.standard_error)} tokens counted, {self.by_rank:.2f} by rank, "
             f"{_with_error(self.by_depth, self.by_depth_error)} by depth"
@@ -79,7 +75,6 @@ class YieldReport(Report):
     trees: tuple[YieldCheck, ...]
     """The best trees of 1, 2, 4, .. nodes."""
     chains: tuple[YieldCheck, ...]
-    """By length."""
     num_positions: int
     """Positions that trees were counted at."""
     log_intercept: float
@@ -126,7 +121,7 @@ def check_yields(
     num_positions = sum(max(0, len(ranks) - horizon) for ranks in texts)
     if num_positions < 2:
         raise ValueError(f"no answer is longer than the {horizon} tokens that the deepest tree reaches")
-    measured, errors = count_yield_by_size(search, texts, horizon=horizon)  # (M,) each
+    measured, errors = count_yields(search, texts)  # (M,) each
     by_rank, by_depth = search.expected_tokens[: len(measured)], expected_by_size(search, prediction.by_depth)
     by_depth_errors = _half_range(prediction, lambda acceptance: expected_by_size(search, acceptance))
     trees = [
@@ -157,42 +152,21 @@ def check_yields(
     )
 
 
-def count_yield(topology: TreeTopology, texts: Sequence[Ranks]) -> tuple[float, float]:
-    """Return the tokens that `topology` emits per pass, and their standard error, see `error_between`.
-
-    Counted over every position of the texts from which it cannot run past the end; nan and inf if there is none.
-    """
-    visits, counts = _visits(topology, texts, horizon=topology.num_levels - 1)
-    sums = visits.sum(axis=1, keepdims=True)  # (k, 1)
-    return (float(sums.sum() / counts.sum()) if len(counts) else math.nan), float(error_between(sums, counts)[0])
-
-
-def count_yield_by_size(
-    search: BestFirst, texts: Sequence[Ranks], *, horizon: int
+def count_yields(
+    tree: BestFirst | TreeTopology, texts: Sequence[Ranks]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the tokens per pass of the search's best trees of 1, 2, ... M nodes (M,), and their standard errors (M,).
+    """Return the tokens per pass of the tree's first 1, 2, ... M nodes (M,), and their standard errors (M,).
 
-    Counted over all positions of the texts from which a round may run `horizon` tokens, the same for all sizes.
+    A round starts at every position from which the tree cannot run past the text's end, the same for all sizes. Without
+    such a position means are nan and errors infinite. See `error_between`.
     """
-    visits, counts = _visits(search, texts, horizon=horizon)
-    sums = np.cumsum(visits, axis=1)  # (k, M): every tree that has a node emits one more where a round comes through it
-    means = sums.sum(axis=0) / counts.sum() if len(counts) else np.full(sums.shape[1], np.nan)
-    return means, error_between(sums, counts)
-
-
-def _visits(
-    tree: BestFirst | TreeTopology, texts: Sequence[Ranks], *, horizon: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(k, M) how many of a text's rounds come through each node, and (k,) how many rounds there are, for k texts.
-
-    A round starts at every position that `horizon` tokens follow, and follows as many at most.
-    """
+    horizon = int(tree.depths.max())
     children = {
         (int(parent), int(rank)): node for node, (parent, rank) in enumerate(zip(tree.parents, tree.ranks, strict=True))
     }
     long_enough = [ranks for ranks in texts if len(ranks) > horizon]
-    visits = np.zeros((len(long_enough), len(tree.parents)))
-    counts = np.array([len(ranks) - horizon for ranks in long_enough], dtype=np.int64)
+    visits = np.zeros((len(long_enough), len(tree.parents)))  # (k, M) rounds of a text that come through each node
+    counts = np.array([len(ranks) - horizon for ranks in long_enough], dtype=np.int64)  # (k,) rounds of each text
     visits[:, 0] = counts  # the root
     for row, ranks in zip(visits, long_enough, strict=True):
         for start in range(len(ranks) - horizon):
@@ -202,7 +176,9 @@ def _visits(
                     break
                 node = child
                 row[node] += 1
-    return visits, counts
+    sums = np.cumsum(visits, axis=1)  # (k, M): every tree that has a node emits one more where a round comes through it
+    means = sums.sum(axis=0) / counts.sum() if len(counts) else np.full(sums.shape[1], np.nan)
+    return means, error_between(sums, counts)
 
 
 def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -233,23 +209,23 @@ def expected_by_size(search: BestFirst, acceptance: ArrayLike) -> NDArray[np.flo
 
 def _check_chain(num_nodes: int, texts: Sequence[Ranks], prediction: Prediction) -> YieldCheck:
     chain = TreeTopology.chain(num_nodes)
-    mean, standard_error = count_yield(chain, texts)
+    means, errors = count_yields(chain, texts)
     (error,) = _half_range(prediction, lambda acceptance: np.array([expected_tokens(chain, acceptance)]))
     by_rank, by_depth = (expected_tokens(chain, known) for known in (prediction.by_rank, prediction.by_depth))
-    return YieldCheck(num_nodes, mean, _finite(standard_error), by_rank, by_depth, error)
+    return YieldCheck(num_nodes, float(means[-1]), _finite(errors[-1]), by_rank, by_depth, error)
 
 
 def _half_range(
     prediction: Prediction, tokens_of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> tuple[float | None, ...]:
-    """(M,) half of what the (M,) yields move between one standard error less and one more."""
+    """Return half of what the yields (M,) move between one standard error less and one more, (M,)."""
     if prediction.low is None or prediction.high is None:
         return (None,) * len(tokens_of(prediction.by_depth))
     return tuple(((tokens_of(prediction.high) - tokens_of(prediction.low)) / 2).tolist())
 
 
 def _fit_log(measured: NDArray[np.float64]) -> tuple[float, float, float]:
-    """(a, b, R^2) of measured = a + b ln n by least squares, every doubling with the same weight."""
+    """Return (a, b, R^2) of measured = a + b ln n by least squares, every doubling with the same weight."""
     sizes = np.arange(1, len(measured) + 1)
     is_kept = sizes >= min(LOG_FIT_FROM, len(measured) // 2)
     logs, values, weights = np.log(sizes[is_kept]), measured[is_kept], 1 / np.sqrt(sizes[is_kept])

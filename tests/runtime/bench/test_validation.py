@@ -25,7 +25,7 @@ from runtime.bench.validation import (
     rank_tokens,
     run_validation,
 )
-from runtime.bench.yields import count_yield
+from runtime.bench.yields import count_yields
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
@@ -212,6 +212,6 @@ def test_counted_yields_are_what_a_session_emits(tmp_path: Path) -> None:
     while start < len(tokens):
         reach = ranks[start : start + topology.num_levels - 1]
         padded = np.concatenate([reach, np.zeros(topology.num_levels - 1 - len(reach), dtype=np.int64)])
-        start += int(count_yield(topology, [np.append(padded, 0)])[0])
+        start += int(count_yields(topology, [np.append(padded, 0)])[0][-1])
         num_rounds += 1
     assert num_rounds == finished.statistics.rounds

@@ -10,8 +10,7 @@ from runtime.bench.yields import (
     YieldCheck,
     YieldReport,
     check_yields,
-    count_yield,
-    count_yield_by_size,
+    count_yields,
     error_between,
     expected_by_size,
 )
@@ -114,20 +113,20 @@ def test_a_tree_is_followed_as_far_as_the_ranks_allow() -> None:
     tree = TreeTopology.from_child_counts([2, 1, 0, 0])
     ranks = np.array([1, 1, 2, 1, 0])
     # starts 0: 1,1 -> 3 tokens; 1: 1 then 2 -> 2 tokens; 2: 2 is a leaf -> 2 tokens
-    assert count_yield(tree, [ranks])[0] == pytest.approx(7 / 3)
+    assert count_yields(tree, [ranks])[0][-1] == pytest.approx(7 / 3)
 
 
 def test_a_token_without_a_rank_ends_the_round() -> None:
-    assert count_yield(TreeTopology.chain(3), [np.array([0, 1, 1])])[0] == 1.0
+    assert count_yields(TreeTopology.chain(3), [np.array([0, 1, 1])])[0][-1] == 1.0
 
 
 def test_the_root_alone_emits_one_token_at_every_position() -> None:
-    assert count_yield(TreeTopology.single(), [np.array([1, 3, 0]), np.array([2])])[0] == 1.0
+    assert count_yields(TreeTopology.single(), [np.array([1, 3, 0]), np.array([2])])[0][-1] == 1.0
 
 
 def test_texts_too_short_for_the_tree_count_for_nothing() -> None:
-    assert np.isnan(count_yield(TreeTopology.chain(9), [np.array([1, 1])])[0])
-    assert count_yield(TreeTopology.chain(3), [np.array([1, 1]), np.array([0, 0, 0])])[0] == 1.0
+    assert np.isnan(count_yields(TreeTopology.chain(9), [np.array([1, 1])])[0][-1])
+    assert count_yields(TreeTopology.chain(3), [np.array([1, 1]), np.array([0, 0, 0])])[0][-1] == 1.0
 
 
 def test_independent_ranks_bring_what_the_positional_model_expects() -> None:
@@ -135,10 +134,10 @@ def test_independent_ranks_bring_what_the_positional_model_expects() -> None:
     rng = np.random.default_rng(3)
     texts = [rng.choice([1, 2, 3, 0], size=2000, p=[*acceptance, 0.1]) for _ in range(4)]
     search = best_first(acceptance, 60, 8)
-    means, errors = count_yield_by_size(search, texts, horizon=7)
+    means, errors = count_yields(search, texts)
     for size in (1, 2, 10, 60):
         tree = search.topology(size)
-        mean, error = count_yield(tree, texts)
+        mean, error = (found[-1] for found in count_yields(tree, texts))
         assert mean == pytest.approx(expected_tokens(tree, acceptance), abs=4 * error + 1e-9)
         assert means[size - 1] == pytest.approx(mean, rel=0.01)
         assert errors[size - 1] == pytest.approx(error, rel=0.2, abs=1e-9)
@@ -146,23 +145,24 @@ def test_independent_ranks_bring_what_the_positional_model_expects() -> None:
 
 def test_growing_trees_never_lose_tokens() -> None:
     rng = np.random.default_rng(5)
-    by_size, _ = count_yield_by_size(best_first([0.6, 0.2], 40, 12), [rng.integers(0, 4, 300)], horizon=11)
+    by_size, _ = count_yields(best_first([0.6, 0.2], 40, 12), [rng.integers(0, 4, 300)])
     assert by_size[0] == 1.0
     assert (np.diff(by_size) >= 0).all()
 
 
 def test_the_error_is_that_between_texts() -> None:
     """An easy text of 20 starts that bring 2 tokens, a hard one of 10 that bring 1: mean 5/3, surpluses 20/3 each."""
-    mean, error = count_yield(TreeTopology.chain(2), [np.ones(21, dtype=np.int64), np.zeros(11, dtype=np.int64)])
+    texts = [np.ones(21, dtype=np.int64), np.zeros(11, dtype=np.int64)]
+    mean, error = (found[-1] for found in count_yields(TreeTopology.chain(2), texts))
     assert mean == pytest.approx(5 / 3)
     assert error == pytest.approx(np.sqrt(2 * 2 * (20 / 3) ** 2) / 30)
 
 
 def test_one_text_says_nothing_about_others() -> None:
     assert np.isinf(error_between(np.array([[3.0, 4.0]]), np.array([2]))).all()
-    assert np.isinf(count_yield(TreeTopology.chain(2), [np.ones(40, dtype=np.int64)])[1])
+    assert np.isinf(count_yields(TreeTopology.chain(2), [np.ones(40, dtype=np.int64)])[1][-1])
 
 
 def test_no_text_long_enough_leaves_no_number() -> None:
-    means, errors = count_yield_by_size(best_first([0.5], 3, 3), [np.ones(2, dtype=np.int64)], horizon=2)
+    means, errors = count_yields(best_first([0.5], 3, 3), [np.ones(2, dtype=np.int64)])
     assert np.isnan(means).all() and np.isinf(errors).all()
