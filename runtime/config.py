@@ -182,7 +182,7 @@ class EngineConfig:
     host_memory_bytes: Annotated[
         int | None,
         Option(
-            "Budget of host memory for streamed layers.",
+            "Budget of host memory for streamed layers, as in 16GB or min.",
             MEMORY,
             flag="host-memory",
             unset="what is free for an accelerator or an emulated link, else none",

@@ -9,8 +9,8 @@ from textual import events
 from tests.support.chat_fakes import FakeEngine, polite
 from tui.chat.app import ChatApp
 from tui.chat.display import ChatServices
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import ChatSettings
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import NUM_SHOWN_TURNS
 

@@ -21,8 +21,8 @@ from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, LoadModel, Report, Request
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.screen import ChatScreen
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import ChatSettings
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.picker import ListedModel
 

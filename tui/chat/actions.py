@@ -5,7 +5,6 @@ the dialogue that are to be shown, if there are any.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from textual.theme import Theme
@@ -13,10 +12,8 @@ from textual.theme import Theme
 from tui.chat.dialogue import Changes, Note
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.messages import Loaded
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.remembered_settings import changed_names
-from tui.chat.settings.setting_words import changes_that_reload, find_setting
-from tui.chat.settings.settings_screen import SettingsScreen
+from tui.chat.settings.screen import SettingsScreen
+from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
 from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.dialogs import LineDialog, TextDialog
@@ -268,7 +265,7 @@ class MachineActions:
         """Keep a theme that was chosen in a list."""
         settings = self._chat.services.settings.settings
         if theme.name != self._theme_name(settings):
-            self._change_settings(replace(settings, theme=theme.name), is_told=False)
+            self._change_settings(settings.replace(theme=theme.name), is_told=False)
 
     def do_help(self, command: str = "") -> None:
         if command:
@@ -281,7 +278,7 @@ class MachineActions:
         panel.display = not panel.display
         self._chat.show_state()
         settings = self._chat.services.settings.settings
-        self._change_settings(replace(settings, show_panel=panel.display), is_told=False)
+        self._change_settings(settings.replace(show_panel=panel.display), is_told=False)
 
     async def do_quit(self) -> None:
         await self._chat.app.action_quit()

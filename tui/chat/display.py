@@ -35,7 +35,7 @@ from tui.chat.engine.client import EngineLink
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
 from tui.chat.models import LocalModelSource
-from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.settings.file import RememberedSettings
 from tui.chat.store.records import UNTITLED
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView

@@ -17,7 +17,7 @@ from tui.environment import conversation_database, export_folder, settings_file
 from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups
 
 if TYPE_CHECKING:
-    from tui.chat.settings.remembered_settings import Overrides
+    from tui.chat.settings.file import Overrides
     from tui.chat.store.store import ConversationStore
 
 
@@ -51,7 +51,7 @@ def typed_overrides(
     """Return the choices that were typed; what was left out is not there. Raises OptionError for --raw."""
     if turns.raw:
         raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
-    from tui.chat.settings.remembered_settings import Overrides
+    from tui.chat.settings.file import Overrides
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
         fields = option_fields(type(choices)).values()
@@ -66,8 +66,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
     from tui.chat.app import ChatApp
     from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
-    from tui.chat.settings.remembered_settings import RememberedSettings
-    from tui.chat.settings.settings_file import read_settings
+    from tui.chat.settings.file import RememberedSettings, read_settings
 
     with ExitStack() as stack:
         store, notices = open_conversations()

@@ -9,8 +9,8 @@ import pytest
 from tests.support.chat_fakes import FakeEngine
 from tests.support.chat_stories import tell, telling
 from tui.chat.app import IDLE_SECONDS, RARELY, IdleCollector
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.remembered_settings import RememberedSettings
+from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import ChatSettings
 from tui.chat.themes import DARK, LIGHT
 
 

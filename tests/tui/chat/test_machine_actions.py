@@ -8,9 +8,8 @@ from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.engine.messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.remembered_settings import Overrides, RememberedSettings
-from tui.chat.settings.settings_file import read_settings
+from tui.chat.settings.file import Overrides, RememberedSettings, read_settings
+from tui.chat.settings.settings import ChatSettings
 from tui.chat.widgets.picker import ListedModel
 
 

@@ -17,7 +17,7 @@ import typer
 
 from runtime.errors import OptionError
 from tui.chat.errors import UnknownConversationError
-from tui.chat.settings.remembered_settings import Overrides
+from tui.chat.settings.file import Overrides
 from tui.cli import execute
 from tui.commands.chat import open_conversations, run_chat, typed_overrides
 from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command
-from tui.chat.settings.setting_words import TYPED_SETTINGS, find_setting, suggested_values
+from tui.chat.settings.settings import TYPED_SETTINGS, find_setting
 
 MAX_PATHS = 50
 
@@ -183,7 +183,7 @@ def _candidates(argument: Argument, typed: str, *, rest: str, sources: Completio
     if argument.kind == "command":
         return _that_begin([(command.name, command.help) for command in COMMANDS], typed)
     if argument.kind == "setting":
-        return _that_begin([(f"{each.name} ", each.help) for each in TYPED_SETTINGS], typed)
+        return _that_begin([(f"{each.name} ", each.help) for each in TYPED_SETTINGS.values()], typed)
     return _that_begin([(value, "") for value in _values(argument, rest, sources)], typed)
 
 
@@ -196,7 +196,7 @@ def _values(argument: Argument, rest: str, sources: CompletionSources) -> Sequen
         setting = find_setting("tree" if argument.kind == "tree" else rest.split(maxsplit=1)[0])
     except (OptionError, IndexError):
         return ()
-    return sources.themes if setting.name == "theme" else suggested_values(setting)
+    return sources.themes if setting.name == "theme" else setting.suggestions
 
 
 def _that_begin(candidates: Sequence[tuple[str, str]], typed: str) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from textual.widgets import Static
 from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS, find_command, key_text
 from tui.chat.commands.slash import unknown_command
-from tui.chat.settings.setting_words import TYPED_SETTINGS
+from tui.chat.settings.settings import TYPED_SETTINGS
 
 _NAME_WIDTH, _KEY_WIDTH = 22, 8
 
@@ -25,7 +25,7 @@ def command_help(name: str) -> str:
         raise OptionError(unknown_command(name.removeprefix("/")))
     others = f" Also {', '.join(f'/{alias}' for alias in command.aliases)}." if command.aliases else ""
     key = f" Key: {key_text(command.key)}." if command.key else ""
-    settings = f" Names: {', '.join(each.name for each in TYPED_SETTINGS)}." if command.name == "set" else ""
+    settings = f" Names: {', '.join(TYPED_SETTINGS)}." if command.name == "set" else ""
     return f"{command.usage}: {command.help}{key}{others}{settings}"
 
 

@@ -23,7 +23,7 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.machine.drawing import fit_text, rate_text
-from tui.chat.settings.choice_field import ChoiceField
+from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 
 OTHER_DRAFT = "another model"

@@ -1,12 +1,22 @@
 """A setting is what the engine takes; anything else is refused by its name."""
 
-import dataclasses
+import copy
+import textwrap
 
 import pytest
 
-from runtime.config import EngineConfig, SamplingParams
+from runtime.config import EngineConfig, SamplingParams, option_fields
 from runtime.errors import OptionError
-from tui.chat.settings.chat_settings import MAX_RECENT_TARGETS, SETTINGS, ChatSettings
+from tui.chat.settings.settings import (
+    MAX_RECENT_TARGETS,
+    NOT_TYPED,
+    SETTINGS,
+    TYPED_SETTINGS,
+    ChatSettings,
+    changed_names,
+    changes_that_reload,
+    find_setting,
+)
 
 CHOSEN = ChatSettings(
     temperature=1,
@@ -91,6 +101,7 @@ def test_every_value_reaches_the_engine():
         ("recent_targets", (1,), "recent_targets is (1,); it must be a list of texts"),
         ("theme", "", "theme is empty"),
         ("show_panel", 1, "show_panel is 1; it must be true or false"),
+        ("heat", 1, "'heat' is no setting; choose one of temperature, top_p, "),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name, value, complaint):
@@ -99,15 +110,12 @@ def test_a_value_out_of_range_is_refused_by_name(name, value, complaint):
     assert str(caught.value).startswith(complaint)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_what_is_shown_can_be_typed(setting):
+def test_what_is_shown_can_be_typed():
     """The settings screen shows a value as text and takes the text back."""
-    assert getattr(CHOSEN, setting.name) != setting.default
-    for settings in (CHOSEN, ChatSettings()):
-        text = settings.text_of(setting.name)
-        assert ChatSettings().with_text(setting.name, text) == dataclasses.replace(
-            ChatSettings(), **{setting.name: getattr(settings, setting.name)}
-        )
+    for name, setting in SETTINGS.items():
+        assert CHOSEN[name] != setting.default
+        for settings in (CHOSEN, ChatSettings()):
+            assert ChatSettings().with_text(name, settings.text_of(name)) == ChatSettings(**{name: settings[name]})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,6 @@ def test_a_setting_changes_to_what_was_typed(name, text, value):
         ("top_k", "9" * 5000, "top_k is '99"),
         ("show_panel", "maybe", "show_panel is 'maybe'; it must be true or false"),
         ("verification", "\x1b[2J", "verification is ; it must be one of"),
-        ("heat", "1", "'heat' is no setting; choose one of temperature, top_p, "),
     ],
 )
 def test_what_cannot_be_meant_is_one_safe_sentence(name, text, complaint):
@@ -154,16 +161,107 @@ def test_the_model_chosen_last_is_the_first_of_the_recent_ones():
     assert settings.recent_targets == tuple(str(number) for number in reversed(range(10, 20)))
 
 
-def test_every_setting_is_described():
-    assert [setting.name for setting in SETTINGS] == [field.name for field in dataclasses.fields(ChatSettings)]
-    assert list(dict.fromkeys(setting.group for setting in SETTINGS)) == ["Answers", "Models", "Memory", "Looks"]
-    for setting in SETTINGS:
-        assert setting.help.endswith(".") and len(setting.help) < 100
+def test_values_are_attributes_that_cannot_be_set():
+    settings = ChatSettings(theme="nord")
+    assert settings.theme == settings["theme"] == copy.copy(settings).theme == "nord"
+    with pytest.raises(AttributeError):
+        settings.theme = "auto"
+    with pytest.raises(AttributeError, match="no setting 'them'"):
+        _ = settings.them
+    assert "nord" in repr(settings)
+
+
+def test_names_order_and_groups_are_those_of_the_files_that_people_have():
+    groups = {}
+    for name, setting in SETTINGS.items():
+        groups.setdefault(setting.group, []).append(name)
+    answers = "temperature top_p top_k min_p repetition_penalty seed max_new_tokens verification system_prompt"
+    models = "target recent_targets draft draft_format lookup tree context_tokens"
+    assert list(groups.items()) == [
+        ("Answers", answers.split()),
+        ("Models", models.split()),
+        ("Memory", ["device", "device_memory", "host_memory"]),
+        ("Looks", ["theme", "show_panel"]),
+    ]
+    assert list(ChatSettings()) == list(SETTINGS)
+
+
+def test_every_option_that_the_chat_remembers_is_a_setting():
+    """So another one is stated in `runtime.config` alone."""
+    options = [*option_fields(SamplingParams).values(), *option_fields(EngineConfig).values()]
+    remembered = {field.name.removesuffix("_bytes") for field in options if field.option.is_setting}
+    own = {"system_prompt", "recent_targets", "theme", "show_panel"}
+    assert remembered | own == set(SETTINGS) and not remembered & own
+
+
+def test_every_setting_is_described_on_the_two_lines_that_the_screen_has():
+    for setting in SETTINGS.values():
+        assert setting.help.endswith(".") and setting.help[0] != " "
+        assert len(textwrap.wrap(setting.help, 72)) <= 2
+        assert setting.word is None or (setting.word or "empty") in setting.help
         assert not setting.choices or setting.default in setting.choices
 
 
-@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.choices], ids=lambda each: each.name)
-def test_every_choice_is_taken_and_told(setting):
-    for choice in setting.choices:
-        assert getattr(ChatSettings(**{setting.name: choice}), setting.name) == choice
-        assert choice in setting.help
+def test_every_choice_is_taken_and_told():
+    for name, setting in SETTINGS.items():
+        for choice in setting.choices:
+            assert ChatSettings(**{name: choice})[name] == choice
+            assert choice in setting.help
+
+
+def test_everything_but_what_the_app_keeps_can_be_typed():
+    assert SETTINGS.keys() - TYPED_SETTINGS.keys() == set(NOT_TYPED)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("temperature", "temperature"),
+        ("top-p", "top_p"),
+        ("TOP_K", "top_k"),
+        ("system", "system_prompt"),
+        ("max-tokens", "max_new_tokens"),
+        ("model", "target"),
+    ],
+)
+def test_a_setting_is_found_by_the_names_that_people_try(name, found):
+    assert find_setting(name).name == found
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("temprature", "did you mean temperature?"),
+        ("xyz", "there are temperature, top_p"),
+        ("show_panel", "there are temperature"),
+    ],
+)
+def test_an_unknown_setting_is_told_with_what_there_is(name, hint):
+    with pytest.raises(OptionError, match=f"no setting '{name}'; ") as refusal:
+        find_setting(name)
+    assert hint in str(refusal.value)
+
+
+def test_suggestions_are_allowed_values():
+    for name, setting in TYPED_SETTINGS.items():
+        for text in setting.suggestions:
+            ChatSettings().with_text(name, text)
+    assert SETTINGS["lookup"].suggestions == ("on", "off")
+
+
+def test_labels_are_words():
+    labels = {name: setting.label for name, setting in TYPED_SETTINGS.items()}
+    assert (labels["top_p"], labels["device_memory"], labels["target"]) == ("Top-p", "Device memory", "Model")
+    assert not [label for label in labels.values() if "_" in label]
+
+
+def test_only_what_the_model_is_loaded_with_needs_a_reload():
+    before = ChatSettings()
+    assert changes_that_reload(before, before.replace(temperature=1.0, seed=4, system_prompt="x", theme="nord")) == ()
+    after = before.replace(temperature=1.0, tree="64x10", draft="none", device_memory="2GB")
+    assert changes_that_reload(before, after) == ("draft", "tree", "device_memory")
+    assert not SETTINGS["verification"].needs_reload
+
+
+def test_changed_names():
+    assert changed_names(ChatSettings(), ChatSettings(seed=1, theme="nord")) == ("seed", "theme")

@@ -1,7 +1,7 @@
 """A field of few values, by its keys."""
 
 from tests.support.widget_screens import WidgetApp, run, screen_rows
-from tui.chat.settings.choice_field import ChoiceField
+from tui.chat.widgets.choice import ChoiceField
 
 
 def story_of(field, *keys):

@@ -1,15 +1,12 @@
 """Stories of the settings screen, key by key."""
 
-from dataclasses import replace
-
 import pytest
 from textual.widgets import Input, TextArea
 
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
-from tui.chat.settings.chat_settings import ChatSettings
-from tui.chat.settings.choice_field import ChoiceField
-from tui.chat.settings.setting_words import TYPED_SETTINGS
-from tui.chat.settings.settings_screen import SettingsScreen
+from tui.chat.settings.screen import SettingsDraft, SettingsScreen
+from tui.chat.settings.settings import TYPED_SETTINGS, ChatSettings
+from tui.chat.widgets.choice import ChoiceField
 
 THEMES = ("nord", "textual-dark", "textual-light")
 FIRST_ROWS = """\
@@ -42,7 +39,7 @@ def test_a_wrong_value_is_told_below_it_and_cannot_be_kept():
 
 def test_what_is_typed_replaces_the_value_and_is_kept():
     _, results = played("1", "enter", ".", "5", "ctrl+s")
-    assert results == [replace(ChatSettings(), temperature=1.0, top_p=0.5)]
+    assert results == [ChatSettings(temperature=1.0, top_p=0.5)]
 
 
 def test_escape_changes_nothing():
@@ -57,7 +54,7 @@ def test_down_and_up_go_through_the_settings():
 
 def test_it_says_what_waits_for_another_load():
     rows, results = played("6", "4", "x", "1", "0", "ctrl+s", first="tree")
-    assert results == [replace(ChatSettings(), tree="64x10")]
+    assert results == [ChatSettings(tree="64x10")]
     rows, _ = played("6", "4", "x", "1", "0", first="tree")
     assert any("Waits for another load: Tree" in row for row in rows)
     rows, _ = played("1", first="temperature")
@@ -66,21 +63,21 @@ def test_it_says_what_waits_for_another_load():
 
 def test_choices_are_taken_with_the_arrows():
     _, results = played("right", "ctrl+s", first="verification")
-    assert results == [replace(ChatSettings(), verification="sequoia")]
+    assert results == [ChatSettings(verification="sequoia")]
     _, results = played("right", "ctrl+s", first="theme")
-    assert results == [replace(ChatSettings(), theme=THEMES[0])]  # from auto, which stands before them
+    assert results == [ChatSettings(theme=THEMES[0])]  # from auto, which stands before them
 
 
 def test_a_system_prompt_has_lines():
     _, results = played("a", "enter", "b", "ctrl+s", first="system")
-    assert results == [replace(ChatSettings(), system_prompt="a\nb")]
+    assert results == [ChatSettings(system_prompt="a\nb")]
 
 
 def test_the_arrows_leave_a_system_prompt_at_its_ends():
     rows, _ = played("a", "enter", "b", "up", "down", "down", first="system")
-    assert any("The model used last, a folder or hub name" in row for row in rows)
+    assert any("Folder or hub name of the model to run" in row for row in rows)
     rows, _ = played("a", "enter", "b", "up", "up", first="system")
-    assert any("How drafted tokens are accepted" in row for row in rows)
+    assert any("How sampled tokens are verified" in row for row in rows)
 
 
 def test_the_wrong_setting_gets_the_focus_when_it_is_kept():
@@ -104,14 +101,14 @@ def test_the_buttons_work_with_the_mouse():
         await pilot.pause()
 
     run(app, story)
-    assert app.results == [replace(ChatSettings(), temperature=1.0)]
+    assert app.results == [ChatSettings(temperature=1.0)]
 
 
 def test_every_setting_has_a_field_with_a_tooltip_that_the_keyboard_reaches():
     screen = SettingsScreen(ChatSettings(), themes=THEMES)
 
     async def story(pilot):
-        fields = [screen.query_one(f"#field-{setting.name}") for setting in TYPED_SETTINGS]
+        fields = [screen.query_one(f"#field-{name}") for name in TYPED_SETTINGS]
         assert all(isinstance(field, Input | TextArea | ChoiceField) and field.tooltip for field in fields)
         reached = set()
         for _ in range(len(fields) + 2):
@@ -129,7 +126,7 @@ def test_the_ways_out_are_always_on_the_screen(size):
 
 
 def test_escapes_in_a_system_prompt_are_signs():
-    settings = replace(ChatSettings(), system_prompt="a\x1b]52;c;eA==\x07b\u202ec")
+    settings = ChatSettings(system_prompt="a\x1b]52;c;eA==\x07b\u202ec")
     rows, _ = played(settings=settings, first="system")
     assert any("a␛]52;c;eA==␇b⟨c" in row for row in rows)
 
@@ -147,3 +144,30 @@ def test_it_can_be_read_without_colour(monkeypatch):
         assert second.rich_style.reverse and not first.rich_style.reverse
 
     run(WidgetApp(screen=screen), story)
+
+
+def test_texts_become_settings():
+    draft = SettingsDraft(ChatSettings())
+    assert draft.put("temperature", "0.3") is None
+    assert draft.put("tree", "64x10") is None
+    assert draft.settings == ChatSettings(temperature=0.3, tree="64x10")
+    assert draft.reloading == ("tree",)
+
+
+def test_a_wrong_text_is_told_and_leaves_the_value():
+    draft = SettingsDraft(ChatSettings())
+    assert draft.put("temperature", "-1") == "temperature is -1.0; it must be 0 or more"
+    assert draft.settings == ChatSettings()
+    assert list(draft.problems) == ["temperature"]
+    draft.put("top_p", "0.5")
+    assert draft.settings.top_p == 0.5
+    assert draft.put("temperature", "1") is None
+    assert not draft.problems
+
+
+def test_going_back_is_no_change():
+    draft = SettingsDraft(ChatSettings())
+    draft.put("tree", "64x10")
+    draft.put("tree", "auto")
+    assert draft.settings == ChatSettings()
+    assert draft.reloading == ()

@@ -18,32 +18,60 @@ from textual.suggester import SuggestFromList
 from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
-from tui.chat.settings.chat_settings import ChatSettings, Setting
-from tui.chat.settings.choice_field import ChoiceField
-from tui.chat.settings.setting_words import TYPED_SETTINGS, find_setting, needs_reload, setting_label, suggested_values
-from tui.chat.settings.settings_draft import SettingsDraft
+from profiles.errors import BadInputError
+from tui.chat.settings.settings import (
+    SETTINGS,
+    TYPED_SETTINGS,
+    ChatSettings,
+    Setting,
+    changes_that_reload,
+    find_setting,
+)
+from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line, show_terminal_escapes
 
 _FIELD = "field-"
 _AGAIN = "Waits for another load: "
 
 
-class SettingRow(Vertical):
-    """A label, a field, and below them what is wrong."""
+class SettingsDraft:
+    """The settings that hold, and texts for some of them, which may be wrong; each is judged by itself."""
 
+    def __init__(self, settings: ChatSettings) -> None:
+        self._before = settings
+        self.settings = settings
+        """What the texts come to; a setting with a problem is as it was before that text."""
+        self.problems: dict[str, str] = {}
+        """A sentence for each setting whose text is not allowed."""
+
+    @property
+    def reloading(self) -> tuple[str, ...]:
+        """Settings that differ and take effect only when the model is loaded again."""
+        return changes_that_reload(self._before, self.settings)
+
+    def put(self, name: str, text: str) -> str | None:
+        """Take the text for that setting and return what is wrong with it."""
+        try:
+            self.settings = self.settings.with_text(name, text)
+        except BadInputError as error:
+            self.problems[name] = str(error)
+        else:
+            self.problems.pop(name, None)
+        return self.problems.get(name)
+
+
+class _Row(Vertical):
     def __init__(self, setting: Setting, field: Widget) -> None:
-        super().__init__(id=f"row-{setting.name}")
+        super().__init__(id=f"row-{setting.name}", classes="setting-row")
         self._setting, self._field = setting, field
 
     def compose(self) -> ComposeResult:
-        """The label and the field beside each other."""
         with Horizontal():
-            yield Static(setting_label(self._setting), classes="setting-label", markup=False)
+            yield Static(self._setting.label, classes="setting-label", markup=False)
             yield self._field
         yield Static("", classes="setting-problem", markup=False)
 
     def tell(self, problem: str | None) -> None:
-        """Shows what is wrong, or that nothing is."""
         self.set_class(problem is not None, "-invalid")
         self.query_one(".setting-problem", Static).update("" if problem is None else f"✗ {one_line(problem)}")
 
@@ -56,19 +84,16 @@ class _SystemPrompt(TextArea):
     """Draws a sign for each character that a terminal would act on, so that the cursor stays where it belongs."""
 
     def get_line(self, line_index: int) -> Text:
-        """A line as it is drawn."""
         line = "".join(show_terminal_escapes(character)[0] for character in self.document.get_line(line_index))
         return Text(line, end="", no_wrap=True)
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """In the first row: to the setting before."""
         if not select and self._row == 0:
             self.screen.focus_previous()
         else:
             super().action_cursor_up(select)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """In the last row: to the next setting."""
         if not select and self._row == self.wrapped_document.height - 1:
             self.screen.focus_next()
         else:
@@ -80,7 +105,7 @@ class _SystemPrompt(TextArea):
 
 
 class SettingsScreen(ModalScreen[ChatSettings | None]):
-    """The form."""
+    """A form of all settings that a person types; the settings to hold from now on, or None, are its result."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", "Keep", tooltip="Let the settings hold from now on", priority=True),
@@ -98,8 +123,8 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
             border-title-style: bold;
         }
         & #settings-rows { height: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-        & SettingRow { height: auto; }
-        & SettingRow > Horizontal { height: auto; }
+        & .setting-row { height: auto; }
+        & .setting-row > Horizontal { height: auto; }
         & .setting-group { height: 1; color: $text-muted; text-style: italic; margin-top: 1; }
         & .setting-group.-first { margin-top: 0; }
         & .setting-label { width: 22; height: 1; padding: 0 1; }
@@ -109,7 +134,7 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         & .-invalid .setting-problem { display: block; }
         & Input { background: $boost; }
         & TextArea { height: 3; background: $boost; padding: 0; }
-        & #settings-help { height: 2; color: $text-muted; padding: 0 1; }
+        & #settings-help { height: auto; min-height: 2; color: $text-muted; padding: 0 1; }
         & #settings-reload { height: 1; color: $text-warning; padding: 0 1; }
         & #settings-reload { text-wrap: nowrap; text-overflow: ellipsis; }
         & #settings-buttons { height: 1; }
@@ -125,7 +150,7 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         self._first = find_setting(first).name
 
     def compose(self) -> ComposeResult:
-        """The rows by group, a sentence about the focused one, and how to leave."""
+        """Lay out the rows by group, a sentence about the focused one, and how to leave."""
         with Vertical(id="settings-form") as form:
             form.border_title = "Settings"
             with _Rows(id="settings-rows", can_focus=False):
@@ -138,40 +163,36 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
                 yield Static("↑↓ move · ←→ choose · Ctrl+S keep · Esc cancel", id="settings-hint")
 
     def on_mount(self) -> None:
-        """Begins at the setting that was asked for."""
+        """Begin at the setting that was asked for."""
         self.query_one(f"#{_FIELD}{self._first}").focus()
 
     def on_descendant_focus(self) -> None:
-        """Says what the focused setting does, and marks its row."""
+        """Say what the focused setting does, and mark its row."""
         name = self._name_of(self.focused)
-        for row in self.query(SettingRow):
+        for row in self.query(_Row):
             row.set_class(row.id == f"row-{name}", "-current")
-        text = "" if name is None else find_setting(name).help
+        text = "" if name is None else SETTINGS[name].help
         self.query_one("#settings-help", Static).update(text)
 
     @on(Input.Changed)
-    def put_line(self, event: Input.Changed) -> None:
-        """Judges what is typed."""
+    def _put_line(self, event: Input.Changed) -> None:
         self._put(event.input, event.value)
 
     @on(TextArea.Changed)
-    def put_lines(self, event: TextArea.Changed) -> None:
-        """Judges what is typed."""
+    def _put_lines(self, event: TextArea.Changed) -> None:
         self._put(event.text_area, event.text_area.text)
 
     @on(ChoiceField.Changed)
-    def put_choice(self, event: ChoiceField.Changed) -> None:
-        """Takes what is chosen."""
+    def _put_choice(self, event: ChoiceField.Changed) -> None:
         self._put(event.field, event.value)
 
     @on(Input.Submitted)
-    def go_on(self) -> None:
-        """Enter goes to the next setting."""
+    def _go_on(self) -> None:
         self.focus_next()
 
     @on(Button.Pressed, "#settings-keep")
     def action_keep(self) -> None:
-        """Hands the settings over; goes to the first that is not allowed, if there is one."""
+        """Hand the settings over, or go to the first that is not allowed."""
         if self.draft.problems:
             self.query_one(f"#{_FIELD}{next(iter(self.draft.problems))}").focus()
             self.app.bell()
@@ -180,16 +201,16 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
 
     @on(Button.Pressed, "#settings-cancel")
     def action_cancel(self) -> None:
-        """Hands over nothing."""
+        """Hand over nothing."""
         self.dismiss(None)
 
     def _rows(self) -> Iterator[Widget]:
-        for index, (group, settings) in enumerate(groupby(TYPED_SETTINGS, key=lambda setting: setting.group)):
+        for index, (group, settings) in enumerate(groupby(TYPED_SETTINGS.values(), key=lambda setting: setting.group)):
             members = list(settings)
-            words = " (with the next load of the model)" if all(map(needs_reload, members)) else ""
+            words = " (with the next load of the model)" if all(setting.needs_reload for setting in members) else ""
             yield Static(f"{group}{words}", classes="setting-group" + ("" if index else " -first"), markup=False)
             for setting in members:
-                yield SettingRow(setting, self._field(setting))
+                yield _Row(setting, self._field(setting))
 
     def _field(self, setting: Setting) -> Widget:
         name, text = f"{_FIELD}{setting.name}", self.draft.settings.text_of(setting.name)
@@ -200,15 +221,15 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
             area = _SystemPrompt(text, id=name, compact=True, tab_behavior="focus", tooltip=setting.help)
             area.highlight_cursor_line = False
             return area
-        suggester = SuggestFromList(suggested_values(setting), case_sensitive=False)
+        suggester = SuggestFromList(setting.suggestions, case_sensitive=False)
         return Input(text, id=name, compact=True, suggester=suggester, tooltip=setting.help, select_on_focus=True)
 
     def _put(self, field: Widget, text: str) -> None:
         name = self._name_of(field)
         if name is None:
             return
-        self.query_one(f"#row-{name}", SettingRow).tell(self.draft.put(name, text))
-        reloading = ", ".join(setting_label(find_setting(each)) for each in self.draft.reloading)
+        self.query_one(f"#row-{name}", _Row).tell(self.draft.put(name, text))
+        reloading = ", ".join(SETTINGS[each].label for each in self.draft.reloading)
         self.query_one("#settings-reload", Static).update(Content(f"{_AGAIN}{reloading}" if reloading else ""))
 
     @staticmethod
