@@ -51,7 +51,6 @@ class LocalModelSource:
         return rows if has_demo else (*rows, ListedModel(DEMO_TARGET, f"{DEMO_MODEL_NAME} (demo, fetched once)"))
 
     async def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
-        """Yield what the planner expects of each that is here, with that draft, as it answers."""
         target_of = {self._folders[target]: target for target in targets if target in self._folders}
         async with aclosing(self._ask(list(target_of), {**self._config, "draft": draft})) as found:
             async for estimate in found:

@@ -51,10 +51,13 @@ class EngineLink(Protocol):
         """Yield what the process says, and what a new one says after it, until `close`."""
 
     async def end_process(self) -> None:
-        """End the process, even one that hangs, without an `EngineDied`; returns once all that it said was heard."""
+        """End the process, even one that hangs, without an `EngineDied`; returns once all that it said was heard.
+
+        Somebody must be reading the reports. `start` makes a new process.
+        """
 
     async def close(self) -> None:
-        """End the process: orderly if it answers in time; idempotent."""
+        """End the process: orderly if it answers in time, else by request of the system, then by force; idempotent."""
 
 
 class EngineClient:
@@ -79,12 +82,10 @@ class EngineClient:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests reach a process."""
         return self._process is not None and self._process.returncode is None
 
     @property
     def process_id(self) -> int | None:
-        """The process's id; None before the first start."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
@@ -109,23 +110,17 @@ class EngineClient:
         self._watching = asyncio.create_task(self._watch(self._process))
 
     def send(self, request: Request) -> None:
-        """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
         if not self.is_alive:
             return
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(to_line(request))
 
     async def reports(self) -> AsyncIterator[Report | EngineDied]:
-        """Yield what the process says, and what a new one says after it, until `close`."""
         while (report := await self._queue.get()) is not None:
             yield report
             self._queue.task_done()
 
     async def end_process(self) -> None:
-        """End the process as `close` does, without an `EngineDied`; returns once all that it said was heard.
-
-        Somebody must be reading the reports. `start` makes a new process.
-        """
         async with self._lock:
             if self._is_closing or self._process is None or self._watching is None:
                 return
@@ -138,7 +133,6 @@ class EngineClient:
         await self._queue.join()
 
     async def close(self) -> None:
-        """End the process: orderly if it answers in time, then by request of the system, then by force."""
         async with self._lock:
             if self._is_closing:
                 return

@@ -88,7 +88,6 @@ class SectionView(Static):
         self.update(_painted(section), layout=not is_same_height)
 
     def on_resize(self) -> None:
-        """Draw for the new width."""
         self.show(self._state)
 
 
@@ -143,7 +142,6 @@ class MachinePanel(VerticalScroll):
         self._draw()
 
     def on_show(self) -> None:
-        """Draw what changed while it was hidden."""
         self._draw()
 
     def _draw(self) -> None:

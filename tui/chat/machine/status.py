@@ -242,12 +242,10 @@ class StatusLine(Widget):
         self._lay_out()
 
     def watch_num_rows(self, num_rows: int) -> None:
-        """Make room for a second row, or take it back."""
         self.set_class(num_rows > 1, "-two-rows")
         self._lay_out()
 
     def on_resize(self) -> None:
-        """Fit the figures to the new width."""
         self._lay_out()
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
@@ -259,7 +257,6 @@ class StatusLine(Widget):
             self.tooltip = tooltip
 
     def render(self) -> Content:
-        """Return the rows, one below the other."""
         rows = [Content.assemble(*((piece.text, piece.style) for piece in row)) for row in self._rows]
         return Content("\n").join(rows)
 

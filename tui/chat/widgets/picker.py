@@ -106,7 +106,6 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._trouble = ""
 
     def compose(self) -> ComposeResult:
-        """Lay out the filter, the list, the draft, and a sentence about the highlighted model."""
         is_other = self._first_draft not in _DRAFTS
         with Vertical(id="model-form") as form:
             form.border_title = "Model"
@@ -139,12 +138,10 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
             yield Static("Enter load · ↑↓ choose · Tab draft · Esc back", id="model-hint")
 
     def on_mount(self) -> None:
-        """Ask for the models."""
         self.query_one("#model-filter").focus()
         self._find_models()
 
     def on_resize(self) -> None:
-        """Fit the rows to the new width."""
         self.call_after_refresh(self._list)
 
     @on(Input.Changed, "#model-filter")
@@ -185,7 +182,6 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self.dismiss(ModelChoice(model.target, self.draft))
 
     def action_cancel(self) -> None:
-        """Return nothing."""
         self.dismiss(None)
 
     def action_move(self, step: int) -> None:

@@ -43,6 +43,15 @@ def test_only_our_own_lines_reach_stdout():
     assert finished.stderr.splitlines() == [b"a library prints", b"its child prints", b"reads ''"]
 
 
+def test_the_children_import_no_command_line_and_no_widget():
+    program = "import sys, tui.chat.engine.host, tui.chat.fit_estimates; print(*sys.modules)"
+    command = [sys.executable, "-P", "-c", program]
+    finished = subprocess.run(command, capture_output=True, check=True, text=True, env=child_environment())
+    loaded = set(finished.stdout.split())
+    assert "tui.chat.engine.host" in loaded
+    assert not loaded & {"torch", "textual", "rich", "typer", "tui.cli", "tui.commands", "tui.chat.widgets"}
+
+
 def test_lines_come_whole_however_they_were_cut():
     reader, writer = os.pipe()
     pieces = [b"one\nt", b"w", b"o\n\nthree\nfour without an end"]
