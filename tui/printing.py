@@ -104,7 +104,9 @@ def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
     return table
 
 
-def show_load(loading: Generator[str | LoadProgress, None, _Returned], console: Console) -> _Returned:
+def show_load(
+    loading: Generator[str | LoadProgress, None, _Returned], console: Console, *, doing: str = "loading"
+) -> _Returned:
     """Run a load to its end, its sentences above a bar of bytes, rate and time left; return what it returns."""
     columns = (
         SpinnerColumn(),
@@ -122,7 +124,7 @@ def show_load(loading: Generator[str | LoadProgress, None, _Returned], console: 
                 bar.update(task, visible=False)
                 console.print(one_line(step), markup=False)
             else:
-                what = step.what if step.what.startswith("downloading ") else f"loading {step.what}"
+                what = step.what if step.what.startswith("downloading ") else f"{doing} {step.what}"
                 done, total = step.num_done_bytes, step.num_bytes
                 bar.update(task, description=what, completed=done, total=total, visible=True)
 

@@ -36,14 +36,15 @@ def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str 
     if config.target is None:
         target = str((yield from obtain_demo_model(cache_folder)))
     else:
-        target = yield from _locate("target", config.target)
+        target = yield from locate_model("target", config.target)
     draft = config.draft
     if draft not in ("none", "substitute"):
-        draft = yield from _locate("draft", draft)
+        draft = yield from locate_model("draft", draft)
     return replace(config, target=target, draft=draft)
 
 
-def _locate(role: str, name: str) -> Generator[str | LoadProgress, None, str]:
+def locate_model(role: str, name: str) -> Generator[str | LoadProgress, None, str]:
+    """Return the absolute path of one model's folder, as `locate_models` does."""
     yield f"looking for the {role} {name}"
     folder = find_model_folder(name)
     if folder is None:

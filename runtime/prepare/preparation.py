@@ -2,7 +2,7 @@
 
 Bad input is found before anything is written. Every shard is written beside its name, flushed and renamed, and the
 whole folder gets its name last; after an interruption the same request goes on behind the last finished shard.
-Yields what has been done; prints nothing.
+Yields what has been done.
 """
 
 import json
@@ -19,8 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry, find_model_folder
-from offload.checkpoint.hub_download import watch_download
+from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.four_bit import ReadElements
 from offload.formats.stored_sizes import QUANTIZED_FORMATS, QuantizedFormat
@@ -29,8 +28,9 @@ from offload.formats.weight_quantizer import WeightQuantizer
 from offload.memory import peak_memory_bytes
 from offload.units import format_bytes
 from profiles.errors import BadInputError, quote
-from profiles.steps import finish
+from runtime.engine.model_folders import locate_model
 from runtime.errors import OptionError
+from runtime.events import LoadProgress
 from runtime.prepare.preparation_plan import INDEX_NAME, PlannedShard, PlannedTensor, PreparationPlan
 from runtime.prepare.shards import PartialFolder
 
@@ -60,22 +60,8 @@ class PreparationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparationProgress:
-    """How much is done."""
-
-    layer_index: int | None
-    """The decoder layer at work; None for embeddings, norm and head."""
-    num_layers: int
-    done_bytes: int
-    """Bytes of the original that are done, those of kept shards included."""
-    total_bytes: int
-    is_kept: bool
-    """Whether this shard is from an earlier run."""
-
-
-@dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """The complete folder; always the last event."""
+    """The complete folder."""
 
     folder: Path
     num_bytes: int
@@ -91,16 +77,15 @@ class PreparedModel:
     """The largest resident size of this process so far."""
 
 
-def prepare_model(request: PreparationRequest) -> Generator[str | PreparationProgress | PreparedModel, None, None]:
-    """Make the folder; yields sentences and progress, and last the PreparedModel. May be closed at any event.
+def prepare_model(request: PreparationRequest) -> Generator[str | LoadProgress, None, PreparedModel]:
+    """Make the folder; yields sentences and how many bytes of the original are done. May be closed at any step.
 
     Raises:
         BadInputError: something in the request cannot be used; nothing has been written then.
         WriteError: the disk is full or not writable; what is finished is kept.
     """
     begun = time.perf_counter()
-    yield f"looking for the model {request.model}"
-    source = find_model_folder(request.model) or finish(watch_download(request.model))
+    source = Path((yield from locate_model("model", request.model)))
     output = request.output.expanduser().resolve()
     if output.is_relative_to(source.resolve()):
         raise OptionError(f"the output {output} lies inside the model folder {source}; choose another output")
@@ -116,7 +101,7 @@ def prepare_model(request: PreparationRequest) -> Generator[str | PreparationPro
             _write_small_files(plan, partial)
             _check_source(plan, partial)
             partial.publish()
-    yield PreparedModel(
+    return PreparedModel(
         folder=output,
         num_bytes=sum(shard.tensor_bytes for shard in partial.shards.values()),
         source_bytes=plan.source_bytes,
@@ -127,18 +112,19 @@ def prepare_model(request: PreparationRequest) -> Generator[str | PreparationPro
     )
 
 
-def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[PreparationProgress, None, int]:
+def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[LoadProgress, None, int]:
     """Make the shards that are missing; return how many were there already."""
     num_kept = done_bytes = 0
 
-    def progress(shard: PlannedShard, *, is_kept: bool = False) -> PreparationProgress:
-        return PreparationProgress(shard.layer_index, plan.num_layers, done_bytes, plan.source_bytes, is_kept)
+    def progress(shard: PlannedShard, *, ending: str = "") -> LoadProgress:
+        at = "embeddings and head" if shard.layer_index is None else f"layer {shard.layer_index + 1}"
+        return LoadProgress(f"{at} of {plan.num_layers} layers{ending}", done_bytes, plan.source_bytes)
 
     for shard in plan.shards:
         if partial.is_finished(shard.name):
             num_kept += 1
             done_bytes += shard.source_bytes
-            yield progress(shard, is_kept=True)
+            yield progress(shard, ending=", kept")
             continue
         made: dict[str, torch.Tensor] = {}
         for tensor in shard.tensors:

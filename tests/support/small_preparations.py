@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from runtime.prepare.preparation import PreparationProgress, PreparationRequest, PreparedModel, prepare_model
+from runtime.events import LoadProgress
+from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
+from tests.support.generator_ends import drained
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
@@ -33,20 +35,19 @@ def request(source: Path, output: Path, weight_format: str = "nf4", is_double: b
     return PreparationRequest(model=str(source), output=output, format=weight_format, is_double=is_double)
 
 
-def finish(asked: PreparationRequest) -> tuple[list[PreparationProgress], PreparedModel]:
-    *events, prepared = prepare_model(asked)
-    assert isinstance(prepared, PreparedModel)
-    return [event for event in events if isinstance(event, PreparationProgress)], prepared
+def finish(asked: PreparationRequest) -> tuple[list[LoadProgress], PreparedModel]:
+    events, prepared = drained(prepare_model(asked))
+    return [event for event in events if isinstance(event, LoadProgress)], prepared
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def interrupt(asked: PreparationRequest, *, at_layer: int = 2) -> None:
-    """Close the generator at that layer, as Ctrl-C does."""
+def interrupt(asked: PreparationRequest, *, at: str = "layer 3 of 4 layers") -> None:
+    """Close the generator there, as Ctrl-C does."""
     steps = prepare_model(asked)
     for event in steps:
-        if isinstance(event, PreparationProgress) and event.layer_index == at_layer:
+        if isinstance(event, LoadProgress) and event.what == at:
             break
     steps.close()

@@ -70,7 +70,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, strid
         progress, prepared = finish(asked)
         num_kept.append(prepared.num_kept_shards)
         assert contents(prepared.folder) == expected
-        assert not progress or progress[-1].done_bytes == prepared.source_bytes
+        assert not progress or progress[-1].num_done_bytes == prepared.source_bytes
         assert not list(tmp_path.glob(f"killed-{limit}.partial"))
     assert limit > 50
     assert num_kept == sorted(num_kept)
@@ -81,10 +81,11 @@ KILLED = """
 import sys
 from itertools import count
 from pathlib import Path
-from runtime.prepare.preparation import PreparationProgress, PreparationRequest, prepare_model
+from runtime.events import LoadProgress
+from runtime.prepare.preparation import PreparationRequest, prepare_model
 asked = PreparationRequest(model=sys.argv[1], output=Path(sys.argv[2]), format="int8")
 for event in prepare_model(asked):
-    if isinstance(event, PreparationProgress) and event.layer_index == 2:
+    if isinstance(event, LoadProgress) and event.what.startswith("layer 3 "):
         print("at layer 2", flush=True)
         sys.stdin.read()
 """
@@ -101,7 +102,9 @@ def test_a_real_kill_keeps_what_is_finished(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     progress, prepared = finish(request(source, tmp_path / "prepared", "int8"))
     assert prepared.num_kept_shards == 2
-    assert [event.layer_index for event in progress if event.is_kept] == [0, 1]
+    assert [event.what for event in progress if "kept" in event.what] == [
+        f"layer {n} of 4 layers, kept" for n in (1, 2)
+    ]
     _, fresh = finish(request(source, tmp_path / "fresh", "int8"))
     assert contents(prepared.folder) == contents(fresh.folder)
 
@@ -133,7 +136,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path: Path) -> Non
     progress, prepared = finish(asked)
     assert (prepared.folder / shard.name).read_bytes() == raw
     assert prepared.num_kept_shards == 1
-    assert progress[-1].done_bytes == progress[-1].total_bytes
+    assert progress[-1].num_done_bytes == progress[-1].num_bytes
 
 
 class FullDisk:

@@ -10,19 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from tui.options import Quiet
-from tui.printing import measurement_table, progress_console
-from tui.terminal_text import one_line
+from tui.printing import measurement_table, progress_console, show_load
 
 
 def prepare(
@@ -41,39 +31,16 @@ def prepare(
     quiet: Quiet = False,
 ) -> int:
     """Write a quantized copy of a model that transformers itself loads, layer by layer; run again to go on."""
-    from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
+    from runtime.prepare.preparation import PreparationRequest, prepare_model
 
     request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)
     console = progress_console(is_quiet=quiet)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=console.quiet,
-    )
-    task: TaskID | None = None
     try:
-        with bar:
-            for event in prepare_model(request):
-                if isinstance(event, str):
-                    console.print(one_line(event), markup=False)
-                elif isinstance(event, PreparedModel):
-                    record = {**asdict(event), "folder": str(event.folder), "format": request.format}
-                    record["double_quant"] = request.is_double
-                    console.print(measurement_table(record, title="prepared"))
-                    sys.stdout.write(json.dumps(record) + "\n")
-                else:
-                    at = "embeddings and head" if event.layer_index is None else f"layer {event.layer_index + 1}"
-                    words = f"{at} of {event.num_layers} layers{', kept' if event.is_kept else ''}"
-                    task = bar.add_task(words, total=event.total_bytes) if task is None else task
-                    bar.update(task, description=words, completed=event.done_bytes)
+        prepared = show_load(prepare_model(request), console, doing="preparing")
     except KeyboardInterrupt:
         sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
         raise SystemExit(130) from None
+    record = asdict(prepared) | {"folder": str(prepared.folder), "format": weight_format, "double_quant": double_quant}
+    console.print(measurement_table(record, title="prepared"))
+    sys.stdout.write(json.dumps(record) + "\n")
     return 0

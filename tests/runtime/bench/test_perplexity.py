@@ -17,7 +17,7 @@ from runtime.bench.perplexity import (
 )
 from runtime.config import EngineConfig
 from runtime.errors import OptionError
-from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
+from runtime.prepare.preparation import PreparationRequest, prepare_model
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
@@ -73,8 +73,7 @@ def test_a_quantized_folder_is_measured_as_transformers_loads_it(tmp_path: Path,
     source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
     save_tiny_tokenizer(source)
     asked = PreparationRequest(model=str(source), output=tmp_path / "prepared", format=weight_format)
-    *_, prepared = prepare_model(asked)
-    assert isinstance(prepared, PreparedModel)
+    prepared = finish(prepare_model(asked))
     with open_tiny(source) as opened:
         token_ids = tokenize_text(opened, TEXT)
     capfd.readouterr()

@@ -18,8 +18,8 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
+from runtime.events import LoadProgress
 from runtime.prepare.preparation import (
-    PreparationProgress,
     PreparationRequest,
     PreparedModel,
     prepare_model,
@@ -123,12 +123,12 @@ def test_tokenizer_and_small_files_come_along(tmp_path: Path) -> None:
 def test_progress_adds_up(tmp_path: Path, name: str) -> None:
     source = save_source(tmp_path / "model", name)
     progress, prepared = finish(request(source, tmp_path / "prepared"))
-    done = [event.done_bytes for event in progress]
+    done = [event.num_done_bytes for event in progress]
     assert done == sorted(done)
-    assert done[-1] == progress[-1].total_bytes == prepared.source_bytes
+    assert done[-1] == progress[-1].num_bytes == prepared.source_bytes
     assert prepared.source_bytes == sum(t.numel() * t.element_size() for t in tensors_of(source).values())
-    assert list(dict.fromkeys(event.layer_index for event in progress)) == [0, 1, 2, 3, None]
-    assert not any(event.is_kept for event in progress)
+    names = [*(f"layer {number}" for number in range(1, 5)), "embeddings and head"]
+    assert list(dict.fromkeys(event.what for event in progress)) == [f"{name} of 4 layers" for name in names]
     assert prepared.num_quantized == 28
 
 
@@ -137,7 +137,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> No
     steps = prepare_model(request(source, tmp_path / "prepared"))
     with pytest.raises(CheckpointError, match="changed while it was read; delete"):
         for event in steps:
-            if isinstance(event, PreparationProgress):
+            if isinstance(event, LoadProgress):
                 os.utime(source / "model.safetensors")
     assert not (tmp_path / "prepared").exists()
     assert json.loads((tmp_path / "prepared.partial" / JOURNAL_NAME).read_bytes())["shards"] == {}
@@ -241,12 +241,13 @@ PEAK = """
 import gc, json, sys
 from pathlib import Path
 from offload.memory import resident_memory_bytes
+from profiles.steps import finish
 from runtime.prepare.preparation import PreparationRequest, prepare_model
 
 small, large, folder = map(Path, sys.argv[1:])
 def prepare(source, output, weight_format):
-    *_, prepared = prepare_model(PreparationRequest(model=str(source), output=folder / output, format=weight_format))
-    return prepared
+    request = PreparationRequest(model=str(source), output=folder / output, format=weight_format)
+    return finish(prepare_model(request))
 for weight_format in ("nf4", "int8"):
     prepare(small, f"small-{weight_format}", weight_format)
 gc.collect()
