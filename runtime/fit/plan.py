@@ -1,9 +1,10 @@
 """Answers `plan`: places the bytes, prices every tree, and tries the formats and machines beside the one asked about.
 
-Pure arithmetic over sizes, rates and acceptance: opens nothing and knows no torch.
+Pure arithmetic over sizes, rates and acceptance. How likely a draft's children are the accepted ones is known for pairs
+that were measured here or published, at the nearest temperature; for others there is a vector to plan with.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,23 +14,27 @@ from numpy.typing import NDArray
 from offload.errors import BudgetError
 from offload.residency_plan import NUM_STAGES, ResidencyPlan
 from offload.units import format_bytes
+from profiles.builtin_profiles import ReferenceAcceptance, ReferencePair, builtin_pairs
 from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.machine import Machine
+from runtime.fit.models import find_shape
 from runtime.fit.need import DraftNeed, MemoryNeed
-from runtime.fit.place import place
-from runtime.fit.plan_acceptance import PlannedAcceptance, measured_acceptance, planned_acceptance
+from runtime.fit.place import Placement, place
 from runtime.fit.plan_question import PlanQuestion
-from runtime.fit.plan_report import PlanOption, PlanReport, Refusal, WhatIf
-from runtime.fit.plan_verdict import notes_of, verdicts_of
+from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport, Refusal, WhatIf
 from runtime.fit.reference_costs import DraftModel, copies_and_reads, reference_costs
+from runtime.fit.shapes import ModelShape
+from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
-from runtime.planner.growth import ContextChances, builtin_chances, choose_growth
+from runtime.planner.growth import builtin_chances, choose_growth
 from runtime.planner.known_pairs import stored_pairs
-from runtime.planner.profile_costs import chances_of, costs_from_profiles
+from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.planner.tree_choice import CostModel, SearchMethod, TreeChoice, TreeRanking, choose_tree
+from runtime.speculation.acceptance import builtin_acceptance
+from runtime.speculation.tree_search import make_non_increasing
 
 MAX_LEVELS = 64
 """Of the trees that are searched."""
@@ -39,30 +44,6 @@ MORE_DEVICE_BYTES = 10**9
 """What more of the device's memory would bring is told for so much."""
 FASTER_LINK = 2.0
 """One step up in PCIe: each generation doubles the last."""
-
-
-def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, PairProfile] | None = None) -> PlanReport:
-    """The whole answer; `pairs` are profiles of the models as they are stored, by how the draft is held.
-
-    Raises:
-        BudgetError: what is asked for does not fit the machine; the sentence says what would.
-    """
-    planning = _Planning(question, machine, pairs or {})
-    main = planning.best(question.format_name, search=question.search)
-    plain = main if question.is_plain else planning.plain()
-    others = tuple(planning.other(name) for name in question.format_names if name != main.format_name)
-    accepted = None if main.draft_held is None else planning.acceptance(main.format_name, main.draft_held)
-    return PlanReport(
-        question=question,
-        machine=machine,
-        main=main,
-        plain=plain,
-        others=others,
-        what_ifs=tuple(planning.what_ifs(main)),
-        acceptance=None if accepted is None else (accepted.basis, accepted.source),
-        verdicts=tuple(verdicts_of(question, main, plain, others)),
-        notes=tuple(notes_of(question, machine, main)),
-    )
 
 
 def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder: Path) -> PlanReport:
@@ -76,6 +57,28 @@ def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder
     return make_plan(replace(question, notes=(*question.notes, *problems)), machine, pairs)
 
 
+def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, PairProfile] | None = None) -> PlanReport:
+    """Return the whole answer; `pairs` are profiles of the models as they are stored, by how the draft is held.
+
+    Raises:
+        BudgetError: what is asked for does not fit the machine; the sentence says what would.
+    """
+    planning = _Planning(question, machine, pairs or {})
+    main = planning.best(question.format_name, search=SearchMethod(question.request.search))
+    plain: PlanOption | Refusal = main
+    if not question.is_plain:
+        plain = _try(main.format_name, lambda name: planning.option(name, None))
+    others = tuple(_try(name, planning.best) for name in question.format_names if name != main.format_name)
+    return PlanReport(question, machine, main, plain, others, tuple(planning.what_ifs(main)))
+
+
+def _try(format_name: str, plan: Callable[[str], PlanOption]) -> PlanOption | Refusal:
+    try:
+        return plan(format_name)
+    except BudgetError as error:
+        return Refusal(format_name, str(error))
+
+
 @dataclass(frozen=True, slots=True)
 class _Planning:
     """One question and the machine it is asked about."""
@@ -85,8 +88,8 @@ class _Planning:
     pairs: Mapping[str, PairProfile]
 
     def best(self, format_name: str, *, search: SearchMethod = SearchMethod.BEST_FIRST) -> PlanOption:
-        """The format with the draft held in the way that plans best. Raises BudgetError."""
-        options, problem = [], None
+        """Return the format with the draft held in the way that plans best. Raises BudgetError."""
+        options, problems = [], []
         held_formats: Sequence[str | None] = (None,) if self.question.is_plain else self.question.held_formats
         if format_name == self.question.format_names[0] and self.pairs:
             held_formats = tuple(self.pairs)  # a prediction from measurements is not weighed against one from speeds
@@ -94,33 +97,18 @@ class _Planning:
             try:
                 options.append(self.option(format_name, held))
             except BudgetError as error:
-                problem = error
+                problems.append(error)
         if not options:
-            assert problem is not None
-            raise problem
+            raise problems[-1]
         best = min(options, key=lambda option: option.seconds_per_token)
         return best if search is SearchMethod.BEST_FIRST else self.option(format_name, best.draft_held, search=search)
 
-    def other(self, format_name: str) -> PlanOption | Refusal:
-        """The best of another format, or why there is none."""
-        try:
-            return self.best(format_name)
-        except BudgetError as error:
-            return Refusal(format_name, str(error))
-
-    def plain(self) -> PlanOption | Refusal:
-        """Without a draft, or why not."""
-        try:
-            return self.option(self.question.format_name, None)
-        except BudgetError as error:
-            return Refusal(self.question.format_name, str(error))
-
     def what_ifs(self, main: PlanOption) -> Iterator[WhatIf]:
-        """More device memory, a faster link, and host memory for what is read from disk."""
+        """Yield what more device memory, a faster link, and host memory for what is read from disk would bring."""
         if not main.streams:
             return
         for words, changed in _changes(self.machine, main):
-            option = replace(self, machine=changed).other(main.format_name)
+            option = _try(main.format_name, replace(self, machine=changed).best)
             if isinstance(option, PlanOption):
                 saved = round(1 - option.seconds_per_token / main.seconds_per_token, 9)
                 yield WhatIf(words, option.seconds_per_token, saved)
@@ -130,8 +118,7 @@ class _Planning:
     ) -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""
         question = self.question
-        need, machine = self._fitting_need(format_name, held)
-        placement = place(need, machine)
+        need, machine, placement = self._place(format_name, held)
         if placement.disk_bytes and machine.disk is None:
             raise BudgetError(
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
@@ -139,45 +126,37 @@ class _Planning:
             )
         profile = self._profile(format_name, held)
         costs = self._costs(format_name, held, placement.residency, machine)
-        accepted = np.ones(1) if held is None else self.acceptance(format_name, held, search=search).probabilities
+        accepted = None if held is None else self._acceptance(held, profile, search)
+        probabilities = np.ones(1) if accepted is None else accepted.probabilities
         ranking = choose_tree(
             costs,
-            accepted,
+            probabilities,
             max_nodes=need.max_nodes,
             max_levels=min(need.max_nodes, MAX_LEVELS if search is SearchMethod.BEST_FIRST else DP_LEVELS),
             search=search,
-            cost=question.cost,
+            cost=CostModel(question.request.cost),
         )
         return PlanOption(
             format_name=format_name,
             draft_held=held,
             placement=placement,
             measured_at=None if profile is None else profile.measured_at,
-            num_slots=placement.residency.num_slots,
             is_read_directly=machine.link is None,
             max_nodes=need.max_nodes,
             costs=costs,
+            acceptance=accepted,
             ranking=ranking,
-            tree=ranking.best if held is None else self._tree(costs, accepted, ranking, profile),
+            tree=ranking.best if held is None else self._tree(costs, probabilities, ranking, profile),
         )
 
-    def acceptance(
-        self, format_name: str, held: str, *, search: SearchMethod = SearchMethod.BEST_FIRST
-    ) -> PlannedAcceptance:
-        """As measured here, or as planned for where too little was; the dynamic program takes no matrix by depth."""
-        profile, temperature = self._profile(format_name, held), self.question.request.temperature
-        if profile is None or not profile.believed_acceptance:
-            return planned_acceptance(self.question, held)
-        return measured_acceptance(profile, temperature, by_depth=search is SearchMethod.BEST_FIRST)
-
     def _profile(self, format_name: str, held: str | None) -> PairProfile | None:
-        """What was measured here with the target as stored; plain passes cost what they cost beside any draft."""
+        """Return what was measured with the target as stored; plain passes cost what they cost beside any draft."""
         if format_name != self.question.format_names[0]:
             return None
         return next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
 
     def _costs(self, format_name: str, held: str | None, residency: ResidencyPlan, machine: Machine) -> RoundCosts:
-        """A round's costs at half the context, as a session plans them."""
+        """Return a round's costs at half the context, as a session plans them."""
         question, profile = self.question, self._profile(format_name, held)
         if profile is None:
             return reference_costs(
@@ -198,47 +177,42 @@ class _Planning:
             context_tokens=question.context_tokens // 2,
         )
 
+    def _acceptance(self, held: str, profile: PairProfile | None, search: SearchMethod) -> Acceptance:
+        """As measured here, or as planned for where too little was; the dynamic program takes no matrix by depth."""
+        temperature = self.question.request.temperature
+        if profile is None or not profile.believed_acceptance:
+            return planned_acceptance(self.question, held)
+        return measured_acceptance(profile, temperature, by_depth=search is SearchMethod.BEST_FIRST)
+
     def _tree(
         self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking, profile: PairProfile | None
     ) -> TreeChoice:
-        """The user's tree, or the best."""
-        shape = self.question.tree_shape
-        if shape is None:
-            return self._best(costs, ranking, profile)
-        num_nodes, num_levels = shape
-        within = choose_tree(costs, accepted, max_nodes=num_nodes, max_levels=num_levels, cost=self.question.cost)
-        if self.question.tree_kind == "dynamic":
-            grown = choose_growth(costs, self._chances(profile) or self._builtin_chances(), within, shape=shape)
-            return grown or ranking.best
-        found = within.of_shape(num_nodes, num_levels)
-        if found is None:
-            raise OptionError(
-                f"tree is {num_nodes}x{num_levels}, but with {accepted.shape[-1]} children a node at most no tree of "
-                f"{num_levels} levels has so many nodes; give it more levels, or fewer nodes"
-            )
-        return found
+        """Return the user's tree, or the best.
 
-    def _best(self, costs: RoundCosts, ranking: TreeRanking, profile: PairProfile | None) -> TreeChoice:
-        """Of static trees, and of dynamic ones where this pair's gain was measured or such trees are wished for."""
-        question = self.question
-        chances = self._chances(profile)
-        if question.tree_kind == "dynamic":
-            chances = chances or self._builtin_chances()
-        if question.tree_kind == "static" or question.cost is not CostModel.PIPELINE or chances is None:
+        Of trees that are shaped by context only where this pair's gain was measured, or such trees are wished for.
+        """
+        question, cost = self.question, CostModel(self.question.request.cost)
+        kind, shape, within = question.tree_kind, question.tree_shape, ranking
+        if shape is not None:
+            within = choose_tree(costs, accepted, max_nodes=shape[0], max_levels=shape[1], cost=cost)
+        chances = None if profile is None else chances_of(profile, question.request.temperature)
+        if kind == "dynamic" and (shape is not None or cost is CostModel.PIPELINE):
+            chances = chances or builtin_chances(substitute_held=None if question.draft is not None else "int8")
+            return choose_growth(costs, chances, within, shape=shape) or ranking.best
+        if shape is not None:
+            if (found := within.of_shape(*shape)) is not None:
+                return found
+            raise OptionError(
+                f"tree is {shape[0]}x{shape[1]}, but with {accepted.shape[-1]} children a node at most no tree of "
+                f"{shape[1]} levels has so many nodes; give it more levels, or fewer nodes"
+            )
+        if kind == "static" or cost is not CostModel.PIPELINE or chances is None:
             return ranking.best
         grown = choose_growth(costs, chances, ranking)
-        is_better = grown is not None and grown.seconds_per_token < ranking.best.seconds_per_token
-        return grown if grown is not None and (is_better or question.tree_kind == "dynamic") else ranking.best
+        return grown if grown and grown.seconds_per_token < ranking.best.seconds_per_token else ranking.best
 
-    def _chances(self, profile: PairProfile | None) -> ContextChances | None:
-        return None if profile is None else chances_of(profile, self.question.request.temperature)
-
-    def _builtin_chances(self) -> ContextChances:
-        question = self.question
-        return builtin_chances(substitute_held=None if question.draft is not None else "int8")
-
-    def _fitting_need(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Machine]:
-        """What a session would hold, with room for the largest tree that fits, and the machine to hold it."""
+    def _place(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Machine, Placement]:
+        """Return what a session would hold, with room for the largest tree that fits, where, and on which machine."""
         limit = DEFAULT_MAX_NODES if self.machine.link is None else ACCELERATOR_MAX_NODES
         shape = self.question.tree_shape
         least = 2 if shape is None else shape[0]
@@ -246,8 +220,9 @@ class _Planning:
         while True:
             need = self._need(format_name, held, max_nodes)
             machine = self.machine.for_layers(need.layers.total_bytes + need.stage_bytes)
-            if place(need, machine).can_run:
-                return need, machine
+            placement = place(need, machine)
+            if placement.can_run:
+                return need, machine, placement
             if held is None or max_nodes <= least:
                 raise BudgetError(f"{self._subject(format_name, held)}: {advise(need, machine).sentence}")
             max_nodes = max(least, max_nodes // 2)
@@ -288,3 +263,49 @@ def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]
     if main.placement.disk_bytes and not is_cpu:
         missing = main.placement.disk_bytes
         yield f"{format_bytes(missing)} more host memory (no disk)", machine.with_more_host_memory(missing)
+
+
+def planned_acceptance(question: PlanQuestion, held: str) -> Acceptance:
+    """Return that of the question's draft, held like this, at the nearest temperature that something is known for."""
+    if question.draft is None:
+        return Acceptance(
+            builtin_acceptance(substitute_held=held),
+            Basis.ASSUMED,
+            "as of SmolLM2-135M's and Qwen2.5-Coder-1.5B's own substitutes, greedy",
+        )
+    known = _published(question.target, question.draft, question.request.temperature)
+    if known is None:
+        return Acceptance(
+            builtin_acceptance(substitute_held=None),
+            Basis.ASSUMED,
+            "as of Qwen2.5-Coder-1.5B/0.5B, greedy: nothing is known of this pair",
+        )
+    pair, acceptance = known
+    temperature = "" if acceptance.temperature is None else f", at temperature {acceptance.temperature:g}"
+    return Acceptance(
+        make_non_increasing(acceptance.by_rank),
+        Basis.PUBLISHED if acceptance.is_measured else Basis.ASSUMED,
+        f"{pair.name}{temperature}: {acceptance.source}",
+    )
+
+
+def measured_acceptance(profile: PairProfile, temperature: float, *, by_depth: bool) -> Acceptance:
+    """Return that of a pair that was measured here, at the nearest temperature: by depth and rank, or by rank."""
+    table = profile.acceptance_near(temperature)
+    return Acceptance(
+        acceptance_of(profile, temperature, by_depth=by_depth),
+        Basis.MEASURED,
+        f"{profile.target.name} / {profile.draft.name}, {profile.draft.held}, at temperature {table.temperature:g}, "
+        f"{table.num_positions[0]} positions (pair profile of {profile.measured_at.isoformat()})",
+    )
+
+
+def _published(
+    target: ModelShape, draft: ModelShape, temperature: float
+) -> tuple[ReferencePair, ReferenceAcceptance] | None:
+    """Return the pair whose models have these sizes, and what is known of it at about this temperature."""
+    for pair in builtin_pairs().values():
+        known = find_shape(pair.target_shape), find_shape(pair.draft_shape)
+        if [shape and shape.num_parameters for shape in known] == [target.num_parameters, draft.num_parameters]:
+            return pair, pair.acceptance_near(temperature)
+    return None

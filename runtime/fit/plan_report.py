@@ -1,12 +1,18 @@
 """What `plan` found: where the bytes would lie, which tree, how fast, what bounds it, and what would change it.
 
-Values and their JSON. Prints nothing, computes nothing but ratios.
+Values, their JSON, and what they mean in sentences.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.units import format_bytes
 from runtime.fit.machine import Machine
 from runtime.fit.place import Placement
 from runtime.fit.plan_question import PlanQuestion
@@ -15,6 +21,24 @@ from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking
 
 SCHEMA_VERSION = 1
+QUALITY = {"int8": "perplexity +0.05 %", "nf4": "perplexity +2.5 %"}
+"""What a format costs, against bf16: Qwen2.5-Coder-1.5B, 29.503 in bf16, 29.518 in int8, 30.254 in NF4.
+
+From `overstory bench perplexity` on the first 1,800 characters of examples/perplexity.txt.
+"""
+_CLEARLY = 0.95
+"""What takes more than this share of the time is not called faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How likely the child of each rank is the accepted one."""
+
+    probabilities: NDArray[np.float64]
+    """(R,), or (D, R) by depth of the parent; not increasing with rank."""
+    basis: Basis
+    source: str
+    """What it rests on, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +50,6 @@ class PlanOption:
     draft_held: str | None
     """How the draft is held; None for plain streaming."""
     placement: Placement
-    """Where the bytes would lie."""
-    num_slots: int
-    """Of the ring; 0 if nothing streams."""
     max_nodes: int
     """The largest tree that memory was kept for."""
     costs: RoundCosts = field(repr=False)
@@ -37,6 +58,8 @@ class PlanOption:
     """Whether the device reads the disk itself, so that no other link lies between."""
     measured_at: date | None = None
     """When the parts of its rounds were measured on this machine; None if they are computed from speeds."""
+    acceptance: Acceptance | None = field(repr=False)
+    """What the expected tokens rest on; None without a draft."""
     ranking: TreeRanking = field(repr=False)
     """Every tree."""
     tree: TreeChoice
@@ -72,7 +95,7 @@ class PlanOption:
         }
 
     def to_record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return it as a JSON object."""
         placed = self.placement
         return {
             "format": self.format_name,
@@ -85,11 +108,11 @@ class PlanOption:
             "device_bytes": placed.device_bytes,
             "device_budget_bytes": placed.device_budget_bytes,
             "fixed_bytes": placed.fixed_bytes,
-            "ring": {"slots": self.num_slots, "bytes": placed.ring_bytes},
+            "ring": {"slots": placed.residency.num_slots, "bytes": placed.ring_bytes},
             "bytes_per_pass": placed.streamed_bytes,
             "max_nodes": self.max_nodes,
             "part_seconds": self.part_seconds,
-            **tree_record(self.tree),
+            **_tree_record(self.tree),
             "bound": self.bound,
         }
 
@@ -102,6 +125,10 @@ class Refusal:
     """Of the target's layers."""
     sentence: str
     """What is missing."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {"format": self.format_name, "problem": self.sentence}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +143,12 @@ class WhatIf:
     """Of the seconds per token, by which they would fall."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PlanReport:
     """The whole answer."""
 
     question: PlanQuestion
-    """What was asked."""
     machine: Machine
-    """For which machine."""
     main: PlanOption
     """As asked."""
     plain: PlanOption | Refusal
@@ -131,27 +156,30 @@ class PlanReport:
     others: tuple[PlanOption | Refusal, ...]
     """The target's other formats."""
     what_ifs: tuple[WhatIf, ...]
-    """What more of the machine would bring."""
-    acceptance: tuple[Basis, str] | None
-    """What the expected tokens rest on; None without a draft."""
-    verdicts: tuple[str, ...]
-    """What to do, in sentences, the most important first."""
-    notes: tuple[str, ...]
-    """What limits the answer."""
 
     @property
     def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
         """(what, basis, words) of everything that the prediction rests on."""
-        accepted = () if self.acceptance is None else (("acceptance", *self.acceptance),)
-        is_disk_used = bool(self.main.placement.disk_bytes)
-        machine = tuple(line for line in self.machine.basis_lines if is_disk_used or line[0] != "disk")
+        lines = [line for line in self.machine.basis_lines if line[0] != "disk" or self.main.placement.disk_bytes]
         if self.main.measured_at is not None:
             measured = f"draft steps, layers, head and walk, on {self.main.measured_at.isoformat()} (pair profile)"
-            machine = (*machine[:-1], ("computing", Basis.MEASURED, measured))
-        return (*machine, *accepted)
+            lines[-1] = ("computing", Basis.MEASURED, measured)
+        if self.main.acceptance is not None:
+            lines.append(("acceptance", self.main.acceptance.basis, self.main.acceptance.source))
+        return tuple(lines)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """What to do, in sentences, the most important first."""
+        return tuple(_verdicts(self, self.main))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits the answer, in sentences."""
+        return tuple(_notes(self, self.main))
 
     def to_record(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return it as a JSON object."""
         question, main = self.question, self.main
         second = main.ranking.second
         return {
@@ -164,9 +192,9 @@ class PlanReport:
             "search": question.request.search,
             "cost": question.request.cost,
             "plan": main.to_record(),
-            "second": None if second is None else tree_record(second),
-            "plain": _record(self.plain),
-            "other_formats": [_record(option) for option in self.others],
+            "second": None if second is None else _tree_record(second),
+            "plain": self.plain.to_record(),
+            "other_formats": [option.to_record() for option in self.others],
             "what_if": [
                 {
                     "change": one.change,
@@ -182,8 +210,7 @@ class PlanReport:
         }
 
 
-def tree_record(tree: TreeChoice) -> dict[str, Any]:
-    """A tree and its prediction as a JSON object."""
+def _tree_record(tree: TreeChoice) -> dict[str, Any]:
     return {
         "tree": {"nodes": tree.num_nodes, "levels": tree.num_levels, "is_dynamic": tree.is_dynamic},
         "expected_tokens": tree.expected_tokens,
@@ -195,7 +222,56 @@ def tree_record(tree: TreeChoice) -> dict[str, Any]:
     }
 
 
-def _record(option: PlanOption | Refusal) -> dict[str, Any]:
-    if isinstance(option, Refusal):
-        return {"format": option.format_name, "problem": option.sentence}
-    return option.to_record()
+def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
+    """Whether streaming is the right choice at all comes first."""
+    options = [option for option in report.others if isinstance(option, PlanOption)]
+    faster = [option for option in options if option.seconds_per_token < _CLEARLY * main.seconds_per_token]
+    whole = [option for option in faster if not option.streams]
+    if main.streams and whole:
+        best = whole[0]  # the largest format, which costs the least quality
+        held = f"{format_bytes(best.placement.device_bytes)} of {format_bytes(best.placement.device_budget_bytes)}"
+        yield (
+            f"Streaming {main.format_name} is the wrong choice here: {best.format_name} fits whole on the device "
+            f"({held}) and runs at {1 / best.seconds_per_token:.3g} tokens/s, {_ratio(main, best)}; "
+            f"{_quality(best.format_name)}."
+        )
+    elif faster:
+        best = min(faster, key=lambda option: option.seconds_per_token)
+        yield (
+            f"{best.format_name} would run at {best.seconds_per_token:.3g} s/token, {_ratio(main, best)}; "
+            f"{_quality(best.format_name)}."
+        )
+    if not main.streams:
+        yield "Nothing streams: every layer stays on the device."
+    elif main.placement.disk_bytes:
+        yield f"Every pass reads {format_bytes(main.placement.disk_bytes)} from disk: memory is too small for it."
+    if main.draft_held is not None and main.tree.num_nodes == 1:
+        yield "No tree pays here: plain decoding is the fastest."
+    elif isinstance(report.plain, PlanOption) and report.plain.seconds_per_token < main.seconds_per_token:
+        yield "Without a draft, its memory would hold more layers and plain passes would be faster: --draft none."
+    published = report.question.format_names[0]
+    if main.format_name in QUANTIZED_FORMATS and main.format_name != published:
+        yield f"{main.format_name} instead of {published}: {_quality(main.format_name)}."
+
+
+def _notes(report: PlanReport, main: PlanOption) -> Iterator[str]:
+    question, host_bytes = report.question, main.placement.host_bytes
+    yield from question.notes
+    kernels = "" if main.measured_at is not None else "; launching kernels is not counted"
+    yield f"speeds are those of a text of {question.context_tokens // 2} tokens{kernels}"
+    if main.draft_held is not None and question.tree_shape is None and main.tree.num_nodes == main.max_nodes:
+        yield f"the best tree is the largest that a session keeps memory for, {main.max_nodes} nodes"
+    if report.machine.is_host_assumed and host_bytes:
+        held = format_bytes(host_bytes)
+        yield f"host memory is assumed to hold the {held} of layers that wait there; say --host-memory"
+    if main.draft_held not in (None, "stored") and question.draft is not None and main.measured_at is None:
+        yield "acceptance is that of the draft as published; a quantized one is accepted a little less often"
+
+
+def _ratio(slow: PlanOption, fast: PlanOption) -> str:
+    return f"{slow.seconds_per_token / fast.seconds_per_token:.3g} times as fast"
+
+
+def _quality(format_name: str) -> str:
+    words = QUALITY.get(format_name)
+    return "quality was not measured" if words is None else f"{words} (measured on a 1.5B model)"

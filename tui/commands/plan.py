@@ -127,7 +127,7 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     yield "round", f"{_seconds(tree.round_seconds)}: {parts} (they overlap)"
     yield "layers", f"{main.format_name}: {_tiers(main)}"
     if main.streams:
-        ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {main.num_slots} slots"
+        ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {placed.residency.num_slots} slots"
         yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"
     yield "device", f"{format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}"
     if report.question.tree_shape is not None:

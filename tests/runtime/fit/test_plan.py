@@ -1,15 +1,18 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from offload.errors import BudgetError
+from profiles.builtin_profiles import builtin_pairs
 from runtime.errors import OptionError
-from runtime.fit.plan import make_plan
+from runtime.fit.plan import make_plan, planned_acceptance
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.plan_report import PlanOption, Refusal
 from runtime.fit.request import PlanRequest
 from runtime.fit.speed import Basis
+from runtime.speculation.acceptance import builtin_acceptance
 from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor
 from tests.support.profile_factory import PAIR
@@ -98,7 +101,7 @@ def test_a_disk_that_bounds_makes_host_memory_the_advice():
 def test_nothing_is_to_be_bought_where_nothing_streams():
     report = planned("l40", target="llama-3-8b", draft="none")
     assert not report.main.streams and report.what_ifs == ()
-    assert report.plain is report.main and report.acceptance is None
+    assert report.plain is report.main and report.main.acceptance is None
 
 
 def test_a_users_tree_is_priced_beside_the_best():
@@ -185,11 +188,11 @@ def test_a_profile_of_a_few_positions_is_believed_in_costs_alone():
     greedy, warm = PAIR.acceptance
     rough = tuple(replace(table, by_rank=(1.0, 0.0), num_positions=(1, 1)) for table in (greedy, warm))
 
-    def acceptance_of(profile):
-        return make_plan(question, processor(), {"int8": profile}).acceptance
+    def basis_of(profile):
+        return make_plan(question, processor(), {"int8": profile}).main.acceptance.basis
 
-    assert acceptance_of(PAIR)[0] is Basis.MEASURED
-    assert acceptance_of(replace(PAIR, acceptance=rough))[0] is Basis.PUBLISHED  # as for any pair of this name
+    assert basis_of(PAIR) is Basis.MEASURED
+    assert basis_of(replace(PAIR, acceptance=rough)) is Basis.PUBLISHED  # as for any pair of this name
 
 
 def test_a_tree_in_context_is_planned_where_it_is_wished_for():
@@ -201,3 +204,37 @@ def test_a_tree_in_context_is_planned_where_it_is_wished_for():
     assert planned(tree="static").main.tree == static.tree
     shaped = planned(tree="dynamic:256x20").main.tree
     assert (shaped.name, shaped.is_dynamic) == ("dynamic:256x20", True)
+
+
+def accepted(held="stored", **fields):
+    return planned_acceptance(resolve_question(PlanRequest(**fields)), held)
+
+
+def test_a_published_pair_has_its_own_vector_sorted():
+    found = accepted()
+    published = builtin_pairs()["llama-3-70b-8b"].acceptance[0].by_rank
+    assert found.basis is Basis.PUBLISHED and found.source.startswith("Llama-3-70B-Instruct / 8B-Instruct: ")
+    assert (np.diff(found.probabilities) <= 0).all()
+    assert found.probabilities.sum() == pytest.approx(sum(published))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "first", "words"), [(0.2, 0.818, "temperature 0"), (0.9, 0.792, "temperature 1")]
+)
+def test_the_nearest_temperature_counts(temperature, first, words):
+    found = accepted(target="qwen2.5-coder-1.5b", draft="qwen2.5-coder-0.5b", temperature=temperature)
+    assert found.probabilities[0] == pytest.approx(first)
+    assert words in found.source
+
+
+def test_an_unknown_pair_is_an_assumption():
+    found = accepted(target="qwen2.5-72b")
+    assert found.basis is Basis.ASSUMED and "nothing is known of this pair" in found.source
+    np.testing.assert_array_equal(found.probabilities, builtin_acceptance(substitute_held=None))
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_a_substitute_is_accepted_as_it_is_held(held):
+    found = accepted(held, draft="substitute")
+    np.testing.assert_array_equal(found.probabilities, builtin_acceptance(substitute_held=held))
+    assert found.basis is Basis.ASSUMED

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from runtime.fit.plan_report import QUALITY
 from tests.support.fit_needs import GB
 from tests.support.plan_fakes import plan_machine, planned, processor
 
@@ -46,3 +47,62 @@ def test_a_processors_disk_is_its_bound_and_its_part():
     assert record["bound"] == "disk"
     assert record["part_seconds"]["link"] == 0
     assert record["part_seconds"]["disk"] == pytest.approx(record["bytes_per_pass"] / 1e9)
+
+
+def test_streaming_is_called_wrong_where_a_smaller_format_fits_whole_and_is_faster():
+    report = planned("rtx-4090", target="qwen2.5-32b")
+    whole = next(one for one in report.others if one.format_name == "nf4")
+    assert report.main.streams and not whole.streams
+    times = report.main.seconds_per_token / whole.seconds_per_token
+    assert report.verdicts[0].startswith("Streaming bfloat16 is the wrong choice here: nf4 fits whole on the device (")
+    assert f"{times:.3g} times as fast; perplexity +2.5 % (measured on a 1.5B model)." in report.verdicts[0]
+
+
+def test_of_two_formats_that_fit_whole_the_larger_is_proposed():
+    report = planned("rtx-4090", target="qwen2.5-14b", draft="none")
+    assert "int8 fits whole" in report.verdicts[0] and "perplexity +0.05 %" in report.verdicts[0]
+
+
+def test_a_faster_format_that_streams_too_is_only_mentioned():
+    report = planned(device_bytes=0)
+    assert report.verdicts[0].startswith("nf4 would run at ")
+    assert "wrong choice" not in report.verdicts[0]
+
+
+def test_a_format_that_fits_but_is_no_faster_is_no_advice():
+    """A pass over bf16 that mostly stays is shorter than widening int8."""
+    report = planned("rtx-4060-ti-16gb", target="qwen2.5-7b")
+    assert report.main.streams and not any(one.streams for one in report.others)
+    assert report.verdicts == ()
+
+
+def test_what_fits_whole_does_not_stream():
+    assert planned("l40", target="llama-3-8b").verdicts[0] == "Nothing streams: every layer stays on the device."
+
+
+def test_reading_from_disk_is_said():
+    report = planned(processor(), target="qwen2.5-14b", draft="none", device_bytes=16 * GB)
+    assert any(words.startswith("Every pass reads ") for words in report.verdicts)
+
+
+def test_the_quality_of_a_chosen_format_is_said():
+    assert f"nf4 instead of bfloat16: {QUALITY['nf4']} (measured on a 1.5B model)." in planned(format="nf4").verdicts
+
+
+def test_the_qualities_are_those_of_the_measured_perplexities():
+    bf16, int8, nf4 = 29.503, 29.518, 30.254
+    assert {
+        "int8": f"perplexity {100 * (int8 / bf16 - 1):+.2f} %",
+        "nf4": f"perplexity {100 * (nf4 / bf16 - 1):+.1f} %",
+    } == QUALITY
+
+
+def test_assumptions_are_noted():
+    notes = planned().notes
+    assert notes[0].startswith("speeds are those of a text of 2048 tokens; launching kernels is not counted")
+    assert any("host memory is assumed to hold the 104 GB" in note for note in notes)
+    assert any("a quantized one is accepted a little less often" in note for note in notes)
+    assert any(note.endswith("keeps memory for, 1024 nodes") for note in notes)
+    assert not any("1024 nodes" in note for note in planned(tree="1024x14").notes)
+    plain = planned(plan_machine(), target="qwen2.5-7b", draft="none").notes
+    assert len(plain) == 1
