@@ -21,6 +21,7 @@ _PICTURES = {
     **{code: f"␛{chr(code - 0x40)}" for code in range(0x80, 0xA0)},  # a C1 control is short for ESC and this
     **{code: f"⟨U+{code:04X}⟩" for code in (*_BIDI_CONTROLS, *range(0xD800, 0xE000))},
 }
+_SIGNS_IN_PLACE = {code: sign[0] for code, sign in _PICTURES.items()} | dict.fromkeys((0x2028, 0x2029), "␤")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -40,6 +41,11 @@ def show_terminal_escapes(text: str) -> str:
     the pieces of a text, each made visible, are the whole text made visible, wherever a sequence was cut.
     """
     return text.translate(_PICTURES)
+
+
+def show_escapes_in_place(text: str) -> str:
+    """Return the text with one visible character for each that a terminal would obey: for lines with a cursor."""
+    return text.translate(_SIGNS_IN_PLACE)
 
 
 def one_line(text: str) -> str:

@@ -168,7 +168,7 @@ async def _settle(pilot: Pilot[int]) -> None:
     chat = _chat(pilot).chat
     for _ in range(_MAX_PAUSES):
         await pilot.pause(0.01)
-        if chat.view.has_drawn_all:
+        if not chat.view._smoother.num_waiting:
             break
     for _ in range(5):
         await pilot.pause(0.02)

@@ -104,22 +104,19 @@ class ConversationActions:
 
     def do_list(self) -> None:
         """Show the whole list, whatever was searched for before, and go there; or put it away."""
-        if self._chat.side.display:
-            self.close_side()
+        chat = self._chat
+        if chat.side.display:
+            chat.side.display = False
+            chat.prompt.focus()
         else:
             self.do_search()
-            self._chat.side.focus_list()
+            chat.side.action_focus_list()
 
     def do_search(self, words: str = "") -> None:
         """Show the list with the search field ready."""
         self._chat.side.display = True
         self._chat.refresh_list()
         self._chat.side.search_for(words)
-
-    def close_side(self) -> None:
-        """Put the list away and go back to the prompt."""
-        self._chat.side.display = False
-        self._chat.prompt.focus()
 
     def do_rename(self, title: str) -> Changes:
         conversation_id = self._open_id()

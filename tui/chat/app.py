@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, ClassVar
 
 from textual import events
 from textual.app import App
 
-from tui.chat.commands.palette import CommandProvider
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
 from tui.chat.themes import THEMES, theme_name
@@ -78,7 +78,7 @@ class ChatApp(App[int]):
 
     TITLE = "Overstory"
     CSS_PATH = "chat.tcss"
-    COMMANDS = {CommandProvider}  # noqa: RUF012 - as the base class declares it
+    COMMANDS: ClassVar[set[Any]] = set()  # the chat's own, which its screen has
 
     def __init__(self, services: ChatServices) -> None:
         super().__init__()

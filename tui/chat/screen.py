@@ -4,19 +4,19 @@ import inspect
 import time
 from typing import ClassVar
 
-from textual import events, work
+from textual import events, on, work
 from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Static, TextArea
+from textual.widgets import Footer, Input, Static, TextArea
 
 from runtime.errors import OptionError
 from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
+from tui.chat.commands.palette import CommandProvider
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import (
-    CommandLine,
     CompletionSources,
     complete_command,
     is_command,
@@ -64,11 +64,15 @@ def _binding(command: Command) -> Binding:
     )
 
 
+_COMMAND_KEYS = [_binding(command) for command in COMMANDS if command.key]
+
+
 class ChatScreen(Screen[None]):
     """Everything that a person does, and all that the engine reports, comes in here."""
 
+    COMMANDS = {CommandProvider}  # noqa: RUF012 - as the base class declares it
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(_binding(command) for command in COMMANDS if command.key),
+        *_COMMAND_KEYS,
         Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),
         Binding("f6", "go_to_notice", "Choose", show=False, priority=True, tooltip="Go to the notice's choices"),
         Binding("pageup", "page(-1)", "Scroll up", show=False, priority=True, tooltip="Scroll the conversation up"),
@@ -135,11 +139,7 @@ class ChatScreen(Screen[None]):
                 if not self.chat.notice.display:
                     self.chat.prompt.focus()
 
-    async def run_command(self, line: CommandLine) -> None:
-        """Do what a slash command or the palette asks for."""
-        await self.action_do(line.command.name, *line.values)
-
-    def begin_command(self, text: str) -> None:
+    def action_begin(self, text: str) -> None:
         """Put the beginning of a command where it can be finished."""
         self.chat.prompt.put(text)
         self.chat.prompt.focus()
@@ -155,14 +155,14 @@ class ChatScreen(Screen[None]):
         except OptionError as error:
             await self.chat.apply((Trouble("refused", str(error)), PromptReturned(text)))
             return
-        await self.run_command(line)
+        await self.action_do(line.command.name, *line.values)
 
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
 
     def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
-        self.begin_command(message.completion.text)
+        self.action_begin(message.completion.text)
 
     async def on_notice_bar_choice_made(self, message: NoticeBar.ChoiceMade) -> None:
         await self.action_do(message.action)
@@ -193,16 +193,15 @@ class ChatScreen(Screen[None]):
             case "delete":
                 await self.chat.perform(lambda: dialogue.delete(conversation_id))
 
-    async def on_conversation_list_undo_wanted(self) -> None:
-        """Bring back what was deleted last; the list keeps the focus."""
+    async def action_undo_in_list(self) -> None:
+        """Bring back what was deleted last; the list keeps the focus, which `do('undo')` gives to the prompt."""
         await self.chat.perform(self.chat.dialogue.undo)
 
-    def on_conversation_list_searched(self) -> None:
+    @on(Input.Changed, "#search")
+    def search(self) -> None:
+        """Show what is found by what is typed."""
         with self.chat.telling():
             self.chat.refresh_list()
-
-    def on_conversation_list_closed(self) -> None:
-        self.conversations.close_side()
 
     async def action_copy_or_quit(self) -> None:
         """Copy what is selected; else quit when it is pressed twice."""

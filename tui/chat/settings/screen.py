@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import ClassVar
 
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -28,7 +27,8 @@ from tui.chat.settings.settings import (
     find_setting,
 )
 from tui.chat.widgets.choice import ChoiceField
-from tui.terminal_text import one_line, show_terminal_escapes
+from tui.chat.widgets.prompt import SafeTextArea
+from tui.terminal_text import one_line
 
 _FIELD = "field-"
 _AGAIN = "Waits for another load: "
@@ -80,13 +80,7 @@ class _Rows(VerticalScroll, inherit_bindings=False):
     """Scrolls with the focus: up and down are the screen's."""
 
 
-class _SystemPrompt(TextArea):
-    """Draws a sign for each character that a terminal would act on, so that the cursor stays where it belongs."""
-
-    def get_line(self, line_index: int) -> Text:
-        line = "".join(show_terminal_escapes(character)[0] for character in self.document.get_line(line_index))
-        return Text(line, end="", no_wrap=True)
-
+class _SystemPrompt(SafeTextArea):
     def action_cursor_up(self, select: bool = False) -> None:
         if not select and self._row == 0:
             self.screen.focus_previous()

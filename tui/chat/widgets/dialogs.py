@@ -3,6 +3,7 @@
 They return what was written, or None if it was not wanted after all.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -11,52 +12,50 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
-from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.prompt import SafeTextArea
 
 
-class LineDialog(ModalScreen[str | None]):
-    """Asks for one line; nothing at all counts as not wanted."""
-
+class _Dialog(ModalScreen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Cancel", tooltip="Leave everything as it was"),
     ]
 
-    def __init__(self, question: str, text: str = "", *, hint: str = "Enter keeps it, Esc does not") -> None:
+    def __init__(self, question: str, field: Callable[[], Input | TextArea], hint: str) -> None:
+        """`field` makes the field once an app runs, without which no input can be made."""
         super().__init__()
-        self._question, self._text, self._hint = question, text, hint
+        self._question, self._field, self._hint = question, field, hint
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(self._question, markup=False, classes="dialog-title")
-            yield Input(self._text, compact=True)
+            yield self._field()
             yield Static(self._hint, markup=False, classes="dialog-hint")
+
+
+class LineDialog(_Dialog):
+    """Asks for one line; nothing at all counts as not wanted."""
+
+    def __init__(self, question: str, text: str = "", *, hint: str = "Enter keeps it, Esc does not") -> None:
+        super().__init__(question, lambda: Input(text, compact=True), hint)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.dismiss(event.value.strip() or None)
 
 
-class TextDialog(ModalScreen[str | None]):
+class TextDialog(_Dialog):
     """Asks for several lines; an empty text is an answer too."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", "Keep", tooltip="Keep the text as it is now", priority=True),
-        Binding("escape", "dismiss", "Cancel", tooltip="Leave everything as it was"),
     ]
 
     def __init__(self, question: str, text: str = "") -> None:
-        super().__init__()
-        self._question, self._text = question, text
-
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog -tall"):
-            yield Static(self._question, markup=False, classes="dialog-title")
-            yield _SeveralLines(self._text, soft_wrap=True, compact=True, highlight_cursor_line=False)
-            yield Static("Ctrl+S keeps it, Esc does not; empty is the model's own", classes="dialog-hint")
+        super().__init__(
+            question,
+            lambda: SafeTextArea(text, soft_wrap=True, compact=True, highlight_cursor_line=False),
+            "Ctrl+S keeps it, Esc does not; empty is the model's own",
+        )
 
     def action_keep(self) -> None:
         self.dismiss(self.query_one(TextArea).text)
-
-
-class _SeveralLines(TextArea):
-    get_line = PromptArea.get_line

@@ -37,15 +37,12 @@ class ConversationList(Vertical):
     """A field to search with, over a list to choose from."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", show=False, tooltip="Back to the prompt"),
-        Binding("down", "go_to_list", "List", show=False, tooltip="From the search field into the list"),
+        Binding("escape", "screen.do('list')", "Close", show=False, tooltip="Back to the prompt"),
+        Binding("down", "focus_list", "List", show=False, tooltip="From the search field into the list"),
         Binding("delete", "want('delete')", "Delete", tooltip="Delete the conversation; Ctrl+Z brings it back"),
         Binding("r", "want('rename')", "Rename", tooltip="Give the conversation another title"),
-        Binding("ctrl+z", "undo", "Undo", tooltip="Bring back what was deleted last"),
+        Binding("ctrl+z", "screen.undo_in_list", "Undo", tooltip="Bring back what was deleted last"),
     ]
-
-    class Searched(Message):
-        """Other conversations are wanted in the list."""
 
     @dataclass
     class Wanted(Message):
@@ -53,12 +50,6 @@ class ConversationList(Vertical):
 
         what: Literal["open", "delete", "rename"]
         conversation_id: int
-
-    class UndoWanted(Message):
-        """What was deleted last is wanted back."""
-
-    class Closed(Message):
-        """The list is no longer needed."""
 
     def compose(self) -> ComposeResult:
         yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
@@ -95,13 +86,8 @@ class ConversationList(Vertical):
         field.cursor_position = len(words)
         field.focus()
 
-    def focus_list(self) -> None:
-        """Let the next keys choose."""
+    def action_focus_list(self) -> None:
         self.query_one(OptionList).focus()
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        event.stop()
-        self.post_message(self.Searched())
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -111,21 +97,11 @@ class ConversationList(Vertical):
         event.stop()
         self.post_message(self.Wanted("open", int(event.option.id or 0)))
 
-    def action_go_to_list(self) -> None:
-        self.focus_list()
-
-    def action_close(self) -> None:
-        self.query_one(Input).value = ""
-        self.post_message(self.Closed())
-
     def action_want(self, what: Literal["open", "delete", "rename"]) -> None:
         options = self.query_one(OptionList)
         if options.option_count and options.highlighted is not None:
             option = options.get_option_at_index(options.highlighted)
             self.post_message(self.Wanted(what, int(option.id or 0)))
-
-    def action_undo(self) -> None:
-        self.post_message(self.UndoWanted())
 
     def _fill(self, options: Sequence[Option], hint: str) -> None:
         listed = self.query_one(OptionList)

@@ -9,6 +9,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
@@ -47,11 +48,6 @@ class CopyLabel(Static):
         super().__init__(" copy ", markup=False, classes="copy-label")
         self.tooltip = "Copy this code block to the clipboard"
 
-    def on_click(self) -> None:
-        block = next((each for each in self.ancestors if isinstance(each, CodeBlock)), None)
-        if block is not None:
-            self.post_message(CodeBlock.CopyWanted(block))
-
 
 class CodeBlock(MarkdownFence):
     """Code with its language and a word that copies it."""
@@ -77,6 +73,10 @@ class CodeBlock(MarkdownFence):
             yield Label(self.language or "text", markup=False, classes="code-language")
             yield CopyLabel()
         yield from super().compose()
+
+    def on_click(self, event: events.Click) -> None:
+        if isinstance(event.widget, CopyLabel):
+            self.post_message(self.CopyWanted(self))
 
 
 class AnswerMarkdown(Markdown):

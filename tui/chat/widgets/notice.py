@@ -46,7 +46,6 @@ class NoticeBar(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._choices: tuple[Choice, ...] = ()
         self._lasting = ""
         self.display = False
 
@@ -63,15 +62,14 @@ class NoticeBar(Vertical):
         self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True, takes_focus: bool = True
     ) -> None:
         """Say something; the first choice, if there is one, gets the focus unless something is being written."""
-        self._choices = tuple(choices)
         self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)
         await row.remove_children()
-        await row.mount_all([self._button(index, choice) for index, choice in enumerate(self._choices)])
-        await row.mount(self._button(len(self._choices), Choice("Dismiss", "", "Put the notice away")))
+        await row.mount_all(map(_button, (*choices, Choice("Dismiss", "", "Put the notice away"))))
+        self.query(Button).first().variant = "primary"
         self.set_class(is_error, "-error")
         self.display = True
-        if self._choices and takes_focus:
+        if choices and takes_focus:
             self.focus_choices()
 
     async def show_lasting(self, sentence: str) -> None:
@@ -97,12 +95,10 @@ class NoticeBar(Vertical):
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         event.stop()
-        index = int(event.button.name or "0")
         self.action_dismiss()
-        if index < len(self._choices):
-            self.post_message(self.ChoiceMade(self._choices[index].action))
+        if event.button.name:
+            self.post_message(self.ChoiceMade(event.button.name))
 
-    def _button(self, index: int, choice: Choice) -> Button:
-        button = Button(choice.label, name=str(index), compact=True, variant="primary" if index == 0 else "default")
-        button.tooltip = choice.help
-        return button
+
+def _button(choice: Choice) -> Button:
+    return Button(choice.label, name=choice.action, compact=True, tooltip=choice.help)

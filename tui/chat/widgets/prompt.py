@@ -1,7 +1,4 @@
-"""Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down.
-
-Control characters that were pasted stay in the text but are drawn as signs, so that no terminal executes them.
-"""
+"""Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,14 +11,18 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from tui.chat.widgets.lists import CompletionList
-
-_HIDDEN = {code: chr(0x2400 + code) for code in range(0x20) if code != 0x09} | {0x7F: "␡"}
-_REORDERING = {code: "�" for code in (*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+from tui.terminal_text import show_escapes_in_place
 
 
-def same_width_signs(line: str) -> str:
-    """Put one visible character in place of each that a terminal would act on; the length stays."""
-    return line.translate(_HIDDEN | _REORDERING)
+class SafeTextArea(TextArea):
+    """An area that draws what a terminal would obey as signs, one for each, so that the cursor stays where it belongs.
+
+    The text keeps what was typed or pasted.
+    """
+
+    def get_line(self, line_index: int) -> Text:
+        """Return a line as it is drawn."""
+        return Text(show_escapes_in_place(self.document.get_line(line_index)), end="", no_wrap=True)
 
 
 class PromptHistory:
@@ -56,7 +57,7 @@ class PromptHistory:
         return self._unsent if self._index == len(self._prompts) else self._prompts[self._index]
 
 
-class PromptArea(TextArea):
+class PromptArea(SafeTextArea):
     """The prompt that is being written."""
 
     DEFAULT_CLASSES = "prompt"
@@ -104,10 +105,6 @@ class PromptArea(TextArea):
         self.put("")
         return text
 
-    def get_line(self, line_index: int) -> Text:
-        """Return a line as it is drawn."""
-        return Text(same_width_signs(self.document.get_line(line_index)), end="", no_wrap=True)
-
     async def _on_key(self, event: events.Key) -> None:
         """Do at once what a key is bound to here.
 
@@ -136,7 +133,7 @@ class PromptArea(TextArea):
     def action_older_or_up(self) -> None:
         if self.completions.display:
             self.completions.move(-1)
-        elif not self._is_on_first_wrapped_row():
+        elif self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
         elif (older := self._history.older(self.text)) is not None:
             self.put(older)
@@ -144,13 +141,7 @@ class PromptArea(TextArea):
     def action_newer_or_down(self) -> None:
         if self.completions.display:
             self.completions.move(1)
-        elif not self._is_on_last_wrapped_row():
+        elif self.wrapped_document.location_to_offset(self.cursor_location).y < self.wrapped_document.height - 1:
             self.action_cursor_down()
         elif (newer := self._history.newer()) is not None:
             self.put(newer)
-
-    def _is_on_first_wrapped_row(self) -> bool:
-        return self.wrapped_document.location_to_offset(self.cursor_location).y == 0
-
-    def _is_on_last_wrapped_row(self) -> bool:
-        return self.wrapped_document.location_to_offset(self.cursor_location).y == self.wrapped_document.height - 1

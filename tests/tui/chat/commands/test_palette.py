@@ -7,24 +7,27 @@ from textual.fuzzy import Matcher
 from textual.screen import Screen
 
 from tests.support.widget_screens import run, screen_text
+from tui.chat.app import ChatApp
 from tui.chat.commands.palette import CommandProvider, match_score
 from tui.chat.commands.registry import COMMANDS, find_command
 
 
 class HostScreen(Screen):
+    COMMANDS = {CommandProvider}  # noqa: RUF012
+
     def __init__(self):
         super().__init__()
         self.done = []
 
-    async def run_command(self, line):
-        self.done.append((line.command.name, line.values))
+    async def action_do(self, name):
+        self.done.append(name)
 
-    def begin_command(self, text):
+    def action_begin(self, text):
         self.done.append(text)
 
 
 class PaletteApp(App):
-    COMMANDS = {CommandProvider}  # noqa: RUF012
+    COMMANDS = ChatApp.COMMANDS
 
     def __init__(self, screen_of=HostScreen):
         super().__init__()
@@ -42,7 +45,7 @@ async def settled(pilot):
 
 @pytest.mark.parametrize(
     ("typed", "done"),
-    [("regen", ("regenerate", ())), ("rename", "/rename "), ("exit", ("quit", ())), ("machine", ("stats", ()))],
+    [("regen", "regenerate"), ("rename", "/rename "), ("exit", "quit"), ("machine", "stats")],
 )
 def test_what_is_found_is_done_as_by_its_slash_command(typed, done):
     app, screens = PaletteApp(), []

@@ -4,12 +4,30 @@ import asyncio
 
 import pytest
 from textual.app import App
+from textual.screen import Screen
 
 from tests.support.conversation_factory import conversation
 from tests.support.screen_text import STYLES, screen_text
 from tui.chat.commands.slash import Completion
 from tui.chat.store.search import SearchHit
 from tui.chat.widgets.lists import CompletionList, ConversationList, age_words
+
+
+class ShelfScreen(Screen):
+    def compose(self):
+        yield ConversationList()
+
+    def on_conversation_list_wanted(self, message):
+        self.app.heard.append((message.what, message.conversation_id))
+
+    def action_undo_in_list(self):
+        self.app.heard.append("undo")
+
+    def action_do(self, name):
+        self.app.heard.append(name)
+
+    def on_input_changed(self):
+        self.app.heard.append(("search", self.query_one(ConversationList).search_text))
 
 
 class Shelf(App):
@@ -19,29 +37,17 @@ class Shelf(App):
         super().__init__()
         self.heard = []
 
-    def compose(self):
-        yield ConversationList()
-
-    def on_conversation_list_wanted(self, message):
-        self.heard.append((message.what, message.conversation_id))
-
-    def on_conversation_list_undo_wanted(self):
-        self.heard.append("undo")
-
-    def on_conversation_list_closed(self):
-        self.heard.append("close")
-
-    def on_conversation_list_searched(self):
-        self.heard.append(("search", self.query_one(ConversationList).search_text))
+    def get_default_screen(self):
+        return ShelfScreen()
 
 
 def browse(story):
     async def run():
         app = Shelf()
         async with app.run_test(size=(60, 14)) as pilot:
-            side = app.query_one(ConversationList)
+            side = app.screen.query_one(ConversationList)
             side.show_conversations([conversation(id=7, title="Owls"), conversation(id=3, title="Foxes")], open_id=3)
-            side.focus_list()
+            side.action_focus_list()
             await pilot.pause()
             await story(app, side, pilot)
 
@@ -55,7 +61,7 @@ def test_keys():
             ("r", ("rename", 3)),
             ("delete", ("delete", 3)),
             ("ctrl+z", "undo"),
-            ("escape", "close"),
+            ("escape", "list"),
         ):
             await pilot.press(key)
             await pilot.pause()

@@ -6,7 +6,8 @@ from textual.app import App
 
 from tests.support.screen_text import STYLES
 from tui.chat.commands.slash import Completion
-from tui.chat.widgets.prompt import PromptArea, PromptHistory, same_width_signs
+from tui.chat.widgets.prompt import PromptArea, PromptHistory
+from tui.terminal_text import show_escapes_in_place
 
 
 class Desk(App):
@@ -144,7 +145,7 @@ def test_arrows_choose_a_completion_and_tab_takes_it():
 
 def test_pasted_controls_are_drawn_as_signs_of_the_same_width():
     hostile = "a\x1b]52;c;x\x07\x9b2J\u202e\x7f"
-    shown = same_width_signs(hostile)
+    shown = show_escapes_in_place(hostile)
     assert len(shown) == len(hostile)
     assert shown.isprintable()
 
