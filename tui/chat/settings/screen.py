@@ -1,7 +1,4 @@
-"""All settings in one form: what is wrong with a value stands below it is typed, in the runtime's words.
-
-Returns the settings to hold from now on, or None if it was not wanted after all. Writes no file and loads no model.
-"""
+"""All settings in one form: what is wrong with a value stands below it while it is typed, in the runtime's words."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -99,7 +96,7 @@ class _SystemPrompt(SafeTextArea):
 
 
 class SettingsScreen(ModalScreen[ChatSettings | None]):
-    """A form of all settings that a person types; the settings to hold from now on, or None, are its result."""
+    """The form; its result is the settings to hold from now on, or None if nothing is to change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", "Keep", tooltip="Let the settings hold from now on", priority=True),
@@ -144,7 +141,6 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         self._first = find_setting(first).name
 
     def compose(self) -> ComposeResult:
-        """Lay out the rows by group, a sentence about the focused one, and how to leave."""
         with Vertical(id="settings-form") as form:
             form.border_title = "Settings"
             with _Rows(id="settings-rows", can_focus=False):
@@ -157,7 +153,6 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
                 yield Static("↑↓ move · ←→ choose · Ctrl+S keep · Esc cancel", id="settings-hint")
 
     def on_mount(self) -> None:
-        """Begin at the setting that was asked for."""
         self.query_one(f"#{_FIELD}{self._first}").focus()
 
     def on_descendant_focus(self) -> None:
@@ -195,7 +190,6 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
 
     @on(Button.Pressed, "#settings-cancel")
     def action_cancel(self) -> None:
-        """Hand over nothing."""
         self.dismiss(None)
 
     def _rows(self) -> Iterator[Widget]:
@@ -228,5 +222,5 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
 
     @staticmethod
     def _name_of(field: Widget | None) -> str | None:
-        is_field = field is not None and field.id is not None and field.id.startswith(_FIELD)
-        return field.id.removeprefix(_FIELD) if is_field and field is not None and field.id is not None else None
+        field_id = (field.id if field is not None else None) or ""
+        return field_id.removeprefix(_FIELD) if field_id.startswith(_FIELD) else None

@@ -1,4 +1,4 @@
-"""One of a few values in one row: `‹ auto ›`; left and right, Space and a click go on, typing a letter jumps.
+"""One of a few values in one row, `‹ auto ›`: left and right, Space and a click go on, typing a letter jumps.
 
 Small enough for dense forms, and it never covers what is below it.
 """
@@ -47,7 +47,6 @@ class ChoiceField(Widget, can_focus=True):
 
         @property
         def control(self) -> "ChoiceField":
-            """The field."""
             return self.field
 
     def __init__(self, values: Sequence[str], value: str, *, id: str | None = None, tooltip: str = "") -> None:
@@ -57,19 +56,17 @@ class ChoiceField(Widget, can_focus=True):
         self.tooltip = tooltip or None
 
     def watch_value(self, value: str) -> None:
-        """Tells of the change."""
         self.post_message(self.Changed(self, value))
 
     def render(self) -> Content:
-        """The value between the signs of the two keys."""
         return Content(f"‹ {show_terminal_escapes(self.value)} ›")
 
     def action_step(self, step: int) -> None:
-        """Takes the value after, or with -1 the one before; the ends are neighbours."""
+        """Take the value after, or with -1 the one before; the ends are neighbours."""
         self.value = self.values[(self.values.index(self.value) + step) % len(self.values)]
 
     def on_key(self, event: events.Key) -> None:
-        """Jumps to the next value that begins with the letter."""
+        """Jump to the next value that begins with the letter."""
         if event.character is None or not event.character.isalnum():
             return
         start = self.values.index(self.value) + 1
@@ -80,5 +77,4 @@ class ChoiceField(Widget, can_focus=True):
             self.value = found
 
     def on_click(self) -> None:
-        """Goes on to the next value."""
         self.action_step(1)
