@@ -38,7 +38,7 @@ from tui.chat.machine.drawing import (
 from tui.chat.machine.figures import MAX_DEPTH, link_utilization, tokens_per_second
 from tui.terminal_text import one_line
 
-Placement = Literal["side", "bottom"]
+PanelPlace = Literal["side", "bottom"]
 _SIDE_TREE_HEIGHT, _BOTTOM_TREE_HEIGHT = 8, 4
 _CHART_HEIGHT = 3
 _NUM_MEMORY_ROWS = 5
@@ -111,7 +111,7 @@ class MachinePanel(VerticalScroll):
     }
     """
 
-    def __init__(self, *, placement: Placement = "side", id: str | None = None) -> None:
+    def __init__(self, *, placement: PanelPlace = "side", id: str | None = None) -> None:
         super().__init__(id=id)
         self._state = EngineState()
         self.border_title = "Machine"
@@ -134,7 +134,7 @@ class MachinePanel(VerticalScroll):
         if self.display:
             self._draw()
 
-    def place(self, placement: Placement) -> None:
+    def place(self, placement: PanelPlace) -> None:
         """Stand beside the conversation, or below it."""
         self._tree_height = _SIDE_TREE_HEIGHT if placement == "side" else _BOTTOM_TREE_HEIGHT
         self.set_class(placement == "side", "-side")
