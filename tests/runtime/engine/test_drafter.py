@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from profiles.steps import finish
 from runtime.config import SamplingParams
@@ -18,6 +17,7 @@ from runtime.speculation.sampling import logits_to_probs, top_tokens
 from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.generator_ends import drained
+from tests.support.reference_models import own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
 TEXT = [5, 17, 40, 8, 33]
@@ -46,9 +46,7 @@ def grown(drafter: Drafter, text: list[int], params: SamplingParams) -> TokenTre
 
 
 def own_row(folder: Path, tokens: list[int]) -> np.ndarray:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.inference_mode():
-        return model(torch.tensor([tokens])).logits[0, -1].numpy()
+    return own_logits(folder, tokens)[-1].numpy()
 
 
 def assert_children_are_the_rows_own(tree: TokenTree, folder: Path, text: list[int]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
@@ -15,29 +14,17 @@ from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, PrefillProgress, Round, TokensAccepted
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
+from tests.support.reference_models import assert_same_text
 from tests.support.session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
 
 PROMPT = [5, 17, 40, 8, 33]
 NUM_TOKENS = 40
 GREEDY = SamplingParams()
-TIE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_target_and_drafts(tmp_path_factory.mktemp("models"))
-
-
-def greedy_reference(folder: Path, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
-    """transformers' greedy tokens and, for each, the gap between the two largest logits."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    text, gaps = list(prompt), []
-    with torch.inference_mode():
-        for _ in range(num_tokens):
-            best = model(torch.tensor([text])).logits[0, -1].topk(2)
-            text.append(int(best.indices[0]))
-            gaps.append(float(best.values[0] - best.values[1]))
-    return text[len(prompt) :], gaps
 
 
 def accepted_tokens(engine: Engine, num_tokens: int, *, prompt: Sequence[int] = PROMPT, seed: int = 0) -> list[int]:
@@ -53,20 +40,11 @@ def accepted_tokens(engine: Engine, num_tokens: int, *, prompt: Sequence[int] = 
     return tokens[:num_tokens]
 
 
-def assert_same_text(found: list[int], folder: Path, prompt: Sequence[int] = PROMPT) -> None:
-    """Equal token for token, unless the first difference is a float tie."""
-    expected, gaps = greedy_reference(folder, prompt, len(found))
-    for position, (token, wanted) in enumerate(zip(found, expected, strict=True)):
-        if token != wanted:
-            assert gaps[position] < TIE, f"token {position} differs, and the gap is {gaps[position]}"
-            return
-
-
 @pytest.mark.parametrize("tree", ["2x2", "7x7", "16x4", "33x12", "auto"])
 @pytest.mark.parametrize("draft", ["perfect", "unrelated", "substitute"])
 def test_greedy_text_is_the_targets_own(draft: str, tree: str, folders: dict[str, Path]) -> None:
     with open_tiny(folders["target"], draft=folders.get(draft, draft), tree=tree, num_residents=0) as opened:
-        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"])
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"], PROMPT)
 
 
 @pytest.mark.parametrize("num_residents", [None, 0, 1])
@@ -78,7 +56,7 @@ def test_neither_ring_nor_budget_changes_the_text(
     if num_residents and ring_slots == 3:
         settings["num_residents"] = 0  # one more resident, and everything would fit
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="12x5", **settings) as opened:
-        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"])
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folders["target"], PROMPT)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3"])
@@ -86,7 +64,7 @@ def test_sliding_windows_survive_speculation(kind: str, tmp_path: Path) -> None:
     """The answer is longer than the window, so committed text leaves it while trees stand on it."""
     folder = save_tiny_folder(tmp_path / kind, kind)
     with open_tiny(folder, draft="substitute", tree="12x5", num_residents=0) as opened:
-        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folder)
+        assert_same_text(accepted_tokens(opened.session.engine, NUM_TOKENS), folder, PROMPT)
 
 
 def test_a_perfect_draft_is_accepted_to_the_last_level(folders: dict[str, Path]) -> None:
@@ -196,7 +174,7 @@ def test_the_context_ends_decoding_without_overflow(folders: dict[str, Path]) ->
         engine = opened.session.engine
         list(engine.generate(PROMPT, GREEDY, np.random.default_rng(0)))
         assert len(engine.text) == 17
-        assert_same_text(engine.text[len(PROMPT) :], folders["target"])
+        assert_same_text(engine.text[len(PROMPT) :], folders["target"], PROMPT)
 
 
 def test_a_common_prefix_is_not_computed_again(folders: dict[str, Path]) -> None:
@@ -232,7 +210,7 @@ def test_a_draft_with_fewer_padding_rows_can_serve(tmp_path: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (draft / name).write_bytes((target / name).read_bytes())
         with open_tiny(target, draft=draft, tree="9x4") as opened:
-            assert_same_text(accepted_tokens(opened.session.engine, 20), target)
+            assert_same_text(accepted_tokens(opened.session.engine, 20), target, PROMPT)
 
 
 def test_verify_input_places_the_tree_behind_the_text() -> None:

@@ -17,9 +17,9 @@ from runtime.fit import probes
 from tests.support.session_factory import save_tiny_folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_tiny_folder(tmp_path / "target", dtype=torch.bfloat16)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", dtype=torch.bfloat16)
 
 
 def build(folder: Path, **settings: Any) -> LoadPlan:

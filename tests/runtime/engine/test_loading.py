@@ -18,9 +18,9 @@ from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_tiny_folder(tmp_path / "target", seed=37)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("model") / "target", seed=37)
 
 
 def test_the_budget_is_never_exceeded_and_one_more_layer_would_not_fit(folder: Path) -> None:

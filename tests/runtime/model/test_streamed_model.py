@@ -6,23 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from offload.errors import PassCancelledError
 from runtime.engine.engine import verify_input
 from runtime.model.streamed_model import LazyLogits, chain_input
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import MAIN_KINDS
+from tests.support.reference_models import own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
 TOKENS = [5, 17, 40, 8, 33, 62, 9, 71, 20, 14, 55, 31, 90, 12, 7, 66, 28, 43]
-
-
-def own_logits(folder: Path, token_ids: Sequence[int]) -> torch.Tensor:
-    """transformers' logits of a whole sequence, (T, V)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.inference_mode():
-        return model(torch.tensor([token_ids])).logits[0]
 
 
 @pytest.mark.parametrize("kind", [*MAIN_KINDS, "gemma2", "gpt2", "olmo2", "granite", "starcoder2", "phi", "cohere"])

@@ -1,0 +1,45 @@
+"""What transformers itself computes of small models: the oracle of streamed passes, drafts and whole texts."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+TIE = 1e-4
+"""Logits that lie closer may fall either way."""
+
+
+@functools.lru_cache(maxsize=4)
+def reference_model(folder: Path) -> Any:
+    """transformers' own model of a folder, in float32; the folder does not change."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def own_logits(folder: Path, token_ids: Sequence[int]) -> torch.Tensor:
+    """transformers' logits of a whole sequence, (T, V)."""
+    logits: torch.Tensor = reference_model(folder)(torch.tensor([list(token_ids)])).logits[0]
+    return logits
+
+
+@functools.cache
+def greedy_reference(folder: Path, prompt: tuple[int, ...], num_tokens: int) -> tuple[list[int], list[float]]:
+    """transformers' greedy tokens and, for each, the gap between the two largest logits."""
+    text, gaps = list(prompt), []
+    for _ in range(num_tokens):
+        best = own_logits(folder, text)[-1].topk(2)
+        text.append(int(best.indices[0]))
+        gaps.append(float(best.values[0] - best.values[1]))
+    return text[len(prompt) :], gaps
+
+
+def assert_same_text(found: list[int], folder: Path, prompt: Sequence[int]) -> None:
+    """Equal token for token, unless the first difference is a float tie."""
+    expected, gaps = greedy_reference(folder, tuple(prompt), len(found))
+    for position, (token, wanted) in enumerate(zip(found, expected, strict=True)):
+        if token != wanted:
+            assert gaps[position] < TIE, f"token {position} differs, and the gap is {gaps[position]}"
+            return
