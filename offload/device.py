@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from offload.memory import free_memory_bytes
+from offload.memory import free_memory_bytes, read_system_file
 from profiles.errors import BadInputError
 from profiles.machine_profile import DeviceIdentity
 
@@ -103,10 +103,10 @@ def device_name(device: torch.device) -> str:
 
 def find_driver(root: Path = _ROOT) -> str:
     """Return the driver and its version, from the driver's own files or nvidia-smi; else UNKNOWN_DRIVER."""
-    nvidia = _read_text(root / "proc/driver/nvidia/version")
+    nvidia = read_system_file(root / "proc/driver/nvidia/version")
     if match := re.search(r"(\d+\.\d+(?:\.\d+)?)\s", nvidia.partition("Kernel Module")[2]):
         return f"NVIDIA {match[1]}"
-    if version := _read_text(root / "sys/module/amdgpu/version").strip():
+    if version := read_system_file(root / "sys/module/amdgpu/version").strip():
         return f"amdgpu {version}"
     if program := shutil.which("nvidia-smi"):
         command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -114,10 +114,3 @@ def find_driver(root: Path = _ROOT) -> str:
         if asked.returncode == 0 and asked.stdout.strip():
             return f"NVIDIA {asked.stdout.split()[0]}"
     return UNKNOWN_DRIVER
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

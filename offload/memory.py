@@ -112,7 +112,7 @@ def peak_memory_bytes(*, root: Path = _ROOT) -> int:
 
 def _recorded_peak_bytes(root: Path) -> int:
     # Linux's getrusage also remembers the program that started this one, from before it became this one.
-    for line in _read(root / "proc/self/status").splitlines():
+    for line in read_system_file(root / "proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     memory = psutil.Process().memory_info()
@@ -126,7 +126,7 @@ def _recorded_peak_bytes(root: Path) -> int:
 
 def _group_folders(root: Path) -> Iterator[tuple[Path, _GroupFiles]]:
     """Yield this process's memory control groups that exist below `root`, from its own up to the top."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if controllers and "memory" not in controllers.split(","):
@@ -140,21 +140,24 @@ def _group_folders(root: Path) -> Iterator[tuple[Path, _GroupFiles]]:
 
 
 def _limits_and_usage(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:
-    usage = _to_int(_read(folder / files.usage))
+    usage = _to_int(read_system_file(folder / files.usage))
     if usage is None:
         return
     for name in files.limits:
-        limit = _to_int(_read(folder / name))
+        limit = _to_int(read_system_file(folder / name))
         if limit is not None:
             yield limit, usage - _reclaimable_bytes(folder, files)
 
 
 def _reclaimable_bytes(folder: Path, files: _GroupFiles) -> int:
-    counters = dict(line.split(maxsplit=1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+    counters = dict(
+        line.split(maxsplit=1) for line in read_system_file(folder / "memory.stat").splitlines() if " " in line
+    )
     return sum(_to_int(counters.get(whole, counters.get(own, ""))) or 0 for whole, own in files.reclaimable)
 
 
-def _read(path: Path) -> str:
+def read_system_file(path: Path) -> str:
+    """Return the text of a file of the kernel or a driver, or "" where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

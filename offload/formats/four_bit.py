@@ -80,28 +80,17 @@ class FourBitWeight:
     """Whether bitsandbytes' fused product may be used, where it has one."""
 
     @classmethod
-    def quantize(
-        cls,
-        matrix: torch.Tensor,
-        policy: MatmulPolicy = EXACT,
-        *,
-        quant_type: str = "nf4",
-        is_nested: bool = True,
-    ) -> "FourBitWeight":
-        """Round (O, I) of any float dtype to 4-bit codes, bit for bit as bitsandbytes does; on the CPU."""
+    def quantize(cls, matrix: torch.Tensor, policy: MatmulPolicy = EXACT) -> "FourBitWeight":
+        """Round (O, I) of any float dtype to NF4 with double quantization, as bitsandbytes does; on the CPU."""
         import bitsandbytes.functional as bnb
 
         flat = matrix.reshape(-1)
-        plain = FourBitFormat((matrix.shape[0], matrix.shape[1]), quant_type)
-        codes, absmax = quantize_blocks(
-            lambda start, stop: flat[start:stop].to("cpu"), flat.numel(), quant_type=quant_type
-        )
-        if not is_nested:
-            return cls(plain, {"": codes, ".absmax": absmax}, policy)
+        codes, absmax = quantize_blocks(lambda start, stop: flat[start:stop].to("cpu"), flat.numel())
         offset = absmax.mean()
         nested, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
+        layout = FourBitFormat((matrix.shape[0], matrix.shape[1]), "nf4", nested_offset=offset.item())
         parts = {"": codes, ".absmax": nested, ".nested_absmax": state.absmax, ".nested_quant_map": state.code}
-        return cls(replace(plain, nested_offset=offset.item()), parts, policy)
+        return cls(layout, parts, policy)
 
     @property
     def num_bytes(self) -> int:
@@ -190,23 +179,21 @@ def _scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int, *
     return out
 
 
-def quantize_blocks(
-    read: ReadElements, num_elements: int, *, quant_type: str = "nf4"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a matrix in pieces; return its codes, uint8, and the absmax of every block, float32, both flat."""
+def quantize_blocks(read: ReadElements, num_elements: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a matrix in pieces; return its NF4 codes, uint8, and the absmax of every block, float32, both flat."""
     num_code_bytes = -(-num_elements // 2)
     codes = allocate_slab(num_code_bytes)[:num_code_bytes]
     absmax = torch.empty(-(-num_elements // DEFAULT_BLOCK_SIZE))
     for start in range(0, num_elements, PIECE_ELEMENTS):
         piece = read(start, min(start + PIECE_ELEMENTS, num_elements))
-        piece_codes, piece_absmax = _quantize_piece(piece, quant_type)
+        piece_codes, piece_absmax = _quantize_piece(piece)
         codes[start // 2 : start // 2 + piece_codes.numel()] = piece_codes
         first_block = start // DEFAULT_BLOCK_SIZE
         absmax[first_block : first_block + piece_absmax.numel()] = piece_absmax
     return codes, absmax
 
 
-def _quantize_piece(piece: torch.Tensor, quant_type: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_piece(piece: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two codes a byte, each the nearest of 16 levels after division by the block's absmax, and the absmaxes.
 
     bitsandbytes searches the levels for every element (30 million elements a second on one core); counting the
@@ -214,8 +201,8 @@ def _quantize_piece(piece: torch.Tensor, quant_type: str) -> tuple[torch.Tensor,
     """
     import bitsandbytes.functional as bnb
 
-    if quant_type != "nf4" or piece.numel() % DEFAULT_BLOCK_SIZE:  # an odd tail, which bitsandbytes rounds its own way
-        codes, state = bnb.quantize_4bit(piece, blocksize=DEFAULT_BLOCK_SIZE, quant_type=quant_type)
+    if piece.numel() % DEFAULT_BLOCK_SIZE:  # an odd tail, which bitsandbytes rounds its own way
+        codes, state = bnb.quantize_4bit(piece, blocksize=DEFAULT_BLOCK_SIZE, quant_type="nf4")
         return codes.view(-1), state.absmax
     wide = piece.to(torch.float32, copy=True).view(-1, DEFAULT_BLOCK_SIZE)
     absmax = wide.abs().amax(dim=1)

@@ -9,7 +9,7 @@ nothing more.
 """
 
 import logging
-import sys
+import platform
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -30,7 +30,6 @@ from profiles.profile_store import load_machine_profile, save_machine_profile
 
 logger = logging.getLogger(__name__)
 
-_PROC_VERSION = Path("/proc/version")
 # Firmware and kernel updates move the total by a few per cent; another module moves it by more.
 _SAME_MEMORY_WITHIN = 0.05
 
@@ -61,18 +60,12 @@ class Platform(Enum):
         return self is Platform.WINDOWS
 
 
-def detect_platform(*, system: str = sys.platform, proc_version: str | None = None) -> Platform:
-    """Return which platform this is; `proc_version` is the text of /proc/version, which is read if it is None."""
-    if system == "win32":
-        return Platform.WINDOWS
-    if system != "linux":
-        return Platform.OTHER
-    if proc_version is None:
-        try:
-            proc_version = _PROC_VERSION.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            proc_version = ""
-    return Platform.WSL2 if "microsoft" in proc_version.lower() else Platform.LINUX
+def detect_platform() -> Platform:
+    """Return which platform this is; in WSL2, containers included, the kernel is Microsoft's."""
+    system = platform.system()
+    if system == "Linux":
+        return Platform.WSL2 if "microsoft" in platform.release().lower() else Platform.LINUX
+    return Platform.WINDOWS if system == "Windows" else Platform.OTHER
 
 
 def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:

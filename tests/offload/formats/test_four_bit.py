@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from offload.formats.four_bit import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import MatmulPolicy, UpcastScratch
+from tests.support.four_bit_weights import four_bit_weight
 
 CPU = torch.device("cpu")
 SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]
@@ -27,43 +28,35 @@ def random_matrix(num_outputs: int, num_inputs: int, dtype: torch.dtype = torch.
     return torch.randn(num_outputs, num_inputs, generator=generator).to(dtype)
 
 
-def quantize_by_bitsandbytes(
-    matrix: torch.Tensor, *, quant_type: str, is_nested: bool
-) -> tuple[torch.Tensor, bnb.QuantState]:
-    return bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
-
-
-def grid() -> Iterator[tuple[torch.Tensor, str, bool]]:
-    """(matrix, type, whether the scales are quantized too) of every kind."""
+def grid() -> Iterator[torch.Tensor]:
+    """Matrices of every shape and dtype."""
     for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16, torch.float16)):
-        for quant_type, is_nested in product(("nf4", "fp4"), (False, True)):
-            yield random_matrix(*shape, dtype), quant_type, is_nested
+        yield random_matrix(*shape, dtype)
 
 
 def test_quantizing_equals_bitsandbytes_own_bit_for_bit() -> None:
-    for matrix, quant_type, is_nested in grid():
-        codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
-        weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+    for matrix in grid():
+        codes, state = bnb.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
+        weight = FourBitWeight.quantize(matrix)
         assert torch.equal(weight.parts[""], codes.view(-1))
         assert torch.equal(weight.parts[".absmax"], state.absmax)
+        assert torch.equal(weight.parts[".nested_absmax"], state.state2.absmax)
+        assert torch.equal(weight.parts[".nested_quant_map"], state.state2.code)
         assert weight.format.num_blocks == state.absmax.numel()
-        assert weight.format.is_nested == is_nested
-        if is_nested:
-            assert torch.equal(weight.parts[".nested_absmax"], state.state2.absmax)
-            assert weight.format.nested_offset == state.offset.item()
+        assert weight.format.nested_offset == state.offset.item()
 
 
 def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(kernel: str) -> None:
-    for matrix, quant_type, is_nested in grid():
-        codes, state = quantize_by_bitsandbytes(matrix, quant_type=quant_type, is_nested=is_nested)
-        weight = FourBitWeight.quantize(matrix, quant_type=quant_type, is_nested=is_nested)
+    for matrix, quant_type, is_nested in product(grid(), ("nf4", "fp4"), (False, True)):
+        codes, state = bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
+        weight = four_bit_weight(matrix, quant_type=quant_type, is_nested=is_nested)
         assert torch.equal(weight.dequantize(matrix.dtype), bnb.dequantize_4bit(codes, state))
 
 
 def test_a_matrix_of_many_chunks_and_nested_blocks_equals_bitsandbytes_own(kernel: str) -> None:
     """66 columns: blocks span rows, chunks end where a block does, and the last block is short."""
     matrix = random_matrix(2 * CHUNK_ELEMENTS // 66 + 1001, 66)
-    codes, state = quantize_by_bitsandbytes(matrix, quant_type="nf4", is_nested=True)
+    codes, state = bnb.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
     weight = FourBitWeight.quantize(matrix)
     assert torch.equal(weight.parts[""], codes.view(-1))
     expected = bnb.dequantize_4bit(codes, state)
@@ -89,7 +82,7 @@ def test_a_product_equals_that_of_the_dequantized_matrix(
 def test_rows_and_blocks_of_zeros_stay_zero(kernel: str) -> None:
     matrix = random_matrix(8, 64)
     matrix[3] = 0
-    weight = FourBitWeight.quantize(matrix, is_nested=False)
+    weight = four_bit_weight(matrix, quant_type="nf4", is_nested=False)
     assert (weight.dequantize(torch.float32)[3] == 0).all()
 
 
@@ -118,7 +111,9 @@ def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: p
     )
     inputs, bias = torch.randn(2, 130), torch.randn(96)
     for is_nested in (False, True):
-        weight = FourBitWeight.quantize(random_matrix(96, 130), MatmulPolicy(is_fast=True), is_nested=is_nested)
+        weight = four_bit_weight(
+            random_matrix(96, 130), quant_type="nf4", is_nested=is_nested, policy=MatmulPolicy(is_fast=True)
+        )
         found = weight.linear(inputs, bias, UpcastScratch(torch.float32, CPU))
         expected = F.linear(inputs, weight.dequantize(torch.float32), bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from offload.errors import CheckpointError
 from offload.formats.four_bit import FourBitFormat, FourBitWeight
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
 from offload.formats.quantized_group import MAX_STATE_BYTES, QuantizedGroup, find_group
+from tests.support.four_bit_weights import four_bit_weight
 
 SHAPE = (20, 96)
 NAME = "x.weight"
@@ -60,7 +61,7 @@ def test_a_doubly_quantized_group_is_found_with_what_steers_it(tmp_path: Path) -
 
 
 def test_a_group_without_double_quantization_has_float_absmaxes(tmp_path: Path) -> None:
-    weight = FourBitWeight.quantize(torch.randn(SHAPE), quant_type="fp4", is_nested=False)
+    weight = four_bit_weight(torch.randn(SHAPE), quant_type="fp4", is_nested=False)
     state = {"quant_type": "fp4", "blocksize": 64, "dtype": "float16", "shape": list(SHAPE)}
     tensors = {
         NAME: weight.parts[""].clone().view(-1, 1),
