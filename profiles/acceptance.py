@@ -170,9 +170,23 @@ def _errors_of(means: NDArray[np.float64], by_text: list[NDArray[np.float64]]) -
     if num_texts == 1:
         errors = by_text[0].std(axis=0) / np.sqrt(num_positions - 1)
     else:
-        surplus = np.array([text.sum(axis=0) - len(text) * means for text in by_text])  # (k, R)
-        errors = np.sqrt(num_texts / (num_texts - 1) * (surplus**2).sum(axis=0)) / num_positions
+        errors = error_between(np.array([text.sum(axis=0) for text in by_text]), np.array(list(map(len, by_text))))
     return tuple(round(float(error), 7) for error in errors)
+
+
+def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the standard errors (M,) of means over the positions of k texts; infinite for fewer than two texts.
+
+    With sums (k, M) over each text's positions, counts (k,) of them and the mean m over all N: texts differ more than
+    their positions, and rounds that overlap are not independent, so
+
+        error^2 = k / (k - 1) sum_i (sums_i - m counts_i)^2 / N^2.
+    """
+    num_texts, num_positions = len(counts), int(counts.sum())
+    if num_texts < 2:
+        return np.full(sums.shape[1], np.inf)
+    surplus = sums - counts[:, None] * (sums.sum(axis=0) / num_positions)
+    return np.asarray(np.sqrt(num_texts / (num_texts - 1) * (surplus**2).sum(axis=0)) / num_positions)
 
 
 def _probabilities(values: NDArray[np.float64]) -> tuple[float, ...]:

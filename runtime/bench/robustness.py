@@ -41,13 +41,16 @@ TEXTS_PER_SETTING = 4
 _SHOWN_CHILDREN = (1, 2, 4, 8, 16)
 _LEAST_EXPONENTIAL = np.finfo(np.float32).tiny
 
+Acceptance = Mapping[str, NDArray[np.float64]]
+"""By scheme, how likely each of K children is the accepted one at some position, (K,)."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchemeRobustness:
     """One scheme with one setting."""
 
     scheme: str
-    """Its name; at temperature 0 all are the same."""
+    """At temperature 0 all are the same."""
     rejection: tuple[float, ...]
     """How often the target accepts none of 1, 2, .. children."""
     rejection_errors: tuple[float, ...]
@@ -61,9 +64,8 @@ class SettingRobustness:
     """All schemes with one setting, over the same positions."""
 
     temperature: float
-    """Of target and draft."""
     top_p: float
-    """Of target and draft; at temperature 0 it changes nothing."""
+    """At temperature 0 it changes nothing."""
     num_positions: int
     """Tokens of the target's own texts that were looked at."""
     schemes: tuple[SchemeRobustness, ...]
@@ -78,7 +80,6 @@ class RobustnessReport(Report):
     draft: str
     """Name of the draft's folder, or `substitute`."""
     tree_nodes: int
-    """Nodes of the trees, the root counted."""
     num_noise_draws: int
     """Draws of the noise at each position for the coupled scheme."""
     settings: tuple[SettingRobustness, ...]
@@ -122,65 +123,54 @@ def run_robustness(
     leaves no room for an answer.
     """
     writer, rng = TextWriter(opened, requests, seed=seed), np.random.default_rng(seed)
-    found = {params: _Sums() for params in all_settings()}
+    found = {params: list[Acceptance]() for params in all_settings()}
     while wanted := _open_settings(found, num_positions):
         writer.begin(dict.fromkeys(wanted, TEXTS_PER_SETTING))
         while _open_settings(found, num_positions):
             tokens = list[int]()
             for text, target_row, draft_row in writer.rows():
                 acceptance, token_id = _look(text.params, target_row, draft_row, rng)
-                found[text.params].add(acceptance)
+                found[text.params].append(acceptance)
                 tokens.append(token_id)
             if not tokens:
                 break
             writer.grow(tokens)
-            fewest = min(sums.count for params, sums in found.items() if not params.is_greedy)
+            fewest = min(len(positions) for params, positions in found.items() if not params.is_greedy)
             yield f"{fewest} of {num_positions} positions of each setting"
-    settings = tuple(sums.report(params, tree_nodes) for params, sums in found.items())
+    settings = tuple(
+        SettingRobustness(
+            params.temperature,
+            params.top_p,
+            num_positions=len(positions),
+            schemes=tuple(_summarize(name, positions, tree_nodes) for name in SCHEME_NAMES),
+        )
+        for params, positions in found.items()
+    )
     target, draft = opened.plan.target_name, opened.plan.draft_name
     return RobustnessReport(target, draft, tree_nodes, NUM_NOISE_DRAWS, settings)
 
 
-class _Sums:
-    """Over the positions of one setting."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._acceptance = {name: np.zeros(1) for name in SCHEME_NAMES}
-        self._squares = {name: np.zeros(1) for name in SCHEME_NAMES}
-
-    def add(self, by_scheme: Mapping[str, NDArray[np.float64]]) -> None:
-        self.count += 1
-        for name, acceptance in by_scheme.items():
-            self._acceptance[name] = self._acceptance[name] + acceptance
-            self._squares[name] = self._squares[name] + rejection_of(acceptance) ** 2
-
-    def report(self, params: SamplingParams, tree_nodes: int) -> SettingRobustness:
-        schemes = [self._of_scheme(name, tree_nodes) for name in SCHEME_NAMES]
-        return SettingRobustness(params.temperature, params.top_p, self.count, tuple(schemes))
-
-    def _of_scheme(self, name: str, tree_nodes: int) -> SchemeRobustness:
-        mean = self._acceptance[name] / self.count
-        rejection = rejection_of(mean)
-        variance = np.maximum(self._squares[name] / self.count - rejection**2, 0)
-        errors = np.sqrt(variance / max(self.count - 1, 1))
-        tokens = round(best_tree_tokens(mean, tree_nodes), 4)
-        return SchemeRobustness(name, _rounded(rejection), _rounded(errors), tokens)
+def _summarize(name: str, positions: Sequence[Acceptance], tree_nodes: int) -> SchemeRobustness:
+    acceptance = np.array([by_scheme[name] for by_scheme in positions])  # (P, K)
+    mean = acceptance.mean(axis=0)
+    errors = rejection_of(acceptance).std(axis=0) / np.sqrt(max(len(positions) - 1, 1))
+    tokens = round(best_tree_tokens(mean, tree_nodes), 4)
+    return SchemeRobustness(name, _rounded(rejection_of(mean)), _rounded(errors), tokens)
 
 
-def _open_settings(found: Mapping[SamplingParams, _Sums], num_positions: int) -> list[SamplingParams]:
-    """Those that need more positions; greedy texts are written once, as they would be the same again."""
+def _open_settings(found: Mapping[SamplingParams, Sequence[Acceptance]], num_positions: int) -> list[SamplingParams]:
+    """Return those that need more positions; greedy texts are written once, as they would be the same again."""
     return [
         params
-        for params, sums in found.items()
-        if (sums.count == 0 if params.is_greedy else sums.count < num_positions)
+        for params, positions in found.items()
+        if (not positions if params.is_greedy else len(positions) < num_positions)
     ]
 
 
 def _look(
     params: SamplingParams, target_row: Floats, draft_row: Floats, rng: np.random.Generator
-) -> tuple[Mapping[str, NDArray[np.float64]], int]:
-    """What every scheme accepts here, and the token that the target goes on with."""
+) -> tuple[Acceptance, int]:
+    """Return what every scheme accepts here, and the token that the target goes on with."""
     num_children = min(NUM_CHILDREN, len(draft_row))
     row = np.asarray(draft_row, dtype=np.float32)
     if params.is_greedy:
@@ -189,37 +179,34 @@ def _look(
         return dict.fromkeys(SCHEME_NAMES, hits), token_id
     target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
     draft_probs = np.asarray(logits_to_probs(row, params), dtype=np.float64)
-    rows = PositionRows(target_probs, draft_probs, row)
-    return position_acceptance(rows, num_children, rng), sample(target_probs, rng)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PositionRows:
-    """What the models say at one position, after temperature, top-k and top-p."""
-
-    target_probs: Probs
-    """P (V,), sum 1."""
-    draft_probs: Probs
-    """Q (V,), sum 1."""
-    draft_row: Row
-    """(V,) the draft's logits."""
+    return position_acceptance(target_probs, draft_probs, row, num_children, rng), sample(target_probs, rng)
 
 
 def position_acceptance(
-    rows: PositionRows, num_children: int, rng: np.random.Generator, *, num_noise_draws: int = NUM_NOISE_DRAWS
-) -> Mapping[str, NDArray[np.float64]]:
-    """Return by scheme how likely each of `num_children` children is the accepted one; the vocabulary has as many."""
+    target_probs: Probs,
+    draft_probs: Probs,
+    draft_row: Row,
+    num_children: int,
+    rng: np.random.Generator,
+    *,
+    num_noise_draws: int = NUM_NOISE_DRAWS,
+) -> Acceptance:
+    """Return what every scheme accepts of `num_children` children; the vocabulary has as many.
+
+    P and Q (V,) are the models' after temperature, top-k and top-p, `draft_row` (V,) the draft's logits before them.
+    """
+
     return {
-        "sequoia": _sequoia(rows, num_children, rng),
-        "coupled": _coupled(rows, num_children, rng, num_noise_draws),
-        "specinfer": _specinfer(rows, num_children),
-        "top-k": rows.target_probs[top_tokens(rows.draft_row, num_children)],
+        "sequoia": _sequoia(target_probs, draft_probs, draft_row, num_children, rng),
+        "coupled": _coupled(target_probs, draft_probs, draft_row, num_children, rng, num_noise_draws),
+        "specinfer": _specinfer(target_probs, draft_probs, num_children),
+        "top-k": target_probs[top_tokens(draft_row, num_children)],
     }
 
 
 def rejection_of(acceptance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how likely none of the first 1 .. K children is accepted, (K,), from acceptance (K,)."""
-    return np.asarray(np.maximum(1 - np.cumsum(acceptance), 0.0))
+    """Return how likely none of the first 1 .. K children is accepted, (..., K), from acceptance (..., K)."""
+    return np.asarray(np.maximum(1 - np.cumsum(acceptance, axis=-1), 0.0))
 
 
 def best_tree_tokens(acceptance: NDArray[np.float64], num_nodes: int) -> float:
@@ -228,25 +215,32 @@ def best_tree_tokens(acceptance: NDArray[np.float64], num_nodes: int) -> float:
     return float(best.expected_tokens[-1])
 
 
-def _sequoia(rows: PositionRows, num_children: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """For one sequence of draws. Behind them, once Q's mass is gone, stand tokens without any: each is emitted by the
+def _sequoia(
+    target_probs: Probs, draft_probs: Probs, draft_row: Row, num_children: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Judge one sequence of draws. Behind them, once Q's mass is gone, stand tokens without any: each is emitted by the
     last residual alone, so with probability P of its own."""
-    drawn = draw_while_mass(rows.draft_probs, num_children, rng).tolist()
+    drawn = draw_while_mass(draft_probs, num_children, rng).tolist()
     acceptance = np.zeros(num_children)
-    emitted = int(rows.target_probs.argmax())
-    acceptance[: len(drawn)] = node_outcome(rows.target_probs, rows.draft_probs, drawn, emitted=emitted).acceptance
-    filled = fill_up(drawn, rows.draft_row, num_children)[len(drawn) :]
-    acceptance[len(drawn) :] = rows.target_probs[filled]
+    emitted = int(target_probs.argmax())
+    acceptance[: len(drawn)] = node_outcome(target_probs, draft_probs, drawn, emitted=emitted).acceptance
+    filled = fill_up(drawn, draft_row, num_children)[len(drawn) :]
+    acceptance[len(drawn) :] = target_probs[filled]
     return acceptance
 
 
 def _coupled(
-    rows: PositionRows, num_children: int, rng: np.random.Generator, num_noise_draws: int
+    target_probs: Probs,
+    draft_probs: Probs,
+    draft_row: Row,
+    num_children: int,
+    rng: np.random.Generator,
+    num_noise_draws: int,
 ) -> NDArray[np.float64]:
-    """The mean over draws of the noise. argmax(log P + Gumbel) is argmax(P / E) with E exponential."""
-    tokens = np.flatnonzero((rows.target_probs > 0) | (rows.draft_probs > 0))
-    target_probs = rows.target_probs[tokens].astype(np.float32)
-    draft_probs = rows.draft_probs[tokens].astype(np.float32)
+    """Return the mean over draws of the noise. argmax(log P + Gumbel) is argmax(P / E) with E exponential."""
+    tokens = np.flatnonzero((target_probs > 0) | (draft_probs > 0))
+    target_probs = target_probs[tokens].astype(np.float32)
+    draft_probs = draft_probs[tokens].astype(np.float32)
     num_kept = min(num_children, int(np.count_nonzero(draft_probs)))
     acceptance = np.zeros(num_children)
     for _ in range(num_noise_draws):
@@ -255,14 +249,16 @@ def _coupled(
             emitted = tokens[int((target_probs / noise).argmax())]
             scores = np.minimum(draft_probs / noise, np.finfo(np.float32).max)
         kept = tokens[top_tokens(scores, num_kept)].tolist()
-        acceptance[fill_up(kept, rows.draft_row, num_children) == emitted] += 1 / num_noise_draws
+        acceptance[fill_up(kept, draft_row, num_children) == emitted] += 1 / num_noise_draws
     return acceptance
 
 
-def _specinfer(rows: PositionRows, num_children: int) -> NDArray[np.float64]:
-    """With S(beta) the sum of (P - beta Q)+, all of the first j draws are rejected with probability S(beta_j), where
-    beta_0 = 0 and beta_(j+1) = beta_j + S(beta_j): the residual does not depend on which tokens were drawn."""
-    target_probs, draft_probs = rows.target_probs, rows.draft_probs
+def _specinfer(target_probs: Probs, draft_probs: Probs, num_children: int) -> NDArray[np.float64]:
+    """Return the mean over all draws, by a formula: the residual does not depend on which tokens were drawn.
+
+    With S(beta) the sum of (P - beta Q)+, all of the first j draws are rejected with probability S(beta_j), where
+    beta_0 = 0 and beta_(j+1) = beta_j + S(beta_j).
+    """
     beta, scales = 0.0, [1.0]
     for _ in range(num_children):
         beta += scales[-1]

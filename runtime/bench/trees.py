@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from profiles.acceptance import error_between
 from profiles.steps import finish
 from runtime.bench.figures import Report
-from runtime.bench.yields import error_between
 from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.loading import OpenSession

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from profiles.acceptance import error_between
 from runtime.bench.figures import Report
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import BestFirst, best_first, expected_tokens
@@ -179,21 +180,6 @@ def count_yields(
     sums = np.cumsum(visits, axis=1)  # (k, M): every tree that has a node emits one more where a round comes through it
     means = sums.sum(axis=0) / counts.sum() if len(counts) else np.full(sums.shape[1], np.nan)
     return means, error_between(sums, counts)
-
-
-def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the standard errors (M,) of means over the positions of k texts; infinite for fewer than two texts.
-
-    With sums (k, M) over each text's positions, counts (k,) of them and the mean m over all N: texts differ more than
-    their positions, and rounds that overlap are not independent, so
-
-        error^2 = k / (k - 1) sum_i (sums_i - m counts_i)^2 / N^2.
-    """
-    num_texts, num_positions = len(counts), int(counts.sum())
-    if num_texts < 2:
-        return np.full(sums.shape[1], np.inf)
-    surplus = sums - counts[:, None] * (sums.sum(axis=0) / num_positions)
-    return np.asarray(np.sqrt(num_texts / (num_texts - 1) * (surplus**2).sum(axis=0)) / num_positions)
 
 
 def expected_by_size(search: BestFirst, acceptance: ArrayLike) -> NDArray[np.float64]:

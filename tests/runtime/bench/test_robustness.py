@@ -12,7 +12,6 @@ from runtime.bench.robustness import (
     SCHEME_NAMES,
     TEMPERATURES,
     TOP_PS,
-    PositionRows,
     RobustnessReport,
     SchemeRobustness,
     SettingRobustness,
@@ -112,9 +111,9 @@ def played_rejection(name: str, num_children: int, params: SamplingParams) -> fl
 def test_rejections_are_those_of_the_shipped_schemes(params: SamplingParams) -> None:
     """1, 2 and 5 children, 1,500 nodes each, seeds 8 and 9, within 4.5 standard errors; top-p leaves few tokens."""
     target, draft = rows_for(params)
-    rows = PositionRows(logits_to_probs(target, params), logits_to_probs(draft, params), draft)
+    probs = (logits_to_probs(target, params), logits_to_probs(draft, params))
     rng = np.random.default_rng(9)
-    found = [position_acceptance(rows, 5, rng, num_noise_draws=4) for _ in range(400)]
+    found = [position_acceptance(*probs, draft, 5, rng, num_noise_draws=4) for _ in range(400)]
     for name in SCHEME_NAMES:
         rejection = np.mean([rejection_of(by_scheme[name]) for by_scheme in found], axis=0)
         for num_children in (1, 2, 5):
@@ -128,7 +127,7 @@ def test_equal_models_are_never_rejected_where_children_are_drawn() -> None:
     params = SamplingParams(temperature=1)
     target, _ = rows_for(params)
     probs = logits_to_probs(target, params)
-    found = position_acceptance(PositionRows(probs, probs, target), 3, np.random.default_rng(0), num_noise_draws=5)
+    found = position_acceptance(probs, probs, target, 3, np.random.default_rng(0), num_noise_draws=5)
     for name in ("sequoia", "coupled", "specinfer"):
         assert rejection_of(found[name]) == pytest.approx(0, abs=1e-6), name
     assert rejection_of(found["top-k"])[0] == pytest.approx(1 - probs.max())

@@ -11,7 +11,6 @@ from runtime.bench.yields import (
     YieldReport,
     check_yields,
     count_yields,
-    error_between,
     expected_by_size,
 )
 from runtime.speculation.token_tree import TreeTopology
@@ -159,7 +158,6 @@ def test_the_error_is_that_between_texts() -> None:
 
 
 def test_one_text_says_nothing_about_others() -> None:
-    assert np.isinf(error_between(np.array([[3.0, 4.0]]), np.array([2]))).all()
     assert np.isinf(count_yields(TreeTopology.chain(2), [np.ones(40, dtype=np.int64)])[1][-1])
 
 
