@@ -1,4 +1,4 @@
-"""How surprised a model is by a fixed text: through this project's streamed passes, and through transformers alone.
+"""Perplexity of a fixed text: through this project's streamed passes, and through transformers alone.
 
 Both sides see the same token ids in passes of the same size; sums are in double precision and a few rows at a time.
 Perplexity = exp(-1/(T-1) * sum of log p(t_i | t_1 .. t_{i-1}) for i = 2..T). Whatever storage format opens is measured.
@@ -36,7 +36,6 @@ class Perplexity:
     """What one of the two sides measured."""
 
     perplexity: float
-    """exp of the mean negative log-likelihood."""
     num_tokens: int
     """Tokens that were predicted: all but the first."""
     seconds: float
@@ -52,7 +51,6 @@ class PerplexityReport(Report):
     text: str
     """The file that was predicted."""
     streamed: Perplexity
-    """Through this project's passes."""
     whole: Perplexity | None
     """As transformers loads the same folder; None where that was not asked for."""
 
@@ -119,7 +117,7 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
 def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
     """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
     with _quiet_libraries():
-        model = load_whole_model(folder)
+        model = _load_whole(folder)
         cache = {_cache_name(model): DynamicCache(config=model.config)}
 
         def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
@@ -131,8 +129,7 @@ def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator
         return (yield from _measure("transformers", logits, token_ids))
 
 
-def load_whole_model(folder: Path) -> Any:
-    """Load the model by transformers alone."""
+def _load_whole(folder: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if getattr(model.config, "quantization_config", None) is None:
         model = model.to(torch.float32)  # the type that this project multiplies in
@@ -157,20 +154,20 @@ def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) 
 
 
 def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> float:
-    """Sum over the rows (M, V) that something follows; the text's last row has nothing to predict."""
+    """Return the sum over the rows (M, V) that something follows; the text's last row has nothing to predict."""
     rows = logits[: following.numel()].to(device="cpu", dtype=torch.float64)
     chosen = rows.gather(1, following[:, None])[:, 0]
     return float((rows.logsumexp(dim=1) - chosen).sum())
 
 
 def _cache_name(model: Any) -> str:
-    """What the model's forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
+    """Return what the model's forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """No progress bars, and no line for every int8 product on a CPU."""
+    """Show no progress bars, and no line for every int8 product on a CPU."""
     logger = logging.getLogger("bitsandbytes")
     level, has_bar = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)

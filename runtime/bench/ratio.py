@@ -37,7 +37,6 @@ class RatioRun:
     """The prompts at one temperature."""
 
     temperature: float
-    """Of draft and target."""
     seconds_per_token: float
     """Without the first round of each answer."""
     speedup: float
@@ -56,12 +55,12 @@ class RatioRun:
 
     @property
     def published_speedup(self) -> float | None:
-        """What the paper had on its hardware."""
+        """Return what the paper had on its hardware; None at another temperature."""
         return PUBLISHED_SPEEDUPS.get(self.temperature)
 
     @property
     def bound(self) -> str:
-        """The largest share of the time: link, compute or draft."""
+        """Return what takes the largest share of the time: link, compute or draft."""
         shares = {"link": self.link_utilization, "compute": self.compute_share, "draft": self.draft_share}
         return max(shares, key=shares.__getitem__)
 
@@ -88,14 +87,13 @@ class RatioReport(Report):
     bytes_per_pass: int
     """Weights that cross the link in every pass."""
     link: str
-    """The emulated link."""
     plain_seconds_per_token: float
-    """Plain streaming over it, without a draft."""
+    """Plain streaming over `link`, without a draft."""
     runs: tuple[RatioRun, ...]
 
     @property
     def steps_per_pass(self) -> float:
-        """Draft steps that a pass of plain streaming really takes."""
+        """Return how many draft steps a pass of plain streaming really takes."""
         return self.plain_seconds_per_token / self.draft_step_seconds
 
 
@@ -140,7 +138,7 @@ def run_ratio(
 
 
 def _time_step(opened: OpenSession) -> float:
-    """Median seconds of the draft's forwards over one token, in a chain."""
+    """Return the median seconds of the draft's forwards over one token, in a chain."""
     engine = opened.session.engine
     assert engine.drafter is not None, "the configuration names a draft"
     engine.set_text(PROMPT_TOKENS)
@@ -191,7 +189,7 @@ def _run(
 
 
 def _answer(opened: OpenSession, request: PromptRequest, *, temperature: float) -> tuple[GenerationStatistics, float]:
-    """The answer's costs, and the seconds that the layers computed behind its first round."""
+    """Return the answer's costs, and the seconds that the layers computed behind its first round."""
     sampled = replace(request, params=replace(request.params, temperature=temperature))
     with closing(opened.session.generate(sampled)) as events:
         *others, finished = events

@@ -5,6 +5,7 @@ known, whatever is proposed: rounds are played through with the draft alone, eac
 round costs no pass of the target and emits exactly what it would.
 """
 
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -36,19 +37,16 @@ class CountedTree:
     """One kind of tree of one size at one temperature."""
 
     temperature: float
-    """Of target and draft."""
     kind: str
     """`static` or `dynamic`."""
     num_nodes: int
-    """Most nodes of a tree, the root counted."""
+    """The most that a tree may have."""
     num_levels: int
-    """Most levels, the root's counted."""
+    """The most that a tree may have."""
     tokens_per_pass: float
-    """Accepted drafts and the target's own token after them."""
     standard_error: float
-    """Between texts."""
+    """Of `tokens_per_pass`, between texts."""
     num_rounds: int
-    """Rounds that were played."""
     draft_seconds: float
     """Median seconds of growing one tree."""
     draft_steps: float
@@ -77,7 +75,7 @@ class TreeReport(Report):
 
     @property
     def gains(self) -> list[tuple[float, int, float]]:
-        """(temperature, nodes, tokens per pass of the dynamic tree over those of the static one)."""
+        """Return (temperature, nodes, tokens per pass of the dynamic tree over those of the static one)."""
         return [
             (grown.temperature, grown.num_nodes, grown.tokens_per_pass / static.tokens_per_pass)
             for static, grown in self._pairs
@@ -125,7 +123,8 @@ def run_trees(
     A round starts only where the text goes on for `num_levels` tokens, so that no tree is cut short. Raises OptionError
     if every answer is shorter, or if the session holds no tree so large.
     """
-    drafter, most, planner = opened.session.engine.drafter, opened.plan.max_nodes, opened.session.engine.planner
+    engine, most = opened.session.engine, opened.plan.max_nodes
+    drafter, planner = engine.drafter, engine.planner
     assert drafter is not None, "the configuration names a draft"
     if max(sizes) > most:
         raise OptionError(f"{max(sizes)} nodes are more than the {most} that this session has room for; give --tree")
@@ -148,8 +147,7 @@ def run_trees(
         for size in sizes:
             search = best_first(planner.acceptance, size, num_levels)  # by what is known of this pair
             for shape in (search.topology(len(search.depths)), growth_limits(size, num_levels)):
-                spread = planner.spread
-                counted.append(_count(drafter, shape, texts, size=size, num_levels=num_levels, spread=spread))
+                counted.append(_count(drafter, shape, texts, size=size, num_levels=num_levels, spread=planner.spread))
                 yield counted[-1].describe()
     return TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
 
@@ -180,23 +178,18 @@ def write_text(opened: OpenSession, request: PromptRequest) -> WrittenText:
 def _count(
     drafter: Drafter, shape: TreeShape, texts: Sequence[WrittenText], *, size: int, num_levels: int, spread: float
 ) -> CountedTree:
-    sums, counts, seconds, steps = list[float](), list[int](), list[float](), list[int]()
-    for text in texts:
-        emitted = []
-        for num_tokens, grow_seconds in _rounds(drafter, shape, text, num_levels=num_levels, spread=spread):
-            emitted.append(num_tokens)
-            seconds.append(grow_seconds)
-            steps.append(len(drafter.step_seconds))
-        sums.append(float(sum(emitted)))
-        counts.append(len(emitted))
-    error = error_between(np.array(sums)[:, None], np.array(counts))
+    played = [list(_rounds(drafter, shape, text, num_levels=num_levels, spread=spread)) for text in texts]
+    emitted = [sum(num_tokens for num_tokens, _, _ in rounds) for rounds in played]
+    counts = [len(rounds) for rounds in played]
+    (error,) = error_between(np.array(emitted, dtype=np.float64)[:, None], np.array(counts))
+    _, seconds, steps = zip(*itertools.chain.from_iterable(played), strict=True)
     return CountedTree(
         temperature=texts[0].params.temperature,
         kind="static" if isinstance(shape, TreeTopology) else "dynamic",
         num_nodes=size,
         num_levels=num_levels,
-        tokens_per_pass=sum(sums) / sum(counts),
-        standard_error=float(error[0]),
+        tokens_per_pass=sum(emitted) / sum(counts),
+        standard_error=float(error),
         num_rounds=sum(counts),
         draft_seconds=float(np.median(seconds)),
         draft_steps=float(np.mean(steps)),
@@ -205,8 +198,8 @@ def _count(
 
 def _rounds(
     drafter: Drafter, shape: TreeShape, text: WrittenText, *, num_levels: int, spread: float
-) -> Iterator[tuple[int, float]]:
-    """(tokens emitted, seconds of growing the tree) of each round along a text."""
+) -> Iterator[tuple[int, float, int]]:
+    """Yield (tokens emitted, seconds of growing the tree, draft forwards of it) for each round along a text."""
     drafter.roll_back(0)
     params, scheme = text.params, scheme_for(text.params)
     end = text.num_prompt
@@ -220,16 +213,16 @@ def _rounds(
         else:
             assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
             tree = finish(drafter.grow_in_context(known, shape, params=params, scheme=scheme, spread=spread))
-        grow_seconds = time.perf_counter() - begun
+        grow_seconds, num_steps = time.perf_counter() - begun, len(drafter.step_seconds)
         path = _walk(tree, text.token_ids[end:])
         drafter.commit(path)
-        yield len(path), grow_seconds
+        yield len(path), grow_seconds, num_steps
         end += len(path)
     drafter.roll_back(0)
 
 
 def _walk(tree: TokenTree, following: Sequence[int]) -> list[int]:
-    """The nodes, the root first, that a text goes through; it emits as many tokens, the last one by the target."""
+    """Return the nodes that a text goes through, from the root; as many tokens are emitted, the last by the target."""
     path = [0]
     for token_id in following:
         children = tree.topology.children(path[-1])

@@ -122,7 +122,6 @@ class LinkCheck(Report):
         }
 
     def lines(self) -> list[str]:
-        """Return a line a tree, and what they come to."""
         record = self.to_record()
         trees = [
             f"{self.link}: {shape.num_nodes}x{shape.num_levels} round {shape.predicted_seconds:.3f} s predicted, "
