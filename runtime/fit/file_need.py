@@ -12,7 +12,7 @@ from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.formats.weight_format import scratch_bytes
-from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig
+from runtime.config import EngineConfig
 from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
 
@@ -29,7 +29,7 @@ def need_of_files(
     max_nodes: int,
     device: torch.device = HOST_DEVICE,
 ) -> MemoryNeed:
-    """What a session of these checked folders needs, from their headers alone.
+    """Return what a session of these checked folders needs, from their headers alone.
 
     `draft` is a separate draft; without one the config says whether there is a substitute or none.
     """
@@ -41,7 +41,6 @@ def need_of_files(
         cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
         context_tokens=context_tokens,
         max_nodes=1 if config.is_plain else max_nodes,
-        prefill_tokens=PREFILL_CHUNK_TOKENS,
         activation_bytes_per_token=target.workspace_bytes(1, compute_dtype) - logits_bytes,
         logits_bytes=logits_bytes,
         scratch_bytes=2 * scratch_bytes(compute_dtype, device),
@@ -51,7 +50,7 @@ def need_of_files(
 
 
 def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
-    """The layers as stored, then as each quantized format that is smaller; a quantized folder has no other format."""
+    """Return the layers as stored, then as each smaller quantized format; quantized layers have no other."""
     stored = LayerFormat(
         _stored_name(layouts),
         tuple(layout.slab_bytes for layout in layouts),

@@ -31,11 +31,6 @@ class Link:
     def __str__(self) -> str:
         return f"{format_bytes(self.speed.bytes_per_second)}/s {self.source}"
 
-    def faster(self, factor: float, *, name: str) -> "Link":
-        """Return the link with `factor` times the bandwidth."""
-        rate = self.speed.bytes_per_second * factor
-        return Link(replace(self.speed, bytes_per_second=rate), Basis.ASSUMED, f"{factor:g} times the {name}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -52,8 +47,6 @@ class Machine:
     """Whether nobody said how much host memory there is: then it holds whatever the model needs."""
     group_left_bytes: int | None = None
     """What the tightest memory control group leaves; None if there is none."""
-    device_total_bytes: int | None = None
-    """Memory of the accelerator; None where the CPU is the device."""
     device_free_bytes: int | None = None
     """Free memory of the accelerator; None where the CPU is the device."""
     disk_free_bytes: int | None = None
@@ -86,12 +79,12 @@ class Machine:
     @property
     def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
         """(what, basis, words) of every figure that predictions rest on."""
-        links = tuple(
+        links = [
             (name, link.basis, f"{format_bytes(link.speed.bytes_per_second)}/s, {link.source}")
             for name, link in (("link", self.link), ("disk", self.disk))
             if link is not None
-        )
-        return links if self.speed is None else (*links, ("computing", self.speed.basis, self.speed.source))
+        ]
+        return (*links, *([] if self.speed is None else [("computing", self.speed.basis, self.speed.source)]))
 
     def budgets(self, need: MemoryNeed) -> tuple[int, int]:
         """Return (device, host): the bytes that a session may hold there."""
@@ -146,9 +139,12 @@ class Machine:
 
     def with_faster_link(self, factor: float) -> "Machine":
         """Return the machine with the link, or the disk where there is none, so many times as fast."""
-        if self.link is not None:
-            return replace(self, link=self.link.faster(factor, name="link"))
-        return self if self.disk is None else replace(self, disk=self.disk.faster(factor, name="disk"))
+        name, link = ("link", self.link) if self.link is not None else ("disk", self.disk)
+        if link is None:
+            return self
+        speed = replace(link.speed, bytes_per_second=factor * link.speed.bytes_per_second)
+        faster = Link(speed, Basis.ASSUMED, f"{factor:g} times the {name}")
+        return replace(self, link=faster) if name == "link" else replace(self, disk=faster)
 
 
 def usable_bytes(free_bytes: int) -> int:
@@ -186,7 +182,6 @@ def reference_machine(name: str) -> Machine:
         host_total_bytes=host_bytes,
         host_free_bytes=host_bytes,
         is_host_assumed=found.host_memory_bytes is None,
-        device_total_bytes=device_bytes,
         device_free_bytes=device_bytes,
         link=Link(
             LinkSpeed(link.value),

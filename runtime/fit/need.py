@@ -1,7 +1,6 @@
 """What one session must hold, as numbers: the decoder layers in each format, and everything beside them.
 
-Built from a checked folder's headers (`file_need`) or from a shape alone (`ModelShape.need`); no weight is read. Knows
-no machine, no budget and no torch.
+Built from a checked folder's headers (`file_need`) or from a shape alone (`ModelShape.need`); no weight is read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.residency_plan import NUM_STAGES
 from offload.units import round_up_to_page
+from runtime.config import PREFILL_CHUNK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,6 @@ class MemoryNeed:
     """Most tokens of prompt and answer together."""
     max_nodes: int
     """Largest tree; 1 without a draft."""
-    prefill_tokens: int
-    """Prompt tokens of one pass."""
     activation_bytes_per_token: int
     """What a pass holds per token at its widest."""
     logits_bytes: int
@@ -119,40 +117,28 @@ class MemoryNeed:
         """Per layer, what its residency saves in the draft; None if nothing is shared."""
         return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
 
-    def shared_bytes(self, residents: Iterable[int]) -> int:
-        """What the draft does not hold because these layers are resident in the target."""
-        saved = self.saved_bytes
-        return 0 if saved is None else sum(saved[index] for index in residents)
-
     def fixed_entries(self, residents: Iterable[int] = ()) -> tuple[MemoryEntry, ...]:
-        """What stays on the device besides decoder layers and ring, by name; `residents` are layers there."""
+        """Return what stays on the device beside decoder layers and ring; a draft may share the `residents` there."""
         cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
-        pass_tokens = min(self.prefill_tokens + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
+        pass_tokens = min(PREFILL_CHUNK_TOKENS + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
         entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
         if self.draft is not None:
-            num_bytes = self.draft.num_bytes - self.shared_bytes(residents)
+            shared = self.draft.shared_layer_bytes
+            num_bytes = self.draft.num_bytes - (sum(shared[index] for index in residents) if shared else 0)
             entries.append(MemoryEntry(self.draft.label, num_bytes, is_taken_late=True))
-        return (
-            *entries,
-            MemoryEntry(
-                f"keys and values of {self.capacity_tokens} tokens",
-                self.capacity_tokens * cache_bytes,
-                is_taken_late=True,
-            ),
-            MemoryEntry("upcast scratch", self.scratch_bytes, is_taken_late=True),
-            MemoryEntry(
-                "activations",
-                pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
-                is_taken_late=True,
-            ),
-        )
+        late = {
+            f"keys and values of {self.capacity_tokens} tokens": self.capacity_tokens * cache_bytes,
+            "upcast scratch": self.scratch_bytes,
+            "activations": pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
+        }
+        return (*entries, *(MemoryEntry(label, size, is_taken_late=True) for label, size in late.items()))
 
     def without_draft(self) -> "MemoryNeed":
-        """The same, plain."""
+        """Return the same for plain streaming."""
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
 
     def in_format(self, name: str) -> "MemoryNeed":
-        """The same with the layers in that one of `formats`, in files still to be written. Raises KeyError.
+        """Return the same with the layers in that one of `formats`, in files still to be written. Raises KeyError.
 
         int8 rows are made from the original, which needs its place as well; NF4 folders are also published.
         """
@@ -167,7 +153,7 @@ class MemoryNeed:
 
 
 def quantized_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
-    """Layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` kept as they are."""
+    """Return layers whose matrices have these shapes, in int8 or nf4, with vectors of `vector_bytes` as they are."""
     size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[name]
     payloads = [sum(map(size, matrices)) + rest for matrices, rest in zip(shapes, vector_bytes, strict=True)]
     return LayerFormat(name, tuple(map(round_up_to_page, payloads)))

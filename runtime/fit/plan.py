@@ -25,7 +25,7 @@ from runtime.fit.need import DraftNeed, MemoryNeed
 from runtime.fit.place import Placement, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport, Refusal, WhatIf
-from runtime.fit.reference_costs import DraftModel, copies_and_reads, reference_costs
+from runtime.fit.reference_costs import copies_and_reads, reference_costs
 from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
@@ -162,7 +162,7 @@ class _Planning:
             return reference_costs(
                 question.target,
                 residency,
-                None if held is None else DraftModel(question.draft or question.target, held),
+                None if held is None else (question.draft or question.target, held),
                 format_name=format_name,
                 context_tokens=question.context_tokens // 2,
                 machine=machine,
@@ -232,10 +232,9 @@ class _Planning:
         assert speed is not None
         item_bytes = speed.compute_item_bytes
         draft: DraftNeed | None = None
-        if held is not None and question.draft is not None:
-            draft = question.draft.as_draft(item_bytes, held=held)
-        elif held is not None:
-            draft = question.target.as_substitute(item_bytes, held=held)
+        if held is not None:
+            is_substitute, shape = question.draft is None, question.draft or question.target
+            draft = shape.as_draft(item_bytes, held=held, is_substitute=is_substitute)
         need = question.target.need(
             draft, context_tokens=question.context_tokens, max_nodes=max_nodes, compute_item_bytes=item_bytes
         )

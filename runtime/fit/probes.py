@@ -31,7 +31,6 @@ from offload.memory import control_group_bytes, free_memory_bytes
 from offload.pinning.pin_budget import find_pin_budget
 from offload.units import LinkSpeed, format_bytes
 from profiles.errors import OverstoryError, ProfileError
-from profiles.machine_profile import MachineProfile
 from profiles.profile_store import load_machine_profile
 from runtime.fit.machine import Link, Machine, stored_speeds
 from runtime.fit.speed import Basis, DeviceSpeed
@@ -58,7 +57,6 @@ class DeviceFacts:
     name: str
     """As its maker calls it."""
     free_bytes: int | None = None
-    """Of its memory; None if it does not say."""
     total_bytes: int | None = None
     """Of its memory; None if it does not say."""
 
@@ -74,11 +72,10 @@ class CacheSpace:
     """A folder that downloads go to."""
 
     purpose: str
-    """Whose it is."""
     folder: str
     """Its path; may not exist yet."""
     free_bytes: int | None
-    """Free on its disk; None if the system does not say."""
+    """On its disk; None if the system does not say."""
 
     def __str__(self) -> str:
         free = "an unknown amount" if self.free_bytes is None else format_bytes(self.free_bytes)
@@ -142,15 +139,15 @@ class MachineProbes:
 
     def links(self) -> Sequence[Link]:
         """Measure copies to an accelerator, the fastest way first, or from memory to memory where there is none."""
-        rate = measure_copy_rate(self.device)
+        speed = LinkSpeed(measure_copy_rate(self.device))
         if self.device.type == "cpu":
-            return [_measured(rate, "memory to memory")]
+            return [_measured(speed, "memory to memory")]
         pageable = "from pageable host memory"
         try:
-            pinned_rate = measure_copy_rate(self.device, is_pinned=True)
+            pinned_speed = LinkSpeed(measure_copy_rate(self.device, is_pinned=True))
         except RuntimeError as error:  # the driver refuses to pin 64 MB
-            return [_measured(rate, f"{pageable}; pinned memory was not measured: {' '.join(str(error).split())}")]
-        return [_measured(pinned_rate, "from pinned host memory"), _measured(rate, pageable)]
+            return [_measured(speed, f"{pageable}; pinned memory was not measured: {' '.join(str(error).split())}")]
+        return [_measured(pinned_speed, "from pinned host memory"), _measured(speed, pageable)]
 
     def disk(self) -> Link:
         """Measure reads of the model's files, or of a temporary one. Raises LinkError."""
@@ -185,7 +182,6 @@ def find_memory(device: torch.device, *, budget_bytes: int | None = None, root: 
     return Machine(
         host_total_bytes=int(psutil.virtual_memory().total),
         host_free_bytes=free_memory_bytes(root=root),
-        device_total_bytes=None if on_device is None else on_device.total_bytes,
         device_free_bytes=None if on_device is None else on_device.free_bytes,
         device_budget_bytes=budget_bytes,
     )
@@ -203,19 +199,21 @@ def this_machine(device: str, *, cache_folder: Path, model_folder: Path | None =
     is_cpu = chosen.type == "cpu"
     probes = MachineProbes(chosen, cache_folder, model_folder=model_folder)
     machine = probes.memory()
-    stored = _stored_profile(chosen, cache_folder)
-    link, disk = stored_speeds(stored)
+    link, disk = _stored_links(chosen, cache_folder)
     yield "measuring copies"
-    found_link = None if is_cpu else _measured_link(probes) if link is None else _of_profile(link, stored)
+    link = None if is_cpu else link or _measured_link(probes)
     yield "measuring the disk"
-    found_disk = _disk_or_none(probes) if disk is None else _of_profile(disk, stored)
+    if disk is None:
+        with suppress(OverstoryError, OSError):  # no room for the sample, or not ours to write
+            disk = probes.disk()
+            disk = replace(disk, source=f"reads {disk.source}, just now")
     yield "measuring products"
     return replace(
         machine,
         name="this machine's processor" if is_cpu else device_name(chosen),
         identity=identify_device(chosen),
-        link=found_link,
-        disk=found_disk,
+        link=link,
+        disk=disk,
         speed=measure_speed(chosen),
     )
 
@@ -296,8 +294,8 @@ def _processor_name(root: Path) -> str:
     return f"{name}, {psutil.cpu_count() or 'unknown number of'} cores"
 
 
-def _measured(bytes_per_second: float, source: str) -> Link:
-    return Link(LinkSpeed(bytes_per_second), Basis.MEASURED, source)
+def _measured(speed: LinkSpeed, source: str) -> Link:
+    return Link(speed, Basis.MEASURED, source)
 
 
 def _measured_link(probes: MachineProbes) -> Link:
@@ -308,24 +306,15 @@ def _measured_link(probes: MachineProbes) -> Link:
     return replace(fastest, source=f"copies {fastest.source}, just now")
 
 
-def _of_profile(speed: LinkSpeed, profile: MachineProfile | None) -> Link:
-    assert profile is not None
-    return Link(speed, Basis.MEASURED, f"machine profile of {profile.measured_at.isoformat()}")
-
-
-def _disk_or_none(probes: MachineProbes) -> Link | None:
+def _stored_links(device: torch.device, folder: Path) -> tuple[Link | None, Link | None]:
+    """Return link and disk as the machine's profile in `folder` knows them."""
     try:
-        disk = probes.disk()
-    except (OverstoryError, OSError):  # no room for the sample, or not ours to write
-        return None
-    return replace(disk, source=f"reads {disk.source}, just now")
-
-
-def _stored_profile(device: torch.device, folder: Path) -> MachineProfile | None:
-    try:
-        return load_machine_profile(folder, identify_device(device))
-    except ProfileError:
-        return None  # of another driver, or damaged: everything is measured
+        profile = load_machine_profile(folder, identify_device(device))
+    except ProfileError:  # of another driver, or damaged: everything is measured
+        profile = None
+    words = "" if profile is None else f"machine profile of {profile.measured_at.isoformat()}"
+    link, disk = (None if speed is None else _measured(speed, words) for speed in stored_speeds(profile))
+    return link, disk
 
 
 def _measured_disk(files: Sequence[Path], *, where: Path) -> Link:
@@ -334,7 +323,7 @@ def _measured_disk(files: Sequence[Path], *, where: Path) -> Link:
         raise LinkError(f"{where} holds no safetensors file to measure the disk with")
     measured = measure_raw_link(ranges, max_seconds=_MEASURED_SECONDS)
     way = "past the page cache" if measured.is_direct else "through the page cache, so perhaps the speed of memory"
-    return _measured(measured.bytes_per_second, f"{way}, in {where}")
+    return _measured(LinkSpeed(measured.bytes_per_second), f"{way}, in {where}")
 
 
 @contextmanager

@@ -5,8 +5,6 @@ its weights or as its multiplications, whichever is longer, and then its attenti
 for the likeliest path and for its end. Launching kernels is not counted.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,32 +20,18 @@ _LOGIT_READS = 3
 """Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
 
 
-@dataclass(frozen=True, slots=True)
-class DraftModel:
-    """What would draft."""
-
-    shape: ModelShape
-    """Its sizes."""
-    held: str
-    """stored, int8 or nf4."""
-
-    @property
-    def multiplied_as(self) -> str:
-        """As what its weights are widened: what is published quantized stays so."""
-        published = self.shape.formats[0].name
-        return published if published in QUANTIZED_FORMATS else self.held
-
-
 def reference_costs(
     target: ModelShape,
     residency: ResidencyPlan,
-    draft: DraftModel | None,
+    draft: tuple[ModelShape, str] | None,
     *,
     format_name: str,
     context_tokens: int,
     machine: Machine,
 ) -> RoundCosts:
     """Return every part of a round whose text is `context_tokens` long, with the layers as `residency` says.
+
+    `draft`: its sizes, and whether it is held as stored, in int8 or in nf4; None for plain passes.
 
     Raises ValueError where a layer must come over a link or from a disk whose speed is not known.
     """
@@ -61,7 +45,7 @@ def reference_costs(
     return RoundCosts(
         copy_seconds=copies,
         pass_seconds=_table(sizes, pass_seconds),
-        draft_step_seconds=None if draft is None else _draft_steps(draft, context_tokens, device),
+        draft_step_seconds=None if draft is None else _draft_steps(*draft, context_tokens, device),
         walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
         num_slots=max(1, residency.num_slots),
         read_seconds=reads,
@@ -93,11 +77,11 @@ def copies_and_reads(
     return copies, reads if Tier.DISK in residency.tiers else ()
 
 
-def _draft_steps(draft: DraftModel, context_tokens: int, device: DeviceSpeed) -> CostTable:
+def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: DeviceSpeed) -> CostTable:
     """A draft forward with head and choice of children, by width."""
-    widths = _sizes()
-    shape, rates = draft.shape, device.draft_weights_per_second
-    seconds = _layers_seconds(shape, widths, rates[draft.multiplied_as], context_tokens, device)
+    widths, published = _sizes(), shape.formats[0].name
+    weights_per_second = device.draft_weights_per_second[published if published in QUANTIZED_FORMATS else held]
+    seconds = _layers_seconds(shape, widths, weights_per_second, context_tokens, device)
     logit_bytes = _LOGIT_READS * 4 * shape.vocab_size * widths
     seconds = seconds + _head_seconds(shape, widths, device) + logit_bytes / device.memory_bytes_per_second
     return _table(widths, seconds)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
 from offload.units import round_up_to_page
-from runtime.config import PREFILL_CHUNK_TOKENS
 from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
 _HELD_WORDS = {"stored": "as published", "int8": "int8 rows", "nf4": "nf4"}
@@ -86,7 +85,7 @@ class ModelShape:
         return self._num_other_elements * self.item_bytes
 
     def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
-        """Keys and values of one token in all layers."""
+        """Return the bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * compute_item_bytes
 
     @property
@@ -95,38 +94,24 @@ class ModelShape:
         return self.vocab_size * self.hidden_size * self.item_bytes
 
     def held_bytes(self, held: str) -> int:
-        """The decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
+        """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
         if held == "stored" or self.published_as in QUANTIZED_FORMATS:
             return self.formats[0].total_bytes
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
         return self.num_layers * (sum(map(size, self.matrices)) + self._vector_bytes)
 
-    def as_draft(self, compute_item_bytes: int, *, held: str = "int8") -> DraftNeed:
-        """This model as a separate draft, with its embeddings and head."""
+    def as_draft(self, compute_item_bytes: int, *, held: str = "int8", is_substitute: bool = False) -> DraftNeed:
+        """Return this model as a draft; a substitute has the embeddings and the head of its target."""
         return DraftNeed(
-            f"draft {self.name} ({_HELD_WORDS[held]})",
-            self.held_bytes(held) + self.others_bytes,
-            self.cache_bytes_per_token(compute_item_bytes),
-        )
-
-    def as_substitute(self, compute_item_bytes: int, *, held: str) -> DraftNeed:
-        """This model's own layers as its draft; embeddings and head are the target's."""
-        return DraftNeed(
-            f"substitute draft ({_HELD_WORDS[held]})",
-            self.held_bytes(held),
+            f"{'substitute draft' if is_substitute else f'draft {self.name}'} ({_HELD_WORDS[held]})",
+            self.held_bytes(held) + (0 if is_substitute else self.others_bytes),
             self.cache_bytes_per_token(compute_item_bytes),
         )
 
     def need(
-        self,
-        draft: DraftNeed | None,
-        *,
-        context_tokens: int,
-        max_nodes: int,
-        compute_item_bytes: int,
-        num_slots: int = 2,
+        self, draft: DraftNeed | None, *, context_tokens: int, max_nodes: int, compute_item_bytes: int
     ) -> MemoryNeed:
-        """What running it takes, its files included, which are not on this machine yet."""
+        """Return what running it takes, its files included, which are not on this machine yet."""
         formats = self.formats
         return MemoryNeed(
             formats=formats,
@@ -135,11 +120,9 @@ class ModelShape:
             cache_bytes_per_token=self.cache_bytes_per_token(compute_item_bytes),
             context_tokens=context_tokens,
             max_nodes=1 if draft is None else max_nodes,
-            prefill_tokens=PREFILL_CHUNK_TOKENS,
             activation_bytes_per_token=(8 * self.hidden_size + 3 * self.inner_size) * compute_item_bytes,
             logits_bytes=64 * self.vocab_size * 4,
             scratch_bytes=2 * CHUNK_ELEMENTS * compute_item_bytes,
-            num_slots=num_slots,
             file_bytes=formats[0].total_bytes + self.others_bytes,
         )
 

@@ -20,7 +20,6 @@ def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, fil
         cache_bytes_per_token=10**6,
         context_tokens=context_tokens,
         max_nodes=1 if draft_gb is None else 100,
-        prefill_tokens=256,
         activation_bytes_per_token=0,
         logits_bytes=0,
         scratch_bytes=0,
@@ -38,7 +37,6 @@ def machine(
     return Machine(
         host_total_bytes=1 << 50,
         host_free_bytes=free_bytes_for(host) + (0 if device is None else round_need().stage_bytes),
-        device_total_bytes=None if device is None else 1 << 50,
         device_free_bytes=None if device is None else free_bytes_for(device),
         disk_free_bytes=disk,
         device_budget_bytes=budget,

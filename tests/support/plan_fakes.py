@@ -37,7 +37,6 @@ def plan_machine(**fields):
         "name": "Some Card",
         "host_total_bytes": 32 * GB,
         "host_free_bytes": 32 * GB,
-        "device_total_bytes": 16 * GB,
         "device_free_bytes": 16 * GB,
         "link": link_of(10e9),
         "disk": link_of(1e9),
@@ -48,7 +47,7 @@ def plan_machine(**fields):
 
 def processor(**fields):
     """A machine of 32 GB without a card."""
-    none = {"device_total_bytes": None, "device_free_bytes": None, "link": None}
+    none = {"device_free_bytes": None, "link": None}
     return plan_machine(**none | {"speed": device_speed(compute_item_bytes=4)} | fields)
 
 

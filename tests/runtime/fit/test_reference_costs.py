@@ -6,7 +6,7 @@ from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import LinkSpeed
 from profiles.builtin_profiles import builtin_machine
 from runtime.fit.machine import Link
-from runtime.fit.reference_costs import DraftModel, reference_costs
+from runtime.fit.reference_costs import reference_costs
 from runtime.fit.speed import Basis, speed_of_data_sheet
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B, device_speed, plan_machine
@@ -91,7 +91,7 @@ def test_the_published_draft_step_comes_out():
     speed = speed_of_data_sheet(
         memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value, source="x"
     )
-    found = costs(draft=DraftModel(LLAMA_3_8B, "stored"), speed=speed)
+    found = costs(draft=(LLAMA_3_8B, "stored"), speed=speed)
     assert found.draft_step_seconds(1) == pytest.approx(0.025, rel=0.01)
 
 
@@ -110,5 +110,10 @@ def test_the_published_passes_come_out():
 
 
 def test_what_is_published_quantized_is_multiplied_as_that():
-    assert DraftModel(replace(TINY, published_as="nf4"), "stored").multiplied_as == "nf4"
-    assert DraftModel(TINY, "stored").multiplied_as == "stored"
+    rates = {"stored": 1e9, "int8": 1e9, "nf4": 1e3}
+    slow = device_speed(draft_weights_per_second=rates)
+    steps = [
+        costs(draft=(replace(TINY, published_as=published), "stored"), speed=slow).draft_step_seconds(1)
+        for published in ("nf4", None)
+    ]
+    assert steps[0] > 1000 * steps[1]

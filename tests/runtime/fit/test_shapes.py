@@ -59,7 +59,7 @@ def test_what_is_published_in_four_bits_has_no_other_format():
 
 
 def test_a_substitute_shares_embeddings_and_head_and_a_draft_as_published_does_not():
-    assert TINY.as_substitute(4, held="nf4").num_bytes == TINY.held_bytes("nf4")
+    assert TINY.as_draft(4, held="nf4", is_substitute=True).num_bytes == TINY.held_bytes("nf4")
     assert TINY.as_draft(4, held="stored").num_bytes == TINY.held_bytes("stored") + TINY.others_bytes
 
 
