@@ -318,13 +318,13 @@ def test_a_report_counts_the_layers_that_are_done_and_names_those_in_the_ring():
 def test_it_ticks_in_a_thread_of_its_own_and_is_silent_afterwards():
     heard: queue.SimpleQueue[int] = queue.SimpleQueue()
     with ticking(lambda: heard.put(threading.get_ident()), tick_seconds=0.001):
-        assert heard.get(timeout=60) != threading.get_ident()
+        assert heard.get() != threading.get_ident()
     assert not any(thread.name == "pass ticker" for thread in threading.enumerate())
 
 
 def run_process(stdin: bytes) -> subprocess.CompletedProcess[bytes]:
     command = child_command("tui.chat.engine.host")
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=child_environment())
+    return subprocess.run(command, input=stdin, capture_output=True, env=child_environment())
 
 
 def test_the_process_ends_with_quit_and_with_its_pipe():
@@ -349,7 +349,7 @@ host.main()
 
 def test_work_that_does_not_look_up_holds_the_end_up_for_a_second_only():
     command = [sys.executable, "-P", "-c", STUCK]
-    finished = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=child_environment())
+    finished = subprocess.run(command, input=b"", capture_output=True, env=child_environment())
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, b"", b"")
 
 
@@ -371,5 +371,5 @@ def test_an_app_that_is_killed_leaves_no_engine_behind():
         assert app.stdout is not None
         engine = psutil.Process(int(app.stdout.readline()))
         app.kill()
-        engine.wait(timeout=60)
+        engine.wait()
     assert not engine.is_running()

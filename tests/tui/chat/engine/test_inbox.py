@@ -78,7 +78,7 @@ def test_an_answer_under_way_is_stopped_by_a_stop_a_load_and_the_end(inbox, line
     stopped = threading.Event()
     with inbox.stoppable(7, stopped.set):
         lines.put(last)
-        assert stopped.wait(30)
+        assert stopped.wait(200)
     lines.put(None)
 
 
