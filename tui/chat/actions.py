@@ -12,6 +12,7 @@ from textual.theme import Theme
 from tui.chat.dialogue import Changes, Note
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.messages import Loaded
+from tui.chat.errors import UnknownConversationError
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
@@ -119,12 +120,10 @@ class ConversationActions:
         self._chat.side.search_for(words)
 
     def do_rename(self, title: str) -> Changes:
-        conversation_id = self._open_id()
-        return () if conversation_id is None else self._chat.dialogue.rename(conversation_id, title)
+        return self._chat.dialogue.rename(self._open_id(), title)
 
     def do_delete(self) -> Changes:
-        conversation_id = self._open_id()
-        return () if conversation_id is None else self._chat.dialogue.delete(conversation_id)
+        return self._chat.dialogue.delete(self._open_id())
 
     def do_clear(self) -> Changes:
         return self._chat.dialogue.clear()
@@ -140,8 +139,6 @@ class ConversationActions:
 
     def do_export(self, file: str = "") -> Changes:
         conversation_id = self._open_id()
-        if conversation_id is None:
-            return ()
         if file:
             return self._export(conversation_id, file)
         conversation = self._chat.services.store.conversation(conversation_id)
@@ -159,9 +156,9 @@ class ConversationActions:
         title = one_line(self._chat.services.store.conversation(conversation_id).title)
         return self._ask(LineDialog("Title", title), lambda new: self._chat.dialogue.rename(conversation_id, new))
 
-    def _open_id(self) -> int | None:
+    def _open_id(self) -> int:
         if self._chat.dialogue.conversation_id is None:
-            self._chat.say("this conversation is empty; ask something first", is_warning=True)
+            raise UnknownConversationError("this conversation is empty; ask something first")
         return self._chat.dialogue.conversation_id
 
     def _set_system(self, text: str) -> Changes:

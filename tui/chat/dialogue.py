@@ -114,9 +114,8 @@ class AnswerUnderWay:
     """The answer that the engine is writing."""
 
     answer_id: int
-    conversation_id: int
-    """Another one may be open."""
-    message_id: int
+    message: Message
+    """As it was when the answer began; may belong to a conversation that is not open."""
     seed: int
 
 
@@ -204,7 +203,7 @@ class Dialogue:
     def delete(self, conversation_id: int) -> Changes:
         """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
         title = self.store.conversation(conversation_id).shown_title
-        is_answered = self.answer is not None and self.answer.conversation_id == conversation_id
+        is_answered = self.answer is not None and self.answer.message.conversation_id == conversation_id
         stopped = self.stop() if is_answered else ()
         self.store.delete_conversation(conversation_id)
         self._undos.append(("conversation", conversation_id))
@@ -318,9 +317,9 @@ class Dialogue:
 
     def _add_text(self, text: str) -> Changes:
         assert self.answer is not None
-        shown: Changes = (TextCame(text),) if self.answer.conversation_id == self.conversation_id else ()
+        shown: Changes = (TextCame(text),) if self.answer.message.conversation_id == self.conversation_id else ()
         try:
-            self.store.append_text(self.answer.message_id, text)
+            self.store.append_text(self.answer.message.id, text)
         except OverstoryError as error:
             return (*shown, Trouble("store", str(error)))
         return shown
@@ -402,7 +401,7 @@ class Dialogue:
     def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params = dict(self._params())
         seed = params["seed"] = params.get("seed", 0) + self._num_retries
-        self.answer = AnswerUnderWay(next(self._answer_ids), message.conversation_id, message.id, seed)
+        self.answer = AnswerUnderWay(next(self._answer_ids), message, seed)
         self._engine.send(Answer(self.answer.answer_id, turns, params, is_continued))
         self.state = begin_answer(self.state)
 
@@ -420,7 +419,7 @@ class Dialogue:
             return ()
         kept = {**statistics, "seed": answer.seed}
         return self._guarded(
-            lambda: (AnswerEnded(self.store.finish_answer(answer.message_id, state=state, statistics=kept)),)
+            lambda: (AnswerEnded(self.store.finish_answer(answer.message.id, state=state, statistics=kept)),)
         )
 
     def _send_queued(self) -> Changes:

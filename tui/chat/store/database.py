@@ -148,20 +148,25 @@ class ConversationDatabase:
     @contextmanager
     def writing(self) -> Generator[sqlite3.Connection, None, None]:
         """Lend the connection within a transaction: all of the block is saved when it ends, or nothing if it raises."""
-        with self._lock, _as_sentences(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # SQLite itself ends some that failed
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._lock, _as_sentences(self._path), _transaction(self._connection):
+            yield self._connection
 
     def close(self) -> None:
         """Close the file; doing so again does nothing."""
         with self._lock:
             self._connection.close()
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself ends some that failed
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _make_private(path: Path) -> None:
@@ -235,20 +240,11 @@ def prepare_schema(connection: sqlite3.Connection) -> None:
         NewerSchemaError: a later version of the program has written it.
     """
     # Two programs may start at the same time: the second one waits here and finds the tables of the first.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if _is_empty(connection):
-            _make_tables(connection)
-        else:
+    with _transaction(connection):
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             _bring_up_to_date(connection)
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
+        else:
+            _make_tables(connection)
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

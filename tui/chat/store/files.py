@@ -18,7 +18,7 @@ from profiles.files import read_regular_file
 from profiles.json_text import parse_json_text
 from profiles.records import read_value
 from tui.chat.errors import ConversationFileError
-from tui.chat.store.private_files import create_private_file
+from tui.chat.store.private_files import create_private_file, free_path
 from tui.chat.store.records import Conversation, Message, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
@@ -37,13 +37,8 @@ _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
 def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -> Path:
     """Return a name made of day and title that no file in the folder has yet, such as `2026-01-31-my-plan.md`."""
     words = "-".join(re.findall(r"\w+", conversation.title.lower()))[:_MAX_NAME_LENGTH] or "conversation"
-    stem = f"{datetime.fromtimestamp(conversation.created_at, UTC):%Y-%m-%d}-{words}"
-    path = folder / f"{stem}{suffix}"
-    count = 1
-    while path.exists():
-        count += 1
-        path = folder / f"{stem}-{count}{suffix}"
-    return path
+    day = datetime.fromtimestamp(conversation.created_at, UTC)
+    return free_path(folder / f"{day:%Y-%m-%d}-{words}{suffix}")
 
 
 def export_conversation(path: Path, conversation: Conversation, messages: Sequence[Message]) -> None:

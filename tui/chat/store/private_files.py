@@ -3,6 +3,7 @@
 import errno
 import os
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 from profiles.files import replace_content
@@ -38,17 +39,18 @@ def create_private_file(path: Path, content: bytes) -> None:
         raise
 
 
+def free_path(path: Path) -> Path:
+    """Return the path, with `-2`, `-3` and so on behind its stem while there is a file of that name."""
+    paths = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    return next(each for each in paths if not each.exists())
+
+
 def set_aside(path: Path, *, now: datetime, companions: tuple[str, ...] = ()) -> Path:
     """Rename a file that cannot be read, with those named `path` + a companion's ending, and return the new path.
 
     `notes.db` becomes `notes-damaged-20260131-120000.db`, with a number if that is taken. Raises OSError.
     """
-    stem = f"{path.stem}-damaged-{now:%Y%m%d-%H%M%S}"
-    aside = path.with_name(f"{stem}{path.suffix}")
-    count = 1
-    while aside.exists():
-        count += 1
-        aside = path.with_name(f"{stem}-{count}{path.suffix}")
+    aside = free_path(path.with_stem(f"{path.stem}-damaged-{now:%Y%m%d-%H%M%S}"))
     for ending in companions:
         companion = path.with_name(path.name + ending)
         if companion.exists():

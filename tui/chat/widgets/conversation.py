@@ -171,7 +171,7 @@ class ConversationView(VerticalScroll):
         self._messages: list[Message] = []  # those that are not drawn yet, oldest first
         self._smoother = TextSmoother()
         self._growing: AnswerTurn | None = None
-        self._drawing: Timer | None = None
+        self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
         self._notes: tuple[str, ...] = ()
 
@@ -221,10 +221,9 @@ class ConversationView(VerticalScroll):
 
     def append(self, text: str) -> None:
         """Take more of the answer that grows, to be drawn smoothly."""
-        if self._growing is None or self._drawing is None:
-            return
-        self._smoother.push(text, now=self._clock())
-        self._drawing.resume()
+        if self._growing is not None:
+            self._smoother.push(text, now=self._clock())
+            self._drawing.resume()
 
     async def end(self, message: Message) -> None:
         """Draw all of an answer that is over, and how it ended."""
@@ -232,8 +231,7 @@ class ConversationView(VerticalScroll):
         if growing is None or growing.message.id != message.id:
             return
         self._smoother.flush()
-        if self._drawing is not None:
-            self._drawing.pause()
+        self._drawing.pause()
         await growing.end(message)
 
     def newest_answer_text(self) -> str:
@@ -287,7 +285,7 @@ class ConversationView(VerticalScroll):
             return
         if text := self._smoother.take(self._clock()):
             await self._growing.write(text)
-        if not self._smoother.num_waiting and self._drawing is not None:
+        if not self._smoother.num_waiting:
             self._drawing.pause()
 
 

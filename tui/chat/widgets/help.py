@@ -15,8 +15,6 @@ from tui.chat.commands.registry import COMMANDS, find_command, key_text
 from tui.chat.commands.slash import unknown_command
 from tui.chat.settings.settings import TYPED_SETTINGS
 
-_NAME_WIDTH, _KEY_WIDTH = 22, 8
-
 
 def command_help(name: str) -> str:
     """Say how one command is used, in a few sentences. Raises OptionError for a name that is none."""
@@ -35,24 +33,6 @@ class HelpScreen(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
     ]
-    DEFAULT_CSS = """
-    HelpScreen {
-        align: center middle;
-        background: $background 60%;
-        & #help-page {
-            width: 96; max-width: 98%; height: 100%; max-height: 44;
-            background: $surface; border: round $primary; border-title-style: bold; padding: 0 1;
-        }
-        & VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
-        & .help-part { text-style: bold; margin-top: 1; }
-        & .help-part.-first { margin-top: 0; }
-        & .help-row { height: auto; }
-        & .help-name { width: 22; color: $text-accent; }
-        & .help-key { width: 8; color: $text-primary; }
-        & .help-words { width: 1fr; height: auto; }
-        & #help-hint { height: 1; color: $text-muted; }
-    }
-    """
 
     def __init__(self, bindings: Iterable[BindingType] = ()) -> None:
         """Take the bindings whose keys are to be listed, those of commands aside."""
@@ -79,9 +59,6 @@ class HelpScreen(ModalScreen[None]):
 
 def _help_row(name: str, key: str, words: str) -> Horizontal:
     """Put name, key and words beside each other; without a name the key has its room."""
-    columns = [Static(Content(text), classes=f"help-{kind}") for kind, text in (("key", key), ("words", words))]
-    if name:
-        columns.insert(0, Static(Content(name), classes="help-name"))
-    else:
-        columns[0].styles.width = _NAME_WIDTH + _KEY_WIDTH
-    return Horizontal(*columns, classes="help-row")
+    columns = (("name", name), ("key" if name else "key -alone", key), ("words", words))
+    shown = (Static(Content(text), classes=f"help-{kind}") for kind, text in columns if kind != "name" or text)
+    return Horizontal(*shown, classes="help-row")

@@ -73,8 +73,7 @@ class ConversationList(Vertical):
         """List what a search found: the title of each conversation once, with the first place in it."""
         first_hits: dict[int, SearchHit] = {}
         for hit in hits:
-            known = first_hits.get(hit.conversation_id)
-            if known is None or (known.message_id is None and hit.message_id is not None):
+            if hit.conversation_id not in first_hits or first_hits[hit.conversation_id].message_id is None:
                 first_hits[hit.conversation_id] = hit
         options = [Option(_hit_lines(hit), id=str(hit.conversation_id)) for hit in first_hits.values()]
         self._fill(options, f"{len(options)} found" if options else "nothing found")

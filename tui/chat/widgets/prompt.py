@@ -98,13 +98,6 @@ class PromptArea(SafeTextArea):
         self.text = text
         self.move_cursor(self.document.end)
 
-    def take(self) -> str:
-        """Hand over what was written; the area is empty afterwards and remembers it."""
-        text = self.text
-        self._history.add(text)
-        self.put("")
-        return text
-
     async def _on_key(self, event: events.Key) -> None:
         """Do at once what a key is bound to here.
 
@@ -118,8 +111,11 @@ class PromptArea(SafeTextArea):
                 return
 
     def action_send(self) -> None:
-        if self.text.strip():
-            self.post_message(self.Sent(self.take()))
+        text = self.text
+        if text.strip():
+            self._history.add(text)
+            self.put("")
+            self.post_message(self.Sent(text))
 
     def action_new_line(self) -> None:
         self.insert("\n")

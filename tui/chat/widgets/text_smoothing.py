@@ -7,6 +7,7 @@ never more than one burst behind. Pure: the clock is passed in, and whoever draw
 
 import math
 from collections import deque
+from statistics import median_low
 
 import regex
 
@@ -48,9 +49,7 @@ class TextSmoother:
     @property
     def expected_seconds(self) -> float | None:
         """Between two bursts, the median of the last ones; the smoother of the next answer may start from it."""
-        if not self._intervals:
-            return self._given_seconds
-        return sorted(self._intervals)[(len(self._intervals) - 1) // 2]
+        return median_low(self._intervals) if self._intervals else self._given_seconds
 
     @property
     def num_waiting(self) -> int:
