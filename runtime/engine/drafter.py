@@ -123,10 +123,10 @@ class Drafter:
             growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
             self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
-        grown = growth.finish()
+        tree, run_index = growth.finish()
         first_slot = self._num_committed - 1  # the root's
-        self._slots = {node: first_slot + index for node, index in enumerate(grown.run_index.tolist()) if index >= 0}
-        return grown.tree
+        self._slots = {node: first_slot + index for node, index in enumerate(run_index.tolist()) if index >= 0}
+        return tree
 
     def _begin_tree(self) -> None:
         self.step_seconds, self.placing_seconds = [], 0.0
@@ -266,6 +266,6 @@ def rank_row_by_row(
 def _scaled_noise(scheme: Coupled, positions: Sequence[int], temperature: float, logits: torch.Tensor) -> torch.Tensor:
     """Return T * noise (W, V) where the logits are; nodes of one depth share their noise."""
     known = sorted(set(positions))
-    noise = np.stack([scheme.noise_at(position, logits.shape[-1]) for position in known])  # (positions, V)
+    noise = np.stack([scheme.noise.at(position, logits.shape[-1]) for position in known])  # (positions, V)
     shared = torch.from_numpy(noise).to(logits.device) * temperature
     return shared[[known.index(position) for position in positions]]

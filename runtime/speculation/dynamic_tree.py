@@ -53,16 +53,6 @@ class GrowthLimits:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class GrownTree:
-    """A tree of M nodes, and where the draft ran them."""
-
-    tree: TokenTree
-    """Numbered breadth first; siblings in the order of their ranks."""
-    run_index: NDArray[np.int64]
-    """(M,) the order in which the draft ran each node, from 0 for the root; -1 if it did not."""
-
-
 class TreeGrowth:
     """One tree in the making. Nodes are numbered as they are placed; the root is 0.
 
@@ -95,13 +85,10 @@ class TreeGrowth:
         if not len(self._waiting):
             fresh = self._kept[(self._run_index[self._kept] < 0) & (self._worths[self._kept] >= self._least_worth())]
             order = np.argsort(-self._worths[fresh], kind="stable")
-            self._waiting = np.sort(fresh[order[: self._width_left()]])
+            limits, num_run = self._limits, len(self._sight)
+            width = limits.max_width if limits.max_run is None else min(limits.max_width, limits.max_run - num_run)
+            self._waiting = np.sort(fresh[order[:width]])
         return self._waiting
-
-    def _width_left(self) -> int:
-        """Nodes that the next step may run."""
-        limits = self._limits
-        return limits.max_width if limits.max_run is None else min(limits.max_width, limits.max_run - len(self._sight))
 
     def _least_worth(self) -> float:
         """The logarithm of what a node must be worth to be run."""
@@ -184,10 +171,13 @@ class TreeGrowth:
         self._run_index = np.append(self._run_index, np.full(len(new), -1))
         self._kept = np.concatenate([self._kept[order[order < num_kept]], num_placed + np.arange(len(new))])
 
-    def finish(self) -> GrownTree:
-        """Return the tree of the N worthiest nodes placed so far, fewer if there are not so many."""
+    def finish(self) -> tuple[TokenTree, NDArray[np.int64]]:
+        """Return the tree of the N worthiest nodes placed so far, fewer if there are not so many: M nodes.
+
+        With it comes the order (M,) in which the draft ran each node, from 0 for the root; -1 if it did not.
+        """
         nodes, topology = number_breadth_first(
             self._kept, parents=self._parents, depths=self._depths, ranks=self._ranks
         )
         tree = TokenTree(topology, self._token_ids[nodes], root_position=self._root_position)
-        return GrownTree(tree, self._run_index[nodes])
+        return tree, self._run_index[nodes]

@@ -8,7 +8,7 @@ target's rows alike, each by its own node's path.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -40,9 +40,8 @@ class Place:
     """Where a token is being chosen."""
 
     params: SamplingParams
-    """The choices of the answer."""
     position: int
-    """The token's absolute position, counted from the text's first token."""
+    """Absolute, counted from the text's first token."""
     path: tuple[int, ...] = ()
     """The token ids between the text and this place: those of the node's path without the root."""
 
@@ -77,11 +76,11 @@ class Children:
 
     @property
     def drawn_token_ids(self) -> list[int]:
-        """The tokens that were drawn, in order."""
+        """In drawing order."""
         return [int(token) for token in self.token_ids[self.drawn.start : self.drawn.stop]]
 
     def index_of(self, token: int) -> int | None:
-        """Return the first child that is `token`; None if no child is."""
+        """Return the first child that is `token`."""
         found = np.flatnonzero(self.token_ids == token)
         return int(found[0]) if len(found) else None
 
@@ -91,7 +90,6 @@ class Judgement:
     """What a node emits."""
 
     token_id: int
-    """The token."""
     child: int | None
     """The child that is accepted with it, as an index from 0; None if the walk ends here."""
 
@@ -147,14 +145,12 @@ class AdjustedRows:
     """A scheme whose rows, the draft's and the target's, are changed by what their own path holds."""
 
     scheme: Scheme
-    """What chooses from the changed rows."""
     adjusted: AdjustRow
     """The same function for both models."""
-    name: str = field(init=False)
-    """That of the scheme."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.scheme.name)
+    @property
+    def name(self) -> str:
+        return self.scheme.name
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
@@ -178,7 +174,6 @@ class Greedy:
         return Children(top_tokens(draft_row, num_children))
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
-        """Return the same with their logits."""
         best = top_tokens(draft_row, num_candidates)
         return Candidates(best, draft_row[best])
 
@@ -208,17 +203,7 @@ class Sequoia:
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """Accept x with min(1, P[x] / Q[x]); else P <- norm(max(P - Q, 0)), Q[x] <- 0, renormalised, and the next."""
-        target_probs = _target_distribution(target_row, place)
-        if not children.drawn:
-            return _end_of_node(children, target_probs, rng)
-        draft_probs = _drawn_from(children)
-        rejected: list[int] = []
-        for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
-            if rng.random() < accept_probability(target_probs, draft_probs, token):
-                return Judgement(token, child)
-            rejected.append(token)
-            target_probs, draft_probs = residual_step(target_probs, draft_probs, rejected)
-        return _end_of_node(children, target_probs, rng)
+        return _judge_drawn(children, _target_distribution(target_row, place), rng, after_rejection=residual_step)
 
 
 class SpecInfer:
@@ -237,15 +222,11 @@ class SpecInfer:
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """Accept x with min(1, P[x] / Q[x]); else P <- norm(max(P - Q, 0)) and the next child."""
-        target_probs = _target_distribution(target_row, place)
-        if not children.drawn:
-            return _end_of_node(children, target_probs, rng)
-        draft_probs = _drawn_from(children)
-        for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
-            if rng.random() < accept_probability(target_probs, draft_probs, token):
-                return Judgement(token, child)
-            target_probs = target_residual(target_probs, draft_probs)
-        return _end_of_node(children, target_probs, rng)
+
+        def shrink_target(target_probs: Probs, draft_probs: Probs, rejected: Sequence[int]) -> tuple[Probs, Probs]:
+            return target_residual(target_probs, draft_probs), draft_probs
+
+        return _judge_drawn(children, _target_distribution(target_row, place), rng, after_rejection=shrink_target)
 
 
 class TopKMatch:
@@ -277,7 +258,7 @@ class Coupled:
     name = "coupled"
 
     def __init__(self, seed: int) -> None:
-        self._noise = PositionNoise(seed)
+        self.noise = PositionNoise(seed)
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Place the top tokens of log Q + noise, in order."""
@@ -291,10 +272,6 @@ class Coupled:
         best = top_tokens(scores, num_candidates)
         return Candidates(best, np.float32(place.params.temperature) * scores[best])
 
-    def noise_at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
-        """Return the noise (V,) of a position; read-only."""
-        return self._noise.at(position, num_tokens)
-
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """Emit argmax(log P + noise), and accept the child that is it."""
         token = int(top_tokens(self._scores(target_row, place), 1)[0])
@@ -302,7 +279,7 @@ class Coupled:
 
     def _scores(self, row: Row, place: Place) -> Row:
         scores = log_weights(row, place.params)
-        scores += self._noise.at(place.position, len(row))
+        scores += self.noise.at(place.position, len(row))
         return scores
 
 
@@ -314,10 +291,9 @@ class PositionNoise:
     logarithm.
     """
 
-    def __init__(self, seed: int, *, max_cached_positions: int = MAX_CACHED_POSITIONS) -> None:
+    def __init__(self, seed: int) -> None:
         """`seed` is any whole number from 0; 64 vectors of a vocabulary of 152,000 take 39 MB."""
         self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        self._max_cached_positions = max_cached_positions
         self._vectors: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
 
     def at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
@@ -329,7 +305,7 @@ class PositionNoise:
         if vector is None or len(vector) < num_tokens:
             vector = self._compute(position, num_tokens)
         self._vectors[position] = vector  # the latest used stands last
-        if len(self._vectors) > self._max_cached_positions:
+        if len(self._vectors) > MAX_CACHED_POSITIONS:
             self._vectors.popitem(last=False)
         return vector[:num_tokens]
 
@@ -382,6 +358,26 @@ def _drawn_from(children: Children) -> Probs:
     probs: Probs = children.draft_probs.astype(np.float64)
     probs /= probs.sum()
     return probs
+
+
+def _judge_drawn(
+    children: Children,
+    target_probs: Probs,
+    rng: np.random.Generator,
+    *,
+    after_rejection: Callable[[Probs, Probs, Sequence[int]], tuple[Probs, Probs]],
+) -> Judgement:
+    """Try the drawn children in order; `after_rejection` makes of P, Q and the tokens rejected so far the next P, Q."""
+    if not children.drawn:
+        return _end_of_node(children, target_probs, rng)
+    draft_probs = _drawn_from(children)
+    rejected: list[int] = []
+    for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
+        if rng.random() < accept_probability(target_probs, draft_probs, token):
+            return Judgement(token, child)
+        rejected.append(token)
+        target_probs, draft_probs = after_rejection(target_probs, draft_probs, rejected)
+    return _end_of_node(children, target_probs, rng)
 
 
 def _end_of_node(children: Children, target_probs: Probs, rng: np.random.Generator) -> Judgement:

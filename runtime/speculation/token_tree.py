@@ -26,7 +26,6 @@ class TreeTopology:
     depths: NDArray[np.int64] = field(init=False, repr=False)
     """(N,) edges from the root; 0 for the root."""
     num_children: NDArray[np.int64] = field(init=False, repr=False)
-    """(N,) how many children each node has."""
     level_slices: tuple[tuple[int, int], ...] = field(init=False, repr=False)
     """(start, stop) node indices of every level, the root's level first."""
     ancestor_mask: NDArray[np.bool_] = field(init=False, repr=False)
@@ -92,19 +91,10 @@ class TreeTopology:
         """Levels of nodes, the root's included: draft forwards per round."""
         return len(self.level_slices)
 
-    @property
-    def expanded_nodes(self) -> NDArray[np.int64]:
-        """The nodes that have children, in order."""
-        return np.flatnonzero(self.num_children)
-
     def children(self, node: int) -> range:
         """Return the children of a node in drawing order: rank 1 first."""
         start = int(self._first_children[node])
         return range(start, start + int(self.num_children[node]))
-
-    def path(self, node: int) -> tuple[int, ...]:
-        """Return the nodes from the root to `node`, both included."""
-        return tuple(np.flatnonzero(self.ancestor_mask[node]).tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TreeTopology) and np.array_equal(self.parents, other.parents)
@@ -118,7 +108,6 @@ class TokenTree:
     """A topology, the token at each node, and the draft's distributions that the tokens were drawn from."""
 
     topology: TreeTopology
-    """The shape."""
     token_ids: NDArray[np.int64]
     """(N,) the token at each node; filled in place while the tree grows."""
     draft_probs: dict[int, NDArray[np.float32]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ measures: acceptance and costs come in as numbers. G is -inf where no such tree 
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,7 +128,8 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
     if (np.diff(by_depth, axis=1) > 0).any():
         raise ValueError("acceptance must not increase with rank; pass it through make_non_increasing first")
     _check_limits(num_nodes, num_levels)
-    level = _Ranked.root()  # the newest level by descending worth
+    zero = np.zeros(1, dtype=np.int64)
+    level = _Ranked(np.ones(1), zero, zero - 1, zero, zero)  # the newest level by descending worth: the root's
     chosen = level  # the num_nodes worthiest nodes of all levels so far
     searches = [_search_of(chosen, num_nodes=num_nodes, num_levels=1)]
     num_numbered = 1
@@ -180,8 +181,7 @@ def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) 
     return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
+class _Ranked(NamedTuple):
     """M nodes by descending worth. Numbers are those of the sweep: level by level, each level by worth."""
 
     worths: NDArray[np.float64]
@@ -189,11 +189,6 @@ class _Ranked:
     parents: NDArray[np.int64]
     ranks: NDArray[np.int64]
     depths: NDArray[np.int64]
-
-    @classmethod
-    def root(cls) -> "_Ranked":
-        zero = np.zeros(1, dtype=np.int64)
-        return cls(np.ones(1), zero, zero - 1, zero, zero)
 
     def merged(self, level: "_Ranked", num_nodes: int) -> "_Ranked":
         """The worthiest `num_nodes` of both; the shallower goes first among equals, so parents precede children."""
@@ -209,13 +204,7 @@ class _Ranked:
             both[~is_late] = own[: len(is_late) - num_late]
             return both
 
-        return _Ranked(
-            join(self.worths, level.worths),
-            join(self.numbers, level.numbers),
-            join(self.parents, level.parents),
-            join(self.ranks, level.ranks),
-            join(self.depths, level.depths),
-        )
+        return _Ranked(*map(join, self, level))
 
 
 def _next_level(

@@ -30,11 +30,6 @@ class Verdict:
     num_children: tuple[int, ...]
     """For each node of the path how many children stood for acceptance."""
 
-    @property
-    def num_emitted(self) -> int:
-        """Tokens this round emits, 1 or more."""
-        return len(self.path)
-
     def emitted_token_ids(self, tree: TokenTree) -> list[int]:
         """Return the tokens this round emits, in order; `tree` is the tree that was verified."""
         return [*tree.token_ids[list(self.path[1:])].tolist(), self.next_token]

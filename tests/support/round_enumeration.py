@@ -159,7 +159,7 @@ class Round:
     def play(self, rng: np.random.Generator) -> tuple[int, ...]:
         """As the product does it: the whole tree is grown, then verified."""
         tree, scheme = TokenTree.rooted(self.topology, root_token_id=0), scheme_for(self.params)
-        for node in self.topology.expanded_nodes.tolist():
+        for node in np.flatnonzero(self.topology.num_children).tolist():
             self.place(scheme, tree, node, rng)
         verdict = verify(tree, lambda node: self.pair.target(prefix_of(tree, node)), self.params, rng, scheme=scheme)
         return tuple(verdict.emitted_token_ids(tree))

@@ -72,7 +72,9 @@ class Machine:
         """Rounds of the planner's own trees; returns the last one."""
         for _ in range(num_rounds):
             topology = planner.topology(max_levels=1000)
-            widths = np.bincount(topology.depths[topology.expanded_nodes]) if topology.num_nodes > 1 else []
+            widths = (
+                np.bincount(topology.depths[np.flatnonzero(topology.num_children)]) if topology.num_nodes > 1 else []
+            )
             self.observe(planner, topology.num_nodes, tuple(map(int, widths)), path=path)
         return topology
 

@@ -59,7 +59,7 @@ def shipped_text(uniforms: np.ndarray) -> list[int]:
         if len(text) >= HORIZON:
             break
         rng, tree, states = Scripted(numbers), TokenTree.rooted(TOPOLOGY, root_token_id=0), {0: state}
-        for node in TOPOLOGY.expanded_nodes.tolist():
+        for node in np.flatnonzero(TOPOLOGY.num_children).tolist():
             placed = scheme.place(DRAFT[states[node]], 2, Place(PARAMS, 0), rng)
             tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
             for child in TOPOLOGY.children(node):
@@ -94,7 +94,7 @@ class ManyTexts:
         everyone = np.arange(len(self._texts))
         tokens = np.zeros((len(everyone), TOPOLOGY.num_nodes), dtype=np.int64)
         states = np.repeat(self._states[:, None], TOPOLOGY.num_nodes, axis=1)
-        for node in TOPOLOGY.expanded_nodes.tolist():
+        for node in np.flatnonzero(TOPOLOGY.num_children).tolist():
             weights = logits_to_probs(DRAFT, PARAMS, dtype=np.float32).astype(np.float64)[states[:, node]]
             for child in TOPOLOGY.children(node):
                 tokens[:, child] = self._draw(weights, everyone)

@@ -166,7 +166,7 @@ def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tupl
         def row(node: int, model: int, tree: TokenTree, text: tuple[int, ...] = tuple(text)) -> Row:
             return small_row((*text, *tree.path_token_ids(node)[1:].tolist()), model)
 
-        for node in topology.expanded_nodes.tolist():
+        for node in np.flatnonzero(topology.num_children).tolist():
             width = int(topology.num_children[node])
             placed = scheme.place(row(node, 1, tree), width, Place.below(tree, node, params), rng)
             tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)

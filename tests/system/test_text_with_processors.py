@@ -70,7 +70,7 @@ def written(
         def row(node: int, model: int, tree: TokenTree = tree, text: tuple[int, ...] = tuple(text)) -> Row:
             return rows((*text, *tree.path_token_ids(node)[1:].tolist()), model=model)
 
-        for node in topology.expanded_nodes.tolist():
+        for node in np.flatnonzero(topology.num_children).tolist():
             width = int(topology.num_children[node])
             placed = scheme.place(row(node, 1), width, Place.below(tree, node, params), rng)
             tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)

@@ -50,7 +50,7 @@ def own_row(folder: Path, tokens: list[int]) -> np.ndarray:
 
 
 def assert_children_are_the_rows_own(tree: TokenTree, folder: Path, text: list[int]) -> None:
-    for node in TOPOLOGY.expanded_nodes.tolist():
+    for node in np.flatnonzero(TOPOLOGY.num_children).tolist():
         row = own_row(folder, text[:-1] + tree.path_token_ids(node).tolist())
         children = tree.token_ids[list(TOPOLOGY.children(node))]
         assert children.tolist() == top_tokens(row, len(children)).tolist()
@@ -87,7 +87,7 @@ def test_rejecting_everything_leaves_only_the_text(drafter: Drafter, folder: Pat
 
 def test_sampled_children_are_different_and_their_rows_are_kept(drafter: Drafter, folder: Path) -> None:
     tree = grown(drafter, TEXT, SAMPLED)
-    assert set(tree.draft_probs) == set(TOPOLOGY.expanded_nodes.tolist())
+    assert set(tree.draft_probs) == set(np.flatnonzero(TOPOLOGY.num_children).tolist())
     for node, probs in tree.draft_probs.items():
         row = own_row(folder, TEXT[:-1] + tree.path_token_ids(node).tolist())
         np.testing.assert_allclose(probs, logits_to_probs(row, SAMPLED), atol=1e-5)
@@ -127,7 +127,7 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
     assert tree.root_position == len(TEXT) - 1
     assert tree.topology.num_nodes == 8
     assert [level.width for level in levels] == [1, 2, 2, 2]
-    for node in tree.topology.expanded_nodes.tolist():
+    for node in np.flatnonzero(tree.topology.num_children).tolist():
         path = tree.path_token_ids(node).tolist()
         children = tree.token_ids[list(tree.topology.children(node))]
         place = Place(params, len(TEXT) - 1 + len(path), tuple(path[1:]))
@@ -138,7 +138,7 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
 def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
     tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy()))
-    path = tree.topology.path(tree.topology.num_nodes - 1)  # a deepest leaf, run or not
+    path = np.flatnonzero(tree.topology.ancestor_mask[-1])  # a deepest leaf, run or not
     drafter.commit(path)
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
     text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]

@@ -126,7 +126,7 @@ def grown_tokens(positions: np.ndarray, limits: GrowthLimits, *, num_trees: int)
                 path = tuple(growth.path_token_ids(node))
                 worth_of |= {(*path, token): worth_of[path] + worth for token, worth in enumerate(row)}
             growth.place_children(np.tile(np.arange(rows.shape[1]), (len(nodes), 1)), rows)
-        tree = growth.finish().tree
+        tree = growth.finish()[0]
         paths = [tuple(tree.path_token_ids(node)[1:].tolist()) for node in range(tree.topology.num_nodes)]
         tokens.append(sum(np.exp(worth_of[path]) for path in paths))
     return float(np.mean(tokens)), float(np.std(tokens) / np.sqrt(num_trees))

@@ -122,7 +122,7 @@ def test_the_choice_is_the_best_of_an_exhaustive_search() -> None:
         search = best_first(BUILTIN, 40, num_levels)
         for num_nodes in range(1, len(search.depths) + 1):
             topology = search.topology(num_nodes)
-            parts = machine.parts(num_nodes, topology.num_levels, len(topology.expanded_nodes))
+            parts = machine.parts(num_nodes, topology.num_levels, len(np.flatnonzero(topology.num_children)))
             best = min(best, round_seconds(parts) / search.expected_tokens[num_nodes - 1])
     assert planner.choice.seconds_per_token == pytest.approx(best, rel=0.01)
 

@@ -54,7 +54,9 @@ def random_acceptance(rng: np.random.Generator) -> np.ndarray:
 def seconds_per_token(costs: RoundCosts, acceptance: np.ndarray, topology: TreeTopology) -> float:
     """One tree, by the recurrence alone."""
     assert costs.draft_step_seconds is not None
-    widths = np.bincount(topology.depths[topology.expanded_nodes]) if topology.num_nodes > 1 else np.array([])
+    widths = (
+        np.bincount(topology.depths[np.flatnonzero(topology.num_children)]) if topology.num_nodes > 1 else np.array([])
+    )
     draft_seconds = float(costs.draft_step_seconds(widths).sum())
     return float(costs.round_seconds([topology.num_nodes], [draft_seconds])[0]) / expected_tokens(topology, acceptance)
 
@@ -282,7 +284,7 @@ def test_either_search_goes_with_either_cost() -> None:
 
 def drafted_seconds(topology: TreeTopology) -> float:
     """A step for every level with children, as the drafter takes them."""
-    widths = np.bincount(topology.depths[topology.expanded_nodes])
+    widths = np.bincount(topology.depths[np.flatnonzero(topology.num_children)])
     return float(STEP(widths[widths > 0]).sum())
 
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime.speculation.dynamic_tree import GrownTree, GrowthLimits, TreeGrowth
+from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
+from runtime.speculation.token_tree import TokenTree
 
 ROOT = 100
 
@@ -25,14 +26,14 @@ class Draft:
         tokens = np.argsort(-probs, kind="stable")[: self.num_candidates]
         return tokens, np.log(probs[tokens])
 
-    def grow(self, growth: TreeGrowth) -> tuple[GrownTree, list[list[int]]]:
-        """The tree, and the nodes that each step ran."""
+    def grow(self, growth: TreeGrowth) -> tuple[TokenTree, np.ndarray, list[list[int]]]:
+        """The tree, the order in which its nodes were run, and the nodes that each step ran."""
         steps = []
         while len(nodes := growth.next_nodes()):
             rows = [self.row(tuple(growth.path_token_ids(node))) for node in nodes.tolist()]
             growth.place_children([row[0] for row in rows], [row[1] for row in rows])
             steps.append(nodes.tolist())
-        return growth.finish(), steps
+        return *growth.finish(), steps
 
     def best_worths(self, num_nodes: int, num_levels: int) -> np.ndarray:
         """The largest path products, by looking at every path of candidates."""
@@ -46,11 +47,11 @@ class Draft:
                 worths.append(worth)
         return np.sort(worths)[::-1][:num_nodes]
 
-    def worths_of(self, grown: GrownTree) -> np.ndarray:
+    def worths_of(self, tree: TokenTree) -> np.ndarray:
         """(M,) the path product of every node of a tree, from its tokens alone."""
         worths = []
-        for node in range(grown.tree.topology.num_nodes):
-            path = tuple(grown.tree.path_token_ids(node)[1:].tolist())
+        for node in range(tree.topology.num_nodes):
+            path = tuple(tree.path_token_ids(node)[1:].tolist())
             worth = 0.0
             for depth, token in enumerate(path):
                 tokens, logs = self.row(path[:depth])
@@ -68,11 +69,11 @@ def growth_of(num_nodes: int, num_steps: int = 99, max_width: int = 10_000, leas
 def test_without_a_width_limit_the_best_nodes_of_all_paths_are_found(num_nodes: int, is_coarse: bool) -> None:
     for seed in range(8):
         draft = Draft(seed, vocab_size=4, num_candidates=3, is_coarse=is_coarse)
-        grown, steps = draft.grow(growth_of(num_nodes, num_steps=4))
+        tree, _, steps = draft.grow(growth_of(num_nodes, num_steps=4))
 
         assert len(steps) <= 4
-        assert grown.tree.topology.num_nodes == num_nodes
-        assert np.allclose(np.sort(draft.worths_of(grown))[::-1], draft.best_worths(num_nodes, num_levels=5))
+        assert tree.topology.num_nodes == num_nodes
+        assert np.allclose(np.sort(draft.worths_of(tree))[::-1], draft.best_worths(num_nodes, num_levels=5))
 
 
 @pytest.mark.parametrize("max_width", [1, 2, 5])
@@ -80,10 +81,10 @@ def test_siblings_stand_in_the_order_of_their_ranks_without_a_gap(max_width: int
     """What is learned from a verdict is learned by rank."""
     for seed in range(6):
         draft = Draft(seed, vocab_size=6, num_candidates=4)
-        tree = draft.grow(growth_of(24, num_steps=12, max_width=max_width))[0].tree
+        tree = draft.grow(growth_of(24, num_steps=12, max_width=max_width))[0]
 
         assert tree.topology.num_nodes == 24
-        for node in tree.topology.expanded_nodes.tolist():
+        for node in np.flatnonzero(tree.topology.num_children).tolist():
             children = tree.topology.children(node)
             ranked = draft.row(tuple(tree.path_token_ids(node)[1:].tolist()))[0]
             assert tree.token_ids[children.start : children.stop].tolist() == ranked[: len(children)].tolist()
@@ -98,12 +99,12 @@ def test_a_step_runs_the_worthiest_nodes_of_any_depth() -> None:
     growth.place_children([[3, 4]], np.log([[0.9, 0.05]]))
     assert growth.token_ids(growth.next_nodes()).tolist() == [3]
     growth.place_children([[5, 6]], np.log([[0.05, 0.01]]))
-    grown = growth.finish()
+    tree, run_index = growth.finish()
 
     assert not len(growth.next_nodes())
-    assert grown.tree.token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5, 6]
-    assert grown.tree.topology.parents.tolist() == [-1, 0, 0, 1, 1, 3, 3]
-    assert grown.run_index.tolist() == [0, 1, -1, 2, -1, -1, -1]
+    assert tree.token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5, 6]
+    assert tree.topology.parents.tolist() == [-1, 0, 0, 1, 1, 3, 3]
+    assert run_index.tolist() == [0, 1, -1, 2, -1, -1, -1]
 
 
 def test_what_was_run_and_then_outdone_leaves_the_tree() -> None:
@@ -113,9 +114,9 @@ def test_what_was_run_and_then_outdone_leaves_the_tree() -> None:
     assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2, 3]
     growth.place_children([[4, 5], [6, 7], [8, 9]], np.log([[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]]))
 
-    grown = growth.finish()
-    assert grown.tree.token_ids.tolist() == [ROOT, 1, 2, 4]  # 0.54 against 0.15 twice and 0.1
-    assert grown.run_index.tolist() == [0, 1, 2, -1]
+    tree, run_index = growth.finish()
+    assert tree.token_ids.tolist() == [ROOT, 1, 2, 4]  # 0.54 against 0.15 twice and 0.1
+    assert run_index.tolist() == [0, 1, 2, -1]
 
 
 def test_a_node_that_leads_too_little_is_not_run() -> None:
@@ -141,7 +142,7 @@ def test_of_equal_nodes_the_ones_placed_first_stay() -> None:
     growth.next_nodes()
     growth.place_children([[4], [5]], [[0.0], [0.0]])
 
-    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1, 2]
+    assert growth.finish()[0].token_ids.tolist() == [ROOT, 1, 2]
 
 
 def test_a_later_rank_counts_as_no_likelier_than_the_one_before() -> None:
@@ -149,23 +150,23 @@ def test_a_later_rank_counts_as_no_likelier_than_the_one_before() -> None:
     growth.next_nodes()
     growth.place_children([[7, 8, 9]], np.log([[0.2, 0.5, 0.3]]))
 
-    assert growth.finish().tree.token_ids.tolist() == [ROOT, 7, 8]
+    assert growth.finish()[0].token_ids.tolist() == [ROOT, 7, 8]
 
 
 @pytest.mark.parametrize("limits", [GrowthLimits(1, 5, 4), GrowthLimits(5, 0, 4)])
 def test_one_node_or_no_step_is_the_root_alone(limits: GrowthLimits) -> None:
     growth = TreeGrowth(limits, root_token_id=ROOT)
     assert not len(growth.next_nodes())
-    grown = growth.finish()
-    assert grown.tree.token_ids.tolist() == [ROOT]
-    assert grown.run_index.tolist() == [-1]
+    tree, run_index = growth.finish()
+    assert tree.token_ids.tolist() == [ROOT]
+    assert run_index.tolist() == [-1]
 
 
 def test_a_vocabulary_of_one_token_grows_a_chain_until_the_steps_end() -> None:
     draft = Draft(0, vocab_size=1, num_candidates=1)
-    grown, steps = draft.grow(growth_of(9, num_steps=5))
+    tree, _, steps = draft.grow(growth_of(9, num_steps=5))
     assert len(steps) == 5
-    assert grown.tree.topology.parents.tolist() == [-1, 0, 1, 2, 3, 4]
+    assert tree.topology.parents.tolist() == [-1, 0, 1, 2, 3, 4]
 
 
 def test_without_candidates_the_tree_is_smaller_and_growth_ends() -> None:
@@ -176,7 +177,7 @@ def test_without_candidates_the_tree_is_smaller_and_growth_ends() -> None:
     growth.place_children([[3, 4]], [[-np.inf, -np.inf]])
 
     assert not len(growth.next_nodes())
-    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1]
+    assert growth.finish()[0].token_ids.tolist() == [ROOT, 1]
 
 
 def test_each_node_sees_itself_and_its_ancestors_in_running_order() -> None:
@@ -193,10 +194,10 @@ def test_each_node_sees_itself_and_its_ancestors_in_running_order() -> None:
             assert growth.depths(nodes).tolist() == [len(path) for path in paths]
             rows = [draft.row(path) for path in paths]
             growth.place_children([row[0] for row in rows], [row[1] for row in rows])
-        grown = growth.finish()
-        for node, index in enumerate(grown.run_index.tolist()):
+        tree, run_index = growth.finish()
+        for node, index in enumerate(run_index.tolist()):
             if index >= 0:
-                assert run[index] == tuple(grown.tree.path_token_ids(node)[1:].tolist())
+                assert run[index] == tuple(tree.path_token_ids(node)[1:].tolist())
 
 
 def test_asking_twice_gives_the_same_nodes() -> None:
@@ -222,9 +223,9 @@ def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int, floa
 def test_no_more_nodes_are_run_than_the_draft_has_slots_for() -> None:
     draft = Draft(1, vocab_size=5, num_candidates=4)
     limits = GrowthLimits(24, num_steps=12, max_width=3, least_lead=1.0, max_run=11)
-    grown, steps = draft.grow(TreeGrowth(limits, root_token_id=ROOT))
+    _, run_index, steps = draft.grow(TreeGrowth(limits, root_token_id=ROOT))
     assert [len(step) for step in steps] == [1, 3, 3, 3, 1]
-    assert grown.run_index.max() <= 10
+    assert run_index.max() <= 10
     with pytest.raises(ValueError, match="1 node or more"):
         GrowthLimits(24, num_steps=12, max_width=3, max_run=0)
 
@@ -233,7 +234,7 @@ def test_the_tree_knows_where_its_root_stands() -> None:
     growth = TreeGrowth(GrowthLimits(2, 1, 1), root_token_id=ROOT, root_position=17)
     growth.next_nodes()
     growth.place_children([[5]], [[-0.1]])
-    assert growth.finish().tree.root_position == 17
+    assert growth.finish()[0].root_position == 17
 
 
 def test_what_is_worth_too_little_is_not_run_even_while_there_is_room() -> None:
@@ -243,4 +244,4 @@ def test_what_is_worth_too_little_is_not_run_even_while_there_is_room() -> None:
     assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2]
     growth.place_children([[4], [5]], np.log([[0.2], [0.9]]))
     assert not len(growth.next_nodes())
-    assert growth.finish().tree.token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5]
+    assert growth.finish()[0].token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5]

@@ -179,7 +179,7 @@ def answer_with_trees(
             path = tree.path_token_ids(node)[1:]
             return processor.adjusted(raw_row((*text, *path.tolist()), model), path)
 
-        for node in topology.expanded_nodes:
+        for node in np.flatnonzero(topology.num_children):
             width = int(topology.num_children[node])
             if params.is_greedy:
                 tree.set_children(node, token_ids=top_tokens(row(node, 1), width))

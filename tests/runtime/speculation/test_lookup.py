@@ -128,7 +128,7 @@ def tree_of(*likeliest: int) -> TokenTree:
     """Two children per node of the likeliest path, the second ones never in the text."""
     num_levels = len(likeliest)
     tree = TokenTree.rooted(TreeTopology.from_child_counts([2, *[2, 0] * (num_levels - 1), 0, 0]), root_token_id=3)
-    for node, token in zip(tree.topology.expanded_nodes.tolist(), likeliest, strict=True):
+    for node, token in zip(np.flatnonzero(tree.topology.num_children).tolist(), likeliest, strict=True):
         tree.set_children(node, token_ids=[token, 99])
     return tree
 
@@ -173,7 +173,7 @@ def drawn_tree() -> TokenTree:
 
 def random_tree(rng: np.random.Generator, num_nodes: int) -> TokenTree:
     tree = TokenTree.rooted(random_topology(rng, num_nodes), root_token_id=0)
-    for node in tree.topology.expanded_nodes.tolist():
+    for node in np.flatnonzero(tree.topology.num_children).tolist():
         num_children = int(tree.topology.num_children[node])
         row = np.full(1, node, dtype=np.float32)  # not probabilities: only its place matters here
         tree.set_children(node, token_ids=rng.permutation(max(num_children, 4))[:num_children], draft_probs=row)

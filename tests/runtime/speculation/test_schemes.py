@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.config import VERIFICATIONS, SamplingParams
+from runtime.speculation import schemes
 from runtime.speculation.sampling import logits_to_probs, sample
 from runtime.speculation.schemes import (
     SCHEMES,
@@ -342,14 +343,16 @@ def test_a_smaller_vocabulary_has_the_beginning_of_a_larger_ones_noise() -> None
         np.testing.assert_array_equal(noise.at(5, num_tokens), larger[:num_tokens])
 
 
-def test_neither_order_nor_a_full_cache_changes_a_vector() -> None:
-    noise = PositionNoise(4, max_cached_positions=2)
+def test_neither_order_nor_a_full_cache_changes_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemes, "MAX_CACHED_POSITIONS", 2)
+    noise = PositionNoise(4)
     first = [noise.at(position, 9).tolist() for position in range(6)]
     assert [noise.at(position, 9).tolist() for position in reversed(range(6))] == first[::-1]
 
 
 def test_a_position_that_is_asked_for_again_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise, computed = PositionNoise(5, max_cached_positions=3), []
+    monkeypatch.setattr(schemes, "MAX_CACHED_POSITIONS", 3)
+    noise, computed = PositionNoise(5), []
     compute = noise._compute
     monkeypatch.setattr(noise, "_compute", lambda position, num: computed.append(position) or compute(position, num))
     for position in (0, 1, 2, 0, 3, 0, 1):  # 3 drives 1 out, the least recently used

@@ -25,9 +25,9 @@ def test_child_counts_give_a_breadth_first_tree() -> None:
     assert topology.num_children.tolist() == CHILD_COUNTS
     assert topology.level_slices == ((0, 1), (1, 4), (4, 7), (7, 8))
     assert (topology.num_nodes, topology.num_levels) == (8, 4)
-    assert topology.expanded_nodes.tolist() == [0, 1, 3, 4]
+    assert np.flatnonzero(topology.num_children).tolist() == [0, 1, 3, 4]
     assert [list(topology.children(node)) for node in range(8)] == [[1, 2, 3], [4, 5], [], [6], [7], [], [], []]
-    assert topology.path(7) == (0, 1, 4, 7)
+    assert np.flatnonzero(topology.ancestor_mask[7]).tolist() == [0, 1, 4, 7]
 
 
 def test_ancestor_mask_equals_walking_up() -> None:
