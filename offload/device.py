@@ -33,8 +33,7 @@ class DeviceMemory:
 def select_device(text: str) -> torch.device:
     """Return the device of `auto` (the accelerator if there is one, else the CPU), `cpu`, `TYPE` or `TYPE:INDEX`.
 
-    Raises:
-        BadInputError: there is no such device here; says which there are.
+    Raises BadInputError, which says which devices there are.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if text == "auto":

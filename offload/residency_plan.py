@@ -94,8 +94,7 @@ def plan_residency(
     costs. If every layer fits without a ring, there is none. No layer could be moved to a faster tier on top.
     `saved_bytes`: per layer, what its residency frees elsewhere on the device (a draft that shares it needs no copy).
 
-    Raises:
-        BudgetError: the device budget does not hold the ring.
+    Raises BudgetError if the device budget does not hold the ring.
     """
     sizes = tuple(layer_bytes)
     costs = sizes if saved_bytes is None else tuple(map(sub, sizes, saved_bytes))

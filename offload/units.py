@@ -49,8 +49,7 @@ def round_up_to_page(num_bytes: int) -> int:
 def parse_bytes(text: str) -> int:
     """Read a size: "3.2GB" (decimal), "3.2GiB" (binary), "3.2G" (decimal) or "3200000000".
 
-    Raises:
-        BadInputError: the text is not a size, or is negative.
+    Raises BadInputError if the text is not a size, or is negative.
     """
     quantity = _parse_quantity(text, _BYTES_PER_UNIT)
     if quantity is None:
@@ -61,8 +60,7 @@ def parse_bytes(text: str) -> int:
 def parse_link(text: str) -> LinkSpeed:
     """Read a link: "25GB/s" or "25GB/s,10us", bytes per second and, optionally, the latency of each copy.
 
-    Raises:
-        BadInputError: the text is not a link, or its bandwidth is 0.
+    Raises BadInputError if the text is not a link, or its bandwidth is 0.
     """
     bandwidth_text, comma, latency_text = text.partition(",")
     rate_text, slash, per = bandwidth_text.strip().lower().rpartition("/")

@@ -148,8 +148,7 @@ def builtin_machines() -> dict[str, ReferenceMachine]:
 def builtin_machine(name: str) -> ReferenceMachine:
     """Return the machine of that name, however it is spelled: "4090", "RTX 4090", "NVIDIA GeForce RTX 4090".
 
-    Raises:
-        ProfileError: there is none; the message says which are near and which there are.
+    Raises ProfileError, which says which are near and which there are.
     """
     machines = builtin_machines()
     by_spelling = {spelling: machine for machine in machines.values() for spelling in _spellings(machine)}

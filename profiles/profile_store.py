@@ -48,8 +48,7 @@ def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile
 def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
     """Replace the device's profile in one step and return its path; make the folder if need be.
 
-    Raises:
-        ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
+    Raises ProfileError if a figure is nonsense, or the file system refused; an older profile is still there as it was.
     """
     return _write(profile_path(folder, profile.device), profile)
 
@@ -95,8 +94,7 @@ def load_pair_profile(
 def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
     """Replace the pair's profile in one step and return its path; make the folder if need be.
 
-    Raises:
-        ProfileError: a figure is nonsense, or the file system refused; an older profile is still there as it was.
+    Raises ProfileError if a figure is nonsense, or the file system refused; an older profile is still there as it was.
     """
     path = pair_profile_path(folder, device=profile.device, target=profile.target, draft=profile.draft)
     return _write(path, profile)

@@ -77,8 +77,7 @@ def from_record(kind: type[Record], record: Mapping[str, Any], *, needs_all: boo
 def read_value(kind: Any, value: object, *, where: str = "") -> Any:
     """Return `value`, of JSON's own kinds, as the dataclass or annotated type `kind`; `where` is its name in errors.
 
-    Raises:
-        ProfileError: it is something else.
+    Raises ProfileError if it is something else.
     """
     try:
         return msgspec.convert(value, kind)

@@ -63,9 +63,8 @@ class Checkpoint:
     def open(cls, folder: Path) -> "Checkpoint":
         """Read and check the index of `folder`.
 
-        Raises:
-            CheckpointError: the folder is missing, damaged, not stored as safetensors, or quantized by another method
-                than bitsandbytes.
+        Raises CheckpointError if the folder is missing, damaged, not stored as safetensors, or quantized by another
+        method than bitsandbytes.
         """
         folder = Path(folder)
         try:
@@ -103,8 +102,7 @@ class Checkpoint:
             optional: names that may be absent, such as a tied head.
             stored_names: the name in the file by expected name, where they differ.
 
-        Raises:
-            CheckpointError: names the first tensor that is missing or wrong.
+        Raises CheckpointError, which names the first tensor that is missing or wrong.
         """
         for name, shape in expected.items():
             entry = self.tensors.get((stored_names or {}).get(name, name))
@@ -133,11 +131,7 @@ def is_hub_name(text: str) -> bool:
 
 
 def find_model_folder(name_or_path: str) -> Path | None:
-    """Return the local folder of that path; None for a name of the hub.
-
-    Raises:
-        CheckpointError: it is neither.
-    """
+    """Return the local folder of that path; None for a name of the hub. Raises CheckpointError if neither."""
     try:
         path = Path(name_or_path).expanduser()
         if name_or_path and path.is_dir():

@@ -97,8 +97,7 @@ def watch_download(
     Yields (bytes that are here, bytes in all) meanwhile; nothing if the hub does not tell sizes. Closed before its
     end, it leaves the download to go on until the process ends.
 
-    Raises:
-        CheckpointError: the disk is too small for it, or the hub could not deliver it.
+    Raises CheckpointError if the disk is too small for it, or the hub could not deliver it.
     """
     hub = HuggingFaceHub() if hub is None else hub
     num_bytes, missing_bytes = _check_disk(name, hub, free_bytes or free_disk_bytes)

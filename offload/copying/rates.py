@@ -55,8 +55,7 @@ def measure_raw_link(
 ) -> RawLink:
     """Read the ranges' pages in order: once, or with `max_seconds` over and over until the time is up.
 
-    Raises:
-        LinkError: a file cannot be read, or there is nothing to read.
+    Raises LinkError if a file cannot be read, or there is nothing to read.
     """
     blocks = list(_blocks(ranges, block_bytes))
     try:

@@ -37,8 +37,7 @@ class WeightQuantizer:
 
         `shape` is (O, I); `dtype` is that of the elements that `read` returns.
 
-        Raises:
-            ValueError: a value is not finite (for int8: in float16, which bitsandbytes converts to first).
+        Raises ValueError if a value is not finite (for int8: in float16, which bitsandbytes converts to first).
         """
         return self._quantize_rows(read, shape) if self.format == "int8" else self._quantize_blocks(read, shape, dtype)
 

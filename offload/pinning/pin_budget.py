@@ -76,8 +76,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
     even begin leaves nothing pinned: slower, but a session all the same. A store that cannot be written costs only the
     next start's time.
 
-    Raises:
-        ProfileError: what is stored is damaged or of a newer schema version; it is left as it is.
+    Raises ProfileError if what is stored is damaged or of a newer schema version; it is left as it is.
     """
     if not detect_platform().is_probed:
         return PinBudget(None, PinBudgetSource.NOT_LIMITED)

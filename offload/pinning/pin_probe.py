@@ -78,8 +78,7 @@ def probe_pin_budget(
 
     `driver` is a device in torch's words, such as "xpu:0", or "module:attribute", which makes a HostRegistrar.
 
-    Raises:
-        LinkError: the child did not even begin, so that nothing is known; what it said is quoted.
+    Raises LinkError if the child did not even begin, so that nothing is known; what it said is quoted.
     """
     # The child finds modules where this process does, and not in whatever folder the user happens to be.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100

@@ -43,8 +43,7 @@ class FinishedShard:
 class PartialFolder:
     """The folder `target` in the making; nothing is written before `begin`.
 
-    Raises:
-        BadInputError: `target` holds something, or what was begun was another request or cannot be understood.
+    Raises BadInputError if `target` holds something, or what was begun was another request or cannot be understood.
     """
 
     target: Path
