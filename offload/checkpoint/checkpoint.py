@@ -9,7 +9,7 @@ Format: 8 bytes little-endian header length, a JSON header, then the data that i
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -88,27 +88,15 @@ class Checkpoint:
     def total_bytes(self) -> int:
         return sum(entry.num_bytes for entry in self.tensors.values())
 
-    def check(
-        self,
-        expected: Mapping[str, tuple[int, ...]],
-        *,
-        optional: Collection[str] = (),
-        stored_names: Mapping[str, str] | None = None,
-    ) -> None:
-        """Check that every expected tensor is stored with this shape and as BF16, F16 or F32.
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, stored_names: Mapping[str, str] | None = None) -> None:
+        """Check that every expected tensor is stored with its shape and as BF16, F16 or F32.
 
-        Args:
-            expected: shape by name.
-            optional: names that may be absent, such as a tied head.
-            stored_names: the name in the file by expected name, where they differ.
-
-        Raises CheckpointError, which names the first tensor that is missing or wrong.
+        `stored_names` gives the name in the file by expected name, where they differ. Raises CheckpointError, which
+        names the first tensor that is missing or wrong.
         """
         for name, shape in expected.items():
             entry = self.tensors.get((stored_names or {}).get(name, name))
             if entry is None:
-                if name in optional:
-                    continue
                 raise CheckpointError(
                     f"{self.folder} lacks the tensor {quote(name)} that its config.json calls for; "
                     "the download is incomplete or config.json belongs to another model"

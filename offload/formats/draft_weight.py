@@ -29,10 +29,10 @@ _DECIDED = 0.8
 """Another format than int8 is chosen if it takes at most this share of its time: less is noise."""
 
 
-def draft_policy(compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16) -> MatmulPolicy:
+def draft_policy(compute: torch.dtype, device: torch.device) -> MatmulPolicy:
     """Allow any kernel of the device, each where it was measured to be faster."""
     is_cpu = device.type == "cpu"
-    return MatmulPolicy(direct_max_rows=measure_direct_max_rows(storage, compute) if is_cpu else 0, is_fast=True)
+    return MatmulPolicy(direct_max_rows=measure_direct_max_rows(torch.bfloat16, compute) if is_cpu else 0, is_fast=True)
 
 
 def draft_converter(
@@ -66,17 +66,15 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
 
 
 @cache
-def fastest_format(
-    compute: torch.dtype, device: torch.device, *, storage: torch.dtype = torch.bfloat16, side: int = 1024
-) -> HeldFormat:
+def fastest_format(compute: torch.dtype, device: torch.device, *, side: int = 1024) -> HeldFormat:
     """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly."""
     scratch = UpcastScratch(compute, device)
-    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(storage)
+    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     seconds: dict[HeldFormat, float] = {}
     formats: tuple[HeldFormat, ...] = ("int8", "nf4", "stored")
     for held in formats:
         if held == "stored":
-            weight: StoredWeight = DenseWeight(matrix.to(device), draft_policy(compute, device, storage=storage))
+            weight: StoredWeight = DenseWeight(matrix.to(device), draft_policy(compute, device))
         else:
             weight = draft_converter(held, compute, device)(DenseWeight(matrix))
         seconds[held] = sum(
