@@ -70,7 +70,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
-    """A field of `EngineConfig`, `SamplingParams` or other options, as those see it who let people choose its value."""
+    """A field of `EngineConfig`, `SamplingParams` or other options whose value people choose."""
 
     name: str
     kind: Any
@@ -80,12 +80,12 @@ class OptionField:
 
     @property
     def typed_name(self) -> str:
-        """Its flag, as the name of a parameter."""
+        """Return its flag, as the name of a parameter."""
         return (self.option.flag or self.name).replace("-", "_")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The only values there are, or empty."""
+        """Return the only values there are; () where any text or number may be one."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.choices
 
 
@@ -98,6 +98,18 @@ def option_fields(owner: type[Any]) -> dict[str, OptionField]:
         return OptionField(field.name, kind, field.default, option)
 
     return {field.name: describe(field) for field in fields(owner)}
+
+
+def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    """Raise OptionError unless `found` is allowed."""
+    if found not in allowed:
+        raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(allowed)}")
+
+
+def _check_choices(options: Any) -> None:
+    for name, field in option_fields(type(options)).items():
+        if field.choices:
+            check_choice(name, getattr(options, name), field.choices)
 
 
 def parse_memory(text: str, option: str) -> int:
@@ -233,15 +245,7 @@ class EngineConfig:
         for name, value, minimum in minimums:
             if value is not None and value < minimum:
                 raise OptionError(f"{name} is {value}; it must be {minimum} or more")
-        choices = (
-            ("compute_dtype", self.compute_dtype, ComputeDtype),
-            ("io", self.io, ReadPath),
-            ("draft_format", self.draft_format, DraftFormat),
-            ("lookup", self.lookup, Lookup),
-        )
-        for name, found, allowed in choices:
-            if found not in get_args(allowed):
-                raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(get_args(allowed))}")
+        _check_choices(self)
         for name, text in (("target", self.target), ("draft", self.draft)):
             if text is not None and not text.strip():
                 raise OptionError(f"{name} is empty; give a model folder or a hub name")
@@ -249,31 +253,29 @@ class EngineConfig:
         for name, text in (("device", self.device), ("link", self.link), ("disk_link", self.disk_link)):
             if text is not None and not text.strip():
                 raise OptionError(f"{name} is empty; leave it out, or give it a value")
-        for name, text in (("link", self.link), ("disk_link", self.disk_link)):
-            if text is not None:
-                with _as_option_error(name):
-                    parse_link(text)
+            if text is not None and name != "device":
+                parse_speed(text, name)
         if self.disk_link is not None and self.link is None:
             raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is no draft, so that every pass emits one token."""
+        """Return whether there is no draft, so that every pass emits one token."""
         return self.draft == "none"
 
     @property
     def num_graft_nodes(self) -> int:
-        """Nodes that may be added to any tree of drafts."""
+        """Return how many nodes may be added to any tree of drafts."""
         return 0 if self.is_plain or self.lookup == "off" else MAX_GRAFTED_NODES
 
     @property
     def tree_shape(self) -> tuple[int, int] | None:
-        """(nodes, levels) of a fixed tree, root counted in both; None when the size is chosen."""
+        """Return (nodes, levels) of a fixed tree, root counted in both; None when the size is chosen."""
         return parse_tree(self.tree)[1]
 
     @property
     def tree_kind(self) -> TreeKind:
-        """Which kinds of trees may be grown."""
+        """Return which kinds of trees may be grown."""
         return parse_tree(self.tree)[0]
 
 
@@ -329,7 +331,6 @@ class SamplingParams:
         tuple[str, ...],
         Option("End before this text; may be given again.", ANSWERS, unset="none", is_setting=False),
     ] = ()
-    """An answer ends before the first of these strings."""
     verification: Annotated[
         str,
         Option(
@@ -354,31 +355,26 @@ class SamplingParams:
             ("seed", self.seed, "0 or more", self.seed >= 0),
             ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
             ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
-            (
-                "verification",
-                self.verification,
-                f"one of {', '.join(VERIFICATIONS)}",
-                self.verification in VERIFICATIONS,
-            ),
         )
         for name, found, expected, is_fine in problems:
             if not is_fine:
                 raise OptionError(f"{name} is {found}; it must be {expected}")
+        _check_choices(self)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether every token is the target's most likely one."""
+        """Return whether every token is the target's most likely one."""
         return self.temperature == 0
 
     @property
     def scheme_name(self) -> str:
-        """The scheme in use: `greedy` at temperature 0, whatever was asked for."""
+        """Return the scheme in use: `greedy` at temperature 0, whatever was asked for."""
         is_open = self.is_greedy or self.verification == "auto"
         return auto_verification(self.temperature) if is_open else self.verification
 
 
 def auto_verification(temperature: float) -> str:
-    """The scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
+    """Return the scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
 
     By `bench robustness` and `bench trees`: within the error as many tokens as sequoia in static trees,
     more in those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
@@ -387,7 +383,7 @@ def auto_verification(temperature: float) -> str:
 
 
 def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
-    """The kind, and nodes and levels where they are fixed; raises OptionError for anything else.
+    """Return the kind, and (nodes, levels) where they are fixed; raise OptionError for anything else.
 
     `auto` -> either, `static` and `dynamic` -> these, `64x10` -> static of that shape, `dynamic:64x10` -> likewise.
     """

@@ -32,7 +32,6 @@ class PrefillProgress:
     num_done_tokens: int
     """Prompt tokens in the target's cache so far, those of an earlier prompt with the same prefix included."""
     num_prompt_tokens: int
-    """Prompt tokens altogether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class LevelDrafted:
     level: int
     """Depth of the level; the root is level 0."""
     width: int
-    """Nodes in this level."""
+    """Nodes of the level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +78,22 @@ class Round:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes of the verified tree, root included."""
+        """Return the nodes of the verified tree, root included."""
         return len(self.parents)
 
     @property
     def num_emitted(self) -> int:
-        """Tokens the round emits: the accepted drafts and the one chosen after them."""
+        """Return how many tokens the round emits: the accepted drafts and the one chosen after them."""
         return len(self.path)
 
     @property
     def seconds(self) -> float:
-        """Wall time of the round."""
+        """Return the wall time of the round."""
         return self.draft_seconds + self.verify_seconds
 
     @property
     def overhead_seconds(self) -> float:
-        """Time outside the draft's forwards and the pass: placing children, the head, the walk and the commit."""
+        """Return the time outside the draft's forwards and the pass: placing children, head, walk and commit."""
         outside_pass = self.verify_seconds - self.pass_statistics.seconds
         outside_steps = self.draft_seconds - sum(seconds for _, seconds in self.draft_steps)
         return max(0.0, outside_pass + outside_steps)
@@ -102,10 +101,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class TokensAccepted:
-    """These tokens are final: committed to both caches, or to be committed as the next root."""
+    """These tokens, in order, are final: committed to both caches, or to be committed as the next root."""
 
     token_ids: tuple[int, ...]
-    """The round's new tokens, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +148,17 @@ class GenerationStatistics:
 
     @property
     def tokens_per_round(self) -> float | None:
-        """Tokens of the answer per pass of the target; None before the first pass."""
+        """Return the answer's tokens per pass of the target; None before the first pass."""
         return self.new_tokens / self.rounds if self.rounds else None
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Decoding time per token after the first round; None when there is no such token."""
+        """Return the decoding time per token after the first round; None when there is no such token."""
         return self.decode_seconds / self.decode_tokens if self.decode_tokens else None
 
     @property
     def link_utilization(self) -> float | None:
-        """Share of the decoding time in which the link carried bytes; None when nothing streams."""
+        """Return the share of the decoding time in which the link carried bytes; None when nothing streams."""
         if not self.decode_bytes_streamed or not self.decode_seconds:
             return None
         return self.link_busy_seconds / self.decode_seconds

@@ -44,12 +44,8 @@ class RatioRun:
     tokens_per_round: float
     num_tokens: int
     num_rounds: int
-    draft_share: float
-    """Share of the time in which trees were grown."""
-    link_utilization: float
-    """Share of the time in which the link carried bytes."""
-    compute_share: float
-    """Share of the time in which the target's layers computed."""
+    shares: dict[str, float]
+    """Of the time: `link` carried bytes, `compute` ran the target's layers, `draft` grew trees."""
     tree: str
     """The tree of the last rounds, as `--tree` takes it."""
 
@@ -61,8 +57,7 @@ class RatioRun:
     @property
     def bound(self) -> str:
         """Return what takes the largest share of the time: link, compute or draft."""
-        shares = {"link": self.link_utilization, "compute": self.compute_share, "draft": self.draft_share}
-        return max(shares, key=shares.__getitem__)
+        return max(self.shares, key=self.shares.__getitem__)
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -70,8 +65,8 @@ class RatioRun:
         return (
             f"temperature {self.temperature:g}: {self.speedup:.2f}x as fast as plain streaming{published}, "
             f"{self.seconds_per_token:.3f} s/token, {self.tokens_per_round:.1f} tokens per pass, last tree "
-            f"{self.tree}; link {100 * self.link_utilization:.0f} %, computing {100 * self.compute_share:.0f} %, "
-            f"drafting {100 * self.draft_share:.0f} % of the time: bound by the {self.bound}"
+            f"{self.tree}; {', '.join(f'{name} {100 * share:.0f} %' for name, share in self.shares.items())} of the "
+            f"time: bound by the {self.bound}"
         )
 
 
@@ -181,9 +176,11 @@ def _run(
         tokens_per_round=total.tokens_per_round or 0.0,
         num_tokens=total.new_tokens,
         num_rounds=total.rounds,
-        draft_share=total.draft_seconds / total.decode_seconds,
-        link_utilization=total.link_utilization or 0.0,
-        compute_share=compute_seconds / total.decode_seconds,
+        shares={
+            "link": total.link_utilization or 0.0,
+            "compute": compute_seconds / total.decode_seconds,
+            "draft": total.draft_seconds / total.decode_seconds,
+        },
         tree=opened.session.engine.planner.tree_name,
     )
 

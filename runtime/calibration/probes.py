@@ -144,8 +144,9 @@ class SessionProbes:
         token_id = int(target.logits(hidden[:1]).argmax())
         tree = TokenTree(topology, np.full(num_nodes, token_id, dtype=np.int64))
         self._occupy(target, num_nodes)
+        params = SamplingParams()
         begun = time.perf_counter()
-        verdict = verify(tree, LazyLogits(target, hidden, topology).row, SamplingParams(), np.random.default_rng(0))
+        verdict = verify(tree, LazyLogits(target, hidden, topology).row, params, np.random.default_rng(0))
         target.cache.compact(0, verdict.path)
         seconds = time.perf_counter() - begun
         target.cache.truncate(0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
-from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
+from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, check_choice, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft
-from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest, check_choice
+from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest
 from runtime.fit.shapes import ModelShape
 from runtime.planner.tree_choice import CostModel, SearchMethod
 

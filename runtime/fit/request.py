@@ -5,7 +5,7 @@ from typing import Annotated
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import LinkSpeed
-from runtime.config import MODELS, Option, parse_memory, parse_speed, parse_tree
+from runtime.config import MODELS, Option, check_choice, parse_memory, parse_speed, parse_tree
 from runtime.errors import OptionError
 
 HELD_FORMATS = ("stored", "int8", "nf4")
@@ -92,9 +92,3 @@ class MachineRequest:
     def __post_init__(self) -> None:
         if self.machine is not None and self.device != "auto":
             raise OptionError("--device is of this machine; leave out --machine or --device")
-
-
-def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
-    """Raise OptionError unless `found` is allowed."""
-    if found not in allowed:
-        raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(allowed)}")

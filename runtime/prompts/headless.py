@@ -23,21 +23,18 @@ class PromptResult:
 
     id: str
     line_number: int
-    """Line of the prompt file, from 1."""
     text: str | None = None
-    """The whole answer; None where `error` is set."""
+    """The whole answer; None, as all that follows, where `error` is set."""
     finish_reason: FinishReason | None = None
-    """Why the answer ended; None where `error` is set."""
     verification: str | None = None
-    """The scheme that its tokens were verified with; None where `error` is set."""
+    """The scheme that its tokens were verified with."""
     statistics: GenerationStatistics | None = None
-    """What the answer cost; None where `error` is set."""
     error: str | None = None
     """One sentence, or None when all is well."""
 
     @property
     def is_text_fixed(self) -> bool:
-        """Whether an answer that was proposed otherwise, or by nobody, would have the same text."""
+        """Return whether an answer that was proposed otherwise, or by nobody, would have the same text."""
         return self.verification in SCHEMES_OF_ONE_TEXT
 
     def to_record(self) -> dict[str, Any]:

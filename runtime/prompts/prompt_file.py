@@ -25,9 +25,8 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """One of ROLES."""
     content: str
-    """What was said, as plain text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,6 @@ class PromptRequest:
     prompt: str | None = None
     """Raw text, tokenised as it stands."""
     params: SamplingParams = field(default_factory=SamplingParams)
-    """How its tokens are chosen."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
     line_number: int = 1
@@ -53,7 +51,7 @@ class PromptRequest:
 
     @property
     def is_raw(self) -> bool:
-        """Whether the text is tokenised as it stands, without the chat template."""
+        """Return whether the text is tokenised as it stands, without the chat template."""
         return self.prompt is not None
 
 
@@ -62,7 +60,7 @@ class BadLine:
     """A line of the prompt file that cannot be used."""
 
     line_number: int
-    """Line of the prompt file, from 1."""
+    """From 1."""
     id: str
     """The line's own id where it is readable and unique, otherwise its line number."""
     error: str
@@ -70,9 +68,9 @@ class BadLine:
 
 
 def read_requests(path: str | Path, params: SamplingParams) -> list[PromptRequest]:
-    """Every prompt of a file that is measured with, where no line may be missing: raises PromptFileError at a bad one.
+    """Read every prompt of a file as `read_prompts` does, but raise PromptFileError at the first bad line.
 
-    See `read_prompts`, also for a file that cannot be used as a whole.
+    For files that are measured with, where no line may be missing.
     """
     requests = []
     for item in read_prompts(path, params):
@@ -167,7 +165,7 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _unused_id(fields: Mapping[str, Any], line_number: int, *, line_number_of_id: dict[str, int]) -> str:
-    """The line's id, recorded in `line_number_of_id`."""
+    """Return the line's id, and record it in `line_number_of_id`."""
     value = fields.get("id", line_number)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise PromptFileError(f"id is {_describe(value)}; it must be text or a whole number")
@@ -181,7 +179,7 @@ def _unused_id(fields: Mapping[str, Any], line_number: int, *, line_number_of_id
 
 
 def _conversation(fields: Mapping[str, Any], *, system: str | None, is_raw: bool) -> tuple[Message, ...] | None:
-    """The line's turns, system turn first; None when the prompt is raw text."""
+    """Return the line's turns, system turn first; None when the prompt is raw text."""
     if ("prompt" in fields) == ("messages" in fields):
         raise PromptFileError("expected either prompt or messages, and only one of them")
     own_system = _text(fields["system"], "system") if "system" in fields else None
@@ -281,7 +279,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _encodable(text: str, name: str) -> str:
-    """The text itself; JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
+    """Return the text itself; JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -290,7 +288,7 @@ def _encodable(text: str, name: str) -> str:
 
 
 def _describe(value: object) -> str:
-    """A short value as it stands in the file, otherwise what kind of value it is."""
+    """Return a short value as it stands in the file, otherwise what kind of value it is."""
     if value is None:
         return "null"
     shown = ascii(value)

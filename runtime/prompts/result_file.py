@@ -106,7 +106,7 @@ def _refuse_content(path: Path) -> frozenset[str]:
 
 
 def _recover(path: Path) -> frozenset[str]:
-    """Repair what an earlier run left; returns the ids it answered."""
+    """Repair what an earlier run left, and return the ids that it answered."""
     if not path.is_file():
         return frozenset()
     content = path.read_bytes()
@@ -134,7 +134,7 @@ def _recover(path: Path) -> frozenset[str]:
 
 
 def _is_cut_short(tail: bytes) -> bool:
-    """Whether bytes without a newline can be the start of a line of ours, and not somebody's own text."""
+    """Return whether bytes without a newline can be the start of a line of ours, and not somebody's own text."""
     written = tail.rstrip(b"\0")  # a power cut can leave a file's last blocks unwritten
     return written.startswith(_LINE_START) or _LINE_START.startswith(written)
 

@@ -52,8 +52,8 @@ def test_answers_that_end_within_their_first_round_are_a_sentence(folder: Path) 
 
 
 def test_people_read_one_line_for_each_temperature() -> None:
-    run = RatioRun(0.7, 0.5, 8.0, 9.5, 95, 10, 0.2, 0.75, 0.1, "64x10")
+    run = RatioRun(0.7, 0.5, 8.0, 9.5, 95, 10, {"link": 0.75, "compute": 0.1, "draft": 0.2}, "64x10")
     assert run.describe() == (
         "temperature 0.7: 8.00x as fast as plain streaming, 0.500 s/token, 9.5 tokens per pass, last tree 64x10; "
-        "link 75 %, computing 10 %, drafting 20 % of the time: bound by the link"
+        "link 75 %, compute 10 %, draft 20 % of the time: bound by the link"
     )

@@ -149,7 +149,7 @@ BAD_LINES = [
     ({"prompt": "a", "verification": 1}, "verification is 1; it must be text"),
     (
         {"prompt": "a", "verification": "magic"},
-        "verification is magic; it must be one of auto, sequoia, coupled, specinfer, top-k",
+        "verification is 'magic'; it must be one of auto, sequoia, coupled, specinfer, top-k",
     ),
     ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
     ({"prompt": "a", "max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number"),

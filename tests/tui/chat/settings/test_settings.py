@@ -88,7 +88,7 @@ def test_every_value_reaches_the_engine():
         ("seed", -1, "seed is -1; it must be 0 or more"),
         ("seed", "auto", "seed is 'auto'; it must be a whole number or random"),
         ("max_new_tokens", 0, "max_new_tokens is 0; it must be 1 or more"),
-        ("verification", "none", "verification is none; it must be one of auto, sequoia"),
+        ("verification", "none", "verification is 'none'; it must be one of auto, sequoia"),
         ("draft", " ", "draft is empty; give a model folder or a hub name"),
         ("draft_format", "int4", "draft_format is 'int4'; it must be one of auto, int8, nf4, stored"),
         ("lookup", True, "lookup is True; it must be a text"),
@@ -142,7 +142,7 @@ def test_a_setting_changes_to_what_was_typed(name, text, value):
         ("top_k", "1.5", "top_k is '1.5'; it must be a whole number"),
         ("top_k", "9" * 5000, "top_k is '99"),
         ("show_panel", "maybe", "show_panel is 'maybe'; it must be true or false"),
-        ("verification", "\x1b[2J", "verification is ; it must be one of"),
+        ("verification", "\x1b[2J", "verification is '\\x1b[2J'; it must be one of"),
     ],
 )
 def test_what_cannot_be_meant_is_one_safe_sentence(name, text, complaint):
