@@ -9,6 +9,7 @@ from pathlib import Path
 
 from textual.theme import Theme
 
+from tui.chat.commands.slash import command_help
 from tui.chat.dialogue import Changes, Note
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.messages import Loaded
@@ -17,8 +18,7 @@ from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
 from tui.chat.themes import AUTO, theme_name
-from tui.chat.widgets.dialogs import LineDialog, TextDialog
-from tui.chat.widgets.help import HelpScreen, command_help
+from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
 from tui.chat.widgets.picker import ModelChoice, ModelPicker
 from tui.chat.widgets.prompt import PromptArea

@@ -1,4 +1,4 @@
-"""Reads slash commands, and says what could come next while one is typed.
+"""Reads slash commands, says how one is used, and what could come next while one is typed.
 
 `/name arguments` on one line. A word with a second slash, such as a path, is no command, and `//` begins a message with
 one slash.
@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from runtime.errors import OptionError
-from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command
+from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command, key_text
 from tui.chat.settings.settings import TYPED_SETTINGS, find_setting
 
 MAX_PATHS = 50
@@ -62,9 +62,7 @@ def message_text(text: str) -> str:
 def parse_command(text: str) -> CommandLine:
     """Read the command that a line asks for. Raises OptionError with how it is used, or with a near name."""
     name, _, rest = text[1:].strip().partition(" ")
-    command = find_command(name)
-    if command is None:
-        raise OptionError(unknown_command(name))
+    command = _known_command(name)
     if rest.strip() and not command.arguments:
         raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
     values = _split(command.arguments, rest.strip())
@@ -118,12 +116,23 @@ def paths_from(start: str) -> tuple[str, ...]:
     return tuple(sorted(found)[:MAX_PATHS])
 
 
-def unknown_command(name: str) -> str:
-    """Say that there is no such command, with a near one if there is one."""
+def command_help(name: str) -> str:
+    """Say how one command is used, in a few sentences. Raises OptionError for a name that is none."""
+    command = _known_command(name.removeprefix("/"))
+    others = f" Also {', '.join(f'/{alias}' for alias in command.aliases)}." if command.aliases else ""
+    key = f" Key: {key_text(command.key)}." if command.key else ""
+    settings = f" Names: {', '.join(TYPED_SETTINGS)}." if command.name == "set" else ""
+    return f"{command.usage}: {command.help}{key}{others}{settings}"
+
+
+def _known_command(name: str) -> Command:
+    """Return the command, or raise OptionError with a near one if there is one."""
+    if (command := find_command(name)) is not None:
+        return command
     names = [known for command in COMMANDS for known in (command.name, *command.aliases)]
     near = get_close_matches(name.lower(), names, n=1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them"
-    return f"there is no command /{name}; {hint} (to send it as a message, begin with //)"
+    raise OptionError(f"there is no command /{name}; {hint} (to send it as a message, begin with //)")
 
 
 def _split(arguments: Sequence[Argument], rest: str) -> tuple[str, ...]:

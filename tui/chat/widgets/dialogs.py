@@ -1,17 +1,19 @@
-"""Dialogs that ask for a text: one line, such as a title or a file name, or several, such as a system prompt.
+"""Dialogs that ask for a line, such as a title, or for several, such as a system prompt; and the help page.
 
-They return what was written, or None if it was not wanted after all.
+A dialog returns what was written, or None if it was not wanted after all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
+from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.widgets.prompt import SafeTextArea
 
 
@@ -59,3 +61,40 @@ class TextDialog(_Dialog):
 
     def action_keep(self) -> None:
         self.dismiss(self.query_one(TextArea).text)
+
+
+class HelpScreen(ModalScreen[None]):
+    """All commands and keys on one page, from the registry; any of Esc, Enter, q and F1 closes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
+    ]
+
+    def __init__(self, bindings: Iterable[BindingType] = ()) -> None:
+        """Take the bindings whose keys are to be listed, those of commands aside."""
+        super().__init__()
+        helps = {command.help for command in COMMANDS}
+        explained = [each for each in bindings if isinstance(each, Binding) and each.tooltip]
+        self._keys = sorted((each for each in explained if each.tooltip not in helps), key=lambda each: each.action)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="help-page") as page:
+            page.border_title = "Help"
+            with VerticalScroll():
+                yield Static("Commands: in the prompt, by key, or in the palette (Ctrl+P)", classes="help-part -first")
+                for command in COMMANDS:
+                    yield _help_row(command.usage, key_text(command.key) if command.key else "", command.help)
+                yield Static("Keys", classes="help-part")
+                for binding in self._keys:
+                    yield _help_row("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
+            yield Static("↑↓ scroll · Esc closes", id="help-hint")
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+
+def _help_row(name: str, key: str, words: str) -> Horizontal:
+    """Put name, key and words beside each other; without a name the key has its room."""
+    columns = (("name", name), ("key" if name else "key -alone", key), ("words", words))
+    shown = (Static(Content(text), classes=f"help-{kind}") for kind, text in columns if kind != "name" or text)
+    return Horizontal(*shown, classes="help-row")

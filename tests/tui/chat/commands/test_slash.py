@@ -9,6 +9,7 @@ from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.commands.slash import (
     CompletionSources,
+    command_help,
     complete_command,
     is_command,
     message_text,
@@ -144,3 +145,24 @@ def test_paths_that_begin_so_in_order(tmp_path):
     assert f"{tmp_path}/.hidden" not in paths_from(f"{tmp_path}/")
     assert paths_from(f"{tmp_path}/.h") == (f"{tmp_path}/.hidden",)
     assert paths_from(f"{tmp_path}/missing/x") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("rename", "/rename TITLE: Give this conversation another title. Also /title."),
+        ("/quit", "/quit: End the app; every conversation is kept. Key: Ctrl+Q. Also /exit, /bye."),
+        ("undo", "/undo: Bring back what was deleted, cleared or written anew last."),
+    ],
+)
+def test_one_command_is_told_in_a_few_sentences(name, sentence):
+    assert command_help(name) == sentence
+
+
+def test_the_help_of_set_names_the_settings():
+    assert "Names: temperature, top_p" in command_help("set")
+
+
+def test_an_unknown_command_is_told_with_a_near_one():
+    with pytest.raises(OptionError, match="there is no command /renam; did you mean /rename"):
+        command_help("renam")

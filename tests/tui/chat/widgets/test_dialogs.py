@@ -1,7 +1,11 @@
-"""Dialogs hand over what was written, or nothing with Esc."""
+"""Dialogs hand over what was written, or nothing with Esc; the help page lists all commands and keys."""
 
-from tests.support.widget_screens import WidgetApp, run
-from tui.chat.widgets.dialogs import LineDialog, TextDialog
+from textual.binding import Binding
+
+from tests.support.screen_text import STYLES
+from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tui.chat.commands.registry import COMMANDS
+from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 
 
 def answers_to(*dialogs_and_keys):
@@ -32,3 +36,51 @@ def test_several_lines_may_be_empty():
         (TextDialog("System prompt"), "a", "escape"),
         (TextDialog("System prompt"), "ctrl+s"),
     ) == ["a\nb", None, ""]
+
+
+KEYS = (
+    Binding("tab", "complete", tooltip="Take the completion."),
+    Binding("shift+enter,ctrl+j", "begin_line", tooltip="Begin another line of the prompt."),
+    Binding("f7", "do('new')", tooltip=COMMANDS[0].help),
+    Binding("f12", "unexplained"),
+)
+
+
+def test_the_page_lists_every_command_and_key():
+    app = WidgetApp(screen=HelpScreen(KEYS), css=STYLES.read_text())
+
+    async def story(pilot):
+        text = screen_text(app)
+        assert [command.name for command in COMMANDS if f"{command.usage}" not in text] == []
+        assert " │ /new                  Ctrl+N  Start an empty conversation; the others stay in the list." in text
+        assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
+        assert "F7" not in text and "F12" not in text
+
+    run(app, story, size=(100, 60))
+
+
+def test_it_is_closed_by_what_people_press():
+    app = WidgetApp(css=STYLES.read_text())
+
+    async def story(pilot):
+        for key in ("escape", "enter", "q", "f1"):
+            await app.push_screen(HelpScreen())
+            await pilot.press(key)
+            await pilot.pause()
+            assert not isinstance(app.screen, HelpScreen), key
+
+    run(app, story)
+
+
+def test_it_scrolls_in_a_small_terminal():
+    app = WidgetApp(screen=HelpScreen(KEYS), css=STYLES.read_text())
+
+    async def story(pilot):
+        assert "Take the completion." not in screen_text(app)
+        assert "Esc closes" in screen_text(app)
+        await pilot.press("end")
+        await pilot.pause()
+        assert "Take the completion." in screen_text(app)
+        assert max(map(len, screen_rows(app))) <= 60
+
+    run(app, story, size=(60, 16))

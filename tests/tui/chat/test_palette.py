@@ -8,8 +8,8 @@ from textual.screen import Screen
 
 from tests.support.widget_screens import run, screen_text
 from tui.chat.app import ChatApp
-from tui.chat.commands.palette import CommandProvider, match_score
 from tui.chat.commands.registry import COMMANDS, find_command
+from tui.chat.screen import CommandProvider, match_score
 
 
 class HostScreen(Screen):
