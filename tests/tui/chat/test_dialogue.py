@@ -273,7 +273,10 @@ def test_reports_of_an_answer_that_is_over_are_ignored(dialogue):
     answered(dialogue, "1")
     assert take(dialogue, 1, TextDelta("late")) == ()
     assert take(dialogue, 1, FINISHED) == ()
-    assert contents(dialogue) == ["One?", "1"]
+    dialogue.ask("Two?")
+    assert take(dialogue, 1, TextDelta("very late")) == take(dialogue, 1, FINISHED) == ()
+    answered(dialogue, "2")
+    assert contents(dialogue) == ["One?", "1", "Two?", "2"]
 
 
 def test_a_system_prompt_comes_first_and_is_kept_with_the_conversation(store, engine):

@@ -18,6 +18,7 @@ from offload.layer_streamer import LayerStreamer
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Finished, PrefillProgress, Round, TextDelta
+from runtime.prompts.prompt_file import PromptRequest
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
 from tests.support.session_factory import save_tiny_folder
@@ -253,10 +254,13 @@ def test_a_prompt_that_does_not_fit_and_a_wrong_setting_cost_one_answer(folder: 
 def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(Session, "prefill_start", lambda self, request: {}["a\nb"])
+    def fail(session: Session, request: PromptRequest) -> None:
+        raise RuntimeError("a\nb\x1b[2J")
+
+    monkeypatch.setattr(Session, "prefill_start", fail)
     (failed,) = events_of(serve(load(folder), ask(1, "the cat")))
     assert isinstance(failed, Failed) and failed.kind == "fault"
-    assert "unexpected KeyError" in failed.sentence and "\n" not in failed.sentence
+    assert failed.sentence.startswith("unexpected RuntimeError: a b; ask again")
     assert "Traceback" in capsys.readouterr().err
 
 
