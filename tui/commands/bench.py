@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -43,7 +43,9 @@ def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
     Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
     """
     console = progress_console(is_quiet=quiet)
-    config = _streaming(_with_context(engine.to_config(), 32))  # more would only reserve memory that it never touches
+    config = _with_defaults(
+        engine.to_config(), context_tokens=32, device_memory_bytes=0
+    )  # more context is never touched
     with open_session_in_sight(config, [], console) as opened:
         from runtime.bench.stream import run_stream
 
@@ -66,7 +68,7 @@ def round_(
 
     Without --tree a tree of 64 nodes and 10 levels is verified in every round.
     """
-    config = _with_context(engine.to_config(drafting), 512)
+    config = _with_defaults(engine.to_config(drafting), context_tokens=512)
     if config.tree in ("auto", "static") and not config.is_plain:
         config = replace(config, tree="64x10")
     if config.tree_kind == "dynamic":
@@ -113,7 +115,7 @@ def validate(
     config = _drafting(engine.to_config(drafting), "leaves nothing to validate")
     if config.link is not None or config.tree != "auto":
         raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
-    config = _streaming(_with_context(config, 512))
+    config = _with_defaults(config, context_tokens=512, device_memory_bytes=0)
     params = SamplingParams(max_new_tokens=max_new_tokens)
     requests = _requests(prompts, "validation.jsonl", params)
     others = _requests(calibration, "calibration.jsonl", params)
@@ -156,7 +158,7 @@ def trees(
     The target writes each text once, greedily or with its seed's noise; rounds are then played along it with the draft
     alone, which emit exactly what rounds with the target would.
     """
-    config = _with_context(_drafting(engine.to_config(drafting), "grows no tree"), 1024)
+    config = _with_defaults(_drafting(engine.to_config(drafting), "grows no tree"), context_tokens=1024)
     if config.tree != "auto":
         raise OptionError("--tree is what this command compares; give --nodes and --levels instead")
     sizes, temperatures = nodes or [64, 128, 512], temperature or [0.0, 0.6, 1.0]
@@ -222,7 +224,7 @@ def robustness(
     pass are predicted from the acceptance measured here, for each scheme's own best tree.
     """
     config = _drafting(engine.to_config(drafting), "leaves nothing to verify")
-    config = _with_context(config, 4096)  # 85 texts side by side of 32 tokens, and their prompts
+    config = _with_defaults(config, context_tokens=4096)  # 85 texts side by side of 32 tokens, and their prompts
     if plot is not None:
         check_plot_path(plot)
     requests = _requests(prompts, "calibration.jsonl", SamplingParams())
@@ -307,24 +309,19 @@ def _requests(prompts: str | None, packaged: str, params: SamplingParams) -> lis
 
 
 def _drafting(config: EngineConfig, without: str) -> EngineConfig:
-    """The config, which names a draft; without one the benchmark has no meaning."""
+    """Return the config; raise OptionError if it names no draft, without which the benchmark has no meaning."""
     if config.is_plain:
         raise OptionError(f"--draft none {without}; leave it out, or name a draft")
     return config
 
 
 def _located(config: EngineConfig, console: "Console") -> EngineConfig:
-    """The config with its models' folders, which are downloaded in sight of the user where they are missing."""
+    """Return the config with its models' folders, downloaded in sight of the user where they are missing."""
     from runtime.engine.model_folders import locate_models
 
     return show_load(locate_models(config, cache_folder=cache_folder()), console)
 
 
-def _with_context(config: EngineConfig, num_tokens: int) -> EngineConfig:
-    """The config with this context where none was given."""
-    return replace(config, context_tokens=config.context_tokens or num_tokens)
-
-
-def _streaming(config: EngineConfig) -> EngineConfig:
-    """The config with every layer streamed where no budget was given."""
-    return replace(config, device_memory_bytes=config.device_memory_bytes or 0)
+def _with_defaults(config: EngineConfig, **values: Any) -> EngineConfig:
+    """Return the config with these values where none was given."""
+    return replace(config, **{name: value for name, value in values.items() if getattr(config, name) is None})
