@@ -33,7 +33,8 @@ from runtime.engine.session import Session
 from runtime.engine.stream_path import StreamPath
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, SharedLayers, read_others
+from runtime.model.layer_binding import ComputePlan
+from runtime.model.model_loader import EmptyModel, ModelFiles, SharedLayers, read_others
 from runtime.planner.initial_plan import find_profiles, stream_shape
 from runtime.planner.planner import TreePlanner
 from runtime.prompts.prompt_file import PromptRequest
@@ -122,7 +123,7 @@ class _Load:
             drafter = yield from self._open_drafter(others, placed)
         streamer, link = self._path.open(placed)
         empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
-        model = empty.streamed(target.slabs, streamer, capacity=plan.capacity)
+        model = empty.streamed(streamer, capacity=plan.capacity)
         engine = Engine(
             model,
             drafter,
@@ -172,7 +173,6 @@ class _Load:
         self._held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
         loading = empty.as_draft(
             self._held,
-            files,
             self._reader,
             capacity=plan.capacity,
             is_substitute=is_substitute,

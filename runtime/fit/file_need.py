@@ -14,7 +14,8 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.formats.weight_format import scratch_bytes
 from runtime.config import EngineConfig
 from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
-from runtime.model.model_loader import HOST_DEVICE, ComputePlan, ModelFiles
+from runtime.model.layer_binding import HOST_DEVICE, ComputePlan
+from runtime.model.model_loader import ModelFiles
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 

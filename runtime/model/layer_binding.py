@@ -6,6 +6,7 @@ their rows in the storage dtype and widen only those; everything else (norms, bi
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +14,20 @@ from torch import nn
 
 from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, WeightFormat
 
+HOST_DEVICE = torch.device("cpu")
 Convert = Callable[[StoredWeight], StoredWeight]
 """Makes another weight, in memory of its own, of one that views a slab."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """How a model multiplies."""
+
+    dtype: torch.dtype
+    """Type of activations, caches and (widened) weights."""
+    policy: MatmulPolicy = field(default_factory=MatmulPolicy)
+    """When a product may run in the weights' narrower dtype."""
+    device: torch.device = HOST_DEVICE
 
 
 class StoredLinear(nn.Module):
@@ -54,21 +67,17 @@ class ModuleBinder:
     def __init__(
         self,
         module: nn.Module,
+        compute: ComputePlan,
         *,
-        compute_dtype: torch.dtype,
-        policy: MatmulPolicy,
         formats: Mapping[str, WeightFormat] | None = None,
         convert: Convert | None = None,
-        device: torch.device | None = None,
     ) -> None:
         """`formats` of the quantized matrices by name; what `convert` makes outlives the slab it came from.
 
-        With `device` everything but the matrices is brought there, which is where `convert` brings those.
+        With `convert`, which brings the matrices to the device, everything else is brought there too.
         """
-        self._device = device
         self._module = module
-        self._compute_dtype = compute_dtype
-        self._policy = policy
+        self._compute = compute
         self._formats = dict(formats or {})
         self._convert = convert
         self._linears = {
@@ -91,13 +100,14 @@ class ModuleBinder:
     def _stored(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:
         found = self._formats.get(name)
         if found is None:
-            return DenseWeight(tensors[name], self._policy)
-        return found.bind({suffix: tensors[f"{name}{suffix}"] for suffix in found.part_suffixes}, self._policy)
+            return DenseWeight(tensors[name], self._compute.policy)
+        return found.bind({suffix: tensors[f"{name}{suffix}"] for suffix in found.part_suffixes}, self._compute.policy)
 
     def _bind_small(self, name: str, tensor: torch.Tensor) -> None:
         owner_name, _, attribute = name.rpartition(".")
         owner = self._module.get_submodule(owner_name)
-        widened = tensor.to(self._device or tensor.device, self._compute_dtype, copy=self._convert is not None)
+        device = tensor.device if self._convert is None else self._compute.device
+        widened = tensor.to(device, self._compute.dtype, copy=self._convert is not None)
         if isinstance(owner, StoredLinear):
             owner.bias = widened
         elif attribute in owner._buffers:

@@ -1,4 +1,4 @@
-"""From a model folder to modules with weights: the target's shell, a resident draft, a substitute draft.
+"""From a model folder to modules with weights: a streamed target, a resident draft, a substitute draft.
 
 A `ModelFiles` is a checked folder whose weights are still on disk; from it the memory each piece needs is known before
 anything is read. Embeddings, final norm and head are always resident, in their storage dtype.
@@ -6,7 +6,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,16 +18,23 @@ from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
-from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, MatmulPolicy, UpcastScratch, WeightFormat
+from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch, WeightFormat
 from offload.layer_slabs import LayerSlabs, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
 from runtime.config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
-from runtime.model.layer_binding import Convert, ModuleBinder, StoredLinear, bind_embedding, replace_linears
-from runtime.model.streamed_model import ModelShell, StreamedModel
+from runtime.model.layer_binding import (
+    HOST_DEVICE,
+    ComputePlan,
+    Convert,
+    ModuleBinder,
+    StoredLinear,
+    bind_embedding,
+    replace_linears,
+)
+from runtime.model.streamed_model import StreamedModel
 from runtime.model.tree_cache import TreeCache
 
-HOST_DEVICE = torch.device("cpu")
 LoadingModel: TypeAlias = Generator[int, None, StreamedModel]
 """A load on its way: yields the weight bytes of each layer that has been read, returns the model."""
 SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
@@ -79,7 +86,7 @@ class ModelFiles:
         """Whether any matrix of the decoder layers is stored quantized."""
         return any(self.formats)
 
-    def held_format(self, wanted: DraftFormat, compute: "ComputePlan", *, is_substitute: bool) -> HeldFormat:
+    def held_format(self, wanted: DraftFormat, compute: ComputePlan, *, is_substitute: bool) -> HeldFormat:
         """Return how a draft of these files is held: what is quantized stays so, and `auto` is the fastest measured.
 
         A substitute held like an unquantized target would be the target itself, so it is int8 then.
@@ -120,85 +127,55 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class ComputePlan:
-    """How a model multiplies."""
-
-    dtype: torch.dtype
-    """Type of activations, caches and (widened) weights."""
-    policy: MatmulPolicy = field(default_factory=MatmulPolicy)
-    """When a product may run in the weights' narrower dtype."""
-    device: torch.device = HOST_DEVICE
-
-
-@dataclass(frozen=True, slots=True)
 class EmptyModel:
     """A model without its decoder layers' weights: what draft and target loading have in common."""
 
-    shell: ModelShell
-    """Modules; everything but the decoder layers is bound."""
+    files: ModelFiles
+    parts: DecoderParts
+    """Everything but the decoder layers is bound."""
     compute: ComputePlan
-    formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantized matrices by name."""
 
     @classmethod
     def build(cls, files: ModelFiles, compute: ComputePlan, *, others: Mapping[str, torch.Tensor]) -> "EmptyModel":
         """`others` are the tensors of files.other_layout by full name, in the storage dtype."""
         parts = open_decoder(files.checkpoint, dtype=compute.dtype)
-        model = parts.model
-        replace_linears(model, UpcastScratch(compute.dtype, compute.device))
-        _bind_others(model, parts, others, compute)
-        _move_tables(model, compute.device)
-        shell = ModelShell(
-            model=model,
-            decoder_prefix=parts.decoder_prefix,
-            layers=list(parts.layers),
-            vocab_size=files.config.vocab_size,
-            layer_windows=parts.layer_windows,
-            compute_dtype=compute.dtype,
-            device=compute.device,
-        )
-        return cls(shell, compute, files.formats)
+        replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device))
+        _bind_others(parts, others, compute)
+        _move_tables(parts.model, compute.device)
+        return cls(files, parts, compute)
 
     def binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
         """Return what binds decoder layer `index`."""
-        return ModuleBinder(
-            self.shell.layers[index],
-            compute_dtype=self.compute.dtype,
-            policy=self.compute.policy,
-            formats=self.formats[index],
-            convert=convert,
-            device=None if convert is None else self.compute.device,
+        formats = self.parts.layer_formats[index]
+        return ModuleBinder(self.parts.layers[index], self.compute, formats=formats, convert=convert)
+
+    def streamed(self, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
+        """Return the model whose layers come from `streamer`."""
+        binders = [self.binder(index) for index in range(self.parts.num_layers)]
+        cache = TreeCache(num_layers=self.parts.num_layers, capacity=capacity)
+        return StreamedModel(
+            self.parts, self.compute, cache, binders=binders, slabs=self.files.slabs, streamer=streamer
         )
 
-    def streamed(self, slabs: LayerSlabs, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
-        """Return the model whose layers come from `streamer`."""
-        num_layers = len(self.shell.layers)
-        binders = [self.binder(index) for index in range(num_layers)]
-        cache = TreeCache(num_layers=num_layers, capacity=capacity)
-        return StreamedModel(self.shell, cache, binders=binders, slabs=slabs, streamer=streamer)
+    def _all_bound(self, capacity: int) -> StreamedModel:
+        return StreamedModel(self.parts, self.compute, TreeCache(num_layers=self.parts.num_layers, capacity=capacity))
 
-    def resident(self, slabs: LayerSlabs, engine: CopyEngine, *, capacity: int) -> LoadingModel:
+    def resident(self, engine: CopyEngine, *, capacity: int) -> LoadingModel:
         """Load the model with every layer in memory, bytes as in the file. Raises LinkError."""
-        for index, layout in enumerate(slabs.layouts):
+        for index, layout in enumerate(self.files.slabs.layouts):
             self.binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
             yield layout.payload_bytes
-        return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
+        return self._all_bound(capacity)
 
     def quantized(
-        self,
-        slabs: LayerSlabs,
-        engine: CopyEngine,
-        *,
-        capacity: int,
-        held: HeldFormat = "int8",
-        shared: SharedLayers | None = None,
+        self, held: HeldFormat, engine: CopyEngine, *, capacity: int, shared: SharedLayers | None = None
     ) -> LoadingModel:
         """Load a draft: every layer in memory as `held` says, made in one read of the file.
 
         `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
         model, such as layers that stay resident in the target. Raises LinkError.
         """
-        shared = shared or {}
+        shared, slabs = shared or {}, self.files.slabs
         convert = draft_converter(held, self.compute.dtype, self.compute.device)
         for index, tensors in shared.items():
             self.binder(index).bind(tensors)
@@ -206,25 +183,24 @@ class EmptyModel:
         for index, tensors in slabs.stream_from_disk(engine, indices=own):
             self.binder(index, convert=convert).bind(tensors)
             yield slabs.layouts[index].payload_bytes
-        return StreamedModel(self.shell, TreeCache(num_layers=len(slabs.layouts), capacity=capacity))
+        return self._all_bound(capacity)
 
     def as_draft(
         self,
         held: HeldFormat,
-        files: ModelFiles,
         engine: CopyEngine,
         *,
         capacity: int,
         is_substitute: bool,
         shared: SharedLayers | None = None,
     ) -> LoadingModel:
-        """Load the model of `files` as a draft of that format, with its own head if it is separate. Raises LinkError.
+        """Load the model as a draft of that format, with its own head if it is separate. Raises LinkError.
 
         `shared`: see `quantized`; only a substitute has layers to share.
         """
-        if held == "stored" and not files.is_quantized:
-            return (yield from self.resident(files.slabs, engine, capacity=capacity))
-        model = yield from self.quantized(files.slabs, engine, capacity=capacity, held=held, shared=shared)
+        if held == "stored" and not self.files.is_quantized:
+            return (yield from self.resident(engine, capacity=capacity))
+        model = yield from self.quantized(held, engine, capacity=capacity, shared=shared)
         if held == "int8" and not is_substitute:
             self.quantize_head()
         return model
@@ -234,7 +210,7 @@ class EmptyModel:
 
         A draft of half a billion parameters spends a third of its step in a bfloat16 head.
         """
-        head = self.shell.model.get_output_embeddings()  # type: ignore[operator]
+        head = self.parts.model.get_output_embeddings()
         if isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
             converted = draft_converter("int8", self.compute.dtype, self.compute.device)(head.stored)
             if isinstance(converted, PackedInt8Weight):
@@ -246,26 +222,19 @@ def read_others(
 ) -> dict[str, torch.Tensor]:
     """Return embeddings, final norm and head by full name, as views of one slab on `device` in the storage dtype.
 
-    Raises:
-        LinkError: reading failed.
+    Raises LinkError.
     """
     return slab_views(files.other_layout, read_slab(files.other_layout, engine).to(device))
 
 
-def _bind_others(
-    model: nn.Module, parts: DecoderParts, others: Mapping[str, torch.Tensor], compute: ComputePlan
-) -> None:
+def _bind_others(parts: DecoderParts, others: Mapping[str, torch.Tensor], compute: ComputePlan) -> None:
     """Bind everything outside the decoder layers; tied parameters share their source's bytes."""
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
-    embeddings = {
-        f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Embedding)
-    }
-    for name, module in embeddings.items():
-        if name in tensors:
-            bind_embedding(module, tensors.pop(name), compute.dtype)
-    binder = ModuleBinder(model, compute_dtype=compute.dtype, policy=compute.policy, formats=parts.other_formats)
-    binder.bind(tensors)
+    for name, module in parts.model.named_modules():
+        if isinstance(module, nn.Embedding) and f"{name}.weight" in tensors:
+            bind_embedding(module, tensors.pop(f"{name}.weight"), compute.dtype)
+    ModuleBinder(parts.model, compute, formats=parts.other_formats).bind(tensors)
 
 
 def _move_tables(model: nn.Module, device: torch.device) -> None:

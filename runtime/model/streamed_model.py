@@ -23,7 +23,8 @@ from offload.errors import PassCancelledError
 from offload.layer_slabs import LayerSlabs
 from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
-from runtime.model.layer_binding import ModuleBinder
+from runtime.model.architecture import DecoderParts
+from runtime.model.layer_binding import ComputePlan, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
 from runtime.model.safe_build import cache_argument
 from runtime.model.tree_cache import TreeCache, attention_masks
@@ -53,30 +54,13 @@ class _KnownHiddenStates(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShell:
-    """The modules of a causal LM, without the weights of its decoder layers."""
-
-    model: nn.Module
-    """The causal LM; embeddings, final norm and head are bound."""
-    decoder_prefix: str
-    """Name of the decoder below `model`."""
-    layers: Sequence[nn.Module]
-    vocab_size: int
-    """V: rows of the embedding, padding included."""
-    layer_windows: Sequence[int | None]
-    """Sliding window of each layer; None is full attention."""
-    compute_dtype: torch.dtype
-    """Of activations and caches."""
-    device: torch.device
-
-
 class StreamedModel:
     """Runs passes over a model; its cache holds the keys and values of every token it has seen."""
 
     def __init__(
         self,
-        shell: ModelShell,
+        parts: DecoderParts,
+        compute: ComputePlan,
         cache: TreeCache,
         *,
         binders: Sequence[ModuleBinder] = (),
@@ -84,27 +68,28 @@ class StreamedModel:
         streamer: LayerStreamer | None = None,
         recorder: PassRecorder | None = None,
     ) -> None:
-        """With `streamer`, each visit binds the slab it hands over (`binders`, `slabs`); without, all is bound.
+        """Of `parts` all is bound but the layers; with `streamer` each visit binds its slab (`binders`, `slabs`).
 
         `recorder` records the passes of a resident model; by default the device's own, where it has one.
         """
-        self.shell = shell
+        self.parts = parts
+        self._compute = compute
         self.cache = cache
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._is_cancelled = threading.Event()
         self._masks: dict[int | None, torch.Tensor] = {}
-        self._decoder = shell.model.get_submodule(shell.decoder_prefix)
+        self._decoder = parts.model.get_submodule(parts.decoder_prefix)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
-        self._head = copy.copy(shell.model)
-        self._head._modules = {**shell.model._modules, shell.decoder_prefix: _KnownHiddenStates()}
+        self._head = copy.copy(parts.model)
+        self._head._modules = {**parts.model._modules, parts.decoder_prefix: _KnownHiddenStates()}
         self._graphs: PassGraphs | None = None
-        if streamer is None and set(shell.layer_windows) == {None}:
-            recorder = recorder or recorder_for(shell.device)
+        if streamer is None and set(parts.layer_windows) == {None}:
+            recorder = recorder or recorder_for(compute.device)
             if recorder is not None:
-                self._graphs = PassGraphs(recorder, self._forward_full, cache, dtype=shell.compute_dtype)
-        for index, layer in enumerate(shell.layers):
-            self._choose_mask(layer, shell.layer_windows[index])
+                self._graphs = PassGraphs(recorder, self._forward_full, cache, dtype=compute.dtype)
+        for index, layer in enumerate(parts.layers):
+            self._choose_mask(layer, parts.layer_windows[index])
             if streamer is not None:
                 assert slabs is not None
                 self._stream(layer, index, binders[index], slabs)
@@ -160,7 +145,7 @@ class StreamedModel:
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
-        return self.shell.vocab_size
+        return int(self.parts.model.config.vocab_size)
 
     @torch.inference_mode()
     def run_pass(self, inputs: PassInput) -> torch.Tensor:
@@ -168,19 +153,18 @@ class StreamedModel:
 
         Raises what a failed or cancelled copy raises; cache and ring are then as they were before the pass.
         """
-        num_cached = self.cache.num_cached
-        shell = self.shell
+        num_cached, device = self.cache.num_cached, self._compute.device
         if self._graphs is not None:
-            recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=shell.device)
+            recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=device)
             if recorded is not None:
                 return recorded
         self._masks = attention_masks(
             inputs.visible,
             query_positions=inputs.positions,
             key_positions=inputs.key_positions,
-            windows=shell.layer_windows,
-            dtype=shell.compute_dtype,
-            device=shell.device,
+            windows=self.parts.layer_windows,
+            dtype=self._compute.dtype,
+            device=device,
         )
         if self._streamer is not None:
             self._streamer.begin_pass()
@@ -188,8 +172,8 @@ class StreamedModel:
             if self._is_cancelled.is_set():  # since before the ring could hear of it
                 raise PassCancelledError("The pass was cancelled before its first layer.")
             output = self._forward(
-                torch.from_numpy(inputs.token_ids)[None].to(shell.device),
-                torch.from_numpy(inputs.positions)[None].to(shell.device),
+                torch.from_numpy(inputs.token_ids)[None].to(device),
+                torch.from_numpy(inputs.positions)[None].to(device),
             )
         except BaseException:
             self.cache.truncate(num_cached)
@@ -197,16 +181,16 @@ class StreamedModel:
                 self._streamer.abort_pass()
             raise
         if self._streamer is not None:
-            if shell.device.type != "cpu":
+            if device.type != "cpu":
                 # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
-                torch.accelerator.current_stream(shell.device).synchronize()
+                torch.accelerator.current_stream(device).synchronize()
             self.last_pass = self._streamer.end_pass()
         return output[0]
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
         attention: AbstractContextManager[Any] = (
-            no_cudnn_attention() if self.shell.device.type == "cuda" else nullcontext()
+            no_cudnn_attention() if self._compute.device.type == "cuda" else nullcontext()
         )
         with attention:
             output = self._decoder(
@@ -246,11 +230,6 @@ class LazyLogits:
         self._hidden = hidden
         self._topology = topology
         self._rows: dict[int, npt.NDArray[np.float32]] = {}
-
-    @property
-    def num_computed(self) -> int:
-        """Rows that the head has computed so far."""
-        return len(self._rows)
 
     def row(self, node: int) -> npt.NDArray[np.float32]:
         """Return the target's logits after `node`."""

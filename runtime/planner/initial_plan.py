@@ -19,7 +19,8 @@ from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
-from runtime.model.model_loader import ComputePlan, ModelFiles
+from runtime.model.layer_binding import ComputePlan
+from runtime.model.model_loader import ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import builtin_chances
 from runtime.planner.known_pairs import model_identity

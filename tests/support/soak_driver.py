@@ -104,7 +104,7 @@ class SoakDriver:
         return end
 
     def _raise_in_a_layer(self) -> Callable[[], None]:
-        layers = self.opened.session.engine.target.shell.layers
+        layers = self.opened.session.engine.target.parts.layers
         left = self._random.randint(0, 2)
 
         def fail(*_: Any) -> None:

@@ -37,7 +37,7 @@ check = CHECKS.check
 @contextmanager
 def slow_layers(opened: OpenSession, seconds: float) -> Iterator[None]:
     """Every layer of the target keeps the device's compute stream busy for so long."""
-    layers = opened.session.engine.target.shell.layers
+    layers = opened.session.engine.target.parts.layers
     handles = [layer.register_forward_hook(lambda *_: sim.delay_stream(seconds), prepend=True) for layer in layers]
     try:
         yield
@@ -138,7 +138,7 @@ def missing_wait_is_a_hazard(accelerator: type[TorchAccelerator], copy_seconds: 
         sim.set_copy_bytes_per_second(layer_bytes(folder) / copy_seconds)
         sim.reset_counters()
         if accelerator is _CopiesTooEarly:
-            for layer in opened.session.engine.target.shell.layers:
+            for layer in opened.session.engine.target.parts.layers:
                 layer.register_forward_hook(_read_late, prepend=True)
         with contextlib.suppress(OverstoryError):  # of NaN no token can be chosen
             answer(opened, request(max_new_tokens=3))

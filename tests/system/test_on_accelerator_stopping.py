@@ -54,7 +54,7 @@ def cancelled_at_any_layer(tiers: str) -> None:
         streamer, target = opened.streamer, opened.session.engine.target
         sim.reset_counters()
         for index in range(streamer.num_layers):
-            handle = target.shell.layers[index].register_forward_pre_hook(lambda *_: streamer.cancel())
+            handle = target.parts.layers[index].register_forward_pre_hook(lambda *_: streamer.cancel())
             try:
                 list(opened.session.generate(request("some other words")))
                 assert index == streamer.num_layers - 1  # nothing is left to wait for

@@ -74,9 +74,9 @@ def test_a_stop_in_the_middle_of_a_pass_ends_it_after_the_layer(opened: OpenSess
     target, computed = opened.session.engine.target, []
     hooks = [
         layer.register_forward_hook(lambda *_, index=index: computed.append(index))
-        for index, layer in enumerate(target.shell.layers)
+        for index, layer in enumerate(target.parts.layers)
     ]
-    hooks.append(target.shell.layers[0].register_forward_hook(lambda *_: opened.session.stop()))
+    hooks.append(target.parts.layers[0].register_forward_hook(lambda *_: opened.session.stop()))
     *_, finished = opened.session.generate(request())
     for hook in hooks:
         hook.remove()
@@ -91,7 +91,7 @@ def test_a_stop_while_the_draft_reads_the_prompt_waits_for_no_more_than_a_pass(o
     whole = answer(opened, request())[1]
     drafter = opened.session.engine.drafter
     assert drafter is not None
-    hook = drafter.model.shell.layers[0].register_forward_hook(lambda *_: opened.session.stop())
+    hook = drafter.model.parts.layers[0].register_forward_hook(lambda *_: opened.session.stop())
     events = list(opened.session.generate(request("the cat " * 60)))
     hook.remove()
     finished = events[-1]
@@ -108,7 +108,7 @@ def test_a_stop_comes_from_any_thread(opened: OpenSession) -> None:
         thread.start()
         thread.join()
 
-    hook = opened.session.engine.target.shell.layers[0].register_forward_hook(stop_from_a_thread)
+    hook = opened.session.engine.target.parts.layers[0].register_forward_hook(stop_from_a_thread)
     *_, finished = opened.session.generate(request())
     hook.remove()
     assert isinstance(finished, Finished) and finished.finish_reason == "stopped"
@@ -122,7 +122,7 @@ def test_a_stop_after_the_end_of_an_answer_does_not_touch_the_next(opened: OpenS
 
 
 def test_a_cancellation_that_nobody_asked_the_session_for_is_an_error(opened: OpenSession) -> None:
-    hook = opened.session.engine.target.shell.layers[0].register_forward_hook(lambda *_: opened.streamer.cancel())
+    hook = opened.session.engine.target.parts.layers[0].register_forward_hook(lambda *_: opened.streamer.cancel())
     with pytest.raises(PassCancelledError):
         list(opened.session.generate(request()))
     hook.remove()
@@ -133,7 +133,7 @@ def test_the_second_turn_computes_only_what_is_new(opened: OpenSession) -> None:
     finished, _ = answer(opened, first)
     sizes: list[int] = []
     target = opened.session.engine.target
-    hook = target.shell.layers[0].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    hook = target.parts.layers[0].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
     second = chat("the cat and the dog", finished.text, "and the hen")
     promised = opened.session.prefill_start(second)
     num_prompt = len(format_prompt(opened.session._tokenizer, second))

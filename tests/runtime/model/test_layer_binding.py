@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
-from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch
-from runtime.model.layer_binding import ModuleBinder, StoredLinear, bind_embedding, replace_linears
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
+from runtime.model.layer_binding import ComputePlan, ModuleBinder, StoredLinear, bind_embedding, replace_linears
 
 
 class Block(nn.Module):
@@ -35,7 +35,7 @@ def bound(block: Block, *, is_int8: bool = False) -> tuple[ModuleBinder, dict[st
     block.to("meta")
     replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
     convert = to_int8 if is_int8 else None
-    binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), convert=convert)
+    binder = ModuleBinder(block, ComputePlan(torch.float32), convert=convert)
     binder.bind(tensors)
     return binder, tensors
 
@@ -82,7 +82,7 @@ def test_a_quantized_matrix_is_put_together_from_its_tensors(block: Block) -> No
     block.to("meta")
     replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
     formats = {"inner.0.weight": Int8RowsFormat((6, 4))}
-    binder = ModuleBinder(block, compute_dtype=torch.float32, policy=MatmulPolicy(), formats=formats)
+    binder = ModuleBinder(block, ComputePlan(torch.float32), formats=formats)
     binder.bind({**tensors, "inner.0.weight": quantized.rows, "inner.0.weight.SCB": quantized.absmax})
     torch.testing.assert_close(block(inputs), expected)
     first = block.inner[0]

@@ -10,7 +10,8 @@ from offload.formats.draft_weight import HeldFormat
 from offload.layer_slabs import read_slab, slab_views
 from profiles.steps import finish
 from runtime.model import model_loader
-from runtime.model.model_loader import ComputePlan, EmptyModel, ModelFiles, read_others
+from runtime.model.layer_binding import ComputePlan
+from runtime.model.model_loader import EmptyModel, ModelFiles, read_others
 from runtime.model.streamed_model import chain_input
 from tests.support.model_factory import save_tiny_model
 from tests.support.quantized_factory import save_quantized_folder
@@ -35,10 +36,9 @@ def logits_of(
     with HostCopyEngine() as engine:
         empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
         if held is None:
-            model = finish(empty.resident(files.slabs, engine, capacity=16))
+            model = finish(empty.resident(engine, capacity=16))
         else:
-            loading = empty.quantized(files.slabs, engine, capacity=16, held=held, shared=shared)
-            model = finish(loading)
+            model = finish(empty.quantized(held, engine, capacity=16, shared=shared))
         if has_own_head:
             empty.quantize_head()
     return model.logits(model.run_pass(chain_input(TOKENS, num_cached=0)))

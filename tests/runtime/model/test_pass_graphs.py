@@ -58,7 +58,7 @@ def drafts(folder: Path, *recorders: PassRecorder | None) -> list[StreamedModel]
             assert drafter is not None
             model = drafter.model
         if recorder is not None:
-            model._graphs = PassGraphs(recorder, model._forward_full, model.cache, dtype=model.shell.compute_dtype)
+            model._graphs = PassGraphs(recorder, model._forward_full, model.cache, dtype=torch.float32)
         models.append(model)
     return models
 
