@@ -91,7 +91,7 @@ class LayerPlacer:
         return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()))
 
     def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:
-        """The highest tier, from the planned one down, whose memory still takes the layer."""
+        """Return the highest tier, from the planned one down, whose memory still takes the layer, and the memory."""
         tier = plan.tiers[index]
         if tier is Tier.RESIDENT:
             slab = self._try("the device", self._allocate_on_device, index, num_bytes)

@@ -47,21 +47,21 @@ class LayerSlabs:
         return slab_views(self.layouts[index], slab)
 
     def stream_from_disk(
-        self, engine: CopyEngine, *, num_slots: int = 2, indices: Sequence[int] | None = None
+        self, engine: CopyEngine, *, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Yield index and tensors of every layer (or of `indices`), in order, read ahead through `num_slots` slots.
+        """Yield index and tensors of every layer (or of `indices`), in order, read ahead through two slots.
 
         The tensors are valid until the next.
         """
         wanted = range(len(self.layouts)) if indices is None else indices
         layouts = [self.layouts[index] for index in wanted]
         largest = max((layout.slab_bytes for layout in layouts), default=0)
-        slots = [allocate_read_slab(largest) for _ in range(min(num_slots, len(layouts)))]
+        slots = [allocate_read_slab(largest) for _ in range(min(2, len(layouts)))]
         pending = [engine.start(DiskSource(layout), slot) for layout, slot in zip(layouts, slots, strict=False)]
         for place, index in enumerate(wanted):
-            slot = slots[place % num_slots]
+            slot = slots[place % 2]
             pending[place].wait()
             yield index, self.views(index, slot)
-            following = place + num_slots
+            following = place + 2
             if following < len(layouts):
                 pending.append(engine.start(DiskSource(layouts[following]), slot))

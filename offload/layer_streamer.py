@@ -146,7 +146,7 @@ class LayerStreamer(Closeable):
         self._began, self._waited, self._next_layer = self._clock(), 0.0, 0
 
     def acquire(self, layer_index: int) -> torch.Tensor:
-        """The slab of the next layer, uint8, valid until release(layer_index); blocks until its bytes are there.
+        """Return the slab of the next layer, uint8, valid until release(layer_index); block until its bytes are there.
 
         A streamed layer's slab is always one of the same few tensors, `slots`, which may be longer than the layer.
         Raises LinkError if its copy failed, PassCancelledError after `cancel`; only abort_pass can follow either.
@@ -165,7 +165,7 @@ class LayerStreamer(Closeable):
         return slab
 
     def release(self, layer_index: int) -> None:
-        """The computation enqueued so far was the layer's last: its slot takes the next copy, without delay."""
+        """Let the slot take the next copy: the computation enqueued so far was the layer's last."""
         self._require(layer_index in self._acquired, f"layer {layer_index} is not acquired")
         self._acquired.remove(layer_index)
         self._num_done = layer_index + 1
@@ -287,6 +287,6 @@ class LayerStreamer(Closeable):
             self._cancel.clear()
 
     def _require(self, condition: bool, complaint: str) -> None:
-        """Misuse is a fault in our own code, not a user's: a RuntimeError."""
+        """Raise RuntimeError for misuse, which is a fault in our own code, not a user's."""
         if not condition:
             raise RuntimeError(f"{complaint} (layer streamer)")

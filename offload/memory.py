@@ -33,7 +33,7 @@ def allocate_slab(num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
     """Allocate page-aligned zeroed bytes, uint8 of shape (round_up_to_page(num_bytes),); freed with the last view.
 
     `huge_pages` asks for them, for a few slabs that are used again and again: finding them for a whole model's bytes
-    can take the kernel minutes. Whether it has any is its own business.
+    can take the kernel minutes. It may have none.
     """
     size = max(round_up_to_page(num_bytes), PAGE_BYTES)
     if hasattr(mmap, "MAP_PRIVATE"):

@@ -82,7 +82,7 @@ def round_periods(
 
 
 def _largest_mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest mean of a circuit (C,) in (D, D, C) weights, -inf if there is none: Karp's theorem, from any start."""
+    """Return the largest mean of a circuit (C,) in (D, D, C) weights, -inf if none: Karp's theorem, from any start."""
     num_times = len(weights)
     walks = [np.zeros(weights.shape[1:])]  # [k] (D, C) the heaviest walk of k steps that ends at each time
     for _ in range(num_times):
@@ -98,7 +98,7 @@ def _pass_weights(
     read_seconds: Sequence[float | None],
     num_buffers: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Longest paths through one pass, (D, D, C): [i, j, c] from start time j to end time i, -inf if none.
+    """Return the longest paths through one pass, (D, D, C): [i, j, c] from start time j to end time i, -inf if none.
 
     D = 2 + R + S, and one more for the disk if it is used: (R, S) are the slots and stages in `num_buffers`.
     """

@@ -127,7 +127,7 @@ def plan_residency(
 
 
 def spread_evenly(num_places: int, num_chosen: int) -> tuple[int, ...]:
-    """`num_chosen` of `num_places` cyclic places, so that neighbouring gaps, around the end too, differ by at most one.
+    """Return `num_chosen` of `num_places` cyclic places, of which no two gaps, around the end too, differ by over one.
 
     The same holds for the places that are not chosen. Centred: one of five is the middle one, place 2.
     """
@@ -138,7 +138,7 @@ _Cost: TypeAlias = Callable[[frozenset[int]], int]
 
 
 def choose_evenly(sizes: Sequence[int], cost: _Cost, budget_bytes: int) -> frozenset[int] | None:
-    """As many evenly spread places as the budget holds, then whatever still fits; None if even no place does."""
+    """Return as many evenly spread places as the budget holds, then whatever still fits; None if even no place does."""
     chosen = next((places for places in _even_choices(sizes, budget_bytes) if cost(places) <= budget_bytes), None)
     if chosen is None:
         return None
@@ -153,7 +153,7 @@ def choose_evenly(sizes: Sequence[int], cost: _Cost, budget_bytes: int) -> froze
 
 
 def _even_choices(sizes: Sequence[int], budget_bytes: int) -> Iterator[frozenset[int]]:
-    """Evenly spread sets of places, the largest number first, and of each number every rotation, centred first."""
+    """Yield evenly spread sets of places, the largest first, and of each size every rotation, centred first."""
     num_places = len(sizes)
     smallest_first = list(accumulate(sorted(sizes)))
     largest_number = sum(total <= budget_bytes for total in smallest_first)

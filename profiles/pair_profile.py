@@ -162,6 +162,6 @@ class PairProfile:
         return tuple(table for table in self.acceptance if not table.is_rough)
 
     def acceptance_near(self, temperature: float) -> AcceptanceTable:
-        """The table of the nearest temperature, of two the cooler; a rough one only if all are."""
+        """Return the table of the nearest temperature, of two the cooler; a rough one only if all are."""
         tables = self.believed_acceptance or self.acceptance
         return min(tables, key=lambda table: (abs(table.temperature - temperature), table.temperature))

@@ -185,7 +185,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorEntry]:
 
 
 def _shard_path(folder: Path, shard: str, *, index_file: Path) -> Path:
-    """Judged by name alone: in the hub's cache an honest shard is a link to a file elsewhere."""
+    """Judge a shard by its name alone: in the hub's cache an honest shard is a link to a file elsewhere."""
     is_inside = not PurePosixPath(shard).is_absolute() and ".." not in PurePosixPath(shard).parts
     if not is_inside or not shard.isprintable() or len(shard) > 255 or any(sign in shard for sign in "\\:"):
         raise CheckpointError(f"{index_file} names the shard {quote(shard)}; expected a file inside the model folder")

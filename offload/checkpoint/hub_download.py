@@ -77,7 +77,7 @@ class HuggingFaceHub:
         return Path(constants.HF_HUB_CACHE)
 
     def partial_bytes(self, name: str) -> int:
-        """See Hub. Versions that give each attempt a name of its own, `HASH.NUMBER.incomplete`, begin anew."""
+        """Leave out what an attempt named for itself, `HASH.NUMBER.incomplete`: such versions begin anew."""
         return sum(_size(path) for path in self._blobs(name).glob("*.incomplete") if "." not in path.stem)
 
     def stored_bytes(self, name: str) -> int:

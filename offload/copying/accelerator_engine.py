@@ -32,17 +32,17 @@ class StreamEvent(Protocol):
     """A point in a stream's work; torch.Event."""
 
     def query(self) -> bool:
-        """Whether the point has been passed."""
+        """Return whether the point has been passed."""
 
     def elapsed_time(self, other: "StreamEvent") -> float:
-        """Milliseconds from this point to `other`, both passed."""
+        """Return the milliseconds from this point to `other`, both passed."""
 
 
 class WorkStream(Protocol):
     """A queue of device work in order; torch.Stream."""
 
     def wait_event(self, event: StreamEvent) -> None:
-        """Work enqueued from now on begins after the event's point."""
+        """Let work that is enqueued from now on begin after the event's point."""
 
     def record_event(self, event: StreamEvent) -> object:
         """Put the event's point behind all work enqueued so far."""
@@ -52,13 +52,13 @@ class Accelerator(Protocol):
     """What the engine needs of a device."""
 
     def create_stream(self) -> WorkStream:
-        """A new stream."""
+        """Return a new stream."""
 
     def current_stream(self) -> WorkStream:
-        """The stream on which the calling thread computes."""
+        """Return the stream on which the calling thread computes."""
 
     def create_event(self) -> StreamEvent:
-        """A new event."""
+        """Return a new event."""
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
         """Enqueue the copy of a pinned piece on `stream` and return at once."""
@@ -77,7 +77,7 @@ class TorchAccelerator:
         return cast(WorkStream, torch.accelerator.current_stream(self.device))
 
     def create_event(self) -> StreamEvent:
-        """See `Accelerator`; timed where the device can, which says how busy the link is."""
+        """Return a new event, timed where the device can, which says how busy the link is."""
         return cast(StreamEvent, torch.Event(self.device, enable_timing=True))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
@@ -253,13 +253,13 @@ class AcceleratorCopyEngine(Closeable):
             self._pause(0.0 if num_polls < _SPIN_POLLS else _POLL_SECONDS)
 
     def has_arrived(self, transfer: _Transfer) -> bool:
-        """Whether the copy writes no more."""
+        """Return whether the copy writes no more."""
         with self._lock:
             self._collect()
             return transfer.is_complete
 
     def _collect(self) -> None:
-        """With the lock held: account for what the device has done, in order, and recycle its events."""
+        """Account for what the device has done, in order, and recycle its events; with the lock held."""
         while self._in_flight and self._is_passed(self._in_flight[0].span, self._in_flight[0]):
             transfer = self._in_flight.popleft()
             transfer.is_complete, transfer.reads = True, None
@@ -288,7 +288,7 @@ class AcceleratorCopyEngine(Closeable):
         return max(0.0, now - begun) if seconds is None else seconds
 
     def _device_seconds(self, span: _Span) -> float | None:
-        """What the device's own timers say of work that is done; None if it has none."""
+        """Return what the device's own timers say of work that is done; None if it has none."""
         if self._can_time:
             try:
                 return span.begun.elapsed_time(span.done) / 1000

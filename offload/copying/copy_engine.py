@@ -62,7 +62,7 @@ class PendingCopy(Protocol):
         """
 
     def abandon(self) -> None:
-        """The bytes are not wanted any more: drop what has not begun, at once; `wait` before the slot is used again."""
+        """Drop what has not begun, at once, as the bytes are not wanted; `wait` before the slot is used again."""
 
 
 class CopyEngine(Protocol):
@@ -87,7 +87,7 @@ class CopyEngine(Protocol):
         """Begin to fill `slot` (uint8, at least source.slot_bytes) and return at once; any failure shows in `wait`."""
 
     def release(self, slot: torch.Tensor) -> None:
-        """The computation enqueued so far is the slot's last user: a later `start` may overwrite it after that."""
+        """Let a later `start` overwrite the slot after the computation enqueued so far, its last user."""
 
     def close(self) -> None:
         """Abandon what is in flight, wait until nothing writes any more, and free what is held; may be called again."""

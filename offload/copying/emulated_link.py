@@ -101,6 +101,6 @@ class _PacedCopy:
         self._copy.wait(cancel)  # last: an accelerator's engine counts from here on as the layer's computation
 
     def abandon(self) -> None:
-        """The emulated link stays booked, as a real one finishes what it has begun; only nobody waits for it."""
+        """Wait no longer; the link stays booked, as a real one finishes what it has begun."""
         self._is_abandoned = True
         self._copy.abandon()

@@ -258,7 +258,7 @@ class HostCopyEngine(Closeable):
                 self._arrive(copy)
 
     def _arrive(self, copy: _HostCopy) -> None:
-        """With the lock held: nothing writes to the copy's slot any more."""
+        """Account for a copy whose slot nothing writes to any more; with the lock held."""
         self._num_in_flight -= 1
         if self._num_in_flight == 0:
             self._busy_seconds += self._clock() - self._busy_since

@@ -231,7 +231,7 @@ class StagedCopyEngine(Closeable):
             copy.leave_queue(sending)
 
     def _stage_of(self, source: CopySource) -> _Stage | None:
-        """The stage that holds or awaits the source; begins anew from it if the reads had gone elsewhere."""
+        """Return the stage that holds or awaits the source; read anew from it if the reads had gone elsewhere."""
         for stage in self._ahead:
             if stage.source is source and stage.sending is None:
                 return stage

@@ -123,7 +123,7 @@ class FourBitWeight:
         return self._widen_rows(0, self.format.shape[0], self._wide_absmax(), out)
 
     def _wide_absmax(self) -> torch.Tensor:
-        """(B,) float32."""
+        """Return the absmaxes (B,) in float32."""
         absmax = self.parts[".absmax"]
         if self.format.nested_offset is None:
             return absmax
@@ -218,7 +218,7 @@ def _quantize_piece(piece: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _boundaries() -> npt.NDArray[np.float32]:
-    """Half way between neighbouring levels."""
+    """Return what lies half way between neighbouring levels, (15,)."""
     import bitsandbytes.functional as bnb
 
     levels = bnb.get_4bit_type("nf4", device="cpu")

@@ -168,7 +168,7 @@ class PackedInt8Weight:
         return self.shape[0] * (self.shape[1] + PACKED_BYTES_PER_ROW)
 
     def copy_to(self, device: torch.device) -> "PackedInt8Weight":
-        """See `StoredWeight.copy_to`: nothing changes a packed matrix, and it cannot leave the CPU, so it is itself."""
+        """Return the weight itself: nothing changes a packed matrix, and it cannot leave the CPU."""
         assert device.type == "cpu"
         return self
 

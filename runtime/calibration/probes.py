@@ -43,7 +43,7 @@ _MAX_LEVELS = 32
 
 
 class SessionProbes:
-    """See `profiles.calibration_probes.CalibrationProbes`; the session must have a draft, and is free in between."""
+    """The CalibrationProbes of an open session with a draft; between two probes the session is free."""
 
     def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path) -> None:
         """Take the session; a driver's answer about pinning is remembered in `state_folder`."""
@@ -84,7 +84,7 @@ class SessionProbes:
         )
 
     def time_link(self, num_bytes: int) -> float | None:
-        """See CalibrationProbes; on a processor a copy from memory to memory."""
+        """Time a copy to the device; on a processor one from memory to memory."""
         device = self._opened.plan.device
         if num_bytes > COPY_BYTES:  # memory that a session under a cap may not have
             return None
@@ -94,7 +94,7 @@ class SessionProbes:
             return None
 
     def time_disk(self, num_bytes: int) -> float | None:
-        """See CalibrationProbes; goes on in the file where the read before ended, with the session's own reader."""
+        """Go on in the largest file where the read before ended, with the session's own reader."""
         files = {piece.file for layout in self._opened.plan.target.slabs.layouts for piece in layout.ranges}
         largest = max(files, key=lambda file: file.stat().st_size)
         size = largest.stat().st_size // PAGE_BYTES * PAGE_BYTES
@@ -133,7 +133,7 @@ class SessionProbes:
         return seconds
 
     def time_walk(self, num_nodes: int) -> float:
-        """See CalibrationProbes; all of the first descent is accepted, the longest walk there can be."""
+        """Time the longest walk there can be: all of the first descent is accepted."""
         target, topology = self._target, _likely_tree(num_nodes)
         if self._walked_hidden is None:  # a whole pass for what is the same for every tree
             self._occupy(target, 0)
@@ -153,7 +153,7 @@ class SessionProbes:
         return seconds
 
     def time_copies(self) -> float:
-        """See CalibrationProbes; from a full ring to a full ring."""
+        """Time the copies of a pass from a full ring to a full ring."""
         self._fill_ring()
         begun = time.perf_counter()
         run_copies(self._opened)
