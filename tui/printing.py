@@ -3,7 +3,7 @@
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +26,6 @@ from offload.units import format_bytes
 from profiles.steps import finish
 from runtime.config import EngineConfig
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
-from runtime.fit.place import Placement
 from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import load_models
@@ -34,6 +33,7 @@ from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.engine.loading import OpenSession
+    from runtime.fit.place import Placement
 
 _Returned = TypeVar("_Returned")
 
@@ -63,7 +63,7 @@ def announce(steps: Generator[str, None, _Returned], console: Console) -> _Retur
     return finish(steps, lambda step: console.print(one_line(step), markup=False))
 
 
-def placement_lines(placement: Placement, *, baseline_bytes: int) -> list[str]:
+def placement_lines(placement: "Placement", *, baseline_bytes: int) -> list[str]:
     """Return where every planned byte is, one purpose a line, and what crosses the link in every pass.
 
     `baseline_bytes`: what the process held before any of it.
@@ -91,6 +91,18 @@ def cost_line(statistics: GenerationStatistics) -> str:
     if statistics.link_utilization is not None:
         parts.append(f"link {100 * statistics.link_utilization:.0f} % busy")
     return "   ".join(parts)
+
+
+def print_grid(rows: Iterable[Sequence[Text]], out: Console) -> None:
+    """Print rows in columns without lines, of which only the last one folds."""
+    first, *others = rows
+    table = Table.grid(padding=(0, 2))
+    for _ in first[1:]:
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in (first, *others):
+        table.add_row(*row)
+    out.print(table)
 
 
 def measurement_table(measured: dict[str, Any], *, title: str) -> Table:

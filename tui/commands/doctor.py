@@ -6,18 +6,18 @@ not; 2 for a --target or --draft that cannot be used. torch is imported when the
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from offload.units import format_bytes
 from runtime.config import EngineConfig
 from tui.environment import cache_folder
 from tui.options import Quiet
-from tui.printing import announce, progress_console
+from tui.printing import announce, print_grid, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -57,34 +57,32 @@ def _examine(config: EngineConfig, console: Console) -> "DoctorReport":
 def print_report(report: "DoctorReport", out: Console) -> None:
     """Write the report for a person, at most 80 columns wide."""
     out.width = min(out.width, _WIDTH)
-    table = _grid(2)
-    for row in report.rows:
-        for index, text in enumerate(row.texts):
-            style = "" if row.problem is None else "red"
-            table.add_row(Text("" if index else row.label, "bold"), Text(one_line(text), style))
-    out.print(table)
+    print_grid(_rows(report), out)
     for model in report.models:
+        question = model.question
+        title = f"{question.name}, {question.need.context_tokens} tokens of context, draft: {question.draft}"
         out.print()
-        _print_model(model, report, out)
+        out.print(Text(one_line(title), "bold"))
+        print_grid(_model_rows(model, report), out)
+        if any(change.kind in ("format", "combined") for fit in model.fits for change in fit.changes):
+            out.print(Text("  int8, nf4: overstory prepare MODEL --format int8|nf4 --output DIR", "dim"))
     if not report.models:
         out.print()
         out.print(Text("Without the memory above, nothing can be said about models.", style="red"))
 
 
-def _print_model(model: "ModelOutlook", report: "DoctorReport", out: Console) -> None:
-    question = model.question
-    title = f"{question.name}, {question.need.context_tokens} tokens of context, draft: {question.draft}"
-    out.print(Text(one_line(title), "bold"))
-    table = _grid(3)
+def _rows(report: "DoctorReport") -> Iterator[tuple[Text, Text]]:
+    for row in report.rows:
+        for index, text in enumerate(row.texts):
+            yield Text("" if index else row.label, "bold"), Text(one_line(text), "" if row.problem is None else "red")
+
+
+def _model_rows(model: "ModelOutlook", report: "DoctorReport") -> Iterator[tuple[Text, Text, Text]]:
     for fit in model.fits:
         verdict = "fits" if fit.placement.runs_well else "slow" if fit.placement.can_run else "no"
         first, *others = _fit_lines(fit, report)
-        table.add_row(Text(f"  {fit.placement.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(first))
-        for line in others:
-            table.add_row("", "", Text(line))
-    out.print(table)
-    if any(change.kind in ("format", "combined") for fit in model.fits for change in fit.changes):
-        out.print(Text("  int8, nf4: overstory prepare MODEL --format int8|nf4 --output DIR", "dim"))
+        yield Text(f"  {fit.placement.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(first)
+        yield from ((Text(), Text(), Text(line)) for line in others)
 
 
 def _fit_lines(fit: "Advice", report: "DoctorReport") -> list[str]:
@@ -104,15 +102,6 @@ def _fit_lines(fit: "Advice", report: "DoctorReport") -> list[str]:
     cost = f"a pass moves {format_bytes(placement.streamed_bytes)}{cost}"
     counted = ", ".join(f"{number} {where}" for number, where in tiers if number)
     return [sentence, cost if placement.runs_well else f"layers: {counted}; {cost}"]
-
-
-def _grid(num_columns: int) -> Table:
-    """Return a table without lines, whose last column folds."""
-    table = Table.grid(padding=(0, 2), expand=False)
-    for _ in range(num_columns - 1):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
 
 
 def _seconds(seconds: float) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from offload.units import format_bytes
@@ -25,11 +24,12 @@ from runtime.fit.request import ANSWER, MachineRequest, PlanRequest
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder
 from tui.options import Quiet, with_option_groups
-from tui.printing import announce, progress_console
+from tui.printing import announce, print_grid, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.fit.plan_report import PlanOption, PlanReport, Refusal
+    from runtime.planner.tree_choice import TreeChoice
 
 _WIDTH = 80
 _BOUNDS = {
@@ -117,7 +117,7 @@ def print_plan(report: "PlanReport", out: Console) -> None:
 
 def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     main, placed = report.main, report.main.placement
-    tree, second = main.tree, main.ranking.second
+    tree = main.tree
     yield "speed", f"{_rate(main.seconds_per_token)}; bound by {_BOUNDS[main.bound]}"
     yield "settings", _settings(report)
     yield "tree", _tree_text(main)
@@ -130,16 +130,13 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
         ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {placed.residency.num_slots} slots"
         yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"
     yield "device", f"{format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}"
-    if report.question.tree_shape is not None:
-        best = main.ranking.best
-        yield "best tree", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
-    elif tree.is_dynamic:
-        best = main.ranking.best
-        yield "best static", f"{best.num_nodes} x {best.num_levels}: {_rate(best.seconds_per_token)}"
+    best, second = main.ranking.best, main.ranking.second
+    if report.question.tree_shape is not None or tree.is_dynamic:
+        name = "best static" if report.question.tree_shape is None else "best tree"
+        yield name, f"{_size(best)}: {_rate(best.seconds_per_token)}"
     elif second is not None:
         more = second.seconds_per_token / main.seconds_per_token - 1
-        size = "no tree" if second.num_nodes == 1 else f"{second.num_nodes} x {second.num_levels}"
-        yield "second best", f"{size}: {_rate(second.seconds_per_token)} ({100 * more:+.1f} %)"
+        yield "second best", f"{_size(second)}: {_rate(second.seconds_per_token)} ({100 * more:+.1f} %)"
     if main.draft_held is not None:
         yield "plain", _plain_text(report)
 
@@ -202,19 +199,16 @@ def _other_text(option: "PlanOption | Refusal") -> str:
 
     if isinstance(option, Refusal):
         return f"does not run: {option.sentence}"
-    tree = option.tree
-    shape = "no tree" if tree.num_nodes == 1 else f"{tree.num_nodes} x {tree.num_levels}"
     streamed = f"{format_bytes(option.placement.streamed_bytes)} a pass" if option.streams else "fits whole"
-    return f"{_rate(option.seconds_per_token)}, {streamed}, {shape}, bound by {_BOUNDS[option.bound]}"
+    return f"{_rate(option.seconds_per_token)}, {streamed}, {_size(option.tree)}, bound by {_BOUNDS[option.bound]}"
 
 
 def _print_rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
-    table = Table.grid(padding=(0, 2), expand=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(Text(f"  {label}"), Text(one_line(text)))
-    out.print(table)
+    print_grid(((Text(f"  {label}"), Text(one_line(text))) for label, text in rows), out)
+
+
+def _size(tree: "TreeChoice") -> str:
+    return "no tree" if tree.num_nodes == 1 else f"{tree.num_nodes} x {tree.num_levels}"
 
 
 def _rate(seconds_per_token: float) -> str:
