@@ -67,7 +67,8 @@ def the_doctor_examines_the_device() -> None:
     assert code in (0, 1), err
     record = json.loads(out)
     assert "sim:0" in json.dumps(record["devices"])
-    assert record["link"]["value"]["pinned_bytes_per_second"] > 0, record["link"]
+    pinned, pageable = record["link"]["value"]
+    assert pinned["speed"]["bytes_per_second"] > 0 and pageable["speed"]["bytes_per_second"] > 0, record["link"]
 
 
 @check
@@ -88,7 +89,8 @@ def a_calibration_measures_the_device() -> None:
     assert "(sim)" in record["device"], record["device"]
     assert record["link_bytes_per_second"] > 0
     assert record["copy_seconds"] > 0
-    assert [table["temperature"] for table in record["acceptance"]] == [0.0, 0.6, 1.0]
+    # Three seconds see all temperatures on an idle machine, and the coolest alone on a busy one.
+    assert [table["temperature"] for table in record["acceptance"]] in ([0.0, 0.6, 1.0], [0.0])
     assert all(table["by_rank"][0] > 0.99 for table in record["acceptance"])  # the draft is the target
     assert len(list(state.glob("*.json"))) == 2
 

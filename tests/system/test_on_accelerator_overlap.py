@@ -33,6 +33,9 @@ from tests.support.sim_checks import SimChecks
 CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check
 
+PATIENCE_SECONDS = 60.0
+"""How long to look for a pass that nothing else on this machine disturbed."""
+
 
 @contextmanager
 def slow_layers(opened: OpenSession, seconds: float) -> Iterator[None]:
@@ -46,6 +49,11 @@ def slow_layers(opened: OpenSession, seconds: float) -> Iterator[None]:
             handle.remove()
 
 
+def best_of(ends: list[float]) -> float:
+    """The shortest time from the end of one pass to that of the next; a busy machine lengthens some of them."""
+    return min(end - begin for begin, end in itertools.pairwise(ends))
+
+
 def copies_and_computation_overlap(copy_seconds: float, compute_seconds: float) -> None:
     """A pass costs about the longer of the two; one after the other, it would cost their sum."""
     folder = wide_folder()
@@ -54,16 +62,17 @@ def copies_and_computation_overlap(copy_seconds: float, compute_seconds: float) 
         sim.set_copy_bytes_per_second(layer_bytes(folder) / copy_seconds)
         num_layers = opened.streamer.num_layers
         ends, passes = [], []
+        longer, shorter = sorted((num_layers * copy_seconds, num_layers * compute_seconds), reverse=True)
+        deadline = time.perf_counter() + PATIENCE_SECONDS
         sim.reset_counters()
         with slow_layers(opened, compute_seconds):
-            for event in opened.session.generate(request(max_new_tokens=5)):
-                if isinstance(event, Round):
-                    ends.append(time.perf_counter())
-                    passes.append(opened.session.engine.target.last_pass)
+            while len(ends) < 5 or (best_of(ends) >= longer + 0.5 * shorter and time.perf_counter() < deadline):
+                for event in opened.session.generate(request(max_new_tokens=5)):
+                    if isinstance(event, Round):
+                        ends.append(time.perf_counter())
+                        passes.append(opened.session.engine.target.last_pass)
         assert sim.hazards() == []
-        longer, shorter = sorted((num_layers * copy_seconds, num_layers * compute_seconds), reverse=True)
-        best = min(end - begin for begin, end in itertools.pairwise(ends))
-        assert longer * 0.95 <= best < longer + 0.5 * shorter, (best, longer, shorter)
+        assert longer * 0.95 <= best_of(ends) < longer + 0.5 * shorter, (best_of(ends), longer, shorter)
         busy_seconds = sum(statistics.link_busy_seconds for statistics in passes)
         assert busy_seconds >= 0.8 * len(passes) * num_layers * copy_seconds
         assert min(statistics.compute_seconds for statistics in passes) >= 0.95 * num_layers * compute_seconds
