@@ -43,7 +43,7 @@ GREEDY = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class RoundParts:
-    """What a round is made of, each measured with the rest at rest; seconds."""
+    """What a round is made of, each part measured with the rest at rest; seconds."""
 
     link_seconds: float
     """All copies of a pass over the link, one after the other."""
@@ -95,9 +95,7 @@ class RoundReport(Report):
     """What `overstory bench round` ends with."""
 
     num_nodes: int
-    """Nodes of the tree, root included."""
     num_levels: int
-    """Levels, root included."""
     bytes_per_pass: int
     """Weights that cross the link in every pass."""
     parts: RoundParts
