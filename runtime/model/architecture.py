@@ -67,7 +67,6 @@ class DecoderParts:
 
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers."""
         return len(self.layers)
 
 
@@ -141,10 +140,8 @@ def build_empty_model(
 ) -> PreTrainedModel:
     """Return transformers' model in eval mode: parameters of `dtype` on the meta device, buffers (rotary tables) real.
 
-    No parameter is initialised: what no memory holds need not be drawn.
-
-    Raises:
-        CheckpointError: the configuration is inconsistent, or asks for a tensor of more than `max_elements`.
+    No parameter is initialised: what no memory holds need not be drawn. Raises CheckpointError if the configuration is
+    inconsistent, or asks for a tensor of more than `max_elements`.
     """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
@@ -178,10 +175,8 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
     if any(name in streamed for pair in tied.items() for name in pair):
         raise _unsupported(model, "layers that share weights with other parts")
     others = [name for name in shapes if name not in streamed]
-    by_layer = [
-        [name for name in shapes if name in streamed and name.startswith(f"{layers_name}.{index}.")]
-        for index in range(len(layers))
-    ]
+    prefixes = [f"{layers_name}.{index}." for index in range(len(layers))]
+    by_layer = [[name for name in shapes if name in streamed and name.startswith(prefix)] for prefix in prefixes]
 
     def entries_of(names: Sequence[str], prefix: str = "") -> dict[str, TensorEntry]:
         return {
@@ -195,7 +190,6 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
     def formats_of(names: Sequence[str], prefix: str = "") -> dict[str, WeightFormat]:
         return {name.removeprefix(prefix): groups[name].format for name in names if name in groups}
 
-    prefixes = [f"{layers_name}.{index}." for index in range(len(layers))]
     return DecoderParts(
         model=model,
         decoder_prefix=model.base_model_prefix,
@@ -230,15 +224,13 @@ def _find_groups(
 
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     prefix = f"{model.base_model_prefix}."
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-    ]
     outermost = [
         (name, module)
-        for name, module in lists
-        if next(module.parameters(), None) is not None and not re.search(r"\.\d+\.", name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == model.config.num_hidden_layers
+        and next(module.parameters(), None) is not None
+        and not re.search(r"\.\d+\.", name)
     ]
     if len(outermost) != 1 or not outermost[0][0].startswith(prefix) or "encoder" in outermost[0][0].split("."):
         raise _unsupported(model, "no single list of decoder layers")
@@ -303,9 +295,9 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     return limit if type(limit) is int and limit > 0 else None
 
 
-def _walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+def _walk(config: object) -> Iterator[tuple[str, object]]:
     """Yield every number and string with the key that it stands under, without recursion."""
-    pending = [(key, value)]
+    pending = [("", config)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, Mapping):

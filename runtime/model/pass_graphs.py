@@ -3,14 +3,13 @@
 A draft of a billion parameters is a thousand small kernels, and starting them from Python takes several times as long
 as running them. A recorded pass has fixed shapes: T tokens are padded to the next power of two, the keys to the next
 bucket of the cache, and the tokens' slots are an input, so that one recording serves any place in the text. Padding
-tokens write to a slot of their own and nobody sees them. Knows neither architectures nor trees; a device that cannot
-record runs every pass as it comes.
+tokens write to a slot of their own and nobody sees them. A device that cannot record runs every pass as it comes.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +101,6 @@ class PassGraphs:
 
     @property
     def num_recorded(self) -> int:
-        """Shapes that have a recording."""
         return len(self._passes)
 
     def run(
@@ -169,10 +167,3 @@ def bucket_of(count: int, least: int) -> int:
 
 def _padded(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
     return np.pad(values, (0, width - len(values)))
-
-
-def no_cudnn_attention() -> Any:
-    """Return a context without cuDNN's attention, which plans every new length anew, tens of milliseconds each."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

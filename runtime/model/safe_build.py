@@ -106,9 +106,7 @@ class SafeBuild(TorchDispatchMode):
 
     Building a model also initialises it. On the meta device that changes nothing, but every random fill is worked out
     step by step in Python: two thirds of the time that building takes. Real tensors, such as rotary tables, are filled.
-
-    Raises:
-        ValueError: from an operation that would have made too large a tensor.
+    An operation that would make too large a tensor raises ValueError.
     """
 
     def __init__(self, max_elements: int) -> None:

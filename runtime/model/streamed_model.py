@@ -9,7 +9,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from offload.errors import PassCancelledError
@@ -25,10 +26,12 @@ from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.layer_binding import ComputePlan, ModuleBinder
-from runtime.model.pass_graphs import PassGraphs, PassRecorder, no_cudnn_attention, recorder_for
+from runtime.model.pass_graphs import PassGraphs, PassRecorder, recorder_for
 from runtime.model.safe_build import cache_argument
 from runtime.model.tree_cache import TreeCache, attention_masks
 from runtime.speculation.token_tree import TreeTopology
+
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +192,8 @@ class StreamedModel:
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
-        attention: AbstractContextManager[Any] = (
-            no_cudnn_attention() if self._compute.device.type == "cuda" else nullcontext()
-        )
-        with attention:
+        # Without cuDNN's attention, which plans every new length anew, tens of milliseconds each.
+        with sdpa_kernel(_ATTENTION) if self._compute.device.type == "cuda" else nullcontext():
             output = self._decoder(
                 input_ids=token_ids,
                 attention_mask=next(iter(self._masks.values())),

@@ -31,8 +31,7 @@ _MAX_COMPARED_BYTES = 64 << 20
 def load_tokenizer(folder: Path) -> Any:
     """Return transformers' tokenizer of a local model folder; no code of the folder is run.
 
-    Raises:
-        CheckpointError: the tokenizer files are missing or damaged.
+    Raises CheckpointError if the tokenizer files are missing or damaged.
     """
     try:
         with warnings.catch_warnings():
@@ -77,8 +76,7 @@ def have_equal_tokenizers(folder: Path, other: Path) -> bool:
 def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
     """Check that every id, those of added tokens included, stands for the same string in both vocabularies.
 
-    Raises:
-        TokenizerMismatchError: names the first id that differs, and both strings.
+    Raises TokenizerMismatchError, which names the first id that differs and both strings.
     """
     target_pairs = set(target_tokenizer.get_vocab().items())
     draft_pairs = set(draft_tokenizer.get_vocab().items())

@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
+class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one decoder layer, each (1, K, capacity, D)."""
 
     is_sliding = False
@@ -73,11 +73,9 @@ class TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.num_cached + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens cached."""
         return self.num_cached
 
     def get_max_length(self) -> int:
-        """Slots allocated."""
         return self.capacity
 
 
@@ -85,7 +83,7 @@ class TreeCache(Cache):  # type: ignore[misc]
     """The layers' caches, kept in step."""
 
     def __init__(self, *, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[TreeCacheLayer(capacity) for _ in range(num_layers)])
+        super().__init__(layers=[_TreeCacheLayer(capacity) for _ in range(num_layers)])
         self.capacity = capacity
 
     @property

@@ -30,7 +30,6 @@ class CostTable:
     sizes: tuple[float, ...]
     """Ascending, at least one."""
     seconds: tuple[float, ...]
-    """Of each size."""
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.seconds) or (np.diff(self.sizes) <= 0).any():
@@ -66,7 +65,6 @@ class RoundCosts:
     walk_seconds: CostTable
     """Head, walk and compaction, by nodes."""
     num_slots: int
-    """Slots of the ring."""
     read_seconds: tuple[float | None, ...] = ()
     """(L,) of each layer from the disk behind the link; () without one."""
     num_stages: int = 0
@@ -110,63 +108,31 @@ class StreamShape:
     streamed_bytes: tuple[int | None, ...]
     """(L,) of each layer; None for a resident one."""
     num_slots: int
-    """Slots of the ring."""
     read_bytes: tuple[int | None, ...] = ()
     """(L,) what a disk delivers to a stage on its way to the link; () where no disk is behind the link."""
     num_stages: int = 0
     """Stages that reads go through."""
 
 
-class LinearCost:
-    """seconds = base + slope * size, both >= 0, fitted to what was measured; old measurements fade."""
+def fit_cost(samples: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return (base, slope), neither negative, of the line through samples (size, seconds), of which old ones fade.
 
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
-
-    def add(self, size: float, seconds: float) -> None:
-        """Learn one measurement."""
-        self._samples.append((size, seconds))
-
-    @property
-    def is_known(self) -> bool:
-        """Whether anything was measured."""
-        return bool(self._samples)
-
-    def fit(self) -> tuple[float, float]:
-        """Return (base, slope) by least squares without outliers, neither negative; one size alone gives a base.
-
-        A step that met a busy processor may take ten times its time: what lies three deviations off is left out.
-        """
-        sizes, seconds = np.array(self._samples, dtype=np.float64).T
-        weights = _fading(len(sizes))
-        base, slope = _fit_line(sizes, seconds, weights)
-        for _ in range(3):
-            errors = np.abs(seconds - base - slope * sizes)
-            is_kept = errors <= 3 * 1.4826 * np.median(errors) + 1e-12
-            base, slope = _fit_line(sizes[is_kept], seconds[is_kept], weights[is_kept])
-        return base, slope
-
-    def table(self) -> CostTable:
-        """Return the line."""
-        base, slope = self.fit()
-        return CostTable((0.0, 1.0), (base, base + slope))
+    By least squares without outliers; one size alone gives a base. A step that met a busy processor may take ten times
+    its time: what lies three deviations off is left out.
+    """
+    sizes, seconds = np.array(samples, dtype=np.float64).T
+    weights = _fading(len(sizes))
+    base, slope = _fit_line(sizes, seconds, weights)
+    for _ in range(3):
+        errors = np.abs(seconds - base - slope * sizes)
+        is_kept = errors <= 3 * 1.4826 * np.median(errors) + 1e-12
+        base, slope = _fit_line(sizes[is_kept], seconds[is_kept], weights[is_kept])
+    return base, slope
 
 
-class CostFactor:
-    """How measurements compare with what was expected: the median ratio; old ones fade, and 1 counts for a few."""
-
-    def __init__(self) -> None:
-        self._ratios: deque[float] = deque(maxlen=NUM_KEPT)
-
-    def add(self, measured: float, expected: float) -> None:
-        """Learn one measurement; nothing is learned where nothing was expected."""
-        if expected > 0:
-            self._ratios.append(measured / expected)
-
-    def value(self) -> float:
-        """Return what to multiply expectations by."""
-        weights = np.append(_fading(len(self._ratios)), PRIOR_SAMPLES)
-        return _weighted_median(np.append(self._ratios, 1.0), weights)
+def cost_factor(ratios: Sequence[float]) -> float:
+    """Return the median of what was measured over what was expected; old ratios fade, and 1 counts for a few."""
+    return _weighted_median(np.append(ratios, 1.0), np.append(_fading(len(ratios)), PRIOR_SAMPLES))
 
 
 class CostLearner:
@@ -182,16 +148,19 @@ class CostLearner:
         self._shape = shape
         self._initial = initial
         self._is_cold = True
-        self._pass, self._step = LinearCost(), LinearCost()
+        self._passes: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
+        self._steps: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
         self._overhead: deque[float] = deque(maxlen=NUM_KEPT)
         self._link_rates: deque[float] = deque(maxlen=NUM_KEPT)
         self._disk_rates: deque[float] = deque(maxlen=NUM_KEPT)
-        self._factors = {part: CostFactor() for part in ("pass", "step", "walk", "link", "disk")}
+        self._ratios = {
+            part: deque[float](maxlen=NUM_KEPT) for part in ("pass", "step", "walk", "link", "disk")
+        }  # of what was measured to what a profile let expect
 
     @property
     def is_known(self) -> bool:
         """Whether `costs` can be asked for: a profile said what they are, or a round with a draft was measured."""
-        return self._initial is not None or (self._pass.is_known and self._step.is_known)
+        return self._initial is not None or bool(self._passes and self._steps)
 
     def observe(self, done: Round) -> None:
         """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
@@ -203,8 +172,8 @@ class CostLearner:
             return
         statistics = done.pass_statistics
         for width, seconds in done.draft_steps:
-            self._step.add(width, seconds)
-        self._pass.add(done.num_pass_tokens, statistics.compute_seconds)
+            self._steps.append((width, seconds))
+        self._passes.append((done.num_pass_tokens, statistics.compute_seconds))
         self._overhead.append(done.overhead_seconds)
         if statistics.link_busy_seconds > 0:
             self._link_rates.append(statistics.bytes_streamed / statistics.link_busy_seconds)
@@ -218,8 +187,8 @@ class CostLearner:
         shape = self._shape
         return RoundCosts(
             copy_seconds=_at_rate(shape.streamed_bytes, self._link_rates),
-            pass_seconds=self._pass.table(),
-            draft_step_seconds=self._step.table(),
+            pass_seconds=_line(self._passes),
+            draft_step_seconds=_line(self._steps),
             walk_seconds=CostTable((1,), (_recent_median(self._overhead),)),
             num_slots=shape.num_slots,
             read_seconds=_at_rate(shape.read_bytes, self._disk_rates),
@@ -228,25 +197,28 @@ class CostLearner:
 
     def _compare(self, done: Round, initial: RoundCosts) -> None:
         """What slows a part down is expected at the length that was measured for what slows it down."""
-        statistics, factors = done.pass_statistics, self._factors
+        statistics = done.pass_statistics
         if initial.draft_step_seconds is not None:
             for width, seconds in done.draft_steps:
-                factors["step"].add(seconds, float(initial.draft_step_seconds([width])[0]))
+                self._note("step", seconds, float(initial.draft_step_seconds([width])[0]))
         compute = float(initial.pass_seconds([done.num_pass_tokens])[0])
         compute += initial.compute_slowdown * statistics.link_busy_seconds
-        factors["pass"].add(statistics.compute_seconds, compute)
-        factors["walk"].add(done.overhead_seconds, float(initial.walk_seconds([done.num_nodes])[0]))
+        self._note("pass", statistics.compute_seconds, compute)
+        self._note("walk", done.overhead_seconds, float(initial.walk_seconds([done.num_nodes])[0]))
         if statistics.link_busy_seconds > 0:
             copies = sum(seconds for seconds in initial.copy_seconds if seconds is not None)
-            factors["link"].add(
-                statistics.link_busy_seconds, copies + initial.copy_slowdown * statistics.compute_seconds
-            )
+            copies += initial.copy_slowdown * statistics.compute_seconds
+            self._note("link", statistics.link_busy_seconds, copies)
         if statistics.disk_busy_seconds > 0:
             reads = sum(seconds for seconds in initial.read_seconds if seconds is not None)
-            factors["disk"].add(statistics.disk_busy_seconds, reads)
+            self._note("disk", statistics.disk_busy_seconds, reads)
+
+    def _note(self, part: str, measured: float, expected: float) -> None:
+        if expected > 0:
+            self._ratios[part].append(measured / expected)
 
     def _scaled(self, initial: RoundCosts) -> RoundCosts:
-        factors = {part: factor.value() for part, factor in self._factors.items()}
+        factors = {part: cost_factor(ratios) for part, ratios in self._ratios.items()}
         step = initial.draft_step_seconds
         return replace(
             initial,
@@ -256,6 +228,11 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
+
+
+def _line(samples: Sequence[tuple[float, float]]) -> CostTable:
+    base, slope = fit_cost(samples)
+    return CostTable((0.0, 1.0), (base, base + slope))
 
 
 def _fading(num_samples: int) -> NDArray[np.float64]:

@@ -65,9 +65,7 @@ def stored_pairs(
     """Return profiles by how the draft is held, and what to say of those that could not be used.
 
     There are some only where both models are folders on this machine; one that no longer holds is told, not used.
-
-    Raises:
-        CheckpointError: a model folder cannot be read.
+    Raises CheckpointError if a model folder cannot be read.
     """
     target, draft = question.target_folder, question.draft_folder
     if question.is_substitute:
@@ -77,7 +75,7 @@ def stored_pairs(
     of_target = model_identity(target, question.format_names[0])
     found, problems = {}, []
     for held in question.held_formats:
-        name = _published(question.draft or question.target) if held == "stored" else held
+        name = (question.draft or question.target).formats[0].name if held == "stored" else held
         try:
             profile = load_pair_profile(
                 cache_folder,
@@ -113,10 +111,6 @@ def _file_digest(file: Path, entries: Sequence[TensorEntry]) -> str:
 def _line(value: object) -> bytes:
     """`value` as one line of JSON, the same whatever order its keys are in."""
     return json.dumps(value, sort_keys=True).encode() + b"\n"
-
-
-def _published(shape: ModelShape) -> str:
-    return shape.formats[0].name
 
 
 def _dtype(shape: ModelShape) -> str:

@@ -30,7 +30,10 @@ def logits_to_probs(logits: Floats, params: SamplingParams, *, dtype: DTypeLike 
     rows = np.asarray(logits)
     probs = np.zeros(rows.shape, dtype=dtype)
     for index in np.ndindex(rows.shape[:-1]):
-        _fill_probs(probs[index], rows[index], params)
+        support, kept = _kept_log_weights(rows[index], params, dtype=probs.dtype)
+        np.exp(kept, out=kept)
+        kept /= float(kept.sum(dtype=np.float64))
+        probs[index][support] = kept
     return probs
 
 
@@ -151,14 +154,6 @@ def _first_above(ends: NDArray[np.float64], point: float) -> int:
     """The first index whose cumulative weight exceeds `point`: never one without weight, even after rounding."""
     last = np.searchsorted(ends, ends[-1], side="left")
     return int(min(np.searchsorted(ends, point, side="right"), last))
-
-
-def _fill_probs(probs: Floats, logits: Floats, params: SamplingParams) -> None:
-    """Write the distribution of one row of logits (V,) into a row of zeros (V,)."""
-    support, kept = _kept_log_weights(logits, params, dtype=probs.dtype)
-    np.exp(kept, out=kept)
-    kept /= float(kept.sum(dtype=np.float64))
-    probs[support] = kept
 
 
 def _kept_log_weights(logits: Floats, params: SamplingParams, *, dtype: DTypeLike) -> tuple[_Support, Floats]:

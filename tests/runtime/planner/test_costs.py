@@ -7,7 +7,7 @@ import pytest
 
 from offload.pass_statistics import PassStatistics
 from runtime.events import Round
-from runtime.planner.costs import CostFactor, CostLearner, CostTable, LinearCost, RoundCosts, StreamShape
+from runtime.planner.costs import CostLearner, CostTable, RoundCosts, StreamShape, _line, cost_factor, fit_cost
 from tests.support.pipeline_simulation import PipelineParts, round_seconds
 
 SHAPE = StreamShape((1000, None, 1000, 1000), num_slots=2)
@@ -143,51 +143,37 @@ def warm(initial: RoundCosts | None = None, shape: StreamShape = SHAPE) -> CostL
 
 
 def test_a_linear_cost_recovers_its_line_and_never_turns_negative() -> None:
-    cost = LinearCost()
-    for size in (1, 4, 9):
-        cost.add(size, 0.5 + 0.25 * size)
-    assert cost.fit() == pytest.approx((0.5, 0.25))
-    assert cost.table()([0, 2, 100]) == pytest.approx([0.5, 1.0, 25.5])
-    falling = LinearCost()
-    falling.add(1, 2.0)
-    falling.add(3, 1.0)
-    assert falling.fit() == pytest.approx((1.5, 0.0), abs=0.01)
-    steep = LinearCost()
-    steep.add(10, 1.0)
-    steep.add(20, 4.0)
-    base, slope = steep.fit()
+    samples = [(size, 0.5 + 0.25 * size) for size in (1, 4, 9)]
+    assert fit_cost(samples) == pytest.approx((0.5, 0.25))
+    assert _line(samples)([0, 2, 100]) == pytest.approx([0.5, 1.0, 25.5])
+    assert fit_cost([(1, 2.0), (3, 1.0)]) == pytest.approx((1.5, 0.0), abs=0.01)
+    base, slope = fit_cost([(10, 1.0), (20, 4.0)])
     assert base == 0
     assert slope > 0
 
 
 def test_one_outlier_does_not_bend_the_line() -> None:
     """A draft step that met a busy processor must not decide the tree."""
-    cost = LinearCost()
-    for size in range(1, 13):
-        cost.add(size, 0.5 + 0.25 * size)
-    cost.add(6, 40.0)
-    assert cost.fit() == pytest.approx((0.5, 0.25), rel=0.05)
+    samples = [(size, 0.5 + 0.25 * size) for size in range(1, 13)]
+    assert fit_cost([*samples, (6, 40.0)]) == pytest.approx((0.5, 0.25), rel=0.05)
 
 
 def test_old_measurements_fade() -> None:
-    cost = LinearCost()
-    for _ in range(60):
-        cost.add(4, 1.0)
-    for _ in range(60):
-        cost.add(4, 3.0)
-    assert cost.fit() == (3.0, 0.0)
+    assert fit_cost([(4, 1.0)] * 60 + [(4, 3.0)] * 60) == (3.0, 0.0)
 
 
 def test_a_factor_is_one_until_there_are_more_than_a_few_measurements() -> None:
-    factor = CostFactor()
-    assert factor.value() == 1.0
-    factor.add(9.0, 1.0)
-    assert factor.value() == 1.0
+    assert cost_factor([]) == 1.0
+    assert cost_factor([9.0]) == 1.0
+    assert cost_factor([9.0, *[1.3] * 8]) == 1.3
+
+
+def test_nothing_is_learned_of_a_part_that_was_expected_to_cost_nothing() -> None:
+    free = CostTable((1,), (0.0,))
+    learner = warm(replace(INITIAL, walk_seconds=free))
     for _ in range(8):
-        factor.add(1.3, 1.0)
-    assert factor.value() == 1.3
-    factor.add(1.0, 0.0)  # nothing was expected
-    assert factor.value() == 1.3
+        learner.observe(observation())
+    assert learner.costs().walk_seconds == free
 
 
 def test_measurements_alone_become_costs() -> None:
