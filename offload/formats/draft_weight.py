@@ -5,7 +5,7 @@ levels, found by measuring (well under half a second in all, once per process).
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Literal
 
 import torch
@@ -14,13 +14,10 @@ from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
 from offload.formats.weight_format import (
-    CHOICE_REPEATS,
-    DRAFT_WIDTHS,
     DenseWeight,
     MatmulPolicy,
     StoredWeight,
-    UpcastScratch,
-    fastest_seconds,
+    draft_seconds,
     measure_direct_max_rows,
 )
 
@@ -68,7 +65,6 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
 @cache
 def fastest_format(compute: torch.dtype, device: torch.device, *, side: int = 1024) -> HeldFormat:
     """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly."""
-    scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     seconds: dict[HeldFormat, float] = {}
     formats: tuple[HeldFormat, ...] = ("int8", "nf4", "stored")
@@ -77,9 +73,6 @@ def fastest_format(compute: torch.dtype, device: torch.device, *, side: int = 10
             weight: StoredWeight = DenseWeight(matrix.to(device), draft_policy(compute, device))
         else:
             weight = draft_converter(held, compute, device)(DenseWeight(matrix))
-        seconds[held] = sum(
-            fastest_seconds(partial(weight.linear, inputs, None, scratch), repeats=CHOICE_REPEATS, device=device)
-            for inputs in (torch.ones(width, side, dtype=compute, device=device) for width in DRAFT_WIDTHS)
-        )
+        seconds[held] = draft_seconds(weight, side, compute, device)
     best = min(formats, key=lambda held: seconds[held])
     return best if seconds[best] <= _DECIDED * seconds["int8"] else "int8"

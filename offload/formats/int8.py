@@ -12,19 +12,17 @@ than bfloat16, and each row has its own scale, which outliers of other rows do n
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import (
-    CHOICE_REPEATS,
-    DRAFT_WIDTHS,
     EXACT,
     MatmulPolicy,
     UpcastScratch,
-    fastest_seconds,
+    draft_seconds,
     from_columns,
     measure_max_rows,
     num_rows,
@@ -195,20 +193,14 @@ def measure_is_packed_faster(compute: torch.dtype, *, side: int = 1024) -> bool:
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: bfloat16 activations 0.9 / 2.0 / 3.8 / 6.4 ms, these 0.4 / 0.9 /
     1.8 / 3 ms.
     """
-    generator = torch.Generator().manual_seed(0)
-    weight = Int8RowsWeight.quantize(torch.randn(side, side, generator=generator), MatmulPolicy(is_fast=True))
-    scratch = UpcastScratch(compute, torch.device("cpu"))
+    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
+    weight, cpu = Int8RowsWeight.quantize(matrix, MatmulPolicy(is_fast=True)), torch.device("cpu")
     try:
         packed = PackedInt8Weight.pack(weight)
         inputs = torch.full((2, side), 3.0)  # every digit is the largest: what saturates would show
         expected = inputs @ (weight.rows * (weight.absmax[:, None] / LEVELS)).t()
-        if (packed.linear(inputs, None, scratch) - expected).norm() > 0.01 * expected.norm():
+        if (packed.linear(inputs, None, UpcastScratch(compute, cpu)) - expected).norm() > 0.01 * expected.norm():
             return False
     except (RuntimeError, AttributeError):  # a build of torch without quantized kernels
         return False
-    packed_seconds = other_seconds = 0.0
-    for width in DRAFT_WIDTHS:
-        inputs = torch.randn(width, side, generator=generator).to(compute)
-        packed_seconds += fastest_seconds(partial(packed.linear, inputs, None, scratch), repeats=CHOICE_REPEATS)
-        other_seconds += fastest_seconds(partial(weight.linear, inputs, None, scratch), repeats=CHOICE_REPEATS)
-    return packed_seconds < other_seconds
+    return draft_seconds(packed, side, compute, cpu) < draft_seconds(weight, side, compute, cpu)

@@ -29,7 +29,7 @@ TORCH_DTYPES = {
 _CPU = torch.device("cpu")
 DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
-CHOICE_REPEATS = 12
+_CHOICE_REPEATS = 12
 """Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
 
 
@@ -191,6 +191,14 @@ def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: t
         wait_for_device(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def draft_seconds(weight: StoredWeight, num_columns: int, compute: torch.dtype, device: torch.device) -> float:
+    """Return how long a draft's products with the weight (O, I) take, one of each width."""
+    scratch = UpcastScratch(compute, device)
+    inputs = (torch.ones(width, num_columns, dtype=compute, device=device) for width in DRAFT_WIDTHS)
+    products = (partial(weight.linear, each, None, scratch) for each in inputs)
+    return sum(fastest_seconds(product, repeats=_CHOICE_REPEATS, device=device) for product in products)
 
 
 def measure_max_rows(

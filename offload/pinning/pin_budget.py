@@ -230,7 +230,9 @@ def plan_pinned_layers(
     `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. A stored
     budget that cannot be used costs a probe at every start, not the session.
     """
-    sizes = {tier: _sizes_of(residency, tier) for tier in (Tier.HOST, Tier.DISK)}
+    sizes: dict[Tier, list[int]] = {tier: [] for tier in Tier}
+    for tier, size in zip(residency.tiers, residency.layer_bytes, strict=True):
+        sizes[tier].append(size)
     wanted = sum(sizes[Tier.HOST])
     try:
         found = find_pin_budget(device, state_folder, wanted_bytes=wanted)
@@ -242,7 +244,3 @@ def plan_pinned_layers(
         left = max(0, _total_bytes(device) - device_bytes)
         budget = left if budget is None else min(budget, left)
     return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK]), budget
-
-
-def _sizes_of(residency: ResidencyPlan, wanted: Tier) -> Sequence[int]:
-    return [size for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True) if tier is wanted]

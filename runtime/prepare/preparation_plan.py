@@ -46,11 +46,6 @@ class PlannedTensor:
     """Whether it is stored (I, O), as by GPT-2; quantized matrices are always (O, I)."""
 
     @property
-    def copied_bytes(self) -> int:
-        """Size of a tensor that is not quantized, as it will be stored."""
-        return math.prod(self.entry.shape) * self.dtype.itemsize
-
-    @property
     def matrix_shape(self) -> tuple[int, int]:
         """(O, I) of a tensor that is quantized."""
         rows, columns = self.entry.shape
@@ -121,9 +116,10 @@ class PreparationPlan:
         """What the prepared folder takes at most; the true size is a few kilobytes a layer less."""
         total = sum(file.stat().st_size for file in self.companions)
         for tensor in (tensor for shard in self.shards for tensor in shard.tensors):
-            quantized = self.quantizer.max_bytes(tensor.matrix_shape) if tensor.is_quantized else 0
-            num_names = 8 if tensor.is_quantized else 1
-            total += (quantized or tensor.copied_bytes) + num_names * _BYTES_PER_NAME
+            if tensor.is_quantized:
+                total += self.quantizer.max_bytes(tensor.matrix_shape) + 8 * _BYTES_PER_NAME
+            else:
+                total += math.prod(tensor.entry.shape) * tensor.dtype.itemsize + _BYTES_PER_NAME
         return total + _SMALL_FILES_BYTES
 
     def config(self) -> dict[str, Any]:

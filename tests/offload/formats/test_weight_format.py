@@ -101,5 +101,11 @@ def test_every_repeat_runs_the_action_once() -> None:
     assert len(calls) == 5
 
 
+def test_a_drafts_products_are_timed_once_for_each_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_format, "fastest_seconds", lambda product, **options: float(product().shape[0]))
+    weight = DenseWeight(torch.ones(3, 8))
+    assert weight_format.draft_seconds(weight, 8, torch.float32, CPU) == sum(DRAFT_WIDTHS)
+
+
 def test_draft_widths_are_those_of_narrow_levels() -> None:
     assert min(DRAFT_WIDTHS) == 1 and max(DRAFT_WIDTHS) == 16
