@@ -228,12 +228,12 @@ def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shor
 
 
 def _stage_bytes(need: MemoryNeed, machine: Machine) -> int:
-    """What layers take of host memory in passing; beside a budget that the user chose."""
+    """Return what layers take of host memory in passing; beside a budget that the user chose."""
     return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
 
 
 def _needed_bytes(need: MemoryNeed, machine: Machine, resource: _Resource, *, is_least: bool) -> int:
-    """How much of a resource a session takes: to run at all, or to run well."""
+    """Return how much of a resource a session takes: to run at all, or to run well."""
     if resource == "free disk":
         return need.file_bytes
     if resource == "host memory":
@@ -242,7 +242,7 @@ def _needed_bytes(need: MemoryNeed, machine: Machine, resource: _Resource, *, is
 
 
 def _grown(need: MemoryNeed, machine: Machine, shortage: _Shortage, placement: Placement) -> tuple[Machine, int]:
-    """The machine with just enough of what it lacks, and how much more that is; it has no budgets of the user's."""
+    """Return the machine, without the user's budgets, with just enough of what it lacks, and how much more that is."""
     needed = shortage.needed_bytes
     if shortage.resource == "free disk":
         return replace(machine, disk_free_bytes=needed), needed - shortage.usable_bytes
@@ -263,14 +263,14 @@ def _without_budgets(machine: Machine) -> Machine:
 
 
 def _largest(fits: Callable[[int], bool], lowest: int, highest: int) -> int | None:
-    """The largest number that fits, where all below a fitting one fit; None if not even the lowest does."""
+    """Return the largest number that fits, where all below a fitting one fit; None if not even the lowest does."""
     numbers = range(lowest, highest + 1)
     num_fitting = bisect_left(numbers, True, key=lambda number: not fits(number))
     return numbers[num_fitting - 1] if num_fitting else None
 
 
 def _rounded_up(num_bytes: int, separator: str = "") -> str:
-    """Bytes as they can be typed for a budget, never less than what they stand for: "3.5GB"."""
+    """Return bytes as they can be typed for a budget, never less than what they stand for: "3.5GB"."""
     if num_bytes >= 10**9:
         return f"{-(-num_bytes // 10**8) / 10:.1f}{separator}GB"
     return f"{-(-num_bytes // 10**6)}{separator}MB"

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 QUALITY = {"int8": "perplexity +0.05 %", "nf4": "perplexity +2.5 %"}
 """What a format costs, against bf16: Qwen2.5-Coder-1.5B, 29.503 in bf16, 29.518 in int8, 30.254 in NF4.
 
-From `overstory bench perplexity` on the first 1,800 characters of examples/perplexity.txt.
+From `overstory bench perplexity` on the first 1,800 characters of its packaged text.
 """
 _CLEARLY = 0.95
 """What takes more than this share of the time is not called faster."""
