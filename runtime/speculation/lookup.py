@@ -28,26 +28,18 @@ class Continuation:
     token_ids: tuple[int, ...]
     """The tokens to come, nearest first."""
     num_matched: int
-    """How many tokens at the end read like those before the place it was found at, up to the index's `max_match`."""
+    """How many tokens at the end read like those before the place it was found at, up to `NgramIndex.max_match`."""
 
 
 class NgramIndex:
     """A text, and where each n-gram of it stands: one entry per token, grown and shrunk again in O(1) a token."""
 
-    def __init__(self, *, min_match: int = 3, max_match: int = 16, max_candidates: int = 64) -> None:
-        """Matches of at least `min_match` tokens are found and told apart up to `max_match`.
+    min_match, max_match = 3, 16
+    """Matches of at least so many tokens are found, and told apart up to so many."""
+    max_candidates = 64
+    """Of an n-gram that is frequent, so many of the newest places are compared."""
 
-        Of an n-gram that is frequent, the newest `max_candidates` places are compared. Raises ValueError unless
-        1 <= min_match <= max_match and max_candidates >= 1.
-        """
-        if not 1 <= min_match <= max_match or max_candidates < 1:
-            raise ValueError(
-                f"expected 1 <= min_match <= max_match and max_candidates >= 1, found {min_match}, {max_match} and "
-                f"{max_candidates}"
-            )
-        self._min_match = min_match
-        self._max_match = max_match
-        self._max_candidates = max_candidates
+    def __init__(self) -> None:
         self._text: list[int] = []
         self._newest_end: dict[tuple[int, ...], int] = {}
         self._older_end: list[int] = [0]
@@ -61,7 +53,7 @@ class NgramIndex:
         """Append accepted tokens."""
         for token_id in token_ids:
             self._text.append(token_id)
-            if len(self._text) < self._min_match:
+            if len(self._text) < self.min_match:
                 self._older_end.append(0)
                 continue
             gram = self._last_gram()
@@ -72,7 +64,7 @@ class NgramIndex:
         """Forget everything behind the first `num_tokens` tokens."""
         while len(self._text) > num_tokens:
             older = self._older_end.pop()
-            if len(self._text) >= self._min_match:
+            if len(self._text) >= self.min_match:
                 gram = self._last_gram()
                 if older:
                     self._newest_end[gram] = older
@@ -96,7 +88,7 @@ class NgramIndex:
         Among equally long matches the newest place wins. It has exactly `max_tokens` tokens: where a copy reaches the
         end, it goes on with what it has copied, so that a text which repeats itself is continued in its period.
         """
-        tail = [*self._text[-self._max_match :], *path][-self._max_match :]
+        tail = [*self._text[-self.max_match :], *path][-self.max_match :]
         places = [(self._num_matched(end, tail), end) for end in self._candidate_ends(tail, has_path=bool(path))]
         if not places:
             return None
@@ -104,23 +96,23 @@ class NgramIndex:
         return Continuation(self._copied(end, path, max_tokens), num_matched)
 
     def _last_gram(self) -> tuple[int, ...]:
-        return tuple(self._text[-self._min_match :])
+        return tuple(self._text[-self.min_match :])
 
     def _candidate_ends(self, tail: Sequence[int], *, has_path: bool) -> Iterator[int]:
         """Lengths of the text up to an occurrence of the tail's last n-gram, newest first; never the tail itself."""
-        if len(tail) < self._min_match:
+        if len(tail) < self.min_match:
             return
-        end = self._newest_end.get(tuple(tail[-self._min_match :]), 0)
+        end = self._newest_end.get(tuple(tail[-self.min_match :]), 0)
         if end == len(self._text) and not has_path:
             end = self._older_end[end]
-        for _ in range(self._max_candidates):
+        for _ in range(self.max_candidates):
             if not end:
                 return
             yield end
             end = self._older_end[end]
 
     def _num_matched(self, end: int, tail: Sequence[int]) -> int:
-        num_matched = self._min_match
+        num_matched = self.min_match
         most = min(len(tail), end)
         while num_matched < most and self._text[end - 1 - num_matched] == tail[-1 - num_matched]:
             num_matched += 1
@@ -222,7 +214,7 @@ def graft(tree: TokenTree, branches: Iterable[Branch], *, max_nodes: int, max_le
     growth = _Grafting(tree, max_nodes=max_nodes, max_levels=max_levels)
     for branch in branches:
         growth.add(branch)
-    return growth.result() if growth.has_grown else GraftedTree.without_grafts(tree)
+    return growth.result()
 
 
 class _Grafting:
@@ -238,10 +230,6 @@ class _Grafting:
         self._depths: list[int] = topology.depths.tolist()
         self._ranks: list[int] = topology.ranks.tolist()
         self._children = [list(topology.children(node)) for node in range(topology.num_nodes)]
-
-    @property
-    def has_grown(self) -> bool:
-        return len(self._token_ids) > self._tree.topology.num_nodes
 
     def add(self, branch: Branch) -> None:
         node: int | None = branch.node
@@ -269,6 +257,8 @@ class _Grafting:
         return child
 
     def result(self) -> GraftedTree:
+        if len(self._token_ids) == self._tree.topology.num_nodes:
+            return GraftedTree.without_grafts(self._tree)
         drawn_nodes, topology = number_breadth_first(
             np.arange(len(self._token_ids)),
             parents=np.array(self._parents),

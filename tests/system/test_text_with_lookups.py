@@ -149,6 +149,10 @@ def test_without_lookups_every_tree_is_the_drafts(folders: dict[str, Path]) -> N
 SMALL_VOCAB, SMALL_PROMPT, NUM_LAW_TOKENS = 4, (0, 1, 2, 3, 0, 1, 2), 3
 
 
+class ShortMatches(NgramIndex):
+    min_match = 2
+
+
 @cache
 def small_row(text: tuple[int, ...], model: int) -> Row:
     return (1.2 * np.random.default_rng([model, *text]).standard_normal(SMALL_VOCAB)).astype(np.float32)
@@ -158,7 +162,7 @@ def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tupl
     """Rounds over a drawn tree with looked-up branches, and how many nodes were grafted."""
     topology, scheme = TreeTopology.from_child_counts([2, 1, 0, 0]), scheme_for(params)
     text, num_grafted = list(SMALL_PROMPT), 0
-    index = NgramIndex(min_match=2)
+    index = ShortMatches()
     index.extend(text)
     while len(text) < len(SMALL_PROMPT) + NUM_LAW_TOKENS:
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
