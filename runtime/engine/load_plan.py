@@ -13,6 +13,7 @@ import torch
 
 from offload.device import select_device
 from offload.errors import BudgetError
+from offload.formats.draft_weight import HeldFormat
 from offload.memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
@@ -70,6 +71,19 @@ class LoadPlan:
     def draft_name(self) -> str:
         """What people call the draft, or `substitute` or `none`."""
         return self.config.draft if self.draft is None else model_name(self.draft.checkpoint.folder)
+
+    @property
+    def draft_files(self) -> ModelFiles:
+        """What the draft is made of; a substitute is made of the target."""
+        return self.draft or self.target
+
+    @property
+    def draft_held(self) -> HeldFormat:
+        """How the draft's layers are held."""
+        is_substitute = self.draft is None
+        return self.draft_files.held_format(
+            self.config.draft_format, self.dtype, self.device, is_substitute=is_substitute
+        )
 
     @property
     def capacity(self) -> int:

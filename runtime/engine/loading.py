@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from offload.copying.copy_engine import CopyEngine
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
-from offload.formats.draft_weight import HeldFormat, draft_policy
+from offload.formats.draft_weight import draft_policy
 from offload.layer_placement import PlacedLayers
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
@@ -109,7 +109,6 @@ class _Load:
         )
         self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
         self._num_read, self._num_bytes = 0, self._bytes_to_read()
-        self._held: HeldFormat = "int8"
 
     def run(self) -> Generator[LoadProgress, None, OpenSession]:
         """Read what stays on the device, place the layers, make the draft, and start the ring."""
@@ -118,7 +117,7 @@ class _Load:
         with explained_shortage("the embeddings, norm and head"):
             others = read_others(target, self._reader, device=plan.device)
         yield self._progress("layers", target.other_layout.payload_bytes)
-        placed = yield from self._place()
+        placed = yield from relabel(self._path.place(), partial(self._progress, "layers"))
         with explained_shortage("the draft"):
             drafter = yield from self._open_drafter(others, placed)
         streamer, link = self._path.open(placed)
@@ -154,29 +153,22 @@ class _Load:
             total += sum(size for index, size in enumerate(payloads) if index not in shared)
         return total
 
-    def _place(self) -> Generator[LoadProgress, None, PlacedLayers]:
-        return relabel(self._path.place(), partial(self._progress, "layers"))
-
     def _open_drafter(
         self, others: dict[str, torch.Tensor], placed: PlacedLayers
     ) -> Generator[LoadProgress, None, Drafter | None]:
         plan = self._plan
         if self._config.is_plain:
             return None
+        if plan.draft is not None:
+            others = read_others(plan.draft, self._reader, device=plan.device)
+            yield self._progress("draft", plan.draft.other_layout.payload_bytes)
         compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
-        files, is_substitute = plan.draft or plan.target, plan.draft is None
-        own = others
-        if not is_substitute:
-            own = read_others(files, self._reader, device=plan.device)
-            yield self._progress("draft", files.other_layout.payload_bytes)
-        empty = EmptyModel.build(files, compute, others=own)
-        self._held = files.held_format(self._config.draft_format, compute, is_substitute=is_substitute)
-        loading = empty.as_draft(
-            self._held,
+        loading = EmptyModel.build(plan.draft_files, compute, others=others).as_draft(
+            plan.draft_held,
             self._reader,
             capacity=plan.capacity,
-            is_substitute=is_substitute,
-            shared=self._shared_layers(placed) if is_substitute else None,
+            shared=self._shared_layers(placed) if plan.draft is None else None,
+            has_own_head=plan.draft is not None,
         )
         model = yield from relabel(loading, partial(self._progress, "draft"))
         return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
@@ -195,7 +187,7 @@ class _Load:
     def _planner(self, placed: PlacedLayers, link: CopyEngine) -> TreePlanner:
         """Return a planner for the tiers and stages that there are: memory that ran out may have changed them."""
         plan, start = self._plan, self._start
-        substitute_held = None if plan.draft is not None else self._held
+        has_substitute = plan.draft is None and not self._config.is_plain
         stream = stream_shape(
             placed.tiers,
             plan.target.slabs.payload_bytes,
@@ -203,7 +195,7 @@ class _Load:
             num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
         )
         return TreePlanner(
-            start.prior(substitute_held=substitute_held),
+            start.prior(substitute_held=plan.draft_held if has_substitute else None),
             stream,
             max_nodes=plan.max_nodes,
             fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,

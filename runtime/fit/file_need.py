@@ -14,7 +14,7 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.formats.weight_format import scratch_bytes
 from runtime.config import EngineConfig
 from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
-from runtime.model.layer_binding import HOST_DEVICE, ComputePlan
+from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
@@ -38,7 +38,7 @@ def need_of_files(
     return MemoryNeed(
         formats=layer_formats(target.slabs.layouts),
         others_bytes=target.other_layout.slab_bytes,
-        draft=_draft_need(config, target, draft, ComputePlan(compute_dtype, device=device)),
+        draft=_draft_need(config, target, draft, dtype=compute_dtype, device=device),
         cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),
         context_tokens=context_tokens,
         max_nodes=1 if config.is_plain else max_nodes,
@@ -66,18 +66,18 @@ def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
 
 
 def _draft_need(
-    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, compute: ComputePlan
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, dtype: torch.dtype, device: torch.device
 ) -> DraftNeed | None:
     if config.is_plain:
         return None
     files, is_substitute = draft or target, draft is None
-    held = files.held_format(config.draft_format, compute, is_substitute=is_substitute)
+    held = files.held_format(config.draft_format, dtype, device, is_substitute=is_substitute)
     num_bytes = sum(files.draft_layer_bytes(held))
     if not is_substitute:
-        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, compute.device)
+        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, device)
     label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
     shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
-    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(compute.dtype), shared)
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(dtype), shared)
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:

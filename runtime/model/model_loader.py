@@ -5,7 +5,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 """
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -86,14 +86,16 @@ class ModelFiles:
         """Whether any matrix of the decoder layers is stored quantized."""
         return any(self.formats)
 
-    def held_format(self, wanted: DraftFormat, compute: ComputePlan, *, is_substitute: bool) -> HeldFormat:
+    def held_format(
+        self, wanted: DraftFormat, dtype: torch.dtype, device: torch.device, *, is_substitute: bool
+    ) -> HeldFormat:
         """Return how a draft of these files is held: what is quantized stays so, and `auto` is the fastest measured.
 
         A substitute held like an unquantized target would be the target itself, so it is int8 then.
         """
         if self.is_quantized:
             return "stored"
-        held = fastest_format(compute.dtype, compute.device) if wanted == "auto" else wanted
+        held = fastest_format(dtype, device) if wanted == "auto" else wanted
         return "int8" if is_substitute and held == "stored" else held
 
     def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
@@ -144,46 +146,17 @@ class EmptyModel:
         _move_tables(parts.model, compute.device)
         return cls(files, parts, compute)
 
-    def binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
-        """Return what binds decoder layer `index`."""
-        formats = self.parts.layer_formats[index]
-        return ModuleBinder(self.parts.layers[index], self.compute, formats=formats, convert=convert)
-
     def streamed(self, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
         """Return the model whose layers come from `streamer`."""
-        binders = [self.binder(index) for index in range(self.parts.num_layers)]
-        cache = TreeCache(num_layers=self.parts.num_layers, capacity=capacity)
+        binders = [self._binder(index) for index in range(self.parts.num_layers)]
         return StreamedModel(
-            self.parts, self.compute, cache, binders=binders, slabs=self.files.slabs, streamer=streamer
+            self.parts,
+            self.compute,
+            TreeCache(num_layers=self.parts.num_layers, capacity=capacity),
+            binders=binders,
+            slabs=self.files.slabs,
+            streamer=streamer,
         )
-
-    def _all_bound(self, capacity: int) -> StreamedModel:
-        return StreamedModel(self.parts, self.compute, TreeCache(num_layers=self.parts.num_layers, capacity=capacity))
-
-    def resident(self, engine: CopyEngine, *, capacity: int) -> LoadingModel:
-        """Load the model with every layer in memory, bytes as in the file. Raises LinkError."""
-        for index, layout in enumerate(self.files.slabs.layouts):
-            self.binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
-            yield layout.payload_bytes
-        return self._all_bound(capacity)
-
-    def quantized(
-        self, held: HeldFormat, engine: CopyEngine, *, capacity: int, shared: SharedLayers | None = None
-    ) -> LoadingModel:
-        """Load a draft: every layer in memory as `held` says, made in one read of the file.
-
-        `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
-        model, such as layers that stay resident in the target. Raises LinkError.
-        """
-        shared, slabs = shared or {}, self.files.slabs
-        convert = draft_converter(held, self.compute.dtype, self.compute.device)
-        for index, tensors in shared.items():
-            self.binder(index).bind(tensors)
-        own = [index for index in range(len(slabs.layouts)) if index not in shared]
-        for index, tensors in slabs.stream_from_disk(engine, indices=own):
-            self.binder(index, convert=convert).bind(tensors)
-            yield slabs.layouts[index].payload_bytes
-        return self._all_bound(capacity)
 
     def as_draft(
         self,
@@ -191,21 +164,41 @@ class EmptyModel:
         engine: CopyEngine,
         *,
         capacity: int,
-        is_substitute: bool,
         shared: SharedLayers | None = None,
+        has_own_head: bool = False,
     ) -> LoadingModel:
-        """Load the model as a draft of that format, with its own head if it is separate. Raises LinkError.
+        """Load every layer into memory as `held` says, in one read of the file. Raises LinkError.
 
-        `shared`: see `quantized`; only a substitute has layers to share.
+        `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
+        model, such as layers that stay resident in the target. A head that is the draft's own is held in int8 too.
         """
         if held == "stored" and not self.files.is_quantized:
-            return (yield from self.resident(engine, capacity=capacity))
-        model = yield from self.quantized(held, engine, capacity=capacity, shared=shared)
-        if held == "int8" and not is_substitute:
-            self.quantize_head()
-        return model
+            yield from self._bind_as_stored(engine)
+        else:
+            yield from self._bind_converted(held, engine, shared or {})
+        if has_own_head and held == "int8":
+            self._quantize_head()
+        return StreamedModel(self.parts, self.compute, TreeCache(num_layers=self.parts.num_layers, capacity=capacity))
 
-    def quantize_head(self) -> None:
+    def _bind_as_stored(self, engine: CopyEngine) -> Iterator[int]:
+        for index, layout in enumerate(self.files.slabs.layouts):
+            self._binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
+            yield layout.payload_bytes
+
+    def _bind_converted(self, held: HeldFormat, engine: CopyEngine, shared: SharedLayers) -> Iterator[int]:
+        slabs, convert = self.files.slabs, draft_converter(held, self.compute.dtype, self.compute.device)
+        for index, tensors in shared.items():
+            self._binder(index).bind(tensors)
+        own = [index for index in range(len(slabs.layouts)) if index not in shared]
+        for index, tensors in slabs.stream_from_disk(engine, indices=own):
+            self._binder(index, convert=convert).bind(tensors)
+            yield slabs.layouts[index].payload_bytes
+
+    def _binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
+        formats = self.parts.layer_formats[index]
+        return ModuleBinder(self.parts.layers[index], self.compute, formats=formats, convert=convert)
+
+    def _quantize_head(self) -> None:
         """Give the head an int8 copy of its own where its kernel then is several times faster (not on accelerators).
 
         A draft of half a billion parameters spends a third of its step in a bfloat16 head.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from offload.device import identify_device
-from offload.formats.draft_weight import draft_policy
 from offload.formats.four_bit import FourBitFormat
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
@@ -19,7 +18,6 @@ from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
-from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import builtin_chances
@@ -175,10 +173,8 @@ def pair_identity(plan: LoadPlan) -> tuple[ModelIdentity, ModelIdentity]:
     CheckpointError if the files cannot be read any more.
     """
     target = model_identity(plan.target.checkpoint.folder, held_name(plan.target, "stored"))
-    files, is_substitute = plan.draft or plan.target, plan.draft is None
-    compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
-    held = files.held_format(plan.config.draft_format, compute, is_substitute=is_substitute)
-    return target, model_identity(files.checkpoint.folder, held_name(files, held))
+    files = plan.draft_files
+    return target, model_identity(files.checkpoint.folder, held_name(files, plan.draft_held))
 
 
 def held_name(files: ModelFiles, held: str) -> str:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,22 +26,11 @@ def files(tmp_path: Path) -> ModelFiles:
     return ModelFiles.open(save_tiny_folder(tmp_path / "model", dtype=torch.bfloat16))
 
 
-def logits_of(
-    files: ModelFiles,
-    held: HeldFormat | None = None,
-    *,
-    shared: dict[int, dict[str, torch.Tensor]] | None = None,
-    has_own_head: bool = False,
-) -> torch.Tensor:
-    """Of a resident model (None), or of a draft held in this format."""
+def logits_of(files: ModelFiles, held: HeldFormat = "stored", **options: Any) -> torch.Tensor:
+    """Of a draft held in this format; as it is stored, it is the model itself."""
     with HostCopyEngine() as engine:
         empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
-        if held is None:
-            model = finish(empty.resident(engine, capacity=16))
-        else:
-            model = finish(empty.quantized(held, engine, capacity=16, shared=shared))
-        if has_own_head:
-            empty.quantize_head()
+        model = finish(empty.as_draft(held, engine, capacity=16, **options))
     return model.logits(model.run_pass(chain_input(TOKENS, num_cached=0)))
 
 
@@ -50,10 +40,6 @@ def test_a_quantized_model_is_close_to_the_resident_one_and_not_equal(
 ) -> None:
     exact, rounded = logits_of(files), logits_of(files, held)
     assert 0 < (exact - rounded).norm() / exact.norm() < bound
-
-
-def test_a_draft_held_as_stored_is_the_resident_model(files: ModelFiles) -> None:
-    torch.testing.assert_close(logits_of(files, "stored"), logits_of(files), rtol=1e-5, atol=1e-5)
 
 
 def test_shared_layers_are_bound_as_they_are_and_not_read(files: ModelFiles) -> None:
@@ -71,20 +57,21 @@ def test_a_drafts_own_head_is_close_to_the_stored_one(files: ModelFiles, monkeyp
     shared, own = logits_of(files, "int8"), logits_of(files, "int8", has_own_head=True)
     assert 0 < (shared - own).norm() / shared.norm() < 0.02
     monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: False)
-    assert torch.equal(logits_of(files, "stored", has_own_head=True), logits_of(files, "stored"))
+    assert torch.equal(logits_of(files, "int8", has_own_head=True), logits_of(files, "int8"))
+    assert torch.equal(logits_of(files, has_own_head=True), logits_of(files))
 
 
 def test_the_held_format_follows_the_files_the_wish_and_the_measurement(
     files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loader, "fastest_format", lambda dtype, device: "nf4")
-    compute = ComputePlan(torch.float32)
-    assert files.held_format("auto", compute, is_substitute=False) == "nf4"
-    assert files.held_format("int8", compute, is_substitute=True) == "int8"
-    assert files.held_format("stored", compute, is_substitute=False) == "stored"
-    assert files.held_format("stored", compute, is_substitute=True) == "int8"
+    compute = (torch.float32, torch.device("cpu"))
+    assert files.held_format("auto", *compute, is_substitute=False) == "nf4"
+    assert files.held_format("int8", *compute, is_substitute=True) == "int8"
+    assert files.held_format("stored", *compute, is_substitute=False) == "stored"
+    assert files.held_format("stored", *compute, is_substitute=True) == "int8"
     quantized = ModelFiles.open(save_quantized_folder(tmp_path / "q", "nf4"))
-    assert quantized.held_format("int8", compute, is_substitute=True) == "stored"
+    assert quantized.held_format("int8", *compute, is_substitute=True) == "stored"
     assert quantized.draft_layer_bytes("stored") == tuple(layout.slab_bytes for layout in quantized.slabs.layouts)
 
 
