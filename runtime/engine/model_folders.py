@@ -51,8 +51,3 @@ def locate_model(role: str, name: str) -> Generator[str | LoadProgress, None, st
         downloading = watch_download(name)
         folder = yield from relabel(downloading, lambda sizes: LoadProgress(f"downloading {name}", *sizes))
     return str(folder.absolute())  # a folder may be called "none"
-
-
-def said(step: str | LoadProgress) -> str | None:
-    """Return a step that is a sentence, for `relabel`; None for how far a download is."""
-    return step if isinstance(step, str) else None
