@@ -9,13 +9,16 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widget import Widget
 
+from tests.support.screen_text import STYLES
+
 
 class WidgetApp(App[Any]):
-    """Shows the widgets it is given, or pushes the screen and keeps what it returns."""
+    """Shows the widgets it is given, or pushes the screen and keeps what it returns; with the chat's styles."""
 
-    def __init__(self, *widgets: Widget, screen: Screen[Any] | None = None, css: str = "") -> None:
+    CSS_PATH = STYLES
+
+    def __init__(self, *widgets: Widget, screen: Screen[Any] | None = None) -> None:
         super().__init__()
-        self.stylesheet.add_source(css, is_default_css=False)
         self._widgets = widgets
         self._first_screen = screen
         self.animation_level = "none"

@@ -164,7 +164,6 @@ class ChatScreen(Screen[None]):
         is_too_small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(is_too_small, "-too-small")
         self.set_class(columns < NARROW_COLUMNS, "-narrow")
-        self.chat.panel.place("bottom" if columns < NARROW_COLUMNS else "side")
         need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
         self.query_one("#too-small", Static).update(need if is_too_small else "")
 

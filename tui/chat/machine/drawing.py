@@ -44,13 +44,14 @@ def share_bar(share: float, width: int) -> str:
 
 def spark_line(values: Sequence[float], width: int, *, top: float | None = None) -> str:
     """Draw the last `width` values as columns from 0 to `top`, or to the largest of them; blank where there is none."""
-    shown = list(values)[-width:] if width > 0 else []
-    highest = max(shown, default=0.0) if top is None else top
-    return "".join(_column(value, highest) for value in shown).rjust(width)
+    shown = list(values)[-width:]
+    highest = top or max(shown, default=0.0) or 1.0
+    (row,) = column_chart([value / highest for value in shown], height=1, step=1, width=width)
+    return row.rjust(width)
 
 
-def column_chart(values: Sequence[float | None], *, height: int, step: int, width: int) -> tuple[str, ...]:
-    """Draw columns from 0 to 1, one every `step` characters, in `height` rows from the top; None is a dot below."""
+def column_chart(values: Sequence[float], *, height: int, step: int, width: int) -> tuple[str, ...]:
+    """Draw columns from 0 to 1, one every `step` characters, in `height` rows from the top."""
     rows = []
     for row in reversed(range(height)):
         signs = "".join(_block(value, row, height).ljust(step) for value in values)
@@ -58,18 +59,10 @@ def column_chart(values: Sequence[float | None], *, height: int, step: int, widt
     return tuple(rows)
 
 
-def _block(value: float | None, row: int, height: int) -> str:
-    if value is None:
-        return "·" if row == 0 else " "
+def _block(value: float, row: int, height: int) -> str:
     eighths = round(_within(value) * height * 8) - row * 8
     lowest = 1 if row == 0 else 0  # so that a depth where nothing was ever accepted is seen to have been tried
     return (" " + _COLUMNS)[min(8, max(lowest, eighths))]
-
-
-def _column(value: float, highest: float) -> str:
-    if highest <= 0:
-        return _COLUMNS[0]
-    return _COLUMNS[round(_within(value / highest) * (len(_COLUMNS) - 1))]
 
 
 def _within(share: float) -> float:
@@ -124,15 +117,17 @@ def draw_tree(parents: Sequence[int], path: Sequence[int], *, width: int, height
     step = level_columns(num_levels(parents), width)
     columns = [step * depth for depth in depths_of(parents)]
     grid = [[" "] * (max(columns) + step) for _ in range(height)]
-    leaf_rows = _first_leaves(parents)
+    rows = _first_leaves(parents)
     num_leaves = len(parents) - len(set(parents) - {-1})
     if num_leaves <= height:
-        rows = leaf_rows
         _draw_branches(grid, parents, rows, columns, has_lines=step > 1)
     else:
-        rows = [leaf * height // num_leaves for leaf in leaf_rows]
+        rows = [leaf * height // num_leaves for leaf in rows]
         _draw_map(grid, rows, columns)
-    _draw_path(grid, path, rows, columns)
+    for before, node in pairwise(path):
+        _draw_line(grid, (rows[before], columns[before]), (rows[node], columns[node]), signs=("┃", "┗", "━"))
+    for node in path:
+        grid[rows[node]][columns[node]] = "●"
     return tuple(_cut("".join(row).rstrip(), width) for row in grid)
 
 
@@ -175,42 +170,31 @@ def _draw_branches(
     grid: list[list[str]], parents: Sequence[int], rows: Sequence[int], columns: Sequence[int], *, has_lines: bool
 ) -> None:
     last_children = {parent: node for node, parent in enumerate(parents)}
-    for node, parent in enumerate(parents):
-        row, column = rows[node], columns[node]
-        grid[row][column] = "○"
+    for node in reversed(range(len(parents))):  # a branch over the stem to the children below it
+        parent = parents[node]
+        grid[rows[node]][columns[node]] = "○"
         if parent >= 0 and has_lines:
-            grid[row][column - 1] = "─"
-            if row > rows[parent]:
-                grid[row][column - 2] = "╰" if last_children[parent] == node else "├"
-    if has_lines:
-        _draw_stems(grid, parents, rows, columns)
+            corner = "╰" if last_children[parent] == node else "├"
+            _draw_line(grid, (rows[parent], columns[parent]), (rows[node], columns[node]), signs=("│", corner, "─"))
 
 
-def _draw_stems(grid: list[list[str]], parents: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> None:
-    for node, parent in enumerate(parents):
-        if parent < 0:
-            continue
-        for row in range(rows[parent] + 1, rows[node]):
-            if grid[row][columns[parent]] == " ":
-                grid[row][columns[parent]] = "│"
+def _draw_line(
+    grid: list[list[str]], start: tuple[int, int], end: tuple[int, int], *, signs: tuple[str, str, str]
+) -> None:
+    """Draw down from the start and then right to the end, with signs for down, for the corner and for right."""
+    (row, column), (last_row, last_column) = start, end
+    down, corner, right = signs
+    for between in range(row + 1, last_row):
+        grid[between][column] = down
+    if last_row > row:
+        grid[last_row][column] = corner
+    for between in range(column + 1, last_column):
+        grid[last_row][between] = right
 
 
 def _draw_map(grid: list[list[str]], rows: Sequence[int], columns: Sequence[int]) -> None:
     for (row, column), num_nodes in Counter(zip(rows, columns, strict=True)).items():
         grid[row][column] = "·" if num_nodes == 1 else ":" if num_nodes < 4 else "▪"
-
-
-def _draw_path(grid: list[list[str]], path: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> None:
-    for before, node in pairwise(path):
-        column = columns[before]
-        for row in range(rows[before] + 1, rows[node]):
-            grid[row][column] = "┃"
-        if rows[node] > rows[before]:
-            grid[rows[node]][column] = "┗"
-        for between in range(column + 1, columns[node]):
-            grid[rows[node]][between] = "━"
-    for node in path:
-        grid[rows[node]][columns[node]] = "●"
 
 
 def _cut(row: str, width: int) -> str:

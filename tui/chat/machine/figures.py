@@ -6,7 +6,7 @@ do not jump with every round.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.events import Round
 
@@ -24,9 +24,9 @@ class RunningFigures:
 
     rounds: tuple[Round, ...] = ()
     """The last ones, oldest first."""
-    num_tried: tuple[int, ...] = ()
+    num_tried: Counter[int] = field(default_factory=Counter)
     """By depth from 1 on: rounds in which the walk stood before children at this depth."""
-    num_accepted: tuple[int, ...] = ()
+    num_accepted: Counter[int] = field(default_factory=Counter)
     """By depth from 1 on: rounds in which one of these was accepted."""
 
     @property
@@ -47,9 +47,8 @@ class RunningFigures:
     @property
     def link_bytes_per_second(self) -> float | None:
         """While the link carries bytes; None where nothing streams."""
-        return (
-            _ratio(sum(each.pass_statistics.bytes_streamed for each in self._smoothed), _busy(self._smoothed)) or None
-        )
+        num_bytes = sum(each.pass_statistics.bytes_streamed for each in self._smoothed)
+        return _ratio(num_bytes, _busy(self._smoothed)) or None
 
     @property
     def link_utilization(self) -> float | None:
@@ -57,9 +56,9 @@ class RunningFigures:
         return link_utilization(self._smoothed) if self.link_bytes_per_second else None
 
     @property
-    def acceptance(self) -> tuple[float | None, ...]:
-        """By depth from 1 on: how often a child was accepted where there were children; None where never tried."""
-        return tuple(_ratio(*each) for each in zip(self.num_accepted, self.num_tried, strict=True))
+    def acceptance(self) -> tuple[float, ...]:
+        """By depth from 1 on: how often a child was accepted where there were children."""
+        return tuple(self.num_accepted[depth] / num_tried for depth, num_tried in sorted(self.num_tried.items()))
 
     @property
     def _smoothed(self) -> tuple[Round, ...]:
@@ -67,11 +66,13 @@ class RunningFigures:
 
     def with_round(self, latest: Round) -> "RunningFigures":
         """Return these figures after one more round."""
-        tried, accepted = _walk(latest)
+        num_accepted = len(latest.path) - 1
+        num_tried = num_accepted + (latest.path[-1] in latest.parents)  # at the end there may be no children left
+        depths = [min(depth, MAX_DEPTH) for depth in range(1, num_tried + 1)]
         return RunningFigures(
             rounds=(*self.rounds, latest)[-NUM_REMEMBERED_ROUNDS:],
-            num_tried=_sums(self.num_tried, tried),
-            num_accepted=_sums(self.num_accepted, accepted),
+            num_tried=self.num_tried + Counter(depths),
+            num_accepted=self.num_accepted + Counter(depths[:num_accepted]),
         )
 
 
@@ -88,25 +89,6 @@ def link_utilization(rounds: Sequence[Round]) -> float | None:
 
 def _busy(rounds: Sequence[Round]) -> float:
     return sum(each.pass_statistics.link_busy_seconds for each in rounds)
-
-
-def _walk(latest: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """By depth from 1 on: 1 where the walk stood before children, and 1 where one of them was accepted."""
-    has_children = Counter(latest.parents)[latest.path[-1]] > 0
-    num_accepted = len(latest.path) - 1
-    accepted = (*[1] * num_accepted, *[0] * has_children)
-    return _capped((1,) * len(accepted)), _capped(accepted)
-
-
-def _capped(counts: tuple[int, ...]) -> tuple[int, ...]:
-    head, tail = counts[: MAX_DEPTH - 1], counts[MAX_DEPTH - 1 :]
-    return (*head, sum(tail)) if tail else head
-
-
-def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
-    length = max(len(one), len(other))
-    padded = ((*each, *([0] * (length - len(each)))) for each in (one, other))
-    return tuple(map(sum, zip(*padded, strict=True)))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

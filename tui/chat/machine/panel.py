@@ -4,10 +4,8 @@ Each section is a title and rows of text for a given width; it is drawn again on
 panel is hidden. The panel can be focused and scrolled with the keys, since not all of it fits a small terminal.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Literal
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
@@ -35,18 +33,15 @@ from tui.chat.machine.drawing import (
     spark_line,
     wrap_layers,
 )
-from tui.chat.machine.figures import MAX_DEPTH, link_utilization, tokens_per_second
+from tui.chat.machine.figures import link_utilization, tokens_per_second
 from tui.terminal_text import one_line
 
-PanelPlace = Literal["side", "bottom"]
-_SIDE_TREE_HEIGHT, _BOTTOM_TREE_HEIGHT = 8, 4
 _CHART_HEIGHT = 3
 _NUM_MEMORY_ROWS = 5
 _SIGN_STYLES: Mapping[str, str] = {
-    **dict.fromkeys("▁▂▃▄▅▆▇▏▎▍▌▋▊▉", "$text-primary"),
-    **dict.fromkeys(ACCEPTED_SIGNS, "bold $text-success"),
+    f"▁▂▃▄▅▆▇▏▎▍▌▋▊▉{RESIDENT}": "$text-primary",
+    ACCEPTED_SIGNS: "bold $text-success",
     STREAMED: "$text-muted",
-    RESIDENT: "$text-primary",
     IN_SLOT: "$text-accent",
     CURRENT: "bold $text-warning",
 }
@@ -92,34 +87,13 @@ class SectionView(Static):
 
 
 class MachinePanel(VerticalScroll):
-    """All sections: two columns below the conversation, one beside it."""
+    """All sections: one column beside the conversation, or in a `-narrow` screen two below it."""
 
-    DEFAULT_CSS = """
-    MachinePanel {
-        background: $surface;
-        border: round $border-blurred;
-        border-title-color: $text-muted;
-        padding: 0 1;
-        scrollbar-size-vertical: 1;
-        &:focus { border: heavy $border; }
-        &.-side { width: 42; height: 1fr; }
-        &.-bottom { width: 1fr; height: 12; layout: horizontal; }
-        & > Vertical { height: auto; width: 1fr; }
-        &.-bottom > #machine-left { margin-right: 3; }
-        & SectionView { height: auto; min-height: 1; width: 1fr; }
-        &.-side SectionView { margin-bottom: 1; }
-    }
-    """
-
-    def __init__(self, *, placement: PanelPlace = "side", id: str | None = None) -> None:
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._state = EngineState()
         self.border_title = "Machine"
-        self._tree_height = _SIDE_TREE_HEIGHT
-        self.place(placement)
 
     def compose(self) -> ComposeResult:
-        """Lay out two columns; at the side, one stands below the other."""
         with Vertical(id="machine-left"):
             yield SectionView(layers_section, id="machine-layers")
             yield SectionView(speed_section, id="machine-speed")
@@ -129,42 +103,21 @@ class MachinePanel(VerticalScroll):
             yield SectionView(memory_section, id="machine-memory")
 
     def show(self, state: EngineState) -> None:
-        """Show that state from now on."""
-        self._state = state
+        """Show that state, unless nobody sees the panel."""
         if self.display:
-            self._draw()
-
-    def place(self, placement: PanelPlace) -> None:
-        """Stand beside the conversation, or below it."""
-        self._tree_height = _SIDE_TREE_HEIGHT if placement == "side" else _BOTTOM_TREE_HEIGHT
-        self.set_class(placement == "side", "-side")
-        self.set_class(placement == "bottom", "-bottom")
-        self._draw()
-
-    def on_show(self) -> None:
-        self._draw()
-
-    def _draw(self) -> None:
-        for section in self.query(SectionView):
-            section.show(self._state)
+            for section in self.query(SectionView):
+                section.show(state)
 
     def _tree_section(self, state: EngineState, width: int) -> Section:
-        return tree_section(state, width, height=self._tree_height)
+        return tree_section(state, width, height=4 if self.screen.has_class("-narrow") else 8)
 
 
 def _painted(section: Section) -> Content:
     """Return the text with a bold title, and with every sign in the colour that it has everywhere."""
-    rows = (Content.assemble(*map(_styled, groupby(row, key=_style))) for row in section.rows)
-    return Content("\n").join([Content.styled(section.title, "bold"), *rows])
-
-
-def _style(sign: str) -> str:
-    return _SIGN_STYLES.get(sign, "")
-
-
-def _styled(run: tuple[str, Iterator[str]]) -> tuple[str, str]:
-    style, signs = run
-    return "".join(signs), style
+    text = Content("\n".join((section.title, *section.rows))).stylize("bold", 0, len(section.title))
+    for signs, style in _SIGN_STYLES.items():
+        text = text.highlight_regex(f"[{signs}]+", style=style)
+    return text
 
 
 def layers_section(state: EngineState, width: int) -> Section:
@@ -248,19 +201,18 @@ def tree_section(state: EngineState, width: int, *, height: int) -> Section:
 
 def acceptance_section(state: EngineState, width: int) -> Section:
     """Draw how often a drafted token was accepted, by depth, each column below its level of the tree."""
-    acceptance = state.figures.acceptance
-    spelled = ", ".join(f"{depth}: {_percent(share)}" for depth, share in enumerate(acceptance, start=1))
-    tooltip = "How often one of the children was accepted where the walk came so far, by depth"
-    if not acceptance:
-        return _section("Acceptance by depth", ("",) * (_CHART_HEIGHT + 1), f"{tooltip}.", width)
-    last = state.figures.last
-    levels = max(len(acceptance) + 1, num_levels(last.parents) if last else 1)
+    acceptance, last = state.figures.acceptance, state.figures.last
+    tooltip = "How often one of the children was accepted where the walk came so far, by depth."
+    if last is None or not acceptance:
+        return _section("Acceptance by depth", ("",) * (_CHART_HEIGHT + 1), tooltip, width)
+    spelled = ", ".join(f"{depth}: {share:.0%}" for depth, share in enumerate(acceptance, start=1))
+    levels = max(len(acceptance) + 1, num_levels(last.parents))
     step = level_columns(levels, width)
     chart = column_chart(acceptance, height=_CHART_HEIGHT, step=step, width=width - step)
-    labels = "".join(str(depth % 10).ljust(step) for depth in range(1, min(len(acceptance), MAX_DEPTH) + 1))
+    labels = "".join(str(depth % 10).ljust(step) for depth in range(1, len(acceptance) + 1))
     rows = tuple((" " * step + row).rstrip() for row in (*chart, labels))
-    title = f"Acceptance by depth, first {_percent(acceptance[0])}"
-    return _section(title, rows, f"{tooltip}. {spelled}.", width)
+    title = f"Acceptance by depth, first {acceptance[0]:.0%}"
+    return _section(title, rows, f"{tooltip} {spelled}.", width)
 
 
 def _rate_row(what: str, rate: float | None, top: float, width: int) -> str:
@@ -278,10 +230,6 @@ def _curve_row(what: str, values: Sequence[float], latest: str, width: int, *, t
 def _pair_row(label: str, size: str, width: int) -> str:
     room = width - len(size) - 1
     return f"{fit_text(label, room).ljust(room)} {size}" if room > 0 else size
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
 
 
 def _section(title: str, rows: Sequence[str], tooltip: str, width: int) -> Section:

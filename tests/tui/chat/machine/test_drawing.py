@@ -61,9 +61,9 @@ def test_shares(share, bar):
         ((), None, "     "),
         ((0, 0), None, "   ▁▁"),
         ((7,), None, "    █"),
-        ((0, 1, 2, 4, 7), None, "▁▂▃▅█"),
-        ((9, 9, 0, 1, 2, 4, 7), None, "▁▂▃▅█"),
-        ((0.5, 1.0, 3.0), 1.0, "  ▅██"),
+        ((0, 1, 2, 4, 7), None, "▁▁▂▅█"),
+        ((9, 9, 0, 1, 2, 4, 7), None, "▁▁▂▅█"),
+        ((0.5, 1.0, 3.0), 1.0, "  ▄██"),
     ],
 )
 def test_curves(values, top, line):
@@ -75,8 +75,8 @@ def test_no_width_is_no_text():
 
 
 def test_columns():
-    rows = column_chart((None, 1.0, 0.75, 0.5, 0.1, 0.0), height=2, step=2, width=20)
-    assert rows == ("  █ ▄", "· █ █ █ ▂ ▁")
+    rows = column_chart((1.0, 0.75, 0.5, 0.1, 0.0), height=2, step=2, width=20)
+    assert rows == ("█ ▄", "█ █ █ ▂ ▁")
     assert column_chart((1.0, 1.0, 1.0), height=1, step=2, width=3) == ("█ █",)
 
 

@@ -50,7 +50,7 @@ def test_rates_forget_what_is_long_ago():
 def test_memory_of_rounds_is_bounded():
     figures = figures_of(*([round_done()] * (NUM_REMEMBERED_ROUNDS + 5)))
     assert len(figures.rounds) == NUM_REMEMBERED_ROUNDS
-    assert figures.num_accepted[0] == NUM_REMEMBERED_ROUNDS + 5
+    assert figures.num_accepted[1] == NUM_REMEMBERED_ROUNDS + 5
 
 
 def test_no_link_is_claimed_where_nothing_streams():
@@ -82,4 +82,4 @@ def test_very_deep_levels_count_as_one():
     chain = round_done(parents=tuple(range(-1, 49)), path=tuple(range(50)))
     figures = figures_of(chain)
     assert len(figures.num_tried) == MAX_DEPTH
-    assert sum(figures.num_tried) == 49
+    assert figures.num_tried.total() == 49

@@ -51,8 +51,8 @@ def test_speed_measured_against_predicted():
         "Speed (tok/s)\n"
         "measured    7.5 ██████████▌   \n"
         "predicted  10.0 ██████████████\n"
-        "tok/s       7.5           ▂▃▅█\n"
-        "tok/pass    3.8           ▂▃▅█\n"
+        "tok/s       7.5           ▁▂▄█\n"
+        "tok/pass    3.8           ▁▂▄█\n"
         "link        90%           ▇▇▇▇"
     )
 
@@ -124,10 +124,12 @@ def test_a_section_keeps_its_height_while_an_answer_is_written():
     assert [len(section.rows) for section in before] == [len(section.rows) for section in after]
 
 
-def test_the_bottom_panel_has_two_columns():
-    panel = MachinePanel(placement="bottom")
+def test_below_the_conversation_the_panel_has_two_columns():
+    panel = MachinePanel()
 
     async def story(pilot):
+        pilot.app.screen.add_class("-narrow")
+        await pilot.pause()
         panel.show(verifying())
         await pilot.pause()
         rows = screen_rows(pilot.app)
@@ -140,7 +142,7 @@ def test_the_bottom_panel_has_two_columns():
 
 
 def test_the_side_panel_has_one():
-    panel = MachinePanel(placement="side")
+    panel = MachinePanel()
 
     async def story(pilot):
         panel.show(verifying())
@@ -153,9 +155,10 @@ def test_the_side_panel_has_one():
 
 
 def test_it_can_be_scrolled_with_the_keys():
-    panel = MachinePanel(placement="bottom")
+    panel = MachinePanel()
 
     async def story(pilot):
+        pilot.app.screen.add_class("-narrow")
         panel.show(verifying())
         panel.focus()
         await pilot.pause()
@@ -168,7 +171,7 @@ def test_it_can_be_scrolled_with_the_keys():
 
 
 def test_a_hidden_panel_draws_nothing_until_it_is_shown():
-    panel = MachinePanel(placement="side")
+    panel = MachinePanel()
 
     async def story(pilot):
         panel.display = False
@@ -178,6 +181,7 @@ def test_a_hidden_panel_draws_nothing_until_it_is_shown():
             section.tooltip is None or "streamed" not in str(section.content) for section in panel.query(SectionView)
         )
         panel.display = True
+        panel.show(verifying())
         await pilot.pause()
         await pilot.pause()
         assert "Layers 16/28, 20 streamed" in screen_text(pilot.app)
@@ -186,7 +190,7 @@ def test_a_hidden_panel_draws_nothing_until_it_is_shown():
 
 
 def test_only_sections_that_change_are_drawn_again():
-    panel = MachinePanel(placement="side")
+    panel = MachinePanel()
 
     async def story(pilot):
         panel.show(verifying())
@@ -203,11 +207,11 @@ def test_only_sections_that_change_are_drawn_again():
 
 
 def test_the_panel_moves_to_the_other_place():
-    panel = MachinePanel(placement="side")
+    panel = MachinePanel()
 
     async def story(pilot):
         panel.show(verifying())
-        panel.place("bottom")
+        pilot.app.screen.add_class("-narrow")
         await pilot.pause()
         await pilot.pause()
         assert len(screen_rows(pilot.app)[0]) == 80

@@ -2,7 +2,6 @@
 
 from textual.binding import Binding
 
-from tests.support.screen_text import STYLES
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
@@ -47,7 +46,7 @@ KEYS = (
 
 
 def test_the_page_lists_every_command_and_key():
-    app = WidgetApp(screen=HelpScreen(KEYS), css=STYLES.read_text())
+    app = WidgetApp(screen=HelpScreen(KEYS))
 
     async def story(pilot):
         text = screen_text(app)
@@ -60,7 +59,7 @@ def test_the_page_lists_every_command_and_key():
 
 
 def test_it_is_closed_by_what_people_press():
-    app = WidgetApp(css=STYLES.read_text())
+    app = WidgetApp()
 
     async def story(pilot):
         for key in ("escape", "enter", "q", "f1"):
@@ -73,7 +72,7 @@ def test_it_is_closed_by_what_people_press():
 
 
 def test_it_scrolls_in_a_small_terminal():
-    app = WidgetApp(screen=HelpScreen(KEYS), css=STYLES.read_text())
+    app = WidgetApp(screen=HelpScreen(KEYS))
 
     async def story(pilot):
         assert "Take the completion." not in screen_text(app)
