@@ -204,7 +204,7 @@ def _figures(value: float | None) -> str:
 
 def _cell(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return one_line(str(value))
+        return "-" if value is None else one_line(str(value))
     if name.endswith("bytes_per_second"):
         return f"{format_bytes(value)}/s"
     if name.endswith("_bytes") or name.startswith("bytes_"):

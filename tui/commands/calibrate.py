@@ -1,24 +1,20 @@
 """`overstory calibrate`: measures this machine and a pair of models, and keeps what it finds in the state folder.
 
 Opens the session as `run` would. Progress goes to stderr with an estimate of the time left, then a table; one JSON line
-goes to stdout. Nothing is written before everything is measured.
+goes to stdout. Nothing is written before everything is measured. What needs numpy is imported when it is asked for.
 """
 
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offload.units import format_bytes
-from profiles.calibration_probes import FULL, QUICK, THOROUGH
-from profiles.calibrator import CalibrationProgress, CalibrationResult, Calibrator
 from profiles.errors import ProfileError
-from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
 from profiles.steps import finish
@@ -27,14 +23,14 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.printing import open_session_in_sight, progress_console
-from tui.terminal_text import one_line
+from tui.printing import measurement_table, open_session_in_sight, progress_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from profiles.calibrator import CalibrationProgress, CalibrationResult
+
 _SHOWN_RANKS = 8
-_SHOWN_DEPTHS = (0, 1, 2, 4, 8, 16, 31)
 
 
 @with_option_groups
@@ -67,6 +63,9 @@ def calibrate(
             "use `overstory bench stream` to measure plain streaming"
         )
     requests = read_requests(packaged_prompts("calibration.jsonl") if prompts is None else prompts, SamplingParams())
+    from profiles.calibration_probes import FULL, QUICK, THOROUGH
+    from profiles.calibrator import Calibrator
+
     scope = QUICK if quick else THOROUGH if thorough else FULL
     if config.context_tokens is None:
         config = replace(config, context_tokens=scope.session_context_tokens)
@@ -79,15 +78,18 @@ def calibrate(
     kept, notes = _joined(result, is_link_emulated=config.link is not None)
     pair_path = save_pair_profile(cache_folder(), kept)
     machine_path = save_machine_profile(cache_folder(), result.machine)
+    record = calibration_record(result)
+    console.print(measurement_table(record, title="calibrated"))
     if not quiet:
-        for line in (*calibration_lines(result), *notes, f"saved {machine_path}", f"saved {pair_path}"):
+        sentences = (*map(acceptance_line, result.pair.acceptance), *result.doubts, *notes)
+        for line in (*sentences, f"saved {machine_path}", f"saved {pair_path}"):
             sys.stderr.write(line + "\n")
     paths = {"machine_profile": str(machine_path), "pair_profile": str(pair_path)}
-    sys.stdout.write(json.dumps(calibration_record(result) | paths) + "\n")
+    sys.stdout.write(json.dumps(record | paths) + "\n")
     return 0
 
 
-def _joined(result: CalibrationResult, *, is_link_emulated: bool) -> tuple[PairProfile, list[str]]:
+def _joined(result: "CalibrationResult", *, is_link_emulated: bool) -> tuple[PairProfile, list[str]]:
     """Return the profile to keep, and what it keeps of the one before, of the same models, formats and driver.
 
     How much copies and computation slow each other is a fact of the real link, and an acceptance of a few positions is
@@ -119,7 +121,9 @@ def _positions(pair: PairProfile) -> int:
     return sum(table.num_positions[0] for table in pair.acceptance)
 
 
-def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], console: "Console") -> CalibrationResult:
+def _show(
+    steps: Generator["CalibrationProgress", None, "CalibrationResult"], console: "Console"
+) -> "CalibrationResult":
     """Run a calibration under a line that says what is measured and how long it will take; return its result."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -127,7 +131,7 @@ def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], consol
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("calibrating", total=None)
 
-        def show(step: CalibrationProgress) -> None:
+        def show(step: "CalibrationProgress") -> None:
             what = f"{step.what}; about {step.left_seconds:.0f} s left"
             total = step.done_seconds + step.left_seconds
             bar.update(task, description=what, completed=step.done_seconds, total=total)
@@ -135,24 +139,7 @@ def _show(steps: Generator[CalibrationProgress, None, CalibrationResult], consol
         return finish(steps, show)
 
 
-def calibration_lines(result: CalibrationResult) -> list[str]:
-    """Say for people what was measured, a few lines on each part; fitted figures stand in brackets."""
-    pair = result.pair
-    steps = ((step.width, step.seconds, step.is_fitted) for step in pair.draft_steps)
-    return [
-        *_machine_lines(result.machine),
-        one_line(f"target {pair.target}, draft {pair.draft}, computing in {pair.compute_dtype}"),
-        f"draft step, ms by width: {_costs(steps)}",
-        *_pass_lines(pair),
-        f"head and walk, ms by nodes: {_costs((cost.num_nodes, cost.seconds, False) for cost in pair.walk_costs)}",
-        *_overlap_lines(result),
-        *[line for table in pair.acceptance for line in _acceptance_lines(table)],
-        *result.doubts,
-        f"{result.num_texts} texts of the target; {result.seconds:.0f} s in all",
-    ]
-
-
-def calibration_record(result: CalibrationResult) -> dict[str, Any]:
+def calibration_record(result: "CalibrationResult") -> dict[str, Any]:
     """Return the calibration's main figures as a JSON object; the profiles hold all of them."""
     pair, machine, overlap = result.pair, result.machine, result.overlap
     return {
@@ -185,60 +172,13 @@ def calibration_record(result: CalibrationResult) -> dict[str, Any]:
     }
 
 
-def _machine_lines(machine: MachineProfile) -> list[str]:
-    pinned = "not limited" if machine.pin_budget_bytes is None else format_bytes(machine.pin_budget_bytes)
-    lines = [
-        one_line(
-            f"{machine.device}: {format_bytes(machine.device_memory_bytes)} on the device, "
-            f"{format_bytes(machine.host_memory_bytes)} on the host, pinned memory {pinned}"
-        )
-    ]
-    for name, rate, latency in (
-        ("copies to the device", machine.link_bytes_per_second, machine.link_latency_seconds),
-        ("reads past the page cache", machine.disk_bytes_per_second, machine.disk_latency_seconds),
-    ):
-        if rate is None:
-            lines.append(f"{name}: not measured")
-        else:
-            lines.append(f"{name}: {format_bytes(rate)}/s after {1e6 * (latency or 0.0):.0f} us")
-    return lines
-
-
-def _pass_lines(pair: PairProfile) -> list[str]:
-    by_context: dict[int, list[tuple[int, float, bool]]] = {}
-    for cost in pair.pass_costs:
-        by_context.setdefault(cost.context_tokens, []).append((cost.num_tokens, cost.seconds, cost.is_fitted))
-    return [f"pass behind {context} tokens, ms by size: {_costs(costs)}" for context, costs in by_context.items()]
-
-
-def _overlap_lines(result: CalibrationResult) -> list[str]:
-    overlap = result.overlap
-    if overlap is None:
-        return ["no layer streams, so nothing was copied during passes"]
-    lines = [f"copies of a pass alone: {overlap.copy_seconds:.2f} s"]
-    for what, value, tokens in (
-        ("computing slows copies", overlap.copy_slowdown, overlap.link_bound_tokens),
-        ("copying slows computation", overlap.compute_slowdown, overlap.compute_bound_tokens),
-    ):
-        shown = "not seen, counted as 0" if value is None else f"{value:.2f} s each second (passes of {tokens} tokens)"
-        lines.append(f"{what}: {shown}")
-    return lines
-
-
-def _acceptance_lines(table: AcceptanceTable) -> list[str]:
+def acceptance_line(table: AcceptanceTable) -> str:
+    """Say for people what is accepted at a temperature; the profile holds it by depth and by confidence too."""
     ranks = [
         f"{mean:.3f}" + ("" if error is None else f" (±{error:.3f})")
         for mean, error in zip(table.by_rank[:_SHOWN_RANKS], table.by_rank_errors, strict=False)
     ]
-    depths = sorted({min(depth, len(table.by_depth) - 1) for depth in _SHOWN_DEPTHS})
-    first = [f"{depth}: {table.by_depth[depth][0]:.3f} of {table.by_depth_positions[depth]}" for depth in depths]
-    return [
+    return (
         f"temperature {table.temperature:g}: acceptance by rank {' '.join(ranks)}, any {sum(table.by_rank):.3f}, "
-        f"over {max(table.num_positions)} positions of {table.num_texts} texts",
-        f"temperature {table.temperature:g}: first child by depth, of positions: {', '.join(first)}",
-    ]
-
-
-def _costs(costs: Iterable[tuple[int, float, bool]]) -> str:
-    shown = ((f"{size}: {1000 * seconds:.0f}", is_fitted) for size, seconds, is_fitted in costs)
-    return ", ".join(f"({text})" if is_fitted else text for text, is_fitted in shown)
+        f"over {max(table.num_positions)} positions of {table.num_texts} texts"
+    )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -233,6 +232,8 @@ class Curve:
 
 def curves_of(report: "PlanReport") -> list[Curve]:
     """A curve for each of several depths and for that of the best tree, the shallowest first; none without trees."""
+    import numpy as np
+
     ranking = report.main.ranking
     limit = len(ranking.seconds_per_token)
     depths = {depth for depth in _DEPTHS if depth <= limit} | {ranking.best.num_levels}
@@ -251,6 +252,8 @@ def draw_curves(report: "PlanReport", out: Console) -> None:
     if not curves:
         out.print("plain decoding has no curve: there is no tree to draw", markup=False)
         return
+    import numpy as np
+
     plotext: Any = importlib.import_module("plotext")
     least, most = _PLOT_WIDTHS
     chart, width = plotext.figure, max(least, min(out.width, most))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import tui.commands.calibrate as command
-from profiles import pair_profile
-from profiles.calibration_probes import CalibrationScope
+from profiles import calibration_probes, pair_profile
+from profiles.calibration_probes import QUICK, CalibrationScope
 from profiles.calibrator import CalibrationResult
 from profiles.costs import Overlap
 from profiles.pair_profile import PairProfile
@@ -19,10 +18,10 @@ from runtime.errors import OptionError
 from tests.support.profile_factory import PAIR, machine_profile
 from tests.support.session_factory import save_tiny_folder
 from tui.cli import execute
-from tui.commands.calibrate import calibration_lines, calibration_record
+from tui.commands.calibrate import acceptance_line, calibration_record
 
 TINY_SCOPE = replace(
-    command.QUICK,
+    QUICK,
     budget_seconds=0.5,  # the least that gives profiles
     transfer_bytes=(1 << 16,),
     widths=(1, 4),
@@ -42,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OVERSTORY_CACHE", str(tmp_path / "state"))
-    monkeypatch.setattr(command, "QUICK", TINY_SCOPE)
+    monkeypatch.setattr(calibration_probes, "QUICK", TINY_SCOPE)
     return tmp_path / "state"
 
 
@@ -81,7 +80,7 @@ def test_each_length_has_its_scope_and_context(
         seen.append((scope, probes.pair().context_tokens))
         raise OptionError("enough")
 
-    monkeypatch.setattr(command, "Calibrator", remember)
+    monkeypatch.setattr("profiles.calibrator.Calibrator", remember)
     without_context = [item for item in arguments(folder, tmp_path) if item != "--quick"][:-2]
     for length in ("--quick", None, "--thorough"):
         assert execute([*without_context, *([length] if length else [])]) == 2
@@ -191,32 +190,11 @@ MACHINE = machine_profile(disk_bytes_per_second=1.5e9, disk_latency_seconds=2e-4
 RESULT = CalibrationResult(machine=MACHINE, pair=PAIR, num_texts=12, overlap=OVERLAP, seconds=35.4)
 
 
-def test_fitted_figures_stand_in_brackets() -> None:
-    lines = calibration_lines(RESULT)
-    assert "pass behind 128 tokens, ms by size: 1: 100, (64: 200)" in lines
-    assert "draft step, ms by width: 1: 10, 8: 20" in lines
-
-
-def test_what_was_not_measured_says_so() -> None:
-    lines = calibration_lines(RESULT)
-    assert "copies to the device: not measured" in lines
-    assert "reads past the page cache: 1.50 GB/s after 200 us" in lines
-    assert "computing slows copies: 0.25 s each second (passes of 20 tokens)" in lines
-    assert "copying slows computation: not seen, counted as 0" in lines
-    assert "no layer streams, so nothing was copied during passes" in calibration_lines(replace(RESULT, overlap=None))
-
-
-def test_acceptance_is_shown_with_its_errors_and_by_depth() -> None:
-    lines = calibration_lines(RESULT)
+def test_acceptance_is_shown_with_its_errors() -> None:
+    greedy, sampled = map(acceptance_line, PAIR.acceptance)
     by_rank = "acceptance by rank 0.800 (±0.010) 0.100 (±0.020), any 0.900"
-    assert f"temperature 0: {by_rank}, over 200 positions of 8 texts" in lines
-    assert "temperature 1: acceptance by rank 0.700 (±0.010) 0.100, any 0.800, over 200 positions of 8 texts" in lines
-    assert "temperature 0: first child by depth, of positions: 0: 0.700 of 100, 1: 0.900 of 100" in lines
-
-
-def test_a_name_cannot_write_to_the_terminal() -> None:
-    pair = replace(PAIR, target=replace(PAIR.target, name="big\x1b[31m"))
-    assert not any("\x1b" in line for line in calibration_lines(replace(RESULT, pair=pair)))
+    assert greedy == f"temperature 0: {by_rank}, over 200 positions of 8 texts"
+    assert sampled == "temperature 1: acceptance by rank 0.700 (±0.010) 0.100, any 0.800, over 200 positions of 8 texts"
 
 
 def test_the_record_is_json_and_counts_what_was_measured() -> None:
