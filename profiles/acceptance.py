@@ -19,8 +19,9 @@ at every temperature. Qwen2.5-Coder 1.5B/0.5B, 3,002 positions of 48 texts: the 
 """
 
 import heapq
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,60 +71,49 @@ class ForcedPosition:
     """Index of the candidate that the text has here, -1 if it has none of them."""
 
 
-class AcceptanceSummary:
-    """Positions by temperature and text, and the table of each temperature."""
+def acceptance_tables(positions: Iterable[ForcedPosition]) -> tuple[AcceptanceTable, ...]:
+    """Return acceptance at every temperature that has a position, by ascending temperature."""
+    texts: defaultdict[float, defaultdict[int, list[ForcedPosition]]] = defaultdict(lambda: defaultdict(list))
+    for position in positions:
+        texts[position.temperature][position.text].append(position)
+    return tuple(_table(temperature, list(by_number.values())) for temperature, by_number in sorted(texts.items()))
 
-    def __init__(self) -> None:
-        self._texts: defaultdict[float, defaultdict[int, list[ForcedPosition]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, position: ForcedPosition) -> None:
-        """Add the next position of its text."""
-        self._texts[position.temperature][position.text].append(position)
+def _table(temperature: float, texts: list[list[ForcedPosition]]) -> AcceptanceTable:
+    """Return acceptance by rank and by depth at a temperature.
 
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        return tuple(sorted(self._texts))
+    By rank: means over all N positions. Their standard errors are those between texts, see `error_between`; a single
+    text has only its positions, as if they were independent.
 
-    def table(self, temperature: float) -> AcceptanceTable:
-        """Return acceptance by rank and by depth at a temperature that has at least one position.
+    By depth: a round may start anywhere, so each position of a text is the root (depth 0) of a path that starts there.
+    Position t has depth j on the path that started at t - j, and counts there with the weight W[t, j] of
+    `path_weights`: how likely verification went from t - j to t along one of the NUM_PATHS likeliest paths. Row j is
+    sum_t W[t, j] acceptance[t] / sum_t W[t, j]: what follows an accepted path of j drafts. If easy stretches stay easy,
+    deeper rows are higher. Its number of positions is Kish's effective one, (sum W)^2 / sum W^2. Of greedy texts this
+    counts accepted paths.
 
-        By rank: means over all N positions. Their standard errors are those between texts, since texts differ more than
-        their positions: with sums x_i over the n_i positions of text i of k, and the mean m,
-
-            error^2 = k / (k - 1) sum_i (x_i - m n_i)^2 / N^2;
-
-        a single text has only its positions, as if they were independent: variance / (N - 1).
-
-        By depth: a round may start anywhere, so each position of a text is the root (depth 0) of a path that starts
-        there. Position t has depth j on the path that started at t - j, and counts there with the weight W[t, j] of
-        `path_weights`: how likely verification went from t - j to t along one of the NUM_PATHS likeliest
-        paths. Row j is sum_t W[t, j] acceptance[t] / sum_t W[t, j]: what follows an accepted path of j drafts. If easy
-        stretches stay easy, deeper rows are higher. Its number of positions is Kish's effective one,
-        (sum W)^2 / sum W^2. Of greedy texts this counts accepted paths.
-
-        A depth has its own row while its number reaches MIN_DEPTH_POSITIONS, at most MAX_DEPTHS - 1 rows; the last row
-        pools all deeper ones (each position weighted by the sum of its W there).
-        """
-        texts = list(self._texts[temperature].values())
-        by_text = [np.stack([position.acceptance for position in text]) for text in texts]
-        acceptance = np.concatenate(by_text)  # (N, R)
-        means = acceptance.mean(axis=0)  # (R,)
-        levels = likely_paths(means.tolist(), NUM_PATHS)
-        followed = (np.stack([position.followed for position in text]) for text in texts)
-        weights = np.concatenate([path_weights(text, levels) for text in followed])  # (N, D + 1) W[t, j]
-        spread, by_confidence = _of_scores([position for text in texts for position in text])
-        rows = _columns_by_depth(weights)
-        return AcceptanceTable(
-            temperature=temperature,
-            by_rank=_probabilities(means),
-            by_rank_errors=_errors_of(means, by_text),
-            num_positions=(len(acceptance),) * len(means),
-            by_depth=tuple(_probabilities(column @ acceptance / column.sum()) for column in rows),
-            by_depth_positions=tuple(max(1, round(_evidence(column))) for column in rows),
-            num_texts=len(texts),
-            spread=spread,
-            by_confidence=by_confidence,
-        )
+    A depth has its own row while its number reaches MIN_DEPTH_POSITIONS, at most MAX_DEPTHS - 1 rows; the last row
+    pools all deeper ones (each position weighted by the sum of its W there).
+    """
+    by_text = [np.stack([position.acceptance for position in text]) for text in texts]
+    acceptance = np.concatenate(by_text)  # (N, R)
+    means = acceptance.mean(axis=0)  # (R,)
+    levels = likely_paths(means.tolist(), NUM_PATHS)
+    followed = (np.stack([position.followed for position in text]) for text in texts)
+    weights = np.concatenate([path_weights(text, levels) for text in followed])  # (N, D + 1) W[t, j]
+    spread, by_confidence = _of_scores([position for text in texts for position in text])
+    rows = _columns_by_depth(weights)
+    return AcceptanceTable(
+        temperature=temperature,
+        by_rank=_probabilities(means),
+        by_rank_errors=tuple(_errors_of(by_text)),
+        num_positions=(len(acceptance),) * len(means),
+        by_depth=tuple(_probabilities(column @ acceptance / column.sum()) for column in rows),
+        by_depth_positions=tuple(max(1, round(_evidence(column))) for column in rows),
+        num_texts=len(texts),
+        spread=spread,
+        by_confidence=by_confidence,
+    )
 
 
 def _columns_by_depth(weights: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -162,16 +152,11 @@ def _of_scores(positions: list[ForcedPosition]) -> tuple[float | None, tuple[tup
     return round(spread, 4), tuple(rows)
 
 
-def _errors_of(means: NDArray[np.float64], by_text: list[NDArray[np.float64]]) -> tuple[float | None, ...]:
+def _errors_of(by_text: list[NDArray[np.float64]]) -> list[float | None]:
     """Return (R,) standard errors of the means over all texts' positions (N_i, R); None for a single position."""
-    num_positions, num_texts = sum(map(len, by_text)), len(by_text)
-    if num_positions < 2:
-        return (None,) * len(means)
-    if num_texts == 1:
-        errors = by_text[0].std(axis=0) / np.sqrt(num_positions - 1)
-    else:
-        errors = error_between(np.array([text.sum(axis=0) for text in by_text]), np.array(list(map(len, by_text))))
-    return tuple(round(float(error), 7) for error in errors)
+    groups = by_text if len(by_text) > 1 else by_text[0][:, None]
+    errors = error_between(np.array([group.sum(axis=0) for group in groups]), np.array(list(map(len, groups))))
+    return [round(error, 7) if math.isfinite(error) else None for error in errors.tolist()]
 
 
 def error_between(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:

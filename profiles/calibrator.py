@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from profiles.acceptance import AcceptanceSummary
+from profiles.acceptance import ForcedPosition, acceptance_tables
 from profiles.calibration_probes import CalibrationProbes, CalibrationScope, PairFacts
 from profiles.costs import (
     LEAST_SECONDS,
@@ -171,9 +171,8 @@ class Calibrator:
         walks = yield from self._walks(facts)
         overlap = yield from self._overlap(facts, passes)
         copy_seconds = 0.0 if overlap is None else overlap.copy_seconds
-        summary = AcceptanceSummary()
         plan = TextPlan(facts, scope, fit_costs(passes), fit_costs(steps), copy_seconds)
-        num_texts = yield from self._texts(summary, plan)
+        positions = yield from self._texts(plan)
         pair = PairProfile(
             device=machine.device,
             target=facts.target,
@@ -183,11 +182,13 @@ class Calibrator:
             draft_steps=tuple(fill_steps(steps, widths=scope.widths)),
             pass_costs=tuple(fill_passes(passes, sizes=scope.tree_sizes, contexts=scope.contexts)),
             walk_costs=tuple(WalkCost(sample.num_tokens, sample.seconds) for sample in walks),
-            acceptance=tuple(summary.table(temperature) for temperature in summary.temperatures),
+            acceptance=acceptance_tables(positions),
             compute_slowdown=0.0 if overlap is None else overlap.compute_slowdown or 0.0,
             copy_slowdown=0.0 if overlap is None else overlap.copy_slowdown or 0.0,
         )
-        unseen = tuple(sorted(set(scope.temperatures) - set(summary.temperatures)))
+        seen = {table.temperature for table in pair.acceptance}
+        unseen = tuple(temperature for temperature in scope.temperatures if temperature not in seen)
+        num_texts = sum(table.num_texts for table in pair.acceptance)
         return CalibrationResult(machine, pair, num_texts, overlap, self.clock() - self.began, unseen)
 
     @property
@@ -323,8 +324,8 @@ class Calibrator:
         )
         return (yield from relabel(looks, self._progress))
 
-    def _texts(self, summary: AcceptanceSummary, plan: TextPlan) -> _Progress[int]:
-        """Write texts until the time is up, at least one token each, and return how many were begun.
+    def _texts(self, plan: TextPlan) -> _Progress[list[ForcedPosition]]:
+        """Write texts until the time is up, at least one token each, and return their positions.
 
         Where the time is too short for the positions that each temperature needs, the coolest gets all of it: half of
         what is needed at each would be believed at none.
@@ -338,22 +339,18 @@ class Calibrator:
                 texts, _ = plan.most_positions(room / _TEXTS_MARGIN, temperatures[:1])
         yield self._progress("prompts")
         self.probes.begin_texts(texts)
-        seen: set[tuple[float, int]] = set()
-        num_positions, longest_step = 0, 0.0
-        while num_positions == 0 or self.clock() + longest_step <= self._deadline:
-            yield self._progress(f"texts of the target, {num_positions} positions")
+        positions, longest_step = list[ForcedPosition](), 0.0
+        while not positions or self.clock() + longest_step <= self._deadline:
+            yield self._progress(f"texts of the target, {len(positions)} positions")
             begun = self.clock()
-            positions = self.probes.grow_texts()
-            if not positions:
+            grown = self.probes.grow_texts()
+            if not grown:
                 break
-            for position in positions:
-                summary.add(position)
-                seen.add((position.temperature, position.text))
-            num_positions += len(positions)
+            positions += grown
             longest_step = max(longest_step, self.clock() - begun)
-        if not num_positions:
+        if not positions:
             raise BadInputError("the context has no room for an answer to a prompt; give a larger --context")
-        return len(seen)
+        return positions
 
 
 def _fits(facts: PairFacts, size: int, context: int) -> bool:

@@ -14,33 +14,38 @@ from profiles.acceptance import (
     MIN_DEPTH_POSITIONS,
     NONE_WEIGHT,
     NUM_GROUPS,
-    AcceptanceSummary,
     ForcedPosition,
     PathLevel,
+    acceptance_tables,
     fit_spread,
     likely_paths,
     log_chances,
     path_weights,
 )
-from profiles.pair_profile import LARGEST_SPREAD
+from profiles.pair_profile import LARGEST_SPREAD, AcceptanceTable
 from runtime.speculation.tree_search import best_first
 
 Position = tuple[list[float], float | list[float]]
 
 
-def summary_of(texts: list[list[Position]], *, temperature: float = 0.6) -> AcceptanceSummary:
-    summary = AcceptanceSummary()
+def positions_of(texts: list[list[Position]], *, temperature: float = 0.6) -> list[ForcedPosition]:
+    positions = []
     for number, text in enumerate(texts):
         for acceptance, followed in text:
             by_rank = np.zeros(len(acceptance))
             by_rank[: np.size(followed)] = followed
-            summary.add(ForcedPosition(temperature, number, np.array(acceptance), by_rank))
-    return summary
+            positions.append(ForcedPosition(temperature, number, np.array(acceptance), by_rank))
+    return positions
+
+
+def table_of(positions: list[ForcedPosition]) -> AcceptanceTable:
+    (table,) = acceptance_tables(positions)
+    return table
 
 
 def test_by_rank_is_the_mean_with_the_standard_error_between_texts() -> None:
     """Sums 1.4 of two positions and 0.4 of one, mean 0.6: surpluses 0.2 and -0.2."""
-    table = summary_of([[([0.8, 0.1], 1.0), ([0.6, 0.3], 0.0)], [([0.4, 0.2], 1.0)]]).table(0.6)
+    table = table_of(positions_of([[([0.8, 0.1], 1.0), ([0.6, 0.3], 0.0)], [([0.4, 0.2], 1.0)]]))
     assert table.by_rank == pytest.approx((0.6, 0.2))
     assert table.by_rank_errors == pytest.approx((np.sqrt(2 * (0.04 + 0.04)) / 3, 0.0), abs=1e-7)
     assert (table.num_positions, table.num_texts) == ((3, 3), 2)
@@ -48,7 +53,7 @@ def test_by_rank_is_the_mean_with_the_standard_error_between_texts() -> None:
 
 
 def test_the_positions_of_a_single_text_count_as_independent() -> None:
-    table = summary_of([[([0.8], 1.0), ([0.6], 0.0), ([0.4], 1.0)]]).table(0.6)
+    table = table_of(positions_of([[([0.8], 1.0), ([0.6], 0.0), ([0.4], 1.0)]]))
     assert table.by_rank_errors == pytest.approx((np.std([0.8, 0.6, 0.4]) / np.sqrt(2),))
 
 
@@ -59,14 +64,14 @@ def test_the_error_between_texts_is_how_far_such_means_lie_apart() -> None:
     means, errors = [], []
     for _ in range(200):
         levels = rng.uniform(0.5, 1.0, size=12)
-        table = summary_of([[([float(level)], 1.0)] * 20 for level in levels]).table(0.6)
+        table = table_of(positions_of([[([float(level)], 1.0)] * 20 for level in levels]))
         means.append(table.by_rank[0])
         errors.append(table.by_rank_errors[0])
     assert np.mean(np.array(errors, dtype=np.float64)) == pytest.approx(np.std(means), rel=0.08)
 
 
 def test_one_position_has_no_error() -> None:
-    table = summary_of([[([0.8, 0.1], 1.0)]]).table(0.6)
+    table = table_of(positions_of([[([0.8, 0.1], 1.0)]]))
     assert table.by_rank_errors == (None, None)
     assert (table.by_depth, table.by_depth_positions) == (((0.8, 0.1),), (1,))
 
@@ -74,7 +79,7 @@ def test_one_position_has_no_error() -> None:
 def test_only_positions_behind_a_likely_accepted_path_count_at_a_depth() -> None:
     """A greedy text of ranks 1 2 0 1: depth 1 is reached at positions 1 and 2 (not 3), depth 2 at 2 only."""
     hits = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
-    table = summary_of([[(hit, hit) for hit in hits]] * 20, temperature=0.0).table(0.0)
+    table = table_of(positions_of([[(hit, hit) for hit in hits]] * 20, temperature=0.0))
     assert table.by_depth_positions == (80, 40, 20)
     assert table.by_depth == ((0.5, 0.25), (0.0, 0.5), (0.0, 0.0))
 
@@ -84,7 +89,7 @@ def test_a_late_child_is_no_likely_path() -> None:
     text of nothing else counts at depths 0 and 1 only."""
     first, late = np.eye(8)[0].tolist(), np.eye(8)[7].tolist()
     easy, hard = [(first, first)] * 90, [(late, late)] * 10
-    table = summary_of([[*easy], [*hard]], temperature=0.0).table(0.0)
+    table = table_of(positions_of([[*easy], [*hard]], temperature=0.0))
     assert table.by_rank == pytest.approx((0.9, *[0.0] * 6, 0.1))
     assert table.by_depth[1][0] == pytest.approx(89 / (89 + 9))
     assert table.by_depth[2][0] == 1.0
@@ -93,7 +98,7 @@ def test_a_late_child_is_no_likely_path() -> None:
 def test_acceptance_that_is_correlated_along_a_path_raises_deeper_rows() -> None:
     """Half the texts are easy (0.9), half hard (0.3): after j accepted drafts a text is easy with weight .9^j."""
     easy, hard = [([0.9], 0.9)] * 12, [([0.3], 0.3)] * 12
-    table = summary_of([*[easy] * 200, *[hard] * 200]).table(0.6)
+    table = table_of(positions_of([*[easy] * 200, *[hard] * 200]))
     for depth in range(6):
         expected = (0.9 ** (depth + 1) + 0.3 ** (depth + 1)) / (0.9**depth + 0.3**depth)
         assert table.by_depth[depth][0] == pytest.approx(expected, abs=1e-6)
@@ -112,34 +117,34 @@ def test_independent_acceptance_gives_equal_rows() -> None:
     for _ in range(1000):
         rates = rng.uniform(0.3, 1.0, size=20)
         texts.append([([float(rate)], float(rng.random() < rate)) for rate in rates])
-    table = summary_of(texts).table(0.6)
+    table = table_of(positions_of(texts))
     for row in table.by_depth[:4]:
         assert row[0] == pytest.approx(0.65, abs=0.025)
 
 
 def test_rows_end_where_the_evidence_does_and_the_last_pools_the_rest() -> None:
     """One text of 60 positions, and 31 first children in a row: rows 0..30 stand alone, the deepest is the last."""
-    table = summary_of([[([0.97, 0.01], 1.0)] * 60]).table(0.6)
+    table = table_of(positions_of([[([0.97, 0.01], 1.0)] * 60]))
     assert len(table.by_depth) == MAX_DEPTHS
     assert table.by_depth_positions[:31] == tuple(range(60, 29, -1))
-    short = summary_of([[([0.97, 0.01], 1.0)] * 25]).table(0.6)
+    short = table_of(positions_of([[([0.97, 0.01], 1.0)] * 25]))
     assert len(short.by_depth) == 1 + 25 - int(MIN_DEPTH_POSITIONS) + 1
     assert short.by_depth_positions[-1] < MIN_DEPTH_POSITIONS
 
 
 def test_the_pooled_row_is_the_mean_over_all_deeper_ones() -> None:
     text = [([0.1 * index], 1.0) for index in range(4)]
-    table = summary_of([text]).table(0.6)  # 4 positions: no depth but the root's has evidence of its own
+    table = table_of(positions_of([text]))  # 4 positions: no depth but the root's has evidence of its own
     # Position t is at depths 1..t, so it counts t times.
     assert table.by_depth == ((0.15,), (pytest.approx((1 * 0.1 + 2 * 0.2 + 3 * 0.3) / 6),))
 
 
 def test_temperatures_are_kept_apart() -> None:
-    summary = summary_of([[([0.5], 1.0)]])
-    summary.add(ForcedPosition(0.0, 9, np.array([1.0]), np.array([1.0])))
-    assert summary.temperatures == (0.0, 0.6)
-    assert (summary.table(0.0).num_positions, summary.table(0.6).num_positions) == ((1,), (1,))
-    assert summary.table(0.0).by_rank == (1.0,)
+    positions = [*positions_of([[([0.5], 1.0)]]), ForcedPosition(0.0, 9, np.array([1.0]), np.array([1.0]))]
+    greedy, sampled = acceptance_tables(positions)
+    assert (greedy.temperature, sampled.temperature) == (0.0, 0.6)
+    assert (greedy.num_positions, sampled.num_positions) == ((1,), (1,))
+    assert greedy.by_rank == (1.0,)
 
 
 def ranked(scores: list[float], emitted: int) -> ForcedPosition:
@@ -149,13 +154,13 @@ def ranked(scores: list[float], emitted: int) -> ForcedPosition:
 
 def test_positions_are_grouped_by_how_sure_the_draft_is() -> None:
     """Half the positions have a clear favourite, which is right 95 times of 100, half have two that are level."""
-    rng, summary = np.random.default_rng(4), AcceptanceSummary()
+    rng, positions = np.random.default_rng(4), []
     for index in range(1600):
         if index % 2:
-            summary.add(ranked([5.0, 1.0, 0.0], int(rng.choice(3, p=[0.95, 0.04, 0.01]))))
+            positions.append(ranked([5.0, 1.0, 0.0], int(rng.choice(3, p=[0.95, 0.04, 0.01]))))
         else:
-            summary.add(ranked([5.0, 5.0, 0.0], int(rng.choice(3, p=[0.5, 0.49, 0.01]))))
-    table = summary.table(0.0)
+            positions.append(ranked([5.0, 5.0, 0.0], int(rng.choice(3, p=[0.5, 0.49, 0.01]))))
+    table = table_of(positions)
     assert table.spread is not None
     rows = np.array(table.by_confidence)
     assert rows.shape == (NUM_GROUPS, 3)
@@ -164,20 +169,16 @@ def test_positions_are_grouped_by_how_sure_the_draft_is() -> None:
 
 
 def test_far_ranks_that_a_group_never_saw_have_what_their_scores_say() -> None:
-    summary = AcceptanceSummary()
-    for index in range(80):
-        summary.add(ranked([3.0, 2.0, 1.0 - index / 100], 0 if index % 2 else 1))
-    rows = np.array(summary.table(0.0).by_confidence)
+    rows = np.array(
+        table_of([ranked([3.0, 2.0, 1.0 - index / 100], 0 if index % 2 else 1) for index in range(80)]).by_confidence
+    )
     assert (rows[:, 2] > 0).all()
 
 
 def test_without_scores_or_with_too_few_positions_nothing_is_said_of_context() -> None:
-    summary = summary_of([[([0.8, 0.1], 1.0)] * 20])
-    assert (summary.table(0.6).spread, summary.table(0.6).by_confidence) == (None, ())
-    few = AcceptanceSummary()
-    for _ in range(NUM_GROUPS - 1):
-        few.add(ranked([3.0, 2.0], 0))
-    assert few.table(0.0).by_confidence == ()
+    table = table_of(positions_of([[([0.8, 0.1], 1.0)] * 20]))
+    assert (table.spread, table.by_confidence) == (None, ())
+    assert table_of([ranked([3.0, 2.0], 0)] * (NUM_GROUPS - 1)).by_confidence == ()
 
 
 def worths_of(levels: tuple[PathLevel, ...], by_rank: list[float]) -> list[float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from profiles.acceptance import AcceptanceSummary, ForcedPosition
+from profiles.acceptance import ForcedPosition, acceptance_tables
 from runtime.calibration.texts import NUM_RANKS, Leaf, NewToken, TextForest, TextWriter, num_forest_tokens
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
@@ -75,10 +75,7 @@ def test_sampled_positions_agree_with_rounds_that_really_verify(folders: tuple[P
     """Analytic means by rank against what 200 real rounds of the session accept, seed 4, within 4 standard errors."""
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=512, tree="4x2") as opened:
-        summary = AcceptanceSummary()
-        for position in write(TextWriter(opened, requests(PROMPTS[0]), seed=4), [1.0], 6, 40):
-            summary.add(position)
-        table = summary.table(1.0)
+        (table,) = acceptance_tables(write(TextWriter(opened, requests(PROMPTS[0]), seed=4), [1.0], 6, 40))
         accepted, rounds = count_accepted_first_children(opened, num_answers=12)
     mean = accepted / rounds
     error = np.sqrt(mean * (1 - mean) / rounds + (table.by_rank_errors[0] or 0) ** 2)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from profiles.acceptance import AcceptanceSummary, ForcedPosition
+from profiles.acceptance import ForcedPosition, acceptance_tables
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
 from runtime.planner.profile_costs import (
     DEPTH_POSITIONS,
@@ -138,14 +138,14 @@ def test_easy_stretches_that_stay_easy_are_predicted_from_a_calibrations_positio
     """Sixteen texts of 27 tokens, rank 1 at .95 of the positions of the easy half and at .6 of the hard one, seed 3: a
     chain of 16 nodes brings 6.8 tokens, and less than 5.1 to whoever takes positions for independent."""
     rng = np.random.default_rng(3)
-    summary = AcceptanceSummary()
+    positions = []
     for number in range(16):
         for _ in range(27):
             hits = np.zeros(4)
             rank = rng.choice(5, p=[0.95, 0.02, 0.01, 0.01, 0.01] if number % 2 else [0.6, 0.2, 0.1, 0.05, 0.05])
             hits[min(rank, 3)] = rank < 4
-            summary.add(ForcedPosition(0.0, number, hits, hits))
-    pair = replace(PAIR, acceptance=(summary.table(0.0),))
+            positions.append(ForcedPosition(0.0, number, hits, hits))
+    pair = replace(PAIR, acceptance=acceptance_tables(positions))
     chain = TreeTopology.chain(16)
     truth = np.mean([sum(rate**depth for depth in range(16)) for rate in (0.95, 0.6)])
     assert truth == pytest.approx(6.85, abs=0.05)
