@@ -126,7 +126,6 @@ QUICK = CalibrationScope(
     widths=(1, 4, 16, 64, 256),
     tree_sizes=(1, 4, 16, 64, 256, 1024),
     sizes_in_context=(64,),
-    walk_sizes=(1, 16, 64, 256, 1024),
     max_texts=12,
     needed_positions=FEW_POSITIONS,
     greedy_per_sampled=1,

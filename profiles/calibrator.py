@@ -34,8 +34,6 @@ _SAFETY_SECONDS = 1.0
 """Kept back for what comes after the last measurement."""
 _TEXTS_MARGIN = 1.2
 """Texts take at most this many times as long as expected."""
-_MAX_TRANSFERS = 32
-"""At most so many runs of one size of copy or read."""
 _SLOWER = 2.0
 """Writing one more token of each text may take this much longer than with one text of each temperature."""
 _JUDGING_SECONDS = 0.01
@@ -223,23 +221,17 @@ class Calibrator:
         self, what: str, time_one: Callable[[int], float | None]
     ) -> _Progress[tuple[TransferSample, ...]]:
         """Return medians by size, as far as the time goes; () where it cannot be measured."""
-        sizes, samples = self.scope.transfer_bytes, list[TransferSample]()
+        samples = list[TransferSample]()
         until = self._until(self.scope.transfers_share)
-        seconds_each = (until - self.clock()) / len(sizes)
-        for num_bytes in sizes:
+        for num_bytes in self.scope.transfer_bytes:
             yield self._progress(what)
             expected = samples[-1].seconds * num_bytes / samples[-1].num_bytes if samples else 0.0
             if samples and self.clock() + expected > until:
                 break
-            runs, begun = list[float](), self.clock()
-            while len(runs) < _MAX_TRANSFERS:
-                spent = self.clock() - begun
-                if runs and spent + spent / len(runs) > seconds_each:
-                    break
-                if (seconds := time_one(num_bytes)) is None:
-                    return tuple(samples)
-                runs.append(seconds)
-            samples.append(TransferSample(num_bytes, statistics.median(runs)))
+            seconds = self._median(partial(time_one, num_bytes), until)
+            if seconds is None:
+                break
+            samples.append(TransferSample(num_bytes, seconds))
         return tuple(samples)
 
     def _draft_steps(self, facts: PairFacts) -> _Progress[list[PassCost]]:
@@ -297,17 +289,20 @@ class Calibrator:
                 if self.clock() + max(fit_costs(before)(size, context), in_proportion) > until:
                     continue
             yield self._progress(label.format(size, context))
-            samples.append(PassCost(size, context, self._median(partial(time_one, size, context), until)))
+            seconds = self._median(partial(time_one, size, context), until)
+            assert seconds is not None, "only copies and reads may be out of reach"
+            samples.append(PassCost(size, context, seconds))
         return sorted(samples, key=lambda sample: (sample.context_tokens, sample.num_tokens))
 
-    def _median(self, time_one: Callable[[], float], until: float) -> float:
-        """Return the median of a few runs: more of quick ones, one of those that take long."""
-        runs = [time_one()]
-        while len(runs) < self.scope.max_repeats and sum(runs) < self.scope.repeat_seconds:
-            if self.clock() + runs[-1] > until:
-                break
-            runs.append(time_one())
-        return max(statistics.median(runs), LEAST_SECONDS)
+    def _median(self, time_one: Callable[[], float | None], until: float) -> float | None:
+        """Return the median of a few runs: more of quick ones, one of those that take long; None without any."""
+        runs = list[float]()
+        for seconds in iter(time_one, None):
+            runs.append(seconds)
+            is_enough = len(runs) == self.scope.max_repeats or sum(runs) >= self.scope.repeat_seconds
+            if is_enough or self.clock() + seconds > until:
+                return max(statistics.median(runs), LEAST_SECONDS)
+        return None
 
     def _overlap(self, facts: PairFacts, passes: Sequence[PassCost]) -> _Progress[Overlap | None]:
         if not facts.is_streamed:

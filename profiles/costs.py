@@ -134,10 +134,6 @@ class Overlap:
     """Seconds of copying that each second of computing costs."""
     compute_slowdown: float | None
     """Seconds of computation that each second of copying costs."""
-    link_bound_tokens: int | None
-    """Tokens of the small pass."""
-    compute_bound_tokens: int | None
-    """Tokens of the large one."""
 
 
 def measure_overlap(
@@ -164,29 +160,27 @@ def measure_overlap(
     yield "copies alone"
     copies = [probes.time_copies()]
     sizes = _bound_sizes(law, copies[0], max_tokens, context_tokens)
-    looks: list[dict[int, tuple[float, float, float]]] = []  # by size: K, computed, full again
-    for _ in range(num_looks):
-        look: dict[int, tuple[float, float, float]] = {}
-        for size in sizes:
+    found: list[list[tuple[int, float, float, float]]] = [
+        [],
+        [],
+    ]  # by size: number of the look, K, computed, full again
+    for look in range(num_looks):
+        for size, passes in zip(sizes, found, strict=True):
             if size is not None and has_time(law(size, context_tokens) * 2 + copies[-1]):
                 yield f"a streamed pass of {size} tokens"
                 alone = probes.time_pass(size, context_tokens)
-                look[size] = (alone, *probes.time_streamed_pass(size, context_tokens))
-        if not look:
+                passes.append((look, alone, *probes.time_streamed_pass(size, context_tokens)))
+        if not any(found):
             break
-        looks.append(look)
         if num_looks > 1 and has_time(copies[-1]):
             yield "copies alone"
             copies.append(probes.time_copies())
-    small, large = sizes
-    around = [statistics.mean(copies[i : i + 2]) for i in range(len(looks))]
-    found = [[(look[size], T) for look, T in zip(looks, around, strict=True) if size in look] for size in sizes]
+    small, large = found
+    around = [statistics.mean(copies[look : look + 2] or copies[-1:]) for look in range(num_looks)]  # T of each look
     return Overlap(
         copy_seconds=statistics.median(copies),
-        copy_slowdown=_slowdown([(full - T) / alone for (alone, _, full), T in found[0]]),
-        compute_slowdown=_slowdown([(computed - alone) / T for (alone, computed, _), T in found[1]]),
-        link_bound_tokens=small if found[0] else None,
-        compute_bound_tokens=large if found[1] else None,
+        copy_slowdown=_slowdown([(full - around[look]) / alone for look, alone, _, full in small]),
+        compute_slowdown=_slowdown([(computed - alone) / around[look] for look, alone, computed, _ in large]),
     )
 
 
@@ -194,9 +188,9 @@ def _bound_sizes(
     law: CostLaw, copy_seconds: float, max_tokens: int, context_tokens: int
 ) -> tuple[int | None, int | None]:
     """Return the largest size that waits for bytes and the smallest that waits for products, None if there is none."""
-    seconds = {size: law(size, context_tokens) for size in range(1, max_tokens + 1)}
-    small = [size for size, taken in seconds.items() if taken <= LINK_BOUND * copy_seconds]
-    large = [size for size, taken in seconds.items() if taken >= COMPUTE_BOUND * copy_seconds]
+    sizes = range(1, max_tokens + 1)
+    small = [size for size in sizes if law(size, context_tokens) <= LINK_BOUND * copy_seconds]
+    large = [size for size in sizes if law(size, context_tokens) >= COMPUTE_BOUND * copy_seconds]
     return max(small, default=None), min(large, default=None)
 
 

@@ -179,13 +179,7 @@ def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
     assert "saw more positions and is kept" in captured.err
 
 
-OVERLAP = Overlap(
-    copy_seconds=2.0,
-    copy_slowdown=0.25,
-    compute_slowdown=None,
-    link_bound_tokens=20,
-    compute_bound_tokens=None,
-)
+OVERLAP = Overlap(copy_seconds=2.0, copy_slowdown=0.25, compute_slowdown=None)
 MACHINE = machine_profile(disk_bytes_per_second=1.5e9, disk_latency_seconds=2e-4)
 RESULT = CalibrationResult(machine=MACHINE, pair=PAIR, num_texts=12, overlap=OVERLAP, seconds=35.4)
 
