@@ -38,15 +38,6 @@ _ROWS_AT_ONCE = 16
 NO_CHILDREN = Children(np.empty(0, dtype=np.int64))
 
 
-@dataclass(frozen=True, slots=True)
-class NewToken:
-    """A token that goes behind others."""
-
-    token_id: int
-    ancestors: tuple[int, ...]
-    """Slots of the tokens before it, from the text's beginning; slots of the same pass may be among them."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
     """Where a text ends so far."""
@@ -83,32 +74,36 @@ class TextForest:
     def num_free(self) -> int:
         return min(model.cache.capacity for model in self._models) - len(self._positions)
 
-    def add(self, tokens: Sequence[NewToken]) -> list[Leaf]:
-        """Run both models over new tokens, and return the leaf after each."""
-        start, num_tokens = len(self._positions), len(tokens)
+    def add(self, token_ids: Sequence[int], ancestors: Sequence[tuple[int, ...]]) -> list[Leaf]:
+        """Run both models over new tokens, and return the leaf after each.
+
+        `ancestors`: of each token the slots of those before it, from its text's beginning; slots of the same pass may
+        be among them.
+        """
+        start, num_tokens = len(self._positions), len(token_ids)
         visible = np.zeros((num_tokens, start + num_tokens), dtype=np.bool_)
-        for row, token in enumerate(tokens):
-            visible[row, [*token.ancestors, start + row]] = True
-        self._positions += [len(token.ancestors) for token in tokens]
+        slots = [(*before, start + row) for row, before in enumerate(ancestors)]
+        for row, seen in enumerate(slots):
+            visible[row, list(seen)] = True
+        self._positions += map(len, ancestors)
         positions = np.asarray(self._positions, dtype=np.int64)
-        token_ids = np.asarray([token.token_id for token in tokens], dtype=np.int64)
-        inputs = PassInput(token_ids, positions[start:], positions, visible)
+        inputs = PassInput(np.asarray(token_ids, dtype=np.int64), positions[start:], positions, visible)
         target, draft = self._models
-        drafted = draft.run_pass(replace(inputs, token_ids=np.minimum(token_ids, draft.vocab_size - 1)))
+        drafted = draft.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, draft.vocab_size - 1)))
         verified = target.run_pass(inputs)
-        slots = [(*token.ancestors, start + row) for row, token in enumerate(tokens)]
         return [Leaf(*leaf) for leaf in zip(slots, verified, drafted, strict=True)]
 
     def add_prompts(self, prompts: Iterable[Sequence[int]]) -> list[Leaf]:
         """Run prompts in chunks, what several begin with once, and return the leaf after each; none may be empty."""
         start = len(self._positions)
-        tokens: list[NewToken] = []
         nodes, ends = _share_beginnings(prompts)
-        for parent, token_id in nodes:
-            ancestors = () if parent < 0 else (*tokens[parent].ancestors, start + parent)
-            tokens.append(NewToken(token_id, ancestors))
-        chunks = (tokens[i : i + PREFILL_CHUNK_TOKENS] for i in range(0, len(tokens), PREFILL_CHUNK_TOKENS))
-        leaves = [leaf for chunk in chunks for leaf in self.add(chunk)]
+        ancestors = list[tuple[int, ...]]()
+        for parent, _ in nodes:
+            ancestors.append((*ancestors[parent], start + parent) if parent >= 0 else ())
+        leaves = list[Leaf]()
+        for begin in range(0, len(nodes), PREFILL_CHUNK_TOKENS):
+            chunk = slice(begin, begin + PREFILL_CHUNK_TOKENS)
+            leaves += self.add([token_id for _, token_id in nodes[chunk]], ancestors[chunk])
         return [leaves[end] for end in ends]
 
 
@@ -138,10 +133,6 @@ class WrittenText:
     params: SamplingParams
     prompt_end: Leaf
     leaf: Leaf
-
-    @property
-    def num_written(self) -> int:
-        return len(self.leaf.slots) - len(self.prompt_end.slots)
 
 
 class TextWriter:
@@ -210,16 +201,19 @@ class TextWriter:
         if not token_ids:
             return
         limit, texts = self._opened.plan.context_tokens, self._texts
-        self._texts, tokens, growing = [], list[NewToken](), list[WrittenText]()
+        self._texts, growing, grown = [], list[WrittenText](), list[int]()
         for text, token_id in zip(texts, token_ids, strict=True):
-            is_ended = token_id in self._opened.session.end_token_ids or len(text.leaf.slots) + 1 >= limit
-            if not is_ended and text.num_written + 1 < MAX_TEXT_TOKENS:
-                tokens.append(NewToken(token_id, text.leaf.slots))
+            num_slots = len(text.leaf.slots) + 1
+            is_ended = token_id in self._opened.session.end_token_ids or num_slots >= limit
+            if not is_ended and num_slots - len(text.prompt_end.slots) < MAX_TEXT_TOKENS:
                 growing.append(text)
+                grown.append(token_id)
             elif not text.params.is_greedy:
                 self._texts.append(self._new_text(text.params, text.prompt_end))
-        for text, leaf in zip(growing, self._forest.add(tokens) if tokens else [], strict=True):
-            text.leaf = leaf
+        if growing:
+            leaves = self._forest.add(grown, [text.leaf.slots for text in growing])
+            for text, leaf in zip(growing, leaves, strict=True):
+                text.leaf = leaf
         self._texts += growing
 
     def _fitting_prompts(self, wanted: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from profiles.acceptance import ForcedPosition, acceptance_tables
-from runtime.calibration.texts import NUM_RANKS, Leaf, NewToken, TextForest, TextWriter, num_forest_tokens
+from runtime.calibration.texts import NUM_RANKS, Leaf, TextForest, TextWriter, num_forest_tokens
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
@@ -199,8 +199,8 @@ def test_texts_side_by_side_are_what_each_is_alone(folders: tuple[Path, Path]) -
         forest = TextForest(opened.session.engine)
         forest.clear()
         leaves = forest.add_prompts(BEGINNINGS)
-        first = forest.add([NewToken(20 + index, leaf.slots) for index, leaf in enumerate(leaves)])
-        second = forest.add([NewToken(40 + index, leaf.slots) for index, leaf in enumerate(first)])
+        first = forest.add(range(20, 25), [leaf.slots for leaf in leaves])
+        second = forest.add(range(40, 45), [leaf.slots for leaf in first])
         rows = [logits_of(opened, leaf) for leaf in second]
         assert forest.num_free == opened.plan.capacity - 6 - 2 * len(BEGINNINGS)
         drafted = [leaf.draft_hidden for leaf in second]
