@@ -22,7 +22,7 @@ from offload.layer_streamer import ResidentLayer
 from profiles.steps import finish
 from runtime.bench.figures import Report
 from runtime.bench.stream import check_streaming, free_overlap_seconds
-from runtime.calibration.timing import layers_of_zeros, median_seconds, run_copies
+from runtime.calibration.probes import layers_of_zeros, median_seconds, run_copies
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession

@@ -28,7 +28,7 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.memory import peak_memory_bytes
 from runtime.bench.figures import Report
-from runtime.calibration.timing import layers_of_zeros, wait_for_full_ring
+from runtime.calibration.probes import layers_of_zeros, wait_for_full_ring
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError

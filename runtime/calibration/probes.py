@@ -1,11 +1,14 @@
 """Measures an open session for the calibrator: one thing once, now.
 
 See `profiles.calibration_probes` for what is asked. Times computation over layers of zeros that are there already, and
-behind a context of zeros: what products cost does not depend on what they multiply.
+behind a context of zeros: what products cost does not depend on what they multiply. The benchmarks time the parts of a
+round with the same functions, so that they mean the same.
 """
 
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.copy_engine import DiskSource
 from offload.copying.rates import COPY_BYTES, measure_copy_rate
 from offload.device import device_memory, identify_device
+from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import allocate_read_slab
+from offload.pass_statistics import PassStatistics
 from offload.pinning.pin_budget import find_pin_budget
 from offload.pinning.pin_probe import PinBudget
 from offload.units import PAGE_BYTES
@@ -25,11 +30,9 @@ from profiles.acceptance import ForcedPosition
 from profiles.calibration_probes import PairFacts
 from profiles.machine_profile import MachineProfile, PinBudgetSource
 from runtime.calibration.texts import TextWriter
-from runtime.calibration.timing import layers_of_zeros, run_copies, wait_for_full_ring
 from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
-from runtime.model.tree_cache import TreeCache
 from runtime.planner.initial_plan import pair_identity
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.acceptance import builtin_acceptance
@@ -53,10 +56,16 @@ class SessionProbes:
         self._state_folder = state_folder
         self._target, self._draft = engine.target, engine.drafter.model
         self._writer = TextWriter(opened, requests)
-        self._zeroed: dict[TreeCache, int] = {}
-        self._walked_hidden: torch.Tensor | None = None
         self._read_offset = 0
         engine.truncate(0)
+        with torch.inference_mode(), layers_of_zeros(opened):
+            self._draft.run_pass(self._chain(self._draft, 1, 0))
+            self._hidden = self._target.run_pass(self._chain(self._target, 1, 0))
+            for cache in (self._draft.cache, self._target.cache):
+                for layer in cache.layers:  # fresh memory may hold what is no number
+                    layer.keys.zero_()
+                    layer.values.zero_()
+                cache.truncate(0)
 
     def machine(self) -> MachineProfile:
         device, host_bytes = self._opened.plan.device, int(psutil.virtual_memory().total)
@@ -135,11 +144,7 @@ class SessionProbes:
     def time_walk(self, num_nodes: int) -> float:
         """Time the longest walk there can be: all of the first descent is accepted."""
         target, topology = self._target, _likely_tree(num_nodes)
-        if self._walked_hidden is None:  # a whole pass for what is the same for every tree
-            self._occupy(target, 0)
-            with layers_of_zeros(self._opened):
-                self._walked_hidden = target.run_pass(self._chain(target, 1, 0))
-        hidden = self._walked_hidden.expand(num_nodes, -1)
+        hidden = self._hidden.expand(num_nodes, -1)
         # All nodes have one hidden state, so one token is the target's choice at each of them, and every child has it.
         token_id = int(target.logits(hidden[:1]).argmax())
         tree = TokenTree(topology, np.full(num_nodes, token_id, dtype=np.int64))
@@ -191,19 +196,10 @@ class SessionProbes:
         visible = np.tri(num_tokens, context_tokens + num_tokens, k=context_tokens, dtype=np.bool_)
         return PassInput(token_ids, key_positions[context_tokens:], key_positions, visible)
 
-    @torch.inference_mode()
     def _occupy(self, model: StreamedModel, num_tokens: int) -> None:
         """Let the cache hold so many tokens, whatever they are."""
-        cache = model.cache
-        if not cache.layers[0].is_initialized:
-            with layers_of_zeros(self._opened):
-                model.run_pass(self._chain(model, 1, 0))
-        for layer in cache.layers:
-            if num_tokens > self._zeroed.get(cache, 0):  # fresh memory may hold what is no number
-                layer.keys[:, :, :num_tokens] = 0
-                layer.values[:, :, :num_tokens] = 0
+        for layer in model.cache.layers:
             layer.num_cached = num_tokens
-        self._zeroed[cache] = max(num_tokens, self._zeroed.get(cache, 0))
 
 
 def _whole_range(file: Path, offset: int, num_bytes: int) -> DiskSource:
@@ -215,3 +211,53 @@ def _likely_tree(num_nodes: int) -> TreeTopology:
     if num_nodes == 1:
         return TreeTopology.single()
     return best_first(builtin_acceptance(substitute_held=None), num_nodes, _MAX_LEVELS).topology(num_nodes)
+
+
+def median_seconds(
+    action: Callable[[], object],
+    num_repeats: int,
+    *,
+    before: Callable[[], object] | None = None,
+    after: Callable[[], object] | None = None,
+) -> float:
+    """Return the median over the repeats, the first one left out where there are several."""
+    seconds = []
+    for _ in range(num_repeats):
+        if before is not None:
+            before()
+        begun = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begun)
+        if after is not None:
+            after()
+    return statistics.median(seconds[1:] or seconds)
+
+
+@contextmanager
+def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
+    """Let the target find its layers there already, all in one slab of zeros, as long as the context lasts."""
+    plan = opened.plan
+    # Written, or every page would be the same page of zeros, which no processor ever reads from memory.
+    zeros = torch.empty(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device).fill_(0)
+    layers = [ResidentLayer(zeros)] * opened.streamer.num_layers
+    with (
+        LayerStreamer(layers, opened.reader, num_slots=2) as ring,
+        opened.session.engine.target.streaming_from(ring),
+    ):
+        yield
+
+
+def run_copies(opened: OpenSession) -> PassStatistics:
+    """Run a pass's copies through the session's own ring, with nothing computing."""
+    streamer = opened.streamer
+    streamer.begin_pass()
+    for index in range(streamer.num_layers):
+        streamer.acquire(index)
+        streamer.release(index)
+    return streamer.end_pass()
+
+
+def wait_for_full_ring(opened: OpenSession) -> None:
+    """Wait until every slot holds a layer, so that nothing crosses the link any more."""
+    while not opened.streamer.is_full:
+        time.sleep(0.0005)

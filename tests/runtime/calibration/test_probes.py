@@ -7,8 +7,9 @@ import torch
 
 from profiles.machine_profile import PinBudgetSource
 from runtime.calibration import probes as probes_module
-from runtime.calibration.probes import SessionProbes
+from runtime.calibration.probes import SessionProbes, layers_of_zeros, median_seconds, wait_for_full_ring
 from runtime.engine.loading import OpenSession
+from runtime.model.streamed_model import chain_input
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 LAYER_SECONDS = 0.01
@@ -65,12 +66,13 @@ def test_a_context_beyond_what_was_ever_seen_is_made_of_numbers(
 ) -> None:
     """Slots that nothing was written to hold whatever the memory held: NaN would make every kernel slow."""
     with open_tiny(folder, draft=folder) as opened:
-        probes, target = probes_of(opened, tmp_path), opened.session.engine.target
-        probes.time_pass(1, 0)
+        answer(opened, request())
+        target = opened.session.engine.target
         for layer in target.cache.layers:
             with torch.inference_mode():
                 layer.keys.fill_(torch.nan)
                 layer.values.fill_(torch.nan)
+        probes = probes_of(opened, tmp_path)
         seen: list[bool] = []
         run_pass = target.run_pass
 
@@ -133,3 +135,42 @@ def test_memory_that_cannot_be_pinned_leaves_the_link_open(
     monkeypatch.setattr(probes_module, "measure_copy_rate", refuse)
     with open_tiny(folder, draft=folder) as opened:
         assert probes_of(opened, tmp_path).time_link(1 << 16) is None
+
+
+def test_the_first_of_several_runs_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 9.0, 10.0, 11.0, 20.0, 23.0, 30.0, 32.0])
+    monkeypatch.setattr(probes_module.time, "perf_counter", lambda: next(ticks))
+    calls: list[str] = []
+    seconds = median_seconds(
+        lambda: calls.append("run"), 4, before=lambda: calls.append("before"), after=lambda: calls.append("after")
+    )
+    assert seconds == 2.0  # of 9, 1, 3 and 2
+    assert calls == ["before", "run", "after"] * 4
+
+
+def test_one_run_is_its_own_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 9.0])
+    monkeypatch.setattr(probes_module.time, "perf_counter", lambda: next(ticks))
+    assert median_seconds(lambda: None, 1) == 9.0
+
+
+def test_passes_over_zeros_stream_nothing_and_change_nothing(folder: Path) -> None:
+    with open_tiny(folder, num_residents=0) as opened:
+        expected = answer(opened, request())[1]
+        target, before = opened.session.engine.target, opened.link.bytes_copied
+        opened.session.engine.truncate(0)
+        wait_for_full_ring(opened)
+        before = opened.link.bytes_copied
+        with layers_of_zeros(opened):
+            target.run_pass(chain_input([1, 2, 3], num_cached=0))
+        assert opened.link.bytes_copied == before
+        assert target.last_pass.bytes_streamed == 0
+        target.cache.truncate(0)
+        assert answer(opened, request())[1] == expected
+
+
+def test_a_full_ring_is_waited_for(folder: Path) -> None:
+    with open_tiny(folder, num_residents=0, link="4MB/s") as opened:
+        opened.streamer.prefetch()
+        wait_for_full_ring(opened)
+        assert opened.streamer.is_full
