@@ -10,7 +10,7 @@ from pathlib import Path
 from textual.theme import Theme
 
 from tui.chat.commands.slash import command_help
-from tui.chat.dialogue import Changes, Note
+from tui.chat.dialogue import Changes
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.messages import Loaded
 from tui.chat.errors import UnknownConversationError
@@ -119,8 +119,8 @@ class ConversationActions:
         self._chat.refresh_list()
         self._chat.side.search_for(words)
 
-    def do_rename(self, title: str) -> Changes:
-        return self._chat.dialogue.rename(self._open_id(), title)
+    def do_rename(self, title: str) -> None:
+        self._chat.services.store.rename_conversation(self._open_id(), title)
 
     def do_delete(self) -> Changes:
         return self._chat.dialogue.delete(self._open_id())
@@ -149,12 +149,13 @@ class ConversationActions:
     def do_import(self, file: str) -> Changes:
         conversation, messages = import_conversation(Path(file).expanduser())
         added = self._chat.services.store.add_conversation(conversation, messages)
-        return (*self._chat.dialogue.open(added.id), Note(f"{added.num_messages} turns imported"))
+        return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
 
     def ask_title(self, conversation_id: int) -> Changes:
         """Ask for another title of a conversation."""
-        title = one_line(self._chat.services.store.conversation(conversation_id).title)
-        return self._ask(LineDialog("Title", title), lambda new: self._chat.dialogue.rename(conversation_id, new))
+        store = self._chat.services.store
+        dialog = LineDialog("Title", one_line(store.conversation(conversation_id).title))
+        return self._ask(dialog, lambda title: store.rename_conversation(conversation_id, title))
 
     def _open_id(self) -> int:
         if self._chat.dialogue.conversation_id is None:
@@ -163,15 +164,15 @@ class ConversationActions:
 
     def _set_system(self, text: str) -> Changes:
         self._chat.dialogue.set_system_prompt(text)
-        return (Note("the system prompt holds from the next answer on" if text.strip() else "no system prompt"),)
+        return ("the system prompt holds from the next answer on" if text.strip() else "no system prompt",)
 
     def _export(self, conversation_id: int, file: str) -> Changes:
         store = self._chat.services.store
         path = Path(file).expanduser()
         export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
-        return (Note(f"written to {file}"),)
+        return (f"written to {file}",)
 
-    def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes]) -> Changes:
+    def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes | None]) -> Changes:
         async def take(answer: str | None) -> None:
             if answer is not None:
                 await self._chat.perform(lambda: use(answer))

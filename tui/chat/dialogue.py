@@ -25,8 +25,8 @@ _FAILURES: Mapping[str, TroubleKind] = {"input": "input", "context": "context", 
 
 @dataclass(frozen=True, slots=True)
 class TurnsChanged:
-    """The open conversation must be shown anew: another one was opened, or turns were dropped or left out, perhaps with
-    others in their place."""
+    """The open conversation must be shown anew: another one was opened, turns were dropped or left out, perhaps with
+    others in their place, or its last answer is being written on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,6 @@ class TurnAdded:
     """A prompt, or an answer that begins, is at the end of the open conversation."""
 
     message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerResumed:
-    """The last answer is being written on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +53,10 @@ class AnswerEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class ListChanged:
-    """A conversation has another title, or is no longer there."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueChanged:
-    """Another prompt waits for its turn, or none does."""
-
-    text: str
-    """The prompt that waits; empty for none."""
-
-
-@dataclass(frozen=True, slots=True)
 class PromptReturned:
     """A prompt that could not be sent, or was taken back, belongs in the prompt area again."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something is worth a word in passing."""
-
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +69,8 @@ class Trouble:
     """What, where and what to do next; may hold anything that a model's name or path holds."""
 
 
-Change = (
-    TurnsChanged
-    | TurnAdded
-    | AnswerResumed
-    | TextCame
-    | AnswerEnded
-    | ListChanged
-    | QueueChanged
-    | PromptReturned
-    | Note
-    | Trouble
-)
+Change = TurnsChanged | TurnAdded | TextCame | AnswerEnded | PromptReturned | Trouble | str
+"""A text is worth a word in passing."""
 Changes = tuple[Change, ...]
 
 
@@ -195,11 +160,6 @@ class Dialogue:
         else:
             self.store.set_system_prompt(self.conversation_id, text)
 
-    def rename(self, conversation_id: int, title: str) -> Changes:
-        """Give a conversation another title."""
-        self.store.rename_conversation(conversation_id, title)
-        return (ListChanged(),)
-
     def delete(self, conversation_id: int) -> Changes:
         """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
         title = self.store.conversation(conversation_id).shown_title
@@ -208,8 +168,7 @@ class Dialogue:
         self.store.delete_conversation(conversation_id)
         self._undos.append(("conversation", conversation_id))
         opened = self.open(None) if conversation_id == self.conversation_id else ()
-        deleted = Note(f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
-        return (*stopped, *opened, ListChanged(), deleted)
+        return (*stopped, *opened, f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
 
     def clear(self) -> Changes:
         """Drop all turns of the open conversation, which `undo` brings back."""
@@ -217,14 +176,14 @@ class Dialogue:
         if self.is_answering:
             return (Trouble("refused", _BUSY),)
         if not messages:
-            return (Note("there is nothing to clear"),)
+            return ("there is nothing to clear",)
         self._drop_from(messages[0].id)
-        return (TurnsChanged(), Note(f"{len(messages)} turns removed; /undo brings them back"))
+        return (TurnsChanged(), f"{len(messages)} turns removed; /undo brings them back")
 
     def undo(self) -> Changes:
         """Bring back what was deleted, cleared or replaced last, and open its conversation."""
         if not self._undos:
-            return (Note("nothing was deleted since the start"),)
+            return ("nothing was deleted since the start",)
         if self.is_answering:
             return (Trouble("refused", _BUSY),)
         kind, conversation_id = self._undos.pop()
@@ -232,7 +191,7 @@ class Dialogue:
             self.store.restore_dropped(conversation_id)
         else:
             self.store.undo_delete(conversation_id)
-        back = Note(f"{self.store.conversation(conversation_id).shown_title} is back")
+        back = f"{self.store.conversation(conversation_id).shown_title} is back"
         return (*self.open(conversation_id), back)
 
     def ask(self, text: str) -> Changes:
@@ -244,13 +203,13 @@ class Dialogue:
                 word = "a prompt is waiting already; press Esc to take it back"
                 return (PromptReturned(text), Trouble("refused", word))
             self.queued = text
-            return (QueueChanged(text),)
+            return ()
         return self._guarded(lambda: self._ask(text), PromptReturned(text))
 
     def unqueue(self) -> Changes:
         """Take the prompt that waits back."""
         text, self.queued = self.queued, ""
-        return (QueueChanged(""), PromptReturned(text)) if text else ()
+        return (PromptReturned(text),) if text else ()
 
     def stop(self) -> Changes:
         """End the answer that is being written; what came is kept, and a prompt that waits comes back."""
@@ -267,7 +226,7 @@ class Dialogue:
             return (Trouble("refused", "nothing was asked yet"),)
         self.editing_id = prompts[-1].id
         word = "Enter sends it in place of the last prompt; Esc leaves that as it was"
-        return (PromptReturned(prompts[-1].content), Note(word))
+        return (PromptReturned(prompts[-1].content), word)
 
     def regenerate(self) -> Changes:
         """Write the last answer anew, with the next seed; what there was can be restored."""
@@ -385,7 +344,7 @@ class Dialogue:
             return self._regenerate(messages)
         turns = self._turns()
         self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
-        return (AnswerResumed(),)
+        return (TurnsChanged(),)
 
     def _trim(self, messages: list[Message]) -> Changes:
         assert self.conversation_id is not None
@@ -395,7 +354,7 @@ class Dialogue:
             return (Trouble("refused", word),)
         self.store.leave_out_before(self.conversation_id, kept_id)
         if messages[-1].statistics.get("finish_reason") == "context":
-            return (TurnsChanged(), *self._continue(messages))
+            return self._continue(messages)
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
     def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
@@ -424,7 +383,7 @@ class Dialogue:
 
     def _send_queued(self) -> Changes:
         text, self.queued = self.queued, ""
-        return (QueueChanged(""), *self.ask(text)) if text else ()
+        return self.ask(text) if text else ()
 
     def _missing_model(self) -> Trouble | None:
         if self.state.phase == "dead":

@@ -17,14 +17,10 @@ from textual.widgets import Static
 from profiles.errors import OverstoryError
 from tui.chat.dialogue import (
     AnswerEnded,
-    AnswerResumed,
     Change,
     Changes,
     Dialogue,
-    ListChanged,
-    Note,
     PromptReturned,
-    QueueChanged,
     TextCame,
     Trouble,
     TroubleKind,
@@ -119,10 +115,11 @@ class ChatDisplay:
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 
-    async def perform(self, step: Callable[[], Changes]) -> None:
-        """Take a step of the dialogue and show what changed by it, or tell what went wrong, such as a full disk."""
+    async def perform(self, step: Callable[[], Changes | None]) -> None:
+        """Take a step that a person wants and show what changed, or tell what went wrong, such as a full disk."""
         with self.telling():
-            await self.apply(step())
+            await self.apply(step() or ())
+            self.show_state()
 
     async def apply(self, changes: Changes) -> None:
         """Show what changed, in order, after whatever is being shown now."""
@@ -140,9 +137,12 @@ class ChatDisplay:
         self.panel.show(self.dialogue.state)
 
     def show_state(self) -> None:
-        """Show what the engine does, which conversation is open, and what can be done."""
+        """Show what the engine does, which conversation is open, the list, what waits, and what can be done."""
         self.show_engine()
         self.title_bar.update(self._title())
+        self.refresh_list()
+        self.queued.update(f"waits: {one_line(self.dialogue.queued)}   (Esc takes it back)")
+        self.queued.display = bool(self.dialogue.queued)
         self.show_keys()
 
     def show_keys(self) -> None:
@@ -156,10 +156,11 @@ class ChatDisplay:
         if not self.side.display:
             return
         store = self.services.store
-        if text := self.side.search_text:
-            self.side.show_hits(store.search(text))
-        else:
-            self.side.show_conversations(store.list_conversations(), open_id=self.dialogue.conversation_id)
+        with self.telling():
+            if text := self.side.search_text:
+                self.side.show_hits(store.search(text))
+            else:
+                self.side.show_conversations(store.list_conversations(), open_id=self.dialogue.conversation_id)
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -200,29 +201,19 @@ class ChatDisplay:
                 await self._show_turns()
             case TurnAdded(message=message):
                 await self.view.add(message)
-                self.refresh_list()
-            case AnswerResumed():
-                self.view.resume()
             case TextCame(text=text):
                 self.view.append(text)
             case AnswerEnded(message=message):
                 await self.view.end(message)
-                self.refresh_list()
-            case ListChanged():
-                self.refresh_list()
-            case QueueChanged(text=text):
-                self.queued.update(f"waits: {one_line(text)}   (Esc takes it back)")
-                self.queued.display = bool(text)
             case PromptReturned(text=text):  # what was written meanwhile stays, below what comes back
                 written = self.prompt.text
                 self.prompt.put(f"{text}\n{written}" if written.strip() else text)
-            case Note(sentence=sentence):
-                self.say(sentence)
             case Trouble():
                 await self.show_trouble(change)
+            case str():
+                self.say(change)
 
     async def _show_turns(self) -> None:
         messages = self.dialogue.messages()
         self.prompt.set_history([message.content for message in messages if message.role == "user"])
         await self.view.show(messages, first_kept_id=self.dialogue.first_kept_id())
-        self.refresh_list()

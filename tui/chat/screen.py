@@ -179,10 +179,9 @@ class ChatScreen(Screen[None]):
             changes = act(*values)
             if inspect.isawaitable(changes):
                 changes = await changes
-            if changes:
-                await self.chat.apply(changes)
-                if not self.chat.notice.display:
-                    self.chat.prompt.focus()
+            await self.chat.perform(lambda: changes)
+            if changes and not self.chat.notice.display:
+                self.chat.prompt.focus()
 
     def action_begin(self, text: str) -> None:
         """Put the beginning of a command where it can be finished."""
@@ -245,8 +244,7 @@ class ChatScreen(Screen[None]):
     @on(Input.Changed, "#search")
     def search(self) -> None:
         """Show what is found by what is typed."""
-        with self.chat.telling():
-            self.chat.refresh_list()
+        self.chat.refresh_list()
 
     async def action_copy_or_quit(self) -> None:
         """Copy what is selected; else quit when it is pressed twice."""

@@ -9,12 +9,8 @@ from runtime.events import TextDelta
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
     AnswerEnded,
-    AnswerResumed,
     Dialogue,
-    ListChanged,
-    Note,
     PromptReturned,
-    QueueChanged,
     TextCame,
     Trouble,
     TurnAdded,
@@ -98,26 +94,26 @@ def test_the_second_turn_sends_the_first_one_unchanged(dialogue, engine):
 
 def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialogue):
     dialogue.ask("One?")
-    assert dialogue.ask("Two?") == (QueueChanged("Two?"),)
+    assert (dialogue.ask("Two?"), dialogue.queued) == ((), "Two?")
     assert kinds(dialogue.ask("Three?")) == [PromptReturned, Trouble]
     changes = answered(dialogue, "1")
-    assert kinds(changes) == [TextCame, AnswerEnded, QueueChanged, TurnAdded, TurnAdded]
-    assert contents(dialogue) == ["One?", "1", "Two?", ""]
+    assert kinds(changes) == [TextCame, AnswerEnded, TurnAdded, TurnAdded]
+    assert contents(dialogue) == ["One?", "1", "Two?", ""] and not dialogue.queued
 
 
 def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
     dialogue = Dialogue(store, engine)
     dialogue.load({})
-    assert dialogue.ask("Early?") == (QueueChanged("Early?"),)
+    assert (dialogue.ask("Early?"), dialogue.queued) == ((), "Early?")
     assert contents(dialogue) == []
-    assert kinds(dialogue.take(LOADED)) == [QueueChanged, TurnAdded, TurnAdded]
+    assert kinds(dialogue.take(LOADED)) == [TurnAdded, TurnAdded]
 
 
 def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, engine):
     dialogue.ask("One?")
     dialogue.ask("Two?")
     take(dialogue, 1, TextDelta("Once "))
-    assert dialogue.stop() == (QueueChanged(""), PromptReturned("Two?"))
+    assert dialogue.stop() == (PromptReturned("Two?"),)
     assert engine.requests[-1] == StopAnswer(1)
     (ended,) = take(dialogue, 1, STOPPED)
     assert (ended.message.content, ended.message.state) == ("Once ", "stopped")
@@ -161,7 +157,7 @@ def test_nothing_is_edited_while_an_answer_is_written(dialogue):
 def test_an_answer_goes_on_where_it_ended(dialogue, engine):
     dialogue.ask("Tell.")
     answered(dialogue, "Once upon", finish_reason="length")
-    assert kinds(dialogue.continue_answer()) == [AnswerResumed]
+    assert kinds(dialogue.continue_answer()) == [TurnsChanged]
     request = engine.requests[-1]
     assert request.is_continued
     assert request.messages[-1] == {"role": "assistant", "content": "Once upon"}
@@ -215,7 +211,7 @@ def test_an_answer_that_filled_the_context_goes_on_after_a_trim(dialogue, engine
     dialogue.ask("Two?")
     *_, trouble = answered(dialogue, "2 and", finish_reason="context")
     assert trouble.kind == "context"
-    assert kinds(dialogue.trim()) == [TurnsChanged, AnswerResumed]
+    assert kinds(dialogue.trim()) == [TurnsChanged]
     assert engine.requests[-1].is_continued
 
 
@@ -254,7 +250,7 @@ def test_a_load_that_fails_gives_the_waiting_prompt_back(store, engine):
     dialogue = Dialogue(store, engine)
     dialogue.load({})
     dialogue.ask("Early?")
-    assert kinds(dialogue.take(Failed("no such folder", "input"))) == [QueueChanged, PromptReturned, Trouble]
+    assert kinds(dialogue.take(Failed("no such folder", "input"))) == [PromptReturned, Trouble]
 
 
 def test_an_answer_goes_on_while_another_conversation_is_open(dialogue, store):
@@ -311,33 +307,32 @@ def test_a_deleted_conversation_stops_its_answer_and_comes_back(dialogue, engine
     dialogue.ask("About foxes")
     foxes = dialogue.conversation_id
     changes = dialogue.delete(foxes)
-    assert kinds(changes) == [TurnsChanged, ListChanged, Note]
-    assert "deleted: About foxes" in changes[-1].sentence
+    assert kinds(changes) == [TurnsChanged, str]
+    assert "deleted: About foxes" in changes[-1]
     assert engine.requests[-1] == StopAnswer(1) and dialogue.conversation_id is None
     assert kinds(dialogue.undo()) == [Trouble]  # it is still being stopped
     take(dialogue, 1, STOPPED)
-    assert dialogue.undo() == (TurnsChanged(), Note("About foxes is back"))
+    assert dialogue.undo() == (TurnsChanged(), "About foxes is back")
     assert dialogue.conversation_id == foxes
-    assert dialogue.undo() == (Note("nothing was deleted since the start"),)
+    assert dialogue.undo() == ("nothing was deleted since the start",)
 
 
-def test_another_conversation_than_the_open_one_is_deleted_and_renamed(dialogue, store):
+def test_another_conversation_than_the_open_one_is_deleted(dialogue, store):
     dialogue.ask("About foxes")
     answered(dialogue, "1")
     other = store.create_conversation(title="Owls")
-    assert dialogue.rename(other.id, "Old owls") == (ListChanged(),)
-    assert kinds(dialogue.delete(other.id)) == [ListChanged, Note]
+    assert kinds(dialogue.delete(other.id)) == [str]
     assert contents(dialogue) == ["About foxes", "1"]
 
 
 def test_turns_that_were_cleared_come_back_one_step_at_a_time(dialogue):
-    assert dialogue.clear() == (Note("there is nothing to clear"),)
+    assert dialogue.clear() == ("there is nothing to clear",)
     dialogue.ask("One?")
     assert kinds(dialogue.clear()) == [Trouble]
     answered(dialogue, "1")
     dialogue.regenerate()
     answered(dialogue, "uno")
-    assert kinds(dialogue.clear()) == [TurnsChanged, Note]
+    assert kinds(dialogue.clear()) == [TurnsChanged, str]
     assert contents(dialogue) == []
     dialogue.undo()
     assert contents(dialogue) == ["One?", "uno"]

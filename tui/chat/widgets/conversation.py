@@ -6,7 +6,6 @@ the rate at which it comes on average.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -86,11 +85,6 @@ class AnswerTurn(Vertical):
         if self._stream is None:
             self._stream = Markdown.get_stream(self._markdown)
         await self._stream.write(shown_text(text))
-
-    def resume(self) -> None:
-        """Forget how it ended before: it is being written on."""
-        self.message = replace(self.message, state="streaming")
-        self._show_caption()
 
     async def end(self, message: Message) -> None:
         """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile."""
@@ -192,7 +186,7 @@ class ConversationView(VerticalScroll):
                 await self.mount(Static(self._welcome(), markup=False, classes="welcome"))
             await self.mount_all([turn_view(message, first_kept_id=first_kept_id) for message in shown])
         if shown and shown[-1].state == "streaming":
-            self._grow(self._last_answer())
+            self._growing = self._last_answer()
         self.anchor(bool(messages))
         if not messages:
             self.scroll_y = self.scroll_target_y = 0  # an anchored view may stand above its first line
@@ -209,15 +203,8 @@ class ConversationView(VerticalScroll):
         turn = turn_view(message)
         await self.mount(turn)
         if isinstance(turn, AnswerTurn) and message.state == "streaming":
-            self._grow(turn)
+            self._growing, self._smoother = turn, TextSmoother(self._smoother.expected_seconds)
         self.anchor()
-
-    def resume(self) -> None:
-        """Let the last answer grow again."""
-        last = self._last_answer()
-        if last is not None:
-            last.resume()
-        self._grow(last)
 
     def append(self, text: str) -> None:
         """Take more of the answer that grows, to be drawn smoothly."""
@@ -269,12 +256,6 @@ class ConversationView(VerticalScroll):
 
     def _welcome(self) -> str:
         return "\n".join((WELCOME, *(f"\n{note}" for note in self._notes)))
-
-    def _grow(self, turn: AnswerTurn | None) -> None:
-        self._growing = turn
-        if turn is not None:
-            self._smoother = TextSmoother(self._smoother.expected_seconds)
-            turn.add_class("-streaming")
 
     def _last_answer(self) -> AnswerTurn | None:
         answers = self.query(AnswerTurn)
