@@ -5,14 +5,16 @@ import gc
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from textual import events
-from textual.app import App
+from textual.app import App, SystemCommand
+from textual.screen import Screen
 
+from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
 from tui.chat.themes import THEMES, theme_name
@@ -40,37 +42,16 @@ def end_within(seconds: float, exit_code: int) -> None:
     timer.start()
 
 
-class IdleCollector:
-    """Looks for cyclic garbage only while nobody types and no answer is written.
+def collect_rarely() -> None:
+    """Let the interpreter look through the oldest objects hardly ever, and not at all at what is there now.
 
     A full collection walks over everything that a conversation has on the screen: 0.2 s after a long answer, every few
-    seconds of it, in which no key is answered. Young garbage is still collected at once; that takes a millisecond.
+    seconds of it, in which no key is answered. The app looks while it is idle; young garbage is still collected at
+    once, which takes a millisecond.
     """
-
-    def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, collect: Callable[[], object] = gc.collect
-    ) -> None:
-        self._clock = clock
-        self._collect = collect
-        self._active_at = clock()
-        self._is_due = False
-
-    def take_over(self) -> None:
-        """Let the interpreter look through the oldest objects hardly ever, and not at all at what is there now."""
-        young, middle, _ = gc.get_threshold()
-        gc.set_threshold(young, middle, RARELY)
-        gc.freeze()
-
-    def note_activity(self) -> None:
-        """Take note that somebody types, or that an answer is written."""
-        self._active_at = self._clock()
-        self._is_due = True
-
-    def collect_if_idle(self) -> None:
-        """Collect, once after each activity, when it has been over for a while."""
-        if self._is_due and self._clock() - self._active_at >= IDLE_SECONDS:
-            self._is_due = False
-            self._collect()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, RARELY)
+    gc.freeze()
 
 
 class ChatApp(App[int]):
@@ -78,13 +59,11 @@ class ChatApp(App[int]):
 
     TITLE = "Overstory"
     CSS_PATH = "chat.tcss"
-    COMMANDS: ClassVar[set[Any]] = set()  # the chat's own, which its screen has
 
     def __init__(self, services: ChatServices) -> None:
         super().__init__()
         self.services = services
-        self.collector = IdleCollector()
-        """Takes over where the app has the process to itself; a test's process keeps its own collecting."""
+        self._collecting: asyncio.TimerHandle | None = None
         for theme in THEMES:
             self.register_theme(theme)
         wanted = services.settings.settings.theme
@@ -94,9 +73,17 @@ class ChatApp(App[int]):
         """Return the chat."""
         return ChatScreen(self.services)
 
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Offer the registry's commands in the palette, where names, aliases and keys are found too."""
+        if isinstance(screen, ChatScreen):
+            for command in COMMANDS:
+                action = f"begin('/{command.name} ')" if command.needs_arguments else f"do('{command.name}')"
+                names = " ".join((command.usage, *(f"/{alias}" for alias in command.aliases)))
+                title = f"{command.title}  {names}  {key_text(command.key)}".rstrip()
+                yield SystemCommand(title, command.help, partial(screen.run_action, action))
+
     def on_mount(self) -> None:
         """Let a terminal that is closed, or a request of the system, end the app in order."""
-        self.set_interval(1.0, self._collect)
         if threading.current_thread() is not threading.main_thread():
             return
         for name in ("SIGTERM", "SIGHUP"):
@@ -104,16 +91,21 @@ class ChatApp(App[int]):
                 asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
 
     async def on_event(self, event: events.Event) -> None:
-        """Hear keys before anybody else gets them."""
+        """Hear keys before anybody else gets them, to look for cyclic garbage once nobody has typed for a while."""
         if isinstance(event, events.Key):
-            self.collector.note_activity()
+            self._collect_later()
         await super().on_event(event)
 
+    def _collect_later(self) -> None:
+        if self._collecting is not None:
+            self._collecting.cancel()
+        self._collecting = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._collect)
+
     def _collect(self) -> None:
-        first = self.screen_stack[0] if self.screen_stack else None
-        if isinstance(first, ChatScreen) and first.chat.dialogue.is_answering:
-            self.collector.note_activity()
-        self.collector.collect_if_idle()
+        if any(isinstance(each, ChatScreen) and each.chat.dialogue.is_answering for each in self.screen_stack):
+            self._collect_later()
+        else:
+            gc.collect()
 
     def _end_for(self, name: str) -> None:
         exit_code = 128 + int(getattr(signal, name))

@@ -1,25 +1,20 @@
-"""The chat screen: what stands where; keys, slash commands and the palette to actions; reports to the dialogue."""
+"""The chat screen: what stands where; keys and slash commands to actions, the engine's reports to the dialogue."""
 
 import inspect
 import time
-from functools import partial
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
-from textual.fuzzy import Matcher
 from textual.screen import Screen
-from textual.types import IgnoreReturnCallbackType
 from textual.widgets import Footer, Input, Static, TextArea
 
 from runtime.errors import OptionError
 from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
-from tui.chat.commands.registry import COMMANDS, Command, key_text
+from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import (
     CompletionSources,
     complete_command,
@@ -55,7 +50,6 @@ FOOTER_WORDS = {
 TAKEN_BY_EDITORS = {"ctrl+f"}
 """Keys that a text area would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0  # within which Ctrl+C twice quits
-_BY_HELP, _BY_ALIAS = 0.5, 0.9  # what a match there weighs beside one in the title
 
 
 def _binding(command: Command) -> Binding:
@@ -72,51 +66,9 @@ def _binding(command: Command) -> Binding:
 _COMMAND_KEYS = [_binding(command) for command in COMMANDS if command.key]
 
 
-class CommandProvider(Provider):
-    """Finds commands for Textual's palette, by title, name, alias and help; the screen has the actions to do them."""
-
-    async def discover(self) -> Hits:
-        """Offer all commands, in the order of the registry."""
-        for command in COMMANDS:
-            yield DiscoveryHit(_title(command), self._doing(command), text=command.title, help=command.help)
-
-    async def search(self, query: str) -> Hits:
-        """Offer those that match."""
-        matcher = self.matcher(query)
-        for command in COMMANDS:
-            score = match_score(matcher, command)
-            if score > 0:
-                shown = Content.assemble(matcher.highlight(command.title), (_usage(command), "$text-muted"))
-                yield Hit(score, shown, self._doing(command), text=command.title, help=command.help)
-
-    def _doing(self, command: Command) -> IgnoreReturnCallbackType:
-        action = "begin('/{} ')" if command.needs_arguments else "do('{}')"
-        return partial(self.screen.run_action, action.format(command.name))
-
-
-def match_score(matcher: Matcher, command: Command) -> float:
-    """Return how well a command matches; 0 if it does not."""
-    aliases = max((matcher.match(alias) for alias in command.aliases), default=0.0)
-    return max(
-        matcher.match(command.title),
-        matcher.match(command.name),
-        _BY_ALIAS * aliases,
-        _BY_HELP * matcher.match(command.help),
-    )
-
-
-def _title(command: Command) -> Content:
-    return Content.assemble(command.title, (_usage(command), "$text-muted"))
-
-
-def _usage(command: Command) -> str:
-    return f"  {command.usage}" + (f"  {key_text(command.key)}" if command.key else "")
-
-
 class ChatScreen(Screen[None]):
     """Everything that a person does, and all that the engine reports, comes in here."""
 
-    COMMANDS = {CommandProvider}  # noqa: RUF012 - as the base class declares it
     BINDINGS: ClassVar[list[BindingType]] = [
         *_COMMAND_KEYS,
         Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),

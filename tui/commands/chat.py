@@ -63,7 +63,7 @@ def typed_overrides(
 
 def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
     """Open what is kept, run the app until it ends, and return the exit code."""
-    from tui.chat.app import ChatApp
+    from tui.chat.app import ChatApp, collect_rarely
     from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
     from tui.chat.settings.file import RememberedSettings, read_settings
@@ -88,7 +88,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
                 export_folder=export_folder(),
             )
         )
-        app.collector.take_over()
+        collect_rarely()
         return app.run(mouse=has_mouse) or app.return_code or 0
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.chat_fakes import FakeEngine
+from tests.support.chat_fakes import FakeEngine, endless
 from tests.support.chat_stories import tell, telling
-from tui.chat.app import IDLE_SECONDS, RARELY, IdleCollector
+from tui.chat.app import RARELY, collect_rarely
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings
 from tui.chat.themes import DARK, LIGHT
@@ -75,20 +75,6 @@ def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path)
     tell(story)
 
 
-class Idle:
-    def __init__(self) -> None:
-        self.now, self.num_collections = 100.0, 0
-        self.collector = IdleCollector(clock=lambda: self.now, collect=self._collect)
-
-    def _collect(self) -> None:
-        self.num_collections += 1
-
-    def wait(self, seconds: float) -> int:
-        self.now += seconds
-        self.collector.collect_if_idle()
-        return self.num_collections
-
-
 @pytest.fixture
 def own_thresholds() -> Iterator[None]:
     before = gc.get_threshold()
@@ -97,24 +83,33 @@ def own_thresholds() -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_nothing_is_collected_while_somebody_types() -> None:
-    idle = Idle()
-    for _ in range(10):
-        idle.collector.note_activity()
-        assert idle.wait(IDLE_SECONDS - 0.1) == 0
+def test_garbage_is_collected_once_after_each_activity(tmp_path, monkeypatch) -> None:
+    """A full collection takes 0.2 s after a long answer: not while somebody types or an answer is written."""
+    num_collections = 0
 
+    def collect() -> None:
+        nonlocal num_collections
+        num_collections += 1
 
-def test_each_activity_is_followed_by_one_collection() -> None:
-    idle = Idle()
-    assert idle.wait(60) == 0
-    idle.collector.note_activity()
-    assert idle.wait(IDLE_SECONDS) == 1
-    assert idle.wait(60) == 1
-    idle.collector.note_activity()
-    assert idle.wait(IDLE_SECONDS) == 2
+    monkeypatch.setattr("tui.chat.app.gc.collect", collect)
+
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            monkeypatch.setattr("tui.chat.app.IDLE_SECONDS", 1e9)
+            await teller.ask("Tell.", is_awaited=False)
+            monkeypatch.setattr("tui.chat.app.IDLE_SECONDS", 0.05)
+            await teller.press("a")
+            await teller.pilot.pause(0.2)
+            assert num_collections == 0 and teller.dialogue.is_answering
+            await teller.press("escape")
+            await teller.until(lambda: num_collections == 1, "a collection")
+            await teller.pilot.pause(0.2)
+            assert num_collections == 1
+
+    tell(story)
 
 
 def test_the_interpreter_leaves_the_oldest_objects_alone(own_thresholds: None) -> None:
-    IdleCollector().take_over()
+    collect_rarely()
     assert gc.get_threshold()[2] == RARELY
     assert gc.get_freeze_count() > 0

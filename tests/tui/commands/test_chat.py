@@ -116,13 +116,8 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
         kept = store.create_conversation(title="Kept")
     seen = []
 
-    class Collector:
-        def take_over(self):
-            seen.append("collector")
-
     class Recorder:
         return_code = 0
-        collector = Collector()
 
         def run(self, *, mouse):
             seen.append(mouse)
@@ -133,9 +128,10 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
         return Recorder()
 
     monkeypatch.setattr("tui.chat.app.ChatApp", make)
+    monkeypatch.setattr("tui.chat.app.collect_rarely", lambda: seen.append("collects rarely"))
     assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
     services, collector, has_mouse = seen
-    assert collector == "collector"
+    assert collector == "collects rarely"
     assert services.conversation_id == kept.id
     assert services.settings.params()["top_k"] == 3
     assert any("top_k" in notice for notice in services.notices)
