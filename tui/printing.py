@@ -3,7 +3,7 @@
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,15 +105,28 @@ def print_grid(rows: Iterable[Sequence[Text]], out: Console) -> None:
     out.print(table)
 
 
-def measurement_table(measured: dict[str, Any], *, title: str) -> Table:
-    """Return a two-column table of a record's single values; bytes and seconds are written for people."""
+def measurement_tables(measured: Mapping[Any, Any], *, title: str) -> Iterator[Table]:
+    """Yield a record for people: its single values in two columns, then what it holds of records, by name.
+
+    A list of records is a table with a row for each of them. Bytes and seconds are written for people.
+    """
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
+    for name, cell in _single_cells(measured).items():
+        table.add_row(Text(name), Text(cell))
+    yield table
     for name, value in measured.items():
-        if not isinstance(value, list | tuple | dict):
-            table.add_row(Text(name.replace("_", " ")), Text(_cell(name, value)))
-    return table
+        if isinstance(value, dict):
+            yield from measurement_tables(value, title=_in_words(name))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = list(map(_single_cells, value))
+            table = Table(title=_in_words(name), title_justify="left")
+            for heading in rows[0]:
+                table.add_column(heading, justify="right")
+            for row in rows:
+                table.add_row(*map(Text, row.values()))
+            yield table
 
 
 def show_load(
@@ -202,7 +215,18 @@ def _figures(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
 
 
+def _in_words(name: object) -> str:
+    return one_line(str(name).replace("_", " "))
+
+
+def _single_cells(measured: Mapping[Any, Any]) -> dict[str, str]:
+    singles = {name: value for name, value in measured.items() if not isinstance(value, list | tuple | dict)}
+    return {_in_words(name): _cell(str(name), value) for name, value in singles.items()}
+
+
 def _cell(name: str, value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-" if value is None else one_line(str(value))
     if name.endswith("bytes_per_second"):

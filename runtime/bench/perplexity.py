@@ -18,7 +18,6 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from runtime.bench.figures import Report
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
@@ -42,42 +41,26 @@ class Perplexity:
     """All passes, the head included; not loading."""
 
 
-@dataclass(frozen=True, slots=True)
-class PerplexityReport(Report):
-    """What `overstory bench perplexity` ends with."""
-
-    target: str
-    """The model's folder."""
-    text: str
-    """The file that was predicted."""
-    streamed: Perplexity
-    whole: Perplexity | None
-    """As transformers loads the same folder; None where that was not asked for."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the streamed figures, and beside them those of transformers where there are any."""
-        record: dict[str, Any] = {**asdict(self.streamed), "target": self.target, "text": self.text}
-        if self.whole is not None:
-            record["transformers_perplexity"] = self.whole.perplexity
-            record["transformers_seconds"] = self.whole.seconds
-            record["relative_difference"] = self.streamed.perplexity / self.whole.perplexity - 1
-        return record
-
-
 def run_perplexity(
     config: EngineConfig, text: str, *, source: str, is_compared: bool
-) -> Generator[str, None, PerplexityReport]:
+) -> Generator[str, None, dict[str, Any]]:
     """Measure one side after the other, so that both models are never in memory at the same time.
 
-    `config` names folders; the text is that of the file `source`. Raises OptionError if the text has fewer than two
-    tokens, or more than the context holds.
+    `config` names folders; the text is that of the file `source`. Returns the streamed figures, and beside them those
+    of transformers where they are asked for. Raises OptionError if the text has fewer than two tokens, or more than the
+    context holds.
     """
     with open_session(config, requests=[text_request(text)]) as opened:
         token_ids = tokenize_text(opened, text)
         streamed = yield from streamed_perplexity(opened, token_ids)
     folder = opened.plan.target.checkpoint.folder
-    whole = (yield from transformers_perplexity(folder, token_ids)) if is_compared else None
-    return PerplexityReport(str(folder), source, streamed, whole)
+    record = asdict(streamed) | {"target": str(folder), "text": source}
+    if is_compared:
+        whole = yield from transformers_perplexity(folder, token_ids)
+        record["transformers_perplexity"] = whole.perplexity
+        record["transformers_seconds"] = whole.seconds
+        record["relative_difference"] = streamed.perplexity / whole.perplexity - 1
+    return record
 
 
 def text_request(text: str) -> PromptRequest:

@@ -9,12 +9,12 @@ delivers a layer, and the report says where that is the bound.
 import statistics
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from profiles.steps import finish
-from runtime.bench.figures import Report
 from runtime.bench.rounds import PROMPT_TOKENS
 from runtime.bench.stream import check_streaming
 from runtime.config import EngineConfig, SamplingParams
@@ -32,73 +32,13 @@ PLAIN_TOKENS = 4
 _MEASURING_LINK = "1000GB/s"
 
 
-@dataclass(frozen=True, slots=True)
-class RatioRun:
-    """The prompts at one temperature."""
-
-    temperature: float
-    seconds_per_token: float
-    """Without the first round of each answer."""
-    speedup: float
-    """Plain streaming's seconds per token over these."""
-    tokens_per_round: float
-    num_tokens: int
-    num_rounds: int
-    shares: dict[str, float]
-    """Of the time: `link` carried bytes, `compute` ran the target's layers, `draft` grew trees."""
-    tree: str
-    """The tree of the last rounds, as `--tree` takes it."""
-
-    @property
-    def published_speedup(self) -> float | None:
-        """Return what the paper had on its hardware; None at another temperature."""
-        return PUBLISHED_SPEEDUPS.get(self.temperature)
-
-    @property
-    def bound(self) -> str:
-        """Return what takes the largest share of the time: link, compute or draft."""
-        return max(self.shares, key=self.shares.__getitem__)
-
-    def describe(self) -> str:
-        """Return one line for people."""
-        published = "" if self.published_speedup is None else f" (published: {self.published_speedup:g}x)"
-        return (
-            f"temperature {self.temperature:g}: {self.speedup:.2f}x as fast as plain streaming{published}, "
-            f"{self.seconds_per_token:.3f} s/token, {self.tokens_per_round:.1f} tokens per pass, last tree "
-            f"{self.tree}; {', '.join(f'{name} {100 * share:.0f} %' for name, share in self.shares.items())} of the "
-            f"time: bound by the {self.bound}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RatioReport(Report):
-    """What `overstory bench ratio` ends with."""
-
-    target: str
-    draft: str
-    """Name of the draft's folder, or `substitute`."""
-    draft_step_seconds: float
-    """Median forward of the draft over one token, head included."""
-    bytes_per_pass: int
-    """Weights that cross the link in every pass."""
-    link: str
-    plain_seconds_per_token: float
-    """Plain streaming over `link`, without a draft."""
-    runs: tuple[RatioRun, ...]
-
-    @property
-    def steps_per_pass(self) -> float:
-        """Return how many draft steps a pass of plain streaming really takes."""
-        return self.plain_seconds_per_token / self.draft_step_seconds
-
-
 def run_ratio(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
     *,
     temperatures: Sequence[float] = (0.0, 0.6),
     steps_per_pass: float = STEPS_PER_PASS,
-) -> Generator[str, None, RatioReport]:
+) -> Generator[str, None, dict[str, Any]]:
     """Answer the requests at each temperature over a link on which a pass takes `steps_per_pass` draft steps.
 
     `config` names folders and a draft. The first prompt is answered once without being counted, so that the planner has
@@ -120,16 +60,17 @@ def run_ratio(
         _answer(opened, requests[0], temperature=temperatures[0])
         for temperature in temperatures:
             runs.append((yield from _run(opened, requests, temperature, plain_seconds)))
-            yield runs[-1].describe()
-    return RatioReport(
-        target=opened.plan.target_name,
-        draft=opened.plan.draft_name,
-        draft_step_seconds=step_seconds,
-        bytes_per_pass=bytes_per_pass,
-        link=link,
-        plain_seconds_per_token=plain_seconds,
-        runs=tuple(runs),
-    )
+            yield f"temperature {temperature:g}: {runs[-1]['speedup']:.2f}x as fast as plain streaming"
+    return {
+        "steps_per_pass": plain_seconds / step_seconds,  # that a pass of plain streaming really takes
+        "target": opened.plan.target_name,
+        "draft": opened.plan.draft_name,
+        "draft_step_seconds": step_seconds,  # median forward of the draft over one token, head included
+        "bytes_per_pass": bytes_per_pass,
+        "link": link,
+        "plain_seconds_per_token": plain_seconds,  # over `link`, without a draft
+        "runs": runs,
+    }
 
 
 def _time_step(opened: OpenSession) -> float:
@@ -158,7 +99,7 @@ def _plain_seconds(config: EngineConfig, request: PromptRequest) -> float:
 
 def _run(
     opened: OpenSession, requests: Sequence[PromptRequest], temperature: float, plain_seconds: float
-) -> Generator[str, None, RatioRun]:
+) -> Generator[str, None, dict[str, Any]]:
     answers, compute_seconds = [], 0.0
     for number, request in enumerate(requests, start=1):
         yield f"temperature {temperature:g}: prompt {number} of {len(requests)}"
@@ -169,20 +110,23 @@ def _run(
     seconds = total.seconds_per_token
     if seconds is None:
         raise OptionError("every answer ended within its first round; give longer ones with --max-new-tokens")
-    return RatioRun(
-        temperature=temperature,
-        seconds_per_token=seconds,
-        speedup=plain_seconds / seconds,
-        tokens_per_round=total.tokens_per_round or 0.0,
-        num_tokens=total.new_tokens,
-        num_rounds=total.rounds,
-        shares={
-            "link": total.link_utilization or 0.0,
-            "compute": compute_seconds / total.decode_seconds,
-            "draft": total.draft_seconds / total.decode_seconds,
-        },
-        tree=opened.session.engine.planner.tree_name,
-    )
+    shares = {  # of the time: the link carried bytes, the target's layers computed, trees grew
+        "link": total.link_utilization or 0.0,
+        "compute": compute_seconds / total.decode_seconds,
+        "draft": total.draft_seconds / total.decode_seconds,
+    }
+    return {
+        "published_speedup": PUBLISHED_SPEEDUPS.get(temperature),
+        "bound": max(shares, key=shares.__getitem__),
+        "temperature": temperature,
+        "seconds_per_token": seconds,  # without the first round of each answer
+        "speedup": plain_seconds / seconds,
+        "tokens_per_round": total.tokens_per_round,
+        "num_tokens": total.new_tokens,
+        "num_rounds": total.rounds,
+        "shares": shares,
+        "tree": opened.session.engine.planner.tree_name,  # of the last rounds
+    }
 
 
 def _answer(opened: OpenSession, request: PromptRequest, *, temperature: float) -> tuple[GenerationStatistics, float]:

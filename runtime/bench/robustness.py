@@ -7,12 +7,11 @@ the same at every node. Sequoia (arXiv 2402.12374, section 4.2, robustness).
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bench.figures import Report
 from runtime.calibration.texts import TextWriter
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
@@ -45,62 +44,23 @@ Acceptance = Mapping[str, NDArray[np.float64]]
 """By scheme, how likely each of K children is the accepted one at some position, (K,)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SchemeRobustness:
-    """One scheme with one setting."""
-
-    scheme: str
-    """At temperature 0 all are the same."""
-    rejection: tuple[float, ...]
-    """How often the target accepts none of 1, 2, .. children."""
-    rejection_errors: tuple[float, ...]
-    """The standard error of each, over positions."""
-    tokens_per_pass: float
-    """Predicted for the scheme's own best tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class SettingRobustness:
-    """All schemes with one setting, over the same positions."""
-
-    temperature: float
-    top_p: float
-    """At temperature 0 it changes nothing."""
-    num_positions: int
-    """Tokens of the target's own texts that were looked at."""
-    schemes: tuple[SchemeRobustness, ...]
-    """In the order of SCHEME_NAMES."""
-
-
-@dataclass(frozen=True, slots=True)
-class RobustnessReport(Report):
-    """What `overstory bench robustness` ends with."""
-
-    target: str
-    draft: str
-    """Name of the draft's folder, or `substitute`."""
-    tree_nodes: int
-    num_noise_draws: int
-    """Draws of the noise at each position for the coupled scheme."""
-    settings: tuple[SettingRobustness, ...]
-    """By temperature, then top-p."""
-
-    def lines(self) -> list[str]:
-        """Return a line for each setting and scheme: rejection after some numbers of children, and tokens per pass."""
-        counts = [count for count in _SHOWN_CHILDREN if count <= len(self.settings[0].schemes[0].rejection)]
-        rows = [
-            f"{setting.temperature:>4g} {setting.top_p:>6g} {'all' if setting.temperature == 0 else scheme.scheme:<10}"
-            + "".join(f"{scheme.rejection[count - 1]:>7.3f}" for count in counts)
-            + f"{scheme.tokens_per_pass:>8.2f}"
-            for setting in self.settings
-            for scheme in (setting.schemes[:1] if setting.temperature == 0 else setting.schemes)
-        ]
-        title = f"rejection rate after so many children, and tokens per pass of {self.tree_nodes} nodes (predicted)"
-        return [
-            title,
-            f"{'T':>4} {'top-p':>6} {'scheme':<10}{''.join(f'{count:>7}' for count in counts)}  tokens",
-            *rows,
-        ]
+def robustness_lines(report: Mapping[str, Any]) -> list[str]:
+    """Say for people what each setting and scheme rejects after some numbers of children, and its tokens per pass."""
+    settings = report["settings"]
+    counts = [count for count in _SHOWN_CHILDREN if count <= len(settings[0]["schemes"][0]["rejection"])]
+    rows = [
+        f"{heat:>4g} {setting['top_p']:>6g} {'all' if heat == 0 else scheme['scheme']:<10}"
+        + "".join(f"{scheme['rejection'][count - 1]:>7.3f}" for count in counts)
+        + f"{scheme['tokens_per_pass']:>8.2f}"
+        for setting in settings
+        for heat in (setting["temperature"],)
+        for scheme in (setting["schemes"][:1] if heat == 0 else setting["schemes"])
+    ]
+    return [
+        f"rejection rate after so many children, and tokens per pass of {report['tree_nodes']} nodes (predicted)",
+        f"{'T':>4} {'top-p':>6} {'scheme':<10}{''.join(f'{count:>7}' for count in counts)}  tokens",
+        *rows,
+    ]
 
 
 def all_settings() -> tuple[SamplingParams, ...]:
@@ -116,8 +76,8 @@ def run_robustness(
     num_positions: int = 128,
     tree_nodes: int = 64,
     seed: int = 0,
-) -> Generator[str, None, RobustnessReport]:
-    """Look at `num_positions` positions of each setting or more, and judge all schemes by the same ones.
+) -> Generator[str, None, dict[str, Any]]:
+    """Look at `num_positions` positions of each setting or more, and judge all schemes by the same ones; return all.
 
     Temperature 0 may have fewer positions, as its texts are the same every time. Raises OptionError if the first prompt
     leaves no room for an answer.
@@ -137,25 +97,35 @@ def run_robustness(
             writer.grow(tokens)
             fewest = min(len(positions) for params, positions in found.items() if not params.is_greedy)
             yield f"{fewest} of {num_positions} positions of each setting"
-    settings = tuple(
-        SettingRobustness(
-            params.temperature,
-            params.top_p,
-            num_positions=len(positions),
-            schemes=tuple(_summarize(name, positions, tree_nodes) for name in SCHEME_NAMES),
-        )
-        for params, positions in found.items()
-    )
-    target, draft = opened.plan.target_name, opened.plan.draft_name
-    return RobustnessReport(target, draft, tree_nodes, NUM_NOISE_DRAWS, settings)
+    report = {
+        "target": opened.plan.target_name,
+        "draft": opened.plan.draft_name,
+        "tree_nodes": tree_nodes,
+        "num_noise_draws": NUM_NOISE_DRAWS,
+        "settings": [
+            {
+                "temperature": params.temperature,
+                "top_p": params.top_p,  # at temperature 0 it changes nothing
+                "num_positions": len(positions),
+                "schemes": [_summarize(name, positions, tree_nodes) for name in SCHEME_NAMES],
+            }
+            for params, positions in found.items()
+        ],
+    }
+    yield from robustness_lines(report)
+    return report
 
 
-def _summarize(name: str, positions: Sequence[Acceptance], tree_nodes: int) -> SchemeRobustness:
+def _summarize(name: str, positions: Sequence[Acceptance], tree_nodes: int) -> dict[str, Any]:
     acceptance = np.array([by_scheme[name] for by_scheme in positions])  # (P, K)
     mean = acceptance.mean(axis=0)
     errors = rejection_of(acceptance).std(axis=0) / np.sqrt(max(len(positions) - 1, 1))
-    tokens = round(best_tree_tokens(mean, tree_nodes), 4)
-    return SchemeRobustness(name, _rounded(rejection_of(mean)), _rounded(errors), tokens)
+    return {
+        "scheme": name,  # at temperature 0 all are the same
+        "rejection": rejection_of(mean).round(5).tolist(),  # how often the target accepts none of 1, 2, .. children
+        "rejection_errors": errors.round(5).tolist(),  # the standard error of each, over positions
+        "tokens_per_pass": round(best_tree_tokens(mean, tree_nodes), 4),  # predicted for the scheme's own best tree
+    }
 
 
 def _open_settings(found: Mapping[SamplingParams, Sequence[Acceptance]], num_positions: int) -> list[SamplingParams]:
@@ -264,7 +234,3 @@ def _specinfer(target_probs: Probs, draft_probs: Probs, num_children: int) -> ND
         beta += scales[-1]
         scales.append(min(scales[-1], float(np.maximum(target_probs - beta * draft_probs, 0).sum())))
     return -np.diff(scales)
-
-
-def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(round(float(value), 5) for value in values)

@@ -7,10 +7,10 @@ are timed again, since a disk is never twice the same, and each round is held ag
 """
 
 import statistics
-import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,16 @@ import torch
 from offload.copying.copy_engine import DiskSource
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
+from offload.pipeline_model import round_periods
 from profiles.steps import finish
-from runtime.bench.figures import Report
 from runtime.bench.stream import check_streaming, free_overlap_seconds
 from runtime.calibration.probes import layers_of_zeros, median_seconds, run_copies
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
-from runtime.events import Round, TokensAccepted
+from runtime.events import Round
 from runtime.model.streamed_model import LazyLogits
-from runtime.planner.costs import CostTable, RoundCosts
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 
@@ -64,9 +63,7 @@ class TimedRound:
     """A real round beside the copies that were timed before and after it."""
 
     done: Round
-    seconds: float
-    """From being asked for to its tokens."""
-    link_seconds: float = 0.0
+    link_seconds: float
     """All copies of a pass with nothing computing, mean of the looks before and after."""
     disk_seconds: float = 0.0
     """The same for reads from a disk behind the link; 0 without one."""
@@ -79,53 +76,13 @@ class TimedRound:
     @property
     def link_utilization(self) -> float:
         """Return the share of the round in which the link carried bytes."""
-        return self.done.pass_statistics.link_busy_seconds / self.seconds
-
-    def describe(self) -> str:
-        """Return one line for people."""
-        return (
-            f"round: {self.seconds:.3f} s for {self.done.num_emitted} tokens, pass "
-            f"{self.done.pass_statistics.seconds:.3f} s, draft {self.done.draft_seconds:.3f} s, "
-            f"link {100 * self.link_utilization:.0f} % busy"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RoundReport(Report):
-    """What `overstory bench round` ends with."""
-
-    num_nodes: int
-    num_levels: int
-    bytes_per_pass: int
-    """Weights that cross the link in every pass."""
-    parts: RoundParts
-    """Measured apart, before the rounds and after them; the mean of both."""
-    rounds: tuple[TimedRound, ...]
-    predictions: tuple[float, ...]
-    """Seconds of each round by the recurrence, from the parts and the copies timed around it."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Return medians over the rounds, and all figures."""
-        median, rounds = statistics.median, self.rounds
-        choosing = [done.placing_seconds + done.walk_seconds for done in (timed.done for timed in rounds)]
-        pass_seconds = median(timed.done.pass_statistics.seconds for timed in rounds)
-        return {
-            "ratio": _median_ratio([timed.seconds for timed in rounds], self.predictions),
-            "round_seconds": median(timed.seconds for timed in rounds),
-            "predicted_seconds": median(self.predictions),
-            # Children are chosen and judged: neither a forward nor a copy.
-            "verification_share": _median_ratio(choosing, [timed.seconds for timed in rounds]),
-            "pass_over_free_overlap": pass_seconds / self.parts.free_overlap_seconds,
-            "link_utilization": median(timed.link_utilization for timed in rounds),
-            "tokens_per_round": statistics.mean(timed.done.num_emitted for timed in rounds),
-            **Report.to_record(self),
-        }
+        return self.done.pass_statistics.link_busy_seconds / self.done.seconds
 
 
 def run_rounds(
     opened: OpenSession, *, num_rounds: int = 12, num_repeats: int = NUM_REPEATS, params: SamplingParams = GREEDY
-) -> Generator[str, None, RoundReport]:
-    """Measure the parts, real rounds with the session's own tree, and the parts again.
+) -> Generator[str, None, dict[str, Any]]:
+    """Measure the parts, real rounds with the session's own tree, and the parts again; return all figures.
 
     Raises OptionError if nothing streams, or if the context has no room for two such trees.
     """
@@ -133,32 +90,54 @@ def run_rounds(
     planner = opened.session.engine.planner
     planner.use_temperature(params.temperature)
     tree = planner.topology(max_levels=1 << 20)
+    yield f"measuring the parts of a round with {tree.num_nodes} nodes and {tree.num_levels} levels"
     before = measure_parts(opened, tree, num_repeats, params=params)
-    yield _describe_parts(opened, before)
     rounds = []
     turns = [[tree] * min(ROUNDS_PER_LOOK, num_rounds - done) for done in range(0, num_rounds, ROUNDS_PER_LOOK)]
-    for measured in time_rounds(opened, [PROMPT_TOKENS], turns, params=params):
-        rounds.append(measured)
-        yield measured.describe()
+    for timed in time_rounds(opened, [PROMPT_TOKENS], turns, params=params):
+        rounds.append(timed)
+        yield f"round {len(rounds)} of {num_rounds}: {timed.done.seconds:.3f} s for {timed.done.num_emitted} tokens"
+    yield "measuring the parts again"
     after = measure_parts(opened, tree, num_repeats, params=params)
-    yield _describe_parts(opened, after)
-    names = [field.name for field in fields(RoundParts)]
-    parts = RoundParts(*((getattr(before, name) + getattr(after, name)) / 2 for name in names))
-    near = [replace(parts, link_seconds=item.link_seconds, disk_seconds=item.disk_seconds) for item in rounds]
-    return RoundReport(
-        num_nodes=tree.num_nodes,
-        num_levels=tree.num_levels,
-        bytes_per_pass=opened.placement.streamed_bytes,
-        parts=parts,
-        rounds=tuple(rounds),
-        predictions=tuple(predict_round(opened, measured) for measured in near),
-    )
+    parts = RoundParts(*map(statistics.mean, zip(astuple(before), astuple(after), strict=True)))
+    near = [replace(parts, link_seconds=timed.link_seconds, disk_seconds=timed.disk_seconds) for timed in rounds]
+    sizes = {"num_nodes": tree.num_nodes, "num_levels": tree.num_levels}
+    bytes_per_pass = opened.placement.streamed_bytes
+    predictions = [predict_round(opened, parts) for parts in near]
+    return summarize_rounds(parts, rounds, predictions) | sizes | {"bytes_per_pass": bytes_per_pass}
+
+
+def summarize_rounds(parts: RoundParts, rounds: Sequence[TimedRound], predictions: Sequence[float]) -> dict[str, Any]:
+    """Return medians over the rounds, and all figures; `predictions` are the seconds of each round."""
+    median, done = statistics.median, [timed.done for timed in rounds]
+    seconds = [each.seconds for each in done]
+    # Children are chosen and judged: neither a forward nor a copy.
+    choosing = [each.placing_seconds + each.walk_seconds for each in done]
+    return {
+        "ratio": _median_ratio(seconds, predictions),
+        "round_seconds": median(seconds),
+        "predicted_seconds": median(predictions),
+        "verification_share": _median_ratio(choosing, seconds),
+        "pass_over_free_overlap": median(each.pass_statistics.seconds for each in done) / parts.free_overlap_seconds,
+        "link_utilization": median(timed.link_utilization for timed in rounds),
+        "tokens_per_round": statistics.mean(each.num_emitted for each in done),
+        "parts": asdict(parts),
+        "rounds": list(map(_figures, rounds)),
+        "predictions": list(predictions),
+    }
+
+
+def _figures(timed: TimedRound) -> dict[str, Any]:
+    derived = ("num_nodes", "num_emitted", "seconds", "overhead_seconds")
+    done = asdict(timed.done) | {name: getattr(timed.done, name) for name in derived}
+    copies = {"copy_seconds": timed.copy_seconds, "link_utilization": timed.link_utilization}
+    return asdict(timed) | {"done": done, "seconds": timed.done.seconds} | copies
 
 
 def time_rounds(
     opened: OpenSession,
     prompts: Sequence[Sequence[int]],
-    turns: Iterable[Sequence[TreeTopology]],
+    turns: Sequence[Sequence[TreeTopology]],
     *,
     params: SamplingParams = GREEDY,
 ) -> Iterator[TimedRound]:
@@ -166,7 +145,7 @@ def time_rounds(
 
     The copies alone are timed between turns. Raises OptionError if no prompt leaves room for two of the deepest trees.
     """
-    turns, engine = list(turns), opened.session.engine
+    engine = opened.session.engine
     num_levels = max(tree.num_levels for trees in turns for tree in trees)
     usable = [prompt for prompt in prompts if len(prompt) + 2 * (num_levels + 1) < engine.context_tokens]
     if not usable:
@@ -175,16 +154,15 @@ def time_rounds(
         rounds = _endless_rounds(engine, usable, params, room=num_levels + 1)
         copies_after = time_copies(opened)
         for trees in turns:
-            copies_before, timed = copies_after, list[TimedRound]()
+            copies_before, done = copies_after, list[Round]()
             engine.planner.held_tree = trees[0]
             next(rounds)  # starts from a ring that the look has filled, and leaves one as a round finds it
             for tree in trees:
                 engine.planner.held_tree = tree
-                timed.append(next(rounds))
+                done.append(next(rounds))
             copies_after = time_copies(opened)
             link_seconds, disk_seconds = map(statistics.mean, zip(copies_before, copies_after, strict=True))
-            for done in timed:
-                yield replace(done, link_seconds=link_seconds, disk_seconds=disk_seconds)
+            yield from (TimedRound(each, link_seconds, disk_seconds) for each in done)
         rounds.close()
     finally:
         engine.planner.held_tree = None
@@ -192,24 +170,14 @@ def time_rounds(
 
 def _endless_rounds(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, *, room: int
-) -> Generator[TimedRound, None, None]:
+) -> Generator[Round, None, None]:
     """Yield every round but a prompt's first, without end; go to the next prompt with less than `room` tokens left."""
-    while True:
-        for prompt in prompts:
-            with closing(engine.generate(prompt, params, np.random.default_rng(params.seed))) as events:
-                is_first, begun = True, time.perf_counter()
-                for event in events:
-                    if isinstance(event, Round):
-                        done = event
-                    if not isinstance(event, TokensAccepted):
-                        continue
-                    seconds = time.perf_counter() - begun
-                    if not is_first:
-                        yield TimedRound(done, seconds)
-                    is_first = False
-                    if len(engine.text) + room >= engine.context_tokens:
-                        break
-                    begun = time.perf_counter()
+    for prompt in cycle(prompts):
+        with closing(engine.generate(prompt, params, np.random.default_rng(params.seed))) as events:
+            rounds = (event for event in events if isinstance(event, Round))
+            next(rounds)
+            while len(engine.text) + room < engine.context_tokens:
+                yield next(rounds)
 
 
 def time_copies(opened: OpenSession) -> tuple[float, float]:
@@ -239,31 +207,26 @@ def measure_parts(
 def predict_round(opened: OpenSession, parts: RoundParts) -> float:
     """Return the seconds of a round by the recurrence, from these parts.
 
-    Copies and computation slow each other as much as they did in the free overlap: what that takes beyond the longer
-    part is a charge on it, in proportion to the other.
+    Copies and computation slow each other as much as they did in the free overlap: the longer of the two takes as long.
     """
     streamer = opened.streamer
+    link_seconds, compute_seconds = parts.link_seconds, parts.compute_seconds
+    if compute_seconds >= link_seconds:
+        compute_seconds = max(compute_seconds, parts.free_overlap_seconds)
+    else:
+        link_seconds = max(link_seconds, parts.free_overlap_seconds)
+    copy_seconds = link_seconds / streamer.num_streamed_layers
     num_stages = opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0
     is_read = [isinstance(layer, DiskSource) and num_stages > 0 for layer in streamer.layers]
-    copy_seconds = parts.link_seconds / streamer.num_streamed_layers
     read_seconds = parts.disk_seconds / max(sum(is_read), 1)
-    longer = max(parts.link_seconds, parts.compute_seconds)
-    surplus = max(0.0, parts.free_overlap_seconds - longer)
-    is_compute_longer = parts.compute_seconds >= parts.link_seconds
-    # A layer's share of the computation goes with every layer, its share of the surplus with every streamed one.
-    streamed_share = streamer.num_streamed_layers / streamer.num_layers
-    costs = RoundCosts(
-        copy_seconds=tuple(None if isinstance(layer, ResidentLayer) else copy_seconds for layer in streamer.layers),
-        pass_seconds=CostTable((1,), (parts.compute_seconds,)),
-        draft_step_seconds=None,
-        walk_seconds=CostTable((1,), (parts.head_seconds,)),
+    periods = round_periods(
+        [[compute_seconds / streamer.num_layers] * streamer.num_layers],
+        [None if isinstance(layer, ResidentLayer) else copy_seconds for layer in streamer.layers],
         num_slots=len(streamer.slots),
-        read_seconds=tuple(read_seconds if is_staged else None for is_staged in is_read),
+        read_seconds=[read_seconds if is_staged else None for is_staged in is_read],
         num_stages=num_stages,
-        compute_slowdown=surplus / parts.link_seconds if is_compute_longer else 0.0,
-        copy_slowdown=0.0 if is_compute_longer else surplus / (parts.compute_seconds * streamed_share),
     )
-    return float(costs.round_seconds(1, parts.draft_seconds)[0])
+    return float(periods([parts.draft_seconds + parts.head_seconds])[0])
 
 
 def _time_draft(
@@ -308,15 +271,6 @@ def _time_compute(
         overlap_seconds = statistics.median(free_overlap_seconds(opened, run_pass) for _ in range(num_repeats))
     target.cache.truncate(num_committed)
     return compute_seconds, head_seconds, overlap_seconds
-
-
-def _describe_parts(opened: OpenSession, parts: RoundParts) -> str:
-    return (
-        f"apart: link {parts.link_seconds:.3f} s, disk {parts.disk_seconds:.3f} s, compute "
-        f"{parts.compute_seconds:.3f} s, both at once {parts.free_overlap_seconds:.3f} s, draft "
-        f"{parts.draft_seconds:.3f} s, head {parts.head_seconds:.3f} s; together a round should take "
-        f"{predict_round(opened, parts):.3f} s"
-    )
 
 
 def _median_ratio(measured: Sequence[float], expected: Sequence[float]) -> float:

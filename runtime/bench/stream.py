@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,75 +26,24 @@ from offload.copying.rates import measure_raw_link
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.memory import peak_memory_bytes
-from runtime.bench.figures import Report
 from runtime.calibration.probes import layers_of_zeros, wait_for_full_ring
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
-from runtime.events import TokensAccepted
+from runtime.events import Round
 from runtime.model.streamed_model import chain_input
 
 PROMPT_TOKENS = (1, 2, 3, 4)
 """Any tokens do: what they cost does not depend on what they mean."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamTurn:
-    """One turn: passes, between two looks at the raw link."""
-
-    raw_bytes_per_second: float
-    """What a bare reading loop got, mean of before and after."""
-    free_overlap_seconds: float
-    """Reading and computing a pass at once with neither waiting for the other; mean of before and after."""
-    bytes_per_second: float
-    """What whole passes got."""
-    seconds_per_pass: float
-    """Mean of the turn's passes."""
-    wait_seconds_per_pass: float
-    """Of these, waiting for bytes; where it is near zero the processor is the bound, not the link."""
-
-    @property
-    def ratio(self) -> float:
-        """Achieved over raw bytes per second."""
-        return self.bytes_per_second / self.raw_bytes_per_second
-
-    @property
-    def seconds_over_free_overlap(self) -> float:
-        """Measured pass over the free overlap: 1 is perfect."""
-        return self.seconds_per_pass / self.free_overlap_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class StreamReport(Report):
-    """What `overstory bench stream` ends with."""
-
-    turns: tuple[StreamTurn, ...]
-    bytes_per_pass: int
-    """Weights that cross the link in every pass."""
-    num_streamed_layers: int
-    num_resident_layers: int
-    passes_per_turn: int
-    """Timed passes in each turn."""
-    peak_bytes: int
-    """The process's largest resident size, less what it held before loading."""
-    planned_bytes: int
-    """What was planned that it would hold."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the medians over the turns, and all figures."""
-        names = ("ratio", "bytes_per_second", "raw_bytes_per_second", "seconds_per_pass", "seconds_over_free_overlap")
-        medians = {name: statistics.median(getattr(turn, name) for turn in self.turns) for name in names}
-        return {
-            **medians,
-            "peak_over_planned": self.peak_bytes / self.planned_bytes,
-            **Report.to_record(self),
-        }
-
-
 def run_stream(
     opened: OpenSession, *, num_turns: int = 6, passes_per_turn: int = 2
-) -> Generator[str, None, StreamReport]:
-    """Measure turns of passes between looks at the yardsticks. Raises OptionError if nothing streams."""
+) -> Generator[str, None, dict[str, Any]]:
+    """Measure turns of passes between looks at the yardsticks; return medians over the turns, and all figures.
+
+    Raises OptionError if nothing streams.
+    """
     check_streaming(opened)
     if isinstance(opened.link, StagedCopyEngine):
         raise OptionError("layers stream over two links here; give --host-memory 0 or enough of it, or use bench round")
@@ -103,52 +51,59 @@ def run_stream(
     placement = opened.placement
     _time_passes(opened, passes_per_turn)
     peak_bytes = peak_memory_bytes() - opened.plan.baseline_bytes  # before the yardsticks take memory too
-    raw_after, overlap_after = _yardsticks(opened)
+    after = _yardsticks(opened)
     for _ in range(num_turns):
-        raw_before, overlap_before, passes = raw_after, overlap_after, _time_passes(opened, passes_per_turn)
-        raw_after, overlap_after = _yardsticks(opened)
-        turn = StreamTurn((raw_before + raw_after) / 2, (overlap_before + overlap_after) / 2, *passes)
+        before, passes = after, _time_passes(opened, passes_per_turn)
+        after = _yardsticks(opened)
+        raw_rate, overlap_seconds = map(statistics.mean, zip(before, after, strict=True))
+        turn = {
+            "ratio": passes["bytes_per_second"] / raw_rate,
+            "seconds_over_free_overlap": passes["seconds_per_pass"] / overlap_seconds,  # 1 is perfect
+            "raw_bytes_per_second": raw_rate,
+            "free_overlap_seconds": overlap_seconds,
+            **passes,
+        }
         turns.append(turn)
-        over_free_overlap = turn.seconds_over_free_overlap
-        yield f"turn: {100 * turn.ratio:.1f} % of the raw link, {over_free_overlap:.3f} of a free overlap's time"
-    return StreamReport(
-        turns=tuple(turns),
-        bytes_per_pass=placement.streamed_bytes,
-        num_streamed_layers=placement.num_disk_layers + placement.num_host_layers,
-        num_resident_layers=placement.num_resident_layers,
-        passes_per_turn=passes_per_turn,
-        peak_bytes=peak_bytes,
-        planned_bytes=placement.device_bytes + placement.host_bytes,
-    )
+        share, over_overlap = 100 * turn["ratio"], turn["seconds_over_free_overlap"]
+        yield f"turn: {share:.1f} % of the raw link, {over_overlap:.3f} of a free overlap's time"
+    names = ("ratio", "bytes_per_second", "raw_bytes_per_second", "seconds_per_pass", "seconds_over_free_overlap")
+    planned_bytes = placement.device_bytes + placement.host_bytes
+    return {
+        **{name: statistics.median(turn[name] for turn in turns) for name in names},
+        "peak_over_planned": peak_bytes / planned_bytes,
+        "turns": turns,
+        "bytes_per_pass": placement.streamed_bytes,
+        "num_streamed_layers": placement.num_disk_layers + placement.num_host_layers,
+        "num_resident_layers": placement.num_resident_layers,
+        "passes_per_turn": passes_per_turn,
+        "peak_bytes": peak_bytes,  # the process's largest resident size, less what it held before loading
+        "planned_bytes": planned_bytes,
+    }
 
 
-def _time_passes(opened: OpenSession, num_passes: int) -> tuple[float, float, float]:
-    """Return bytes per second, seconds and waiting seconds per pass, from a full ring to a full ring."""
+def _time_passes(opened: OpenSession, num_passes: int) -> dict[str, float]:
+    """Time passes from a full ring to a full ring."""
     engine = opened.session.engine
     engine.truncate(0)
-    wait_seconds = 0.0
-    num_rounds = 0
-    with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as rounds:
-        for event in rounds:
-            if not isinstance(event, TokensAccepted):
-                continue
-            if num_rounds == 0:  # the prompt's own pass comes before
-                wait_for_full_ring(opened)
-                begun, bytes_before = time.perf_counter(), opened.link.bytes_copied
-            else:
-                wait_seconds += engine.target.last_pass.wait_seconds
-            if num_rounds == num_passes:
-                break
-            num_rounds += 1
+    with closing(engine.generate(PROMPT_TOKENS, SamplingParams(), np.random.default_rng(0))) as events:
+        rounds = (event for event in events if isinstance(event, Round))
+        next(rounds)  # the prompt's own pass comes before
+        wait_for_full_ring(opened)
+        begun, bytes_before = time.perf_counter(), opened.link.bytes_copied
+        waits = [next(rounds).pass_statistics.wait_seconds for _ in range(num_passes)]
         wait_for_full_ring(opened)
         seconds = time.perf_counter() - begun
-    return (opened.link.bytes_copied - bytes_before) / seconds, seconds / num_passes, wait_seconds / num_passes
+    return {
+        "bytes_per_second": (opened.link.bytes_copied - bytes_before) / seconds,
+        "seconds_per_pass": seconds / num_passes,
+        # Waiting for bytes; where it is near zero the processor is the bound, not the link.
+        "wait_seconds_per_pass": statistics.mean(waits),
+    }
 
 
 def _yardsticks(opened: OpenSession) -> tuple[float, float]:
     """Return the raw link's bytes per second, latency included, and the seconds of the free overlap."""
-    streamed = streamed_layouts(opened)
-    raw_rate = sum(layout.payload_bytes for layout in streamed) / raw_link_seconds(opened, streamed)
+    raw_rate = opened.placement.streamed_bytes / raw_link_seconds(opened)
     target = opened.session.engine.target
 
     def run_pass() -> None:
@@ -176,27 +131,20 @@ def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:
     return [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
 
 
-def raw_link_seconds(opened: OpenSession, layouts: Sequence[LayerLayout]) -> float:
-    """Return the seconds that the link alone needs for these layers: an emulated one's by its figures, else measured.
+def raw_link_seconds(opened: OpenSession) -> float:
+    """Return the seconds that the link alone needs for the streamed layers: an emulated one's by its figures.
 
     A bare loop copies layers that wait in host memory to an accelerator, and reads the others from their files.
     """
+    layouts = streamed_layouts(opened)
     if isinstance(opened.link, EmulatedLink):
         return sum(opened.link.link.copy_seconds(layout.payload_bytes) for layout in layouts)
-    slabs = _host_slabs(opened, layouts)
-    if slabs and opened.plan.device.type != "cpu":
+    slabs = [layer.slab for layer in opened.streamer.layers if isinstance(layer, HostSource)]
+    if len(slabs) == len(layouts) and opened.plan.device.type != "cpu":
         return _copy_seconds(slabs, opened.plan.device)
     ranges = [piece for layout in layouts for piece in layout.ranges]
     reader = opened.reader
     return measure_raw_link(ranges, block_bytes=reader.block_bytes, num_threads=reader.num_threads).seconds
-
-
-def _host_slabs(opened: OpenSession, layouts: Sequence[LayerLayout]) -> list[torch.Tensor]:
-    """Return what these layers are copied from, if all of them wait in host memory; else nothing."""
-    sources = dict(zip(map(id, opened.plan.target.slabs.layouts), opened.streamer.layers, strict=True))
-    wanted = [sources[id(layout)] for layout in layouts]
-    slabs = [source.slab for source in wanted if isinstance(source, HostSource)]
-    return slabs if len(slabs) == len(wanted) else []
 
 
 def _copy_seconds(slabs: Sequence[torch.Tensor], device: torch.device) -> float:
@@ -221,7 +169,7 @@ def free_overlap_seconds(opened: OpenSession, run_pass: Callable[[], object]) ->
     """
     with ThreadPoolExecutor(1) as beside:
         begun = time.perf_counter()
-        reading = beside.submit(raw_link_seconds, opened, streamed_layouts(opened))
+        reading = beside.submit(raw_link_seconds, opened)
         run_pass()
         link_seconds = reading.result()
         return max(link_seconds, time.perf_counter() - begun)

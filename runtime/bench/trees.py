@@ -6,16 +6,17 @@ round costs no pass of the target and emits exactly what it would.
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from profiles.acceptance import error_between
 from profiles.steps import finish
-from runtime.bench.figures import Report
 from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.loading import OpenSession
@@ -30,73 +31,6 @@ from runtime.speculation.tree_search import best_first
 
 _WRITING_SHAPE = (32, 10)
 """Nodes and levels of the trees that help to write the texts: little to verify."""
-
-
-@dataclass(frozen=True, slots=True)
-class CountedTree:
-    """One kind of tree of one size at one temperature."""
-
-    temperature: float
-    kind: str
-    """`static` or `dynamic`."""
-    num_nodes: int
-    """The most that a tree may have."""
-    num_levels: int
-    """The most that a tree may have."""
-    tokens_per_pass: float
-    standard_error: float
-    """Of `tokens_per_pass`, between texts."""
-    num_rounds: int
-    draft_seconds: float
-    """Median seconds of growing one tree."""
-    draft_steps: float
-    """Mean draft forwards of one tree."""
-
-    def describe(self) -> str:
-        """Return one line for people."""
-        return (
-            f"temperature {self.temperature:g}: {self.kind} tree of {self.num_nodes} nodes: {self.tokens_per_pass:.2f} "
-            f"(±{self.standard_error:.2f}) tokens per pass over {self.num_rounds} rounds, {self.draft_steps:.1f} draft "
-            f"steps in {self.draft_seconds:.2f} s"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TreeReport(Report):
-    """What `overstory bench trees` ends with."""
-
-    target: str
-    draft: str
-    """Name of the draft's folder, or `substitute`."""
-    num_texts: int
-    """Texts at each temperature."""
-    trees: tuple[CountedTree, ...]
-    """By temperature and size, the static tree before the dynamic one."""
-
-    @property
-    def gains(self) -> list[tuple[float, int, float]]:
-        """Return (temperature, nodes, tokens per pass of the dynamic tree over those of the static one)."""
-        return [
-            (grown.temperature, grown.num_nodes, grown.tokens_per_pass / static.tokens_per_pass)
-            for static, grown in self._pairs
-        ]
-
-    @property
-    def _pairs(self) -> list[tuple[CountedTree, CountedTree]]:
-        return list(zip(self.trees[::2], self.trees[1::2], strict=True))
-
-    def lines(self) -> list[str]:
-        """Return a line for each temperature and size: both kinds, and what context gains."""
-        rows = [
-            f"{static.temperature:>4g} {static.num_nodes:>6} {_cell(static):>17} {_cell(grown):>17} {gain:.2f}x"
-            for (static, grown), (_, _, gain) in zip(self._pairs, self.gains, strict=True)
-        ]
-        title = f"tokens per pass on {self.num_texts} texts (draft steps)"
-        return [title, f"{'T':>4} {'nodes':>6} {'static':>17} {'dynamic':>17} gain", *rows]
-
-
-def _cell(tree: CountedTree) -> str:
-    return f"{tree.tokens_per_pass:.2f} ±{tree.standard_error:.2f} ({tree.draft_steps:.0f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +51,8 @@ def run_trees(
     temperatures: Sequence[float],
     sizes: Sequence[int],
     num_levels: int,
-) -> Generator[str, None, TreeReport]:
-    """Count both kinds of trees of each size at each temperature.
+) -> Generator[str, None, dict[str, Any]]:
+    """Count both kinds of trees of each size at each temperature; return them with what context gains.
 
     A round starts only where the text goes on for `num_levels` tokens, so that no tree is cut short. Raises OptionError
     if every answer is shorter, or if the session holds no tree so large.
@@ -128,8 +62,7 @@ def run_trees(
     assert drafter is not None, "the configuration names a draft"
     if max(sizes) > most:
         raise OptionError(f"{max(sizes)} nodes are more than the {most} that this session has room for; give --tree")
-    counted: list[CountedTree] = []
-    num_texts = 0
+    counted, gains = list[dict[str, Any]](), list[tuple[float, int, float]]()
     for temperature in temperatures:
         texts = []
         for number, request in enumerate(requests, start=1):
@@ -142,14 +75,25 @@ def run_trees(
                 f"no answer has more than {num_levels} tokens at temperature {temperature:g}; "
                 "give more --max-new-tokens, or fewer --levels"
             )
-        num_texts = len(texts)
         planner.use_temperature(temperature)
         for size in sizes:
             search = best_first(planner.acceptance, size, num_levels)  # by what is known of this pair
-            for shape in (search.topology(len(search.depths)), growth_limits(size, num_levels)):
-                counted.append(_count(drafter, shape, texts, size=size, num_levels=num_levels, spread=planner.spread))
-                yield counted[-1].describe()
-    return TreeReport(opened.plan.target_name, opened.plan.draft_name, num_texts, tuple(counted))
+            shapes = (search.topology(len(search.depths)), growth_limits(size, num_levels))
+            pair = [
+                _count(drafter, shape, texts, size=size, num_levels=num_levels, spread=planner.spread)
+                for shape in shapes
+            ]
+            static, grown = (tree["tokens_per_pass"] for tree in pair)
+            counted += pair
+            gains.append((temperature, size, grown / static))
+            yield f"temperature {temperature:g}, {size} nodes: {static:.2f} tokens per pass, {grown:.2f} with context"
+    return {
+        "gains": gains,  # (temperature, nodes, tokens per pass of the dynamic tree over those of the static one)
+        "target": opened.plan.target_name,
+        "draft": opened.plan.draft_name,
+        "num_texts": len(texts),
+        "trees": counted,
+    }
 
 
 def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> WrittenText:
@@ -177,23 +121,23 @@ def write_text(opened: OpenSession, request: PromptRequest) -> WrittenText:
 
 def _count(
     drafter: Drafter, shape: TreeShape, texts: Sequence[WrittenText], *, size: int, num_levels: int, spread: float
-) -> CountedTree:
+) -> dict[str, Any]:
     played = [list(_rounds(drafter, shape, text, num_levels=num_levels, spread=spread)) for text in texts]
     emitted = [sum(num_tokens for num_tokens, _, _ in rounds) for rounds in played]
     counts = [len(rounds) for rounds in played]
     (error,) = error_between(np.array(emitted, dtype=np.float64)[:, None], np.array(counts))
     _, seconds, steps = zip(*itertools.chain.from_iterable(played), strict=True)
-    return CountedTree(
-        temperature=texts[0].params.temperature,
-        kind="static" if isinstance(shape, TreeTopology) else "dynamic",
-        num_nodes=size,
-        num_levels=num_levels,
-        tokens_per_pass=sum(emitted) / sum(counts),
-        standard_error=float(error),
-        num_rounds=sum(counts),
-        draft_seconds=float(np.median(seconds)),
-        draft_steps=float(np.mean(steps)),
-    )
+    return {
+        "temperature": texts[0].params.temperature,
+        "kind": "static" if isinstance(shape, TreeTopology) else "dynamic",
+        "num_nodes": size,  # the most that a tree may have, as the levels
+        "num_levels": num_levels,
+        "tokens_per_pass": sum(emitted) / sum(counts),
+        "standard_error": float(error),  # of tokens_per_pass, between texts
+        "num_rounds": sum(counts),
+        "draft_seconds": statistics.median(seconds),  # of growing one tree
+        "draft_steps": statistics.mean(steps),
+    }
 
 
 def _rounds(

@@ -7,8 +7,8 @@ profile's, if this pair has one, else the first calibration's.
 """
 
 import statistics
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from time import monotonic
@@ -23,11 +23,10 @@ from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
-from runtime.bench.figures import Report
 from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
 from runtime.bench.trees import write_text
-from runtime.bench.yields import Prediction, Ranks, YieldReport, check_yields, count_yields
+from runtime.bench.yields import Prediction, Ranks, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
@@ -39,7 +38,7 @@ from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs
 from runtime.planner.tree_choice import choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
-from runtime.speculation.tree_search import best_first_by_levels, expected_tokens
+from runtime.speculation.tree_search import best_first, expected_tokens
 
 SHAPES = (
     *((1, 1), (4, 4), (8, 8), (16, 5), (16, 16), (32, 6)),
@@ -58,103 +57,6 @@ COST_SCOPE = CalibrationScope(
 _CHUNK_ROWS = 64  # of logits at a time: 64 of 152,000 entries are 39 MB
 
 
-@dataclass(frozen=True, slots=True)
-class TreeCheck:
-    """One tree: predicted and measured."""
-
-    num_nodes: int
-    num_levels: int
-    predicted_seconds: float
-    """Of a round; median over its rounds, each with the copies timed around it."""
-    measured_seconds: float
-    """Of a round; median."""
-    num_rounds: int
-    predicted_tokens: float
-    """Tokens per pass by the acceptance."""
-    measured_tokens: float
-    """Tokens per pass, counted on texts that the acceptance does not come from."""
-
-    @property
-    def round_error(self) -> float:
-        """Return |predicted / measured - 1| of the seconds per round."""
-        return abs(self.predicted_seconds / self.measured_seconds - 1)
-
-    @property
-    def predicted_seconds_per_token(self) -> float:
-        """Return the seconds per token as the planner would have them."""
-        return self.predicted_seconds / self.predicted_tokens
-
-    @property
-    def measured_seconds_per_token(self) -> float:
-        """Return measured seconds over counted tokens."""
-        return self.measured_seconds / self.measured_tokens
-
-    @property
-    def token_error(self) -> float:
-        """Return |predicted / measured - 1| of the seconds per token."""
-        return abs(self.predicted_seconds_per_token / self.measured_seconds_per_token - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkCheck(Report):
-    """All trees over one link; the first one is the planner's choice."""
-
-    link: str
-    """The emulated link, or `disk`."""
-    copy_seconds: float
-    """All copies of a pass alone; median of the looks."""
-    shapes: tuple[TreeCheck, ...]
-    """The planner's choice, then the others."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the errors in the median and at worst, the choice beside the best measured, and all figures."""
-        round_errors = [shape.round_error for shape in self.shapes]
-        token_errors = [shape.token_error for shape in self.shapes]
-        choice, best = self.shapes[0], min(shape.measured_seconds_per_token for shape in self.shapes)
-        return {
-            "median_round_error": statistics.median(round_errors),
-            "worst_round_error": max(round_errors),
-            "median_token_error": statistics.median(token_errors),
-            "worst_token_error": max(token_errors),
-            "choice": f"{choice.num_nodes}x{choice.num_levels}",
-            "choice_over_best": choice.measured_seconds_per_token / best,
-            **Report.to_record(self),
-        }
-
-    def lines(self) -> list[str]:
-        record = self.to_record()
-        trees = [
-            f"{self.link}: {shape.num_nodes}x{shape.num_levels} round {shape.predicted_seconds:.3f} s predicted, "
-            f"{shape.measured_seconds:.3f} measured; {shape.predicted_tokens:.2f} tokens predicted, "
-            f"{shape.measured_tokens:.2f} counted"
-            for shape in self.shapes
-        ]
-        return [
-            *trees,
-            f"{self.link}: seconds per round off by {100 * record['median_round_error']:.1f} % in the median, "
-            f"{100 * record['worst_round_error']:.1f} % at worst; per token {100 * record['median_token_error']:.1f} "
-            f"and {100 * record['worst_token_error']:.1f} %; the planner's {record['choice']} takes "
-            f"{record['choice_over_best']:.3f} of the best measured",
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationReport(Report):
-    """What `overstory bench validate` ends with."""
-
-    target: str
-    draft: str
-    """Name of the draft's folder, or `substitute`."""
-    yields: YieldReport
-    """Tokens: G(n), log n, and chains."""
-    links: tuple[LinkCheck, ...]
-    """Seconds, on each link."""
-
-    def lines(self) -> list[str]:
-        """Return the tokens; those of each link were shown when it was done."""
-        return self.yields.lines()
-
-
 def run_validation(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
@@ -163,8 +65,8 @@ def run_validation(
     links: Sequence[str | None],
     cache_folder: Path,
     num_turns: int = 3,
-) -> Generator[str, None, ValidationReport]:
-    """Check every link: emulated ones, or None for the real one.
+) -> Generator[str, None, dict[str, Any]]:
+    """Check every link: emulated ones, or None for the real one; return what was found of tokens and of each link.
 
     `config` names folders and a draft. Tokens are counted on greedy answers to `requests`; acceptance comes from this
     pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError if no layer
@@ -189,15 +91,30 @@ def run_validation(
             if max_levels < 2:
                 raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
             costs = _session_costs(opened, result)
-            trees = yield from _choose_trees(opened, name, costs, prediction.by_depth, max_levels=max_levels)
-            timed = yield from _time_trees(opened, name, trees, requests, num_turns=num_turns)
-            predicted = [expected_tokens(tree, prediction.by_depth) for tree in trees]
-            counted = [float(count_yields(tree, ranks)[0][-1]) for tree in trees]
-            checks.append(check_link(name, timed, costs, predicted_tokens=predicted, measured_tokens=counted))
-            yield from checks[-1].lines()
+            trees = _choose_trees(opened, costs, prediction.by_depth, max_levels=max_levels)
+            timed: dict[TreeTopology, list[TimedRound]] = {tree: [] for tree in trees}
+            prompts = [opened.session.format_prompt(request) for request in requests]
+            rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
+            for tree, each in zip(cycle(trees), rounds, strict=False):
+                timed[tree].append(each)
+                yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {each.done.seconds:.2f} s"
+            shapes = []
+            for tree in trees:
+                predicted, measured = expected_tokens(tree, prediction.by_depth), count_yields(tree, ranks)[0][-1]
+                shape = check_tree(
+                    tree, timed[tree], costs, predicted_tokens=predicted, measured_tokens=float(measured)
+                )
+                shapes.append(shape)
+                yield (
+                    f"{name}: {tree.num_nodes}x{tree.num_levels} {shape['predicted_seconds']:.3f} s predicted, "
+                    f"{shape['measured_seconds']:.3f} measured; {predicted:.2f} tokens expected, {measured:.2f} counted"
+                )
+            copy_seconds = statistics.median(each.copy_seconds for rounds in timed.values() for each in rounds)
+            checks.append(check_link(name, shapes, copy_seconds))
     assert prediction is not None, "there is at least one link"
     yields = check_yields(ranks, prediction, max_levels=min(max_levels, YIELD_LEVELS))
-    return ValidationReport(opened.plan.target_name, opened.plan.draft_name, yields, tuple(checks))
+    names = {"target": opened.plan.target_name, "draft": opened.plan.draft_name}
+    return {**names, "yields": yields, "links": checks}
 
 
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
@@ -268,29 +185,14 @@ def rank_tokens(model: StreamedModel, token_ids: Sequence[int], *, num_prompt: i
 
 
 def _choose_trees(
-    opened: OpenSession, name: str, costs: RoundCosts, acceptance: NDArray[np.float64], *, max_levels: int
-) -> Generator[str, None, list[TreeTopology]]:
+    opened: OpenSession, costs: RoundCosts, acceptance: NDArray[np.float64], *, max_levels: int
+) -> list[TreeTopology]:
     """Return the planner's choice, then the best trees of SHAPES, as far as session and answers have room for them."""
     max_nodes = opened.plan.max_nodes
-    choice = choose_tree(costs, acceptance, max_nodes=max_nodes, max_levels=max_levels).best
-    yield f"{name}: the planner chose {choice.num_nodes}x{choice.num_levels}, {choice.seconds_per_token:.3f} s/token"
-    chosen = choice.shape()
+    chosen = choose_tree(costs, acceptance, max_nodes=max_nodes, max_levels=max_levels).best.shape()
     assert isinstance(chosen, TreeTopology), "choose_tree ranks static trees"
     shapes = [(nodes, levels) for nodes, levels in SHAPES if nodes <= max_nodes and levels <= max_levels]
-    searches = best_first_by_levels(acceptance, max(nodes for nodes, _ in shapes), max(levels for _, levels in shapes))
-    return list(dict.fromkeys([chosen, *(searches[levels - 1].topology(nodes) for nodes, levels in shapes)]))
-
-
-def _time_trees(
-    opened: OpenSession, name: str, trees: Sequence[TreeTopology], requests: Sequence[PromptRequest], *, num_turns: int
-) -> Generator[str, None, dict[TreeTopology, list[TimedRound]]]:
-    prompts = [opened.session.format_prompt(request) for request in requests]
-    timed: dict[TreeTopology, list[TimedRound]] = {tree: [] for tree in trees}
-    rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
-    for tree, done in zip(cycle(trees), rounds, strict=False):
-        timed[tree].append(done)
-        yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {done.seconds:.2f} s"
-    return timed
+    return list(dict.fromkeys([chosen, *(best_first(acceptance, *shape).topology(shape[0]) for shape in shapes)]))
 
 
 def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
@@ -307,40 +209,55 @@ def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts
     )
 
 
-def check_link(
-    link: str,
-    timed: dict[TreeTopology, list[TimedRound]],
+def check_tree(
+    tree: TreeTopology,
+    rounds: Sequence[TimedRound],
     costs: RoundCosts,
     *,
-    predicted_tokens: Sequence[float],
-    measured_tokens: Sequence[float],
-) -> LinkCheck:
-    """Hold every tree's rounds against `costs` with the copies timed around each; the first tree is the choice."""
-    shapes = []
-    for (tree, rounds), predicted, measured in zip(timed.items(), predicted_tokens, measured_tokens, strict=True):
-        shapes.append(
-            TreeCheck(
-                num_nodes=tree.num_nodes,
-                num_levels=tree.num_levels,
-                predicted_seconds=statistics.median(predict_seconds(tree, costs, done.copy_seconds) for done in rounds),
-                measured_seconds=statistics.median(done.seconds for done in rounds),
-                num_rounds=len(rounds),
-                predicted_tokens=predicted,
-                measured_tokens=measured,
-            )
-        )
-    copy_seconds = statistics.median(done.copy_seconds for rounds in timed.values() for done in rounds)
-    return LinkCheck(link, copy_seconds, tuple(shapes))
+    predicted_tokens: float,
+    measured_tokens: float,
+) -> dict[str, float]:
+    """Hold a tree's rounds against `costs` with the copies timed around each, and its tokens against counted ones."""
+    predicted_seconds = statistics.median(predict_seconds(tree, costs, each.copy_seconds) for each in rounds)
+    measured_seconds = statistics.median(each.done.seconds for each in rounds)
+    predicted, measured = predicted_seconds / predicted_tokens, measured_seconds / measured_tokens
+    return {
+        "round_error": abs(predicted_seconds / measured_seconds - 1),
+        "predicted_seconds_per_token": predicted,
+        "measured_seconds_per_token": measured,
+        "token_error": abs(predicted / measured - 1),
+        "num_nodes": tree.num_nodes,
+        "num_levels": tree.num_levels,
+        "predicted_seconds": predicted_seconds,
+        "measured_seconds": measured_seconds,
+        "num_rounds": len(rounds),
+        "predicted_tokens": predicted_tokens,
+        "measured_tokens": measured_tokens,
+    }
 
 
-def predict_seconds(topology: TreeTopology, costs: RoundCosts, copy_seconds: float) -> float:
+def check_link(link: str, shapes: Sequence[Mapping[str, float]], copy_seconds: float) -> dict[str, Any]:
+    """Return the errors of all trees, and what the first one, the planner's choice, is worth beside the best."""
+    round_errors, token_errors = ([shape[name] for shape in shapes] for name in ("round_error", "token_error"))
+    choice, best = shapes[0], min(shape["measured_seconds_per_token"] for shape in shapes)
+    return {
+        "median_round_error": statistics.median(round_errors),
+        "worst_round_error": max(round_errors),
+        "median_token_error": statistics.median(token_errors),
+        "worst_token_error": max(token_errors),
+        "choice": f"{choice['num_nodes']}x{choice['num_levels']}",
+        "choice_over_best": choice["measured_seconds_per_token"] / best,
+        "link": link,
+        "copy_seconds": copy_seconds,  # of a pass, alone; median of the looks
+        "shapes": shapes,
+    }
+
+
+def predict_seconds(tree: TreeTopology, costs: RoundCosts, copy_seconds: float) -> float:
     """Return the seconds of a round with this tree, where a pass's copies alone take `copy_seconds` in all."""
-    known = sum(seconds or 0.0 for seconds in costs.copy_seconds)
-    scale = copy_seconds / known if known else 1.0
+    assert costs.draft_step_seconds is not None, "the pair has a draft"
+    scale = copy_seconds / sum(filter(None, costs.copy_seconds))
     scaled = tuple(None if seconds is None else seconds * scale for seconds in costs.copy_seconds)
-    draft_seconds = 0.0
-    if costs.draft_step_seconds is not None and topology.num_nodes > 1:
-        expanded = topology.num_children > 0
-        widths = [int(expanded[start:stop].sum()) for start, stop in topology.level_slices]
-        draft_seconds = float(costs.draft_step_seconds([width for width in widths if width]).sum())
-    return float(replace(costs, copy_seconds=scaled).round_seconds([topology.num_nodes], [draft_seconds])[0])
+    widths = np.bincount(tree.depths[tree.num_children > 0])  # of the draft's steps, one for each level with children
+    draft_seconds = float(costs.draft_step_seconds(widths).sum())
+    return float(replace(costs, copy_seconds=scaled).round_seconds([tree.num_nodes], [draft_seconds])[0])

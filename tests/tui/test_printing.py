@@ -16,7 +16,7 @@ from tui.printing import (
     RunProgress,
     announce,
     cost_line,
-    measurement_table,
+    measurement_tables,
     open_session_in_sight,
     placement_lines,
     progress_console,
@@ -57,13 +57,17 @@ def test_measurements_are_written_for_people():
         "seconds_per_pass": 1.25,
         "peak_bytes": 4_000_000,
         "num_layers": 28,
-        "turns": [1, 2],
+        "nothing": None,
+        "sizes": [1, 2],
+        "turns": [{"bytes_read": 3_000_000, "steps": [7]}, {"bytes_read": 5_000_000, "steps": [8]}],
+        "parts": {"link_seconds": 0.625, 3: 0.5, "rounds": [{"num_nodes": 61}]},
     }
-    console.print(measurement_table(record, title="streaming"))
+    console.print(*measurement_tables(record, title="streaming"))
     shown = console.file.getvalue()
-    for expected in ("0.951", "2.50 GB/s", "1.25", "4.00 MB", "28"):
+    for expected in ("0.951", "2.50 GB/s", "1.25", "4.00 MB", "28", "-", "3.00 MB", "5.00 MB", "0.625 s", "61"):
         assert expected in shown
-    assert "turns" not in shown
+    assert [title for title in ("streaming", "turns", "parts", "rounds") if title not in shown] == []
+    assert "sizes" not in shown and "steps" not in shown
 
 
 def test_progress_is_silent_when_nobody_watches():

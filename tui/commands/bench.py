@@ -5,10 +5,10 @@ That line goes to stdout; progress, a table of the main figures and lines for pe
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +18,11 @@ from runtime.prompts.prompt_file import PromptRequest, read_requests
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.printing import announce, measurement_table, open_session_in_sight, progress_console, show_load
+from tui.printing import announce, measurement_tables, open_session_in_sight, progress_console, show_load
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.bench.figures import Report
-    from runtime.bench.robustness import RobustnessReport
 
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 Prompts = Annotated[
@@ -32,7 +30,6 @@ Prompts = Annotated[
     typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"),
 ]
 _INCHES = (12.0, 10.0)
-_AnyReport = TypeVar("_AnyReport", bound="Report")
 
 
 @bench_app.command()
@@ -267,41 +264,38 @@ def perplexity(
     return 0
 
 
-def draw_robustness(report: "RobustnessReport", path: Path) -> None:
+def draw_robustness(report: Mapping[str, Any], path: Path) -> None:
     """Draw rejection over children for each temperature at top-p 1, and tokens per pass over temperatures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES, layout="constrained")
-    settings = [setting for setting in report.settings if setting.top_p == 1]
+    settings = [setting for setting in report["settings"] if setting["top_p"] == 1]
     panels = figure.subplots(3, 3).ravel()
     for axes, setting in zip(panels, settings, strict=False):
-        for scheme in setting.schemes:
-            counts = range(1, len(scheme.rejection) + 1)
-            axes.loglog(counts, [max(rate, 1e-4) for rate in scheme.rejection], label=scheme.scheme)
-        axes.set(title=f"temperature {setting.temperature:g}", xlabel="children", ylabel="rejection rate")
+        for scheme in setting["schemes"]:
+            counts = range(1, len(scheme["rejection"]) + 1)
+            axes.loglog(counts, [max(rate, 1e-4) for rate in scheme["rejection"]], label=scheme["scheme"])
+        axes.set(title=f"temperature {setting['temperature']:g}", xlabel="children", ylabel="rejection rate")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(visible=True, which="both", alpha=0.3)
     last = panels[-1]
-    for index, scheme in enumerate(settings[0].schemes):
-        tokens = [setting.schemes[index].tokens_per_pass for setting in settings]
-        last.plot([setting.temperature for setting in settings], tokens, "o-", label=scheme.scheme)
+    for index, scheme in enumerate(settings[0]["schemes"]):
+        tokens = [setting["schemes"][index]["tokens_per_pass"] for setting in settings]
+        last.plot([setting["temperature"] for setting in settings], tokens, "o-", label=scheme["scheme"])
     last.set(
-        title=f"best trees of {report.tree_nodes} nodes", xlabel="temperature", ylabel="tokens per pass, predicted"
+        title=f"best trees of {report['tree_nodes']} nodes", xlabel="temperature", ylabel="tokens per pass, predicted"
     )
     last.grid(visible=True, alpha=0.3)
     last.legend()
     save_figure(figure, path)
 
 
-def _show(steps: Generator[str, None, _AnyReport], console: "Console") -> _AnyReport:
-    """Run a benchmark in sight of the user, show what it found, and write its JSON line."""
-    report = announce(steps, console)
-    record = report.to_record()
-    console.print(measurement_table(record, title="measured"))
-    for line in report.lines():
-        console.print(line, markup=False)
+def _show(steps: Generator[str, None, dict[str, Any]], console: "Console") -> dict[str, Any]:
+    """Run a benchmark in sight of the user, show the figures that it ends with, and write them as a JSON line."""
+    record = announce(steps, console)
+    console.print(*measurement_tables(record, title="measured"))
     sys.stdout.write(json.dumps(record) + "\n")
-    return report
+    return record
 
 
 def _requests(prompts: str | None, packaged: str, params: SamplingParams) -> list[PromptRequest]:

@@ -23,7 +23,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
-from tui.printing import measurement_table, open_session_in_sight, progress_console
+from tui.printing import measurement_tables, open_session_in_sight, progress_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,7 @@ def calibrate(
     pair_path = save_pair_profile(cache_folder(), kept)
     machine_path = save_machine_profile(cache_folder(), result.machine)
     record = calibration_record(result)
-    console.print(measurement_table(record, title="calibrated"))
+    console.print(*measurement_tables(record, title="calibrated"))
     if not quiet:
         sentences = (*map(acceptance_line, result.pair.acceptance), *result.doubts, *notes)
         for line in (*sentences, f"saved {machine_path}", f"saved {pair_path}"):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tui.options import Quiet
-from tui.printing import measurement_table, progress_console, show_load
+from tui.printing import measurement_tables, progress_console, show_load
 
 
 def prepare(
@@ -41,6 +41,6 @@ def prepare(
         sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
         raise SystemExit(130) from None
     record = asdict(prepared) | {"folder": str(prepared.folder), "format": weight_format, "double_quant": double_quant}
-    console.print(measurement_table(record, title="prepared"))
+    console.print(*measurement_tables(record, title="prepared"))
     sys.stdout.write(json.dumps(record) + "\n")
     return 0

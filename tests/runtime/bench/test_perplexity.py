@@ -119,9 +119,8 @@ def test_both_sides_are_measured_one_after_the_other(tmp_path: Path) -> None:
     said = list[str]()
     config = EngineConfig(target=str(folder), draft="none")
     steps = perplexity.run_perplexity(config, TEXT, source="a.txt", is_compared=True)
-    report = finish(steps, said.append)
+    record = finish(steps, said.append)
     sides = [sentence.split(":")[0] for sentence in said]
     assert sides == sorted(sides) and set(sides) == {"streamed", "transformers"}
-    record = report.to_record()
     assert (record["target"], record["text"]) == (str(folder), "a.txt")
     assert record["relative_difference"] == record["perplexity"] / record["transformers_perplexity"] - 1

@@ -1,5 +1,6 @@
 """Parts and rounds on a tiny model: complete, consistent, and over the pace of an emulated link."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from offload.pass_statistics import PassStatistics
 from profiles.steps import finish
 from runtime.bench.rounds import (
     RoundParts,
-    RoundReport,
     TimedRound,
     measure_parts,
     predict_round,
     run_rounds,
+    summarize_rounds,
     time_rounds,
 )
 from runtime.config import SamplingParams
@@ -37,7 +38,7 @@ def timed_round(seconds: float, pass_seconds: float, link_seconds: float) -> Tim
     """A round of 5 tokens that drafted for 0.2 s and had the link busy for a second."""
     passed = PassStatistics(pass_seconds, 0.0, 1.0, 100, 4, 4, 0.5)
     done = Round((-1, 0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 0.2, seconds - 0.2, passed, 6)
-    return TimedRound(done, seconds, link_seconds)
+    return TimedRound(done, link_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -54,27 +55,25 @@ def test_parts_rounds_and_report_belong_together(folder: Path) -> None:
         text = answer(opened, request())[1]
     with open_tiny(folder) as plain:
         assert answer(plain, request())[1] == text  # measuring leaves the session as good as new
-    assert [sentence.split(":")[0] for sentence in said] == ["apart", *["round"] * 3, "apart"]
-    assert [measured.describe() for measured in report.rounds] == said[1:4]
-    assert (report.num_nodes, report.num_levels) == (8, 4)
-    parts = report.parts
-    assert min(parts.compute_seconds, parts.draft_seconds, parts.head_seconds) > 0
-    assert parts.link_seconds > 0.8 * paced_seconds
-    for measured, predicted in zip(report.rounds, report.predictions, strict=True):
-        assert measured.link_seconds > 0.8 * paced_seconds
-        assert predicted > 0.99 * max(measured.link_seconds, parts.compute_seconds + parts.draft_seconds)
-    record = report.to_record()
-    assert record["ratio"] > 0.5
-    assert 0 < record["link_utilization"] < 1.5
-    assert record["parts"]["link_seconds"] == parts.link_seconds
+    assert [sentence.split(" ")[0] for sentence in said] == ["measuring", *["round"] * 3, "measuring"]
+    assert (report["num_nodes"], report["num_levels"]) == (8, 4)
+    parts = report["parts"]
+    assert min(parts["compute_seconds"], parts["draft_seconds"], parts["head_seconds"]) > 0
+    assert parts["link_seconds"] > 0.8 * paced_seconds
+    for timed, predicted in zip(report["rounds"], report["predictions"], strict=True):
+        assert timed["link_seconds"] > 0.8 * paced_seconds
+        assert predicted > 0.99 * max(timed["link_seconds"], parts["compute_seconds"] + parts["draft_seconds"])
+    assert report["ratio"] > 0.5
+    assert 0 < report["link_utilization"] < 1.5
+    json.dumps(report, allow_nan=False)
 
 
 def test_two_links_are_measured_each_on_its_own(folder: Path) -> None:
     with open_tiny(folder, link="8MB/s", disk_link="2MB/s", host_memory_bytes=90_000) as opened:
         report = finish(run_rounds(opened, num_rounds=2, num_repeats=1))
         num_bytes = opened.placement.streamed_bytes
-    assert report.parts.disk_seconds > 0.8 * num_bytes / 2 / 2e6  # two of four layers
-    assert report.parts.link_seconds > 0.8 * num_bytes / 8e6
+    assert report["parts"]["disk_seconds"] > 0.8 * num_bytes / 2 / 2e6  # two of four layers
+    assert report["parts"]["link_seconds"] > 0.8 * num_bytes / 8e6
 
 
 def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> None:
@@ -82,27 +81,23 @@ def test_without_a_streamed_layer_there_is_nothing_to_measure(folder: Path) -> N
         next(run_rounds(opened))
 
 
-def test_people_get_one_line_for_each_round() -> None:
-    assert timed_round(1.25, 1.0, 1.0).describe() == (
-        "round: 1.250 s for 5 tokens, pass 1.000 s, draft 0.200 s, link 80 % busy"
-    )
-
-
 def test_each_round_is_held_against_the_copies_timed_around_it() -> None:
     parts = RoundParts(1.0, 0.0, 0.5, 0.05, 1.1, 0.25)
-    rounds = tuple(timed_round(seconds, 0.9 * seconds, seconds) for seconds in (1.0, 2.0, 4.0))
-    record = RoundReport(8, 4, 100, parts, rounds, (1.0, 1.6, 2.0)).to_record()
+    rounds = [timed_round(seconds, 0.9 * seconds, seconds) for seconds in (1.0, 2.0, 4.0)]
+    record = summarize_rounds(parts, rounds, [1.0, 1.6, 2.0])
     assert record["ratio"] == 1.25
     assert record["pass_over_free_overlap"] == pytest.approx(1.8 / 1.1)
     assert record["link_utilization"] == 0.5
-    assert record["rounds"][1]["done"]["num_emitted"] == 5
+    second = record["rounds"][1]
+    assert (second["seconds"], second["copy_seconds"], second["link_utilization"]) == (2.0, 2.0, 0.5)
+    assert (second["done"]["num_emitted"], second["done"]["num_nodes"], second["done"]["num_pass_tokens"]) == (5, 6, 6)
 
 
 def test_rounds_go_on_with_the_prompt_again_where_the_context_is_full(folder: Path) -> None:
     """33 tokens at most leave room for 32 of the prompt and few rounds of 4."""
     with open_tiny(folder, draft=folder, tree="8x4", link="40MB/s", context_tokens=60) as opened:
         report = finish(run_rounds(opened, num_rounds=12, num_repeats=1))
-        assert len(report.rounds) == 12
+        assert len(report["rounds"]) == 12
         assert len(opened.session.engine.text) <= 60
 
 
@@ -129,7 +124,9 @@ def test_every_tree_gets_its_rounds_and_none_is_faster_than_the_link(folder: Pat
     assert [single.done.num_emitted for single in timed[2::3]] == [1, 1]
     assert min(done.link_seconds for done in timed) > 0.8 * paced_seconds
     for turn in (timed[:3], timed[3:]):
-        assert sum(done.seconds for done in turn) > 0.8 * 3 * paced_seconds  # two of twelve layers may be there already
+        assert (
+            sum(timed.done.seconds for timed in turn) > 0.8 * 3 * paced_seconds
+        )  # two of twelve layers may be there already
 
 
 @pytest.mark.parametrize("verification", ["sequoia", "coupled"])
@@ -137,10 +134,10 @@ def test_choosing_and_judging_children_is_told_apart_from_the_forwards(folder: P
     params = SamplingParams(temperature=0.8, verification=verification)
     with open_tiny(folder, draft=folder, tree="8x4", num_residents=0) as opened:
         report = finish(run_rounds(opened, num_rounds=2, num_repeats=1, params=params))
-    for timed in report.rounds:
-        assert 0 < timed.done.placing_seconds < timed.done.draft_seconds
-        assert 0 < timed.done.walk_seconds < timed.seconds - timed.done.draft_seconds
-    assert 0 < report.to_record()["verification_share"] < 1
+    for done in (timed["done"] for timed in report["rounds"]):
+        assert 0 < done["placing_seconds"] < done["draft_seconds"]
+        assert 0 < done["walk_seconds"] < done["verify_seconds"]
+    assert 0 < report["verification_share"] < 1
 
 
 def test_what_a_free_overlap_takes_beyond_the_longer_part_is_charged_to_it(folder: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bench.robustness import RobustnessReport, SchemeRobustness, SettingRobustness
 from tests.support.session_factory import save_tiny_folder
 from tui.cli import execute
 from tui.commands.bench import draw_robustness
@@ -83,9 +82,9 @@ def test_robustness_ends_with_one_json_line_and_a_picture(measured, prompts: str
 
 def test_a_plot_needs_only_some_settings(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    scheme = SchemeRobustness("sequoia", (0.2,) * 16, (0.01,) * 16, 3.456)
-    settings = (SettingRobustness(0.0, 1.0, 100, (scheme,)), SettingRobustness(0.6, 0.9, 100, (scheme,)))
-    draw_robustness(RobustnessReport("target", "draft", 64, 8, settings), tmp_path / "a.svg")
+    schemes = [{"scheme": "sequoia", "rejection": [0.2] * 16, "tokens_per_pass": 3.456}]
+    settings = [{"temperature": heat, "top_p": top_p, "schemes": schemes} for heat, top_p in ((0.0, 1.0), (0.6, 0.9))]
+    draw_robustness({"tree_nodes": 64, "settings": settings}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
 
 
