@@ -23,7 +23,7 @@ from runtime.planner.planner import MAX_LEVELS, TreePlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.lookup import GraftedTree, NgramIndex, graft, lookup_branches
+from runtime.speculation.lookup import GraftedTree, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
@@ -62,8 +62,6 @@ class Engine:
     """Prompt and accepted tokens; its last token is the next root."""
     num_graft_nodes: int = 0
     """Nodes that looked-up branches may add to a tree of drafts; 0 looks nothing up."""
-    index: NgramIndex = field(default_factory=NgramIndex)
-    """The text, where branches are looked up; empty where none are."""
     num_committed: int = 0
     """Tokens of the text whose keys and values the target holds."""
     bytes_streamed: int = 0
@@ -154,7 +152,7 @@ class Engine:
             return GraftedTree.without_grafts(tree)
         return graft(
             tree,
-            lookup_branches(self.index, tree),
+            lookup_branches(self.text, tree),
             max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
             max_levels=min(max_levels, MAX_LEVELS),
         )
@@ -177,8 +175,6 @@ class Engine:
             self.drafter.commit(grafted.drawn_path(verdict.path))
         emitted = verdict.emitted_token_ids(grafted.tree)
         self.text += emitted
-        if self.num_graft_nodes:
-            self.index.extend(emitted)
         return emitted
 
     def set_text(self, prompt: Sequence[int]) -> None:
@@ -190,13 +186,10 @@ class Engine:
             num_common += 1
         self.truncate(min(num_common, len(prompt) - 1))
         self.text = list(prompt)
-        if self.num_graft_nodes:
-            self.index.follow(self.text)
 
     def truncate(self, num_tokens: int) -> None:
         """Shorten the text, and both caches with it."""
         del self.text[num_tokens:]
-        self.index.truncate(num_tokens)
         self.num_committed = min(self.num_committed, num_tokens)
         self.roll_back()
 

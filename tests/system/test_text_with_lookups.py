@@ -17,7 +17,8 @@ import pytest
 from runtime.config import MAX_GRAFTED_NODES, SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.events import Event, Round, TokensAccepted
-from runtime.speculation.lookup import NgramIndex, graft, lookup_branches
+from runtime.speculation import lookup
+from runtime.speculation.lookup import graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, Row, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -112,18 +113,16 @@ def test_caches_have_room_for_the_largest_grafted_tree(folders: dict[str, Path])
             assert opened.placement.fixed_bytes > other.placement.fixed_bytes
 
 
-def test_stopping_anywhere_keeps_index_and_text_together(sessions: list[OpenSession]) -> None:
+def test_stopping_anywhere_leaves_a_text_that_goes_on(sessions: list[OpenSession]) -> None:
     engine = sessions[1].session.engine
     params = SamplingParams(banned_tokens=(0, 1, 2, *range(6, 96)))
     expected = written_by(engine.generate([3, 4, 5, 3, 4, 5], params, np.random.default_rng(0)), 30)
     for num_events in range(1, 20, 3):
         engine.truncate(0)
-        assert len(engine.index) == 0
         rounds = engine.generate([3, 4, 5, 3, 4, 5], params, np.random.default_rng(0))
         for _ in range(num_events):
             next(rounds)
         rounds.close()
-        assert len(engine.index) == len(engine.text)
         assert engine.drafter is not None
         assert engine.drafter.num_committed <= len(engine.text)
         text = list(engine.text)
@@ -149,10 +148,6 @@ def test_without_lookups_every_tree_is_the_drafts(folders: dict[str, Path]) -> N
 SMALL_VOCAB, SMALL_PROMPT, NUM_LAW_TOKENS = 4, (0, 1, 2, 3, 0, 1, 2), 3
 
 
-class ShortMatches(NgramIndex):
-    min_match = 2
-
-
 @cache
 def small_row(text: tuple[int, ...], model: int) -> Row:
     return (1.2 * np.random.default_rng([model, *text]).standard_normal(SMALL_VOCAB)).astype(np.float32)
@@ -162,8 +157,6 @@ def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tupl
     """Rounds over a drawn tree with looked-up branches, and how many nodes were grafted."""
     topology, scheme = TreeTopology.from_child_counts([2, 1, 0, 0]), scheme_for(params)
     text, num_grafted = list(SMALL_PROMPT), 0
-    index = ShortMatches()
-    index.extend(text)
     while len(text) < len(SMALL_PROMPT) + NUM_LAW_TOKENS:
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
 
@@ -174,18 +167,20 @@ def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tupl
             width = int(topology.num_children[node])
             placed = scheme.place(row(node, 1, tree), width, Place.below(tree, node, params), rng)
             tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
-        grafted = graft(tree, lookup_branches(index, tree), max_nodes=12, max_levels=6)
+        grafted = graft(tree, lookup_branches(text, tree), max_nodes=12, max_levels=6)
         num_grafted += grafted.num_grafted
         target_row = partial(row, model=0, tree=grafted.tree)
         emitted = verify(grafted.tree, target_row, params, rng, scheme=scheme).emitted_token_ids(grafted.tree)
         text += emitted
-        index.extend(emitted)
     return tuple(text[len(SMALL_PROMPT) :][:NUM_LAW_TOKENS]), num_grafted
 
 
 @pytest.mark.parametrize("verification", ["sequoia", "specinfer", "top-k"])
-def test_rounds_with_grafts_have_the_distribution_of_plain_decoding(verification: str) -> None:
+def test_rounds_with_grafts_have_the_distribution_of_plain_decoding(
+    verification: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seed 3, 1200 answers of three tokens over several rounds, p-value above 0.001."""
+    monkeypatch.setattr(lookup, "MIN_MATCH", 2)
     params, rng, num_answers = SamplingParams(temperature=1, verification=verification), np.random.default_rng(3), 1200
     found = [answer_with_grafts(params, rng) for _ in range(num_answers)]
     assert sum(num_grafted for _, num_grafted in found) > num_answers

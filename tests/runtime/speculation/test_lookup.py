@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from runtime.speculation.lookup import Branch, Continuation, GraftedTree, NgramIndex, graft, lookup_branches
+from runtime.speculation import lookup
+from runtime.speculation.lookup import Branch, GraftedTree, continuation, graft, lookup_branches
 from runtime.speculation.rejection import accept_probability, residual_step
 from runtime.speculation.sampling import draw_without_replacement, sample
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -16,15 +17,18 @@ Paths = list[tuple[int, ...]]
 TEXT = [*range(20), 50, 0, 1, 2, 3]
 
 
-def index_of(text: Sequence[int], **limits: int) -> NgramIndex:
-    index = type("Index", (NgramIndex,), limits)()
-    index.extend(text)
-    return index
+def set_limits(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setattr(lookup, name.upper(), limit)
+
+
+def found_in(text: Sequence[int], path: Sequence[int] = (), *, max_tokens: int) -> tuple[int, tuple[int, ...]] | None:
+    return continuation(np.array(text, dtype=np.int64), path, max_tokens=max_tokens)
 
 
 def by_brute_force(
     text: list[int], path: list[int], *, max_tokens: int, min_match: int, max_match: int, max_candidates: int
-) -> Continuation | None:
+) -> tuple[int, tuple[int, ...]] | None:
     """Compare the tail with every place of the text, then copy token by token."""
     whole = text + path
     found = []
@@ -37,85 +41,50 @@ def by_brute_force(
         grown = list(whole)
         for offset in range(max_tokens):
             grown.append(grown[end + offset])
-        found.append(Continuation(tuple(grown[len(whole) :]), num_matched))
-    return min(found[:max_candidates], key=lambda one: -one.num_matched, default=None)
+        found.append((num_matched, tuple(grown[len(whole) :])))
+    return min(found[:max_candidates], key=lambda one: -one[0], default=None)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3, 6])
 @pytest.mark.parametrize(("min_match", "max_match", "max_candidates"), [(1, 1, 9), (2, 4, 64), (3, 8, 2), (2, 16, 5)])
-def test_lookups_are_those_of_brute_force(num_tokens: int, min_match: int, max_match: int, max_candidates: int) -> None:
+def test_lookups_are_those_of_brute_force(
+    num_tokens: int, min_match: int, max_match: int, max_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Few different tokens give many matches, many of them give few."""
     rng = np.random.default_rng([num_tokens, min_match, max_candidates])
     limits = {"min_match": min_match, "max_match": max_match, "max_candidates": max_candidates}
+    set_limits(monkeypatch, **limits)
     num_found = 0
     for _ in range(60):
         text = rng.integers(num_tokens, size=rng.integers(1, 50)).tolist()
         path = rng.integers(num_tokens, size=rng.integers(4)).tolist()
         max_tokens = int(rng.integers(1, 20))
-        found = index_of(text, **limits).continuation(path, max_tokens=max_tokens)
+        found = found_in(text, path, max_tokens=max_tokens)
         assert found == by_brute_force(text, path, max_tokens=max_tokens, **limits)
         num_found += found is not None
     assert num_found > 0
 
 
-def test_appending_and_cutting_leave_the_index_of_the_text() -> None:
-    rng = np.random.default_rng(0)
-    index, text = index_of([], min_match=2), []
-    for step in range(400):
-        added = rng.integers(4, size=rng.integers(6)).tolist()
-        text += added
-        index.extend(added)
-        if step % 3 == 2:
-            num_kept = int(rng.integers(max(0, len(text) - 15), len(text) + 3))
-            del text[num_kept:]
-            index.truncate(num_kept)
-        assert len(index) == len(text)
-        fresh = index_of(text, min_match=2)
-        for path in ([], [0], [3, 1]):
-            assert index.continuation(path, max_tokens=5) == fresh.continuation(path, max_tokens=5)
-    index.truncate(0)
-    assert len(index) == 0
-    assert index.continuation([1, 1, 1], max_tokens=3) is None
-
-
-def test_memory_grows_by_the_text_and_shrinks_with_it() -> None:
-    rng = np.random.default_rng(1)
-    index = index_of(rng.integers(50, size=3000).tolist(), min_match=2)
-    assert len(index._newest_end) <= 3000
-    assert len(index._older_end) == 3001
-    index.truncate(0)
-    assert (len(index._newest_end), len(index._older_end)) == (0, 1)
-
-
-def test_following_another_text_keeps_the_common_front() -> None:
-    index = index_of([1, 2, 3, 4, 1, 2, 9, 1, 2], min_match=2)
-    index.follow([1, 2, 3, 4, 1, 2])
-    assert index.continuation(max_tokens=2) == Continuation((3, 4), 2)
-    index.follow([7, 8, 5, 7, 8])
-    assert index.continuation(max_tokens=1) == Continuation((5,), 2)
-    index.follow([7, 8, 5, 7, 8])
-    assert len(index) == 5
-
-
-def test_the_longest_match_comes_first_and_then_the_newest() -> None:
-    #                 longest        older       newest      end
-    index = index_of([5, 1, 2, 30, 6, 1, 2, 40, 7, 1, 2, 50, 5, 1, 2], min_match=2)
-    assert index.continuation(max_tokens=1) == Continuation((30,), 3)
-    index.extend([0, 1, 2])
-    assert index.continuation(max_tokens=1) == Continuation((0,), 2)
+def test_the_longest_match_comes_first_and_then_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limits(monkeypatch, min_match=2)
+    #       longest        older       newest      end
+    text = [5, 1, 2, 30, 6, 1, 2, 40, 7, 1, 2, 50, 5, 1, 2]
+    assert found_in(text, max_tokens=1) == (3, (30,))
+    assert found_in([*text, 0, 1, 2], max_tokens=1) == (2, (0,))
 
 
 def test_a_text_that_repeats_itself_is_continued_in_its_period() -> None:
-    index = index_of([9, 9, 1, 2, 3, 1, 2, 3, 1, 2], min_match=2)
-    assert index.continuation(max_tokens=8) == Continuation((3, 1, 2, 3, 1, 2, 3, 1), 5)
+    assert found_in([9, 9, 1, 2, 3, 1, 2, 3, 1, 2], max_tokens=8) == (5, (3, 1, 2, 3, 1, 2, 3, 1))
 
 
-def test_a_path_is_looked_up_as_if_it_were_text() -> None:
+def test_a_path_is_looked_up_as_if_it_were_text(monkeypatch: pytest.MonkeyPatch) -> None:
     text = [1, 2, 3, 4, 5, 8, 2]
-    assert index_of(text).continuation(max_tokens=2) is None
-    assert index_of(text, min_match=2).continuation([3], max_tokens=2) == Continuation((4, 5), 2)
-    assert index_of(text).continuation([3, 4], max_tokens=3) == Continuation((5, 8, 2), 3)
-    assert index_of(text).continuation([3, 7], max_tokens=2) is None
+    assert found_in(text, max_tokens=2) is None
+    assert found_in(text, [3, 4], max_tokens=3) == (3, (5, 8, 2))
+    assert found_in(text, [3, 7], max_tokens=2) is None
+    assert found_in([], [1, 1, 1], max_tokens=3) is None
+    set_limits(monkeypatch, min_match=2)
+    assert found_in(text, [3], max_tokens=2) == (2, (4, 5))
 
 
 def tree_of(*likeliest: int) -> TokenTree:
@@ -128,7 +97,7 @@ def tree_of(*likeliest: int) -> TokenTree:
 
 
 def test_a_tree_that_reads_like_the_text_goes_on_at_its_tip() -> None:
-    branches = lookup_branches(index_of(TEXT), tree_of(4, 5, 6))
+    branches = lookup_branches(TEXT, tree_of(4, 5, 6))
     assert branches == [
         Branch(5, (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 50)),  # 7 matched
         Branch(0, (4, 5, 6, 7, 8, 9, 10, 11)),  # 4 matched
@@ -138,22 +107,22 @@ def test_a_tree_that_reads_like_the_text_goes_on_at_its_tip() -> None:
 
 
 def test_a_draft_that_leaves_the_text_gets_the_roots_branch_alone() -> None:
-    assert lookup_branches(index_of(TEXT), tree_of(4, 70)) == [Branch(0, (4, 5, 6, 7, 8, 9, 10, 11))]
+    assert lookup_branches(TEXT, tree_of(4, 70)) == [Branch(0, (4, 5, 6, 7, 8, 9, 10, 11))]
 
 
 def test_the_tip_finds_its_way_back_into_the_text() -> None:
     """Behind a changed name the draft goes on as the text did."""
-    branches = lookup_branches(index_of([*TEXT[:-2], 77]), tree_of(4, 5, 6))
+    branches = lookup_branches([*TEXT[:-2], 77], tree_of(4, 5, 6))
     assert branches == [Branch(5, (7, 8, 9, 10, 11, 12))]
 
 
 def test_a_root_alone_and_a_limit() -> None:
     root = TokenTree.rooted(TreeTopology.single(), root_token_id=3)
-    assert lookup_branches(index_of(TEXT), root, max_tokens=3) == [Branch(0, (4, 5, 6))]
+    assert lookup_branches(TEXT, root, max_tokens=3) == [Branch(0, (4, 5, 6))]
 
 
 def test_a_text_without_repetition_has_no_branch() -> None:
-    assert lookup_branches(index_of([*range(20)]), tree_of(7, 9, 11)) == []
+    assert lookup_branches(range(20), tree_of(7, 9, 11)) == []
 
 
 def drawn_tree() -> TokenTree:
