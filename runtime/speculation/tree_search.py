@@ -7,7 +7,7 @@ measures: acceptance and costs come in as numbers. G is -inf where no such tree 
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,10 +83,8 @@ def dynamic_program(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> D
 
 @dataclass(frozen=True, slots=True)
 class BestFirst:
-    """The best trees of 1, 2, ... N nodes with at most `num_levels` levels; each contains the one before."""
+    """The best trees of 1, 2, ... N nodes within a level limit d, the root's level included; each contains the last."""
 
-    num_levels: int
-    """The level limit d, the root's level included."""
     expected_tokens: NDArray[np.float64]
     """(N,) [n - 1] = G(n, d); -inf from the first size on that no tree within the limit has."""
     depths: NDArray[np.int64]
@@ -99,10 +97,7 @@ class BestFirst:
     def topology(self, num_nodes: int) -> TreeTopology:
         """Return the tree that reaches G(num_nodes, d). Raises ValueError if no tree within the limit is so large."""
         if not 1 <= num_nodes <= len(self.depths):
-            raise ValueError(
-                f"this search holds trees of 1 to {len(self.depths)} nodes on {self.num_levels} levels, "
-                f"found {num_nodes} asked for"
-            )
+            raise ValueError(f"this search holds trees of 1 to {len(self.depths)} nodes, found {num_nodes} asked for")
         steps = np.arange(num_nodes)
         _, topology = number_breadth_first(steps, parents=self.parents, depths=self.depths, ranks=self.ranks)
         return topology
@@ -129,20 +124,21 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
         raise ValueError("acceptance must not increase with rank; pass it through make_non_increasing first")
     _check_limits(num_nodes, num_levels)
     zero = np.zeros(1, dtype=np.int64)
-    level = _Ranked(np.ones(1), zero, zero - 1, zero, zero)  # the newest level by descending worth: the root's
-    chosen = level  # the num_nodes worthiest nodes of all levels so far
-    searches = [_search_of(chosen, num_nodes=num_nodes, num_levels=1)]
-    num_numbered = 1
+    level = chosen = _Ranked(
+        np.ones(1), zero, zero - 1, zero, zero
+    )  # the newest level, and the worthiest of all so far
+    searches = [_search_of(chosen, num_nodes)]
     for depth in range(1, num_levels):
         least_worth = float(chosen.worths[-1]) if len(chosen.worths) == num_nodes else -1.0
         by_rank = by_depth[min(depth, len(by_depth)) - 1]
-        level = _next_level(level, by_rank, num_nodes=num_nodes, least_worth=least_worth, first_number=num_numbered)
+        level = _next_level(level, by_rank, num_nodes=num_nodes, least_worth=least_worth)
         if len(level.worths) == 0:  # nor will any deeper level have a node
-            searches += [replace(searches[-1], num_levels=limit) for limit in range(depth + 1, num_levels + 1)]
+            searches += [searches[-1]] * (num_levels - depth)
             break
-        num_numbered += len(level.worths)
-        chosen = chosen.merged(level, num_nodes)
-        searches.append(_search_of(chosen, num_nodes=num_nodes, num_levels=depth + 1))
+        both: list[NDArray[Any]] = [np.append(old, new) for old, new in zip(chosen, level, strict=True)]
+        order = np.argsort(-both[0], kind="stable")[:num_nodes]  # of equals the shallower: parents precede children
+        chosen = _Ranked(*(column[order] for column in both))
+        searches.append(_search_of(chosen, num_nodes))
     return tuple(searches)
 
 
@@ -190,59 +186,30 @@ class _Ranked(NamedTuple):
     ranks: NDArray[np.int64]
     depths: NDArray[np.int64]
 
-    def merged(self, level: "_Ranked", num_nodes: int) -> "_Ranked":
-        """The worthiest `num_nodes` of both; the shallower goes first among equals, so parents precede children."""
-        late = np.searchsorted(-self.worths, -level.worths, side="right") + np.arange(len(level.worths))
-        is_late = np.zeros(len(self.worths) + len(level.worths), dtype=np.bool_)
-        is_late[late] = True
-        is_late = is_late[:num_nodes]
-        num_late = int(is_late.sum())
 
-        def join(own: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
-            both = np.empty(len(is_late), dtype=own.dtype)
-            both[is_late] = new[:num_late]
-            both[~is_late] = own[: len(is_late) - num_late]
-            return both
-
-        return _Ranked(*map(join, self, level))
-
-
-def _next_level(
-    level: _Ranked, by_rank: NDArray[np.float64], *, num_nodes: int, least_worth: float, first_number: int
-) -> _Ranked:
+def _next_level(level: _Ranked, by_rank: NDArray[np.float64], *, num_nodes: int, least_worth: float) -> _Ranked:
     """The worthiest `num_nodes` children of a level that are worth more than `least_worth`."""
-    # Both are sorted: only the first parents and ranks can reach so much.
-    num_parents = int(np.count_nonzero(level.worths * by_rank[0] > least_worth))
-    num_ranks = int(np.count_nonzero(level.worths[:1] * by_rank > least_worth)) if num_parents else 0
-    worths = by_rank[:num_ranks, None] * level.worths[:num_parents]  # (B, L)
-    # Child k of parent i falls behind the k children at least as worthy of each of i parents.
-    places = np.arange(1, num_ranks + 1)[:, None] * np.arange(1, num_parents + 1)
-    ranks, parents = np.nonzero((worths > least_worth) & (places <= num_nodes))
+    worths = by_rank[:, None] * level.worths  # (B, L)
+    ranks, parents = np.nonzero(worths > least_worth)
     worths = worths[ranks, parents]
     order = np.argsort(-worths, kind="stable")[:num_nodes]
     return _Ranked(
         worths[order],
-        first_number + np.arange(len(order)),
+        level.numbers[-1] + 1 + np.arange(len(order)),
         level.numbers[parents[order]],
         ranks[order] + 1,
         np.full(len(order), level.depths[0] + 1),
     )
 
 
-def _search_of(chosen: _Ranked, *, num_nodes: int, num_levels: int) -> BestFirst:
+def _search_of(chosen: _Ranked, num_nodes: int) -> BestFirst:
     num_chosen = len(chosen.worths)
     steps = np.empty(int(chosen.numbers.max()) + 2, dtype=np.int64)
     steps[chosen.numbers] = np.arange(num_chosen)
     steps[-1] = -1  # the root's parent
     tokens = np.full(num_nodes, -np.inf)
     tokens[:num_chosen] = np.cumsum(chosen.worths)
-    return BestFirst(
-        num_levels=num_levels,
-        expected_tokens=tokens,
-        depths=chosen.depths,
-        parents=steps[chosen.parents],
-        ranks=chosen.ranks,
-    )
+    return BestFirst(tokens, chosen.depths, steps[chosen.parents], chosen.ranks)
 
 
 def _check_acceptance(acceptance: ArrayLike) -> NDArray[np.float64]:
