@@ -22,6 +22,13 @@ DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 Lookup = Literal["on", "off"]
 TreeKind = Literal["either", "static", "dynamic"]
 """Static trees have the shape that is best on average, dynamic ones take theirs from the draft in context."""
+TreeSearch = Literal["best-first", "dp"]
+"""How the best tree of a size and a level limit is found: the worthiest nodes one by one, for acceptance that does not
+increase with rank, also by depth; or the paper's dynamic program, for every vector by rank, which takes seconds for
+1,024 nodes and minutes for 4,096."""
+CostModel = Literal["pipeline", "paper"]
+"""What a round is predicted to cost: the recurrence over layers, with a draft step's cost by its width; or the paper's
+t(n) + d c, the pass alone and d draft steps that all cost what one of width 1 does, where nothing overlaps."""
 _OPEN_TREES: Mapping[str, TreeKind] = {"auto": "either", "static": "static", "dynamic": "dynamic"}
 
 VERIFICATIONS = ("auto", "sequoia", "coupled", "specinfer", "top-k")
@@ -31,7 +38,8 @@ SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
 SCHEMES_IN_CONTEXT = ("greedy", "coupled")
 """A tree's shape may depend on what was drawn where the target's own token is followed, whatever the tree holds."""
 
-MAX_TREE_NODES = 4096
+MAX_TREE_NODES, MAX_TREE_LEVELS = 4096, 64
+"""The largest tree that may be asked for, and the deepest that is searched for."""
 PREFILL_CHUNK_TOKENS = 256
 """Prompt tokens that one pass computes."""
 DEFAULT_CONTEXT_TOKENS = 4096

@@ -28,7 +28,7 @@ from runtime.bench.stream import check_streaming
 from runtime.bench.trees import write_text
 from runtime.bench.yields import Prediction, Ranks, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
-from runtime.config import EngineConfig
+from runtime.config import MAX_TREE_LEVELS, EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.model.streamed_model import StreamedModel, chain_input
@@ -45,7 +45,6 @@ SHAPES = (
     *((32, 12), (64, 6), (64, 12), (64, 24), (128, 8), (128, 16)),
 )
 """Nodes and levels of the trees that are timed beside the planner's choice."""
-MAX_LEVELS = 64
 YIELD_LEVELS = 33
 """Levels of the trees whose yields are counted for every size."""
 TEXT_SCOPE = CalibrationScope(budget_seconds=150.0, temperatures=(0.0,), contexts=(128,), texts_share=0.5)
@@ -87,7 +86,7 @@ def run_validation(
             prediction = prediction or _prediction(result.pair)
             ranks = ranks or (yield from _rank_texts(opened, requests))
             # Deeper trees would reach past the end of too many rounds to be counted.
-            max_levels = min(MAX_LEVELS, max(map(len, ranks), default=0) // 2)
+            max_levels = min(MAX_TREE_LEVELS, max(map(len, ranks), default=0) // 2)
             if max_levels < 2:
                 raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
             costs = _session_costs(opened, result)

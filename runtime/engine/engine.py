@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from offload.memory import explained_shortage
-from runtime.config import PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
+from runtime.config import MAX_TREE_LEVELS, PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round, TokensAccepted
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
-from runtime.planner.planner import MAX_LEVELS, TreePlanner
+from runtime.planner.planner import TreePlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
@@ -154,7 +154,7 @@ class Engine:
             tree,
             lookup_branches(self.text, tree),
             max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
-            max_levels=min(max_levels, MAX_LEVELS),
+            max_levels=min(max_levels, MAX_TREE_LEVELS),
         )
 
     def _verify_pass(self, inputs: PassInput, tree: TokenTree) -> LazyLogits:

@@ -16,7 +16,7 @@ from offload.residency_plan import NUM_STAGES, ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import ReferenceAcceptance, ReferencePair, builtin_pairs
 from profiles.pair_profile import PairProfile
-from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES
+from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.machine import Machine
@@ -32,14 +32,12 @@ from runtime.planner.costs import RoundCosts
 from runtime.planner.growth import builtin_chances, choose_growth
 from runtime.planner.known_pairs import stored_pairs
 from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
-from runtime.planner.tree_choice import CostModel, SearchMethod, TreeChoice, TreeRanking, choose_tree
+from runtime.planner.tree_choice import TreeChoice, TreeRanking, choose_tree
 from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.tree_search import make_non_increasing
 
-MAX_LEVELS = 64
-"""Of the trees that are searched."""
 DP_LEVELS = 32
-"""The same for the dynamic program, which takes seconds for more."""
+"""Of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
 """What more of the device's memory would bring is told for so much."""
 FASTER_LINK = 2.0
@@ -64,7 +62,7 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
         BudgetError: what is asked for does not fit the machine; the sentence says what would.
     """
     planning = _Planning(question, machine, pairs or {})
-    main = planning.best(question.format_name, search=SearchMethod(question.request.search))
+    main = planning.best(question.format_name, search=question.request.search)
     plain: PlanOption | Refusal = main
     if not question.is_plain:
         plain = _try(main.format_name, lambda name: planning.option(name, None))
@@ -87,7 +85,7 @@ class _Planning:
     machine: Machine
     pairs: Mapping[str, PairProfile]
 
-    def best(self, format_name: str, *, search: SearchMethod = SearchMethod.BEST_FIRST) -> PlanOption:
+    def best(self, format_name: str, *, search: TreeSearch = "best-first") -> PlanOption:
         """Return the format with the draft held in the way that plans best. Raises BudgetError."""
         options, problems = [], []
         held_formats: Sequence[str | None] = (None,) if self.question.is_plain else self.question.held_formats
@@ -101,7 +99,7 @@ class _Planning:
         if not options:
             raise problems[-1]
         best = min(options, key=lambda option: option.seconds_per_token)
-        return best if search is SearchMethod.BEST_FIRST else self.option(format_name, best.draft_held, search=search)
+        return best if search == "best-first" else self.option(format_name, best.draft_held, search=search)
 
     def what_ifs(self, main: PlanOption) -> Iterator[WhatIf]:
         """Yield what more device memory, a faster link, and host memory for what is read from disk would bring."""
@@ -113,9 +111,7 @@ class _Planning:
                 saved = round(1 - option.seconds_per_token / main.seconds_per_token, 9)
                 yield WhatIf(words, option.seconds_per_token, saved)
 
-    def option(
-        self, format_name: str, held: str | None, *, search: SearchMethod = SearchMethod.BEST_FIRST
-    ) -> PlanOption:
+    def option(self, format_name: str, held: str | None, *, search: TreeSearch = "best-first") -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""
         question = self.question
         need, machine, placement = self._place(format_name, held)
@@ -132,9 +128,9 @@ class _Planning:
             costs,
             probabilities,
             max_nodes=need.max_nodes,
-            max_levels=min(need.max_nodes, MAX_LEVELS if search is SearchMethod.BEST_FIRST else DP_LEVELS),
+            max_levels=min(need.max_nodes, MAX_TREE_LEVELS if search == "best-first" else DP_LEVELS),
             search=search,
-            cost=CostModel(question.request.cost),
+            cost=question.request.cost,
         )
         return PlanOption(
             format_name=format_name,
@@ -177,12 +173,12 @@ class _Planning:
             context_tokens=question.context_tokens // 2,
         )
 
-    def _acceptance(self, held: str, profile: PairProfile | None, search: SearchMethod) -> Acceptance:
+    def _acceptance(self, held: str, profile: PairProfile | None, search: TreeSearch) -> Acceptance:
         """As measured here, or as planned for where too little was; the dynamic program takes no matrix by depth."""
         temperature = self.question.request.temperature
         if profile is None or not profile.believed_acceptance:
             return planned_acceptance(self.question, held)
-        return measured_acceptance(profile, temperature, by_depth=search is SearchMethod.BEST_FIRST)
+        return measured_acceptance(profile, temperature, by_depth=search == "best-first")
 
     def _tree(
         self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking, profile: PairProfile | None
@@ -191,12 +187,12 @@ class _Planning:
 
         Of trees that are shaped by context only where this pair's gain was measured, or such trees are wished for.
         """
-        question, cost = self.question, CostModel(self.question.request.cost)
+        question, cost = self.question, self.question.request.cost
         kind, shape, within = question.tree_kind, question.tree_shape, ranking
         if shape is not None:
             within = choose_tree(costs, accepted, max_nodes=shape[0], max_levels=shape[1], cost=cost)
         chances = None if profile is None else chances_of(profile, question.request.temperature)
-        if kind == "dynamic" and (shape is not None or cost is CostModel.PIPELINE):
+        if kind == "dynamic" and (shape is not None or cost == "pipeline"):
             chances = chances or builtin_chances(substitute_held=None if question.draft is not None else "int8")
             return choose_growth(costs, chances, within, shape=shape) or ranking.best
         if shape is not None:
@@ -206,7 +202,7 @@ class _Planning:
                 f"tree is {shape[0]}x{shape[1]}, but with {accepted.shape[-1]} children a node at most no tree of "
                 f"{shape[1]} levels has so many nodes; give it more levels, or fewer nodes"
             )
-        if kind == "static" or cost is not CostModel.PIPELINE or chances is None:
+        if kind == "static" or cost != "pipeline" or chances is None:
             return ranking.best
         grown = choose_growth(costs, chances, ranking)
         return grown if grown and grown.seconds_per_token < ranking.best.seconds_per_token else ranking.best

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
-from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, check_choice, parse_tree
+from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft
 from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest
 from runtime.fit.shapes import ModelShape
-from runtime.planner.tree_choice import CostModel, SearchMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +70,6 @@ class PlanQuestion:
         return QUANTIZED_FORMATS if self.is_substitute else HELD_FORMATS
 
     @property
-    def search(self) -> SearchMethod:
-        """How trees are searched."""
-        return SearchMethod(self.request.search)
-
-    @property
-    def cost(self) -> CostModel:
-        """What a round is taken to cost."""
-        return CostModel(self.request.cost)
-
-    @property
     def tree_kind(self) -> TreeKind:
         """Which kinds of trees are considered."""
         return parse_tree(self.request.tree)[0]
@@ -98,8 +87,6 @@ def resolve_question(request: PlanRequest) -> PlanQuestion:
         OptionError: a name that nothing has, or a format that the model does not have.
         CheckpointError: a folder or a hub's config.json that cannot be used.
     """
-    check_choice("search", request.search, tuple(SearchMethod))
-    check_choice("cost", request.cost, tuple(CostModel))
     target = find_model(request.target, what="the target")
     notes = [] if target.note is None else [target.note]
     draft: FoundShape | None = None

@@ -1,11 +1,11 @@
 """What `plan` is asked, before any name is looked up: which models and trees, and on which machine."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import LinkSpeed
-from runtime.config import MODELS, Option, check_choice, parse_memory, parse_speed, parse_tree
+from runtime.config import MODELS, CostModel, Option, TreeSearch, check_choice, parse_memory, parse_speed, parse_tree
 from runtime.errors import OptionError
 
 HELD_FORMATS = ("stored", "int8", "nf4")
@@ -37,12 +37,14 @@ class PlanRequest:
     ] = None
     temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
     tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
-    search: Annotated[str, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"
-    cost: Annotated[str, Option("pipeline, or paper: the paper's own cost model.", ANSWER)] = "pipeline"
+    search: Annotated[TreeSearch, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"
+    cost: Annotated[CostModel, Option("pipeline, or paper: the paper's own cost model.", ANSWER)] = "pipeline"
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS))
         check_choice("draft_format", self.draft_format, ("auto", *HELD_FORMATS))
+        check_choice("search", self.search, get_args(TreeSearch))
+        check_choice("cost", self.cost, get_args(CostModel))
         if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
             raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
         if not 0 <= self.temperature <= 100:  # NaN is neither

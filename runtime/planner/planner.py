@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.config import TreeKind
+from runtime.config import MAX_TREE_LEVELS, TreeKind
 from runtime.events import Round
 from runtime.planner.costs import CostLearner, RoundCosts, StreamShape
 from runtime.planner.growth import ContextChances, YieldLearner, builtin_chances, choose_growth, growth_limits
@@ -28,7 +28,6 @@ FIRST_SHAPE = (24, 8)
 NUM_EAGER_ROUNDS = 4
 """Rounds after each of which the tree is chosen anew; later every REPLAN_ROUNDS, or while a step was too short."""
 REPLAN_ROUNDS = 8
-MAX_NODES, MAX_LEVELS = 4096, 64
 STEP_FACTOR = 2
 """Nodes and levels grow and shrink at most by this from one choice to the next: costs beyond are extrapolated."""
 LEAST_STEP = (8, 4)
@@ -71,15 +70,14 @@ class TreePlanner:
         self._prior = prior
         self._can_grow_in_context = False
         self._learner = CostLearner(stream, initial_costs)
-        self._max_nodes = min(MAX_NODES, max(1, max_nodes))
+        self._max_nodes = max_nodes
         self._fixed_shape = fixed_shape
         self._has_profile = initial_costs is not None
         self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._max_nodes), FIRST_SHAPE[1])
         self._num_rounds = 0
         self._num_plain_rounds = 0
         self._is_step_short = False
-        self._by_temperature: dict[float, AcceptanceLearner] = {}
-        self._yields: dict[float, YieldLearner] = {}
+        self._by_temperature: dict[float, tuple[AcceptanceLearner, YieldLearner]] = {}
         self._temperature = 0.0
         self._used_factor = 1.0  # of the choice's expected tokens, over those predicted without rounds
         self.choice: TreeChoice | None = None
@@ -91,7 +89,7 @@ class TreePlanner:
     @property
     def acceptance(self) -> NDArray[np.float64]:
         """(D, R) what is believed at the present temperature."""
-        return self._acceptance_learner().estimate()
+        return self._accepted.estimate()
 
     @property
     def costs(self) -> RoundCosts | None:
@@ -148,7 +146,12 @@ class TreePlanner:
         self._probe()
 
     def _start(self) -> None:
-        """The first tree at a temperature."""
+        """The first tree at a temperature, by what was learned at this one before."""
+        if self._temperature not in self._by_temperature:
+            events = MEASURED_EVENTS if self._prior.is_measured else BUILTIN_EVENTS
+            accepted = AcceptanceLearner(self._prior.acceptance_at(self._temperature), prior_events=events)
+            self._by_temperature[self._temperature] = accepted, YieldLearner()
+        self._accepted, self._yields = self._by_temperature[self._temperature]
         if self._fixed_shape is None and self._learner.is_known:
             self._choose(is_free=self._has_profile)
         else:
@@ -158,10 +161,10 @@ class TreePlanner:
 
     def _learn_tokens(self, done: Round) -> None:
         if not done.is_in_context:
-            self._acceptance_learner().observe(done.accepted_ranks, done.num_children)
+            self._accepted.observe(done.accepted_ranks, done.num_children)
         if self.choice is None or done.is_in_context != self.choice.is_dynamic:
             return
-        self._yield_learner().observe(
+        self._yields.observe(
             1 + sum(rank > 0 for rank in done.accepted_ranks),
             expected_tokens=self.choice.expected_tokens / self._used_factor,
             is_in_context=self.choice.is_dynamic,
@@ -169,7 +172,7 @@ class TreePlanner:
 
     def _choose(self, *, is_free: bool) -> None:
         """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
-        most_nodes, most_levels = self._max_nodes, MAX_LEVELS
+        most_nodes, most_levels = self._max_nodes, MAX_TREE_LEVELS
         if not is_free:
             most_nodes = min(most_nodes, max(LEAST_STEP[0], STEP_FACTOR * self._shape[0]))
             most_levels = min(most_levels, max(LEAST_STEP[1], STEP_FACTOR * self._shape[1]))
@@ -180,7 +183,7 @@ class TreePlanner:
         choice = best = self._best(ranking)
         if not is_free and not best.is_dynamic:
             choice = self._least_step(ranking) or choice
-        is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_LEVELS
+        is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_TREE_LEVELS
         self._is_step_short = is_cut or choice != best
         self.choice, self._shape = choice, (choice.num_nodes, choice.num_levels)
         self._tree = choice.shape()
@@ -190,7 +193,7 @@ class TreePlanner:
         self._used_factor = 1.0
         if self.kind == "static" or not self._can_grow_in_context:
             return ranking.best
-        in_context, static = (self._yield_learner().factor(is_in_context=kind) for kind in (True, False))
+        in_context, static = (self._yields.factor(is_in_context=kind) for kind in (True, False))
         chances = self._prior.chances_at(self._temperature)
         grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
         if grown is None:
@@ -220,14 +223,3 @@ class TreePlanner:
         """The most expected tokens of this shape, or of as many nodes as its levels can have."""
         search = best_first(self._used_acceptance, min(num_nodes, self._max_nodes), num_levels)
         return search.topology(len(search.depths))
-
-    def _acceptance_learner(self) -> AcceptanceLearner:
-        learner = self._by_temperature.get(self._temperature)
-        if learner is None:
-            events = MEASURED_EVENTS if self._prior.is_measured else BUILTIN_EVENTS
-            learner = AcceptanceLearner(self._prior.acceptance_at(self._temperature), prior_events=events)
-            self._by_temperature[self._temperature] = learner
-        return learner
-
-    def _yield_learner(self) -> YieldLearner:
-        return self._yields.setdefault(self._temperature, YieldLearner())

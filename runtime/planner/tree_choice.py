@@ -8,12 +8,12 @@ its own search and cost model are here beside ours.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.config import CostModel, TreeSearch
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.token_tree import TreeTopology
@@ -25,24 +25,6 @@ TreeShape = TreeTopology | GrowthLimits
 
 SAME_KIND = 0.25
 """Two trees are of one kind if size or levels of the one lie within this share of the other's."""
-
-
-class SearchMethod(StrEnum):
-    """How the best tree of a size and a level limit is found."""
-
-    BEST_FIRST = "best-first"
-    """The worthiest nodes one by one: for acceptance that does not increase with rank, also by depth."""
-    DP = "dp"
-    """The paper's dynamic program: for every vector by rank; seconds for 1,024 nodes, minutes for 4,096."""
-
-
-class CostModel(StrEnum):
-    """What a round is predicted to cost."""
-
-    PIPELINE = "pipeline"
-    """The recurrence over layers, with a draft step's cost by its width."""
-    PAPER = "paper"
-    """t(n) + d c: the pass alone, and d draft steps that all cost what one of width 1 does; nothing overlaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +79,9 @@ class TreeCandidates:
     """(D, N) levels that the tree really has, d or fewer; without meaning where there is no tree."""
 
     @classmethod
-    def find(cls, acceptance: ArrayLike, num_nodes: int, num_levels: int, method: SearchMethod) -> "TreeCandidates":
+    def find(cls, acceptance: ArrayLike, num_nodes: int, num_levels: int, method: TreeSearch) -> "TreeCandidates":
         """Search all trees up to these limits. Raises ValueError for acceptance that the method cannot answer."""
-        if method is SearchMethod.DP:
+        if method == "dp":
             solved = dynamic_program(acceptance, num_nodes, num_levels)
             levels = (_widths_of(solved) > 0).sum(axis=-1) + 1
             return cls(solved, solved.expected_tokens.astype(np.float64), levels)
@@ -144,7 +126,7 @@ class TreeRanking:
         self._num_levels = np.vstack([trees.num_levels, sizes])  # (D + 1, N), as all below
         self._tokens = np.vstack([trees.expected_tokens, chain_tokens])
         step = float(step_seconds([1.0])[0])
-        if cost is CostModel.PAPER:
+        if cost == "paper":
             self._draft_seconds = step * np.where(sizes > 1, self._num_levels, 0)
             self._round_seconds = costs.round_seconds(sizes, np.zeros(len(sizes))) + self._draft_seconds
         else:
@@ -204,8 +186,8 @@ def choose_tree(
     *,
     max_nodes: int,
     max_levels: int,
-    search: SearchMethod = SearchMethod.BEST_FIRST,
-    cost: CostModel = CostModel.PIPELINE,
+    search: TreeSearch = "best-first",
+    cost: CostModel = "pipeline",
 ) -> TreeRanking:
     """Minimise round_seconds(n, d) / G(n, d) over all trees of up to `max_nodes` nodes on up to `max_levels` levels.
 

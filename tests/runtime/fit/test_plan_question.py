@@ -9,7 +9,6 @@ from runtime.fit import models, probes
 from runtime.fit.models import FoundShape, find_shape
 from runtime.fit.plan_question import find_machine, resolve_question
 from runtime.fit.request import MachineRequest, PlanRequest
-from runtime.planner.tree_choice import CostModel, SearchMethod
 from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
 from tests.support.doctor_fakes import finished
 from tests.support.fit_needs import GB
@@ -31,7 +30,7 @@ def test_a_known_model_comes_with_its_usual_draft():
     assert (question.target.name, question.draft_name) == ("Llama-3-70B", "Llama-3-8B")
     assert (question.format_name, question.held_formats) == ("bfloat16", ("stored", "int8", "nf4"))
     assert (question.context_tokens, question.target_folder, question.is_plain) == (4096, None, False)
-    assert (question.search, question.cost) == (SearchMethod.BEST_FIRST, CostModel.PIPELINE)
+    assert (question.request.search, question.request.cost) == ("best-first", "pipeline")
 
 
 def test_a_model_without_a_usual_draft_drafts_for_itself():

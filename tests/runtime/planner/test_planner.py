@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from runtime.config import MAX_TREE_LEVELS
 from runtime.planner.costs import RoundCosts, StreamShape
-from runtime.planner.planner import FIRST_SHAPE, MAX_LEVELS, PROBE_ROUNDS, PairPrior, TreePlanner
+from runtime.planner.planner import FIRST_SHAPE, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
 from tests.support.pipeline_simulation import round_seconds
@@ -151,7 +152,7 @@ def test_a_step_that_was_too_short_is_followed_by_the_next_at_once() -> None:
 
 def test_with_a_profile_the_first_tree_is_the_planned_one() -> None:
     planner = planner_for(max_nodes=1024, costs=SLOW_LINK.costs())
-    expected = choose_tree(SLOW_LINK.costs(), BUILTIN, max_nodes=1024, max_levels=MAX_LEVELS).best
+    expected = choose_tree(SLOW_LINK.costs(), BUILTIN, max_nodes=1024, max_levels=MAX_TREE_LEVELS).best
     assert_same_choice(planner, expected)
     assert planner.topology(max_levels=100).num_nodes == expected.num_nodes
 
@@ -201,10 +202,10 @@ def test_with_a_profile_another_temperature_gets_its_planned_tree_at_once() -> N
     costs = Machine(link=1e7, compute=(0.01, 1e-4), draft=(0.02, 1e-4)).costs()
     planner = planner_for(costs=costs, acceptance_at=acceptance_at)
     planner.use_temperature(1.0)
-    expected = choose_tree(costs, acceptance_at(1.0), max_nodes=256, max_levels=MAX_LEVELS).best
+    expected = choose_tree(costs, acceptance_at(1.0), max_nodes=256, max_levels=MAX_TREE_LEVELS).best
     assert_same_choice(planner, expected)
     planner.use_temperature(0.0)
-    assert_same_choice(planner, choose_tree(costs, BUILTIN, max_nodes=256, max_levels=MAX_LEVELS).best)
+    assert_same_choice(planner, choose_tree(costs, BUILTIN, max_nodes=256, max_levels=MAX_TREE_LEVELS).best)
 
 
 def test_planning_between_rounds_takes_no_noticeable_time() -> None:

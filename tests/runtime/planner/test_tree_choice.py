@@ -2,13 +2,15 @@
 
 import itertools
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
+from runtime.config import CostModel, TreeSearch
 from runtime.planner.costs import CostTable, RoundCosts
-from runtime.planner.tree_choice import CostModel, SearchMethod, TreeCandidates, TreeRanking, choose_tree
+from runtime.planner.tree_choice import TreeCandidates, TreeRanking, choose_tree
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens, make_non_increasing
 from tests.support.paths import REFERENCE_TREES
@@ -200,7 +202,7 @@ def published(
     draft_step_seconds: float,
     size_limit: int,
     level_limit: int,
-    search: SearchMethod = SearchMethod.DP,
+    search: TreeSearch = "dp",
 ) -> TreeRanking:
     """Maximise Speedup(n, d) = G(n, d) / (t(n) + d c) of the paper (section 4.3), with t(n) between the sizes given."""
     costs = RoundCosts(
@@ -210,9 +212,7 @@ def published(
         walk_seconds=CostTable((1,), (0.0,)),
         num_slots=1,
     )
-    return choose_tree(
-        costs, acceptance, max_nodes=size_limit, max_levels=level_limit, search=search, cost=CostModel.PAPER
-    )
+    return choose_tree(costs, acceptance, max_nodes=size_limit, max_levels=level_limit, search=search, cost="paper")
 
 
 def speedup(ranking: TreeRanking) -> float:
@@ -222,9 +222,9 @@ def speedup(ranking: TreeRanking) -> float:
     return plain.seconds_per_token / ranking.best.seconds_per_token
 
 
-@pytest.mark.parametrize("search", SearchMethod)
-def test_the_published_parts_of_the_l40_give_the_reference_choice(search: SearchMethod) -> None:
-    acceptance = LLAMA["acceptance"] if search is SearchMethod.DP else make_non_increasing(LLAMA["acceptance"])
+@pytest.mark.parametrize("search", get_args(TreeSearch))
+def test_the_published_parts_of_the_l40_give_the_reference_choice(search: TreeSearch) -> None:
+    acceptance = LLAMA["acceptance"] if search == "dp" else make_non_increasing(LLAMA["acceptance"])
     ranking = published(
         acceptance,
         L40_SECONDS,
@@ -253,7 +253,7 @@ def test_a_slightly_better_draft_makes_the_papers_tree_the_choice() -> None:
     vector = make_non_increasing(LLAMA["acceptance"])
     better = np.concatenate(([0.8], vector[1:] * 0.2 / (1 - vector[0])))
     ranking = published(
-        better, L40_SECONDS, draft_step_seconds=0.025, size_limit=768, level_limit=40, search=SearchMethod.BEST_FIRST
+        better, L40_SECONDS, draft_step_seconds=0.025, size_limit=768, level_limit=40, search="best-first"
     )
     assert (ranking.best.num_nodes, ranking.best.num_levels) == (768, 18)
 
@@ -272,12 +272,12 @@ def test_either_search_goes_with_either_cost() -> None:
     costs = simple_costs(draft=0.05)
     found = {
         (search, cost): choose_tree(costs, VECTOR, max_nodes=40, max_levels=9, search=search, cost=cost).best
-        for search, cost in itertools.product(SearchMethod, CostModel)
+        for search, cost in itertools.product(get_args(TreeSearch), get_args(CostModel))
     }
-    for cost in CostModel:
-        by_program, by_worth = found[SearchMethod.DP, cost], found[SearchMethod.BEST_FIRST, cost]
+    for cost in get_args(CostModel):
+        by_program, by_worth = found["dp", cost], found["best-first", cost]
         assert by_program.seconds_per_token == pytest.approx(by_worth.seconds_per_token, rel=1e-6)
-    ours, papers = (found[SearchMethod.BEST_FIRST, cost] for cost in (CostModel.PIPELINE, CostModel.PAPER))
+    ours, papers = (found["best-first", cost] for cost in ("pipeline", "paper"))
     assert papers.seconds_per_token > ours.seconds_per_token
     assert papers.draft_seconds == pytest.approx(0.05 * papers.num_levels)
 
@@ -288,8 +288,8 @@ def drafted_seconds(topology: TreeTopology) -> float:
     return float(STEP(widths[widths > 0]).sum())
 
 
-@pytest.mark.parametrize("method", SearchMethod)
-def test_every_candidate_costs_and_brings_what_its_tree_does(method: SearchMethod) -> None:
+@pytest.mark.parametrize("method", get_args(TreeSearch))
+def test_every_candidate_costs_and_brings_what_its_tree_does(method: TreeSearch) -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         acceptance = make_non_increasing(rng.dirichlet(np.full(5, 0.5))[: rng.integers(1, 5)])
@@ -310,7 +310,7 @@ def test_every_candidate_costs_and_brings_what_its_tree_does(method: SearchMetho
 
 def test_acceptance_by_depth_has_other_trees() -> None:
     acceptance = np.array([[0.5, 0.3, 0.1], [0.9, 0.05, 0.0]])
-    trees = TreeCandidates.find(acceptance, 12, 5, SearchMethod.BEST_FIRST)
+    trees = TreeCandidates.find(acceptance, 12, 5, "best-first")
     for size in range(1, 13):
         topology = trees.topology(size, 5)
         assert trees.expected_tokens[4, size - 1] == pytest.approx(expected_tokens(topology, acceptance))
@@ -319,16 +319,16 @@ def test_acceptance_by_depth_has_other_trees() -> None:
 
 def test_both_methods_find_the_same_values() -> None:
     acceptance = [0.6, 0.2, 0.1, 0.04]
-    tables = [TreeCandidates.find(acceptance, 60, 8, method).expected_tokens for method in SearchMethod]
+    tables = [TreeCandidates.find(acceptance, 60, 8, method).expected_tokens for method in get_args(TreeSearch)]
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-6)
 
 
 def test_the_dynamic_program_takes_a_vector_that_is_not_sorted_and_best_first_does_not() -> None:
-    trees = TreeCandidates.find([0.2, 0.6], 7, 4, SearchMethod.DP)
+    trees = TreeCandidates.find([0.2, 0.6], 7, 4, "dp")
     topology = trees.topology(7, 4)
     assert trees.expected_tokens[3, 6] == pytest.approx(expected_tokens(topology, [0.2, 0.6]))
     assert trees.draft_seconds(STEP)[3, 6] == pytest.approx(drafted_seconds(topology))
     with pytest.raises(ValueError, match="make_non_increasing"):
-        TreeCandidates.find([0.2, 0.6], 7, 4, SearchMethod.BEST_FIRST)
+        TreeCandidates.find([0.2, 0.6], 7, 4, "best-first")
     with pytest.raises(ValueError, match="vector by rank"):
-        TreeCandidates.find([[0.6]], 7, 4, SearchMethod.DP)
+        TreeCandidates.find([[0.6]], 7, 4, "dp")
