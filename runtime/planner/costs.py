@@ -7,7 +7,7 @@ computation and computation + a * copies.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,37 +148,24 @@ class CostLearner:
         self._shape = shape
         self._initial = initial
         self._is_cold = True
-        self._passes: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
-        self._steps: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
-        self._overhead: deque[float] = deque(maxlen=NUM_KEPT)
-        self._link_rates: deque[float] = deque(maxlen=NUM_KEPT)
-        self._disk_rates: deque[float] = deque(maxlen=NUM_KEPT)
-        self._ratios = {
-            part: deque[float](maxlen=NUM_KEPT) for part in ("pass", "step", "walk", "link", "disk")
-        }  # of what was measured to what a profile let expect
+        parts = ("pass", "step", "walk", "link", "disk")
+        self._samples = {part: deque[tuple[float, float]](maxlen=NUM_KEPT) for part in parts}
+        """(size, seconds) of each part; with a profile (seconds that it let expect, seconds)."""
 
     @property
     def is_known(self) -> bool:
         """Whether `costs` can be asked for: a profile said what they are, or a round with a draft was measured."""
-        return self._initial is not None or bool(self._passes and self._steps)
+        return self._initial is not None or bool(self._samples["pass"] and self._samples["step"])
 
     def observe(self, done: Round) -> None:
         """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
         if self._is_cold:
             self._is_cold = False
             return
-        if self._initial is not None:
-            self._compare(done, self._initial)
-            return
-        statistics = done.pass_statistics
-        for width, seconds in done.draft_steps:
-            self._steps.append((width, seconds))
-        self._passes.append((done.num_pass_tokens, statistics.compute_seconds))
-        self._overhead.append(done.overhead_seconds)
-        if statistics.link_busy_seconds > 0:
-            self._link_rates.append(statistics.bytes_streamed / statistics.link_busy_seconds)
-        if statistics.disk_busy_seconds > 0:
-            self._disk_rates.append(statistics.bytes_read / statistics.disk_busy_seconds)
+        for part, size, seconds in _measured_parts(done):
+            expected = size if self._initial is None else _expected_seconds(self._initial, part, size, done)
+            if expected > 0:
+                self._samples[part].append((expected, seconds))
 
     def costs(self) -> RoundCosts:
         """Return what a round costs by all that is known; ask only once `is_known`."""
@@ -186,39 +173,20 @@ class CostLearner:
             return self._scaled(self._initial)
         shape = self._shape
         return RoundCosts(
-            copy_seconds=_at_rate(shape.streamed_bytes, self._link_rates),
-            pass_seconds=_line(self._passes),
-            draft_step_seconds=_line(self._steps),
-            walk_seconds=CostTable((1,), (_recent_median(self._overhead),)),
+            copy_seconds=_at_rate(shape.streamed_bytes, self._samples["link"]),
+            pass_seconds=_line(self._samples["pass"]),
+            draft_step_seconds=_line(self._samples["step"]),
+            walk_seconds=CostTable((1,), (_recent_median([seconds for _, seconds in self._samples["walk"]]),)),
             num_slots=shape.num_slots,
-            read_seconds=_at_rate(shape.read_bytes, self._disk_rates),
+            read_seconds=_at_rate(shape.read_bytes, self._samples["disk"]),
             num_stages=shape.num_stages,
         )
 
-    def _compare(self, done: Round, initial: RoundCosts) -> None:
-        """What slows a part down is expected at the length that was measured for what slows it down."""
-        statistics = done.pass_statistics
-        if initial.draft_step_seconds is not None:
-            for width, seconds in done.draft_steps:
-                self._note("step", seconds, float(initial.draft_step_seconds([width])[0]))
-        compute = float(initial.pass_seconds([done.num_pass_tokens])[0])
-        compute += initial.compute_slowdown * statistics.link_busy_seconds
-        self._note("pass", statistics.compute_seconds, compute)
-        self._note("walk", done.overhead_seconds, float(initial.walk_seconds([done.num_nodes])[0]))
-        if statistics.link_busy_seconds > 0:
-            copies = sum(seconds for seconds in initial.copy_seconds if seconds is not None)
-            copies += initial.copy_slowdown * statistics.compute_seconds
-            self._note("link", statistics.link_busy_seconds, copies)
-        if statistics.disk_busy_seconds > 0:
-            reads = sum(seconds for seconds in initial.read_seconds if seconds is not None)
-            self._note("disk", statistics.disk_busy_seconds, reads)
-
-    def _note(self, part: str, measured: float, expected: float) -> None:
-        if expected > 0:
-            self._ratios[part].append(measured / expected)
-
     def _scaled(self, initial: RoundCosts) -> RoundCosts:
-        factors = {part: cost_factor(ratios) for part, ratios in self._ratios.items()}
+        factors = {
+            part: cost_factor([seconds / expected for expected, seconds in samples])
+            for part, samples in self._samples.items()
+        }
         step = initial.draft_step_seconds
         return replace(
             initial,
@@ -228,6 +196,35 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
+
+
+def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
+    """(part, size, seconds): sizes are tokens, nodes and bytes; link and disk are left out where nothing was moved."""
+    statistics = done.pass_statistics
+    for width, seconds in done.draft_steps:
+        yield "step", width, seconds
+    yield "pass", done.num_pass_tokens, statistics.compute_seconds
+    yield "walk", done.num_nodes, done.overhead_seconds
+    if statistics.link_busy_seconds > 0:
+        yield "link", statistics.bytes_streamed, statistics.link_busy_seconds
+    if statistics.disk_busy_seconds > 0:
+        yield "disk", statistics.bytes_read, statistics.disk_busy_seconds
+
+
+def _expected_seconds(costs: RoundCosts, part: str, size: float, done: Round) -> float:
+    """What slows a part down is expected at the length that was measured for what slows it down."""
+    statistics = done.pass_statistics
+    match part:
+        case "step":
+            return 0.0 if costs.draft_step_seconds is None else float(costs.draft_step_seconds(size))
+        case "pass":
+            return float(costs.pass_seconds(size)) + costs.compute_slowdown * statistics.link_busy_seconds
+        case "walk":
+            return float(costs.walk_seconds(size))
+        case "link":
+            return sum(filter(None, costs.copy_seconds)) + costs.copy_slowdown * statistics.compute_seconds
+        case _:
+            return sum(filter(None, costs.read_seconds))
 
 
 def _line(samples: Sequence[tuple[float, float]]) -> CostTable:
@@ -265,9 +262,9 @@ def _recent_median(values: Sequence[float]) -> float:
     return _weighted_median(np.asarray(values, dtype=np.float64), _fading(len(values)))
 
 
-def _at_rate(sizes: Sequence[int | None], rates: Sequence[float]) -> tuple[float | None, ...]:
-    """Seconds of each size; none where no rate was measured, since nothing was moved then."""
-    rate = _recent_median(rates) if rates else np.inf
+def _at_rate(sizes: Sequence[int | None], moved: Sequence[tuple[float, float]]) -> tuple[float | None, ...]:
+    """Seconds of each size, by (bytes, seconds) that were moved; none where nothing was moved."""
+    rate = _recent_median([num_bytes / seconds for num_bytes, seconds in moved]) if moved else np.inf
     return tuple(None if size is None else size / rate for size in sizes)
 
 

@@ -211,7 +211,7 @@ def bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
     compute = float(compute_seconds.sum())
     between = draft_seconds + float(costs.walk_seconds([num_nodes])[0])
     link = sum(float(seconds[0]) for seconds in copy_seconds if seconds is not None)
-    disk = sum(seconds for seconds in costs.read_seconds if seconds is not None)
+    disk = sum(filter(None, costs.read_seconds))
     if compute + between > max(link, disk):
         return "compute" if compute >= between else "draft"
     return "link" if link >= disk else "disk"
