@@ -7,10 +7,9 @@ opened; whether it fits the machine is not known here.
 
 import math
 import re
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import Field, dataclass, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from offload.units import LinkSpeed, parse_bytes, parse_link
 from profiles.errors import BadInputError
@@ -30,6 +29,8 @@ CostModel = Literal["pipeline", "paper"]
 """What a round is predicted to cost: the recurrence over layers, with a draft step's cost by its width; or the paper's
 t(n) + d c, the pass alone and d draft steps that all cost what one of width 1 does, where nothing overlaps."""
 _OPEN_TREES: Mapping[str, TreeKind] = {"auto": "either", "static": "static", "dynamic": "dynamic"}
+
+_Parsed = TypeVar("_Parsed")
 
 VERIFICATIONS = ("auto", "sequoia", "coupled", "specinfer", "top-k")
 """How the tokens of a tree may be judged above temperature 0; see `speculation.schemes`."""
@@ -56,7 +57,7 @@ MODELS, MEMORY, ANSWERS = "Models", "Memory and link", "Answers"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What people are told of a field, and how they write its value."""
+    """A value that people choose: what they are told of it, and how they write it."""
 
     help: str
     """One sentence: what it does, and which values it takes."""
@@ -71,39 +72,30 @@ class Option:
     parse: Callable[[str, str], Any] | None = None
     """Turns what is written into the field's value; takes the option's name too, for the error."""
     choices: tuple[str, ...] = ()
-    """The only values of a text; those of a Literal are known."""
+    """The only values there are; () where any text or number may be one."""
     is_setting: bool = True
     """Whether the chat app remembers it."""
-
-
-@dataclass(frozen=True, slots=True)
-class OptionField:
-    """A field of `EngineConfig`, `SamplingParams` or other options whose value people choose."""
-
-    name: str
-    kind: Any
+    name: str = ""
+    """Name of the field, like the next two and the choices of a Literal filled in by `options_of`."""
+    kind: Any = None
     """Its type: float, int, str, bool, a tuple, a Literal of texts, or one of these | None."""
-    default: Any
-    option: Option
+    default: Any = None
 
     @property
     def typed_name(self) -> str:
         """Return its flag, as the name of a parameter."""
-        return (self.option.flag or self.name).replace("-", "_")
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Return the only values there are; () where any text or number may be one."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.choices
+        return (self.flag or self.name).replace("-", "_")
 
 
-def option_fields(owner: type[Any]) -> dict[str, OptionField]:
+def options_of(owner: type[Any]) -> dict[str, Option]:
     """Return the options that the fields of `owner` are, by field name, in their order."""
     hints = get_type_hints(owner, include_extras=True)
 
-    def describe(field: Field[Any]) -> OptionField:
+    def describe(field: Field[Any]) -> Option:
         kind, option = get_args(hints[field.name])
-        return OptionField(field.name, kind, field.default, option)
+        assert isinstance(option, Option)
+        choices = get_args(kind) if get_origin(kind) is Literal else option.choices
+        return replace(option, name=field.name, kind=kind, default=field.default, choices=choices)
 
     return {field.name: describe(field) for field in fields(owner)}
 
@@ -115,23 +107,35 @@ def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_choices(options: Any) -> None:
-    for name, field in option_fields(type(options)).items():
-        if field.choices:
-            check_choice(name, getattr(options, name), field.choices)
+    for name, option in options_of(type(options)).items():
+        if option.choices:
+            check_choice(name, getattr(options, name), option.choices)
 
 
 def parse_memory(text: str, option: str) -> int:
     """Return the bytes of a budget such as `2.2GB`, 0 for `min`; raise OptionError, which names the option."""
-    if text == "min":
-        return 0
-    with _as_option_error(option):
-        return parse_bytes(text)
+    return 0 if text == "min" else _parsed(parse_bytes, text, option)
 
 
 def parse_speed(text: str, option: str) -> LinkSpeed:
     """Return the speed of a link such as `25GB/s,10us`; raise OptionError, which names the option."""
-    with _as_option_error(option):
-        return parse_link(text)
+    return _parsed(parse_link, text, option)
+
+
+def _parsed(parse: Callable[[str], _Parsed], text: str, option: str) -> _Parsed:
+    try:
+        return parse(text)
+    except BadInputError as error:
+        raise OptionError(f"{option}: {error}") from error
+
+
+_LEAST = {
+    "device_memory_bytes": 0,
+    "host_memory_bytes": 0,
+    "ring_slots": 2,
+    "context_tokens": 2,
+    "num_reader_threads": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,26 +247,20 @@ class EngineConfig:
     ] = 6
 
     def __post_init__(self) -> None:
-        minimums = (
-            ("device_memory_bytes", self.device_memory_bytes, 0),
-            ("host_memory_bytes", self.host_memory_bytes, 0),
-            ("ring_slots", self.ring_slots, 2),
-            ("context_tokens", self.context_tokens, 2),
-            ("num_reader_threads", self.num_reader_threads, 1),
-        )
-        for name, value, minimum in minimums:
+        for name, minimum in _LEAST.items():
+            value = getattr(self, name)
             if value is not None and value < minimum:
                 raise OptionError(f"{name} is {value}; it must be {minimum} or more")
         _check_choices(self)
-        for name, text in (("target", self.target), ("draft", self.draft)):
+        model = "a model folder or a hub name"
+        for name, what in {"target": model, "draft": model, "device": "auto, cpu, or one as in cuda:0"}.items():
+            text = getattr(self, name)
             if text is not None and not text.strip():
-                raise OptionError(f"{name} is empty; give a model folder or a hub name")
+                raise OptionError(f"{name} is empty; give {what}")
         parse_tree(self.tree)
-        for name, text in (("device", self.device), ("link", self.link), ("disk_link", self.disk_link)):
-            if text is not None and not text.strip():
-                raise OptionError(f"{name} is empty; leave it out, or give it a value")
-            if text is not None and name != "device":
-                parse_speed(text, name)
+        for name in ("link", "disk_link"):
+            if getattr(self, name) is not None:
+                parse_speed(getattr(self, name), name)
         if self.disk_link is not None and self.link is None:
             raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
 
@@ -358,8 +356,18 @@ class SamplingParams:
             ("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
             ("presence_penalty", self.presence_penalty, "from -2 to 2", -2 <= self.presence_penalty <= 2),
             ("frequency_penalty", self.frequency_penalty, "from -2 to 2", -2 <= self.frequency_penalty <= 2),
-            ("banned_tokens", list(self.banned_tokens), "token ids, 0 or more", _are_ids(self.banned_tokens)),
-            ("forced_tokens", list(self.forced_tokens), "token ids, 0 or more", _are_ids(self.forced_tokens)),
+            (
+                "banned_tokens",
+                list(self.banned_tokens),
+                "token ids, 0 or more",
+                min(self.banned_tokens, default=0) >= 0,
+            ),
+            (
+                "forced_tokens",
+                list(self.forced_tokens),
+                "token ids, 0 or more",
+                min(self.forced_tokens, default=0) >= 0,
+            ),
             ("seed", self.seed, "0 or more", self.seed >= 0),
             ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
             ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
@@ -376,18 +384,14 @@ class SamplingParams:
 
     @property
     def scheme_name(self) -> str:
-        """Return the scheme in use: `greedy` at temperature 0, whatever was asked for."""
-        is_open = self.is_greedy or self.verification == "auto"
-        return auto_verification(self.temperature) if is_open else self.verification
+        """Return the scheme in use: `greedy` at temperature 0, where all are the same; above, `auto` is `coupled`.
 
-
-def auto_verification(temperature: float) -> str:
-    """Return the scheme that `auto` stands for: greedy at temperature 0, where all are the same, and coupled above.
-
-    By `bench robustness` and `bench trees`: within the error as many tokens as sequoia in static trees,
-    more in those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
-    """
-    return "greedy" if temperature == 0 else "coupled"
+        By `bench robustness` and `bench trees`: within the error as many tokens as sequoia in static trees, more in
+        those that take their shape from context, which sequoia cannot have, and a text that the seed alone decides.
+        """
+        if self.is_greedy:
+            return "greedy"
+        return "coupled" if self.verification == "auto" else self.verification
 
 
 def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
@@ -409,15 +413,3 @@ def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
             "the root counted in both"
         )
     return ("dynamic" if match[1] else "static"), (num_nodes, num_levels)
-
-
-def _are_ids(token_ids: tuple[int, ...]) -> bool:
-    return all(token_id >= 0 for token_id in token_ids)
-
-
-@contextmanager
-def _as_option_error(option: str) -> Generator[None, None, None]:
-    try:
-        yield
-    except BadInputError as error:
-        raise OptionError(f"{option}: {error}") from error

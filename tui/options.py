@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 import typer
 
-from runtime.config import ANSWERS, EngineConfig, Option, OptionField, SamplingParams, option_fields
+from runtime.config import ANSWERS, EngineConfig, Option, SamplingParams, options_of
 from runtime.errors import OptionError
 
 ValidationPrompts = Annotated[
@@ -22,23 +22,23 @@ ValidationPrompts = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
-_CONFIG_FIELDS, _PARAMS_FIELDS = option_fields(EngineConfig), option_fields(SamplingParams)
+_CONFIG_OPTIONS, _PARAMS_OPTIONS = options_of(EngineConfig), options_of(SamplingParams)
 _DRAFT_NAMES = ("draft", "draft_format", "share_layers", "tree")
 
 
-def _by_typed_name(members: Iterable[OptionField]) -> Mapping[str, OptionField]:
-    return {field.typed_name: field for field in members}
+def _by_typed_name(members: Iterable[Option]) -> Mapping[str, Option]:
+    return {option.typed_name: option for option in members}
 
 
 class OptionGroup:
     """Options that become fields of the runtime's choices."""
 
-    members: ClassVar[Mapping[str, OptionField]]
+    members: ClassVar[Mapping[str, Option]]
     """The fields by the name of the command's parameter, in the order of `--help`."""
 
     def __init__(self, **typed: Any) -> None:
         """Take values as typed, by parameter; those left out have their defaults. Raises OptionError."""
-        self.values: dict[str, Any] = {field.name: field.default for field in self.members.values()}
+        self.values: dict[str, Any] = {option.name: option.default for option in self.members.values()}
         for name, value in typed.items():
             self.values[self.members[name].name] = _value(self.members[name], value)
 
@@ -49,24 +49,24 @@ class OptionGroup:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=None if isinstance(field.default, tuple) else field.default,
-                annotation=_annotation(name, field),
+                default=None if isinstance(option.default, tuple) else option.default,
+                annotation=_annotation(name, option),
             )
-            for name, field in cls.members.items()
+            for name, option in cls.members.items()
         ]
 
 
 class DraftOptions(OptionGroup):
     """What proposes tokens."""
 
-    members = _by_typed_name(_CONFIG_FIELDS[name] for name in _DRAFT_NAMES)
+    members = _by_typed_name(_CONFIG_OPTIONS[name] for name in _DRAFT_NAMES)
 
 
 class EngineOptions(OptionGroup):
     """The target, memory and link."""
 
     members = _by_typed_name(
-        field for field in _CONFIG_FIELDS.values() if field.name not in _DRAFT_NAMES and field.option.group != ANSWERS
+        option for option in _CONFIG_OPTIONS.values() if option.name not in _DRAFT_NAMES and option.group != ANSWERS
     )
 
     def to_config(self, drafting: DraftOptions | None = None) -> EngineConfig:
@@ -77,11 +77,11 @@ class EngineOptions(OptionGroup):
 class AnswerOptions(OptionGroup):
     """How prompts become answers, where a line of the prompt file does not say otherwise."""
 
-    members = _by_typed_name([*_PARAMS_FIELDS.values(), dataclasses.replace(_CONFIG_FIELDS["lookup"], default="on")])
+    members = _by_typed_name([*_PARAMS_OPTIONS.values(), dataclasses.replace(_CONFIG_OPTIONS["lookup"], default="on")])
 
     def to_params(self) -> SamplingParams:
         """Return the sampling choices, checked. Raises OptionError."""
-        return SamplingParams(**{name: value for name, value in self.values.items() if name in _PARAMS_FIELDS})
+        return SamplingParams(**{name: value for name, value in self.values.items() if name in _PARAMS_OPTIONS})
 
     def applied_to(self, config: EngineConfig) -> EngineConfig:
         """Return the config with what the answers want of the engine, checked. Raises OptionError."""
@@ -153,7 +153,7 @@ def _group(kind: Any) -> tuple[Callable[..., object], list[inspect.Parameter]] |
     if any(isinstance(option, Option) for hint in hints.values() for option in getattr(hint, "__metadata__", ())):
 
         class Members(OptionGroup):
-            members = _by_typed_name(option_fields(kind).values())
+            members = _by_typed_name(options_of(kind).values())
 
         return (lambda **typed: kind(**Members(**typed).values)), Members.parameters()
     return kind, [
@@ -164,12 +164,12 @@ def _group(kind: Any) -> tuple[Callable[..., object], list[inspect.Parameter]] |
     ]
 
 
-def _annotation(name: str, field: OptionField) -> Any:
-    """Return the type that typer parses, with what `--help` says; a value is checked by the field's owner."""
-    option, kind = field.option, field.kind
+def _annotation(name: str, option: Option) -> Any:
+    """Return the type that typer parses, with what `--help` says; a value is checked by the option's owner."""
+    kind = option.kind
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
-    elif field.choices:
+    elif option.choices:
         kind = str
     elif option.parse is not None:
         kind = str | None
@@ -178,9 +178,9 @@ def _annotation(name: str, field: OptionField) -> Any:
     return Annotated[kind, typer.Option(*names, help=option.help, rich_help_panel=option.group, show_default=shown)]
 
 
-def _value(field: OptionField, typed: Any) -> Any:
-    if isinstance(field.default, tuple):
+def _value(option: Option, typed: Any) -> Any:
+    if isinstance(option.default, tuple):
         return tuple(typed or ())
-    if field.option.parse is not None and isinstance(typed, str):
-        return field.option.parse(typed, f"--{field.typed_name}".replace("_", "-"))
+    if option.parse is not None and isinstance(typed, str):
+        return option.parse(typed, f"--{option.typed_name}".replace("_", "-"))
     return typed

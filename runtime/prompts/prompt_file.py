@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from runtime.config import SamplingParams, option_fields
+from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
 
 ROLES = ("system", "user", "assistant")
-_PARAMS_FIELDS = option_fields(SamplingParams)
-_LINE_KEYS = ("prompt", "messages", "id", "system", *_PARAMS_FIELDS)
+_PARAMS_OPTIONS = options_of(SamplingParams)
+_LINE_KEYS = ("prompt", "messages", "id", "system", *_PARAMS_OPTIONS)
 _JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
 
 
@@ -225,7 +225,9 @@ def _message(turn: object, position: int) -> Message:
 
 def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
     changes = {
-        name: _field_value(field.kind, fields[name], name) for name, field in _PARAMS_FIELDS.items() if name in fields
+        name: _field_value(option.kind, fields[name], name)
+        for name, option in _PARAMS_OPTIONS.items()
+        if name in fields
     }
     return replace(defaults, **changes)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runtime.config import EngineConfig, SamplingParams, option_fields
+from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.environment import conversation_database, export_folder, settings_file
 from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups
@@ -54,9 +54,8 @@ def typed_overrides(
     from tui.chat.settings.file import Overrides
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
-        fields = option_fields(type(choices)).values()
-        names = [field.name for field in fields if _is_typed(command_line, field.typed_name)]
-        return {name: getattr(choices, name) for name in names}
+        options = options_of(type(choices)).items()
+        return {name: getattr(choices, name) for name, option in options if _is_typed(command_line, option.typed_name)}
 
     return Overrides(config=typed(config), params=typed(params), system_prompt=turns.system)
 

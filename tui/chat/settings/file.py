@@ -90,7 +90,7 @@ class RememberedSettings:
         """Let these hold and remember them. Raises WriteError; they hold all the same."""
         changed = changed_names(self.settings, settings)
         for name in changed:
-            self._config.pop(SETTINGS[name].field.name, None)
+            self._config.pop(SETTINGS[name].option.name, None)
             self._params.pop(name, None)
             if name == "system_prompt":
                 self._system_prompt = None

@@ -17,9 +17,8 @@ from runtime.config import (
     MODELS,
     EngineConfig,
     Option,
-    OptionField,
     SamplingParams,
-    option_fields,
+    options_of,
 )
 from runtime.errors import OptionError
 from tui.terminal_text import one_line
@@ -71,46 +70,46 @@ _OTHER_NAMES: Mapping[str, str] = {
 class Setting:
     """What there is to say about one setting."""
 
-    field: OptionField
+    option: Option
     group: str
     """Heading under which it stands."""
     owner: type[SamplingParams] | type[EngineConfig] | None = None
-    """What `field` belongs to; None for the app's own."""
+    """What `option` belongs to; None for the app's own."""
 
     @property
     def name(self) -> str:
         """What it is called in the file and by `/set`."""
-        return self.field.name.removesuffix("_bytes")
+        return self.option.name.removesuffix("_bytes")
 
     @property
     def kind(self) -> type:
         """Type of its value: float, int, str, bool, or tuple for texts; a size is a text, as it was typed."""
-        if self.choices or self.field.option.parse is not None:
+        if self.choices or self.option.parse is not None:
             return str
-        if get_origin(self.field.kind) is tuple:
+        if get_origin(self.option.kind) is tuple:
             return tuple
-        kind: type = (*get_args(self.field.kind), self.field.kind)[0]  # of int | None, int
+        kind: type = (*get_args(self.option.kind), self.option.kind)[0]  # of int | None, int
         return kind
 
     @property
     def word(self) -> str | None:
         """What stands for the engine's None."""
-        return self.field.option.word
+        return self.option.word
 
     @property
     def default(self) -> Any:
         """Its value where nobody chose one."""
-        return self.word if self.field.default is None else self.field.default
+        return self.word if self.option.default is None else self.option.default
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The only values, if they are few; else empty."""
-        return self.field.choices
+        return self.option.choices
 
     @property
     def help(self) -> str:
         """One sentence: what it does and which values it takes."""
-        option = self.field.option
+        option = self.option
         if option.word is None:
             return option.help
         return f"{option.help.removesuffix('.')}; {option.word or 'empty'} takes {option.unset}."
@@ -164,16 +163,16 @@ class Setting:
         """Return what the engine takes for a value of the right kind. Raises OptionError."""
         if value == self.word:
             return None
-        parse = self.field.option.parse
+        parse = self.option.parse
         return value if parse is None else parse(value, self.name)
 
 
 def _describe_settings() -> tuple[Setting, ...]:
     """Return all settings, each group together."""
-    answers = [Setting(field, "Answers", SamplingParams) for field in _remembered(SamplingParams)]
+    answers = [Setting(option, "Answers", SamplingParams) for option in _remembered(SamplingParams)]
     engine = _remembered(EngineConfig)
-    target, *models = [Setting(field, "Models", EngineConfig) for field in engine if field.option.group != MEMORY]
-    memory = [Setting(field, "Memory", EngineConfig) for field in engine if field.option.group == MEMORY]
+    target, *models = [Setting(option, "Models", EngineConfig) for option in engine if option.group != MEMORY]
+    memory = [Setting(option, "Memory", EngineConfig) for option in engine if option.group == MEMORY]
     prompt_help = "What new conversations tell the model first; empty is the model's own."
     recent_help = f"Models used, the last one first; at most {MAX_RECENT_TARGETS}."
     theme_help = "Colours: auto (dark or light as the terminal is), or a name that /theme shows."
@@ -188,18 +187,15 @@ def _describe_settings() -> tuple[Setting, ...]:
 
 
 def _own(name: str, kind: Any, default: Any, option: Option) -> Setting:
-    return Setting(OptionField(name, kind, default, option), option.group)
+    return Setting(replace(option, name=name, kind=kind, default=default), option.group)
 
 
-def _remembered(owner: type[SamplingParams] | type[EngineConfig]) -> list[OptionField]:
+def _remembered(owner: type[SamplingParams] | type[EngineConfig]) -> list[Option]:
+    changes = {name: {"default": default} for name, default in _DEFAULTS.items()}
     return [
-        replace(
-            field,
-            default=_DEFAULTS.get(field.name, field.default),
-            option=replace(field.option, **_OPTION_CHANGES.get(field.name, {})),
-        )
-        for field in option_fields(owner).values()
-        if field.option.is_setting
+        replace(option, **changes.get(name, {}), **_OPTION_CHANGES.get(name, {}))
+        for name, option in options_of(owner).items()
+        if option.is_setting
     ]
 
 
@@ -281,7 +277,7 @@ class ChatSettings(Mapping[str, Any]):
 
     def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
         members = (setting for setting in SETTINGS.values() if setting.owner is owner)
-        return {setting.field.name: setting.engine_value(self[setting.name]) for setting in members}
+        return {setting.option.name: setting.engine_value(self[setting.name]) for setting in members}
 
 
 def find_setting(name: str) -> Setting:

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from runtime.config import EngineConfig, SamplingParams, option_fields
+from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.chat.settings.settings import (
     MAX_RECENT_TARGETS,
@@ -188,8 +188,8 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
 
 def test_every_option_that_the_chat_remembers_is_a_setting():
     """So another one is stated in `runtime.config` alone."""
-    options = [*option_fields(SamplingParams).values(), *option_fields(EngineConfig).values()]
-    remembered = {field.name.removesuffix("_bytes") for field in options if field.option.is_setting}
+    options = [*options_of(SamplingParams).values(), *options_of(EngineConfig).values()]
+    remembered = {option.name.removesuffix("_bytes") for option in options if option.is_setting}
     own = {"system_prompt", "recent_targets", "theme", "show_panel"}
     assert remembered | own == set(SETTINGS) and not remembered & own
 
