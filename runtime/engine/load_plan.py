@@ -60,7 +60,52 @@ class LoadPlan:
     @classmethod
     def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
         """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError."""
-        return _Planning(config, requests).plan()
+        assert config.target is not None, "the models have been located"
+        device = select_device(config.device)
+        target = ModelFiles.open(Path(config.target))
+        tokenizer = load_tokenizer(target.checkpoint.folder)
+        draft = None
+        if config.draft not in ("none", "substitute"):
+            draft = ModelFiles.open(Path(config.draft))
+            check_draft_tokenizer(tokenizer, target=target.checkpoint.folder, draft=draft.checkpoint.folder)
+        # float32 on a processor, so that no text depends on its tree
+        default_dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
+        dtype = _DTYPES.get(config.compute_dtype, default_dtype)
+        context_tokens = _choose_context(config, target, tokenizer, requests)
+        max_nodes = config.tree_shape[0] if config.tree_shape else default_max_nodes(device)
+        if config.is_plain:
+            max_nodes = 1
+        need = need_of_files(
+            config,
+            target,
+            draft,
+            compute_dtype=dtype,
+            context_tokens=context_tokens,
+            max_nodes=max_nodes,
+            device=device,
+        )
+        machine = replace(
+            find_memory(device, budget_bytes=config.device_memory_bytes),
+            host_budget_bytes=config.host_memory_bytes,
+            is_link_emulated=device.type == "cpu" and config.link is not None,
+        )
+        residency = _choose_tiers(need, machine)
+        fit = advise(need, machine)
+        return cls(
+            config=config,
+            device=device,
+            dtype=dtype,
+            target=target,
+            draft=draft,
+            tokenizer=tokenizer,
+            context_tokens=context_tokens,
+            max_nodes=max_nodes,
+            placement=replace(
+                fit.placement, residency=residency, stage_bytes=_stage_bytes(config, residency, device=device)
+            ),
+            baseline_bytes=resident_memory_bytes(),
+            fit=fit,
+        )
 
     @property
     def target_name(self) -> str:
@@ -106,68 +151,17 @@ def default_max_nodes(device: torch.device) -> int:
     return DEFAULT_MAX_NODES if device.type == "cpu" else ACCELERATOR_MAX_NODES
 
 
-class _Planning:
-    """The steps of `LoadPlan.build` and what they share."""
+def _choose_context(config: EngineConfig, target: ModelFiles, tokenizer: Any, requests: Sequence[PromptRequest]) -> int:
+    """Return the user's choice, enough for the longest request, or a default; at most the model's positions."""
+    needed = [len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1 for request in requests]
+    wanted = config.context_tokens or max(needed, default=DEFAULT_CONTEXT_TOKENS)
+    return min(wanted, max_positions(target.config) or wanted)
 
-    def __init__(self, config: EngineConfig, requests: Sequence[PromptRequest]) -> None:
-        assert config.target is not None, "the models have been located"
-        self._config = config
-        self._device = select_device(config.device)
-        target = Path(config.target)
-        self._target = ModelFiles.open(target)
-        self._tokenizer = load_tokenizer(target)
-        self._draft: ModelFiles | None = None
-        if config.draft not in ("none", "substitute"):
-            draft = Path(config.draft)
-            self._draft = ModelFiles.open(draft)
-            check_draft_tokenizer(self._tokenizer, target=target, draft=draft)
-        self._context_tokens = self._choose_context(requests)
-        shape = config.tree_shape
-        self._max_nodes = 1 if config.is_plain else max(shape[0] if shape else default_max_nodes(self._device), 1)
-        self._dtype = _DTYPES.get(config.compute_dtype) or self._default_dtype()
 
-    def plan(self) -> LoadPlan:
-        """Hold the budgets against what is needed. Raises BudgetError."""
-        need = need_of_files(
-            self._config,
-            self._target,
-            self._draft,
-            compute_dtype=self._dtype,
-            context_tokens=self._context_tokens,
-            max_nodes=self._max_nodes,
-            device=self._device,
-        )
-        machine = self._machine()
-        device_budget, host_budget = machine.budgets(need)
-        try:
-            residency = self._choose_tiers(need, device_budget, host_budget)
-        except BudgetError as error:
-            raise BudgetError(with_nearest_change(str(error), need, machine)) from error
-        fit = advise(need, machine)
-        return LoadPlan(
-            config=self._config,
-            device=self._device,
-            dtype=self._dtype,
-            target=self._target,
-            draft=self._draft,
-            tokenizer=self._tokenizer,
-            context_tokens=self._context_tokens,
-            max_nodes=self._max_nodes,
-            placement=replace(fit.placement, residency=residency, stage_bytes=self._stage_bytes(residency)),
-            baseline_bytes=resident_memory_bytes(),
-            fit=fit,
-        )
-
-    def _machine(self) -> Machine:
-        """Return what there is, and what the user allows of it. Raises BudgetError if an accelerator hides its own."""
-        config = self._config
-        return replace(
-            find_memory(self._device, budget_bytes=config.device_memory_bytes),
-            host_budget_bytes=config.host_memory_bytes,
-            is_link_emulated=self._device.type == "cpu" and config.link is not None,
-        )
-
-    def _choose_tiers(self, need: MemoryNeed, device_budget: int, host_budget: int) -> ResidencyPlan:
+def _choose_tiers(need: MemoryNeed, machine: Machine) -> ResidencyPlan:
+    """Return a tier for every layer. Raises BudgetError, which says what would help."""
+    device_budget, host_budget = machine.budgets(need)
+    try:
         if need.fixed_bytes > device_budget:
             needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in need.fixed_entries())
             raise BudgetError(
@@ -176,31 +170,22 @@ class _Planning:
             )
         return plan_residency(
             need.layers.layer_bytes,
-            num_slots=self._config.ring_slots,
+            num_slots=need.num_slots,
             device_budget_bytes=device_budget - need.fixed_bytes,
             host_budget_bytes=host_budget,
             saved_bytes=need.saved_bytes,
         )
+    except BudgetError as error:
+        raise BudgetError(with_nearest_change(str(error), need, machine)) from error
 
-    def _choose_context(self, requests: Sequence[PromptRequest]) -> int:
-        """Return the user's choice, enough for the longest request, or a default; at most the model's positions."""
-        limit = max_positions(self._target.config) or (1 << 30)
-        if self._config.context_tokens is not None:
-            return min(self._config.context_tokens, limit)
-        needed = [len(format_prompt(self._tokenizer, request)) + request.params.max_new_tokens for request in requests]
-        return min(max(needed) + 1 if needed else DEFAULT_CONTEXT_TOKENS, limit)
 
-    def _default_dtype(self) -> torch.dtype:
-        """Return float32 on a CPU, so that no text depends on its tree; on an accelerator what the files hold."""
-        return torch.float32 if self._device.type == "cpu" else self._target.stored_dtype
+def _stage_bytes(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> int:
+    """Return the bytes of the host stages that layers from disk go through; 0 where they go straight to the ring.
 
-    def _stage_bytes(self, residency: ResidencyPlan) -> int:
-        """Return the bytes of the host stages that layers from disk go through; 0 where they go straight to the ring.
-
-        An accelerator's layers need them, and an emulated one's beside layers in host memory.
-        """
-        config, tiers = self._config, zip(residency.layer_bytes, residency.tiers, strict=True)
-        from_disk = [size for size, tier in tiers if tier is Tier.DISK]
-        is_behind_link = config.disk_link is not None or (config.link is not None and Tier.HOST in residency.tiers)
-        is_staged = self._device.type != "cpu" or is_behind_link
-        return NUM_STAGES * max(from_disk) if from_disk and is_staged else 0
+    An accelerator's layers need them, and an emulated one's beside layers in host memory.
+    """
+    tiers = zip(residency.layer_bytes, residency.tiers, strict=True)
+    from_disk = [size for size, tier in tiers if tier is Tier.DISK]
+    is_behind_link = config.disk_link is not None or (config.link is not None and Tier.HOST in residency.tiers)
+    is_staged = device.type != "cpu" or is_behind_link
+    return NUM_STAGES * max(from_disk) if from_disk and is_staged else 0

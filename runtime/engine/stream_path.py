@@ -39,7 +39,8 @@ class StreamPath:
         self._stack = stack
         self._pinning: PinningPlan | None = None
         self._pinner: HostPinner = HostPinner()
-        self._host_places: dict[int, int] = {}  # layer index -> place among the host layers
+        self._pageable: set[int] = set()
+        """Host layers beyond the budget; one that was meant for the device and found no room there is none of them."""
         if not plan.is_host:
             device_bytes = plan.placement.device_bytes
             self._pinning, budget = plan_pinned_layers(
@@ -47,12 +48,16 @@ class StreamPath:
             )
             self._pinner = open_pinner(plan.device, budget)
             hosts = [index for index, tier in enumerate(plan.residency.tiers) if tier is Tier.HOST]
-            self._host_places = {index: place for place, index in enumerate(hosts)}
+            self._pageable = set(hosts) - {hosts[place] for place in self._pinning.pinned_slabs}
         stack.enter_context(self._pinner)
         with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
             self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
-        with explained_shortage("the stages of layers from disk"):
-            self._stages = self._allocate_stages()
+        stage_bytes = plan.placement.stage_bytes // NUM_STAGES
+        num_stages = NUM_STAGES if stage_bytes else 0
+        if self._pinning is not None and self._pinning.num_stages:
+            num_stages, stage_bytes = self._pinning.num_stages, self._pinning.stage_bytes
+        # Before any layer: a driver that has refused memory once pins nothing more.
+        self._stages = self._pinned_stages(num_stages, stage_bytes)
 
     def place(self) -> Generator[int, None, PlacedLayers]:
         """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
@@ -62,7 +67,7 @@ class StreamPath:
             pinner=self._pinner,
             host_budget_bytes=plan.placement.host_budget_bytes,
             allocate_on_device=self._allocate_resident,
-            is_pinned=self._is_to_be_pinned,
+            is_pinned=lambda index: index not in self._pageable,
         )
         with explained_shortage("the layers on their way to the device"):
             placed = yield from placer.place(plan.target.slabs.layouts, plan.residency)
@@ -113,34 +118,24 @@ class StreamPath:
             return allocate_read_slab(num_bytes)
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
 
-    def _allocate_stages(self) -> list[torch.Tensor]:
-        """Before any layer: a driver that has refused memory once pins nothing more."""
-        plan, pinning = self._plan, self._pinning
-        stage_bytes = plan.placement.stage_bytes // NUM_STAGES
-        num_stages = NUM_STAGES if stage_bytes else 0
-        if pinning is not None and pinning.num_stages:
-            num_stages, stage_bytes = pinning.num_stages, pinning.stage_bytes
-        return self._pinned_stages(num_stages, stage_bytes)
-
     def _pinned_stages(self, num_stages: int, stage_bytes: int) -> list[torch.Tensor]:
-        stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
-        for stage in stages:
-            stage.fill_(0)  # touched, or the driver would have to do it page by page
-            self._pinner.filled(stage)
-        self._pinner.finish()
+        with explained_shortage("the stages of layers from disk"):
+            stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
+            for stage in stages:
+                stage.fill_(0)  # touched, or the driver would have to do it page by page
+                self._pinner.filled(stage)
+            self._pinner.finish()
         return stages
-
-    def _is_to_be_pinned(self, index: int) -> bool:
-        """A layer that was meant for the device and found no room there is pinned as far as the budget goes."""
-        place = self._host_places.get(index)
-        return place is None or (self._pinning is not None and place in self._pinning.pinned_slabs)
 
     def _open_link(self, placed: PlacedLayers) -> CopyEngine:
         plan, config = self._plan, self._plan.config
         reader: CopyEngine = self._reader
         if config.disk_link:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
-        self._stages = stages = self._stages or self._late_stages(placed)
+        late = [layer.slot_bytes for layer in placed.layers if isinstance(layer, DiskSource)]
+        if late and not self._stages and not plan.is_host:  # memory ran out, and layers stay on disk after all
+            self._stages = self._pinned_stages(NUM_STAGES, max(late))
+        stages = self._stages
         link: CopyEngine = self._reader
         if not plan.is_host:
             link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
@@ -151,14 +146,6 @@ class StreamPath:
         if not stages:
             return link
         return self._stack.enter_context(StagedCopyEngine(reader, link, stages, needs_stage=self._needs_stage))
-
-    def _late_stages(self, placed: PlacedLayers) -> list[torch.Tensor]:
-        """Where nothing was to be staged, but memory ran out and layers of an accelerator stay on disk after all."""
-        largest = max((layer.slot_bytes for layer in placed.layers if isinstance(layer, DiskSource)), default=0)
-        if self._plan.is_host or not largest:
-            return []
-        with explained_shortage("the stages of layers from disk"):
-            return self._pinned_stages(NUM_STAGES, largest)
 
     def _needs_stage(self, source: CopySource) -> bool:
         """Files always; pageable memory where a pinned ring is there for it, with stages that are large enough."""
