@@ -34,7 +34,7 @@ from runtime.engine.stream_path import StreamPath
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.layer_binding import ComputePlan
-from runtime.model.model_loader import EmptyModel, ModelFiles, SharedLayers, read_others
+from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, open_streamed, read_others
 from runtime.planner.initial_plan import find_profiles, stream_shape
 from runtime.planner.planner import TreePlanner
 from runtime.prompts.prompt_file import PromptRequest
@@ -121,8 +121,8 @@ class _Load:
         with explained_shortage("the draft"):
             drafter = yield from self._open_drafter(others, placed)
         streamer, link = self._path.open(placed)
-        empty = EmptyModel.build(target, ComputePlan(plan.dtype, device=plan.device), others=others)
-        model = empty.streamed(streamer, capacity=plan.capacity)
+        compute = ComputePlan(plan.dtype, device=plan.device)
+        model = open_streamed(target, compute, streamer, others=others, capacity=plan.capacity)
         engine = Engine(
             model,
             drafter,
@@ -163,12 +163,14 @@ class _Load:
             others = read_others(plan.draft, self._reader, device=plan.device)
             yield self._progress("draft", plan.draft.other_layout.payload_bytes)
         compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
-        loading = EmptyModel.build(plan.draft_files, compute, others=others).as_draft(
+        loading = load_draft(
+            plan.draft_files,
+            compute,
             plan.draft_held,
             self._reader,
+            others=others,
             capacity=plan.capacity,
             shared=self._shared_layers(placed) if plan.draft is None else None,
-            has_own_head=plan.draft is not None,
         )
         model = yield from relabel(loading, partial(self._progress, "draft"))
         return Drafter(model, target_vocab_size=plan.target.config.vocab_size)

@@ -5,7 +5,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,10 +33,7 @@ from runtime.model.layer_binding import (
     replace_linears,
 )
 from runtime.model.streamed_model import StreamedModel
-from runtime.model.tree_cache import TreeCache
 
-LoadingModel: TypeAlias = Generator[int, None, StreamedModel]
-"""A load on its way: yields the weight bytes of each layer that has been read, returns the model."""
 SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
 """Layers by index, as named tensors in their storage types."""
 
@@ -128,88 +125,6 @@ class ModelFiles:
         return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
 
 
-@dataclass(frozen=True, slots=True)
-class EmptyModel:
-    """A model without its decoder layers' weights: what draft and target loading have in common."""
-
-    files: ModelFiles
-    parts: DecoderParts
-    """Everything but the decoder layers is bound."""
-    compute: ComputePlan
-
-    @classmethod
-    def build(cls, files: ModelFiles, compute: ComputePlan, *, others: Mapping[str, torch.Tensor]) -> "EmptyModel":
-        """`others` are the tensors of files.other_layout by full name, in the storage dtype."""
-        parts = open_decoder(files.checkpoint, dtype=compute.dtype)
-        replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device))
-        _bind_others(parts, others, compute)
-        _move_tables(parts.model, compute.device)
-        return cls(files, parts, compute)
-
-    def streamed(self, streamer: LayerStreamer, *, capacity: int) -> StreamedModel:
-        """Return the model whose layers come from `streamer`."""
-        binders = [self._binder(index) for index in range(self.parts.num_layers)]
-        return StreamedModel(
-            self.parts,
-            self.compute,
-            TreeCache(num_layers=self.parts.num_layers, capacity=capacity),
-            binders=binders,
-            slabs=self.files.slabs,
-            streamer=streamer,
-        )
-
-    def as_draft(
-        self,
-        held: HeldFormat,
-        engine: CopyEngine,
-        *,
-        capacity: int,
-        shared: SharedLayers | None = None,
-        has_own_head: bool = False,
-    ) -> LoadingModel:
-        """Load every layer into memory as `held` says, in one read of the file. Raises LinkError.
-
-        `shared` layers, by index, are bound as they are, not read and not copied: views of memory that outlives the
-        model, such as layers that stay resident in the target. A head that is the draft's own is held in int8 too.
-        """
-        if held == "stored" and not self.files.is_quantized:
-            yield from self._bind_as_stored(engine)
-        else:
-            yield from self._bind_converted(held, engine, shared or {})
-        if has_own_head and held == "int8":
-            self._quantize_head()
-        return StreamedModel(self.parts, self.compute, TreeCache(num_layers=self.parts.num_layers, capacity=capacity))
-
-    def _bind_as_stored(self, engine: CopyEngine) -> Iterator[int]:
-        for index, layout in enumerate(self.files.slabs.layouts):
-            self._binder(index).bind(slab_views(layout, read_slab(layout, engine).to(self.compute.device)))
-            yield layout.payload_bytes
-
-    def _bind_converted(self, held: HeldFormat, engine: CopyEngine, shared: SharedLayers) -> Iterator[int]:
-        slabs, convert = self.files.slabs, draft_converter(held, self.compute.dtype, self.compute.device)
-        for index, tensors in shared.items():
-            self._binder(index).bind(tensors)
-        own = [index for index in range(len(slabs.layouts)) if index not in shared]
-        for index, tensors in slabs.stream_from_disk(engine, indices=own):
-            self._binder(index, convert=convert).bind(tensors)
-            yield slabs.layouts[index].payload_bytes
-
-    def _binder(self, index: int, *, convert: Convert | None = None) -> ModuleBinder:
-        formats = self.parts.layer_formats[index]
-        return ModuleBinder(self.parts.layers[index], self.compute, formats=formats, convert=convert)
-
-    def _quantize_head(self) -> None:
-        """Give the head an int8 copy of its own where its kernel then is several times faster (not on accelerators).
-
-        A draft of half a billion parameters spends a third of its step in a bfloat16 head.
-        """
-        head = self.parts.model.get_output_embeddings()
-        if isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
-            converted = draft_converter("int8", self.compute.dtype, self.compute.device)(head.stored)
-            if isinstance(converted, PackedInt8Weight):
-                head.stored = converted
-
-
 def read_others(
     files: ModelFiles, engine: CopyEngine, *, device: torch.device = HOST_DEVICE
 ) -> dict[str, torch.Tensor]:
@@ -220,14 +135,75 @@ def read_others(
     return slab_views(files.other_layout, read_slab(files.other_layout, engine).to(device))
 
 
-def _bind_others(parts: DecoderParts, others: Mapping[str, torch.Tensor], compute: ComputePlan) -> None:
-    """Bind everything outside the decoder layers; tied parameters share their source's bytes."""
+def open_streamed(
+    files: ModelFiles,
+    compute: ComputePlan,
+    streamer: LayerStreamer,
+    *,
+    others: Mapping[str, torch.Tensor],
+    capacity: int,
+) -> StreamedModel:
+    """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
+    parts = _open_parts(files, compute, others)
+    return StreamedModel(parts, compute, capacity=capacity, slabs=files.slabs, streamer=streamer)
+
+
+def load_draft(
+    files: ModelFiles,
+    compute: ComputePlan,
+    held: HeldFormat,
+    engine: CopyEngine,
+    *,
+    others: Mapping[str, torch.Tensor],
+    capacity: int,
+    shared: SharedLayers | None = None,
+) -> Generator[int, None, StreamedModel]:
+    """Load every layer into memory as `held` says, in one read of the file. Raises LinkError.
+
+    Yields the weight bytes of each layer that has been read. A substitute's `shared` layers, by index, are bound as
+    they are, not read and not copied: views of memory that outlives the model, such as layers that stay resident in the
+    target. Without `shared` the head is the draft's own, and held in int8 too.
+    """
+    parts = _open_parts(files, compute, others)
+    layouts, bound = files.slabs.layouts, shared or {}
+
+    def binder(index: int, convert: Convert | None = None) -> ModuleBinder:
+        return ModuleBinder(parts.layers[index], compute, formats=parts.layer_formats[index], convert=convert)
+
+    for index, tensors in bound.items():
+        binder(index).bind(tensors)
+    own = [index for index in range(len(layouts)) if index not in bound]
+    if held == "stored" and not files.is_quantized:
+        for index in own:
+            binder(index).bind(slab_views(layouts[index], read_slab(layouts[index], engine).to(compute.device)))
+            yield layouts[index].payload_bytes
+        return StreamedModel(parts, compute, capacity=capacity)
+    convert = draft_converter(held, compute.dtype, compute.device)
+    for index, tensors in files.slabs.stream_from_disk(engine, indices=own):
+        binder(index, convert).bind(tensors)
+        yield layouts[index].payload_bytes
+    head = parts.model.get_output_embeddings()
+    if shared is None and held == "int8" and isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
+        # A draft of half a billion parameters spends a third of its step in a bfloat16 head. Where the int8 kernel is
+        # not several times faster (on accelerators) the head stays as it is.
+        converted = convert(head.stored)
+        if isinstance(converted, PackedInt8Weight):
+            head.stored = converted
+    return StreamedModel(parts, compute, capacity=capacity)
+
+
+def _open_parts(files: ModelFiles, compute: ComputePlan, others: Mapping[str, torch.Tensor]) -> DecoderParts:
+    """Return a new empty model with everything bound but the layers; tied parameters share their source's bytes."""
+    parts = open_decoder(files.checkpoint, dtype=compute.dtype)
+    replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device))
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
     for name, module in parts.model.named_modules():
         if isinstance(module, nn.Embedding) and f"{name}.weight" in tensors:
             bind_embedding(module, tensors.pop(f"{name}.weight"), compute.dtype)
     ModuleBinder(parts.model, compute, formats=parts.other_formats).bind(tensors)
+    _move_tables(parts.model, compute.device)
+    return parts
 
 
 def _move_tables(model: nn.Module, device: torch.device) -> None:

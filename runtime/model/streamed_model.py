@@ -26,7 +26,7 @@ from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.layer_binding import ComputePlan, ModuleBinder
-from runtime.model.pass_graphs import PassGraphs, PassRecorder, recorder_for
+from runtime.model.pass_graphs import PassGraphs, recorder_for
 from runtime.model.safe_build import cache_argument
 from runtime.model.tree_cache import TreeCache, attention_masks
 from runtime.speculation.token_tree import TreeTopology
@@ -64,20 +64,18 @@ class StreamedModel:
         self,
         parts: DecoderParts,
         compute: ComputePlan,
-        cache: TreeCache,
         *,
-        binders: Sequence[ModuleBinder] = (),
+        capacity: int,
         slabs: LayerSlabs | None = None,
         streamer: LayerStreamer | None = None,
-        recorder: PassRecorder | None = None,
     ) -> None:
-        """Of `parts` all is bound but the layers; with `streamer` each visit binds its slab (`binders`, `slabs`).
+        """Everything of `parts` is bound, but with `streamer` the layers: each visit binds what `slabs` sees in a slot.
 
-        `recorder` records the passes of a resident model; by default the device's own, where it has one.
+        `capacity`: tokens that the cache holds at most.
         """
         self.parts = parts
         self._compute = compute
-        self.cache = cache
+        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity)
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._is_cancelled = threading.Event()
@@ -88,14 +86,14 @@ class StreamedModel:
         self._head._modules = {**parts.model._modules, parts.decoder_prefix: _KnownHiddenStates()}
         self._graphs: PassGraphs | None = None
         if streamer is None and set(parts.layer_windows) == {None}:
-            recorder = recorder or recorder_for(compute.device)
+            recorder = recorder_for(compute.device)
             if recorder is not None:
-                self._graphs = PassGraphs(recorder, self._forward_full, cache, dtype=compute.dtype)
+                self._graphs = PassGraphs(recorder, self._forward_full, self.cache, dtype=compute.dtype)
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
             if streamer is not None:
                 assert slabs is not None
-                self._stream(layer, index, binders[index], slabs)
+                self._stream(layer, index, slabs)
 
     def _choose_mask(self, layer: nn.Module, window: int | None) -> None:
         place = list(inspect.signature(layer.forward).parameters).index("attention_mask")
@@ -109,7 +107,9 @@ class StreamedModel:
 
         layer.register_forward_pre_hook(set_mask, with_kwargs=True)
 
-    def _stream(self, layer: nn.Module, index: int, binder: ModuleBinder, slabs: LayerSlabs) -> None:
+    def _stream(self, layer: nn.Module, index: int, slabs: LayerSlabs) -> None:
+        binder = ModuleBinder(layer, self._compute, formats=self.parts.layer_formats[index])
+
         def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert self._streamer is not None
             binder.bind(slabs.views(index, self._streamer.acquire(index)))

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from offload.layer_slabs import read_slab, slab_views
 from profiles.steps import finish
 from runtime.model import model_loader
 from runtime.model.layer_binding import ComputePlan
-from runtime.model.model_loader import EmptyModel, ModelFiles, read_others
+from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, read_others
 from runtime.model.streamed_model import chain_input
 from tests.support.model_factory import save_tiny_model
 from tests.support.quantized_factory import save_quantized_folder
@@ -26,11 +26,13 @@ def files(tmp_path: Path) -> ModelFiles:
     return ModelFiles.open(save_tiny_folder(tmp_path / "model", dtype=torch.bfloat16))
 
 
-def logits_of(files: ModelFiles, held: HeldFormat = "stored", **options: Any) -> torch.Tensor:
-    """Of a draft held in this format; as it is stored, it is the model itself."""
+def logits_of(
+    files: ModelFiles, held: HeldFormat = "stored", *, shared: SharedLayers | None = MappingProxyType({})
+) -> torch.Tensor:
+    """Of a substitute held in this format, or with `shared=None` of a draft; as stored it is the model itself."""
     with HostCopyEngine() as engine:
-        empty = EmptyModel.build(files, ComputePlan(torch.float32), others=read_others(files, engine))
-        model = finish(empty.as_draft(held, engine, capacity=16, **options))
+        others, compute = read_others(files, engine), ComputePlan(torch.float32)
+        model = finish(load_draft(files, compute, held, engine, others=others, capacity=16, shared=shared))
     return model.logits(model.run_pass(chain_input(TOKENS, num_cached=0)))
 
 
@@ -54,11 +56,11 @@ def test_shared_layers_are_bound_as_they_are_and_not_read(files: ModelFiles) -> 
 
 def test_a_drafts_own_head_is_close_to_the_stored_one(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: True)
-    shared, own = logits_of(files, "int8"), logits_of(files, "int8", has_own_head=True)
+    shared, own = logits_of(files, "int8"), logits_of(files, "int8", shared=None)
     assert 0 < (shared - own).norm() / shared.norm() < 0.02
     monkeypatch.setattr(draft_weight, "measure_is_packed_faster", lambda compute: False)
-    assert torch.equal(logits_of(files, "int8", has_own_head=True), logits_of(files, "int8"))
-    assert torch.equal(logits_of(files, has_own_head=True), logits_of(files))
+    assert torch.equal(logits_of(files, "int8", shared=None), logits_of(files, "int8"))
+    assert torch.equal(logits_of(files, shared=None), logits_of(files))
 
 
 def test_the_held_format_follows_the_files_the_wish_and_the_measurement(
