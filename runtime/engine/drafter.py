@@ -37,24 +37,16 @@ class Drafter:
 
     def __init__(self, model: StreamedModel, *, target_vocab_size: int) -> None:
         """`target_vocab_size` V: the target's logits; either model may have padding rows that the other lacks."""
-        self._model = model
+        self.model = model
+        """The draft model; after running it elsewhere, leave its cache as it was or roll the drafter back."""
+        self.num_committed = 0
+        """Tokens of the text whose keys and values the draft holds for good."""
         self._target_vocab_size = target_vocab_size
-        self._num_committed = 0
         self._slots: dict[int, int] = {}
         self.step_seconds: list[tuple[int, float]] = []
         """(width, seconds) of every draft forward of the last tree."""
         self.placing_seconds = 0.0
         """Of the last tree, choosing children from logits; on an accelerator the forward is waited for here."""
-
-    @property
-    def model(self) -> StreamedModel:
-        """The draft model; after running it elsewhere, leave its cache as it was or roll the drafter back."""
-        return self._model
-
-    @property
-    def num_committed(self) -> int:
-        """Tokens of the text whose keys and values the draft holds for good."""
-        return self._num_committed
 
     def grow(
         self,
@@ -80,7 +72,7 @@ class Drafter:
             inputs = self._text_input(text) if level == 0 else self._level_input(tree, nodes)
             logits = self._logits(inputs, num_nodes=len(nodes))
             if level == 0:
-                self._num_committed = len(text)
+                self.num_committed = len(text)
             run = time.perf_counter()
             if is_ranked_on_device(scheme, params):
                 _place_level(tree, nodes, scheme, logits, params)
@@ -111,7 +103,7 @@ class Drafter:
             inputs = self._text_input(text) if is_root else self._growth_input(growth, nodes)
             logits = self._logits(inputs, num_nodes=len(nodes))
             if is_root:
-                self._num_committed = len(text)
+                self.num_committed = len(text)
             run = time.perf_counter()
             count, positions = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1)), len(text) + growth.depths(nodes)
             if is_ranked_on_device(scheme, params):
@@ -124,7 +116,7 @@ class Drafter:
             self._note_step(len(inputs.token_ids), begun, run)
             yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
         tree, run_index = growth.finish()
-        first_slot = self._num_committed - 1  # the root's
+        first_slot = self.num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(run_index.tolist()) if index >= 0}
         return tree
 
@@ -141,18 +133,18 @@ class Drafter:
     def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
         """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""
         self.roll_back()
-        while len(text) - self._num_committed > chunk_tokens:
-            stop = self._num_committed + chunk_tokens
-            self._run(chain_input(text[self._num_committed : stop], num_cached=self._num_committed))
-            self._num_committed = stop
+        while len(text) - self.num_committed > chunk_tokens:
+            stop = self.num_committed + chunk_tokens
+            self._run(chain_input(text[self.num_committed : stop], num_cached=self.num_committed))
+            self.num_committed = stop
 
     def _logits(self, inputs: PassInput, *, num_nodes: int) -> torch.Tensor:
         """Run a pass whose last tokens are the nodes of a level, and return their logits (num_nodes, target's V)."""
-        return self.fit_vocabulary(self._model.logits(self._run(inputs)[-num_nodes:]))
+        return self.fit_vocabulary(self.model.logits(self._run(inputs)[-num_nodes:]))
 
     def _run(self, inputs: PassInput) -> torch.Tensor:
-        last_token = self._model.vocab_size - 1
-        return self._model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
+        last_token = self.model.vocab_size - 1
+        return self.model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
 
     def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
         """Bring logits (W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
@@ -161,30 +153,30 @@ class Drafter:
 
     def _text_input(self, text: Sequence[int]) -> PassInput:
         self.roll_back()
-        num_cached = self._num_committed
+        num_cached = self.num_committed
         self._slots[0] = len(text) - 1
         return chain_input(text[num_cached:], num_cached=num_cached)
 
     def _level_input(self, tree: TokenTree, nodes: Sequence[int]) -> PassInput:
         topology = tree.topology
-        num_cached = self._model.cache.num_cached
+        num_cached = self.model.cache.num_cached
         self._slots.update({node: num_cached + i for i, node in enumerate(nodes)})
         drafted = [node for node in self._slots if node != 0]  # in slot order
-        positions = self._num_committed - 1 + topology.depths[nodes]
+        positions = self.num_committed - 1 + topology.depths[nodes]
         key_positions = np.concatenate(
-            [np.arange(self._num_committed), self._num_committed - 1 + topology.depths[drafted]]
+            [np.arange(self.num_committed), self.num_committed - 1 + topology.depths[drafted]]
         ).astype(np.int64)
         visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
-        visible[:, self._num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
+        visible[:, self.num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
         return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
 
     def _growth_input(self, growth: TreeGrowth, nodes: NDArray[np.int64]) -> PassInput:
-        root_position = self._num_committed - 1
+        root_position = self.num_committed - 1
         positions = root_position + growth.depths(nodes)
         drafted = root_position + growth.run_depths[1:]  # the root is part of the text
-        key_positions = np.concatenate([np.arange(self._num_committed), drafted, positions])
+        key_positions = np.concatenate([np.arange(self.num_committed), drafted, positions])
         visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
-        visible[:, self._num_committed :] = growth.sight(nodes)[:, 1:]
+        visible[:, self.num_committed :] = growth.sight(nodes)[:, 1:]
         return PassInput(growth.token_ids(nodes), positions, key_positions, visible)
 
     def commit(self, path: Sequence[int]) -> None:
@@ -193,15 +185,15 @@ class Drafter:
         Nodes that do not belong to the grown tree are -1.
         """
         slots = [self._slots[node] for node in path[1:] if node in self._slots]
-        self._model.cache.compact(self._num_committed, slots)
-        self._num_committed += len(slots)
+        self.model.cache.compact(self.num_committed, slots)
+        self.num_committed += len(slots)
         self._slots = {}
 
     def roll_back(self, num_tokens: int | None = None) -> None:
         """Forget everything uncommitted, and everything behind `num_tokens` if given."""
         if num_tokens is not None:
-            self._num_committed = min(self._num_committed, num_tokens)
-        self._model.cache.truncate(self._num_committed)
+            self.num_committed = min(self.num_committed, num_tokens)
+        self.model.cache.truncate(self.num_committed)
         self._slots = {}
 
 

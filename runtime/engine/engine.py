@@ -5,10 +5,10 @@ so far and both caches agree whenever an event is yielded; closing the generator
 rolls both caches back to the last commit.
 """
 
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 import torch
@@ -37,13 +37,6 @@ class _Choosing:
     rng: np.random.Generator
     processor: LogitProcessor
     scheme: Scheme
-
-    @classmethod
-    def begin(cls, params: SamplingParams, rng: np.random.Generator, processor: LogitProcessor) -> Self:
-        scheme = scheme_for(params)
-        if not processor.is_idle:
-            scheme = AdjustedRows(scheme, processor.adjusted)
-        return cls(params, rng, processor, scheme)
 
 
 @dataclass(slots=True)
@@ -78,7 +71,10 @@ class Engine:
         processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size)
         self.set_text(prompt)
         self._begin_planning(params)
-        choosing = _Choosing.begin(params, rng, processor)
+        scheme = scheme_for(params)
+        if not processor.is_idle:
+            scheme = AdjustedRows(scheme, processor.adjusted)
+        choosing = _Choosing(params, rng, processor, scheme)
         try:
             with explained_shortage("a pass over the model"):
                 yield from self._prefill()
@@ -99,19 +95,21 @@ class Engine:
     def _round(self, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
         """Run one round of Sequoia: grow a tree, verify it in one streamed pass, keep the accepted path."""
         shape = self.planner.shape(max_levels=max_levels)
-        clock = _RoundClock()
+        laps = [time.perf_counter()]
         drawn = yield from self._draft(shape, choosing)  # level by level, the draft alone
         grafted = self._graft(drawn, max_levels=max_levels)  # plus continuations that the text itself holds
         tree = grafted.tree
-        clock.drafted()
+        laps.append(time.perf_counter())
         inputs = verify_input(self.text, tree, num_cached=self.num_committed)
-        logits = self._verify_pass(inputs, tree)  # every streamed layer crosses the link once
-        clock.passed()
+        hidden = self._run_target(inputs)  # (T, E): every streamed layer crosses the link once
+        logits = LazyLogits(self.target, hidden[-tree.topology.num_nodes :], tree.topology)
+        laps.append(time.perf_counter())
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)  # from the root down
-        clock.walked()
+        laps.append(time.perf_counter())
         emitted = self._commit(grafted, verdict)  # both caches keep the path, in place
         choosing.processor.accept(emitted)
-        done = clock.round(self, grafted, verdict, num_pass_tokens=len(inputs.token_ids), shape=shape)
+        laps.append(time.perf_counter())
+        done = self._record(grafted, verdict, laps, num_pass_tokens=len(inputs.token_ids), shape=shape)
         self.planner.observe(done)
         yield done
         yield TokensAccepted(token_ids=tuple(emitted))
@@ -157,10 +155,6 @@ class Engine:
             max_levels=min(max_levels, MAX_TREE_LEVELS),
         )
 
-    def _verify_pass(self, inputs: PassInput, tree: TokenTree) -> LazyLogits:
-        hidden = self._run_target(inputs)  # (T, E); the tree's N nodes are the last
-        return LazyLogits(self.target, hidden[-tree.topology.num_nodes :], tree.topology)
-
     def _run_target(self, inputs: PassInput) -> torch.Tensor:
         hidden = self.target.run_pass(inputs)
         self.bytes_streamed += self.target.last_pass.bytes_streamed
@@ -177,14 +171,36 @@ class Engine:
         self.text += emitted
         return emitted
 
+    def _record(
+        self, grafted: GraftedTree, verdict: Verdict, laps: Sequence[float], *, num_pass_tokens: int, shape: TreeShape
+    ) -> Round:
+        """Return the round just committed; `laps`: its start, and the ends of draft, pass, walk and commit."""
+        begun, drafted, passed, walked, committed = laps
+        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
+        return Round(
+            parents=tuple(grafted.tree.topology.parents.tolist()),
+            path=verdict.path,
+            draft_seconds=drafted - begun,
+            verify_seconds=committed - drafted,
+            pass_statistics=self.target.last_pass,
+            num_pass_tokens=num_pass_tokens,
+            draft_steps=() if self.drafter is None else tuple(self.drafter.step_seconds),
+            placing_seconds=0.0 if self.drafter is None else self.drafter.placing_seconds,
+            walk_seconds=walked - passed,
+            accepted_ranks=accepted_ranks,
+            num_children=num_children,
+            num_grafted=grafted.num_grafted,
+            is_in_context=isinstance(shape, GrowthLimits),
+        )
+
+    def num_shared(self, prompt: Sequence[int]) -> int:
+        """Return how many tokens of `prompt` the text begins with, its last one apart."""
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self.text, prompt[:-1], strict=False))
+        return sum(1 for _ in same)
+
     def set_text(self, prompt: Sequence[int]) -> None:
         """Make `prompt` the text; what both caches hold of a common prefix is kept."""
-        num_common = 0
-        for old, new in zip(self.text, prompt, strict=False):
-            if old != new:
-                break
-            num_common += 1
-        self.truncate(min(num_common, len(prompt) - 1))
+        self.truncate(self.num_shared(prompt))
         self.text = list(prompt)
 
     def truncate(self, num_tokens: int) -> None:
@@ -198,44 +214,6 @@ class Engine:
         self.target.cache.truncate(self.num_committed)
         if self.drafter is not None:
             self.drafter.roll_back(len(self.text))
-
-
-class _RoundClock:
-    """Times the parts of the round under way, and writes the round down."""
-
-    def __init__(self) -> None:
-        self._begun = self._drafted = self._passed = self._walked = time.perf_counter()
-
-    def drafted(self) -> None:
-        self._drafted = time.perf_counter()
-
-    def passed(self) -> None:
-        self._passed = time.perf_counter()
-
-    def walked(self) -> None:
-        self._walked = time.perf_counter()
-
-    def round(
-        self, engine: Engine, grafted: GraftedTree, verdict: Verdict, *, num_pass_tokens: int, shape: TreeShape
-    ) -> Round:
-        """Return the record of the round that `engine` has just committed."""
-        drafter = engine.drafter
-        accepted_ranks, num_children = grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
-        return Round(
-            parents=tuple(grafted.tree.topology.parents.tolist()),
-            path=verdict.path,
-            draft_seconds=self._drafted - self._begun,
-            verify_seconds=time.perf_counter() - self._drafted,
-            pass_statistics=engine.target.last_pass,
-            num_pass_tokens=num_pass_tokens,
-            draft_steps=() if drafter is None else tuple(drafter.step_seconds),
-            placing_seconds=0.0 if drafter is None else drafter.placing_seconds,
-            walk_seconds=self._walked - self._passed,
-            accepted_ranks=accepted_ranks,
-            num_children=num_children,
-            num_grafted=grafted.num_grafted,
-            is_in_context=isinstance(shape, GrowthLimits),
-        )
 
 
 def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> PassInput:

@@ -4,7 +4,6 @@ Turns a `PromptRequest` into token ids, drives the engine, and ends the answer e
 an end token, a stop string, the token limit or the context's end, also in the middle of an accepted path.
 """
 
-import itertools
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -40,20 +39,12 @@ class Session:
     """Answers requests one after another; what two prompts have in common stays in the caches."""
 
     def __init__(self, engine: Engine, tokenizer: Any, *, end_token_ids: Sequence[int]) -> None:
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self._end_token_ids = frozenset(end_token_ids)
-        self._is_stopped = threading.Event()
-
-    @property
-    def engine(self) -> Engine:
+        self.engine = engine
         """The round loop and its caches."""
-        return self._engine
-
-    @property
-    def end_token_ids(self) -> frozenset[int]:
+        self.end_token_ids = frozenset(end_token_ids)
         """Ids that end an answer."""
-        return self._end_token_ids
+        self._tokenizer = tokenizer
+        self._is_stopped = threading.Event()
 
     def format_prompt(self, request: PromptRequest) -> list[int]:
         """Return the request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
@@ -62,9 +53,8 @@ class Session:
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
         prompt = self.format_prompt(request)
-        most = min(self._engine.num_committed, len(prompt) - 1)
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._engine.text[:most], prompt, strict=False))
-        return PrefillProgress(num_done_tokens=sum(1 for _ in same), num_prompt_tokens=len(prompt))
+        num_cached = min(self.engine.num_committed, self.engine.num_shared(prompt))
+        return PrefillProgress(num_done_tokens=num_cached, num_prompt_tokens=len(prompt))
 
     def stop(self) -> None:
         """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
@@ -84,14 +74,14 @@ class Session:
 
     @property
     def _models(self) -> list[StreamedModel]:
-        drafter = self._engine.drafter
-        return [self._engine.target] if drafter is None else [self._engine.target, drafter.model]
+        drafter = self.engine.drafter
+        return [self.engine.target] if drafter is None else [self.engine.target, drafter.model]
 
     def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
-        engine, params = self._engine, request.params
+        engine, params = self.engine, request.params
         prompt = self._prompt_with_room(request)
         text = AnswerText(self._tokenizer, params.stop, behind=prompt[-4:] if request.is_continued else ())
-        answer = _Answer(text, self._end_token_ids, max_tokens=params.max_new_tokens)
+        answer = _Answer(text, self.end_token_ids, max_tokens=params.max_new_tokens)
         bytes_before = engine.bytes_streamed
         rounds = engine.generate(prompt, params, np.random.default_rng(params.seed))
         try:
@@ -120,9 +110,9 @@ class Session:
 
     def _prompt_with_room(self, request: PromptRequest) -> list[int]:
         prompt = self.format_prompt(request)
-        if len(prompt) >= self._engine.context_tokens:
+        if len(prompt) >= self.engine.context_tokens:
             raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens and the context holds {self._engine.context_tokens}, answer "
+                f"the prompt has {len(prompt)} tokens and the context holds {self.engine.context_tokens}, answer "
                 "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
             )
         return prompt
@@ -136,19 +126,15 @@ class _Answer:
         self._end_token_ids = end_token_ids
         self._max_tokens = max_tokens
         self._begun = time.perf_counter()
-        self._rounds = self._new_tokens = self._first_round_tokens = self._decode_bytes_streamed = 0
-        self._prefill_seconds = self._draft_seconds = self._verify_seconds = self._link_busy_seconds = 0.0
+        self._prefill_seconds = 0.0
+        self._rounds: list[Round] = []
+        self._new_tokens = self._first_round_tokens = 0
         self.finish_reason: FinishReason | None = None
 
     def add_costs(self, done: Round) -> None:
-        self._rounds += 1
-        if self._rounds == 1:
+        self._rounds.append(done)
+        if len(self._rounds) == 1:
             self._prefill_seconds = time.perf_counter() - self._begun
-            return
-        self._draft_seconds += done.draft_seconds
-        self._verify_seconds += done.verify_seconds
-        self._link_busy_seconds += done.pass_statistics.link_busy_seconds
-        self._decode_bytes_streamed += done.pass_statistics.bytes_streamed
 
     def add_tokens(self, token_ids: Sequence[int]) -> str:
         """Add what a round emitted, up to the answer's end, and return the text that it releases."""
@@ -161,7 +147,7 @@ class _Answer:
         elif self.finish_reason == "stop":
             num_added += 1  # the end token
         self._new_tokens += num_added
-        if self._rounds == 1:
+        if len(self._rounds) == 1:
             self._first_round_tokens = num_added
         return released
 
@@ -180,18 +166,19 @@ class _Answer:
         """Return the costs of the finished answer; one that was stopped in its first round is all prefill."""
         seconds = time.perf_counter() - self._begun
         prefill_seconds = self._prefill_seconds if self._rounds else seconds
+        decoding = self._rounds[1:]
         return GenerationStatistics(
             prompt_tokens=prompt_tokens,
             new_tokens=self._new_tokens,
-            rounds=self._rounds,
+            rounds=len(self._rounds),
             prefill_seconds=prefill_seconds,
             decode_seconds=seconds - prefill_seconds,
             decode_tokens=self._new_tokens - self._first_round_tokens,
-            draft_seconds=self._draft_seconds,
-            verify_seconds=self._verify_seconds,
+            draft_seconds=sum((done.draft_seconds for done in decoding), 0.0),
+            verify_seconds=sum((done.verify_seconds for done in decoding), 0.0),
             bytes_streamed=bytes_streamed,
-            link_busy_seconds=self._link_busy_seconds,
-            decode_bytes_streamed=self._decode_bytes_streamed,
+            link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
+            decode_bytes_streamed=sum(done.pass_statistics.bytes_streamed for done in decoding),
         )
 
 

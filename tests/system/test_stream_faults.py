@@ -43,7 +43,7 @@ def fails(opened: OpenSession, match: str) -> None:
     engine = opened.session.engine
     assert engine.target.cache.num_cached == engine.num_committed
     if engine.drafter is not None:
-        assert engine.drafter._model.cache.num_cached == engine.drafter.num_committed
+        assert engine.drafter.model.cache.num_cached == engine.drafter.num_committed
     assert opened.streamer.layers_in_slots == ()
 
 

@@ -117,7 +117,7 @@ def test_an_end_token_is_a_position_and_the_text_ends_there(folders: tuple[Path,
     """Every token ends: texts of one position each."""
     target, draft = folders
     with open_tiny(target, draft=draft, context_tokens=256) as opened:
-        opened.session._end_token_ids = frozenset(range(96))
+        opened.session.end_token_ids = frozenset(range(96))
         writer = TextWriter(opened, requests(*PROMPTS))
         positions = write(writer, [0.0, 1.0], 3, 3)
         assert writer.step()  # sampled texts go on for ever
