@@ -26,7 +26,7 @@ from offload.units import format_bytes
 from profiles.steps import finish
 from runtime.config import EngineConfig
 from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
-from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptStarted
+from runtime.prompts.headless import HeadlessEvent, PromptResult, PromptStarted
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import load_models
 from tui.terminal_text import one_line
@@ -156,17 +156,14 @@ def show_load(
         return finish(loading, show)
 
 
-class RunProgress:
+class RunProgress(Progress):
     """Says on one line of a terminal which prompt is being answered and how it goes; a context manager.
 
     The line is gone whenever a prompt has ended, so that its result can be written to the same terminal.
     """
 
     def __init__(self, console: Console, *, num_prompts: int) -> None:
-        self._console = console
-        self._tokens = 0
-        self._rounds = 0
-        self._bar = Progress(
+        super().__init__(
             SpinnerColumn(),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
@@ -178,37 +175,32 @@ class RunProgress:
             redirect_stderr=False,
             disable=console.quiet,
         )
-        self._task = self._bar.add_task("", total=num_prompts)
+        self._prompts = self.add_task("", total=num_prompts)
         self._name = ""
+        self._num_tokens = self._num_rounds = 0
 
     def show(self, event: HeadlessEvent) -> None:
         """Bring the line up to date with one event of `run_prompts`."""
         if isinstance(event, PromptStarted):
-            self._name, self._tokens, self._rounds = one_line(event.request.id), 0, 0
+            self._name, self._num_tokens, self._num_rounds = one_line(event.request.id), 0, 0
             self._say("prefill")
-            self._bar.start()
+            self.start()
         elif isinstance(event, PrefillProgress):
             self._say(f"prefill {event.num_done_tokens}/{event.num_prompt_tokens}")
         elif isinstance(event, Round):
-            self._rounds += 1
-            self._tokens += event.num_emitted
-            self._say(f"{self._tokens} tokens, {self._tokens / self._rounds:.2f} per pass")
-        elif isinstance(event, PromptEnded):
-            self._bar.advance(self._task)
-            self._bar.stop()
-            if event.result.error is not None:
-                self._console.print(Text(one_line(event.result.error)), style="red")
+            self._num_rounds += 1
+            self._num_tokens += event.num_emitted
+            self._say(f"{self._num_tokens} tokens, {self._num_tokens / self._num_rounds:.2f} per pass")
+        elif isinstance(event, PromptResult):
+            self.advance(self._prompts)
+            self.stop()
+            if event.error is not None:
+                self.console.print(Text(one_line(event.error)), style="red")
         elif isinstance(event, Finished):
             self._say(cost_line(event.statistics))
 
     def _say(self, words: str) -> None:
-        self._bar.update(self._task, description=f"{self._name}: {words}")
-
-    def __enter__(self) -> "RunProgress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.update(self._prompts, description=f"{self._name}: {words}")
 
 
 def _figures(value: float | None) -> str:

@@ -67,14 +67,8 @@ class PromptStarted:
     """Its place among the lines to answer, from 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptEnded:
-    """A line has its result, to be kept before more is asked for."""
-
-    result: PromptResult
-
-
-HeadlessEvent = PromptStarted | Event | PromptEnded
+HeadlessEvent = PromptStarted | Event | PromptResult
+"""A line's result is the last event of the line, to be kept before more is asked for."""
 
 
 def pending_items(items: Iterable[PromptItem], finished_ids: Collection[str]) -> list[PromptItem]:
@@ -89,11 +83,10 @@ def run_prompts(generate: Generate, items: Iterable[PromptItem]) -> Iterator[Hea
     """
     for position, item in enumerate(items, start=1):
         if isinstance(item, BadLine):
-            result = PromptResult(id=item.id, line_number=item.line_number, error=item.error)
+            yield PromptResult(id=item.id, line_number=item.line_number, error=item.error)
         else:
             yield PromptStarted(item, position)
-            result = yield from _answer(generate, item)
-        yield PromptEnded(result)
+            yield (yield from _answer(generate, item))
 
 
 def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None, PromptResult]:

@@ -6,10 +6,10 @@ whole raises PromptFileError. Whether the tokenizer has a chat template is for t
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
@@ -48,11 +48,6 @@ class PromptRequest:
 
     def __post_init__(self) -> None:
         assert (self.messages is None) != (self.prompt is None), "a request has messages or a raw prompt"
-
-    @property
-    def is_raw(self) -> bool:
-        """Return whether the text is tokenised as it stands, without the chat template."""
-        return self.prompt is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +98,12 @@ def read_prompts(
             item_id = _unused_id(fields, line_number, line_number_of_id=line_number_of_id)
             messages = _conversation(fields, system=system, is_raw=is_raw)
             prompt = fields["prompt"] if messages is None else None
-            params = _sampling_params(fields, defaults)
-            request = PromptRequest(
-                id=item_id, messages=messages, prompt=prompt, params=params, line_number=line_number
+            given = {key: fields[key] for key in _PARAMS_OPTIONS if key in fields}
+            chosen = {key: _field_value(_PARAMS_OPTIONS[key].kind, value, key) for key, value in given.items()}
+            params = replace(defaults, **chosen)
+            items.append(
+                PromptRequest(id=item_id, messages=messages, prompt=prompt, params=params, line_number=line_number)
             )
-            items.append(request)
         except (PromptFileError, OptionError) as error:
             items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {error}"))
     if not items:
@@ -223,41 +219,27 @@ def _message(turn: object, position: int) -> Message:
     return Message(turn["role"], _text(turn["content"], f"the content of {name}"))
 
 
-def _sampling_params(fields: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
-    changes = {
-        name: _field_value(option.kind, fields[name], name)
-        for name, option in _PARAMS_OPTIONS.items()
-        if name in fields
-    }
-    return replace(defaults, **changes)
-
-
 def _field_value(kind: Any, value: object, key: str) -> Any:
-    if kind is int:
-        return _whole_number(value, key)
+    """Return the value of a field of `SamplingParams` of this kind."""
     if kind is float:
         return _number(value, key)
+    if kind is int:
+        if not _is_whole_number(value):
+            raise PromptFileError(f"{key} is {_describe(value)}; it must be a whole number")
+        return value
     if kind == tuple[int, ...]:
-        return _token_ids(value, key)
+        if not isinstance(value, list) or not all(map(_is_whole_number, value)):
+            raise PromptFileError(
+                f"{key} is {_describe(value)}; it must be a list of token ids, which are whole numbers"
+            )
+        return tuple(value)
     if kind == tuple[str, ...]:
-        return _texts(value, key)
+        return tuple(_text(text, key) for text in (value if isinstance(value, list) else [value]))
     return _text(value, key)
 
 
-def _whole_number(value: object, key: str) -> int:
-    if not _is_whole_number(value):
-        raise PromptFileError(f"{key} is {_describe(value)}; it must be a whole number")
-    return value
-
-
-def _is_whole_number(value: object) -> TypeGuard[int]:
+def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _token_ids(value: object, key: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(map(_is_whole_number, value)):
-        raise PromptFileError(f"{key} is {_describe(value)}; it must be a list of token ids, which are whole numbers")
-    return tuple(value)
 
 
 def _number(value: object, key: str) -> float:
@@ -267,11 +249,6 @@ def _number(value: object, key: str) -> float:
         return float(value)
     except OverflowError as error:
         raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error
-
-
-def _texts(value: object, key: str) -> tuple[str, ...]:
-    texts: Sequence[object] = value if isinstance(value, list) else [value]
-    return tuple(_text(text, key) for text in texts)
 
 
 def _text(value: object, name: str) -> str:

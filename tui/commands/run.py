@@ -7,18 +7,25 @@ independent draws.
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self, TextIO
 
 import typer
 
 from runtime.config import EngineConfig
 from runtime.errors import OptionError
-from runtime.events import Event
-from runtime.prompts.headless import PromptItem, pending_items, run_prompts
-from runtime.prompts.prompt_file import read_prompts
+from runtime.events import Event, GenerationStatistics, TextDelta
+from runtime.prompts.headless import (
+    HeadlessEvent,
+    PromptItem,
+    PromptResult,
+    PromptStarted,
+    pending_items,
+    run_prompts,
+)
+from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import (
@@ -31,18 +38,10 @@ from tui.options import (
     with_option_groups,
 )
 from tui.printing import RunProgress, cost_line, open_session_in_sight, progress_console, show_load
+from tui.terminal_text import one_line, strip_terminal_escapes
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TextIO
-
-from runtime.events import GenerationStatistics, TextDelta
-from runtime.prompts.headless import HeadlessEvent, PromptEnded, PromptResult, PromptStarted
-from runtime.prompts.prompt_file import PromptRequest
-from tui.terminal_text import one_line, strip_terminal_escapes
 
 
 @with_option_groups
@@ -70,9 +69,9 @@ def run(
         progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
         for event in run_prompts(generate, items):
             progress.show(event)
-            if isinstance(event, PromptEnded):
-                results.append(event.result)
-                num_errors += event.result.error is not None
+            if isinstance(event, PromptResult):
+                results.append(event)
+                num_errors += event.error is not None
     return _report_errors(num_errors, len(items))
 
 
@@ -105,7 +104,7 @@ def compare(
     out.write("\n== plain ==\n")
     plain = _show_all(replace(config, draft="none"), items, console, out)
     out.write("\n== tree ==\n")
-    comparison = Comparison(plain=plain, tree=_show_all(config, items, console, out, earlier=plain))
+    comparison = Comparison.of(plain, _show_all(config, items, console, out, earlier=plain))
     out.write("\n" + "\n".join(comparison.lines()) + "\n")
     if as_json:
         sys.stdout.write(json.dumps(comparison.to_record()) + "\n")
@@ -139,43 +138,32 @@ def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], consol
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The results of the same lines under plain streaming and with a tree."""
+    """The lines that were answered both under plain streaming and with a tree."""
 
-    plain: Sequence[PromptResult]
-    """One result per line, in order."""
-    tree: Sequence[PromptResult]
-    """One result per line, in the same order."""
+    plain_total: GenerationStatistics
+    """What they cost under plain streaming."""
+    tree_total: GenerationStatistics
+    num_answered: int
+    num_fixed: int
+    """Of them, those whose two texts must be the same."""
+    num_identical: int
+    """Of these, those whose texts are the same, to the last character."""
+    num_errors: int
+    """Lines that one of the two did not answer."""
 
-    @property
-    def answered(self) -> list[tuple[PromptResult, PromptResult]]:
-        """The (plain, tree) pairs of lines that both answered."""
-        pairs = zip(self.plain, self.tree, strict=True)
-        return [(plain, tree) for plain, tree in pairs if plain.error is None and tree.error is None]
-
-    @property
-    def fixed(self) -> list[tuple[PromptResult, PromptResult]]:
-        """The pairs whose two texts must be the same."""
-        return [(plain, tree) for plain, tree in self.answered if tree.is_text_fixed]
-
-    @property
-    def num_identical(self) -> int:
-        """Lines whose two texts must be the same and are, to the last character."""
-        return sum(plain.text == tree.text for plain, tree in self.fixed)
-
-    @property
-    def num_errors(self) -> int:
-        """Lines that one of the two did not answer."""
-        return len(self.plain) - len(self.answered)
-
-    @property
-    def plain_total(self) -> GenerationStatistics:
-        """What the answered lines cost under plain streaming."""
-        return _total(plain for plain, _ in self.answered)
-
-    @property
-    def tree_total(self) -> GenerationStatistics:
-        """What the same lines cost with a tree."""
-        return _total(tree for _, tree in self.answered)
+    @classmethod
+    def of(cls, plain: Sequence[PromptResult], tree: Sequence[PromptResult]) -> Self:
+        """Compare one result per line, in order, with those of the same lines."""
+        pairs = [pair for pair in zip(plain, tree, strict=True) if pair[0].error is None and pair[1].error is None]
+        fixed = [(before, after) for before, after in pairs if after.is_text_fixed]
+        return cls(
+            plain_total=_total(before for before, _ in pairs),
+            tree_total=_total(after for _, after in pairs),
+            num_answered=len(pairs),
+            num_fixed=len(fixed),
+            num_identical=sum(before.text == after.text for before, after in fixed),
+            num_errors=len(plain) - len(pairs),
+        )
 
     @property
     def speedup(self) -> float | None:
@@ -186,10 +174,12 @@ class Comparison:
     def lines(self) -> tuple[str, str]:
         """The comparison for people: one line for plain streaming, one for the tree."""
         faster = "" if self.speedup is None else f"{self.speedup:.2f}x as fast, "
-        num_free = len(self.answered) - len(self.fixed)
-        verdicts = [f"{self.num_identical} of {len(self.fixed)} texts identical"] if self.fixed or not num_free else []
-        verdicts += [f"{num_free} texts sampled anew"] if num_free else []
-        verdict = faster + ", ".join(verdicts)
+        num_free = self.num_answered - self.num_fixed
+        identical = (
+            f"{self.num_identical} of {self.num_fixed} texts identical" if self.num_fixed or not num_free else ""
+        )
+        anew = f"{num_free} texts sampled anew" if num_free else ""
+        verdict = faster + ", ".join(filter(None, (identical, anew)))
         return f"plain  {cost_line(self.plain_total)}", f"tree   {cost_line(self.tree_total)}   {verdict}"
 
     def to_record(self) -> dict[str, Any]:
@@ -198,8 +188,8 @@ class Comparison:
             "plain": _costs(self.plain_total),
             "tree": _costs(self.tree_total),
             "speedup": self.speedup,
-            "num_answered": len(self.answered),
-            "num_fixed": len(self.fixed),
+            "num_answered": self.num_answered,
+            "num_fixed": self.num_fixed,
             "num_identical": self.num_identical,
             "num_errors": self.num_errors,
         }
@@ -215,9 +205,9 @@ def show_answers(
             out.write(f"\n[{event.position}/{num_prompts}] {_question(event.request)}\n")
         elif isinstance(event, TextDelta):
             out.write(strip_terminal_escapes(event.text))
-        elif isinstance(event, PromptEnded):
-            results.append(event.result)
-            out.write(f"\n{_closing_line(event.result, earlier[len(results) - 1 :])}\n")
+        elif isinstance(event, PromptResult):
+            results.append(event)
+            out.write(f"\n{_closing_line(event, earlier[len(results) - 1 :])}\n")
         out.flush()
     return results
 
@@ -232,14 +222,10 @@ def _closing_line(result: PromptResult, earlier: Sequence[PromptResult]) -> str:
         return f"  error: {one_line(result.error or '')}"
     verdict = ""
     if earlier and earlier[0].text is not None:
-        verdict = _verdict(earlier[0], result)
+        verdict = "   identical" if earlier[0].text == result.text else "   DIFFERS from plain streaming"
+        if not result.is_text_fixed:
+            verdict = f"   another sample ({result.verification})"
     return f"  ({cost_line(result.statistics)}{verdict})"
-
-
-def _verdict(plain: PromptResult, tree: PromptResult) -> str:
-    if not tree.is_text_fixed:
-        return f"   another sample ({tree.verification})"
-    return "   identical" if plain.text == tree.text else "   DIFFERS from plain streaming"
 
 
 def _total(results: Iterable[PromptResult]) -> GenerationStatistics:

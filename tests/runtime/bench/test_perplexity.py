@@ -101,7 +101,7 @@ def test_a_text_too_short_or_too_long_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_text_is_tokenised_as_it_stands() -> None:
-    assert text_request(TEXT).is_raw
+    assert text_request(TEXT).prompt is not None
     assert text_request(TEXT).prompt == TEXT
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from offload.errors import LinkError
 from runtime.events import PrefillProgress, TextDelta
-from runtime.prompts.headless import PromptEnded, PromptResult, PromptStarted, pending_items, run_prompts
+from runtime.prompts.headless import PromptResult, PromptStarted, pending_items, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import STATISTICS, echo
 
@@ -15,7 +15,7 @@ BAD = BadLine(2, "2", "prompts.txt line 2: is bad")
 
 
 def results(events):
-    return [event.result for event in events if isinstance(event, PromptEnded)]
+    return [event for event in events if isinstance(event, PromptResult)]
 
 
 def test_answers_come_in_order_with_the_engines_events_between():

@@ -33,7 +33,7 @@ def test_txt_has_one_prompt_a_line_and_skips_blank_ones(tmp_path):
         ("1", 1, (Message("user", "first"),)),
         ("4", 4, (Message("user", "second"),)),
     ]
-    assert all(item.params == DEFAULTS and not item.is_raw for item in items)
+    assert all(item.params == DEFAULTS and item.prompt is None for item in items)
 
 
 def test_every_prompt_file_that_comes_with_it_can_be_read():
@@ -106,7 +106,7 @@ def test_a_whole_number_is_an_id_too(tmp_path):
 
 def test_raw_prompts_keep_their_text(tmp_path):
     item = read_line(tmp_path, {"prompt": "  Once upon\n"}, is_raw=True)
-    assert (item.prompt, item.messages, item.is_raw) == ("  Once upon\n", None, True)
+    assert (item.prompt, item.messages) == ("  Once upon\n", None)
 
 
 def test_the_lines_own_system_turn_wins_over_the_default(tmp_path):

@@ -176,7 +176,7 @@ KILLED_RUN = """
 import sys
 from pathlib import Path
 from tests.support.answer_fakes import echo
-from runtime.prompts.headless import PromptEnded, run_prompts
+from runtime.prompts.headless import PromptResult, run_prompts
 from runtime.prompts.prompt_file import read_prompts
 from runtime.prompts.result_file import ResultFile
 from runtime.config import SamplingParams
@@ -189,8 +189,8 @@ def generate(request):
 
 with ResultFile(Path(sys.argv[2]), is_resumed=False) as results:
     for event in run_prompts(generate, read_prompts(sys.argv[1], SamplingParams())):
-        if isinstance(event, PromptEnded):
-            results.append(event.result)
+        if isinstance(event, PromptResult):
+            results.append(event)
 """
 
 

@@ -25,7 +25,7 @@ FAILED = PromptResult(id="a", line_number=1, error="no")
 def test_two_lines_compare_the_costs():
     plain = [result("one", decode_seconds=6.0, rounds=8), result("two", decode_seconds=6.0, rounds=8)]
     tree = [result("one"), result("other")]
-    assert Comparison(plain, tree).lines() == (
+    assert Comparison.of(plain, tree).lines() == (
         "plain  1.00 s/token   1.00 tokens/pass   8.00 MB streamed   link 40 % busy",
         "tree   0.5 s/token   2.00 tokens/pass   8.00 MB streamed   link 80 % busy   "
         "2.00x as fast, 1 of 2 texts identical",
@@ -33,20 +33,20 @@ def test_two_lines_compare_the_costs():
 
 
 def test_only_lines_that_both_answered_are_compared():
-    comparison = Comparison([result("one"), FAILED, result("three")], [FAILED, FAILED, result("three")])
-    assert (len(comparison.answered), comparison.num_identical, comparison.num_errors) == (1, 1, 2)
+    comparison = Comparison.of([result("one"), FAILED, result("three")], [FAILED, FAILED, result("three")])
+    assert (comparison.num_answered, comparison.num_identical, comparison.num_errors) == (1, 1, 2)
     assert comparison.plain_total == statistics()
 
 
 def test_nothing_answered_is_no_division_by_zero():
-    comparison = Comparison([FAILED], [FAILED])
+    comparison = Comparison.of([FAILED], [FAILED])
     assert comparison.speedup is None
     assert comparison.lines()[1].endswith("0 of 0 texts identical")
     json.dumps(comparison.to_record(), allow_nan=False)
 
 
 def test_the_record_has_both_costs_and_the_verdict():
-    record = Comparison([result("one")], [result("one", decode_seconds=1.5)]).to_record()
+    record = Comparison.of([result("one")], [result("one", decode_seconds=1.5)]).to_record()
     assert record["speedup"] == 2.0
     assert (record["num_answered"], record["num_identical"], record["num_errors"]) == (1, 1, 0)
     assert record["num_fixed"] == 1
@@ -82,10 +82,10 @@ def test_each_answer_is_marked_against_the_earlier_one():
 def test_only_texts_that_the_seed_decides_are_expected_to_be_identical():
     plain = [result("a"), result("b", "coupled"), result("c", "sequoia"), result("d", "sequoia")]
     tree = [result("a"), result("B", "coupled"), result("c", "sequoia"), result("D", "sequoia")]
-    comparison = Comparison(plain, tree)
+    comparison = Comparison.of(plain, tree)
     assert comparison.lines()[1].endswith("1 of 2 texts identical, 2 texts sampled anew")
     assert (comparison.to_record()["num_fixed"], comparison.num_identical) == (2, 1)
-    assert Comparison(plain[2:], tree[2:]).lines()[1].endswith("as fast, 2 texts sampled anew")
+    assert Comparison.of(plain[2:], tree[2:]).lines()[1].endswith("as fast, 2 texts sampled anew")
 
 
 def test_another_sample_is_not_called_a_difference():
