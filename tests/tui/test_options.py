@@ -1,38 +1,62 @@
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
 
-from runtime.config import EngineConfig, SamplingParams
+from runtime.config import EngineConfig, Option, SamplingParams
 from runtime.errors import OptionError
-from tui.options import AnswerOptions, DraftOptions, EngineOptions, ResultOptions, with_option_groups
+from tui.options import AnsweringConfig, DraftingConfig, PlainConfig, with_option_groups
+
+
+def made(kind: Any, *arguments: str) -> Any:
+    """What a command gets that takes a `kind`."""
+    found = []
+
+    @with_option_groups
+    def command(options: kind) -> int:
+        found.append(options)
+        return 0
+
+    app = typer.Typer()
+    app.command()(command)
+    app(list(arguments), standalone_mode=False)
+    return found[0]
 
 
 def test_the_commands_defaults_are_those_of_the_engine_and_the_answers():
     """Two tables of defaults would drift apart."""
-    assert EngineOptions().to_config(DraftOptions()) == EngineConfig()
-    assert AnswerOptions().to_params() == SamplingParams()
+    assert made(DraftingConfig) == EngineConfig()
+    assert made(SamplingParams) == SamplingParams()
+
+
+ENGINE_CHOICES = {
+    "--target": "t",
+    "--context": "100",
+    "--compute-dtype": "float32",
+    "--device-memory": "2.2GB",
+    "--host-memory": "1GB",
+    "--device": "cuda:0",
+    "--emulate-link": "25GB/s",
+    "--emulate-disk": "3GB/s",
+    "--ring-slots": "3",
+    "--io": "buffered",
+    "--reader-threads": "2",
+    "--draft": "d",
+    "--tree": "64x10",
+    "--draft-format": "stored",
+    "--lookup": "on",
+}
+
+
+def typed(choices: dict[str, str]) -> list[str]:
+    return [word for pair in choices.items() for word in pair]
 
 
 def test_every_engine_choice_can_be_made_on_the_command_line():
-    engine = EngineOptions(
-        target="t",
-        context=100,
-        compute_dtype="float32",
-        device_memory="2.2GB",
-        host_memory="1GB",
-        device="cuda:0",
-        emulate_link="25GB/s",
-        emulate_disk="3GB/s",
-        ring_slots=3,
-        io="buffered",
-        reader_threads=2,
-    )
-    drafting = DraftOptions(draft="d", tree="64x10", draft_format="stored", share_layers=True)
-    config = AnswerOptions().applied_to(engine.to_config(drafting))
+    config = made(AnsweringConfig, *typed(ENGINE_CHOICES), "--share-layers")
     default = EngineConfig()
     for field in dataclasses.fields(EngineConfig):
         assert getattr(config, field.name) != getattr(default, field.name), field.name
@@ -40,25 +64,27 @@ def test_every_engine_choice_can_be_made_on_the_command_line():
 
 
 def test_without_draft_options_streaming_is_plain():
-    assert EngineOptions().to_config().is_plain
+    assert made(PlainConfig) == EngineConfig(draft="none")
+    for hidden in ("--draft", "--tree", "--lookup"):
+        with pytest.raises(Exception, match="No such option"):
+            made(PlainConfig, hidden, "none")
 
 
 def test_every_sampling_choice_can_be_made_on_the_command_line():
-    params = AnswerOptions(
-        max_new_tokens=1,
-        temperature=0.5,
-        top_p=0.5,
-        top_k=5,
-        min_p=0.1,
-        repetition_penalty=1.1,
-        presence_penalty=0.2,
-        frequency_penalty=0.3,
-        ban_token=[4, 5],
-        force_token=[7, 6],
-        seed=5,
-        verification="coupled",
-        stop=["a", "b"],
-    ).to_params()
+    choices = {
+        "--max-new-tokens": "1",
+        "--temperature": "0.5",
+        "--top-p": "0.5",
+        "--top-k": "5",
+        "--min-p": "0.1",
+        "--repetition-penalty": "1.1",
+        "--presence-penalty": "0.2",
+        "--frequency-penalty": "0.3",
+        "--seed": "5",
+        "--verification": "coupled",
+    }
+    repeated = ["--ban-token", "4", "--ban-token", "5", "--force-token", "7", "--force-token", "6", "--stop", "a"]
+    params = made(SamplingParams, *typed(choices), *repeated)
     assert (params.banned_tokens, params.forced_tokens) == ((4, 5), (7, 6))
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.1, 0.2, 0.3)
     default = SamplingParams()
@@ -67,26 +93,21 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
 
 
 def test_answers_look_up_unless_they_are_told_not_to():
-    assert AnswerOptions().applied_to(EngineConfig()).lookup == "on"
-    assert AnswerOptions(lookup="off").applied_to(EngineConfig()) == EngineConfig()
+    assert made(AnsweringConfig).lookup == "on"
+    assert made(AnsweringConfig, "--lookup", "off") == EngineConfig()
     with pytest.raises(OptionError, match="lookup is 'maybe'; it must be one of on, off"):
-        AnswerOptions(lookup="maybe").applied_to(EngineConfig())
+        made(AnsweringConfig, "--lookup", "maybe")
 
 
 def test_a_memory_budget_that_is_none_names_its_option():
     with pytest.raises(OptionError, match="--host-memory"):
-        EngineOptions(host_memory="much").to_config()
-
-
-def test_resume_needs_a_file():
-    with pytest.raises(OptionError, match="--resume needs the file"):
-        ResultOptions(resume=True)
+        made(PlainConfig, "--host-memory", "much")
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    size: Annotated[int, typer.Option(help="Size.")] = 3
-    name: Annotated[str, typer.Option()] = "x"
+    size: Annotated[int, Option("Size.", "Sizes")] = 3
+    name: Annotated[str, Option("Name.", "Names")] = "x"
 
 
 def test_a_group_becomes_one_parameter_per_field():

@@ -17,7 +17,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest, read_requests
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
-from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.options import DraftingConfig, PlainConfig, Quiet, with_option_groups
 from tui.printing import announce, measurement_tables, open_session_in_sight, progress_console, show_load
 
 if TYPE_CHECKING:
@@ -34,15 +34,13 @@ _INCHES = (12.0, 10.0)
 
 @bench_app.command()
 @with_option_groups
-def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
+def stream(config: PlainConfig, *, quiet: Quiet = False) -> int:
     """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line.
 
     Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
     """
     console = progress_console(is_quiet=quiet)
-    config = _with_defaults(
-        engine.to_config(), context_tokens=32, device_memory_bytes=0
-    )  # more context is never touched
+    config = _with_defaults(config, context_tokens=32, device_memory_bytes=0)  # more context is never touched
     with open_session_in_sight(config, [], console) as opened:
         from runtime.bench.stream import run_stream
 
@@ -53,8 +51,7 @@ def stream(engine: EngineOptions, *, quiet: Quiet = False) -> int:
 @bench_app.command("round")
 @with_option_groups
 def round_(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 12,
     temperature: Annotated[float, typer.Option(help="Of draft and target; 0 is greedy.", min=0)] = 0.0,
@@ -65,7 +62,7 @@ def round_(
 
     Without --tree a tree of 64 nodes and 10 levels is verified in every round.
     """
-    config = _with_defaults(engine.to_config(drafting), context_tokens=512)
+    config = _with_defaults(config, context_tokens=512)
     if config.tree in ("auto", "static") and not config.is_plain:
         config = replace(config, tree="64x10")
     if config.tree_kind == "dynamic":
@@ -82,8 +79,7 @@ def round_(
 @bench_app.command()
 @with_option_groups
 def validate(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     prompts: Prompts = None,
     calibration: Annotated[
@@ -109,7 +105,7 @@ def validate(
 
     Without --device-memory no layer stays resident.
     """
-    config = _drafting(engine.to_config(drafting), "leaves nothing to validate")
+    config = _drafting(config, "leaves nothing to validate")
     if config.link is not None or config.tree != "auto":
         raise OptionError("--emulate-link and --tree are what this command goes through; give --link instead")
     config = _with_defaults(config, context_tokens=512, device_memory_bytes=0)
@@ -135,8 +131,7 @@ def validate(
 @bench_app.command()
 @with_option_groups
 def trees(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     prompts: Prompts = None,
     nodes: Annotated[
@@ -155,7 +150,7 @@ def trees(
     The target writes each text once, greedily or with its seed's noise; rounds are then played along it with the draft
     alone, which emit exactly what rounds with the target would.
     """
-    config = _with_defaults(_drafting(engine.to_config(drafting), "grows no tree"), context_tokens=1024)
+    config = _with_defaults(_drafting(config, "grows no tree"), context_tokens=1024)
     if config.tree != "auto":
         raise OptionError("--tree is what this command compares; give --nodes and --levels instead")
     sizes, temperatures = nodes or [64, 128, 512], temperature or [0.0, 0.6, 1.0]
@@ -174,8 +169,7 @@ def trees(
 @bench_app.command()
 @with_option_groups
 def ratio(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 96,
@@ -188,7 +182,7 @@ def ratio(
 
     Without --device-memory no layer stays resident. The paper had 9.5 at temperature 0 and 9.3 at 0.6.
     """
-    config = _drafting(engine.to_config(drafting), "leaves nothing to compare")
+    config = _drafting(config, "leaves nothing to compare")
     if config.link is not None:
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
@@ -203,8 +197,7 @@ def ratio(
 @bench_app.command()
 @with_option_groups
 def robustness(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     prompts: Prompts = None,
     positions: Annotated[int, typer.Option(help="Tokens to look at with each setting.", min=2)] = 128,
@@ -220,7 +213,7 @@ def robustness(
     Over temperatures 0 to 2 and top-p 0.8, 0.9 and 1, on texts that the target writes with each of them. Tokens per
     pass are predicted from the acceptance measured here, for each scheme's own best tree.
     """
-    config = _drafting(engine.to_config(drafting), "leaves nothing to verify")
+    config = _drafting(config, "leaves nothing to verify")
     config = _with_defaults(config, context_tokens=4096)  # 85 texts side by side of 32 tokens, and their prompts
     if plot is not None:
         check_plot_path(plot)
@@ -239,7 +232,7 @@ def robustness(
 @bench_app.command()
 @with_option_groups
 def perplexity(
-    engine: EngineOptions,
+    config: PlainConfig,
     *,
     text: Annotated[
         Path | None, typer.Option(help="The text to predict, UTF-8.", show_default="one that comes with it")
@@ -257,7 +250,7 @@ def perplexity(
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OptionError(f"the text {path} cannot be read: {reason}; give a text file with --text") from error
     console = progress_console(is_quiet=quiet)
-    config = _located(engine.to_config(), console)
+    config = _located(config, console)
     from runtime.bench.perplexity import run_perplexity
 
     _show(run_perplexity(config, content, source=str(path), is_compared=beside_transformers), console)

@@ -22,7 +22,7 @@ from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from tui.environment import cache_folder, packaged_prompts
-from tui.options import DraftOptions, EngineOptions, Quiet, with_option_groups
+from tui.options import DraftingConfig, Quiet, with_option_groups
 from tui.printing import measurement_tables, open_session_in_sight, progress_console
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ _SHOWN_RANKS = 8
 
 @with_option_groups
 def calibrate(
-    engine: EngineOptions,
-    drafting: DraftOptions,
+    config: DraftingConfig,
     *,
     prompts: Annotated[
         str | None,
@@ -56,7 +55,6 @@ def calibrate(
     began = time.monotonic()
     if quick and thorough:
         raise OptionError("--quick and --thorough exclude each other; give one of them, or neither for three minutes")
-    config = engine.to_config(drafting)
     if config.is_plain:
         raise OptionError(
             "--draft none leaves nothing to calibrate, since a profile is of a target with its draft; leave it out, or "

@@ -14,7 +14,7 @@ import typer
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.environment import conversation_database, export_folder, settings_file
-from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups
+from tui.options import AnsweringConfig, TurnOptions, with_option_groups
 
 if TYPE_CHECKING:
     from tui.chat.settings.file import Overrides
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 @with_option_groups
 def chat(
     command_line: typer.Context,
-    engine: EngineOptions,
-    drafting: DraftOptions,
-    answers: AnswerOptions,
+    config: AnsweringConfig,
+    params: SamplingParams,
     turns: TurnOptions,
     *,
     conversation: Annotated[
@@ -40,7 +39,6 @@ def chat(
         raise OptionError("chat needs a terminal; answer a prompt file with overstory run instead")
     if os.name == "posix" and not sys.stderr.isatty():
         raise OptionError("chat draws on stderr, which is redirected; leave it on the terminal")
-    config, params = answers.applied_to(engine.to_config(drafting)), answers.to_params()
     overrides = typed_overrides(command_line, config, params, turns)
     return run_chat(overrides, conversation_id=conversation, is_last=last, has_mouse=mouse)
 

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TextIO
 
 import typer
 
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
 from runtime.events import Event, GenerationStatistics, TextDelta
 from runtime.prompts.headless import (
@@ -28,15 +29,7 @@ from runtime.prompts.headless import (
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.environment import cache_folder, packaged_prompts
-from tui.options import (
-    AnswerOptions,
-    DraftOptions,
-    EngineOptions,
-    Quiet,
-    ResultOptions,
-    TurnOptions,
-    with_option_groups,
-)
+from tui.options import AnsweringConfig, Quiet, TurnOptions, with_option_groups
 from tui.printing import RunProgress, cost_line, open_session_in_sight, progress_console, show_load
 from tui.terminal_text import one_line, strip_terminal_escapes
 
@@ -49,21 +42,26 @@ def run(
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="A .txt or .jsonl prompt file, or - for standard input.")
     ],
-    engine: EngineOptions,
-    drafting: DraftOptions,
-    answers: AnswerOptions,
+    config: AnsweringConfig,
+    params: SamplingParams,
     turns: TurnOptions,
-    destination: ResultOptions,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Append results to this file.", show_default="stdout")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already answers.")] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Answer a prompt file; results are JSON lines, in order."""
-    items = read_prompts(prompts, answers.to_params(), system=turns.system, is_raw=turns.raw)
-    config = answers.applied_to(engine.to_config(drafting))
-    console = progress_console(is_quiet=destination.quiet)
+    if resume and output is None:
+        raise OptionError("--resume needs the file to go on with; add --output FILE")
+    items = read_prompts(prompts, params, system=turns.system, is_raw=turns.raw)
+    console = progress_console(is_quiet=quiet)
     num_errors = 0
     with ExitStack() as stack:
         results: ResultFile | ResultStream = ResultStream(sys.stdout)
-        if destination.output is not None:
-            results = stack.enter_context(ResultFile(destination.output, is_resumed=destination.resume))
+        if output is not None:
+            results = stack.enter_context(ResultFile(output, is_resumed=resume))
         items = pending_items(items, results.finished_ids)
         generate = stack.enter_context(_answering(config, items, console))
         progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
@@ -77,9 +75,8 @@ def run(
 
 @with_option_groups
 def compare(
-    engine: EngineOptions,
-    drafting: DraftOptions,
-    answers: AnswerOptions,
+    config: AnsweringConfig,
+    params: SamplingParams,
     turns: TurnOptions,
     *,
     prompts: Annotated[
@@ -92,11 +89,10 @@ def compare(
     quiet: Quiet = False,
 ) -> int:
     """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare."""
-    config = answers.applied_to(engine.to_config(drafting))
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     path = packaged_prompts("demo.jsonl") if prompts is None else prompts
-    items = read_prompts(path, answers.to_params(), system=turns.system, is_raw=turns.raw)
+    items = read_prompts(path, params, system=turns.system, is_raw=turns.raw)
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout
     if any(isinstance(item, PromptRequest) for item in items):

@@ -15,12 +15,13 @@ import psutil
 import pytest
 import typer
 
+from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from tui.chat.errors import UnknownConversationError
 from tui.chat.settings.file import Overrides
 from tui.cli import execute
 from tui.commands.chat import open_conversations, run_chat, typed_overrides
-from tui.options import AnswerOptions, DraftOptions, EngineOptions, TurnOptions, with_option_groups
+from tui.options import AnsweringConfig, TurnOptions, with_option_groups
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +38,10 @@ def overrides_of(*arguments):
     @with_option_groups
     def command(
         command_line: typer.Context,
-        engine: EngineOptions,
-        drafting: DraftOptions,
-        answers: AnswerOptions,
+        config: AnsweringConfig,
+        params: SamplingParams,
         turns: TurnOptions,
     ) -> int:
-        config, params = answers.applied_to(engine.to_config(drafting)), answers.to_params()
         found.append(typed_overrides(command_line, config, params, turns))
         return 0
 
