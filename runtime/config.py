@@ -106,7 +106,8 @@ def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
         raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(allowed)}")
 
 
-def _check_choices(options: Any) -> None:
+def check_choices(options: Any) -> None:
+    """Raise OptionError where an option has another value than one of its choices."""
     for name, option in options_of(type(options)).items():
         if option.choices:
             check_choice(name, getattr(options, name), option.choices)
@@ -251,7 +252,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise OptionError(f"{name} is {value}; it must be {minimum} or more")
-        _check_choices(self)
+        check_choices(self)
         model = "a model folder or a hub name"
         for name, what in {"target": model, "draft": model, "device": "auto, cpu, or one as in cuda:0"}.items():
             text = getattr(self, name)
@@ -375,7 +376,7 @@ class SamplingParams:
         for name, found, expected, is_fine in problems:
             if not is_fine:
                 raise OptionError(f"{name} is {found}; it must be {expected}")
-        _check_choices(self)
+        check_choices(self)
 
     @property
     def is_greedy(self) -> bool:

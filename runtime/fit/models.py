@@ -1,17 +1,15 @@
 """Finds a model's sizes by what a person calls it: a folder, a known model, or a name on the hub.
 
-They come from its config.json alone, plain JSON that is read as hostile: no transformers, no class of a model is looked
-up. Known models need no file: excerpts of theirs stand in profiles/builtin/models.json. Of a model on the hub only that
-file is fetched. What is not a dense decoder is refused in a sentence. Where a folder has its safetensors too, their
-bytes tell whether the sizes were understood.
+Only config.json is read, as untrusted plain JSON: no class of transformers is looked up. For known models an excerpt
+of it stands in profiles/builtin/models.json; of a model on the hub only that file is fetched.
 """
 
 import difflib
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from runtime.errors import OptionError
 from runtime.fit.shapes import ModelShape
 
 TOLERATED_DIFFERENCE = 0.06
-"""By how much the bytes of the files may differ from those of the sizes before it is said; plain NF4 scales are 5 %."""
+"""Share by which the files' bytes may differ from the sizes' before a note says so; plain NF4 scales are 5 %."""
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -44,19 +42,7 @@ _LARGEST_SIZE = 1 << 24
 _ASKING_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class FoundShape:
-    """A model's sizes, and what there is to say about them."""
-
-    shape: ModelShape
-    """The sizes."""
-    folder: Path | None = None
-    """Where its weights are; None if they are not on this machine."""
-    note: str | None = None
-    """Why the sizes may be wrong; None where nothing says so."""
-
-
-def find_model(name: str, *, what: str) -> FoundShape:
+def find_model(name: str, *, what: str) -> ModelShape:
     """Return the sizes of a folder, a known model or a hub name; `what` names it in errors.
 
     Raises:
@@ -76,7 +62,7 @@ def find_model(name: str, *, what: str) -> FoundShape:
         raise CheckpointError(f"{what} {name!r:.80} is a file; expected the model folder that holds it")
     known = find_shape(name)
     if known is not None:
-        return FoundShape(known)
+        return known
     if is_hub_name(name):
         return shape_on_hub(name)
     names = {_key(known): known.lower() for known in known_shapes()}
@@ -91,29 +77,31 @@ def find_shape(name: str) -> ModelShape | None:
     return next((shape for shape in known_shapes().values() if _key(shape.name) == wanted), None)
 
 
-def usual_draft(target: ModelShape) -> ModelShape | None:
-    """Return the small model of the same family that drafts for this one; None if none is known."""
-    draft = next((one["usual_draft"] for one in _known_models() if one["name"] == target.name), None)
-    return None if draft is None else known_shapes()[draft]
+def usual_draft(name: str) -> ModelShape | None:
+    """Return the small known model that usually drafts for the one of that name; None if none is known."""
+    target = find_shape(name)
+    return None if target is None or target.usual_draft is None else known_shapes()[target.usual_draft]
 
 
 @functools.cache
 def known_shapes() -> Mapping[str, ModelShape]:
     """Return the models that people ask about, by name."""
-    return {
-        one["name"]: shape_of_config(one["config"], name=one["name"], where=f"config.json of {one['hub_name']}")
-        for one in _known_models()
-    }
+    file = resources.files("profiles").joinpath("builtin", "models.json")
+    shapes = {}
+    for one in json.loads(file.read_text(encoding="utf-8"))["models"]:
+        shape = shape_of_config(one["config"], name=one["name"], where=f"config.json of {one['hub_name']}")
+        shapes[shape.name] = replace(shape, usual_draft=one["usual_draft"])
+    return shapes
 
 
-def shape_of_folder(folder: Path) -> FoundShape:
+def shape_of_folder(folder: Path) -> ModelShape:
     """Return the sizes of the model in `folder`, whose weights may be missing. Raises CheckpointError."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
     config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
     shape = shape_of_config(config, name=folder.name or str(folder), where=f"{folder}/config.json")
     if not any(folder.glob("*.safetensors")):
-        return FoundShape(shape)
+        return shape
     stored_bytes = Checkpoint.open(folder).total_bytes
     expected_bytes = shape.formats[0].total_bytes + shape.others_bytes
     note = None
@@ -122,24 +110,24 @@ def shape_of_folder(folder: Path) -> FoundShape:
             f"the files of {shape.name} hold {format_bytes(stored_bytes)}, but its config.json gives "
             f"{format_bytes(expected_bytes)} for a Llama-like model: figures may be off by as much"
         )
-    return FoundShape(shape, folder, note)
+    return replace(shape, folder=folder, note=note)
 
 
-def shape_on_hub(name: str, *, fetch: Callable[[str], Path] | None = None) -> FoundShape:
+def shape_on_hub(name: str) -> ModelShape:
     """Return the sizes of the hub's model `name` ("owner/name"), of which config.json alone is fetched.
 
     Raises:
         CheckpointError: the hub does not deliver it, or it is not a model that can be run.
     """
     try:
-        path = (fetch or _fetch_config)(name)
+        path = _fetch_config(name)
     except Exception as error:  # the hub's client, its transport and the file system each raise their own
         raise CheckpointError(
             f"the config.json of {quote(name)} could not be fetched ({type(error).__name__}); go online, name a model "
             "folder, or ask about a known model such as llama-3-70b"
         ) from error
     config = read_json(path, max_bytes=MAX_CONFIG_BYTES)
-    return FoundShape(shape_of_config(config, name=name, where=f"config.json of {name}"))
+    return shape_of_config(config, name=name, where=f"config.json of {name}")
 
 
 def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> ModelShape:
@@ -152,6 +140,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
     kv_heads = heads if is_old else _optional_size(config, ("num_key_value_heads",), where) or heads
     inner_names = ("n_inner",) if is_old else ("intermediate_size", "ffn_dim")
     published_as, item_bytes = _stored_as(config, where=where)
+    is_tied = config.get("tie_word_embeddings")
     return ModelShape(
         name=name,
         source=where,
@@ -162,7 +151,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=_size(config, "vocab_size", where),
-        is_tied=_flag(config, "tie_word_embeddings", default=kind in _TIED_UNLESS_SAID),
+        is_tied=is_tied if isinstance(is_tied, bool) else kind in _TIED_UNLESS_SAID,
         item_bytes=item_bytes,
         num_vector_elements=(heads + 2 * kv_heads) * head_dim if kind in _BIASED_QUERIES else 0,
         is_gated=kind not in _WITHOUT_GATE,
@@ -189,7 +178,7 @@ def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:
 
 
 def _stored_as(config: Mapping[str, Any], *, where: str) -> tuple[str | None, int]:
-    """(format of the published layers, bytes of an ordinary number)."""
+    """Return the format of the published layers, None for what their numbers' size says, and that size in bytes."""
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     item_bytes = _ITEM_BYTES.get(dtype)
     if item_bytes is None:
@@ -224,11 +213,6 @@ def _optional_size(config: Mapping[str, Any], names: tuple[str, ...], where: str
     return None
 
 
-def _flag(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    value = config.get(name)
-    return value if isinstance(value, bool) else default
-
-
 def _fetch_config(name: str) -> Path:
     import huggingface_hub as hub
 
@@ -237,12 +221,6 @@ def _fetch_config(name: str) -> Path:
         return Path(cached)
     hub.HfApi().model_info(name, timeout=_ASKING_SECONDS)  # fails at once where the download would try five times
     return Path(hub.hf_hub_download(name, "config.json", etag_timeout=_ASKING_SECONDS))
-
-
-@functools.cache
-def _known_models() -> Sequence[Mapping[str, Any]]:
-    file = resources.files("profiles").joinpath("builtin", "models.json")
-    return tuple(json.loads(file.read_text(encoding="utf-8"))["models"])
 
 
 def _key(name: str) -> str:

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from offload.errors import BudgetError
 from offload.residency_plan import NUM_STAGES, ResidencyPlan
 from offload.units import format_bytes
-from profiles.builtin_profiles import ReferenceAcceptance, ReferencePair, builtin_pairs
+from profiles.builtin_profiles import builtin_pairs
 from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.machine import Machine
 from runtime.fit.models import find_shape
-from runtime.fit.need import DraftNeed, MemoryNeed
+from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport, Refusal, WhatIf
 from runtime.fit.reference_costs import copies_and_reads, reference_costs
-from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
 from runtime.planner.growth import builtin_chances, choose_growth
@@ -37,7 +36,7 @@ from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.tree_search import make_non_increasing
 
 DP_LEVELS = 32
-"""Of the trees that the dynamic program searches, which takes seconds for more."""
+"""Most levels of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
 """What more of the device's memory would bring is told for so much."""
 FASTER_LINK = 2.0
@@ -62,10 +61,10 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
         BudgetError: what is asked for does not fit the machine; the sentence says what would.
     """
     planning = _Planning(question, machine, pairs or {})
-    main = planning.best(question.format_name, search=question.request.search)
-    plain: PlanOption | Refusal = main
-    if not question.is_plain:
-        plain = _try(main.format_name, lambda name: planning.option(name, None))
+    main = planning.best(question.format_name)
+    if question.request.search == "dp":
+        main = planning.option(main.format_name, main.draft_held, search="dp")
+    plain = main if question.draft is None else _try(main.format_name, lambda name: planning.option(name, None))
     others = tuple(_try(name, planning.best) for name in question.format_names if name != main.format_name)
     return PlanReport(question, machine, main, plain, others, tuple(planning.what_ifs(main)))
 
@@ -85,12 +84,18 @@ class _Planning:
     machine: Machine
     pairs: Mapping[str, PairProfile]
 
-    def best(self, format_name: str, *, search: TreeSearch = "best-first") -> PlanOption:
+    @property
+    def _max_nodes(self) -> int:
+        """The largest tree that a session considers here."""
+        return DEFAULT_MAX_NODES if self.machine.is_cpu else ACCELERATOR_MAX_NODES
+
+    def best(self, format_name: str) -> PlanOption:
         """Return the format with the draft held in the way that plans best. Raises BudgetError."""
-        options, problems = [], []
-        held_formats: Sequence[str | None] = (None,) if self.question.is_plain else self.question.held_formats
-        if format_name == self.question.format_names[0] and self.pairs:
+        question = self.question
+        held_formats: Sequence[str | None] = (None,) if question.draft is None else question.held_formats
+        if format_name == question.format_names[0] and self.pairs:
             held_formats = tuple(self.pairs)  # a prediction from measurements is not weighed against one from speeds
+        options, problems = [], []
         for held in held_formats:
             try:
                 options.append(self.option(format_name, held))
@@ -98,8 +103,7 @@ class _Planning:
                 problems.append(error)
         if not options:
             raise problems[-1]
-        best = min(options, key=lambda option: option.seconds_per_token)
-        return best if search == "best-first" else self.option(format_name, best.draft_held, search=search)
+        return min(options, key=lambda option: option.seconds_per_token)
 
     def what_ifs(self, main: PlanOption) -> Iterator[WhatIf]:
         """Yield what more device memory, a faster link, and host memory for what is read from disk would bring."""
@@ -120,15 +124,17 @@ class _Planning:
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
                 "pass, and how fast was not found out; give --disk, as in 3.5GB/s"
             )
-        profile = self._profile(format_name, held)
-        costs = self._costs(format_name, held, placement.residency, machine)
+        profile = None
+        if format_name == question.format_names[0]:  # plain passes cost what they cost beside any draft
+            profile = next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
+        costs = self._costs(format_name, held, placement.residency, machine, profile)
         accepted = None if held is None else self._acceptance(held, profile, search)
         probabilities = np.ones(1) if accepted is None else accepted.probabilities
         ranking = choose_tree(
             costs,
             probabilities,
-            max_nodes=need.max_nodes,
-            max_levels=min(need.max_nodes, MAX_TREE_LEVELS if search == "best-first" else DP_LEVELS),
+            max_nodes=self._max_nodes,
+            max_levels=MAX_TREE_LEVELS if search == "best-first" else DP_LEVELS,
             search=search,
             cost=question.request.cost,
         )
@@ -145,20 +151,21 @@ class _Planning:
             tree=ranking.best if held is None else self._tree(costs, probabilities, ranking, profile),
         )
 
-    def _profile(self, format_name: str, held: str | None) -> PairProfile | None:
-        """Return what was measured with the target as stored; plain passes cost what they cost beside any draft."""
-        if format_name != self.question.format_names[0]:
-            return None
-        return next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
-
-    def _costs(self, format_name: str, held: str | None, residency: ResidencyPlan, machine: Machine) -> RoundCosts:
+    def _costs(
+        self,
+        format_name: str,
+        held: str | None,
+        residency: ResidencyPlan,
+        machine: Machine,
+        profile: PairProfile | None,
+    ) -> RoundCosts:
         """Return a round's costs at half the context, as a session plans them."""
-        question, profile = self.question, self._profile(format_name, held)
+        question = self.question
         if profile is None:
             return reference_costs(
                 question.target,
                 residency,
-                None if held is None else (question.draft or question.target, held),
+                None if held is None or question.draft is None else (question.draft, held),
                 format_name=format_name,
                 context_tokens=question.context_tokens // 2,
                 machine=machine,
@@ -174,26 +181,26 @@ class _Planning:
         )
 
     def _acceptance(self, held: str, profile: PairProfile | None, search: TreeSearch) -> Acceptance:
-        """As measured here, or as planned for where too little was; the dynamic program takes no matrix by depth."""
-        temperature = self.question.request.temperature
+        """Return what was measured here, or what is known beforehand where too little was."""
         if profile is None or not profile.believed_acceptance:
             return planned_acceptance(self.question, held)
-        return measured_acceptance(profile, temperature, by_depth=search == "best-first")
+        by_depth = search == "best-first"  # the dynamic program takes no matrix by depth
+        return measured_acceptance(profile, self.question.request.temperature, by_depth=by_depth)
 
     def _tree(
         self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking, profile: PairProfile | None
     ) -> TreeChoice:
         """Return the user's tree, or the best.
 
-        Of trees that are shaped by context only where this pair's gain was measured, or such trees are wished for.
+        Trees shaped by context are considered only where this pair's gain was measured, or where they are asked for.
         """
-        question, cost = self.question, self.question.request.cost
-        kind, shape, within = question.tree_kind, question.tree_shape, ranking
+        question, within = self.question, ranking
+        kind, shape = question.tree_kind, question.tree_shape
         if shape is not None:
-            within = choose_tree(costs, accepted, max_nodes=shape[0], max_levels=shape[1], cost=cost)
+            within = choose_tree(costs, accepted, max_nodes=shape[0], max_levels=shape[1], cost=question.request.cost)
         chances = None if profile is None else chances_of(profile, question.request.temperature)
-        if kind == "dynamic" and (shape is not None or cost == "pipeline"):
-            chances = chances or builtin_chances(substitute_held=None if question.draft is not None else "int8")
+        if kind == "dynamic":
+            chances = chances or builtin_chances(substitute_held="int8" if question.is_substitute else None)
             return choose_growth(costs, chances, within, shape=shape) or ranking.best
         if shape is not None:
             if (found := within.of_shape(*shape)) is not None:
@@ -202,46 +209,36 @@ class _Planning:
                 f"tree is {shape[0]}x{shape[1]}, but with {accepted.shape[-1]} children a node at most no tree of "
                 f"{shape[1]} levels has so many nodes; give it more levels, or fewer nodes"
             )
-        if kind == "static" or cost != "pipeline" or chances is None:
+        if kind == "static" or question.request.cost == "paper" or chances is None:
             return ranking.best
         grown = choose_growth(costs, chances, ranking)
         return grown if grown and grown.seconds_per_token < ranking.best.seconds_per_token else ranking.best
 
     def _place(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Machine, Placement]:
-        """Return what a session would hold, with room for the largest tree that fits, where, and on which machine."""
-        limit = DEFAULT_MAX_NODES if self.machine.link is None else ACCELERATOR_MAX_NODES
-        shape = self.question.tree_shape
-        least = 2 if shape is None else shape[0]
-        max_nodes = max(limit, least)
-        while True:
-            need = self._need(format_name, held, max_nodes)
-            machine = self.machine.for_layers(need.layers.total_bytes + need.stage_bytes)
-            placement = place(need, machine)
-            if placement.can_run:
-                return need, machine, placement
-            if held is None or max_nodes <= least:
-                raise BudgetError(f"{self._subject(format_name, held)}: {advise(need, machine).sentence}")
-            max_nodes = max(least, max_nodes // 2)
-
-    def _need(self, format_name: str, held: str | None, max_nodes: int) -> MemoryNeed:
+        """Return what a session would hold, on which machine, and where. Raises BudgetError."""
         question, speed = self.question, self.machine.speed
         assert speed is not None
-        item_bytes = speed.compute_item_bytes
-        draft: DraftNeed | None = None
-        if held is not None:
-            is_substitute, shape = question.draft is None, question.draft or question.target
-            draft = shape.as_draft(item_bytes, held=held, is_substitute=is_substitute)
+        draft = None
+        if held is not None and question.draft is not None:
+            draft = question.draft.as_draft(speed.compute_item_bytes, held=held, is_substitute=question.is_substitute)
         need = question.target.need(
-            draft, context_tokens=question.context_tokens, max_nodes=max_nodes, compute_item_bytes=item_bytes
+            draft,
+            context_tokens=question.context_tokens,
+            max_nodes=self._max_nodes if question.tree_shape is None else question.tree_shape[0],
+            compute_item_bytes=speed.compute_item_bytes,
         )
-        if question.target_folder is not None:
+        if question.target.folder is not None:
             need = replace(need, file_bytes=0)
-        return need.in_format(format_name)
-
-    def _subject(self, format_name: str, held: str | None) -> str:
-        question = self.question
-        with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"
-        return f"{question.target.name} in {format_name}{with_draft} does not fit {self.machine.name}"
+        need = need.in_format(format_name)
+        machine = self.machine.for_layers(need.layers.total_bytes + need.stage_bytes)
+        placement = place(need, machine)
+        if not placement.can_run:
+            with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"
+            raise BudgetError(
+                f"{question.target.name} in {format_name}{with_draft} does not fit {self.machine.name}: "
+                f"{advise(need, machine).sentence}"
+            )
+        return need, machine, placement
 
 
 def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]]:
@@ -261,26 +258,28 @@ def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]
 
 
 def planned_acceptance(question: PlanQuestion, held: str) -> Acceptance:
-    """Return that of the question's draft, held like this, at the nearest temperature that something is known for."""
-    if question.draft is None:
+    """Return what is known beforehand of the question's draft, held like this, at the nearest temperature."""
+    if question.is_substitute:
         return Acceptance(
             builtin_acceptance(substitute_held=held),
             Basis.ASSUMED,
             "as of SmolLM2-135M's and Qwen2.5-Coder-1.5B's own substitutes, greedy",
         )
-    known = _published(question.target, question.draft, question.request.temperature)
-    if known is None:
-        return Acceptance(
-            builtin_acceptance(substitute_held=None),
-            Basis.ASSUMED,
-            "as of Qwen2.5-Coder-1.5B/0.5B, greedy: nothing is known of this pair",
-        )
-    pair, acceptance = known
-    temperature = "" if acceptance.temperature is None else f", at temperature {acceptance.temperature:g}"
+    sizes = [None if shape is None else shape.num_parameters for shape in (question.target, question.draft)]
+    for pair in builtin_pairs().values():
+        known = find_shape(pair.target_shape), find_shape(pair.draft_shape)
+        if [shape and shape.num_parameters for shape in known] == sizes:
+            acceptance = pair.acceptance_near(question.request.temperature)
+            temperature = "" if acceptance.temperature is None else f", at temperature {acceptance.temperature:g}"
+            return Acceptance(
+                make_non_increasing(acceptance.by_rank),
+                Basis.PUBLISHED if acceptance.is_measured else Basis.ASSUMED,
+                f"{pair.name}{temperature}: {acceptance.source}",
+            )
     return Acceptance(
-        make_non_increasing(acceptance.by_rank),
-        Basis.PUBLISHED if acceptance.is_measured else Basis.ASSUMED,
-        f"{pair.name}{temperature}: {acceptance.source}",
+        builtin_acceptance(substitute_held=None),
+        Basis.ASSUMED,
+        "as of Qwen2.5-Coder-1.5B/0.5B, greedy: nothing is known of this pair",
     )
 
 
@@ -293,14 +292,3 @@ def measured_acceptance(profile: PairProfile, temperature: float, *, by_depth: b
         f"{profile.target.name} / {profile.draft.name}, {profile.draft.held}, at temperature {table.temperature:g}, "
         f"{table.num_positions[0]} positions (pair profile of {profile.measured_at.isoformat()})",
     )
-
-
-def _published(
-    target: ModelShape, draft: ModelShape, temperature: float
-) -> tuple[ReferencePair, ReferenceAcceptance] | None:
-    """Return the pair whose models have these sizes, and what is known of it at about this temperature."""
-    for pair in builtin_pairs().values():
-        known = find_shape(pair.target_shape), find_shape(pair.draft_shape)
-        if [shape and shape.num_parameters for shape in known] == [target.num_parameters, draft.num_parameters]:
-            return pair, pair.acceptance_near(temperature)
-    return None

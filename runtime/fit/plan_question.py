@@ -4,14 +4,14 @@ Opens at most a config.json and safetensors headers; imports torch only where th
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Machine, reference_machine
-from runtime.fit.models import FoundShape, find_model, find_shape, usual_draft
+from runtime.fit.models import find_model, usual_draft
 from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest
 from runtime.fit.shapes import ModelShape
 
@@ -23,29 +23,19 @@ class PlanQuestion:
     request: PlanRequest
     """The choices as typed."""
     target: ModelShape
-    """The model whose text is wanted."""
     draft: ModelShape | None
-    """A separate draft; None for a substitute or none."""
+    """For a substitute the target itself; None for plain streaming."""
     is_substitute: bool
     """Whether the target's own layers draft."""
-    target_folder: Path | None = None
-    """Where the target's files are; None if they are not on this machine."""
-    draft_folder: Path | None = None
-    """Where those of a separate draft are."""
     context_tokens: int
     """Most tokens of prompt and answer."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What there is to say about the names, the sizes and what was measured."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing drafts."""
-        return self.draft is None and not self.is_substitute
 
     @property
     def draft_name(self) -> str:
         """For the user."""
-        return "none" if self.is_plain else "substitute" if self.draft is None else self.draft.name
+        return "none" if self.draft is None else "substitute" if self.is_substitute else self.draft.name
 
     @property
     def format_names(self) -> tuple[str, ...]:
@@ -60,8 +50,7 @@ class PlanQuestion:
     @property
     def held_formats(self) -> tuple[str, ...]:
         """How the draft may be held: the user's choice, or all that make sense."""
-        quantized = (self.draft or self.target).formats[0].name in QUANTIZED_FORMATS
-        if quantized:
+        if (self.draft or self.target).formats[0].name in QUANTIZED_FORMATS:
             return ("stored",)
         if self.is_substitute and self.request.draft_format == "stored":
             return ("int8",)  # as a session: held like the target it would be the target itself
@@ -71,7 +60,6 @@ class PlanQuestion:
 
     @property
     def tree_kind(self) -> TreeKind:
-        """Which kinds of trees are considered."""
         return parse_tree(self.request.tree)[0]
 
     @property
@@ -88,30 +76,29 @@ def resolve_question(request: PlanRequest) -> PlanQuestion:
         CheckpointError: a folder or a hub's config.json that cannot be used.
     """
     target = find_model(request.target, what="the target")
-    notes = [] if target.note is None else [target.note]
-    draft: FoundShape | None = None
-    is_substitute = request.draft == "substitute"
+    draft: ModelShape | None = None
     if request.draft == "auto":
-        usual = usual_draft(find_shape(request.target) or target.shape)
-        draft = None if usual is None else FoundShape(usual)
-        is_substitute = usual is None
-    elif request.draft not in ("none", "substitute"):
-        draft = find_model(request.draft, what="the draft")
-        notes += [] if draft.note is None else [draft.note]
-    context_tokens, context_note = _context(request, target.shape)
+        draft = usual_draft(target.name) or target
+    elif request.draft != "none":
+        draft = target if request.draft == "substitute" else find_model(request.draft, what="the draft")
+    notes = list(dict.fromkeys(shape.note for shape in (target, draft) if shape is not None and shape.note))
+    context_tokens = request.context_tokens or DEFAULT_CONTEXT_TOKENS
+    limit = target.max_context_tokens
+    if limit is not None and context_tokens > limit:
+        context_tokens = max(2, limit)
+        if request.context_tokens:
+            notes.append(f"{target.name} has {limit} positions, so the context is that")
     question = PlanQuestion(
         request=request,
-        target=target.shape,
-        draft=None if draft is None else draft.shape,
-        is_substitute=is_substitute,
-        target_folder=target.folder,
-        draft_folder=None if draft is None else draft.folder,
+        target=target,
+        draft=draft,
+        is_substitute=request.draft == "substitute" or (request.draft == "auto" and draft is target),
         context_tokens=context_tokens,
-        notes=(*notes, *context_note),
+        notes=tuple(notes),
     )
     if question.format_name not in question.format_names:
         raise OptionError(
-            f"format is {question.format_name!r}, but {target.shape.name} has {', '.join(question.format_names)}; "
+            f"format is {question.format_name!r}, but {target.name} has {', '.join(question.format_names)}; "
             "name one of these"
         )
     return question
@@ -137,13 +124,3 @@ def find_machine(
     if request.disk is not None:
         machine = machine.with_disk(request.disk)
     return machine.with_budgets(device_bytes=request.device_memory_bytes, host_bytes=request.host_memory_bytes)
-
-
-def _context(request: PlanRequest, target: ModelShape) -> tuple[int, tuple[str, ...]]:
-    """(tokens, what to say about them)."""
-    limit = target.max_context_tokens
-    wanted = request.context_tokens or DEFAULT_CONTEXT_TOKENS
-    if limit is None or wanted <= limit:
-        return wanted, ()
-    note = f"{target.name} has {limit} positions, so the context is that" if request.context_tokens else None
-    return max(2, limit), (() if note is None else (note,))

@@ -264,7 +264,7 @@ def _notes(report: PlanReport, main: PlanOption) -> Iterator[str]:
     if report.machine.is_host_assumed and host_bytes:
         held = format_bytes(host_bytes)
         yield f"host memory is assumed to hold the {held} of layers that wait there; say --host-memory"
-    if main.draft_held not in (None, "stored") and question.draft is not None and main.measured_at is None:
+    if main.draft_held not in (None, "stored") and not question.is_substitute and main.measured_at is None:
         yield "acceptance is that of the draft as published; a quantized one is accepted a little less often"
 
 

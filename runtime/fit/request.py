@@ -1,16 +1,27 @@
 """What `plan` is asked, before any name is looked up: which models and trees, and on which machine."""
 
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import LinkSpeed
-from runtime.config import MODELS, CostModel, Option, TreeSearch, check_choice, parse_memory, parse_speed, parse_tree
+from runtime.config import (
+    MODELS,
+    CostModel,
+    DraftFormat,
+    Option,
+    TreeSearch,
+    check_choices,
+    parse_memory,
+    parse_speed,
+    parse_tree,
+)
 from runtime.errors import OptionError
 
 HELD_FORMATS = ("stored", "int8", "nf4")
 """How a draft can be held."""
 LARGEST_CONTEXT_TOKENS = 1 << 24
+_TARGET_FORMATS = ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS)
 ANSWER, _MACHINE = "Answer", "Machine"
 """Headings of the options, beside MODELS."""
 
@@ -28,10 +39,12 @@ class PlanRequest:
             "auto (the usual small model of a known one, else substitute), substitute, none, or as --target.", MODELS
         ),
     ] = "auto"
-    format: Annotated[str, Option("Of the target's layers: auto is as published; int8, nf4.", MODELS)] = "auto"
-    draft_format: Annotated[str, Option("How the draft is held: stored, int8, nf4, or auto: the fastest.", MODELS)] = (
-        "auto"
-    )
+    format: Annotated[
+        str, Option("Of the target's layers: auto is as published; int8, nf4.", MODELS, choices=_TARGET_FORMATS)
+    ] = "auto"
+    draft_format: Annotated[
+        DraftFormat, Option("How the draft is held: stored, int8, nf4, or auto: the fastest.", MODELS)
+    ] = "auto"
     context_tokens: Annotated[
         int | None, Option("Most tokens of prompt and answer.", MODELS, flag="context", unset="4096")
     ] = None
@@ -41,10 +54,7 @@ class PlanRequest:
     cost: Annotated[CostModel, Option("pipeline, or paper: the paper's own cost model.", ANSWER)] = "pipeline"
 
     def __post_init__(self) -> None:
-        check_choice("format", self.format, ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS))
-        check_choice("draft_format", self.draft_format, ("auto", *HELD_FORMATS))
-        check_choice("search", self.search, get_args(TreeSearch))
-        check_choice("cost", self.cost, get_args(CostModel))
+        check_choices(self)
         if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
             raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
         if not 0 <= self.temperature <= 100:  # NaN is neither

@@ -4,6 +4,7 @@ For questions about models that are not on this machine: `models` finds their si
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
 from offload.units import round_up_to_page
@@ -40,6 +41,12 @@ class ModelShape:
     """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
     max_context_tokens: int | None = None
     """None where not known."""
+    usual_draft: str | None = None
+    """Name of the known model that drafts for it."""
+    folder: Path | None = None
+    """Where its weights are; None if they are not on this machine."""
+    note: str | None = None
+    """Why the sizes may be wrong; None where nothing says so."""
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:

@@ -67,22 +67,22 @@ def stored_pairs(
     There are some only where both models are folders on this machine; one that no longer holds is told, not used.
     Raises CheckpointError if a model folder cannot be read.
     """
-    target, draft = question.target_folder, question.draft_folder
-    if question.is_substitute:
-        draft = target
-    if device is None or target is None or draft is None or not any(cache_folder.glob("pair-*.json")):
+    target, draft = question.target, question.draft
+    if device is None or draft is None or target.folder is None or draft.folder is None:
         return {}, ()
-    of_target = model_identity(target, question.format_names[0])
+    if not any(cache_folder.glob("pair-*.json")):
+        return {}, ()
+    of_target = model_identity(target.folder, question.format_names[0])
     found, problems = {}, []
     for held in question.held_formats:
-        name = (question.draft or question.target).formats[0].name if held == "stored" else held
+        name = draft.formats[0].name if held == "stored" else held
         try:
             profile = load_pair_profile(
                 cache_folder,
                 device=device,
                 target=of_target,
-                draft=model_identity(draft, name),
-                compute_dtype="float32" if device.device_type == "cpu" else _dtype(question.target),
+                draft=model_identity(draft.folder, name),
+                compute_dtype="float32" if device.device_type == "cpu" else _dtype(target),
             )
         except ProfileError as error:
             problems.append(str(error))

@@ -87,7 +87,7 @@ def _plan(models: PlanRequest, where: MachineRequest, console: Console) -> "Plan
     from runtime.fit.plan_question import find_machine, resolve_question
 
     question = resolve_question(models)
-    finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target_folder)
+    finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target.folder)
     return plan_with_profiles(question, announce(finding, console), cache_folder=cache_folder())
 
 
@@ -151,10 +151,10 @@ def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
 def _settings(report: "PlanReport") -> str:
     """What to say to `run`; it fits its own tree, so one is given only where the user named it."""
     main, question = report.main, report.question
-    draft = question.draft_name
-    if question.draft is not None:
-        is_typed = question.request.draft != "auto"
-        draft = question.request.draft if is_typed else question.draft.source.removeprefix("config.json of ")
+    draft = question.request.draft
+    if draft == "auto" and question.draft is not None:
+        source = question.draft.source.removeprefix("config.json of ")
+        draft = "substitute" if question.is_substitute else source
     words = [f"--draft {draft}"]
     if main.draft_held is not None:
         words.append(f"--draft-format {main.draft_held}")

@@ -4,6 +4,7 @@ import pytest
 
 from offload.errors import CheckpointError, UnsupportedArchitectureError
 from runtime.errors import OptionError
+from runtime.fit import models
 from runtime.fit.file_need import layer_formats
 from runtime.fit.models import (
     find_model,
@@ -51,11 +52,11 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
         tensor.shape[0] * tensor.shape[1] for tensor in files.slabs.layouts[0].tensors if len(tensor.shape) == 2
     )
     assert found.folder == folder
-    assert found.shape.num_layer_parameters == matrices
-    assert found.shape.num_layers == len(files.slabs.layouts)
+    assert found.num_layer_parameters == matrices
+    assert found.num_layers == len(files.slabs.layouts)
     of_files = layer_formats(files.slabs.layouts)[0]
-    assert found.shape.formats[0].name == of_files.name
-    assert abs(found.shape.formats[0].total_bytes - of_files.total_bytes) <= 4096 * found.shape.num_layers
+    assert found.formats[0].name == of_files.name
+    assert abs(found.formats[0].total_bytes - of_files.total_bytes) <= 4096 * found.num_layers
 
 
 def test_files_that_disagree_with_their_config_are_noted(tmp_path):
@@ -70,7 +71,7 @@ def test_a_folder_may_hold_a_config_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
     found = shape_of_folder(tmp_path)
     assert found.folder is None and found.note is None
-    assert found.shape.name == tmp_path.name
+    assert found.name == tmp_path.name
 
 
 def test_old_names_and_missing_ones_have_their_meaning():
@@ -130,7 +131,7 @@ def test_nonsense_is_a_sentence(changes, words):
     assert words in str(caught.value)
 
 
-def test_only_the_config_is_fetched_from_the_hub(tmp_path):
+def test_only_the_config_is_fetched_from_the_hub(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B))
     asked = []
 
@@ -138,17 +139,19 @@ def test_only_the_config_is_fetched_from_the_hub(tmp_path):
         asked.append(name)
         return tmp_path / "config.json"
 
-    found = shape_on_hub("owner/name", fetch=fetch)
+    monkeypatch.setattr(models, "_fetch_config", fetch)
+    found = shape_on_hub("owner/name")
     assert asked == ["owner/name"]
-    assert (found.shape.name, found.folder) == ("owner/name", None)
+    assert (found.name, found.folder) == ("owner/name", None)
 
 
-def test_no_hub_is_a_sentence():
+def test_no_hub_is_a_sentence(monkeypatch):
     def fetch(name):
         raise ConnectionError("no\nroute")
 
+    monkeypatch.setattr(models, "_fetch_config", fetch)
     with pytest.raises(CheckpointError) as caught:
-        shape_on_hub("owner/name", fetch=fetch)
+        shape_on_hub("owner/name")
     assert "could not be fetched (ConnectionError); go online" in str(caught.value)
 
 
@@ -210,7 +213,7 @@ def test_names_are_unique_in_every_spelling():
 
 
 def test_a_draft_is_of_the_same_family_and_smaller():
-    pairs = [(shape, usual_draft(shape)) for shape in known_shapes().values()]
+    pairs = [(shape, usual_draft(shape.name)) for shape in known_shapes().values()]
     assert sum(draft is not None for _, draft in pairs) == 11
     for shape, draft in pairs:
         if draft is not None:

@@ -132,15 +132,15 @@ def test_a_target_that_cannot_fit_is_refused_too():
         planned(device_bytes=10**8, draft="none")
 
 
-def test_trees_shrink_to_the_memory_there_is():
-    """1,024 nodes' keys, values and activations are 0.7 GB: a little less memory than that, and 512 remain."""
+def test_a_plan_is_refused_where_a_session_would_be():
+    """A session keeps memory for the largest tree that it considers, or for the user's: 0.7 GB less do for 64 nodes."""
     question = {"target": "llama-3-70b", "draft": "llama-3.2-1b", "draft_format": "nf4"}
     wide = planned("rtx-4090", **question).main
     assert wide.max_nodes == 1024
     least = wide.placement.fixed_bytes + wide.placement.ring_bytes
-    narrow = planned("rtx-4090", device_bytes=least - 10**8, **question).main
-    assert narrow.max_nodes == 512
-    assert narrow.tree.num_nodes <= 512 and narrow.placement.device_bytes <= least - 10**8
+    with pytest.raises(BudgetError, match="does not fit"):
+        planned("rtx-4090", device_bytes=least - 10**8, **question)
+    assert planned("rtx-4090", device_bytes=least - 10**8, **question, tree="64x10").main.max_nodes == 64
 
 
 def test_a_disk_of_unknown_speed_stops_only_what_needs_it():

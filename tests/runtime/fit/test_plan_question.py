@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -6,7 +7,7 @@ from offload.units import LinkSpeed
 from profiles.errors import ProfileError
 from runtime.errors import OptionError
 from runtime.fit import models, probes
-from runtime.fit.models import FoundShape, find_shape
+from runtime.fit.models import find_shape
 from runtime.fit.plan_question import find_machine, resolve_question
 from runtime.fit.request import MachineRequest, PlanRequest
 from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
@@ -29,7 +30,7 @@ def test_a_known_model_comes_with_its_usual_draft():
     question = resolve()
     assert (question.target.name, question.draft_name) == ("Llama-3-70B", "Llama-3-8B")
     assert (question.format_name, question.held_formats) == ("bfloat16", ("stored", "int8", "nf4"))
-    assert (question.context_tokens, question.target_folder, question.is_plain) == (4096, None, False)
+    assert (question.context_tokens, question.target.folder) == (4096, None)
     assert (question.request.search, question.request.cost) == ("best-first", "pipeline")
 
 
@@ -45,7 +46,7 @@ def test_a_substitute_is_never_held_like_its_target():
 
 def test_no_draft_is_plain():
     question = resolve(draft="none")
-    assert (question.is_plain, question.draft_name) == (True, "none")
+    assert (question.draft, question.draft_name) == (None, "none")
 
 
 def test_a_folder_comes_first_and_needs_no_weights(folder):
@@ -67,7 +68,7 @@ def test_a_hub_name_that_is_not_known_is_asked_for(monkeypatch):
 
     def on_hub(name):
         asked.append(name)
-        return FoundShape(find_shape("llama-3-8b"), note="odd")
+        return replace(find_shape("llama-3-8b"), note="odd")
 
     monkeypatch.setattr(models, "shape_on_hub", on_hub)
     question = resolve(target="someone/some-8b")
