@@ -4,9 +4,9 @@ Made by `probes` of the machine that the program runs on, or of a built-in refer
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from offload.units import LinkSpeed, format_bytes, format_link
+from offload.units import LinkSpeed, format_bytes
 from profiles.builtin_profiles import builtin_machine
 from profiles.machine_profile import DeviceIdentity, MachineProfile
 from runtime.fit.need import MemoryNeed
@@ -17,6 +17,8 @@ RESERVED_BYTES = 192 << 20
 """Free memory that a budget chosen by the program leaves alone: this much and this share of it."""
 ASSUMED_DISK_BYTES_PER_SECOND = 3.5e9
 """Of a machine whose disk nobody described: what the data sheets of plain PCIe 3 NVMe disks promise."""
+_ENOUGH_BYTES = 1 << 50
+"""Of host memory, where no source says how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Machine:
     host_free_bytes: int
     """What this process may still use of it."""
     is_host_assumed: bool = False
-    """Whether nobody said how much host memory there is: then it holds whatever the model needs."""
+    """Whether nobody said how much host memory there is: then there is enough for every model."""
     group_left_bytes: int | None = None
     """What the tightest memory control group leaves; None if there is none."""
     device_free_bytes: int | None = None
@@ -99,53 +101,6 @@ class Machine:
             return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
         return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
 
-    def with_budgets(self, *, device_bytes: int | None, host_bytes: int | None) -> "Machine":
-        """Return the machine under the user's budgets; a host memory that nobody knew is then what they say."""
-        machine = self if device_bytes is None else replace(self, device_budget_bytes=device_bytes)
-        if host_bytes is None:
-            return machine
-        return replace(machine.for_layers(host_bytes), host_budget_bytes=host_bytes, is_host_assumed=False)
-
-    def for_layers(self, needed_bytes: int) -> "Machine":
-        """Return the machine with host memory for so many bytes, where nobody said how much there is."""
-        if not self.is_host_assumed:
-            return self
-        free = free_bytes_for(needed_bytes)
-        return replace(self, host_total_bytes=free, host_free_bytes=free)
-
-    def with_link(self, speed: LinkSpeed) -> "Machine":
-        """Return the machine behind another link, which is an emulated one where the device is the processor."""
-        link = Link(speed, Basis.GIVEN, f"--link {format_link(speed)}")
-        return replace(self, link=link, pcie_generation=None, is_link_emulated=self.is_cpu)
-
-    def with_disk(self, speed: LinkSpeed) -> "Machine":
-        """Return the machine with another disk."""
-        return replace(self, disk=Link(speed, Basis.GIVEN, f"--disk {format_link(speed)}"))
-
-    def with_more_device_memory(self, more_bytes: int) -> "Machine":
-        """Return the machine with a larger device, and a larger budget where the user set one."""
-        machine = self
-        if self.device_budget_bytes:
-            machine = replace(self, device_budget_bytes=self.device_budget_bytes + more_bytes)
-        if self.device_free_bytes is None:
-            return replace(machine, host_free_bytes=self.host_free_bytes + more_bytes)
-        return replace(machine, device_free_bytes=self.device_free_bytes + more_bytes)
-
-    def with_more_host_memory(self, more_bytes: int) -> "Machine":
-        """Return the machine with more host memory, in which layers may wait."""
-        budget = None if self.host_budget_bytes is None else self.host_budget_bytes + more_bytes
-        free = self.host_free_bytes + free_bytes_for(more_bytes)
-        return replace(self, host_budget_bytes=budget, host_free_bytes=free)
-
-    def with_faster_link(self, factor: float) -> "Machine":
-        """Return the machine with the link, or the disk where there is none, so many times as fast."""
-        name, link = ("link", self.link) if self.link is not None else ("disk", self.disk)
-        if link is None:
-            return self
-        speed = replace(link.speed, bytes_per_second=factor * link.speed.bytes_per_second)
-        faster = Link(speed, Basis.ASSUMED, f"{factor:g} times the {name}")
-        return replace(self, link=faster) if name == "link" else replace(self, disk=faster)
-
 
 def usable_bytes(free_bytes: int) -> int:
     """Return what a budget chosen by the program takes of free memory."""
@@ -175,7 +130,7 @@ def reference_machine(name: str) -> Machine:
     """Return the built-in machine of that name, all its memory free. Raises ProfileError, which says what is near."""
     found = builtin_machine(name)
     device_bytes = int(found.device_memory_bytes.value)
-    host_bytes = 0 if found.host_memory_bytes is None else int(found.host_memory_bytes.value)
+    host_bytes = _ENOUGH_BYTES if found.host_memory_bytes is None else int(found.host_memory_bytes.value)
     link = found.link_bytes_per_second
     return Machine(
         name=found.name,

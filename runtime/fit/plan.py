@@ -7,6 +7,7 @@ that were measured here or published, at the nearest temperature; for others the
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
-from runtime.fit.machine import Machine
+from runtime.fit.machine import Machine, free_bytes_for
 from runtime.fit.models import find_shape
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement, place
@@ -39,8 +40,6 @@ DP_LEVELS = 32
 """Most levels of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
 """What more of the device's memory would bring is told for so much."""
-FASTER_LINK = 2.0
-"""One step up in PCIe: each generation doubles the last."""
 
 
 def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder: Path) -> PlanReport:
@@ -117,8 +116,8 @@ class _Planning:
 
     def option(self, format_name: str, held: str | None, *, search: TreeSearch = "best-first") -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""
-        question = self.question
-        need, machine, placement = self._place(format_name, held)
+        question, machine = self.question, self.machine
+        need, placement = self._place(format_name, held)
         if placement.disk_bytes and machine.disk is None:
             raise BudgetError(
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
@@ -127,7 +126,7 @@ class _Planning:
         profile = None
         if format_name == question.format_names[0]:  # plain passes cost what they cost beside any draft
             profile = next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
-        costs = self._costs(format_name, held, placement.residency, machine, profile)
+        costs = self._costs(format_name, held, placement.residency, profile)
         accepted = None if held is None else self._acceptance(held, profile, search)
         probabilities = np.ones(1) if accepted is None else accepted.probabilities
         ranking = choose_tree(
@@ -152,12 +151,7 @@ class _Planning:
         )
 
     def _costs(
-        self,
-        format_name: str,
-        held: str | None,
-        residency: ResidencyPlan,
-        machine: Machine,
-        profile: PairProfile | None,
+        self, format_name: str, held: str | None, residency: ResidencyPlan, profile: PairProfile | None
     ) -> RoundCosts:
         """Return a round's costs at half the context, as a session plans them."""
         question = self.question
@@ -168,9 +162,9 @@ class _Planning:
                 None if held is None or question.draft is None else (question.draft, held),
                 format_name=format_name,
                 context_tokens=question.context_tokens // 2,
-                machine=machine,
+                machine=self.machine,
             )
-        copies, reads = copies_and_reads(residency, machine)
+        copies, reads = copies_and_reads(residency, self.machine)
         return costs_from_profiles(
             profile,
             copy_seconds=copies,
@@ -214,9 +208,9 @@ class _Planning:
         grown = choose_growth(costs, chances, ranking)
         return grown if grown and grown.seconds_per_token < ranking.best.seconds_per_token else ranking.best
 
-    def _place(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Machine, Placement]:
-        """Return what a session would hold, on which machine, and where. Raises BudgetError."""
-        question, speed = self.question, self.machine.speed
+    def _place(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Placement]:
+        """Return what a session would hold, and where. Raises BudgetError."""
+        question, machine, speed = self.question, self.machine, self.machine.speed
         assert speed is not None
         draft = None
         if held is not None and question.draft is not None:
@@ -230,31 +224,45 @@ class _Planning:
         if question.target.folder is not None:
             need = replace(need, file_bytes=0)
         need = need.in_format(format_name)
-        machine = self.machine.for_layers(need.layers.total_bytes + need.stage_bytes)
         placement = place(need, machine)
         if not placement.can_run:
             with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"
             raise BudgetError(
-                f"{question.target.name} in {format_name}{with_draft} does not fit {self.machine.name}: "
+                f"{question.target.name} in {format_name}{with_draft} does not fit {machine.name}: "
                 f"{advise(need, machine).sentence}"
             )
-        return need, machine, placement
+        return need, placement
 
 
 def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]]:
-    """(words, machine) of what could be bought."""
-    is_cpu, more = machine.link is None, format_bytes(MORE_DEVICE_BYTES)
-    kind = "memory" if is_cpu else "device memory"
-    if machine.device_budget_bytes != 0:  # --device-memory min takes no more, whatever there is
-        yield f"{more} more {kind}", machine.with_more_device_memory(MORE_DEVICE_BYTES)
+    """Yield (words, machine) for what could be bought; a budget of the user's grows with the memory."""
+    kind, free = ("memory", "host_free_bytes") if machine.is_cpu else ("device memory", "device_free_bytes")
+    budget_bytes = machine.device_budget_bytes
+    if budget_bytes != 0:  # --device-memory min takes no more, whatever there is
+        larger: dict[str, Any] = {free: machine.free_bytes + MORE_DEVICE_BYTES}
+        if budget_bytes is not None:
+            larger["device_budget_bytes"] = budget_bytes + MORE_DEVICE_BYTES
+        yield f"{format_bytes(MORE_DEVICE_BYTES)} more {kind}", replace(machine, **larger)
+    name, link = ("disk", machine.disk) if machine.link is None else ("link", machine.link)
+    assert link is not None, "layers stream"
     generation = machine.pcie_generation
-    faster = "a disk twice as fast" if is_cpu else "a link twice as fast (one PCIe generation)"
+    words = "a disk twice as fast" if name == "disk" else "a link twice as fast (one PCIe generation)"
     if generation is not None:
-        faster = f"PCIe {generation + 1}.0 instead of {generation}.0"
-    yield faster, machine.with_faster_link(FASTER_LINK)
-    if main.placement.disk_bytes and not is_cpu:
-        missing = main.placement.disk_bytes
-        yield f"{format_bytes(missing)} more host memory (no disk)", machine.with_more_host_memory(missing)
+        words = f"PCIe {generation + 1}.0 instead of {generation}.0"
+    speed = replace(link.speed, bytes_per_second=2 * link.speed.bytes_per_second)
+    faster: dict[str, Any] = {name: replace(link, speed=speed)}
+    yield words, replace(machine, **faster)
+    missing_bytes = main.placement.disk_bytes
+    if missing_bytes and name == "link":
+        host_bytes = machine.host_budget_bytes
+        yield (
+            f"{format_bytes(missing_bytes)} more host memory (no disk)",
+            replace(
+                machine,
+                host_free_bytes=machine.host_free_bytes + free_bytes_for(missing_bytes),
+                host_budget_bytes=None if host_bytes is None else host_bytes + missing_bytes,
+            ),
+        )
 
 
 def planned_acceptance(question: PlanQuestion, held: str) -> Acceptance:

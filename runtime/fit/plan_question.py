@@ -4,16 +4,18 @@ Opens at most a config.json and safetensors headers; imports torch only where th
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.units import format_link
 from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
-from runtime.fit.machine import Machine, reference_machine
+from runtime.fit.machine import Link, Machine, reference_machine
 from runtime.fit.models import find_model, usual_draft
 from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest
 from runtime.fit.shapes import ModelShape
+from runtime.fit.speed import Basis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +121,19 @@ def find_machine(
         from runtime.fit import probes
 
         machine = yield from probes.this_machine(request.device, cache_folder=cache_folder, model_folder=model_folder)
+    return under_request(machine, request)
+
+
+def under_request(machine: Machine, request: MachineRequest) -> Machine:
+    """Return the machine as the user says it is; in front of a processor a link is an emulated one."""
     if request.link is not None:
-        machine = machine.with_link(request.link)
+        link = Link(request.link, Basis.GIVEN, f"--link {format_link(request.link)}")
+        machine = replace(machine, link=link, pcie_generation=None, is_link_emulated=machine.is_cpu)
     if request.disk is not None:
-        machine = machine.with_disk(request.disk)
-    return machine.with_budgets(device_bytes=request.device_memory_bytes, host_bytes=request.host_memory_bytes)
+        machine = replace(machine, disk=Link(request.disk, Basis.GIVEN, f"--disk {format_link(request.disk)}"))
+    return replace(
+        machine,
+        device_budget_bytes=request.device_memory_bytes,
+        host_budget_bytes=request.host_memory_bytes,
+        is_host_assumed=machine.is_host_assumed and request.host_memory_bytes is None,
+    )

@@ -4,8 +4,8 @@ from offload.units import LinkSpeed
 from runtime.fit.machine import Link, Machine, reference_machine
 from runtime.fit.models import known_shapes
 from runtime.fit.plan import make_plan
-from runtime.fit.plan_question import resolve_question
-from runtime.fit.request import PlanRequest
+from runtime.fit.plan_question import resolve_question, under_request
+from runtime.fit.request import MachineRequest, PlanRequest
 from runtime.fit.speed import Basis, DeviceSpeed
 from tests.support.fit_needs import GB
 
@@ -54,5 +54,5 @@ def processor(**fields):
 def planned(machine="l40", *, device_bytes=None, host_bytes=None, **request):
     """The plan for a built-in machine by its name, or for a made one."""
     found = reference_machine(machine) if isinstance(machine, str) else machine
-    found = found.with_budgets(device_bytes=device_bytes, host_bytes=host_bytes)
-    return make_plan(resolve_question(PlanRequest(**request)), found)
+    limits = MachineRequest(device_memory_bytes=device_bytes, host_memory_bytes=host_bytes)
+    return make_plan(resolve_question(PlanRequest(**request)), under_request(found, limits))

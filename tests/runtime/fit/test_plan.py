@@ -87,6 +87,12 @@ def test_more_of_the_machine_is_never_worse():
     assert report.what_ifs[1].saved_share > 0.3
 
 
+def test_a_budget_grows_with_the_memory():
+    report = planned(device_bytes=24 * GB)
+    assert report.what_ifs[0].change == "1.00 GB more device memory"
+    assert report.what_ifs[0].seconds_per_token == planned(device_bytes=25 * GB).main.seconds_per_token
+
+
 def test_the_least_device_memory_asks_for_no_more():
     assert [one.change for one in planned(device_bytes=0).what_ifs] == ["PCIe 5.0 instead of 4.0"]
 

@@ -8,12 +8,13 @@ from profiles.errors import ProfileError
 from runtime.errors import OptionError
 from runtime.fit import models, probes
 from runtime.fit.models import find_shape
-from runtime.fit.plan_question import find_machine, resolve_question
+from runtime.fit.plan_question import find_machine, resolve_question, under_request
 from runtime.fit.request import MachineRequest, PlanRequest
+from runtime.fit.speed import Basis
 from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
 from tests.support.doctor_fakes import finished
 from tests.support.fit_needs import GB
-from tests.support.plan_fakes import plan_machine
+from tests.support.plan_fakes import plan_machine, processor
 
 
 def resolve(**fields):
@@ -129,7 +130,10 @@ def test_budgets_and_rates_are_applied(tmp_path):
     )
     assert (machine.device_budget_bytes, machine.host_budget_bytes) == (8 * GB, 64 * GB)
     assert (machine.link.speed, machine.disk.speed) == (LinkSpeed(5e9, 1e-5), LinkSpeed(7e9))
+    assert (machine.link.basis, machine.pcie_generation, machine.is_host_assumed) == (Basis.GIVEN, None, False)
+    assert not machine.is_link_emulated
     assert find(tmp_path, machine="l40", device_memory_bytes=0)[0].device_budget_bytes == 0
+    assert under_request(processor(), MachineRequest(link=LinkSpeed(5e9))).is_link_emulated
 
 
 def test_this_machine_is_measured(tmp_path, monkeypatch):
