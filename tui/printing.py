@@ -53,7 +53,7 @@ def open_session_in_sight(
     with ExitStack() as stack:
         opened = show_load(load_models(config, stack, requests=requests), console)
         held = placement_lines(opened.placement, baseline_bytes=opened.plan.baseline_bytes)
-        for line in (*held, opened.plan.fit.sentence, *opened.notes):
+        for line in (*held, opened.plan.advice.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
 
@@ -70,7 +70,7 @@ def placement_lines(placement: "Placement", *, baseline_bytes: int) -> list[str]
     """
     budget = format_bytes(placement.device_budget_bytes)
     lines = [f"device memory: {format_bytes(placement.device_bytes)} of {budget}"]
-    lines += [f"  {format_bytes(entry.num_bytes):>8}  {entry.label}" for entry in placement.entries()]
+    lines += [f"  {format_bytes(num_bytes):>8}  {label}" for label, num_bytes in placement.entries().items()]
     lines.append(
         f"streamed in every pass: {format_bytes(placement.streamed_bytes)} "
         f"({placement.num_host_layers} layers from host memory, {placement.num_disk_layers} from disk)"

@@ -15,14 +15,13 @@ from offload.device import select_device
 from offload.errors import BudgetError
 from offload.formats.draft_weight import HeldFormat
 from offload.memory import resident_memory_bytes
-from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
+from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
+from offload.units import format_bytes
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
-from runtime.fit.advice import Advice, advise, with_nearest_change
+from runtime.fit.advice import Advice, advise
 from runtime.fit.file_need import need_of_files
-from runtime.fit.machine import Machine
-from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
@@ -54,7 +53,7 @@ class LoadPlan:
     """Where every byte is to lie, by name."""
     baseline_bytes: int
     """What the process held before any of this: Python, torch and the libraries."""
-    fit: Advice
+    advice: Advice
     """Whether it fits well, and what would make it fit better."""
 
     @classmethod
@@ -89,8 +88,11 @@ class LoadPlan:
             host_budget_bytes=config.host_memory_bytes,
             is_link_emulated=device.type == "cpu" and config.link is not None,
         )
-        residency = _choose_tiers(need, machine)
-        fit = advise(need, machine)
+        advice = advise(need, machine)
+        placement = advice.placement
+        if placement.device_budget_bytes < need.least_bytes:
+            fixed = ", ".join(f"{label} {format_bytes(size)}" for label, size in need.fixed_entries().items())
+            raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
         return cls(
             config=config,
             device=device,
@@ -100,11 +102,9 @@ class LoadPlan:
             tokenizer=tokenizer,
             context_tokens=context_tokens,
             max_nodes=max_nodes,
-            placement=replace(
-                fit.placement, residency=residency, stage_bytes=_stage_bytes(config, residency, device=device)
-            ),
+            placement=replace(placement, stage_bytes=_stage_bytes(config, placement.residency, device=device)),
             baseline_bytes=resident_memory_bytes(),
-            fit=fit,
+            advice=advice,
         )
 
     @property
@@ -156,27 +156,6 @@ def _choose_context(config: EngineConfig, target: ModelFiles, tokenizer: Any, re
     needed = [len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1 for request in requests]
     wanted = config.context_tokens or max(needed, default=DEFAULT_CONTEXT_TOKENS)
     return min(wanted, max_positions(target.config) or wanted)
-
-
-def _choose_tiers(need: MemoryNeed, machine: Machine) -> ResidencyPlan:
-    """Return a tier for every layer. Raises BudgetError, which says what would help."""
-    device_budget, host_budget = machine.budgets(need)
-    try:
-        if need.fixed_bytes > device_budget:
-            needed = ", ".join(f"{entry.label} {entry.num_bytes / 1e6:.0f} MB" for entry in need.fixed_entries())
-            raise BudgetError(
-                f"the device budget of {device_budget / 1e6:.0f} MB is less than the {need.fixed_bytes / 1e6:.0f} MB "
-                f"that stay resident ({needed}); give a larger --device-memory, a smaller draft or a shorter --context"
-            )
-        return plan_residency(
-            need.layers.layer_bytes,
-            num_slots=need.num_slots,
-            device_budget_bytes=device_budget - need.fixed_bytes,
-            host_budget_bytes=host_budget,
-            saved_bytes=need.saved_bytes,
-        )
-    except BudgetError as error:
-        raise BudgetError(with_nearest_change(str(error), need, machine)) from error
 
 
 def _stage_bytes(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> int:

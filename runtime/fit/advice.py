@@ -58,12 +58,6 @@ def advise(need: MemoryNeed, machine: Machine) -> Advice:
     return Advice(case.base, changes, case.explain(changes))
 
 
-def with_nearest_change(sentence: str, need: MemoryNeed, machine: Machine) -> str:
-    """Return the sentence of a refusal, ended by the nearest change that would run, if there is one."""
-    changes = [change for change in advise(need, machine).changes if change.placement.can_run]
-    return f"{sentence.rstrip('.')}; {_recommend(changes[0])}" if changes else sentence
-
-
 @dataclass(frozen=True, slots=True)
 class _Shortage:
     """The first thing that there is too little of."""

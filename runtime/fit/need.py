@@ -11,15 +11,8 @@ from offload.residency_plan import NUM_STAGES
 from offload.units import round_up_to_page
 from runtime.config import PREFILL_CHUNK_TOKENS
 
-
-@dataclass(frozen=True, slots=True)
-class MemoryEntry:
-    """One purpose and its bytes."""
-
-    label: str
-    num_bytes: int
-    is_taken_late: bool = False
-    """Whether it is allocated when the layers are in their places: by the draft, or by the first pass."""
+OTHERS = "target's embeddings, norm and head"
+"""What is allocated before the layers; draft and first pass allocate everything else after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,33 +98,33 @@ class MemoryNeed:
     @property
     def fixed_bytes(self) -> int:
         """All fixed entries, with no layer resident."""
-        return sum(entry.num_bytes for entry in self.fixed_entries())
+        return sum(self.fixed_entries().values())
 
     @property
     def least_bytes(self) -> int:
         """What must be on the device: all fixed entries, and a ring or all layers."""
-        return self.fixed_bytes + min(self.ring_bytes, self.layers.total_bytes)
+        return self.fixed_bytes + min(self.ring_bytes, self.layers.total_bytes - sum(self.saved_bytes or ()))
 
     @property
     def saved_bytes(self) -> tuple[int, ...] | None:
         """Per layer, what its residency saves in the draft; None if nothing is shared."""
         return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
 
-    def fixed_entries(self, residents: Iterable[int] = ()) -> tuple[MemoryEntry, ...]:
-        """Return what stays on the device beside decoder layers and ring; a draft may share the `residents` there."""
-        cache_bytes = self.cache_bytes_per_token + (self.draft.cache_bytes_per_token if self.draft else 0)
-        pass_tokens = min(PREFILL_CHUNK_TOKENS + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
-        entries = [MemoryEntry("target's embeddings, norm and head", self.others_bytes)]
+    def fixed_entries(self, residents: Iterable[int] = ()) -> dict[str, int]:
+        """Return the bytes beside decoder layers and ring by purpose; a draft may share the `residents`."""
+        entries = {OTHERS: self.others_bytes}
+        cache_bytes = self.cache_bytes_per_token
         if self.draft is not None:
             shared = self.draft.shared_layer_bytes
-            num_bytes = self.draft.num_bytes - (sum(shared[index] for index in residents) if shared else 0)
-            entries.append(MemoryEntry(self.draft.label, num_bytes, is_taken_late=True))
-        late = {
+            entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
+            cache_bytes += self.draft.cache_bytes_per_token
+        pass_tokens = min(PREFILL_CHUNK_TOKENS + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
+        return {
+            **entries,
             f"keys and values of {self.capacity_tokens} tokens": self.capacity_tokens * cache_bytes,
             "upcast scratch": self.scratch_bytes,
             "activations": pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
         }
-        return (*entries, *(MemoryEntry(label, size, is_taken_late=True) for label, size in late.items()))
 
     def without_draft(self) -> "MemoryNeed":
         """Return the same for plain streaming."""

@@ -4,13 +4,13 @@ Pure arithmetic over a `MemoryNeed` and a `Machine`; layers are placed by the sa
 session uses. Streaming from disk is allowed, and slow: a session that does it runs, but not well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from runtime.fit.machine import Machine
-from runtime.fit.need import MemoryEntry, MemoryNeed
+from runtime.fit.need import OTHERS, MemoryNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class Placement:
     """A tier for every layer, and the ring."""
     payload_bytes: tuple[int, ...]
     """Weights of each layer, which cross the link if it streams."""
-    fixed: tuple[MemoryEntry, ...]
-    """Held on the device beside layers and ring, whatever the plan."""
+    fixed: Mapping[str, int]
+    """Bytes held on the device beside layers and ring, by purpose."""
     device_budget_bytes: int
     """What the device may hold."""
     host_budget_bytes: int
@@ -51,12 +51,12 @@ class Placement:
     @property
     def fixed_bytes(self) -> int:
         """Of the device, beside layers and ring."""
-        return sum(entry.num_bytes for entry in self.fixed)
+        return sum(self.fixed.values())
 
     @property
     def late_bytes(self) -> int:
         """Of these, what is allocated after the layers, which have to leave room for it."""
-        return sum(entry.num_bytes for entry in self.fixed if entry.is_taken_late)
+        return self.fixed_bytes - self.fixed[OTHERS]
 
     @property
     def ring_bytes(self) -> int:
@@ -119,13 +119,10 @@ class Placement:
             **{name: getattr(self, name) for name in names},
         }
 
-    def entries(self) -> tuple[MemoryEntry, ...]:
-        """Return the device's part, one entry for each purpose."""
-        return (
-            *self.fixed,
-            MemoryEntry("ring of layer slots", self.ring_bytes),
-            MemoryEntry(f"resident layers ({self.num_resident_layers})", self.resident_bytes),
-        )
+    def entries(self) -> dict[str, int]:
+        """Return the device's bytes by purpose."""
+        layers = {f"resident layers ({self.num_resident_layers})": self.resident_bytes}
+        return {**self.fixed, "ring of layer slots": self.ring_bytes, **layers}
 
 
 def place(need: MemoryNeed, machine: Machine) -> Placement:

@@ -16,7 +16,6 @@ from runtime.events import (
     TextDelta,
     TokensAccepted,
 )
-from runtime.fit.need import MemoryEntry
 from runtime.fit.place import Placement
 from runtime.prompts.prompt_file import PromptRequest
 
@@ -56,7 +55,7 @@ PLACEMENT = Placement(
     format_name="bfloat16",
     residency=ResidencyPlan((Tier.RESIDENT, Tier.DISK, Tier.RESIDENT, Tier.DISK), (500_000,) * 4, num_slots=1),
     payload_bytes=(500_000,) * 4,
-    fixed=(MemoryEntry("embeddings", 1_000_000),),
+    fixed={"embeddings": 1_000_000},
     device_budget_bytes=3_000_000,
     host_budget_bytes=0,
 )

@@ -43,9 +43,7 @@ def load_with_less_room(config: EngineConfig, stack: ExitStack, room: int) -> Op
     loading = load_session(config, stack)
     while next(loading).what != "layers":
         pass
-    _embeddings, *late = LoadPlan.build(config).placement.fixed
-    late_bytes = sum(entry.num_bytes for entry in late)
-    sim.set_capacity_bytes(allocated_bytes() + late_bytes + room)
+    sim.set_capacity_bytes(allocated_bytes() + LoadPlan.build(config).placement.late_bytes + room)
     return drained(loading)[1]
 
 

@@ -136,4 +136,4 @@ def test_a_session_opens_with_its_placement_and_what_was_decided(tmp_path: Path)
         assert opened.session.engine.context_tokens == 64
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "device memory:" in shown
-    assert opened.plan.fit.sentence in shown
+    assert opened.plan.advice.sentence in shown

@@ -124,8 +124,8 @@ def test_a_substitute_may_share_the_layers_that_are_resident_anyway(folder: Path
             fixed[share_layers] = opened.placement.fixed_bytes
         with open_tiny(folder, draft="substitute", tree="12x5", link="1GB/s", **settings) as opened:
             assert answer(opened, request())[1] == expected
-    labels = {entry.label: entry.num_bytes for entry in opened.plan.placement.fixed}
-    assert fixed[False] - fixed[True] == labels[f"substitute draft ({draft_format})"]
+    of_draft = opened.plan.placement.fixed[f"substitute draft ({draft_format})"]
+    assert fixed[False] - fixed[True] == of_draft
 
 
 def test_what_is_shared_makes_room_for_more_residents(folder: Path) -> None:

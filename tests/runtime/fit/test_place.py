@@ -82,7 +82,7 @@ def test_files_that_do_not_fit_the_disk_stop_a_run():
 
 def test_every_byte_of_the_device_is_in_exactly_one_entry():
     placement = place(round_need(draft_gb=2), machine(host=30 * GB, device=FIXED + 16 * GB))
-    assert placement.device_bytes == sum(entry.num_bytes for entry in placement.entries())
+    assert placement.device_bytes == sum(placement.entries().values())
     assert placement.device_bytes == placement.fixed_bytes + placement.ring_bytes + placement.resident_bytes
     assert placement.num_resident_layers == len(placement.residency.resident_layers) > 0
 

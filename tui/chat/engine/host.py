@@ -157,9 +157,9 @@ def loaded(opened: "OpenSession") -> Loaded:
         resident_layers=opened.resident_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,
-        memory={entry.label: entry.num_bytes for entry in placement.entries()},
+        memory=placement.entries(),
         predicted_seconds_per_token=_predicted_seconds_per_token(opened),
-        sentences=(plan.fit.sentence, *opened.notes),
+        sentences=(plan.advice.sentence, *opened.notes),
     )
 
 
