@@ -5,10 +5,11 @@ model by its headers: no weight is read, nothing is downloaded.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from offload.checkpoint.checkpoint import find_model_folder
@@ -29,14 +30,18 @@ from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 
 SCHEMA_VERSION = 2
+_SLOW = {
+    "pinning": "asking how much memory can be pinned",
+    "link": "measuring copies",
+    "disk": "measuring the disk",
+}
+"""What is said before a probe that takes time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """What one probe found, or why it found nothing."""
 
-    name: str
-    """In JSON."""
     label: str
     """For the user."""
     value: Any
@@ -53,28 +58,20 @@ class Row:
             return _memory_texts(self.value)
         if isinstance(self.value, Mapping):
             return [", ".join(f"{name} {text}" for name, text in self.value.items())]
-        return list(map(str, self.value)) if isinstance(self.value, list | tuple) else [str(self.value)]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelQuestion:
-    """A model that might be run here."""
-
-    name: str
-    """For the user."""
-    draft: str
-    """What would draft for it, for the user."""
-    need: MemoryNeed
-    """What it takes, in the first of its formats."""
+        return list(map(str, self.value)) if isinstance(self.value, list) else [str(self.value)]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutlook:
-    """How a model would run here."""
+    """A model that might be run here, and how it would run."""
 
-    question: ModelQuestion
-    fits: tuple[Advice, ...]
-    """In each of its formats, the largest first."""
+    name: str
+    draft: str
+    """What would draft for it, for the user."""
+    need: MemoryNeed
+    """What it takes, in the first of its formats."""
+    fits: tuple[Advice, ...] = ()
+    """In each of its formats, the largest first; none before the machine is known."""
 
     @property
     def can_run(self) -> bool:
@@ -86,7 +83,8 @@ class ModelOutlook:
 class DoctorReport:
     """Everything that was found."""
 
-    rows: tuple[Row, ...]
+    rows: Mapping[str, Row]
+    """By the probe's name in JSON."""
     machine: Machine | None
     """With the links that were measured; None where its memory is not known."""
     models: tuple[ModelOutlook, ...]
@@ -101,15 +99,17 @@ class DoctorReport:
         """Return the report as a JSON object."""
         models = [
             {
-                "name": model.question.name,
-                "draft": model.question.draft,
-                "context_tokens": model.question.need.context_tokens,
+                "name": model.name,
+                "draft": model.draft,
+                "context_tokens": model.need.context_tokens,
                 "can_run": model.can_run,
                 "formats": [self._fit_record(fit) for fit in model.fits],
             }
             for model in self.models
         ]
-        rows = {row.name: {"value": _plain(row.value), "problem": row.problem} for row in self.rows}
+        rows = {
+            name: {"value": msgspec.to_builtins(row.value), "problem": row.problem} for name, row in self.rows.items()
+        }
         return {"schema_version": SCHEMA_VERSION, **rows, "models": models, "can_run": self.can_run}
 
     def _fit_record(self, fit: Advice) -> dict[str, Any]:
@@ -135,16 +135,12 @@ class DoctorReport:
     def seconds_per_pass(self, placement: Placement) -> float | None:
         """Return the least that moving the weights takes; None if nothing moves, or a rate that counts is unknown."""
         machine = self.machine
-        if machine is None or not placement.can_run or not (machine.is_cpu or machine.link):
+        if machine is None or not placement.can_run:
             return None
-        seconds = []
-        if placement.disk_bytes:
-            if machine.disk is None:
-                return None
-            seconds.append(machine.disk.speed.copy_seconds(placement.disk_bytes))
-        if placement.streamed_bytes and machine.link is not None:
-            seconds.append(machine.link.speed.copy_seconds(placement.streamed_bytes))
-        return max(seconds, default=None)
+        ways = [(placement.disk_bytes, machine.disk), (0 if machine.is_cpu else placement.streamed_bytes, machine.link)]
+        links = [(num_bytes, link) for num_bytes, link in ways if num_bytes]
+        seconds = [link.speed.copy_seconds(num_bytes) for num_bytes, link in links if link is not None]
+        return max(seconds) if seconds and len(seconds) == len(links) else None
 
 
 def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None, DoctorReport]:
@@ -164,33 +160,35 @@ def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None
     return (yield from examine(MachineProbes(device, cache_folder, model_folder=folder), questions))
 
 
-def examine(probes: MachineProbes, questions: Sequence[ModelQuestion]) -> Generator[str, None, DoctorReport]:
+def examine(probes: MachineProbes, questions: Sequence[ModelOutlook]) -> Generator[str, None, DoctorReport]:
     """Ask every probe once and hold each model in each format against the memory found.
 
     Yields what it is about to do before what takes time.
     """
-    rows = [
-        _ask("system", "system", probes.system),
-        _ask("devices", "device", probes.devices),
-        _ask("driver", "driver", probes.driver),
-        memory := _ask("memory", "memory", probes.memory),
-    ]
-    yield "asking how much memory can be pinned"
-    rows.append(_ask("pinning", "pinned memory", probes.pinning))
-    yield "measuring copies"
-    rows.append(link := _ask("link", "link", probes.links))
-    yield "measuring the disk"
-    rows.append(disk := _ask("disk", "disk", probes.disk))
-    rows += [_ask("caches", "caches", probes.caches), _ask("versions", "versions", probes.versions)]
-    if memory.value is None:
-        return DoctorReport(tuple(rows), None, ())
-    machine = replace(memory.value, disk=disk.value)
-    if link.value and not machine.is_cpu:
-        machine = replace(machine, link=link.value[0])
-    return DoctorReport(tuple(rows), machine, tuple(_look(question, machine) for question in questions))
+    asked: dict[str, tuple[str, Callable[[], Any]]] = {
+        "system": ("system", probes.system),
+        "devices": ("device", probes.devices),
+        "driver": ("driver", probes.driver),
+        "memory": ("memory", probes.memory),
+        "pinning": ("pinned memory", probes.pinning),
+        "link": ("link", probes.links),
+        "disk": ("disk", probes.disk),
+        "caches": ("caches", probes.caches),
+        "versions": ("versions", probes.versions),
+    }
+    rows = {}
+    for name, (label, probe) in asked.items():
+        if name in _SLOW:
+            yield _SLOW[name]
+        rows[name] = _ask(label, probe)
+    machine, links = rows["memory"].value, rows["link"].value
+    if machine is None:
+        return DoctorReport(rows, None, ())
+    machine = replace(machine, disk=rows["disk"].value, link=links[0] if links and not machine.is_cpu else None)
+    return DoctorReport(rows, machine, tuple(_look(question, machine) for question in questions))
 
 
-def question_of_shapes(device: torch.device) -> ModelQuestion:
+def question_of_shapes(device: torch.device) -> ModelOutlook:
     """Return the paper's model, which is not here, with a draft in int8 rows; the files are still to be downloaded."""
     target, draft = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]
     item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see LoadPlan
@@ -200,10 +198,10 @@ def question_of_shapes(device: torch.device) -> ModelQuestion:
         max_nodes=default_max_nodes(device),
         compute_item_bytes=item_bytes,
     )
-    return ModelQuestion(target.name, f"{draft.name} in int8 rows", need)
+    return ModelOutlook(target.name, f"{draft.name} in int8 rows", need)
 
 
-def question_of_files(device: torch.device, config: EngineConfig, target: Path, draft: Path | None) -> ModelQuestion:
+def question_of_files(device: torch.device, config: EngineConfig, target: Path, draft: Path | None) -> ModelOutlook:
     """Return the model in the folder `target`, with the draft in `draft` or the one that the config names.
 
     Raises:
@@ -219,38 +217,35 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
         max_nodes=default_max_nodes(device),
         device=device,
     )
-    return ModelQuestion(str(target), config.draft, need)
+    return ModelOutlook(str(target), config.draft, need)
 
 
 def find_folder(name_or_path: str) -> Path:
     """Return the model folder of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
-    return find_model_folder(name_or_path) or _cached_folder(name_or_path)
-
-
-def _cached_folder(name: str) -> Path:
+    if (folder := find_model_folder(name_or_path)) is not None:
+        return folder
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name_or_path, local_files_only=True))
     except Exception as error:  # the hub's client and the file system each raise their own
         raise CheckpointError(
-            f"the model {quote(name)} is not on this machine, and doctor downloads nothing; name its folder, or fetch "
-            "it first"
+            f"the model {quote(name_or_path)} is not on this machine, and doctor downloads nothing; name its folder, "
+            "or fetch it first"
         ) from error
 
 
-def _ask(name: str, label: str, probe: Callable[[], Any]) -> Row:
+def _ask(label: str, probe: Callable[[], Any]) -> Row:
     try:
-        return Row(name, label, probe())
-    except OverstoryError as error:
-        return Row(name, label, None, " ".join(str(error).split()))
+        return Row(label, probe())
     except Exception as error:  # drivers and libraries raise anything, and what else there is must still be told
-        return Row(name, label, None, " ".join(f"{type(error).__name__}: {error}".split()))
+        text = str(error) if isinstance(error, OverstoryError) else f"{type(error).__name__}: {error}"
+        return Row(label, None, " ".join(text.split()))
 
 
-def _look(question: ModelQuestion, machine: Machine) -> ModelOutlook:
+def _look(question: ModelOutlook, machine: Machine) -> ModelOutlook:
     needs = (question.need.in_format(layers.name) for layers in question.need.formats)
-    return ModelOutlook(question, tuple(advise(need, machine) for need in needs))
+    return replace(question, fits=tuple(advise(need, machine) for need in needs))
 
 
 def _memory_texts(machine: Machine) -> list[str]:
@@ -258,10 +253,3 @@ def _memory_texts(machine: Machine) -> list[str]:
     if machine.group_left_bytes is not None:
         lines.append(f"a memory control group leaves {format_bytes(machine.group_left_bytes)}")
     return lines
-
-
-def _plain(value: Any) -> Any:
-    """Return what a probe found as JSON takes it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return list(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -141,13 +141,14 @@ class MachineProbes:
         """Measure copies to an accelerator, the fastest way first, or from memory to memory where there is none."""
         speed = LinkSpeed(measure_copy_rate(self.device))
         if self.device.type == "cpu":
-            return [_measured(speed, "memory to memory")]
-        pageable = "from pageable host memory"
+            return [Link(speed, Basis.MEASURED, "memory to memory")]
+        pageable = Link(speed, Basis.MEASURED, "from pageable host memory")
         try:
             pinned_speed = LinkSpeed(measure_copy_rate(self.device, is_pinned=True))
         except RuntimeError as error:  # the driver refuses to pin 64 MB
-            return [_measured(speed, f"{pageable}; pinned memory was not measured: {' '.join(str(error).split())}")]
-        return [_measured(pinned_speed, "from pinned host memory"), _measured(speed, pageable)]
+            problem = f"pinned memory was not measured: {' '.join(str(error).split())}"
+            return [replace(pageable, source=f"{pageable.source}; {problem}")]
+        return [Link(pinned_speed, Basis.MEASURED, "from pinned host memory"), pageable]
 
     def disk(self) -> Link:
         """Measure reads of the model's files, or of a temporary one. Raises LinkError."""
@@ -196,12 +197,18 @@ def this_machine(device: str, *, cache_folder: Path, model_folder: Path | None =
         BadInputError: there is no such device, or it does not say how much memory it has.
     """
     chosen = select_device(device)
-    is_cpu = chosen.type == "cpu"
     probes = MachineProbes(chosen, cache_folder, model_folder=model_folder)
     machine = probes.memory()
     link, disk = _stored_links(chosen, cache_folder)
     yield "measuring copies"
-    link = None if is_cpu else link or _measured_link(probes)
+    if machine.is_cpu:
+        link = None
+    elif link is None:
+        try:
+            link = probes.links()[0]
+        except RuntimeError as error:
+            raise OverstoryError(f"the link to {chosen} could not be measured; give its rate with --link") from error
+        link = replace(link, source=f"copies {link.source}, just now")
     yield "measuring the disk"
     if disk is None:
         with suppress(OverstoryError, OSError):  # no room for the sample, or not ours to write
@@ -210,7 +217,7 @@ def this_machine(device: str, *, cache_folder: Path, model_folder: Path | None =
     yield "measuring products"
     return replace(
         machine,
-        name="this machine's processor" if is_cpu else device_name(chosen),
+        name="this machine's processor" if machine.is_cpu else device_name(chosen),
         identity=identify_device(chosen),
         link=link,
         disk=disk,
@@ -294,18 +301,6 @@ def _processor_name(root: Path) -> str:
     return f"{name}, {psutil.cpu_count() or 'unknown number of'} cores"
 
 
-def _measured(speed: LinkSpeed, source: str) -> Link:
-    return Link(speed, Basis.MEASURED, source)
-
-
-def _measured_link(probes: MachineProbes) -> Link:
-    try:
-        fastest = probes.links()[0]
-    except RuntimeError as error:
-        raise OverstoryError(f"the link to {probes.device} could not be measured; give its rate with --link") from error
-    return replace(fastest, source=f"copies {fastest.source}, just now")
-
-
 def _stored_links(device: torch.device, folder: Path) -> tuple[Link | None, Link | None]:
     """Return link and disk as the machine's profile in `folder` knows them."""
     try:
@@ -313,7 +308,7 @@ def _stored_links(device: torch.device, folder: Path) -> tuple[Link | None, Link
     except ProfileError:  # of another driver, or damaged: everything is measured
         profile = None
     words = "" if profile is None else f"machine profile of {profile.measured_at.isoformat()}"
-    link, disk = (None if speed is None else _measured(speed, words) for speed in stored_speeds(profile))
+    link, disk = (None if speed is None else Link(speed, Basis.MEASURED, words) for speed in stored_speeds(profile))
     return link, disk
 
 
@@ -323,7 +318,7 @@ def _measured_disk(files: Sequence[Path], *, where: Path) -> Link:
         raise LinkError(f"{where} holds no safetensors file to measure the disk with")
     measured = measure_raw_link(ranges, max_seconds=_MEASURED_SECONDS)
     way = "past the page cache" if measured.is_direct else "through the page cache, so perhaps the speed of memory"
-    return _measured(LinkSpeed(measured.bytes_per_second), f"{way}, in {where}")
+    return Link(LinkSpeed(measured.bytes_per_second), Basis.MEASURED, f"{way}, in {where}")
 
 
 @contextmanager
@@ -334,15 +329,8 @@ def _sample_file(folder: Path) -> Iterator[Path]:
         raise LinkError(f"the disk of {folder} is nearly full, so it was not measured")
     folder.mkdir(parents=True, exist_ok=True)
     block = os.urandom(SAMPLE_BYTES // 16)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="disk-speed-", delete=False) as file:
-        path = Path(file.name)
-        try:
-            for _ in range(16):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            yield path
-        finally:
-            file.close()
-            path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="disk-speed-") as file:
+        file.writelines([block] * 16)
+        file.flush()
+        os.fsync(file.fileno())
+        yield Path(file.name)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from offload.units import LinkSpeed
-from runtime.fit.doctor import ModelQuestion
+from runtime.fit.doctor import ModelOutlook
 from runtime.fit.machine import Link, Machine
 from runtime.fit.probes import CacheSpace, DeviceFacts
 from runtime.fit.speed import Basis
@@ -69,7 +69,7 @@ class FakeProbes:
 
 def question(name="Some-70B", **need):
     """A model of `round_need(...)`."""
-    return ModelQuestion(name, "none", round_need(**need))
+    return ModelOutlook(name, "none", round_need(**need))
 
 
 def finished(steps):

@@ -40,7 +40,10 @@ def doctor(
     quiet: Quiet = False,
 ) -> int:
     """Say what this machine can do, what would stop a 70B model here, and what to do about it."""
-    report = _examine(EngineConfig(target=target, draft=draft, device=device), progress_console(is_quiet=quiet))
+    from runtime.fit.doctor import check_up
+
+    config = EngineConfig(target=target, draft=draft, device=device)
+    report = announce(check_up(config, cache_folder=cache_folder()), progress_console(is_quiet=quiet))
     if as_json:
         sys.stdout.write(json.dumps(report.to_record()) + "\n")
     else:
@@ -48,19 +51,12 @@ def doctor(
     return 0 if report.can_run else 1
 
 
-def _examine(config: EngineConfig, console: Console) -> "DoctorReport":
-    from runtime.fit import doctor
-
-    return announce(doctor.check_up(config, cache_folder=cache_folder()), console)
-
-
 def print_report(report: "DoctorReport", out: Console) -> None:
     """Write the report for a person, at most 80 columns wide."""
     out.width = min(out.width, _WIDTH)
     print_grid(_rows(report), out)
     for model in report.models:
-        question = model.question
-        title = f"{question.name}, {question.need.context_tokens} tokens of context, draft: {question.draft}"
+        title = f"{model.name}, {model.need.context_tokens} tokens of context, draft: {model.draft}"
         out.print()
         out.print(Text(one_line(title), "bold"))
         print_grid(_model_rows(model, report), out)
@@ -72,7 +68,7 @@ def print_report(report: "DoctorReport", out: Console) -> None:
 
 
 def _rows(report: "DoctorReport") -> Iterator[tuple[Text, Text]]:
-    for row in report.rows:
+    for row in report.rows.values():
         for index, text in enumerate(row.texts):
             yield Text("" if index else row.label, "bold"), Text(one_line(text), "" if row.problem is None else "red")
 

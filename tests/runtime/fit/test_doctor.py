@@ -45,8 +45,8 @@ def test_every_probe_is_asked_once_and_what_takes_time_is_announced():
     probes = FakeProbes()
     report, steps = finished(examine(probes, [question()]))
     assert sorted(probes.asked) == sorted(PROBES)
-    assert sorted(row.name for row in report.rows) == sorted(PROBES)
-    assert all(row.problem is None for row in report.rows)
+    assert sorted(report.rows) == sorted(PROBES)
+    assert all(row.problem is None for row in report.rows.values())
     assert steps == ["asking how much memory can be pinned", "measuring copies", "measuring the disk"]
 
 
@@ -54,8 +54,8 @@ def test_every_probe_is_asked_once_and_what_takes_time_is_announced():
 @pytest.mark.parametrize("error", [LinkError("the disk\nis gone"), OSError("the disk is gone"), AttributeError("x")])
 def test_a_probe_that_fails_costs_only_its_own_line(name, error):
     report = examined(FakeProbes(failures={name: error}))
-    (failed,) = [row for row in report.rows if row.problem is not None]
-    assert failed.name == name and failed.value is None and "\n" not in failed.problem
+    (failed,) = [row for row in report.rows.values() if row.problem is not None]
+    assert report.rows[name] is failed and failed.value is None and "\n" not in failed.problem
     assert failed.problem in ("the disk is gone", "OSError: the disk is gone", "AttributeError: x")
     assert len(report.models) == (0 if name == "memory" else 1)
 
@@ -90,7 +90,7 @@ def test_one_format_that_runs_is_enough_and_none_is_not():
 def seconds_per_pass(found, **rates):
     """Of `round_need()` on this machine with links of these bytes per second."""
     links = {name: rate and link(rate, "x") for name, rate in rates.items()}
-    return DoctorReport((), replace(found, **links), ()).seconds_per_pass(place(round_need(), found))
+    return DoctorReport({}, replace(found, **links), ()).seconds_per_pass(place(round_need(), found))
 
 
 def test_a_pass_takes_the_slower_links_time():
@@ -134,15 +134,13 @@ def test_the_record_is_json_with_all_that_was_found():
 
 def test_the_large_model_is_always_asked_about(made, tmp_path):
     report, _ = finished(check_up(EngineConfig(), cache_folder=tmp_path))
-    assert [(model.question.name, model.question.draft) for model in report.models] == [
-        ("Llama-3-70B", "Llama-3-8B in int8 rows")
-    ]
+    assert [(model.name, model.draft) for model in report.models] == [("Llama-3-70B", "Llama-3-8B in int8 rows")]
     assert made[0][1:] == (tmp_path, None)
 
 
 def test_the_users_model_comes_second_and_its_files_measure_the_disk(made, folder, tmp_path):
     report, _ = finished(check_up(EngineConfig(target=str(folder), draft="none"), cache_folder=tmp_path))
-    assert [model.question.name for model in report.models] == ["Llama-3-70B", str(folder)]
+    assert [model.name for model in report.models] == ["Llama-3-70B", str(folder)]
     assert made[0][2] == folder
 
 
