@@ -25,7 +25,7 @@ from runtime.fit.models import find_shape
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement, place
 from runtime.fit.plan_question import PlanQuestion
-from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport, Refusal, WhatIf
+from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs
 from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
@@ -64,15 +64,15 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
     if question.request.search == "dp":
         main = planning.option(main.format_name, main.draft_held, search="dp")
     plain = main if question.draft is None else _try(main.format_name, lambda name: planning.option(name, None))
-    others = tuple(_try(name, planning.best) for name in question.format_names if name != main.format_name)
-    return PlanReport(question, machine, main, plain, others, tuple(planning.what_ifs(main)))
+    others = {name: _try(name, planning.best) for name in question.format_names if name != main.format_name}
+    return PlanReport(question, machine, main, plain, others, dict(planning.what_ifs(main)))
 
 
-def _try(format_name: str, plan: Callable[[str], PlanOption]) -> PlanOption | Refusal:
+def _try(format_name: str, plan: Callable[[str], PlanOption]) -> PlanOption | BudgetError:
     try:
         return plan(format_name)
     except BudgetError as error:
-        return Refusal(format_name, str(error))
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +104,14 @@ class _Planning:
             raise problems[-1]
         return min(options, key=lambda option: option.seconds_per_token)
 
-    def what_ifs(self, main: PlanOption) -> Iterator[WhatIf]:
-        """Yield what more device memory, a faster link, and host memory for what is read from disk would bring."""
+    def what_ifs(self, main: PlanOption) -> Iterator[tuple[str, float]]:
+        """Yield (change, seconds per token) for more device memory, a faster link, and host memory for a disk."""
         if not main.streams:
             return
         for words, changed in _changes(self.machine, main):
             option = _try(main.format_name, replace(self, machine=changed).best)
             if isinstance(option, PlanOption):
-                saved = round(1 - option.seconds_per_token / main.seconds_per_token, 9)
-                yield WhatIf(words, option.seconds_per_token, saved)
+                yield words, option.seconds_per_token
 
     def option(self, format_name: str, held: str | None, *, search: TreeSearch = "best-first") -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""

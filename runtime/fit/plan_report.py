@@ -3,7 +3,7 @@
 Values, their JSON, and what they mean in sentences.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.errors import BudgetError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_bytes
 from runtime.fit.machine import Machine
@@ -118,32 +119,6 @@ class PlanOption:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A way that does not run."""
-
-    format_name: str
-    """Of the target's layers."""
-    sentence: str
-    """What is missing."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {"format": self.format_name, "problem": self.sentence}
-
-
-@dataclass(frozen=True, slots=True)
-class WhatIf:
-    """A change of the machine and what it would bring."""
-
-    change: str
-    """In words: "1 GB more device memory"."""
-    seconds_per_token: float
-    """Predicted then, with the tree chosen anew."""
-    saved_share: float
-    """Of the seconds per token, by which they would fall."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlanReport:
     """The whole answer."""
 
@@ -151,11 +126,16 @@ class PlanReport:
     machine: Machine
     main: PlanOption
     """As asked."""
-    plain: PlanOption | Refusal
-    """Plain streaming, with the draft's memory for layers."""
-    others: tuple[PlanOption | Refusal, ...]
-    """The target's other formats."""
-    what_ifs: tuple[WhatIf, ...]
+    plain: PlanOption | BudgetError
+    """Plain streaming, with the draft's memory for layers, or why it does not run."""
+    others: Mapping[str, PlanOption | BudgetError]
+    """The target's other formats, by name."""
+    what_ifs: Mapping[str, float]
+    """Seconds per token, with the tree chosen anew, by a change of the machine: "1.00 GB more device memory"."""
+
+    def saved_share(self, seconds_per_token: float) -> float:
+        """Return the share by which the seconds per token would fall."""
+        return round(1 - seconds_per_token / self.main.seconds_per_token, 9)
 
     @property
     def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
@@ -193,21 +173,27 @@ class PlanReport:
             "cost": question.request.cost,
             "plan": main.to_record(),
             "second": None if second is None else _tree_record(second),
-            "plain": self.plain.to_record(),
-            "other_formats": [option.to_record() for option in self.others],
+            "plain": _option_record(main.format_name, self.plain),
+            "other_formats": [_option_record(name, option) for name, option in self.others.items()],
             "what_if": [
                 {
-                    "change": one.change,
-                    "seconds_per_token": one.seconds_per_token,
-                    "saved_seconds_per_token": main.seconds_per_token - one.seconds_per_token,
-                    "saved_percent": 100 * one.saved_share,
+                    "change": change,
+                    "seconds_per_token": seconds,
+                    "saved_seconds_per_token": main.seconds_per_token - seconds,
+                    "saved_percent": 100 * self.saved_share(seconds),
                 }
-                for one in self.what_ifs
+                for change, seconds in self.what_ifs.items()
             ],
             "rests_on": [{"what": what, "basis": basis, "source": words} for what, basis, words in self.basis_lines],
             "verdicts": list(self.verdicts),
             "notes": list(self.notes),
         }
+
+
+def _option_record(format_name: str, option: PlanOption | BudgetError) -> dict[str, Any]:
+    if isinstance(option, BudgetError):
+        return {"format": format_name, "problem": str(option)}
+    return option.to_record()
 
 
 def _tree_record(tree: TreeChoice) -> dict[str, Any]:
@@ -224,7 +210,7 @@ def _tree_record(tree: TreeChoice) -> dict[str, Any]:
 
 def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
     """Whether streaming is the right choice at all comes first."""
-    options = [option for option in report.others if isinstance(option, PlanOption)]
+    options = [option for option in report.others.values() if isinstance(option, PlanOption)]
     faster = [option for option in options if option.seconds_per_token < _CLEARLY * main.seconds_per_token]
     whole = [option for option in faster if not option.streams]
     if main.streams and whole:

@@ -7,17 +7,18 @@ is imported only where this machine has to be measured.
 
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from offload.errors import BudgetError
 from offload.units import format_bytes
 from runtime.fit.request import ANSWER, MachineRequest, PlanRequest
 from tui.commands.plot_file import check_plot_path, save_figure
@@ -27,7 +28,7 @@ from tui.printing import announce, print_grid, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
-    from runtime.fit.plan_report import PlanOption, PlanReport, Refusal
+    from runtime.fit.plan_report import PlanOption, PlanReport
     from runtime.planner.tree_choice import TreeChoice
 
 _WIDTH = 80
@@ -43,9 +44,7 @@ _LEGEND_MARGIN = 8
 """Columns that ruler and frame take."""
 _NUM_MARKS = 5
 _TICKS = (1, 4, 16, 64, 256, 1024, 4096)
-_MARKERS = ("1", "2", "3", "4", "5", "6")
 _DEPTHS = (2, 4, 8, 16, 32)
-_INCHES = (8.0, 5.0)
 
 
 @with_option_groups
@@ -69,7 +68,13 @@ def plan(
     """Say whether a model runs on a machine, with which settings and how fast; no weights are needed."""
     if plot is not None:
         check_plot_path(plot)
-    report = _plan(models, where, progress_console(is_quiet=quiet))
+    from runtime.fit.plan import plan_with_profiles
+    from runtime.fit.plan_question import find_machine, resolve_question
+
+    question = resolve_question(models)
+    finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target.folder)
+    machine = announce(finding, progress_console(is_quiet=quiet))
+    report = plan_with_profiles(question, machine, cache_folder=cache_folder())
     out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, emoji=False)
     if as_json:
         sys.stdout.write(json.dumps(report.to_record()) + "\n")
@@ -80,15 +85,6 @@ def plan(
     if plot is not None:
         write_plot(report, plot)
     return 0
-
-
-def _plan(models: PlanRequest, where: MachineRequest, console: Console) -> "PlanReport":
-    from runtime.fit.plan import plan_with_profiles
-    from runtime.fit.plan_question import find_machine, resolve_question
-
-    question = resolve_question(models)
-    finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target.folder)
-    return plan_with_profiles(question, announce(finding, console), cache_folder=cache_folder())
 
 
 def print_plan(report: "PlanReport", out: Console) -> None:
@@ -104,7 +100,7 @@ def print_plan(report: "PlanReport", out: Console) -> None:
     _print_rows(out, _plan_rows(report))
     if report.others:
         out.print(Text("\nother formats", "bold"))
-        _print_rows(out, ((one.format_name, _other_text(one)) for one in report.others))
+        _print_rows(out, ((name, _other_text(one)) for name, one in report.others.items()))
     if report.what_ifs:
         out.print(Text("\nwhat more would bring", "bold"))
         _print_rows(out, _change_rows(report))
@@ -141,11 +137,10 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
 
 
 def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
-    for change in report.what_ifs:
-        saved = report.main.seconds_per_token - change.seconds_per_token
-        sign, size = ("-", saved) if saved > 0 else ("+", -saved)
-        brought = f"{-100 * change.saved_share:+.1f} % ({sign}{_seconds(size)})" if change.saved_share else "no change"
-        yield change.change, f"{_seconds(change.seconds_per_token)}/token, {brought}"
+    for change, seconds in report.what_ifs.items():
+        more, share = seconds - report.main.seconds_per_token, report.saved_share(seconds)
+        brought = f"{-100 * share:+.1f} % ({'+' if more >= 0 else '-'}{_seconds(abs(more))})" if share else "no change"
+        yield change, f"{_seconds(seconds)}/token, {brought}"
 
 
 def _settings(report: "PlanReport") -> str:
@@ -183,21 +178,17 @@ def _tiers(option: "PlanOption") -> str:
 
 
 def _plain_text(report: "PlanReport") -> str:
-    from runtime.fit.plan_report import Refusal
-
     plain = report.plain
-    if isinstance(plain, Refusal):
-        return plain.sentence
+    if isinstance(plain, BudgetError):
+        return str(plain)
     ratio = plain.seconds_per_token / report.main.seconds_per_token
     resident = f"{plain.placement.num_resident_layers} layers on the device"
     return f"{_rate(plain.seconds_per_token)}, {ratio:.3g} times the time, with {resident}"
 
 
-def _other_text(option: "PlanOption | Refusal") -> str:
-    from runtime.fit.plan_report import Refusal
-
-    if isinstance(option, Refusal):
-        return f"does not run: {option.sentence}"
+def _other_text(option: "PlanOption | BudgetError") -> str:
+    if isinstance(option, BudgetError):
+        return f"does not run: {option}"
     streamed = f"{format_bytes(option.placement.streamed_bytes)} a pass" if option.streams else "fits whole"
     return f"{_rate(option.seconds_per_token)}, {streamed}, {_size(option.tree)}, bound by {_BOUNDS[option.bound]}"
 
@@ -218,32 +209,17 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """The best trees within one number of levels."""
+def curves_of(report: "PlanReport") -> dict[int, NDArray[np.float64]]:
+    """Return (2, S) sizes of trees and seconds per token by levels, the shallowest first; empty without trees.
 
-    num_levels: int
-    """The limit, root included."""
-    sizes: tuple[int, ...]
-    """Nodes, ascending."""
-    seconds_per_token: tuple[float, ...]
-    """Predicted, for each size."""
-
-
-def curves_of(report: "PlanReport") -> list[Curve]:
-    """A curve for each of several depths and for that of the best tree, the shallowest first; none without trees."""
-    import numpy as np
-
+    Of the best trees within several numbers of levels, that of the best tree among them.
+    """
     ranking = report.main.ranking
-    limit = len(ranking.seconds_per_token)
-    depths = {depth for depth in _DEPTHS if depth <= limit} | {ranking.best.num_levels}
-    curves = []
-    for depth in sorted(depths - {1}):
-        seconds = ranking.seconds_per_token[depth - 1]
-        sizes = np.unique(np.geomspace(1, len(seconds), 60).astype(int))
-        sizes = sizes[np.isfinite(seconds[sizes - 1])]
-        curves.append(Curve(depth, tuple(map(int, sizes)), tuple(map(float, seconds[sizes - 1]))))
-    return curves
+    table = ranking.seconds_per_token  # (D, N)
+    depths = {depth for depth in _DEPTHS if depth <= len(table)} | {ranking.best.num_levels}
+    sizes = np.unique(np.geomspace(1, table.shape[1], 60).astype(int))
+    curves = {depth: np.stack([sizes, table[depth - 1, sizes - 1]]) for depth in sorted(depths - {1})}
+    return {depth: curve[:, np.isfinite(curve[1])] for depth, curve in curves.items()}
 
 
 def draw_curves(report: "PlanReport", out: Console) -> None:
@@ -252,8 +228,6 @@ def draw_curves(report: "PlanReport", out: Console) -> None:
     if not curves:
         out.print("plain decoding has no curve: there is no tree to draw", markup=False)
         return
-    import numpy as np
-
     plotext: Any = importlib.import_module("plotext")
     least, most = _PLOT_WIDTHS
     chart, width = plotext.figure, max(least, min(out.width, most))
@@ -264,15 +238,13 @@ def draw_curves(report: "PlanReport", out: Console) -> None:
     chart.label("nodes of the tree", "x")
     chart.label("s/token", "y")
     # Logarithms are taken here: plotext's own logarithmic ruler loses its range once it is given ticks.
-    largest = max(curve.sizes[-1] for curve in curves)
-    nodes = [size for size in _TICKS if size <= largest]
-    chart.ruler("x").ticks([math.log(size) for size in nodes], [str(size) for size in nodes])
-    every = [seconds for curve in curves for seconds in curve.seconds_per_token]
-    marks = np.geomspace(min(every), max(every), _NUM_MARKS)
-    chart.ruler("y").ticks([math.log(mark) for mark in marks], [f"{mark:.2g}" for mark in marks])
-    for curve, marker in reversed(list(zip(curves, _MARKERS, strict=False))):  # where curves meet, the shallowest shows
-        points = [[math.log(value) for value in values] for values in (curve.sizes, curve.seconds_per_token)]
-        chart.draw(chart.signal(*points, marker=marker).lines().label(f"{curve.num_levels} levels"))
+    sizes, seconds = np.concatenate(list(curves.values()), axis=1)
+    nodes = [size for size in _TICKS if size <= sizes.max()]
+    chart.ruler("x").ticks(np.log(nodes).tolist(), [str(size) for size in nodes])
+    marks = np.geomspace(seconds.min(), seconds.max(), _NUM_MARKS)
+    chart.ruler("y").ticks(np.log(marks).tolist(), [f"{mark:.2g}" for mark in marks])
+    for (depth, curve), marker in reversed(list(zip(curves.items(), "123456", strict=False))):  # the shallowest on top
+        chart.draw(chart.signal(*np.log(curve).tolist(), marker=marker).lines().label(f"{depth} levels"))
     chart.legend(x=width - _LEGEND_MARGIN, ha="right")
     text = chart.build().string()
     chart.clear()
@@ -284,14 +256,12 @@ def write_plot(report: "PlanReport", path: Path) -> None:
     """Draw into a file, which is there complete or not at all. Raises OptionError."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_INCHES, layout="constrained")
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
-    for curve in curves_of(report):
-        axes.loglog(curve.sizes, curve.seconds_per_token, label=f"{curve.num_levels} levels")
+    for depth, (sizes, seconds) in curves_of(report).items():
+        axes.loglog(sizes, seconds, label=f"{depth} levels")
     tree = report.main.tree
-    axes.plot(
-        [tree.num_nodes], [tree.seconds_per_token], "o", color="black", label=f"{tree.num_nodes} x {tree.num_levels}"
-    )
+    axes.plot([tree.num_nodes], [tree.seconds_per_token], "o", color="black", label=_size(tree))
     axes.set(title=_title(report), xlabel="nodes of the tree", ylabel="seconds per token")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")

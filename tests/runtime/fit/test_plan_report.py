@@ -51,7 +51,7 @@ def test_a_processors_disk_is_its_bound_and_its_part():
 
 def test_streaming_is_called_wrong_where_a_smaller_format_fits_whole_and_is_faster():
     report = planned("rtx-4090", target="qwen2.5-32b")
-    whole = next(one for one in report.others if one.format_name == "nf4")
+    whole = report.others["nf4"]
     assert report.main.streams and not whole.streams
     times = report.main.seconds_per_token / whole.seconds_per_token
     assert report.verdicts[0].startswith("Streaming bfloat16 is the wrong choice here: nf4 fits whole on the device (")
@@ -72,7 +72,7 @@ def test_a_faster_format_that_streams_too_is_only_mentioned():
 def test_a_format_that_fits_but_is_no_faster_is_no_advice():
     """A pass over bf16 that mostly stays is shorter than widening int8."""
     report = planned("rtx-4060-ti-16gb", target="qwen2.5-7b")
-    assert report.main.streams and not any(one.streams for one in report.others)
+    assert report.main.streams and not any(one.streams for one in report.others.values())
     assert report.verdicts == ()
 
 

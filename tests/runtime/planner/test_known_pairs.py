@@ -252,7 +252,7 @@ def test_a_measured_pair_is_what_the_plan_rests_on(folders, tmp_path):
     chain = main.ranking.of_shape(2, 2)
     assert chain.expected_tokens == pytest.approx(1 + best)
     assert report.plain.measured_at == profile.measured_at  # a plain pass was measured too
-    assert all(getattr(other, "measured_at", None) is None for other in report.others)
+    assert all(getattr(other, "measured_at", None) is None for other in report.others.values())
     assert not any("launching kernels" in note for note in report.notes)
 
 
