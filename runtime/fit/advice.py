@@ -1,12 +1,13 @@
 """Whether a session fits a machine, and the nearest change that would make it fit, in one sentence.
 
 Changes are tried from the least to the most that they cost: a budget, a shorter context, int8, NF4, a smaller draft
-or none, these together, more memory. Pure arithmetic: opens nothing and reads no weight.
+or none, these together, more memory.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
@@ -22,7 +23,6 @@ MIN_DRAFT_BYTES = 200_000_000
 _CONTEXT_STEP = 256
 
 ChangeKind = Literal["budget", "context", "format", "draft", "combined", "memory"]
-_Goal: TypeAlias = Callable[[Placement], bool]
 _Resource: TypeAlias = Literal["free disk", "device memory", "memory", "host memory"]
 
 
@@ -79,10 +79,13 @@ class _Case:
 
     def changes(self) -> Iterator[Change]:
         """Try what the user could do, the nearest first."""
-        found = [*self._budgets(), *self._contexts(), *self._formats(), *self._drafts()]
+        tried = (*self._budgets(), *self._contexts(), *self._formats(), *self._drafts())
+        found = [change for change in tried if self._reaches(change.placement)]
         yield from found
         if not any(change.placement.runs_well for change in found):
-            yield from self._combinations(attrgetter("runs_well") if found else self._reaches)
+            is_enough = attrgetter("runs_well") if found else self._reaches
+            together = (change for change in self._combinations() if is_enough(change.placement))
+            yield from islice(together, 1)
         yield from self._more_memory()
 
     def explain(self, changes: tuple[Change, ...]) -> str:
@@ -106,64 +109,56 @@ class _Case:
     def _reaches(self, placement: Placement) -> bool:
         return placement.runs_well if self.base.can_run else placement.can_run
 
-    def _try(
-        self, words: str, kind: ChangeKind, need: MemoryNeed, machine: Machine, goal: _Goal | None = None
-    ) -> list[Change]:
-        """Return the change, if it is enough."""
-        placement = place(need, machine)
-        return [Change(words, kind, placement)] if (goal or self._reaches)(placement) else []
+    def _change(
+        self, words: str, kind: ChangeKind, *, need: MemoryNeed | None = None, machine: Machine | None = None
+    ) -> Change:
+        return Change(words, kind, place(need or self.need, machine or self.machine))
 
-    def _budgets(self) -> list[Change]:
+    def _budgets(self) -> Iterator[Change]:
         """Only where the user's own budgets stand in the way."""
-        need, machine, least = self.need, self.machine, self.need.least_bytes
-        found = []
+        machine, least = self.machine, self.need.least_bytes
         if machine.device_budget_bytes is not None and self.base.device_budget_bytes < least:
             larger = replace(machine, device_budget_bytes=least)
-            found = self._try(f"--device-memory {_rounded_up(least)}", "budget", need, larger)
+            raised = self._change(f"--device-memory {_rounded_up(least)}", "budget", machine=larger)
+            yield raised
+            if self._reaches(raised.placement):
+                return
         budgets = {"--device-memory": machine.device_budget_bytes, "--host-memory": machine.host_budget_bytes}
         options = [name for name, budget in budgets.items() if budget is not None]
-        if options and not found:
-            found = self._try(f"leaving out {' and '.join(options)}", "budget", need, _without_budgets(machine))
-        return found
+        if options:
+            yield self._change(f"leaving out {' and '.join(options)}", "budget", machine=_without_budgets(machine))
 
-    def _contexts(self) -> list[Change]:
+    def _contexts(self) -> Iterator[Change]:
         def shortened(steps: int) -> MemoryNeed:
             return replace(self.need, context_tokens=steps * _CONTEXT_STEP)
 
-        steps = _largest(
-            lambda steps: self._reaches(place(shortened(steps), self.machine)),
-            MIN_CONTEXT_TOKENS // _CONTEXT_STEP,
-            (self.need.context_tokens - 1) // _CONTEXT_STEP,
-        )
-        if steps is None:
-            return []
-        return self._try(f"--context {steps * _CONTEXT_STEP}", "context", shortened(steps), self.machine)
+        lowest, highest = MIN_CONTEXT_TOKENS // _CONTEXT_STEP, (self.need.context_tokens - 1) // _CONTEXT_STEP
+        steps = _largest(lambda steps: self._reaches(place(shortened(steps), self.machine)), lowest, highest)
+        if steps is not None:
+            yield self._change(f"--context {steps * _CONTEXT_STEP}", "context", need=shortened(steps))
 
     def _formats(self) -> Iterator[Change]:
         resource = _shortage(self.need, self.machine, self.base).resource
         for layers in self.need.formats[1:]:
             smaller = self.need.in_format(layers.name)
             needed = _needed_bytes(smaller, self.machine, resource, is_least=not self.base.can_run)
-            yield from self._try(f"{layers.name} ({format_bytes(needed)})", "format", smaller, self.machine)
+            yield self._change(f"{layers.name} ({format_bytes(needed)})", "format", need=smaller)
 
-    def _drafts(self) -> list[Change]:
-        draft = self.need.draft
-        if draft is None:
-            return []
+    def _drafts(self) -> Iterator[Change]:
+        if (draft := self.need.draft) is None:
+            return
 
         def fits(megabytes: int) -> bool:
             smaller = replace(draft, num_bytes=megabytes * 10**6)
             return self._reaches(place(replace(self.need, draft=smaller), self.machine))
 
-        plain = self._try("--draft none", "draft", self.need.without_draft(), self.machine)
-        megabytes = _largest(fits, MIN_DRAFT_BYTES // 10**6, draft.num_bytes // 10**6) if plain else None
+        megabytes, words = _largest(fits, MIN_DRAFT_BYTES // 10**6, draft.num_bytes // 10**6), "--draft none"
         if megabytes is not None:
             words = f"a draft of at most {format_bytes(megabytes * 10**6)} (or --draft none)"
-            plain = [replace(plain[0], words=words)]
-        return plain
+        yield self._change(words, "draft", need=self.need.without_draft())
 
-    def _combinations(self, goal: _Goal) -> list[Change]:
-        """Two or three changes at once: the first format that helps, without draft, then with a short context too."""
+    def _combinations(self) -> Iterator[Change]:
+        """Two or three changes at once: a format without draft, then each with a short context too."""
         for is_short in (False, True):
             for layers in self.need.formats:
                 changed = self.need.in_format(layers.name)
@@ -174,14 +169,11 @@ class _Case:
                 if is_short and self.need.context_tokens > MIN_CONTEXT_TOKENS:
                     changed = replace(changed, context_tokens=MIN_CONTEXT_TOKENS)
                     words.append(f"--context {MIN_CONTEXT_TOKENS}")
-                if len(words) < 2:
-                    continue
-                together = " with ".join((words[0], " and ".join(words[1:])))
-                if found := self._try(together, "combined", changed, self.machine, goal):
-                    return found
-        return []
+                if len(words) > 1:
+                    together = " with ".join((words[0], " and ".join(words[1:])))
+                    yield self._change(together, "combined", need=changed)
 
-    def _more_memory(self) -> list[Change]:
+    def _more_memory(self) -> Iterator[Change]:
         """How much more of what would do, everything else as it is; a machine has four kinds of memory."""
         words: list[str] = []
         machine = _without_budgets(self.machine)
@@ -189,7 +181,8 @@ class _Case:
             shortage = _shortage(self.need, machine, placement)
             machine, more_bytes = _grown(self.need, machine, shortage, placement)
             words.append(f"{_rounded_up(more_bytes, ' ')} more {shortage.resource}")
-        return self._try(" and ".join(words), "memory", self.need, machine) if words else []
+        if words and self._reaches(placement):
+            yield Change(" and ".join(words), "memory", placement)
 
     def _failing_formats(self, resource: _Resource, fitting_format: str) -> Iterator[str]:
         """The formats between that lack the same."""
@@ -203,7 +196,7 @@ class _Case:
 
 
 def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shortage:
-    """For a placement that does not run, or not well."""
+    """Return what a placement that does not run, or not well, lacks first."""
     device: _Resource = "memory" if machine.is_cpu else "device memory"
     device_budget, is_budget = placement.device_budget_bytes, bool(machine.device_budget_bytes)
     if placement.missing_disk_bytes:
@@ -222,7 +215,7 @@ def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shor
 
 
 def _stage_bytes(need: MemoryNeed, machine: Machine) -> int:
-    """Return what layers take of host memory in passing; beside a budget that the user chose."""
+    """Return what layers take of host memory in passing; a budget that the user chose does not pay for it."""
     return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
 
 
@@ -271,7 +264,6 @@ def _rounded_up(num_bytes: int, separator: str = "") -> str:
 
 
 def _describe(placement: Placement) -> str:
-    """For a session that runs well."""
     num_resident, num_host = placement.num_resident_layers, placement.num_host_layers
     held = f"{format_bytes(placement.device_bytes)} of {format_bytes(placement.device_budget_bytes)}"
     if not num_host:
