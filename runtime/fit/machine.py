@@ -148,6 +148,5 @@ def reference_machine(name: str) -> Machine:
         speed=speed_of_data_sheet(
             memory_bytes_per_second=found.memory_bytes_per_second.value,
             flops=found.flops_per_second.value,
-            source="data sheet",
         ),
     )

@@ -1,8 +1,8 @@
 """What a round would cost with models and on a machine that need not be here: sizes and speeds in, `RoundCosts` out.
 
-Copies take bytes over the link's rate, reads bytes over the disk's. A forward over n tokens takes as long as reading
-its weights or as its multiplications, whichever is longer, and then its attention. Head and walk read the head twice:
-for the likeliest path and for its end. Launching kernels is not counted.
+A forward over n tokens takes as long as reading its weights or as its multiplications, whichever is longer, and then
+its attention. Head and walk read the head twice: for the likeliest path and for its end. Launching kernels is not
+counted.
 """
 
 import numpy as np
@@ -32,8 +32,6 @@ def reference_costs(
     """Return every part of a round whose text is `context_tokens` long, with the layers as `residency` says.
 
     `draft`: its sizes, and whether it is held as stored, in int8 or in nf4; None for plain passes.
-
-    Raises ValueError where a layer must come over a link or from a disk whose speed is not known.
     """
     device = machine.speed
     assert device is not None
@@ -58,27 +56,21 @@ def reference_costs(
 def copies_and_reads(
     residency: ResidencyPlan, machine: Machine
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return (copy, read) seconds of each layer; without a link to a device, reading is the copy.
-
-    Raises ValueError where a layer must come over a link or from a disk whose speed is not known.
-    """
+    """Return (copy, read) seconds of each layer; without a link to a device, reading is the copy."""
     link, disk = machine.link, machine.disk
     sizes = list(zip(residency.layer_bytes, residency.tiers, strict=True))
-    if disk is None and Tier.DISK in residency.tiers:
-        raise ValueError("layers are read from a disk whose rate is not known")
-    reads = tuple(
-        disk.speed.copy_seconds(size) if tier is Tier.DISK and disk is not None else None for size, tier in sizes
-    )
+    reads: tuple[float | None, ...] = (None,) * len(sizes)
+    if Tier.DISK in residency.tiers:
+        assert disk is not None, "the disk's speed is known where layers come from it"
+        reads = tuple(disk.speed.copy_seconds(size) if tier is Tier.DISK else None for size, tier in sizes)
     if link is None:
-        if Tier.HOST in residency.tiers:
-            raise ValueError("layers wait in host memory without a link to a device")
         return reads, ()
     copies = tuple(None if tier is Tier.RESIDENT else link.speed.copy_seconds(size) for size, tier in sizes)
     return copies, reads if Tier.DISK in residency.tiers else ()
 
 
 def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: DeviceSpeed) -> CostTable:
-    """A draft forward with head and choice of children, by width."""
+    """Return what a draft forward costs with its head and the choice of children, by width."""
     widths, published = _sizes(), shape.formats[0].name
     weights_per_second = device.draft_weights_per_second[published if published in QUANTIZED_FORMATS else held]
     seconds = _layers_seconds(shape, widths, weights_per_second, context_tokens, device)
@@ -90,7 +82,7 @@ def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: Devi
 def _layers_seconds(
     shape: ModelShape, tokens: NDArray[np.float64], weights_per_second: float, context: int, device: DeviceSpeed
 ) -> NDArray[np.float64]:
-    """A forward of all decoder layers over `tokens` (C,) -> (C,)."""
+    """Return the seconds (C,) that a forward of all decoder layers over `tokens` (C,) takes."""
     num_weights = shape.num_layers * shape.num_layer_parameters
     multiplying = np.maximum(num_weights / weights_per_second, 2 * num_weights * tokens / device.flops)
     attended = context + tokens
@@ -108,7 +100,7 @@ def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSp
 
 
 def _sizes() -> NDArray[np.float64]:
-    """Close enough for straight lines between them, the bend from reading to multiplying included."""
+    """Return sizes so close that straight lines between them follow the bend from reading to multiplying."""
     return np.unique(np.geomspace(1, 4096, 64).round())
 
 

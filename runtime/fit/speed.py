@@ -1,7 +1,6 @@
 """How fast a device multiplies: weights per second in narrow passes, floating-point operations in wide ones.
 
-Measured, or made of a data sheet and the shares of it that published measurements reached. The shares are derived here,
-from the figures they rest on.
+Measured, or a data sheet's figures times the shares of them that published measurements reached.
 """
 
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ _L40_FLOPS = 181.05e12
 _DRAFT_STEP_BYTES = 2 * (8_030_261_248 - 128_256 * 4096)
 _DRAFT_STEP_SECONDS = 0.025
 MEMORY_SHARE = _DRAFT_STEP_BYTES / _DRAFT_STEP_SECONDS / _L40_BYTES_PER_SECOND
-"""Of a data sheet's memory bandwidth: a published step of Llama-3-8B in bf16 on an L40 takes 0.025 s (Sequoia).
+"""Of a data sheet's memory bandwidth that is reached: 0.69.
 
-It reads 15.0 GB, everything but the embeddings, and the data sheet says 864 GB/s: 0.69.
+A published step of Llama-3-8B in bf16 on an L40 takes 0.025 s (Sequoia); it reads 15.0 GB, everything but the
+embeddings, and the data sheet says 864 GB/s.
 """
 FLOPS_SHARE = MEMORY_SHARE
-"""Of a data sheet's operations: taken to be the same, since published passes hide their computation behind the copies.
+"""Of a data sheet's operations that are reached, taken to be the same: published passes hide theirs behind the copies.
 
 Sequoia's verification of 1,024 nodes on the L40 only shows that it is more than 0.13.
 """
@@ -30,22 +30,19 @@ COPY_SLOWDOWN = (_PASS_SECONDS - _LINK_SECONDS) / (_PASS_FLOPS / (FLOPS_SHARE * 
 Sequoia, L40, Llama-3-70B: 136.9 GB at 24.9 GB/s are 5.50 s, and 1,024 nodes take 5.8 s: 0.27.
 """
 NARROW_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "stored": 2.0, "int8": 1.0, "nf4": 0.52}
-"""Of one stored weight."""
+"""Bytes of one weight as it is stored."""
 
 
 class Basis(StrEnum):
     """What a figure rests on."""
 
     MEASURED = "measured here"
-    """On this machine."""
     PUBLISHED = "published"
-    """Somebody's measurement."""
+    """Measured by somebody else."""
     DATA_SHEET = "data sheet"
-    """The maker's promise."""
     GIVEN = "given"
-    """The user said so."""
+    """By the user."""
     ASSUMED = "assumed"
-    """Nobody said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +50,26 @@ class DeviceSpeed:
     """What computing costs on one device."""
 
     target_weights_per_second: Mapping[str, float]
-    """By format: weights that a narrow pass of the target, which widens them exactly, multiplies."""
+    """Weights that a narrow pass of the target multiplies, which widens them exactly, by format."""
     draft_weights_per_second: Mapping[str, float]
-    """By how a draft holds them: the same for a draft, which may use any kernel."""
+    """The same for a draft, which may use any kernel, by how it holds them."""
     flops: float
     """Floating-point operations a second in wide passes."""
     memory_bytes_per_second: float
-    """Of reading what is not a weight: keys and values, logits."""
+    """Rate of reading what is not a weight: keys and values, logits."""
     basis: Basis
-    """What all of it rests on."""
     source: str
-    """The same in words, for the user."""
+    """The basis in words, for the user."""
     compute_item_bytes: int = 2
-    """Of one activation."""
+    """Bytes of one activation."""
     copy_slowdown: float = 0.0
     """Seconds of copying that each second of computing costs."""
     compute_slowdown: float = 0.0
     """Seconds of computing that each second of copying costs."""
 
 
-def speed_of_data_sheet(
-    *, memory_bytes_per_second: float, flops: float, source: str, item_bytes: int = 2
-) -> DeviceSpeed:
-    """A device that reaches the published shares of its data sheet's bandwidth and operations.
+def speed_of_data_sheet(*, memory_bytes_per_second: float, flops: float) -> DeviceSpeed:
+    """Return a device that reaches the published shares of its data sheet's bandwidth and operations, in bf16.
 
     A quantized weight is read, written widened and read again, so that it takes longer than a bf16 one.
     """
@@ -83,7 +77,7 @@ def speed_of_data_sheet(
 
     def rate(name: str) -> float:
         narrow = NARROW_BYTES[name]
-        return reached / (narrow + 2 * item_bytes if name in ("int8", "nf4") else narrow)
+        return reached / (narrow + 2 * NARROW_BYTES["bfloat16"] if name in ("int8", "nf4") else narrow)
 
     return DeviceSpeed(
         target_weights_per_second={name: rate(name) for name in NARROW_BYTES if name != "stored"},
@@ -92,10 +86,9 @@ def speed_of_data_sheet(
         memory_bytes_per_second=reached,
         basis=Basis.DATA_SHEET,
         source=(
-            f"{memory_bytes_per_second / 1e9:.0f} GB/s and {flops / 1e12:.0f} TFLOPS ({source}) times "
+            f"{memory_bytes_per_second / 1e9:.0f} GB/s and {flops / 1e12:.0f} TFLOPS (data sheet) times "
             f"{MEMORY_SHARE:.2f}, the share that a published draft step on an L40 reaches; each second of it delays "
             f"copies by {COPY_SLOWDOWN:.2f} s, as in the published passes there"
         ),
-        compute_item_bytes=item_bytes,
         copy_slowdown=COPY_SLOWDOWN,
     )

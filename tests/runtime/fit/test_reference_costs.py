@@ -49,13 +49,9 @@ def test_without_a_link_the_disk_is_the_link():
     residency = ResidencyPlan((Tier.RESIDENT, Tier.DISK), (4000, 4000), 2)
     found = costs(residency, links(None, 5e5))
     assert (found.copy_seconds, found.read_seconds, found.num_stages) == ((None, pytest.approx(0.008)), (), 0)
-    with pytest.raises(ValueError, match="without a link"):
-        costs(between=links(None, 5e5))
 
 
-def test_a_disk_of_unknown_speed_is_refused_only_where_it_is_used():
-    with pytest.raises(ValueError, match="not known"):
-        costs(between=links(1e6, None))
+def test_a_disk_of_unknown_speed_does_where_it_is_not_used():
     on_host = ResidencyPlan((Tier.HOST,) * 4, (4000,) * 4, 2)
     assert costs(on_host, links(1e6, None)).read_seconds == ()
 
@@ -89,7 +85,7 @@ def test_without_a_draft_there_are_no_steps():
 def test_the_published_draft_step_comes_out():
     """0.025 s for the 8B in bf16 on an L40, which the share of the data sheet was derived from."""
     speed = speed_of_data_sheet(
-        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value, source="x"
+        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value
     )
     found = costs(draft=(LLAMA_3_8B, "stored"), speed=speed)
     assert found.draft_step_seconds(1) == pytest.approx(0.025, rel=0.01)
@@ -98,7 +94,7 @@ def test_the_published_draft_step_comes_out():
 def test_the_published_passes_come_out():
     """5.5 to 5.8 s for 1 to 1,024 nodes of the 70B on an L40; one number was fitted to the last of them."""
     speed = speed_of_data_sheet(
-        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value, source="x"
+        memory_bytes_per_second=L40.memory_bytes_per_second.value, flops=L40.flops_per_second.value
     )
     layers = LLAMA_3_70B.formats[0].layer_bytes
     all_streamed = ResidencyPlan((Tier.HOST,) * 80, layers, 2)

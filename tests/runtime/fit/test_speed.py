@@ -34,14 +34,14 @@ def test_the_least_share_of_operations_that_the_docstring_names():
 
 
 def test_a_quantized_weight_is_read_written_wide_and_read_again():
-    speed = speed_of_data_sheet(memory_bytes_per_second=1e12, flops=1e14, source="a sheet")
+    speed = speed_of_data_sheet(memory_bytes_per_second=1e12, flops=1e14)
     reached = MEMORY_SHARE * 1e12
     assert speed.target_weights_per_second["bfloat16"] == pytest.approx(reached / 2)
     assert speed.target_weights_per_second["int8"] == pytest.approx(reached / (1 + 2 + 2))
     assert speed.draft_weights_per_second["nf4"] == pytest.approx(reached / (NARROW_BYTES["nf4"] + 4))
     assert speed.flops == pytest.approx(FLOPS_SHARE * 1e14)
     assert speed.basis is Basis.DATA_SHEET
-    assert "1000 GB/s and 100 TFLOPS (a sheet) times 0.69" in speed.source
+    assert "1000 GB/s and 100 TFLOPS (data sheet) times 0.69" in speed.source
 
 
 def test_bytes_of_an_nf4_weight_are_those_of_large_layers():
