@@ -1,7 +1,6 @@
 """What this machine is and can do, and whether a model would run on it; every probe may fail by itself.
 
-A row says what a probe found, or why it found nothing. The 70B model of the paper is known by its shape, the user's
-model by its headers: no weight is read, nothing is downloaded.
+The 70B model of the paper is known by its shape, the user's by its headers: no weight is read, nothing is downloaded.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

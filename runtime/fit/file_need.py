@@ -1,10 +1,9 @@
-"""What a session of checked folders must hold, from their headers alone; no weight is read.
-
-Knows no machine and no budget.
-"""
+"""What a session of checked folders must hold, from their headers alone; no weight is read."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -30,10 +29,7 @@ def need_of_files(
     max_nodes: int,
     device: torch.device = HOST_DEVICE,
 ) -> MemoryNeed:
-    """Return what a session of these checked folders needs, from their headers alone.
-
-    `draft` is a separate draft; without one the config says whether there is a substitute or none.
-    """
+    """Return what a session needs; without a separate `draft` the config says whether there is a substitute or none."""
     logits_bytes = target.workspace_bytes(0, compute_dtype)
     return MemoryNeed(
         formats=layer_formats(target.slabs.layouts),
@@ -60,7 +56,7 @@ def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
     if stored.name in QUANTIZED_FORMATS:
         return (stored,)
     shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
-    vectors = [layout.payload_bytes - _matrix_bytes(layout) for layout in layouts]
+    vectors = list(map(_vector_bytes, layouts))
     converted = (quantized_layers(name, shapes, vectors) for name in QUANTIZED_FORMATS)
     return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
 
@@ -81,14 +77,14 @@ def _draft_need(
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:
-    """The format of most of the bytes."""
-    counts: dict[str, int] = {}
-    for layout in layouts:
-        for tensor in layout.tensors:
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    dtype = max(counts, key=lambda name: counts[name])
+    """Return the format that most of the weights are stored in."""
+    counts: Counter[str] = Counter()
+    for tensor in chain.from_iterable(layout.tensors for layout in layouts):
+        counts[tensor.dtype] += math.prod(tensor.shape)
+    dtype = counts.most_common(1)[0][0]
     return _FORMAT_NAMES.get(dtype, dtype)
 
 
-def _matrix_bytes(layout: LayerLayout) -> int:
-    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) == 2)
+def _vector_bytes(layout: LayerLayout) -> int:
+    """Return the bytes of everything that is no matrix."""
+    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) != 2)

@@ -14,7 +14,7 @@ from runtime.fit.speed import Basis, DeviceSpeed, speed_of_data_sheet
 
 RESERVED_SHARE = 0.03
 RESERVED_BYTES = 192 << 20
-"""Free memory that a budget chosen by the program leaves alone: this much and this share of it."""
+"""Free memory that a budget chosen by the program leaves alone: so much, and this share of it."""
 ASSUMED_DISK_BYTES_PER_SECOND = 3.5e9
 """Of a machine whose disk nobody described: what the data sheets of plain PCIe 3 NVMe disks promise."""
 _ENOUGH_BYTES = 1 << 50
@@ -40,11 +40,11 @@ class Machine:
 
     name: str = "this machine"
     identity: DeviceIdentity | None = None
-    """Of this machine's device, for what was measured on it; None for another machine."""
+    """This machine's device, for what was measured on it; None for another machine."""
     host_total_bytes: int
     """Memory of the machine, or of its control group."""
     host_free_bytes: int
-    """What this process may still use of it."""
+    """Memory that this process may still use."""
     is_host_assumed: bool = False
     """Whether nobody said how much host memory there is: then there is enough for every model."""
     group_left_bytes: int | None = None
@@ -52,7 +52,7 @@ class Machine:
     device_free_bytes: int | None = None
     """Free memory of the accelerator; None where the CPU is the device."""
     disk_free_bytes: int | None = None
-    """Free where files would be written; None if unknown."""
+    """Free bytes where files would be written; None if unknown."""
     device_budget_bytes: int | None = None
     """--device-memory: 0 is the least that works, None what is free."""
     host_budget_bytes: int | None = None
@@ -62,7 +62,7 @@ class Machine:
     link: Link | None = None
     """From host memory to the device; None where the device is the processor, or where nobody asked."""
     pcie_generation: int | None = None
-    """Of the link; None if unknown."""
+    """Generation of the link; None if unknown."""
     disk: Link | None = None
     """From the model's files; None where it could not be found out, or where nobody asked."""
     speed: DeviceSpeed | None = None
@@ -75,21 +75,10 @@ class Machine:
 
     @property
     def free_bytes(self) -> int:
-        """Free memory of the device."""
         return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
 
-    @property
-    def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
-        """(what, basis, words) of every figure that predictions rest on."""
-        links = [
-            (name, link.basis, f"{format_bytes(link.speed.bytes_per_second)}/s, {link.source}")
-            for name, link in (("link", self.link), ("disk", self.disk))
-            if link is not None
-        ]
-        return (*links, *([] if self.speed is None else [("computing", self.speed.basis, self.speed.source)]))
-
     def budgets(self, need: MemoryNeed) -> tuple[int, int]:
-        """Return (device, host): the bytes that a session may hold there."""
+        """Return the bytes that a session may hold on the device and, for layers, in host memory."""
         device = self.device_budget_bytes
         if device == 0 or (device is None and self.is_link_emulated):
             device = need.fixed_bytes + need.ring_bytes

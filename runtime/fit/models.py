@@ -161,7 +161,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
 
 
 def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:
-    """Raise UnsupportedArchitectureError for what is not a dense decoder, as far as plain JSON shows it."""
+    """Raise UnsupportedArchitectureError for every model but a dense decoder, as far as plain JSON shows it."""
     reason = None
     for key, value in config.items():
         if _PART_KEY.match(key) and value:

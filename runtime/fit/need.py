@@ -22,13 +22,12 @@ class LayerFormat:
     name: str
     """bfloat16, float16, float32, int8 or nf4."""
     layer_bytes: tuple[int, ...]
-    """Per layer, as allocated (whole pages)."""
+    """Bytes of each layer as allocated, in whole pages."""
     payload_bytes: tuple[int, ...] = ()
-    """Of these, weights, where files say it; empty: all."""
+    """Bytes of each layer's weights, where files say so; empty if all are."""
 
     @property
     def total_bytes(self) -> int:
-        """All layers together."""
         return sum(self.layer_bytes)
 
 
@@ -37,13 +36,13 @@ class DraftNeed:
     """What a draft holds on the device."""
 
     label: str
-    """For the user."""
+    """What a person calls it."""
     num_bytes: int
-    """Weights."""
+    """Bytes of its weights."""
     cache_bytes_per_token: int
-    """Keys and values."""
+    """Bytes of a token's keys and values."""
     shared_layer_bytes: tuple[int, ...] = ()
-    """Per layer of the target, what the draft does not hold if that layer is resident; empty if it shares none."""
+    """Bytes per layer of the target that the draft does not hold if that layer is resident; empty if it shares none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +56,23 @@ class MemoryNeed:
     draft: DraftNeed | None
     """None: plain streaming."""
     cache_bytes_per_token: int
-    """The target's keys and values."""
+    """Bytes of a token's keys and values in the target."""
     context_tokens: int
     """Most tokens of prompt and answer together."""
     max_nodes: int
     """Largest tree; 1 without a draft."""
     activation_bytes_per_token: int
-    """What a pass holds per token at its widest."""
+    """Bytes that a pass holds per token at its widest."""
     logits_bytes: int
-    """What it holds whatever its width."""
+    """Bytes that it holds whatever its width."""
     scratch_bytes: int
-    """Where narrow weights are widened."""
+    """Bytes in which narrow weights are widened."""
     num_slots: int = 2
     """Slots of the ring."""
     num_graft_nodes: int = 0
     """Nodes that may be added to the largest tree."""
     file_bytes: int = 0
-    """Disk that files still to be downloaded or written will take."""
+    """Bytes of disk that files still to be downloaded or written will take."""
 
     @property
     def layers(self) -> LayerFormat:
@@ -87,27 +86,27 @@ class MemoryNeed:
 
     @property
     def ring_bytes(self) -> int:
-        """The ring when every layer streams."""
+        """Bytes of the ring when every layer streams."""
         return self.num_slots * max(self.layers.layer_bytes)
 
     @property
     def stage_bytes(self) -> int:
-        """Host memory through which layers reach a device that cannot fetch them itself."""
+        """Bytes of host memory through which layers reach a device that cannot fetch them itself."""
         return NUM_STAGES * max(self.layers.layer_bytes)
 
     @property
     def fixed_bytes(self) -> int:
-        """All fixed entries, with no layer resident."""
+        """Bytes of all fixed entries, with no layer resident."""
         return sum(self.fixed_entries().values())
 
     @property
     def least_bytes(self) -> int:
-        """What must be on the device: all fixed entries, and a ring or all layers."""
+        """Bytes that must be on the device: all fixed entries, and a ring or all layers."""
         return self.fixed_bytes + min(self.ring_bytes, self.layers.total_bytes - sum(self.saved_bytes or ()))
 
     @property
     def saved_bytes(self) -> tuple[int, ...] | None:
-        """Per layer, what its residency saves in the draft; None if nothing is shared."""
+        """Bytes per layer that its residency saves in the draft; None if nothing is shared."""
         return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
 
     def fixed_entries(self, residents: Iterable[int] = ()) -> dict[str, int]:

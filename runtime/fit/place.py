@@ -1,7 +1,6 @@
 """Where a session's bytes lie on a machine, and what is missing there, before a weight is read.
 
-Pure arithmetic over a `MemoryNeed` and a `Machine`; layers are placed by the same `plan_residency` that a
-session uses. Streaming from disk is allowed, and slow: a session that does it runs, but not well.
+A session that streams from disk runs, but not well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,29 +17,25 @@ class Placement:
     """Where a session's bytes lie, each with its purpose, and what is missing."""
 
     format_name: str
-    """Format of the decoder layers."""
     residency: ResidencyPlan
-    """A tier for every layer, and the ring."""
     payload_bytes: tuple[int, ...]
     """Weights of each layer, which cross the link if it streams."""
     fixed: Mapping[str, int]
     """Bytes held on the device beside layers and ring, by purpose."""
     device_budget_bytes: int
-    """What the device may hold."""
     host_budget_bytes: int
     """What host memory may hold of the layers."""
     stage_bytes: int = 0
     """Host memory through which layers from disk pass on their way to the device."""
     missing_device_bytes: int = 0
-    """By which the least that must be on the device exceeds what it may hold."""
+    """Bytes by which the least that must be on the device exceeds what it may hold."""
     missing_host_bytes: int = 0
-    """By which a host budget of the user's own exceeds what is free."""
+    """Bytes by which a host budget of the user's own exceeds what is free."""
     missing_disk_bytes: int = 0
-    """By which the files to be written exceed the free disk."""
+    """Bytes by which the files to be written exceed the free disk."""
 
     @property
     def can_run(self) -> bool:
-        """Whether it runs at all."""
         return not (self.missing_device_bytes or self.missing_host_bytes or self.missing_disk_bytes)
 
     @property
@@ -50,57 +45,51 @@ class Placement:
 
     @property
     def fixed_bytes(self) -> int:
-        """Of the device, beside layers and ring."""
+        """Bytes of the device beside layers and ring."""
         return sum(self.fixed.values())
 
     @property
     def late_bytes(self) -> int:
-        """Of these, what is allocated after the layers, which have to leave room for it."""
+        """Bytes of the fixed ones that are allocated after the layers, which have to leave room for them."""
         return self.fixed_bytes - self.fixed[OTHERS]
 
     @property
     def ring_bytes(self) -> int:
-        """Of the device, for layers in passing."""
         return self.residency.ring_bytes
 
     @property
     def resident_bytes(self) -> int:
-        """Of the device, for layers that stay there."""
         return self.residency.resident_bytes
 
     @property
     def device_bytes(self) -> int:
-        """Everything that the device's budget pays for."""
+        """Bytes that the device's budget pays for."""
         return self.fixed_bytes + self.ring_bytes + self.resident_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Of host memory, for layers that wait there."""
         return self.residency.host_bytes
 
     @property
     def disk_bytes(self) -> int:
-        """Layers that are read from disk in every pass."""
+        """Bytes of the layers that are read from disk in every pass."""
         return self.residency.disk_bytes
 
     @property
     def streamed_bytes(self) -> int:
-        """Weights that cross the link in every pass."""
+        """Bytes of weights that cross the link in every pass."""
         return sum(self.payload_bytes[index] for index in self.residency.streamed_layers)
 
     @property
     def num_resident_layers(self) -> int:
-        """Layers that stay on the device."""
         return self.residency.tiers.count(Tier.RESIDENT)
 
     @property
     def num_host_layers(self) -> int:
-        """Layers that wait in host memory."""
         return self.residency.tiers.count(Tier.HOST)
 
     @property
     def num_disk_layers(self) -> int:
-        """Layers that are read from disk in every pass."""
         return self.residency.tiers.count(Tier.DISK)
 
     def with_tiers(self, tiers: Sequence[Tier]) -> "Placement":

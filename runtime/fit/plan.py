@@ -1,7 +1,7 @@
 """Answers `plan`: places the bytes, prices every tree, and tries the formats and machines beside the one asked about.
 
-Pure arithmetic over sizes, rates and acceptance. How likely a draft's children are the accepted ones is known for pairs
-that were measured here or published, at the nearest temperature; for others there is a vector to plan with.
+How likely a draft's children are accepted is known for pairs that were measured here or published, at the nearest
+temperature; for others there is a vector to plan with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ from runtime.speculation.tree_search import make_non_increasing
 DP_LEVELS = 32
 """Most levels of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
-"""What more of the device's memory would bring is told for so much."""
+"""Device memory that a what-if adds."""
 
 
 def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder: Path) -> PlanReport:
@@ -63,14 +63,14 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
     main = planning.best(question.format_name)
     if question.request.search == "dp":
         main = planning.option(main.format_name, main.draft_held, search="dp")
-    plain = main if question.draft is None else _try(main.format_name, lambda name: planning.option(name, None))
-    others = {name: _try(name, planning.best) for name in question.format_names if name != main.format_name}
+    plain = main if question.draft is None else _try(planning.option, main.format_name, None)
+    others = {name: _try(planning.best, name) for name in question.format_names if name != main.format_name}
     return PlanReport(question, machine, main, plain, others, dict(planning.what_ifs(main)))
 
 
-def _try(format_name: str, plan: Callable[[str], PlanOption]) -> PlanOption | BudgetError:
+def _try(plan: Callable[..., PlanOption], *asked: str | None) -> PlanOption | BudgetError:
     try:
-        return plan(format_name)
+        return plan(*asked)
     except BudgetError as error:
         return error
 
@@ -94,12 +94,9 @@ class _Planning:
         held_formats: Sequence[str | None] = (None,) if question.draft is None else question.held_formats
         if format_name == question.format_names[0] and self.pairs:
             held_formats = tuple(self.pairs)  # a prediction from measurements is not weighed against one from speeds
-        options, problems = [], []
-        for held in held_formats:
-            try:
-                options.append(self.option(format_name, held))
-            except BudgetError as error:
-                problems.append(error)
+        found = [_try(self.option, format_name, held) for held in held_formats]
+        options = [option for option in found if isinstance(option, PlanOption)]
+        problems = [problem for problem in found if isinstance(problem, BudgetError)]
         if not options:
             raise problems[-1]
         return min(options, key=lambda option: option.seconds_per_token)
@@ -109,7 +106,7 @@ class _Planning:
         if not main.streams:
             return
         for words, changed in _changes(self.machine, main):
-            option = _try(main.format_name, replace(self, machine=changed).best)
+            option = _try(replace(self, machine=changed).best, main.format_name)
             if isinstance(option, PlanOption):
                 yield words, option.seconds_per_token
 
@@ -174,11 +171,19 @@ class _Planning:
         )
 
     def _acceptance(self, held: str, profile: PairProfile | None, search: TreeSearch) -> Acceptance:
-        """Return what was measured here, or what is known beforehand where too little was."""
+        """Return what was measured here, at the nearest temperature, or else what is known beforehand."""
         if profile is None or not profile.believed_acceptance:
             return planned_acceptance(self.question, held)
-        by_depth = search == "best-first"  # the dynamic program takes no matrix by depth
-        return measured_acceptance(profile, self.question.request.temperature, by_depth=by_depth)
+        temperature = self.question.request.temperature
+        table = profile.acceptance_near(temperature)
+        return Acceptance(
+            # The dynamic program takes no matrix by depth.
+            acceptance_of(profile, temperature, by_depth=search == "best-first"),
+            Basis.MEASURED,
+            f"{profile.target.name} / {profile.draft.name}, {profile.draft.held}, at temperature "
+            f"{table.temperature:g}, {table.num_positions[0]} positions (pair profile of "
+            f"{profile.measured_at.isoformat()})",
+        )
 
     def _tree(
         self, costs: RoundCosts, accepted: NDArray[np.float64], ranking: TreeRanking, profile: PairProfile | None
@@ -287,15 +292,4 @@ def planned_acceptance(question: PlanQuestion, held: str) -> Acceptance:
         builtin_acceptance(substitute_held=None),
         Basis.ASSUMED,
         "as of Qwen2.5-Coder-1.5B/0.5B, greedy: nothing is known of this pair",
-    )
-
-
-def measured_acceptance(profile: PairProfile, temperature: float, *, by_depth: bool) -> Acceptance:
-    """Return that of a pair that was measured here, at the nearest temperature: by depth and rank, or by rank."""
-    table = profile.acceptance_near(temperature)
-    return Acceptance(
-        acceptance_of(profile, temperature, by_depth=by_depth),
-        Basis.MEASURED,
-        f"{profile.target.name} / {profile.draft.name}, {profile.draft.held}, at temperature {table.temperature:g}, "
-        f"{table.num_positions[0]} positions (pair profile of {profile.measured_at.isoformat()})",
     )

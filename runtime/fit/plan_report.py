@@ -28,7 +28,7 @@ QUALITY = {"int8": "perplexity +0.05 %", "nf4": "perplexity +2.5 %"}
 From `overstory bench perplexity` on the first 1,800 characters of its packaged text.
 """
 _CLEARLY = 0.95
-"""What takes more than this share of the time is not called faster."""
+"""Share of the time above which an option is not called faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,13 @@ class PlanOption:
     """One way to run the target, and what it is predicted to cost."""
 
     format_name: str
-    """Of the target's layers."""
+    """Format of the target's layers."""
     draft_held: str | None
     """How the draft is held; None for plain streaming."""
     placement: Placement
     max_nodes: int
-    """The largest tree that memory was kept for."""
+    """Nodes of the largest tree that memory was kept for."""
     costs: RoundCosts = field(repr=False)
-    """What the prediction was made of."""
     is_read_directly: bool
     """Whether the device reads the disk itself, so that no other link lies between."""
     measured_at: date | None = None
@@ -62,13 +61,11 @@ class PlanOption:
     acceptance: Acceptance | None = field(repr=False)
     """What the expected tokens rest on; None without a draft."""
     ranking: TreeRanking = field(repr=False)
-    """Every tree."""
     tree: TreeChoice
     """The user's tree, or the best."""
 
     @property
     def seconds_per_token(self) -> float:
-        """Predicted."""
         return self.tree.seconds_per_token
 
     @property
@@ -78,7 +75,7 @@ class PlanOption:
 
     @property
     def bound(self) -> str:
-        """link, disk, compute or draft."""
+        """What limits a round: link, disk, compute or draft."""
         return "disk" if self.is_read_directly and self.tree.bound == "link" else self.tree.bound
 
     @property
@@ -96,7 +93,7 @@ class PlanOption:
         }
 
     def to_record(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
+        """Return the option as a JSON object."""
         placed = self.placement
         return {
             "format": self.format_name,
@@ -139,13 +136,21 @@ class PlanReport:
 
     @property
     def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
-        """(what, basis, words) of everything that the prediction rests on."""
-        lines = [line for line in self.machine.basis_lines if line[0] != "disk" or self.main.placement.disk_bytes]
-        if self.main.measured_at is not None:
-            measured = f"draft steps, layers, head and walk, on {self.main.measured_at.isoformat()} (pair profile)"
-            lines[-1] = ("computing", Basis.MEASURED, measured)
-        if self.main.acceptance is not None:
-            lines.append(("acceptance", self.main.acceptance.basis, self.main.acceptance.source))
+        """(what, basis, words) for every figure that the prediction rests on."""
+        machine, main = self.machine, self.main
+        links = {"link": machine.link, "disk": machine.disk if main.placement.disk_bytes else None}
+        lines = [
+            (name, link.basis, f"{format_bytes(link.speed.bytes_per_second)}/s, {link.source}")
+            for name, link in links.items()
+            if link is not None
+        ]
+        if main.measured_at is not None:
+            words = f"draft steps, layers, head and walk, on {main.measured_at.isoformat()} (pair profile)"
+            lines.append(("computing", Basis.MEASURED, words))
+        elif machine.speed is not None:
+            lines.append(("computing", machine.speed.basis, machine.speed.source))
+        if main.acceptance is not None:
+            lines.append(("acceptance", main.acceptance.basis, main.acceptance.source))
         return tuple(lines)
 
     @property
@@ -159,7 +164,7 @@ class PlanReport:
         return tuple(_notes(self, self.main))
 
     def to_record(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
+        """Return the report as a JSON object."""
         question, main = self.question, self.main
         second = main.ranking.second
         return {

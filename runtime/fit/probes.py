@@ -8,12 +8,13 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import torch
@@ -21,7 +22,7 @@ import torch
 from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes
 from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.rates import measure_copy_rate, measure_raw_link
-from offload.device import DeviceMemory, device_memory, device_name, find_driver, identify_device, select_device
+from offload.device import device_memory, device_name, find_driver, identify_device, select_device
 from offload.errors import BudgetError, LinkError
 from offload.formats.draft_weight import HeldFormat, draft_converter, draft_policy
 from offload.formats.four_bit import FourBitWeight
@@ -37,20 +38,19 @@ from runtime.fit.speed import Basis, DeviceSpeed
 
 PACKAGES = ("transformers", "bitsandbytes", "accelerate", "safetensors", "textual", "psutil")
 SAMPLE_BYTES = 256 << 20
-"""Of the temporary file that the disk is measured with."""
+"""Size of the temporary file that the disk is measured with."""
 SIDE = 3072
-"""Of the matrix that is multiplied: its 38 MB in float32 lie in no processor's own caches."""
+"""Rows and columns of the matrix that is multiplied: its 38 MB in float32 lie in no processor's own caches."""
 ACCELERATOR_SIDE = 8192
 WIDE_ROWS = 128
 """Rows of a wide product: enough that multiplying takes longer than reading the weights."""
 _MEASURED_SECONDS = 1.5
-_HELD: tuple[HeldFormat, ...] = ("stored", "int8", "nf4")
 _ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """One device."""
+    """One device, and its memory if it says how much it has."""
 
     address: str
     """As `--device` takes it: cpu, cuda:0."""
@@ -58,24 +58,21 @@ class DeviceFacts:
     """As its maker calls it."""
     free_bytes: int | None = None
     total_bytes: int | None = None
-    """Of its memory; None if it does not say."""
 
     def __str__(self) -> str:
-        text = f"{self.address}: {self.name}"
-        if self.total_bytes is None or self.free_bytes is None:
-            return text
-        return f"{text}, {format_bytes(self.free_bytes)} free of {format_bytes(self.total_bytes)}"
+        free, total = self.free_bytes, self.total_bytes
+        memory = "" if free is None or total is None else f", {format_bytes(free)} free of {format_bytes(total)}"
+        return f"{self.address}: {self.name}{memory}"
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSpace:
-    """A folder that downloads go to."""
+    """A folder that downloads go to, which may not exist yet."""
 
     purpose: str
     folder: str
-    """Its path; may not exist yet."""
     free_bytes: int | None
-    """On its disk; None if the system does not say."""
+    """Free bytes on its disk; None if the system does not say."""
 
     def __str__(self) -> str:
         free = "an unknown amount" if self.free_bytes is None else format_bytes(self.free_bytes)
@@ -87,11 +84,11 @@ class MachineProbes:
     """What can be asked about this machine; every answer may fail by itself, with any exception."""
 
     device: torch.device
-    """The one that would be used."""
+    """The device that would be used."""
     cache_folder: Path
-    """Of this program; may not exist yet."""
+    """This program's folder, which may not exist yet."""
     model_folder: Path | None = None
-    """A model whose files the disk is measured with."""
+    """Folder of a model whose files the disk is measured with."""
     root: Path = _ROOT
     """Where proc/ and sys/ are."""
 
@@ -170,20 +167,19 @@ def find_memory(device: torch.device, *, budget_bytes: int | None = None, root: 
     Raises:
         BudgetError: an accelerator does not say how much it has, and no budget says it either.
     """
-    on_device = None
-    if device.type != "cpu":
-        on_device = device_memory(device)
-        if on_device is None and budget_bytes is None:
+    on_device = None if device.type == "cpu" else device_memory(device)
+    device_free_bytes = None if on_device is None else on_device.free_bytes
+    if device.type != "cpu" and on_device is None:
+        if budget_bytes is None:
             raise BudgetError(
                 f"the device {device} does not say how much memory is free; give --device-memory, as in 10GB, to run "
                 "on it"
             )
-        if on_device is None:
-            on_device = DeviceMemory(budget_bytes or 1 << 62, budget_bytes or 1 << 62)
+        device_free_bytes = budget_bytes or 1 << 62
     return Machine(
         host_total_bytes=int(psutil.virtual_memory().total),
         host_free_bytes=free_memory_bytes(root=root),
-        device_free_bytes=None if on_device is None else on_device.free_bytes,
+        device_free_bytes=device_free_bytes,
         device_budget_bytes=budget_bytes,
     )
 
@@ -236,14 +232,14 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     compute = torch.float32 if is_cpu else torch.bfloat16  # as a session computes: see LoadPlan
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    targets: dict[str, StoredWeight] = {
+    stored: dict[str, StoredWeight] = {
         "bfloat16": DenseWeight(matrix),
         "float16": DenseWeight(matrix.to(torch.float16)),
         "float32": DenseWeight(matrix.to(torch.float32)),
         "int8": Int8RowsWeight.quantize(matrix),
         "nf4": FourBitWeight.quantize(matrix),
     }
-    targets = {name: weight.copy_to(device) for name, weight in targets.items()}
+    targets = {name: weight.copy_to(device) for name, weight in stored.items()}
 
     def seconds(weight: StoredWeight, num_rows: int) -> float:
         inputs = torch.ones(num_rows, side, dtype=compute, device=device)
@@ -258,7 +254,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     flops = 2 * side**2 * WIDE_ROWS / seconds(targets["bfloat16"], WIDE_ROWS)
     return DeviceSpeed(
         target_weights_per_second=narrow,
-        draft_weights_per_second={name: side**2 / seconds(held(name), 1) for name in _HELD},
+        draft_weights_per_second={name: side**2 / seconds(held(name), 1) for name in get_args(HeldFormat)},
         flops=flops,
         memory_bytes_per_second=_memory_rate(device, side),
         basis=Basis.MEASURED,
@@ -275,8 +271,7 @@ def _memory_rate(device: torch.device, side: int) -> float:
     if device.type == "cpu":
         return measure_copy_rate(device)
     source = torch.empty(2 * side**2, dtype=torch.uint8, device=device)
-    copy: Callable[[], object] = source.clone
-    return 2 * source.numel() / fastest_seconds(copy, device=device)
+    return 2 * source.numel() / fastest_seconds(source.clone, device=device)
 
 
 def built_for() -> str:

@@ -1,7 +1,4 @@
-"""Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of its files.
-
-For questions about models that are not on this machine: `models` finds their sizes. Imports no torch.
-"""
+"""Dense Llama-like models as numbers: what a model needs, from a dozen sizes instead of its files. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +15,12 @@ class ModelShape:
     """The sizes of a dense decoder with grouped-query attention, an MLP and two norms a layer."""
 
     name: str
-    """For the user."""
     source: str
     """Where the numbers were read."""
     num_layers: int
     hidden_size: int
     inner_size: int
-    """Of the MLP."""
+    """Width of the MLP."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -32,9 +28,9 @@ class ModelShape:
     is_tied: bool = False
     """Whether the head is the embeddings."""
     item_bytes: int = 2
-    """Of one stored number: 2 is bfloat16, 4 float32."""
+    """Bytes of one stored number: 2 is bfloat16, 4 float32."""
     num_vector_elements: int = 0
-    """Biases and other vectors of a layer, beside its two norms."""
+    """Elements of a layer's biases and other vectors, beside its two norms."""
     is_gated: bool = True
     """Whether the MLP has a gate beside up and down."""
     published_as: str | None = None
@@ -59,12 +55,12 @@ class ModelShape:
 
     @property
     def num_layer_parameters(self) -> int:
-        """Of one decoder layer's matrices, which is what a token is multiplied with."""
+        """Weights of one decoder layer that a token is multiplied with."""
         return sum(rows * columns for rows, columns in self.matrices)
 
     @property
     def num_parameters(self) -> int:
-        """All of them, tied ones once."""
+        """Parameters of the whole model, tied ones once."""
         layer = self.num_layer_parameters + 2 * self.hidden_size + self.num_vector_elements
         return self.num_layers * layer + self._num_other_elements
 
@@ -88,7 +84,7 @@ class ModelShape:
 
     @property
     def others_bytes(self) -> int:
-        """Embeddings, final norm and head."""
+        """Bytes of embeddings, final norm and head."""
         return self._num_other_elements * self.item_bytes
 
     def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
@@ -97,7 +93,7 @@ class ModelShape:
 
     @property
     def head_bytes(self) -> int:
-        """The matrix that makes logits."""
+        """Bytes of the matrix that makes logits."""
         return self.vocab_size * self.hidden_size * self.item_bytes
 
     def held_bytes(self, held: str) -> int:

@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
@@ -28,6 +26,9 @@ from tui.printing import announce, print_grid, progress_console
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from runtime.fit.plan_report import PlanOption, PlanReport
     from runtime.planner.tree_choice import TreeChoice
 
@@ -209,11 +210,13 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
 
 
-def curves_of(report: "PlanReport") -> dict[int, NDArray[np.float64]]:
+def curves_of(report: "PlanReport") -> "dict[int, NDArray[np.float64]]":
     """Return (2, S) sizes of trees and seconds per token by levels, the shallowest first; empty without trees.
 
     Of the best trees within several numbers of levels, that of the best tree among them.
     """
+    import numpy as np
+
     ranking = report.main.ranking
     table = ranking.seconds_per_token  # (D, N)
     depths = {depth for depth in _DEPTHS if depth <= len(table)} | {ranking.best.num_levels}
@@ -228,6 +231,8 @@ def draw_curves(report: "PlanReport", out: Console) -> None:
     if not curves:
         out.print("plain decoding has no curve: there is no tree to draw", markup=False)
         return
+    import numpy as np
+
     plotext: Any = importlib.import_module("plotext")
     least, most = _PLOT_WIDTHS
     chart, width = plotext.figure, max(least, min(out.width, most))
