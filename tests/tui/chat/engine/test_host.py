@@ -233,7 +233,7 @@ def test_what_cannot_be_done_is_told_and_survived(folder: Path):
         (LoadModel({"target": "/no/such/folder"}), "input", "/no/such/folder"),
         (LoadModel({"targte": "x"}), "input", "no setting 'targte'"),
         (LoadModel({"ring_slots": "two"}), "input", "wrong kind"),
-        (load(folder, device_memory_bytes=1000), "memory", "the device budget"),
+        (load(folder, device_memory_bytes=1000), "memory", "the budget is"),
         (ask(1, "x"), "input", "no model is open"),
     ]
     reports = serve(*(request for request, _, _ in cannot), load(folder))
