@@ -4,6 +4,7 @@ Each command of the registry is a method `do_` + its name of one of the three cl
 the dialogue that are to be shown, if there are any.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +148,7 @@ class ConversationActions:
         return self._ask(dialog, lambda path: self._export(conversation_id, path))
 
     def do_import(self, file: str) -> Changes:
-        conversation, messages = import_conversation(Path(file).expanduser())
+        conversation, messages = import_conversation(_path_of(file))
         added = self._chat.services.store.add_conversation(conversation, messages)
         return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
 
@@ -168,8 +169,7 @@ class ConversationActions:
 
     def _export(self, conversation_id: int, file: str) -> Changes:
         store = self._chat.services.store
-        path = Path(file).expanduser()
-        export_conversation(path, store.conversation(conversation_id), store.messages(conversation_id))
+        export_conversation(_path_of(file), store.conversation(conversation_id), store.messages(conversation_id))
         return (f"written to {file}",)
 
     def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes | None]) -> Changes:
@@ -317,3 +317,7 @@ class MachineActions:
 
     def _theme_name(self, settings: ChatSettings) -> str:
         return theme_name(settings.theme, self._chat.services.environment, known=self._chat.app.available_themes)
+
+
+def _path_of(file: str) -> Path:
+    return Path(os.path.expanduser(file))  # noqa: PTH111 - which leaves the home of an unknown user as it is

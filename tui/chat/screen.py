@@ -16,7 +16,6 @@ from runtime.errors import OptionError
 from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import (
-    CompletionSources,
     complete_command,
     is_command,
     message_text,
@@ -147,11 +146,11 @@ class ChatScreen(Screen[None]):
             await self.chat.perform(lambda: self.chat.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
-            line = parse_command(text.strip())
+            command, values = parse_command(text.strip())
         except OptionError as error:
             await self.chat.apply((Trouble("refused", str(error)), PromptReturned(text)))
             return
-        await self.action_do(line.command.name, *line.values)
+        await self.action_do(command.name, *values)
 
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
         if message.text_area is self.chat.prompt:
@@ -249,10 +248,10 @@ class ChatScreen(Screen[None]):
 
     @work(group="complete", exclusive=True)
     async def _complete(self, text: str) -> None:
-        sources = CompletionSources(
-            themes=sorted(self.app.available_themes),
-            models=self.chat.services.settings.settings.recent_targets,
-            paths=await paths_for(text),
-        )
-        self.chat.completions.show(complete_command(text, sources))
+        known = {
+            "THEME": sorted(self.app.available_themes),
+            "MODEL": self.chat.services.settings.settings.recent_targets,
+            "FILE": await paths_for(text),
+        }
+        self.chat.completions.show(complete_command(text, known))
         self.chat.show_keys()

@@ -1,24 +1,9 @@
 """Everything a person can ask the chat app to do, once: for slash commands, the palette and the key bindings alike."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-ArgumentKind = Literal["text", "path", "setting", "value", "theme", "tree", "model", "command"]
-"""What an argument is: free `text` to the end of the line, a `path`, the name of a `setting`, the `value` of the
-setting before it, a `theme`, a `tree`, a `model` or the name of a `command`."""
-TO_THE_END: tuple[ArgumentKind, ...] = ("text", "path", "model", "value")
-"""Kinds that take the rest of the line, spaces included."""
-_KINDS: dict[str, ArgumentKind] = {
-    **dict.fromkeys(("WORDS", "TITLE", "TEXT"), "text"),
-    "FILE": "path",
-    "NAME": "setting",
-    "VALUE": "value",
-    "THEME": "theme",
-    "TREE": "tree",
-    "MODEL": "model",
-    "COMMAND": "command",
-}
-"""By the word that stands for the argument in the usage."""
+TO_THE_END = {"WORDS", "TITLE", "TEXT", "FILE", "MODEL", "VALUE"}
+"""Arguments that take the rest of the line, spaces included; NAME is a setting's, and VALUE of the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +20,6 @@ class Argument:
     @property
     def is_required(self) -> bool:
         return self.usage == self.name
-
-    @property
-    def kind(self) -> ArgumentKind:
-        return _KINDS[self.name]
 
 
 @dataclass(frozen=True, slots=True)

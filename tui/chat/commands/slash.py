@@ -5,8 +5,9 @@ one slash.
 """
 
 import asyncio
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,15 +17,7 @@ from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, 
 from tui.chat.settings.settings import TYPED_SETTINGS, find_setting
 
 MAX_PATHS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class CommandLine:
-    """A command that was asked for, with what was given to it."""
-
-    command: Command
-    values: tuple[str, ...] = ()
-    """Its arguments as they were written, quotes around paths removed; those left out are not there."""
+_PATHS = ("FILE", "MODEL")  # arguments that may be one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +28,6 @@ class Completion:
     """The whole line with it."""
     label: str
     help: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionSources:
-    """What completes a command and only the app knows."""
-
-    themes: Sequence[str] = ()
-    models: Sequence[str] = ()
-    """Names or folders of models, the most recent first."""
-    paths: Sequence[str] = ()
-    """What `paths_for` the line found."""
 
 
 def is_command(text: str) -> bool:
@@ -59,8 +41,11 @@ def message_text(text: str) -> str:
     return text[1:] if text.startswith("//") else text
 
 
-def parse_command(text: str) -> CommandLine:
-    """Read the command that a line asks for. Raises OptionError with how it is used, or with a near name."""
+def parse_command(text: str) -> tuple[Command, tuple[str, ...]]:
+    """Return the command that a line asks for, and its arguments as they were written, without quotes around paths.
+
+    Raises OptionError with how it is used, or with a near name.
+    """
     name, _, rest = text[1:].strip().partition(" ")
     command = _known_command(name)
     if rest.strip() and not command.arguments:
@@ -69,23 +54,29 @@ def parse_command(text: str) -> CommandLine:
     missing = [argument.name for argument in command.arguments[len(values) :] if argument.is_required]
     if missing:
         raise OptionError(f"/{command.name} needs {' and '.join(missing)}: {command.usage}")
-    return CommandLine(command, values)
+    return command, values
 
 
-def complete_command(text: str, sources: CompletionSources) -> tuple[Completion, ...]:
-    """Return what could follow what is typed so far, the best first; nothing where everything may."""
+def complete_command(text: str, known: Mapping[str, Sequence[str]]) -> tuple[Completion, ...]:
+    """Return what could follow what is typed so far, the best first; nothing where everything may.
+
+    `known` holds values of THEME and MODEL, the most recent first, and FILE: what `paths_for` the line found.
+    """
     if not is_command(text):
         return ()
     name, space, rest = text[1:].partition(" ")
     if not space:
-        return _complete_name(name)
+        return _complete_name(name.lower())
     command = find_command(name)
     if command is None or not command.arguments:
         return ()
-    index, typed = _argument_at(command.arguments, rest)
+    argument, typed = _argument_at(command.arguments, rest)
     before = text[: len(text) - len(typed)]
-    candidates = _candidates(command.arguments[index], typed, rest=rest, sources=sources)
-    return tuple(Completion(before + value, value, words) for value, words in candidates if value != typed)
+    return tuple(
+        Completion(before + value, value, words)
+        for value, words in _candidates(argument.name, typed, rest=rest, known=known)
+        if value.lower().startswith(typed.lower()) and value != typed
+    )
 
 
 async def paths_for(text: str) -> Sequence[str]:
@@ -95,7 +86,7 @@ async def paths_for(text: str) -> Sequence[str]:
     """
     name, space, rest = text[1:].partition(" ")
     command = find_command(name) if is_command(text) and space else None
-    if command is None or not any(argument.kind in ("path", "model") for argument in command.arguments):
+    if command is None or not any(argument.name in _PATHS for argument in command.arguments):
         return ()
     return await asyncio.to_thread(paths_from, rest.strip().lstrip("\"'"))
 
@@ -103,17 +94,9 @@ async def paths_for(text: str) -> Sequence[str]:
 def paths_from(start: str) -> tuple[str, ...]:
     """Return paths that begin with `start`, in order, folders with a slash at their end; hidden ones if asked for."""
     head, name = os.path.split(start)
-    folder = Path(head).expanduser() if head else Path()
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                is_wanted = entry.name.startswith(name) and (name.startswith(".") or not entry.name.startswith("."))
-                if is_wanted:
-                    found.append(os.path.join(head, entry.name) + ("/" if entry.is_dir() else ""))  # noqa: PTH118
-    except OSError:  # no such folder, or not ours to read
-        return ()
-    return tuple(sorted(found)[:MAX_PATHS])
+    folder = Path(os.path.expanduser(head))  # noqa: PTH111 - which leaves the home of an unknown user as it is
+    found = sorted(glob.glob(f"{glob.escape(name)}*", root_dir=folder))[:MAX_PATHS]  # noqa: PTH207 - none if it fails
+    return tuple(os.path.join(head, each) + ("/" if (folder / each).is_dir() else "") for each in found)  # noqa: PTH118
 
 
 def command_help(name: str) -> str:
@@ -140,12 +123,12 @@ def _split(arguments: Sequence[Argument], rest: str) -> tuple[str, ...]:
     for argument in arguments:
         if not rest:
             break
-        if argument.kind in TO_THE_END:
+        if argument.name in TO_THE_END:
             value, rest = rest, ""
         else:
             value, _, rest = rest.partition(" ")
             rest = rest.strip()
-        values.append(_unquoted(value) if argument.kind in ("path", "model") else value)
+        values.append(_unquoted(value) if argument.name in _PATHS else value)
     if rest:
         expected = " ".join(argument.usage for argument in arguments)
         raise OptionError(f"found {rest!r} after {values[-1]!r}; expected only {expected}")
@@ -158,55 +141,42 @@ def _unquoted(value: str) -> str:
 
 
 def _complete_name(typed: str) -> tuple[Completion, ...]:
-    wanted = typed.lower()
-    found = [command for command in COMMANDS if command.name.startswith(wanted)]
-    found += [
-        command
-        for command in COMMANDS
-        if command not in found and any(alias.startswith(wanted) for alias in command.aliases)
-    ]
-    return tuple(Completion(_line(command), command.usage, command.help) for command in found)
+    found = [each for each in COMMANDS if any(name.startswith(typed) for name in (each.name, *each.aliases))]
+    found.sort(key=lambda command: not command.name.startswith(typed))  # aliases behind
+    return tuple(Completion(f"/{each.name}" + " " * bool(each.arguments), each.usage, each.help) for each in found)
 
 
-def _line(command: Command) -> str:
-    return f"/{command.name} " if command.arguments else f"/{command.name}"
-
-
-def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[int, str]:
+def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[Argument, str]:
     """Return which argument is being typed, and what of it there is."""
-    for index, argument in enumerate(arguments):
-        rest = rest.lstrip()
-        _, space, after = rest.partition(" ")
-        if argument.kind in TO_THE_END or not space or index == len(arguments) - 1:
-            return index, rest
-        rest = after
-    raise AssertionError("a command without arguments completes none")
+    first, *others = arguments
+    typed = rest.lstrip()
+    _, space, after = typed.partition(" ")
+    if first.name in TO_THE_END or not space or not others:
+        return first, typed
+    return _argument_at(others, after)
 
 
-def _candidates(argument: Argument, typed: str, *, rest: str, sources: CompletionSources) -> list[tuple[str, str]]:
-    if argument.kind == "path":
-        return [(path, "") for path in sources.paths if path.startswith(typed)]
-    if argument.kind == "model":
-        recent = [(name, "recent") for name in sources.models]
-        return _that_begin(recent, typed) + [(path, "") for path in sources.paths if typed and path.startswith(typed)]
-    if argument.kind == "command":
-        return _that_begin([(command.name, command.help) for command in COMMANDS], typed)
-    if argument.kind == "setting":
-        return _that_begin([(f"{each.name} ", each.help) for each in TYPED_SETTINGS.values()], typed)
-    return _that_begin([(value, "") for value in _values(argument, rest, sources)], typed)
+def _candidates(
+    argument: str, typed: str, *, rest: str, known: Mapping[str, Sequence[str]]
+) -> Iterable[tuple[str, str]]:
+    """Return values that an argument may have, each with a word about it."""
+    match argument:
+        case "COMMAND":
+            return [(command.name, command.help) for command in COMMANDS]
+        case "NAME":
+            return [(f"{each.name} ", each.help) for each in TYPED_SETTINGS.values()]
+        case "MODEL":
+            recent = [(name, "recent") for name in known["MODEL"]]
+            return recent + [(path, "") for path in known["FILE"] if typed]
+        case "TREE" | "VALUE":
+            name = "tree" if argument == "TREE" else rest.split()[0]
+            return [(value, "") for value in _suggestions(name, known)]
+    return [(value, "") for value in known.get(argument, ())]
 
 
-def _values(argument: Argument, rest: str, sources: CompletionSources) -> Sequence[str]:
-    if argument.kind == "theme":
-        return sources.themes
-    if argument.kind not in ("tree", "value"):
-        return ()
+def _suggestions(name: str, known: Mapping[str, Sequence[str]]) -> Sequence[str]:
     try:
-        setting = find_setting("tree" if argument.kind == "tree" else rest.split(maxsplit=1)[0])
-    except (OptionError, IndexError):
+        setting = find_setting(name)
+    except OptionError:
         return ()
-    return sources.themes if setting.name == "theme" else setting.suggestions
-
-
-def _that_begin(candidates: Sequence[tuple[str, str]], typed: str) -> list[tuple[str, str]]:
-    return [each for each in candidates if each[0].lower().startswith(typed.lower())]
+    return known["THEME"] if setting.name == "theme" else setting.suggestions

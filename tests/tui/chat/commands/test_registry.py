@@ -30,7 +30,7 @@ def test_only_the_last_argument_takes_the_rest_of_the_line():
         command.name
         for command in COMMANDS
         for argument in command.arguments[:-1]
-        if argument.kind in TO_THE_END or (argument.is_required < command.arguments[-1].is_required)
+        if argument.name in TO_THE_END or (argument.is_required < command.arguments[-1].is_required)
     ]
 
 

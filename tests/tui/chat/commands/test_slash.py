@@ -8,7 +8,6 @@ import pytest
 from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.commands.slash import (
-    CompletionSources,
     command_help,
     complete_command,
     is_command,
@@ -18,11 +17,11 @@ from tui.chat.commands.slash import (
     paths_from,
 )
 
-SOURCES = CompletionSources(
-    themes=("nord", "textual-dark", "textual-light"),
-    models=("owner/Model-8B",),
-    paths=("notes.md", "no te/", "./m/"),
-)
+KNOWN = {
+    "THEME": ("nord", "textual-dark", "textual-light"),
+    "MODEL": ("owner/Model-8B",),
+    "FILE": ("notes.md", "no te/", "./m/"),
+}
 
 
 @pytest.mark.parametrize(
@@ -66,8 +65,8 @@ def test_two_slashes_send_one():
     ],
 )
 def test_a_line_is_read(text, name, values):
-    line = parse_command(text)
-    assert (line.command.name, line.values) == (name, values)
+    command, found = parse_command(text)
+    assert (command.name, found) == (name, values)
 
 
 @pytest.mark.parametrize(
@@ -114,17 +113,17 @@ def test_a_wrong_line_is_answered_with_its_use(text, sentence):
     ],
 )
 def test_what_could_follow(text, lines):
-    assert [completion.text for completion in complete_command(text, SOURCES)] == lines
+    assert [completion.text for completion in complete_command(text, KNOWN)] == lines
 
 
 def test_a_lone_slash_lists_everything_with_help():
-    found = complete_command("/", SOURCES)
+    found = complete_command("/", KNOWN)
     assert [completion.help for completion in found] == [command.help for command in COMMANDS]
     assert found[0].label == COMMANDS[0].usage
 
 
 def test_every_completed_name_is_a_command_that_can_be_read():
-    for completion in complete_command("/", SOURCES):
+    for completion in complete_command("/", KNOWN):
         assert parse_command(f"{completion.text} x".strip() if completion.text.endswith(" ") else completion.text)
 
 
@@ -144,7 +143,7 @@ def test_paths_that_begin_so_in_order(tmp_path):
     assert paths_from(f"{tmp_path}/b") == (f"{tmp_path}/beta/", f"{tmp_path}/bread.json")
     assert f"{tmp_path}/.hidden" not in paths_from(f"{tmp_path}/")
     assert paths_from(f"{tmp_path}/.h") == (f"{tmp_path}/.hidden",)
-    assert paths_from(f"{tmp_path}/missing/x") == ()
+    assert paths_from(f"{tmp_path}/missing/x") == paths_from("~nobody-of-that-name/x") == ()
 
 
 @pytest.mark.parametrize(
