@@ -191,6 +191,7 @@ def _check_header(path: Path) -> None:
 def _connect(name: str) -> sqlite3.Connection:
     """Open, check and prepare; the connection is closed if any of that fails."""
     connection = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")  # what is purged is overwritten

@@ -57,7 +57,7 @@ class Message:
     """As it was written or arrived: may hold terminal escapes."""
     state: MessageState
     """A prompt is always complete."""
-    model: str
+    model: str = ""
     """What answered; empty for prompts."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """What was measured of an answer, as it was handed in: JSON values by name."""

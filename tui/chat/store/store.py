@@ -8,8 +8,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ UNDO_SECONDS = 30 * 86400.0
 _CLOCK_SECONDS = 10.0
 """A process's start time is derived from the system's clock, which may have been set since."""
 
-# Both name the columns in the order of the record's fields.
 _CONVERSATIONS = """
-SELECT id, title, system_prompt, created_at, updated_at,
-    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL),
-    first_kept_id
+SELECT id, title, system_prompt, created_at, updated_at, first_kept_id,
+    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL) AS num_messages
 FROM conversations c WHERE deleted_at IS NULL
 """
 _MESSAGES = "SELECT id, conversation_id, role, content, state, model, statistics, created_at FROM messages"
@@ -77,28 +75,24 @@ class ConversationStore:
     def create_conversation(self, *, title: str = "", system_prompt: str = "") -> Conversation:
         """Begin a conversation; without a title, its first prompt gives it one."""
         now = self._clock()
-        with self._database.writing() as connection:
-            return _insert_conversation(connection, title, system_prompt, created_at=now, updated_at=now)
+        begun = Conversation(title=title, system_prompt=system_prompt, created_at=now, updated_at=now)
+        return self.add_conversation(begun, ())
 
     def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> Conversation:
         """Add a whole conversation, such as an imported one, under new ids; it counts as used now."""
-        title, system_prompt, created_at = conversation.title, conversation.system_prompt, conversation.created_at
+        title, system_prompt = _title_line(conversation.title), storable(conversation.system_prompt)
         with self._database.writing() as connection:
-            added = _insert_conversation(
-                connection, title, system_prompt, created_at=created_at, updated_at=self._clock()
+            added_id = (
+                connection.execute(
+                    "INSERT INTO conversations (title, system_prompt, created_at, updated_at) VALUES (?, ?, ?, ?)",
+                    (title, system_prompt, conversation.created_at, self._clock()),
+                ).lastrowid
+                or 0
             )
             for message in messages:
-                _insert_message(
-                    connection,
-                    conversation_id=added.id,
-                    role=message.role,
-                    content=message.content,
-                    state="stopped" if message.state == "streaming" else message.state,
-                    model=message.model,
-                    statistics=_to_json(message.statistics),
-                    created_at=message.created_at,
-                )
-            return _select_conversation(connection, added.id)
+                state: MessageState = "stopped" if message.state == "streaming" else message.state
+                _insert_message(connection, replace(message, conversation_id=added_id, state=state))
+            return _select_conversation(connection, added_id)
 
     def conversation(self, conversation_id: int) -> Conversation:
         """Return the conversation as it is now."""
@@ -109,7 +103,7 @@ class ConversationStore:
         """Return those that are not deleted, the one used last in front; at most `limit`, unless that is negative."""
         with self._database.reading() as connection:
             query = f"{_CONVERSATIONS} ORDER BY updated_at DESC, id DESC LIMIT ?"
-            return [_to_conversation(row) for row in connection.execute(query, (limit,))]
+            return [Conversation(**row) for row in connection.execute(query, (limit,))]
 
     def rename_conversation(self, conversation_id: int, title: str) -> None:
         """Give it another title, which becomes one line."""
@@ -161,9 +155,10 @@ class ConversationStore:
             now = self._clock()
             title = _select_conversation(connection, conversation_id).title or _title_line(title_of_prompt(content))
             _update_conversation(connection, conversation_id, title=title, updated_at=now)
-            return _insert_message(
-                connection, conversation_id=conversation_id, role="user", content=content, created_at=now
+            prompt = Message(
+                conversation_id=conversation_id, role="user", content=content, state="complete", created_at=now
             )
+            return _insert_message(connection, prompt)
 
     def begin_answer(self, conversation_id: int, *, model: str) -> Message:
         """Add an empty answer that streams."""
@@ -171,15 +166,15 @@ class ConversationStore:
         with self._database.writing() as connection:
             now = self._clock()
             _update_conversation(connection, conversation_id, updated_at=now)
-            return _insert_message(
-                connection,
+            answer = Message(
                 conversation_id=conversation_id,
                 role="assistant",
+                content="",
                 state="streaming",
                 model=model,
                 created_at=now,
-                writer=token,
             )
+            return _insert_message(connection, answer, writer=token)
 
     def continue_answer(self, message_id: int) -> Message:
         """Let an answer that has ended stream again, from its end on."""
@@ -320,7 +315,7 @@ def _select_conversation(connection: sqlite3.Connection, conversation_id: int | 
     row = connection.execute(f"{_CONVERSATIONS} AND id = ?", (conversation_id,)).fetchone()
     if row is None:
         raise _unknown(f"conversation {conversation_id}")
-    return _to_conversation(row)
+    return Conversation(**row)
 
 
 def _select_message(connection: sqlite3.Connection, message_id: int | None) -> Message:
@@ -330,33 +325,17 @@ def _select_message(connection: sqlite3.Connection, message_id: int | None) -> M
     return _to_message(row)
 
 
-def _insert_conversation(
-    connection: sqlite3.Connection, title: str, system_prompt: str, *, created_at: float, updated_at: float
-) -> Conversation:
-    inserted = connection.execute(
-        "INSERT INTO conversations (title, system_prompt, created_at, updated_at) VALUES (?, ?, ?, ?)",
-        (_title_line(title), storable(system_prompt), created_at, updated_at),
-    )
-    return _select_conversation(connection, inserted.lastrowid)
-
-
-def _insert_message(
-    connection: sqlite3.Connection,
-    *,
-    conversation_id: int,
-    role: str,
-    created_at: float,
-    content: str = "",
-    state: MessageState = "complete",
-    model: str = "",
-    statistics: str = "{}",
-    writer: str | None = None,
-) -> Message:
-    inserted = connection.execute(
-        "INSERT INTO messages (conversation_id, role, content, created_at, state, model, statistics, writer) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (conversation_id, role, storable(content), created_at, state, storable(model), statistics, writer),
-    )
+def _insert_message(connection: sqlite3.Connection, message: Message, *, writer: str | None = None) -> Message:
+    """Store a message under a new id, and return it as it is stored."""
+    values = asdict(message) | {
+        "id": None,
+        "content": storable(message.content),
+        "model": storable(message.model),
+        "statistics": _to_json(message.statistics),
+        "writer": writer,
+    }
+    columns, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+    inserted = connection.execute(f"INSERT INTO messages ({columns}) VALUES ({places})", values)
     return _select_message(connection, inserted.lastrowid)
 
 
@@ -381,13 +360,8 @@ def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:
     )
 
 
-def _to_conversation(row: Iterable[Any]) -> Conversation:
-    return Conversation(**dict(zip((field.name for field in fields(Conversation)), row, strict=True)))
-
-
-def _to_message(row: Iterable[Any]) -> Message:
-    values = dict(zip((field.name for field in fields(Message)), row, strict=True))
-    return Message(**values | {"statistics": json.loads(values["statistics"])})
+def _to_message(row: sqlite3.Row) -> Message:
+    return Message(**{**row, "statistics": json.loads(row["statistics"])})
 
 
 def _to_json(statistics: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def test_folder_and_files_are_for_their_owner_alone(path):
 def test_the_log_is_written_ahead_and_emptied_when_the_last_one_closes(path):
     database = ConversationDatabase(path)
     with database.reading() as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     database.close()
     assert [file.name for file in path.parent.iterdir()] == [PATH]
 
@@ -53,7 +53,7 @@ def test_what_raises_is_not_saved(path):
         connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
         raise KeyError
     with database.reading() as connection:
-        assert connection.execute("SELECT count(*) FROM conversations").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM conversations").fetchone()[0] == 0
     database.close()
 
 

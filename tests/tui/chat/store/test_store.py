@@ -59,7 +59,7 @@ def test_a_conversation_is_there_after_closing(tmp_path, clock):
     with ConversationStore(path, clock=clock) as store:
         (conversation,) = store.list_conversations()
         assert (conversation.title, conversation.system_prompt) == ("What is", "Be brief.")
-        assert (conversation.created_at, conversation.updated_at, conversation.num_messages) == (1002, 1005, 2)
+        assert (conversation.created_at, conversation.updated_at, conversation.num_messages) == (1002, 1006, 2)
         assert store.conversation(made.id) == conversation
         assert store.messages(made.id) == [prompt, ended]
         assert store.message(ended.id) == ended
