@@ -1,6 +1,6 @@
 """Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,38 +23,6 @@ class SafeTextArea(TextArea):
     def get_line(self, line_index: int) -> Text:
         """Return a line as it is drawn."""
         return Text(show_escapes_in_place(self.document.get_line(line_index)), end="", no_wrap=True)
-
-
-class PromptHistory:
-    """The prompts of a conversation and a place among them; what was being written waits at the newest end."""
-
-    def __init__(self, prompts: Iterable[str] = ()) -> None:
-        self._prompts = list(prompts)
-        self._index = len(self._prompts)  # of what is shown; the length: what is being written
-        self._unsent = ""
-
-    def add(self, prompt: str) -> None:
-        """Add one that was sent, and go to the newest end. The same one twice in a row is kept once."""
-        if not self._prompts or self._prompts[-1] != prompt:
-            self._prompts.append(prompt)
-        self._index = len(self._prompts)
-        self._unsent = ""
-
-    def older(self, shown: str) -> str | None:
-        """Return the prompt before the one that is `shown`; None at the oldest."""
-        if self._index == 0:
-            return None
-        if self._index == len(self._prompts):
-            self._unsent = shown
-        self._index -= 1
-        return self._prompts[self._index]
-
-    def newer(self) -> str | None:
-        """Return the prompt after; at the end what was being written; None beyond that."""
-        if self._index == len(self._prompts):
-            return None
-        self._index += 1
-        return self._unsent if self._index == len(self._prompts) else self._prompts[self._index]
 
 
 class PromptArea(SafeTextArea):
@@ -85,13 +53,14 @@ class PromptArea(SafeTextArea):
             compact=True,
             placeholder="Ask something, or / for commands",
         )
-        self._history = PromptHistory()
+        self.set_history(())
         self.completions = CompletionList(id="completions")
         """What could follow; the screen shows it over the prompt."""
 
-    def set_history(self, prompts: Sequence[str]) -> None:
-        """Earlier prompts, oldest first, for up and down."""
-        self._history = PromptHistory(prompts)
+    def set_history(self, prompts: Iterable[str]) -> None:
+        """Take earlier prompts, oldest first, for up and down."""
+        self._history = [*prompts, ""]  # last of all what is being written, while an earlier one is shown
+        self._shown_index = len(self._history) - 1
 
     def put(self, text: str) -> None:
         """Show `text` instead of what is there, with the cursor at its end."""
@@ -113,7 +82,8 @@ class PromptArea(SafeTextArea):
     def action_send(self) -> None:
         text = self.text
         if text.strip():
-            self._history.add(text)
+            earlier = self._history[:-1]
+            self.set_history(earlier if earlier[-1:] == [text] else [*earlier, text])
             self.put("")
             self.post_message(self.Sent(text))
 
@@ -131,13 +101,20 @@ class PromptArea(SafeTextArea):
             self.completions.move(-1)
         elif self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
-        elif (older := self._history.older(self.text)) is not None:
-            self.put(older)
+        else:
+            self._recall(self._shown_index - 1)
 
     def action_newer_or_down(self) -> None:
         if self.completions.display:
             self.completions.move(1)
         elif self.wrapped_document.location_to_offset(self.cursor_location).y < self.wrapped_document.height - 1:
             self.action_cursor_down()
-        elif (newer := self._history.newer()) is not None:
-            self.put(newer)
+        else:
+            self._recall(self._shown_index + 1)
+
+    def _recall(self, index: int) -> None:
+        if 0 <= index < len(self._history):
+            if self._shown_index == len(self._history) - 1:
+                self._history[-1] = self.text
+            self._shown_index = index
+            self.put(self._history[index])

@@ -6,7 +6,7 @@ from textual.app import App
 
 from tests.support.screen_text import STYLES
 from tui.chat.commands.slash import Completion
-from tui.chat.widgets.prompt import PromptArea, PromptHistory
+from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import show_escapes_in_place
 
 
@@ -161,26 +161,24 @@ def test_pasted_controls_are_drawn_as_signs_of_the_same_width():
     write(story)
 
 
-def test_older_and_newer_walk_to_both_ends():
-    history = PromptHistory(["one", "two"])
-    assert [history.older("unsent"), history.older("two"), history.older("one")] == ["two", "one", None]
-    assert [history.newer(), history.newer(), history.newer()] == ["two", "unsent", None]
+def test_a_prompt_that_is_sent_is_the_newest_and_kept_once():
+    async def story(app, pilot):
+        app.area.set_history(["one"])
+        for sent in ("two", "two"):
+            await pilot.press("up", "down", *sent, "enter")
+        await pilot.press("x", "up")
+        assert app.area.text == "two"
+        await pilot.press("up", "up")
+        assert app.area.text == "one"
+        await pilot.press("down", "down", "down")
+        assert app.area.text == "x"
+
+    write(story)
 
 
-def test_a_prompt_that_is_sent_is_the_newest():
-    history = PromptHistory(["one"])
-    history.older("")
-    history.add("two")
-    assert history.older("") == "two"
+def test_without_earlier_prompts_up_and_down_change_nothing():
+    async def story(app, pilot):
+        await pilot.press("x", "up", "down", "down")
+        assert app.area.text == "x"
 
-
-def test_sending_the_same_prompt_again_keeps_it_once():
-    history = PromptHistory(["one"])
-    history.add("one")
-    assert [history.older(""), history.older("one")] == ["one", None]
-
-
-def test_an_empty_history_has_no_neighbours():
-    history = PromptHistory()
-    assert history.older("unsent") is None
-    assert history.newer() is None
+    write(story)
