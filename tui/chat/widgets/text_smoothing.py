@@ -40,11 +40,9 @@ class TextSmoother:
         self._given_seconds = expected_seconds
         self._intervals: deque[float] = deque(maxlen=_NUM_REMEMBERED)
         self._waiting = ""
-        self._num_overdue = 0  # of what waits, characters of earlier bursts
         self._begun: float | None = None
         self._spread_seconds = 0.0
-        self._num_in_burst = 0
-        self._num_taken = 0  # of the burst, beyond what was overdue
+        self._num_taken = 0  # characters of the last burst; below 0 by those of earlier ones that still wait
 
     @property
     def expected_seconds(self) -> float | None:
@@ -63,7 +61,6 @@ class TextSmoother:
         if self._begun is None or now - self._begun >= SAME_BURST_SECONDS:
             self._begin_burst(now)
         self._waiting += text
-        self._num_in_burst += len(text)
 
     def take(self, now: float) -> str:
         """The text to append to the screen now; never cut inside what a reader sees as one character."""
@@ -71,7 +68,8 @@ class TextSmoother:
             return ""
         elapsed = max(0.0, now - self._begun)
         share = elapsed / self._spread_seconds if elapsed < self._spread_seconds else 1.0
-        num_due = self._num_overdue + math.ceil(share * self._num_in_burst) - self._num_taken
+        num_in_burst = self._num_taken + len(self._waiting)
+        num_due = math.ceil(share * num_in_burst) - self._num_taken
         return self._cut(whole_length(self._waiting, num_due))
 
     def flush(self) -> str:
@@ -84,12 +82,9 @@ class TextSmoother:
         expected = self.expected_seconds or 0.0
         self._begun = now
         self._spread_seconds = min(SPREAD * expected, LONGEST_SPREAD_SECONDS)
-        self._num_overdue = len(self._waiting)
-        self._num_in_burst = self._num_taken = 0
+        self._num_taken = -len(self._waiting)
 
     def _cut(self, num_characters: int) -> str:
         shown, self._waiting = self._waiting[:num_characters], self._waiting[num_characters:]
-        num_overdue = min(num_characters, self._num_overdue)
-        self._num_overdue -= num_overdue
-        self._num_taken += num_characters - num_overdue
+        self._num_taken += num_characters
         return shown
