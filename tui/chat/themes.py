@@ -1,38 +1,32 @@
 """The app's own colours, dark and light, and which of them a terminal gets unless one was chosen."""
 
 from collections.abc import Container, Mapping
+from typing import Any
 
 from textual.theme import Theme
 
 AUTO = "auto"
-DARK = Theme(
-    name="overstory-dark",
-    primary="#7aa2f7",
-    secondary="#bb9af7",
-    accent="#e0af68",
-    foreground="#d5daf0",
-    background="#14161f",
-    surface="#191c27",
-    panel="#222635",
-    success="#9ece6a",
-    warning="#e0af68",
-    error="#f7768e",
-    dark=True,
-)
-LIGHT = Theme(
-    name="overstory-light",
-    primary="#2f5fd0",
-    secondary="#7a3fb8",
-    accent="#9a5b00",
-    foreground="#1d2230",
-    background="#fbfbf8",
-    surface="#f3f3ee",
-    panel="#e6e7e2",
-    success="#2f7d32",
-    warning="#9a5b00",
-    error="#c0283f",
-    dark=False,
-)
+_COLORS: dict[str, tuple[str, str]] = {
+    "primary": ("#7aa2f7", "#2f5fd0"),
+    "secondary": ("#bb9af7", "#7a3fb8"),
+    "accent": ("#e0af68", "#9a5b00"),
+    "foreground": ("#d5daf0", "#1d2230"),
+    "background": ("#14161f", "#fbfbf8"),
+    "surface": ("#191c27", "#f3f3ee"),
+    "panel": ("#222635", "#e6e7e2"),
+    "success": ("#9ece6a", "#2f7d32"),
+    "warning": ("#e0af68", "#9a5b00"),
+    "error": ("#f7768e", "#c0283f"),
+}
+"""Dark and light."""
+
+
+def _theme(name: str, *, is_dark: bool) -> Theme:
+    colors: dict[str, Any] = {role: dark if is_dark else light for role, (dark, light) in _COLORS.items()}
+    return Theme(name, dark=is_dark, **colors)
+
+
+DARK, LIGHT = _theme("overstory-dark", is_dark=True), _theme("overstory-light", is_dark=False)
 THEMES = (DARK, LIGHT)
 
 
