@@ -21,7 +21,7 @@ from tui.chat.store.files import export_conversation, free_export_path, import_c
 from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
-from tui.chat.widgets.picker import ModelChoice, ModelPicker
+from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 
@@ -228,7 +228,7 @@ class MachineActions:
         remembered = self._chat.services.settings
         config = remembered.config()
         if model:
-            await self._load_choice(ModelChoice(model, config["draft"]))
+            await self._load_choice((model, config["draft"]))
         else:
             source = self._chat.services.models(config, remembered.settings.recent_targets)
             self._chat.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
@@ -287,11 +287,12 @@ class MachineActions:
             await self._chat.apply(dialogue.end_engine())
         await self.load_model()
 
-    async def _load_choice(self, choice: ModelChoice | None) -> None:
+    async def _load_choice(self, choice: tuple[str, str] | None) -> None:
         if choice is None:
             return
+        target, draft = choice
         with self._chat.telling():
-            self._chat.services.settings.choose_model(choice.target, draft=choice.draft)
+            self._chat.services.settings.choose_model(target, draft=draft)
         await self.load_model()
 
     def _keep_settings(self, settings: ChatSettings | None) -> None:

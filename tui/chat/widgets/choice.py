@@ -23,17 +23,6 @@ class ChoiceField(Widget, can_focus=True):
         Binding("left", "step(-1)", "Previous value", show=False, tooltip="Take the value before"),
         Binding("right,space", "step(1)", "Next value", show=False, tooltip="Take the value after"),
     ]
-    DEFAULT_CSS = """
-    ChoiceField {
-        height: 1;
-        width: 1fr;
-        color: $foreground;
-        pointer: pointer;
-        &:focus { background-tint: $foreground 10%; text-style: reverse; }
-        &:disabled { color: $text-disabled; }
-    }
-    """
-
     value = reactive("", init=False)
     """The one that is chosen."""
 

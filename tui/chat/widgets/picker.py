@@ -56,18 +56,12 @@ class ModelSource(Protocol):
         """Yield what to expect of each with that draft, as it becomes known; `folder` is the target."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """What was chosen."""
+class ModelPicker(ModalScreen[tuple[str, str] | None]):
+    """The list, a line to filter or to type another one, and the draft.
 
-    target: str
-    """Folder or hub name; empty is the demo model."""
-    draft: str
-    """`substitute`, `none`, or a folder or hub name."""
-
-
-class ModelPicker(ModalScreen[ModelChoice | None]):
-    """The list, a line to filter or to type another one, and the draft."""
+    Returns the target and the draft that were chosen: each a folder or hub name; an empty target is the demo model,
+    and a draft may be `substitute` or `none`.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down", "move(1)", "Next model", show=False, tooltip="Go to the next model"),
@@ -75,25 +69,6 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         Binding("enter", "choose", "Load", show=False, tooltip="Load the highlighted model"),
         Binding("escape", "cancel", "Cancel", tooltip="Keep the model that is loaded"),
     ]
-    DEFAULT_CSS = """
-    ModelPicker {
-        align: center middle;
-        background: $background 60%;
-        & #model-form {
-            width: 100; max-width: 98%; height: 90%; max-height: 34;
-            background: $surface; border: round $primary; border-title-style: bold; padding: 0 1;
-        }
-        & .model-line { height: 1; }
-        & .model-label { width: 8; color: $text-muted; }
-        & Input { width: 1fr; background: $boost; }
-        & ChoiceField { width: 20; }
-        & #model-list { height: 1fr; margin: 1 0; border: none; padding: 0; background: $surface; }
-        & #model-list:nocolor > .option-list--option-highlighted { text-style: reverse; }
-        & #model-list { text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; }
-        & #model-sentence { height: 3; color: $text; margin-top: 1; }
-        & #model-hint { height: 1; color: $text-muted; }
-    }
-    """
 
     def __init__(self, source: ModelSource, *, draft: str = "substitute") -> None:
         super().__init__()
@@ -101,8 +76,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._first_draft = draft
         self._models: tuple[ListedModel, ...] | None = None
         self._shown: tuple[ListedModel, ...] = ()
-        self._estimates: dict[str, FitEstimate] = {}
-        self._is_estimating = False
+        self._estimates: dict[str, FitEstimate | None] = {}  # by target; None while it is waited for
         self._trouble = ""
 
     def compose(self) -> ComposeResult:
@@ -149,11 +123,6 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         """Show what matches, the first of it highlighted."""
         self._list(first=True)
 
-    @on(OptionList.OptionHighlighted)
-    def tell_about_model(self) -> None:
-        """Say what is known of the highlighted one."""
-        self._tell()
-
     @on(ChoiceField.Changed, "#model-draft-kind")
     def change_draft_kind(self, event: ChoiceField.Changed) -> None:
         """Ask for a name where it is another model, and how all would fit with that draft."""
@@ -163,11 +132,6 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
             line.focus()
         else:
             self._estimate()
-
-    @on(Input.Blurred, "#model-draft")
-    def change_draft(self) -> None:
-        """Ask how all would fit with that draft."""
-        self._estimate()
 
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)
@@ -179,7 +143,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         if not self.draft:
             self.query_one("#model-draft").focus()
             return
-        self.dismiss(ModelChoice(model.target, self.draft))
+        self.dismiss((model.target, self.draft))
 
     def action_cancel(self) -> None:
         self.dismiss(None)
@@ -213,13 +177,14 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._list(first=True)
         self._estimate()
 
+    @on(Input.Blurred, "#model-draft")
     @work(group="estimates", exclusive=True)
     async def _estimate(self) -> None:
+        """Ask how all would fit with the draft."""
         targets = [model.target for model in self._models or () if model.weight_bytes is not None]
-        self._estimates = {}
-        self._is_estimating = bool(targets and self.draft)
+        self._estimates = dict.fromkeys(targets if self.draft else ())
         self._list()
-        if not self._is_estimating:
+        if not self._estimates:
             return
         try:
             async with aclosing(self._source.estimates(targets, draft=self.draft)) as estimates:
@@ -228,7 +193,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
                     self._list()
         except (OSError, OverstoryError) as error:
             self._trouble = f"no estimates: {error}"
-        self._is_estimating = False
+        self._estimates = {target: estimate for target, estimate in self._estimates.items() if estimate is not None}
         self._list()
 
     def _list(self, *, first: bool = False) -> None:
@@ -246,9 +211,11 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._tell()
 
     def _row(self, model: ListedModel, width: int) -> str:
-        is_waiting = self._is_estimating and model.weight_bytes is not None
-        return model_row(model, self._estimates.get(model.target), width=width, is_waiting=is_waiting)
+        estimate = self._estimates.get(model.target)
+        fit = fit_words(estimate) if estimate else "…" if model.target in self._estimates else ""
+        return model_row(model, fit, width=width)
 
+    @on(OptionList.OptionHighlighted)
     def _tell(self) -> None:
         model = self._highlighted
         if self._models is None:
@@ -256,8 +223,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         elif model is None:
             words = "no model here; type a folder or a hub name"
         else:
-            is_waiting = self._is_estimating and model.weight_bytes is not None
-            words = model_sentence(model, self._estimates, is_waiting=is_waiting)
+            words = model_sentence(model, self._estimates)
         self.query_one("#model-sentence", Static).update(
             one_line(f"{self._trouble}; {words}" if self._trouble else words)
         )
@@ -283,10 +249,9 @@ def matching_models(models: Sequence[ListedModel], typed: str) -> tuple[ListedMo
     return tuple(found)
 
 
-def model_row(model: ListedModel, estimate: FitEstimate | None, *, width: int, is_waiting: bool) -> str:
+def model_row(model: ListedModel, fit: str, *, width: int) -> str:
     """Return `name   3.09 GB  streams, 0.6 s/token`, exactly `width` cells where there is room for that."""
     size = "" if model.weight_bytes is None else format_bytes(model.weight_bytes)
-    fit = fit_words(estimate) if estimate else "…" if is_waiting else ""
     tail = f"{size:>{_SIZE_WIDTH}}{_GAP}{fit_text(fit, _FIT_WIDTH):<{_FIT_WIDTH}}"
     room = width - len(tail) - len(_GAP)
     if room < 8:
@@ -305,11 +270,9 @@ def fit_words(estimate: FitEstimate) -> str:
     return f"{estimate.fit}, " + (f"{rate_text(1 / seconds)} tok/s" if seconds < 1 else f"{seconds:.1f} s/token")
 
 
-def model_sentence(model: ListedModel, estimates: Mapping[str, FitEstimate], *, is_waiting: bool) -> str:
+def model_sentence(model: ListedModel, estimates: Mapping[str, FitEstimate | None]) -> str:
     """Say all that is known of one, for the foot of the list."""
-    estimate = estimates.get(model.target)
-    if estimate is not None:
-        return one_line(f"{model.name}: {estimate.sentence}")
-    if is_waiting:
-        return one_line(f"{model.name}: the planner is asked how it would fit…")
-    return one_line(f"{model.target or model.name}: Enter loads it, from a folder or by its hub name")
+    if model.target not in estimates:
+        return one_line(f"{model.target or model.name}: Enter loads it, from a folder or by its hub name")
+    estimate = estimates[model.target]
+    return one_line(f"{model.name}: {estimate.sentence if estimate else 'the planner is asked how it would fit…'}")

@@ -9,7 +9,6 @@ from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_tex
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.widgets.picker import (
     ListedModel,
-    ModelChoice,
     ModelPicker,
     fit_words,
     matching_models,
@@ -102,14 +101,14 @@ def test_estimates_arrive_while_it_is_open():
 
 
 CHOICES = [
-    (("enter",), ModelChoice("/m/q", "substitute")),
-    (("down", "enter"), ModelChoice("", "substitute")),
-    ((*"llama", "enter"), ModelChoice("/m/large", "substitute")),
-    ((*"./a b", "enter"), ModelChoice("./a b", "substitute")),
-    ((*"llama", "down", "enter"), ModelChoice("llama", "substitute")),
-    (("tab", "down", "enter"), ModelChoice("", "substitute")),
-    (("tab", "tab", "right", "enter"), ModelChoice("/m/q", "none")),
-    (("tab", "tab", "left", *"x/y", "enter"), ModelChoice("/m/q", "x/y")),
+    (("enter",), ("/m/q", "substitute")),
+    (("down", "enter"), ("", "substitute")),
+    ((*"llama", "enter"), ("/m/large", "substitute")),
+    ((*"./a b", "enter"), ("./a b", "substitute")),
+    ((*"llama", "down", "enter"), ("llama", "substitute")),
+    (("tab", "down", "enter"), ("", "substitute")),
+    (("tab", "tab", "right", "enter"), ("/m/q", "none")),
+    (("tab", "tab", "left", *"x/y", "enter"), ("/m/q", "x/y")),
     (("escape",), None),
 ]
 
@@ -138,7 +137,7 @@ def test_another_draft_is_estimated_anew():
 
 def test_a_draft_that_was_chosen_before_is_there_and_the_filter_has_the_focus():
     async def story(pilot):
-        assert (await told(pilot, "enter", draft="owner/draft")).results == [ModelChoice("/m/q", "owner/draft")]
+        assert (await told(pilot, "enter", draft="owner/draft")).results == [("/m/q", "owner/draft")]
         rows = (await told(pilot, *"llama", draft="owner/draft")).rows
         assert any("find    llama" in row for row in rows)
 
@@ -154,7 +153,7 @@ def test_an_estimate_does_not_move_the_highlight():
         await pilot.pause()
         await pilot.pause()
         await pilot.press("enter")
-        assert results == [ModelChoice("/m/large", "substitute")]
+        assert results == [("/m/large", "substitute")]
 
     in_an_app(story)
 
@@ -165,7 +164,7 @@ def test_trouble_with_the_list_is_told_and_a_name_can_be_typed():
         words = " ".join(row.strip(" │") for row in found.rows)
         assert "the models cannot be listed: the cache is gone; no model here; type a folder or a hub name" in words
         typed = await told(pilot, *"a/b", "enter", source=FakeSource(trouble=OSError("gone")))
-        assert typed.results == [ModelChoice("a/b", "substitute")]
+        assert typed.results == [("a/b", "substitute")]
 
     in_an_app(story)
 
@@ -225,24 +224,24 @@ def test_typing_filters_and_may_name_another(typed, targets):
 
 
 @pytest.mark.parametrize(
-    ("model", "estimate", "is_waiting", "row"),
+    ("model", "fit", "row"),
     [
-        (LARGE, STREAMS, True, "owner/Large-70B             141 GB  streams, 1.2 s/token    "),
-        (SMALL, None, True, "owner/Small-135M            270 MB  …                       "),
-        (SMALL, None, False, "owner/Small-135M            270 MB                          "),
+        (LARGE, "streams, 1.2 s/token", "owner/Large-70B             141 GB  streams, 1.2 s/token    "),
+        (SMALL, "…", "owner/Small-135M            270 MB  …                       "),
+        (SMALL, "", "owner/Small-135M            270 MB                          "),
         (
-            *(ListedModel("x/y", "x/y", None, is_recent=True), None, False),
+            *(ListedModel("x/y", "x/y", None, is_recent=True), ""),
             "x/y (recent)                                                ",
         ),
     ],
 )
-def test_rows(model, estimate, is_waiting, row):
-    assert model_row(model, estimate, width=60, is_waiting=is_waiting) == row
+def test_rows(model, fit, row):
+    assert model_row(model, fit, width=60) == row
 
 
 def test_a_narrow_row_is_the_name():
-    assert model_row(LARGE, STREAMS, width=30, is_waiting=False) == "owner/Large-70B"
-    assert model_row(LARGE, STREAMS, width=8, is_waiting=False) == "owner/L…"
+    assert model_row(LARGE, "streams", width=30) == "owner/Large-70B"
+    assert model_row(LARGE, "streams", width=8) == "owner/L…"
 
 
 @pytest.mark.parametrize(
@@ -261,13 +260,13 @@ def test_fits_in_a_few_words(fit, seconds, words):
 
 
 def test_a_sentence_says_what_is_known():
-    assert model_sentence(LARGE, {"/m/large": STREAMS}, is_waiting=False) == f"owner/Large-70B: {STREAMS.sentence}"
-    assert "is asked how it would fit" in model_sentence(SMALL, {}, is_waiting=True)
-    assert model_sentence(ListedModel("a/b", "a/b"), {}, is_waiting=False).startswith("a/b: Enter loads it")
+    assert model_sentence(LARGE, {"/m/large": STREAMS}) == f"owner/Large-70B: {STREAMS.sentence}"
+    assert "is asked how it would fit" in model_sentence(SMALL, {"/m/small": None})
+    assert model_sentence(ListedModel("a/b", "a/b"), {}).startswith("a/b: Enter loads it")
 
 
 def test_a_name_cannot_move_the_cursor():
     evil = ListedModel("\x1b[2J/x", "\x1b]0;t\x07evil\nrow", 5)
-    row = model_row(evil, None, width=60, is_waiting=False)
+    row = model_row(evil, "", width=60)
     assert row.startswith("evil row ") and "\x1b" not in row
-    assert "\x1b" not in model_sentence(evil, {}, is_waiting=False)
+    assert "\x1b" not in model_sentence(evil, {})
