@@ -1,7 +1,7 @@
 """What a person can do: with answers, with whole conversations, and with the machine and the app.
 
-Each command of the registry is a method `do_` + its name of one of the three classes. A method returns the changes of
-the dialogue that are to be shown, if there are any.
+Each command of the registry is a method `do_` + its name, which returns the changes of the dialogue that are to be
+shown, if there are any.
 """
 
 import os
@@ -28,11 +28,16 @@ from tui.terminal_text import one_line
 _LOAD_AGAIN = Choice("Load again", "load_again", "Load the model with the new settings; the conversation stays")
 
 
-class AnswerActions:
-    """Stop, write anew, go on, change the prompt, make room, copy."""
+class Actions:
+    """Every command, and what a load and a choice of theme ask for."""
 
     def __init__(self, chat: ChatDisplay) -> None:
         self._chat = chat
+        dialogue = chat.dialogue
+        self.do_continue, self.do_clear, self.do_undo = dialogue.continue_answer, dialogue.clear, dialogue.undo
+        self.do_trim, self.do_untrim = dialogue.trim, dialogue.read_all
+
+    # Answers
 
     def do_stop(self) -> Changes:
         """Stop the answer and keep what came; first of all, put away what lies over the prompt."""
@@ -54,15 +59,6 @@ class AnswerActions:
         if not self._chat.dialogue.is_answering and self._chat.services.settings.params().get("temperature") == 0:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
-
-    def do_continue(self) -> Changes:
-        return self._chat.dialogue.continue_answer()
-
-    def do_trim(self) -> Changes:
-        return self._chat.dialogue.trim()
-
-    def do_untrim(self) -> Changes:
-        return self._chat.dialogue.read_all()
 
     def do_edit(self) -> Changes:
         """Take the last prompt back into the prompt area; sending it drops what followed it."""
@@ -92,12 +88,7 @@ class AnswerActions:
         num_lines = len(code.splitlines())
         self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
 
-
-class ConversationActions:
-    """Begin, find, rename, delete and bring back, write to files and read."""
-
-    def __init__(self, chat: ChatDisplay) -> None:
-        self._chat = chat
+    # Conversations
 
     def do_new(self) -> Changes:
         """Begin an empty conversation; it is kept from its first prompt on."""
@@ -125,12 +116,6 @@ class ConversationActions:
 
     def do_delete(self) -> Changes:
         return self._chat.dialogue.delete(self._open_id())
-
-    def do_clear(self) -> Changes:
-        return self._chat.dialogue.clear()
-
-    def do_undo(self) -> Changes:
-        return self._chat.dialogue.undo()
 
     def do_system(self, text: str | None = None) -> Changes:
         if text is not None:
@@ -180,12 +165,7 @@ class ConversationActions:
         self._chat.app.push_screen(dialog, take)
         return ()
 
-
-class MachineActions:
-    """Load models, change the settings, the tree and the looks, show help, leave."""
-
-    def __init__(self, chat: ChatDisplay) -> None:
-        self._chat = chat
+    # The machine and the app
 
     async def load_model(self) -> None:
         """Load what the settings say; an answer that is being written is stopped first."""

@@ -13,7 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, Static, TextArea
 
 from runtime.errors import OptionError
-from tui.chat.actions import AnswerActions, ConversationActions, MachineActions
+from tui.chat.actions import Actions
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import (
     complete_command,
@@ -81,9 +81,7 @@ class ChatScreen(Screen[None]):
     def __init__(self, services: ChatServices) -> None:
         super().__init__()
         self.chat = ChatDisplay(self, services)
-        self.answers = AnswerActions(self.chat)
-        self.conversations = ConversationActions(self.chat)
-        self.machine = MachineActions(self.chat)
+        self.actions = Actions(self.chat)
         self._interrupted_at = -QUIT_SECONDS
 
     def compose(self) -> ComposeResult:
@@ -104,7 +102,7 @@ class ChatScreen(Screen[None]):
         chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
         await chat.apply(chat.dialogue.open(services.conversation_id))
         chat.prompt.focus()
-        self.app.theme_changed_signal.subscribe(self, self.machine.remember_theme)
+        self.app.theme_changed_signal.subscribe(self, self.actions.remember_theme)
         self.call_after_refresh(self._listen)
         if services.notices:
             await chat.notice.show_lasting(" · ".join(services.notices))
@@ -124,10 +122,8 @@ class ChatScreen(Screen[None]):
 
     async def action_do(self, name: str, *values: str) -> None:
         """Do what a command, a key or a notice asks for: the action of that name."""
-        owners = (self.answers, self.conversations, self.machine)
-        act = next(getattr(owner, f"do_{name}") for owner in owners if hasattr(owner, f"do_{name}"))
         with self.chat.telling():
-            changes = act(*values)
+            changes = getattr(self.actions, f"do_{name}")(*values)
             if inspect.isawaitable(changes):
                 changes = await changes
             await self.chat.perform(lambda: changes)
@@ -168,7 +164,7 @@ class ChatScreen(Screen[None]):
 
     def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
         self.chat.view.point_at(message.block)
-        self.answers.copy_code(message.block.code, message.block.language)
+        self.actions.copy_code(message.block.code, message.block.language)
 
     def on_markdown_link_clicked(self, message: AnswerMarkdown.LinkClicked) -> None:
         """Copy the address: a link that a model wrote is not opened."""
@@ -184,7 +180,7 @@ class ChatScreen(Screen[None]):
                 self.chat.side.display &= not self.has_class("-narrow")
                 self.chat.prompt.focus()
             case "rename":
-                await self.chat.perform(lambda: self.conversations.ask_title(conversation_id))
+                await self.chat.perform(lambda: self.actions.ask_title(conversation_id))
             case "delete":
                 await self.chat.perform(lambda: dialogue.delete(conversation_id))
 
@@ -233,7 +229,7 @@ class ChatScreen(Screen[None]):
     @work(group="engine", exclusive=True)
     async def _listen(self) -> None:
         """Start the engine, load the model, and hand every report on until the app ends."""
-        await self.machine.start_and_load()
+        await self.actions.start_and_load()
         async for report in self.chat.services.engine.reports():
             await self._hear(report)
 
@@ -241,7 +237,7 @@ class ChatScreen(Screen[None]):
         try:
             await self.chat.apply(self.chat.dialogue.take(report))
             if isinstance(report, Loaded):
-                await self.machine.note_loaded(report)
+                await self.actions.note_loaded(report)
         except Exception as error:  # the border: whatever goes wrong here, the conversation goes on
             self.log.error(error)
             await self.chat.show_trouble(Trouble("fault", f"unexpected {type(error).__name__}: {error}"))
