@@ -26,9 +26,7 @@ from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
-from tui.chat.widgets.lists import CompletionList, ConversationList
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
-from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.prompt import PromptArea
 
 MIN_COLUMNS, MIN_ROWS = 40, 12
@@ -152,12 +150,6 @@ class ChatScreen(Screen[None]):
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
 
-    def on_completion_list_taken(self, message: CompletionList.Taken) -> None:
-        self.action_begin(message.completion.text)
-
-    async def on_notice_bar_choice_made(self, message: NoticeBar.ChoiceMade) -> None:
-        await self.action_do(message.action)
-
     def on_notice_bar_dismissed(self) -> None:
         self.chat.show_keys()
         self.chat.prompt.focus()
@@ -171,18 +163,17 @@ class ChatScreen(Screen[None]):
         self.app.copy_to_clipboard(message.href)
         self.chat.say(f"link copied: {message.href}")
 
-    async def on_conversation_list_wanted(self, message: ConversationList.Wanted) -> None:
-        """Do what is wanted of a conversation in the list, which keeps the focus unless one is opened."""
-        dialogue, conversation_id = self.chat.dialogue, message.conversation_id
-        match message.what:
-            case "open":
-                await self.chat.perform(lambda: dialogue.open(conversation_id))
-                self.chat.side.display &= not self.has_class("-narrow")
-                self.chat.prompt.focus()
-            case "rename":
-                await self.chat.perform(lambda: self.actions.ask_title(conversation_id))
-            case "delete":
-                await self.chat.perform(lambda: dialogue.delete(conversation_id))
+    async def action_open_conversation(self, conversation_id: int) -> None:
+        await self.chat.perform(lambda: self.chat.dialogue.open(conversation_id))
+        self.chat.side.display &= not self.has_class("-narrow")
+        self.chat.prompt.focus()
+
+    async def action_rename_conversation(self, conversation_id: int) -> None:
+        await self.chat.perform(lambda: self.actions.ask_title(conversation_id))
+
+    async def action_delete_conversation(self, conversation_id: int) -> None:
+        """Delete one in the list, which keeps the focus."""
+        await self.chat.perform(lambda: self.chat.dialogue.delete(conversation_id))
 
     async def action_undo_in_list(self) -> None:
         """Bring back what was deleted last; the list keeps the focus, which `do('undo')` gives to the prompt."""
@@ -190,7 +181,6 @@ class ChatScreen(Screen[None]):
 
     @on(Input.Changed, "#search")
     def search(self) -> None:
-        """Show what is found by what is typed."""
         self.chat.refresh_list()
 
     async def action_copy_or_quit(self) -> None:

@@ -28,7 +28,7 @@ def test_every_kind_of_trouble_has_its_choices():
 
 def test_every_choice_has_an_action_and_explains_itself():
     choices = [choice for offered in CHOICES.values() for choice in offered]
-    assert all(choice.help and find_command(choice.action) is not None for choice in choices)
+    assert all(choice.help and find_command(choice.command) is not None for choice in choices)
 
 
 def test_every_binding_has_a_key_of_its_own_and_explains_itself():

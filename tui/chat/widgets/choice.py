@@ -4,6 +4,7 @@ Small enough for dense forms, and it never covers what is below it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
@@ -26,13 +27,12 @@ class ChoiceField(Widget, can_focus=True):
     value = reactive("", init=False)
     """The one that is chosen."""
 
+    @dataclass
     class Changed(Message):
         """Another value is chosen."""
 
-        def __init__(self, field: "ChoiceField", value: str) -> None:
-            super().__init__()
-            self.field = field
-            self.value = value
+        field: "ChoiceField"
+        value: str
 
         @property
         def control(self) -> "ChoiceField":

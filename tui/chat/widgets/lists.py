@@ -1,18 +1,17 @@
 """The lists that a person chooses from: conversations beside the talk, and completions over the prompt.
 
-Both show what they are given and say what is wanted.
+Both show what they are given and tell the screen what is wanted.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -43,13 +42,6 @@ class ConversationList(Vertical):
         Binding("r", "want('rename')", "Rename", tooltip="Give the conversation another title"),
         Binding("ctrl+z", "screen.undo_in_list", "Undo", tooltip="Bring back what was deleted last"),
     ]
-
-    @dataclass
-    class Wanted(Message):
-        """A conversation is to be opened, deleted, or given another title."""
-
-        what: Literal["open", "delete", "rename"]
-        conversation_id: int
 
     def compose(self) -> ComposeResult:
         yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
@@ -88,19 +80,17 @@ class ConversationList(Vertical):
     def action_focus_list(self) -> None:
         self.query_one(OptionList).focus()
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        event.stop()
-        self.action_want("open")
+    @on(Input.Submitted)
+    @on(OptionList.OptionSelected)
+    async def open_highlighted(self) -> None:
+        """Let the screen open the conversation, which is highlighted also where another one was clicked."""
+        await self.action_want("open")
 
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        event.stop()
-        self.post_message(self.Wanted("open", int(event.option.id or 0)))
-
-    def action_want(self, what: Literal["open", "delete", "rename"]) -> None:
+    async def action_want(self, what: Literal["open", "delete", "rename"]) -> None:
         options = self.query_one(OptionList)
         if options.option_count and options.highlighted is not None:
             option = options.get_option_at_index(options.highlighted)
-            self.post_message(self.Wanted(what, int(option.id or 0)))
+            await self.run_action(f"screen.{what}_conversation({option.id})")
 
     def _fill(self, options: Sequence[Option], hint: str) -> None:
         listed = self.query_one(OptionList)
@@ -128,12 +118,6 @@ def _hit_lines(hit: SearchHit) -> Content:
 class CompletionList(OptionList, can_focus=False):
     """What could follow what is typed: up and down choose, Tab takes, Esc puts it away; the prompt steers it."""
 
-    @dataclass
-    class Taken(Message):
-        """One was clicked."""
-
-        completion: Completion
-
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, compact=True, markup=False)
         self._completions: tuple[Completion, ...] = ()
@@ -156,7 +140,6 @@ class CompletionList(OptionList, can_focus=False):
         self.display = bool(self._completions)
 
     def hide(self) -> None:
-        """Show nothing."""
         self.show(())
 
     def move(self, step: int) -> None:
@@ -164,9 +147,8 @@ class CompletionList(OptionList, can_focus=False):
         if self._completions:
             self.highlighted = ((self.highlighted or 0) + step) % len(self._completions)
 
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        event.stop()
-        self.post_message(self.Taken(self._completions[event.option_index]))
+    async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        await self.run_action(f"screen.begin({self._completions[event.option_index].text!r})")
 
 
 def _completion_row(completion: Completion, *, width: int) -> Content:

@@ -21,8 +21,8 @@ class Choice:
     """One thing to do about a notice."""
 
     label: str
-    action: str
-    """The screen's action, as in a binding."""
+    command: str
+    """What the screen is told to do."""
     help: str
 
 
@@ -34,12 +34,6 @@ class NoticeBar(Vertical):
         Binding("right", "app.focus_next", "Right", show=False, tooltip="The button after"),
         Binding("escape", "dismiss", "Dismiss", show=False, tooltip="Put the notice away"),
     ]
-
-    @dataclass
-    class ChoiceMade(Message):
-        """The user wants one of the choices."""
-
-        action: str
 
     class Dismissed(Message):
         """The notice was put away."""
@@ -93,12 +87,12 @@ class NoticeBar(Vertical):
         self.display = False
         self.post_message(self.Dismissed())
 
-    def on_button_pressed(self, event: Button.Pressed) -> None:
+    async def on_button_pressed(self, event: Button.Pressed) -> None:
         event.stop()
         self.action_dismiss()
         if event.button.name:
-            self.post_message(self.ChoiceMade(event.button.name))
+            await self.run_action(f"screen.do('{event.button.name}')")
 
 
 def _button(choice: Choice) -> Button:
-    return Button(choice.label, name=choice.action, compact=True, tooltip=choice.help)
+    return Button(choice.label, name=choice.command, compact=True, tooltip=choice.help)

@@ -17,8 +17,14 @@ class ShelfScreen(Screen):
     def compose(self):
         yield ConversationList()
 
-    def on_conversation_list_wanted(self, message):
-        self.app.heard.append((message.what, message.conversation_id))
+    def action_open_conversation(self, conversation_id):
+        self.app.heard.append(("open", conversation_id))
+
+    def action_rename_conversation(self, conversation_id):
+        self.app.heard.append(("rename", conversation_id))
+
+    def action_delete_conversation(self, conversation_id):
+        self.app.heard.append(("delete", conversation_id))
 
     def action_undo_in_list(self):
         self.app.heard.append("undo")
@@ -125,6 +131,14 @@ def test_ages(seconds, words):
 WAYS = [Completion(f"/{name}", f"/{name}", "words") for name in ("a", "b", "c")]
 
 
+class DeskScreen(Screen):
+    def compose(self):
+        yield CompletionList()
+
+    def action_begin(self, text):
+        self.app.taken.append(text)
+
+
 class Desk(App):
     CSS_PATH = STYLES
 
@@ -132,18 +146,15 @@ class Desk(App):
         super().__init__()
         self.taken = []
 
-    def compose(self):
-        yield CompletionList()
-
-    def on_completion_list_taken(self, message):
-        self.taken.append(message.completion)
+    def get_default_screen(self):
+        return DeskScreen()
 
 
 def look(story):
     async def run():
         app = Desk()
         async with app.run_test(size=(40, 12)) as pilot:
-            await story(app, app.query_one(CompletionList), pilot)
+            await story(app, app.screen.query_one(CompletionList), pilot)
 
     asyncio.run(run())
 
@@ -166,10 +177,11 @@ def test_choosing_goes_around():
 
 def test_a_click_takes_one():
     async def story(app, completions, pilot):
-        completions.show(WAYS)
+        completions.show([WAYS[0], Completion("/b 'quoted' (\\)", "/b")])
         await pilot.pause()
         await pilot.click(completions, offset=(3, 1))
-        assert app.taken == [WAYS[1]]
+        await pilot.pause()
+        assert app.taken == ["/b 'quoted' (\\)"]
 
     look(story)
 

@@ -3,12 +3,22 @@
 import asyncio
 
 from textual.app import App
+from textual.screen import Screen
 from textual.widgets import Button, Input
 
 from tests.support.screen_text import STYLES
 from tui.chat.widgets.notice import Choice, NoticeBar
 
 CHOICES = (Choice("Restart", "restart", "Start it again"), Choice("Model", "choose", "Choose another"))
+
+
+class RoomScreen(Screen):
+    def compose(self):
+        yield NoticeBar()
+        yield Input()
+
+    def action_do(self, name):
+        self.app.made.append(name)
 
 
 class Room(App):
@@ -19,12 +29,8 @@ class Room(App):
         self.made = []
         self.num_dismissed = 0
 
-    def compose(self):
-        yield NoticeBar()
-        yield Input()
-
-    def on_notice_bar_choice_made(self, message):
-        self.made.append(message.action)
+    def get_default_screen(self):
+        return RoomScreen()
 
     def on_notice_bar_dismissed(self):
         self.num_dismissed += 1
@@ -34,7 +40,7 @@ def notice(story):
     async def run():
         app = Room()
         async with app.run_test(size=(60, 12)) as pilot:
-            await story(app, app.query_one(NoticeBar), pilot)
+            await story(app, app.screen.query_one(NoticeBar), pilot)
 
     asyncio.run(run())
 
@@ -96,20 +102,20 @@ def test_it_is_put_away_with_a_button_or_escape():
 
 def test_a_notice_without_choices_leaves_the_focus_where_it_is():
     async def story(app, bar, pilot):
-        app.query_one(Input).focus()
+        app.screen.query_one(Input).focus()
         await bar.show("the file was set aside", ())
         await pilot.press("x")
-        assert app.query_one(Input).value == "x"
+        assert app.screen.query_one(Input).value == "x"
 
     notice(story)
 
 
 def test_whoever_is_writing_is_not_interrupted():
     async def story(app, bar, pilot):
-        app.query_one(Input).focus()
+        app.screen.query_one(Input).focus()
         await bar.show("gone", CHOICES, takes_focus=False)
         await pilot.press("x")
-        assert app.query_one(Input).value == "x"
+        assert app.screen.query_one(Input).value == "x"
         bar.focus_choices()
         await pilot.press("enter")
         assert app.made == ["restart"]
