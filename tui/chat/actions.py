@@ -10,9 +10,11 @@ from pathlib import Path
 
 from textual.theme import Theme
 
+from profiles.errors import BadInputError
 from tui.chat.commands.slash import command_help
 from tui.chat.dialogue import Changes
 from tui.chat.display import ChatDisplay
+from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
 from tui.chat.errors import UnknownConversationError
 from tui.chat.settings.screen import SettingsScreen
@@ -70,20 +72,17 @@ class Actions:
     def do_copy(self) -> None:
         text = self._chat.view.newest_answer_text()
         if not text:
-            self._chat.say("there is no answer to copy yet", is_warning=True)
-            return
+            raise BadInputError("there is no answer to copy yet")
         self._chat.app.copy_to_clipboard(text)
         self._chat.say(f"answer copied ({len(text)} characters)")
 
     def do_code(self) -> None:
         block = self._chat.view.next_code_block()
         if block is None:
-            self._chat.say("there is no code block to copy", is_warning=True)
-        else:
-            self.copy_code(block.code, block.language)
+            raise BadInputError("there is no code block to copy")
+        self.copy_code(block.code, block.language)
 
     def copy_code(self, code: str, language: str) -> None:
-        """Put code into the clipboard."""
         self._chat.app.copy_to_clipboard(code)
         num_lines = len(code.splitlines())
         self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
@@ -138,7 +137,6 @@ class Actions:
         return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
 
     def ask_title(self, conversation_id: int) -> Changes:
-        """Ask for another title of a conversation."""
         store = self._chat.services.store
         dialog = LineDialog("Title", one_line(store.conversation(conversation_id).title))
         return self._ask(dialog, lambda title: store.rename_conversation(conversation_id, title))
@@ -180,7 +178,7 @@ class Actions:
             await services.engine.start()
         except OSError as error:
             sentence = f"the engine cannot be started ({error.strerror or error}); try again when there is room"
-            await self._chat.apply(dialogue.fail_to_start(sentence))
+            await self._chat.apply(dialogue.take(EngineDied(sentence)))
             return
         dialogue.load(services.settings.config())
         self._chat.show_state()
@@ -234,7 +232,7 @@ class Actions:
         elif theme in (*self._chat.app.available_themes, AUTO):
             self.do_set("theme", theme)
         else:
-            self._chat.say(f"{one_line(theme)} is no theme; /theme lists them", is_warning=True)
+            raise BadInputError(f"{theme} is no theme; /theme lists them")
 
     def remember_theme(self, theme: Theme) -> None:
         """Keep a theme that was chosen in a list."""

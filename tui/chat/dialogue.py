@@ -74,16 +74,6 @@ Change = TurnsChanged | TurnAdded | TextCame | AnswerEnded | PromptReturned | Tr
 Changes = tuple[Change, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerUnderWay:
-    """The answer that the engine is writing."""
-
-    answer_id: int
-    message: Message
-    """As it was when the answer began; may belong to a conversation that is not open."""
-    seed: int
-
-
 class Dialogue:
     """What a person and a model say to each other."""
 
@@ -100,7 +90,9 @@ class Dialogue:
         self.store = store
         self.state = EngineState()
         self.conversation_id: int | None = None
-        self.answer: AnswerUnderWay | None = None
+        self.answer: Answer | None = None
+        """What the engine was asked for and has not ended yet."""
+        self._written: Message  # as it was when that answer began; may belong to a conversation that is not open
         self.queued = ""
         self.editing_id: int | None = None
         self._engine = engine
@@ -133,11 +125,6 @@ class Dialogue:
         """Let what is asked from now on wait for a model that is about to be loaded."""
         self.state = begin_load()
 
-    def fail_to_start(self, sentence: str) -> Changes:
-        """Give back what waits for an engine whose process could not be started."""
-        self.state = with_death(sentence)
-        return (*self.unqueue(), Trouble("dead", sentence))
-
     def open(self, conversation_id: int | None) -> Changes:
         """Show another conversation, or an empty one; an answer that is being written goes on."""
         returned = self.unqueue()
@@ -163,7 +150,7 @@ class Dialogue:
     def delete(self, conversation_id: int) -> Changes:
         """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
         title = self.store.conversation(conversation_id).shown_title
-        is_answered = self.answer is not None and self.answer.message.conversation_id == conversation_id
+        is_answered = self.is_answering and self._written.conversation_id == conversation_id
         stopped = self.stop() if is_answered else ()
         self.store.delete_conversation(conversation_id)
         self._undos.append(("conversation", conversation_id))
@@ -275,10 +262,9 @@ class Dialogue:
         return ()
 
     def _add_text(self, text: str) -> Changes:
-        assert self.answer is not None
-        shown: Changes = (TextCame(text),) if self.answer.message.conversation_id == self.conversation_id else ()
+        shown: Changes = (TextCame(text),) if self._written.conversation_id == self.conversation_id else ()
         try:
-            self.store.append_text(self.answer.message.id, text)
+            self.store.append_text(self._written.id, text)
         except OverstoryError as error:
             return (*shown, Trouble("store", str(error)))
         return shown
@@ -359,9 +345,9 @@ class Dialogue:
 
     def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params = dict(self._params())
-        seed = params["seed"] = params.get("seed", 0) + self._num_retries
-        self.answer = AnswerUnderWay(next(self._answer_ids), message, seed)
-        self._engine.send(Answer(self.answer.answer_id, turns, params, is_continued))
+        params["seed"] = params.get("seed", 0) + self._num_retries
+        self.answer, self._written = Answer(next(self._answer_ids), turns, params, is_continued), message
+        self._engine.send(self.answer)
         self.state = begin_answer(self.state)
 
     def _turns(self) -> tuple[dict[str, str], ...]:
@@ -376,9 +362,9 @@ class Dialogue:
         answer, self.answer = self.answer, None
         if answer is None:
             return ()
-        kept = {**statistics, "seed": answer.seed}
+        kept = {**statistics, "seed": answer.params["seed"]}
         return self._guarded(
-            lambda: (AnswerEnded(self.store.finish_answer(answer.message.id, state=state, statistics=kept)),)
+            lambda: (AnswerEnded(self.store.finish_answer(self._written.id, state=state, statistics=kept)),)
         )
 
     def _send_queued(self) -> Changes:
