@@ -83,6 +83,7 @@ class Actions:
         self.copy_code(block.code, block.language)
 
     def copy_code(self, code: str, language: str) -> None:
+        """Put code into the clipboard."""
         self._chat.app.copy_to_clipboard(code)
         num_lines = len(code.splitlines())
         self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
@@ -137,6 +138,7 @@ class Actions:
         return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
 
     def ask_title(self, conversation_id: int) -> Changes:
+        """Ask for another title of a conversation."""
         store = self._chat.services.store
         dialog = LineDialog("Title", one_line(store.conversation(conversation_id).title))
         return self._ask(dialog, lambda title: store.rename_conversation(conversation_id, title))

@@ -181,6 +181,7 @@ class ChatScreen(Screen[None]):
 
     @on(Input.Changed, "#search")
     def search(self) -> None:
+        """Show what is found by what is typed."""
         self.chat.refresh_list()
 
     async def action_copy_or_quit(self) -> None:

@@ -140,6 +140,7 @@ class CompletionList(OptionList, can_focus=False):
         self.display = bool(self._completions)
 
     def hide(self) -> None:
+        """Show nothing."""
         self.show(())
 
     def move(self, step: int) -> None:

@@ -67,7 +67,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         Binding("down", "move(1)", "Next model", show=False, tooltip="Go to the next model"),
         Binding("up", "move(-1)", "Model before", show=False, tooltip="Go to the model before"),
         Binding("enter", "choose", "Load", show=False, tooltip="Load the highlighted model"),
-        Binding("escape", "cancel", "Cancel", tooltip="Keep the model that is loaded"),
+        Binding("escape", "dismiss", "Cancel", tooltip="Keep the model that is loaded"),
     ]
 
     def __init__(self, source: ModelSource, *, draft: str = "substitute") -> None:
@@ -144,9 +144,6 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
             self.query_one("#model-draft").focus()
             return
         self.dismiss((model.target, self.draft))
-
-    def action_cancel(self) -> None:
-        self.dismiss(None)
 
     def action_move(self, step: int) -> None:
         """Highlight the next one, or with -1 the one before."""
