@@ -7,6 +7,7 @@ import pytest
 from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
+from tui.chat.actions import Actions
 from tui.chat.commands.registry import COMMANDS, find_command
 from tui.chat.dialogue import TroubleKind
 from tui.chat.display import CHOICES
@@ -16,7 +17,8 @@ from tui.chat.screen import FOOTER_WORDS, ChatScreen
 def test_every_command_has_its_action(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
-            assert [each.name for each in COMMANDS if not hasattr(teller.screen.actions, f"do_{each.name}")] == []
+            actions = Actions(teller.chat)
+            assert [each.name for each in COMMANDS if not hasattr(actions, f"do_{each.name}")] == []
 
     tell(story)
 
