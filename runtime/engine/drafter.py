@@ -1,19 +1,15 @@
-"""Grows the tree of drafts level by level with a small resident model.
+"""Grows the tree of drafts level by level with a small resident model: its nodes that have children run, leaves never.
 
-One draft forward per level: the nodes that have children are appended to the draft's cache, seeing the committed text
-and their own ancestors. Leaves are never run, so an accepted leaf is fed again, as part of the next round's first
-forward. The verification scheme says which tokens become children; the planner chooses the tree's shape, or the draft
-itself, node by node, by what it expects in this context.
-
-Candidates are ranked where the logits are if that is possible: greedy ones are the largest logits, coupled ones the
-largest of logits / T + noise; both are a sum and a top-k on the device, and a few numbers a row cross to the processor.
-Whatever else shapes a distribution (top-k, top-p, min-p, penalties, bans) is evaluated row by row with the scheme's own
-function. Ties may fall differently on the device: that changes what is proposed, never what is emitted.
+An accepted leaf is fed again, as part of the next round's first forward. The verification scheme says which tokens
+become children. Greedy candidates are the largest logits, coupled ones the largest of logits / T + noise: a sum and a
+top-k on the device, and a few numbers a row cross to the processor. Whatever else shapes a distribution is evaluated
+row by row with the scheme's own function. Ties may fall otherwise: that changes proposals, never what is emitted.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,22 +60,13 @@ class Drafter:
         scheme = scheme or scheme_for(params)
         self._begin_tree()
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
-        for level, (start, stop) in enumerate(topology.level_slices):
+        for start, stop in topology.level_slices:
             nodes = [node for node in range(start, stop) if topology.num_children[node]]
-            if not nodes:
-                continue
-            begun = time.perf_counter()
-            inputs = self._text_input(text) if level == 0 else self._level_input(tree, nodes)
-            logits = self._logits(inputs, num_nodes=len(nodes))
-            if level == 0:
-                self.num_committed = len(text)
-            run = time.perf_counter()
-            if is_ranked_on_device(scheme, params):
-                _place_level(tree, nodes, scheme, logits, params)
-            else:
-                _place_one_by_one(tree, nodes, scheme, logits, params, rng)
-            self._note_step(len(inputs.token_ids), begun, run)
-            yield LevelDrafted(level=level, width=len(nodes))
+            if nodes:
+                begun = time.perf_counter()
+                inputs = self._level_input(tree, nodes) if self.step_seconds else self._text_input(text)
+                place = partial(_place_level, tree, nodes, scheme=scheme, params=params, rng=rng)
+                yield self._step(inputs, len(nodes), place, begun=begun)
         return tree
 
     def grow_in_context(
@@ -97,24 +84,22 @@ class Drafter:
         """
         self._begin_tree()
         growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)
+        count = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1))
         while len(nodes := growth.next_nodes()):
             begun = time.perf_counter()
-            is_root = not self.step_seconds
-            inputs = self._text_input(text) if is_root else self._growth_input(growth, nodes)
-            logits = self._logits(inputs, num_nodes=len(nodes))
-            if is_root:
-                self.num_committed = len(text)
-            run = time.perf_counter()
-            count, positions = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1)), len(text) + growth.depths(nodes)
-            if is_ranked_on_device(scheme, params):
-                ranked = rank_on_device(scheme, logits, positions.tolist(), params=params, num_candidates=count)
-            else:
-                paths = map(growth.path_token_ids, nodes.tolist())
-                places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
-                ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
-            growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
-            self._note_step(len(inputs.token_ids), begun, run)
-            yield LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
+            inputs = self._growth_input(growth, nodes) if self.step_seconds else self._text_input(text)
+
+            def place(logits: torch.Tensor, nodes: NDArray[np.int64] = nodes) -> None:
+                if is_ranked_on_device(scheme, params):
+                    positions = (len(text) + growth.depths(nodes)).tolist()
+                    ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=count)
+                else:
+                    paths = map(growth.path_token_ids, nodes.tolist())
+                    places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+                    ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
+                growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
+
+            yield self._step(inputs, len(nodes), place, begun=begun)
         tree, run_index = growth.finish()
         first_slot = self.num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(run_index.tolist()) if index >= 0}
@@ -124,11 +109,19 @@ class Drafter:
         self.step_seconds, self.placing_seconds = [], 0.0
         self._slots = {}
 
-    def _note_step(self, width: int, begun: float, run: float) -> None:
-        """Note a step that began at `begun`, had its logits at `run` and ends now."""
+    def _step(
+        self, inputs: PassInput, num_nodes: int, place: Callable[[torch.Tensor], None], *, begun: float
+    ) -> LevelDrafted:
+        """Run a pass whose last tokens are the nodes of a level, and place children by their logits (W, target's V)."""
+        logits = self.fit_vocabulary(self.model.logits(self._run(inputs)[-num_nodes:]))
+        if not self.step_seconds:
+            self.num_committed = self.model.cache.num_cached  # the text; the first pass ends with the root
+        run = time.perf_counter()
+        place(logits)
         now = time.perf_counter()
-        self.step_seconds.append((width, now - begun))
+        self.step_seconds.append((len(inputs.token_ids), now - begun))
         self.placing_seconds += now - run
+        return LevelDrafted(level=len(self.step_seconds) - 1, width=num_nodes)
 
     def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
         """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""
@@ -137,10 +130,6 @@ class Drafter:
             stop = self.num_committed + chunk_tokens
             self._run(chain_input(text[self.num_committed : stop], num_cached=self.num_committed))
             self.num_committed = stop
-
-    def _logits(self, inputs: PassInput, *, num_nodes: int) -> torch.Tensor:
-        """Run a pass whose last tokens are the nodes of a level, and return their logits (num_nodes, target's V)."""
-        return self.fit_vocabulary(self.model.logits(self._run(inputs)[-num_nodes:]))
 
     def _run(self, inputs: PassInput) -> torch.Tensor:
         last_token = self.model.vocab_size - 1
@@ -198,28 +187,25 @@ class Drafter:
 
 
 def _place_level(
-    tree: TokenTree, nodes: Sequence[int], scheme: Scheme, logits: torch.Tensor, params: SamplingParams
-) -> None:
-    """Give the nodes of a level their children where the logits (W, V) are: row i belongs to nodes[i]."""
-    num_children = tree.topology.num_children
-    positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
-    most = int(num_children[nodes].max())
-    best = rank_on_device(scheme, logits, positions, params=params, num_candidates=most).token_ids
-    for node, tokens in zip(nodes, best, strict=True):
-        tree.set_children(node, token_ids=tokens[: num_children[node]])
-
-
-def _place_one_by_one(
     tree: TokenTree,
     nodes: Sequence[int],
-    scheme: Scheme,
     logits: torch.Tensor,
+    *,
+    scheme: Scheme,
     params: SamplingParams,
     rng: np.random.Generator,
 ) -> None:
-    """Give the nodes of a level their children from whole rows of logits (W, V), on the processor."""
+    """Give the nodes of a level their children: row i of the logits (W, V) belongs to nodes[i]."""
+    num_children = tree.topology.num_children
+    if is_ranked_on_device(scheme, params):
+        positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
+        most = int(num_children[nodes].max())
+        best = rank_on_device(scheme, logits, positions, params=params, num_candidates=most).token_ids
+        for node, tokens in zip(nodes, best, strict=True):
+            tree.set_children(node, token_ids=tokens[: num_children[node]])
+        return
     for node, row in zip(nodes, logits.numpy(force=True), strict=True):
-        placed = scheme.place(row, int(tree.topology.num_children[node]), Place.below(tree, node, params), rng)
+        placed = scheme.place(row, int(num_children[node]), Place.below(tree, node, params), rng)
         tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
 
 

@@ -1,15 +1,14 @@
-"""Records a resident model's forward once per shape and replays it: a draft step without its launches.
+"""Records a resident model's forward once per shape and replays it: a draft step without its launches from Python.
 
-A draft of a billion parameters is a thousand small kernels, and starting them from Python takes several times as long
-as running them. A recorded pass has fixed shapes: T tokens are padded to the next power of two, the keys to the next
-bucket of the cache, and the tokens' slots are an input, so that one recording serves any place in the text. Padding
-tokens write to a slot of their own and nobody sees them. A device that cannot record runs every pass as it comes.
+These are a thousand for a billion parameters, and take several times as long as the kernels. A recorded pass has fixed
+shapes: T tokens are padded to the next power of two, the keys to the next bucket of the cache, and the tokens' slots
+are an input, so that one recording serves any place in the text. Padding tokens write to a slot of their own and nobody
+sees them. A device that cannot record runs every pass as it comes.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,40 +26,37 @@ USES_BEFORE_RECORDING = 2
 """Recording takes as long as a few passes: a shape that comes once is not worth it."""
 
 Replay = Callable[[], torch.Tensor]
+Recorder = Callable[[Callable[[], torch.Tensor]], Replay]
+"""Runs some work, whose tensors stay where they are, and returns what repeats it on their new contents.
+
+Raises RuntimeError where the device or one of the kernels cannot be recorded.
+"""
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Token ids (1, W), positions (1, W) and an additive mask (1, 1, W, K) to last hidden states (1, W, E)."""
 
 
-class PassRecorder(Protocol):
-    """How a device records work."""
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Return what records passes on `device`: CUDA graphs (ROCm's have the same names), which share a pool of memory.
 
-    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
-        """Run `work`, whose tensors stay where they are, and return what repeats it on their new contents.
+    None where every pass runs as it comes.
+    """
+    if device.type != "cuda":
+        return None
+    pool = torch.cuda.graph_pool_handle()
 
-        Raises RuntimeError where the device or one of the kernels cannot be recorded.
-        """
-
-
-class CudaRecorder:
-    """CUDA graphs (and ROCm's, under the same names); all of them share one pool of memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
+    def record(work: Callable[[], torch.Tensor]) -> Replay:
         """Record `work` as a graph; other threads may go on copying meanwhile."""
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             work()  # kernels choose their workspaces outside of the recording
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 output = work()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -68,10 +64,7 @@ class CudaRecorder:
 
         return replay
 
-
-def recorder_for(device: torch.device) -> PassRecorder | None:
-    """Return what records passes on `device`; None where every pass runs as it comes."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    return record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,9 +81,9 @@ class _FixedPass:
 class PassGraphs:
     """The recorded passes of one model."""
 
-    def __init__(self, recorder: PassRecorder, forward: Forward, cache: TreeCache, *, dtype: torch.dtype) -> None:
+    def __init__(self, record: Recorder, forward: Forward, cache: TreeCache, *, dtype: torch.dtype) -> None:
         """`forward` runs the decoder on `cache`, whose slots must not have been allocated yet; `dtype` of its masks."""
-        self._recorder = recorder
+        self._record_work = record
         self._forward = forward
         self._cache = cache
         self._dtype = dtype
@@ -150,7 +143,7 @@ class PassGraphs:
                 return self._forward(token_ids, positions, additive_mask(visible, self._dtype))
 
         try:
-            replay = self._recorder.record(work)
+            replay = self._record_work(work)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             logger.warning("draft passes are not recorded, which makes them slower: %s", reason)

@@ -86,9 +86,9 @@ class StreamedModel:
         self._head._modules = {**parts.model._modules, parts.decoder_prefix: _KnownHiddenStates()}
         self._graphs: PassGraphs | None = None
         if streamer is None and set(parts.layer_windows) == {None}:
-            recorder = recorder_for(compute.device)
-            if recorder is not None:
-                self._graphs = PassGraphs(recorder, self._forward_full, self.cache, dtype=compute.dtype)
+            record = recorder_for(compute.device)
+            if record is not None:
+                self._graphs = PassGraphs(record, self._forward_full, self.cache, dtype=compute.dtype)
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
             if streamer is not None:

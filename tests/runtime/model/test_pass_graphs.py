@@ -13,7 +13,7 @@ from runtime.model.pass_graphs import (
     MAX_WIDTH,
     USES_BEFORE_RECORDING,
     PassGraphs,
-    PassRecorder,
+    Recorder,
     Replay,
     bucket_of,
     recorder_for,
@@ -31,7 +31,7 @@ class RepeatingRecorder:
     def __init__(self) -> None:
         self.num_replays = 0
 
-    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Replay:
         work()
         output = work()
 
@@ -45,11 +45,11 @@ class RepeatingRecorder:
 
 
 class RefusingRecorder:
-    def record(self, work: Callable[[], torch.Tensor]) -> Replay:
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Replay:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
 
-def drafts(folder: Path, *recorders: PassRecorder | None) -> list[StreamedModel]:
+def drafts(folder: Path, *recorders: Recorder | None) -> list[StreamedModel]:
     """The same resident model once for each recorder; their weights outlive the sessions that loaded them."""
     models = []
     for recorder in recorders:
