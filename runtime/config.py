@@ -282,7 +282,6 @@ class EngineConfig:
 
     @property
     def tree_kind(self) -> TreeKind:
-        """Return which kinds of trees may be grown."""
         return parse_tree(self.tree)[0]
 
 
@@ -380,7 +379,6 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Return whether every token is the target's most likely one."""
         return self.temperature == 0
 
     @property

@@ -78,7 +78,6 @@ class Round:
 
     @property
     def num_nodes(self) -> int:
-        """Return the nodes of the verified tree, root included."""
         return len(self.parents)
 
     @property
@@ -88,7 +87,6 @@ class Round:
 
     @property
     def seconds(self) -> float:
-        """Return the wall time of the round."""
         return self.draft_seconds + self.verify_seconds
 
     @property

@@ -31,8 +31,6 @@ from runtime.speculation.verifier import Verdict, verify
 
 @dataclass(frozen=True, slots=True)
 class _Choosing:
-    """How the tokens of one answer are chosen."""
-
     params: SamplingParams
     rng: np.random.Generator
     processor: LogitProcessor
@@ -115,10 +113,7 @@ class Engine:
         yield TokensAccepted(token_ids=tuple(emitted))
 
     def _prefill(self) -> Iterator[Event]:
-        """Run all of the prompt but its last chunk, which shares the first round's pass.
-
-        The draft reads along, one chunk behind, so that its reading is part of the progress.
-        """
+        """Run all of the prompt but its last chunk, which shares the first round's pass; the draft reads along."""
         while len(self.text) - self.num_committed > PREFILL_CHUNK_TOKENS:
             stop = self.num_committed + PREFILL_CHUNK_TOKENS
             self._run_target(chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed))

@@ -109,7 +109,6 @@ class LoadPlan:
 
     @property
     def target_name(self) -> str:
-        """What people call the target, see `model_name`."""
         return model_name(self.target.checkpoint.folder)
 
     @property
@@ -124,11 +123,8 @@ class LoadPlan:
 
     @property
     def draft_held(self) -> HeldFormat:
-        """How the draft's layers are held."""
-        is_substitute = self.draft is None
-        return self.draft_files.held_format(
-            self.config.draft_format, self.dtype, self.device, is_substitute=is_substitute
-        )
+        wanted, is_substitute = self.config.draft_format, self.draft is None
+        return self.draft_files.held_format(wanted, self.dtype, self.device, is_substitute=is_substitute)
 
     @property
     def capacity(self) -> int:
@@ -137,12 +133,10 @@ class LoadPlan:
 
     @property
     def residency(self) -> ResidencyPlan:
-        """A tier for every layer of the target."""
         return self.placement.residency
 
     @property
     def is_host(self) -> bool:
-        """Whether the device is the processor itself."""
         return self.device.type == "cpu"
 
 

@@ -35,7 +35,7 @@ from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, open_streamed, read_others
-from runtime.planner.initial_plan import find_profiles, stream_shape
+from runtime.planner.initial_plan import InitialPlan, find_profiles, stream_shape
 from runtime.planner.planner import TreePlanner
 from runtime.prompts.prompt_file import PromptRequest
 
@@ -56,11 +56,6 @@ class OpenSession:
     """Feeds the ring."""
     reader: HostCopyEngine
     """Reads files; the same as `link` where none is emulated and the device is the processor."""
-
-    @property
-    def resident_layers(self) -> tuple[int, ...]:
-        """The target's layers that never leave the device."""
-        return tuple(i for i, layer in enumerate(self.streamer.layers) if isinstance(layer, ResidentLayer))
 
 
 @contextmanager
@@ -91,119 +86,99 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = LoadPlan.build(config, requests=requests)
-    return (yield from _Load(plan, stack, state_folder).run())
-
-
-class _Load:
-    """The steps of `load_session` and what they share."""
-
-    def __init__(self, plan: LoadPlan, stack: ExitStack, state_folder: Path | None) -> None:
-        self._plan = plan
-        self._start = find_profiles(plan, state_folder)
-        self._config = plan.config
-        self._reader = stack.enter_context(
-            HostCopyEngine(
-                num_threads=self._config.num_reader_threads,
-                direct={"auto": None, "direct": True, "buffered": False}[self._config.io],
-            )
-        )
-        self._path = StreamPath(plan, self._reader, stack, state_folder=state_folder)
-        self._num_read, self._num_bytes = 0, self._bytes_to_read()
-
-    def run(self) -> Generator[LoadProgress, None, OpenSession]:
-        """Read what stays on the device, place the layers, make the draft, and start the ring."""
-        plan, target = self._plan, self._plan.target
-        yield self._progress("embeddings, norm and head", 0)
-        with explained_shortage("the embeddings, norm and head"):
-            others = read_others(target, self._reader, device=plan.device)
-        yield self._progress("layers", target.other_layout.payload_bytes)
-        placed = yield from relabel(self._path.place(), partial(self._progress, "layers"))
+    target, start = plan.target, find_profiles(plan, state_folder)
+    direct = {"auto": None, "direct": True, "buffered": False}[config.io]
+    reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))
+    path = StreamPath(plan, reader, stack, state_folder=state_folder)
+    reading = _Reading(_bytes_to_read(plan))
+    yield reading.add("embeddings, norm and head", 0)
+    with explained_shortage("the embeddings, norm and head"):
+        others = read_others(target, reader, device=plan.device)
+    yield reading.add("layers", target.other_layout.payload_bytes)
+    placed = yield from relabel(path.place(), partial(reading.add, "layers"))
+    drafter = None
+    if not config.is_plain:
         with explained_shortage("the draft"):
-            drafter = yield from self._open_drafter(others, placed)
-        streamer, link = self._path.open(placed)
-        compute = ComputePlan(plan.dtype, device=plan.device)
-        model = open_streamed(target, compute, streamer, others=others, capacity=plan.capacity)
-        engine = Engine(
-            model,
-            drafter,
-            self._planner(placed, link),
-            context_tokens=plan.context_tokens,
-            num_graft_nodes=self._config.num_graft_nodes,
-        )
-        session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
-        start_notes = self._start.notes(plan, is_planned=engine.planner.choice is not None)
-        notes = (*self._path.notes(placed), *start_notes)
-        placement = plan.placement.with_tiers(placed.tiers)
-        return OpenSession(session, plan, placement, notes, streamer, link, self._reader)
+            drafter = yield from _load_drafter(plan, reader, reading, others, placed)
+    streamer, link = path.open(placed)
+    compute = ComputePlan(plan.dtype, device=plan.device)
+    engine = Engine(
+        open_streamed(target, compute, streamer, others=others, capacity=plan.capacity),
+        drafter,
+        _planner(plan, start, placed, link),
+        context_tokens=plan.context_tokens,
+        num_graft_nodes=config.num_graft_nodes,
+    )
+    session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
+    notes = (*path.notes(placed), *start.notes(plan, is_planned=engine.planner.choice is not None))
+    return OpenSession(session, plan, plan.placement.with_tiers(placed.tiers), notes, streamer, link, reader)
 
-    def _progress(self, what: str, num_bytes: int) -> LoadProgress:
+
+@dataclass(slots=True)
+class _Reading:
+    """How far a load is."""
+
+    num_bytes: int
+    num_done_bytes: int = 0
+
+    def add(self, what: str, num_bytes: int) -> LoadProgress:
         """Count `num_bytes` more as read."""
-        self._num_read += num_bytes
-        return LoadProgress(what, self._num_read, self._num_bytes)
+        self.num_done_bytes += num_bytes
+        return LoadProgress(what, self.num_done_bytes, self.num_bytes)
 
-    def _bytes_to_read(self) -> int:
-        plan, residency = self._plan, self._plan.residency
-        payloads = plan.target.slabs.payload_bytes
-        total = plan.target.other_layout.payload_bytes
-        total += sum(size for size, tier in zip(payloads, residency.tiers, strict=True) if tier is not Tier.DISK)
-        if plan.draft is not None:
-            total += plan.draft.other_layout.payload_bytes + sum(plan.draft.slabs.payload_bytes)
-        elif not self._config.is_plain:
-            shared = residency.resident_layers if self._config.share_layers else ()
-            total += sum(size for index, size in enumerate(payloads) if index not in shared)
-        return total
 
-    def _open_drafter(
-        self, others: dict[str, torch.Tensor], placed: PlacedLayers
-    ) -> Generator[LoadProgress, None, Drafter | None]:
-        plan = self._plan
-        if self._config.is_plain:
-            return None
-        if plan.draft is not None:
-            others = read_others(plan.draft, self._reader, device=plan.device)
-            yield self._progress("draft", plan.draft.other_layout.payload_bytes)
-        compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
-        loading = load_draft(
-            plan.draft_files,
-            compute,
-            plan.draft_held,
-            self._reader,
-            others=others,
-            capacity=plan.capacity,
-            shared=self._shared_layers(placed) if plan.draft is None else None,
-        )
-        model = yield from relabel(loading, partial(self._progress, "draft"))
-        return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
+def _bytes_to_read(plan: LoadPlan) -> int:
+    payloads = plan.target.slabs.payload_bytes
+    total = plan.target.other_layout.payload_bytes
+    total += sum(size for size, tier in zip(payloads, plan.residency.tiers, strict=True) if tier is not Tier.DISK)
+    if plan.draft is not None:
+        total += plan.draft.other_layout.payload_bytes + sum(plan.draft.slabs.payload_bytes)
+    elif not plan.config.is_plain:
+        shared = plan.residency.resident_layers if plan.config.share_layers else ()
+        total += sum(size for index, size in enumerate(payloads) if index not in shared)
+    return total
 
-    def _shared_layers(self, placed: PlacedLayers) -> SharedLayers:
-        """Return the target's resident layers if a substitute is to use them as they are."""
-        if not self._config.share_layers:
-            return {}
-        slabs = self._plan.target.slabs
-        return {
-            index: slabs.views(index, layer.slab)
+
+def _load_drafter(
+    plan: LoadPlan, reader: HostCopyEngine, reading: _Reading, others: dict[str, torch.Tensor], placed: PlacedLayers
+) -> Generator[LoadProgress, None, Drafter]:
+    """Load a separate draft, or a substitute, which may use the target's resident layers as they are."""
+    shared: SharedLayers | None = None
+    if plan.draft is not None:
+        others = read_others(plan.draft, reader, device=plan.device)
+        yield reading.add("draft", plan.draft.other_layout.payload_bytes)
+    else:
+        shared = {
+            index: plan.target.slabs.views(index, layer.slab)
             for index, layer in enumerate(placed.layers)
-            if isinstance(layer, ResidentLayer)
+            if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
+    compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
+    loading = load_draft(
+        plan.draft_files, compute, plan.draft_held, reader, others=others, capacity=plan.capacity, shared=shared
+    )
+    model = yield from relabel(loading, partial(reading.add, "draft"))
+    return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
-    def _planner(self, placed: PlacedLayers, link: CopyEngine) -> TreePlanner:
-        """Return a planner for the tiers and stages that there are: memory that ran out may have changed them."""
-        plan, start = self._plan, self._start
-        has_substitute = plan.draft is None and not self._config.is_plain
-        stream = stream_shape(
-            placed.tiers,
-            plan.target.slabs.payload_bytes,
-            num_slots=self._config.ring_slots,
-            num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
-        )
-        return TreePlanner(
-            start.prior(substitute_held=plan.draft_held if has_substitute else None),
-            stream,
-            max_nodes=plan.max_nodes,
-            fixed_shape=(1, 1) if self._config.is_plain else self._config.tree_shape,
-            initial_costs=start.costs(placed.tiers, stream, plan),
-            kind=self._config.tree_kind,
-        )
+
+def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: CopyEngine) -> TreePlanner:
+    """Return a planner for the tiers and stages that there are: memory that ran out may have changed them."""
+    config = plan.config
+    has_substitute = plan.draft is None and not config.is_plain
+    stream = stream_shape(
+        placed.tiers,
+        plan.target.slabs.payload_bytes,
+        num_slots=config.ring_slots,
+        num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
+    )
+    return TreePlanner(
+        start.prior(substitute_held=plan.draft_held if has_substitute else None),
+        stream,
+        max_nodes=plan.max_nodes,
+        fixed_shape=(1, 1) if config.is_plain else config.tree_shape,
+        initial_costs=start.costs(placed.tiers, stream, plan),
+        kind=config.tree_kind,
+    )
 
 
 def _end_token_ids(files: ModelFiles, tokenizer: Any) -> list[int]:

@@ -80,7 +80,6 @@ class ModelFiles:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether any matrix of the decoder layers is stored quantized."""
         return any(self.formats)
 
     def held_format(

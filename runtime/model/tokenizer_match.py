@@ -5,6 +5,7 @@ not sizes: embeddings often have padding rows that no tokenizer can produce. Rea
 equal files show already is not read twice.
 """
 
+import filecmp
 import json
 import re
 import warnings
@@ -24,8 +25,6 @@ _NOT_OF_TOKENIZERS = re.compile(
 """Files of a model folder that say nothing about a vocabulary; any other may."""
 _CHOOSING_KEYS = ("model_type", "tokenizer_class", "auto_map")
 """What transformers looks at in config.json before it chooses a tokenizer's class."""
-_MAX_COMPARED_BYTES = 64 << 20
-"""No tokenizer's file is larger: comparing it would take longer than reading two tokenizers."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -62,13 +61,11 @@ def check_draft_tokenizer(target_tokenizer: Any, *, target: Path, draft: Path) -
 def have_equal_tokenizers(folder: Path, other: Path) -> bool:
     """Return whether two folders hold the same tokenizer byte for byte; False if only a look inside could tell."""
     try:
-        ours, theirs = _tokenizer_files(folder), _tokenizer_files(other)
-        return (
-            "tokenizer.json" in ours
-            and ours.keys() == theirs.keys()
-            and _choosing_settings(folder) == _choosing_settings(other)
-            and all(_are_equal(ours[name], theirs[name]) for name in ours)
-        )
+        names = _tokenizer_files(folder)
+        if "tokenizer.json" not in names or names != _tokenizer_files(other):
+            return False
+        _, differing, unreadable = filecmp.cmpfiles(folder, other, names, shallow=False)
+        return not differing and not unreadable and _choosing_settings(folder) == _choosing_settings(other)
     except (OSError, ValueError):  # loading the files will say what is wrong with them
         return False
 
@@ -93,17 +90,10 @@ def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
     )
 
 
-def _tokenizer_files(folder: Path) -> dict[str, Path]:
-    return {
-        path.name: path for path in folder.iterdir() if path.is_file() and not _NOT_OF_TOKENIZERS.fullmatch(path.name)
-    }
+def _tokenizer_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file() and not _NOT_OF_TOKENIZERS.fullmatch(path.name)}
 
 
 def _choosing_settings(folder: Path) -> list[Any]:
     settings = json.loads((folder / "config.json").read_bytes())
     return [settings.get(key) for key in _CHOOSING_KEYS] if isinstance(settings, dict) else [settings]
-
-
-def _are_equal(file: Path, other: Path) -> bool:
-    size = file.stat().st_size
-    return size <= _MAX_COMPARED_BYTES and size == other.stat().st_size and file.read_bytes() == other.read_bytes()

@@ -133,12 +133,6 @@ class TreeCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.keep(start, index)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes reserved by all slots allocated so far."""
-        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
 
 def attention_masks(
     visible: npt.NDArray[np.bool_],

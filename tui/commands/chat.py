@@ -52,8 +52,11 @@ def typed_overrides(
     from tui.chat.settings.file import Overrides
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
-        options = options_of(type(choices)).items()
-        return {name: getattr(choices, name) for name, option in options if _is_typed(command_line, option.typed_name)}
+        sources = {
+            name: command_line.get_parameter_source(option.typed_name)
+            for name, option in options_of(type(choices)).items()
+        }
+        return {name: getattr(choices, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
 
     return Overrides(config=typed(config), params=typed(params), system_prompt=turns.system)
 
@@ -99,8 +102,3 @@ def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
     except ConversationStoreError as error:
         return ConversationStore(None), (f"nothing that is said now will be kept: {error}",)
     return store, ((store.notice,) if store.notice else ())
-
-
-def _is_typed(command_line: typer.Context, name: str) -> bool:
-    source = command_line.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"

@@ -243,11 +243,11 @@ def _answering(
 ) -> Iterator[Callable[[PromptRequest], Generator[Event, None, None]]]:
     """A session's generate; where no line needs an answer, no model is opened."""
     requests = [item for item in items if isinstance(item, PromptRequest)]
-    if not requests:
+    if requests:
+        with open_session_in_sight(config, requests, console) as opened:
+            yield opened.session.generate
+    else:
         yield _never_asked
-        return
-    with open_session_in_sight(config, requests, console) as opened:
-        yield opened.session.generate
 
 
 def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:

@@ -182,5 +182,5 @@ def test_every_temperature_a_session_is_asked_at_is_planned_for(folder: Path) ->
 def test_an_open_session_knows_which_layers_stay(folder: Path) -> None:
     with open_tiny(folder, num_residents=2) as opened:
         layers = opened.streamer.layers
-        assert all(isinstance(layers[index], ResidentLayer) for index in opened.resident_layers)
-        assert len(opened.resident_layers) == opened.placement.num_resident_layers > 0
+        assert all(isinstance(layers[index], ResidentLayer) for index in opened.placement.residency.resident_layers)
+        assert len(opened.placement.residency.resident_layers) == opened.placement.num_resident_layers > 0

@@ -71,9 +71,9 @@ def test_more_tokens_than_slots_is_an_error_of_ours() -> None:
         cache.update(states(1), states(1), 0)
 
 
-def test_bytes_are_those_of_all_slots() -> None:
-    assert TreeCache(num_layers=2, capacity=8).num_bytes == 0
-    assert filled_cache().num_bytes == 2 * 2 * 8 * 4
+def test_the_first_pass_allocates_every_slot() -> None:
+    assert not TreeCache(num_layers=2, capacity=8).is_allocated
+    assert all(layer.keys.numel() == layer.values.numel() == 8 for layer in filled_cache().layers)
 
 
 def allowed(mask: torch.Tensor) -> list[list[bool]]:

@@ -154,7 +154,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         context_tokens=opened.session.engine.context_tokens,
         num_layers=opened.streamer.num_layers,
         num_resident_layers=placement.num_resident_layers,
-        resident_layers=opened.resident_layers,
+        resident_layers=placement.residency.resident_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,
         memory=placement.entries(),
