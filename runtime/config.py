@@ -64,7 +64,7 @@ class Option:
     group: str
     """Heading under which it stands."""
     flag: str | None = None
-    """Its name on the command line, where that is not the field's."""
+    """Its name on the command line, where that is not the field's without `num_` and `_bytes`."""
     unset: str | None = None
     """What holds where nobody chose, if the default does not say it."""
     word: str | None = None
@@ -84,7 +84,8 @@ class Option:
     @property
     def typed_name(self) -> str:
         """Return its flag, as the name of a parameter."""
-        return (self.flag or self.name).replace("-", "_")
+        flag = self.flag or self.name.removeprefix("num_").removesuffix("_bytes")
+        return flag.replace("-", "_")
 
 
 def options_of(owner: type[Any]) -> dict[str, Option]:
@@ -197,7 +198,6 @@ class EngineConfig:
         Option(
             "Budget of the device, as in 2.2GB, or min: no layer stays resident.",
             MEMORY,
-            flag="device-memory",
             unset="what is free",
             word="free",
             parse=parse_memory,
@@ -209,7 +209,6 @@ class EngineConfig:
         Option(
             "Budget of host memory for streamed layers, as in 16GB or min.",
             MEMORY,
-            flag="host-memory",
             unset="what is free for an accelerator or an emulated link, else none",
             word="free",
             parse=parse_memory,
@@ -244,7 +243,7 @@ class EngineConfig:
     """`auto` is direct where the file system allows it."""
     num_reader_threads: Annotated[
         int,
-        Option("Threads that read one layer from disk together.", MEMORY, flag="reader-threads", is_setting=False),
+        Option("Threads that read one layer from disk together.", MEMORY, is_setting=False),
     ] = 6
 
     def __post_init__(self) -> None:

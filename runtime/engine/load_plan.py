@@ -29,8 +29,6 @@ from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
 from runtime.prompts.prompt_file import PromptRequest
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
@@ -68,12 +66,12 @@ class LoadPlan:
             draft = ModelFiles.open(Path(config.draft))
             check_draft_tokenizer(tokenizer, target=target.checkpoint.folder, draft=draft.checkpoint.folder)
         # float32 on a processor, so that no text depends on its tree
-        default_dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
-        dtype = _DTYPES.get(config.compute_dtype, default_dtype)
+        dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
+        if config.compute_dtype != "auto":
+            dtype = getattr(torch, config.compute_dtype)
         context_tokens = _choose_context(config, target, tokenizer, requests)
-        max_nodes = config.tree_shape[0] if config.tree_shape else default_max_nodes(device)
-        if config.is_plain:
-            max_nodes = 1
+        shape = (1, 1) if config.is_plain else config.tree_shape
+        max_nodes = shape[0] if shape else default_max_nodes(device)
         need = need_of_files(
             config,
             target,

@@ -77,7 +77,6 @@ class MachineRequest:
         Option(
             "Budget of the device, as in 8GB, or min: no layer stays.",
             _MACHINE,
-            flag="device-memory",
             unset="all",
             parse=parse_memory,
         ),
@@ -87,7 +86,6 @@ class MachineRequest:
         Option(
             "Budget of host memory for layers, as in 64GB.",
             _MACHINE,
-            flag="host-memory",
             unset="what is free; enough, where nobody knows",
             parse=parse_memory,
         ),

@@ -90,16 +90,14 @@ def run_prompts(generate: Generate, items: Iterable[PromptItem]) -> Iterator[Hea
 
 
 def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None, PromptResult]:
-    finished: Finished | None = None
+    finished: Event | None = None
     try:
         with closing(generate(request)) as events:
-            for event in events:
-                yield event
-                if isinstance(event, Finished):
-                    finished = event
+            for finished in events:
+                yield finished
     except OverstoryError as error:
         return PromptResult(id=request.id, line_number=request.line_number, error=str(error))
-    assert finished is not None, "the engine's last event is Finished"
+    assert isinstance(finished, Finished), "it is the engine's last event"
     return PromptResult(
         id=request.id,
         line_number=request.line_number,
