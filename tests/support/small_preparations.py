@@ -1,11 +1,13 @@
 """Small sources, and preparations of them that are finished or interrupted."""
 
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import PreparationRequest, PreparedModel, prepare_model
+from runtime.prepare.preparation import PreparedModel, prepare_model
 from tests.support.generator_ends import drained
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
@@ -26,17 +28,21 @@ SOURCES = {
 }
 
 
+Asked = Callable[[], Generator[str | LoadProgress, None, PreparedModel]]
+"""Something to be prepared, as often as it is called."""
+
+
 def save_source(folder: Path, name: str = "llama, bf16") -> Path:
     kind, settings = SOURCES[name]
     return save_tiny_tokenizer(save_tiny_model(kind, folder, seed=5, **settings))
 
 
-def request(source: Path, output: Path, weight_format: str = "nf4", is_double: bool = False) -> PreparationRequest:
-    return PreparationRequest(model=str(source), output=output, format=weight_format, is_double=is_double)
+def request(source: Path, output: Path, weight_format: str = "nf4", is_double: bool = False) -> Asked:
+    return partial(prepare_model, str(source), output, weight_format=weight_format, is_double=is_double)
 
 
-def finish(asked: PreparationRequest) -> tuple[list[LoadProgress], PreparedModel]:
-    events, prepared = drained(prepare_model(asked))
+def finish(asked: Asked) -> tuple[list[LoadProgress], PreparedModel]:
+    events, prepared = drained(asked())
     return [event for event in events if isinstance(event, LoadProgress)], prepared
 
 
@@ -44,9 +50,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def interrupt(asked: PreparationRequest, *, at: str = "layer 3 of 4 layers") -> None:
+def interrupt(asked: Asked, *, at: str = "layer 3 of 4 layers") -> None:
     """Close the generator there, as Ctrl-C does."""
-    steps = prepare_model(asked)
+    steps = asked()
     for event in steps:
         if isinstance(event, LoadProgress) and event.what == at:
             break

@@ -17,14 +17,13 @@ from safetensors.torch import save
 from offload.errors import WriteError
 from profiles.errors import BadInputError
 from runtime.prepare import shards
-from runtime.prepare.preparation import PreparationRequest
 from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.model_factory import save_tiny_model
 from tests.support.paths import ROOT
-from tests.support.small_preparations import WIDE, contents, finish, interrupt, request, save_source
+from tests.support.small_preparations import WIDE, Asked, contents, finish, interrupt, request, save_source
 
 
-def end_at(limit: int, asked: PreparationRequest) -> bool:
+def end_at(limit: int, asked: Asked) -> bool:
     """Prepare in a child that dies, as if by kill -9, before its `limit`-th step on the disk; whether it got that far.
 
     Every writing, flush and rename of a shard, a folder or the journal is such a step.
@@ -63,10 +62,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, strid
     expected = contents(whole.folder)
     num_kept = []
     for limit in count(1, stride):
-        asked = request(source, tmp_path / f"killed-{limit}", "nf4", True)
+        output = tmp_path / f"killed-{limit}"
+        asked = request(source, output, "nf4", True)
         if not end_at(limit, asked):
             break
-        assert not asked.output.exists() or (asked.output / JOURNAL_NAME).exists()
+        assert not output.exists() or (output / JOURNAL_NAME).exists()
         progress, prepared = finish(asked)
         num_kept.append(prepared.num_kept_shards)
         assert contents(prepared.folder) == expected
@@ -82,9 +82,8 @@ import sys
 from itertools import count
 from pathlib import Path
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import PreparationRequest, prepare_model
-asked = PreparationRequest(model=sys.argv[1], output=Path(sys.argv[2]), format="int8")
-for event in prepare_model(asked):
+from runtime.prepare.preparation import prepare_model
+for event in prepare_model(sys.argv[1], Path(sys.argv[2]), weight_format="int8"):
     if isinstance(event, LoadProgress) and event.what.startswith("layer 3 "):
         print("at layer 2", flush=True)
         sys.stdin.read()

@@ -31,12 +31,12 @@ def prepare(
     quiet: Quiet = False,
 ) -> int:
     """Write a quantized copy of a model that transformers itself loads, layer by layer; run again to go on."""
-    from runtime.prepare.preparation import PreparationRequest, prepare_model
+    from runtime.prepare.preparation import prepare_model
 
-    request = PreparationRequest(model=model, output=output, format=weight_format, is_double=double_quant)
     console = progress_console(is_quiet=quiet)
+    steps = prepare_model(model, output, weight_format=weight_format, is_double=double_quant)
     try:
-        prepared = show_load(prepare_model(request), console, doing="preparing")
+        prepared = show_load(steps, console, doing="preparing")
     except KeyboardInterrupt:
         sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
         raise SystemExit(130) from None

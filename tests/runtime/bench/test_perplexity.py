@@ -17,7 +17,7 @@ from runtime.bench.perplexity import (
 )
 from runtime.config import EngineConfig
 from runtime.errors import OptionError
-from runtime.prepare.preparation import PreparationRequest, prepare_model
+from runtime.prepare.preparation import prepare_model
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import open_tiny, save_tiny_folder
 
@@ -72,8 +72,7 @@ def test_every_token_but_the_first_counts_whatever_the_passes(tmp_path: Path, nu
 def test_a_quantized_folder_is_measured_as_transformers_loads_it(tmp_path: Path, weight_format: str, capfd) -> None:
     source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
     save_tiny_tokenizer(source)
-    asked = PreparationRequest(model=str(source), output=tmp_path / "prepared", format=weight_format)
-    prepared = finish(prepare_model(asked))
+    prepared = finish(prepare_model(str(source), tmp_path / "prepared", weight_format=weight_format))
     with open_tiny(source) as opened:
         token_ids = tokenize_text(opened, TEXT)
     capfd.readouterr()

@@ -19,16 +19,11 @@ from offload.errors import CheckpointError
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import (
-    PreparationRequest,
-    PreparedModel,
-    prepare_model,
-    read_elements,
-)
+from runtime.prepare.preparation import PreparedModel, read_elements
 from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.model_factory import save_tiny_model, tiny_config
 from tests.support.paths import ROOT
-from tests.support.small_preparations import SOURCES, WIDE, contents, finish, interrupt, request, save_source
+from tests.support.small_preparations import SOURCES, WIDE, Asked, contents, finish, interrupt, request, save_source
 
 FORMATS = [("int8", False), ("nf4", False), ("nf4", True)]
 
@@ -134,7 +129,7 @@ def test_progress_adds_up(tmp_path: Path, name: str) -> None:
 
 def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     source = save_source(tmp_path / "model")
-    steps = prepare_model(request(source, tmp_path / "prepared"))
+    steps = request(source, tmp_path / "prepared")()
     with pytest.raises(CheckpointError, match="changed while it was read; delete"):
         for event in steps:
             if isinstance(event, LoadProgress):
@@ -182,11 +177,11 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
     source = save_source(tmp_path / "model")
     before = contents(tmp_path)
     with pytest.raises(OptionError, match="must be one of int8, nf4"):
-        request(source, tmp_path / "x", "fp8")
+        finish(request(source, tmp_path / "x", "fp8"))
     with pytest.raises(OptionError, match="leave it out for int8"):
-        request(source, tmp_path / "x", "int8", True)
+        finish(request(source, tmp_path / "x", "int8", True))
     with pytest.raises(OptionError, match="the model is empty"):
-        request("", tmp_path / "x")
+        finish(request("", tmp_path / "x"))
     for inside in (source, source / "prepared", tmp_path / "other" / ".." / "model" / "x"):
         with pytest.raises(OptionError, match="lies inside the model folder"):
             finish(request(source, inside))
@@ -217,7 +212,7 @@ def test_the_free_space_asked_for_is_what_is_needed(tmp_path: Path, monkeypatch)
     assert size <= free <= size + 400_000
 
 
-def finish_with(asked_for: list[int], asked: PreparationRequest) -> tuple[PreparedModel, int]:
+def finish_with(asked_for: list[int], asked: Asked) -> tuple[PreparedModel, int]:
     """Prepare on the smallest disk, in steps of 50 KB, that is not refused."""
     asked_for.append(0)
     while True:
@@ -242,12 +237,11 @@ import gc, json, sys
 from pathlib import Path
 from offload.memory import resident_memory_bytes
 from profiles.steps import finish
-from runtime.prepare.preparation import PreparationRequest, prepare_model
+from runtime.prepare.preparation import prepare_model
 
 small, large, folder = map(Path, sys.argv[1:])
 def prepare(source, output, weight_format):
-    request = PreparationRequest(model=str(source), output=folder / output, format=weight_format)
-    return finish(prepare_model(request))
+    return finish(prepare_model(str(source), folder / output, weight_format=weight_format))
 for weight_format in ("nf4", "int8"):
     prepare(small, f"small-{weight_format}", weight_format)
 gc.collect()

@@ -7,7 +7,7 @@ from transformers import BitsAndBytesConfig
 
 from offload.errors import CheckpointError
 from offload.formats.weight_quantizer import WeightQuantizer
-from runtime.prepare.preparation_plan import PreparationPlan
+from runtime.prepare.preparation import PreparationPlan, matrix_shape
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
 NF4 = WeightQuantizer("nf4")
@@ -23,38 +23,39 @@ def edit_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def quantized_names(plan: PreparationPlan) -> set[str]:
-    return {tensor.name for shard in plan.shards for tensor in shard.tensors if tensor.is_quantized}
-
-
 def test_every_layer_has_a_shard_and_so_has_every_matrix_outside(tmp_path: Path) -> None:
     folder = save_tiny_model("llama", tmp_path / "model")
     plan = PreparationPlan.make(folder, NF4)
-    assert [shard.layer_index for shard in plan.shards] == [0, 1, 2, 3, None, None]
-    assert [shard.name for shard in plan.shards][::5] == [
+    assert (plan.num_layers, len(plan.shards)) == (4, 6)
+    assert list(plan.shards)[::5] == [
         "model-00001-of-00006.safetensors",
         "model-00006-of-00006.safetensors",
     ]
-    rest = [{tensor.name for tensor in shard.tensors} for shard in plan.shards[4:]]
-    assert rest == [{"model.embed_tokens.weight", "model.norm.weight"}, {"lm_head.weight"}]
-    names = [tensor.name for shard in plan.shards for tensor in shard.tensors]
+    layers, rest = list(plan.shards.values())[:4], list(plan.shards.values())[4:]
+    for index, tensors in enumerate(layers):
+        assert all(name.startswith(f"model.layers.{index}.") for name in tensors)
+    assert [set(tensors) for tensors in rest] == [
+        {"model.embed_tokens.weight", "model.norm.weight"},
+        {"lm_head.weight"},
+    ]
+    names = [name for tensors in plan.shards.values() for name in tensors]
     assert sorted(names) == sorted(plan.checkpoint.tensors)
     assert plan.source_bytes == plan.checkpoint.total_bytes
 
 
 def test_only_linear_layers_of_decoder_layers_are_quantized(tmp_path: Path) -> None:
     plan = PreparationPlan.make(save_tiny_model("qwen2", tmp_path / "model"), NF4)
-    found = quantized_names(plan)
-    assert plan.num_quantized == len(found) == 4 * 7
-    assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in found)
+    assert len(plan.is_turned) == 4 * 7 and plan.is_turned.keys() <= plan.tensors.keys()
+    assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in plan.is_turned)
     assert plan.skipped_modules is None
 
 
 def test_gpt2_stores_its_matrices_turned(tmp_path: Path) -> None:
     plan = PreparationPlan.make(save_tiny_model("gpt2", tmp_path / "model"), NF4)
-    (tensor,) = (item for item in plan.shards[0].tensors if item.name == "transformer.h.0.mlp.c_fc.weight")
-    assert tensor.is_quantized and tensor.is_transposed
-    assert tensor.matrix_shape == tensor.entry.shape[::-1]
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert plan.is_turned[name]
+    entry = plan.tensors[name]
+    assert matrix_shape(entry, is_turned=True) == entry.shape[::-1]
 
 
 def test_a_linear_layer_outside_the_decoder_layers_is_named_to_transformers(tmp_path: Path) -> None:
@@ -65,8 +66,8 @@ def test_a_linear_layer_outside_the_decoder_layers_is_named_to_transformers(tmp_
     plan = PreparationPlan.make(folder, NF4)
     skipped = plan.config()["quantization_config"]["llm_int8_skip_modules"]
     assert {"model.decoder.project_in", "model.decoder.project_out", "lm_head"} <= set(skipped)
-    assert not any("project" in name for name in quantized_names(plan))
-    assert plan.num_quantized == 4 * 6
+    assert not any("project" in name for name in plan.is_turned)
+    assert len(plan.is_turned) == 4 * 6
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_small_files_are_taken_along_and_weights_are_not(tmp_path: Path) -> None
 
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_model("llama", tmp_path / "model")
-    edit_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     with pytest.raises(CheckpointError, match="is quantized already"):
         PreparationPlan.make(folder, NF4)
 
