@@ -86,15 +86,9 @@ class PartialFolder:
             raise _write_failure(self.folder, error) from error
 
     def is_finished(self, name: str) -> bool:
-        """Return whether that shard is there with the bytes that were written; if not, it is forgotten."""
-        if name not in self.shards:
-            return False
-        file = self.folder / name
-        if file.is_file() and _sha256(file) == self.shards[name].sha256:
-            return True
-        del self.shards[name]
-        self._save_journal()
-        return False
+        """Return whether that shard is there with the bytes that were written."""
+        known, file = self.shards.get(name), self.folder / name
+        return known is not None and file.is_file() and _sha256(file) == known.sha256
 
     def write_shard(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write a safetensors file and remember it as finished. Raises WriteError."""
@@ -142,42 +136,31 @@ class PartialFolder:
         self.write_file(JOURNAL_NAME, json.dumps(journal, indent=1).encode())
 
     def _load(self) -> None:
-        self.shards = {}
         folder = self.target if self.is_published else self.folder
-        if not self.is_published:
-            _refuse_occupied(self.target)
+        if not self.is_published and self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
+            kind = "is not empty" if self.target.is_dir() else "is not a folder"
+            raise BadInputError(f"the output {self.target} exists and {kind}; choose another output, or delete it")
+        self.shards = {}
         try:
             journal = json.loads((folder / JOURNAL_NAME).read_bytes())
             if journal["schema_version"] != SCHEMA_VERSION:
                 raise BadInputError(f"{folder} was begun by another version of this program; delete it to begin again")
             shards = {name: FinishedShard(**fields) for name, fields in journal["shards"].items()}
-            begun = journal["request"]
+            begun = dict(journal["request"])
         except (FileNotFoundError, NotADirectoryError):
             if folder.exists() and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir()))):
                 raise BadInputError(f"{folder} exists and is not ours to go on with; delete it") from None
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInputError(f"{folder / JOURNAL_NAME} cannot be read; delete {folder} to begin again") from error
-        self._refuse_other_request(begun, folder)
-        self.shards = shards
-
-    def _refuse_other_request(self, begun: Mapping[str, Any], folder: Path) -> None:
-        asked = json.loads(json.dumps(self.request))
-        for name in asked:
-            if begun.get(name) != asked[name]:
-                found = ""
-                if isinstance(asked[name], str | int | float | bool):
-                    found = f" ({begun.get(name)} then, {asked[name]} now)"
+        for name, asked in json.loads(json.dumps(self.request)).items():
+            if begun.get(name) != asked:
+                found = f" ({begun.get(name)} then, {asked} now)" if isinstance(asked, str | bool) else ""
                 raise BadInputError(
                     f"{folder} was begun with another {name.replace('_', ' ')}{found}; "
                     "delete it to begin again, or choose another output"
                 )
-
-
-def _refuse_occupied(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        kind = "is not empty" if target.is_dir() else "is not a folder"
-        raise BadInputError(f"the output {target} exists and {kind}; choose another output, or delete it")
+        self.shards = shards
 
 
 def _is_leftover(file: Path) -> bool:
