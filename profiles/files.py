@@ -18,8 +18,8 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
     return content
 
 
-def replace_content(path: Path, content: bytes) -> None:
-    """Write a neighbour, mode 0600, and rename it; the folder must be there. Raises OSError.
+def replace_content(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a neighbour and rename it; the folder must be there. Raises OSError.
 
     Each writer has a neighbour of its own: of two at the same time the later one wins.
     """
@@ -30,6 +30,7 @@ def replace_content(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        neighbour.chmod(mode)
         neighbour.replace(path)
     except BaseException:
         neighbour.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from profiles.errors import OverstoryError
+from profiles.files import replace_content
 from runtime.errors import OptionError
 from runtime.prompts.headless import PromptResult
 
@@ -129,7 +130,7 @@ def _recover(path: Path) -> frozenset[str]:
             kept.append(line + b"\n")
     repaired = b"".join(kept)
     if repaired != content:
-        _replace_content(path.resolve(), repaired)
+        replace_content(path.resolve(), repaired, mode=stat.S_IMODE(path.stat().st_mode))
     return frozenset(finished_ids)
 
 
@@ -146,14 +147,3 @@ def _parse_result(line: bytes) -> dict[str, Any] | None:
         return None
     is_result = isinstance(record, dict) and record.keys() >= _RESULT_KEYS and isinstance(record["id"], str)
     return record if is_result else None
-
-
-def _replace_content(path: Path, content: bytes) -> None:
-    """Write a neighbour and rename it, so that a process killed here leaves the old file or the new one."""
-    neighbour = path.with_name(path.name + ".partial")
-    with neighbour.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    neighbour.chmod(stat.S_IMODE(path.stat().st_mode))
-    neighbour.replace(path)
