@@ -7,7 +7,6 @@ user's; machines and pairs are looked up as people spell them.
 
 import difflib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -122,9 +121,6 @@ class ReferencePair:
         return min(self.acceptance, key=lambda entry: abs((entry.temperature or 0.0) - temperature))
 
 
-_Reference = TypeVar("_Reference", ReferenceMachine, ReferencePair)
-
-
 @dataclass(frozen=True, slots=True)
 class _MachinesFile:
     SCHEMA_VERSION: ClassVar[int] = 1
@@ -142,7 +138,7 @@ _File = TypeVar("_File", _MachinesFile, _PairsFile)
 
 def builtin_machines() -> dict[str, ReferenceMachine]:
     """Return every reference machine by its key. Raises ProfileError if the program's own file is damaged."""
-    return _by_key("machines.json", _load("machines.json", _MachinesFile).machines)
+    return {machine.key: machine for machine in _load("machines.json", _MachinesFile).machines}
 
 
 def builtin_machine(name: str) -> ReferenceMachine:
@@ -164,7 +160,7 @@ def builtin_machine(name: str) -> ReferenceMachine:
 
 def builtin_pairs() -> dict[str, ReferencePair]:
     """Return every reference pair by its key. Raises ProfileError if the program's own file is damaged."""
-    return _by_key("pairs.json", _load("pairs.json", _PairsFile).pairs)
+    return {pair.key: pair for pair in _load("pairs.json", _PairsFile).pairs}
 
 
 def _spellings(machine: ReferenceMachine) -> set[str]:
@@ -183,20 +179,7 @@ def _load(file_name: str, kind: type[_File]) -> _File:
     try:
         raw = resources.files("profiles").joinpath("builtin", file_name).read_bytes()
         return from_record(kind, parse_record(raw), needs_all=False)
-    except OSError as error:
-        raise _damaged(file_name, f"it cannot be read ({error.strerror or error})") from error
-    except ProfileError as error:
-        raise _damaged(file_name, str(error)) from error
-
-
-def _by_key(file_name: str, entries: Sequence[_Reference]) -> dict[str, _Reference]:
-    by_key: dict[str, _Reference] = {}
-    for entry in entries:
-        if entry.key in by_key:
-            raise _damaged(file_name, f"the key {quote(entry.key)} stands twice")
-        by_key[entry.key] = entry
-    return by_key
-
-
-def _damaged(file_name: str, reason: str) -> ProfileError:
-    return ProfileError(f"the program's own file {file_name} is damaged: {reason}; install overstory again")
+    except (OSError, ProfileError) as error:
+        raise ProfileError(
+            f"the program's own file {file_name} is damaged: {error}; install overstory again"
+        ) from error

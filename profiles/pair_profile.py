@@ -112,15 +112,12 @@ class AcceptanceTable:
             raise ValueError(
                 f"by_depth has {len(self.by_depth)} rows but {len(self.by_depth_positions)} numbers of positions"
             )
-        for name, rows in (("by_rank", [self.by_rank]), ("by_depth", self.by_depth)):
+        tables = {"by_rank": (self.by_rank,), "by_depth": self.by_depth, "by_confidence": self.by_confidence}
+        for name, rows in tables.items():
             for row in rows:
                 check_probabilities(name, row)
                 if len(row) != num_ranks:
                     raise ValueError(f"a row of {name} has {len(row)} ranks; expected {num_ranks}")
-        for row in self.by_confidence:
-            check_probabilities("by_confidence", row)
-            if len(row) != len(self.by_confidence[0]):
-                raise ValueError(f"a row of by_confidence has {len(row)} ranks; expected {len(self.by_confidence[0])}")
 
     @property
     def is_rough(self) -> bool:
