@@ -41,17 +41,6 @@ _JUDGING_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationProgress:
-    """What is being measured now."""
-
-    what: str
-    done_seconds: float
-    """Since the command began."""
-    left_seconds: float
-    """Until it ends, as planned."""
-
-
-@dataclass(frozen=True, slots=True)
 class CalibrationResult:
     """Both profiles, and what the user should know about them."""
 
@@ -80,7 +69,7 @@ class CalibrationResult:
 
 
 Returned = TypeVar("Returned")
-_Progress = Generator[CalibrationProgress, None, Returned]
+_Progress = Generator[str, None, Returned]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +147,10 @@ class Calibrator:
     _measuring_since: float = field(init=False, default=0.0)
 
     def run(self) -> _Progress[CalibrationResult]:
-        """Yield progress, and return the result. Raises BadInputError if the session has no room for a single token."""
+        """Yield what is measured and the time left, and return the result.
+
+        Raises BadInputError if the session has no room for a single token.
+        """
         self._measuring_since = self.clock()
         facts, scope = self.probes.pair(), self.scope
         yield self._progress("memory and pin budget")
@@ -193,9 +185,8 @@ class Calibrator:
     def _deadline(self) -> float:
         return self.began + self.scope.budget_seconds - _SAFETY_SECONDS
 
-    def _progress(self, what: str) -> CalibrationProgress:
-        now = self.clock()
-        return CalibrationProgress(what, now - self.began, max(0.0, self._deadline - now))
+    def _progress(self, what: str) -> str:
+        return f"{what}; about {max(0.0, self._deadline - self.clock()):.0f} s left"
 
     def _until(self, share: float) -> float:
         """Return when a part that begins now, with this share of the time, must end; the texts' own share is kept."""

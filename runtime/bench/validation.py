@@ -142,9 +142,7 @@ def _calibrate(
 ) -> Generator[str, None, CalibrationResult]:
     probes = SessionProbes(opened, requests, state_folder=cache_folder)
     calibrator = Calibrator(probes, scope, clock=monotonic, began=monotonic())
-    result = yield from relabel(
-        calibrator.run(), lambda step: f"{name}: calibrating, {step.what}; about {step.left_seconds:.0f} s left"
-    )
+    result = yield from relabel(calibrator.run(), lambda step: f"{name}: calibrating, {step}")
     opened.session.engine.truncate(0)
     return result
 

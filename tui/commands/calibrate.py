@@ -7,7 +7,6 @@ goes to stdout. Nothing is written before everything is measured. What needs num
 import json
 import sys
 import time
-from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +27,7 @@ from tui.printing import measurement_tables, open_session_in_sight, progress_con
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from profiles.calibrator import CalibrationProgress, CalibrationResult
+    from profiles.calibrator import CalibrationResult, Calibrator
 
 _SHOWN_RANKS = 8
 
@@ -72,7 +71,7 @@ def calibrate(
         from runtime.calibration.probes import SessionProbes
 
         probes = SessionProbes(opened, requests, state_folder=cache_folder())
-        result = _show(Calibrator(probes, scope, clock=time.monotonic, began=began).run(), console)
+        result = _show(Calibrator(probes, scope, clock=time.monotonic, began=began), console)
     kept, notes = _joined(result, is_link_emulated=config.link is not None)
     pair_path = save_pair_profile(cache_folder(), kept)
     machine_path = save_machine_profile(cache_folder(), result.machine)
@@ -119,22 +118,18 @@ def _positions(pair: PairProfile) -> int:
     return sum(table.num_positions[0] for table in pair.acceptance)
 
 
-def _show(
-    steps: Generator["CalibrationProgress", None, "CalibrationResult"], console: "Console"
-) -> "CalibrationResult":
+def _show(calibrator: "Calibrator", console: "Console") -> "CalibrationResult":
     """Run a calibration under a line that says what is measured and how long it will take; return its result."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
-        task = bar.add_task("calibrating", total=None)
+        task = bar.add_task("calibrating", total=calibrator.scope.budget_seconds)
 
-        def show(step: "CalibrationProgress") -> None:
-            what = f"{step.what}; about {step.left_seconds:.0f} s left"
-            total = step.done_seconds + step.left_seconds
-            bar.update(task, description=what, completed=step.done_seconds, total=total)
+        def show(step: str) -> None:
+            bar.update(task, description=step, completed=time.monotonic() - calibrator.began)
 
-        return finish(steps, show)
+        return finish(calibrator.run(), show)
 
 
 def calibration_record(result: "CalibrationResult") -> dict[str, Any]:
