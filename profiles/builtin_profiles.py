@@ -19,14 +19,9 @@ from profiles.records import (
     Rate,
     Temperature,
     Text,
-    check_ascending,
-    check_probabilities,
     from_record,
     parse_record,
 )
-
-# By generation. Each lane carries a bit per transfer, 128 of 130 of them payload.
-_TRANSFERS_PER_SECOND = {3: 8e9, 4: 16e9, 5: 32e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +44,6 @@ class PcieSlot:
     lanes: Literal[1, 2, 4, 8, 16]
     source: Text
 
-    @property
-    def nominal_bytes_per_second(self) -> float:
-        """What the wires carry one way, of which no copy gets all: 31.5e9 for generation 4 with 16 lanes."""
-        return self.lanes * _TRANSFERS_PER_SECOND[self.generation] * (128 / 130) / 8
-
 
 @dataclass(frozen=True, slots=True)
 class ReferenceMachine:
@@ -72,16 +62,6 @@ class ReferenceMachine:
     """How it is wired to the host."""
     link_bytes_per_second: Figure
     """What a copy from pinned host memory to the device gets."""
-    host_memory_bytes: Figure | None = None
-    """All of the host's memory; None where no source says."""
-
-    def __post_init__(self) -> None:
-        nominal = self.pcie.nominal_bytes_per_second
-        if self.link_bytes_per_second.value > nominal:
-            raise ValueError(
-                f"link_bytes_per_second is {self.link_bytes_per_second.value:.4g}; expected at most {nominal:.4g}, "
-                f"what PCIe {self.pcie.generation}.0 x{self.pcie.lanes} carries"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +72,8 @@ class ReferenceAcceptance:
     """(R,) probabilities."""
     source: Text
     is_measured: bool
-    temperature: Temperature | None = None
+    temperature: Temperature | None
     """Of both models; None where the source does not say."""
-
-    def __post_init__(self) -> None:
-        check_probabilities("by_rank", self.by_rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +86,6 @@ class ReferencePair:
     draft_shape: Text
     acceptance: Annotated[tuple[ReferenceAcceptance, ...], Meta(min_length=1)]
     """By ascending temperature; one whose temperature is unknown stands alone."""
-
-    def __post_init__(self) -> None:
-        temperatures = [entry.temperature for entry in self.acceptance]
-        if None in temperatures and len(temperatures) > 1:
-            raise ValueError("acceptance has several entries of which one lacks its temperature")
-        check_ascending("acceptance", temperatures)
 
     def acceptance_near(self, temperature: float) -> ReferenceAcceptance:
         """Return what is known at the nearest temperature, one that is not stated included."""
@@ -178,7 +149,7 @@ def _plain(name: str) -> str:
 def _load(file_name: str, kind: type[_File]) -> _File:
     try:
         raw = resources.files("profiles").joinpath("builtin", file_name).read_bytes()
-        return from_record(kind, parse_record(raw), needs_all=False)
+        return from_record(kind, parse_record(raw))
     except (OSError, ProfileError) as error:
         raise ProfileError(
             f"the program's own file {file_name} is damaged: {error}; install overstory again"

@@ -54,10 +54,8 @@ def to_record(value: Versioned) -> dict[str, Any]:
     return {"schema_version": value.SCHEMA_VERSION, **msgspec.to_builtins(value)}
 
 
-def from_record(kind: type[Record], record: Mapping[str, Any], *, needs_all: bool = True) -> Record:
-    """Return the `kind` that `to_record` turned into `record`.
-
-    With `needs_all` every field must be there; without, those that have a default may be left out.
+def from_record(kind: type[Record], record: Mapping[str, Any]) -> Record:
+    """Return the `kind` that `to_record` turned into `record`; a field that has a default must be there too.
 
     Raises:
         StaleProfileError: the record has an older schema version.
@@ -70,7 +68,7 @@ def from_record(kind: type[Record], record: Mapping[str, Any], *, needs_all: boo
         raise error(f"schema_version is {quote(found)}; this program reads version {version}")
     values = {name: value for name, value in record.items() if name != "schema_version"}
     read: Record = read_value(kind, values)
-    _check_keys(values, msgspec.to_builtins(read), "", version=version, needs_all=needs_all)
+    _check_keys(values, msgspec.to_builtins(read), "", version=version)
     return read
 
 
@@ -142,16 +140,16 @@ def _inner(kind: Any, step: str) -> Any:
     return choices[0] if types.NoneType in choices else inner
 
 
-def _check_keys(found: Any, known: Any, where: str, *, version: int, needs_all: bool) -> None:
-    """Refuse keys that nothing was read from, and with `needs_all` those that are missing, however deep."""
+def _check_keys(found: Any, known: Any, where: str, *, version: int) -> None:
+    """Refuse keys that nothing was read from, and those that are missing, however deep."""
     if isinstance(known, tuple):
         for index, entry in enumerate(known):
-            _check_keys(found[index], entry, f"{where}[{index}]", version=version, needs_all=needs_all)
+            _check_keys(found[index], entry, f"{where}[{index}]", version=version)
     elif isinstance(known, dict):
         prefix = f"{where}." if where else ""
-        if needs_all and (missing := [name for name in known if name not in found]):
+        if missing := [name for name in known if name not in found]:
             raise ProfileError(f"{prefix}{missing[0]} is missing")
         if unknown := [name for name in found if name not in known]:
             raise ProfileError(f"{quote(prefix + unknown[0])} is not a field of schema version {version}")
         for name, value in found.items():
-            _check_keys(value, known[name], prefix + name, version=version, needs_all=needs_all)
+            _check_keys(value, known[name], prefix + name, version=version)
