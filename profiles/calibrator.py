@@ -46,9 +46,8 @@ class CalibrationResult:
 
     machine: MachineProfile
     pair: PairProfile
-    num_texts: int
-    overlap: Overlap | None
-    """How copies and computation slowed each other; None where nothing streams."""
+    overlap: Overlap
+    """How copies and computation slowed each other."""
     seconds: float
     """From the start of the command to the end."""
     unseen_temperatures: tuple[float, ...] = ()
@@ -160,8 +159,7 @@ class Calibrator:
         passes = yield from self._passes(facts)
         walks = yield from self._walks(facts)
         overlap = yield from self._overlap(facts, passes)
-        copy_seconds = 0.0 if overlap is None else overlap.copy_seconds
-        plan = TextPlan(facts, scope, fit_costs(passes), fit_costs(steps), copy_seconds)
+        plan = TextPlan(facts, scope, fit_costs(passes), fit_costs(steps), overlap.copy_seconds or 0.0)
         positions = yield from self._texts(plan)
         pair = PairProfile(
             device=machine.device,
@@ -173,13 +171,12 @@ class Calibrator:
             pass_costs=tuple(fill_passes(passes, sizes=scope.tree_sizes, contexts=scope.contexts)),
             walk_costs=tuple(WalkCost(sample.num_tokens, sample.seconds) for sample in walks),
             acceptance=acceptance_tables(positions),
-            compute_slowdown=0.0 if overlap is None else overlap.compute_slowdown or 0.0,
-            copy_slowdown=0.0 if overlap is None else overlap.copy_slowdown or 0.0,
+            compute_slowdown=overlap.compute_slowdown or 0.0,
+            copy_slowdown=overlap.copy_slowdown or 0.0,
         )
         seen = {table.temperature for table in pair.acceptance}
         unseen = tuple(temperature for temperature in scope.temperatures if temperature not in seen)
-        num_texts = sum(table.num_texts for table in pair.acceptance)
-        return CalibrationResult(machine, pair, num_texts, overlap, self.clock() - self.began, unseen)
+        return CalibrationResult(machine, pair, overlap, self.clock() - self.began, unseen)
 
     @property
     def _deadline(self) -> float:
@@ -295,9 +292,9 @@ class Calibrator:
                 return max(statistics.median(runs), LEAST_SECONDS)
         return None
 
-    def _overlap(self, facts: PairFacts, passes: Sequence[PassCost]) -> _Progress[Overlap | None]:
+    def _overlap(self, facts: PairFacts, passes: Sequence[PassCost]) -> _Progress[Overlap]:
         if not facts.is_streamed:
-            return None
+            return Overlap()
         until = self._until(self.scope.overlap_share)
         context = min(sample.context_tokens for sample in passes)
         looks = measure_overlap(

@@ -92,12 +92,12 @@ def fill_steps(samples: Sequence[PassCost], *, widths: Iterable[int]) -> list[St
 
 def _correction(law: CostLaw, samples: Sequence[PassCost], size: int, context: int) -> float:
     """Return measured / law at the sample that is nearest to this size."""
-
-    def distance(sample: PassCost) -> float:
-        of_size = abs(math.log(sample.num_tokens / size))
-        return of_size + abs(math.log((sample.context_tokens + 1) / (context + 1)))
-
-    nearest = min(samples, key=distance)
+    nearest = min(
+        samples,
+        key=lambda sample: (
+            abs(math.log(sample.num_tokens / size)) + abs(math.log((sample.context_tokens + 1) / (context + 1)))
+        ),
+    )
     expected = law(nearest.num_tokens, nearest.context_tokens)
     return nearest.seconds / expected if expected > 0 else 1.0
 
@@ -128,11 +128,11 @@ class Overlap:
     None where no pass of the session is of the kind that shows it, or no time was left.
     """
 
-    copy_seconds: float
-    """T: all copies of a pass alone, median."""
-    copy_slowdown: float | None
+    copy_seconds: float | None = None
+    """T: all copies of a pass alone, median; None where nothing streams."""
+    copy_slowdown: float | None = None
     """Seconds of copying that each second of computing costs."""
-    compute_slowdown: float | None
+    compute_slowdown: float | None = None
     """Seconds of computation that each second of copying costs."""
 
 

@@ -194,7 +194,7 @@ def _choose_trees(
 
 def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts:
     """Return a round's costs on this session, copies as the calibration timed them on its link."""
-    if result.overlap is None:
+    if result.overlap.copy_seconds is None:
         raise OptionError("the link was not measured; give more time, or a smaller --device-memory")
     streamed = [None if isinstance(layer, ResidentLayer) else layer.payload_bytes for layer in opened.streamer.layers]
     rate = opened.placement.streamed_bytes / result.overlap.copy_seconds

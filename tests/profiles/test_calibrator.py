@@ -7,7 +7,7 @@ import pytest
 
 from profiles.calibration_probes import FULL, QUICK, THOROUGH, CalibrationScope, PairFacts
 from profiles.calibrator import CalibrationResult, Calibrator, TextPlan
-from profiles.costs import COMPUTE_BOUND, LINK_BOUND, CostLaw
+from profiles.costs import COMPUTE_BOUND, LINK_BOUND, CostLaw, Overlap
 from profiles.errors import BadInputError
 from profiles.pair_profile import FEW_POSITIONS
 from tests.support.calibration_fakes import (
@@ -134,7 +134,7 @@ def test_a_link_that_cannot_be_measured_is_left_open() -> None:
 
 def test_where_nothing_streams_nothing_is_slowed() -> None:
     result, _ = calibrate(LawfulProbes(VirtualClock(), is_streamed=False))
-    assert result.overlap is None
+    assert result.overlap == Overlap()
     assert (result.pair.copy_slowdown, result.pair.compute_slowdown) == (0.0, 0.0)
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -134,7 +134,7 @@ def _show(calibrator: "Calibrator", console: "Console") -> "CalibrationResult":
 
 def calibration_record(result: "CalibrationResult") -> dict[str, Any]:
     """Return the calibration's main figures as a JSON object; the profiles hold all of them."""
-    pair, machine, overlap = result.pair, result.machine, result.overlap
+    pair, machine = result.pair, result.machine
     return {
         "seconds": round(result.seconds, 2),
         "target": str(pair.target),
@@ -145,10 +145,8 @@ def calibration_record(result: "CalibrationResult") -> dict[str, Any]:
         "draft_step_seconds": {step.width: step.seconds for step in pair.draft_steps},
         "num_measured_passes": sum(not cost.is_fitted for cost in pair.pass_costs),
         "num_fitted_passes": sum(cost.is_fitted for cost in pair.pass_costs),
-        "copy_seconds": None if overlap is None else overlap.copy_seconds,
-        "copy_slowdown": None if overlap is None else overlap.copy_slowdown,
-        "compute_slowdown": None if overlap is None else overlap.compute_slowdown,
-        "num_texts": result.num_texts,
+        **asdict(result.overlap),
+        "num_texts": sum(table.num_texts for table in pair.acceptance),
         "doubts": result.doubts,
         "acceptance": [
             {

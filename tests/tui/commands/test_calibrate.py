@@ -181,7 +181,7 @@ def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
 
 OVERLAP = Overlap(copy_seconds=2.0, copy_slowdown=0.25, compute_slowdown=None)
 MACHINE = machine_profile(disk_bytes_per_second=1.5e9, disk_latency_seconds=2e-4)
-RESULT = CalibrationResult(machine=MACHINE, pair=PAIR, num_texts=12, overlap=OVERLAP, seconds=35.4)
+RESULT = CalibrationResult(machine=MACHINE, pair=PAIR, overlap=OVERLAP, seconds=35.4)
 
 
 def test_acceptance_is_shown_with_its_errors() -> None:
@@ -196,4 +196,4 @@ def test_the_record_is_json_and_counts_what_was_measured() -> None:
     assert (record["num_measured_passes"], record["num_fitted_passes"]) == (1, 1)
     assert record["acceptance"][0]["first_by_depth"] == [0.7, 0.9]
     assert (record["copy_slowdown"], record["compute_slowdown"]) == (0.25, None)
-    assert calibration_record(replace(RESULT, overlap=None))["copy_seconds"] is None
+    assert calibration_record(replace(RESULT, overlap=Overlap()))["copy_seconds"] is None
