@@ -1,9 +1,18 @@
-"""Reads files without waiting for ever, and replaces them so that a kill leaves the old content or the new, whole."""
+"""Reads files that may mean harm without waiting or trusting, and replaces them so that a kill leaves them whole.
 
+JSON is read strictly: no key twice, nothing that is not finite, no depth that breaks the parser. What is wrong is an
+OSError or a ValueError whose message is safe to print; the callers say where, and what to do next.
+"""
+
+import json
+import math
 import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from profiles.errors import quote
 
 
 def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
@@ -35,3 +44,32 @@ def replace_content(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         neighbour.unlink(missing_ok=True)
         raise
+
+
+def parse_json_text(raw: bytes) -> Any:
+    """Return what the UTF-8 text `raw` holds. Raises ValueError for anything that is not strictly JSON."""
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique_pairs,
+            parse_constant=_finite_float,
+            parse_float=_finite_float,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"the key {quote(name)} stands twice")
+        unique[name] = value
+    return unique
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{quote(text)} is not a finite number")
+    return number

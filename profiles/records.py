@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from profiles.errors import ProfileError, StaleProfileError, quote
-from profiles.json_text import parse_json_text
+from profiles.files import parse_json_text
 
 LARGEST = 1 << 60
 """A damaged figure must not become an allocation: no machine has an exbibyte of memory or of bandwidth."""

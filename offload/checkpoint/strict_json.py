@@ -11,7 +11,7 @@ from typing import Any
 
 from offload.errors import CheckpointError
 from profiles.errors import quote
-from profiles.json_text import parse_json_text
+from profiles.files import parse_json_text
 
 
 def read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""A file is whole at any moment, a write that fails leaves no trace, and reading never waits for ever."""
+"""A file is whole at any moment, a failed write leaves no trace, reading never waits for ever, and JSON is strict."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from profiles.files import read_regular_file, replace_content
+from profiles.files import parse_json_text, read_regular_file, replace_content
 
 
 def test_the_content_is_replaced_and_private(tmp_path: Path) -> None:
@@ -54,3 +54,37 @@ def test_reading_a_pipe_does_not_wait_for_ever(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="it is not a regular file"):
         read_regular_file(tmp_path / "pipe", max_bytes=3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (b'{"a": [1, 2.5, null, true]}', {"a": [1, 2.5, None, True]}),
+        (b"[]", []),
+        (b'"\\u001b"', "\x1b"),
+        (b"1e3", 1000.0),
+    ],
+)
+def test_what_is_json_is_read(raw: bytes, value: object) -> None:
+    assert parse_json_text(raw) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+        (b'{"a": 1} x', "Extra data"),
+        (b"\xff", "utf-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1, "b": {"\\n": 1, "\\n": 2}}', r"the key '\\n' stands twice"),
+        (b"NaN", "'NaN' is not a finite number"),
+        (b"-Infinity", "is not a finite number"),
+        (b"1e999", "'1e999' is not a finite number"),
+        (b"9" * 5000, "digits"),
+    ],
+)
+def test_anything_else_is_a_value_error(raw: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json_text(raw)
+    assert "\n" not in str(caught.value)

@@ -14,8 +14,7 @@ from typing import Any
 
 from offload.errors import WriteError
 from profiles.errors import ProfileError, quote
-from profiles.files import read_regular_file
-from profiles.json_text import parse_json_text
+from profiles.files import parse_json_text, read_regular_file
 from profiles.records import read_value
 from tui.chat.errors import ConversationFileError
 from tui.chat.store.private_files import create_private_file, free_path
