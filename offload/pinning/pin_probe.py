@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -157,9 +156,9 @@ def _open_pinner(driver: str) -> HostPinner:
     """Open the pinner to probe; it waits as long as the driver takes, since the parent has the patience."""
     module, _, attribute = driver.partition(":")
     if not attribute or attribute.isdigit():
-        return open_pinner(torch.device(driver), None, patience_seconds=math.inf)
+        return open_pinner(torch.device(driver), None, patience_seconds=None)
     registrar: HostRegistrar = getattr(importlib.import_module(module), attribute)()
-    return PinnedMemory(registrar, None, patience_seconds=math.inf)
+    return PinnedMemory(registrar, None, patience_seconds=None)
 
 
 def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:

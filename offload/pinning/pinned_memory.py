@@ -12,21 +12,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Protocol
 
 import torch
 
-from offload.closing import PATIENCE_SECONDS, Closeable, Patience
+from offload.closing import PATIENCE_SECONDS, Closeable
 from offload.errors import LinkError
 from offload.memory import allocate_slab
 from offload.units import PAGE_BYTES, format_bytes, round_up_to_page
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CHUNK_BYTES = 1 << 30
-_POLL_SECONDS = 0.02
 _PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every device, not only for the current one."""
 _CODE_NAMES = {1: "invalid value", 2: "out of memory", 712: "already registered", 801: "not supported"}
@@ -44,11 +40,6 @@ class HostPinner(Closeable):
 
     refused: str | None = None
     """One sentence if memory was refused at some slab, after which nothing more is pinned; else None."""
-
-    @property
-    def pinned_bytes(self) -> int:
-        """What is pinned now, as the system accounts for it."""
-        return 0
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """Return a slab of whole pages, uint8 of shape (round_up_to_page(num_bytes),), for the caller to fill.
@@ -85,12 +76,9 @@ class AllocatorPinnedMemory(HostPinner):
     memory for itself, so that `close` gives nothing back to the system.
     """
 
-    def __init__(
-        self, budget_bytes: int | None, *, allocate_pinned: Callable[[int], torch.Tensor] = _allocate_pinned
-    ) -> None:
-        """`budget_bytes`: None for no limit. `allocate_pinned` gets a number of bytes and may raise RuntimeError."""
+    def __init__(self, budget_bytes: int | None) -> None:
+        """`budget_bytes`: None for no limit."""
         self._budget_bytes = budget_bytes
-        self._allocate_pinned = allocate_pinned
         self._slabs: dict[int, torch.Tensor] = {}
 
     @property
@@ -102,7 +90,7 @@ class AllocatorPinnedMemory(HostPinner):
         has_room = self._budget_bytes is None or self.pinned_bytes + _taken_bytes(size) <= self._budget_bytes
         if has_room and self.refused is None:
             try:
-                slab = self._allocate_pinned(size)
+                slab = _allocate_pinned(size)
                 if slab.is_pinned():  # the allocator's own word is all there is to go by here
                     self._slabs[slab.data_ptr()] = slab
                     return slab
@@ -161,92 +149,58 @@ class CudaHostRegistrar:
         return code
 
 
-class _State(Enum):
-    PAGEABLE = "pageable"
-    QUEUED = "queued"
-    PINNED = "pinned"
-
-
-@dataclass(slots=True)
-class _Slab:
-    """A slab, how far it is, and which of its chunks the driver has."""
-
-    memory: torch.Tensor
-    state: _State = _State.PAGEABLE
-    registered: list[int] = field(default_factory=list)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.memory.numel()
-
-
 class PinnedMemory(HostPinner):
-    """A HostPinner that registers filled slabs in chunks on a thread of its own, as far as budget and driver allow.
+    """A HostPinner that registers filled slabs on a thread of its own, as far as budget and driver allow.
 
-    Owns its slabs until it is closed, even if nobody else holds them. A slab is pinned as a whole or not at all; no
-    copy may start before `finish`, since a driver rejects copies from memory that is registered in part. Chunks begin
-    at multiples of `chunk_bytes` in the slab, so copies in pieces that divide it never touch two of them.
+    Owns its slabs until it is closed, even if nobody else holds them. `finish` and `close` give up on a call that
+    outlasts the patience (None: never).
     """
 
     def __init__(
         self,
         registrar: HostRegistrar,
         budget_bytes: int | None,
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         *,
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float | None = PATIENCE_SECONDS,
     ) -> None:
-        """`budget_bytes`: None for no limit. `finish` and `close` give up on a call that outlasts the patience."""
-        if chunk_bytes < PAGE_BYTES or chunk_bytes % PAGE_BYTES:
-            raise ValueError(f"chunks of {chunk_bytes} bytes: need one page or more, in whole pages")
+        """`budget_bytes`: None for no limit."""
         self._registrar = registrar
-        self._budget_bytes = budget_bytes
-        self._chunk_bytes = chunk_bytes
+        self._left_bytes = budget_bytes
         self._patience_seconds = patience_seconds
-        self._slabs: dict[int, _Slab] = {}
-        self._queue: deque[_Slab] = deque()
+        self._slabs: dict[int, torch.Tensor] = {}
+        self._pinned: set[int] = set()
+        self._queue: deque[torch.Tensor] = deque()  # the first of them is with the driver
         self._wake = threading.Condition()
         self._is_closing = False
-        self._has_ended = False
-        self._num_calls = 0
-        self._promised_bytes = 0
         self._thread = threading.Thread(target=self._work, name="pin", daemon=True)
         self._thread.start()
 
     @property
     def pinned_bytes(self) -> int:
         with self._wake:
-            return sum(slab.num_bytes for slab in self._slabs.values() if slab.state is _State.PINNED)
+            return sum(self._slabs[address].numel() for address in self._pinned)
 
     def allocate(self, num_bytes: int, *, huge_pages: bool = False) -> torch.Tensor:
         """Return a zeroed slab of whole pages, uint8, pageable so far; see HostPinner."""
-        memory = allocate_slab(num_bytes, huge_pages=huge_pages)
+        slab = allocate_slab(num_bytes, huge_pages=huge_pages)
         with self._wake:
-            if self._is_closing:
-                raise RuntimeError("the pinned memory is closed")
-            self._slabs[memory.data_ptr()] = _Slab(memory)
-        return memory
+            self._slabs[slab.data_ptr()] = slab
+        return slab
 
     def filled(self, slab: torch.Tensor) -> None:
         """Queue the registration and return at once; a slab beyond the budget, or after a refusal, stays pageable."""
         with self._wake:
-            if self._is_closing:
-                raise RuntimeError("the pinned memory is closed")
-            known = self._slabs.get(slab.data_ptr())
-            if known is None:
-                raise ValueError("the slab was not allocated here")
-            if known.state is not _State.PAGEABLE or self.refused is not None:
+            assert slab.data_ptr() in self._slabs, "the slab was not allocated here"
+            if self.refused is not None or (self._left_bytes is not None and slab.numel() > self._left_bytes):
                 return
-            if self._budget_bytes is not None and self._promised_bytes + known.num_bytes > self._budget_bytes:
-                return
-            self._promised_bytes += known.num_bytes
-            known.state = _State.QUEUED
-            self._queue.append(known)
+            if self._left_bytes is not None:
+                self._left_bytes -= slab.numel()
+            self._queue.append(slab)
             self._wake.notify_all()
 
     def finish(self) -> None:
         with self._wake:
-            if not self._wait_until(lambda: self._is_closing or not self._is_anything_queued()):
+            if not self._wait_until(lambda: not self._queue):
                 raise LinkError(
                     f"The driver has been pinning host memory for {self._patience_seconds:g} seconds without an "
                     "answer; check that the device works, then try again."
@@ -254,89 +208,60 @@ class PinnedMemory(HostPinner):
 
     def is_pinned(self, slab: torch.Tensor) -> bool:
         with self._wake:
-            known = self._slabs.get(slab.data_ptr())
-            return known is not None and known.state is _State.PINNED
+            return slab.data_ptr() in self._pinned
 
     def close(self) -> None:
-        """Unregister every chunk, then let the slabs go; may be called again.
+        """Unregister every slab, then let them go; may be called again.
 
         A driver that does not answer is left alone with its thread, which keeps all slabs mapped.
         """
         with self._wake:
             self._is_closing = True
-            self._queue.clear()
             self._wake.notify_all()
-            if not self._wait_until(lambda: self._has_ended):
+            if not self._wait_until(lambda: not self._slabs):
                 logger.warning("the driver has not answered for %g s; its memory stays", self._patience_seconds)
                 return
         self._thread.join()
 
-    def _is_anything_queued(self) -> bool:
-        return any(slab.state is _State.QUEUED for slab in self._slabs.values())
-
     def _wait_until(self, is_over: Callable[[], bool]) -> bool:
         """Wait with the lock held; return whether it came to that before the driver stopped to answer."""
-        num_calls, patience = self._num_calls, Patience(self._patience_seconds)
         while not is_over():
-            if self._num_calls != num_calls:
-                num_calls, patience = self._num_calls, Patience(self._patience_seconds)
-            elif patience.is_set():
+            if not self._wake.wait(self._patience_seconds):  # every answer of the driver's wakes it
                 return False
-            self._wake.wait(_POLL_SECONDS)
         return True
 
     def _work(self) -> None:
         while (slab := self._next_slab()) is not None:
-            self._register(slab)
-        for slab in self._slabs.values():
+            failure = self._attempt(self._registrar.register, slab.data_ptr(), slab.numel())
             with self._wake:
-                slab.state = _State.PAGEABLE
-            self._unregister(slab)
+                if failure is None:
+                    self._pinned.add(slab.data_ptr())
+                    self._queue.popleft()
+                else:  # one refusal spoils the calls after it
+                    self._queue.clear()
+                    pinned = format_bytes(self.pinned_bytes)
+                    self.refused = f"the driver pinned {pinned} of host memory and then no more ({failure})"
+                    logger.warning("%s", self.refused)
+                self._wake.notify_all()
+        for address in tuple(self._pinned):
+            with self._wake:
+                self._pinned.remove(address)
+            self._unregister(self._slabs[address])
         with self._wake:
+            self._queue.clear()
             self._slabs.clear()
-            self._has_ended = True
             self._wake.notify_all()
 
-    def _next_slab(self) -> _Slab | None:
+    def _next_slab(self) -> torch.Tensor | None:
         with self._wake:
-            while not self._queue and not self._is_closing:
-                self._wake.wait()
-            return None if self._is_closing else self._queue.popleft()
+            self._wake.wait_for(lambda: self._queue or self._is_closing)
+            return None if self._is_closing else self._queue[0]
 
-    def _register(self, slab: _Slab) -> None:
-        """Pin all chunks of the slab, or none."""
-        failure = None
-        begin = slab.memory.data_ptr()
-        for offset in range(0, slab.num_bytes, self._chunk_bytes):
-            num_bytes = min(self._chunk_bytes, slab.num_bytes - offset)
-            is_wanted = not self._is_closing
-            failure = self._attempt(self._registrar.register, begin + offset, num_bytes) if is_wanted else "closed"
-            if failure is not None:
-                self._unregister(slab)
-                break
-            slab.registered.append(begin + offset)
-        with self._wake:
-            slab.state = _State.PINNED if failure is None else _State.PAGEABLE
-            if failure is not None:
-                self._refuse(failure)
-            self._wake.notify_all()
-
-    def _refuse(self, failure: str) -> None:
-        """Register nothing more, because one refusal spoils the calls after it; with the lock held."""
-        for slab in self._queue:
-            slab.state = _State.PAGEABLE
-        self._queue.clear()
-        if not self._is_closing:
-            pinned = format_bytes(self.pinned_bytes)
-            self.refused = f"the driver pinned {pinned} of host memory and then no more ({failure})"
-            logger.warning("%s", self.refused)
-
-    def _unregister(self, slab: _Slab) -> None:
-        failures = [self._attempt(self._registrar.unregister, address) for address in slab.registered]
-        slab.registered.clear()
-        if causes := [failure for failure in failures if failure is not None]:
-            logger.warning("the driver would not unpin %d bytes (%s); they stay mapped", slab.num_bytes, causes[0])
-            _never_unmapped.append(slab.memory)
+    def _unregister(self, slab: torch.Tensor) -> None:
+        failure = self._attempt(self._registrar.unregister, slab.data_ptr())
+        if failure is not None:
+            logger.warning("the driver would not unpin %d bytes (%s); they stay mapped", slab.numel(), failure)
+            _never_unmapped.append(slab)
 
     def _attempt(self, call: Callable[..., int], *arguments: int) -> str | None:
         """Return why the driver refused; None if it did not."""
@@ -346,7 +271,7 @@ class PinnedMemory(HostPinner):
         except Exception as error:  # a refusal like any other: the thread lives on to unregister the rest
             failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         with self._wake:
-            self._num_calls += 1
+            self._wake.notify_all()
         return failure
 
 
@@ -356,7 +281,7 @@ def open_registrar(device: torch.device) -> HostRegistrar | None:
 
 
 def open_pinner(
-    device: torch.device, budget_bytes: int | None, *, patience_seconds: float = PATIENCE_SECONDS
+    device: torch.device, budget_bytes: int | None, *, patience_seconds: float | None = PATIENCE_SECONDS
 ) -> HostPinner:
     """Return the way to pin host memory for `device`, with at most `budget_bytes` of it (None: no limit)."""
     if device.type == "cpu":

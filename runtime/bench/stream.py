@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES
 from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.rates import measure_raw_link
@@ -154,9 +153,7 @@ def _copy_seconds(slabs: Sequence[torch.Tensor], device: torch.device) -> float:
     begun = time.perf_counter()
     with stream:
         for slab in slabs:
-            for begin in range(0, slab.numel(), DEFAULT_CHUNK_BYTES):  # a driver takes no copy from two registrations
-                piece = slab[begin : begin + DEFAULT_CHUNK_BYTES]
-                place[begin : begin + piece.numel()].copy_(piece, non_blocking=True)
+            place[: slab.numel()].copy_(slab, non_blocking=True)
     stream.synchronize()
     return time.perf_counter() - begun
 

@@ -1,4 +1,4 @@
-"""Slabs that are filled and pinned in small chunks."""
+"""Small slabs that are filled and pinned."""
 
 import torch
 

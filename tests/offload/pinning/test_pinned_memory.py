@@ -1,15 +1,18 @@
-"""Registered after they are filled, in chunks, on one thread; a refusal leaves a mixture that works.
+"""Registered after they are filled, on one thread; a refusal leaves a mixture that works.
 
 Without a driver of ours: by torch's allocator as long as it gives any, or not at all.
 """
 
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from offload.pinning import pinned_memory
 from offload.pinning.pinned_memory import (
     AllocatorPinnedMemory,
     CudaHostRegistrar,
@@ -23,15 +26,9 @@ from tests.support.fake_driver import FakeDriver, at_call
 from tests.support.pinned_slabs import CHUNK, PAGE, pin
 
 
-def registered(driver: FakeDriver, slab: torch.Tensor) -> list[tuple[int, int]]:
-    """(offset, bytes) of the ranges in a slab, in order."""
-    begin, end = slab.data_ptr(), slab.data_ptr() + slab.numel()
-    return sorted((address - begin, size) for address, size in driver.ranges.items() if begin <= address < end)
-
-
 def test_a_slab_is_registered_to_the_byte_and_only_once_it_is_filled() -> None:
     driver = FakeDriver()
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None) as memory:
         slab = memory.allocate(5 * PAGE - 1)
         assert slab.dtype == torch.uint8 and slab.shape == (5 * PAGE,) and slab.data_ptr() % PAGE == 0
         memory.finish()
@@ -40,50 +37,38 @@ def test_a_slab_is_registered_to_the_byte_and_only_once_it_is_filled() -> None:
         memory.finish()
         assert memory.is_pinned(slab) and memory.refused is None
         assert memory.pinned_bytes == 5 * PAGE
-        assert registered(driver, slab) == [(0, CHUNK), (CHUNK, PAGE)]
+        assert driver.ranges == {slab.data_ptr(): 5 * PAGE}
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, PAGE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 33 * PAGE])
 def test_sizes_are_whole_pages_and_not_powers_of_two(num_bytes: int) -> None:
     driver = FakeDriver()
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None) as memory:
         (slab,) = pin(memory, num_bytes)
         expected = max(PAGE, -(-num_bytes // PAGE) * PAGE)
         assert memory.pinned_bytes == driver.pinned_bytes == slab.numel() == expected
-        offsets = [offset for offset, _ in registered(driver, slab)]
-        assert offsets == list(range(0, expected, CHUNK))
-
-
-def test_a_gigabyte_is_the_usual_chunk() -> None:
-    driver = FakeDriver()
-    with PinnedMemory(driver, None) as memory:
-        slab = memory.allocate((1 << 30) + PAGE)  # never touched, so no gigabyte is used
-        memory.filled(slab)
-        memory.finish()
-        assert registered(driver, slab) == [(0, 1 << 30), (1 << 30, PAGE)]
+        assert driver.ranges == {slab.data_ptr(): expected}
 
 
 def test_every_driver_call_comes_from_one_thread_which_is_not_the_callers() -> None:
     """The error that a refusal leaves behind belongs to the thread that met it."""
     driver = FakeDriver(capacity_bytes=3 * CHUNK)
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None) as memory:
         pin(memory, CHUNK, 4 * CHUNK)
     assert len(driver.thread_ids) == 1 and threading.get_ident() not in driver.thread_ids
 
 
-@pytest.mark.parametrize("refused_call", range(1, 10))
-def test_a_refusal_at_any_chunk_leaves_a_working_mixture(refused_call: int) -> None:
-    """Of three slabs of three chunks: all before it stay pinned, its own slab is undone, no later one is tried."""
+@pytest.mark.parametrize("refused_call", range(1, 4))
+def test_a_refusal_at_any_slab_leaves_a_working_mixture(refused_call: int) -> None:
+    """Of three slabs: all before it stay pinned, and no later one is tried."""
     driver = FakeDriver()
     driver.before_call = at_call(refused_call, lambda: setattr(driver, "is_poisoned", True))
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None) as memory:
         slabs = pin(memory, *[3 * CHUNK] * 3)
-        num_whole = (refused_call - 1) // 3
+        num_whole = refused_call - 1
         assert [memory.is_pinned(slab) for slab in slabs] == [index < num_whole for index in range(3)]
-        assert [len(registered(driver, slab)) for slab in slabs] == [
-            3 if index < num_whole else 0 for index in range(3)
-        ]
-        assert memory.pinned_bytes == driver.pinned_bytes == num_whole * 3 * CHUNK
+        assert driver.ranges == {slab.data_ptr(): 3 * CHUNK for slab in slabs[:num_whole]}
+        assert memory.pinned_bytes == num_whole * 3 * CHUNK
         assert driver.num_register_calls == refused_call
         assert memory.refused is not None and "error 2, out of memory" in memory.refused
         (late,) = pin(memory, CHUNK)
@@ -93,7 +78,7 @@ def test_a_refusal_at_any_chunk_leaves_a_working_mixture(refused_call: int) -> N
 
 
 def test_the_refusal_is_one_sentence_with_what_was_pinned_before(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), PinnedMemory(FakeDriver(capacity_bytes=2 * CHUNK), None, CHUNK) as memory:
+    with caplog.at_level(logging.WARNING), PinnedMemory(FakeDriver(capacity_bytes=2 * CHUNK), None) as memory:
         pin(memory, 2 * CHUNK, CHUNK)
         expected = "the driver pinned 32.8 KB of host memory and then no more (error 2, out of memory)"
         assert memory.refused == expected and caplog.messages == [expected]
@@ -104,7 +89,7 @@ def test_a_driver_that_raises_has_refused() -> None:
         raise RuntimeError("the device\nfell off the bus")
 
     driver = FakeDriver(before_call=at_call(2, fail))
-    with PinnedMemory(driver, None, CHUNK) as memory:
+    with PinnedMemory(driver, None) as memory:
         slabs = pin(memory, CHUNK, CHUNK, CHUNK)
         assert [memory.is_pinned(slab) for slab in slabs] == [True, False, False]
         assert memory.refused is not None and "RuntimeError: the device fell off the bus" in memory.refused
@@ -113,7 +98,7 @@ def test_a_driver_that_raises_has_refused() -> None:
 
 def test_the_budget_is_never_exceeded_and_its_rest_is_used() -> None:
     driver = FakeDriver()
-    with PinnedMemory(driver, 5 * PAGE, CHUNK) as memory:
+    with PinnedMemory(driver, 5 * PAGE) as memory:
         slabs = pin(memory, 3 * PAGE, 3 * PAGE, 2 * PAGE, PAGE)
         assert [memory.is_pinned(slab) for slab in slabs] == [True, False, True, False]
         assert memory.pinned_bytes == driver.pinned_bytes == 5 * PAGE
@@ -122,32 +107,9 @@ def test_the_budget_is_never_exceeded_and_its_rest_is_used() -> None:
 
 def test_a_budget_of_nothing_asks_the_driver_for_nothing() -> None:
     driver = FakeDriver()
-    with PinnedMemory(driver, 0, CHUNK) as memory:
+    with PinnedMemory(driver, 0) as memory:
         pin(memory, PAGE)
     assert driver.num_register_calls == 0
-
-
-def test_a_slab_reported_twice_is_registered_once() -> None:
-    driver = FakeDriver()
-    with PinnedMemory(driver, None, CHUNK) as memory:
-        (slab,) = pin(memory, CHUNK)
-        memory.filled(slab)
-        memory.finish()
-        assert driver.num_register_calls == 1 and memory.pinned_bytes == CHUNK
-
-
-def test_memory_of_others_is_not_taken() -> None:
-    with PinnedMemory(FakeDriver(), None, CHUNK) as memory:
-        foreign = torch.zeros(PAGE, dtype=torch.uint8)
-        assert not memory.is_pinned(foreign)
-        with pytest.raises(ValueError, match="not allocated here"):
-            memory.filled(foreign)
-
-
-@pytest.mark.parametrize("chunk_bytes", [0, 1, -PAGE, PAGE + 1])
-def test_chunks_are_whole_pages(chunk_bytes: int) -> None:
-    with pytest.raises(ValueError, match="in whole pages"):
-        PinnedMemory(FakeDriver(), None, chunk_bytes)
 
 
 class FakeRuntime:
@@ -252,8 +214,13 @@ class FakeAllocator:
         return memory.as_subclass(PinnedTensor) if self.gives_pinned else memory
 
 
-def allocator_memory(budget_bytes: int | None, allocator: FakeAllocator) -> AllocatorPinnedMemory:
-    return AllocatorPinnedMemory(budget_bytes, allocate_pinned=allocator)
+Use = Callable[[FakeAllocator], None]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Puts an allocator in the place of torch's own."""
+    return partial(monkeypatch.setattr, pinned_memory, "_allocate_pinned")
 
 
 def fill(pinner: HostPinner, *sizes: int) -> list[bool]:
@@ -269,20 +236,21 @@ def fill(pinner: HostPinner, *sizes: int) -> list[bool]:
 def test_the_processor_needs_nothing_pinned() -> None:
     with HostPinner() as pinner:
         assert fill(pinner, 0, 5, 3 * PAGE) == [False] * 3
-        assert pinner.pinned_bytes == 0 and pinner.refused is None
+        assert pinner.refused is None
 
 
-def test_memory_from_torch_is_pinned_from_the_start() -> None:
-    with allocator_memory(None, FakeAllocator()) as pinner:
+def test_memory_from_torch_is_pinned_from_the_start(use: Use) -> None:
+    use(FakeAllocator())
+    with AllocatorPinnedMemory(None) as pinner:
         slab = pinner.allocate(5)
         assert pinner.is_pinned(slab) and pinner.pinned_bytes == PAGE
         assert not pinner.is_pinned(torch.zeros(PAGE, dtype=torch.uint8))
 
 
-def test_what_torch_really_takes_counts_against_the_budget() -> None:
+def test_what_torch_really_takes_counts_against_the_budget(use: Use) -> None:
     """Its allocator rounds 5 pages up to 8."""
-    allocator = FakeAllocator()
-    with allocator_memory(10 * PAGE, allocator) as pinner:
+    use(allocator := FakeAllocator())
+    with AllocatorPinnedMemory(10 * PAGE) as pinner:
         assert fill(pinner, 5 * PAGE, 3 * PAGE, 2 * PAGE, PAGE) == [True, False, True, False]
         assert pinner.pinned_bytes == 10 * PAGE and pinner.refused is None
         assert allocator.requests == [5 * PAGE, 2 * PAGE]
@@ -290,24 +258,26 @@ def test_what_torch_really_takes_counts_against_the_budget() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("no\nmore"), torch.OutOfMemoryError("no more")])
 def test_after_a_refusal_slabs_are_pageable_and_torch_is_not_asked_again(
-    error: Exception, caplog: pytest.LogCaptureFixture
+    error: Exception, caplog: pytest.LogCaptureFixture, use: Use
 ) -> None:
-    allocator = FakeAllocator(error, failing_call=3)
-    with caplog.at_level(logging.WARNING), allocator_memory(None, allocator) as pinner:
+    use(allocator := FakeAllocator(error, failing_call=3))
+    with caplog.at_level(logging.WARNING), AllocatorPinnedMemory(None) as pinner:
         assert fill(pinner, PAGE, PAGE, PAGE, PAGE) == [True, True, False, False]
         assert len(allocator.requests) == 3
         assert pinner.refused == "torch pinned 8.19 KB of host memory and then no more (no more)"
         assert caplog.messages == [pinner.refused]
 
 
-def test_memory_that_torch_does_not_call_pinned_is_not_counted() -> None:
-    with allocator_memory(None, FakeAllocator(gives_pinned=False)) as pinner:
+def test_memory_that_torch_does_not_call_pinned_is_not_counted(use: Use) -> None:
+    use(FakeAllocator(gives_pinned=False))
+    with AllocatorPinnedMemory(None) as pinner:
         assert fill(pinner, PAGE) == [False]
         assert pinner.pinned_bytes == 0 and "does not call pinned" in str(pinner.refused)
 
 
-def test_closing_lets_go_of_everything_and_may_be_repeated() -> None:
-    pinner = allocator_memory(None, FakeAllocator())
+def test_closing_lets_go_of_everything_and_may_be_repeated(use: Use) -> None:
+    use(FakeAllocator())
+    pinner = AllocatorPinnedMemory(None)
     slab = pinner.allocate(PAGE)
     pinner.close()
     pinner.close()
