@@ -21,7 +21,7 @@ import torch
 
 from offload.device import device_memory, identify_device
 from offload.errors import LinkError
-from offload.pinning.pin_probe import PinBudget, probe_limit_bytes, probe_pin_budget
+from offload.pinning.pin_probe import PinBudget, probe_pin_budget
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, choose_evenly
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
@@ -87,7 +87,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
         if not is_cut_short:
             return PinBudget(stored.pin_budget_bytes, stored.pin_budget_source)
     try:
-        probed = probe_pin_budget(str(device), limit_bytes=probe_limit_bytes())
+        probed = probe_pin_budget(device)
     except LinkError:
         return PinBudget(0, PinBudgetSource.CRASHED)
     if state_folder is not None:
@@ -133,67 +133,45 @@ def _total_bytes(device: torch.device) -> int:
 class PinningPlan:
     """Which host slabs to pin, and the ring for everything else."""
 
-    slab_sizes: tuple[int, ...]
-    """Host layers in layer order, in bytes as allocated."""
-    pinned_slabs: tuple[int, ...]
-    """Places in slab_sizes, ascending."""
-    num_stages: int
-    """Stages of the pinned ring; 0 if there is none."""
+    pinned_slabs: Collection[int]
+    """Places among the host layers."""
     stage_bytes: int
-    """Of each stage, the largest layer that passes through it; 0 if there is no ring."""
-    num_disk_layers: int
-    """Layers that are read from disk in every pass, through the same ring."""
-    cause: str = "the driver grants no more"
-    """Why not everything is pinned, for the sentence."""
+    """Of each of the ring's NUM_STAGES stages, the largest layer that passes through it; 0 if there is no ring."""
+    budget_bytes: int | None
+    """What may be pinned in all; None for no limit."""
 
-    @property
-    def ring_bytes(self) -> int:
-        """All stages together; host memory beside the slabs."""
-        return self.num_stages * self.stage_bytes
 
-    @property
-    def pinned_slab_bytes(self) -> int:
-        return sum(self.slab_sizes[place] for place in self.pinned_slabs)
+def describe_pinning(
+    slab_sizes: Sequence[int],
+    pinned_slabs: Collection[int],
+    *,
+    stage_bytes: int,
+    num_disk_layers: int,
+    refused: str | None = None,
+) -> str:
+    """Say how host and disk layers reach the device and why, without a full stop.
 
-    @property
-    def num_pageable(self) -> int:
-        return len(self.slab_sizes) - len(self.pinned_slabs)
-
-    def with_outcome(
-        self, pinned_slabs: Collection[int], *, refused: str | None, is_ring_pinned: bool
-    ) -> "PinningPlan":
-        """Return the plan as it came out: what was pinned, and why no more (a sentence without its full stop)."""
-        kept = replace(self, pinned_slabs=tuple(sorted(pinned_slabs)), cause=refused or self.cause)
-        return kept if is_ring_pinned else replace(kept, num_stages=0, stage_bytes=0)
-
-    def sentence(self) -> str:
-        """Say what was chosen and why, without a full stop."""
-        parts = [part for part in (self._host_part(), self._disk_part()) if part]
-        return "; ".join(parts) or "no layer streams, so nothing has to be pinned"
-
-    def _host_part(self) -> str:
-        num_slabs, num_pinned = len(self.slab_sizes), len(self.pinned_slabs)
-        if num_slabs == 0:
-            return ""
-        whole, pinned = format_bytes(sum(self.slab_sizes)), format_bytes(self.pinned_slab_bytes)
-        if num_pinned == num_slabs:
-            which = "the only host layer" if num_slabs == 1 else f"all {num_slabs} host layers"
-            return f"{which} ({whole}) {'is' if num_slabs == 1 else 'are'} pinned"
-        rest = f"the other {self.num_pageable}" if num_pinned else "all of them"
-        goes = "goes" if self.num_pageable == 1 else "go"
-        begin = f"{num_pinned} of {num_slabs} host layers ({pinned} of {whole}) are pinned, {self.cause}"
-        return f"{begin}; {rest} {goes} {self._way()}"
-
-    def _disk_part(self) -> str:
-        if self.num_disk_layers == 0:
-            return ""
-        layers = "disk layer goes" if self.num_disk_layers == 1 else "disk layers go"
-        return f"{self.num_disk_layers} {layers} {'the same way' if self.num_pageable else self._way()}"
-
-    def _way(self) -> str:
-        if self.num_stages == 0:
-            return "through pageable memory, which the device cannot fetch from by itself"
-        return f"through a pinned ring of {self.num_stages} x {format_bytes(self.stage_bytes)} filled by copy threads"
+    `pinned_slabs` are places in slab_sizes; the ring's stages are 0 where none is pinned; `refused` is the pinner's.
+    """
+    num_slabs, num_pinned = len(slab_sizes), len(pinned_slabs)
+    num_pageable = num_slabs - num_pinned
+    way = "through pageable memory, which the device cannot fetch from by itself"
+    if stage_bytes:
+        way = f"through a pinned ring of {NUM_STAGES} x {format_bytes(stage_bytes)} filled by copy threads"
+    whole, pinned = format_bytes(sum(slab_sizes)), format_bytes(sum(slab_sizes[place] for place in pinned_slabs))
+    parts = []
+    if num_pageable:
+        rest = f"the other {num_pageable}" if num_pinned else "all of them"
+        cause = refused or "the driver grants no more"
+        parts.append(f"{num_pinned} of {num_slabs} host layers ({pinned} of {whole}) are pinned, {cause}")
+        parts.append(f"{rest} {'goes' if num_pageable == 1 else 'go'} {way}")
+    elif num_slabs:
+        which = "the only host layer" if num_slabs == 1 else f"all {num_slabs} host layers"
+        parts.append(f"{which} ({whole}) {'is' if num_slabs == 1 else 'are'} pinned")
+    if num_disk_layers:
+        layers = "disk layer goes" if num_disk_layers == 1 else "disk layers go"
+        parts.append(f"{num_disk_layers} {layers} {'the same way' if num_pageable else way}")
+    return "; ".join(parts) or "no layer streams, so nothing has to be pinned"
 
 
 def plan_pinning(
@@ -212,8 +190,7 @@ def plan_pinning(
         stage_bytes = _stage_bytes(sizes + disk_sizes, budget_bytes)
         left_bytes = budget_bytes - NUM_STAGES * stage_bytes
         pinned = choose_evenly(sizes, lambda places: sum(sizes[place] for place in places), left_bytes) or ()
-    num_stages = NUM_STAGES if stage_bytes else 0
-    return PinningPlan(sizes, tuple(sorted(pinned)), num_stages, stage_bytes, num_disk_layers=len(disk_sizes))
+    return PinningPlan(pinned, stage_bytes, budget_bytes)
 
 
 def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
@@ -224,8 +201,8 @@ def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
 
 def plan_pinned_layers(
     device: torch.device, residency: ResidencyPlan, *, device_bytes: int, state_folder: Path | None
-) -> tuple[PinningPlan, int | None]:
-    """Decide which host layers to pin for `device`; return that and the budget (None: no limit) behind it.
+) -> PinningPlan:
+    """Decide which host layers to pin for `device`.
 
     `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. A stored
     budget that cannot be used costs a probe at every start, not the session.
@@ -233,14 +210,13 @@ def plan_pinned_layers(
     sizes: dict[Tier, list[int]] = {tier: [] for tier in Tier}
     for tier, size in zip(residency.tiers, residency.layer_bytes, strict=True):
         sizes[tier].append(size)
-    wanted = sum(sizes[Tier.HOST])
     try:
-        found = find_pin_budget(device, state_folder, wanted_bytes=wanted)
+        found = find_pin_budget(device, state_folder, wanted_bytes=residency.host_bytes)
     except ProfileError as error:
         logger.warning("the pinned memory budget is probed at every start: %s", error)
-        found = find_pin_budget(device, None, wanted_bytes=wanted)
+        found = find_pin_budget(device, None)
     budget = found.num_bytes
     if detect_platform().shares_device_capacity:
         left = max(0, _total_bytes(device) - device_bytes)
         budget = left if budget is None else min(budget, left)
-    return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK]), budget
+    return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK])

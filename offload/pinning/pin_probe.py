@@ -6,14 +6,12 @@ people.
 """
 
 import contextlib
-import importlib
 import json
 import logging
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 
 from offload.errors import LinkError
 from offload.memory import free_memory_bytes
-from offload.pinning.pinned_memory import HostPinner, HostRegistrar, PinnedMemory, open_pinner
+from offload.pinning.pinned_memory import HostPinner, open_pinner
 from offload.units import PAGE_BYTES, format_bytes
 from profiles.machine_profile import PinBudgetSource
 
@@ -33,8 +31,9 @@ STEP_BYTES = 256 << 20
 RESERVE_BYTES = 2 << 30
 """Of free host memory, left alone: the child's own libraries, and everybody else."""
 _KEPT_PERCENT = 80
-_POLL_SECONDS = 0.05
+_TIMEOUT_SECONDS = 180.0
 _GRACE_SECONDS = 5.0
+_CHILD = "offload.pinning.pin_probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +59,16 @@ class PinBudget:
         return f"{amount} of host memory can be pinned: four fifths of what was granted before {endings[self.source]}"
 
 
-def probe_limit_bytes() -> int:
-    """Return how much a probe may touch now without driving others out of memory."""
-    return max(0, free_memory_bytes() - RESERVE_BYTES)
-
-
-def probe_pin_budget(
-    driver: str,
-    *,
-    limit_bytes: int,
-    step_bytes: int = STEP_BYTES,
-    timeout_seconds: float = 180.0,
-    clock: Callable[[], float] = time.monotonic,
-) -> PinBudget:
-    """Let a child pin up to `limit_bytes`; return all that it was granted, or four fifths if more went wrong.
-
-    `driver` is a device in torch's words, such as "xpu:0", or "module:attribute", which makes a HostRegistrar.
+def probe_pin_budget(device: torch.device) -> PinBudget:
+    """Let a child pin what it can without driving others out of memory; return all of it, or four fifths if it failed.
 
     Raises LinkError if the child did not even begin, so that nothing is known; what it said is quoted.
     """
+    limit_bytes = max(0, free_memory_bytes() - RESERVE_BYTES)
     # The child finds modules where this process does, and not in whatever folder the user happens to be.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "offload.pinning.pin_probe", driver, str(limit_bytes), str(step_bytes)],
+        [sys.executable, "-P", "-m", _CHILD, str(device), str(limit_bytes)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -91,23 +77,14 @@ def probe_pin_budget(
         encoding="utf-8",
         errors="replace",
     )
-    is_in_time, output, complaints = _wait(child, timeout_seconds, clock)
-    return _read_report(output, complaints, exit_code=child.returncode if is_in_time else None)
-
-
-def _wait(child: subprocess.Popen[str], timeout_seconds: float, clock: Callable[[], float]) -> tuple[bool, str, str]:
-    """Return whether the child ended by itself in time, and all that it wrote; it is gone then, whatever happens."""
-    deadline = clock() + timeout_seconds
     try:
-        while True:
-            try:
-                return True, *child.communicate(timeout=_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                if clock() >= deadline:
-                    return False, *_kill(child)
-    finally:
-        if child.poll() is None:
-            _kill(child)
+        output, complaints = child.communicate(timeout=_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return _read_report(*_kill(child), exit_code=None)
+    except BaseException:
+        _kill(child)
+        raise
+    return _read_report(output, complaints, exit_code=child.returncode)
 
 
 def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
@@ -152,20 +129,11 @@ def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
         return None
 
 
-def _open_pinner(driver: str) -> HostPinner:
-    """Open the pinner to probe; it waits as long as the driver takes, since the parent has the patience."""
-    module, _, attribute = driver.partition(":")
-    if not attribute or attribute.isdigit():
-        return open_pinner(torch.device(driver), None, patience_seconds=None)
-    registrar: HostRegistrar = getattr(importlib.import_module(module), attribute)()
-    return PinnedMemory(registrar, None, patience_seconds=None)
-
-
-def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[dict[str, Any]]:
+def _steps(pinner: HostPinner, limit_bytes: int) -> Iterator[dict[str, Any]]:
     """Yield the child's report, beginning with a line that says that the driver is there; what was granted is kept."""
     granted_bytes = 0
     yield {"granted_bytes": 0, "ending": None}
-    while (num_bytes := min(step_bytes, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
+    while (num_bytes := min(STEP_BYTES, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
         slab = pinner.allocate(num_bytes)
         slab[::PAGE_BYTES] = 1
         pinner.filled(slab)
@@ -178,16 +146,13 @@ def _steps(pinner: HostPinner, limit_bytes: int, step_bytes: int) -> Iterator[di
     yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.GRANTED.value}
 
 
-def _offer_itself_to_the_out_of_memory_killer() -> None:
-    """Be the process that goes if memory runs short after all; only Linux has the file."""
-    with contextlib.suppress(OSError):
+def run_child() -> None:
+    """Be the child: pin as much for the device as the command line says, a step a line."""
+    device, limit_bytes = sys.argv[1:]
+    with contextlib.suppress(OSError):  # only Linux has it: this process is to go if memory runs short after all
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
-def _run_child() -> None:
-    driver, limit_bytes, step_bytes = sys.argv[1:]
-    _offer_itself_to_the_out_of_memory_killer()
-    for step in _steps(_open_pinner(driver), int(limit_bytes), int(step_bytes)):
+    pinner = open_pinner(torch.device(device), None, patience_seconds=None)  # the parent has the patience
+    for step in _steps(pinner, int(limit_bytes)):
         sys.stdout.write(json.dumps(step) + "\n")
         sys.stdout.flush()
     # No clean-up: unregistering gigabytes takes seconds, and the driver lets go of them with the process.
@@ -195,4 +160,4 @@ def _run_child() -> None:
 
 
 if __name__ == "__main__":
-    _run_child()
+    run_child()

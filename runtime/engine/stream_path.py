@@ -6,7 +6,6 @@ and opens the copy engine that feeds the ring. What did not go as planned is kep
 
 from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from offload.device import device_memory
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
-from offload.pinning.pin_budget import PinningPlan, plan_pinned_layers
+from offload.pinning.pin_budget import PinningPlan, describe_pinning, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner
 from offload.residency_plan import NUM_STAGES, Tier
 from offload.units import parse_link
@@ -43,21 +42,20 @@ class StreamPath:
         """Host layers beyond the budget; one that was meant for the device and found no room there is none of them."""
         if not plan.is_host:
             device_bytes = plan.placement.device_bytes
-            self._pinning, budget = plan_pinned_layers(
+            self._pinning = plan_pinned_layers(
                 plan.device, plan.residency, device_bytes=device_bytes, state_folder=state_folder
             )
-            self._pinner = open_pinner(plan.device, budget)
+            self._pinner = open_pinner(plan.device, self._pinning.budget_bytes)
             hosts = [index for index, tier in enumerate(plan.residency.tiers) if tier is Tier.HOST]
             self._pageable = set(hosts) - {hosts[place] for place in self._pinning.pinned_slabs}
         stack.enter_context(self._pinner)
         with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
             self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
         stage_bytes = plan.placement.stage_bytes // NUM_STAGES
-        num_stages = NUM_STAGES if stage_bytes else 0
-        if self._pinning is not None and self._pinning.num_stages:
-            num_stages, stage_bytes = self._pinning.num_stages, self._pinning.stage_bytes
+        if self._pinning is not None:
+            stage_bytes = self._pinning.stage_bytes or stage_bytes
         # Before any layer: a driver that has refused memory once pins nothing more.
-        self._stages = self._pinned_stages(num_stages, stage_bytes)
+        self._stages = self._pinned_stages(stage_bytes)
 
     def place(self) -> Generator[int, None, PlacedLayers]:
         """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
@@ -91,19 +89,15 @@ class StreamPath:
         if self._pinning is None:
             return placed.notes
         slabs = [layer.slab for layer in placed.layers if isinstance(layer, HostSource)]
-        pinning = replace(
-            self._pinning,
-            slab_sizes=tuple(slab.numel() for slab in slabs),
-            num_stages=len(self._stages),
-            stage_bytes=max((stage.numel() for stage in self._stages), default=0),
-            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placed.layers),
-        )
-        outcome = pinning.with_outcome(
+        ring = [stage.numel() for stage in self._stages if self._pinner.is_pinned(stage)]
+        pinning = describe_pinning(
+            [slab.numel() for slab in slabs],
             [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
+            stage_bytes=ring[0] if len(ring) == NUM_STAGES else 0,
+            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placed.layers),
             refused=self._pinner.refused,
-            is_ring_pinned=all(self._pinner.is_pinned(stage) for stage in self._stages),
         )
-        return (*placed.notes, outcome.sentence())
+        return (*placed.notes, pinning)
 
     def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
         """Memory for a layer that stays; none if draft, caches or activations would then miss it."""
@@ -118,8 +112,9 @@ class StreamPath:
             return allocate_read_slab(num_bytes)
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
 
-    def _pinned_stages(self, num_stages: int, stage_bytes: int) -> list[torch.Tensor]:
+    def _pinned_stages(self, stage_bytes: int) -> list[torch.Tensor]:
         with explained_shortage("the stages of layers from disk"):
+            num_stages = NUM_STAGES if stage_bytes else 0
             stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
             for stage in stages:
                 stage.fill_(0)  # touched, or the driver would have to do it page by page
@@ -134,7 +129,7 @@ class StreamPath:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
         late = [layer.slot_bytes for layer in placed.layers if isinstance(layer, DiskSource)]
         if late and not self._stages and not plan.is_host:  # memory ran out, and layers stay on disk after all
-            self._stages = self._pinned_stages(NUM_STAGES, max(late))
+            self._stages = self._pinned_stages(max(late))
         stages = self._stages
         link: CopyEngine = self._reader
         if not plan.is_host:

@@ -1,6 +1,6 @@
 """Drivers that register nothing: they keep the rules of a real one, remember what was asked, and fail on request.
 
-The functions at the end are the names by which a probing child opens one.
+The functions at the end are the names by which a probing child opens one: see `probed_driver`.
 """
 
 import os

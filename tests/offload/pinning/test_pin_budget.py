@@ -6,6 +6,7 @@ Everything pinned, or a part beside a ring, or a ring alone: within the budget, 
 import json
 import logging
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -22,6 +23,7 @@ from offload.pinning import pin_budget
 from offload.pinning.pin_budget import (
     PinningPlan,
     Platform,
+    describe_pinning,
     detect_platform,
     find_pin_budget,
     plan_pinned_layers,
@@ -70,7 +72,7 @@ class Probe:
         self.result = result
         self.num_calls = 0
 
-    def __call__(self, driver: str, *, limit_bytes: int) -> PinBudget:
+    def __call__(self, device: torch.device) -> PinBudget:
         self.num_calls += 1
         if isinstance(self.result, Exception):
             raise self.result
@@ -230,22 +232,34 @@ def gaps(places: tuple[int, ...], num_places: int) -> set[int]:
     return {after - place - 1 for place, after in zip(places, following, strict=True)}
 
 
+def sentence(plan: PinningPlan, sizes: Sequence[int], *, num_disk_layers: int = 0, refused: str | None = None) -> str:
+    """What is said if all went as planned."""
+    rounded = [round_up_to_page(size) for size in sizes]
+    return describe_pinning(
+        rounded,
+        plan.pinned_slabs,
+        stage_bytes=plan.stage_bytes,
+        num_disk_layers=num_disk_layers,
+        refused=refused,
+    )
+
+
 @pytest.mark.parametrize("budget_bytes", [None, 60 * round_up_to_page(LAYER), 200 * GB])
 def test_everything_is_pinned_if_the_budget_holds_it_to_the_byte(budget_bytes: int | None) -> None:
     plan = plan_pinning([LAYER] * 60, budget_bytes)
-    assert plan.pinned_slabs == tuple(range(60)) and plan.ring_bytes == 0 and plan.num_pageable == 0
-    assert plan.sentence() == "all 60 host layers (103 GB) are pinned"
+    assert set(plan.pinned_slabs) == set(range(60)) and plan.stage_bytes == 0
+    assert sentence(plan, [LAYER] * 60) == "all 60 host layers (103 GB) are pinned"
 
 
 def test_one_byte_less_and_a_ring_takes_the_place_of_some_layers() -> None:
     plan = plan_pinning([LAYER] * 60, 60 * round_up_to_page(LAYER) - 1)
-    assert (plan.num_stages, plan.stage_bytes) == (2, round_up_to_page(LAYER))
+    assert plan.stage_bytes == round_up_to_page(LAYER)
     assert len(plan.pinned_slabs) == 57  # 59 slabs would fit, two of which are the ring's
 
 
 def test_the_sentence_says_what_and_why() -> None:
     plan = plan_pinning([LAYER] * 60, 75_300 * 10**6)
-    assert plan.sentence() == (
+    assert sentence(plan, [LAYER] * 60) == (
         "42 of 60 host layers (71.9 GB of 103 GB) are pinned, the driver grants no more; "
         "the other 18 go through a pinned ring of 2 x 1.71 GB filled by copy threads"
     )
@@ -254,15 +268,15 @@ def test_the_sentence_says_what_and_why() -> None:
 def test_pinned_layers_are_spread_evenly() -> None:
     """A run of pageable layers would have the copy threads work without pause, and then rest."""
     for num_wanted in range(1, 57):
-        plan = plan_pinning([LAYER] * 60, (num_wanted + 2) * round_up_to_page(LAYER))
-        assert len(plan.pinned_slabs) == num_wanted
-        assert max(gaps(plan.pinned_slabs, 60)) - min(gaps(plan.pinned_slabs, 60)) <= 1
+        pinned = tuple(sorted(plan_pinning([LAYER] * 60, (num_wanted + 2) * round_up_to_page(LAYER)).pinned_slabs))
+        assert len(pinned) == num_wanted
+        assert max(gaps(pinned, 60)) - min(gaps(pinned, 60)) <= 1
 
 
 def test_what_holds_no_layer_beside_it_becomes_a_ring_alone() -> None:
     plan = plan_pinning([LAYER] * 60, 4 * GB)
-    assert (plan.num_stages, plan.stage_bytes, plan.pinned_slabs) == (2, round_up_to_page(LAYER), ())
-    assert plan.sentence() == (
+    assert (plan.stage_bytes, len(plan.pinned_slabs)) == (round_up_to_page(LAYER), 0)
+    assert sentence(plan, [LAYER] * 60) == (
         "0 of 60 host layers (0 B of 103 GB) are pinned, the driver grants no more; "
         "all of them go through a pinned ring of 2 x 1.71 GB filled by copy threads"
     )
@@ -271,16 +285,16 @@ def test_what_holds_no_layer_beside_it_becomes_a_ring_alone() -> None:
 @pytest.mark.parametrize("budget_bytes", [0, 2 * LAYER - 1])
 def test_a_budget_too_small_for_a_ring_leaves_pageable_memory_and_says_so(budget_bytes: int) -> None:
     plan = plan_pinning([LAYER, 2 * LAYER], budget_bytes, disk_slab_sizes=[LAYER])
-    assert plan.num_stages == plan.stage_bytes == 0
-    assert plan.sentence().endswith(
+    assert plan.stage_bytes == 0
+    assert sentence(plan, [LAYER, 2 * LAYER], num_disk_layers=1).endswith(
         "through pageable memory, which the device cannot fetch from by itself; 1 disk layer goes the same way"
     )
 
 
 def test_disk_layers_need_a_ring_even_if_all_host_layers_are_pinned() -> None:
     plan = plan_pinning([LAYER] * 40, None, disk_slab_sizes=[LAYER // 2] * 20)
-    assert plan.num_pageable == 0 and (plan.num_stages, plan.stage_bytes) == (2, round_up_to_page(LAYER // 2))
-    assert plan.sentence() == (
+    assert (len(plan.pinned_slabs), plan.stage_bytes) == (40, round_up_to_page(LAYER // 2))
+    assert sentence(plan, [LAYER] * 40, num_disk_layers=20) == (
         "all 40 host layers (68.4 GB) are pinned; "
         "20 disk layers go through a pinned ring of 2 x 856 MB filled by copy threads"
     )
@@ -288,37 +302,34 @@ def test_disk_layers_need_a_ring_even_if_all_host_layers_are_pinned() -> None:
 
 def test_disk_and_pageable_layers_share_one_ring() -> None:
     plan = plan_pinning([LAYER] * 60, 50 * GB, disk_slab_sizes=[LAYER])
-    assert plan.sentence().endswith("copy threads; 1 disk layer goes the same way")
-    assert plan.pinned_slab_bytes + plan.ring_bytes <= 50 * GB
+    said = sentence(plan, [LAYER] * 60, num_disk_layers=1)
+    assert said.endswith("copy threads; 1 disk layer goes the same way")
+    assert len(plan.pinned_slabs) * round_up_to_page(LAYER) + 2 * plan.stage_bytes <= 50 * GB
 
 
 def test_only_disk_layers() -> None:
     plan = plan_pinning([], 4 * GB, disk_slab_sizes=[LAYER] * 3)
-    assert plan.sentence() == "3 disk layers go through a pinned ring of 2 x 1.71 GB filled by copy threads"
+    expected = "3 disk layers go through a pinned ring of 2 x 1.71 GB filled by copy threads"
+    assert sentence(plan, [], num_disk_layers=3) == expected
 
 
 def test_no_layers_need_nothing() -> None:
-    assert plan_pinning([], 0) == PinningPlan((), (), 0, 0, num_disk_layers=0, cause="the driver grants no more")
-    assert plan_pinning([], 0).sentence() == "no layer streams, so nothing has to be pinned"
+    plan = plan_pinning([], 0)
+    assert (len(plan.pinned_slabs), plan.stage_bytes) == (0, 0)
+    assert sentence(plan, []) == "no layer streams, so nothing has to be pinned"
 
 
 def test_a_single_layer_left_over_reads_well() -> None:
-    plan = plan_pinning([MIB] * 5, 5 * MIB - 1).with_outcome([0, 1, 2, 3], refused=None, is_ring_pinned=True)
-    assert "; the other 1 goes through a pinned ring of" in plan.sentence()
+    said = describe_pinning([MIB] * 5, [0, 1, 2, 3], stage_bytes=MIB, num_disk_layers=0)
+    assert "; the other 1 goes through a pinned ring of" in said
 
 
-def test_the_outcome_of_loading_replaces_what_was_hoped_for() -> None:
-    """With no limit known no ring was planned, and after a refusal none can be pinned."""
-    hoped = plan_pinning([LAYER] * 60, None)
+def test_a_refusal_is_the_cause_that_is_told() -> None:
     refused = "the driver pinned 12.0 GB of host memory and then no more (error 2, out of memory)"
-    plan = hoped.with_outcome(range(7), refused=refused, is_ring_pinned=False)
-    assert plan.pinned_slabs == tuple(range(7)) and plan.ring_bytes == 0
-    assert plan.sentence() == (
+    assert describe_pinning([LAYER] * 60, range(7), stage_bytes=0, num_disk_layers=0, refused=refused) == (
         f"7 of 60 host layers (12.0 GB of 103 GB) are pinned, {refused}; "
         "the other 53 go through pageable memory, which the device cannot fetch from by itself"
     )
-    kept = plan_pinning([LAYER] * 60, 50 * GB)
-    assert kept.with_outcome(kept.pinned_slabs, refused=None, is_ring_pinned=True) == kept
 
 
 SIZES = strategies.lists(strategies.integers(1, 64 * MIB) | strategies.just(20 * MIB), max_size=20)
@@ -331,23 +342,22 @@ def test_any_plan_keeps_to_the_budget_and_leaves_nothing_that_would_fit(
     budget = round(share * (sum(sizes) + 64 * MIB))
     plan = plan_pinning(sizes, budget, disk_slab_sizes=disk)
     largest = round_up_to_page(max([*sizes, *disk], default=0))
-    assert plan.slab_sizes == tuple(round_up_to_page(size) for size in sizes)
-    assert plan.pinned_slab_bytes + plan.ring_bytes <= budget
-    assert plan.num_stages in (0, 2) and (plan.num_stages == 0) == (plan.stage_bytes == 0)
-    left = budget - plan.pinned_slab_bytes - 2 * plan.stage_bytes
-    unpinned = [size for place, size in enumerate(plan.slab_sizes) if place not in plan.pinned_slabs]
+    rounded = [round_up_to_page(size) for size in sizes]
+    left = budget - sum(rounded[place] for place in plan.pinned_slabs) - 2 * plan.stage_bytes
+    assert left >= 0
+    unpinned = [size for place, size in enumerate(rounded) if place not in plan.pinned_slabs]
     assert all(size > left for size in unpinned)
-    if sum(plan.slab_sizes) <= budget and not disk:
-        assert not unpinned and plan.num_stages == 0
+    if sum(rounded) <= budget and not disk:
+        assert not unpinned and plan.stage_bytes == 0
     if unpinned or disk:
-        assert plan.num_stages or budget < 2 * largest
+        assert plan.stage_bytes or budget < 2 * largest
         assert plan.stage_bytes in (0, largest, round_up_to_page(max(disk, default=0)))
 
 
 H, D, R = Tier.HOST, Tier.DISK, Tier.RESIDENT
 
 
-def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> tuple[PinningPlan, int | None]:
+def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> PinningPlan:
     machine.ask(None, Probe(budget))
     residency = ResidencyPlan((H, R, H, D, H, H), (GB,) * 6, num_slots=2)
     return plan_pinned_layers(META, residency, device_bytes=device_bytes, state_folder=None)
@@ -355,14 +365,14 @@ def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> tuple
 
 def test_without_a_limit_every_host_layer_is_pinned(machine: Machine) -> None:
     machine.set(Platform.LINUX)
-    plan, budget = plan_of(machine, REFUSED, device_bytes=20 * GB)
-    assert (len(plan.pinned_slabs), plan.num_stages, plan.num_disk_layers, budget) == (4, 2, 1, None)
+    plan = plan_of(machine, REFUSED, device_bytes=20 * GB)
+    assert (len(plan.pinned_slabs), plan.stage_bytes > 0, plan.budget_bytes) == (4, True, None)
 
 
 def test_a_limit_leaves_a_ring_and_what_fits_beside_it(machine: Machine) -> None:
     machine.set(Platform.WSL2)
-    plan, budget = plan_of(machine, PinBudget(4 * GB + 100_000, PinBudgetSource.GRANTED), device_bytes=20 * GB)
-    assert (len(plan.pinned_slabs), plan.num_stages, plan.num_disk_layers, budget) == (2, 2, 1, 4 * GB + 100_000)
+    plan = plan_of(machine, PinBudget(4 * GB + 100_000, PinBudgetSource.GRANTED), device_bytes=20 * GB)
+    assert (len(plan.pinned_slabs), plan.stage_bytes > 0, plan.budget_bytes) == (2, True, 4 * GB + 100_000)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +389,7 @@ def test_on_windows_device_and_pinned_memory_share_the_capacity(
     machine: Machine, granted_bytes: int, in_use: int, expected: int
 ) -> None:
     machine.set_memory(host=64 * GB, device=24 * GB)
-    assert plan_of(machine, PinBudget(granted_bytes, PinBudgetSource.GRANTED), in_use)[1] == expected
+    assert plan_of(machine, PinBudget(granted_bytes, PinBudgetSource.GRANTED), in_use).budget_bytes == expected
 
 
 VERSION_1 = {
@@ -398,8 +408,7 @@ VERSION_1 = {
 
 def budget_of_a_session(state_folder: Path) -> int | None:
     residency = ResidencyPlan((H, R), (GB,) * 2, num_slots=1)
-    _, budget = plan_pinned_layers(META, residency, device_bytes=0, state_folder=state_folder)
-    return budget
+    return plan_pinned_layers(META, residency, device_bytes=0, state_folder=state_folder).budget_bytes
 
 
 def test_a_budget_of_an_older_version_is_probed_anew_and_replaced(machine: Machine, tmp_path: Path) -> None:

@@ -2,36 +2,47 @@
 
 import os
 import subprocess
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from offload.errors import LinkError
 from offload.pinning import pin_probe
 from offload.pinning.pin_probe import (
     RESERVE_BYTES,
     PinBudget,
-    _open_pinner,
     _read_report,
     _steps,
-    probe_limit_bytes,
     probe_pin_budget,
 )
+from offload.pinning.pinned_memory import HostPinner, PinnedMemory, open_pinner
 from profiles.machine_profile import PinBudgetSource
+from tests.support import fake_driver
+from tests.support.fake_driver import FakeDriver
 
 MIB = 1 << 20
 
 
-def probe(driver: str, *, limit_bytes: int = 8 * MIB) -> PinBudget:
-    return probe_pin_budget(f"tests.support.fake_driver:{driver}", limit_bytes=limit_bytes, step_bytes=MIB)
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pin_probe, "STEP_BYTES", MIB)
+    monkeypatch.setattr(pin_probe, "_CHILD", "tests.support.probed_driver")
 
 
-def last_step(driver: str, *, limit_bytes: int = 8 * MIB) -> tuple[int, str]:
+def probe(monkeypatch: pytest.MonkeyPatch, driver: str, *, limit_bytes: int = 8 * MIB) -> PinBudget:
+    """What the probe says of one of the drivers in `fake_driver`, which stands in the place of a device's name."""
+    monkeypatch.setattr(pin_probe, "free_memory_bytes", lambda: RESERVE_BYTES + limit_bytes)
+    device: Any = driver
+    return probe_pin_budget(device)
+
+
+def last_step(pinner: HostPinner, *, limit_bytes: int) -> tuple[int, str]:
     """(bytes granted, how it ended) by the child's own lines, without a process of its own."""
-    with _open_pinner(driver) as pinner:
-        steps = list(_steps(pinner, limit_bytes, MIB))
+    with pinner:
+        steps = list(_steps(pinner, limit_bytes))
     assert steps[0] == {"granted_bytes": 0, "ending": None}
     assert all(step["ending"] is None for step in steps[:-1])
     return steps[-1]["granted_bytes"], steps[-1]["ending"]
@@ -40,105 +51,79 @@ def last_step(driver: str, *, limit_bytes: int = 8 * MIB) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("driver", "expected"),
     [
-        (
-            "generous",
-            (5 * MIB // 2 + 4096, "granted"),
-        ),  # down to the last page: the last step is as small as it must be
-        ("refusing_beyond_2_mib", (2 * MIB, "refused")),
-        ("raising_at_call_2", (MIB, "refused")),
+        # Down to the last page: the last step is as small as it must be.
+        (fake_driver.generous, (5 * MIB // 2 + 4096, "granted")),
+        (fake_driver.refusing_beyond_2_mib, (2 * MIB, "refused")),
+        (fake_driver.raising_at_call_2, (MIB, "refused")),
     ],
 )
-def test_the_driver_is_asked_step_by_step_until_it_refuses(driver: str, expected: tuple[int, str]) -> None:
-    assert last_step(f"tests.support.fake_driver:{driver}", limit_bytes=5 * MIB // 2 + 5000) == expected
+def test_the_driver_is_asked_step_by_step_until_it_refuses(
+    driver: Callable[[], FakeDriver], expected: tuple[int, str]
+) -> None:
+    assert last_step(PinnedMemory(driver(), None), limit_bytes=5 * MIB // 2 + 5000) == expected
 
 
 def test_torchs_own_allocator_is_asked_where_there_is_no_registrar() -> None:
     """Here it refuses at once; on a machine with such a device it grants the step."""
-    assert last_step("xpu:0", limit_bytes=MIB) in ((0, "refused"), (MIB, "granted"))
+    assert last_step(open_pinner(torch.device("xpu:0"), None), limit_bytes=MIB) in ((0, "refused"), (MIB, "granted"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
-def test_what_was_granted_before_the_process_died_counts() -> None:
-    assert probe("dying_at_call_4") == PinBudget(3 * MIB * 8 // 10, PinBudgetSource.CRASHED)
+def test_what_was_granted_before_the_process_died_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe(monkeypatch, "dying_at_call_4") == PinBudget(3 * MIB * 8 // 10, PinBudgetSource.CRASHED)
 
 
-class SetByFile(threading.Event):
-    """An event that is set once a file is there: the child says when it hangs, so nobody has to guess."""
+class ImpatientChild(subprocess.Popen[str]):
+    """A child whose time is up as soon as its driver hangs; it leaves a file then, so nobody has to guess."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
+    started: "list[ImpatientChild]" = []  # noqa: RUF012
 
-    def is_set(self) -> bool:
-        return self.path.exists()
-
-
-@pytest.fixture
-def is_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetByFile:
-    monkeypatch.setenv("FAKE_DRIVER_HANGS", str(tmp_path / "hangs"))
-    return SetByFile(tmp_path / "hangs")
-
-
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
-    """Every child that was started."""
-    started = []
-    popen = subprocess.Popen
-
-    def start(*arguments: Any, **options: Any) -> Any:
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    return started
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        self.started.append(self)
+        while not Path(os.environ["FAKE_DRIVER_HANGS"]).exists():
+            assert self.poll() is None, self.stderr and self.stderr.read()
+        return super().communicate(timeout=0.1 if timeout == pin_probe._TIMEOUT_SECONDS else timeout)
 
 
 def test_a_child_that_never_returns_is_killed_and_what_it_was_granted_counts(
-    is_hanging: SetByFile, children: list[subprocess.Popen[str]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = probe_pin_budget(
-        "tests.support.fake_driver:hanging_at_call_4",
-        limit_bytes=8 * MIB,
-        step_bytes=MIB,
-        timeout_seconds=5,
-        clock=lambda: 6.0 if is_hanging.is_set() else 0.0,
-    )
+    monkeypatch.setenv("FAKE_DRIVER_HANGS", str(tmp_path / "hangs"))
+    monkeypatch.setattr(ImpatientChild, "started", [])
+    monkeypatch.setattr(subprocess, "Popen", ImpatientChild)
+    result = probe(monkeypatch, "hanging_at_call_4")
     assert result == PinBudget(3 * MIB * 8 // 10, PinBudgetSource.TIMED_OUT)
-    assert len(children) == 1 and children[0].returncode not in (None, 0)
+    assert {child.returncode for child in ImpatientChild.started} == {-9}
 
 
-class UnkillableChild:
+class StuckChild:
     """A process that sits in its driver, where no signal reaches it."""
 
-    def __init__(self, output: bytes | None) -> None:
-        self.output = output
+    def __init__(self, ending: BaseException) -> None:
+        self.ending = ending
         self.was_killed = False
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        raise subprocess.TimeoutExpired("child", timeout, output=self.output)
-
-    def poll(self) -> None:
-        return None
+        raise self.ending
 
     def kill(self) -> None:
         self.was_killed = True
+        self.ending = subprocess.TimeoutExpired("child", 0.0, output=getattr(self.ending, "output", None))
 
 
-@pytest.mark.parametrize("output", [b"what came", None])
-def test_nobody_waits_for_a_child_that_cannot_be_killed(output: bytes | None) -> None:
-    child: Any = UnkillableChild(output)
-    is_in_time, written, _ = pin_probe._wait(child, 0.0, lambda: 0.0)
-    assert child.was_killed and not is_in_time and written == (output or b"").decode()
+def test_nobody_waits_for_a_child_that_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b'{"granted_bytes": 5000, "ending": null}\n'
+    child = StuckChild(subprocess.TimeoutExpired("child", 0.0, output=said))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: child)
+    assert probe(monkeypatch, "any") == PinBudget(4000, PinBudgetSource.TIMED_OUT)
+    assert child.was_killed
 
 
-def test_an_interrupted_probe_leaves_no_process() -> None:
-    def interrupt() -> float:
-        raise KeyboardInterrupt
-
-    child: Any = UnkillableChild(None)
-    clock = iter([lambda: 0.0, interrupt])
+def test_an_interrupted_probe_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = StuckChild(KeyboardInterrupt())
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: child)
     with pytest.raises(KeyboardInterrupt):
-        pin_probe._wait(child, 1.0, lambda: next(clock)())
+        probe(monkeypatch, "any")
     assert child.was_killed
 
 
@@ -148,7 +133,7 @@ def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules
     (tmp_path / "tests.py").write_text("raise SystemExit('the wrong module')")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(tmp_path)
-    assert probe("generous", limit_bytes=MIB) == PinBudget(MIB, PinBudgetSource.GRANTED)
+    assert probe(monkeypatch, "generous", limit_bytes=MIB) == PinBudget(MIB, PinBudgetSource.GRANTED)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +164,5 @@ def test_no_line_at_all_is_an_error() -> None:
 
 
 def test_a_probe_leaves_memory_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pin_probe, "free_memory_bytes", lambda: RESERVE_BYTES + 5)
-    assert probe_limit_bytes() == 5
-    monkeypatch.setattr(pin_probe, "free_memory_bytes", lambda: RESERVE_BYTES - 5)
-    assert probe_limit_bytes() == 0
+    """The child gets what is free beyond the reserve; of less than that it asks for nothing."""
+    assert probe(monkeypatch, "generous", limit_bytes=-5) == PinBudget(0, PinBudgetSource.GRANTED)
