@@ -13,23 +13,11 @@ import torch
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
-from offload.formats.weight_format import (
-    DenseWeight,
-    MatmulPolicy,
-    StoredWeight,
-    draft_seconds,
-    measure_direct_max_rows,
-)
+from offload.formats.weight_format import MEASURED_SIDE, DenseWeight, StoredWeight, draft_seconds
 
 HeldFormat = Literal["int8", "nf4", "stored"]
 _DECIDED = 0.8
 """Another format than int8 is chosen if it takes at most this share of its time: less is noise."""
-
-
-def draft_policy(compute: torch.dtype, device: torch.device) -> MatmulPolicy:
-    """Allow any kernel of the device, each where it was measured to be faster."""
-    is_cpu = device.type == "cpu"
-    return MatmulPolicy(direct_max_rows=measure_direct_max_rows(torch.bfloat16, compute) if is_cpu else 0, is_fast=True)
 
 
 def draft_converter(
@@ -39,18 +27,17 @@ def draft_converter(
 
     What is stored quantized stays so, whatever `held` says.
     """
-    policy = draft_policy(compute, device)
     is_packed = device.type == "cpu" and measure_is_packed_faster(compute)
 
     def convert(stored: StoredWeight) -> StoredWeight:
         if isinstance(stored, DenseWeight) and held == "nf4":
-            return FourBitWeight.quantize(stored.matrix, policy).to(device)
+            return FourBitWeight.quantize(stored.matrix, is_fast=True).to(device)
         if isinstance(stored, DenseWeight) and held == "int8":
-            stored = Int8RowsWeight.quantize(stored.matrix, policy)
+            stored = Int8RowsWeight.quantize(stored.matrix, is_fast=True)
             return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
         if isinstance(stored, Int8RowsWeight) and is_packed:
             return PackedInt8Weight.pack(stored)
-        return stored.copy_to(device)
+        return stored.to(device, copy=True)
 
     return convert
 
@@ -63,16 +50,13 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
 
 
 @cache
-def fastest_format(compute: torch.dtype, device: torch.device, *, side: int = 1024) -> HeldFormat:
+def fastest_format(compute: torch.dtype, device: torch.device) -> HeldFormat:
     """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly."""
-    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    seconds: dict[HeldFormat, float] = {}
+    matrix = torch.randn(MEASURED_SIDE, MEASURED_SIDE, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     formats: tuple[HeldFormat, ...] = ("int8", "nf4", "stored")
-    for held in formats:
-        if held == "stored":
-            weight: StoredWeight = DenseWeight(matrix.to(device), draft_policy(compute, device))
-        else:
-            weight = draft_converter(held, compute, device)(DenseWeight(matrix))
-        seconds[held] = draft_seconds(weight, side, compute, device)
+    seconds = {
+        held: draft_seconds(draft_converter(held, compute, device)(DenseWeight(matrix, is_fast=True)), compute, device)
+        for held in formats
+    }
     best = min(formats, key=lambda held: seconds[held])
     return best if seconds[best] <= _DECIDED * seconds["int8"] else "int8"

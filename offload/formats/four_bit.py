@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from offload.formats.stored_sizes import DEFAULT_BLOCK_SIZE, NESTED_BLOCK_SIZE
-from offload.formats.weight_format import EXACT, MatmulPolicy, UpcastScratch, from_columns
+from offload.formats.weight_format import UpcastScratch, from_columns
 from offload.memory import allocate_slab
 
 QUANT_TYPES = ("nf4", "fp4")
@@ -64,8 +64,8 @@ class FourBitFormat:
         """How many rows are a whole number of blocks."""
         return self.block_size // math.gcd(self.shape[1], self.block_size)
 
-    def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> "FourBitWeight":
-        return FourBitWeight(self, parts, policy)
+    def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> "FourBitWeight":
+        return FourBitWeight(self, parts, is_fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ class FourBitWeight:
     parts: Mapping[str, torch.Tensor]
     """By suffix: the codes uint8 (any shape), absmax float32 (B,), or uint8 (B,) with nested_absmax float32 and
     nested_quant_map float32 (256,)."""
-    policy: MatmulPolicy = EXACT
+    is_fast: bool = False
     """Whether bitsandbytes' fused product may be used, where it has one."""
 
     @classmethod
-    def quantize(cls, matrix: torch.Tensor, policy: MatmulPolicy = EXACT) -> "FourBitWeight":
+    def quantize(cls, matrix: torch.Tensor, *, is_fast: bool = False) -> "FourBitWeight":
         """Round (O, I) of any float dtype to NF4 with double quantization, as bitsandbytes does; on the CPU."""
         import bitsandbytes.functional as bnb
 
@@ -90,21 +90,13 @@ class FourBitWeight:
         nested, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
         layout = FourBitFormat((matrix.shape[0], matrix.shape[1]), "nf4", nested_offset=offset.item())
         parts = {"": codes, ".absmax": nested, ".nested_absmax": state.absmax, ".nested_quant_map": state.code}
-        return cls(layout, parts, policy)
+        return cls(layout, parts, is_fast)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self.parts.values())
-
-    def to(self, device: torch.device) -> "FourBitWeight":
-        """Return the same weight on `device`; itself if it is there."""
-        return replace(self, parts={suffix: part.to(device) for suffix, part in self.parts.items()})
-
-    def copy_to(self, device: torch.device) -> "FourBitWeight":
-        return replace(self, parts={suffix: part.to(device, copy=True) for suffix, part in self.parts.items()})
+    def to(self, device: torch.device, *, copy: bool = False) -> "FourBitWeight":
+        return replace(self, parts={suffix: part.to(device, copy=copy) for suffix, part in self.parts.items()})
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        if self.policy.is_fast and has_kernel("gemm_4bit", inputs.device.type):
+        if self.is_fast and has_kernel("gemm_4bit", inputs.device.type):
             return self._fused_product(inputs, bias)
         absmax = self._wide_absmax()
         num_outputs, num_columns = self.format.shape
@@ -152,18 +144,16 @@ class FourBitWeight:
 
     def _fused_product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         parts, shape = self.parts, self.format
-        nested: dict[str, torch.Tensor] = {}
+        scales, nested = parts[".absmax"], {}
         if shape.nested_offset is not None:
-            offset = scalar_on(shape.nested_offset, inputs.device)
             nested = {
-                "absmax_8bit": parts[".absmax"],
+                "absmax_8bit": scales,
                 "absmax_code": parts[".nested_quant_map"],
-                "absmax_offset": offset,
+                "absmax_offset": scalar_on(shape.nested_offset, inputs.device),
             }
-        scales = parts[".nested_absmax"] if shape.is_nested else parts[".absmax"]
-        codes = parts[""].view(-1, 1)
+            scales = parts[".nested_absmax"]
         product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
-            inputs, codes, shape.shape, scales, shape.block_size, shape.quant_type, bias=bias, **nested
+            inputs, parts[""].view(-1, 1), shape.shape, scales, shape.block_size, shape.quant_type, bias=bias, **nested
         )
         return product
 

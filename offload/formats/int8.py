@@ -12,15 +12,14 @@ than bfloat16, and each row has its own scale, which outliers of other rows do n
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import (
-    EXACT,
-    MatmulPolicy,
+    MEASURED_SIDE,
     UpcastScratch,
     draft_seconds,
     from_columns,
@@ -42,15 +41,10 @@ PACKED_BYTES_PER_ROW = 12
 class Int8RowsFormat:
     """A matrix stored as int8 rows."""
 
-    shape: tuple[int, int]
-    """(O, I)."""
+    part_suffixes: tuple[str, ...] = ("", ".SCB")
 
-    @property
-    def part_suffixes(self) -> tuple[str, ...]:
-        return ("", ".SCB")
-
-    def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> "Int8RowsWeight":
-        return Int8RowsWeight(parts[""], parts[".SCB"], policy)
+    def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> "Int8RowsWeight":
+        return Int8RowsWeight(parts[""], parts[".SCB"], is_fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +55,11 @@ class Int8RowsWeight:
     """(O, I) int8."""
     absmax: torch.Tensor
     """(O,) float32."""
-    policy: MatmulPolicy = EXACT
+    is_fast: bool = False
     """Whether activations may be rounded to bfloat16 where a kernel of the device is then faster."""
 
     @classmethod
-    def quantize(cls, matrix: torch.Tensor, policy: MatmulPolicy = EXACT) -> "Int8RowsWeight":
+    def quantize(cls, matrix: torch.Tensor, *, is_fast: bool = False) -> "Int8RowsWeight":
         """Round (O, I) of any float dtype to the nearest of 255 levels per row, as bitsandbytes does.
 
         Works in chunks and keeps the rows in memory of their own: whole float32 matrices from the heap left holes
@@ -80,34 +74,18 @@ class Int8RowsWeight:
             largest = wide.abs().amax(dim=1)
             absmax[start : start + step] = largest
             rows[start : start + step] = wide.mul_((LEVELS / largest.clamp_min(1e-36))[:, None]).round_()
-        return cls(rows, absmax, policy)
+        return cls(rows, absmax, is_fast)
 
-    @property
-    def num_bytes(self) -> int:
-        return self.rows.numel() + 4 * self.absmax.numel()
-
-    def to(self, device: torch.device) -> "Int8RowsWeight":
-        """Return the same weight on `device`; itself if it is there."""
-        return replace(self, rows=self.rows.to(device), absmax=self.absmax.to(device))
-
-    def copy_to(self, device: torch.device) -> "Int8RowsWeight":
-        return replace(self, rows=self.rows.to(device, copy=True), absmax=self.absmax.to(device, copy=True))
+    def to(self, device: torch.device, *, copy: bool = False) -> "Int8RowsWeight":
+        return replace(self, rows=self.rows.to(device, copy=copy), absmax=self.absmax.to(device, copy=copy))
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         scales = self.absmax / LEVELS
-        if self.policy.is_fast and num_rows(inputs) <= measure_bfloat16_max_rows(inputs.device, inputs.dtype):
+        if self.is_fast and num_rows(inputs) <= measure_bfloat16_max_rows(inputs.device, inputs.dtype):
             product = _bfloat16_product(inputs, self.rows, scales)
         else:
-            product = from_columns(self._wide_product(inputs, scales, scratch), inputs)
+            product = from_columns(scratch.multiply_widened(inputs, self.rows).mul_(scales[:, None]), inputs)
         return product if bias is None else product.add_(bias)
-
-    def _wide_product(self, inputs: torch.Tensor, scales: torch.Tensor, scratch: UpcastScratch) -> torch.Tensor:
-        rows = self.rows
-
-        def widen(start: int, stop: int) -> torch.Tensor:
-            return scratch.view(stop - start, rows.shape[1]).copy_(rows[start:stop])
-
-        return scratch.multiply(inputs, rows.shape[0], widen).mul_(scales[:, None])  # (O, T)
 
 
 def _bfloat16_product(inputs: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -118,22 +96,16 @@ def _bfloat16_product(inputs: torch.Tensor, rows: torch.Tensor, scales: torch.Te
 
 
 @cache
-def measure_bfloat16_max_rows(device: torch.device, compute: torch.dtype, *, side: int = 1024) -> int:
+def measure_bfloat16_max_rows(device: torch.device, compute: torch.dtype) -> int:
     """Return the most rows for which the bfloat16 kernel beats widening here; 0 where it does not exist.
 
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: widening 2.8 / 4.1 / 6.0 / 5.9 ms, this 0.9 / 2.0 / 3.8 / 6.4 ms.
     """
     if device.type != "cpu":
         return 0
-    weight = Int8RowsWeight(torch.ones(side, side, dtype=torch.int8), torch.ones(side))
-    scratch = UpcastScratch(compute, device)
-    return measure_max_rows(
-        (1, 4, 8, 16, 64),
-        lambda inputs: _bfloat16_product(inputs, weight.rows, weight.absmax),
-        lambda inputs: weight.linear(inputs, None, scratch),
-        num_columns=side,
-        compute=compute,
-    )
+    weight = Int8RowsWeight(torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.int8), torch.ones(MEASURED_SIDE))
+    narrow = partial(_bfloat16_product, rows=weight.rows, scales=weight.absmax)
+    return measure_max_rows((1, 4, 8, 16, 64), narrow, weight, compute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +132,7 @@ class PackedInt8Weight:
         packed = torch.ops.quantized.linear_prepack(rows, None)
         return cls(packed, (weight.rows.shape[0], weight.rows.shape[1]))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the packed form, without padding to the kernels' blocks."""
-        return self.shape[0] * (self.shape[1] + PACKED_BYTES_PER_ROW)
-
-    def copy_to(self, device: torch.device) -> "PackedInt8Weight":
+    def to(self, device: torch.device, *, copy: bool = False) -> "PackedInt8Weight":
         """Return the weight itself: nothing changes a packed matrix, and it cannot leave the CPU."""
         assert device.type == "cpu"
         return self
@@ -187,20 +154,20 @@ class PackedInt8Weight:
 
 
 @cache
-def measure_is_packed_faster(compute: torch.dtype, *, side: int = 1024) -> bool:
+def measure_is_packed_faster(compute: torch.dtype) -> bool:
     """Return whether these kernels exist, multiply rightly, and beat the others over the widths of a draft's levels.
 
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: bfloat16 activations 0.9 / 2.0 / 3.8 / 6.4 ms, these 0.4 / 0.9 /
     1.8 / 3 ms.
     """
-    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
-    weight, cpu = Int8RowsWeight.quantize(matrix, MatmulPolicy(is_fast=True)), torch.device("cpu")
+    matrix = torch.randn(MEASURED_SIDE, MEASURED_SIDE, generator=torch.Generator().manual_seed(0))
+    weight, cpu = Int8RowsWeight.quantize(matrix, is_fast=True), torch.device("cpu")
     try:
         packed = PackedInt8Weight.pack(weight)
-        inputs = torch.full((2, side), 3.0)  # every digit is the largest: what saturates would show
+        inputs = torch.full((2, MEASURED_SIDE), 3.0)  # every digit is the largest: what saturates would show
         expected = inputs @ (weight.rows * (weight.absmax[:, None] / LEVELS)).t()
         if (packed.linear(inputs, None, UpcastScratch(compute, cpu)) - expected).norm() > 0.01 * expected.norm():
             return False
     except (RuntimeError, AttributeError):  # a build of torch without quantized kernels
         return False
-    return draft_seconds(packed, side, compute, cpu) < draft_seconds(weight, side, compute, cpu)
+    return draft_seconds(packed, compute, cpu) < draft_seconds(weight, compute, cpu)

@@ -65,7 +65,7 @@ def _int8_group(
             raise _wrong(layout, f"has type {layout.dtype} and {layout.num_bytes} bytes", "one U8")
         if _read(layout) != b"\0":
             raise _wrong(layout, f"is {_read(layout)[0]}", "0 (row-major); save the model again with bitsandbytes")
-    return QuantizedGroup(Int8RowsFormat(shape), {"": entry, ".SCB": absmax})
+    return QuantizedGroup(Int8RowsFormat(), {"": entry, ".SCB": absmax})
 
 
 def _four_bit_group(

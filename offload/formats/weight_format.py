@@ -2,7 +2,7 @@
 
 Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or narrower ones made from them) and
 multiplies activations in the compute dtype. Where storage is narrower, the matrix is widened into one reused scratch
-buffer, a single cheap stream of memory, or multiplied in a narrower dtype where a `MatmulPolicy` allows that.
+buffer, a single cheap stream of memory, or multiplied in a narrower dtype where it `is_fast`.
 The quantized formats are modules of their own.
 """
 
@@ -29,6 +29,8 @@ TORCH_DTYPES = {
 _CPU = torch.device("cpu")
 DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
+MEASURED_SIDE = 1024
+"""Rows and columns of the matrices that kernels are compared with."""
 _CHOICE_REPEATS = 12
 """Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
 
@@ -51,10 +53,6 @@ class UpcastScratch:
         self._device = device
         self._buffer = torch.empty(0, dtype=dtype, device=device)
 
-    @property
-    def num_bytes(self) -> int:
-        return self._buffer.numel() * self._buffer.element_size()
-
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
         """Return an uninitialised (num_rows, num_columns) matrix; valid until the next call."""
         num_elements = num_rows * num_columns
@@ -63,13 +61,13 @@ class UpcastScratch:
             self._buffer = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
-    def linear(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """Multiply `inputs` (..., I) by the transpose of `matrix` (O, I), which is widened in chunks: (..., O)."""
+    def multiply_widened(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        """Multiply `matrix` (O, I), which is widened in chunks, by `inputs` (..., I) as columns: (O, T)."""
 
         def widen(start: int, stop: int) -> torch.Tensor:
             return self.view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
 
-        return from_columns(self.multiply(inputs, matrix.shape[0], widen), inputs)
+        return self.multiply(inputs, matrix.shape[0], widen)
 
     def multiply(
         self,
@@ -99,35 +97,11 @@ def from_columns(products: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     return products.t().reshape(*inputs.shape[:-1], products.shape[0])
 
 
-@dataclass(frozen=True, slots=True)
-class MatmulPolicy:
-    """When a product may run in the weight's own, narrower dtype."""
-
-    direct_max_rows: int = 0
-    """Inputs of at most this many rows are rounded to the storage dtype; 0 keeps every product in the compute dtype.
-
-    Rounding makes a token's logits depend on the width of its pass, so a target keeps 0; a draft may be fast.
-    """
-    is_fast: bool = False
-    """Whether a quantized weight may use any kernel of the device, those that round activations included.
-
-    A target keeps False: its matrices are widened to the compute dtype whatever the width of the pass.
-    """
-
-
-EXACT = MatmulPolicy()
-"""Nothing is rounded to a narrower type than the compute dtype."""
-
-
 class StoredWeight(Protocol):
     """A matrix of shape (O, I) in some storage format."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the stored form."""
-
-    def copy_to(self, device: torch.device) -> "StoredWeight":
-        """Return the same weight in memory of its own on `device`."""
+    def to(self, device: torch.device, *, copy: bool = False) -> "StoredWeight":
+        """Return the same weight on `device`, with `copy` in memory of its own even if it is there already."""
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """Multiply `inputs` (..., I) by the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
@@ -137,15 +111,16 @@ class WeightFormat(Protocol):
     """How a quantized matrix lies in a slab: known on the host before any of its bytes are on a device."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(O, I) of the matrix."""
-
-    @property
     def part_suffixes(self) -> tuple[str, ...]:
         """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
 
-    def bind(self, parts: Mapping[str, torch.Tensor], policy: MatmulPolicy) -> StoredWeight:
-        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
+    def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> StoredWeight:
+        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied.
+
+        `is_fast`: whether it may use any kernel of the device that was measured to be faster, those that round
+        activations included. Rounding makes a token's logits depend on the width of its pass, so that a target's
+        matrices are widened to the compute dtype; a draft may be fast.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,22 +129,19 @@ class DenseWeight:
 
     matrix: torch.Tensor
     """(O, I) in the storage dtype; usually a view of a slab."""
-    policy: MatmulPolicy = EXACT
+    is_fast: bool = False
+    """See WeightFormat."""
 
-    @property
-    def num_bytes(self) -> int:
-        return self.matrix.numel() * self.matrix.element_size()
-
-    def copy_to(self, device: torch.device) -> "DenseWeight":
-        return replace(self, matrix=self.matrix.to(device, copy=True))
+    def to(self, device: torch.device, *, copy: bool = False) -> "DenseWeight":
+        return replace(self, matrix=self.matrix.to(device, copy=copy))
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         if self.matrix.dtype == inputs.dtype:
             return F.linear(inputs, self.matrix, bias)
-        if num_rows(inputs) <= self.policy.direct_max_rows:
+        if self.is_fast and num_rows(inputs) <= measure_direct_max_rows(inputs.device, inputs.dtype):
             product = F.linear(inputs.to(self.matrix.dtype), self.matrix).to(inputs.dtype)
-            return product if bias is None else product + bias
-        product = scratch.linear(inputs, self.matrix)
+        else:
+            product = from_columns(scratch.multiply_widened(inputs, self.matrix), inputs)
         return product if bias is None else product.add_(bias)
 
 
@@ -193,51 +165,44 @@ def fastest_seconds(action: Callable[[], object], *, repeats: int = 4, device: t
     return min(seconds)
 
 
-def draft_seconds(weight: StoredWeight, num_columns: int, compute: torch.dtype, device: torch.device) -> float:
-    """Return how long a draft's products with the weight (O, I) take, one of each width."""
+def draft_seconds(weight: StoredWeight, compute: torch.dtype, device: torch.device) -> float:
+    """Return how long a draft's products with a weight (O, MEASURED_SIDE) take, one of each width."""
     scratch = UpcastScratch(compute, device)
-    inputs = (torch.ones(width, num_columns, dtype=compute, device=device) for width in DRAFT_WIDTHS)
+    inputs = (torch.ones(width, MEASURED_SIDE, dtype=compute, device=device) for width in DRAFT_WIDTHS)
     products = (partial(weight.linear, each, None, scratch) for each in inputs)
     return sum(fastest_seconds(product, repeats=_CHOICE_REPEATS, device=device) for product in products)
 
 
 def measure_max_rows(
-    widths: Sequence[int],
-    narrow: Callable[[torch.Tensor], object],
-    wide: Callable[[torch.Tensor], object],
-    *,
-    num_columns: int,
-    compute: torch.dtype,
+    widths: Sequence[int], narrow: Callable[[torch.Tensor], object], weight: StoredWeight, compute: torch.dtype
 ) -> int:
-    """Return the last of the ascending widths up to which `narrow` multiplies so many rows no slower than `wide`.
+    """Return the last of the ascending widths up to which `narrow` multiplies so many rows no slower than the weight.
 
-    Both get ones (width, num_columns) in the compute dtype, on the CPU. 0 if `wide` always wins.
+    Both get ones (width, MEASURED_SIDE) in the compute dtype, on the CPU. 0 if the weight's own product always wins.
     """
-    best = 0
+    best, scratch = 0, UpcastScratch(compute, _CPU)
     for width in widths:
-        inputs = torch.ones(width, num_columns, dtype=compute)
-        if fastest_seconds(partial(narrow, inputs)) > fastest_seconds(partial(wide, inputs)):
+        inputs = torch.ones(width, MEASURED_SIDE, dtype=compute)
+        if fastest_seconds(partial(narrow, inputs)) > fastest_seconds(partial(weight.linear, inputs, None, scratch)):
             break
         best = width
     return best
 
 
 @cache
-def measure_direct_max_rows(storage: torch.dtype, compute: torch.dtype, *, side: int = 1024) -> int:
-    """Return the most rows for which a product in `storage` beats widening to `compute` on this CPU (takes 0.1 s).
+def measure_direct_max_rows(device: torch.device, compute: torch.dtype) -> int:
+    """Return the most rows for which a product in bfloat16 beats widening to `compute` on this CPU (takes 0.1 s).
 
     Processors differ by more than ten times here: with AVX512-BF16 the narrow product wins at every width, without
-    it the wide product wins from 8 to 32 rows on.
+    it the wide product wins from 8 to 32 rows on. 0 on other devices.
     """
-    if storage == compute:
+    if device.type != "cpu" or compute == torch.bfloat16:
         return 0
-    matrix = torch.ones(side, side, dtype=storage)
-    scratch = UpcastScratch(compute, _CPU)
+    matrix = torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.bfloat16)
     best = measure_max_rows(
         (1, 4, 16, 64, 256),
-        lambda inputs: F.linear(inputs.to(storage), matrix).to(compute),
-        lambda inputs: scratch.linear(inputs, matrix),
-        num_columns=side,
-        compute=compute,
+        lambda inputs: F.linear(inputs.to(matrix.dtype), matrix).to(compute),
+        DenseWeight(matrix),
+        compute,
     )
     return 1 << 30 if best == 256 else best

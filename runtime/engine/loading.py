@@ -19,7 +19,6 @@ from transformers import GenerationConfig
 from offload.copying.copy_engine import CopyEngine
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
-from offload.formats.draft_weight import draft_policy
 from offload.layer_placement import PlacedLayers
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
@@ -153,7 +152,7 @@ def _load_drafter(
             for index, layer in enumerate(placed.layers)
             if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
-    compute = ComputePlan(plan.dtype, draft_policy(plan.dtype, plan.device), plan.device)
+    compute = ComputePlan(plan.dtype, is_fast=True, device=plan.device)
     loading = load_draft(
         plan.draft_files, compute, plan.draft_held, reader, others=others, capacity=plan.capacity, shared=shared
     )

@@ -24,7 +24,7 @@ from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.rates import measure_copy_rate, measure_raw_link
 from offload.device import device_memory, device_name, find_driver, identify_device, select_device
 from offload.errors import BudgetError, LinkError
-from offload.formats.draft_weight import HeldFormat, draft_converter, draft_policy
+from offload.formats.draft_weight import HeldFormat, draft_converter
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
@@ -239,16 +239,14 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
         "int8": Int8RowsWeight.quantize(matrix),
         "nf4": FourBitWeight.quantize(matrix),
     }
-    targets = {name: weight.copy_to(device) for name, weight in stored.items()}
+    targets = {name: weight.to(device) for name, weight in stored.items()}
 
     def seconds(weight: StoredWeight, num_rows: int) -> float:
         inputs = torch.ones(num_rows, side, dtype=compute, device=device)
         return fastest_seconds(partial(weight.linear, inputs, None, scratch), repeats=6, device=device)
 
     def held(name: HeldFormat) -> StoredWeight:
-        if name == "stored":
-            return DenseWeight(matrix.to(device), draft_policy(compute, device))
-        return draft_converter(name, compute, device)(DenseWeight(matrix))
+        return draft_converter(name, compute, device)(DenseWeight(matrix, is_fast=True))
 
     narrow = {name: side**2 / seconds(weight, 1) for name, weight in targets.items()}
     flops = 2 * side**2 * WIDE_ROWS / seconds(targets["bfloat16"], WIDE_ROWS)

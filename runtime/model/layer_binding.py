@@ -6,13 +6,13 @@ their rows in the storage dtype and widen only those; everything else (norms, bi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from offload.formats.weight_format import DenseWeight, MatmulPolicy, StoredWeight, UpcastScratch, WeightFormat
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, WeightFormat
 
 HOST_DEVICE = torch.device("cpu")
 Convert = Callable[[StoredWeight], StoredWeight]
@@ -25,8 +25,8 @@ class ComputePlan:
 
     dtype: torch.dtype
     """Type of activations, caches and (widened) weights."""
-    policy: MatmulPolicy = field(default_factory=MatmulPolicy)
-    """When a product may run in the weights' narrower dtype."""
+    is_fast: bool = False
+    """Whether products may round activations where that is faster, as a draft's may."""
     device: torch.device = HOST_DEVICE
 
 
@@ -100,8 +100,9 @@ class ModuleBinder:
     def _stored(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:
         found = self._formats.get(name)
         if found is None:
-            return DenseWeight(tensors[name], self._compute.policy)
-        return found.bind({suffix: tensors[f"{name}{suffix}"] for suffix in found.part_suffixes}, self._compute.policy)
+            return DenseWeight(tensors[name], self._compute.is_fast)
+        parts = {suffix: tensors[f"{name}{suffix}"] for suffix in found.part_suffixes}
+        return found.bind(parts, is_fast=self._compute.is_fast)
 
     def _bind_small(self, name: str, tensor: torch.Tensor) -> None:
         owner_name, _, attribute = name.rpartition(".")

@@ -4,16 +4,13 @@ import bitsandbytes.functional as bnb
 import torch
 
 from offload.formats.four_bit import FourBitFormat, FourBitWeight
-from offload.formats.weight_format import EXACT, MatmulPolicy
 
 
-def four_bit_weight(
-    matrix: torch.Tensor, *, quant_type: str, is_nested: bool, policy: MatmulPolicy = EXACT
-) -> FourBitWeight:
+def four_bit_weight(matrix: torch.Tensor, *, quant_type: str, is_nested: bool, is_fast: bool = False) -> FourBitWeight:
     codes, state = bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
     parts, offset = {"": codes.view(-1), ".absmax": state.absmax}, None
     if is_nested:
         offset = state.offset.item()
         parts |= {".nested_absmax": state.state2.absmax, ".nested_quant_map": state.state2.code}
     shape = (matrix.shape[0], matrix.shape[1])
-    return FourBitWeight(FourBitFormat(shape, quant_type, nested_offset=offset), parts, policy)
+    return FourBitWeight(FourBitFormat(shape, quant_type, nested_offset=offset), parts, is_fast)

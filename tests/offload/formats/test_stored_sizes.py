@@ -23,7 +23,8 @@ def test_nf4_is_what_bitsandbytes_stores(shape, is_double):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_rows_are_what_the_weight_holds(shape):
-    assert int8_rows_bytes(shape) == Int8RowsWeight.quantize(torch.ones(shape)).num_bytes
+    weight = Int8RowsWeight.quantize(torch.ones(shape))
+    assert int8_rows_bytes(shape) == weight.rows.nbytes + weight.absmax.nbytes
 
 
 def test_double_quantization_saves_three_bytes_of_four_per_block():
