@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource
 from offload.errors import BudgetError
+from offload.layer_slabs import read_ahead
 from offload.layer_streamer import ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab, is_out_of_memory
 from offload.pinning.pinned_memory import HostPinner
@@ -133,17 +134,10 @@ class LayerPlacer:
         if any(home.is_on_device for home in homes):
             largest = max(home.layout.slab_bytes for home in homes)
             bounces = [allocate_slab(largest) for _ in range(2)]
-
-        def begin(place: int) -> tuple[PendingCopy, torch.Tensor]:
-            target = bounces[place % 2] if homes[place].is_on_device else homes[place].slab
-            return self._reader.start(DiskSource(homes[place].layout), target), target
-
-        coming = [begin(0)] if homes else []
-        for place, home in enumerate(homes):
-            copy, target = coming.pop()
-            if place + 1 < len(homes):
-                coming.append(begin(place + 1))
-            copy.wait()
-            if target is not home.slab:
-                home.slab.copy_(target[: home.slab.numel()])
+        targets = [bounces[place % 2] if home.is_on_device else home.slab for place, home in enumerate(homes)]
+        layouts = [home.layout for home in homes]
+        reads = read_ahead(self._reader, zip(layouts, targets, strict=True))
+        for home, slab in zip(homes, reads, strict=True):
+            if slab is not home.slab:
+                home.slab.copy_(slab[: home.slab.numel()])
             yield home

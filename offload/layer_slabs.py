@@ -4,14 +4,15 @@ Reads through a CopyEngine, so that with O_DIRECT nothing is left behind in the 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.copy_engine import CopyEngine, DiskSource
+from offload.copying.copy_engine import CopyEngine, DiskSource, PendingCopy
 from offload.formats.weight_format import TORCH_DTYPES
-from offload.memory import allocate_read_slab, allocate_slab
+from offload.memory import allocate_slab
 
 
 def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -32,36 +33,20 @@ def read_slab(layout: LayerLayout, engine: CopyEngine) -> torch.Tensor:
     return slab
 
 
-class LayerSlabs:
-    """The layouts of a model's decoder layers, which turn the slab of a layer into named tensors."""
+def read_ahead(engine: CopyEngine, targets: Iterable[tuple[LayerLayout, torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """Read layouts to their slabs in order, and yield each slab when its bytes are there, the next one on its way.
 
-    def __init__(self, layouts: Sequence[LayerLayout]) -> None:
-        self.layouts = tuple(layouts)
+    A slab may come again at the second place after its own: it is written to once the one between was asked for.
+    """
+    coming: deque[tuple[PendingCopy, torch.Tensor]] = deque()
+    for layout, slab in targets:
+        coming.append((engine.start(DiskSource(layout), slab), slab))
+        if len(coming) == 2:
+            yield _arrived(*coming.popleft())
+    while coming:
+        yield _arrived(*coming.popleft())
 
-    @property
-    def payload_bytes(self) -> tuple[int, ...]:
-        return tuple(layout.payload_bytes for layout in self.layouts)
 
-    def views(self, index: int, slab: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return layer `index`'s tensors as views of its slab; valid as long as the slab is."""
-        return slab_views(self.layouts[index], slab)
-
-    def stream_from_disk(
-        self, engine: CopyEngine, *, indices: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Yield index and tensors of every layer (or of `indices`), in order, read ahead through two slots.
-
-        The tensors are valid until the next.
-        """
-        wanted = range(len(self.layouts)) if indices is None else indices
-        layouts = [self.layouts[index] for index in wanted]
-        largest = max((layout.slab_bytes for layout in layouts), default=0)
-        slots = [allocate_read_slab(largest) for _ in range(min(2, len(layouts)))]
-        pending = [engine.start(DiskSource(layout), slot) for layout, slot in zip(layouts, slots, strict=False)]
-        for place, index in enumerate(wanted):
-            slot = slots[place % 2]
-            pending[place].wait()
-            yield index, self.views(index, slot)
-            following = place + 2
-            if following < len(layouts):
-                pending.append(engine.start(DiskSource(layouts[following]), slot))
+def _arrived(copy: PendingCopy, slab: torch.Tensor) -> torch.Tensor:
+    copy.wait()
+    return slab

@@ -6,81 +6,58 @@ before a byte is written; a hub that does not tell them is left to the download 
 
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from offload.errors import CheckpointError
 from offload.units import format_bytes
 from profiles.errors import quote
 
-DOWNLOADED_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-"""What a model needs."""
-SKIPPED_PATTERNS = ("*/*", "consolidated*")
-"""What repeats it in other formats."""
+_PATTERNS: dict[str, list[str]] = {
+    "allow_patterns": ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+    "ignore_patterns": ["*/*", "consolidated*"],  # the same weights in other formats
+}
 _ASKING_SECONDS = 5.0
 _LOOKING_SECONDS = 0.5
 """Between two looks at what has arrived."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file of a model on the hub."""
-
-    name: str
-    num_bytes: int
-    is_cached: bool
-    """Whether all of it is in the cache already."""
-
-
-class Hub(Protocol):
+class HuggingFaceHub:
     """What is asked of the hub; its errors are huggingface_hub's."""
 
-    def list_files(self, name: str) -> Iterable[HubFile]:
-        """Yield every file of the newest revision of the model `name` that would be downloaded."""
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Return the bytes of the newest revision of the model `name`, and how many of them are still missing here.
 
-    def download(self, name: str) -> Path:
-        """Download what is missing of those files, and return the folder in the cache that holds them."""
-
-    def cache_folder(self) -> Path:
-        """Return where downloads go; it may not exist yet."""
-
-    def partial_bytes(self, name: str) -> int:
-        """Return the bytes of unfinished downloads of the model that the next attempt continues."""
-
-    def stored_bytes(self, name: str) -> int:
-        """Return the bytes of the model in the cache, those of unfinished files included."""
-
-
-class HuggingFaceHub:
-    """The real hub."""
-
-    def list_files(self, name: str) -> Iterable[HubFile]:
+        What an unfinished download left is here, unless the attempt named it for itself, `HASH.NUMBER.incomplete`:
+        such versions begin anew.
+        """
         import huggingface_hub as hub
 
         info = hub.HfApi().model_info(name, files_metadata=True, timeout=_ASKING_SECONDS)
-        names_and_bytes = [(file.rfilename, file.size or 0) for file in info.siblings or ()]
-        for file, num_bytes in hub.utils.filter_repo_objects(names_and_bytes, key=lambda item: item[0], **_patterns()):
-            is_cached = isinstance(hub.try_to_load_from_cache(name, file, revision=info.sha), str)
-            yield HubFile(file, num_bytes, is_cached)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        wanted = list(hub.utils.filter_repo_objects(sizes, **_PATTERNS))
+        is_cached = {
+            file: isinstance(hub.try_to_load_from_cache(name, file, revision=info.sha), str) for file in wanted
+        }
+        partial_bytes = sum(_size(path) for path in self._blobs(name).glob("*.incomplete") if "." not in path.stem)
+        missing_bytes = sum(sizes[file] for file in wanted if not is_cached[file]) - partial_bytes
+        return sum(sizes[file] for file in wanted), max(0, missing_bytes)
 
     def download(self, name: str) -> Path:
+        """Download what is missing of those files, and return the folder in the cache that holds them."""
         import huggingface_hub as hub
 
-        return Path(hub.snapshot_download(name, **_patterns()))
+        return Path(hub.snapshot_download(name, **_PATTERNS))
 
     def cache_folder(self) -> Path:
+        """Return where downloads go; it may not exist yet."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE)
 
-    def partial_bytes(self, name: str) -> int:
-        """Leave out what an attempt named for itself, `HASH.NUMBER.incomplete`: such versions begin anew."""
-        return sum(_size(path) for path in self._blobs(name).glob("*.incomplete") if "." not in path.stem)
-
     def stored_bytes(self, name: str) -> int:
+        """Return the bytes of the model in the cache, those of unfinished files included."""
         return sum(_size(path) for path in self._blobs(name).glob("*"))
 
     def _blobs(self, name: str) -> Path:
@@ -89,9 +66,7 @@ class HuggingFaceHub:
         return self.cache_folder() / str(repo_folder_name(repo_id=name, repo_type="model")) / "blobs"
 
 
-def watch_download(
-    name: str, *, hub: Hub | None = None, free_bytes: Callable[[Path], int | None] | None = None
-) -> Generator[tuple[int, int], None, Path]:
+def watch_download(name: str, *, hub: HuggingFaceHub | None = None) -> Generator[tuple[int, int], None, Path]:
     """Download what is missing of the hub's model `name` ("owner/name"), and return its local folder.
 
     Yields (bytes that are here, bytes in all) meanwhile; nothing if the hub does not tell sizes. Closed before its
@@ -100,7 +75,7 @@ def watch_download(
     Raises CheckpointError if the disk is too small for it, or the hub could not deliver it.
     """
     hub = HuggingFaceHub() if hub is None else hub
-    num_bytes, missing_bytes = _check_disk(name, hub, free_bytes or free_disk_bytes)
+    num_bytes, missing_bytes = _check_disk(name, hub)
     stored_before = hub.stored_bytes(name)
     outcome: Future[Path] = Future()
 
@@ -118,7 +93,7 @@ def watch_download(
     return outcome.result()
 
 
-def _download(name: str, hub: Hub) -> Path:
+def _download(name: str, hub: HuggingFaceHub) -> Path:
     try:
         return hub.download(name)
     except Exception as error:  # the hub, its HTTP client and the file system each raise their own
@@ -135,14 +110,12 @@ def free_disk_bytes(folder: Path) -> int | None:
     return None
 
 
-def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -> tuple[int, int]:
+def _check_disk(name: str, hub: HuggingFaceHub) -> tuple[int, int]:
     """Return (bytes in all, bytes that are missing), zeros if the hub does not tell. Raises CheckpointError."""
     try:
-        files = list(hub.list_files(name))
-        missing_bytes = sum(file.num_bytes for file in files if not file.is_cached)
-        missing_bytes = max(0, missing_bytes - hub.partial_bytes(name))
+        num_bytes, missing_bytes = hub.sizes(name)
         folder = hub.cache_folder()
-        free = free_bytes(folder)
+        free = free_disk_bytes(folder)
     except Exception:  # offline, unknown, or not ours to see: the download says so in its own words
         return 0, 0
     if free is not None and missing_bytes > free:
@@ -150,7 +123,7 @@ def _check_disk(name: str, hub: Hub, free_bytes: Callable[[Path], int | None]) -
             f"the model {name} could not be downloaded: it needs {format_bytes(missing_bytes)} more and "
             f"{format_bytes(free)} are free in {folder}; free some, or set HF_HOME to a folder on a larger disk"
         )
-    return sum(file.num_bytes for file in files), missing_bytes
+    return num_bytes, missing_bytes
 
 
 def _size(path: Path) -> int:
@@ -158,10 +131,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:  # it has just been renamed
         return 0
-
-
-def _patterns() -> dict[str, list[str]]:
-    return {"allow_patterns": list(DOWNLOADED_PATTERNS), "ignore_patterns": list(SKIPPED_PATTERNS)}
 
 
 def _reason(error: Exception) -> str:

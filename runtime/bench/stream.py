@@ -125,7 +125,7 @@ def check_streaming(opened: OpenSession) -> None:
 
 def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:
     """Return the layouts of the layers that cross the link in every pass."""
-    layouts = opened.plan.target.slabs.layouts
+    layouts = opened.plan.target.layouts
     pairs = zip(layouts, opened.streamer.layers, strict=True)
     return [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
 

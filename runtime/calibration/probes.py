@@ -104,7 +104,7 @@ class SessionProbes:
 
     def time_disk(self, num_bytes: int) -> float | None:
         """Go on in the largest file where the read before ended, with the session's own reader."""
-        files = {piece.file for layout in self._opened.plan.target.slabs.layouts for piece in layout.ranges}
+        files = {piece.file for layout in self._opened.plan.target.layouts for piece in layout.ranges}
         largest = max(files, key=lambda file: file.stat().st_size)
         size = largest.stat().st_size // PAGE_BYTES * PAGE_BYTES
         if num_bytes > size:

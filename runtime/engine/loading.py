@@ -20,6 +20,7 @@ from offload.copying.copy_engine import CopyEngine
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_placement import PlacedLayers
+from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import explained_shortage
 from offload.residency_plan import Tier
@@ -127,11 +128,11 @@ class _Reading:
 
 
 def _bytes_to_read(plan: LoadPlan) -> int:
-    payloads = plan.target.slabs.payload_bytes
+    payloads = plan.target.payload_bytes
     total = plan.target.other_layout.payload_bytes
     total += sum(size for size, tier in zip(payloads, plan.residency.tiers, strict=True) if tier is not Tier.DISK)
     if plan.draft is not None:
-        total += plan.draft.other_layout.payload_bytes + sum(plan.draft.slabs.payload_bytes)
+        total += plan.draft.other_layout.payload_bytes + sum(plan.draft.payload_bytes)
     elif not plan.config.is_plain:
         shared = plan.residency.resident_layers if plan.config.share_layers else ()
         total += sum(size for index, size in enumerate(payloads) if index not in shared)
@@ -148,7 +149,7 @@ def _load_drafter(
         yield reading.add("draft", plan.draft.other_layout.payload_bytes)
     else:
         shared = {
-            index: plan.target.slabs.views(index, layer.slab)
+            index: slab_views(plan.target.layouts[index], layer.slab)
             for index, layer in enumerate(placed.layers)
             if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
@@ -166,7 +167,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
     has_substitute = plan.draft is None and not config.is_plain
     stream = stream_shape(
         placed.tiers,
-        plan.target.slabs.payload_bytes,
+        plan.target.payload_bytes,
         num_slots=config.ring_slots,
         num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
     )

@@ -68,7 +68,7 @@ class StreamPath:
             is_pinned=lambda index: index not in self._pageable,
         )
         with explained_shortage("the layers on their way to the device"):
-            placed = yield from placer.place(plan.target.slabs.layouts, plan.residency)
+            placed = yield from placer.place(plan.target.layouts, plan.residency)
         self._pinner.finish()
         return placed
 

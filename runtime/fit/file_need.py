@@ -32,7 +32,7 @@ def need_of_files(
     """Return what a session needs; without a separate `draft` the config says whether there is a substitute or none."""
     logits_bytes = target.workspace_bytes(0, compute_dtype)
     return MemoryNeed(
-        formats=layer_formats(target.slabs.layouts),
+        formats=layer_formats(target.layouts),
         others_bytes=target.other_layout.slab_bytes,
         draft=_draft_need(config, target, draft, dtype=compute_dtype, device=device),
         cache_bytes_per_token=target.cache_bytes_per_token(compute_dtype),

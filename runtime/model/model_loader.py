@@ -7,6 +7,7 @@ anything is read. Embeddings, final norm and head are always resident, in their 
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +20,9 @@ from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch, WeightFormat
-from offload.layer_slabs import LayerSlabs, read_slab, slab_views
+from offload.layer_slabs import read_ahead, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
+from offload.memory import allocate_read_slab
 from runtime.config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.layer_binding import (
@@ -45,7 +47,7 @@ class ModelFiles:
     checkpoint: Checkpoint
     config: Any
     """transformers' configuration."""
-    slabs: LayerSlabs
+    layouts: tuple[LayerLayout, ...]
     """Where each decoder layer's bytes are."""
     other_layout: LayerLayout
     """Everything that is not a decoder layer, as one slab."""
@@ -59,7 +61,7 @@ class ModelFiles:
         """Check the folder and its architecture. Raises CheckpointError."""
         checkpoint = Checkpoint.open(folder)
         parts = open_decoder(checkpoint, dtype=torch.float32)
-        slabs = LayerSlabs([layout_layer(tensors) for tensors in parts.layer_tensors])
+        layouts = tuple(map(layout_layer, parts.layer_tensors))
         others = layout_layer(parts.other_tensors)
         linears = tuple(
             {
@@ -69,7 +71,12 @@ class ModelFiles:
             }
             for layer in parts.layers
         )
-        return cls(checkpoint, parts.model.config, slabs, others, parts.layer_formats, linears)
+        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears)
+
+    @property
+    def payload_bytes(self) -> tuple[int, ...]:
+        """Bytes of the weights of each decoder layer."""
+        return tuple(layout.payload_bytes for layout in self.layouts)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -97,13 +104,13 @@ class ModelFiles:
     def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
         """Return the bytes of each decoder layer in a draft of this format; norms and biases count in float32."""
         if held == "stored":
-            return tuple(layout.slab_bytes for layout in self.slabs.layouts)
+            return tuple(layout.slab_bytes for layout in self.layouts)
         return tuple(
             sum(
                 held_bytes(linears[tensor.name], held) if tensor.name in linears else 4 * math.prod(tensor.shape)
                 for tensor in layout.tensors
             )
-            for layout, linears in zip(self.slabs.layouts, self.linears, strict=True)
+            for layout, linears in zip(self.layouts, self.linears, strict=True)
         )
 
     def draft_head_bytes(self, held: HeldFormat, device: torch.device = HOST_DEVICE) -> int:
@@ -116,7 +123,7 @@ class ModelFiles:
         config = self.config
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * len(self.slabs.layouts) * num_heads * head_dim * compute_dtype.itemsize)
+        return int(2 * len(self.layouts) * num_heads * head_dim * compute_dtype.itemsize)
 
     def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
         """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
@@ -144,7 +151,7 @@ def open_streamed(
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
     parts = _open_parts(files, compute, others)
-    return StreamedModel(parts, compute, capacity=capacity, slabs=files.slabs, streamer=streamer)
+    return StreamedModel(parts, compute, capacity=capacity, layouts=files.layouts, streamer=streamer)
 
 
 def load_draft(
@@ -164,23 +171,26 @@ def load_draft(
     target. Without `shared` the head is the draft's own, and held in int8 too.
     """
     parts = _open_parts(files, compute, others)
-    layouts, bound = files.slabs.layouts, shared or {}
+    bound = shared or {}
 
     def binder(index: int, convert: Convert | None = None) -> ModuleBinder:
         return ModuleBinder(parts.layers[index], compute, formats=parts.layer_formats[index], convert=convert)
 
     for index, tensors in bound.items():
         binder(index).bind(tensors)
-    own = [index for index in range(len(layouts)) if index not in bound]
+    own = {index: layout for index, layout in enumerate(files.layouts) if index not in bound}
     if held == "stored" and not files.is_quantized:
-        for index in own:
-            binder(index).bind(slab_views(layouts[index], read_slab(layouts[index], engine).to(compute.device)))
-            yield layouts[index].payload_bytes
+        for index, layout in own.items():
+            binder(index).bind(slab_views(layout, read_slab(layout, engine).to(compute.device)))
+            yield layout.payload_bytes
         return StreamedModel(parts, compute, capacity=capacity)
     convert = draft_converter(held, compute.dtype, compute.device)
-    for index, tensors in files.slabs.stream_from_disk(engine, indices=own):
-        binder(index, convert).bind(tensors)
-        yield layouts[index].payload_bytes
+    largest = max((layout.slab_bytes for layout in own.values()), default=0)
+    slabs = cycle([allocate_read_slab(largest) for _ in range(min(2, len(own)))])
+    reads = read_ahead(engine, zip(own.values(), slabs, strict=False))
+    for (index, layout), slab in zip(own.items(), reads, strict=True):
+        binder(index, convert).bind(slab_views(layout, slab))
+        yield layout.payload_bytes
     head = parts.model.get_output_embeddings()
     if shared is None and held == "int8" and isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
         # A draft of half a billion parameters spends a third of its step in a bfloat16 head. Where the int8 kernel is

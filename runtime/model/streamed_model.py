@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from offload.checkpoint.layer_layout import LayerLayout
 from offload.errors import PassCancelledError
-from offload.layer_slabs import LayerSlabs
+from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
@@ -66,10 +67,10 @@ class StreamedModel:
         compute: ComputePlan,
         *,
         capacity: int,
-        slabs: LayerSlabs | None = None,
+        layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
     ) -> None:
-        """Everything of `parts` is bound, but with `streamer` the layers: each visit binds what `slabs` sees in a slot.
+        """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
         `capacity`: tokens that the cache holds at most.
         """
@@ -92,8 +93,7 @@ class StreamedModel:
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
             if streamer is not None:
-                assert slabs is not None
-                self._stream(layer, index, slabs)
+                self._stream(layer, index, layouts[index])
 
     def _choose_mask(self, layer: nn.Module, window: int | None) -> None:
         place = list(inspect.signature(layer.forward).parameters).index("attention_mask")
@@ -107,12 +107,12 @@ class StreamedModel:
 
         layer.register_forward_pre_hook(set_mask, with_kwargs=True)
 
-    def _stream(self, layer: nn.Module, index: int, slabs: LayerSlabs) -> None:
+    def _stream(self, layer: nn.Module, index: int, layout: LayerLayout) -> None:
         binder = ModuleBinder(layer, self._compute, formats=self.parts.layer_formats[index])
 
         def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert self._streamer is not None
-            binder.bind(slabs.views(index, self._streamer.acquire(index)))
+            binder.bind(slab_views(layout, self._streamer.acquire(index)))
 
         def release(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             assert self._streamer is not None

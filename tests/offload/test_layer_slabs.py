@@ -1,3 +1,4 @@
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -5,15 +6,16 @@ import torch
 from safetensors.torch import save_file
 
 from offload.checkpoint.checkpoint import Checkpoint
-from offload.checkpoint.layer_layout import layout_layer
+from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.host_engine import HostCopyEngine
-from offload.layer_slabs import LayerSlabs, read_slab, slab_views
+from offload.layer_slabs import read_ahead, read_slab, slab_views
+from offload.memory import allocate_slab
 
 Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[list[Tensors], LayerSlabs]:
+def stored(tmp_path: Path) -> tuple[list[Tensors], list[LayerLayout]]:
     """Three layers of three dtypes in one file, and where they are."""
     torch.manual_seed(0)
     layers = [
@@ -24,7 +26,7 @@ def stored(tmp_path: Path) -> tuple[list[Tensors], LayerSlabs]:
     (tmp_path / "config.json").write_text("{}")
     tensors = Checkpoint.open(tmp_path).tensors
     layouts = [layout_layer({name: tensors[f"layers.{i}.{name}"] for name in layers[0]}) for i in range(3)]
-    return layers, LayerSlabs(layouts)
+    return layers, layouts
 
 
 def assert_same(views: Tensors, layer: Tensors) -> None:
@@ -34,31 +36,27 @@ def assert_same(views: Tensors, layer: Tensors) -> None:
         assert torch.equal(views[name], tensor)
 
 
-def test_views_of_a_slab_are_the_files_tensors(stored: tuple[list[Tensors], LayerSlabs]) -> None:
-    layers, slabs = stored
+def test_views_of_a_slab_are_the_files_tensors(stored: tuple[list[Tensors], list[LayerLayout]]) -> None:
+    layers, layouts = stored
     with HostCopyEngine() as engine:
-        slab = read_slab(slabs.layouts[1], engine)
-    views = slab_views(slabs.layouts[1], slab)
+        slab = read_slab(layouts[1], engine)
+    views = slab_views(layouts[1], slab)
     assert_same(views, layers[1])
     assert all(view.untyped_storage().data_ptr() == slab.untyped_storage().data_ptr() for view in views.values())
 
 
-def test_one_read_of_the_file_visits_every_layer_in_order(stored: tuple[list[Tensors], LayerSlabs]) -> None:
-    layers, slabs = stored
-    with HostCopyEngine() as engine:
-        for (index, views), expected in zip(slabs.stream_from_disk(engine), range(3), strict=True):
-            assert index == expected
-            assert_same(views, layers[index])
-        assert engine.bytes_copied == sum(slabs.payload_bytes)
-
-
-@pytest.mark.parametrize("indices", [[], [1], [2, 0], [0, 1, 2]])
-def test_only_the_layers_asked_for_are_read(stored: tuple[list[Tensors], LayerSlabs], indices: list[int]) -> None:
-    layers, slabs = stored
+@pytest.mark.parametrize("indices", [[], [1], [2, 0], [0, 1, 2], [2, 1, 0, 1, 2]])
+def test_layers_come_in_the_order_they_are_asked_for_through_two_slabs(
+    stored: tuple[list[Tensors], list[LayerLayout]], indices: list[int]
+) -> None:
+    layers, layouts = stored
+    slabs = [allocate_slab(max(layout.slab_bytes for layout in layouts)) for _ in range(2)]
+    wanted = [layouts[index] for index in indices]
     with HostCopyEngine() as engine:
         visited = []
-        for index, views in slabs.stream_from_disk(engine, indices=indices):
-            assert_same(views, layers[index])
+        reads = read_ahead(engine, zip(wanted, cycle(slabs), strict=False))
+        for index, layout, slab in zip(indices, wanted, reads, strict=True):
+            assert_same(slab_views(layout, slab), layers[index])
             visited.append(index)
         assert visited == indices
-        assert engine.bytes_copied == sum(slabs.payload_bytes[index] for index in indices)
+        assert engine.bytes_copied == sum(layout.payload_bytes for layout in wanted)

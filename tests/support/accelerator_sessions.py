@@ -54,7 +54,7 @@ def wide_folder() -> Path:
 
 @functools.cache
 def layer_bytes(folder: Path) -> int:
-    return max(layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts)
+    return max(layout.slab_bytes for layout in ModelFiles.open(folder).layouts)
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def open_tiny(
     budget = None
     if num_residents is not None:
         fixed_bytes = LoadPlan.build(EngineConfig(target=str(target), **options)).placement.fixed_bytes
-        slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).slabs.layouts)
+        slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).layouts)
         budget = fixed_bytes + (int(options.get("ring_slots", 2)) + num_residents) * slab_bytes
     config = EngineConfig(target=str(target), device_memory_bytes=budget, **options)
     with open_session(config) as opened:

@@ -31,7 +31,7 @@ def config_of(folder: Path, **settings: Any) -> EngineConfig:
 def mixed_config(folder: Path) -> EngineConfig:
     """One layer resident, two in host memory, one on disk."""
     config = config_of(folder, link="1GB/s", device_memory_bytes=0, host_memory_bytes=100_000)
-    slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts)
+    slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(folder).layouts)
     fixed_bytes = LoadPlan.build(config).placement.fixed_bytes
     return config_of(folder, link="1GB/s", device_memory_bytes=fixed_bytes + 3 * slab_bytes, host_memory_bytes=100_000)
 

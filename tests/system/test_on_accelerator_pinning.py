@@ -125,7 +125,7 @@ def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
     """Layers differ in size where some are quantized; stages are as large as the largest layer on disk."""
     skipped = [f"model.layers.{index}" for index in (1, 3)]
     folder = save_quantized_folder(scratch() / "unequal", "nf4", sizes={}, llm_int8_skip_modules=[*skipped, "lm_head"])
-    sizes = [layout.slab_bytes for layout in ModelFiles.open(folder).slabs.layouts]
+    sizes = [layout.slab_bytes for layout in ModelFiles.open(folder).layouts]
     assert len(set(sizes)) > 1
     tiers = tuple(Tier.HOST if size == max(sizes) else Tier.DISK for size in sizes)
     with (

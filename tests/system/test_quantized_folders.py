@@ -42,9 +42,9 @@ def test_greedy_text_is_the_same_with_a_tree_as_without(folder: Path) -> None:
 
 def test_a_quantized_layer_is_a_smaller_slab_of_the_files_bytes(folder: Path) -> None:
     quantized, dense = ModelFiles.open(folder), ModelFiles.open(folder.parent / "dense")
-    assert max(quantized.slabs.payload_bytes) < 0.75 * min(dense.slabs.payload_bytes)
+    assert max(quantized.payload_bytes) < 0.75 * min(dense.payload_bytes)
     assert all(formats.keys() >= {"mlp.down_proj.weight", "self_attn.q_proj.weight"} for formats in quantized.formats)
-    assert all(layout.is_phase_aligned for layout in quantized.slabs.layouts)
+    assert all(layout.is_phase_aligned for layout in quantized.layouts)
 
 
 @pytest.mark.parametrize("name", ["nf4 nested", "int8"])

@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import huggingface_hub
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from offload.checkpoint import hub_download
-from offload.checkpoint.hub_download import HubFile, HuggingFaceHub, free_disk_bytes, watch_download
+from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes, watch_download
 from offload.errors import CheckpointError
 from profiles.steps import finish
 from tests.support.generator_ends import drained
@@ -20,21 +21,21 @@ CACHE = Path("/cache/hub")
 
 
 @dataclass
-class FakeHub:
+class FakeHub(HuggingFaceHub):
     """A hub with one model."""
 
-    files: list[HubFile] = field(default_factory=lambda: [HubFile("a", 90, False), HubFile("b", 10, False)])
+    num_bytes: int = 100
+    missing: int = 100
     listing_error: Exception | None = None
     download_error: Exception | None = None
-    partial: int = 0
     downloaded: list[str] = field(default_factory=list)
     stored: list[int] = field(default_factory=lambda: [0])
     is_looked_at: threading.Event = field(default_factory=threading.Event)
 
-    def list_files(self, name):
+    def sizes(self, name):
         if self.listing_error is not None:
             raise self.listing_error
-        return iter(self.files)
+        return self.num_bytes, self.missing
 
     def download(self, name):
         if self.download_error is not None:
@@ -44,9 +45,6 @@ class FakeHub:
 
     def cache_folder(self):
         return CACHE
-
-    def partial_bytes(self, name):
-        return self.partial
 
     def stored_bytes(self, name):
         if len(self.stored) == 1:
@@ -62,8 +60,9 @@ class SlowHub(FakeHub):
         return super().download(name)
 
 
-def download(hub, *, free):
-    return finish(watch_download("owner/name", hub=hub, free_bytes=lambda folder: free if folder == CACHE else None))
+def download(hub, *, free, cache=CACHE):
+    with mock.patch.object(hub_download, "free_disk_bytes", lambda folder: free if folder == cache else None):
+        return finish(watch_download("owner/name", hub=hub))
 
 
 def test_a_model_that_fits_exactly_is_downloaded():
@@ -73,7 +72,7 @@ def test_a_model_that_fits_exactly_is_downloaded():
 
 
 def test_a_disk_one_byte_too_small_is_refused_before_anything_is_written():
-    hub = FakeHub([HubFile("a", 141 * 10**9, False)])
+    hub = FakeHub(141 * 10**9, 141 * 10**9)
     with pytest.raises(CheckpointError) as caught:
         download(hub, free=87 * 10**9)
     assert str(caught.value) == (
@@ -86,10 +85,9 @@ def test_a_disk_one_byte_too_small_is_refused_before_anything_is_written():
 
 
 def test_what_is_in_the_cache_already_needs_no_room():
-    assert download(FakeHub([HubFile("a", 90, True), HubFile("b", 10, False)]), free=10)
-    assert download(FakeHub(partial=90), free=10)
+    assert download(FakeHub(missing=10), free=10)
     with pytest.raises(CheckpointError, match="needs 11 B more"):
-        download(FakeHub(partial=89), free=10)
+        download(FakeHub(missing=11), free=10)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), hub_errors.OfflineModeIsEnabled("x"), ValueError("x")])
@@ -157,15 +155,15 @@ def test_the_real_hub_counts_and_downloads_the_same_files(monkeypatch, tmp_path)
     (blobs / "0b.12ab.incomplete").write_bytes(b"begun anew by the next attempt")
     (blobs / "0c").write_bytes(b"whole")
     hub = HuggingFaceHub()
-    assert list(hub.list_files("owner/name")) == [HubFile(name, len(name), name == "config.json") for name in wanted]
-    assert hub.partial_bytes("owner/name") == 5 and hub.partial_bytes("owner/other") == 0
+    missing = sum(map(len, wanted)) - len("config.json") - 5
+    assert hub.sizes("owner/name") == (sum(map(len, wanted)), missing)
+    assert hub.sizes("owner/other") == (sum(map(len, wanted)), sum(map(len, wanted)))
     assert hub.stored_bytes("owner/name") == 40 and hub.stored_bytes("owner/other") == 0
     assert hub.download("owner/name") == tmp_path
     assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *unwanted], **asked)) == wanted
-    missing = sum(map(len, wanted)) - len("config.json") - 5
-    assert finish(watch_download("owner/name", free_bytes=lambda _: missing)) == tmp_path
+    assert download(None, free=missing, cache=tmp_path) == tmp_path
     with pytest.raises(CheckpointError, match=f"needs {missing} B more"):
-        finish(watch_download("owner/name", free_bytes=lambda _: missing - 1))
+        download(None, free=missing - 1, cache=tmp_path)
 
 
 def watched(hub):
@@ -175,14 +173,14 @@ def watched(hub):
 def test_a_download_can_be_watched(monkeypatch):
     """100 bytes, 30 of them here before; what another attempt left in the cache is no progress of this one."""
     monkeypatch.setattr(hub_download, "_LOOKING_SECONDS", 0.001)
-    hub = SlowHub([HubFile("a", 30, True), HubFile("b", 70, False)], stored=[500, 500, 520, 900])
+    hub = SlowHub(missing=70, stored=[500, 500, 520, 900])
     shown, folder = watched(hub)
     assert folder == CACHE / "owner/name"
     assert shown[:3] == [(30, 100), (50, 100), (100, 100)] and set(shown[3:]) <= {(100, 100)}
 
 
 def test_what_is_here_or_of_unknown_size_is_not_shown_as_progress():
-    assert watched(FakeHub([HubFile("a", 30, True)])) == ([], CACHE / "owner/name")
+    assert watched(FakeHub(missing=0)) == ([], CACHE / "owner/name")
     assert watched(FakeHub(listing_error=ValueError("x"))) == ([], CACHE / "owner/name")
 
 

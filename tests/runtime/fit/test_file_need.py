@@ -56,7 +56,7 @@ def test_the_fixed_memory_is_what_a_session_plans(folder, qwen, draft):
 
 def test_only_matrices_are_quantized(qwen):
     """qwen2 has biases beside its norms; both stay as they are stored."""
-    layouts = ModelFiles.open(qwen).slabs.layouts
+    layouts = ModelFiles.open(qwen).layouts
     stored, int8, nf4 = layer_formats(layouts)
     assert (stored.name, int8.name, nf4.name) == ("bfloat16", "int8", "nf4")
     assert stored.layer_bytes == tuple(layout.slab_bytes for layout in layouts)
@@ -74,9 +74,9 @@ def test_only_matrices_are_quantized(qwen):
 def test_a_format_that_is_not_smaller_is_no_choice(folder, tmp_path):
     """The tables of tiny NF4 matrices outweigh what their bits save; nothing is proposed that would not help."""
     small = save_tiny_model("llama", tmp_path, dtype=torch.bfloat16, hidden_size=8, intermediate_size=8, head_dim=2)
-    names = [layers.name for layers in layer_formats(ModelFiles.open(small).slabs.layouts)]
+    names = [layers.name for layers in layer_formats(ModelFiles.open(small).layouts)]
     assert names[0] == "bfloat16" and "nf4" not in names
-    assert next(layers.name for layers in layer_formats(ModelFiles.open(folder).slabs.layouts)) == "float32"
+    assert next(layers.name for layers in layer_formats(ModelFiles.open(folder).layouts)) == "float32"
 
 
 def test_a_shape_needs_what_the_folder_of_that_shape_needs(folder):

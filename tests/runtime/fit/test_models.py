@@ -48,13 +48,11 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
     folder = save_tiny_model(family, tmp_path)
     found = shape_of_folder(folder)
     files = ModelFiles.open(folder)
-    matrices = sum(
-        tensor.shape[0] * tensor.shape[1] for tensor in files.slabs.layouts[0].tensors if len(tensor.shape) == 2
-    )
+    matrices = sum(tensor.shape[0] * tensor.shape[1] for tensor in files.layouts[0].tensors if len(tensor.shape) == 2)
     assert found.folder == folder
     assert found.num_layer_parameters == matrices
-    assert found.num_layers == len(files.slabs.layouts)
-    of_files = layer_formats(files.slabs.layouts)[0]
+    assert found.num_layers == len(files.layouts)
+    of_files = layer_formats(files.layouts)[0]
     assert found.formats[0].name == of_files.name
     assert abs(found.formats[0].total_bytes - of_files.total_bytes) <= 4096 * found.num_layers
 

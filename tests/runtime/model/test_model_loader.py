@@ -47,7 +47,7 @@ def test_a_quantized_model_is_close_to_the_resident_one_and_not_equal(
 def test_shared_layers_are_bound_as_they_are_and_not_read(files: ModelFiles) -> None:
     """The substitute uses the target's resident layers: with all of them it is the target."""
     with HostCopyEngine() as engine:
-        views = {i: slab_views(layout, read_slab(layout, engine)) for i, layout in enumerate(files.slabs.layouts)}
+        views = {i: slab_views(layout, read_slab(layout, engine)) for i, layout in enumerate(files.layouts)}
     exact, some = logits_of(files), {i: views[i] for i in (0, 2)}
     assert torch.equal(logits_of(files, "int8", shared=views), exact)
     errors = [(logits_of(files, "nf4", shared=shared) - exact).norm() for shared in (views, some, {})]
@@ -74,11 +74,11 @@ def test_the_held_format_follows_the_files_the_wish_and_the_measurement(
     assert files.held_format("stored", *compute, is_substitute=True) == "int8"
     quantized = ModelFiles.open(save_quantized_folder(tmp_path / "q", "nf4"))
     assert quantized.held_format("int8", *compute, is_substitute=True) == "stored"
-    assert quantized.draft_layer_bytes("stored") == tuple(layout.slab_bytes for layout in quantized.slabs.layouts)
+    assert quantized.draft_layer_bytes("stored") == tuple(layout.slab_bytes for layout in quantized.layouts)
 
 
 def test_layers_and_the_rest_cover_the_file(files: ModelFiles) -> None:
-    total = sum(files.slabs.payload_bytes) + files.other_layout.payload_bytes
+    total = sum(files.payload_bytes) + files.other_layout.payload_bytes
     assert total == files.checkpoint.total_bytes
 
 
