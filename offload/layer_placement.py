@@ -5,12 +5,12 @@ generator: each step says how many bytes have been read, so that a load can be s
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource
+from offload.copying.copy_engine import CopyEngine, HostSource
 from offload.errors import BudgetError
 from offload.layer_slabs import read_ahead
 from offload.layer_streamer import ResidentLayer, StreamedLayer
@@ -46,34 +46,24 @@ class _Home:
         return self.slab.device.type != "cpu"
 
 
+@dataclass(slots=True)
 class LayerPlacer:
     """The tiers' memory, and what a layer does when its own is full."""
 
-    def __init__(
-        self,
-        reader: CopyEngine,
-        *,
-        pinner: HostPinner,
-        host_budget_bytes: int,
-        allocate_on_device: AllocateSlab = allocate_slab,
-        is_pinned: Callable[[int], bool] = lambda index: True,
-    ) -> None:
-        """`host_budget_bytes` bounds what the host tier may grow to when the device runs out of memory.
-
-        `is_pinned(layer index)`: whether a host layer's slab comes from the pinner; the others' are left pageable.
-        """
-        self._reader = reader
-        self._pinner = pinner
-        self._host_budget_bytes = host_budget_bytes
-        self._allocate_on_device = allocate_on_device
-        self._is_pinned = is_pinned
-        self._host_bytes = 0
-        self._notes: dict[str, str] = {}
+    reader: CopyEngine
+    pinner: HostPinner
+    host_budget_bytes: int
+    """What the host tier may grow to when the device runs out of memory."""
+    allocate_on_device: AllocateSlab = allocate_slab
+    is_pinned: Callable[[int], bool] = lambda index: True
+    """By layer index: whether a host layer's slab comes from the pinner; the others' are left pageable."""
+    _host_bytes: int = 0
+    _notes: dict[str, str] = field(default_factory=dict)
 
     def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, PlacedLayers]:
         """Yield the weight bytes of each layer that was read; return where everything is. Raises LinkError."""
         self._host_bytes = plan.host_bytes
-        layers: list[StreamedLayer] = [DiskSource(layout) for layout in layouts]
+        layers: list[StreamedLayer] = [*layouts]
         tiers = list(plan.tiers)
         homes: list[_Home] = []
         for index, layout in enumerate(layouts):
@@ -85,8 +75,8 @@ class LayerPlacer:
             if tiers[home.index] is Tier.RESIDENT:
                 layers[home.index] = ResidentLayer(home.slab)
             else:
-                if self._is_pinned(home.index):
-                    self._pinner.filled(home.slab)
+                if self.is_pinned(home.index):
+                    self.pinner.filled(home.slab)
                 layers[home.index] = HostSource(home.slab, payload_bytes)
             yield payload_bytes
         return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()))
@@ -95,7 +85,7 @@ class LayerPlacer:
         """Return the highest tier, from the planned one down, whose memory still takes the layer, and the memory."""
         tier = plan.tiers[index]
         if tier is Tier.RESIDENT:
-            slab = self._try("the device", self._allocate_on_device, index, num_bytes)
+            slab = self._try("the device", self.allocate_on_device, index, num_bytes)
             if slab is not None:
                 return Tier.RESIDENT, slab
             if num_bytes > plan.slot_bytes:
@@ -103,12 +93,12 @@ class LayerPlacer:
                     f"the device ran out of memory at layer {index}, and no slot of the ring is large enough to stream "
                     "it; give a smaller --device-memory, so that the ring is planned for"
                 )
-            if self._host_bytes + num_bytes > self._host_budget_bytes:
+            if self._host_bytes + num_bytes > self.host_budget_bytes:
                 return Tier.DISK, None
             self._host_bytes += num_bytes
         if tier is Tier.DISK:
             return Tier.DISK, None
-        allocate = self._pinner.allocate if self._is_pinned(index) else allocate_slab
+        allocate = self.pinner.allocate if self.is_pinned(index) else allocate_slab
         slab = self._try("host memory", allocate, index, num_bytes)
         return (Tier.DISK, None) if slab is None else (Tier.HOST, slab)
 
@@ -136,7 +126,7 @@ class LayerPlacer:
             bounces = [allocate_slab(largest) for _ in range(2)]
         targets = [bounces[place % 2] if home.is_on_device else home.slab for place, home in enumerate(homes)]
         layouts = [home.layout for home in homes]
-        reads = read_ahead(self._reader, zip(layouts, targets, strict=True))
+        reads = read_ahead(self.reader, zip(layouts, targets, strict=True))
         for home, slab in zip(homes, reads, strict=True):
             if slab is not home.slab:
                 home.slab.copy_(slab[: home.slab.numel()])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.copy_engine import CopyEngine, DiskSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, PendingCopy
 from offload.formats.weight_format import TORCH_DTYPES
 from offload.memory import allocate_slab
 
@@ -29,7 +29,7 @@ def slab_views(layout: LayerLayout, slab: torch.Tensor) -> dict[str, torch.Tenso
 def read_slab(layout: LayerLayout, engine: CopyEngine) -> torch.Tensor:
     """Read the layout's bytes into fresh memory, uint8; blocks until they are there. Raises LinkError."""
     slab = allocate_slab(layout.slab_bytes)
-    engine.start(DiskSource(layout), slab).wait()
+    engine.start(layout, slab).wait()
     return slab
 
 
@@ -40,7 +40,7 @@ def read_ahead(engine: CopyEngine, targets: Iterable[tuple[LayerLayout, torch.Te
     """
     coming: deque[tuple[PendingCopy, torch.Tensor]] = deque()
     for layout, slab in targets:
-        coming.append((engine.start(DiskSource(layout), slab), slab))
+        coming.append((engine.start(layout, slab), slab))
         if len(coming) == 2:
             yield _arrived(*coming.popleft())
     while coming:

@@ -15,8 +15,9 @@ from typing import TypeAlias
 
 import torch
 
+from offload.checkpoint.layer_layout import LayerLayout
 from offload.closing import PATIENCE_SECONDS, Closeable, Patience
-from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.memory import allocate_read_slab
 from offload.pass_statistics import PassStatistics
@@ -82,7 +83,7 @@ class LayerStreamer(Closeable):
         self._sources: tuple[tuple[int, CopySource], ...] = tuple(sources)
         if self._sources and num_slots < 2:
             raise ValueError(f"a ring of {num_slots} slots cannot copy and compute at once; it needs 2 or more")
-        slot_bytes = max((source.slot_bytes for _, source in self._sources), default=0)
+        slot_bytes = max((source.slab_bytes for _, source in self._sources), default=0)
         self.slots = tuple(allocate_slot(slot_bytes) for _ in range(num_slots if self._sources else 0))
         self._free_slots: deque[int] = deque(range(len(self.slots)))
         self._visits: list[_Visit | None] = [None] * len(self.slots)  # by slot
@@ -196,7 +197,7 @@ class LayerStreamer(Closeable):
             num_streamed_layers=len(self._sources),
             compute_seconds=compute_seconds,
             disk_busy_seconds=self._disk_busy_mark - disk_busy_before,
-            bytes_read=sum(source.payload_bytes for _, source in self._sources if isinstance(source, DiskSource))
+            bytes_read=sum(source.payload_bytes for _, source in self._sources if isinstance(source, LayerLayout))
             if self._disk
             else 0,
         )

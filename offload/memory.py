@@ -64,21 +64,21 @@ class _GroupFiles:
     """Files that each hold a limit in bytes, or "max"."""
     usage: str
     """The file that holds the usage in bytes, page cache included."""
-    reclaimable: tuple[tuple[str, str], ...]
-    """Counters of page cache in memory.stat: with all groups below, if there is one, else of the group alone."""
+    reclaimable: tuple[str, ...]
+    """Counters of page cache, that of all groups below included, in memory.stat."""
 
 
 _VERSION_1 = _GroupFiles(
     mounts=("sys/fs/cgroup/memory",),
     limits=("memory.limit_in_bytes",),
     usage="memory.usage_in_bytes",
-    reclaimable=(("total_inactive_file", "inactive_file"), ("total_active_file", "active_file")),
+    reclaimable=("total_inactive_file", "total_active_file"),
 )
 _VERSION_2 = _GroupFiles(
     mounts=("sys/fs/cgroup", "sys/fs/cgroup/unified"),
     limits=("memory.max", "memory.high"),
     usage="memory.current",
-    reclaimable=(("inactive_file", "inactive_file"), ("active_file", "active_file")),
+    reclaimable=("inactive_file", "active_file"),
 )
 
 
@@ -91,13 +91,7 @@ def free_memory_bytes(*, root: Path = _ROOT) -> int:
 
 def control_group_bytes(root: Path = _ROOT) -> int | None:
     """Return what the tightest memory control group leaves, negative if it is exceeded; None if nothing limits it."""
-    left = [
-        limit - usage
-        for folder, files in _group_folders(root)
-        for limit, usage in _limits_and_usage(folder, files)
-        if limit < _NO_LIMIT_BYTES
-    ]
-    return min(left, default=None)
+    return min((left for folder, files in _group_folders(root) for left in _left_bytes(folder, files)), default=None)
 
 
 def resident_memory_bytes() -> int:
@@ -139,21 +133,17 @@ def _group_folders(root: Path) -> Iterator[tuple[Path, _GroupFiles]]:
                 yield root / mount / relative, files
 
 
-def _limits_and_usage(folder: Path, files: _GroupFiles) -> Iterator[tuple[int, int]]:
+def _left_bytes(folder: Path, files: _GroupFiles) -> Iterator[int]:
+    """Yield what each limit of a group leaves, page cache counted as free."""
     usage = _to_int(read_system_file(folder / files.usage))
-    if usage is None:
-        return
-    for name in files.limits:
-        limit = _to_int(read_system_file(folder / name))
-        if limit is not None:
-            yield limit, usage - _reclaimable_bytes(folder, files)
-
-
-def _reclaimable_bytes(folder: Path, files: _GroupFiles) -> int:
     counters = dict(
         line.split(maxsplit=1) for line in read_system_file(folder / "memory.stat").splitlines() if " " in line
     )
-    return sum(_to_int(counters.get(whole, counters.get(own, ""))) or 0 for whole, own in files.reclaimable)
+    cached = sum(_to_int(counters.get(name, "")) or 0 for name in files.reclaimable)
+    for name in files.limits:
+        limit = _to_int(read_system_file(folder / name))
+        if usage is not None and limit is not None and limit < _NO_LIMIT_BYTES:
+            yield limit - usage + cached
 
 
 def read_system_file(path: Path) -> str:

@@ -81,7 +81,7 @@ def watch_download(name: str, *, hub: HuggingFaceHub | None = None) -> Generator
 
     def fetch() -> None:
         try:
-            outcome.set_result(_download(name, hub))
+            outcome.set_result(hub.download(name))
         except BaseException as error:
             outcome.set_exception(error)
 
@@ -90,12 +90,8 @@ def watch_download(name: str, *, hub: HuggingFaceHub | None = None) -> Generator
         if missing_bytes:
             num_arrived = hub.stored_bytes(name) - stored_before
             yield num_bytes - missing_bytes + min(max(0, num_arrived), missing_bytes), num_bytes
-    return outcome.result()
-
-
-def _download(name: str, hub: HuggingFaceHub) -> Path:
     try:
-        return hub.download(name)
+        return outcome.result()
     except Exception as error:  # the hub, its HTTP client and the file system each raise their own
         raise CheckpointError(f"the model {name} could not be downloaded: {_reason(error)}") from error
 

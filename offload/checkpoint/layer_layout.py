@@ -60,7 +60,7 @@ class LayerLayout:
     slab_bytes: int
     """A multiple of PAGE_BYTES that holds every range's window."""
     payload_bytes: int
-    """The tensors alone, without gaps and rounding."""
+    """The tensors alone, without gaps and rounding: what statistics and emulated links count."""
 
     @property
     def is_phase_aligned(self) -> bool:

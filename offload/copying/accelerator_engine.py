@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
 
 import torch
 
@@ -28,60 +27,27 @@ _POLL_SECONDS = 0.0002
 _SPIN_POLLS = 20
 
 
-class StreamEvent(Protocol):
-    """A point in a stream's work; torch.Event."""
-
-    def query(self) -> bool:
-        """Return whether the point has been passed."""
-
-    def elapsed_time(self, other: "StreamEvent") -> float:
-        """Return the milliseconds from this point to `other`, both passed."""
-
-
-class WorkStream(Protocol):
-    """A queue of device work in order; torch.Stream."""
-
-    def wait_event(self, event: StreamEvent) -> None:
-        """Let work that is enqueued from now on begin after the event's point."""
-
-    def record_event(self, event: StreamEvent) -> object:
-        """Put the event's point behind all work enqueued so far."""
-
-
-class Accelerator(Protocol):
+class Accelerator:
     """What the engine needs of a device."""
 
-    def create_stream(self) -> WorkStream:
-        """Return a new stream."""
-
-    def current_stream(self) -> WorkStream:
-        """Return the stream on which the calling thread computes."""
-
-    def create_event(self) -> StreamEvent:
-        """Return a new event."""
-
-    def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
-        """Enqueue the copy of a pinned piece on `stream` and return at once."""
-
-
-class TorchAccelerator:
-    """The `Accelerator` that torch knows as `device`."""
-
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self._device = device
 
-    def create_stream(self) -> WorkStream:
-        return cast(WorkStream, torch.Stream(self.device))
+    def create_stream(self) -> torch.Stream:
+        """Return a new stream."""
+        return torch.Stream(self._device)
 
-    def current_stream(self) -> WorkStream:
-        return cast(WorkStream, torch.accelerator.current_stream(self.device))
+    def current_stream(self) -> torch.Stream:
+        """Return the stream on which the calling thread computes."""
+        return torch.accelerator.current_stream(self._device)
 
-    def create_event(self) -> StreamEvent:
+    def create_event(self) -> torch.Event:
         """Return a new event, timed where the device can, which says how busy the link is."""
-        return cast(StreamEvent, torch.Event(self.device, enable_timing=True))
+        return torch.Event(self._device, enable_timing=True)
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: WorkStream) -> None:
-        with cast(torch.Stream, stream):
+    def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: torch.Stream) -> None:
+        """Enqueue the copy of a pinned piece on `stream` and return at once."""
+        with stream:
             destination.copy_(source, non_blocking=True)
 
 
@@ -89,8 +55,8 @@ class TorchAccelerator:
 class _Span:
     """Two events around a piece of device work; they go back to the pool when it is done."""
 
-    begun: StreamEvent
-    done: StreamEvent
+    begun: torch.Event
+    done: torch.Event
 
 
 @dataclass(slots=True)
@@ -189,11 +155,9 @@ class AcceleratorCopyEngine(Closeable):
         return _DeviceCopy(self, transfer)
 
     def _take_span(self) -> _Span:
-        return (
-            self._pool.pop()
-            if self._pool
-            else _Span(self._accelerator.create_event(), self._accelerator.create_event())
-        )
+        if self._pool:
+            return self._pool.pop()
+        return _Span(self._accelerator.create_event(), self._accelerator.create_event())
 
     def _enqueue(self, slab: torch.Tensor, slot: torch.Tensor, transfer: _Transfer) -> None:
         use = self._uses.pop(transfer.slot_address, None)

@@ -15,22 +15,6 @@ from offload.checkpoint.layer_layout import LayerLayout
 
 
 @dataclass(frozen=True, slots=True)
-class DiskSource:
-    """A layer that is read from its files."""
-
-    layout: LayerLayout
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of weights: what statistics and emulated links count."""
-        return self.layout.payload_bytes
-
-    @property
-    def slot_bytes(self) -> int:
-        return self.layout.slab_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class HostSource:
     """A layer that is copied from host memory."""
 
@@ -40,11 +24,12 @@ class HostSource:
     """Bytes of weights in it."""
 
     @property
-    def slot_bytes(self) -> int:
+    def slab_bytes(self) -> int:
         return self.slab.numel()
 
 
-CopySource: TypeAlias = DiskSource | HostSource
+CopySource: TypeAlias = LayerLayout | HostSource
+"""A layer that is read from its files, or copied from host memory."""
 
 
 class PendingCopy(Protocol):
@@ -84,7 +69,7 @@ class CopyEngine(Protocol):
         """Say which sources will be asked for, in order, over and over; an engine may use it to read ahead."""
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
-        """Begin to fill `slot` (uint8, at least source.slot_bytes) and return at once; any failure shows in `wait`."""
+        """Begin to fill `slot` (uint8, at least source.slab_bytes) and return at once; any failure shows in `wait`."""
 
     def release(self, slot: torch.Tensor) -> None:
         """Let a later `start` overwrite the slot after the computation enqueued so far, its last user."""

@@ -8,9 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,20 +33,8 @@ _CANCEL_POLL_SECONDS = 0.02
 logger = logging.getLogger(__name__)
 
 
-class _Block(Protocol):
-    def transfer(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _MemoryBlock:
-    """A piece of a slab that one thread copies."""
-
-    source: NDArray[np.uint8]
-    destination: NDArray[np.uint8]
-
-    def transfer(self) -> None:
-        # Not torch's copy_: it would give every thread of ours a pool of OpenMP threads of its own.
-        np.copyto(self.destination, self.source)
+_Block: TypeAlias = Callable[[], object]
+"""Reads or copies a piece of a source."""
 
 
 class _HostCopy:
@@ -186,27 +174,28 @@ class HostCopyEngine(Closeable):
         self._files.clear()
 
     def _split(self, source: CopySource, slot: torch.Tensor) -> Iterator[_Block]:
-        assert slot.numel() >= source.slot_bytes, "the slot is smaller than the layer"
+        assert slot.numel() >= source.slab_bytes, "the slot is smaller than the layer"
         destination: NDArray[np.uint8] = slot.numpy()
         if isinstance(source, HostSource):
             origin: NDArray[np.uint8] = source.slab.numpy()
             for begin in range(0, len(origin), self.block_bytes):
                 end = min(begin + self.block_bytes, len(origin))
-                yield _MemoryBlock(origin[begin:end], destination[begin:end])
+                # Not torch's copy_: it would give every thread of ours a pool of OpenMP threads of its own.
+                yield partial(np.copyto, destination[begin:end], origin[begin:end])
             return
-        layout = source.layout
-        is_aligned = layout.is_phase_aligned and slot.data_ptr() % PAGE_BYTES == 0
+        is_aligned = source.is_phase_aligned and slot.data_ptr() % PAGE_BYTES == 0
         if self._direct and not is_aligned:
             raise LinkError(
-                f"{layout.ranges[0].file} does not store its weights where O_DIRECT could read them; "
+                f"{source.ranges[0].file} does not store its weights where O_DIRECT could read them; "
                 "choose buffered reads instead."
             )
-        for file in {piece.file: self._open(piece.file) for piece in layout.ranges}.values():
+        for file in {piece.file: self._open(piece.file) for piece in source.ranges}.values():
             file.check_unchanged()
-        for piece in layout.ranges:
+        for piece in source.ranges:
             file = self._files[piece.file]
             is_direct = is_aligned and file.is_direct
-            yield from split_range(piece, file, destination.data, block_bytes=self.block_bytes, is_direct=is_direct)
+            blocks = split_range(piece, file, destination.data, block_bytes=self.block_bytes, is_direct=is_direct)
+            yield from (block.transfer for block in blocks)
 
     def _open(self, path: Path) -> SourceFile:
         if path not in self._files:
@@ -231,7 +220,7 @@ class HostCopyEngine(Closeable):
                 failure: Exception | None = None
                 if copy.is_wanted:
                     try:
-                        block.transfer()
+                        block()
                     except Exception as error:  # raised where the copy is waited for; the thread lives on
                         failure = error
                 job = None

@@ -2,22 +2,21 @@
 
 A file's disk: threads take the next block of the given ranges, in order, and read it into a buffer of their own, with
 O_DIRECT where the file system allows it. The link to a device (or, on the CPU, from memory to memory): one buffer
-copied over and over. Neither shares code with the copy engines, on purpose, and nothing is kept of what is read.
+copied over and over. Neither goes through the copy engines, on purpose, and nothing is kept of what is read.
 """
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from io import FileIO
 from itertools import cycle, takewhile
 from pathlib import Path
 
 import torch
 
+from offload.checkpoint.block_reader import FileBlock, SourceFile
 from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.host_engine import DEFAULT_BLOCK_BYTES, DEFAULT_NUM_THREADS
 from offload.device import wait_for_device
@@ -57,76 +56,50 @@ def measure_raw_link(
 
     Raises LinkError if a file cannot be read, or there is nothing to read.
     """
-    blocks = list(_blocks(ranges, block_bytes))
     try:
         with ExitStack() as opened:
-            readers = [_Reader(ranges, block_bytes, opened) for _ in range(num_threads)]
+            files = {path: opened.enter_context(closing(SourceFile(path))) for path in {item.file for item in ranges}}
+            blocks = list(_blocks(ranges, files, block_bytes))
+            buffers = [memoryview(allocate_read_slab(block_bytes).numpy().data) for _ in range(num_threads)]
             began = clock()
             end = began + (max_seconds or 0.0)
             queue = iter(blocks) if max_seconds is None else takewhile(lambda _: clock() < end, cycle(blocks))
-            num_bytes = _read_all(queue, readers)
+            num_bytes = _read_all(queue, buffers)
             seconds = max(clock() - began, 1e-9)
+            is_direct = all(file.is_direct for file in files.values())
     except OSError as error:
         raise LinkError(f"Measuring the link failed ({error}); check that the files can be read.") from error
     if num_bytes == 0:
         raise LinkError("The files hold no bytes to measure the link with; check that they are complete.")
-    return RawLink(num_bytes, seconds, is_direct=all(reader.is_direct for reader in readers))
+    return RawLink(num_bytes, seconds, is_direct)
 
 
-class _Reader:
-    def __init__(self, ranges: Sequence[SlabRange], block_bytes: int, opened: ExitStack) -> None:
-        self.is_direct = True
-        self._files: dict[Path, FileIO] = {}
-        self._buffer = memoryview(allocate_read_slab(block_bytes).numpy().data)
-        for path in {piece.file for piece in ranges}:
-            file = self._open_direct(path)
-            self._files[path] = opened.enter_context(FileIO(path) if file is None else file)
-            self.is_direct = self.is_direct and file is not None
-
-    def read(self, path: Path, offset: int, num_bytes: int) -> int:
-        """Read whole pages, or up to the end of the file; return the number of bytes that came."""
-        file = self._files[path]
-        file.seek(offset)
-        return file.readinto(self._buffer[:num_bytes]) or 0
-
-    def _open_direct(self, path: Path) -> FileIO | None:
-        if not hasattr(os, "O_DIRECT"):
-            return None
-        try:
-            file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
-        except OSError:
-            return None
-        try:
-            file.readinto(self._buffer[:PAGE_BYTES])  # some file systems accept the flag and refuse the first read
-        except OSError:
-            file.close()
-            return None
-        return file
-
-
-def _blocks(ranges: Sequence[SlabRange], block_bytes: int) -> Iterator[tuple[Path, int, int]]:
-    """Yield (file, offset, bytes) of whole pages, in order."""
+def _blocks(
+    ranges: Sequence[SlabRange], files: Mapping[Path, SourceFile], block_bytes: int
+) -> Iterator[tuple[SourceFile, int, int]]:
+    """Yield (file, offset of a page, bytes that are wanted from there on), in order."""
     for piece in ranges:
-        begin = piece.file_offset // PAGE_BYTES * PAGE_BYTES
-        end = round_up_to_page(piece.file_offset + piece.num_bytes)
-        for offset in range(begin, end, block_bytes):
-            yield piece.file, offset, min(block_bytes, end - offset)
+        end = piece.file_offset + piece.num_bytes
+        for offset in range(piece.file_offset // PAGE_BYTES * PAGE_BYTES, end, block_bytes):
+            yield files[piece.file], offset, min(block_bytes, end - offset)
 
 
-def _read_all(queue: Iterator[tuple[Path, int, int]], readers: Sequence[_Reader]) -> int:
+def _read_all(queue: Iterator[tuple[SourceFile, int, int]], buffers: Sequence[memoryview]) -> int:
+    """Return the bytes that as many threads as there are buffers read together."""
     lock = threading.Lock()
 
-    def read_blocks(reader: _Reader) -> int:
+    def read_blocks(buffer: memoryview) -> int:
         num_bytes = 0
         while True:
             with lock:
-                block = next(queue, None)
-            if block is None:
+                file, offset, wanted = next(queue, (None, 0, 0))
+            if file is None:
                 return num_bytes
-            num_bytes += reader.read(*block)
+            FileBlock(file, offset, buffer[: round_up_to_page(wanted)], wanted, is_direct=True).transfer()
+            num_bytes += wanted
 
-    with ThreadPoolExecutor(len(readers)) as threads:
-        return sum(threads.map(read_blocks, readers))
+    with ThreadPoolExecutor(len(buffers)) as threads:
+        return sum(threads.map(read_blocks, buffers))
 
 
 def measure_copy_rate(

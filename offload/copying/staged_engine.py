@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
+from offload.checkpoint.layer_layout import LayerLayout
 from offload.closing import Closeable
-from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, HostSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 
 _POLL_SECONDS = 0.001
@@ -93,7 +94,7 @@ class StagedCopyEngine(Closeable):
         link: CopyEngine,
         stages: Sequence[torch.Tensor],
         *,
-        needs_stage: Callable[[CopySource], bool] = lambda source: isinstance(source, DiskSource),
+        needs_stage: Callable[[CopySource], bool] = lambda source: isinstance(source, LayerLayout),
     ) -> None:
         """`stages` are uint8 buffers, each as large as the largest source for which `needs_stage` holds."""
         self.reader = reader
@@ -219,7 +220,7 @@ class StagedCopyEngine(Closeable):
                     self._queue.popleft().leave_queue(None, error)
                     self._forget_reads()
                     continue
-                origin = HostSource(stage.buffer[: copy.source.slot_bytes], copy.source.payload_bytes)
+                origin = HostSource(stage.buffer[: copy.source.slab_bytes], copy.source.payload_bytes)
             self._queue.popleft()
             try:
                 sending = self.link.start(origin, copy.slot)

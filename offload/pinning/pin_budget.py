@@ -1,11 +1,8 @@
 """How much host memory may be pinned here, and which layers get it.
 
-Where a platform limits pinning, the driver is probed once and the figure kept in the machine profile, until device,
-driver, memory or the profile's schema change.
-
-Pinned layers are fetched by the device itself. The rest, and layers on disk, pass through a few pinned stages that
-threads fill; this ring must be allocated and pinned before any layer, because a driver that has refused once pins
-nothing more.
+Where a platform limits pinning, the driver is probed once and the figure kept in the machine profile. Pinned layers are
+fetched by the device itself; the rest, and layers on disk, pass through a few pinned stages that threads fill. This
+ring is pinned before any layer, because a driver that has refused once pins nothing more.
 """
 
 import logging

@@ -6,15 +6,14 @@ people.
 """
 
 import contextlib
-import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +33,8 @@ _KEPT_PERCENT = 80
 _TIMEOUT_SECONDS = 180.0
 _GRACE_SECONDS = 5.0
 _CHILD = "offload.pinning.pin_probe"
+_STEP = re.compile(r"^pinned (\d+) bytes(?:: (granted|refused))?$", re.MULTILINE)
+"""A line of the child's; what a driver prints, and what a crash cut off, is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
 
 def _read_report(output: str, complaints: str, *, exit_code: int | None) -> PinBudget:
     """Return what the last whole line says; `exit_code` None means that the child was killed when its time was up."""
-    steps = [step for line in output.splitlines() if (step := _parse_step(line)) is not None]
+    steps = _STEP.findall(output)
     if not steps:
         last_words = complaints.strip().splitlines()[-1:] or ["it said nothing"]
         what = "took too long" if exit_code is None else f"ended with {exit_code}"
@@ -107,43 +108,33 @@ def _read_report(output: str, complaints: str, *, exit_code: int | None) -> PinB
             f"The driver could not be asked how much host memory it pins: the probe {what} before its first step "
             f"({last_words[0][:200]}); check that the device works."
         )
-    granted_bytes, ending = steps[-1]
+    granted_bytes, ending = int(steps[-1][0]), steps[-1][1]
     if exit_code is None:
         source = PinBudgetSource.TIMED_OUT
-    elif exit_code != 0 or ending is None:
+    elif exit_code != 0 or not ending:
         source = PinBudgetSource.CRASHED
     else:
-        source = ending
+        source = PinBudgetSource(ending)
     logger.debug("the pin probe was granted %d bytes: %s", granted_bytes, source)
     is_all = source is PinBudgetSource.GRANTED
     return PinBudget(granted_bytes if is_all else granted_bytes * _KEPT_PERCENT // 100, source)
 
 
-def _parse_step(line: str) -> tuple[int, PinBudgetSource | None] | None:
-    """Return (bytes granted so far, how it ended or None) of one of the child's lines; None for anything else."""
-    try:
-        step = json.loads(line)
-        ending = step["ending"]
-        return int(step["granted_bytes"]), None if ending is None else PinBudgetSource(ending)
-    except (ValueError, KeyError, TypeError):  # a driver that prints, or a line cut off by a crash
-        return None
-
-
-def _steps(pinner: HostPinner, limit_bytes: int) -> Iterator[dict[str, Any]]:
+def _steps(pinner: HostPinner, limit_bytes: int) -> Iterator[str]:
     """Yield the child's report, beginning with a line that says that the driver is there; what was granted is kept."""
     granted_bytes = 0
-    yield {"granted_bytes": 0, "ending": None}
+    ending = PinBudgetSource.GRANTED
     while (num_bytes := min(STEP_BYTES, limit_bytes - granted_bytes) // PAGE_BYTES * PAGE_BYTES) > 0:
+        yield f"pinned {granted_bytes} bytes"
         slab = pinner.allocate(num_bytes)
         slab[::PAGE_BYTES] = 1
         pinner.filled(slab)
         pinner.finish()
         if pinner.refused is not None:
-            yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.REFUSED.value}
-            return
+            ending = PinBudgetSource.REFUSED
+            break
         granted_bytes += num_bytes
-        yield {"granted_bytes": granted_bytes, "ending": None}
-    yield {"granted_bytes": granted_bytes, "ending": PinBudgetSource.GRANTED.value}
+    yield f"pinned {granted_bytes} bytes: {ending.value}"
 
 
 def run_child() -> None:
@@ -153,7 +144,7 @@ def run_child() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     pinner = open_pinner(torch.device(device), None, patience_seconds=None)  # the parent has the patience
     for step in _steps(pinner, int(limit_bytes)):
-        sys.stdout.write(json.dumps(step) + "\n")
+        sys.stdout.write(f"{step}\n")
         sys.stdout.flush()
     # No clean-up: unregistering gigabytes takes seconds, and the driver lets go of them with the process.
     os._exit(0)

@@ -1,11 +1,9 @@
-"""Pinned host memory: slabs that a device fetches by itself, without the processor, in the three ways there are.
+"""Pinned host memory, which a device fetches by itself: slabs that are pinned as far as budget and driver allow.
 
-Where a driver can register memory in place (CUDA, ROCm), slabs are anonymous mappings of exact size, filled first and
-then registered behind the back: torch's pinned allocator takes the next power of two, up to twice the memory, and
-registering untouched memory would fault and clear it first. Registration is serialised in the driver, hence one thread,
-and all driver calls are made on it, because the error that a refusal leaves behind belongs to the thread that met it.
-Other accelerators get slabs from torch's own pinned allocator, and for the processor nothing has to be pinned.
-The one module that says "cuda".
+Where a driver can register memory in place (CUDA, ROCm), slabs are mappings of exact size, filled and then registered:
+torch's pinned allocator takes the next power of two, and registering untouched memory would fault and clear it first.
+All driver calls come from one thread, because the error that a refusal leaves behind belongs to the thread that met it.
+Other accelerators get slabs from torch's own allocator, the processor needs none. The one module that says "cuda".
 """
 
 import logging

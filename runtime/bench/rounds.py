@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offload.copying.copy_engine import DiskSource
+from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import round_periods
@@ -217,7 +217,7 @@ def predict_round(opened: OpenSession, parts: RoundParts) -> float:
         link_seconds = max(link_seconds, parts.free_overlap_seconds)
     copy_seconds = link_seconds / streamer.num_streamed_layers
     num_stages = opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0
-    is_read = [isinstance(layer, DiskSource) and num_stages > 0 for layer in streamer.layers]
+    is_read = [isinstance(layer, LayerLayout) and num_stages > 0 for layer in streamer.layers]
     read_seconds = parts.disk_seconds / max(sum(is_read), 1)
     periods = round_periods(
         [[compute_seconds / streamer.num_layers] * streamer.num_layers],

@@ -17,7 +17,6 @@ import psutil
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.copy_engine import DiskSource
 from offload.copying.rates import COPY_BYTES, measure_copy_rate
 from offload.device import device_memory, identify_device
 from offload.layer_streamer import LayerStreamer, ResidentLayer
@@ -202,9 +201,9 @@ class SessionProbes:
             layer.num_cached = num_tokens
 
 
-def _whole_range(file: Path, offset: int, num_bytes: int) -> DiskSource:
+def _whole_range(file: Path, offset: int, num_bytes: int) -> LayerLayout:
     """Return bytes of a file as if they were a layer."""
-    return DiskSource(LayerLayout((), (SlabRange(file, offset, num_bytes, 0),), num_bytes, num_bytes))
+    return LayerLayout((), (SlabRange(file, offset, num_bytes, 0),), num_bytes, num_bytes)
 
 
 def _likely_tree(num_nodes: int) -> TreeTopology:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from offload.copying.accelerator_engine import AcceleratorCopyEngine, TorchAccelerator
-from offload.copying.copy_engine import CopyEngine, CopySource, DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.accelerator_engine import Accelerator, AcceleratorCopyEngine
+from offload.copying.copy_engine import CopyEngine, CopySource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
@@ -94,7 +95,7 @@ class StreamPath:
             [slab.numel() for slab in slabs],
             [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
             stage_bytes=ring[0] if len(ring) == NUM_STAGES else 0,
-            num_disk_layers=sum(isinstance(layer, DiskSource) for layer in placed.layers),
+            num_disk_layers=sum(isinstance(layer, LayerLayout) for layer in placed.layers),
             refused=self._pinner.refused,
         )
         return (*placed.notes, pinning)
@@ -127,13 +128,13 @@ class StreamPath:
         reader: CopyEngine = self._reader
         if config.disk_link:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
-        late = [layer.slot_bytes for layer in placed.layers if isinstance(layer, DiskSource)]
+        late = [layer.slab_bytes for layer in placed.layers if isinstance(layer, LayerLayout)]
         if late and not self._stages and not plan.is_host:  # memory ran out, and layers stay on disk after all
             self._stages = self._pinned_stages(max(late))
         stages = self._stages
         link: CopyEngine = self._reader
         if not plan.is_host:
-            link = self._stack.enter_context(AcceleratorCopyEngine(TorchAccelerator(plan.device)))
+            link = self._stack.enter_context(AcceleratorCopyEngine(Accelerator(plan.device)))
         elif stages:
             link = self._stack.enter_context(HostCopyEngine(num_threads=1))
         if config.link:
@@ -144,8 +145,8 @@ class StreamPath:
 
     def _needs_stage(self, source: CopySource) -> bool:
         """Files always; pageable memory where a pinned ring is there for it, with stages that are large enough."""
-        if isinstance(source, DiskSource):
+        if isinstance(source, LayerLayout):
             return True
-        if self._pinning is None or source.slot_bytes > self._stages[0].numel():
+        if self._pinning is None or source.slab_bytes > self._stages[0].numel():
             return False
         return not self._pinner.is_pinned(source.slab) and self._pinner.is_pinned(self._stages[0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.copy_engine import HostSource
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import BudgetError, LinkError
 from offload.layer_placement import LayerPlacer, PlacedLayers
@@ -68,7 +68,7 @@ class ShortMemory(HostPinner):
 
 def check_bytes(placement: PlacedLayers) -> None:
     for index, layer in enumerate(placement.layers):
-        if not isinstance(layer, DiskSource):
+        if not isinstance(layer, LayerLayout):
             assert int(layer.slab[0]) == int(layer.slab[PAGE_BYTES - 1]) == index + 1
 
 
@@ -79,7 +79,7 @@ def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
     assert [type(layer) for layer in placement.layers] == [
         ResidentLayer,
         HostSource,
-        DiskSource,
+        LayerLayout,
         HostSource,
         ResidentLayer,
     ]

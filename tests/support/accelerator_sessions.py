@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.copy_engine import HostSource
 from offload.layer_streamer import ResidentLayer
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
@@ -90,7 +91,7 @@ def cpu_text(folder: Path) -> list[int]:
 
 def num_tiers(opened: OpenSession) -> tuple[int, int, int]:
     layers = opened.streamer.layers
-    return tuple(sum(isinstance(layer, kind) for layer in layers) for kind in (ResidentLayer, HostSource, DiskSource))
+    return tuple(sum(isinstance(layer, kind) for layer in layers) for kind in (ResidentLayer, HostSource, LayerLayout))
 
 
 @contextmanager

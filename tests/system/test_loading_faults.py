@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.copy_engine import HostSource
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from profiles.errors import OverstoryError
@@ -47,7 +48,7 @@ def test_a_load_may_be_closed_at_every_step(folder: Path) -> None:
                     next(loading)
             except StopIteration as end:
                 kinds = [type(layer) for layer in end.value.streamer.layers]
-                assert {ResidentLayer, HostSource, DiskSource} == set(kinds)
+                assert {ResidentLayer, HostSource, LayerLayout} == set(kinds)
                 break
             loading.close()
         assert what_is_open() == before

@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from offload.copying.accelerator_engine import TorchAccelerator
+from offload.copying.accelerator_engine import Accelerator
 from profiles.errors import OverstoryError
 from runtime.engine import stream_path
 from runtime.engine.loading import OpenSession
@@ -116,12 +116,12 @@ class _ForgetfulStream:
         return self.stream.record_event(event)
 
 
-class _ComputesTooEarly(TorchAccelerator):
+class _ComputesTooEarly(Accelerator):
     def current_stream(self) -> Any:
         return _ForgetfulStream(super().current_stream())
 
 
-class _CopiesTooEarly(TorchAccelerator):
+class _CopiesTooEarly(Accelerator):
     def create_stream(self) -> Any:
         return _ForgetfulStream(super().create_stream())
 
@@ -136,11 +136,11 @@ def _read_late(layer: torch.nn.Module, *_: Any) -> None:
     torch.empty(matrix.shape, pin_memory=True).copy_(matrix, non_blocking=True)
 
 
-def missing_wait_is_a_hazard(accelerator: type[TorchAccelerator], copy_seconds: float) -> None:
+def missing_wait_is_a_hazard(accelerator: type[Accelerator], copy_seconds: float) -> None:
     """Were it not for this, an empty list of hazards would prove nothing."""
     folder = folder_of("llama")
     with (
-        mock.patch.object(stream_path, "TorchAccelerator", accelerator),
+        mock.patch.object(stream_path, "Accelerator", accelerator),
         opened_on(folder, num_residents=0) as opened,
         speed_restored(),
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.copy_engine import CopyEngine, DiskSource
+from offload.copying.copy_engine import CopyEngine
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import PassCancelledError
@@ -18,7 +18,7 @@ from offload.units import LinkSpeed
 from tests.support.fakes import PoisoningEngine
 
 
-def write_layers(folder: Path, rng: random.Random, *, num_layers: int) -> tuple[list[DiskSource], list[bytes]]:
+def write_layers(folder: Path, rng: random.Random, *, num_layers: int) -> tuple[list[LayerLayout], list[bytes]]:
     """Disk layers of one or two ranges in a file without any alignment, and the bytes that each must show."""
     content = rng.randbytes(num_layers * 40_000 + 1234)
     path = folder / "weights.bin"
@@ -33,15 +33,14 @@ def write_layers(folder: Path, rng: random.Random, *, num_layers: int) -> tuple[
             ranges.append(SlabRange(path, file_offset, num_bytes, slab_offset))
             cursor = -(-(slab_offset + num_bytes) // 4096) * 4096
         payload = sum(piece.num_bytes for piece in ranges)
-        sources.append(DiskSource(LayerLayout((), tuple(ranges), cursor, payload)))
+        sources.append(LayerLayout((), tuple(ranges), cursor, payload))
         expected.append(b"".join(content[offset : offset + size] for offset, size in pieces))
     return sources, expected
 
 
-def layer_bytes(source: DiskSource, slab: torch.Tensor) -> bytes:
+def layer_bytes(source: LayerLayout, slab: torch.Tensor) -> bytes:
     return b"".join(
-        slab[piece.slab_offset : piece.slab_offset + piece.num_bytes].numpy().tobytes()
-        for piece in source.layout.ranges
+        slab[piece.slab_offset : piece.slab_offset + piece.num_bytes].numpy().tobytes() for piece in source.ranges
     )
 
 

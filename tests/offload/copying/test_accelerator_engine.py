@@ -7,7 +7,7 @@ import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.accelerator_engine import AcceleratorCopyEngine
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.copy_engine import HostSource
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
 from tests.support.fake_accelerator import POISON, FakeAccelerator
@@ -207,7 +207,7 @@ def test_closing_waits_for_the_device_and_is_idempotent() -> None:
 def test_files_do_not_go_straight_to_a_device() -> None:
     engine = engine_on(FakeAccelerator())
     with pytest.raises(TypeError, match="StagedCopyEngine"):
-        engine.start(DiskSource(LayerLayout((), (), 0, 0)), torch.empty(0, dtype=torch.uint8))
+        engine.start(LayerLayout((), (), 0, 0), torch.empty(0, dtype=torch.uint8))
 
 
 def test_chunks_of_nothing_are_refused() -> None:

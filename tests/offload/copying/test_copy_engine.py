@@ -6,7 +6,7 @@ import pytest
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.accelerator_engine import AcceleratorCopyEngine
-from offload.copying.copy_engine import CopyEngine, DiskSource, HostSource
+from offload.copying.copy_engine import CopyEngine, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
@@ -49,6 +49,6 @@ def test_every_engine_copies_host_memory_and_counts_its_weights(kind: str) -> No
 
 def test_a_source_says_what_it_carries_and_what_it_takes() -> None:
     layout = LayerLayout((), (SlabRange(Path("x"), 8, 100, 8),), PAGE_BYTES, 100)
-    assert (DiskSource(layout).payload_bytes, DiskSource(layout).slot_bytes) == (100, PAGE_BYTES)
+    assert (layout.payload_bytes, layout.slab_bytes) == (100, PAGE_BYTES)
     host = HostSource(allocate_slab(PAGE_BYTES), payload_bytes=90)
-    assert (host.payload_bytes, host.slot_bytes) == (90, PAGE_BYTES)
+    assert (host.payload_bytes, host.slab_bytes) == (90, PAGE_BYTES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.copying.copy_engine import HostSource
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import LinkError, PassCancelledError
 from offload.memory import allocate_slab
@@ -33,21 +33,18 @@ def make_file(path: Path, num_bytes: int, seed: int = 0) -> bytes:
     return content
 
 
-def disk_source(*pieces: tuple[Path, int, int], phase_shift: int = 0) -> DiskSource:
+def disk_source(*pieces: tuple[Path, int, int], phase_shift: int = 0) -> LayerLayout:
     """One range per (file, offset, bytes); `phase_shift` moves them out of phase, so that O_DIRECT is impossible."""
     ranges, cursor = [], 0
     for path, offset, num_bytes in pieces:
         slab_offset = cursor + offset % PAGE + phase_shift
         ranges.append(SlabRange(path, offset, num_bytes, slab_offset))
         cursor = -(-(slab_offset + num_bytes) // PAGE) * PAGE
-    return DiskSource(LayerLayout((), tuple(ranges), cursor, sum(piece[2] for piece in pieces)))
+    return LayerLayout((), tuple(ranges), cursor, sum(piece[2] for piece in pieces))
 
 
-def wanted_bytes(source: DiskSource, slot: torch.Tensor) -> list[bytes]:
-    return [
-        slot[piece.slab_offset : piece.slab_offset + piece.num_bytes].numpy().tobytes()
-        for piece in source.layout.ranges
-    ]
+def wanted_bytes(source: LayerLayout, slot: torch.Tensor) -> list[bytes]:
+    return [slot[piece.slab_offset : piece.slab_offset + piece.num_bytes].numpy().tobytes() for piece in source.ranges]
 
 
 class Gate:
@@ -76,7 +73,7 @@ def test_ranges_of_several_files_arrive_in_one_slot(tmp_path: Path, direct: bool
     source = disk_source((first, 777, 70_000), (first, 90_000, 10_001), (second, 0, 50_000))
     with HostCopyEngine(num_threads=num_threads, block_bytes=2 * PAGE, direct=direct) as engine:
         for _ in range(2):
-            slot = allocate_slab(source.slot_bytes)
+            slot = allocate_slab(source.slab_bytes)
             copy = engine.start(source, slot)
             copy.wait()
             assert copy.is_done and copy.num_bytes == 130_001
@@ -89,7 +86,7 @@ def test_platforms_without_preadv_seek_and_read(tmp_path: Path, monkeypatch: pyt
     content = make_file(tmp_path / "a.bin", 100_000)
     source = disk_source((tmp_path / "a.bin", 3, 99_000))
     with HostCopyEngine(num_threads=3, block_bytes=PAGE) as engine:
-        slot = allocate_slab(source.slot_bytes)
+        slot = allocate_slab(source.slab_bytes)
         engine.start(source, slot).wait()
         assert wanted_bytes(source, slot) == [content[3:99_003]]
         assert not engine.is_direct
@@ -98,13 +95,13 @@ def test_platforms_without_preadv_seek_and_read(tmp_path: Path, monkeypatch: pyt
 def test_a_layout_out_of_phase_is_read_buffered(tmp_path: Path) -> None:
     content = make_file(tmp_path / "a.bin", 50_000)
     source = disk_source((tmp_path / "a.bin", 100, 40_000), phase_shift=64)
-    assert not source.layout.is_phase_aligned
+    assert not source.is_phase_aligned
     with HostCopyEngine(block_bytes=PAGE) as engine:
-        slot = allocate_slab(source.slot_bytes)
+        slot = allocate_slab(source.slab_bytes)
         engine.start(source, slot).wait()
         assert wanted_bytes(source, slot) == [content[100:40_100]]
     with HostCopyEngine(block_bytes=PAGE, direct=True) as engine, pytest.raises(LinkError, match="choose buffered"):
-        engine.start(source, allocate_slab(source.slot_bytes)).wait()
+        engine.start(source, allocate_slab(source.slab_bytes)).wait()
 
 
 def test_a_slot_that_is_not_page_aligned_is_read_buffered(tmp_path: Path) -> None:
@@ -128,7 +125,7 @@ def test_host_memory_is_copied_whole_with_what_lies_between_the_weights() -> Non
 
 def test_an_empty_layer_arrives_at_once() -> None:
     with HostCopyEngine() as engine:
-        copy = engine.start(DiskSource(LayerLayout((), (), 0, 0)), allocate_slab(0))
+        copy = engine.start(LayerLayout((), (), 0, 0), allocate_slab(0))
         assert copy.is_done
         copy.wait()
 
@@ -146,7 +143,7 @@ def test_blocks_are_read_in_the_order_of_the_file_and_of_the_copies(
 
     monkeypatch.setattr(os, "preadv", read)
     with HostCopyEngine(num_threads=1, block_bytes=PAGE) as engine:
-        copies = [engine.start(source, allocate_slab(source.slot_bytes)) for source in sources]
+        copies = [engine.start(source, allocate_slab(source.slab_bytes)) for source in sources]
         for copy in copies:
             copy.wait()
     assert offsets == [index * PAGE for index in range(40)]
@@ -166,7 +163,7 @@ def test_a_failing_block_fails_its_own_copy_only_and_the_threads_live_on(
 
     monkeypatch.setattr(os, "preadv", read)
     with HostCopyEngine(num_threads=2, block_bytes=PAGE) as engine:
-        slots = [allocate_slab(source.slot_bytes) for source in sources]
+        slots = [allocate_slab(source.slab_bytes) for source in sources]
         copies = [engine.start(source, slot) for source, slot in zip(sources, slots, strict=True)]
         copies[0].wait()
         with pytest.raises(LinkError, match=r"a.bin failed at byte 61440 \(Input/output error\)") as caught:
@@ -199,7 +196,7 @@ def test_a_fault_of_our_own_in_a_block_reaches_the_waiter_too(tmp_path: Path, mo
 def test_missing_replaced_and_shortened_files_show_when_the_copy_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     source = disk_source((path, 0, 2 * PAGE))
-    slot = allocate_slab(source.slot_bytes)
+    slot = allocate_slab(source.slab_bytes)
     with HostCopyEngine(block_bytes=PAGE) as engine:
         missing = engine.start(source, slot)
         with pytest.raises(LinkError, match=r"a.bin cannot be opened \(No such file or directory\)"):
@@ -232,7 +229,7 @@ def test_waiting_ends_when_the_pass_is_cancelled(tmp_path: Path, monkeypatch: py
 def test_an_abandoned_copy_drops_what_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_file(tmp_path / "a.bin", 10 * PAGE)
     source = disk_source((tmp_path / "a.bin", 0, 10 * PAGE))
-    slot, gate = allocate_slab(source.slot_bytes), Gate()
+    slot, gate = allocate_slab(source.slab_bytes), Gate()
     gate.hold(monkeypatch)
     with HostCopyEngine(num_threads=1, block_bytes=PAGE) as engine:
         copy = engine.start(source, slot)
@@ -251,7 +248,7 @@ def test_closing_fails_what_is_queued_and_joins_the_threads(tmp_path: Path, monk
     gate = Gate()
     gate.hold(monkeypatch)
     engine = HostCopyEngine(num_threads=1, block_bytes=PAGE)
-    copy = engine.start(source, allocate_slab(source.slot_bytes))
+    copy = engine.start(source, allocate_slab(source.slab_bytes))
     gate.entered.wait()
     closer = threading.Thread(target=engine.close)
     closer.start()
@@ -261,7 +258,7 @@ def test_closing_fails_what_is_queued_and_joins_the_threads(tmp_path: Path, monk
         copy.wait()
     engine.close()
     with pytest.raises(RuntimeError, match="the copy engine is closed"):
-        engine.start(source, allocate_slab(source.slot_bytes))
+        engine.start(source, allocate_slab(source.slab_bytes))
 
 
 def test_closing_gives_up_on_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +267,7 @@ def test_closing_gives_up_on_a_disk_that_does_not_answer(tmp_path: Path, monkeyp
     source, gate = disk_source((tmp_path / "a.bin", 0, PAGE)), Gate()
     gate.hold(monkeypatch)
     engine = HostCopyEngine(num_threads=1, patience_seconds=0.05)
-    copy = engine.start(source, allocate_slab(source.slot_bytes))
+    copy = engine.start(source, allocate_slab(source.slab_bytes))
     gate.entered.wait()
     engine.close()
     assert not copy.is_done
@@ -326,7 +323,7 @@ def test_a_copy_thread_that_dies_fails_its_copy_and_is_replaced(
 
     monkeypatch.setattr(os, "preadv", read)
     with HostCopyEngine(num_threads=1, block_bytes=PAGE) as engine:
-        slot = allocate_slab(source.slot_bytes)
+        slot = allocate_slab(source.slab_bytes)
         for _ in range(3):
             with pytest.raises(LinkError, match="shot") as raised:
                 engine.start(source, slot).wait()

@@ -11,7 +11,7 @@ import torch
 
 from offload.checkpoint.block_reader import FileBlock
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.copy_engine import CopySource, DiskSource, HostSource, PendingCopy
+from offload.copying.copy_engine import CopySource, HostSource, PendingCopy
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
@@ -40,9 +40,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def disk_layer(file: Path, index: int) -> DiskSource:
+def disk_layer(file: Path, index: int) -> LayerLayout:
     piece = SlabRange(file, index * SLAB_BYTES, SLAB_BYTES, 0)
-    return DiskSource(LayerLayout((), (piece,), SLAB_BYTES, SLAB_BYTES))
+    return LayerLayout((), (piece,), SLAB_BYTES, SLAB_BYTES)
 
 
 def host_layer(index: int) -> HostSource:
@@ -161,7 +161,7 @@ class FailingOnce(HostCopyEngine):
         self.number -= 1
         if self.number == -1:
             missing = SlabRange(Path("/no/such/file"), 0, 1, 0)
-            source = DiskSource(LayerLayout((), (missing,), SLAB_BYTES, 1))
+            source = LayerLayout((), (missing,), SLAB_BYTES, 1)
         return super().start(source, slot)
 
 

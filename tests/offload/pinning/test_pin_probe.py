@@ -43,9 +43,10 @@ def last_step(pinner: HostPinner, *, limit_bytes: int) -> tuple[int, str]:
     """(bytes granted, how it ended) by the child's own lines, without a process of its own."""
     with pinner:
         steps = list(_steps(pinner, limit_bytes))
-    assert steps[0] == {"granted_bytes": 0, "ending": None}
-    assert all(step["ending"] is None for step in steps[:-1])
-    return steps[-1]["granted_bytes"], steps[-1]["ending"]
+    assert steps[0] == "pinned 0 bytes"
+    (*_, (num_bytes, ending)) = pin_probe._STEP.findall("\n".join(steps))
+    assert all(":" not in step for step in steps[:-1])
+    return int(num_bytes), ending
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ class StuckChild:
 
 
 def test_nobody_waits_for_a_child_that_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = b'{"granted_bytes": 5000, "ending": null}\n'
+    said = b"pinned 5000 bytes\n"
     child = StuckChild(subprocess.TimeoutExpired("child", 0.0, output=said))
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: child)
     assert probe(monkeypatch, "any") == PinBudget(4000, PinBudgetSource.TIMED_OUT)
@@ -139,13 +140,13 @@ def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules
 @pytest.mark.parametrize(
     ("output", "exit_code", "expected"),
     [
-        ('{"granted_bytes": 0, "ending": null}\n', 0, (0, PinBudgetSource.CRASHED)),
-        ('{"granted_bytes": 7, "ending": null}\n{"granted_bytes": 9, "end', -9, (5, PinBudgetSource.CRASHED)),
-        ('hello\n[1]\n{"granted_bytes": 7, "ending": "granted"}\n3\n', 0, (7, PinBudgetSource.GRANTED)),
-        ('{"granted_bytes": 7, "ending": "granted"}\n', 1, (5, PinBudgetSource.CRASHED)),
-        ('{"granted_bytes": 5000, "ending": "refused"}\n', 0, (4000, PinBudgetSource.REFUSED)),
+        ("pinned 0 bytes\n", 0, (0, PinBudgetSource.CRASHED)),
+        ("pinned 7 bytes\npinned 9 by", -9, (5, PinBudgetSource.CRASHED)),
+        ("hello\n[1]\npinned 7 bytes: granted\n3\n", 0, (7, PinBudgetSource.GRANTED)),
+        ("pinned 7 bytes: granted\n", 1, (5, PinBudgetSource.CRASHED)),
+        ("pinned 5000 bytes: refused\n", 0, (4000, PinBudgetSource.REFUSED)),
         (
-            '{"granted_bytes": 7, "ending": "bored"}\n{"granted_bytes": 5, "ending": null}\n',
+            "pinned 7 bytes: bored\npinned 5 bytes\n",
             None,
             (4, PinBudgetSource.TIMED_OUT),
         ),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import ResidentLayer
@@ -63,7 +64,7 @@ def test_a_host_budget_splits_the_streamed_layers_between_memory_and_disk(folder
     with open_tiny(folder, link="1GB/s", host_memory_bytes=90_000) as opened:
         kinds = [type(layer) for layer in opened.streamer.layers]
         assert kinds.count(HostSource) == 2
-        assert kinds.count(DiskSource) == 2
+        assert kinds.count(LayerLayout) == 2
         text = answer(opened, request())[1]
     with open_tiny(folder) as resident:
         assert answer(resident, request())[1] == text

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from offload.copying.copy_engine import DiskSource, HostSource
+from offload.checkpoint.layer_layout import LayerLayout
+from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.staged_engine import StagedCopyEngine
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
@@ -41,7 +42,7 @@ def test_two_emulated_links_work_at_once_and_both_are_counted(folder: Path, text
         assert isinstance(opened.link, StagedCopyEngine)
         assert isinstance(opened.link.link, EmulatedLink)
         assert isinstance(opened.link.reader, EmulatedLink)
-        assert {type(layer) for layer in opened.streamer.layers} == {HostSource, DiskSource}
+        assert {type(layer) for layer in opened.streamer.layers} == {HostSource, LayerLayout}
         assert answer(opened, request())[1] == text
         statistics = opened.session.engine.target.last_pass
         assert 0 < statistics.bytes_read < statistics.bytes_streamed
