@@ -109,11 +109,6 @@ class FourBitWeight:
         product = from_columns(columns, inputs)
         return product if bias is None else product.add_(bias)
 
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the whole matrix (O, I), bit for bit what bitsandbytes' dequantize_4bit gives."""
-        out = torch.empty(self.format.shape, dtype=dtype, device=self.parts[""].device)
-        return self._widen_rows(0, self.format.shape[0], self._wide_absmax(), out)
-
     def _wide_absmax(self) -> torch.Tensor:
         """Return the absmaxes (B,) in float32."""
         absmax = self.parts[".absmax"]

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -112,26 +112,21 @@ def _taken_bytes(num_bytes: int) -> int:
     return 1 << (num_bytes - 1).bit_length()
 
 
-class HostRegistrar(Protocol):
-    """A driver that can pin memory in place. Both calls return its code, 0 for success."""
+class HostRegistrar:
+    """Pins memory in place through torch's CUDA or ROCm runtime, whose calls bear the same names.
 
-    def register(self, address: int, num_bytes: int) -> int:
-        """Pin `num_bytes` (more than 0, whole pages) at `address`."""
-
-    def unregister(self, address: int) -> int:
-        """Undo the `register` that began at `address`."""
-
-
-class CudaHostRegistrar:
-    """Registers through torch's CUDA or ROCm runtime, whose calls bear the same names; never raises for a code."""
+    Both calls return the driver's code, 0 for success, and raise for none.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def register(self, address: int, num_bytes: int) -> int:
+        """Pin `num_bytes` (more than 0, whole pages) at `address`."""
         return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
 
     def unregister(self, address: int) -> int:
+        """Undo the `register` that began at `address`."""
         return self._call("cudaHostUnregister", address)
 
     def _call(self, name: str, *arguments: int) -> int:
@@ -275,7 +270,7 @@ class PinnedMemory(HostPinner):
 
 def open_registrar(device: torch.device) -> HostRegistrar | None:
     """Return the driver that pins memory in place for `device`; None if torch gives access to none."""
-    return CudaHostRegistrar(device) if device.type == "cuda" else None
+    return HostRegistrar(device) if device.type == "cuda" else None
 
 
 def open_pinner(

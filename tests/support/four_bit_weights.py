@@ -14,3 +14,9 @@ def four_bit_weight(matrix: torch.Tensor, *, quant_type: str, is_nested: bool, i
         parts |= {".nested_absmax": state.state2.absmax, ".nested_quant_map": state.state2.code}
     shape = (matrix.shape[0], matrix.shape[1])
     return FourBitWeight(FourBitFormat(shape, quant_type, nested_offset=offset), parts, is_fast)
+
+
+def dequantized(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The whole matrix (O, I), widened as a product widens it."""
+    out = torch.empty(weight.format.shape, dtype=dtype)
+    return weight._widen_rows(0, out.shape[0], weight._wide_absmax(), out)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from offload.formats.four_bit import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import UpcastScratch
-from tests.support.four_bit_weights import four_bit_weight
+from tests.support.four_bit_weights import dequantized, four_bit_weight
 
 CPU = torch.device("cpu")
 SHAPES = [(40, 64), (64, 66), (33, 130), (5, 7), (1, 300), (3, 24)]
@@ -50,7 +50,7 @@ def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(kernel: str) -> None:
     for matrix, quant_type, is_nested in product(grid(), ("nf4", "fp4"), (False, True)):
         codes, state = bnb.quantize_4bit(matrix, quant_type=quant_type, compress_statistics=is_nested)
         weight = four_bit_weight(matrix, quant_type=quant_type, is_nested=is_nested)
-        assert torch.equal(weight.dequantize(matrix.dtype), bnb.dequantize_4bit(codes, state))
+        assert torch.equal(dequantized(weight, matrix.dtype), bnb.dequantize_4bit(codes, state))
 
 
 def test_a_matrix_of_many_chunks_and_nested_blocks_equals_bitsandbytes_own(kernel: str) -> None:
@@ -74,7 +74,7 @@ def test_a_product_equals_that_of_the_dequantized_matrix(
     weight = FourBitWeight.quantize(random_matrix(96, 130), is_fast=is_fast)
     inputs, bias = torch.randn(2, num_tokens, 130).to(compute), torch.randn(96).to(compute)
     found = weight.linear(inputs, bias, UpcastScratch(compute, CPU))
-    expected = F.linear(inputs, weight.dequantize(compute), bias)
+    expected = F.linear(inputs, dequantized(weight, compute), bias)
     assert found.dtype == compute
     torch.testing.assert_close(found, expected, rtol=2e-2 if compute == torch.bfloat16 else 1e-5, atol=1e-2)
 
@@ -83,14 +83,14 @@ def test_rows_and_blocks_of_zeros_stay_zero(kernel: str) -> None:
     matrix = random_matrix(8, 64)
     matrix[3] = 0
     weight = four_bit_weight(matrix, quant_type="nf4", is_nested=False)
-    assert (weight.dequantize(torch.float32)[3] == 0).all()
+    assert (dequantized(weight, torch.float32)[3] == 0).all()
 
 
 def test_a_bound_weight_views_the_slab_whatever_dtype_the_codes_are_stored_as() -> None:
     made = FourBitWeight.quantize(random_matrix(4, 128))
     bound = made.format.bind(made.parts)
     assert bound.parts[""].data_ptr() == made.parts[""].data_ptr()
-    assert torch.equal(bound.to(CPU).dequantize(torch.float32), made.dequantize(torch.float32))
+    assert torch.equal(dequantized(bound.to(CPU), torch.float32), dequantized(made, torch.float32))
 
 
 def test_the_format_knows_its_sizes() -> None:
@@ -112,7 +112,7 @@ def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: p
     for is_nested in (False, True):
         weight = four_bit_weight(random_matrix(96, 130), quant_type="nf4", is_nested=is_nested, is_fast=True)
         found = weight.linear(inputs, bias, UpcastScratch(torch.float32, CPU))
-        expected = F.linear(inputs, weight.dequantize(torch.float32), bias)
+        expected = F.linear(inputs, dequantized(weight, torch.float32), bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert "gemm_4bit" in asked
 

@@ -15,8 +15,8 @@ import torch
 from offload.pinning import pinned_memory
 from offload.pinning.pinned_memory import (
     AllocatorPinnedMemory,
-    CudaHostRegistrar,
     HostPinner,
+    HostRegistrar,
     PinnedMemory,
     open_pinner,
     open_registrar,
@@ -155,7 +155,7 @@ def test_the_real_registrar_hands_codes_back_and_clears_what_a_refusal_leaves(mo
     monkeypatch.setattr(torch.cuda, "device", NoDevice)
     monkeypatch.setattr(torch, "ones", launch)
     device = torch.device("cuda", 1)
-    registrar = CudaHostRegistrar(device)
+    registrar = HostRegistrar(device)
     assert [registrar.register(8192, 4096), registrar.register(16384, 4096)] == [0, 2]
     assert launches == [device]
     assert [registrar.unregister(8192), registrar.unregister(16384)] == [0, 712]
@@ -174,7 +174,7 @@ def test_each_kind_of_device_gets_its_way_of_pinning() -> None:
     for name, kind in kinds.items():
         with open_pinner(torch.device(name), 123 * PAGE) as pinner:
             assert type(pinner) is kind
-    assert isinstance(open_registrar(torch.device("cuda", 1)), CudaHostRegistrar)
+    assert isinstance(open_registrar(torch.device("cuda", 1)), HostRegistrar)
     assert open_registrar(torch.device("xpu")) is None
 
 
