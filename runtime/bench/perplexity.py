@@ -5,18 +5,14 @@ Perplexity = exp(-1/(T-1) * sum of log p(t_i | t_1 .. t_{i-1}) for i = 2..T). Wh
 """
 
 import inspect
-import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
@@ -28,17 +24,6 @@ _HEAD_ROWS = 16  # 20 MB of double-precision logits for a vocabulary of 150,000
 
 LogitsOfPass = Callable[[int, int], Iterator[torch.Tensor]]
 """Runs the pass over tokens start..stop behind all earlier ones; yields their logits (M, V), a few rows at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Perplexity:
-    """What one of the two sides measured."""
-
-    perplexity: float
-    num_tokens: int
-    """Tokens that were predicted: all but the first."""
-    seconds: float
-    """All passes, the head included; not loading."""
 
 
 def run_perplexity(
@@ -54,12 +39,12 @@ def run_perplexity(
         token_ids = tokenize_text(opened, text)
         streamed = yield from streamed_perplexity(opened, token_ids)
     folder = opened.plan.target.checkpoint.folder
-    record = asdict(streamed) | {"target": str(folder), "text": source}
+    record = streamed | {"target": str(folder), "text": source}
     if is_compared:
         whole = yield from transformers_perplexity(folder, token_ids)
-        record["transformers_perplexity"] = whole.perplexity
-        record["transformers_seconds"] = whole.seconds
-        record["relative_difference"] = streamed.perplexity / whole.perplexity - 1
+        record["transformers_perplexity"] = whole["perplexity"]
+        record["transformers_seconds"] = whole["seconds"]
+        record["relative_difference"] = streamed["perplexity"] / whole["perplexity"] - 1
     return record
 
 
@@ -80,15 +65,14 @@ def tokenize_text(opened: OpenSession, text: str) -> list[int]:
     return token_ids
 
 
-def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
+def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
     """Measure through the session's target; its cache is empty before and after. Raises what a failed copy raises."""
     engine = opened.session.engine
     target = engine.target
 
     def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
         hidden = target.run_pass(chain_input(token_ids[start:stop], num_cached=start))  # (T, E)
-        for row in range(0, stop - start, _HEAD_ROWS):
-            yield target.logits(hidden[row : row + _HEAD_ROWS])
+        yield from map(target.logits, hidden.split(_HEAD_ROWS))
 
     engine.truncate(0)
     try:
@@ -97,19 +81,16 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
         target.cache.truncate(0)
 
 
-def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
+def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
     """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
-    with _quiet_libraries():
-        model = _load_whole(folder)
-        cache = {_cache_name(model): DynamicCache(config=model.config)}
+    model = _load_whole(folder)
+    cache = {_cache_name(model): DynamicCache(config=model.config)}
 
-        def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
-            ids = torch.tensor([token_ids[start:stop]], device=model.device)
-            rows = model(input_ids=ids, use_cache=True, **cache).logits[0]
-            for row in range(0, stop - start, _HEAD_ROWS):
-                yield rows[row : row + _HEAD_ROWS]
+    def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
+        ids = torch.tensor([token_ids[start:stop]], device=model.device)
+        yield from model(input_ids=ids, use_cache=True, **cache).logits[0].split(_HEAD_ROWS)
 
-        return (yield from _measure("transformers", logits, token_ids))
+    return (yield from _measure("transformers", logits, token_ids))
 
 
 def _load_whole(folder: Path) -> Any:
@@ -119,7 +100,7 @@ def _load_whole(folder: Path) -> Any:
     return model.eval()
 
 
-def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) -> Generator[str, None, Perplexity]:
+def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
     num_tokens = len(token_ids)
     following = torch.tensor(token_ids[1:], dtype=torch.int64)
     total = 0.0
@@ -132,8 +113,11 @@ def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) 
                 total += _negative_log_likelihood(logits, following[row : row + logits.shape[0]])
                 row += logits.shape[0]
         yield f"{side}: {stop} of {num_tokens} tokens"
-    seconds = time.perf_counter() - begun
-    return Perplexity(math.exp(total / (num_tokens - 1)), num_tokens - 1, seconds)
+    return {
+        "perplexity": math.exp(total / (num_tokens - 1)),
+        "num_tokens": num_tokens - 1,  # that were predicted: all but the first
+        "seconds": time.perf_counter() - begun,  # all passes, the head included; not loading
+    }
 
 
 def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> float:
@@ -146,18 +130,3 @@ def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> f
 def _cache_name(model: Any) -> str:
     """Return what the model's forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Show no progress bars, and no line for every int8 product on a CPU."""
-    logger = logging.getLogger("bitsandbytes")
-    level, has_bar = logger.level, transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if has_bar:
-            transformers_logging.enable_progress_bar()

@@ -89,7 +89,7 @@ def read_prompts(
     is_jsonl = _is_jsonl(path)
     items: list[PromptRequest | BadLine] = []
     line_number_of_id: dict[str, int] = {}
-    for line_number, line in enumerate(_read_text(path, name).split("\n"), start=1):
+    for line_number, line in enumerate(read_text(path, name).split("\n"), start=1):
         if not line.strip():
             continue
         item_id = str(line_number)
@@ -120,7 +120,8 @@ def _is_jsonl(path: str | Path) -> bool:
     return suffix == ".jsonl"
 
 
-def _read_text(path: str | Path, name: str) -> str:
+def read_text(path: str | Path, name: str) -> str:
+    """Return the text of a UTF-8 file, or of stdin for `-`. Raises PromptFileError, which calls the file `name`."""
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
     except OSError as error:

@@ -8,21 +8,18 @@ import sys
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
-from runtime.prompts.prompt_file import PromptRequest, read_requests
+from runtime.prompts.prompt_file import PromptRequest, read_requests, read_text
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftingConfig, PlainConfig, Quiet, with_option_groups
 from tui.printing import announce, measurement_tables, open_session_in_sight, progress_console, show_load
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 Prompts = Annotated[
@@ -244,11 +241,7 @@ def perplexity(
 ) -> int:
     """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
     path = packaged_prompts("perplexity.txt") if text is None else text
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise OptionError(f"the text {path} cannot be read: {reason}; give a text file with --text") from error
+    content = read_text(path, f"the text {path}")
     console = progress_console(is_quiet=quiet)
     config = _located(config, console)
     from runtime.bench.perplexity import run_perplexity
@@ -283,7 +276,7 @@ def draw_robustness(report: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _show(steps: Generator[str, None, dict[str, Any]], console: "Console") -> dict[str, Any]:
+def _show(steps: Generator[str, None, dict[str, Any]], console: Console) -> dict[str, Any]:
     """Run a benchmark in sight of the user, show the figures that it ends with, and write them as a JSON line."""
     record = announce(steps, console)
     console.print(*measurement_tables(record, title="measured"))
@@ -302,7 +295,7 @@ def _drafting(config: EngineConfig, without: str) -> EngineConfig:
     return config
 
 
-def _located(config: EngineConfig, console: "Console") -> EngineConfig:
+def _located(config: EngineConfig, console: Console) -> EngineConfig:
     """Return the config with its models' folders, downloaded in sight of the user where they are missing."""
     from runtime.engine.model_folders import locate_models
 

@@ -98,7 +98,8 @@ def test_perplexity_ends_with_one_json_line(measured, folder: Path, tmp_path: Pa
     assert "relative_difference" not in record
 
 
-def test_beside_transformers_both_agree(measured, tmp_path: Path) -> None:
+def test_beside_transformers_both_agree(measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", False)  # as the program sees to it when it starts
     path = tmp_path / "text.txt"
     path.write_text("the cat and the dog in the hat")
     record = measured("perplexity", "--text", str(path), "--beside-transformers", "--quiet")
@@ -109,7 +110,7 @@ def test_beside_transformers_both_agree(measured, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "cannot be read: No such file"), (b"\xff\xfe", "it is not UTF-8"), (b"a", "the text has 1 tokens")],
+    [(None, "cannot be read: No such file"), (b"\xff\xfe", "is not UTF-8"), (b"a", "the text has 1 tokens")],
 )
 def test_a_text_that_cannot_be_used_is_one_line_and_exit_code_2(
     folder: Path, tmp_path: Path, capsys, content, sentence
