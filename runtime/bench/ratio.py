@@ -1,9 +1,8 @@
 """The regime that the method is made for: a pass over the target that costs as much as hundreds of draft steps.
 
-Streaming a 70B model in 16 bits over PCIe 4, one pass takes 220 steps of its 8B draft. A link is emulated on which a
-pass of the models at hand takes as many steps of theirs, and the same prompts are answered over it by plain streaming
-and with trees. What is not emulated is the computation: a processor verifies a tree far more slowly than such a link
-delivers a layer, and the report says where that is the bound.
+Streaming a 70B model in 16 bits over PCIe 4, one pass takes 220 steps of its 8B draft. The same prompts are answered by
+plain streaming and with trees over an emulated link on which a pass of the models at hand takes as many steps of
+theirs. Computation is not emulated: a processor verifies a tree far more slowly than such a link delivers a layer.
 """
 
 import statistics
@@ -12,22 +11,20 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from profiles.steps import finish
-from runtime.bench.rounds import PROMPT_TOKENS
 from runtime.bench.stream import check_streaming
-from runtime.config import EngineConfig, SamplingParams
+from runtime.calibration.probes import SessionProbes
+from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.events import Finished, GenerationStatistics, Round
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.speculation.token_tree import TreeTopology
 
 STEPS_PER_PASS = 220
 """Llama-3-70B in bf16 over 24.9 GB/s takes 5.5 s a pass, a step of its 8B draft 0.025 s (Sequoia, L40)."""
 PUBLISHED_SPEEDUPS = {0.0: 9.5, 0.6: 9.3}
 """By temperature: Llama-3-70B/8B on an L40 against DeepSpeed-ZeRO-Inference (Sequoia, table 3)."""
+NUM_STEPS, STEP_CONTEXT = 30, 32
+"""Draft steps that are timed, and the tokens that each attends to."""
 PLAIN_TOKENS = 4
 _MEASURING_LINK = "1000GB/s"
 
@@ -47,7 +44,8 @@ def run_ratio(
     yield "measuring a draft step"
     with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
         check_streaming(opened)
-        step_seconds, bytes_per_pass = _time_step(opened), opened.placement.streamed_bytes
+        probes, bytes_per_pass = SessionProbes(opened, requests, state_folder=None), opened.placement.streamed_bytes
+        step_seconds = statistics.median(probes.time_draft_step(1, STEP_CONTEXT) for _ in range(NUM_STEPS))
     link = f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s"
     config = replace(config, link=link)
     yield f"plain streaming at {link}: a pass should take {steps_per_pass * step_seconds:.2f} s"
@@ -71,21 +69,6 @@ def run_ratio(
         "plain_seconds_per_token": plain_seconds,  # over `link`, without a draft
         "runs": runs,
     }
-
-
-def _time_step(opened: OpenSession) -> float:
-    """Return the median seconds of the draft's forwards over one token, in a chain."""
-    engine = opened.session.engine
-    assert engine.drafter is not None, "the configuration names a draft"
-    engine.set_text(PROMPT_TOKENS)
-    seconds: list[float] = []
-    for _ in range(3):
-        chain = TreeTopology.chain(10)
-        finish(engine.drafter.grow(engine.text, chain, params=SamplingParams(), rng=np.random.default_rng(0)))
-        seconds += [taken for width, taken in engine.drafter.step_seconds if width == 1]
-        engine.drafter.roll_back(len(engine.text) - 1)
-    engine.truncate(0)
-    return statistics.median(seconds)
 
 
 def _plain_seconds(config: EngineConfig, request: PromptRequest) -> float:

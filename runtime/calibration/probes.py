@@ -47,7 +47,7 @@ _MAX_LEVELS = 32
 class SessionProbes:
     """The CalibrationProbes of an open session with a draft; between two probes the session is free."""
 
-    def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path) -> None:
+    def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path | None) -> None:
         """Take the session; a driver's answer about pinning is remembered in `state_folder`."""
         engine = opened.session.engine
         assert engine.drafter is not None, "without a draft there is nothing to calibrate"
