@@ -26,7 +26,7 @@ from profiles.steps import relabel
 from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
 from runtime.bench.trees import write_text
-from runtime.bench.yields import Prediction, Ranks, check_yields, count_yields
+from runtime.bench.yields import Ranks, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.config import MAX_TREE_LEVELS, EngineConfig
 from runtime.engine.loading import OpenSession, open_session
@@ -34,7 +34,7 @@ from runtime.errors import OptionError
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.planner.costs import RoundCosts
 from runtime.planner.initial_plan import find_profiles
-from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
+from runtime.planner.profile_costs import acceptance_of, costs_from_profiles
 from runtime.planner.tree_choice import choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
@@ -71,26 +71,26 @@ def run_validation(
     pair's profile in `cache_folder`, or else from answers to `calibration_requests`. Raises OptionError if no layer
     streams, or if the answers are too short to count on.
     """
-    prediction: Prediction | None = None
+    pair: PairProfile | None = None  # whose acceptance tokens are predicted from
     ranks: list[Ranks] = []
     checks = []
     for link in links:
         with open_session(replace(config, link=link, tree="auto"), requests=requests) as opened:
             check_streaming(opened)
             name = link or "disk"
-            if prediction is None and (stored := _stored_pair(opened, cache_folder)) is not None:
-                yield f"predicting tokens from the profile of {stored.measured_at.isoformat()}"
-                prediction = _prediction(stored)
-            scope = TEXT_SCOPE if prediction is None else COST_SCOPE
+            if pair is None and (pair := _stored_pair(opened, cache_folder)) is not None:
+                yield f"predicting tokens from the profile of {pair.measured_at.isoformat()}"
+            scope = TEXT_SCOPE if pair is None else COST_SCOPE
             result = yield from _calibrate(opened, name, calibration_requests, scope, cache_folder)
-            prediction = prediction or _prediction(result.pair)
+            pair = pair or result.pair
+            by_depth = acceptance_of(pair, 0.0)
             ranks = ranks or (yield from _rank_texts(opened, requests))
             # Deeper trees would reach past the end of too many rounds to be counted.
             max_levels = min(MAX_TREE_LEVELS, max(map(len, ranks), default=0) // 2)
             if max_levels < 2:
                 raise OptionError("the answers are too short to count on; give a larger --max-new-tokens")
             costs = _session_costs(opened, result)
-            trees = _choose_trees(opened, costs, prediction.by_depth, max_levels=max_levels)
+            trees = _choose_trees(opened, costs, by_depth, max_levels=max_levels)
             timed: dict[TreeTopology, list[TimedRound]] = {tree: [] for tree in trees}
             prompts = [opened.session.format_prompt(request) for request in requests]
             rounds = time_rounds(opened, prompts, [trees] * num_turns, params=requests[0].params)
@@ -99,7 +99,7 @@ def run_validation(
                 yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {each.done.seconds:.2f} s"
             shapes = []
             for tree in trees:
-                predicted, measured = expected_tokens(tree, prediction.by_depth), count_yields(tree, ranks)[0][-1]
+                predicted, measured = expected_tokens(tree, by_depth), count_yields(tree, ranks)[0][-1]
                 shape = check_tree(
                     tree, timed[tree], costs, predicted_tokens=predicted, measured_tokens=float(measured)
                 )
@@ -110,8 +110,8 @@ def run_validation(
                 )
             copy_seconds = statistics.median(each.copy_seconds for rounds in timed.values() for each in rounds)
             checks.append(check_link(name, shapes, copy_seconds))
-    assert prediction is not None, "there is at least one link"
-    yields = check_yields(ranks, prediction, max_levels=min(max_levels, YIELD_LEVELS))
+    assert pair is not None, "there is at least one link"
+    yields = check_yields(ranks, pair, max_levels=min(max_levels, YIELD_LEVELS))
     names = {"target": opened.plan.target_name, "draft": opened.plan.draft_name}
     return {**names, "yields": yields, "links": checks}
 
@@ -123,18 +123,6 @@ def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
         return None
     table = profile.acceptance_near(0.0)
     return None if table.is_rough or table.temperature != 0 else profile
-
-
-def _prediction(pair: PairProfile) -> Prediction:
-    table, (low, high) = pair.acceptance_near(0.0), acceptance_range(pair, 0.0) or (None, None)
-    return Prediction(
-        by_rank=acceptance_of(pair, 0.0, by_depth=False),
-        by_depth=acceptance_of(pair, 0.0),
-        low=low,
-        high=high,
-        num_positions=table.num_positions[0],
-        num_texts=table.num_texts,
-    )
 
 
 def _calibrate(

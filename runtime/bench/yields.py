@@ -1,23 +1,21 @@
-"""Predicted tokens per pass beside counted ones: do trees bring what the acceptance promised?
+"""Predicted tokens per pass beside counted ones: do trees bring what the acceptance promised? Pure NumPy.
 
 Three questions of Sequoia (arXiv 2402.12374): is the G(n) that the positional model predicts what is measured, does it
-grow with log n, and how far off is the positional model where trees are deep, as chains are. Tokens are counted on
-greedy texts of the target: a round that starts at some position follows the text, and at depth j it goes on if the
-text's next token is among the children that the node has, which only depends on the token's rank in the draft's order
-behind the same text. So the ranks along a text settle what any tree would emit at any position. The acceptance must
-come from other texts. Both sides rest on few texts, so both have their standard error: only a gap that is large beside
-them speaks against the model. Pure NumPy.
+grow with log n, and how far off is the model where trees are deep, as chains are. On a greedy text of the target, the
+rank of each token in the draft's order behind the text before it settles what any tree would emit at any position. Both
+sides rest on few texts: only a gap that is large beside their standard errors speaks against the model.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.acceptance import error_between
+from profiles.pair_profile import PairProfile
+from runtime.planner.profile_costs import acceptance_of, acceptance_range
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import BestFirst, best_first
 
@@ -29,42 +27,27 @@ Ranks = NDArray[np.int64]
 """(A,) rank of each token of an answer in the draft's order behind the text before it, from 1; 0 if it has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The acceptance that yields are predicted from, and what it rests on."""
-
-    by_rank: NDArray[np.float64]
-    """(R,) not increasing."""
-    by_depth: NDArray[np.float64]
-    """(D, R) by depth of the parent; no row increases."""
-    low: NDArray[np.float64] | None
-    """(D, R) by depth, one standard error less; None where it is not known."""
-    high: NDArray[np.float64] | None
-    """(D, R) by depth, one standard error more."""
-    num_positions: int
-    num_texts: int
-
-
 def check_yields(
-    texts: Sequence[Ranks], prediction: Prediction, *, max_nodes: int = 512, max_levels: int = 33
+    texts: Sequence[Ranks], pair: PairProfile, *, max_nodes: int = 512, max_levels: int = 33
 ) -> dict[str, Any]:
     """Hold G(n), n = 1 .. max_nodes, and chains, where the model errs most, against what is counted on `texts`.
 
-    Raises ValueError if no text is as long as the deepest tree.
+    The pair's acceptance must come from other texts. Raises ValueError if no text is as long as the deepest tree.
     """
-    search = best_first(prediction.by_rank, max_nodes, max_levels)
+    search = best_first(acceptance_of(pair, 0.0, by_depth=False), max_nodes, max_levels)
     horizon = int(search.depths.max())
     num_positions = sum(max(0, len(ranks) - horizon) for ranks in texts)
     if num_positions < 2:
         raise ValueError(f"no answer is longer than the {horizon} tokens that the deepest tree reaches")
-    found = _compare(search, texts, prediction)
-    measured = found["measured"]
-    intercept, slope, r_squared = _fit_log(measured)
+    found = _compare(search, texts, pair)
+    measured, table = found["measured"], pair.acceptance_near(0.0)
+    sizes = [1 << power for power in range(len(measured).bit_length())]
+    intercept, slope, r_squared = _fit_log(sizes, measured)
     longest = max(map(len, texts))
     chains = {length: best_first([1.0], length, length) for length in CHAIN_LENGTHS if length <= longest}
     return {
-        "trees": [_of_size(1 << power, found) for power in range(len(measured).bit_length())],
-        "chains": [_of_size(length, _compare(chain, texts, prediction)) for length, chain in chains.items()],
+        "trees": [_of_size(size, found) for size in sizes],
+        "chains": [_of_size(length, _compare(chain, texts, pair)) for length, chain in chains.items()],
         "num_positions": num_positions,  # that trees were counted at
         "log_intercept": intercept,  # a of measured = a + b ln n, n >= LOG_FIT_FROM
         "log_slope": slope,  # b
@@ -72,8 +55,8 @@ def check_yields(
         # Largest |predicted / measured - 1| over all n.
         "worst_error_by_rank": float(np.abs(found["by_rank"] / measured - 1).max()),
         "worst_error_by_depth": float(np.abs(found["by_depth"] / measured - 1).max()),
-        "num_predicted_positions": prediction.num_positions,
-        "num_predicted_texts": prediction.num_texts,
+        "num_predicted_positions": table.num_positions[0],
+        "num_predicted_texts": table.num_texts,
     }
 
 
@@ -117,19 +100,20 @@ def expected_by_size(search: BestFirst, acceptance: ArrayLike) -> NDArray[np.flo
     return np.cumsum(worths)
 
 
-def _compare(search: BestFirst, texts: Sequence[Ranks], prediction: Prediction) -> dict[str, NDArray[np.float64]]:
+def _compare(search: BestFirst, texts: Sequence[Ranks], pair: PairProfile) -> dict[str, NDArray[np.float64]]:
     """Return the tokens per pass of the search's trees of 1 .. M nodes, (M,) each; nan where an error is not known."""
     measured, errors = count_yields(search, texts)
-    by_depth = expected_by_size(search, prediction.by_depth)
-    range_of_error = np.full(len(by_depth), np.nan)
-    if prediction.low is not None and prediction.high is not None:
-        range_of_error = expected_by_size(search, prediction.high) - expected_by_size(search, prediction.low)
+    by_depth = expected_by_size(search, acceptance_of(pair, 0.0))
+    by_depth_error = np.full(len(by_depth), np.nan)
+    if (around := acceptance_range(pair, 0.0)) is not None:
+        low, high = (expected_by_size(search, acceptance) for acceptance in around)
+        by_depth_error = (high - low) / 2
     return {
         "measured": measured,
         "standard_error": errors,  # of `measured`, between texts; infinite for a single text
-        "by_rank": expected_by_size(search, prediction.by_rank),
+        "by_rank": expected_by_size(search, acceptance_of(pair, 0.0, by_depth=False)),
         "by_depth": by_depth,
-        "by_depth_error": range_of_error / 2,
+        "by_depth_error": by_depth_error,
     }
 
 
@@ -139,13 +123,10 @@ def _of_size(num_nodes: int, found: Mapping[str, NDArray[np.float64]]) -> dict[s
     return {"num_nodes": num_nodes, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
 
 
-def _fit_log(measured: NDArray[np.float64]) -> tuple[float, float, float]:
+def _fit_log(sizes: Sequence[int], measured: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return (a, b, R^2) of measured = a + b ln n by least squares, every doubling with the same weight."""
-    sizes = np.arange(1, len(measured) + 1)
-    is_kept = sizes >= min(LOG_FIT_FROM, len(measured) // 2)
-    logs, values, weights = np.log(sizes[is_kept]), measured[is_kept], 1 / np.sqrt(sizes[is_kept])
-    slope, intercept = np.polyfit(logs, values, 1, w=weights)
-    rest = (weights**2 * (values - intercept - slope * logs) ** 2).sum()
-    mean = np.average(values, weights=weights**2)
-    total = (weights**2 * (values - mean) ** 2).sum()
+    kept = [size for size in sizes if size >= min(LOG_FIT_FROM, len(measured) // 2)]
+    logs, values = np.log(kept), measured[np.array(kept) - 1]
+    slope, intercept = np.polyfit(logs, values, 1)
+    rest, total = np.var(values - intercept - slope * logs), np.var(values)
     return float(intercept), float(slope), float(1 - rest / total) if total > 0 else 1.0

@@ -1,25 +1,37 @@
 """Yields counted by hand and against the model they must agree with, beside predicted ones, where ranks follow laws."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from profiles.pair_profile import AcceptanceTable, PairProfile
 from runtime.bench.yields import (
-    Prediction,
     check_yields,
     count_yields,
     expected_by_size,
 )
+from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens
+from tests.support.profile_factory import PAIR
 
 BY_RANK = np.array([0.7, 0.12, 0.05, 0.03])
 
 
-def prediction(by_rank: np.ndarray, by_depth: np.ndarray, **around: np.ndarray) -> Prediction:
-    low, high = around.get("low"), around.get("high")
-    return Prediction(by_rank, by_depth, low=low, high=high, num_positions=300, num_texts=9)
+MANY = 10**9
+"""Positions, so many that what was measured is believed as it is."""
+
+
+def pair(by_rank: np.ndarray, by_depth: np.ndarray | None = None, *, error: float | None = None) -> PairProfile:
+    """A pair of this acceptance, no rank beyond which was ever accepted; `error` is the first rank's."""
+    rows = np.atleast_2d(by_rank if by_depth is None else by_depth)
+    width = len(BUILTIN_ACCEPTANCE)
+    ranks, *depths = (tuple(np.pad(row, (0, width - len(row))).tolist()) for row in (by_rank, *rows))
+    errors = (error, *[None] * (width - 1))
+    table = AcceptanceTable(0.0, ranks, errors, (MANY,) * width, tuple(depths), (MANY,) * len(depths), 9)
+    return replace(PAIR, acceptance=(table,))
 
 
 def independent_texts(seed: int, num_texts: int = 6) -> list[np.ndarray]:
@@ -28,7 +40,7 @@ def independent_texts(seed: int, num_texts: int = 6) -> list[np.ndarray]:
 
 
 def test_where_positions_are_independent_the_positional_model_is_right() -> None:
-    report = check_yields(independent_texts(1), prediction(BY_RANK, BY_RANK[None, :]), max_nodes=256)
+    report = check_yields(independent_texts(1), pair(BY_RANK), max_nodes=256)
     assert report["worst_error_by_rank"] < 0.03
     assert [tree["by_depth"] for tree in report["trees"]] == pytest.approx(
         [tree["by_rank"] for tree in report["trees"]]
@@ -49,7 +61,7 @@ def test_where_easy_stretches_alternate_with_hard_ones_depth_repairs_the_chains(
         texts.append(np.concatenate(halves))
     by_rank = np.array([0.75])
     by_depth = np.array([[0.75], [5 / 6], [0.9], [0.944], [0.971], [0.985], [0.992], [0.996]])
-    report = check_yields(texts, prediction(by_rank, by_depth), max_nodes=32, max_levels=32)
+    report = check_yields(texts, pair(by_rank, by_depth), max_nodes=32, max_levels=32)
     longest = report["chains"][-1]
     assert longest["measured"] > 3 * longest["by_rank"]
     assert longest["by_depth"] == pytest.approx(longest["measured"], rel=0.15)
@@ -65,31 +77,30 @@ def test_other_acceptance_prices_the_same_trees() -> None:
 
 def test_answers_that_are_too_short_are_refused() -> None:
     with pytest.raises(ValueError, match="deepest tree"):
-        check_yields([np.array([1, 1])], prediction(BY_RANK, BY_RANK[None, :]))
+        check_yields([np.array([1, 1])], pair(BY_RANK))
 
 
 def test_a_prediction_has_the_error_of_its_acceptance() -> None:
     """Half of what a chain of two brings between first ranks of 0.6 and 0.8; none where none is known."""
-    texts, row = independent_texts(4, 2), BY_RANK[None, :]
-    around = {"low": np.array([[0.6, 0.1]]), "high": np.array([[0.8, 0.1]])}
-    report = check_yields(texts, prediction(BY_RANK, row, **around), max_nodes=8, max_levels=4)
+    texts = independent_texts(4, 2)
+    report = check_yields(texts, pair(BY_RANK, error=0.1), max_nodes=8, max_levels=4)
     assert report["chains"][0]["by_depth_error"] == pytest.approx(0.1)
     assert [tree["by_depth_error"] for tree in report["trees"][:2]] == pytest.approx([0.0, 0.1])
-    assert (report["num_predicted_positions"], report["num_predicted_texts"]) == (300, 9)
-    unknown = check_yields(texts, prediction(BY_RANK, row), max_nodes=8, max_levels=4)
+    assert (report["num_predicted_positions"], report["num_predicted_texts"]) == (MANY, 9)
+    unknown = check_yields(texts, pair(BY_RANK), max_nodes=8, max_levels=4)
     assert unknown["chains"][0]["by_depth_error"] is None
     assert [tree["by_depth_error"] for tree in unknown["trees"]] == [None] * 4
 
 
 def test_a_single_text_has_no_error() -> None:
-    report = check_yields(independent_texts(5, 1), prediction(BY_RANK, BY_RANK[None, :]), max_nodes=8, max_levels=4)
+    report = check_yields(independent_texts(5, 1), pair(BY_RANK), max_nodes=8, max_levels=4)
     assert [tree["standard_error"] for tree in report["trees"]] == [None] * 4
     assert report["chains"][0]["standard_error"] is None
     json.dumps(report, allow_nan=False)
 
 
 def test_the_record_is_json_with_the_powers_of_two() -> None:
-    report = check_yields(independent_texts(3, 2), prediction(BY_RANK, BY_RANK[None, :]), max_nodes=64)
+    report = check_yields(independent_texts(3, 2), pair(BY_RANK), max_nodes=64)
     record = json.loads(json.dumps(report, allow_nan=False))
     assert [tree["num_nodes"] for tree in record["trees"]] == [1, 2, 4, 8, 16, 32, 64]
     assert len(record["chains"]) == 6
