@@ -64,12 +64,13 @@ def run_trees(
         raise OptionError(f"{max(sizes)} nodes are more than the {most} that this session has room for; give --tree")
     counted, gains = list[dict[str, Any]](), list[tuple[float, int, float]]()
     for temperature in temperatures:
-        texts = []
-        for number, request in enumerate(requests, start=1):
-            yield f"temperature {temperature:g}: text {number} of {len(requests)}"
-            text = _write(opened, request, temperature, seed=number)
-            if len(text.token_ids) - text.num_prompt > num_levels:
-                texts.append(text)
+        choices = {"temperature": temperature, "verification": "coupled"}
+        asked = [
+            replace(request, params=replace(request.params, seed=seed, **choices))
+            for seed, request in enumerate(requests, start=1)
+        ]
+        written = yield from write_texts(opened, asked)
+        texts = [text for text in written if len(text.token_ids) - text.num_prompt > num_levels]
         if not texts:
             raise OptionError(
                 f"no answer has more than {num_levels} tokens at temperature {temperature:g}; "
@@ -96,27 +97,24 @@ def run_trees(
     }
 
 
-def _write(opened: OpenSession, request: PromptRequest, temperature: float, *, seed: int) -> WrittenText:
-    """Let the target write; whatever tree helps, the text is the same, so a small one does."""
-    planner = opened.session.engine.planner
-    params = replace(request.params, temperature=temperature, seed=seed, verification="coupled")
-    planner.held_tree = best_first(planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])
-    try:
-        return write_text(opened, replace(request, params=params))
-    finally:
-        planner.held_tree = None
+def write_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Generator[str, None, list[WrittenText]]:
+    """Let the target write; whatever tree helps, the texts are the same, so a small one does.
 
-
-def write_text(opened: OpenSession, request: PromptRequest) -> WrittenText:
-    """Return the request's text, prompt included; the session is empty afterwards."""
-    engine = opened.session.engine
+    The session is empty afterwards.
+    """
+    engine, texts = opened.session.engine, []
+    engine.planner.held_tree = best_first(engine.planner.acceptance, *_WRITING_SHAPE).topology(_WRITING_SHAPE[0])
     try:
-        with closing(opened.session.generate(request)) as events:
-            *_, finished = events
-        assert isinstance(finished, Finished), "the engine's last event is Finished"
-        return WrittenText(list(engine.text), finished.statistics.prompt_tokens, request.params)
+        for number, request in enumerate(requests, start=1):
+            yield f"text {number} of {len(requests)} at temperature {request.params.temperature:g}"
+            with closing(opened.session.generate(request)) as events:
+                *_, finished = events
+            assert isinstance(finished, Finished), "the engine's last event is Finished"
+            texts.append(WrittenText(list(engine.text), finished.statistics.prompt_tokens, request.params))
     finally:
+        engine.planner.held_tree = None
         engine.truncate(0)
+    return texts
 
 
 def _count(

@@ -25,7 +25,7 @@ from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
 from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
-from runtime.bench.trees import write_text
+from runtime.bench.trees import WrittenText, write_texts
 from runtime.bench.yields import Ranks, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.config import MAX_TREE_LEVELS, EngineConfig
@@ -98,15 +98,13 @@ def run_validation(
                 timed[tree].append(each)
                 yield f"{name}: a round of {tree.num_nodes}x{tree.num_levels} took {each.done.seconds:.2f} s"
             shapes = []
-            for tree in trees:
-                predicted, measured = expected_tokens(tree, by_depth), count_yields(tree, ranks)[0][-1]
-                shape = check_tree(
-                    tree, timed[tree], costs, predicted_tokens=predicted, measured_tokens=float(measured)
-                )
+            for tree, of_tree in timed.items():
+                shape = check_tree(tree, of_tree, costs, by_depth=by_depth, ranks=ranks)
                 shapes.append(shape)
                 yield (
                     f"{name}: {tree.num_nodes}x{tree.num_levels} {shape['predicted_seconds']:.3f} s predicted, "
-                    f"{shape['measured_seconds']:.3f} measured; {predicted:.2f} tokens expected, {measured:.2f} counted"
+                    f"{shape['measured_seconds']:.3f} measured; {shape['predicted_tokens']:.2f} tokens expected, "
+                    f"{shape['measured_tokens']:.2f} counted"
                 )
             copy_seconds = statistics.median(each.copy_seconds for rounds in timed.values() for each in rounds)
             checks.append(check_link(name, shapes, copy_seconds))
@@ -119,10 +117,8 @@ def run_validation(
 def _stored_pair(opened: OpenSession, cache_folder: Path) -> PairProfile | None:
     """Return what a calibration kept of this pair on this device, if it saw enough greedy positions to plan from."""
     profile = find_profiles(opened.plan, cache_folder).profile
-    if profile is None:
-        return None
-    table = profile.acceptance_near(0.0)
-    return None if table.is_rough or table.temperature != 0 else profile
+    table = None if profile is None else profile.acceptance_near(0.0)
+    return None if table is None or table.is_rough or table.temperature != 0 else profile
 
 
 def _calibrate(
@@ -139,34 +135,27 @@ def _rank_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Gener
     """Let the target answer greedily, and return each token's rank in the draft's order."""
     drafter = opened.session.engine.drafter
     assert drafter is not None, "the configuration names a draft"
-    ranks = []
-    for number, request in enumerate(requests, start=1):
-        yield f"answering prompt {number} of {len(requests)}"
-        text = write_text(opened, replace(request, params=replace(request.params, temperature=0.0)))
-        if len(text.token_ids) > text.num_prompt:
-            ranks.append(rank_tokens(drafter.model, text.token_ids, num_prompt=text.num_prompt))
-    return ranks
+    greedy = [replace(request, params=replace(request.params, temperature=0.0)) for request in requests]
+    texts = yield from write_texts(opened, greedy)
+    return [rank_tokens(drafter.model, text) for text in texts if len(text.token_ids) > text.num_prompt]
 
 
-def rank_tokens(model: StreamedModel, token_ids: Sequence[int], *, num_prompt: int) -> Ranks:
-    """Return the rank (A,), from 1, of each token behind the prompt in the model's order behind the tokens before it.
+def rank_tokens(model: StreamedModel, text: WrittenText) -> Ranks:
+    """Return the rank (A,), from 1, of each token of the answer in the model's order behind the tokens before it.
 
-    It is 0 for a token that the model has no row for. `num_prompt` is 1 or more. The cache is empty afterwards.
+    It is 0 for a token that the model has no row for. The cache is empty afterwards.
     """
-    wanted = np.asarray(token_ids[num_prompt:], dtype=np.int64)
-    last_token = model.vocab_size - 1
-    inputs = [min(token, last_token) for token in token_ids[:-1]]
+    inputs = np.minimum(text.token_ids[:-1], model.vocab_size - 1).tolist()
     model.cache.truncate(0)
-    hidden = model.run_pass(chain_input(inputs, num_cached=0))[num_prompt - 1 :]  # (A, E)
+    hidden = model.run_pass(chain_input(inputs, num_cached=0))[text.num_prompt - 1 :]  # (A, E)
     model.cache.truncate(0)
-    ranks = np.zeros(len(wanted), dtype=np.int64)
-    for start in range(0, len(wanted), _CHUNK_ROWS):
-        logits = model.logits(hidden[start : start + _CHUNK_ROWS])  # (C, V)
-        chunk = torch.as_tensor(wanted[start : start + _CHUNK_ROWS], device=logits.device)
+    wanted = torch.tensor(text.token_ids[text.num_prompt :], device=hidden.device)
+    ranks = []
+    for rows, chunk in zip(hidden.split(_CHUNK_ROWS), wanted.split(_CHUNK_ROWS), strict=True):
+        logits = model.logits(rows)  # (C, V)
         own = logits.gather(1, chunk.clamp(max=logits.shape[1] - 1)[:, None])
-        ranks[start : start + _CHUNK_ROWS] = 1 + (logits > own).sum(dim=1).numpy(force=True)
-        ranks[start : start + _CHUNK_ROWS][wanted[start : start + _CHUNK_ROWS] >= logits.shape[1]] = 0
-    return ranks
+        ranks.append((1 + (logits > own).sum(dim=1)) * (chunk < logits.shape[1]))
+    return torch.cat(ranks).numpy(force=True)
 
 
 def _choose_trees(
@@ -199,12 +188,16 @@ def check_tree(
     rounds: Sequence[TimedRound],
     costs: RoundCosts,
     *,
-    predicted_tokens: float,
-    measured_tokens: float,
+    by_depth: NDArray[np.float64],
+    ranks: Sequence[Ranks],
 ) -> dict[str, float]:
-    """Hold a tree's rounds against `costs` with the copies timed around each, and its tokens against counted ones."""
+    """Hold a tree's rounds against `costs` with the copies timed around each, and its tokens against counted ones.
+
+    Tokens are predicted from the acceptance `by_depth`, and counted on texts that it does not come from.
+    """
     predicted_seconds = statistics.median(predict_seconds(tree, costs, each.copy_seconds) for each in rounds)
     measured_seconds = statistics.median(each.done.seconds for each in rounds)
+    predicted_tokens, measured_tokens = expected_tokens(tree, by_depth), float(count_yields(tree, ranks)[0][-1])
     predicted, measured = predicted_seconds / predicted_tokens, measured_seconds / measured_tokens
     return {
         "round_error": abs(predicted_seconds / measured_seconds - 1),

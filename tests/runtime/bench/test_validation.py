@@ -16,6 +16,7 @@ from profiles.profile_store import save_pair_profile
 from profiles.steps import finish
 from runtime.bench import validation
 from runtime.bench.rounds import TimedRound
+from runtime.bench.trees import WrittenText
 from runtime.bench.validation import (
     SHAPES,
     check_link,
@@ -25,7 +26,7 @@ from runtime.bench.validation import (
     run_validation,
 )
 from runtime.bench.yields import count_yields
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.events import Round
@@ -144,24 +145,30 @@ def test_errors_and_the_choice_are_held_against_the_measurement() -> None:
         return [TimedRound(replace(done, verify_seconds=seconds), copying) for seconds, copying in pairs]
 
     timed = [rounds((0.25, 0.2), (0.35, 0.3)), *[rounds((0.2, 0.2), (0.3, 0.3))] * 2]
-    tokens = [(2.5, 2.4), (2.0, 2.5), (1.0, 1.0)]
+    by_depth, ranks = np.array([[0.5, 0.1]]), [np.array([1, 1, 2, 1, 0, 1, 1])]
     first, second, third = shapes = [
-        check_tree(tree, of_tree, COSTS, predicted_tokens=predicted, measured_tokens=counted)
-        for tree, of_tree, (predicted, counted) in zip(TREES, timed, tokens, strict=True)
+        check_tree(tree, of_tree, COSTS, by_depth=by_depth, ranks=ranks)
+        for tree, of_tree in zip(TREES, timed, strict=True)
     ]
+    assert [shape["measured_tokens"] for shape in shapes] == [2.2, 2.0, 1.0]
+    assert [shape["predicted_tokens"] for shape in shapes] == pytest.approx([1.9, 1.875, 1.0])
     assert (first["num_nodes"], first["num_levels"], first["num_rounds"]) == (6, 3, 2)
     assert first["measured_seconds"] == pytest.approx(0.3)
     assert first["predicted_seconds"] == pytest.approx(0.25)
     assert first["round_error"] == pytest.approx(abs(0.25 / 0.3 - 1))
-    assert first["token_error"] == pytest.approx(abs((0.25 / 2.5) / (0.3 / 2.4) - 1))
+    assert first["token_error"] == pytest.approx(abs((0.25 / 1.9) / (0.3 / 2.2) - 1))
     assert third["measured_seconds_per_token"] == pytest.approx(0.25)
     assert second["num_levels"] == 4
     record = check_link("disk", shapes, 0.25)
-    assert record["choice_over_best"] == pytest.approx((0.3 / 2.4) / (0.25 / 2.5))
+    assert record["choice_over_best"] == pytest.approx((0.3 / 2.2) / (0.25 / 2.0))
     assert record["choice"] == "6x3"
     assert record["worst_round_error"] == pytest.approx(first["round_error"])
     assert record["median_round_error"] == pytest.approx(float(np.median([s["round_error"] for s in shapes])))
     assert check_link("disk", shapes[1:2], 0.25)["choice_over_best"] == 1.0  # nothing beats it
+
+
+def written(token_ids: list[int], num_prompt: int) -> WrittenText:
+    return WrittenText(token_ids, num_prompt, SamplingParams())
 
 
 def test_a_greedy_answer_is_first_in_the_models_own_order_everywhere(tmp_path: Path) -> None:
@@ -170,7 +177,7 @@ def test_a_greedy_answer_is_first_in_the_models_own_order_everywhere(tmp_path: P
         _, tokens = answer(opened, request())
         text = list(opened.session.engine.text)
         opened.session.engine.truncate(0)
-        ranks = rank_tokens(opened.session.engine.target, text, num_prompt=len(text) - len(tokens))
+        ranks = rank_tokens(opened.session.engine.target, written(text, len(text) - len(tokens)))
     assert ranks.tolist() == [1] * len(tokens)
 
 
@@ -181,10 +188,10 @@ def test_ranks_count_the_likelier_tokens(tmp_path: Path, monkeypatch: pytest.Mon
     with open_tiny(folder) as opened:
         model = opened.session.engine.target
         text = [1, 5, 9, 2, 7, 7, 3, model.vocab_size + 4, 2]
-        ranks = rank_tokens(model, text, num_prompt=2)
+        ranks = rank_tokens(model, written(text, 2))
         assert ranks[5] == 0
         for position in range(2, 7):
-            alone = rank_tokens(model, text[: position + 1], num_prompt=position)
+            alone = rank_tokens(model, written(text[: position + 1], position))
             assert ranks[position - 2] == alone[0]
         assert (ranks[:5] >= 1).all()
         assert (ranks <= model.vocab_size).all()
@@ -199,7 +206,7 @@ def test_counted_yields_are_what_a_session_emits(tmp_path: Path) -> None:
         text, topology = list(engine.text), engine.planner.topology(max_levels=4)
         engine.truncate(0)
         assert engine.drafter is not None
-        ranks = rank_tokens(engine.drafter.model, text, num_prompt=len(text) - len(tokens))
+        ranks = rank_tokens(engine.drafter.model, written(text, len(text) - len(tokens)))
     start = num_rounds = 0
     while start < len(tokens):
         reach = ranks[start : start + topology.num_levels - 1]
