@@ -17,21 +17,19 @@ from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.rejection import node_outcome
-from runtime.speculation.sampling import (
-    Floats,
-    Probs,
-    draw_while_mass,
-    logits_to_probs,
-    sample,
-    top_tokens,
-)
+from runtime.speculation.sampling import Floats, Probs, draw_while_mass, logits_to_probs, sample, top_tokens
 from runtime.speculation.schemes import Row, fill_up
 from runtime.speculation.tree_search import best_first, make_non_increasing
 
 SCHEME_NAMES = ("sequoia", "coupled", "specinfer", "top-k")
 """The schemes that are compared, in the order shown."""
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 TOP_PS = (0.8, 0.9, 1.0)
+SETTINGS = (
+    SamplingParams(temperature=0.0),
+    *(SamplingParams(temperature=heat, top_p=top_p) for heat in TEMPERATURES for top_p in TOP_PS),
+)
+"""Every temperature with every top-p, and temperature 0, where top-p changes nothing, once."""
 NUM_CHILDREN = 16
 NUM_NOISE_DRAWS = 8
 """Draws of the shared noise at each position: coupled is the one scheme without a formula."""
@@ -46,27 +44,18 @@ Acceptance = Mapping[str, NDArray[np.float64]]
 
 def robustness_lines(report: Mapping[str, Any]) -> list[str]:
     """Say for people what each setting and scheme rejects after some numbers of children, and its tokens per pass."""
-    settings = report["settings"]
-    counts = [count for count in _SHOWN_CHILDREN if count <= len(settings[0]["schemes"][0]["rejection"])]
     rows = [
-        f"{heat:>4g} {setting['top_p']:>6g} {'all' if heat == 0 else scheme['scheme']:<10}"
-        + "".join(f"{scheme['rejection'][count - 1]:>7.3f}" for count in counts)
+        f"{setting['temperature']:>4g} {setting['top_p']:>6g} {scheme['scheme']:<10}"
+        + "".join(f"{scheme['rejection'][count - 1]:>7.3f}" for count in _SHOWN_CHILDREN)
         + f"{scheme['tokens_per_pass']:>8.2f}"
-        for setting in settings
-        for heat in (setting["temperature"],)
-        for scheme in (setting["schemes"][:1] if heat == 0 else setting["schemes"])
+        for setting in report["settings"]
+        for scheme in setting["schemes"]
     ]
     return [
         f"rejection rate after so many children, and tokens per pass of {report['tree_nodes']} nodes (predicted)",
-        f"{'T':>4} {'top-p':>6} {'scheme':<10}{''.join(f'{count:>7}' for count in counts)}  tokens",
+        f"{'T':>4} {'top-p':>6} {'scheme':<10}{''.join(f'{count:>7}' for count in _SHOWN_CHILDREN)}  tokens",
         *rows,
     ]
-
-
-def all_settings() -> tuple[SamplingParams, ...]:
-    """Return every temperature with every top-p, and temperature 0 once."""
-    sampled = [SamplingParams(temperature=heat, top_p=top_p) for heat in TEMPERATURES if heat for top_p in TOP_PS]
-    return (SamplingParams(temperature=0.0), *sampled)
 
 
 def run_robustness(
@@ -83,7 +72,7 @@ def run_robustness(
     leaves no room for an answer.
     """
     writer, rng = TextWriter(opened, requests, seed=seed), np.random.default_rng(seed)
-    found = {params: list[Acceptance]() for params in all_settings()}
+    found = {params: list[Acceptance]() for params in SETTINGS}
     while wanted := _open_settings(found, num_positions):
         writer.begin(dict.fromkeys(wanted, TEXTS_PER_SETTING))
         while _open_settings(found, num_positions):
@@ -105,7 +94,7 @@ def run_robustness(
         "settings": [
             {
                 "temperature": params.temperature,
-                "top_p": params.top_p,  # at temperature 0 it changes nothing
+                "top_p": params.top_p,
                 "num_positions": len(positions),
                 "schemes": [_summarize(name, positions, tree_nodes) for name in SCHEME_NAMES],
             }
@@ -141,34 +130,26 @@ def _look(
     params: SamplingParams, target_row: Floats, draft_row: Floats, rng: np.random.Generator
 ) -> tuple[Acceptance, int]:
     """Return what every scheme accepts here, and the token that the target goes on with."""
-    num_children = min(NUM_CHILDREN, len(draft_row))
     row = np.asarray(draft_row, dtype=np.float32)
     if params.is_greedy:
         token_id = int(top_tokens(target_row, 1)[0])
-        hits = (top_tokens(row, num_children) == token_id).astype(np.float64)
+        hits = (top_tokens(row, NUM_CHILDREN) == token_id).astype(np.float64)
         return dict.fromkeys(SCHEME_NAMES, hits), token_id
     target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
     draft_probs = np.asarray(logits_to_probs(row, params), dtype=np.float64)
-    return position_acceptance(target_probs, draft_probs, row, num_children, rng), sample(target_probs, rng)
+    return position_acceptance(target_probs, draft_probs, row, NUM_CHILDREN, rng), sample(target_probs, rng)
 
 
 def position_acceptance(
-    target_probs: Probs,
-    draft_probs: Probs,
-    draft_row: Row,
-    num_children: int,
-    rng: np.random.Generator,
-    *,
-    num_noise_draws: int = NUM_NOISE_DRAWS,
+    target_probs: Probs, draft_probs: Probs, draft_row: Row, num_children: int, rng: np.random.Generator
 ) -> Acceptance:
     """Return what every scheme accepts of `num_children` children; the vocabulary has as many.
 
     P and Q (V,) are the models' after temperature, top-k and top-p, `draft_row` (V,) the draft's logits before them.
     """
-
     return {
         "sequoia": _sequoia(target_probs, draft_probs, draft_row, num_children, rng),
-        "coupled": _coupled(target_probs, draft_probs, draft_row, num_children, rng, num_noise_draws),
+        "coupled": _coupled(target_probs, draft_probs, draft_row, num_children, rng),
         "specinfer": _specinfer(target_probs, draft_probs, num_children),
         "top-k": target_probs[top_tokens(draft_row, num_children)],
     }
@@ -200,12 +181,7 @@ def _sequoia(
 
 
 def _coupled(
-    target_probs: Probs,
-    draft_probs: Probs,
-    draft_row: Row,
-    num_children: int,
-    rng: np.random.Generator,
-    num_noise_draws: int,
+    target_probs: Probs, draft_probs: Probs, draft_row: Row, num_children: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Return the mean over draws of the noise. argmax(log P + Gumbel) is argmax(P / E) with E exponential."""
     tokens = np.flatnonzero((target_probs > 0) | (draft_probs > 0))
@@ -213,13 +189,13 @@ def _coupled(
     draft_probs = draft_probs[tokens].astype(np.float32)
     num_kept = min(num_children, int(np.count_nonzero(draft_probs)))
     acceptance = np.zeros(num_children)
-    for _ in range(num_noise_draws):
+    for _ in range(NUM_NOISE_DRAWS):
         noise = np.maximum(rng.standard_exponential(len(tokens), dtype=np.float32), _LEAST_EXPONENTIAL)
         with np.errstate(over="ignore"):
             emitted = tokens[int((target_probs / noise).argmax())]
             scores = np.minimum(draft_probs / noise, np.finfo(np.float32).max)
         kept = tokens[top_tokens(scores, num_kept)].tolist()
-        acceptance[fill_up(kept, draft_row, num_children) == emitted] += 1 / num_noise_draws
+        acceptance[fill_up(kept, draft_row, num_children) == emitted] += 1 / NUM_NOISE_DRAWS
     return acceptance
 
 
