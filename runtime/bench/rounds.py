@@ -194,14 +194,33 @@ def measure_parts(
 ) -> RoundParts:
     """Measure every part of a round with this tree, on the text that the session holds, its tokens by `params`."""
     engine = opened.session.engine
+    target = engine.target
     if not engine.text:
         engine.set_text(PROMPT_TOKENS)
     tree, draft_seconds = _time_draft(engine, topology, num_repeats, params)
-    parts = RoundParts(*time_copies(opened), *_time_compute(opened, tree, num_repeats, params), draft_seconds)
-    if opened.link is opened.reader:
-        return parts
-    longest = max(parts.link_seconds, parts.disk_seconds, parts.compute_seconds)  # nothing is shared
-    return replace(parts, free_overlap_seconds=longest)
+    link_seconds, disk_seconds = time_copies(opened)
+    num_committed = target.cache.num_cached
+    inputs = verify_input(engine.text[: num_committed + 1], tree, num_cached=num_committed)
+    hidden = torch.empty(0)
+
+    def run_pass() -> None:
+        nonlocal hidden
+        target.cache.truncate(num_committed)
+        hidden = target.run_pass(inputs)
+
+    def walk() -> None:
+        logits = LazyLogits(target, hidden[-topology.num_nodes :], topology)
+        verdict = verify(tree, logits.row, params, np.random.default_rng(0))
+        target.cache.compact(num_committed, [num_committed + node for node in verdict.path])
+
+    with layers_of_zeros(opened):
+        compute_seconds = median_seconds(run_pass, num_repeats + 1)
+        head_seconds = median_seconds(walk, num_repeats, before=run_pass)
+        overlap_seconds = statistics.median(free_overlap_seconds(opened, run_pass) for _ in range(num_repeats))
+    target.cache.truncate(num_committed)
+    if opened.link is not opened.reader:  # nothing is shared
+        overlap_seconds = max(link_seconds, disk_seconds, compute_seconds)
+    return RoundParts(link_seconds, disk_seconds, compute_seconds, head_seconds, overlap_seconds, draft_seconds)
 
 
 def predict_round(opened: OpenSession, parts: RoundParts) -> float:
@@ -243,34 +262,6 @@ def _time_draft(
 
     seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
     return trees[-1], seconds
-
-
-def _time_compute(
-    opened: OpenSession, tree: TokenTree, num_repeats: int, params: SamplingParams
-) -> tuple[float, float, float]:
-    """Return the seconds of a pass over layers of zeros, of head, walk and compaction, and of the free overlap."""
-    engine = opened.session.engine
-    target = engine.target
-    num_committed = target.cache.num_cached
-    text = engine.text[: num_committed + 1]
-    hidden = torch.empty(0)
-
-    def run_pass() -> None:
-        nonlocal hidden
-        target.cache.truncate(num_committed)
-        hidden = target.run_pass(verify_input(text, tree, num_cached=num_committed))
-
-    def walk() -> None:
-        logits = LazyLogits(target, hidden[-tree.topology.num_nodes :], tree.topology)
-        verdict = verify(tree, logits.row, params, np.random.default_rng(0))
-        target.cache.compact(num_committed, [num_committed + node for node in verdict.path])
-
-    with layers_of_zeros(opened):
-        compute_seconds = median_seconds(run_pass, num_repeats + 1)
-        head_seconds = median_seconds(walk, num_repeats, before=run_pass)
-        overlap_seconds = statistics.median(free_overlap_seconds(opened, run_pass) for _ in range(num_repeats))
-    target.cache.truncate(num_committed)
-    return compute_seconds, head_seconds, overlap_seconds
 
 
 def _median_ratio(measured: Sequence[float], expected: Sequence[float]) -> float:

@@ -1,11 +1,9 @@
 """How close plain decoding comes to the raw link, and whether memory is what was planned.
 
-Alternates, in one run, the raw link and whole passes of the real round loop without a draft. A turn begins and ends
-with a full ring, so that exactly its passes' bytes cross the link, and is held against the raw link right before and
-right after it, since a disk is never twice the same. The yardsticks copy nothing by way of the ring: a raw link
-(sequential O_DIRECT reads of the same layers with the same blocks and threads, bare copies to an accelerator, an
-emulated link's own rate); and the same beside a pass over layers that are there already, neither waiting for the other,
-which nothing that shares cores and memory with its disk can beat.
+Turns of passes of the real round loop, each from a full ring to a full ring, alternate with two yardsticks that do
+without the ring, since a disk is never twice the same: the raw link (sequential O_DIRECT reads with the same blocks and
+threads, bare copies to an accelerator, an emulated link's own rate), and the same beside a pass over layers that are
+there already, neither waiting for the other, which nothing that shares cores and memory with its disk can beat.
 """
 
 import statistics
