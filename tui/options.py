@@ -45,7 +45,7 @@ class TurnOptions:
     raw: Annotated[bool, Option("Send prompts as they are, without chat template.", ANSWERS)] = False
 
 
-def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
+def with_option_groups(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Show the command line one flag per option wherever `command` takes a dataclass of options."""
     groups: dict[str, Callable[[dict[str, Any]], object]] = {}
     parameters: list[inspect.Parameter] = []
@@ -60,7 +60,7 @@ def with_option_groups(command: Callable[..., int]) -> Callable[..., int]:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
-    def flat_command(**values: Any) -> int:
+    def flat_command(**values: Any) -> int | None:
         collected = {name: group(values) for name, group in groups.items()}
         return command(**collected, **values)
 

@@ -1,6 +1,6 @@
 """The commands `overstory bench ...`: each measures this machine with a real model and ends with one JSON line.
 
-That line goes to stdout; progress, a table of the main figures and lines for people go to stderr.
+That line goes to stdout; progress, and tables of its figures, go to stderr.
 """
 
 import json
@@ -26,12 +26,11 @@ Prompts = Annotated[
     str | None,
     typer.Argument(metavar="[PROMPTS]", help="A .txt or .jsonl prompt file.", show_default="those that come with it"),
 ]
-_INCHES = (12.0, 10.0)
 
 
 @bench_app.command()
 @with_option_groups
-def stream(config: PlainConfig, *, quiet: Quiet = False) -> int:
+def stream(config: PlainConfig, *, quiet: Quiet = False) -> None:
     """Bytes per second of whole passes beside the raw link, measured in one run; ends with one JSON line.
 
     Without --device-memory no layer stays resident, so that the whole model crosses the link in every pass.
@@ -42,7 +41,6 @@ def stream(config: PlainConfig, *, quiet: Quiet = False) -> int:
         from runtime.bench.stream import run_stream
 
         _show(run_stream(opened), console)
-    return 0
 
 
 @bench_app.command("round")
@@ -54,7 +52,7 @@ def round_(
     temperature: Annotated[float, typer.Option(help="Of draft and target; 0 is greedy.", min=0)] = 0.0,
     verification: Annotated[str, typer.Option(help="How sampled tokens are verified, as for `run`.")] = "auto",
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Whole rounds beside what the pipeline recurrence gives for their parts, measured apart; ends with one JSON line.
 
     Without --tree a tree of 64 nodes and 10 levels is verified in every round.
@@ -70,7 +68,6 @@ def round_(
 
         params = SamplingParams(temperature=temperature, verification=verification)
         _show(run_rounds(opened, num_rounds=rounds, params=params), console)
-    return 0
 
 
 @bench_app.command()
@@ -97,7 +94,7 @@ def validate(
     turns: Annotated[int, typer.Option(help="Rounds of each tree on each link.", min=1)] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer that yields are counted on.", min=2)] = 96,
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Predicted against measured: tokens per pass, seconds per round on three links, the choice; ends with JSON.
 
     Without --device-memory no layer stays resident.
@@ -122,7 +119,6 @@ def validate(
         num_turns=turns,
     )
     _show(steps, console)
-    return 0
 
 
 @bench_app.command()
@@ -141,7 +137,7 @@ def trees(
     levels: Annotated[int, typer.Option(help="Most levels of a tree, root counted.", min=2, max=64)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each text.", min=2)] = 96,
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Tokens per pass of static and dynamic trees at equal size, counted; ends with one JSON line.
 
     The target writes each text once, greedily or with its seed's noise; rounds are then played along it with the draft
@@ -160,7 +156,6 @@ def trees(
         from runtime.bench.trees import run_trees
 
         _show(run_trees(opened, requests, temperatures=temperatures, sizes=sizes, num_levels=levels), console)
-    return 0
 
 
 @bench_app.command()
@@ -174,7 +169,7 @@ def ratio(
         float, typer.Option(help="Draft steps that a pass over the emulated link takes.", min=1)
     ] = 220,
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Speedup over plain streaming on a link where a pass costs 220 draft steps; ends with one JSON line.
 
     Without --device-memory no layer stays resident. The paper had 9.5 at temperature 0 and 9.3 at 0.6.
@@ -188,7 +183,6 @@ def ratio(
     from runtime.bench.ratio import run_ratio
 
     _show(run_ratio(config, requests, steps_per_pass=steps_per_pass), console)
-    return 0
 
 
 @bench_app.command()
@@ -204,7 +198,7 @@ def robustness(
         Path | None, typer.Option(metavar="FILE", help="Draw into a .png or .svg file.", show_default="none")
     ] = None,
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Rejection after 1 to 16 children, and tokens per pass that follow, by scheme; ends with one JSON line.
 
     Over temperatures 0 to 2 and top-p 0.8, 0.9 and 1, on texts that the target writes with each of them. Tokens per
@@ -223,7 +217,6 @@ def robustness(
         report = _show(steps, console)
     if plot is not None:
         draw_robustness(report, plot)
-    return 0
 
 
 @bench_app.command()
@@ -238,7 +231,7 @@ def perplexity(
         bool, typer.Option("--beside-transformers", help="Also load the model whole with transformers, and compare.")
     ] = False,
     quiet: Quiet = False,
-) -> int:
+) -> None:
     """Perplexity of a fixed text through streamed passes; ends with one JSON line."""
     path = packaged_prompts("perplexity.txt") if text is None else text
     content = read_text(path, f"the text {path}")
@@ -247,14 +240,13 @@ def perplexity(
     from runtime.bench.perplexity import run_perplexity
 
     _show(run_perplexity(config, content, source=str(path), is_compared=beside_transformers), console)
-    return 0
 
 
 def draw_robustness(report: Mapping[str, Any], path: Path) -> None:
     """Draw rejection over children for each temperature at top-p 1, and tokens per pass over temperatures."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_INCHES, layout="constrained")
+    figure = Figure(figsize=(12.0, 10.0), layout="constrained")
     settings = [setting for setting in report["settings"] if setting["top_p"] == 1]
     panels = figure.subplots(3, 3).ravel()
     for axes, setting in zip(panels, settings, strict=False):
