@@ -72,7 +72,7 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
 
     def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
         hidden = target.run_pass(chain_input(token_ids[start:stop], num_cached=start))  # (T, E)
-        yield from map(target.logits, hidden.split(_HEAD_ROWS))
+        yield from map(target.logits, torch.split(hidden, _HEAD_ROWS))
 
     engine.truncate(0)
     try:
@@ -88,7 +88,7 @@ def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator
 
     def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
         ids = torch.tensor([token_ids[start:stop]], device=model.device)
-        yield from model(input_ids=ids, use_cache=True, **cache).logits[0].split(_HEAD_ROWS)
+        yield from torch.split(model(input_ids=ids, use_cache=True, **cache).logits[0], _HEAD_ROWS)
 
     return (yield from _measure("transformers", logits, token_ids))
 

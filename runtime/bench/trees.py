@@ -64,9 +64,8 @@ def run_trees(
         raise OptionError(f"{max(sizes)} nodes are more than the {most} that this session has room for; give --tree")
     counted, gains = list[dict[str, Any]](), list[tuple[float, int, float]]()
     for temperature in temperatures:
-        choices = {"temperature": temperature, "verification": "coupled"}
         asked = [
-            replace(request, params=replace(request.params, seed=seed, **choices))
+            replace(request, params=replace(request.params, temperature=temperature, seed=seed, verification="coupled"))
             for seed, request in enumerate(requests, start=1)
         ]
         written = yield from write_texts(opened, asked)

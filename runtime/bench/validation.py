@@ -151,7 +151,7 @@ def rank_tokens(model: StreamedModel, text: WrittenText) -> Ranks:
     model.cache.truncate(0)
     wanted = torch.tensor(text.token_ids[text.num_prompt :], device=hidden.device)
     ranks = []
-    for rows, chunk in zip(hidden.split(_CHUNK_ROWS), wanted.split(_CHUNK_ROWS), strict=True):
+    for rows, chunk in zip(torch.split(hidden, _CHUNK_ROWS), torch.split(wanted, _CHUNK_ROWS), strict=True):
         logits = model.logits(rows)  # (C, V)
         own = logits.gather(1, chunk.clamp(max=logits.shape[1] - 1)[:, None])
         ranks.append((1 + (logits > own).sum(dim=1)) * (chunk < logits.shape[1]))
