@@ -115,7 +115,7 @@ class _Case:
         return Change(words, kind, place(need or self.need, machine or self.machine))
 
     def _budgets(self) -> Iterator[Change]:
-        """Only where the user's own budgets stand in the way."""
+        """Yield a larger budget, or none, where the user's own stand in the way."""
         machine, least = self.machine, self.need.least_bytes
         if machine.device_budget_bytes is not None and self.base.device_budget_bytes < least:
             larger = replace(machine, device_budget_bytes=least)
@@ -158,7 +158,7 @@ class _Case:
         yield self._change(words, "draft", need=self.need.without_draft())
 
     def _combinations(self) -> Iterator[Change]:
-        """Two or three changes at once: a format without draft, then each with a short context too."""
+        """Yield two or three changes at once: a format without draft, then each with a short context too."""
         for is_short in (False, True):
             for layers in self.need.formats:
                 changed = self.need.in_format(layers.name)
@@ -174,7 +174,7 @@ class _Case:
                     yield self._change(together, "combined", need=changed)
 
     def _more_memory(self) -> Iterator[Change]:
-        """How much more of what would do, everything else as it is; a machine has four kinds of memory."""
+        """Yield how much more of which of the four kinds of memory would do, everything else as it is."""
         words: list[str] = []
         machine = _without_budgets(self.machine)
         while not self._reaches(placement := place(self.need, machine)) and len(words) < 4:
@@ -185,7 +185,7 @@ class _Case:
             yield Change(" and ".join(words), "memory", placement)
 
     def _failing_formats(self, resource: _Resource, fitting_format: str) -> Iterator[str]:
-        """The formats between that lack the same."""
+        """Yield what the formats before the fitting one would need, if they lack the same."""
         for layers in self.need.formats[1:]:
             if layers.name == fitting_format:
                 return

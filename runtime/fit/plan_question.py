@@ -13,7 +13,7 @@ from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Link, Machine, reference_machine
 from runtime.fit.models import find_model, usual_draft
-from runtime.fit.request import HELD_FORMATS, MachineRequest, PlanRequest
+from runtime.fit.request import MachineRequest, PlanRequest
 from runtime.fit.shapes import ModelShape
 from runtime.fit.speed import Basis
 
@@ -58,7 +58,7 @@ class PlanQuestion:
             return ("int8",)  # as a session: held like the target it would be the target itself
         if self.request.draft_format != "auto":
             return (self.request.draft_format,)
-        return QUANTIZED_FORMATS if self.is_substitute else HELD_FORMATS
+        return QUANTIZED_FORMATS if self.is_substitute else ("stored", *QUANTIZED_FORMATS)
 
     @property
     def tree_kind(self) -> TreeKind:

@@ -155,12 +155,12 @@ class PlanReport:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """What to do, in sentences, the most important first."""
+        """Sentences on what to do, the most important first."""
         return tuple(_verdicts(self, self.main))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What limits the answer, in sentences."""
+        """Sentences on what limits the answer."""
         return tuple(_notes(self, self.main))
 
     def to_record(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _tree_record(tree: TreeChoice) -> dict[str, Any]:
 
 
 def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
-    """Whether streaming is the right choice at all comes first."""
+    """Yield what to do, first whether streaming is the right choice at all."""
     options = [option for option in report.others.values() if isinstance(option, PlanOption)]
     faster = [option for option in options if option.seconds_per_token < _CLEARLY * main.seconds_per_token]
     whole = [option for option in faster if not option.streams]

@@ -36,13 +36,11 @@ def reference_costs(
     device = machine.speed
     assert device is not None
     copies, reads = copies_and_reads(residency, machine)
-    sizes = _sizes()
     weights_per_second = device.target_weights_per_second[format_name]
-    pass_seconds = _layers_seconds(target, sizes, weights_per_second, context_tokens, device)
     head_seconds = float(_head_seconds(target, np.ones(1), device)[0])
     return RoundCosts(
         copy_seconds=copies,
-        pass_seconds=_table(sizes, pass_seconds),
+        pass_seconds=_table(_layers_seconds(target, _sizes(), weights_per_second, context_tokens, device)),
         draft_step_seconds=None if draft is None else _draft_steps(*draft, context_tokens, device),
         walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
         num_slots=max(1, residency.num_slots),
@@ -75,8 +73,7 @@ def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: Devi
     weights_per_second = device.draft_weights_per_second[published if published in QUANTIZED_FORMATS else held]
     seconds = _layers_seconds(shape, widths, weights_per_second, context_tokens, device)
     logit_bytes = _LOGIT_READS * 4 * shape.vocab_size * widths
-    seconds = seconds + _head_seconds(shape, widths, device) + logit_bytes / device.memory_bytes_per_second
-    return _table(widths, seconds)
+    return _table(seconds + _head_seconds(shape, widths, device) + logit_bytes / device.memory_bytes_per_second)
 
 
 def _layers_seconds(
@@ -88,15 +85,16 @@ def _layers_seconds(
     attended = context + tokens
     products = 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens * attended
     cache_bytes = shape.cache_bytes_per_token(device.compute_item_bytes) * attended
-    return np.asarray(
-        multiplying + products / device.flops + cache_bytes / device.memory_bytes_per_second, dtype=np.float64
-    )
+    seconds: NDArray[np.float64] = multiplying + products / device.flops + cache_bytes / device.memory_bytes_per_second
+    return seconds
 
 
 def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:
     num_weights = shape.vocab_size * shape.hidden_size
-    reading = shape.head_bytes / device.memory_bytes_per_second
-    return np.asarray(np.maximum(reading, 2 * num_weights * rows / device.flops), dtype=np.float64)
+    seconds: NDArray[np.float64] = np.maximum(
+        shape.head_bytes / device.memory_bytes_per_second, 2 * num_weights * rows / device.flops
+    )
+    return seconds
 
 
 def _sizes() -> NDArray[np.float64]:
@@ -104,5 +102,5 @@ def _sizes() -> NDArray[np.float64]:
     return np.unique(np.geomspace(1, 4096, 64).round())
 
 
-def _table(sizes: NDArray[np.float64], seconds: NDArray[np.float64]) -> CostTable:
-    return CostTable(tuple(map(float, sizes)), tuple(map(float, seconds)))
+def _table(seconds: NDArray[np.float64]) -> CostTable:
+    return CostTable(tuple(_sizes().tolist()), tuple(seconds.tolist()))

@@ -18,8 +18,6 @@ from runtime.config import (
 )
 from runtime.errors import OptionError
 
-HELD_FORMATS = ("stored", "int8", "nf4")
-"""How a draft can be held."""
 LARGEST_CONTEXT_TOKENS = 1 << 24
 _TARGET_FORMATS = ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS)
 ANSWER, _MACHINE = "Answer", "Machine"

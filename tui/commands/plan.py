@@ -145,7 +145,7 @@ def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
 
 
 def _settings(report: "PlanReport") -> str:
-    """What to say to `run`; it fits its own tree, so one is given only where the user named it."""
+    """Return what to say to `run`; it fits its own tree, so one is given only where the user named it."""
     main, question = report.main, report.question
     draft = question.request.draft
     if draft == "auto" and question.draft is not None:
