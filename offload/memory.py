@@ -1,12 +1,9 @@
 """Memory: slabs that are allocated page by page, how much this process may still use, and what to say when it runs out.
 
-A slab is one decoder layer's bytes. O_DIRECT needs page-aligned memory, and torch's own allocators round sizes up;
-an anonymous mapping does neither, is untouched (and so uncounted by the kernel) until written, and is unmapped when
-the last tensor that views it is gone.
-
-Free is the smallest of what the machine has available and what each memory control group above this process leaves
-(Linux, version 1 and 2: containers and `systemd-run -p MemoryMax=`). Page cache that the kernel drops on demand counts
-as free. Elsewhere psutil's answer stands alone.
+A slab is one decoder layer's bytes: an anonymous mapping, page-aligned for O_DIRECT, of exact size, untouched until
+written, and unmapped when the last tensor that views it is gone. Free is the smallest of what the machine has available
+and what each memory control group above this process leaves (Linux, version 1 and 2: containers and `systemd-run -p
+MemoryMax=`), with page cache that the kernel drops on demand. Elsewhere psutil's answer stands alone.
 """
 
 import contextlib

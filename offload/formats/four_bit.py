@@ -65,6 +65,7 @@ class FourBitFormat:
         return self.block_size // math.gcd(self.shape[1], self.block_size)
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> "FourBitWeight":
+        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
         return FourBitWeight(self, parts, is_fast)
 
 

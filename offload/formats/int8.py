@@ -42,8 +42,10 @@ class Int8RowsFormat:
     """A matrix stored as int8 rows."""
 
     part_suffixes: tuple[str, ...] = ("", ".SCB")
+    """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> "Int8RowsWeight":
+        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
         return Int8RowsWeight(parts[""], parts[".SCB"], is_fast)
 
 

@@ -8,6 +8,7 @@ one sentence.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.checkpoint.strict_json import parse_json
@@ -15,9 +16,10 @@ from offload.errors import CheckpointError
 from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
 from offload.formats.int8 import Int8RowsFormat
 from offload.formats.stored_sizes import NESTED_BLOCK_SIZE
-from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
 
+WeightFormat: TypeAlias = Int8RowsFormat | FourBitFormat
+"""How a quantized matrix lies in a slab: known on the host before any of its bytes are on a device."""
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""
 _STATE = ".quant_state.bitsandbytes__"

@@ -7,7 +7,7 @@ The quantized formats are modules of their own.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Protocol
@@ -107,22 +107,6 @@ class StoredWeight(Protocol):
         """Multiply `inputs` (..., I) by the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
 
 
-class WeightFormat(Protocol):
-    """How a quantized matrix lies in a slab: known on the host before any of its bytes are on a device."""
-
-    @property
-    def part_suffixes(self) -> tuple[str, ...]:
-        """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
-
-    def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> StoredWeight:
-        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied.
-
-        `is_fast`: whether it may use any kernel of the device that was measured to be faster, those that round
-        activations included. Rounding makes a token's logits depend on the width of its pass, so that a target's
-        matrices are widened to the compute dtype; a draft may be fast.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
     """A matrix stored as bf16, fp16 or fp32."""
@@ -130,7 +114,11 @@ class DenseWeight:
     matrix: torch.Tensor
     """(O, I) in the storage dtype; usually a view of a slab."""
     is_fast: bool = False
-    """See WeightFormat."""
+    """Whether it may use any kernel that was measured to be faster here, those that round activations included.
+
+    Rounding makes a token's logits depend on the width of its pass, so that a target's matrices are widened to the
+    compute dtype; a draft may be fast.
+    """
 
     def to(self, device: torch.device, *, copy: bool = False) -> "DenseWeight":
         return replace(self, matrix=self.matrix.to(device, copy=copy))

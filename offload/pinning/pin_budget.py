@@ -46,16 +46,6 @@ class Platform(Enum):
     OTHER = "another system"
     """Nothing is known, so the driver is asked."""
 
-    @property
-    def is_probed(self) -> bool:
-        """Whether the driver has a limit of its own, below the memory of the machine, that has to be found out."""
-        return self is not Platform.LINUX
-
-    @property
-    def shares_device_capacity(self) -> bool:
-        """Whether device memory in use and pinned host memory together stay at about the capacity of the device."""
-        return self is Platform.WINDOWS
-
 
 def detect_platform() -> Platform:
     """Return which platform this is; in WSL2, containers included, the kernel is Microsoft's."""
@@ -75,7 +65,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
 
     Raises ProfileError if what is stored is damaged or of a newer schema version; it is left as it is.
     """
-    if not detect_platform().is_probed:
+    if detect_platform() is Platform.LINUX:
         return PinBudget(None, PinBudgetSource.NOT_LIMITED)
     identity, host_memory_bytes = identify_device(device), int(psutil.virtual_memory().total)
     stored = None if state_folder is None else _load(identity, state_folder, host_memory_bytes)
@@ -88,17 +78,13 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
     except LinkError:
         return PinBudget(0, PinBudgetSource.CRASHED)
     if state_folder is not None:
-        known = stored or MachineProfile(
-            device=identity,
-            device_memory_bytes=_total_bytes(device),
-            host_memory_bytes=host_memory_bytes,
-            pin_budget_bytes=None,
-            pin_budget_source=PinBudgetSource.NOT_MEASURED,
-            measured_at=date.today(),
+        found = MachineProfile(
+            identity, _total_bytes(device), host_memory_bytes, probed.num_bytes, probed.source, date.today()
         )
-        found = replace(
-            known, pin_budget_bytes=probed.num_bytes, pin_budget_source=probed.source, measured_at=date.today()
-        )
+        if stored is not None:
+            found = replace(
+                stored, pin_budget_bytes=probed.num_bytes, pin_budget_source=probed.source, measured_at=date.today()
+            )
         try:
             save_machine_profile(state_folder, found)
         except ProfileError as error:
@@ -213,7 +199,7 @@ def plan_pinned_layers(
         logger.warning("the pinned memory budget is probed at every start: %s", error)
         found = find_pin_budget(device, None)
     budget = found.num_bytes
-    if detect_platform().shares_device_capacity:
+    if detect_platform() is Platform.WINDOWS:  # device memory and pinned memory together stay at about its capacity
         left = max(0, _total_bytes(device) - device_bytes)
         budget = left if budget is None else min(budget, left)
     return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK])

@@ -24,8 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError, UnsupportedArchitectureError
-from offload.formats.quantized_group import QuantizedGroup, find_group
-from offload.formats.weight_format import WeightFormat
+from offload.formats.quantized_group import QuantizedGroup, WeightFormat, find_group
 from profiles.errors import quote
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported
 

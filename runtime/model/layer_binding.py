@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, WeightFormat
+from offload.formats.quantized_group import WeightFormat
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
 
 HOST_DEVICE = torch.device("cpu")
 Convert = Callable[[StoredWeight], StoredWeight]

@@ -19,7 +19,8 @@ from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
-from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch, WeightFormat
+from offload.formats.quantized_group import WeightFormat
+from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch
 from offload.layer_slabs import read_ahead, read_slab, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab

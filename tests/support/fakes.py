@@ -1,12 +1,15 @@
 """Stand-ins that only tests need: a clock that stands still until waited for, a link on it, and slots gone bad."""
 
+import math
 import threading
 from collections.abc import Sequence
 
 import torch
 
 from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.copying.emulated_link import EmulatedLink
 from offload.errors import LinkError, PassCancelledError
+from offload.units import LinkSpeed
 
 
 class VirtualClock:
@@ -127,33 +130,12 @@ class DueCopy:
         self._copy.abandon()
 
 
-class PoisoningEngine:
+class PoisoningEngine(EmulatedLink):
     """Fills a slot with 0xFF when it is released: whoever reads it afterwards sees NaN in every float format."""
 
     def __init__(self, engine: CopyEngine) -> None:
-        self._engine = engine
-
-    @property
-    def busy_seconds(self) -> float:
-        return self._engine.busy_seconds
-
-    @property
-    def computed_seconds(self) -> float | None:
-        return self._engine.computed_seconds
-
-    @property
-    def bytes_copied(self) -> int:
-        return self._engine.bytes_copied
-
-    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
-        self._engine.look_ahead(cycle)
-
-    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
-        return self._engine.start(source, slot)
+        super().__init__(engine, LinkSpeed(math.inf))
 
     def release(self, slot: torch.Tensor) -> None:
-        self._engine.release(slot)
+        super().release(slot)
         slot.fill_(0xFF)
-
-    def close(self) -> None:
-        self._engine.close()

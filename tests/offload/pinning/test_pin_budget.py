@@ -60,11 +60,6 @@ def test_the_platform_is_read_from_system_and_kernel(
     assert detect_platform() is expected
 
 
-def test_only_native_linux_sets_no_limit_and_only_windows_shares_the_device() -> None:
-    assert [platform for platform in Platform if not platform.is_probed] == [Platform.LINUX]
-    assert [platform for platform in Platform if platform.shares_device_capacity] == [Platform.WINDOWS]
-
-
 class Probe:
     """Answers in the driver's place, and counts how often it is asked."""
 
