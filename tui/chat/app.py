@@ -78,7 +78,8 @@ class ChatApp(App[int]):
         if isinstance(screen, ChatScreen):
             for command in COMMANDS:
                 action = f"begin('/{command.name} ')" if command.needs_arguments else f"do('{command.name}')"
-                names = " ".join((command.usage, *(f"/{alias}" for alias in command.aliases)))
+                usage, *_ = command.usage.split(" [")  # which the palette would read as markup
+                names = " ".join((usage, *(f"/{alias}" for alias in command.aliases)))
                 title = f"{command.title}  {names}  {key_text(command.key)}".rstrip()
                 yield SystemCommand(title, command.help, partial(screen.run_action, action))
 
@@ -114,7 +115,7 @@ class ChatApp(App[int]):
             silence_terminal()
             self.run_worker(self._leave(exit_code))
         else:
-            self.run_worker(self._quit(exit_code))
+            self.run_worker(self.action_quit(exit_code))
 
     async def _leave(self, exit_code: int) -> None:
         """End the engine and this process; there is no terminal to put in order."""
@@ -122,10 +123,7 @@ class ChatApp(App[int]):
         self.services.store.close()
         os._exit(exit_code)
 
-    async def action_quit(self) -> None:
-        await self._quit(0)
-
-    async def _quit(self, exit_code: int) -> None:
+    async def action_quit(self, exit_code: int = 0) -> None:
         await self.services.engine.close()
         self.exit(exit_code, return_code=exit_code)
 

@@ -1,5 +1,6 @@
 """The palette offers the registry's commands; that one does what its key does is a story of the machine panel."""
 
+from textual.content import Content
 from textual.fuzzy import Matcher
 
 from tests.support.chat_stories import tell, telling
@@ -26,6 +27,7 @@ def test_every_command_is_found_first_by_its_own_title_and_does_what_its_slash_c
             offered = list(teller.app.get_system_commands(teller.screen))
             for command, (title, words, act, _) in zip(COMMANDS, offered, strict=True):
                 assert max((each.title for each in offered), key=Matcher(command.title).match) == title
+                assert Content.from_markup(title).plain == title
                 assert all(Matcher(name).match(title) for name in (command.name, *command.aliases))
                 action = f"begin('/{command.name} ')" if command.needs_arguments else f"do('{command.name}')"
                 assert (words, act.args) == (command.help, (action,))
