@@ -73,7 +73,7 @@ class Actions:
         text = self._chat.view.newest_answer_text()
         if not text:
             raise BadInputError("there is no answer to copy yet")
-        self._chat.app.copy_to_clipboard(text)
+        self._chat.screen.app.copy_to_clipboard(text)
         self._chat.say(f"answer copied ({len(text)} characters)")
 
     def do_code(self) -> None:
@@ -84,7 +84,7 @@ class Actions:
 
     def copy_code(self, code: str, language: str) -> None:
         """Put code into the clipboard."""
-        self._chat.app.copy_to_clipboard(code)
+        self._chat.screen.app.copy_to_clipboard(code)
         num_lines = len(code.splitlines())
         self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
 
@@ -162,7 +162,7 @@ class Actions:
             if answer is not None:
                 await self._chat.perform(lambda: use(answer))
 
-        self._chat.app.push_screen(dialog, take)
+        self._chat.screen.app.push_screen(dialog, take)
         return ()
 
     # The machine and the app
@@ -197,7 +197,7 @@ class Actions:
     def do_restart(self) -> None:
         """End the engine's process, even one that hangs, start another, and load the model again."""
         self._chat.prompt.focus()
-        if not any(worker.group == "restart" and not worker.is_finished for worker in self._chat.app.workers):
+        if not any(worker.group == "restart" and not worker.is_finished for worker in self._chat.screen.app.workers):
             self._chat.screen.run_worker(self._restart(), group="restart")
 
     async def do_load_again(self) -> None:
@@ -211,7 +211,7 @@ class Actions:
             await self._load_choice((model, config["draft"]))
         else:
             source = self._chat.services.models(config, remembered.settings.recent_targets)
-            self._chat.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
+            self._chat.screen.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
 
     def do_tree(self, tree: str) -> None:
         self.do_set("tree", tree)
@@ -219,8 +219,8 @@ class Actions:
     def do_set(self, name: str = "", value: str | None = None) -> None:
         settings = self._chat.services.settings.settings
         if not name:
-            themes = (AUTO, *sorted(self._chat.app.available_themes))
-            self._chat.app.push_screen(SettingsScreen(settings, themes=themes), self._keep_settings)
+            themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
+            self._chat.screen.app.push_screen(SettingsScreen(settings, themes=themes), self._keep_settings)
             return
         found = find_setting(name).name
         if value is None:
@@ -230,8 +230,8 @@ class Actions:
 
     def do_theme(self, theme: str = "") -> None:
         if not theme:
-            self._chat.app.search_themes()
-        elif theme in (*self._chat.app.available_themes, AUTO):
+            self._chat.screen.app.search_themes()
+        elif theme in (*self._chat.screen.app.available_themes, AUTO):
             self.do_set("theme", theme)
         else:
             raise BadInputError(f"{theme} is no theme; /theme lists them")
@@ -246,7 +246,7 @@ class Actions:
         if command:
             self._chat.say(command_help(command))
         else:
-            self._chat.app.push_screen(HelpScreen([*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]))
+            self._chat.screen.app.push_screen(HelpScreen([*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]))
 
     def do_stats(self) -> None:
         panel = self._chat.panel
@@ -256,7 +256,7 @@ class Actions:
         self._change_settings(settings.replace(show_panel=panel.display), is_told=False)
 
     async def do_quit(self) -> None:
-        await self._chat.app.action_quit()
+        await self._chat.screen.app.action_quit()
 
     async def _restart(self) -> None:
         engine, dialogue = self._chat.services.engine, self._chat.dialogue
@@ -284,7 +284,7 @@ class Actions:
         with self._chat.telling():
             self._chat.services.settings.replace(settings)
         if settings.theme != before.theme:
-            self._chat.app.theme = self._theme_name(settings)
+            self._chat.screen.app.theme = self._theme_name(settings)
         if not is_told or settings == before:
             return
         needing = changes_that_reload(before, settings)
@@ -297,7 +297,7 @@ class Actions:
             self._chat.say(", ".join(words))
 
     def _theme_name(self, settings: ChatSettings) -> str:
-        return theme_name(settings.theme, self._chat.services.environment, known=self._chat.app.available_themes)
+        return theme_name(settings.theme, self._chat.services.environment, known=self._chat.screen.app.available_themes)
 
 
 def _path_of(file: str) -> Path:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textual.app import App
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -106,10 +105,6 @@ class ChatDisplay:
         self._applying = asyncio.Lock()
 
     @property
-    def app(self) -> App[Any]:
-        return self.screen.app
-
-    @property
     def is_something_to_stop(self) -> bool:
         is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
         is_in_the_way = self.notice.display or self.completions.display
@@ -172,7 +167,7 @@ class ChatDisplay:
 
     def say(self, sentence: str, *, is_warning: bool = False) -> None:
         """Show one sentence for a few seconds."""
-        self.app.notify(one_line(sentence), severity="warning" if is_warning else "information", markup=False)
+        self.screen.notify(one_line(sentence), severity="warning" if is_warning else "information", markup=False)
 
     async def show_trouble(self, trouble: Trouble) -> None:
         """Show what did not work and what can be done about it."""

@@ -1,11 +1,8 @@
 """The SQLite file below the conversation store: opened privately, checked, replaced if damaged; faults as sentences.
 
-Commits reach the operating system at once, so that a killed process loses none; only a power cut can lose the last
-ones (WAL with `synchronous=NORMAL`: waiting for the disk, which also delivers layers, would stall the interface).
-
-Full-text search uses FTS5 with trigrams: any three characters find their place, in the middle of an identifier or of a
-sentence without spaces too. An answer is indexed when it ends, not at every piece of text, or long answers would take
-quadratic time.
+Commits reach the operating system at once: a killed process loses none, only a power cut can lose the last ones (WAL
+with `synchronous=NORMAL`: waiting for the disk, which also delivers layers, would stall the interface). An answer is
+indexed, by trigrams, when it ends and not at every piece of text, or long answers would take quadratic time.
 """
 
 import os

@@ -41,6 +41,8 @@ class ConversationStore:
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         """Open the database at `path`, made if need be; None keeps everything in memory."""
         self._database = ConversationDatabase(path)
+        self.notice = self._database.notice
+        """One sentence for the user if a damaged database had to be set aside."""
         self._clock = clock
         self._unsaved: dict[int, str] = {}  # text of answers that the disk has had no room for yet
         self._token: str | None = None
@@ -50,11 +52,6 @@ class ConversationStore:
         except BaseException:
             self._database.close()
             raise
-
-    @property
-    def notice(self) -> str | None:
-        """One sentence for the user if a damaged database had to be set aside."""
-        return self._database.notice
 
     def close(self) -> None:
         """Close the database; answers of this process that still stream are stopped. Doing so again does nothing."""
