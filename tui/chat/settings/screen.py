@@ -104,35 +104,6 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         Binding("down", "app.focus_next", "Next setting", show=False, tooltip="Go to the next setting"),
         Binding("up", "app.focus_previous", "Previous setting", show=False, tooltip="Go to the setting before"),
     ]
-    DEFAULT_CSS = """
-    SettingsScreen {
-        align: center middle;
-        background: $background 60%;
-        & #settings-form {
-            width: 78; max-width: 98%; height: 100%; max-height: 38;
-            background: $surface; border: round $primary; padding: 0 1;
-            border-title-style: bold;
-        }
-        & #settings-rows { height: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-        & .setting-row { height: auto; }
-        & .setting-row > Horizontal { height: auto; }
-        & .setting-group { height: 1; color: $text-muted; text-style: italic; margin-top: 1; }
-        & .setting-group.-first { margin-top: 0; }
-        & .setting-label { width: 22; height: 1; padding: 0 1; }
-        & .-current .setting-label { text-style: bold; color: $text-accent; }
-        & .-current .setting-label:nocolor { text-style: reverse; }
-        & .setting-problem { display: none; height: auto; padding-left: 2; color: $text-error; }
-        & .-invalid .setting-problem { display: block; }
-        & Input { background: $boost; }
-        & TextArea { height: 3; background: $boost; padding: 0; }
-        & #settings-help { height: auto; min-height: 2; color: $text-muted; padding: 0 1; }
-        & #settings-reload { height: 1; color: $text-warning; padding: 0 1; }
-        & #settings-reload { text-wrap: nowrap; text-overflow: ellipsis; }
-        & #settings-buttons { height: 1; }
-        & Button { min-width: 10; width: auto; margin: 0 1; }
-        & #settings-hint { width: 1fr; color: $text-muted; text-align: right; }
-    }
-    """
 
     def __init__(self, settings: ChatSettings, *, themes: Sequence[str] = (), first: str = "temperature") -> None:
         super().__init__()
