@@ -1,7 +1,8 @@
 """One open conversation and the engine that answers it: what is asked, what is saved, what is shown.
 
 Every report of the engine is saved before it is shown. A prompt that comes while the model is loading or answering
-waits; a second one is refused. Each step returns what changed by it, for the screen to show.
+waits; a second one is refused. Each step returns what changed by it, for the screen to show, or raises BadInputError
+for what makes no sense now.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-from profiles.errors import OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 from runtime.events import Finished, TextDelta
 from tui.chat.engine.client import EngineDied, EngineLink
 from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
@@ -18,8 +19,8 @@ from tui.chat.store.records import EndState, Message, chat_turns, first_kept_aft
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
-TroubleKind = Literal["refused", "no model", "dead", "memory", "context", "fault", "input", "store"]
-"""`refused` needs a word only; the others leave something to decide."""
+TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
+"""Each leaves something else to decide."""
 _FAILURES: Mapping[str, TroubleKind] = {"input": "input", "context": "context", "memory": "memory"}
 
 
@@ -161,7 +162,7 @@ class Dialogue:
         """Drop all turns of the open conversation, which `undo` brings back."""
         messages = self.messages()
         if self.is_answering:
-            return (Trouble("refused", _BUSY),)
+            raise BadInputError(_BUSY)
         if not messages:
             return ("there is nothing to clear",)
         self._drop_from(messages[0].id)
@@ -172,7 +173,7 @@ class Dialogue:
         if not self._undos:
             return ("nothing was deleted since the start",)
         if self.is_answering:
-            return (Trouble("refused", _BUSY),)
+            raise BadInputError(_BUSY)
         kind, conversation_id = self._undos.pop()
         if kind == "turns":
             self.store.restore_dropped(conversation_id)
@@ -188,7 +189,7 @@ class Dialogue:
         if self.is_answering or self.state.phase == "loading":
             if self.queued:
                 word = "a prompt is waiting already; press Esc to take it back"
-                return (PromptReturned(text), Trouble("refused", word))
+                return (PromptReturned(text), word)
             self.queued = text
             return ()
         return self._guarded(lambda: self._ask(text), PromptReturned(text))
@@ -208,9 +209,9 @@ class Dialogue:
         """Give back the last prompt, which the next one takes the place of."""
         prompts = [message for message in self.messages() if message.role == "user"]
         if self.is_answering:
-            return (Trouble("refused", _BUSY),)
+            raise BadInputError(_BUSY)
         if not prompts:
-            return (Trouble("refused", "nothing was asked yet"),)
+            raise BadInputError("nothing was asked yet")
         self.editing_id = prompts[-1].id
         word = "Enter sends it in place of the last prompt; Esc leaves that as it was"
         return (PromptReturned(prompts[-1].content), word)
@@ -230,7 +231,7 @@ class Dialogue:
     def read_all(self) -> Changes:
         """Let the model read turns again that were left out."""
         if self.conversation_id is None or self.first_kept_id() == 0:
-            return (Trouble("refused", "no turn of this conversation is left out"),)
+            raise BadInputError("no turn of this conversation is left out")
         self.store.leave_out_before(self.conversation_id, 0)
         return (TurnsChanged(),)
 
@@ -293,12 +294,12 @@ class Dialogue:
         """Let `change` make something else of the last answer, if there is one and the engine is free."""
         messages = self.messages()
         if not messages:
-            return (Trouble("refused", "nothing was asked yet"),)
+            raise BadInputError("nothing was asked yet")
         if self.is_answering or self.state.phase == "loading":
-            return (Trouble("refused", "the engine is busy; press Esc to stop the answer first"),)
+            raise BadInputError("the engine is busy; press Esc to stop the answer first")
         if (trouble := self._missing_model()) is not None:
             return (trouble,)
-        return self._guarded(lambda: change(messages))
+        return change(messages)
 
     def _regenerate(self, messages: list[Message]) -> Changes:
         last = messages[-1]
@@ -337,7 +338,7 @@ class Dialogue:
         kept_id = first_kept_after_trim(self._kept(messages))
         if kept_id is None:
             word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
-            return (Trouble("refused", word),)
+            raise BadInputError(word)
         self.store.leave_out_before(self.conversation_id, kept_id)
         if messages[-1].statistics.get("finish_reason") == "context":
             return self._continue(messages)

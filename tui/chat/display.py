@@ -171,9 +171,6 @@ class ChatDisplay:
 
     async def show_trouble(self, trouble: Trouble) -> None:
         """Show what did not work and what can be done about it."""
-        if trouble.kind == "refused":
-            self.say(trouble.sentence, is_warning=True)
-            return
         await self.notice.show(
             trouble.sentence,
             CHOICES[trouble.kind],

@@ -142,7 +142,8 @@ class ChatScreen(Screen[None]):
         try:
             command, values = parse_command(text.strip())
         except OptionError as error:
-            await self.chat.apply((Trouble("refused", str(error)), PromptReturned(text)))
+            self.chat.say(str(error), is_warning=True)
+            await self.chat.apply((PromptReturned(text),))
             return
         await self.action_do(command.name, *values)
 

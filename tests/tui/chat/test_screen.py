@@ -24,8 +24,7 @@ def test_every_command_has_its_action(tmp_path):
 
 
 def test_every_kind_of_trouble_has_its_choices():
-    """`refused` is only told."""
-    assert set(CHOICES) == set(get_args(TroubleKind)) - {"refused"}
+    assert set(CHOICES) == set(get_args(TroubleKind))
 
 
 def test_every_choice_has_an_action_and_explains_itself():
