@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from offload.pass_statistics import PassStatistics
+from runtime.config import SCHEMES_OF_ONE_TEXT
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
 
@@ -173,6 +174,11 @@ class Finished:
     statistics: GenerationStatistics
     verification: str = "greedy"
     """The scheme that its tokens were verified with."""
+
+    @property
+    def is_text_fixed(self) -> bool:
+        """Return whether an answer that was proposed otherwise, or by nobody, would have the same text."""
+        return self.verification in SCHEMES_OF_ONE_TEXT
 
 
 Event = PrefillProgress | LevelDrafted | Round | TokensAccepted | TextDelta | Finished

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiles.errors import OverstoryError
-from runtime.config import SCHEMES_OF_ONE_TEXT
-from runtime.events import Event, Finished, FinishReason, GenerationStatistics
+from runtime.events import Event, Finished
 from runtime.prompts.prompt_file import BadLine, PromptRequest
 
 PromptItem = PromptRequest | BadLine
@@ -23,29 +22,21 @@ class PromptResult:
 
     id: str
     line_number: int
-    text: str | None = None
-    """The whole answer; None, as all that follows, where `error` is set."""
-    finish_reason: FinishReason | None = None
-    verification: str | None = None
-    """The scheme that its tokens were verified with."""
-    statistics: GenerationStatistics | None = None
+    finished: Finished | None = None
+    """The answer; None where `error` is set."""
     error: str | None = None
     """One sentence, or None when all is well."""
 
-    @property
-    def is_text_fixed(self) -> bool:
-        """Return whether an answer that was proposed otherwise, or by nobody, would have the same text."""
-        return self.verification in SCHEMES_OF_ONE_TEXT
-
     def to_record(self) -> dict[str, Any]:
         """Return a JSON object; every result has the same keys, and `error` is null when all is well."""
-        costs = self.statistics
+        answer = self.finished
+        costs = answer and answer.statistics
         return {
             "id": self.id,
             "line": self.line_number,
-            "text": self.text,
-            "finish_reason": self.finish_reason,
-            "verification": self.verification,
+            "text": answer and answer.text,
+            "finish_reason": answer and answer.finish_reason,
+            "verification": answer and answer.verification,
             "prompt_tokens": costs and costs.prompt_tokens,
             "new_tokens": costs and costs.new_tokens,
             "rounds": costs and costs.rounds,
@@ -98,11 +89,4 @@ def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None
     except OverstoryError as error:
         return PromptResult(id=request.id, line_number=request.line_number, error=str(error))
     assert isinstance(finished, Finished), "it is the engine's last event"
-    return PromptResult(
-        id=request.id,
-        line_number=request.line_number,
-        text=finished.text,
-        finish_reason=finished.finish_reason,
-        verification=finished.verification,
-        statistics=finished.statistics,
-    )
+    return PromptResult(id=request.id, line_number=request.line_number, finished=finished)

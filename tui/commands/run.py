@@ -1,7 +1,7 @@
 """`overstory run` answers a prompt file; `overstory compare` answers one twice, plain streaming against a tree.
 
 A comparison's answers appear as they are written, and end with two lines that compare the costs. Greedy texts must be
-identical, and sampled ones where the seed alone decides them (`PromptResult.is_text_fixed`); other samples are
+identical, and sampled ones where the seed alone decides them (`Finished.is_text_fixed`); other samples are
 independent draws.
 """
 
@@ -150,15 +150,16 @@ class Comparison:
     @classmethod
     def of(cls, plain: Sequence[PromptResult], tree: Sequence[PromptResult]) -> Self:
         """Compare one result per line, in order, with those of the same lines."""
-        pairs = [pair for pair in zip(plain, tree, strict=True) if pair[0].error is None and pair[1].error is None]
-        fixed = [(before, after) for before, after in pairs if after.is_text_fixed]
+        pairs = [(before.finished, after.finished) for before, after in zip(plain, tree, strict=True)]
+        answered = [(before, after) for before, after in pairs if before is not None and after is not None]
+        fixed = [(before, after) for before, after in answered if after.is_text_fixed]
         return cls(
-            plain_total=_total(before for before, _ in pairs),
-            tree_total=_total(after for _, after in pairs),
-            num_answered=len(pairs),
+            plain_total=GenerationStatistics.total(before.statistics for before, _ in answered),
+            tree_total=GenerationStatistics.total(after.statistics for _, after in answered),
+            num_answered=len(answered),
             num_fixed=len(fixed),
             num_identical=sum(before.text == after.text for before, after in fixed),
-            num_errors=len(plain) - len(pairs),
+            num_errors=len(pairs) - len(answered),
         )
 
     @property
@@ -214,18 +215,15 @@ def _question(request: PromptRequest) -> str:
 
 
 def _closing_line(result: PromptResult, earlier: Sequence[PromptResult]) -> str:
-    if result.statistics is None:
+    answer = result.finished
+    if answer is None:
         return f"  error: {one_line(result.error or '')}"
     verdict = ""
-    if earlier and earlier[0].text is not None:
-        verdict = "   identical" if earlier[0].text == result.text else "   DIFFERS from plain streaming"
-        if not result.is_text_fixed:
-            verdict = f"   another sample ({result.verification})"
-    return f"  ({cost_line(result.statistics)}{verdict})"
-
-
-def _total(results: Iterable[PromptResult]) -> GenerationStatistics:
-    return GenerationStatistics.total(result.statistics for result in results if result.statistics is not None)
+    if earlier and (before := earlier[0].finished) is not None:
+        verdict = "   identical" if before.text == answer.text else "   DIFFERS from plain streaming"
+        if not answer.is_text_fixed:
+            verdict = f"   another sample ({answer.verification})"
+    return f"  ({cost_line(answer.statistics)}{verdict})"
 
 
 def _costs(statistics: GenerationStatistics) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 
 from offload.errors import LinkError
-from runtime.events import PrefillProgress, TextDelta
+from runtime.events import Finished, PrefillProgress, TextDelta
 from runtime.prompts.headless import PromptResult, PromptStarted, pending_items, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import STATISTICS, echo
@@ -23,7 +23,7 @@ def test_answers_come_in_order_with_the_engines_events_between():
     assert isinstance(events[0], PromptStarted) and events[0].position == 1
     assert isinstance(events[1], PrefillProgress)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "ONETWO"
-    assert [(result.id, result.line_number, result.text) for result in results(events)] == [
+    assert [(result.id, result.line_number, result.finished.text) for result in results(events)] == [
         ("one", 1, "ONE"),
         ("two", 2, "TWO"),
     ]
@@ -44,7 +44,7 @@ def test_an_error_of_ours_costs_one_answer():
 
     first, failed, last = results(run_prompts(fail_on_two, [request("one"), request("two", 2), request("three", 3)]))
     assert failed == PromptResult(id="two", line_number=2, error="the link is gone")
-    assert (first.text, last.text) == ("ONE", "THREE")
+    assert (first.finished.text, last.finished.text) == ("ONE", "THREE")
 
 
 def test_any_other_error_ends_the_run():
@@ -92,9 +92,8 @@ def test_pending_lines_are_the_unanswered_and_the_bad_ones():
 
 
 def test_every_result_has_the_same_keys():
-    good = PromptResult(
-        id="a", line_number=1, text="hi", finish_reason="stop", verification="coupled", statistics=STATISTICS
-    ).to_record()
+    answer = Finished("stop", "hi", STATISTICS, verification="coupled")
+    good = PromptResult(id="a", line_number=1, finished=answer).to_record()
     bad = PromptResult(id="b", line_number=2, error="no").to_record()
     assert list(good) == list(bad)
     assert good == {
@@ -117,6 +116,6 @@ def test_every_result_has_the_same_keys():
 
 
 def test_a_text_is_fixed_where_no_draft_can_change_it():
-    names = ("greedy", "coupled", "top-k", "sequoia", "specinfer", None)
-    fixed = [name for name in names if PromptResult(id="a", line_number=1, verification=name).is_text_fixed]
+    names = ("greedy", "coupled", "top-k", "sequoia", "specinfer")
+    fixed = [name for name in names if Finished("stop", "", STATISTICS, verification=name).is_text_fixed]
     assert fixed == ["greedy", "coupled", "top-k"]

@@ -9,12 +9,14 @@ import pytest
 
 from profiles.errors import OverstoryError
 from runtime.errors import OptionError
+from runtime.events import Finished
 from runtime.prompts.headless import PromptResult
 from runtime.prompts.result_file import ResultFile, ResultStream, format_record
+from tests.support.answer_fakes import STATISTICS
 from tests.support.paths import ROOT
 
-GOOD = PromptResult(id="a", line_number=1, text="first\nänswer", finish_reason="stop")
-OTHER = PromptResult(id="b", line_number=2, text="second", finish_reason="length")
+GOOD = PromptResult(id="a", line_number=1, finished=Finished("stop", "first\nänswer", STATISTICS))
+OTHER = PromptResult(id="b", line_number=2, finished=Finished("length", "second", STATISTICS))
 FAILED = PromptResult(id="c", line_number=3, error="the link is gone")
 
 

@@ -2,6 +2,7 @@ import io
 import json
 from dataclasses import replace
 
+from runtime.events import Finished
 from runtime.prompts.headless import PromptResult, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import echo, statistics
@@ -9,14 +10,8 @@ from tui.commands.run import Comparison, show_answers
 
 
 def result(text, verification="greedy", **costs):
-    return PromptResult(
-        id="a",
-        line_number=1,
-        text=text,
-        finish_reason="stop",
-        verification=verification,
-        statistics=statistics(**costs),
-    )
+    finished = Finished("stop", text, statistics(**costs), verification=verification)
+    return PromptResult(id="a", line_number=1, finished=finished)
 
 
 FAILED = PromptResult(id="a", line_number=1, error="no")
