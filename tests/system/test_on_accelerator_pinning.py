@@ -17,7 +17,7 @@ from offload.pinning.pin_budget import Platform
 from offload.pinning.pin_probe import PinBudget
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
-from runtime.engine import load_plan
+from runtime.fit import place
 from runtime.model.model_loader import ModelFiles
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
@@ -131,9 +131,7 @@ def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
     with (
         registering(),
         registrable_restored(),
-        mock.patch.object(
-            load_plan, "plan_residency", lambda sizes, **_: ResidencyPlan(tiers, tuple(sizes), num_slots=2)
-        ),
+        mock.patch.object(place, "plan_residency", lambda sizes, **_: ResidencyPlan(tiers, tuple(sizes), num_slots=2)),
     ):
         sim.set_registrable_bytes(sim.registered_bytes() + 2 * max(sizes) - 4096)
         with opened_on(folder, compute_dtype="float32") as opened:
