@@ -100,24 +100,27 @@ def run_rounds(
     yield "measuring the parts again"
     after = measure_parts(opened, tree, num_repeats, params=params)
     parts = RoundParts(*map(statistics.mean, zip(astuple(before), astuple(after), strict=True)))
-    near = [replace(parts, link_seconds=timed.link_seconds, disk_seconds=timed.disk_seconds) for timed in rounds]
-    sizes = {"num_nodes": tree.num_nodes, "num_levels": tree.num_levels}
-    bytes_per_pass = opened.placement.streamed_bytes
-    predictions = [predict_round(opened, parts) for parts in near]
-    return summarize_rounds(parts, rounds, predictions) | sizes | {"bytes_per_pass": bytes_per_pass}
+    predictions = [
+        predict_round(opened, replace(parts, link_seconds=timed.link_seconds, disk_seconds=timed.disk_seconds))
+        for timed in rounds
+    ]
+    return {
+        **summarize_rounds(parts, rounds, predictions),
+        "num_nodes": tree.num_nodes,
+        "num_levels": tree.num_levels,
+        "bytes_per_pass": opened.placement.streamed_bytes,
+    }
 
 
 def summarize_rounds(parts: RoundParts, rounds: Sequence[TimedRound], predictions: Sequence[float]) -> dict[str, Any]:
     """Return medians over the rounds, and all figures; `predictions` are the seconds of each round."""
     median, done = statistics.median, [timed.done for timed in rounds]
-    seconds = [each.seconds for each in done]
-    # Children are chosen and judged: neither a forward nor a copy.
-    choosing = [each.placing_seconds + each.walk_seconds for each in done]
     return {
-        "ratio": _median_ratio(seconds, predictions),
-        "round_seconds": median(seconds),
+        "ratio": median(each.seconds / predicted for each, predicted in zip(done, predictions, strict=True)),
+        "round_seconds": median(each.seconds for each in done),
         "predicted_seconds": median(predictions),
-        "verification_share": _median_ratio(choosing, seconds),
+        # Children are chosen and judged: neither a forward nor a copy.
+        "verification_share": median((each.placing_seconds + each.walk_seconds) / each.seconds for each in done),
         "pass_over_free_overlap": median(each.pass_statistics.seconds for each in done) / parts.free_overlap_seconds,
         "link_utilization": median(timed.link_utilization for timed in rounds),
         "tokens_per_round": statistics.mean(each.num_emitted for each in done),
@@ -262,7 +265,3 @@ def _time_draft(
 
     seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
     return trees[-1], seconds
-
-
-def _median_ratio(measured: Sequence[float], expected: Sequence[float]) -> float:
-    return statistics.median(value / other for value, other in zip(measured, expected, strict=True))

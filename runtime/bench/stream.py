@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.rates import measure_raw_link
@@ -121,19 +120,13 @@ def check_streaming(opened: OpenSession) -> None:
         raise OptionError("no layer streams here; give a smaller --device-memory, or a larger --target")
 
 
-def streamed_layouts(opened: OpenSession) -> list[LayerLayout]:
-    """Return the layouts of the layers that cross the link in every pass."""
-    layouts = opened.plan.target.layouts
-    pairs = zip(layouts, opened.streamer.layers, strict=True)
-    return [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
-
-
 def raw_link_seconds(opened: OpenSession) -> float:
     """Return the seconds that the link alone needs for the streamed layers: an emulated one's by its figures.
 
     A bare loop copies layers that wait in host memory to an accelerator, and reads the others from their files.
     """
-    layouts = streamed_layouts(opened)
+    pairs = zip(opened.plan.target.layouts, opened.streamer.layers, strict=True)
+    layouts = [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
     if isinstance(opened.link, EmulatedLink):
         return sum(opened.link.link.copy_seconds(layout.payload_bytes) for layout in layouts)
     slabs = [layer.slab for layer in opened.streamer.layers if isinstance(layer, HostSource)]
