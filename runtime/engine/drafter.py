@@ -21,7 +21,16 @@ from runtime.config import SamplingParams
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme, scheme_for
+from runtime.speculation.schemes import (
+    Candidates,
+    Coupled,
+    Greedy,
+    Place,
+    RankingScheme,
+    Scheme,
+    position_noise,
+    scheme_for,
+)
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 NUM_CANDIDATES = 32
@@ -244,6 +253,6 @@ def rank_row_by_row(
 def _scaled_noise(scheme: Coupled, positions: Sequence[int], temperature: float, logits: torch.Tensor) -> torch.Tensor:
     """Return T * noise (W, V) where the logits are; nodes of one depth share their noise."""
     known = sorted(set(positions))
-    noise = np.stack([scheme.noise.at(position, logits.shape[-1]) for position in known])  # (positions, V)
+    noise = np.stack([position_noise(scheme.seed, position, logits.shape[-1]) for position in known])  # (positions, V)
     shared = torch.from_numpy(noise).to(logits.device) * temperature
     return shared[[known.index(position) for position in positions]]

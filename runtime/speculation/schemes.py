@@ -6,9 +6,9 @@ proposes it. `AdjustedRows` changes rows by what stands before them, such as a p
 target's rows alike, each by its own node's path.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -30,9 +30,8 @@ from runtime.speculation.token_tree import TokenTree
 Row = NDArray[np.float32]
 
 MAX_CACHED_POSITIONS = 64
-"""More than the levels of a tree: a round asks for each position twice, and the next one for what was rejected."""
-_TOKENS_AT_ONCE = 8192
-"""Noise computed in one piece: small enough to stay in a core's cache."""
+"""More than the levels of a tree: a round asks for each position twice, and the next one for what was rejected. With a
+vocabulary of 152,000 they take 39 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +72,6 @@ class Children:
         children = tree.topology.children(node)
         token_ids = tree.token_ids[children.start : children.stop]
         return cls(token_ids, tree.drawn.get(node, range(0)), tree.draft_probs.get(node))
-
-    @property
-    def drawn_token_ids(self) -> list[int]:
-        """In drawing order."""
-        return [int(token) for token in self.token_ids[self.drawn.start : self.drawn.stop]]
 
     def index_of(self, token: int) -> int | None:
         """Return the first child that is `token`."""
@@ -136,17 +130,13 @@ class RankingScheme(Scheme, Protocol):
         """Return the first `num_candidates` candidates (B,), at most the vocabulary, from the draft's logits (V,)."""
 
 
-AdjustRow = Callable[[Row, tuple[int, ...]], Row]
-"""From logits (V,) and the path behind the text to other logits (V,); it does not write into its argument."""
-
-
 @dataclass(frozen=True, slots=True)
 class AdjustedRows:
     """A scheme whose rows, the draft's and the target's, are changed by what their own path holds."""
 
     scheme: Scheme
-    adjusted: AdjustRow
-    """The same function for both models."""
+    adjusted: Callable[[Row, tuple[int, ...]], Row]
+    """From logits (V,) and the path behind the text to other logits (V,), for both models; it leaves its argument."""
 
     @property
     def name(self) -> str:
@@ -258,7 +248,7 @@ class Coupled:
     name = "coupled"
 
     def __init__(self, seed: int) -> None:
-        self.noise = PositionNoise(seed)
+        self.seed = seed
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Place the top tokens of log Q + noise, in order."""
@@ -279,44 +269,24 @@ class Coupled:
 
     def _scores(self, row: Row, place: Place) -> Row:
         scores = log_weights(row, place.params)
-        scores += self.noise.at(place.position, len(row))
+        scores += position_noise(self.seed, place.position, len(row))
         return scores
 
 
-class PositionNoise:
-    """Standard Gumbel noise that belongs to a place in the text: a vector per absolute position, by the seed alone.
+@lru_cache(MAX_CACHED_POSITIONS)
+def position_noise(seed: int, position: int, num_tokens: int) -> NDArray[np.float32]:
+    """Return Gumbel noise (V,) of the token chosen for `position`, from the text's first; finite and read-only.
 
     Counter-based (Philox), so that any position's vector can be had at any time: neither tree, draft, ring nor batch
-    can change it. Bits become numbers by exact operations, so machines can differ only by the last bit of their
-    logarithm.
+    can change it. It is -log(-log(u)) of u = (2k + 1) / 2^53, k of 52 bits: exact in float64, and neither 0 nor 1, so
+    that machines differ only by the last bit of their logarithm. Large noise, which is what wins, comes from u close to
+    1, where -log(u) has steps of 2e-16. Of two vocabularies the smaller one's is the beginning of the larger one's.
     """
-
-    def __init__(self, seed: int) -> None:
-        """`seed` is any whole number from 0; 64 vectors of a vocabulary of 152,000 take 39 MB."""
-        self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        self._vectors: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
-
-    def at(self, position: int, num_tokens: int) -> NDArray[np.float32]:
-        """Return the noise (V,) of the token chosen for `position`, from the text's first token; read-only, finite.
-
-        Of two vocabularies the smaller one's noise is the beginning of the larger one's.
-        """
-        vector = self._vectors.pop(position, None)
-        if vector is None or len(vector) < num_tokens:
-            vector = self._compute(position, num_tokens)
-        self._vectors[position] = vector  # the latest used stands last
-        if len(self._vectors) > MAX_CACHED_POSITIONS:
-            self._vectors.popitem(last=False)
-        return vector[:num_tokens]
-
-    def _compute(self, position: int, num_tokens: int) -> NDArray[np.float32]:
-        noise = np.empty(num_tokens, dtype=np.float32)
-        generator = np.random.Philox(key=self._key, counter=position << 64)
-        for start in range(0, num_tokens, _TOKENS_AT_ONCE):
-            part = noise[start : start + _TOKENS_AT_ONCE]
-            _fill_with_noise(part, generator.random_raw(len(part)))
-        noise.flags.writeable = False
-        return noise
+    key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+    bits = np.random.Philox(key=key, counter=position << 64).random_raw(num_tokens)
+    noise = _gumbel(bits)
+    noise.flags.writeable = False
+    return noise
 
 
 SCHEMES: Mapping[str, Callable[[SamplingParams], Scheme]] = {
@@ -352,14 +322,6 @@ def _target_distribution(target_row: Row, place: Place) -> Probs:
     return np.asarray(logits_to_probs(target_row, place.params), dtype=np.float64)
 
 
-def _drawn_from(children: Children) -> Probs:
-    """The distribution Q (V,) of the drawn children, with sum 1."""
-    assert children.draft_probs is not None, "drawn children have a distribution"
-    probs: Probs = children.draft_probs.astype(np.float64)
-    probs /= probs.sum()
-    return probs
-
-
 def _judge_drawn(
     children: Children,
     target_probs: Probs,
@@ -370,9 +332,12 @@ def _judge_drawn(
     """Try the drawn children in order; `after_rejection` makes of P, Q and the tokens rejected so far the next P, Q."""
     if not children.drawn:
         return _end_of_node(children, target_probs, rng)
-    draft_probs = _drawn_from(children)
+    assert children.draft_probs is not None, "drawn children have a distribution"
+    draft_probs: Probs = children.draft_probs.astype(np.float64)
+    draft_probs /= draft_probs.sum()
     rejected: list[int] = []
-    for child, token in zip(children.drawn, children.drawn_token_ids, strict=True):
+    for child in children.drawn:
+        token = int(children.token_ids[child])
         if rng.random() < accept_probability(target_probs, draft_probs, token):
             return Judgement(token, child)
         rejected.append(token)
@@ -390,17 +355,7 @@ def _end_of_node(children: Children, target_probs: Probs, rng: np.random.Generat
     return Judgement(token, children.index_of(token))
 
 
-def _fill_with_noise(noise: NDArray[np.float32], bits: NDArray[np.uint64]) -> None:
-    """Write -log(-log(u)) of u = (2k + 1) / 2^53, k of 52 bits: exact in float64, and neither 0 nor 1.
-
-    Large noise, which is what wins, comes from u close to 1, where -log(u) has steps of 2e-16.
-    """
-    bits >>= np.uint64(11)
-    bits |= np.uint64(1)
-    uniform = bits.astype(np.float64)
-    uniform *= 2.0**-53
-    np.log(uniform, out=uniform)
-    noise[:] = uniform
-    np.negative(noise, out=noise)
-    np.log(noise, out=noise)
-    np.negative(noise, out=noise)
+def _gumbel(bits: NDArray[np.uint64]) -> NDArray[np.float32]:
+    uniform = ((bits >> np.uint64(11)) | np.uint64(1)) * 2.0**-53
+    noise: NDArray[np.float32] = -np.log(-np.log(uniform).astype(np.float32))
+    return noise

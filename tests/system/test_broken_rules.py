@@ -10,7 +10,7 @@ from runtime.speculation import schemes
 from runtime.speculation.rejection import residual_step
 from runtime.speculation.sampling import draw_with_replacement
 from runtime.speculation.schemes import Children
-from runtime.speculation.token_tree import TreeTopology
+from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.round_enumeration import PLAIN, STAR, Pair, Round, largest_error
 
 
@@ -61,6 +61,11 @@ def test_the_enumeration_catches_draws_with_replacement(monkeypatch: pytest.Monk
 def test_the_enumeration_catches_a_graft_that_is_taken_for_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schemes, "accept_probability", safe_ratio)
     assert error_over_four_tokens(num_grafts=1) < 1e-12
-    monkeypatch.setattr(Children, "drawn_token_ids", property(lambda children: children.token_ids.tolist()))
-    monkeypatch.setattr(schemes, "zip", lambda drawn, tokens, strict: enumerate(tokens), raising=False)
+    below = Children.below
+
+    def all_drawn(tree: TokenTree, node: int) -> Children:
+        children = below(tree, node)
+        return replace(children, drawn=range(len(children.token_ids))) if children.drawn else children
+
+    monkeypatch.setattr(Children, "below", all_drawn)
     assert error_over_four_tokens(num_grafts=1) > 1e-3

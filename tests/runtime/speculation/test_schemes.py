@@ -15,16 +15,15 @@ from runtime.speculation.schemes import (
     Coupled,
     Greedy,
     Place,
-    PositionNoise,
     Row,
     Sequoia,
     SpecInfer,
     TopKMatch,
-    _drawn_from,
     _end_of_node,
-    _fill_with_noise,
+    _gumbel,
     _target_distribution,
     fill_up,
+    position_noise,
     scheme_for,
 )
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -66,10 +65,10 @@ def test_a_place_below_a_node_has_the_next_position_and_the_path_behind_the_text
 
 def test_a_trees_children_know_which_of_them_are_drawn() -> None:
     below = Children.below(tree(), 0)
-    assert (below.token_ids.tolist(), below.drawn, below.drawn_token_ids) == ([4, 5], range(1), [4])
+    assert (below.token_ids.tolist(), below.drawn) == ([4, 5], range(1))
     assert below.draft_probs is not None
     below = Children.below(tree(), 2)
-    assert (below.token_ids.tolist(), below.drawn_token_ids, below.draft_probs) == ([6], [], None)
+    assert (below.token_ids.tolist(), below.drawn, below.draft_probs) == ([6], range(0), None)
     assert len(Children.below(tree(), 1).token_ids) == 0
 
 
@@ -114,9 +113,12 @@ def test_a_node_ends_with_a_token_of_the_target_and_the_first_child_that_has_it(
     assert (judged.token_id, judged.child) == (2, None)
 
 
-def test_what_was_drawn_from_is_normalised_in_double_precision() -> None:
-    probs = _drawn_from(Children(np.array([0]), range(1), np.float32([0.2, 0.2, 0])))
-    assert (probs.dtype, probs.tolist()) == (np.float64, [0.5, 0.5, 0])
+def test_what_was_drawn_from_is_normalised_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(schemes, "accept_probability", lambda target, draft, token: seen.append(draft) or 1.0)
+    drawn = Children(np.array([0]), range(1), np.float32([0.2, 0.2, 0]))
+    Sequoia().judge(drawn, np.float32([0, 0, 0]), PLACE, np.random.default_rng(0))
+    assert [(probs.dtype, probs.tolist()) for probs in seen] == [(np.float64, [0.5, 0.5, 0])]
 
 
 def test_the_target_has_the_distribution_that_plain_decoding_draws_from() -> None:
@@ -149,7 +151,7 @@ def test_a_scheme_serves_one_answer() -> None:
 
 def test_the_most_likely_tokens_are_placed_in_order() -> None:
     children = Greedy().place(np.float32([0, 3, 1, 3]), 3, PLACE, UNUSED)
-    assert (children.token_ids.tolist(), children.drawn_token_ids) == ([1, 3, 2], [])
+    assert (children.token_ids.tolist(), children.drawn) == ([1, 3, 2], range(0))
 
 
 def test_the_targets_most_likely_token_is_followed_if_a_child_has_it() -> None:
@@ -173,7 +175,7 @@ def test_tokens_that_the_draft_cannot_draw_stand_behind_as_the_most_likely_ones(
     """A narrow nucleus of the draft need not be the target's: likely tokens stand a chance, random ones none."""
     place = Place(SamplingParams(temperature=1, top_k=2), 0)
     children = Sequoia().place(np.float32([1, 9, 3, 9, 2]), 4, place, np.random.default_rng(0))
-    assert sorted(children.drawn_token_ids) == [1, 3]
+    assert sorted(children.token_ids[list(children.drawn)]) == [1, 3]
     assert children.token_ids[2:].tolist() == [2, 4]
 
 
@@ -224,7 +226,7 @@ def test_a_second_draw_of_a_rejected_token_is_rejected_too() -> None:
 
 def test_top_k_match_places_the_most_likely_tokens_whatever_the_temperature() -> None:
     children = TopKMatch().place(np.float32([0, 3, 1, 3]), 3, PLACE, np.random.default_rng(0))
-    assert (children.token_ids.tolist(), children.drawn_token_ids) == ([1, 3, 2], [])
+    assert (children.token_ids.tolist(), children.drawn) == ([1, 3, 2], range(0))
 
 
 def test_the_token_of_top_k_match_does_not_depend_on_the_children() -> None:
@@ -300,7 +302,7 @@ def test_where_the_draft_keeps_too_few_tokens_its_most_likely_others_follow() ->
     children = Coupled(0).place(np.float32([1, 9, 3, 9, -np.inf]), 5, place, UNUSED)
     assert sorted(children.token_ids[:2].tolist()) == [1, 3]
     assert children.token_ids[2:].tolist() == [2, 0, 4]
-    assert children.drawn_token_ids == []
+    assert children.drawn == range(0)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30])
@@ -313,12 +315,12 @@ def test_a_tiny_temperature_is_the_argmax(temperature: float) -> None:
 def test_the_values_are_these_on_every_machine() -> None:
     """Pinned: an answer with a seed should come out the same next year. Only the logarithm's last bit may differ."""
     expected = [0.44661611, 0.34942427, -1.2310883, -0.33714238]
-    np.testing.assert_allclose(PositionNoise(7).at(100, 4), expected, rtol=1e-6)
+    np.testing.assert_allclose(position_noise(7, 100, 4), expected, rtol=1e-6)
 
 
 def test_it_is_gumbel_noise() -> None:
     """Twenty cells of equal probability. Seed 1, 200,000 values, p > 0.001."""
-    noise = np.concatenate([PositionNoise(1).at(position, 40_000) for position in range(5)]).astype(float)
+    noise = np.concatenate([position_noise(1, position, 40_000) for position in range(5)]).astype(float)
     assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.02)
     shares = np.exp(-np.exp(-noise))
     counts, _ = np.histogram(shares, np.linspace(0, 1, 21))
@@ -327,7 +329,7 @@ def test_it_is_gumbel_noise() -> None:
 
 def test_the_upper_tail_is_that_of_gumbel_noise() -> None:
     """Large noise makes unlikely tokens win: half-precision noise has none. Seed 2, 4,000,000 values, p > 0.001."""
-    noise = np.concatenate([PositionNoise(2).at(position, 200_000) for position in range(20)]).astype(float)
+    noise = np.concatenate([position_noise(2, position, 200_000) for position in range(20)]).astype(float)
     edges = np.array([8, 9, 10, 11, 12, np.inf])
     cumulative = 1 - np.exp(-np.exp(-edges))
     counts, _ = np.histogram(noise, edges)
@@ -337,32 +339,29 @@ def test_the_upper_tail_is_that_of_gumbel_noise() -> None:
 
 def test_a_smaller_vocabulary_has_the_beginning_of_a_larger_ones_noise() -> None:
     """Draft and target differ by padding. Either may ask first."""
-    larger = PositionNoise(3).at(5, 20_011)
-    noise = PositionNoise(3)
+    larger = position_noise(3, 5, 20_011)
     for num_tokens in (1, 7, 8192, 8193, 20_011, 3):
-        np.testing.assert_array_equal(noise.at(5, num_tokens), larger[:num_tokens])
+        np.testing.assert_array_equal(position_noise(3, 5, num_tokens), larger[:num_tokens])
 
 
-def test_neither_order_nor_a_full_cache_changes_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemes, "MAX_CACHED_POSITIONS", 2)
-    noise = PositionNoise(4)
-    first = [noise.at(position, 9).tolist() for position in range(6)]
-    assert [noise.at(position, 9).tolist() for position in reversed(range(6))] == first[::-1]
+def test_neither_order_nor_a_full_cache_changes_a_vector() -> None:
+    positions = range(2 * schemes.MAX_CACHED_POSITIONS)
+    first = [position_noise(4, position, 9).tolist() for position in positions]
+    assert [position_noise(4, position, 9).tolist() for position in reversed(positions)] == first[::-1]
 
 
-def test_a_position_that_is_asked_for_again_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemes, "MAX_CACHED_POSITIONS", 3)
-    noise, computed = PositionNoise(5), []
-    compute = noise._compute
-    monkeypatch.setattr(noise, "_compute", lambda position, num: computed.append(position) or compute(position, num))
-    for position in (0, 1, 2, 0, 3, 0, 1):  # 3 drives 1 out, the least recently used
-        noise.at(position, 8)
-    assert computed == [0, 1, 2, 3, 1]
+def test_a_position_that_is_asked_for_again_is_not_computed_again() -> None:
+    """As many as a round with the deepest tree asks for stay."""
+    position_noise.cache_clear()
+    for _ in range(2):
+        for position in range(schemes.MAX_CACHED_POSITIONS):
+            position_noise(5, position, 8)
+    assert position_noise.cache_info().misses == schemes.MAX_CACHED_POSITIONS
 
 
 def test_seeds_and_positions_are_independent() -> None:
     """Correlation of 100,000 values: below 4.5 standard errors."""
-    vectors = [PositionNoise(seed).at(position, 100_000) for seed, position in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    vectors = [position_noise(seed, position, 100_000) for seed, position in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     vectors.append(np.roll(vectors[0], 1))
     correlations = np.corrcoef(np.array(vectors, dtype=float))
     assert abs(correlations[~np.eye(5, dtype=bool)]).max() < 4.5 / np.sqrt(100_000)
@@ -370,17 +369,16 @@ def test_seeds_and_positions_are_independent() -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**128 + 1, 10**50])
 def test_any_seed_and_any_position_will_do(seed: int) -> None:
-    assert np.isfinite(PositionNoise(seed).at(2**40, 16)).all()
+    assert np.isfinite(position_noise(seed, 2**40, 16)).all()
 
 
 def test_the_most_extreme_bits_are_finite() -> None:
-    noise = np.empty(2, dtype=np.float32)
-    _fill_with_noise(noise, np.array([0, 2**64 - 1], dtype=np.uint64))
+    noise = _gumbel(np.array([0, 2**64 - 1], dtype=np.uint64))
     assert noise.tolist() == pytest.approx([-np.log(53 * np.log(2)), 53 * np.log(2)])
 
 
 def test_a_vector_is_float32_and_cannot_be_written_to() -> None:
-    vector = PositionNoise(6).at(0, 10)
+    vector = position_noise(6, 0, 10)
     assert vector.dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
         vector[0] = 1
