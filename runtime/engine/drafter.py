@@ -100,7 +100,7 @@ class Drafter:
 
             def place(logits: torch.Tensor, nodes: NDArray[np.int64] = nodes) -> None:
                 if is_ranked_on_device(scheme, params):
-                    positions = (len(text) + growth.depths(nodes)).tolist()
+                    positions = (len(text) + growth.nodes.depths[nodes]).tolist()
                     ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=count)
                 else:
                     paths = map(growth.path_token_ids, nodes.tolist())
@@ -170,12 +170,12 @@ class Drafter:
 
     def _growth_input(self, growth: TreeGrowth, nodes: NDArray[np.int64]) -> PassInput:
         root_position = self.num_committed - 1
-        positions = root_position + growth.depths(nodes)
-        drafted = root_position + growth.run_depths[1:]  # the root is part of the text
+        positions = root_position + growth.nodes.depths[nodes]
+        drafted = root_position + growth.nodes.depths[growth.run[1:]]  # the root is part of the text
         key_positions = np.concatenate([np.arange(self.num_committed), drafted, positions])
         visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
         visible[:, self.num_committed :] = growth.sight(nodes)[:, 1:]
-        return PassInput(growth.token_ids(nodes), positions, key_positions, visible)
+        return PassInput(growth.nodes.token_ids[nodes], positions, key_positions, visible)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.

@@ -8,6 +8,7 @@ best-first growth of Sequoia's trees (arXiv 2402.12374, 4.1), by context.
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +20,7 @@ NO_NODES = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class GrowthLimits:
-    """What a tree may cost. Raises ValueError for limits that no tree keeps."""
+    """What a tree may cost."""
 
     num_nodes: int
     """N, root included: what the target verifies."""
@@ -44,13 +45,16 @@ class GrowthLimits:
         """Most levels of the tree, the root's counted."""
         return min(self.num_steps + 1, self.num_nodes)
 
-    def __post_init__(self) -> None:
-        is_too_small = self.num_nodes < 1 or self.num_steps < 0 or self.max_width < 1 or self.least_lead < 1
-        if is_too_small or (self.max_run is not None and self.max_run < 1):
-            raise ValueError(
-                f"a tree has 1 node or more, steps of 1 node or more and a lead of 1 or more, found {self.num_nodes} "
-                f"nodes, {self.num_steps} steps of {self.max_width} and {self.least_lead}"
-            )
+
+class PlacedNodes(NamedTuple):
+    """M nodes, numbered as they were placed; the root is 0."""
+
+    token_ids: NDArray[np.int64]
+    parents: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    depths: NDArray[np.int64]
+    worths: NDArray[np.float64]
+    """Logarithms."""
 
 
 class TreeGrowth:
@@ -63,14 +67,12 @@ class TreeGrowth:
         """The root is the text's last token, at `root_position` from the text's first."""
         self._limits = limits
         self._root_position = root_position
-        self._token_ids = np.array([root_token_id], dtype=np.int64)
-        self._parents = np.array([-1], dtype=np.int64)
-        self._ranks = np.zeros(1, dtype=np.int64)
-        self._depths = np.zeros(1, dtype=np.int64)
-        self._worths = np.zeros(1)  # logarithms
-        self._run_index = np.full(1, -1, dtype=np.int64)
-        self._kept = np.zeros(1, dtype=np.int64)  # the N worthiest, ascending
-        self._sight = np.zeros((0, 0), dtype=np.bool_)  # (R, R) by run index: [i, j] j is i or an ancestor of it
+        zero = np.zeros(1, dtype=np.int64)
+        self.nodes = PlacedNodes(np.array([root_token_id]), zero - 1, zero, zero, np.zeros(1))
+        self._kept = zero  # the N worthiest, ascending
+        self.run = NO_NODES
+        """(R,) nodes that the draft has run, in running order: the root first."""
+        self._sight = np.zeros((0, 0), dtype=np.bool_)  # (R, R) in running order: [i, j] j is i or an ancestor of it
         self._num_steps = 0
         self._waiting = NO_NODES
 
@@ -80,13 +82,16 @@ class TreeGrowth:
         The worthiest that were not run, of equals the ones placed first, in the order of their placing; only those that
         are worth enough, and once there are N nodes lead by enough.
         """
-        if self._num_steps >= self._limits.num_steps or self._limits.num_nodes == 1:
+        limits, worths = self._limits, self.nodes.worths
+        if self._num_steps >= limits.num_steps or limits.num_nodes == 1:
             return NO_NODES
         if not len(self._waiting):
-            fresh = self._kept[(self._run_index[self._kept] < 0) & (self._worths[self._kept] >= self._least_worth())]
-            order = np.argsort(-self._worths[fresh], kind="stable")
-            limits, num_run = self._limits, len(self._sight)
-            width = limits.max_width if limits.max_run is None else min(limits.max_width, limits.max_run - num_run)
+            fresh = np.setdiff1d(self._kept, self.run)
+            fresh = fresh[worths[fresh] >= self._least_worth()]
+            order = np.argsort(-worths[fresh], kind="stable")
+            width = limits.max_width
+            if limits.max_run is not None:
+                width = min(width, limits.max_run - len(self.run))
             self._waiting = np.sort(fresh[order[:width]])
         return self._waiting
 
@@ -96,88 +101,72 @@ class TreeGrowth:
         least = np.log(limits.least_worth) if limits.least_worth > 0 else -np.inf
         if len(self._kept) < limits.num_nodes:
             return float(least)
-        return float(max(least, self._worths[self._kept].min() + np.log(limits.least_lead)))
-
-    def token_ids(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the token at each node, (W,)."""
-        return self._token_ids[nodes]
-
-    def depths(self, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the edges from the root to each node, (W,)."""
-        return self._depths[nodes]
+        return float(max(least, self.nodes.worths[self._kept].min() + np.log(limits.least_lead)))
 
     def path_token_ids(self, node: int) -> list[int]:
         """Return the tokens of a node's path without the root's, its own last."""
         path = []
         while node > 0:
-            path.append(int(self._token_ids[node]))
-            node = int(self._parents[node])
+            path.append(int(self.nodes.token_ids[node]))
+            node = int(self.nodes.parents[node])
         return path[::-1]
-
-    @property
-    def run_depths(self) -> NDArray[np.int64]:
-        """(R,) the depth of every node that was run, in running order: the root's first."""
-        depths = np.empty(len(self._sight), dtype=np.int64)
-        is_run = self._run_index >= 0
-        depths[self._run_index[is_run]] = self._depths[is_run]
-        return depths
 
     def sight(self, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return (W, R + W) which of the nodes run before, in running order, and of `nodes` each one attends to.
 
         Itself and its ancestors; `nodes` are what `next_nodes` gave.
         """
-        seen = np.zeros((len(nodes), len(self._sight) + len(nodes)), dtype=np.bool_)
-        if len(self._sight):
-            seen[:, : len(self._sight)] = self._sight[self._run_index[self._parents[nodes]]]
-        seen[:, len(self._sight) :] = np.eye(len(nodes), dtype=np.bool_)
+        num_run = len(self.run)
+        seen = np.eye(len(nodes), num_run + len(nodes), k=num_run, dtype=np.bool_)
+        if num_run:
+            seen[:, :num_run] = self._sight[self._index_of_run[self.nodes.parents[nodes]]]
         return seen
+
+    @property
+    def _index_of_run(self) -> NDArray[np.int64]:
+        """(M,) the place of each node in the running order, from 0 for the root; -1 if it was not run."""
+        index = np.full(len(self.nodes.parents), -1, dtype=np.int64)
+        index[self.run] = np.arange(len(self.run))
+        return index
 
     def place_children(self, token_ids: ArrayLike, log_worths: ArrayLike) -> None:
         """Place the draft's candidates, both (W, B), below the nodes that `next_nodes` gave.
 
         `log_worths`: the logarithm of how likely each is the token that is emitted there, in the order of the ranks. A
-        later rank counts as no likelier than the one before; -inf is no candidate. Raises ValueError for other shapes.
+        later rank counts as no likelier than the one before; -inf is no candidate.
         """
         nodes = self._waiting
         tokens, worths = np.asarray(token_ids, dtype=np.int64), np.asarray(log_worths, dtype=np.float64)
-        if tokens.ndim != 2 or tokens.shape != worths.shape or len(tokens) != len(nodes) or not len(nodes):
-            raise ValueError(
-                f"{len(nodes)} nodes were run, each of which needs as many candidates as worths, found "
-                f"{tokens.shape} tokens and {worths.shape} worths"
-            )
-        seen = self.sight(nodes)
-        num_run = len(self._sight)
-        self._sight = np.vstack([np.pad(self._sight, ((0, 0), (0, len(nodes)))), seen])
-        self._run_index[nodes] = num_run + np.arange(len(nodes))
+        assert tokens.shape == worths.shape == (len(nodes), tokens.shape[-1]), "as many candidates and worths for each"
+        self._sight = np.vstack([np.pad(self._sight, ((0, 0), (0, len(nodes)))), self.sight(nodes)])
+        self.run = np.append(self.run, nodes)
         self._num_steps += 1
         self._waiting = NO_NODES
         shares = np.minimum.accumulate(np.minimum(worths, 0.0), axis=1)
-        self._keep_best(nodes, tokens, self._worths[nodes][:, None] + shares)
+        self._keep_best(nodes, tokens, self.nodes.worths[nodes][:, None] + shares)
 
     def _keep_best(self, nodes: NDArray[np.int64], tokens: NDArray[np.int64], worths: NDArray[np.float64]) -> None:
         """Number those candidates (W, B) that belong to the N worthiest of all, and forget the others."""
-        num_kept, num_placed = len(self._kept), len(self._worths)
-        everything = np.concatenate([self._worths[self._kept], worths.ravel()])
+        placed, num_kept = self.nodes, len(self._kept)
+        everything = np.append(placed.worths[self._kept], worths)
         order = np.argsort(-everything, kind="stable")[: self._limits.num_nodes]
         order = np.sort(order[np.isfinite(everything[order])])
-        new = order[order >= num_kept] - num_kept
-        rows, columns = np.divmod(new, max(tokens.shape[1], 1))
-        self._token_ids = np.append(self._token_ids, tokens[rows, columns])
-        self._parents = np.append(self._parents, nodes[rows])
-        self._ranks = np.append(self._ranks, columns + 1)
-        self._depths = np.append(self._depths, self._depths[nodes[rows]] + 1)
-        self._worths = np.append(self._worths, worths[rows, columns])
-        self._run_index = np.append(self._run_index, np.full(len(new), -1))
-        self._kept = np.concatenate([self._kept[order[order < num_kept]], num_placed + np.arange(len(new))])
+        rows, ranks = np.divmod(order[order >= num_kept] - num_kept, max(tokens.shape[1], 1))
+        parents = nodes[rows]
+        new = PlacedNodes(tokens[rows, ranks], parents, ranks + 1, placed.depths[parents] + 1, worths[rows, ranks])
+        columns: list[NDArray[Any]] = [np.append(old, more) for old, more in zip(placed, new, strict=True)]
+        self.nodes = PlacedNodes(*columns)
+        numbers = len(placed.worths) + np.arange(len(rows))
+        self._kept = np.append(self._kept[order[order < num_kept]], numbers)
 
     def finish(self) -> tuple[TokenTree, NDArray[np.int64]]:
         """Return the tree of the N worthiest nodes placed so far, fewer if there are not so many: M nodes.
 
         With it comes the order (M,) in which the draft ran each node, from 0 for the root; -1 if it did not.
         """
-        nodes, topology = number_breadth_first(
-            self._kept, parents=self._parents, depths=self._depths, ranks=self._ranks
+        placed = self.nodes
+        order, topology = number_breadth_first(
+            self._kept, parents=placed.parents, depths=placed.depths, ranks=placed.ranks
         )
-        tree = TokenTree(topology, self._token_ids[nodes], root_position=self._root_position)
-        return tree, self._run_index[nodes]
+        tree = TokenTree(topology, placed.token_ids[order], root_position=self._root_position)
+        return tree, self._index_of_run[order]

@@ -97,7 +97,7 @@ def test_a_step_runs_the_worthiest_nodes_of_any_depth() -> None:
     growth.place_children([[1, 2]], np.log([[0.9, 0.1]]))
     growth.next_nodes()
     growth.place_children([[3, 4]], np.log([[0.9, 0.05]]))
-    assert growth.token_ids(growth.next_nodes()).tolist() == [3]
+    assert growth.nodes.token_ids[growth.next_nodes()].tolist() == [3]
     growth.place_children([[5, 6]], np.log([[0.05, 0.01]]))
     tree, run_index = growth.finish()
 
@@ -111,7 +111,7 @@ def test_what_was_run_and_then_outdone_leaves_the_tree() -> None:
     growth = growth_of(4, num_steps=2, max_width=3)
     growth.next_nodes()
     growth.place_children([[1, 2, 3]], np.log([[0.6, 0.3, 0.1]]))
-    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2, 3]
+    assert growth.nodes.token_ids[growth.next_nodes()].tolist() == [1, 2, 3]
     growth.place_children([[4, 5], [6, 7], [8, 9]], np.log([[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]]))
 
     tree, run_index = growth.finish()
@@ -124,14 +124,14 @@ def test_a_node_that_leads_too_little_is_not_run() -> None:
     growth = growth_of(4, least_lead=2.0)
     growth.next_nodes()
     growth.place_children([[1, 2, 3]], np.log([[0.5, 0.3, 0.2]]))
-    assert growth.token_ids(growth.next_nodes()).tolist() == [1]
+    assert growth.nodes.token_ids[growth.next_nodes()].tolist() == [1]
     growth.place_children([[4]], np.log([[0.41]]))
     assert not len(growth.next_nodes())
 
     growth = growth_of(5, least_lead=2.0)  # not full yet: whatever is there may be run
     growth.next_nodes()
     growth.place_children([[1, 2, 3]], np.log([[0.5, 0.3, 0.2]]))
-    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2, 3]
+    assert growth.nodes.token_ids[growth.next_nodes()].tolist() == [1, 2, 3]
 
 
 def test_of_equal_nodes_the_ones_placed_first_stay() -> None:
@@ -190,8 +190,8 @@ def test_each_node_sees_itself_and_its_ancestors_in_running_order() -> None:
             before, run = run, run + paths
             expected = [[path[: len(other)] == other for other in run] for path in paths]
             assert growth.sight(nodes).tolist() == expected
-            assert growth.run_depths.tolist() == [len(path) for path in before]
-            assert growth.depths(nodes).tolist() == [len(path) for path in paths]
+            assert growth.nodes.depths[growth.run].tolist() == [len(path) for path in before]
+            assert growth.nodes.depths[nodes].tolist() == [len(path) for path in paths]
             rows = [draft.row(path) for path in paths]
             growth.place_children([row[0] for row in rows], [row[1] for row in rows])
         tree, run_index = growth.finish()
@@ -208,16 +208,10 @@ def test_asking_twice_gives_the_same_nodes() -> None:
 def test_candidates_without_worths_and_rows_without_nodes_are_refused() -> None:
     growth = growth_of(5)
     growth.next_nodes()
-    with pytest.raises(ValueError, match="as many candidates as worths"):
+    with pytest.raises(AssertionError, match="as many candidates"):
         growth.place_children([[1, 2]], [[-0.1]])
-    with pytest.raises(ValueError, match="1 nodes were run"):
+    with pytest.raises(AssertionError, match="as many candidates"):
         growth.place_children([[1], [2]], [[-0.1], [-0.2]])
-
-
-@pytest.mark.parametrize("limits", [(0, 1, 1, 1.0), (4, -1, 1, 1.0), (4, 1, 0, 1.0), (4, 1, 1, 0.5)])
-def test_limits_that_no_tree_keeps_are_refused(limits: tuple[int, int, int, float]) -> None:
-    with pytest.raises(ValueError, match="1 node or more"):
-        GrowthLimits(*limits)
 
 
 def test_no_more_nodes_are_run_than_the_draft_has_slots_for() -> None:
@@ -226,8 +220,6 @@ def test_no_more_nodes_are_run_than_the_draft_has_slots_for() -> None:
     _, run_index, steps = draft.grow(TreeGrowth(limits, root_token_id=ROOT))
     assert [len(step) for step in steps] == [1, 3, 3, 3, 1]
     assert run_index.max() <= 10
-    with pytest.raises(ValueError, match="1 node or more"):
-        GrowthLimits(24, num_steps=12, max_width=3, max_run=0)
 
 
 def test_the_tree_knows_where_its_root_stands() -> None:
@@ -241,7 +233,7 @@ def test_what_is_worth_too_little_is_not_run_even_while_there_is_room() -> None:
     growth = TreeGrowth(GrowthLimits(9, num_steps=5, max_width=9, least_worth=0.2), root_token_id=ROOT)
     growth.next_nodes()
     growth.place_children([[1, 2, 3]], np.log([[0.7, 0.2, 0.1]]))
-    assert growth.token_ids(growth.next_nodes()).tolist() == [1, 2]
+    assert growth.nodes.token_ids[growth.next_nodes()].tolist() == [1, 2]
     growth.place_children([[4], [5]], np.log([[0.2], [0.9]]))
     assert not len(growth.next_nodes())
     assert growth.finish()[0].token_ids.tolist() == [ROOT, 1, 2, 3, 4, 5]
