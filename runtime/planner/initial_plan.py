@@ -74,19 +74,21 @@ class InitialPlan:
 
     def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> RoundCosts | None:
         """Return a round's costs at half the context; None where a profile or a speed is missing."""
-        if self.profile is None or (copies := self._copy_seconds(tiers, stream, plan)) is None:
+        (link, disk), config, profile = self._speeds(plan), plan.config, self.profile
+        from_disk = [link] if stream.num_stages else [disk] if config.link is None else [link, disk]
+        ways = [from_disk if tier is Tier.DISK else [link] for tier in tiers]
+        copies = [_slowest_seconds(way, size) for way, size in zip(ways, stream.streamed_bytes, strict=True)]
+        reads = [_slowest_seconds([disk], size) for size in stream.read_bytes]
+        moved = zip((*stream.streamed_bytes, *stream.read_bytes), (*copies, *reads), strict=True)
+        if profile is None or any(size is not None and seconds is None for size, seconds in moved):
             return None
-        _, disk = self._speeds(plan)
-        profile = self.profile
-        if plan.config.link is not None:  # which takes no part of cores or memory
+        if config.link is not None:  # which takes no part of cores or memory
             profile = replace(profile, compute_slowdown=0.0, copy_slowdown=0.0)
         return costs_from_profiles(
             profile,
             copy_seconds=copies,
             num_slots=stream.num_slots,
-            read_seconds=[
-                None if size is None or disk is None else disk.copy_seconds(size) for size in stream.read_bytes
-            ],
+            read_seconds=reads,
             num_stages=stream.num_stages,
             context_tokens=plan.context_tokens // 2,
         )
@@ -101,21 +103,6 @@ class InitialPlan:
             return self.problems
         return (*self.problems, NO_PROFILE if self.profile is None else NO_LINK_SPEED)
 
-    def _copy_seconds(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> list[float | None] | None:
-        """(L,) over the link, or from a disk that is the link; None if a speed is missing that a layer needs."""
-        link, disk = self._speeds(plan)
-        seconds: list[float | None] = []
-        for tier, size in zip(tiers, stream.streamed_bytes, strict=True):
-            is_staged = tier is Tier.DISK and stream.num_stages > 0
-            ways = [link] if tier is Tier.HOST or is_staged else [disk] if plan.config.link is None else [link, disk]
-            if size is None:
-                seconds.append(None)
-            elif None in ways or (is_staged and disk is None):
-                return None
-            else:  # an emulated link straight from disk takes as long as the slower of the two
-                seconds.append(max(way.copy_seconds(size) for way in ways if way is not None))
-        return seconds
-
     def _speeds(self, plan: LoadPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
         config = plan.config
@@ -127,6 +114,13 @@ class InitialPlan:
         if config.disk_link is not None:
             disk = parse_link(config.disk_link)
         return link, disk
+
+
+def _slowest_seconds(speeds: Sequence[LinkSpeed | None], num_bytes: int | None) -> float | None:
+    """What so many bytes take over the slowest of these ways; None for no bytes, or a speed that is not known."""
+    if num_bytes is None or None in speeds:
+        return None
+    return max(speed.copy_seconds(num_bytes) for speed in speeds if speed is not None)
 
 
 def stream_shape(
