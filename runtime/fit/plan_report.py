@@ -81,16 +81,8 @@ class PlanOption:
     @property
     def part_seconds(self) -> dict[str, float]:
         """Seconds of a round's parts, each on its own: they overlap."""
-        compute, copies = self.costs.layer_seconds(self.tree.num_nodes)
-        copying = sum(float(seconds[0]) for seconds in copies if seconds is not None)
-        reading = sum(seconds for seconds in self.costs.read_seconds if seconds is not None)
-        return {
-            "link": 0.0 if self.is_read_directly else copying,
-            "disk": copying if self.is_read_directly else reading,
-            "compute": float(compute.sum()),
-            "draft": self.tree.draft_seconds,
-            "head_and_walk": float(self.costs.walk_seconds([self.tree.num_nodes])[0]),
-        }
+        parts = self.costs.part_seconds(self.tree.num_nodes, self.tree.draft_seconds)
+        return parts | {"link": 0.0, "disk": parts["link"]} if self.is_read_directly else parts
 
     def to_record(self) -> dict[str, Any]:
         """Return the option as a JSON object."""

@@ -90,6 +90,17 @@ class RoundCosts:
             num_stages=self.num_stages,
         )
 
+    def part_seconds(self, num_nodes: int, draft_seconds: float) -> dict[str, float]:
+        """Return the seconds of a round's parts, each on its own: they overlap."""
+        compute, copies = self.layer_seconds(num_nodes)
+        return {
+            "link": sum(float(seconds[0]) for seconds in copies if seconds is not None),
+            "disk": sum(filter(None, self.read_seconds)),
+            "compute": float(compute.sum()),
+            "draft": draft_seconds,
+            "head_and_walk": float(self.walk_seconds(num_nodes)),
+        }
+
     def layer_seconds(self, num_nodes: ArrayLike) -> tuple[NDArray[np.float64], list[NDArray[np.float64] | None]]:
         """Return computation (C, L) and each layer's copy (C,) or None, both with what the other slows them by."""
         nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))

@@ -1,9 +1,8 @@
 """Chooses how far trees that take their shape from context may grow: the fewest predicted seconds per token.
 
-What such a tree brings is predicted by comparison. Of positions in groups of equal confidence two trees are forecast
-with the same flaw, that nodes are independent of their parents: a dynamic one and the best static one. Their ratio,
-times what the static tree is predicted to bring by depth and rank, is the prediction, times a factor that rounds teach.
-Sizes and levels lie on a grid, since neighbours hardly differ.
+Of positions in groups of equal confidence two trees are forecast with the same flaw, that nodes are independent of
+their parents: a dynamic one and the best static one. Their ratio, times what the static tree is predicted to bring by
+depth and rank and a factor that rounds teach, is the prediction. Sizes and levels lie on a grid.
 """
 
 from collections import deque

@@ -1,10 +1,8 @@
 """Chooses each round's tree: the one with the fewest predicted seconds per token, from what rounds cost and accept.
 
-With a profile the first tree is the planned one. Without, a modest tree is measured and grown step by step. Either way
-every round teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds.
-Trees that take their shape from context compete with static ones where the verification allows them; their rounds teach
-how many tokens they bring, not what single ranks do, since which nodes stand there is no accident. Each temperature has
-its own acceptance. Plans are derived and never stored.
+With a profile the first tree is the planned one; without, a modest tree is measured and grown step by step. Every round
+teaches what its parts cost and which children were accepted, and the tree is chosen anew every few rounds. Rounds with
+trees shaped by context teach how many tokens those bring, not ranks, since which nodes stand there is no accident.
 """
 
 from collections.abc import Callable

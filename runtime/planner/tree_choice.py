@@ -1,9 +1,8 @@
 """Chooses the tree with the fewest predicted seconds per token, over all sizes, all level limits, chains and no tree.
 
 For every size the pass is known and only the draft differs between level limits, so the exact recurrence over layers
-runs once per size and a few maxima give every round (`RoundPeriods`). Nothing is sampled or bounded: the result is
-that of brute force with `RoundCosts.round_seconds`. Sequoia (arXiv 2402.12374, section 4.3) with measured parts;
-its own search and cost model are here beside ours.
+runs once per size and a few maxima give every round (`RoundPeriods`): the result is that of brute force. Sequoia
+(arXiv 2402.12374, section 4.3) with measured parts; its own search and cost model are here beside ours.
 """
 
 from collections.abc import Callable
@@ -207,11 +206,13 @@ def choose_tree(
 
 def bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
     """Return what limits a round, see `TreeChoice.bound`."""
-    compute_seconds, copy_seconds = costs.layer_seconds(num_nodes)
-    compute = float(compute_seconds.sum())
-    between = draft_seconds + float(costs.walk_seconds([num_nodes])[0])
-    link = sum(float(seconds[0]) for seconds in copy_seconds if seconds is not None)
-    disk = sum(filter(None, costs.read_seconds))
+    parts = costs.part_seconds(num_nodes, draft_seconds)
+    link, disk, compute, between = (
+        parts["link"],
+        parts["disk"],
+        parts["compute"],
+        draft_seconds + parts["head_and_walk"],
+    )
     if compute + between > max(link, disk):
         return "compute" if compute >= between else "draft"
     return "link" if link >= disk else "disk"

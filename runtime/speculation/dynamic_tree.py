@@ -1,10 +1,8 @@
 """A tree that takes its shape while it grows: the N nodes that are likeliest to be reached in this context.
 
-A static tree fixes how many children the child of each rank has, from averages; here a node's worth is the product of
-what the draft says, on this very path, about every token of it. Each draft step runs the worthiest nodes that are not
-run yet, whatever their depth, and of all that was ever placed the N worthiest stay. Which nodes stand in the tree then
-depends on the draft, so verification must not: greedy decoding, or noise that draft and target share. It is the
-best-first growth of Sequoia's trees (arXiv 2402.12374, 4.1), by context.
+A node's worth is the product of what the draft says, on this very path, about every token of it. Each draft step runs
+the worthiest nodes that are not run yet, whatever their depth; of all that was placed the N worthiest stay. Which do
+depends on the draft, so verification must not: greedy, or noise that draft and target share (Sequoia, section 4.1).
 """
 
 from dataclasses import dataclass

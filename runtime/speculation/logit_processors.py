@@ -1,10 +1,8 @@
 """Penalties, bans and forced tokens: what happens to a row of logits before it becomes a distribution.
 
-A row belongs to a node, and is judged by the node's own path: prompt, answer so far and the node's ancestors in the
-tree, as plain decoding would judge it once that path is the text. Draft and target rows go through the same object.
-Definitions: repetition penalty over prompt and answer, as in transformers and vLLM (CTRL, arXiv 1909.05858, section
-4.1, made right for negative logits); presence and frequency penalty over the answer alone, as in OpenAI's interface and
-vLLM, so that words of the question stay free. They come in this order, then bans; a forced token overrules them all.
+A row belongs to a node and is judged by that node's own path, draft and target rows by the same object. Repetition
+penalty counts prompt and answer (CTRL, arXiv 1909.05858, section 4.1, made right for negative logits), presence and
+frequency penalty the answer alone, as in vLLM. Bans come behind them; a forced token overrules them all.
 """
 
 from collections.abc import Sequence

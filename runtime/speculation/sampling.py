@@ -1,9 +1,8 @@
-"""From logits to probabilities, and from probabilities to tokens.
+"""From logits to probabilities, and from probabilities to tokens (Sequoia, arXiv 2402.12374).
 
 One function, `logits_to_probs`, serves draft and target rows: two would silently break losslessness. Tokens are
 drawn in float64 with fresh randomness from the generator that is passed in; half-precision noise never proposes
 unlikely tokens, and reused noise makes rounds dependent (both were found in earlier systems).
-Source: Sequoia (arXiv 2402.12374).
 """
 
 import numpy as np

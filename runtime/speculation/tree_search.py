@@ -1,9 +1,8 @@
-"""Which tree to grow: the most expected tokens for a number of nodes and levels.
+"""Which tree to grow: the most expected tokens G(n, d) over trees of n nodes and at most d levels, root included.
 
-F(tree) = sum over nodes of the product of p[rank] on the path from the root; G(n, d) is its maximum over trees of
-n nodes and at most d levels, root included. `dynamic_program` is the algorithm of Sequoia (arXiv 2402.12374, 4.1),
-exact for every acceptance vector; `best_first` equals it for non-increasing ones in milliseconds. Nothing here
-measures: acceptance and costs come in as numbers. G is -inf where no such tree exists, so maximise G per second.
+F(tree) = sum over nodes of the product of p[rank] on the path from the root; G is its maximum, -inf where no such tree
+exists. `dynamic_program` is the algorithm of Sequoia (arXiv 2402.12374, 4.1), exact for every acceptance vector;
+`best_first` equals it for non-increasing ones in milliseconds.
 """
 
 from collections import deque
