@@ -161,7 +161,7 @@ class Engine:
         self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path])
         self.num_committed = root_slot + len(verdict.path)
         if self.drafter is not None:
-            self.drafter.commit(grafted.drawn_path(verdict.path))
+            self.drafter.commit(grafted.drawn_nodes[list(verdict.path)].tolist())
         emitted = verdict.emitted_token_ids(grafted.tree)
         self.text += emitted
         return emitted

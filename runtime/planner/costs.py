@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from offload.pipeline_model import RoundPeriods, round_periods
+from offload.pipeline_model import round_periods
 from runtime.events import Round
 
 KEPT_PER_SAMPLE = 0.97
@@ -75,20 +75,16 @@ class RoundCosts:
     """Seconds of copying that each second of computing costs; likewise."""
 
     def round_seconds(self, num_nodes: ArrayLike, draft_seconds: ArrayLike) -> NDArray[np.float64]:
-        """Return seconds (C,) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (C,) to grow."""
-        gaps = np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(num_nodes)
-        return self.round_periods(num_nodes)(gaps)
-
-    def round_periods(self, num_nodes: ArrayLike) -> RoundPeriods:
-        """Return the same for trees (C,) whose draft seconds are not known yet: they and the walk's are the gap."""
+        """Return seconds (..., C) of rounds with trees of `num_nodes` (C,) that take `draft_seconds` (..., C)."""
         compute_seconds, copy_seconds = self.layer_seconds(num_nodes)
-        return round_periods(
+        periods = round_periods(
             compute_seconds,
             copy_seconds,
             num_slots=self.num_slots,
             read_seconds=self.read_seconds,
             num_stages=self.num_stages,
         )
+        return periods(np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(num_nodes))
 
     def part_seconds(self, num_nodes: int, draft_seconds: float) -> dict[str, float]:
         """Return the seconds of a round's parts, each on its own: they overlap."""

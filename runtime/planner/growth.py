@@ -27,6 +27,8 @@ LEAST_LOG_WORTH = -14.0
 """Nodes less likely than one in a million are of no use, nor is what stands below them."""
 NUM_BINS = 700
 """Of the logarithms of worths that a forecast tells apart."""
+NUM_KEPT_ROUNDS, PRIOR_TOKENS = 50, 64.0
+"""Rounds that are remembered, and tokens that what was expected of them counts for."""
 TEXT_SHARE = 0.75
 """Of the logarithm by which rounds miss what was expected of them, how much lies in the text. Texts of 32 tokens differ
 from calibrated averages by 12 to 15 %, the gain of a dynamic tree from the predicted one by less than half as much."""
@@ -146,12 +148,13 @@ def choose_growth(
         forecast = forecast_growth(np.log(chances.by_confidence), num_limits)
     at = np.ix_(limits - 1, sizes - 1)
     dynamic = forecast.expected_tokens(num_sizes)[at]
-    alike = _static_tokens(chances, num_sizes, num_limits)[at]
+    means = make_non_increasing(chances.by_confidence.mean(axis=0))  # where every position is like all on average
+    alike = np.stack([search.expected_tokens for search in best_first_by_levels(means, num_sizes, num_limits)])[at]
     is_possible = np.isfinite(dynamic) & np.isfinite(alike) & np.isfinite(static.expected_tokens[at])
     gain = np.divide(dynamic, alike, out=np.zeros_like(dynamic), where=is_possible)
     tokens = factor * gain * np.where(is_possible, static.expected_tokens[at], 0.0)  # (L, S)
     draft_seconds = _draft_seconds(costs, forecast, sizes, limits)
-    round_seconds = costs.round_periods(sizes)(draft_seconds + costs.walk_seconds(sizes))
+    round_seconds = costs.round_seconds(sizes, draft_seconds)
     seconds = np.divide(round_seconds, tokens, out=np.full(tokens.shape, np.inf), where=tokens > 0)
     row, column = map(int, np.unravel_index(np.argmin(seconds), seconds.shape))
     if not np.isfinite(seconds[row, column]):
@@ -176,13 +179,11 @@ class YieldLearner:
     bring too little is expected to be missing with the other kind too, until rounds of that say otherwise.
     """
 
-    def __init__(self, *, prior_tokens: float = 64.0, num_kept: int = 50) -> None:
-        """`prior_tokens` a: tokens that the expectation counts for; the last `num_kept` rounds are remembered."""
-        self._prior_tokens = prior_tokens
-        self._rounds: deque[tuple[bool, float, float]] = deque(maxlen=num_kept)
+    def __init__(self) -> None:
+        self._rounds: deque[tuple[bool, float, float]] = deque(maxlen=NUM_KEPT_ROUNDS)
 
     def factor(self, *, is_in_context: bool) -> float:
-        """Return (a t + seen) / (a + expected) of dynamic trees, if `is_in_context`, or of static ones.
+        """Return (a t + seen) / (a + expected) of dynamic trees, if `is_in_context`, or of static ones; a PRIOR_TOKENS.
 
         t is the text's share of what all rounds brought beside what was expected of them; 1 before anything was seen.
         """
@@ -194,7 +195,7 @@ class YieldLearner:
         self._rounds.append((is_in_context, float(num_tokens), expected_tokens))
 
     def _ratio(self, rounds: Iterable[tuple[bool, float, float]], *, prior: float) -> float:
-        seen, expected = self._prior_tokens * prior, self._prior_tokens
+        seen, expected = PRIOR_TOKENS * prior, PRIOR_TOKENS
         for _, num_tokens, expected_tokens in rounds:
             seen, expected = seen + num_tokens, expected + expected_tokens
         return seen / expected
@@ -205,12 +206,6 @@ def _grid(most: int) -> NDArray[np.int64]:
     count = int(np.log(max(most, 2) / 2) / np.log(GRID_FACTOR)) + 1
     points = np.unique(np.append(np.round(2 * GRID_FACTOR ** np.arange(count)).astype(np.int64), most))
     return points[(points >= 2) & (points <= most)]
-
-
-def _static_tokens(chances: ContextChances, num_sizes: int, num_limits: int) -> NDArray[np.float64]:
-    """(D, N) of the best static trees where every position is like all of them on average."""
-    means = make_non_increasing(chances.by_confidence.mean(axis=0))
-    return np.stack([search.expected_tokens for search in best_first_by_levels(means, num_sizes, num_limits)])
 
 
 def _draft_seconds(

@@ -130,10 +130,14 @@ class TreeRanking:
             self._round_seconds = costs.round_seconds(sizes, np.zeros(len(sizes))) + self._draft_seconds
         else:
             self._draft_seconds = np.vstack([trees.draft_seconds(step_seconds), step * (sizes - 1)])
-            self._round_seconds = costs.round_periods(sizes)(self._draft_seconds + costs.walk_seconds(sizes))
+            self._round_seconds = costs.round_seconds(sizes, self._draft_seconds)
         self._seconds = np.full(self._tokens.shape, np.inf)
         np.divide(self._round_seconds, self._tokens, out=self._seconds, where=self._tokens > 0)
         self.best = self._choice(*_place_of_least(self._seconds))
+        self.seconds_per_token = self._seconds[:-1]
+        """(D, N) [d - 1, n - 1] of the best tree of n nodes within d levels; infinite where there is none."""
+        self.expected_tokens = trees.expected_tokens
+        """(D, N) tokens per round of these trees; -inf where there is none."""
 
     @property
     def second(self) -> TreeChoice | None:
@@ -145,16 +149,6 @@ class TreeRanking:
         seconds = np.where(is_alike, np.inf, self._seconds)
         place = _place_of_least(seconds)
         return self._choice(*place) if np.isfinite(seconds[place]) else None
-
-    @property
-    def seconds_per_token(self) -> NDArray[np.float64]:
-        """(D, N) [d - 1, n - 1] of the best tree of n nodes within d levels; infinite where there is none."""
-        return self._seconds[:-1]
-
-    @property
-    def expected_tokens(self) -> NDArray[np.float64]:
-        """(D, N) tokens per round of these trees; -inf where there is none."""
-        return self._trees.expected_tokens
 
     def of_shape(self, num_nodes: int, level_limit: int) -> TreeChoice | None:
         """Return the best tree of exactly so many nodes within so many levels; None if none was searched."""

@@ -112,11 +112,6 @@ class GraftedTree:
         children = self.tree.topology.children(node)
         return int(np.count_nonzero(self.drawn_nodes[children.start : children.stop] >= 0))
 
-    def drawn_path(self, path: Sequence[int]) -> list[int]:
-        """Return the drawn tree's own numbers of these nodes, -1 for grafted ones."""
-        drawn: list[int] = self.drawn_nodes[list(path)].tolist()
-        return drawn
-
     def drawn_ranks(self, path: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return for each drawn node of an accepted path its accepted child's rank and its number of drawn children.
 

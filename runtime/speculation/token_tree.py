@@ -117,11 +117,6 @@ class TokenTree:
     root_position: int = 0
     """Tokens of the text before the root's."""
 
-    def __post_init__(self) -> None:
-        expected = (self.topology.num_nodes,)
-        if self.token_ids.shape != expected:
-            raise ValueError(f"token_ids must have shape {expected}, one per node, found {self.token_ids.shape}")
-
     @classmethod
     def rooted(cls, topology: TreeTopology, *, root_token_id: int, root_position: int = 0) -> Self:
         """Make a tree of which only the root's token is known; the others read -1."""

@@ -99,7 +99,6 @@ def test_disk_residents_and_slowdowns_enter_a_round_as_its_parts() -> None:
         )
         expected.append(round_seconds(parts))
     assert costs.round_seconds(nodes, draft_seconds) == pytest.approx(expected, rel=1e-12)
-    assert costs.round_periods(nodes)(draft_seconds + costs.walk_seconds(nodes)) == pytest.approx(expected, rel=1e-12)
 
 
 def observation(

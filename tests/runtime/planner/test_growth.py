@@ -93,7 +93,7 @@ def test_without_a_measurement_a_substitute_is_not_predicted_to_gain() -> None:
 
 
 def test_rounds_teach_how_much_they_really_bring_and_old_ones_fade() -> None:
-    learner = YieldLearner(prior_tokens=64, num_kept=50)
+    learner = YieldLearner()
     assert learner.factor(is_in_context=True) == learner.factor(is_in_context=False) == 1
     for num_tokens in (5, 12):
         for _ in range(200):
@@ -104,7 +104,7 @@ def test_rounds_teach_how_much_they_really_bring_and_old_ones_fade() -> None:
 
 
 def test_a_hard_text_speaks_against_a_kind_of_tree_only_beside_the_other() -> None:
-    learner = YieldLearner(prior_tokens=64, num_kept=50)
+    learner = YieldLearner()
     for _ in range(20):
         learner.observe(7, expected_tokens=10, is_in_context=True)
     in_context, static = (learner.factor(is_in_context=kind) for kind in (True, False))

@@ -223,9 +223,8 @@ def test_what_belongs_to_the_drawn_tree_is_carried_over() -> None:
 
 def test_an_accepted_path_says_of_the_draft_only_what_it_drew() -> None:
     grafted = graft(drawn_tree(), [Branch(1, (3,)), Branch(0, (2, 2))], max_nodes=99, max_levels=99)
-    assert grafted.drawn_path([0, 2, 5, 7]) == [0, 2, 3, 4]
     assert grafted.drawn_ranks([0, 2, 5, 7], [2, 1, 1, 0]) == ((2, 1, 1, 0), (2, 1, 1, 0))
-    assert grafted.drawn_path([0, 3, 6]) == [0, -1, -1]
+    assert grafted.drawn_nodes.tolist() == [0, 1, 2, -1, -1, 3, -1, 4]
     assert grafted.drawn_ranks([0, 3, 6], [3, 1, 0]) == ((0,), (2,)), "the third child was nobody's draw"
     assert grafted.drawn_ranks([0, 1, 4], [1, 1, 0]) == ((1, 0), (2, 0))
 
