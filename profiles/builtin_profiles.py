@@ -8,6 +8,7 @@ user's; machines and pairs are looked up as people spell them.
 import difflib
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -93,6 +94,19 @@ class ReferencePair:
 
 
 @dataclass(frozen=True, slots=True)
+class UnmeasuredPair:
+    """What trees are planned with before anything was measured of a pair."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    separate_draft: ReferenceAcceptance
+    by_confidence: tuple[tuple[Probability, ...], ...]
+    """(G, R) of a separate draft's candidates, in groups of positions from those where it is least sure."""
+    confidence_source: Text
+    substitutes: dict[str, ReferenceAcceptance]
+    """Of the target's own layers, by the format they are held in."""
+
+
+@dataclass(frozen=True, slots=True)
 class _MachinesFile:
     SCHEMA_VERSION: ClassVar[int] = 1
     machines: tuple[ReferenceMachine, ...]
@@ -104,7 +118,7 @@ class _PairsFile:
     pairs: tuple[ReferencePair, ...]
 
 
-_File = TypeVar("_File", _MachinesFile, _PairsFile)
+_File = TypeVar("_File", _MachinesFile, _PairsFile, UnmeasuredPair)
 
 
 def builtin_machines() -> dict[str, ReferenceMachine]:
@@ -132,6 +146,12 @@ def builtin_machine(name: str) -> ReferenceMachine:
 def builtin_pairs() -> dict[str, ReferencePair]:
     """Return every reference pair by its key. Raises ProfileError if the program's own file is damaged."""
     return {pair.key: pair for pair in _load("pairs.json", _PairsFile).pairs}
+
+
+@cache
+def unmeasured_pair() -> UnmeasuredPair:
+    """Return what is known of pairs in general. Raises ProfileError if the program's own file is damaged."""
+    return _load("acceptance.json", UnmeasuredPair)
 
 
 def _spellings(machine: ReferenceMachine) -> set[str]:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
+from profiles.builtin_profiles import unmeasured_pair
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, bound_of
-from runtime.speculation.acceptance import BUILTIN_CONFIDENCE, builtin_acceptance
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.tree_search import best_first_by_levels, make_non_increasing
 
@@ -50,7 +51,7 @@ def builtin_chances(*, substitute_held: str | None) -> ContextChances:
     Nothing is known of single positions of a substitute: then no tree in context is predicted to be better.
     """
     if substitute_held is None:
-        return ContextChances(np.asarray(BUILTIN_CONFIDENCE), SEPARATE_DRAFT_SPREAD)
+        return ContextChances(np.array(unmeasured_pair().by_confidence), SEPARATE_DRAFT_SPREAD)
     return ContextChances(builtin_acceptance(substitute_held=substitute_held)[None, :], SUBSTITUTE_SPREAD)
 
 

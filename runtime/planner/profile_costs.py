@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.growth import ContextChances
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.tree_search import make_non_increasing
 
 TAIL_POSITIONS = 40.0
@@ -128,7 +128,7 @@ def _pooled_ranks(table: AcceptanceTable) -> NDArray[np.float64]:
     counts = np.array(table.num_positions)
     is_known = counts > 0
     values = make_non_increasing(np.array(table.by_rank)[is_known], weights=counts[is_known])
-    builtin = np.asarray(BUILTIN_ACCEPTANCE)
+    builtin = builtin_acceptance(substitute_held=None)
     num_ranks, num_accepted = max(len(counts), len(builtin)), int((values > 0).sum())
     ranks = np.zeros(num_ranks)
     ranks[:num_accepted] = values[:num_accepted]

@@ -3,11 +3,12 @@
 Sequoia (arXiv 2402.12374, section 4.1, positional acceptance).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from profiles.builtin_profiles import unmeasured_pair
 from runtime.speculation.tree_search import make_non_increasing
 
 KEPT_PER_ROUND = 0.98
@@ -21,56 +22,16 @@ DEPTH_EVENTS = 32.0
 NUM_DEPTHS = 12
 """Depths that are told apart, if the prior does not tell more; deeper ones belong to the last."""
 
-# fmt: off
-BUILTIN_ACCEPTANCE: tuple[float, ...] = (
-    0.818, 0.095, 0.029, 0.017, 0.007, 0.004412, 0.003466, 0.002348, 0.001927, 0.001444, 0.00137, 0.001149, 0.000859,
-    0.000764, 0.000539, 0.000539, 0.000539, 0.000389, 0.000389, 0.000347, 0.000347, 0.000315, 0.000253, 0.000253,
-    0.000253, 0.000253, 0.0002, 0.000172, 0.000156, 0.000156, 0.000059, 0.000059,
-)
-# fmt: on
-"""The vector to plan with before anything was measured: a separate draft of about a third of the target's size.
-
-Ranks 1-5 are Qwen2.5-Coder-1.5B/0.5B, greedy, on chat and code prompts. Too few positions reach further ranks, so the
-tail has the shape of Llama-3-70B/8B on CNN Daily Mail (Sequoia), scaled to meet at rank 5, its last value repeated
-once, and made non-increasing by isotonic regression.
-"""
-
-# fmt: off
-BUILTIN_CONFIDENCE: tuple[tuple[float, ...], ...] = (
-    (0.3921, 0.2474, 0.1105, 0.0863, 0.0287, 0.0261, 0.0037, 0.0135, 0.0129, 0.0338, 0.0015, 0.0013),
-    (0.6317, 0.2094, 0.0437, 0.0276, 0.0458, 0.0126, 0.012, 0.001, 0.0007, 0.0005, 0.0004, 0.0003),
-    (0.7883, 0.1441, 0.0166, 0.0131, 0.0012, 0.0114, 0.0005, 0.011, 0.0003, 0.0002, 0.0002, 0.0001),
-    (0.9417, 0.0529, 0.0017, 0.0007, 0.0003, 0.0002, 0.0001, 0.0001, 0.0001, 0, 0, 0),
-    (0.984, 0.0129, 0.0004, 0.0002, 0.0001, 0.0001, 0, 0, 0, 0, 0, 0),
-    (0.9972, 0.0005, 0.0001, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    (0.9978, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    (0.9979, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-)
-# fmt: on
-"""How likely the candidate of each rank is the emitted token, by how sure the draft is, before that was measured.
-
-Of Qwen2.5-Coder-1.5B/0.5B, greedy: 588 positions of 24 texts in eight groups of as many, from those where the draft is
-least sure to those where it is surest (`overstory calibrate`).
-"""
-
-SUBSTITUTE_ACCEPTANCE: Mapping[str, tuple[float, ...]] = {
-    "int8": (0.992, 0.005, 0.002, 0.001),
-    "nf4": (0.878, 0.063, 0.021, 0.01, 0.005, 0.003),
-}
-"""The same for a substitute draft, the target's own layers, by the format they are held in.
-
-Ranks 1-3 are the means over SmolLM2-135M (int8 .990 .010 .000, nf4 .797 .099 .026) and Qwen2.5-Coder-1.5B (int8 .995
-.000 .005, nf4 .958 .026 .016), 192 positions each, greedy, on the demo prompts, smoothed to be
-non-increasing (`overstory calibrate` measures them anew); later ranks are a guess that gives the tail some nodes. A
-target that is quantized in its files is its own draft but for rounding, like int8.
-"""
-
 
 def builtin_acceptance(*, substitute_held: str | None) -> NDArray[np.float64]:
-    """Return the vector to plan with before anything was measured; `substitute_held` is None for a separate draft."""
+    """Return the vector to plan with before anything was measured; `substitute_held` is None for a separate draft.
+
+    A target that is quantized in its files is its own draft but for rounding, like int8.
+    """
+    known = unmeasured_pair()
     if substitute_held is None:
-        return np.asarray(BUILTIN_ACCEPTANCE)
-    return np.asarray(SUBSTITUTE_ACCEPTANCE.get(substitute_held, SUBSTITUTE_ACCEPTANCE["int8"]))
+        return np.asarray(known.separate_draft.by_rank)
+    return np.asarray(known.substitutes.get(substitute_held, known.substitutes["int8"]).by_rank)
 
 
 class AcceptanceLearner:

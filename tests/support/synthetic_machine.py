@@ -6,7 +6,7 @@ from offload.pass_statistics import PassStatistics
 from runtime.events import Round
 from runtime.planner.costs import CostTable, RoundCosts, StreamShape
 from runtime.planner.planner import TreePlanner
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.pipeline_simulation import PipelineParts
 
@@ -89,6 +89,6 @@ class Machine:
         )
 
 
-BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
+BUILTIN = builtin_acceptance(substitute_held=None)
 STREAM = StreamShape((LAYER_BYTES,) * NUM_LAYERS, num_slots=2)
 SLOW_LINK = Machine(link=1e6, compute=(0.01, 1e-5), draft=(0.01, 1e-4))

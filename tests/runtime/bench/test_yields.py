@@ -12,7 +12,7 @@ from runtime.bench.yields import (
     count_yields,
     expected_by_size,
 )
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens
 from tests.support.profile_factory import PAIR
@@ -27,7 +27,7 @@ MANY = 10**9
 def pair(by_rank: np.ndarray, by_depth: np.ndarray | None = None, *, error: float | None = None) -> PairProfile:
     """A pair of this acceptance, no rank beyond which was ever accepted; `error` is the first rank's."""
     rows = np.atleast_2d(by_rank if by_depth is None else by_depth)
-    width = len(BUILTIN_ACCEPTANCE)
+    width = len(builtin_acceptance(substitute_held=None))
     ranks, *depths = (tuple(np.pad(row, (0, width - len(row))).tolist()) for row in (by_rank, *rows))
     errors = (error, *[None] * (width - 1))
     table = AcceptanceTable(0.0, ranks, errors, (MANY,) * width, tuple(depths), (MANY,) * len(depths), 9)

@@ -16,12 +16,12 @@ from runtime.planner.profile_costs import (
     costs_from_profiles,
 )
 from runtime.planner.tree_choice import choose_tree
-from runtime.speculation.acceptance import BUILTIN_ACCEPTANCE
+from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens
 from tests.support.profile_factory import PAIR
 
-BUILTIN = np.asarray(BUILTIN_ACCEPTANCE)
+BUILTIN = builtin_acceptance(substitute_held=None)
 
 
 def pair_with(
