@@ -30,12 +30,7 @@ class CostTable:
     sizes: tuple[float, ...]
     """Ascending, at least one."""
     seconds: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.sizes or len(self.sizes) != len(self.seconds) or (np.diff(self.sizes) <= 0).any():
-            raise ValueError("a cost table needs ascending sizes and as many seconds, at least one of each")
-        if not all(np.isfinite(self.seconds)) or min(self.seconds) < 0:
-            raise ValueError("a cost table's seconds are finite and not negative")
+    """Of each size."""
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return each size's seconds, of the same shape; below the smallest point they are its own."""

@@ -6,6 +6,7 @@ one, and a sentence says why.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from offload.device import identify_device
@@ -57,12 +58,13 @@ class InitialPlan:
 
     def prior(self, *, substitute_held: str | None) -> PairPrior:
         """Return what the pair's profile knows, or what is built in (see `builtin_acceptance`, `builtin_chances`)."""
-        profile, chances = self.profile, builtin_chances(substitute_held=substitute_held)
+        acceptance = builtin_acceptance(substitute_held=substitute_held)
+        chances = builtin_chances(substitute_held=substitute_held)
+        profile = self.profile
         if profile is None or not self.is_acceptance_measured:
-            acceptance = builtin_acceptance(substitute_held=substitute_held)
             return PairPrior(lambda temperature: acceptance, lambda temperature: chances)
         return PairPrior(
-            lambda temperature: acceptance_of(profile, temperature),
+            partial(acceptance_of, profile),
             lambda temperature: chances_of(profile, temperature) or chances,
             is_measured=True,
         )
@@ -74,7 +76,14 @@ class InitialPlan:
 
     def costs(self, tiers: Sequence[Tier], stream: StreamShape, plan: LoadPlan) -> RoundCosts | None:
         """Return a round's costs at half the context; None where a profile or a speed is missing."""
-        (link, disk), config, profile = self._speeds(plan), plan.config, self.profile
+        config, profile = plan.config, self.profile
+        link, disk = stored_speeds(self.machine)
+        if config.link is not None:
+            link = parse_link(config.link)
+        elif plan.is_host:
+            link = None
+        if config.disk_link is not None:
+            disk = parse_link(config.disk_link)
         from_disk = [link] if stream.num_stages else [disk] if config.link is None else [link, disk]
         ways = [from_disk if tier is Tier.DISK else [link] for tier in tiers]
         copies = [_slowest_seconds(way, size) for way, size in zip(ways, stream.streamed_bytes, strict=True)]
@@ -102,18 +111,6 @@ class InitialPlan:
         if is_planned:
             return self.problems
         return (*self.problems, NO_PROFILE if self.profile is None else NO_LINK_SPEED)
-
-    def _speeds(self, plan: LoadPlan) -> tuple[LinkSpeed | None, LinkSpeed | None]:
-        """Of the link, and of the disk, both as far as they are known; a processor without a link has none."""
-        config = plan.config
-        link, disk = stored_speeds(self.machine)
-        if config.link is not None:
-            link = parse_link(config.link)
-        elif plan.is_host:
-            link = None
-        if config.disk_link is not None:
-            disk = parse_link(config.disk_link)
-        return link, disk
 
 
 def _slowest_seconds(speeds: Sequence[LinkSpeed | None], num_bytes: int | None) -> float | None:

@@ -104,13 +104,11 @@ def _with_misses(rows: NDArray[np.float64], factor: float) -> NDArray[np.float64
 
 
 def _pass_seconds(costs: Sequence[PassCost], context_tokens: int) -> CostTable:
-    contexts = sorted({cost.context_tokens for cost in costs})
-    tables = []
-    for context in contexts:
-        of_context = [cost for cost in costs if cost.context_tokens == context]
-        tables.append(
-            CostTable(tuple(cost.num_tokens for cost in of_context), tuple(cost.seconds for cost in of_context))
-        )
+    by_context: dict[int, dict[float, float]] = {}
+    for cost in costs:
+        by_context.setdefault(cost.context_tokens, {})[cost.num_tokens] = cost.seconds
+    contexts = sorted(by_context)
+    tables = [CostTable(tuple(by_context[context]), tuple(by_context[context].values())) for context in contexts]
     place = float(np.interp(context_tokens, contexts, np.arange(len(contexts))))
     lower, upper = tables[int(place)], tables[min(int(place) + 1, len(tables) - 1)]
     share = place - int(place)

@@ -55,11 +55,6 @@ class TreeChoice:
         """What the choice minimises."""
         return self.round_seconds / self.expected_tokens
 
-    @property
-    def name(self) -> str:
-        """As `--tree` takes it."""
-        return f"{'dynamic:' if self.is_dynamic else ''}{self.num_nodes}x{self.num_levels}"
-
 
 @dataclass(frozen=True, slots=True)
 class TreeCandidates:

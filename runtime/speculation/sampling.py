@@ -81,14 +81,10 @@ def draw_without_replacement(probs: Floats, num_draws: int, rng: np.random.Gener
     """
     if num_draws > len(probs):
         raise ValueError(f"{num_draws} different tokens cannot be drawn from a vocabulary of {len(probs)}")
-    drawn = draw_while_mass(probs, num_draws, rng).tolist()
-    taken = set(drawn)
+    drawn = dict.fromkeys(draw_while_mass(probs, num_draws, rng).tolist())  # in drawing order
     while len(drawn) < num_draws:
-        token = int(rng.integers(len(probs)))
-        if token not in taken:
-            taken.add(token)
-            drawn.append(token)
-    return np.array(drawn, dtype=np.int64)
+        drawn.setdefault(int(rng.integers(len(probs))))
+    return np.array([*drawn], dtype=np.int64)
 
 
 def draw_while_mass(probs: Floats, num_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def test_context_is_used_where_it_is_faster_and_verification_allows_it() -> None
     assert planner.choice is not None and static is not None
     assert planner.choice.seconds_per_token < static.seconds_per_token
     assert planner.spread == 0.7
-    assert planner.tree_name == planner.choice.name == f"dynamic:{limits.num_nodes}x{limits.num_levels}"
+    assert planner.tree_name == f"dynamic:{limits.num_nodes}x{limits.num_levels}"
     assert planner.shape(max_levels=3) == replace(limits, num_steps=2)
     planner.use_temperature(0.6)
     assert isinstance(planner.shape(max_levels=1000), TreeTopology)

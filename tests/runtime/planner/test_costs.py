@@ -30,15 +30,6 @@ def test_a_table_that_falls_at_its_end_stays_level_beyond() -> None:
     assert CostTable((1, 2), (2.0, 1.0))([2, 100]).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "seconds"),
-    [((), ()), ((1, 1), (1.0, 1.0)), ((2, 1), (1.0, 1.0)), ((1,), (-1.0,)), ((1,), (np.nan,)), ((1, 2), (1.0,))],
-)
-def test_nonsense_is_no_table(sizes: tuple[float, ...], seconds: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="cost table"):
-        CostTable(sizes, seconds)
-
-
 def test_rounds_are_those_of_the_recurrence() -> None:
     costs = RoundCosts(
         copy_seconds=(0.1, None, 0.1),
