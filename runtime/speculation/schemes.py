@@ -95,10 +95,6 @@ class Scheme(Protocol):
     grafted behind the scheme's own.
     """
 
-    @property
-    def name(self) -> str:
-        """As it is typed and reported."""
-
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Choose the children of a node, 1 or more, from the draft's logits (V,) after it.
 
@@ -138,16 +134,12 @@ class AdjustedRows:
     adjusted: Callable[[Row, tuple[int, ...]], Row]
     """From logits (V,) and the path behind the text to other logits (V,), for both models; it leaves its argument."""
 
-    @property
-    def name(self) -> str:
-        return self.scheme.name
-
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
         """See `RankingScheme`, which the scheme inside must be."""
-        assert isinstance(self.scheme, RankingScheme), f"{self.name} has no scores"
+        assert isinstance(self.scheme, RankingScheme), "a tree shaped by context needs scores"
         return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
@@ -156,8 +148,6 @@ class AdjustedRows:
 
 class Greedy:
     """Temperature 0, where all schemes are this one: the target's most likely token is followed. Uses no chance."""
-
-    name = "greedy"
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Place the draft's most likely tokens, in order."""
@@ -180,8 +170,6 @@ class Sequoia:
     residual; the draft's shrinks likewise, as it did while the children were drawn.
     """
 
-    name = "sequoia"
-
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Draw different tokens, each from what the ones before leave of the draft's distribution.
 
@@ -201,8 +189,6 @@ class SpecInfer:
 
     A baseline: a token may be drawn twice, and a rejected one is drawn again all the same, so more children bring less.
     """
-
-    name = "specinfer"
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Draw independently from the draft's distribution."""
@@ -226,8 +212,6 @@ class TopKMatch:
     about its less likely tokens is not used, so hot sampling leaves the tree soon.
     """
 
-    name = "top-k"
-
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         """Place the draft's most likely tokens, in order."""
         return Children(top_tokens(draft_row, num_children))
@@ -244,8 +228,6 @@ class Coupled:
     log Q + noise, are draws without replacement from Q that lean the same way. Hence the same tokens with any tree,
     with any draft and without one. List decoding with shared Gumbel noise (arXiv 2506.05632). Uses no generator.
     """
-
-    name = "coupled"
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -290,13 +272,13 @@ def position_noise(seed: int, position: int, num_tokens: int) -> NDArray[np.floa
 
 
 SCHEMES: Mapping[str, Callable[[SamplingParams], Scheme]] = {
-    Greedy.name: lambda _: Greedy(),
-    Sequoia.name: lambda _: Sequoia(),
-    Coupled.name: lambda params: Coupled(params.seed),
-    SpecInfer.name: lambda _: SpecInfer(),
-    TopKMatch.name: lambda _: TopKMatch(),
+    "greedy": lambda _: Greedy(),
+    "sequoia": lambda _: Sequoia(),
+    "coupled": lambda params: Coupled(params.seed),
+    "specinfer": lambda _: SpecInfer(),
+    "top-k": lambda _: TopKMatch(),
 }
-"""How each scheme is made for one answer."""
+"""How each scheme is made for one answer, by the name that is typed and reported."""
 
 
 def scheme_for(params: SamplingParams) -> Scheme:

@@ -97,7 +97,6 @@ def test_adjusted_rows_reach_placing_and_judging_with_the_nodes_own_path(verific
 
     params = SamplingParams(temperature=1, verification=verification)
     scheme = AdjustedRows(scheme_for(params), ban_last)
-    assert scheme.name == verification
     row, rng, place = np.float32([0, 9, 0, 0]), np.random.default_rng(0), Place(params, 5, (0, 1))
     for _ in range(20):
         assert 1 not in scheme.place(row, 3, place, rng).token_ids
@@ -127,21 +126,24 @@ def test_the_target_has_the_distribution_that_plain_decoding_draws_from() -> Non
     np.testing.assert_array_equal(_target_distribution(row, Place(params, 3)), logits_to_probs(row, params))
 
 
+KINDS = {"greedy": Greedy, "sequoia": Sequoia, "coupled": Coupled, "specinfer": SpecInfer, "top-k": TopKMatch}
+
+
 def test_every_name_that_can_be_asked_for_is_a_scheme_of_that_name() -> None:
     """Two lists of names would drift apart."""
     assert {*SCHEMES} == {*VERIFICATIONS, "greedy"} - {"auto"}
-    for name, make in SCHEMES.items():
-        assert make(SamplingParams()).name == name
+    assert {name: type(make(SamplingParams())) for name, make in SCHEMES.items()} == KINDS
 
 
 @pytest.mark.parametrize("verification", VERIFICATIONS)
 def test_at_temperature_zero_all_are_greedy(verification: str) -> None:
-    assert scheme_for(SamplingParams(verification=verification)).name == "greedy"
+    assert isinstance(scheme_for(SamplingParams(verification=verification)), Greedy)
 
 
 def test_above_it_the_scheme_is_what_was_asked_for() -> None:
     for verification in VERIFICATIONS[1:]:
-        assert scheme_for(SamplingParams(temperature=0.5, verification=verification)).name == verification
+        scheme = scheme_for(SamplingParams(temperature=0.5, verification=verification))
+        assert isinstance(scheme, KINDS[verification])
 
 
 def test_a_scheme_serves_one_answer() -> None:
