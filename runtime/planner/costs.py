@@ -171,24 +171,19 @@ class CostLearner:
 
     def costs(self) -> RoundCosts:
         """Return what a round costs by all that is known; ask only once `is_known`."""
-        if self._initial is not None:
-            return self._scaled(self._initial)
-        shape = self._shape
-        return RoundCosts(
-            copy_seconds=_at_rate(shape.streamed_bytes, self._samples["link"]),
-            pass_seconds=_line(self._samples["pass"]),
-            draft_step_seconds=_line(self._samples["step"]),
-            walk_seconds=CostTable((1,), (_recent_median([seconds for _, seconds in self._samples["walk"]]),)),
-            num_slots=shape.num_slots,
-            read_seconds=_at_rate(shape.read_bytes, self._samples["disk"]),
-            num_stages=shape.num_stages,
-        )
-
-    def _scaled(self, initial: RoundCosts) -> RoundCosts:
-        factors = {
-            part: cost_factor([seconds / expected for expected, seconds in samples])
-            for part, samples in self._samples.items()
-        }
+        initial, shape, samples = self._initial, self._shape, self._samples
+        if initial is None:
+            return RoundCosts(
+                copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
+                pass_seconds=_line(samples["pass"]),
+                draft_step_seconds=_line(samples["step"]),
+                walk_seconds=CostTable((1,), (_recent_median([seconds for _, seconds in samples["walk"]]),)),
+                num_slots=shape.num_slots,
+                read_seconds=_at_rate(shape.read_bytes, samples["disk"]),
+                num_stages=shape.num_stages,
+            )
+        ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
+        factors = {part: cost_factor(ratios[part]) for part in ratios}
         step = initial.draft_step_seconds
         return replace(
             initial,

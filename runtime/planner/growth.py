@@ -107,11 +107,8 @@ def forecast_growth(log_chances: ArrayLike, max_levels: int) -> GrowthForecast:
     """Forecast from positions (P, B): the logarithm of each candidate's chance there, -inf for no candidate.
 
     Each chance is shared out between the two bins beside it such that both the number and the sum of worths stay true.
-    Raises ValueError without a position or a level.
     """
     chances = np.atleast_2d(np.asarray(log_chances, dtype=np.float64))
-    if not chances.size or max_levels < 1:
-        raise ValueError(f"a forecast needs 1 position and 1 level or more, found {chances.shape} and {max_levels}")
     width = -LEAST_LOG_WORTH / NUM_BINS
     places = np.minimum(chances[chances > LEAST_LOG_WORTH], 0.0) / -width
     lower = np.floor(places).astype(np.int64)

@@ -183,13 +183,6 @@ def test_missing_candidates_are_none() -> None:
     assert forecast.nodes.sum(axis=1) == pytest.approx(np.ones(4))
 
 
-def test_no_position_and_no_level_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 position"):
-        forecast_growth(np.zeros((0, 4)), 3)
-    with pytest.raises(ValueError, match="1 level"):
-        forecast_growth([[-0.5]], 0)
-
-
 def test_the_draft_runs_what_leads_and_at_least_one_node_above_every_level() -> None:
     """A fan of 10 equal children is run whole while that leads; a chain is run whatever it leads by."""
     fan = forecast_growth(np.log(np.full((1, 10), 0.1)), max_levels=3)
