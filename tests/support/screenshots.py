@@ -51,7 +51,7 @@ class ScriptedEngine:
         if isinstance(request, LoadModel):
             reports = loading() if self._is_loading else (LOADED,)
         elif isinstance(request, Answer):
-            reports = self._answer(request.answer_id, request.messages[-1]["content"])
+            reports = self._answer(request.answer_id, request.prompt.messages[-1].content)
         for report in reports:
             self._queue.put_nowait(report)
 

@@ -8,7 +8,9 @@ from typing import Any
 import psutil
 import pytest
 
+from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, PrefillProgress, Round, TextDelta
+from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import (
     Answer,
@@ -24,8 +26,13 @@ from tui.chat.engine.messages import (
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-QUESTION = {"role": "user", "content": "Tell me a long story about the keeper of a lighthouse."}
-SETTINGS = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
+QUESTION = Message("user", "Tell me a long story about the keeper of a lighthouse.")
+SETTINGS: dict[str, Any] = {"context_tokens": 600, "device_memory_bytes": 0, "tree": "24x8", "device": "cpu"}
+
+
+def ask(answer_id: int, *messages: Message, max_new_tokens: int, is_continued: bool = False) -> Answer:
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    return Answer(answer_id, PromptRequest(id="x", messages=messages, params=params, is_continued=is_continued))
 
 
 async def until(reports: AsyncIterator[Report | EngineDied], kind: type) -> list[Any]:
@@ -48,12 +55,12 @@ async def tell_a_story(demo_folder: Path) -> None:
     await link.start()
     reports = link.reports()
     try:
-        link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
+        link.send(LoadModel(EngineConfig(target=str(demo_folder), **SETTINGS)))
         *loading, loaded = await until(reports, Loaded)
         assert isinstance(loaded, Loaded) and (loaded.num_layers, loaded.num_resident_layers) == (30, 0)
         assert any(isinstance(report, Loading) and report.progress.num_done_bytes for report in loading)
 
-        link.send(Answer(1, (QUESTION,), {"max_new_tokens": 300}))
+        link.send(ask(1, QUESTION, max_new_tokens=300))
         begun = await until(reports, TextDelta)
         link.send(StopAnswer(1))
         begun += await until(reports, Finished)
@@ -64,8 +71,8 @@ async def tell_a_story(demo_folder: Path) -> None:
         assert running and all(0 <= report.num_done_layers <= 30 == report.num_layers for report in running)
         assert any(report.layers_in_slots for report in running)
 
-        said = {"role": "assistant", "content": text_of(begun)}
-        link.send(Answer(2, (QUESTION, said, {"role": "user", "content": "Thanks."}), {"max_new_tokens": 8}))
+        said = Message("assistant", text_of(begun))
+        link.send(ask(2, QUESTION, said, Message("user", "Thanks."), max_new_tokens=8))
         again = await until(reports, Finished)
         prefill = next(report for report in again if isinstance(report, PrefillProgress))
         # All is reused but the answer's last token, which no pass has seen yet.
@@ -78,9 +85,9 @@ async def tell_a_story(demo_folder: Path) -> None:
         assert isinstance(died, EngineDied) and "SIGKILL" in died.sentence and not link.is_alive
 
         await link.start()
-        link.send(LoadModel({"target": str(demo_folder), **SETTINGS}))
+        link.send(LoadModel(EngineConfig(target=str(demo_folder), **SETTINGS)))
         await until(reports, Loaded)
-        link.send(Answer(3, (QUESTION, said), {"max_new_tokens": 8}, is_continued=True))
+        link.send(ask(3, QUESTION, said, max_new_tokens=8, is_continued=True))
         assert text_of(await until(reports, Finished))
     finally:
         await link.close()

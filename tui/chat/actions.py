@@ -58,7 +58,7 @@ class Actions:
         return ()
 
     def do_regenerate(self) -> Changes:
-        if not self._chat.dialogue.is_answering and self._chat.services.settings.params().get("temperature") == 0:
+        if not self._chat.dialogue.is_answering and self._chat.services.settings.params().is_greedy:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
 
@@ -188,7 +188,7 @@ class Actions:
     async def note_loaded(self, loaded: Loaded) -> None:
         """Remember the model that could be loaded, and say what a user should know about it."""
         remembered = self._chat.services.settings
-        target = remembered.config().get("target") or ""
+        target = remembered.config().target or ""
         if remembered.settings.with_target(target) != remembered.settings:
             self._change_settings(remembered.settings.with_target(target), is_told=False)
         await self._chat.notice.withdraw()
@@ -208,10 +208,10 @@ class Actions:
         remembered = self._chat.services.settings
         config = remembered.config()
         if model:
-            await self._load_choice((model, config["draft"]))
+            await self._load_choice((model, config.draft))
         else:
             source = self._chat.services.models(config, remembered.settings.recent_targets)
-            self._chat.screen.app.push_screen(ModelPicker(source, draft=config["draft"]), self._load_choice)
+            self._chat.screen.app.push_screen(ModelPicker(source, draft=config.draft), self._load_choice)
 
     def do_tree(self, tree: str) -> None:
         self.do_set("tree", tree)
@@ -224,7 +224,7 @@ class Actions:
             return
         found = find_setting(name).name
         if value is None:
-            self._chat.say(f"{found} is {settings.text_of(found) or 'empty'}")
+            self._chat.say(f"{found} is {str(settings[found]) or 'empty'}")
         else:
             self._change_settings(settings.with_text(found, value))
 
@@ -293,7 +293,7 @@ class Actions:
             self._chat.screen.run_worker(self._chat.notice.show(sentence, (_LOAD_AGAIN,), is_error=False))
         else:
             names = changed_names(before, settings)
-            words = (f"{name} is {one_line(settings.text_of(name))[:60] or 'empty'}" for name in names)
+            words = (f"{name} is {one_line(str(settings[name]))[:60] or 'empty'}" for name in names)
             self._chat.say(", ".join(words))
 
     def _theme_name(self, settings: ChatSettings) -> str:

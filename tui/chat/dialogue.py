@@ -6,12 +6,15 @@ for what makes no sense now.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal
 
 from profiles.errors import BadInputError, OverstoryError
+from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
+from runtime.prompts.prompt_file import Message as Turn
+from runtime.prompts.prompt_file import PromptRequest
 from tui.chat.engine.client import EngineDied, EngineLink
 from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
@@ -83,11 +86,10 @@ class Dialogue:
         store: ConversationStore,
         engine: EngineLink,
         *,
-        params: Callable[[], Mapping[str, Any]] = dict,
+        params: Callable[[], SamplingParams] = SamplingParams,
         new_system_prompt: Callable[[], str] = str,
     ) -> None:
-        """`params` are the fields of `SamplingParams` for the next answer; `new_system_prompt` is a new
-        conversation's."""
+        """`params` are those of the next answer; `new_system_prompt` is a new conversation's."""
         self.store = store
         self.state = EngineState()
         self.conversation_id: int | None = None
@@ -117,7 +119,7 @@ class Dialogue:
         """Return the first message of the open conversation that the model still reads; 0 for all of them."""
         return 0 if self.conversation_id is None else self.store.conversation(self.conversation_id).first_kept_id
 
-    def load(self, config: Mapping[str, Any]) -> None:
+    def load(self, config: EngineConfig) -> None:
         """Ask for a model; what is being answered must have ended."""
         self.expect_load()
         self._engine.send(LoadModel(config))
@@ -345,9 +347,11 @@ class Dialogue:
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
     def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
-        params = dict(self._params())
-        params["seed"] = params.get("seed", 0) + self._num_retries
-        self.answer, self._written = Answer(next(self._answer_ids), turns, params, is_continued), message
+        params, answer_id = self._params(), next(self._answer_ids)
+        params = replace(params, seed=params.seed + self._num_retries)
+        messages = tuple(Turn(**turn) for turn in turns)
+        prompt = PromptRequest(id=str(answer_id), messages=messages, params=params, is_continued=is_continued)
+        self.answer, self._written = Answer(answer_id, prompt), message
         self._engine.send(self.answer)
         self.state = begin_answer(self.state)
 
@@ -363,7 +367,7 @@ class Dialogue:
         answer, self.answer = self.answer, None
         if answer is None:
             return ()
-        kept = {**statistics, "seed": answer.params["seed"]}
+        kept = {**statistics, "seed": answer.prompt.params.seed}
         return self._guarded(
             lambda: (AnswerEnded(self.store.finish_answer(self._written.id, state=state, statistics=kept)),)
         )

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from textual.screen import Screen
 from textual.widgets import Static
 
 from profiles.errors import OverstoryError
+from runtime.config import EngineConfig
 from tui.chat.dialogue import (
     AnswerEnded,
     Change,
@@ -74,8 +74,8 @@ class ChatServices:
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
     """Where conversations are exported to unless another place is named."""
-    models: Callable[[Mapping[str, Any], Sequence[str]], ModelSource] = LocalModelSource
-    """What there is to choose from, given fields of `EngineConfig` and the recent targets."""
+    models: Callable[[EngineConfig, Sequence[str]], ModelSource] = LocalModelSource
+    """What there is to choose from, given the engine's options and the recent targets."""
 
 
 class ChatDisplay:

@@ -7,11 +7,11 @@ as they are made. Reads no weights and nothing from the network.
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from offload.errors import BudgetError
 from offload.units import format_bytes
@@ -45,11 +45,11 @@ class FitEstimate:
 
 async def estimate_fits(
     folders: Sequence[str | Path],
-    config: Mapping[str, Any],
+    config: EngineConfig,
     *,
     command: Sequence[str] = child_command("tui.chat.fit_estimates"),
 ) -> AsyncGenerator[FitEstimate, None]:
-    """Yield an estimate for each folder as it is made, in order; `config` is that of `LoadModel` without its target.
+    """Yield an estimate for each folder as it is made, in order; the target of `config` is not looked at.
 
     Closing the iteration ends the process that makes them. Every folder gets an estimate, if only an unknown one.
     """
@@ -64,7 +64,7 @@ async def estimate_fits(
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(json.dumps({"folders": waiting, "config": dict(config)}).encode() + b"\n")
+        process.stdin.write(json.dumps((waiting, asdict(config))).encode() + b"\n")
         async for line in process.stdout:
             estimate = FitEstimate(**json.loads(line))
             waiting.remove(estimate.folder)
@@ -78,16 +78,15 @@ async def estimate_fits(
         yield FitEstimate(folder, "unknown", None, "no estimate: the planner ended early")
 
 
-def make_estimates(folders: Sequence[str], config: Mapping[str, Any]) -> Iterator[FitEstimate]:
+def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[FitEstimate]:
     """Plan for each folder, in the child; the machine is measured once, with the first that is a model."""
     from runtime.fit.plan import plan_with_profiles
 
     machine: Machine | None = None
     for folder in folders:
         try:
-            given = EngineConfig(**config)
-            question = _question(folder, given)
-            machine = machine or _find_machine(folder, given)
+            question = _question(folder, config)
+            machine = machine or _find_machine(folder, config)
             yield estimate_of(folder, plan_with_profiles(question, machine, cache_folder=cache_folder()))
         except BudgetError as error:
             yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
@@ -140,8 +139,8 @@ def main() -> None:
     requests, reports = own_streams()
     step_back()
     quieten_libraries()
-    question = json.loads(next(lines_of(requests)))
-    for estimate in make_estimates(question["folders"], question["config"]):
+    folders, config = json.loads(next(lines_of(requests)))
+    for estimate in make_estimates(folders, EngineConfig(**config)):
         write_line(reports, json.dumps(asdict(estimate)).encode() + b"\n")
     os._exit(0)  # the system takes all memory back at once
 

@@ -7,12 +7,12 @@ the network.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from runtime.config import EngineConfig
 from runtime.engine.demo_model import DEMO_MODEL_NAME
 from runtime.engine.model_folders import model_name
 from tui.chat.fit_estimates import FitEstimate, estimate_fits
@@ -28,14 +28,14 @@ class LocalModelSource:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        config: EngineConfig,
         recent: Sequence[str],
         *,
         hub_cache: Path | None = None,
         own_cache: Path | None = None,
-        ask: Callable[[Sequence[str], Mapping[str, Any]], AsyncGenerator[FitEstimate, None]] = estimate_fits,
+        ask: Callable[[Sequence[str], EngineConfig], AsyncGenerator[FitEstimate, None]] = estimate_fits,
     ) -> None:
-        """`config` are fields of `EngineConfig`; `recent` are targets, the last used first; `ask` is the planner."""
+        """`recent` are targets, the last used first; `ask` is the planner."""
         self._config = config
         self._recent = recent
         self._hub_cache = hub_cache
@@ -52,7 +52,7 @@ class LocalModelSource:
 
     async def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
         target_of = {self._folders[target]: target for target in targets if target in self._folders}
-        async with aclosing(self._ask(list(target_of), {**self._config, "draft": draft})) as found:
+        async with aclosing(self._ask(list(target_of), replace(self._config, draft=draft))) as found:
             async for estimate in found:
                 yield replace(estimate, folder=target_of[estimate.folder])
 

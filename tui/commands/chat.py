@@ -17,7 +17,6 @@ from tui.environment import conversation_database, export_folder, settings_file
 from tui.options import AnsweringConfig, TurnOptions, with_option_groups
 
 if TYPE_CHECKING:
-    from tui.chat.settings.file import Overrides
     from tui.chat.store.store import ConversationStore
 
 
@@ -45,11 +44,10 @@ def chat(
 
 def typed_overrides(
     command_line: typer.Context, config: EngineConfig, params: SamplingParams, turns: TurnOptions
-) -> "Overrides":
-    """Return the choices that were typed; what was left out is not there. Raises OptionError for --raw."""
+) -> dict[str, Any]:
+    """Return the choices that were typed, as `RememberedSettings` takes them. Raises OptionError for --raw."""
     if turns.raw:
         raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
-    from tui.chat.settings.file import Overrides
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
         sources = {
@@ -58,10 +56,11 @@ def typed_overrides(
         }
         return {name: getattr(choices, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
 
-    return Overrides(config=typed(config), params=typed(params), system_prompt=turns.system)
+    system = {} if turns.system is None else {"system_prompt": turns.system}
+    return typed(config) | typed(params) | system
 
 
-def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
+def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
     """Open what is kept, run the app until it ends, and return the exit code."""
     from tui.chat.app import ChatApp, collect_rarely
     from tui.chat.display import ChatServices
@@ -71,7 +70,7 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
     with ExitStack() as stack:
         store, notices = open_conversations()
         stack.enter_context(store)
-        read = read_settings(settings_file())
+        settings, damages = read_settings(settings_file())
         latest = store.list_conversations(limit=1) if is_last else []
         if conversation_id is None and latest:
             conversation_id = latest[0].id
@@ -81,9 +80,9 @@ def run_chat(overrides: "Overrides", *, conversation_id: int | None, is_last: bo
             ChatServices(
                 store=store,
                 engine=EngineClient(),
-                settings=RememberedSettings(read.settings, path=settings_file(), overrides=overrides),
+                settings=RememberedSettings(settings, path=settings_file(), overrides=overrides),
                 conversation_id=conversation_id,
-                notices=(*notices, *read.notices),
+                notices=(*notices, *damages),
                 environment=os.environ,
                 export_folder=export_folder(),
             )

@@ -48,7 +48,7 @@ def test_an_answer_is_written_anew(tmp_path):
                 await teller.ask_for(way)
                 await teller.until(lambda n=number: teller.num_requests("Answer") == n)
                 await teller.until(lambda: not teller.dialogue.is_answering)
-                assert teller.engine.requests[-1].params["seed"] == number
+                assert teller.engine.requests[-1].prompt.params.seed == number
                 assert teller.contents == ["One?", "Hello there."]
             await teller.command("/set temperature 0")
             await teller.press("ctrl+r")
@@ -106,7 +106,7 @@ def test_an_answer_goes_on(tmp_path):
                 await teller.ask_for(way)
                 await teller.until(lambda n=number: teller.num_requests("Answer") == n)
                 await teller.until(lambda: not teller.dialogue.is_answering)
-                assert teller.engine.requests[-1].is_continued
+                assert teller.engine.requests[-1].prompt.is_continued
                 assert teller.contents == ["One?", "Hello there." * number]
                 assert "Hello there." * number in teller.chat.view.newest_answer_text()
 
@@ -121,12 +121,12 @@ def test_the_oldest_turns_are_left_out_on_request(tmp_path):
             await teller.command("/trim")
             await teller.until(lambda: teller.dialogue.first_kept_id() > 0)
             await teller.ask("Three?")
-            assert teller.engine.requests[-1].messages[0]["content"] == "Two?"
+            assert teller.engine.requests[-1].prompt.messages[0].content == "Two?"
             assert len(teller.chat.view.query(".-left-out")) == 2
             await teller.command("/untrim")
             await teller.until(lambda: not teller.chat.view.query(".-left-out"))
             await teller.ask("Four?")
-            assert teller.engine.requests[-1].messages[0]["content"] == "One?"
+            assert teller.engine.requests[-1].prompt.messages[0].content == "One?"
 
     tell(story)
 

@@ -2,6 +2,7 @@
 
 import json
 
+from runtime.prompts.prompt_file import Message
 from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 
@@ -149,7 +150,7 @@ def test_a_system_prompt_is_set(tmp_path):
             await teller.press("ctrl+s")
             await teller.until(lambda: teller.dialogue.system_prompt() == "Be brief.")
             await teller.ask("One?")
-            assert teller.engine.requests[-1].messages[0] == {"role": "system", "content": "Be brief."}
+            assert teller.engine.requests[-1].prompt.messages[0] == Message("system", "Be brief.")
 
     tell(story)
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from profiles.errors import BadInputError
+from runtime.config import EngineConfig, SamplingParams
 from runtime.events import TextDelta
+from runtime.prompts.prompt_file import Message as Turn
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
     AnswerEnded,
@@ -37,8 +39,8 @@ def engine():
 
 @pytest.fixture
 def dialogue(store, engine):
-    ready = Dialogue(store, engine, params=lambda: {"seed": 5, "temperature": 0.5})
-    ready.load({"target": "tiny"})
+    ready = Dialogue(store, engine, params=lambda: SamplingParams(seed=5, temperature=0.5))
+    ready.load(EngineConfig(target="tiny"))
     ready.take(LOADED)
     return ready
 
@@ -66,8 +68,8 @@ def contents(dialogue):
 def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, engine):
     assert kinds(dialogue.ask("Hello?")) == [TurnAdded, TurnAdded]
     request = engine.requests[-1]
-    assert request.messages == ({"role": "user", "content": "Hello?"},)
-    assert request.params == {"seed": 5, "temperature": 0.5}
+    assert request.prompt.messages == (Turn("user", "Hello?"),)
+    assert request.prompt.params == SamplingParams(seed=5, temperature=0.5)
     assert take(dialogue, request.answer_id, TextDelta("Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
     (ended,) = take(dialogue, request.answer_id, FINISHED)
@@ -90,7 +92,7 @@ def test_the_second_turn_sends_the_first_one_unchanged(dialogue, engine):
     dialogue.ask("One?")
     answered(dialogue, "1")
     dialogue.ask("Two?")
-    assert [each["content"] for each in engine.requests[-1].messages] == ["One?", "1", "Two?"]
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?", "1", "Two?"]
 
 
 def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialogue):
@@ -131,8 +133,8 @@ def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogu
     dialogue.ask("One?")
     answered(dialogue, "1")
     assert kinds(dialogue.regenerate()) == [TurnsChanged]
-    assert engine.requests[-1].params["seed"] == 6
-    assert [each["content"] for each in engine.requests[-1].messages] == ["One?"]
+    assert engine.requests[-1].prompt.params.seed == 6
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?"]
     answered(dialogue, "uno")
     assert contents(dialogue) == ["One?", "uno"]
     assert store.restore_dropped(dialogue.conversation_id) == 1
@@ -162,8 +164,8 @@ def test_an_answer_goes_on_where_it_ended(dialogue, engine):
     answered(dialogue, "Once upon", finish_reason="length")
     assert kinds(dialogue.continue_answer()) == [TurnsChanged]
     request = engine.requests[-1]
-    assert request.is_continued
-    assert request.messages[-1] == {"role": "assistant", "content": "Once upon"}
+    assert request.prompt.is_continued
+    assert request.prompt.messages[-1] == Turn("assistant", "Once upon")
     answered(dialogue, " a time.")
     assert contents(dialogue) == ["Tell.", "Once upon a time."]
 
@@ -172,7 +174,7 @@ def test_an_answer_without_text_is_written_anew(dialogue, engine):
     dialogue.ask("Tell.")
     take(dialogue, 1, STOPPED)
     assert kinds(dialogue.continue_answer()) == [TurnsChanged]
-    assert not engine.requests[-1].is_continued
+    assert not engine.requests[-1].prompt.is_continued
 
 
 def test_nothing_can_be_written_anew_before_anything_was_asked(dialogue):
@@ -202,7 +204,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     ended, trouble = take(dialogue, answer_id, Failed("9000 tokens do not fit 4096", "context"))
     assert (ended.message.state, trouble.kind) == ("failed", "context")
     assert kinds(dialogue.trim()) == [TurnsChanged]
-    assert [each["content"] for each in engine.requests[-1].messages] == ["Two?"]
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["Two?"]
     assert dialogue.first_kept_id() == dialogue.messages()[2].id
     answered(dialogue, "2")
     assert contents(dialogue) == ["One " * 50, "1 " * 50, "Two?", "2"]
@@ -215,7 +217,7 @@ def test_an_answer_that_filled_the_context_goes_on_after_a_trim(dialogue, engine
     *_, trouble = answered(dialogue, "2 and", finish_reason="context")
     assert trouble.kind == "context"
     assert kinds(dialogue.trim()) == [TurnsChanged]
-    assert engine.requests[-1].is_continued
+    assert engine.requests[-1].prompt.is_continued
 
 
 def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, engine):
@@ -285,7 +287,7 @@ def test_a_system_prompt_comes_first_and_is_kept_with_the_conversation(store, en
     assert dialogue.system_prompt() == "Be kind."
     dialogue.set_system_prompt("Be brief.")
     dialogue.ask("One?")
-    assert engine.requests[-1].messages[0] == {"role": "system", "content": "Be brief."}
+    assert engine.requests[-1].prompt.messages[0] == Turn("system", "Be brief.")
     dialogue.set_system_prompt("")
     assert store.conversation(dialogue.conversation_id).system_prompt == ""
     dialogue.open(None)
@@ -300,7 +302,7 @@ def test_a_store_that_fails_is_told_and_the_prompt_comes_back(dialogue, store):
 
 
 def test_a_load_is_asked_for_with_the_given_fields(dialogue, engine):
-    assert engine.requests[0] == LoadModel({"target": "tiny"})
+    assert engine.requests[0] == LoadModel(EngineConfig(target="tiny"))
     dialogue.ask("One?")
     assert isinstance(engine.requests[-1], Answer)
     assert dialogue.is_answering

@@ -178,7 +178,7 @@ def test_a_conversation_is_opened_at_the_start(tmp_path):
             await teller.press("enter")
             await teller.until(lambda: teller.num_requests("Answer") == 1)
             assert isinstance(teller.engine.requests[-1], Answer)
-            assert len(teller.engine.requests[-1].messages) == 3
+            assert len(teller.engine.requests[-1].prompt.messages) == 3
 
     tell(story)
 

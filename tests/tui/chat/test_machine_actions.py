@@ -8,13 +8,13 @@ from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.engine.messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.settings.file import Overrides, RememberedSettings, read_settings
+from tui.chat.settings.file import RememberedSettings, read_settings
 from tui.chat.settings.settings import ChatSettings
 from tui.chat.widgets.picker import ListedModel
 
 
 def remembered(tmp_path):
-    return read_settings(tmp_path / "settings.toml").settings
+    return read_settings(tmp_path / "settings.toml")[0]
 
 
 def test_a_killed_engine_is_told_and_started_again_with_one_key(tmp_path):
@@ -96,7 +96,7 @@ def test_a_load_that_fails_is_told_with_what_can_be_done(tmp_path, kind):
 def test_the_model_that_was_loaded_is_remembered(tmp_path):
     async def story():
         settings = RememberedSettings(
-            ChatSettings(), path=tmp_path / "settings.toml", overrides=Overrides(config={"target": "/models/tiny"})
+            ChatSettings(), path=tmp_path / "settings.toml", overrides={"target": "/models/tiny"}
         )
         async with telling(tmp_path, settings=settings) as teller:
             await teller.until(lambda: teller.dialogue.state.model == LOADED)
@@ -130,7 +130,7 @@ def test_a_model_is_chosen_and_loaded_or_left_as_it_is(tmp_path):
                     await teller.type(name)
                     await teller.press("enter")
                 await teller.until(lambda n=number: teller.num_requests("LoadModel") == n)
-                assert teller.engine.requests[-1].config["target"] == f"/models/{name}"
+                assert teller.engine.requests[-1].config.target == f"/models/{name}"
                 await teller.until(lambda: teller.dialogue.state.phase == "ready")
                 assert remembered(tmp_path).target == f"/models/{name}"
             assert teller.contents == ["One?", "Hello there."]
@@ -220,7 +220,7 @@ def test_a_setting_is_changed_and_remembered_unless_it_makes_no_sense(tmp_path):
             await teller.command("/set top-p 0.5")
             await teller.until(lambda: remembered(tmp_path).top_p == 0.5)
             await teller.ask("One?")
-            assert teller.engine.requests[-1].params["top_p"] == 0.5
+            assert teller.engine.requests[-1].prompt.params.top_p == 0.5
             await teller.command("/set top_p")
             await teller.hears("top_p is 0.5")
 
@@ -236,7 +236,7 @@ def test_a_tree_asks_for_another_load_and_gets_it(tmp_path):
             assert teller.chat.notice.sentence == "tree will hold once the model is loaded again"
             await teller.press("enter")
             await teller.until(lambda: teller.num_requests("LoadModel") == 2)
-            assert teller.engine.requests[-1].config["tree"] == "8x4"
+            assert teller.engine.requests[-1].config.tree == "8x4"
             assert teller.contents == ["One?", "Hello there."]
 
     tell(story)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.config import EngineConfig
 from tui.chat.fit_estimates import FitEstimate
 from tui.chat.models import LocalModelSource, list_local_models
 from tui.chat.widgets.picker import ListedModel
@@ -115,14 +116,14 @@ class Planner:
         self.asked = []
 
     async def ask(self, folders, config):
-        self.asked.append((list(folders), dict(config)))
+        self.asked.append((list(folders), config))
         for folder in folders:
             yield FitEstimate(str(folder), "streams", 0.5, "streams")
 
 
 def source_of(tmp_path, recent=(), planner=None):
     return LocalModelSource(
-        {"tree": "64x10"},
+        EngineConfig(tree="64x10"),
         recent,
         hub_cache=tmp_path / "hub",
         own_cache=tmp_path / "own",
@@ -171,4 +172,4 @@ def test_the_planner_is_asked_about_folders_and_answers_about_targets(tmp_path):
         return [estimate.folder async for estimate in source.estimates(targets, draft="none")]
 
     assert asyncio.run(story()) == ["owner/name", ""]
-    assert planner.asked == [([str(snapshot), str(demo)], {"tree": "64x10", "draft": "none"})]
+    assert planner.asked == [([str(snapshot), str(demo)], EngineConfig(tree="64x10", draft="none"))]

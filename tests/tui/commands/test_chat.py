@@ -18,7 +18,6 @@ import typer
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from tui.chat.errors import UnknownConversationError
-from tui.chat.settings.file import Overrides
 from tui.cli import execute
 from tui.commands.chat import open_conversations, run_chat, typed_overrides
 from tui.options import AnsweringConfig, TurnOptions, with_option_groups
@@ -52,17 +51,18 @@ def overrides_of(*arguments):
 
 
 def test_nothing_typed_is_nothing_said():
-    assert overrides_of() == Overrides()
+    assert overrides_of() == {}
 
 
 def test_what_was_typed_is_said_even_where_it_is_the_default():
     """The default of `run` is greedy, and the chat's is not: --temperature 0 must count."""
     typed = overrides_of("--temperature", "0", "--target", "/m", "--device-memory", "min", "--emulate-link", "1GB/s")
-    assert typed.params == {"temperature": 0.0}
-    assert typed.config == {"target": "/m", "device_memory_bytes": 0, "link": "1GB/s"}
-    assert overrides_of("--ban-token", "3", "--context", "99", "--system", "Hi.") == Overrides(
-        params={"banned_tokens": (3,)}, config={"context_tokens": 99}, system_prompt="Hi."
-    )
+    assert typed == {"temperature": 0.0, "target": "/m", "device_memory_bytes": 0, "link": "1GB/s"}
+    assert overrides_of("--ban-token", "3", "--context", "99", "--system", "Hi.") == {
+        "banned_tokens": (3,),
+        "context_tokens": 99,
+        "system_prompt": "Hi.",
+    }
 
 
 def test_what_makes_no_sense_is_refused():
@@ -105,7 +105,7 @@ def test_conversations_that_cannot_be_kept_are_told(own_folders):
 
 def test_a_conversation_that_is_not_there_is_told_before_the_app_starts():
     with pytest.raises(UnknownConversationError):
-        run_chat(Overrides(), conversation_id=99, is_last=False, has_mouse=False)
+        run_chat({}, conversation_id=99, is_last=False, has_mouse=False)
 
 
 def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
@@ -128,11 +128,11 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
 
     monkeypatch.setattr("tui.chat.app.ChatApp", make)
     monkeypatch.setattr("tui.chat.app.collect_rarely", lambda: seen.append("collects rarely"))
-    assert run_chat(Overrides(params={"top_k": 3}), conversation_id=None, is_last=True, has_mouse=False) == 0
+    assert run_chat({"top_k": 3}, conversation_id=None, is_last=True, has_mouse=False) == 0
     services, collector, has_mouse = seen
     assert collector == "collects rarely"
     assert services.conversation_id == kept.id
-    assert services.settings.params()["top_k"] == 3
+    assert services.settings.params().top_k == 3
     assert any("top_k" in notice for notice in services.notices)
     assert has_mouse is False
 

@@ -10,20 +10,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
-from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
-from runtime.prompts.prompt_file import ROLES, Message, PromptRequest
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import (
@@ -50,19 +47,9 @@ TICK_SECONDS = 0.1
 END_SECONDS = 1.0
 """How long the work may take to end once nothing more is wanted: then the system takes everything back."""
 
-_Fields = TypeVar("_Fields", EngineConfig, SamplingParams)
-
 
 class _OutdatedLoadError(Exception):
     """The load under way is not wanted any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A session and what closes it."""
-
-    opened: "OpenSession"
-    stack: ExitStack
 
 
 class EngineHost:
@@ -71,7 +58,8 @@ class EngineHost:
     def __init__(self, inbox: RequestInbox, say: Callable[[Report], None]) -> None:
         """`say` may be called from two threads."""
         self._inbox, self._say = inbox, say
-        self._model: _Model | None = None
+        self._opened: OpenSession | None = None
+        self._stack = ExitStack()  # closes it
 
     def serve(self) -> None:
         """Do what the app asks until nothing more is wanted, and close the session."""
@@ -101,7 +89,6 @@ class EngineHost:
 
     def _load(self, request: LoadModel) -> None:
         self._close()
-        config = with_fields(EngineConfig, {"lookup": "on", **request.config})
         begun = time.perf_counter()
 
         def tell(step: str | LoadProgress) -> None:
@@ -112,23 +99,22 @@ class EngineHost:
 
         with ExitStack() as stack, suppress(_OutdatedLoadError):
             tell("starting the libraries")
-            with closing(load_models(config, stack)) as loading:
+            with closing(load_models(request.config, stack)) as loading:
                 opened = finish(loading, tell)
-            self._model = _Model(opened, stack.pop_all())
+            self._opened, self._stack = opened, stack.pop_all()
             self._say(loaded(opened))
 
     def _answer(self, request: Answer) -> None:
-        if self._model is None:
+        if self._opened is None:
             raise OptionError("no model is open, so nothing can be answered; load one first")
-        opened = self._model.opened
-        asked = prompt_request(request)
+        opened = self._opened
 
         def tell(event: AnswerEvent | None) -> None:
             if event is not None:
                 self._say(OfAnswer(request.answer_id, event))
 
-        tell(opened.session.prefill_start(asked))
-        events = opened.session.generate(asked)
+        tell(opened.session.prefill_start(request.prompt))
+        events = opened.session.generate(request.prompt)
         with (
             self._inbox.stoppable(request.answer_id, opened.session.stop),
             ticking(lambda: tell(pass_running(opened))),
@@ -139,9 +125,8 @@ class EngineHost:
                     tell(session_figures(opened))
 
     def _close(self) -> None:
-        if self._model is not None:
-            self._model.stack.close()
-            self._model = None
+        self._opened = None
+        self._stack.close()
 
 
 def loaded(opened: "OpenSession") -> Loaded:
@@ -191,34 +176,6 @@ def pass_running(opened: "OpenSession") -> PassRunning | None:
     return PassRunning(num_done, ring.num_layers, tuple(sorted(ring.layers_in_slots)))
 
 
-def prompt_request(request: Answer) -> PromptRequest:
-    """Return the request as the session takes it. Raises OptionError for an unknown role or setting."""
-    for message in request.messages:
-        if message.get("role") not in ROLES:
-            raise OptionError(f"a message has the role {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
-    if not request.messages:
-        raise OptionError("the conversation holds no message; write one")
-    return PromptRequest(
-        id=str(request.answer_id),
-        messages=tuple(Message(message["role"], _encodable(message["content"])) for message in request.messages),
-        params=with_fields(SamplingParams, request.params),
-        is_continued=request.is_continued,
-    )
-
-
-def with_fields(kind: type[_Fields], values: Mapping[str, Any]) -> _Fields:
-    """Return the settings that a message holds. Raises OptionError for one that there is not, or of a wrong kind."""
-    known = {field.name for field in fields(kind)}
-    for name in values:
-        if name not in known:
-            raise OptionError(f"there is no setting {name!r}; the settings are {', '.join(sorted(known))}")
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        return kind(**given)
-    except TypeError as error:  # a comparison of a text with a number
-        raise OptionError(f"a setting is of the wrong kind ({error}); see {kind.__name__}") from error
-
-
 def failure_kind(error: Exception) -> str:
     """Return what a user can do about it: see `Failed.kind`."""
     if isinstance(error, PromptTooLongError):
@@ -226,11 +183,6 @@ def failure_kind(error: Exception) -> str:
     if isinstance(error, BudgetError | MemoryError):
         return "memory"
     return "input" if isinstance(error, BadInputError) else "fault"
-
-
-def _encodable(text: str) -> str:
-    """Return the text without halves of surrogate pairs, which a terminal may deliver and no tokenizer takes."""
-    return text.encode(errors="replace").decode()
 
 
 @contextmanager
@@ -251,28 +203,19 @@ def ticking(say: Callable[[], None], *, tick_seconds: float = TICK_SECONDS) -> I
         thread.join()
 
 
-class ReportPipe:
-    """Writes reports, whole lines, from any thread. Without a reader there is nothing to go on for."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-
-    def say(self, report: Report) -> None:
-        """Write one line, or end the process if the app is gone."""
-        try:
-            with self._lock:
-                write_line(self._descriptor, to_line(report))
-        except OSError:
-            os._exit(0)
-
-
 def main() -> NoReturn:
-    """Run the process, from its first request to its end."""
+    """Run the process, from its first request to its end, which is also that of the app."""
     requests, reports = own_streams()
     step_back()
     quieten_libraries()
-    inbox = RequestInbox()
+    inbox, writing = RequestInbox(), threading.Lock()
+
+    def say(report: Report) -> None:
+        try:
+            with writing:
+                write_line(reports, to_line(report))
+        except OSError:  # the app is gone
+            os._exit(0)
 
     def read() -> None:
         inbox.read(lines_of(requests))
@@ -280,7 +223,7 @@ def main() -> NoReturn:
         _leave(inbox)
 
     threading.Thread(target=read, name="requests", daemon=True).start()
-    EngineHost(inbox, ReportPipe(reports).say).serve()
+    EngineHost(inbox, say).serve()
     _leave(inbox)
 
 

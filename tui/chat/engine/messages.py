@@ -12,7 +12,9 @@ from typing import Any, get_args
 import msgspec
 
 from profiles.errors import BadInputError
+from runtime.config import EngineConfig
 from runtime.events import Event, LoadProgress
+from runtime.prompts.prompt_file import PromptRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,7 @@ class LoadModel:
     An answer under way is stopped for it, and a load under way is given up without a word.
     """
 
-    config: Mapping[str, Any]
-    """Fields of `EngineConfig` that are not left at their defaults."""
+    config: EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,7 @@ class Answer:
 
     answer_id: int
     """Names the answer in every report about it."""
-    messages: tuple[Mapping[str, str], ...]
-    """`role` and `content`, oldest first; the last is the user's, or with `is_continued` the assistant's."""
-    params: Mapping[str, Any]
-    """Fields of `SamplingParams` that are not left at their defaults."""
-    is_continued: bool = False
-    """Whether to write on where the last message, the assistant's, ends."""
+    prompt: PromptRequest
 
 
 @dataclass(frozen=True, slots=True)

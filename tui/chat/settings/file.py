@@ -5,12 +5,13 @@ in the file keeps the app from starting: a bad value gives way to its default, a
 each is told in one sentence. What the command line says comes before what is remembered, until the app changes it.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -22,6 +23,7 @@ from tomlkit.items import AoT
 from offload.errors import WriteError
 from profiles.errors import quote
 from profiles.files import read_regular_file
+from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.chat.settings.settings import SETTINGS, ChatSettings, changed_names
 from tui.chat.store.private_files import replace_private_file, set_aside
@@ -31,25 +33,11 @@ from tui.terminal_text import one_line
 MAX_FILE_BYTES = 1 << 20
 
 _MAX_SEED = 2**31
-# What TOML wants escaped in a string between quotes, and the controls that a terminal would obey.
-_ESCAPED = re.compile(r'["\\\x00-\x08\x0a-\x1f\x7f-\x9f]')
 
 _HEADER = """\
 # Settings of `overstory chat`. A setting that changes in the app changes only its own line here; what you
 # change takes effect at the next start. A line that is missing stands for the default.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides:
-    """What the command line says for this run."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `EngineConfig`."""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `SamplingParams`."""
-    system_prompt: str | None = None
-    """Of new conversations; None is the one that is remembered."""
 
 
 class RememberedSettings:
@@ -60,40 +48,44 @@ class RememberedSettings:
         settings: ChatSettings,
         *,
         path: Path | None = None,
-        overrides: Overrides | None = None,
+        overrides: Mapping[str, Any] | None = None,
         draw_seed: Callable[[], int] = lambda: SystemRandom().randrange(_MAX_SEED),
     ) -> None:
-        """`path` is the file to write; None remembers nothing."""
-        overrides = Overrides() if overrides is None else overrides
+        """`path` is the file to write; None remembers nothing.
+
+        `overrides` is what the command line says for this run: fields of `EngineConfig` and `SamplingParams`, and the
+        `system_prompt` of new conversations.
+        """
         self.settings = settings
         self._path = path
-        self._config, self._params = dict(overrides.config), dict(overrides.params)
-        self._system_prompt = overrides.system_prompt
+        self._overrides = dict(overrides or {})
         self._draw_seed = draw_seed
         self._unwritten: set[str] = set()
 
     @property
     def system_prompt(self) -> str:
         """What a new conversation tells the model first."""
-        prompt: str = self.settings.system_prompt
-        return prompt if self._system_prompt is None else self._system_prompt
+        prompt: str = self._overrides.get("system_prompt", self.settings["system_prompt"])
+        return prompt
 
-    def params(self) -> dict[str, Any]:
-        """Return fields of `SamplingParams` for the next answer."""
-        return self.settings.to_params_fields(random_seed=self._draw_seed()) | self._params
+    def params(self) -> SamplingParams:
+        """Return the choices of the next answer."""
+        return SamplingParams(**({"seed": self._draw_seed()} | self._fields_of(SamplingParams)))
 
-    def config(self) -> dict[str, Any]:
-        """Return fields of `EngineConfig` for the next load."""
-        return self.settings.to_config_fields() | self._config
+    def config(self) -> EngineConfig:
+        """Return the choices of the next load."""
+        return EngineConfig(**self._fields_of(EngineConfig))
+
+    def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
+        known = options_of(owner)
+        overrides = {name: value for name, value in self._overrides.items() if name in known}
+        return self.settings.fields_of(owner) | overrides
 
     def replace(self, settings: ChatSettings) -> None:
         """Let these hold and remember them. Raises WriteError; they hold all the same."""
         changed = changed_names(self.settings, settings)
         for name in changed:
-            self._config.pop(SETTINGS[name].option.name, None)
-            self._params.pop(name, None)
-            if name == "system_prompt":
-                self._system_prompt = None
+            self._overrides.pop(SETTINGS[name].field_name, None)
         self.settings = settings
         self._unwritten.update(changed)
         if self._path is not None and self._unwritten:
@@ -102,32 +94,26 @@ class RememberedSettings:
 
     def choose_model(self, target: str, *, draft: str) -> None:
         """Let the next load be of this model and draft, whatever the command line said. Raises WriteError."""
-        self._config.pop("target", None)
-        self._config.pop("draft", None)
+        self._overrides.pop("target", None)
+        self._overrides.pop("draft", None)
         self.replace(self.settings.with_target(target).replace(draft=draft))
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSettings:
-    """The settings, and what the user should know about the file."""
+def read_settings(path: Path) -> tuple[ChatSettings, tuple[str, ...]]:
+    """Return the settings in the file, or the defaults for what it does not say; never raise for what it holds.
 
-    settings: ChatSettings
-    notices: tuple[str, ...] = ()
-    """One sentence each."""
-
-
-def read_settings(path: Path) -> ReadSettings:
-    """Return the settings in the file, or the defaults for what it does not say; never raise for what it holds."""
+    Return also what the user should know about the file, in sentences.
+    """
     where = one_line(str(path))
     try:
         return _from_values(_parsed(_read_text(path)), where=where)
     except FileNotFoundError:
-        return ReadSettings(ChatSettings())
+        return ChatSettings(), ()
     except OSError as error:
         reason = f"{where} cannot be read ({error.strerror or error}), so all settings have their defaults"
-        return ReadSettings(ChatSettings(), (reason,))
+        return ChatSettings(), (reason,)
     except ValueError as error:
-        return ReadSettings(ChatSettings(), (_set_aside(path, one_line(str(error))),))
+        return ChatSettings(), (_set_aside(path, one_line(str(error))),)
 
 
 def write_settings(path: Path, settings: ChatSettings, changed: Iterable[str]) -> None:
@@ -156,7 +142,7 @@ def write_settings(path: Path, settings: ChatSettings, changed: Iterable[str]) -
 def format_settings(settings: ChatSettings) -> str:
     """Return the text of a new file: every setting under its comment."""
     lines = [_HEADER]
-    for group, members in groupby(SETTINGS.values(), key=lambda setting: setting.group):
+    for group, members in groupby(SETTINGS.values(), key=attrgetter("group")):
         lines.append(f"\n# ---- {group} ----\n\n")
         lines += [f"# {each.help}\n{each.name} = {_to_toml(settings[each.name])}\n" for each in members]
     return "".join(lines)
@@ -196,7 +182,7 @@ def _set_aside(path: Path, reason: str) -> str:
     return f"{begin}; it was renamed to {one_line(aside.name)}"
 
 
-def _from_values(values: Mapping[str, Any], *, where: str) -> ReadSettings:
+def _from_values(values: Mapping[str, Any], *, where: str) -> tuple[ChatSettings, tuple[str, ...]]:
     sound: dict[str, Any] = {}
     notices = []
     for name in (name for name in SETTINGS if name in values):
@@ -211,26 +197,20 @@ def _from_values(values: Mapping[str, Any], *, where: str) -> ReadSettings:
     if unknown := [quote(name) for name in values if name not in SETTINGS]:
         verb = "is no setting and is" if len(unknown) == 1 else "are no settings and are"
         notices.append(f"{where}: {', '.join(unknown)} {verb} ignored")
-    return ReadSettings(ChatSettings(**sound), tuple(notices))
+    return ChatSettings(**sound), tuple(notices)
 
 
 def _to_toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, tuple):
-        return f"[{', '.join(_quoted(item) for item in value)}]"
-    if isinstance(value, str):
-        # A newline right after three quotes does not count.
-        return '"""\n' + "\n".join(map(_escaped, value.split("\n"))) + '"""' if "\n" in value else _quoted(value)
-    return repr(value)
-
-
-def _quoted(text: str) -> str:
-    return f'"{_escaped(text)}"'
+        return f"[{', '.join(map(_to_toml, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    lines = "\n".join(map(_escaped, value.split("\n")))
+    # A newline right after three quotes does not count.
+    return f'"""\n{lines}"""' if "\n" in value else f'"{lines}"'
 
 
 def _escaped(text: str) -> str:
     """Return the text as it stands between quotes, without what a terminal would obey and no file can hold."""
-    return _ESCAPED.sub(
-        lambda match: f"\\{match[0]}" if match[0] in '"\\' else f"\\u{ord(match[0]):04x}", storable(text)
-    )
+    in_json = json.dumps(storable(text), ensure_ascii=False)[1:-1]  # which escapes as TOML does
+    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", in_json)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import ClassVar
 
 from textual import on
@@ -15,46 +16,13 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
 from profiles.errors import BadInputError
-from tui.chat.settings.settings import (
-    SETTINGS,
-    TYPED_SETTINGS,
-    ChatSettings,
-    Setting,
-    changes_that_reload,
-    find_setting,
-)
+from tui.chat.settings.settings import SETTINGS, TYPED_SETTINGS, ChatSettings, Setting, changes_that_reload
 from tui.chat.widgets.choice import ChoiceField
 from tui.chat.widgets.prompt import SafeTextArea
 from tui.terminal_text import one_line
 
 _FIELD = "field-"
 _AGAIN = "Waits for another load: "
-
-
-class SettingsDraft:
-    """The settings that hold, and texts for some of them, which may be wrong; each is judged by itself."""
-
-    def __init__(self, settings: ChatSettings) -> None:
-        self._before = settings
-        self.settings = settings
-        """What the texts come to; a setting with a problem is as it was before that text."""
-        self.problems: dict[str, str] = {}
-        """A sentence for each setting whose text is not allowed."""
-
-    @property
-    def reloading(self) -> tuple[str, ...]:
-        """Settings that differ and take effect only when the model is loaded again."""
-        return changes_that_reload(self._before, self.settings)
-
-    def put(self, name: str, text: str) -> str | None:
-        """Take the text for that setting and return what is wrong with it."""
-        try:
-            self.settings = self.settings.with_text(name, text)
-        except BadInputError as error:
-            self.problems[name] = str(error)
-        else:
-            self.problems.pop(name, None)
-        return self.problems.get(name)
 
 
 class _Row(Vertical):
@@ -105,11 +73,11 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         Binding("up", "app.focus_previous", "Previous setting", show=False, tooltip="Go to the setting before"),
     ]
 
-    def __init__(self, settings: ChatSettings, *, themes: Sequence[str] = (), first: str = "temperature") -> None:
+    def __init__(self, settings: ChatSettings, *, themes: Sequence[str] = ()) -> None:
         super().__init__()
-        self.draft = SettingsDraft(settings)
+        self._before = self._settings = settings  # one with a problem is as it was before that text
+        self._problems: dict[str, str] = {}  # a sentence for each whose text is not allowed
         self._themes = tuple(themes)
-        self._first = find_setting(first).name
 
     def compose(self) -> ComposeResult:
         with Vertical(id="settings-form") as form:
@@ -124,7 +92,7 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
                 yield Static("↑↓ move · ←→ choose · Ctrl+S keep · Esc cancel", id="settings-hint")
 
     def on_mount(self) -> None:
-        self.query_one(f"#{_FIELD}{self._first}").focus()
+        self.query_one(f"#{_FIELD}temperature").focus()
 
     def on_descendant_focus(self) -> None:
         """Say what the focused setting does, and mark its row."""
@@ -153,18 +121,18 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
     @on(Button.Pressed, "#settings-keep")
     def action_keep(self) -> None:
         """Hand the settings over, or go to the first that is not allowed."""
-        if self.draft.problems:
-            self.query_one(f"#{_FIELD}{next(iter(self.draft.problems))}").focus()
+        if self._problems:
+            self.query_one(f"#{_FIELD}{next(iter(self._problems))}").focus()
             self.app.bell()
             return
-        self.dismiss(self.draft.settings)
+        self.dismiss(self._settings)
 
     @on(Button.Pressed, "#settings-cancel")
     def action_cancel(self) -> None:
         self.dismiss(None)
 
     def _rows(self) -> Iterator[Widget]:
-        for index, (group, settings) in enumerate(groupby(TYPED_SETTINGS.values(), key=lambda setting: setting.group)):
+        for index, (group, settings) in enumerate(groupby(TYPED_SETTINGS.values(), key=attrgetter("group"))):
             members = list(settings)
             words = " (with the next load of the model)" if all(setting.needs_reload for setting in members) else ""
             yield Static(f"{group}{words}", classes="setting-group" + ("" if index else " -first"), markup=False)
@@ -172,7 +140,7 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
                 yield _Row(setting, self._field(setting))
 
     def _field(self, setting: Setting) -> Widget:
-        name, text = f"{_FIELD}{setting.name}", self.draft.settings.text_of(setting.name)
+        name, text = f"{_FIELD}{setting.name}", str(self._settings[setting.name])
         values = self._themes if setting.name == "theme" else setting.choices
         if values:
             return ChoiceField(values, text, id=name, tooltip=setting.help)
@@ -187,8 +155,13 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         name = self._name_of(field)
         if name is None:
             return
-        self.query_one(f"#row-{name}", _Row).tell(self.draft.put(name, text))
-        reloading = ", ".join(SETTINGS[each].label for each in self.draft.reloading)
+        try:
+            self._settings = self._settings.with_text(name, text)
+            self._problems.pop(name, None)
+        except BadInputError as error:
+            self._problems[name] = str(error)
+        self.query_one(f"#row-{name}", _Row).tell(self._problems.get(name))
+        reloading = ", ".join(SETTINGS[each].label for each in changes_that_reload(self._before, self._settings))
         self.query_one("#settings-reload", Static).update(Content(f"{_AGAIN}{reloading}" if reloading else ""))
 
     @staticmethod

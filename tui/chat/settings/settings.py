@@ -5,15 +5,17 @@ them; a few are the app's own. What people call them and may want to try stands 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
+
+import msgspec
 
 from profiles.errors import quote
 from runtime.config import (
     ANSWERS,
     DEFAULT_CONTEXT_TOKENS,
-    MEMORY,
     MODELS,
     EngineConfig,
     Option,
@@ -27,14 +29,17 @@ MAX_RECENT_TARGETS = 10
 NOT_TYPED = ("recent_targets", "show_panel")
 """Settings that the app itself keeps: they change by use, not by what is typed."""
 
-_LOOKS = "Looks"
-_DEFAULTS: Mapping[str, Any] = {"temperature": 0.7, "top_p": 0.95, "seed": None, "max_new_tokens": 1024, "lookup": "on"}
-"""Of options that a conversation wants otherwise than a prompt file."""
-_OPTION_CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "seed": {"word": "random", "unset": "another one for each answer"},
+_MEMORY, _LOOKS = "Memory", "Looks"
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "temperature": {"default": 0.7},
+    "top_p": {"default": 0.95},
+    "seed": {"default": None, "word": "random", "unset": "another one for each answer"},
+    "max_new_tokens": {"default": 1024},
+    "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
     "context_tokens": {"unset": f"{DEFAULT_CONTEXT_TOKENS}, or what the model has if that is less"},
+    **{name: {"group": _MEMORY} for name in ("device", "device_memory_bytes", "host_memory_bytes")},
 }
-"""What else is different about them."""
+"""What is different about options in a conversation."""
 _LABELS: Mapping[str, str] = {
     "top_p": "Top-p",
     "top_k": "Top-k",
@@ -67,52 +72,16 @@ _OTHER_NAMES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What there is to say about one setting."""
+class Setting(Option):
+    """An option as it is remembered: a size is a text, as it was typed, and a word stands for None."""
 
-    option: Option
-    group: str
-    """Heading under which it stands."""
     owner: type[SamplingParams] | type[EngineConfig] | None = None
-    """What `option` belongs to; None for the app's own."""
+    """What it is an option of; None for the app's own."""
 
     @property
-    def name(self) -> str:
-        """What it is called in the file and by `/set`."""
-        return self.option.name.removesuffix("_bytes")
-
-    @property
-    def kind(self) -> type:
-        """Type of its value: float, int, str, bool, or tuple for texts; a size is a text, as it was typed."""
-        if self.choices or self.option.parse is not None:
-            return str
-        if get_origin(self.option.kind) is tuple:
-            return tuple
-        kind: type = (*get_args(self.option.kind), self.option.kind)[0]  # of int | None, int
-        return kind
-
-    @property
-    def word(self) -> str | None:
-        """What stands for the engine's None."""
-        return self.option.word
-
-    @property
-    def default(self) -> Any:
-        """Its value where nobody chose one."""
-        return self.word if self.option.default is None else self.option.default
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The only values, if they are few; else empty."""
-        return self.option.choices
-
-    @property
-    def help(self) -> str:
-        """One sentence: what it does and which values it takes."""
-        option = self.option
-        if option.word is None:
-            return option.help
-        return f"{option.help.removesuffix('.')}; {option.word or 'empty'} takes {option.unset}."
+    def field_name(self) -> str:
+        """What `owner` calls it."""
+        return self.name if self.parse is None else f"{self.name}_bytes"
 
     @property
     def label(self) -> str:
@@ -131,72 +100,61 @@ class Setting:
 
     def check_kind(self, value: object) -> None:
         """Raise OptionError for a value of another kind; whether it is in range is for the engine to say."""
-        if isinstance(value, bool) or self.kind is bool:  # True counts as 1 elsewhere
-            is_fine = isinstance(value, bool) and self.kind is bool
-        elif self.kind is tuple:
-            is_fine = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-        else:
-            is_number = self.kind is float and isinstance(value, int)
-            is_fine = is_number or isinstance(value, self.kind) or (value is not None and value == self.word)
-        if not is_fine:
+        if self.word is not None and value == self.word:
+            return
+        try:
+            msgspec.convert(value, self.kind)
+        except msgspec.ValidationError as error:
             words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
             expected = words.get(self.kind, "a list of texts")
             if self.word and self.kind is not str:
                 expected = f"{expected} or {self.word}"
-            raise OptionError(f"{self.name} is {quote(value)}; it must be {expected}")
+            raise OptionError(f"{self.name} is {quote(value)}; it must be {expected}") from error
 
     def parsed(self, text: str) -> Any:
         """Return the value that a person means; if the text means none of that kind, the text, which is refused."""
-        word = text.strip()
         if self.kind is str:
             return text
-        if self.kind is bool:
-            return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}.get(word, text)
-        if self.kind is tuple:
-            return tuple(line.strip() for line in text.splitlines() if line.strip())
-        try:
-            return self.kind(word)
-        except ValueError:
-            return word
+        with suppress(ValueError):
+            return self.kind(text.strip())
+        return text.strip()
 
     def engine_value(self, value: Any) -> Any:
         """Return what the engine takes for a value of the right kind. Raises OptionError."""
         if value == self.word:
             return None
-        parse = self.option.parse
-        return value if parse is None else parse(value, self.name)
+        return value if self.parse is None else self.parse(value, self.name)
 
 
-def _describe_settings() -> tuple[Setting, ...]:
+def _describe_settings() -> list[Setting]:
     """Return all settings, each group together."""
-    answers = [Setting(option, "Answers", SamplingParams) for option in _remembered(SamplingParams)]
-    engine = _remembered(EngineConfig)
-    target, *models = [Setting(option, "Models", EngineConfig) for option in engine if option.group != MEMORY]
-    memory = [Setting(option, "Memory", EngineConfig) for option in engine if option.group == MEMORY]
     prompt_help = "What new conversations tell the model first; empty is the model's own."
     recent_help = f"Models used, the last one first; at most {MAX_RECENT_TARGETS}."
     theme_help = "Colours: auto (dark or light as the terminal is), or a name that /theme shows."
     panel_help = "Whether the panel of the machine at work is open: true or false."
-    return (
-        *(*answers, _own("system_prompt", str, "", Option(prompt_help, ANSWERS))),
-        *(target, _own("recent_targets", tuple[str, ...], (), Option(recent_help, MODELS)), *models),
-        *memory,
-        _own("theme", str, "auto", Option(theme_help, _LOOKS)),
-        _own("show_panel", bool, False, Option(panel_help, _LOOKS)),
+    settings = (
+        *(_remembered(option, SamplingParams) for option in options_of(SamplingParams).values() if option.is_setting),
+        Setting(prompt_help, ANSWERS, name="system_prompt", kind=str, default=""),
+        *(_remembered(option, EngineConfig) for option in options_of(EngineConfig).values() if option.is_setting),
+        Setting(recent_help, MODELS, name="recent_targets", kind=tuple[str, ...], default=()),
+        Setting(theme_help, _LOOKS, name="theme", kind=str, default="auto"),
+        Setting(panel_help, _LOOKS, name="show_panel", kind=bool, default=False),
     )
+    return sorted(settings, key=lambda setting: (ANSWERS, MODELS, _MEMORY, _LOOKS).index(setting.group))
 
 
-def _own(name: str, kind: Any, default: Any, option: Option) -> Setting:
-    return Setting(replace(option, name=name, kind=kind, default=default), option.group)
-
-
-def _remembered(owner: type[SamplingParams] | type[EngineConfig]) -> list[Option]:
-    changes = {name: {"default": default} for name, default in _DEFAULTS.items()}
-    return [
-        replace(option, **changes.get(name, {}), **_OPTION_CHANGES.get(name, {}))
-        for name, option in options_of(owner).items()
-        if option.is_setting
-    ]
+def _remembered(option: Option, owner: type[SamplingParams] | type[EngineConfig]) -> Setting:
+    values = {field.name: getattr(option, field.name) for field in fields(option)}
+    values.update(_CHANGES.get(option.name, {}))
+    is_text = option.choices or option.parse is not None
+    values["kind"] = str if is_text else (*get_args(option.kind), option.kind)[0]  # of int | None, int
+    values["name"] = option.name.removesuffix("_bytes")
+    word = values["word"]
+    if word is not None:
+        values["help"] = f"{option.help.removesuffix('.')}; {word or 'empty'} takes {values['unset']}."
+    if values["default"] is None:
+        values["default"] = word
+    return Setting(**values, owner=owner)
 
 
 SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _describe_settings()}
@@ -222,8 +180,8 @@ class ChatSettings(Mapping[str, Any]):
             SETTINGS[name].check_kind(value)
         if not self._values["theme"].strip():
             raise OptionError("theme is empty; give a name that the list of themes shows")
-        SamplingParams(**self.to_params_fields(random_seed=0))
-        EngineConfig(**self.to_config_fields())
+        for owner in (SamplingParams, EngineConfig):
+            owner(**self.fields_of(owner))
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -246,14 +204,11 @@ class ChatSettings(Mapping[str, Any]):
         """Return the settings with these values instead. Raises OptionError."""
         return ChatSettings(**(self._values | values))
 
-    def to_params_fields(self, *, random_seed: int) -> dict[str, Any]:
-        """Return fields of `SamplingParams` for one answer; `random_seed` is taken where no seed is set."""
-        fields = self._fields_of(SamplingParams)
-        return fields | ({"seed": random_seed} if fields["seed"] is None else {})
-
-    def to_config_fields(self) -> dict[str, Any]:
-        """Return fields of `EngineConfig`; another value of one takes effect when the model is loaded again."""
-        return self._fields_of(EngineConfig)
+    def fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
+        """Return fields of `owner`, without those that are left to the engine."""
+        members = (setting for setting in SETTINGS.values() if setting.owner is owner)
+        values = {setting.field_name: setting.engine_value(self[setting.name]) for setting in members}
+        return {name: value for name, value in values.items() if value is not None}
 
     def with_target(self, target: str) -> "ChatSettings":
         """Return the settings after that model was chosen: it leads the recent ones, unless it is the demo model."""
@@ -267,17 +222,6 @@ class ChatSettings(Mapping[str, Any]):
             return self.replace(**{name: SETTINGS[name].parsed(text)})
         except OptionError as error:
             raise OptionError(one_line(str(error))) from error
-
-    def text_of(self, name: str) -> str:
-        """Return what `with_text` would take for the value that is set."""
-        value = self[name]
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        return "\n".join(value) if isinstance(value, tuple) else str(value)
-
-    def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
-        members = (setting for setting in SETTINGS.values() if setting.owner is owner)
-        return {setting.option.name: setting.engine_value(self[setting.name]) for setting in members}
 
 
 def find_setting(name: str) -> Setting:

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from runtime.config import EngineConfig
 from runtime.events import TextDelta
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import Failed, LoadModel, OfAnswer, Report
@@ -23,7 +24,7 @@ def text(words): say(OfAnswer(0, TextDelta(words)))
 """
 ECHO = """
 while not isinstance(request := hear(), Quit):
-    text(request.config["target"])
+    text(request.config.target)
 """
 DEAF = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,7 +54,7 @@ def test_requests_are_answered_in_order():
         link = client(ECHO)
         await link.start()
         for name in ("a", "zeile\nzwei", "ü\x1b"):
-            link.send(LoadModel({"target": name}))
+            link.send(LoadModel(EngineConfig(target=name)))
         texts = [await first_report(link) for _ in range(3)]
         assert texts == [told("a"), told("zeile\nzwei"), told("ü\x1b")]
         await link.close()
@@ -113,9 +114,9 @@ def test_after_a_death_requests_are_dropped_and_a_new_process_takes_the_next():
         await link.start()
         assert await first_report(link) == told("here")
         first_id = link.process_id
-        link.send(LoadModel({}))
+        link.send(LoadModel(EngineConfig()))
         assert isinstance(await first_report(link), EngineDied)
-        link.send(LoadModel({}))
+        link.send(LoadModel(EngineConfig()))
         await link.start()
         assert link.is_alive and link.process_id != first_id
         assert await first_report(link) == told("here")

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from runtime.config import EngineConfig
+from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import Answer, LoadModel, Quit, Request, StopAnswer, to_line
 
-LOAD = LoadModel({"target": "a"})
+LOAD = LoadModel(EngineConfig(target="a"))
 
 
 def ask(answer_id: int) -> Answer:
-    return Answer(answer_id, ({"role": "user", "content": "?"},), {})
+    return Answer(answer_id, PromptRequest(id="x", messages=(Message("user", "?"),)))
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from typing import get_args
 import pytest
 
 from profiles.errors import BadInputError
+from runtime.config import EngineConfig, SamplingParams
 from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta, TokensAccepted
+from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
     Answer,
@@ -24,6 +26,8 @@ from tui.chat.engine.messages import (
     to_line,
 )
 
+PARAMS = SamplingParams(temperature=0.5, top_p=1, stop=("a", "b"), banned_tokens=(3,))
+TURNS = (Message("user", "zeile\nzwei \x1b[0m ü"), Message("assistant", "so"))
 EVENTS = [
     PrefillProgress(256, 700),
     LevelDrafted(3, 12),
@@ -36,8 +40,8 @@ EVENTS = [
     Failed("the prompt is too long", "context"),
 ]
 MESSAGES = [
-    LoadModel({"target": "a b", "ring_slots": 3, "stop": None}),
-    Answer(7, ({"role": "user", "content": "zeile\nzwei \x1b[0m ü"},), {"temperature": 0.5}, is_continued=True),
+    LoadModel(EngineConfig(target="a b\ud800", ring_slots=3, device_memory_bytes=0)),
+    Answer(7, PromptRequest(id="7", messages=TURNS, params=PARAMS, is_continued=True)),
     StopAnswer(7),
     Quit(),
     Loading(LoadProgress("reading layers", 5, 10), 2.5),

@@ -12,8 +12,6 @@ from offload.errors import WriteError
 from tests.tui.chat.settings.test_settings import CHOSEN
 from tui.chat.settings.file import (
     MAX_FILE_BYTES,
-    Overrides,
-    ReadSettings,
     RememberedSettings,
     format_settings,
     read_settings,
@@ -50,7 +48,7 @@ def changed_file(path, text, **changes):
 
 
 def test_without_a_file_all_settings_have_their_defaults(tmp_path):
-    assert read_settings(tmp_path / "none" / "settings.toml") == ReadSettings(ChatSettings())
+    assert read_settings(tmp_path / "none" / "settings.toml") == (ChatSettings(), ())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,7 +57,7 @@ def test_what_was_written_is_read(tmp_path, settings):
     path = tmp_path / "made" / "settings.toml"
     write_settings(path, ChatSettings(theme="another"), ["theme"])
     write_settings(path, settings, SETTINGS)
-    assert read_settings(path) == ReadSettings(settings)
+    assert read_settings(path) == (settings, ())
     assert [file.name for file in path.parent.iterdir()] == ["settings.toml"]
     if os.name == "posix":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -82,14 +80,14 @@ def test_any_text_comes_back(tmp_path, text):
     settings = ChatSettings(system_prompt=text, recent_targets=(text, "b"))
     for _ in ("a new file", "the same again"):
         write_settings(path, settings, SETTINGS)
-        assert read_settings(path) == ReadSettings(settings)
+        assert read_settings(path) == (settings, ())
 
 
 def test_what_no_file_can_hold_is_replaced(tmp_path):
     """A terminal may paste half a surrogate pair."""
     path = tmp_path / "settings.toml"
     write_settings(path, ChatSettings(system_prompt="a\ud800b\0c"), ["system_prompt"])
-    assert read_settings(path).settings.system_prompt == "a\ufffdb\ufffdc"
+    assert read_settings(path)[0].system_prompt == "a\ufffdb\ufffdc"
 
 
 def test_every_setting_stands_under_its_comment():
@@ -138,7 +136,7 @@ def test_what_a_person_changes_while_the_app_is_open_stays(tmp_path):
     remembered.replace(ChatSettings(theme="nord"))
     path.write_text(path.read_text().replace("top_k = 0", "top_k = 5 # mine"))
     remembered.replace(ChatSettings(theme="nord", temperature=0.1))
-    assert read_settings(path).settings == ChatSettings(theme="nord", temperature=0.1, top_k=5)
+    assert read_settings(path)[0] == ChatSettings(theme="nord", temperature=0.1, top_k=5)
     assert "top_k = 5 # mine" in path.read_text()
 
 
@@ -150,7 +148,7 @@ def test_no_control_that_a_terminal_obeys_is_in_the_file():
 def test_a_bad_value_gives_way_to_its_default_and_the_others_stay(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_text('temperature = "hot"\ntop_k = 20\ntop_p = 2\ntheme = "nord"\n')
-    assert read_settings(path) == ReadSettings(
+    assert read_settings(path) == (
         ChatSettings(top_k=20, theme="nord"),
         (
             f"{path}: temperature is 'hot'; it must be a number; the default, 0.7, is used instead",
@@ -162,9 +160,9 @@ def test_a_bad_value_gives_way_to_its_default_and_the_others_stay(tmp_path):
 def test_unknown_keys_are_told_in_one_sentence(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_text('temprature = 1\n"\\u001b[2J" = 2\ntop_k = 20\n[answers]\ntop_p = 2\n')
-    read = read_settings(path)
-    assert read.settings == ChatSettings(top_k=20)
-    assert read.notices == (f"{path}: 'temprature', '\\x1b[2J', 'answers' are no settings and are ignored",)
+    settings, notices = read_settings(path)
+    assert settings == ChatSettings(top_k=20)
+    assert notices == (f"{path}: 'temprature', '\\x1b[2J', 'answers' are no settings and are ignored",)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +178,10 @@ def test_unknown_keys_are_told_in_one_sentence(tmp_path):
 def test_a_file_that_is_no_toml_is_set_aside_and_told(tmp_path, content):
     path = tmp_path / "settings.toml"
     path.write_bytes(content)
-    read = read_settings(path)
+    settings, (notice,) = read_settings(path)
     (aside,) = tmp_path.iterdir()
     assert aside.read_bytes() == content and aside.name.startswith("settings-damaged-")
-    assert read.settings == ChatSettings()
-    (notice,) = read.notices
+    assert settings == ChatSettings()
     assert notice.startswith(f"{path} is no settings file (") and notice.endswith(f"it was renamed to {aside.name}")
     assert notice.isprintable()
 
@@ -192,15 +189,14 @@ def test_a_file_that_is_no_toml_is_set_aside_and_told(tmp_path, content):
 def test_an_editor_may_put_a_mark_in_front(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_bytes(b"\xef\xbb\xbftop_k = 3\r\n")
-    assert read_settings(path) == ReadSettings(ChatSettings(top_k=3))
+    assert read_settings(path) == (ChatSettings(top_k=3), ())
 
 
 def test_a_folder_in_the_place_of_the_file_is_told(tmp_path):
     path = tmp_path / "settings.toml"
     path.mkdir()
-    read = read_settings(path)
-    assert read.settings == ChatSettings()
-    assert len(read.notices) == 1 and "cannot be read (" in read.notices[0]
+    settings, (notice,) = read_settings(path)
+    assert settings == ChatSettings() and "cannot be read (" in notice
     with pytest.raises(WriteError, match=r"the settings cannot be written to .*set OVERSTORY_CONFIG"):
         write_settings(path, ChatSettings(), ["theme"])
     assert list(tmp_path.iterdir()) == [path]
@@ -209,7 +205,7 @@ def test_a_folder_in_the_place_of_the_file_is_told(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
 def test_a_pipe_in_the_place_of_the_file_does_not_wait_for_ever(tmp_path):
     os.mkfifo(tmp_path / "settings.toml")
-    assert "not a regular file" in read_settings(tmp_path / "settings.toml").notices[0]
+    assert "not a regular file" in read_settings(tmp_path / "settings.toml")[1][0]
 
 
 def test_a_file_that_cannot_be_renamed_is_told(tmp_path, monkeypatch):
@@ -220,46 +216,44 @@ def test_a_file_that_cannot_be_renamed_is_told(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tui.chat.settings.file.set_aside", refuse)
-    assert read_settings(path).notices[0].endswith("it could not be renamed (Permission denied)")
+    assert read_settings(path)[1][0].endswith("it could not be renamed (Permission denied)")
 
 
 def test_the_command_line_comes_before_what_is_remembered():
-    overrides = Overrides(
-        config={"target": "b", "link": "1GB/s"}, params={"temperature": 0.0}, system_prompt="Be brief."
-    )
+    overrides = {"target": "b", "link": "1GB/s", "temperature": 0.0, "system_prompt": "Be brief."}
     remembered = RememberedSettings(ChatSettings(target="a", temperature=0.9, top_k=5), overrides=overrides)
-    assert remembered.config()["target"] == "b"
-    assert remembered.config()["link"] == "1GB/s"
-    assert (remembered.params()["temperature"], remembered.params()["top_k"]) == (0.0, 5)
+    assert remembered.config().target == "b"
+    assert remembered.config().link == "1GB/s"
+    assert (remembered.params().temperature, remembered.params().top_k) == (0.0, 5)
     assert remembered.system_prompt == "Be brief."
 
 
 def test_a_change_in_the_app_holds_against_the_command_line(tmp_path):
     path = tmp_path / "settings.toml"
-    overrides = Overrides(config={"device_memory_bytes": 0, "tree": "8x4"}, params={"temperature": 0.0})
+    overrides = {"device_memory_bytes": 0, "tree": "8x4", "temperature": 0.0}
     remembered = RememberedSettings(ChatSettings(), path=path, overrides=overrides)
     changed = remembered.settings.replace(temperature=0.5, device_memory="2GB")
     remembered.replace(changed)
-    assert remembered.params()["temperature"] == 0.5
-    assert remembered.config()["device_memory_bytes"] == 2_000_000_000
-    assert remembered.config()["tree"] == "8x4"
-    assert read_settings(path).settings == changed
+    assert remembered.params().temperature == 0.5
+    assert remembered.config().device_memory_bytes == 2_000_000_000
+    assert remembered.config().tree == "8x4"
+    assert read_settings(path)[0] == changed
 
 
 def test_a_model_that_is_chosen_comes_before_the_command_line():
-    overrides = Overrides(config={"target": "b", "draft": "none", "link": "1GB/s"})
+    overrides = {"target": "b", "draft": "none", "link": "1GB/s"}
     remembered = RememberedSettings(ChatSettings(target="a"), overrides=overrides)
     remembered.choose_model("a", draft="substitute")
-    assert (remembered.config()["target"], remembered.config()["draft"]) == ("a", "substitute")
-    assert remembered.config()["link"] == "1GB/s"
+    assert (remembered.config().target, remembered.config().draft) == ("a", "substitute")
+    assert remembered.config().link == "1GB/s"
     assert remembered.settings.recent_targets == ("a",)
 
 
 def test_without_a_seed_each_answer_gets_its_own():
     seeds = iter((7, 8))
     remembered = RememberedSettings(ChatSettings(), draw_seed=lambda: next(seeds))
-    assert [remembered.params()["seed"], remembered.params()["seed"]] == [7, 8]
-    assert RememberedSettings(ChatSettings(seed=3)).params()["seed"] == 3
+    assert [remembered.params().seed, remembered.params().seed] == [7, 8]
+    assert RememberedSettings(ChatSettings(seed=3)).params().seed == 3
 
 
 def test_settings_that_cannot_be_written_hold_all_the_same(tmp_path):
@@ -271,7 +265,7 @@ def test_settings_that_cannot_be_written_hold_all_the_same(tmp_path):
     assert remembered.settings.temperature == 0.1
     path.parent.unlink()
     remembered.replace(ChatSettings(temperature=0.1, seed=3))
-    assert read_settings(path).settings == ChatSettings(temperature=0.1, seed=3)
+    assert read_settings(path)[0] == ChatSettings(temperature=0.1, seed=3)
 
 
 def test_a_file_that_is_damaged_while_the_app_is_open_is_left_alone_until_it_is_mended(tmp_path):
@@ -284,7 +278,7 @@ def test_a_file_that_is_damaged_while_the_app_is_open_is_left_alone_until_it_is_
     assert path.read_text() == "top_k = "
     path.write_text("top_k = 5")
     remembered.replace(ChatSettings(seed=3, theme="nord"))
-    assert read_settings(path).settings == ChatSettings(seed=3, theme="nord", top_k=5)
+    assert read_settings(path)[0] == ChatSettings(seed=3, theme="nord", top_k=5)
 
 
 def test_nothing_is_written_where_nothing_changed(tmp_path):

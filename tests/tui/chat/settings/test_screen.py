@@ -4,7 +4,7 @@ import pytest
 from textual.widgets import Input, TextArea
 
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
-from tui.chat.settings.screen import SettingsDraft, SettingsScreen
+from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import TYPED_SETTINGS, ChatSettings
 from tui.chat.widgets.choice import ChoiceField
 
@@ -19,10 +19,12 @@ FIRST_ROWS = """\
 
 def played(*keys, settings=None, first="temperature", size=(80, 24)):
     """The screen's rows after the keys, and what it returned."""
-    screen = SettingsScreen(settings or ChatSettings(), themes=THEMES, first=first)
+    screen = SettingsScreen(settings or ChatSettings(), themes=THEMES)
     app, rows = WidgetApp(screen=screen), []
 
     async def story(pilot):
+        screen.query_one(f"#field-{first}").focus()
+        await pilot.pause()
         await pilot.press(*keys)
         await pilot.pause()
         rows.extend(screen_rows(app))
@@ -69,14 +71,14 @@ def test_choices_are_taken_with_the_arrows():
 
 
 def test_a_system_prompt_has_lines():
-    _, results = played("a", "enter", "b", "ctrl+s", first="system")
+    _, results = played("a", "enter", "b", "ctrl+s", first="system_prompt")
     assert results == [ChatSettings(system_prompt="a\nb")]
 
 
 def test_the_arrows_leave_a_system_prompt_at_its_ends():
-    rows, _ = played("a", "enter", "b", "up", "down", "down", first="system")
+    rows, _ = played("a", "enter", "b", "up", "down", "down", first="system_prompt")
     assert any("Folder or hub name of the model to run" in row for row in rows)
-    rows, _ = played("a", "enter", "b", "up", "up", first="system")
+    rows, _ = played("a", "enter", "b", "up", "up", first="system_prompt")
     assert any("How sampled tokens are verified" in row for row in rows)
 
 
@@ -127,7 +129,7 @@ def test_the_ways_out_are_always_on_the_screen(size):
 
 def test_escapes_in_a_system_prompt_are_signs():
     settings = ChatSettings(system_prompt="a\x1b]52;c;eA==\x07b\u202ec")
-    rows, _ = played(settings=settings, first="system")
+    rows, _ = played(settings=settings, first="system_prompt")
     assert any("a␛]52;c;eA==␇b⟨c" in row for row in rows)
 
 
@@ -146,28 +148,13 @@ def test_it_can_be_read_without_colour(monkeypatch):
     run(WidgetApp(screen=screen), story)
 
 
-def test_texts_become_settings():
-    draft = SettingsDraft(ChatSettings())
-    assert draft.put("temperature", "0.3") is None
-    assert draft.put("tree", "64x10") is None
-    assert draft.settings == ChatSettings(temperature=0.3, tree="64x10")
-    assert draft.reloading == ("tree",)
-
-
-def test_a_wrong_text_is_told_and_leaves_the_value():
-    draft = SettingsDraft(ChatSettings())
-    assert draft.put("temperature", "-1") == "temperature is -1.0; it must be 0 or more"
-    assert draft.settings == ChatSettings()
-    assert list(draft.problems) == ["temperature"]
-    draft.put("top_p", "0.5")
-    assert draft.settings.top_p == 0.5
-    assert draft.put("temperature", "1") is None
-    assert not draft.problems
+def test_a_wrong_text_leaves_the_value_until_it_is_mended():
+    rows, results = played("x", "enter", ".", "5", "up", "1", "ctrl+s")
+    assert not any("✗" in row for row in rows)
+    assert results == [ChatSettings(temperature=1.0, top_p=0.5)]
 
 
 def test_going_back_is_no_change():
-    draft = SettingsDraft(ChatSettings())
-    draft.put("tree", "64x10")
-    draft.put("tree", "auto")
-    assert draft.settings == ChatSettings()
-    assert draft.reloading == ()
+    rows, results = played("8", "x", "4", "ctrl+a", "ctrl+k", *"auto", "ctrl+s", first="tree")
+    assert not any("Waits" in row for row in rows)
+    assert results == [ChatSettings()]
