@@ -108,7 +108,7 @@ def endless(request: Request) -> list[Report]:
 
 
 class FakeEngine:
-    """An `EngineLink`: keeps what it is sent in `requests` and says what `script` makes of it, or what `say` is told.
+    """An `EngineClient` without a process: keeps what it is sent in `requests` and says what `script` makes of it.
 
     `script` may be exchanged at any time; `die` is what a killed process looks like.
     """

@@ -15,7 +15,7 @@ from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
 from runtime.prompts.prompt_file import Message as Turn
 from runtime.prompts.prompt_file import PromptRequest
-from tui.chat.engine.client import EngineDied, EngineLink
+from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.store.records import EndState, Message, chat_turns, first_kept_after_trim
@@ -84,7 +84,7 @@ class Dialogue:
     def __init__(
         self,
         store: ConversationStore,
-        engine: EngineLink,
+        engine: EngineClient,
         *,
         params: Callable[[], SamplingParams] = SamplingParams,
         new_system_prompt: Callable[[], str] = str,

@@ -26,7 +26,7 @@ from tui.chat.dialogue import (
     TurnAdded,
     TurnsChanged,
 )
-from tui.chat.engine.client import EngineLink
+from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
 from tui.chat.models import LocalModelSource
@@ -63,7 +63,7 @@ class ChatServices:
     """Everything outside the screen that the app works with; its maker closes the store."""
 
     store: ConversationStore
-    engine: EngineLink
+    engine: EngineClient
     """Not started yet; the app closes it."""
     settings: RememberedSettings
     """What is remembered, and what the command line said instead."""

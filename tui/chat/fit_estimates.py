@@ -24,7 +24,6 @@ from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.fit.machine import Machine
-    from runtime.fit.plan_question import PlanQuestion
     from runtime.fit.plan_report import PlanReport
 
 Fit = Literal["resident", "streams", "does not fit", "unusable", "unknown"]
@@ -81,12 +80,29 @@ async def estimate_fits(
 def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[FitEstimate]:
     """Plan for each folder, in the child; the machine is measured once, with the first that is a model."""
     from runtime.fit.plan import plan_with_profiles
+    from runtime.fit.plan_question import find_machine, resolve_question
+    from runtime.fit.request import MachineRequest, PlanRequest
 
     machine: Machine | None = None
+    limits = MachineRequest(
+        device=config.device,
+        device_memory_bytes=config.device_memory_bytes,
+        host_memory_bytes=config.host_memory_bytes,
+        link=None if config.link is None else parse_speed(config.link, "link"),
+        disk=None if config.disk_link is None else parse_speed(config.disk_link, "disk_link"),
+    )
     for folder in folders:
         try:
-            question = _question(folder, config)
-            machine = machine or _find_machine(folder, config)
+            request = PlanRequest(
+                target=folder,
+                draft=config.draft,
+                draft_format=config.draft_format,
+                context_tokens=config.context_tokens,
+                tree="auto" if config.is_plain else config.tree,
+            )
+            question = resolve_question(request)
+            if machine is None:
+                machine = finish(find_machine(limits, cache_folder=cache_folder(), model_folder=Path(folder)))
             yield estimate_of(folder, plan_with_profiles(question, machine, cache_folder=cache_folder()))
         except BudgetError as error:
             yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
@@ -104,34 +120,6 @@ def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
     source = ", from disk," if placed.disk_bytes else ""
     sentence = f"streams {format_bytes(placed.streamed_bytes)}{source} in every pass, about {seconds:.3g} s/token"
     return FitEstimate(folder, "streams", seconds, sentence)
-
-
-def _question(folder: str, given: EngineConfig) -> "PlanQuestion":
-    from runtime.fit.plan_question import resolve_question
-    from runtime.fit.request import PlanRequest
-
-    request = PlanRequest(
-        target=folder,
-        draft=given.draft,
-        draft_format=given.draft_format,
-        context_tokens=given.context_tokens,
-        tree="auto" if given.is_plain else given.tree,
-    )
-    return resolve_question(request)
-
-
-def _find_machine(folder: str, given: EngineConfig) -> "Machine":
-    from runtime.fit.plan_question import find_machine
-    from runtime.fit.request import MachineRequest
-
-    request = MachineRequest(
-        device=given.device,
-        device_memory_bytes=given.device_memory_bytes,
-        host_memory_bytes=given.host_memory_bytes,
-        link=None if given.link is None else parse_speed(given.link, "link"),
-        disk=None if given.disk_link is None else parse_speed(given.disk_link, "disk_link"),
-    )
-    return finish(find_machine(request, cache_folder=cache_folder(), model_folder=Path(folder)))
 
 
 def main() -> None:

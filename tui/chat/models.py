@@ -45,8 +45,11 @@ class LocalModelSource:
 
     async def models(self) -> Sequence[ListedModel]:
         """Return the recent ones, then the others on this machine; the demo model is always there."""
-        local = [self._under_target(model) for model in await asyncio.to_thread(self._list)]
-        rows = merged_models(self._recent, local)
+        named = [target for target in self._recent if target]
+        found = await asyncio.to_thread(  # since disks may be slow
+            list_local_models, own_cache=self._own_cache, hub_cache=self._hub_cache, named_folders=named
+        )
+        rows = merged_models(self._recent, map(self._under_target, found))
         has_demo = any(row.target == DEMO_TARGET for row in rows)
         return rows if has_demo else (*rows, ListedModel(DEMO_TARGET, f"{DEMO_MODEL_NAME} (demo, fetched once)"))
 
@@ -55,11 +58,6 @@ class LocalModelSource:
         async with aclosing(self._ask(list(target_of), replace(self._config, draft=draft))) as found:
             async for estimate in found:
                 yield replace(estimate, folder=target_of[estimate.folder])
-
-    def _list(self) -> tuple[ListedModel, ...]:
-        """List the folders, in a thread since disks may be slow."""
-        named = [folder for target in self._recent if target and (folder := Path(target).expanduser()).is_dir()]
-        return list_local_models(own_cache=self._own_cache, hub_cache=self._hub_cache, named_folders=named)
 
     def _under_target(self, model: ListedModel) -> ListedModel:
         """Return the model under the target that it is known by, and remember its folder."""
@@ -73,7 +71,7 @@ class LocalModelSource:
         """Return what this model was called when it was used: its hub name, or its folder however it was written."""
         folder = Path(model.target).absolute()
         for target in self._recent:
-            if target and (target in (model.name, model.target) or Path(target).expanduser().absolute() == folder):
+            if target and (target in (model.name, model.target) or _expanded(Path(target)).absolute() == folder):
                 return target
         return None
 
@@ -90,7 +88,7 @@ def list_local_models(
     cached = [*_models_in(own_cache), *_hub_models(hub_cache)]
     unique: dict[Path, ListedModel] = {}
     for model in (*found, *sorted(cached, key=lambda model: model.name.lower())):
-        unique.setdefault(_real(Path(model.target)), model)
+        unique.setdefault(Path(model.target).resolve(), model)
     return tuple(unique.values())
 
 
@@ -149,11 +147,4 @@ def _expanded(folder: Path) -> Path:
     try:
         return folder.expanduser()
     except RuntimeError:  # the home of an unknown user
-        return folder
-
-
-def _real(folder: Path) -> Path:
-    try:
-        return folder.resolve()
-    except (OSError, RuntimeError):  # a link to itself
         return folder

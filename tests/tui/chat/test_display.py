@@ -47,7 +47,7 @@ async def _ready(teller):
 async def _prefill(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
     teller.engine.say(*of_answer(1, PrefillProgress(256, 700)))
-    await teller.until(lambda: teller.dialogue.state.num_prompt_tokens == 700)
+    await teller.until(lambda: teller.dialogue.state.prefill.num_prompt_tokens == 700)
 
 
 async def _drafting(teller):

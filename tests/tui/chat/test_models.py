@@ -155,7 +155,7 @@ def test_a_model_of_the_hub_is_there_once_under_the_name_it_was_used_by(tmp_path
 def test_a_recent_folder_keeps_its_spelling_and_one_that_is_gone_its_name(tmp_path, monkeypatch):
     make_model(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    rows = listed(source_of(tmp_path, ["./mine", "/gone"]))
+    rows = listed(source_of(tmp_path, ["./mine", "/gone", "~nobody-by-that-name/model"]))
     assert rows[0] == ListedModel("./mine", "mine", 10, is_recent=True)
     assert rows[1] == ListedModel("/gone", "/gone", None, is_recent=True)
 

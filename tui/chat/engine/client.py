@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from profiles.errors import BadInputError
 from tui.chat.engine.child_process import child_command, child_environment
@@ -34,32 +33,6 @@ class EngineDied:
     """What happened, and its last words."""
 
 
-class EngineLink(Protocol):
-    """An engine as the app sees it."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether requests reach a process."""
-
-    async def start(self) -> None:
-        """Start a process; after `EngineDied`, a new one, which has no model open yet."""
-
-    def send(self, request: Request) -> None:
-        """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
-
-    def reports(self) -> AsyncIterator[Report | EngineDied]:
-        """Yield what the process says, and what a new one says after it, until `close`."""
-
-    async def end_process(self) -> None:
-        """End the process, even one that hangs, without an `EngineDied`; returns once all that it said was heard.
-
-        Somebody must be reading the reports. `start` makes a new process.
-        """
-
-    async def close(self) -> None:
-        """End the process: orderly if it answers in time, else by request of the system, then by force; idempotent."""
-
-
 class EngineClient:
     """The engine in a process of its own, used from one event loop."""
 
@@ -76,12 +49,13 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_closing = False
-        self._is_end_wanted = False
+        self._is_end_wanted = False  # of the process that is there
         self._lock = asyncio.Lock()  # of starting and closing
         self._queue: asyncio.Queue[Report | EngineDied | None] = asyncio.Queue()
 
     @property
     def is_alive(self) -> bool:
+        """Whether requests reach a process."""
         return self._process is not None and self._process.returncode is None
 
     @property
@@ -89,71 +63,74 @@ class EngineClient:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start a process, unless one is alive or all is closed. Raises OSError if the system cannot."""
+        """Start a process, unless one is alive or all is closed; it has no model open yet.
+
+        Raises OSError if the system cannot.
+        """
         async with self._lock:
             if self.is_alive or self._is_closing:
                 return
             if self._watching is not None:
                 await self._watching
-            await self._start()
-
-    async def _start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-            env=child_environment(),
-            start_new_session=True,  # the terminal's signals are for the app; the end of stdin ends the engine
-        )
-        self._watching = asyncio.create_task(self._watch(self._process))
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                env=child_environment(),
+                start_new_session=True,  # the terminal's signals are for the app; the end of stdin ends the engine
+            )
+            self._is_end_wanted = False
+            self._watching = asyncio.create_task(self._watch(self._process))
 
     def send(self, request: Request) -> None:
+        """Hand a request over without waiting. What is sent to a process that is gone is dropped."""
         if not self.is_alive:
             return
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(to_line(request))
 
     async def reports(self) -> AsyncIterator[Report | EngineDied]:
+        """Yield what the process says, and what a new one says after it, until `close`."""
         while (report := await self._queue.get()) is not None:
             yield report
             self._queue.task_done()
 
     async def end_process(self) -> None:
+        """End the process, even one that hangs, without an `EngineDied`; returns once all that it said was heard.
+
+        Somebody must be reading the reports. `start` makes a new process.
+        """
         async with self._lock:
-            if self._is_closing or self._process is None or self._watching is None:
+            if self._is_closing or self._process is None:
                 return
-            self._is_end_wanted = True
-            try:
-                await self._end(self._process)
-                await self._watching
-            finally:
-                self._is_end_wanted = False
+            await self._end()
         await self._queue.join()
 
     async def close(self) -> None:
+        """End the process: orderly if it answers in time, else by request of the system, then by force; idempotent."""
         async with self._lock:
-            if self._is_closing:
-                return
-            self._is_closing = True
-            if self._process is not None:
-                await self._end(self._process)
-            if self._watching is not None:
-                await self._watching
-            self._queue.put_nowait(None)
+            if not self._is_closing:
+                self._is_closing = True
+                await self._end()
+                self._queue.put_nowait(None)
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self) -> None:
+        if self._process is None or self._watching is None:
+            return
+        self._is_end_wanted = True
         self.send(Quit())
-        assert process.stdin is not None
-        process.stdin.close()
-        for seconds, insist in ((self._quit_seconds, process.terminate), (self._terminate_seconds, process.kill)):
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        patience = ((self._quit_seconds, self._process.terminate), (self._terminate_seconds, self._process.kill))
+        for seconds, insist in patience:
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), seconds)
-                return
+                await asyncio.wait_for(self._process.wait(), seconds)
+                break
             with suppress(ProcessLookupError):
                 insist()
-        await process.wait()
+        await self._watching
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Hand on what the process says until it is gone, and then say how it ended."""
@@ -171,7 +148,7 @@ class EngineClient:
         exit_code = await process.wait()
         await asyncio.wait({hearing}, timeout=_LAST_WORDS_SECONDS)  # its own children may hold stderr open
         hearing.cancel()
-        if not self._is_closing and not self._is_end_wanted:
+        if not self._is_end_wanted:
             self._queue.put_nowait(_death(exit_code, last_lines, complaint))
 
 
@@ -193,12 +170,6 @@ def _death(exit_code: int, last_lines: Sequence[str], complaint: str | None) -> 
             "with a smaller model, context or memory budget if it was not you"
         )
     if exit_code < 0:
-        return EngineDied(f"the engine was ended by {_signal_name(-exit_code)}{last_words}")
+        name = next((each.name for each in signal.Signals if each == -exit_code), f"signal {-exit_code}")
+        return EngineDied(f"the engine was ended by {name}{last_words}")
     return EngineDied(f"the engine ended with exit code {exit_code}{last_words}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -18,19 +18,13 @@ class RequestInbox:
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[LoadModel | Answer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._stop: Callable[[], None] | None = None  # of the answer under way
+        self._stop: Callable[[], None] = _do_nothing  # of the answer under way
         self._answer_id: int | None = None  # the same answer's
-        self._waiting_ids: set[int] = set()
-        self._stopped_ids: set[int] = set()  # among those that wait
+        self._stopped_ids: set[int] = set()
         self._num_waiting_loads = 0
         self._is_ending = False
         self.complaint: str | None = None
         """Why the reading ended, if a line was no request."""
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether nothing more is wanted."""
-        return self._is_ending
 
     @property
     def is_load_outdated(self) -> bool:
@@ -65,35 +59,32 @@ class RequestInbox:
         """
         with self._lock:
             self._answer_id, self._stop = answer_id, stop
-            self._waiting_ids.discard(answer_id)
             if answer_id in self._stopped_ids or self._is_ending:
-                self._stopped_ids.discard(answer_id)
                 stop()
         try:
             yield
         finally:
             with self._lock:
-                self._answer_id = self._stop = None
+                self._answer_id, self._stop = None, _do_nothing
 
     def _take_in(self, request: LoadModel | Answer | StopAnswer) -> None:
         with self._lock:
             if isinstance(request, StopAnswer):
-                if request.answer_id == self._answer_id and self._stop is not None:
+                self._stopped_ids.add(request.answer_id)
+                if request.answer_id == self._answer_id:
                     self._stop()
-                elif request.answer_id in self._waiting_ids:
-                    self._stopped_ids.add(request.answer_id)
                 return
-            if isinstance(request, Answer):
-                self._waiting_ids.add(request.answer_id)
-            else:
+            if isinstance(request, LoadModel):
                 self._num_waiting_loads += 1
-                if self._stop is not None:
-                    self._stop()
+                self._stop()
         self._waiting.put(request)
 
     def _end(self) -> None:
         with self._lock:
             self._is_ending = True
-            if self._stop is not None:
-                self._stop()
+            self._stop()
         self._waiting.put(None)
+
+
+def _do_nothing() -> None:
+    """Stop the answer while there is none."""

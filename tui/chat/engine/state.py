@@ -12,6 +12,7 @@ from tui.chat.engine.messages import AnswerEvent, Failed, Loaded, Loading, OfAns
 from tui.chat.machine.figures import RunningFigures
 
 Phase = Literal["no model", "loading", "ready", "prefill", "drafting", "verifying", "stopped", "error", "dead"]
+_NOTHING_PREFILLED, _NOTHING_DRAFTED, _NO_PASS = PrefillProgress(0, 0), LevelDrafted(0, 0), PassRunning(0, 0, ())
 _NOTHING_READ = Loading(LoadProgress("", 0, 0), seconds=0.0)
 
 
@@ -62,27 +63,16 @@ class EngineState:
     """For `loading`: how far."""
     model: Loaded | None = None
     """The session that is open, if one is."""
-    num_prefilled_tokens: int = 0
-    """For `prefill`: prompt tokens in the caches so far."""
-    num_prompt_tokens: int = 0
-    """Prompt tokens altogether; 0 before the engine has said it."""
-    draft_level: int = 0
-    """For `drafting`: depth of the level that was proposed last."""
-    draft_width: int = 0
-    """Nodes in it that were run."""
-    num_done_layers: int = 0
-    """Layers computed of the pass that runs; 0 between passes."""
-    layers_in_slots: tuple[int, ...] = ()
-    """Streamed layers in the ring's slots, or being copied there."""
+    prefill: PrefillProgress = _NOTHING_PREFILLED
+    """For `prefill`: the last report of it; no tokens before the engine has said how many."""
+    drafted: LevelDrafted = _NOTHING_DRAFTED
+    """For `drafting`: the level that was proposed last; of depth 0 before the first."""
+    running: PassRunning = _NO_PASS
+    """The last report of a pass; no layer is done between passes."""
     figures: RunningFigures = field(default_factory=RunningFigures)
     """What the rounds since the model was loaded say."""
     session: SessionFigures = field(default_factory=SessionFigures)
     """How the session stands after the last of them."""
-
-    @property
-    def num_layers(self) -> int:
-        """Decoder layers of the target; 0 without a model."""
-        return self.model.num_layers if self.model else 0
 
     @property
     def predicted_tokens_per_second(self) -> float | None:
@@ -100,7 +90,7 @@ def begin_load() -> EngineState:
 
 def begin_answer(state: EngineState) -> EngineState:
     """Return the state after a request for an answer was sent, before the engine's first word about it."""
-    return replace(_between_passes(state), phase="prefill", num_prefilled_tokens=0, num_prompt_tokens=0)
+    return replace(_between_passes(state), phase="prefill", prefill=_NOTHING_PREFILLED)
 
 
 def with_death(sentence: str) -> EngineState:
@@ -126,21 +116,11 @@ def with_report(state: EngineState, report: Report) -> EngineState:
 def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:
     match event:
         case PrefillProgress():
-            return replace(
-                state,
-                phase="prefill",
-                num_prefilled_tokens=event.num_done_tokens,
-                num_prompt_tokens=event.num_prompt_tokens,
-            )
+            return replace(state, phase="prefill", prefill=event)
         case LevelDrafted():
-            return replace(_between_passes(state), phase="drafting", draft_level=event.level, draft_width=event.width)
+            return replace(_between_passes(state), phase="drafting", drafted=event)
         case PassRunning():
-            return replace(
-                state,
-                phase="prefill" if _is_prompt_unread(state) else "verifying",
-                num_done_layers=event.num_done_layers,
-                layers_in_slots=event.layers_in_slots,
-            )
+            return replace(state, phase="prefill" if _is_prompt_unread(state) else "verifying", running=event)
         case Round():
             is_plain = state.model is not None and state.model.draft == "none"
             return replace(
@@ -161,8 +141,8 @@ def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:
 
 def _is_prompt_unread(state: EngineState) -> bool:
     """Whether the pass that runs is one of the prompt; the last token of a prompt is the root of the first tree."""
-    return state.phase == "prefill" and state.num_prefilled_tokens < state.num_prompt_tokens - 1
+    return state.phase == "prefill" and state.prefill.num_done_tokens < state.prefill.num_prompt_tokens - 1
 
 
 def _between_passes(state: EngineState) -> EngineState:
-    return replace(state, sentence="", draft_level=0, draft_width=0, num_done_layers=0)
+    return replace(state, sentence="", drafted=_NOTHING_DRAFTED, running=replace(state.running, num_done_layers=0))

@@ -129,20 +129,19 @@ def layers_section(state: EngineState, width: int) -> Section:
     model = state.model
     if model is None:
         return _section("Layers", ("no model",), tooltip, width)
-    is_running = 0 < state.num_done_layers < model.num_layers
+    in_slots, num_done = state.running.layers_in_slots, state.running.num_done_layers
+    is_running = 0 < num_done < model.num_layers
     signs = layer_signs(
         model.num_layers,
         resident=model.resident_layers,
-        in_slots=state.layers_in_slots,
-        current=state.num_done_layers if is_running else None,
+        in_slots=in_slots,
+        current=num_done if is_running else None,
     )
-    done = f"{state.num_done_layers}/{model.num_layers}" if is_running else f"{model.num_layers}"
+    done = f"{num_done}/{model.num_layers}" if is_running else f"{model.num_layers}"
     num_streamed = model.num_layers - model.num_resident_layers
-    ring = f"ring {slots_text(state.layers_in_slots, model.num_ring_slots)}" if num_streamed else "nothing streams"
-    per_pass = f"{format_bytes(model.bytes_per_pass)} a pass"
-    rows = (*wrap_layers(signs, width), LEGEND, f"{ring}  {per_pass}" if num_streamed else ring)
-    title = f"Layers {done}, {num_streamed} streamed"
-    return _section(title, rows, tooltip, width)
+    ring = f"ring {slots_text(in_slots, model.num_ring_slots)}  {format_bytes(model.bytes_per_pass)} a pass"
+    rows = (*wrap_layers(signs, width), LEGEND, ring if num_streamed else "nothing streams")
+    return _section(f"Layers {done}, {num_streamed} streamed", rows, tooltip, width)
 
 
 def speed_section(state: EngineState, width: int) -> Section:

@@ -62,12 +62,12 @@ def phase_text(state: EngineState) -> str:
         case "loading":
             return _loading_text(state)
         case "prefill":
-            return _steps_text("prefill", state.num_prefilled_tokens, state.num_prompt_tokens, unit="tokens")
+            return _steps_text("prefill", state.prefill.num_done_tokens, state.prefill.num_prompt_tokens, unit="tokens")
         case "drafting":
-            nodes = f", {state.draft_width} nodes" if state.draft_width else ""
-            return f"drafting level {state.draft_level}{nodes}".ljust(_BUSY_WIDTH)
+            nodes = f", {state.drafted.width} nodes" if state.drafted.width else ""
+            return f"drafting level {state.drafted.level}{nodes}".ljust(_BUSY_WIDTH)
         case "verifying":
-            return _steps_text("verifying", state.num_done_layers, state.num_layers, unit="layers")
+            return _steps_text("verifying", state.running.num_done_layers, state.running.num_layers, unit="layers")
         case phase:
             words = one_line(state.sentence) or ("no model: /model" if phase == "no model" else phase)
             return f"{_LOOKS[phase][0]}{words}"

@@ -106,12 +106,14 @@ def read_settings(path: Path) -> tuple[ChatSettings, tuple[str, ...]]:
     """
     where = one_line(str(path))
     try:
-        return _from_values(_parsed(_read_text(path)), where=where)
+        return _from_values(tomllib.loads(_read_text(path)), where=where)
     except FileNotFoundError:
         return ChatSettings(), ()
     except OSError as error:
         reason = f"{where} cannot be read ({error.strerror or error}), so all settings have their defaults"
         return ChatSettings(), (reason,)
+    except RecursionError:
+        return ChatSettings(), (_set_aside(path, "it is nested too deeply"),)
     except ValueError as error:
         return ChatSettings(), (_set_aside(path, one_line(str(error))),)
 
@@ -164,13 +166,6 @@ def _with_changes(text: str, settings: ChatSettings, changed: Iterable[str]) -> 
 def _read_text(path: Path) -> str:
     """Raise OSError, or ValueError for content that is no text or too much of it."""
     return read_regular_file(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def _set_aside(path: Path, reason: str) -> str:

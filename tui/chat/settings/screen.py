@@ -9,7 +9,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
 from textual.widget import Widget
@@ -22,7 +21,6 @@ from tui.chat.widgets.prompt import SafeTextArea
 from tui.terminal_text import one_line
 
 _FIELD = "field-"
-_AGAIN = "Waits for another load: "
 
 
 class _Row(Vertical):
@@ -162,7 +160,8 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
             self._problems[name] = str(error)
         self.query_one(f"#row-{name}", _Row).tell(self._problems.get(name))
         reloading = ", ".join(SETTINGS[each].label for each in changes_that_reload(self._before, self._settings))
-        self.query_one("#settings-reload", Static).update(Content(f"{_AGAIN}{reloading}" if reloading else ""))
+        words = f"Waits for another load: {reloading}" if reloading else ""
+        self.query_one("#settings-reload", Static).update(words)
 
     @staticmethod
     def _name_of(field: Widget | None) -> str | None:

@@ -48,7 +48,7 @@ def test_work_is_taken_in_order_and_ends_with_quit(inbox, lines):
         assert inbox.take() == request
     lines.put(to_line(Quit()))
     assert inbox.take() is None
-    assert inbox.is_ending and inbox.complaint is None
+    assert inbox.complaint is None
 
 
 def test_the_end_of_the_pipe_ends_the_work(inbox, lines):

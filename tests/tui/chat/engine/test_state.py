@@ -24,7 +24,6 @@ from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_de
 
 def test_there_is_no_model_at_first():
     assert EngineState().phase == "no model"
-    assert EngineState().num_layers == 0
 
 
 def test_a_load_has_a_rate_and_an_end():
@@ -58,17 +57,17 @@ def test_an_answer_is_prefill_before_the_engine_says_so():
 
 def test_passes_over_the_prompt_are_prefill():
     state = folded(PassRunning(3, 28, (4,)), begun=prefilling())
-    assert (state.phase, state.num_done_layers, state.layers_in_slots) == ("prefill", 3, (4,))
+    assert (state.phase, state.running.num_done_layers, state.running.layers_in_slots) == ("prefill", 3, (4,))
     state = folded(PrefillProgress(699, 700), PassRunning(1, 28, ()), begun=state)
     assert state.phase == "verifying"
 
 
 def test_a_round_goes_from_drafting_to_verifying_and_back():
-    assert (drafting().phase, drafting().draft_level, drafting().draft_width) == ("drafting", 3, 12)
+    assert (drafting().phase, drafting().drafted) == ("drafting", LevelDrafted(3, 12))
     state = verifying()
-    assert (state.phase, state.num_done_layers, state.num_layers) == ("verifying", 16, 28)
+    assert (state.phase, state.running.num_done_layers, state.running.num_layers) == ("verifying", 16, 28)
     state = folded(round_done(), FIGURES, begun=state)
-    assert (state.phase, state.num_done_layers, state.draft_level) == ("drafting", 0, 0)
+    assert (state.phase, state.running.num_done_layers, state.drafted.level) == ("drafting", 0, 0)
     assert state.figures.last == round_done()
     assert state.predicted_tokens_per_second == pytest.approx(10)
 
@@ -82,7 +81,7 @@ def test_without_a_draft_there_is_no_drafting():
 def test_the_end_of_an_answer_keeps_the_figures(reason, phase):
     before = verifying()
     state = folded(replace(FINISHED, finish_reason=reason), begun=before)
-    assert (state.phase, state.num_done_layers) == (phase, 0)
+    assert (state.phase, state.running.num_done_layers) == (phase, 0)
     assert state.figures == before.figures
 
 
