@@ -4,16 +4,23 @@ Opens and checks the folders, chooses device, compute dtype and context, lists e
 against them: the rest of the device's memory is filled with layers. Reads headers only.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.layer_layout import LayerLayout
 from offload.device import select_device
 from offload.errors import BudgetError
 from offload.formats.draft_weight import HeldFormat
+from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.formats.weight_format import scratch_bytes
 from offload.memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
 from offload.units import format_bytes
@@ -21,13 +28,16 @@ from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAUL
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.fit.advice import Advice, advise
-from runtime.fit.file_need import need_of_files
+from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.fit.place import Placement
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
+from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
 from runtime.prompts.prompt_file import PromptRequest
+
+_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +75,9 @@ class LoadPlan:
         if config.draft not in ("none", "substitute"):
             draft = ModelFiles.open(Path(config.draft))
             check_draft_tokenizer(tokenizer, target=target.checkpoint.folder, draft=draft.checkpoint.folder)
-        # float32 on a processor, so that no text depends on its tree
-        dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
-        if config.compute_dtype != "auto":
-            dtype = getattr(torch, config.compute_dtype)
-        context_tokens = _choose_context(config, target, tokenizer, requests)
-        shape = (1, 1) if config.is_plain else config.tree_shape
-        max_nodes = shape[0] if shape else default_max_nodes(device)
-        need = need_of_files(
-            config,
-            target,
-            draft,
-            compute_dtype=dtype,
-            context_tokens=context_tokens,
-            max_nodes=max_nodes,
-            device=device,
-        )
+        wanted = [len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1 for request in requests]
+        usual_context = max(wanted, default=DEFAULT_CONTEXT_TOKENS)
+        need = need_of_files(config, target, draft, usual_context_tokens=usual_context, device=device)
         machine = replace(
             find_memory(device, budget_bytes=config.device_memory_bytes),
             host_budget_bytes=config.host_memory_bytes,
@@ -94,12 +91,12 @@ class LoadPlan:
         return cls(
             config=config,
             device=device,
-            dtype=dtype,
+            dtype=_compute_dtype(config, target, device),
             target=target,
             draft=draft,
             tokenizer=tokenizer,
-            context_tokens=context_tokens,
-            max_nodes=max_nodes,
+            context_tokens=need.context_tokens,
+            max_nodes=need.max_nodes,
             placement=replace(placement, stage_bytes=_stage_bytes(config, placement.residency, device=device)),
             baseline_bytes=resident_memory_bytes(),
             advice=advice,
@@ -143,11 +140,87 @@ def default_max_nodes(device: torch.device) -> int:
     return DEFAULT_MAX_NODES if device.type == "cpu" else ACCELERATOR_MAX_NODES
 
 
-def _choose_context(config: EngineConfig, target: ModelFiles, tokenizer: Any, requests: Sequence[PromptRequest]) -> int:
-    """Return the user's choice, enough for the longest request, or a default; at most the model's positions."""
-    needed = [len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1 for request in requests]
-    wanted = config.context_tokens or max(needed, default=DEFAULT_CONTEXT_TOKENS)
-    return min(wanted, max_positions(target.config) or wanted)
+def need_of_files(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    usual_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+    device: torch.device = HOST_DEVICE,
+) -> MemoryNeed:
+    """Return what a session needs; without a separate `draft` the config says whether there is a substitute or none.
+
+    The context is the user's choice or the usual one, at most the model's positions.
+    """
+    dtype = _compute_dtype(config, target, device)
+    context_tokens = config.context_tokens or usual_context_tokens
+    shape = (1, 1) if config.is_plain else config.tree_shape
+    logits_bytes = target.workspace_bytes(0, dtype)
+    return MemoryNeed(
+        formats=layer_formats(target.layouts),
+        others_bytes=target.other_layout.slab_bytes,
+        draft=_draft_need(config, target, draft, dtype=dtype, device=device),
+        cache_bytes_per_token=target.cache_bytes_per_token(dtype),
+        context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
+        max_nodes=shape[0] if shape else default_max_nodes(device),
+        activation_bytes_per_token=target.workspace_bytes(1, dtype) - logits_bytes,
+        logits_bytes=logits_bytes,
+        scratch_bytes=2 * scratch_bytes(dtype, device),
+        num_slots=config.ring_slots,
+        num_graft_nodes=config.num_graft_nodes,
+    )
+
+
+def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
+    """Return the layers as stored, then as each smaller quantized format; quantized layers have no other."""
+    stored = LayerFormat(
+        _stored_name(layouts),
+        tuple(layout.slab_bytes for layout in layouts),
+        tuple(layout.payload_bytes for layout in layouts),
+    )
+    if stored.name in QUANTIZED_FORMATS:
+        return (stored,)
+    shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
+    vectors = list(map(_vector_bytes, layouts))
+    converted = (quantized_layers(name, shapes, vectors) for name in QUANTIZED_FORMATS)
+    return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
+
+
+def _draft_need(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, dtype: torch.dtype, device: torch.device
+) -> DraftNeed | None:
+    if config.is_plain:
+        return None
+    files, is_substitute = draft or target, draft is None
+    held = files.held_format(config.draft_format, dtype, device, is_substitute=is_substitute)
+    num_bytes = sum(files.draft_layer_bytes(held))
+    if not is_substitute:
+        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, device)
+    label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
+    shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(dtype), shared)
+
+
+def _stored_name(layouts: Sequence[LayerLayout]) -> str:
+    """Return the format that most of the weights are stored in."""
+    counts: Counter[str] = Counter()
+    for tensor in chain.from_iterable(layout.tensors for layout in layouts):
+        counts[tensor.dtype] += math.prod(tensor.shape)
+    dtype = counts.most_common(1)[0][0]
+    return _FORMAT_NAMES.get(dtype, dtype)
+
+
+def _vector_bytes(layout: LayerLayout) -> int:
+    """Return the bytes of everything that is no matrix."""
+    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) != 2)
+
+
+def _compute_dtype(config: EngineConfig, target: ModelFiles, device: torch.device) -> torch.dtype:
+    """Return the user's choice, or float32 on a processor, so that no text depends on its tree."""
+    if config.compute_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.compute_dtype)
+        return dtype
+    return torch.float32 if device.type == "cpu" else target.stored_dtype
 
 
 def _stage_bytes(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> int:

@@ -17,15 +17,13 @@ from offload.errors import CheckpointError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, EngineConfig
-from runtime.engine.load_plan import default_max_nodes
+from runtime.engine.load_plan import default_max_nodes, need_of_files
 from runtime.fit.advice import Advice, advise
-from runtime.fit.file_need import need_of_files
 from runtime.fit.machine import Machine
 from runtime.fit.models import known_shapes
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement
 from runtime.fit.probes import MachineProbes
-from runtime.model.architecture import max_positions
 from runtime.model.model_loader import ModelFiles
 
 SCHEMA_VERSION = 2
@@ -206,16 +204,8 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     Raises:
         CheckpointError: a folder cannot be used.
     """
-    files = ModelFiles.open(target)
-    need = need_of_files(
-        config,
-        files,
-        None if draft is None else ModelFiles.open(draft),
-        compute_dtype=torch.float32 if device.type == "cpu" else files.stored_dtype,
-        context_tokens=min(config.context_tokens or DEFAULT_CONTEXT_TOKENS, max_positions(files.config) or 1 << 30),
-        max_nodes=default_max_nodes(device),
-        device=device,
-    )
+    draft_files = None if draft is None else ModelFiles.open(draft)
+    need = need_of_files(config, ModelFiles.open(target), draft_files, device=device)
     return ModelOutlook(str(target), config.draft, need)
 
 

@@ -1,6 +1,6 @@
 """What one session must hold, as numbers: the decoder layers in each format, and everything beside them.
 
-Built from a checked folder's headers (`file_need`) or from a shape alone (`ModelShape.need`); no weight is read.
+Built from a checked folder's headers (`need_of_files`) or from a shape alone (`ModelShape.need`); no weight is read.
 """
 
 from collections.abc import Iterable, Sequence

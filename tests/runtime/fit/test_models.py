@@ -3,9 +3,9 @@ import json
 import pytest
 
 from offload.errors import CheckpointError, UnsupportedArchitectureError
+from runtime.engine.load_plan import layer_formats
 from runtime.errors import OptionError
 from runtime.fit import models
-from runtime.fit.file_need import layer_formats
 from runtime.fit.models import (
     find_model,
     find_shape,

@@ -6,9 +6,8 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
-from runtime.config import DEFAULT_MAX_NODES, EngineConfig
-from runtime.engine.load_plan import LoadPlan
-from runtime.fit.file_need import layer_formats, need_of_files
+from runtime.config import EngineConfig
+from runtime.engine.load_plan import LoadPlan, layer_formats, need_of_files
 from runtime.fit.machine import Machine
 from runtime.fit.place import place
 from runtime.model.model_loader import ModelFiles
@@ -27,15 +26,9 @@ def qwen(tmp_path_factory):
     return save_tiny_tokenizer(save_tiny_model("qwen2", tmp_path_factory.mktemp("qwen2"), dtype=torch.bfloat16))
 
 
-def need_of(config, target, draft=None, context_tokens=64):
-    return need_of_files(
-        config,
-        ModelFiles.open(target),
-        None if draft is None else ModelFiles.open(draft),
-        compute_dtype=torch.float32,
-        context_tokens=context_tokens,
-        max_nodes=DEFAULT_MAX_NODES,
-    )
+def need_of(config, target, draft=None):
+    draft_files = None if draft is None else ModelFiles.open(draft)
+    return need_of_files(config, ModelFiles.open(target), draft_files, usual_context_tokens=64)
 
 
 @pytest.mark.parametrize("draft", ["none", "substitute", "int8", "stored"])
