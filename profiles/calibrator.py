@@ -191,7 +191,6 @@ class Calibrator:
         return min(self._deadline - self.scope.texts_share * measuring, self.clock() + share * measuring)
 
     def _transfers(self, machine: MachineProfile) -> _Progress[MachineProfile]:
-        """Add what the link and the disk were measured to carry."""
         link = yield from self._transfer_samples("copies to the device", self.probes.time_link)
         disk = yield from self._transfer_samples("reads from disk", self.probes.time_disk)
         (link_rate, link_latency), (disk_rate, disk_latency) = rate_and_latency(link), rate_and_latency(disk)

@@ -40,7 +40,6 @@ class CostLaw:
     """b, of each token and key."""
 
     def __call__(self, num_tokens: int, context_tokens: int = 0) -> float:
-        """Return the seconds of a pass of n tokens behind a context."""
         keys = context_tokens + num_tokens
         return self.base_seconds + num_tokens * (self.token_seconds + self.attention_seconds * keys)
 

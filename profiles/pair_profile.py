@@ -121,7 +121,6 @@ class AcceptanceTable:
 
     @property
     def is_rough(self) -> bool:
-        """Whether too few positions were seen to plan from."""
         return self.num_positions[0] < FEW_POSITIONS
 
 

@@ -202,7 +202,6 @@ def _draft_need(
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:
-    """Return the format that most of the weights are stored in."""
     counts: Counter[str] = Counter()
     for tensor in chain.from_iterable(layout.tensors for layout in layouts):
         counts[tensor.dtype] += math.prod(tensor.shape)
@@ -211,7 +210,6 @@ def _stored_name(layouts: Sequence[LayerLayout]) -> str:
 
 
 def _vector_bytes(layout: LayerLayout) -> int:
-    """Return the bytes of everything that is no matrix."""
     return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) != 2)
 
 

@@ -122,7 +122,6 @@ class _Reading:
     num_done_bytes: int = 0
 
     def add(self, what: str, num_bytes: int) -> LoadProgress:
-        """Count `num_bytes` more as read."""
         self.num_done_bytes += num_bytes
         return LoadProgress(what, self.num_done_bytes, self.num_bytes)
 

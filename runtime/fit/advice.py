@@ -78,7 +78,6 @@ class _Case:
     """As asked."""
 
     def changes(self) -> Iterator[Change]:
-        """Try what the user could do, the nearest first."""
         tried = (*self._budgets(), *self._contexts(), *self._formats(), *self._drafts())
         found = [change for change in tried if self._reaches(change.placement)]
         yield from found

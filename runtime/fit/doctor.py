@@ -48,7 +48,6 @@ class Row:
 
     @property
     def texts(self) -> list[str]:
-        """Lines for a person."""
         if self.problem is not None:
             return [f"not found out: {self.problem}"]
         if isinstance(self.value, Machine):
@@ -72,7 +71,6 @@ class ModelOutlook:
 
     @property
     def can_run(self) -> bool:
-        """Whether it runs in some format."""
         return any(fit.placement.can_run for fit in self.fits)
 
 
@@ -89,7 +87,6 @@ class DoctorReport:
 
     @property
     def can_run(self) -> bool:
-        """Whether every model that was asked about runs in some format, slowly or not."""
         return bool(self.models) and all(model.can_run for model in self.models)
 
     def to_record(self) -> dict[str, Any]:

@@ -45,7 +45,6 @@ class Placement:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the device beside layers and ring."""
         return sum(self.fixed.values())
 
     @property

@@ -85,7 +85,6 @@ class _Planning:
 
     @property
     def _max_nodes(self) -> int:
-        """The largest tree that a session considers here."""
         return DEFAULT_MAX_NODES if self.machine.is_cpu else ACCELERATOR_MAX_NODES
 
     def best(self, format_name: str) -> PlanOption:

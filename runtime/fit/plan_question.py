@@ -36,7 +36,6 @@ class PlanQuestion:
 
     @property
     def draft_name(self) -> str:
-        """For the user."""
         return "none" if self.draft is None else "substitute" if self.is_substitute else self.draft.name
 
     @property
@@ -46,7 +45,6 @@ class PlanQuestion:
 
     @property
     def format_name(self) -> str:
-        """The one that is asked about."""
         return self.format_names[0] if self.request.format == "auto" else self.request.format
 
     @property

@@ -70,7 +70,6 @@ class PlanOption:
 
     @property
     def streams(self) -> bool:
-        """Whether any layer crosses a link in a pass."""
         return self.placement.streamed_bytes > 0
 
     @property
@@ -147,12 +146,10 @@ class PlanReport:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Sentences on what to do, the most important first."""
         return tuple(_verdicts(self, self.main))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what limits the answer."""
         return tuple(_notes(self, self.main))
 
     def to_record(self) -> dict[str, Any]:

@@ -93,7 +93,6 @@ class ModelShape:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the matrix that makes logits."""
         return self.vocab_size * self.hidden_size * self.item_bytes
 
     def held_bytes(self, held: str) -> int:
