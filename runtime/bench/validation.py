@@ -6,6 +6,7 @@ around it. Tokens per pass are counted on greedy answers to prompts that no acce
 profile's, if this pair has one, else the first calibration's.
 """
 
+import math
 import statistics
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from offload.layer_streamer import ResidentLayer
+from profiles.acceptance import error_between
 from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
@@ -26,7 +28,6 @@ from profiles.steps import relabel
 from runtime.bench.rounds import TimedRound, time_rounds
 from runtime.bench.stream import check_streaming
 from runtime.bench.trees import WrittenText, write_texts
-from runtime.bench.yields import Ranks, check_yields, count_yields
 from runtime.calibration.probes import SessionProbes
 from runtime.config import MAX_TREE_LEVELS, EngineConfig
 from runtime.engine.loading import OpenSession, open_session
@@ -34,11 +35,11 @@ from runtime.errors import OptionError
 from runtime.model.streamed_model import StreamedModel, chain_input
 from runtime.planner.costs import RoundCosts
 from runtime.planner.initial_plan import find_profiles
-from runtime.planner.profile_costs import acceptance_of, costs_from_profiles
+from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
 from runtime.planner.tree_choice import choose_tree
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.token_tree import TreeTopology
-from runtime.speculation.tree_search import best_first, expected_tokens
+from runtime.speculation.tree_search import BestFirst, best_first, expected_tokens, node_worths
 
 SHAPES = (
     *((1, 1), (4, 4), (8, 8), (16, 5), (16, 16), (32, 6)),
@@ -53,7 +54,13 @@ COST_SCOPE = CalibrationScope(
     budget_seconds=75.0, temperatures=(0.0,), contexts=(128,), texts_share=0.02, max_texts=1, overlap_share=0.35
 )
 """The others': costs alone, on the link at hand."""
+CHAIN_LENGTHS = (2, 4, 8, 16, 24, 32)
+LOG_FIT_FROM = 8
+"""Smallest tree of the fit: below, a tree is mostly the draft's first choice."""
 _CHUNK_ROWS = 64  # of logits at a time: 64 of 152,000 entries are 39 MB
+
+Ranks = NDArray[np.int64]
+"""(A,) rank of each token of an answer in the draft's order behind the text before it, from 1; 0 if it has none."""
 
 
 def run_validation(
@@ -239,3 +246,101 @@ def predict_seconds(tree: TreeTopology, costs: RoundCosts, copy_seconds: float) 
     widths = np.bincount(tree.depths[tree.num_children > 0])  # of the draft's steps, one for each level with children
     draft_seconds = float(costs.draft_step_seconds(widths).sum())
     return float(replace(costs, copy_seconds=scaled).round_seconds([tree.num_nodes], [draft_seconds])[0])
+
+
+def check_yields(
+    texts: Sequence[Ranks], pair: PairProfile, *, max_nodes: int = 512, max_levels: int = 33
+) -> dict[str, Any]:
+    """Hold G(n), n = 1 .. max_nodes, and chains, where the model errs most, against what is counted on `texts`.
+
+    Three questions of Sequoia (arXiv 2402.12374): is the G(n) that the positional model predicts what is measured, does
+    it grow with log n, and how far off is the model where trees are deep. Both sides rest on few texts: only a gap that
+    is large beside their standard errors speaks against the model. The pair's acceptance must come from other texts.
+    Raises ValueError if no text is as long as the deepest tree.
+    """
+    search = best_first(acceptance_of(pair, 0.0, by_depth=False), max_nodes, max_levels)
+    horizon = int(search.depths.max())
+    num_positions = sum(max(0, len(ranks) - horizon) for ranks in texts)
+    if num_positions < 2:
+        raise ValueError(f"no answer is longer than the {horizon} tokens that the deepest tree reaches")
+    found = _compare(search, texts, pair)
+    measured, table = found["measured"], pair.acceptance_near(0.0)
+    sizes = [1 << power for power in range(len(measured).bit_length())]
+    intercept, slope, r_squared = _fit_log(sizes, measured)
+    longest = max(map(len, texts))
+    chains = {length: best_first([1.0], length, length) for length in CHAIN_LENGTHS if length <= longest}
+    return {
+        "trees": [_of_size(size, found) for size in sizes],
+        "chains": [_of_size(length, _compare(chain, texts, pair)) for length, chain in chains.items()],
+        "num_positions": num_positions,  # that trees were counted at
+        "log_intercept": intercept,  # a of measured = a + b ln n, n >= LOG_FIT_FROM
+        "log_slope": slope,  # b
+        "log_r_squared": r_squared,  # share of the variance that the fit explains
+        # Largest |predicted / measured - 1| over all n.
+        "worst_error_by_rank": float(np.abs(found["by_rank"] / measured - 1).max()),
+        "worst_error_by_depth": float(np.abs(found["by_depth"] / measured - 1).max()),
+        "num_predicted_positions": table.num_positions[0],
+        "num_predicted_texts": table.num_texts,
+    }
+
+
+def count_yields(
+    tree: BestFirst | TreeTopology, texts: Sequence[Ranks]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the tokens per pass of the tree's first 1, 2, ... M nodes (M,), and their standard errors (M,).
+
+    The rank of each token settles what any tree would emit there. A round starts at every position from which the tree
+    cannot run past the text's end, the same for all sizes. Without such a position means are nan and errors infinite.
+    See `error_between`.
+    """
+    horizon = int(tree.depths.max())
+    children = {
+        (int(parent), int(rank)): node for node, (parent, rank) in enumerate(zip(tree.parents, tree.ranks, strict=True))
+    }
+    long_enough = [ranks for ranks in texts if len(ranks) > horizon]
+    visits = np.zeros((len(long_enough), len(tree.parents)))  # (k, M) rounds of a text that come through each node
+    counts = np.array([len(ranks) - horizon for ranks in long_enough], dtype=np.int64)  # (k,) rounds of each text
+    visits[:, 0] = counts  # the root
+    for row, ranks in zip(visits, long_enough, strict=True):
+        for start in range(len(ranks) - horizon):
+            node = 0
+            for rank in ranks[start : start + horizon].tolist():
+                if (child := children.get((node, rank))) is None:
+                    break
+                node = child
+                row[node] += 1
+    sums = np.cumsum(visits, axis=1)  # (k, M): every tree that has a node emits one more where a round comes through it
+    means = sums.sum(axis=0) / counts.sum() if len(counts) else np.full(sums.shape[1], np.nan)
+    return means, error_between(sums, counts)
+
+
+def _compare(search: BestFirst, texts: Sequence[Ranks], pair: PairProfile) -> dict[str, NDArray[np.float64]]:
+    """Return the tokens per pass of the search's trees of 1 .. M nodes, (M,) each; nan where an error is not known."""
+    measured, errors = count_yields(search, texts)
+    by_depth = np.cumsum(node_worths(search, acceptance_of(pair, 0.0)))
+    by_depth_error = np.full(len(by_depth), np.nan)
+    if (around := acceptance_range(pair, 0.0)) is not None:
+        low, high = (np.cumsum(node_worths(search, acceptance)) for acceptance in around)
+        by_depth_error = (high - low) / 2
+    return {
+        "measured": measured,
+        "standard_error": errors,  # of `measured`, between texts; infinite for a single text
+        "by_rank": np.cumsum(node_worths(search, acceptance_of(pair, 0.0, by_depth=False))),
+        "by_depth": by_depth,
+        "by_depth_error": by_depth_error,
+    }
+
+
+def _of_size(num_nodes: int, found: Mapping[str, NDArray[np.float64]]) -> dict[str, float | None]:
+    """Return what was found for one size; None for an error that is not known."""
+    values = {name: float(by_size[num_nodes - 1]) for name, by_size in found.items()}
+    return {"num_nodes": num_nodes, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+
+
+def _fit_log(sizes: Sequence[int], measured: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return (a, b, R^2) of measured = a + b ln n by least squares, every doubling with the same weight."""
+    kept = [size for size in sizes if size >= min(LOG_FIT_FROM, len(measured) // 2)]
+    logs, values = np.log(kept), measured[np.array(kept) - 1]
+    slope, intercept = np.polyfit(logs, values, 1)
+    rest, total = np.var(values - intercept - slope * logs), np.var(values)
+    return float(intercept), float(slope), float(1 - rest / total) if total > 0 else 1.0

@@ -142,15 +142,19 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
 
 
 def expected_tokens(topology: TreeTopology, acceptance: ArrayLike) -> float:
-    """Return F(tree) for p[rank] or p[depth of the parent][rank]; ranks beyond p are never accepted."""
-    by_depth = np.atleast_2d(_check_acceptance(acceptance).astype(np.float64))
-    widest = max(int(topology.ranks.max()), by_depth.shape[1])
-    by_depth = np.pad(by_depth, ((0, 0), (0, widest - by_depth.shape[1])))
-    worths = np.ones(topology.num_nodes)
-    for depth, (start, stop) in enumerate(topology.level_slices[1:], start=1):
-        by_rank = by_depth[min(depth, len(by_depth)) - 1]
-        worths[start:stop] = worths[topology.parents[start:stop]] * by_rank[topology.ranks[start:stop] - 1]
-    return float(worths.sum())
+    """Return F(tree), see `node_worths`."""
+    return float(node_worths(topology, acceptance).sum())
+
+
+def node_worths(tree: TreeTopology | BestFirst, acceptance: ArrayLike) -> NDArray[np.float64]:
+    """Return each node's product of p[rank] or p[depth of the parent][rank] on its path, (N,); 0 for ranks beyond p."""
+    by_depth = np.atleast_2d(_check_acceptance(acceptance))
+    by_depth = np.pad(by_depth, ((0, 0), (0, max(0, int(tree.ranks.max()) - by_depth.shape[1]))))
+    worths = np.ones(len(tree.depths))
+    for node in range(1, len(worths)):
+        by_rank = by_depth[min(int(tree.depths[node]), len(by_depth)) - 1]
+        worths[node] = worths[tree.parents[node]] * by_rank[tree.ranks[node] - 1]
+    return worths
 
 
 def make_non_increasing(values: ArrayLike, *, weights: ArrayLike | None = None) -> NDArray[np.float64]:

@@ -21,11 +21,11 @@ from runtime.bench.validation import (
     SHAPES,
     check_link,
     check_tree,
+    count_yields,
     predict_seconds,
     rank_tokens,
     run_validation,
 )
-from runtime.bench.yields import count_yields
 from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError

@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 from profiles.pair_profile import AcceptanceTable, PairProfile
-from runtime.bench.yields import (
-    check_yields,
-    count_yields,
-    expected_by_size,
-)
+from runtime.bench.validation import check_yields, count_yields
 from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
-from runtime.speculation.tree_search import best_first, expected_tokens
+from runtime.speculation.tree_search import best_first, expected_tokens, node_worths
 from tests.support.profile_factory import PAIR
 
 BY_RANK = np.array([0.7, 0.12, 0.05, 0.03])
@@ -70,9 +66,9 @@ def test_where_easy_stretches_alternate_with_hard_ones_depth_repairs_the_chains(
 
 def test_other_acceptance_prices_the_same_trees() -> None:
     search = best_first(BY_RANK, 50, 6)
-    assert expected_by_size(search, BY_RANK) == pytest.approx(search.expected_tokens)
+    assert np.cumsum(node_worths(search, BY_RANK)) == pytest.approx(search.expected_tokens)
     matrix = np.array([[0.5, 0.2], [0.8, 0.1]])
-    assert expected_by_size(search, matrix)[-1] == pytest.approx(expected_tokens(search.topology(50), matrix))
+    assert node_worths(search, matrix).sum() == pytest.approx(expected_tokens(search.topology(50), matrix))
 
 
 def test_answers_that_are_too_short_are_refused() -> None:
