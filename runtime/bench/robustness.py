@@ -7,12 +7,13 @@ the same at every node. Sequoia (arXiv 2402.12374, section 4.2, robustness).
 """
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.calibration.texts import TextWriter
+from runtime.calibration.texts import TextWriter, WrittenText
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
@@ -76,14 +77,11 @@ def run_robustness(
     while wanted := _open_settings(found, num_positions):
         writer.begin(dict.fromkeys(wanted, TEXTS_PER_SETTING))
         while _open_settings(found, num_positions):
-            tokens = list[int]()
-            for text, target_row, draft_row in writer.rows():
-                acceptance, token_id = _look(text.params, target_row, draft_row, rng)
-                found[text.params].append(acceptance)
-                tokens.append(token_id)
-            if not tokens:
+            seen = writer.grow(partial(_look, rng))
+            if not seen:
                 break
-            writer.grow(tokens)
+            for params, acceptance in seen:
+                found[params].append(acceptance)
             fewest = min(len(positions) for params, positions in found.items() if not params.is_greedy)
             yield f"{fewest} of {num_positions} positions of each setting"
     report = {
@@ -127,17 +125,18 @@ def _open_settings(found: Mapping[SamplingParams, Sequence[Acceptance]], num_pos
 
 
 def _look(
-    params: SamplingParams, target_row: Floats, draft_row: Floats, rng: np.random.Generator
-) -> tuple[Acceptance, int]:
-    """Return what every scheme accepts here, and the token that the target goes on with."""
-    row = np.asarray(draft_row, dtype=np.float32)
+    rng: np.random.Generator, text: WrittenText, target_row: Floats, draft_row: Floats
+) -> tuple[tuple[SamplingParams, Acceptance], int]:
+    """Return what every scheme accepts here at the text's setting, and the token that the target goes on with."""
+    params, row = text.params, np.asarray(draft_row, dtype=np.float32)
     if params.is_greedy:
         token_id = int(top_tokens(target_row, 1)[0])
         hits = (top_tokens(row, NUM_CHILDREN) == token_id).astype(np.float64)
-        return dict.fromkeys(SCHEME_NAMES, hits), token_id
+        return (params, dict.fromkeys(SCHEME_NAMES, hits)), token_id
     target_probs = np.asarray(logits_to_probs(target_row, params), dtype=np.float64)
     draft_probs = np.asarray(logits_to_probs(row, params), dtype=np.float64)
-    return position_acceptance(target_probs, draft_probs, row, NUM_CHILDREN, rng), sample(target_probs, rng)
+    acceptance = position_acceptance(target_probs, draft_probs, row, NUM_CHILDREN, rng)
+    return (params, acceptance), sample(target_probs, rng)
 
 
 def position_acceptance(

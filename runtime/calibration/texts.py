@@ -8,8 +8,10 @@ which the token was chosen. A text ends at an end token, which is a position too
 temperatures above 0 another one then takes its place.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ MIN_STEPS = 24
 MAX_PROMPT_TOKENS = 768
 """Prompts beyond the first are left out where they would take more together."""
 _ROWS_AT_ONCE = 16
+Seen = TypeVar("Seen")
 NO_CHILDREN = Children(np.empty(0, dtype=np.int64))
 
 
@@ -173,33 +176,27 @@ class TextWriter:
 
     def step(self) -> list[ForcedPosition]:
         """Write the next token of every text, and return each one's position; none when no text can grow."""
-        positions, tokens = list[ForcedPosition](), list[int]()
-        for text, target_row, draft_row in self.rows():
-            position, token_id = self._judge(text, target_row, draft_row)
-            positions.append(position)
-            tokens.append(token_id)
-        self.grow(tokens)
-        return positions
+        return self.grow(self._judge)
 
-    def rows(self) -> Iterator[tuple[WrittenText, Floats, Floats]]:
-        """Yield each text with the target's and the draft's logits (V,) after it; none when no text can grow.
+    def grow(self, look: Callable[[WrittenText, Floats, Floats], tuple[Seen, int]]) -> list[Seen]:
+        """Go on with every text by one token, and return what was seen there; nothing when no text can grow.
 
-        A few rows of the vocabulary are held at a time. Then `grow` is to be called.
+        `look` gets a text with the target's and the draft's logits (V,) after it, and returns what it sees and the
+        token. A few rows of the vocabulary are held at a time.
         """
         if self._forest.num_free < len(self._texts):
-            return
-        target = self._opened.session.engine.target
+            return []
+        target, found = self._opened.session.engine.target, list[tuple[Seen, int]]()
         for start in range(0, len(self._texts), _ROWS_AT_ONCE):
             texts = self._texts[start : start + _ROWS_AT_ONCE]
             verified = target.logits(torch.stack([text.leaf.target_hidden for text in texts]))
             drafted = self._drafter.model.logits(torch.stack([text.leaf.draft_hidden for text in texts]))
             rows = (verified.numpy(force=True), self._drafter.fit_vocabulary(drafted).numpy(force=True))
-            yield from zip(texts, *rows, strict=True)
+            found += starmap(look, zip(texts, *rows, strict=True))
+        self._append([token_id for _, token_id in found])
+        return [seen for seen, _ in found]
 
-    def grow(self, token_ids: Sequence[int]) -> None:
-        """Go on with one token of each text that `rows` gave, in its order."""
-        if not token_ids:
-            return
+    def _append(self, token_ids: Sequence[int]) -> None:
         limit, texts = self._opened.plan.context_tokens, self._texts
         self._texts, growing, grown = [], list[WrittenText](), list[int]()
         for text, token_id in zip(texts, token_ids, strict=True):
