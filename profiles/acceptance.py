@@ -167,14 +167,9 @@ def _probabilities(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(round(float(value), 7) for value in np.clip(values, 0.0, 1.0))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PathLevel:
-    """M paths, one draft longer than those of the level above."""
-
-    parents: NDArray[np.int64]
-    """(M,) index of the path in the level above that each extends."""
-    ranks: NDArray[np.int64]
-    """(M,) rank of the child that it is extended with, from 0."""
+PathLevel = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""M paths, one draft longer than those of the level above: which of those each one extends (M,), and the rank of the
+child that it is extended with, from 0 (M,)."""
 
 
 def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, ...]:
@@ -201,7 +196,7 @@ def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, .
         sizes[depth] += 1
         if place + 1 < len(ranked):
             heapq.heappush(heap, (negative * float(ranked[place + 1] / ranked[place]), depth, parent, place + 1))
-    return tuple(PathLevel(np.array(parents), np.array(ranks)) for parents, ranks in levels)
+    return tuple((np.array(parents), np.array(ranks)) for parents, ranks in levels)
 
 
 def path_weights(followed: NDArray[np.float64], levels: Sequence[PathLevel]) -> NDArray[np.float64]:
@@ -214,10 +209,10 @@ def path_weights(followed: NDArray[np.float64], levels: Sequence[PathLevel]) -> 
     weights = np.zeros((num_positions, len(levels) + 1))
     weights[:, 0] = 1.0
     reached = np.ones((num_positions, 1))  # (S, M) by the round's first position and path
-    for depth, level in enumerate(levels[: num_positions - 1]):
+    for depth, (parents, ranks) in enumerate(levels[: num_positions - 1]):
         num_starts = num_positions - depth - 1
         tokens = followed[depth : depth + num_starts]  # (S, R) what the text has at the path's end
-        reached = reached[:num_starts, level.parents] * tokens[:, level.ranks]
+        reached = reached[:num_starts, parents] * tokens[:, ranks]
         weights[depth + 1 :, depth + 1] = reached.sum(axis=1)
     return weights
 

@@ -183,8 +183,8 @@ def test_without_scores_or_with_too_few_positions_nothing_is_said_of_context() -
 
 def worths_of(levels: tuple[PathLevel, ...], by_rank: list[float]) -> list[float]:
     worths, above = [1.0], np.ones(1)
-    for level in levels:
-        above = above[level.parents] * np.array(by_rank)[level.ranks]
+    for parents, ranks in levels:
+        above = above[parents] * np.array(by_rank)[ranks]
         worths += above.tolist()
     return sorted(worths, reverse=True)
 
@@ -194,15 +194,15 @@ def test_they_are_the_nodes_of_a_best_first_tree(num_paths: int) -> None:
     by_rank = [0.61, 0.17, 0.07, 0.031]
     levels = likely_paths(by_rank, num_paths)
     search = best_first(by_rank, num_paths, num_paths)
-    assert 1 + sum(len(level.ranks) for level in levels) == num_paths
+    assert 1 + sum(len(ranks) for _, ranks in levels) == num_paths
     assert sum(worths_of(levels, by_rank)) == pytest.approx(search.expected_tokens[-1])
     assert len(levels) == search.depths.max()
 
 
 def test_ranks_need_not_be_in_order() -> None:
     """Few positions may accept a later rank more often, or one before it never: 0.4, its square, then 0.1."""
-    first, second = likely_paths([0.1, 0.0, 0.4], 4)
-    assert (first.ranks.tolist(), second.ranks.tolist(), second.parents.tolist()) == ([2, 0], [2], [0])
+    (_, first), (parents, second) = likely_paths([0.1, 0.0, 0.4], 4)
+    assert (first.tolist(), second.tolist(), parents.tolist()) == ([2, 0], [2], [0])
 
 
 def test_nothing_accepted_leaves_the_empty_path() -> None:
@@ -212,7 +212,7 @@ def test_nothing_accepted_leaves_the_empty_path() -> None:
 
 def test_weights_follow_the_text_from_every_position() -> None:
     """Paths 1, 2 and 1-1; the text follows rank 1, then rank 2 for two thirds, then rank 1 for a half."""
-    levels = (PathLevel(np.array([0, 0]), np.array([0, 1])), PathLevel(np.array([0]), np.array([0])))
+    levels = ((np.array([0, 0]), np.array([0, 1])), (np.array([0]), np.array([0])))
     followed = np.array([[1.0, 0.0], [0.25, 2 / 3], [0.5, 0.1], [0.0, 0.0]])
     assert path_weights(followed, levels) == pytest.approx(
         np.array([[1, 0, 0], [1, 1.0, 0], [1, 0.25 + 2 / 3, 0.25], [1, 0.6, 0.125]])
