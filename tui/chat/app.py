@@ -77,7 +77,7 @@ class ChatApp(App[int]):
         """Offer the registry's commands in the palette, where names, aliases and keys are found too."""
         if isinstance(screen, ChatScreen):
             for command in COMMANDS:
-                action = f"begin('/{command.name} ')" if command.needs_arguments else f"do('{command.name}')"
+                action = f"begin('/{command.name} ')" if command.required else f"do('{command.name}')"
                 usage, *_ = command.usage.split(" [")  # which the palette would read as markup
                 names = " ".join((usage, *(f"/{alias}" for alias in command.aliases)))
                 title = f"{command.title}  {names}  {key_text(command.key)}".rstrip()

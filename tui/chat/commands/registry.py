@@ -1,25 +1,7 @@
 """Everything a person can ask the chat app to do, once: for slash commands, the palette and the key bindings alike."""
 
+import re
 from dataclasses import dataclass
-
-TO_THE_END = {"WORDS", "TITLE", "TEXT", "FILE", "MODEL", "VALUE"}
-"""Arguments that take the rest of the line, spaces included; NAME is a setting's, and VALUE of the one before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One thing that a command needs or takes."""
-
-    usage: str
-    """`TITLE`, or `[TITLE]` for one that may be left out."""
-
-    @property
-    def name(self) -> str:
-        return self.usage.strip("[]")
-
-    @property
-    def is_required(self) -> bool:
-        return self.usage == self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +9,7 @@ class Command:
     """One thing to ask for, however it is asked; the screen's actions do it in a method `do_` + its name."""
 
     usage: str
-    """Slash, name and arguments: `/rename TITLE`; only the last argument may take the rest of the line."""
+    """Slash, name and arguments, in brackets those that may be left out: `/set [NAME] [VALUE]`."""
     title: str
     help: str
     """One sentence: for the palette, the completion and as a key's tooltip."""
@@ -40,13 +22,14 @@ class Command:
         return self.usage.split()[0].removeprefix("/")
 
     @property
-    def arguments(self) -> tuple[Argument, ...]:
-        return tuple(map(Argument, self.usage.split()[1:]))
+    def arguments(self) -> tuple[str, ...]:
+        """What it needs or takes; the last one takes the rest of the line. VALUE is that of the setting NAME."""
+        return tuple(re.findall("[A-Z]+", self.usage))
 
     @property
-    def needs_arguments(self) -> bool:
-        """Whether it cannot be run from a key or from the palette without asking more."""
-        return any(argument.is_required for argument in self.arguments)
+    def required(self) -> tuple[str, ...]:
+        """Arguments without which it cannot be run from a key or from the palette; they come first."""
+        return tuple(word for word in self.usage.split()[1:] if word in self.arguments)
 
 
 COMMANDS = (

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from runtime.errors import OptionError
-from tui.chat.commands.registry import COMMANDS, TO_THE_END, Argument, Command, find_command, key_text
+from tui.chat.commands.registry import COMMANDS, Command, find_command, key_text
 from tui.chat.settings.settings import TYPED_SETTINGS, find_setting
 
 MAX_PATHS = 50
@@ -50,11 +50,12 @@ def parse_command(text: str) -> tuple[Command, tuple[str, ...]]:
     command = _known_command(name)
     if rest.strip() and not command.arguments:
         raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
-    values = _split(command.arguments, rest.strip())
-    missing = [argument.name for argument in command.arguments[len(values) :] if argument.is_required]
-    if missing:
+    values = rest.strip().split(maxsplit=len(command.arguments) - 1)
+    if missing := command.required[len(values) :]:
         raise OptionError(f"/{command.name} needs {' and '.join(missing)}: {command.usage}")
-    return command, values
+    if values and command.arguments[-1] in _PATHS:
+        values[-1] = _unquoted(values[-1])
+    return command, tuple(values)
 
 
 def complete_command(text: str, known: Mapping[str, Sequence[str]]) -> tuple[Completion, ...]:
@@ -74,7 +75,7 @@ def complete_command(text: str, known: Mapping[str, Sequence[str]]) -> tuple[Com
     before = text[: len(text) - len(typed)]
     return tuple(
         Completion(before + value, value, words)
-        for value, words in _candidates(argument.name, typed, rest=rest, known=known)
+        for value, words in _candidates(argument, typed, rest=rest, known=known)
         if value.lower().startswith(typed.lower()) and value != typed
     )
 
@@ -86,7 +87,7 @@ async def paths_for(text: str) -> Sequence[str]:
     """
     name, space, rest = text[1:].partition(" ")
     command = find_command(name) if is_command(text) and space else None
-    if command is None or not any(argument.name in _PATHS for argument in command.arguments):
+    if command is None or not set(_PATHS).intersection(command.arguments):
         return ()
     return await asyncio.to_thread(paths_from, rest.strip().lstrip("\"'"))
 
@@ -118,23 +119,6 @@ def _known_command(name: str) -> Command:
     raise OptionError(f"there is no command /{name}; {hint} (to send it as a message, begin with //)")
 
 
-def _split(arguments: Sequence[Argument], rest: str) -> tuple[str, ...]:
-    values: list[str] = []
-    for argument in arguments:
-        if not rest:
-            break
-        if argument.name in TO_THE_END:
-            value, rest = rest, ""
-        else:
-            value, _, rest = rest.partition(" ")
-            rest = rest.strip()
-        values.append(_unquoted(value) if argument.name in _PATHS else value)
-    if rest:
-        expected = " ".join(argument.usage for argument in arguments)
-        raise OptionError(f"found {rest!r} after {values[-1]!r}; expected only {expected}")
-    return tuple(values)
-
-
 def _unquoted(value: str) -> str:
     is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
     return value[1:-1] if is_quoted else value
@@ -146,14 +130,12 @@ def _complete_name(typed: str) -> tuple[Completion, ...]:
     return tuple(Completion(f"/{each.name}" + " " * bool(each.arguments), each.usage, each.help) for each in found)
 
 
-def _argument_at(arguments: Sequence[Argument], rest: str) -> tuple[Argument, str]:
+def _argument_at(arguments: Sequence[str], rest: str) -> tuple[str, str]:
     """Return which argument is being typed, and what of it there is."""
-    first, *others = arguments
-    typed = rest.lstrip()
-    _, space, after = typed.partition(" ")
-    if first.name in TO_THE_END or not space or not others:
-        return first, typed
-    return _argument_at(others, after)
+    words = rest.split(maxsplit=len(arguments) - 1)
+    if not words or (rest.endswith(" ") and len(words) < len(arguments)):
+        words.append("")
+    return arguments[len(words) - 1], words[-1]
 
 
 def _candidates(

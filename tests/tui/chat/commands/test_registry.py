@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tui.chat.commands.registry import COMMANDS, TO_THE_END, find_command, key_text
+from tui.chat.commands.registry import COMMANDS, find_command, key_text
 
 PROMISED = (
     *("model", "system", "set", "tree", "export", "import", "clear", "new", "rename", "delete", "search"),
@@ -25,17 +25,13 @@ def test_every_command_says_what_it_does_in_a_sentence():
     assert [command.name for command in COMMANDS if not 0 < len(command.title) <= 22] == []
 
 
-def test_only_the_last_argument_takes_the_rest_of_the_line():
-    assert not [
-        command.name
-        for command in COMMANDS
-        for argument in command.arguments[:-1]
-        if argument.name in TO_THE_END or (argument.is_required < command.arguments[-1].is_required)
-    ]
+def test_what_is_needed_comes_before_what_may_be_left_out():
+    assert find_command("rename").required == ("TITLE",) and find_command("set").required == ()
+    assert [each.name for each in COMMANDS if each.required != each.arguments[: len(each.required)]] == []
 
 
 def test_a_key_asks_for_nothing_that_needs_more_words():
-    assert [command.name for command in COMMANDS if command.key and command.needs_arguments] == []
+    assert [command.name for command in COMMANDS if command.key and command.required] == []
 
 
 def test_usage_marks_what_may_be_left_out():
