@@ -16,7 +16,7 @@ from tui.chat.engine.messages import (
     SessionFigures,
 )
 from tui.chat.fit_estimates import FitEstimate
-from tui.chat.widgets.picker import ListedModel
+from tui.chat.models import ListedModel
 
 GB = 1_000_000_000
 _RESIDENT = tuple(range(0, 80, 5))
@@ -105,11 +105,11 @@ def _finished() -> Finished:
 
 
 MODELS = (
-    ListedModel("/models/llama", "Llama-3.3-70B-Instruct (4-bit)", 40 * GB, is_recent=True),
-    ListedModel("/models/qwen", "Qwen2.5-Coder-32B-Instruct", 65 * GB, is_recent=True),
-    ListedModel("/models/gemma", "gemma-3-12b-it", 24 * GB),
-    ListedModel("/models/small", "Qwen2.5-Coder-1.5B-Instruct", 3 * GB),
-    ListedModel("/models/mistral", "Mistral-Large-Instruct-2411", 245 * GB),
+    ListedModel("/models/llama", "Llama-3.3-70B-Instruct (4-bit)", "/models/llama", 40 * GB, is_recent=True),
+    ListedModel("/models/qwen", "Qwen2.5-Coder-32B-Instruct", "/models/qwen", 65 * GB, is_recent=True),
+    ListedModel("/models/gemma", "gemma-3-12b-it", "/models/gemma", 24 * GB),
+    ListedModel("/models/small", "Qwen2.5-Coder-1.5B-Instruct", "/models/small", 3 * GB),
+    ListedModel("/models/mistral", "Mistral-Large-Instruct-2411", "/models/mistral", 245 * GB),
     ListedModel("", f"{DEMO_MODEL_NAME} (demo, fetched once)"),
 )
 ESTIMATES = {

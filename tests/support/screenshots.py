@@ -14,6 +14,7 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from runtime.config import EngineConfig
 from tests.support.screenshot_script import ESTIMATES, LOADED, MODELS, OTHER_ANSWERS, PROMPT, loading, reports_of_answer
 from tui.chat.app import ChatApp
 from tui.chat.display import ChatServices
@@ -24,7 +25,7 @@ from tui.chat.screen import ChatScreen
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings
 from tui.chat.store.store import ConversationStore
-from tui.chat.widgets.picker import ListedModel
+from tui.chat.widgets.picker import ModelPicker
 
 Scene = Callable[[Pilot[int], "ScriptedEngine"], Awaitable[None]]
 _MAX_PAUSES = 2000
@@ -68,18 +69,11 @@ class ScriptedEngine:
         self._queue.put_nowait(None)
 
 
-class ScriptedModels:
-    """Models of a machine that does not exist."""
-
-    async def models(self) -> Sequence[ListedModel]:
-        """All of the script's."""
-        return MODELS
-
-    async def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
-        """The script's words on each."""
-        for target in targets:
-            if target in ESTIMATES:
-                yield ESTIMATES[target]
+async def scripted_estimates(folders: Sequence[str], config: EngineConfig) -> AsyncGenerator[FitEstimate, None]:
+    """Yield the script's words on each model of a machine that does not exist."""
+    for folder in folders:
+        if folder in ESTIMATES:
+            yield ESTIMATES[folder]
 
 
 async def _conversation(pilot: Pilot[int], engine: ScriptedEngine) -> None:
@@ -136,7 +130,7 @@ async def make_screenshot(
                 store=store,
                 engine=engine,
                 settings=RememberedSettings(ChatSettings(theme=theme, target="/models/llama")),
-                models=lambda config, recent: ScriptedModels(),
+                picker=partial(ModelPicker, find=lambda recent: MODELS, estimate=scripted_estimates),
             )
         )
         async with app.run_test(size=size) as pilot:

@@ -23,7 +23,6 @@ from tui.chat.store.files import export_conversation, free_export_path, import_c
 from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
-from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 
@@ -210,8 +209,8 @@ class Actions:
         if model:
             await self._load_choice((model, config.draft))
         else:
-            source = self._chat.services.models(config, remembered.settings.recent_targets)
-            self._chat.screen.app.push_screen(ModelPicker(source, draft=config.draft), self._load_choice)
+            picker = self._chat.services.picker(config, remembered.settings.recent_targets)
+            self._chat.screen.app.push_screen(picker, self._load_choice)
 
     def do_tree(self, tree: str) -> None:
         self.do_set("tree", tree)

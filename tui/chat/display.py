@@ -29,14 +29,13 @@ from tui.chat.dialogue import (
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
-from tui.chat.models import LocalModelSource
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.store.records import UNTITLED
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
-from tui.chat.widgets.picker import ModelSource
+from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
 
@@ -74,8 +73,8 @@ class ChatServices:
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
     """Where conversations are exported to unless another place is named."""
-    models: Callable[[EngineConfig, Sequence[str]], ModelSource] = LocalModelSource
-    """What there is to choose from, given the engine's options and the recent targets."""
+    picker: Callable[[EngineConfig, Sequence[str]], ModelPicker] = ModelPicker
+    """What models are chosen with, given the engine's options and the recent targets."""
 
 
 class ChatDisplay:

@@ -1,5 +1,7 @@
 """Stories of the engine and the settings: death and restart, failed loads, settings, tree, theme."""
 
+from functools import partial
+
 import pytest
 
 from profiles.errors import BadInputError
@@ -8,9 +10,10 @@ from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.engine.messages import Answer, Failed, LoadModel
 from tui.chat.fit_estimates import FitEstimate
+from tui.chat.models import ListedModel
 from tui.chat.settings.file import RememberedSettings, read_settings
 from tui.chat.settings.settings import ChatSettings
-from tui.chat.widgets.picker import ListedModel
+from tui.chat.widgets.picker import ModelPicker
 
 
 def remembered(tmp_path):
@@ -105,18 +108,21 @@ def test_the_model_that_was_loaded_is_remembered(tmp_path):
     tell(story)
 
 
-class Shelf:
-    async def models(self):
-        return (ListedModel("/models/one", "one"), ListedModel("/models/two", "two"))
+def models_on_a_shelf(recent):
+    return [ListedModel(f"/models/{name}", name, f"/models/{name}", 10) for name in ("one", "two")]
 
-    async def estimates(self, targets, *, draft):
-        for target in targets:
-            yield FitEstimate(target, "streams", 0.5, f"streams with {draft}")
+
+async def estimates_of(folders, config):
+    for folder in folders:
+        yield FitEstimate(folder, "streams", 0.5, f"streams with {config.draft}")
+
+
+PICKER = partial(ModelPicker, find=models_on_a_shelf, estimate=estimates_of)
 
 
 def test_a_model_is_chosen_and_loaded_or_left_as_it_is(tmp_path):
     async def story():
-        async with telling(tmp_path, models=lambda config, recent: Shelf()) as teller:
+        async with telling(tmp_path, picker=PICKER) as teller:
             await teller.ask("One?")
             await teller.press("f4")
             await teller.until(lambda: teller.app.screen is not teller.screen)

@@ -4,10 +4,11 @@ The picker opens at once; the models, and then what each would be like here, arr
 filters the list by name; if it is none of the names it may itself be a folder or a hub name. Loads nothing.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import replace
+from typing import ClassVar
 
 from rich.cells import cell_len
 from textual import on, work
@@ -21,8 +22,10 @@ from textual.widgets.option_list import Option
 
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
-from tui.chat.fit_estimates import FitEstimate
+from runtime.config import EngineConfig
+from tui.chat.fit_estimates import FitEstimate, estimate_fits
 from tui.chat.machine.drawing import fit_text, rate_text
+from tui.chat.models import ListedModel, find_models
 from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 
@@ -30,30 +33,6 @@ OTHER_DRAFT = "another model"
 _DRAFTS = ("substitute", "none", OTHER_DRAFT)
 _RECENT = " (recent)"
 _SIZE_WIDTH, _FIT_WIDTH, _GAP = 8, 24, "  "
-
-
-@dataclass(frozen=True, slots=True)
-class ListedModel:
-    """One row of the list."""
-
-    target: str
-    """What a session is opened on: a folder or a hub name; empty is the demo model."""
-    name: str
-    """What a person calls it."""
-    weight_bytes: int | None = None
-    """Size of its safetensors files; None where that is not known."""
-    is_recent: bool = False
-    """Whether it was used before."""
-
-
-class ModelSource(Protocol):
-    """Where models and estimates come from."""
-
-    async def models(self) -> Sequence[ListedModel]:
-        """Return all there is to choose from, in order."""
-
-    def estimates(self, targets: Sequence[str], *, draft: str) -> AsyncGenerator[FitEstimate, None]:
-        """Yield what to expect of each with that draft, as it becomes known; `folder` is the target."""
 
 
 class ModelPicker(ModalScreen[tuple[str, str] | None]):
@@ -70,17 +49,25 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         Binding("escape", "dismiss", "Cancel", tooltip="Keep the model that is loaded"),
     ]
 
-    def __init__(self, source: ModelSource, *, draft: str = "substitute") -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        recent: Sequence[str],
+        *,
+        find: Callable[[Sequence[str]], Sequence[ListedModel]] = find_models,
+        estimate: Callable[[Sequence[str], EngineConfig], AsyncGenerator[FitEstimate, None]] = estimate_fits,
+    ) -> None:
+        """`recent` are the targets that were used before, the last one first."""
         super().__init__()
-        self._source = source
-        self._first_draft = draft
+        self._config, self._recent = config, recent
+        self._find, self._ask = find, estimate
         self._models: tuple[ListedModel, ...] | None = None
         self._shown: tuple[ListedModel, ...] = ()
-        self._estimates: dict[str, FitEstimate | None] = {}  # by target; None while it is waited for
+        self._estimates: dict[str, FitEstimate | None] = {}  # by folder; None while it is waited for
         self._trouble = ""
 
     def compose(self) -> ComposeResult:
-        is_other = self._first_draft not in _DRAFTS
+        is_other = self._config.draft not in _DRAFTS
         with Vertical(id="model-form") as form:
             form.border_title = "Model"
             with Horizontal(classes="model-line"):
@@ -95,12 +82,12 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
             with Horizontal(classes="model-line"):
                 yield Static("draft", classes="model-label")
                 yield ChoiceField(
-                    *(_DRAFTS, OTHER_DRAFT if is_other else self._first_draft),
+                    *(_DRAFTS, OTHER_DRAFT if is_other else self._config.draft),
                     id="model-draft-kind",
                     tooltip="substitute is the model itself, quantized; none is plain streaming",
                 )
                 line = Input(
-                    self._first_draft if is_other else "",
+                    self._config.draft if is_other else "",
                     placeholder="its folder or hub name",
                     id="model-draft",
                     compact=True,
@@ -168,7 +155,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     async def _find_models(self) -> None:
         self._list()
         try:
-            self._models = tuple(await self._source.models())
+            self._models = tuple(await asyncio.to_thread(self._find, self._recent))  # disks may be slow
         except (OSError, OverstoryError) as error:
             self._models, self._trouble = (), f"the models cannot be listed: {error}"
         self._list(first=True)
@@ -178,19 +165,19 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     @work(group="estimates", exclusive=True)
     async def _estimate(self) -> None:
         """Ask how all would fit with the draft."""
-        targets = [model.target for model in self._models or () if model.weight_bytes is not None]
-        self._estimates = dict.fromkeys(targets if self.draft else ())
+        folders = [model.folder for model in self._models or () if model.folder and self.draft]
+        self._estimates = dict.fromkeys(folders)
         self._list()
         if not self._estimates:
             return
         try:
-            async with aclosing(self._source.estimates(targets, draft=self.draft)) as estimates:
+            async with aclosing(self._ask(folders, replace(self._config, draft=self.draft))) as estimates:
                 async for estimate in estimates:
                     self._estimates[estimate.folder] = estimate
                     self._list()
         except (OSError, OverstoryError) as error:
             self._trouble = f"no estimates: {error}"
-        self._estimates = {target: estimate for target, estimate in self._estimates.items() if estimate is not None}
+        self._estimates = {folder: estimate for folder, estimate in self._estimates.items() if estimate is not None}
         self._list()
 
     def _list(self, *, first: bool = False) -> None:
@@ -208,8 +195,8 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         self._tell()
 
     def _row(self, model: ListedModel, width: int) -> str:
-        estimate = self._estimates.get(model.target)
-        fit = fit_words(estimate) if estimate else "…" if model.target in self._estimates else ""
+        estimate = self._estimates.get(model.folder)
+        fit = fit_words(estimate) if estimate else "…" if model.folder in self._estimates else ""
         return model_row(model, fit, width=width)
 
     @on(OptionList.OptionHighlighted)
@@ -226,16 +213,6 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         )
 
 
-def merged_models(recent: Iterable[str], local: Iterable[ListedModel]) -> tuple[ListedModel, ...]:
-    """Return every model once: the recent ones with what is known of them, the last used first, then the others."""
-    by_target = {model.target: model for model in local}
-    rows = []
-    for target in dict.fromkeys(recent):
-        known = by_target.pop(target, ListedModel(target, target))
-        rows.append(ListedModel(target, known.name, known.weight_bytes, is_recent=True))
-    return (*rows, *by_target.values())
-
-
 def matching_models(models: Sequence[ListedModel], typed: str) -> tuple[ListedModel, ...]:
     """Return those whose name or folder holds every word, and last what was typed itself if it names none of them."""
     words = typed.lower().split()
@@ -248,7 +225,7 @@ def matching_models(models: Sequence[ListedModel], typed: str) -> tuple[ListedMo
 
 def model_row(model: ListedModel, fit: str, *, width: int) -> str:
     """Return `name   3.09 GB  streams, 0.6 s/token`, exactly `width` cells where there is room for that."""
-    size = "" if model.weight_bytes is None else format_bytes(model.weight_bytes)
+    size = format_bytes(model.weight_bytes) if model.folder else ""
     tail = f"{size:>{_SIZE_WIDTH}}{_GAP}{fit_text(fit, _FIT_WIDTH):<{_FIT_WIDTH}}"
     room = width - len(tail) - len(_GAP)
     if room < 8:
@@ -269,7 +246,7 @@ def fit_words(estimate: FitEstimate) -> str:
 
 def model_sentence(model: ListedModel, estimates: Mapping[str, FitEstimate | None]) -> str:
     """Say all that is known of one, for the foot of the list."""
-    if model.target not in estimates:
+    if model.folder not in estimates:
         return one_line(f"{model.target or model.name}: Enter loads it, from a folder or by its hub name")
-    estimate = estimates[model.target]
+    estimate = estimates[model.folder]
     return one_line(f"{model.name}: {estimate.sentence if estimate else 'the planner is asked how it would fit…'}")

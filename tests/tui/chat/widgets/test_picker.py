@@ -5,27 +5,27 @@ import asyncio
 import pytest
 
 from profiles.errors import BadInputError
+from runtime.config import EngineConfig
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
 from tui.chat.fit_estimates import FitEstimate
+from tui.chat.models import ListedModel
 from tui.chat.widgets.picker import (
-    ListedModel,
     ModelPicker,
     fit_words,
     matching_models,
-    merged_models,
     model_row,
     model_sentence,
 )
 
 MODELS = (
-    ListedModel("/m/q", "Qwen/Qwen2.5-Coder-1.5B-Instruct", 3_090_000_000, is_recent=True),
-    ListedModel("", "demo model", 270_000_000),
+    ListedModel("/m/q", "Qwen/Qwen2.5-Coder-1.5B-Instruct", "/m/q", 3_090_000_000, is_recent=True),
+    ListedModel("", "demo model", "/m/demo", 270_000_000),
     ListedModel("owner/hub-only", "owner/hub-only"),
-    ListedModel("/m/large", "meta/Llama-70B", 141_000_000_000),
+    ListedModel("/m/large", "meta/Llama-70B", "/m/large", 141_000_000_000),
 )
 FITS = (
     FitEstimate("/m/q", "streams", 0.22, "streams 2.62 GB in every pass, about 0.22 s/token"),
-    FitEstimate("", "resident", 1 / 12, "stays in memory whole (900 MB), about 12 tokens/s"),
+    FitEstimate("/m/demo", "resident", 1 / 12, "stays in memory whole (900 MB), about 12 tokens/s"),
     FitEstimate("/m/large", "does not fit", None, "one layer needs 4.2 GB of device memory, 2 GB are free"),
 )
 
@@ -37,13 +37,13 @@ class FakeSource:
         self.gate = asyncio.Event()
         self._trouble = trouble
 
-    async def models(self):
+    def find(self, recent):
         if self._trouble is not None:
             raise self._trouble
         return MODELS
 
-    async def estimates(self, targets, *, draft):
-        self.asked.append((tuple(targets), draft))
+    async def estimate(self, folders, config):
+        self.asked.append((tuple(folders), config.draft))
         try:
             yield FITS[0]
             await self.gate.wait()
@@ -51,6 +51,10 @@ class FakeSource:
                 yield fit
         finally:
             self.closed += 1
+
+
+def picker_of(source, *, draft="substitute"):
+    return ModelPicker(EngineConfig(draft=draft), (), find=source.find, estimate=source.estimate)
 
 
 class Told:
@@ -63,7 +67,7 @@ class Told:
 async def told(pilot, *keys, source=None, draft="substitute", open_gate=False):
     """Open a picker in the app that runs, press the keys, read the screen, and close it if it is still open."""
     source, results = FakeSource() if source is None else source, []
-    picker = ModelPicker(source, draft=draft)
+    picker = picker_of(source, draft=draft)
     await pilot.app.push_screen(picker, results.append)
     await pilot.pause()
     if open_gate:
@@ -89,7 +93,7 @@ def test_estimates_arrive_while_it_is_open():
         assert first.rows[4] == " │ Qwen/Qwen2.5-Coder-1.5B-Instruct         3.09 GB  streams, 4.5 tok/s       │"
         assert first.rows[5] == " │ demo model                                270 MB  …                        │"
         assert first.rows[6] == " │ owner/hub-only                                                             │"
-        assert first.source.asked == [(("/m/q", "", "/m/large"), "substitute")]
+        assert first.source.asked == [(("/m/q", "/m/demo", "/m/large"), "substitute")]
         later = await told(pilot, open_gate=True)
         assert later.rows[5] == " │ demo model                                270 MB  resident, 12.0 tok/s     │"
         assert later.rows[7] == " │ meta/Llama-70B                            141 GB  does not fit             │"
@@ -147,7 +151,7 @@ def test_a_draft_that_was_chosen_before_is_there_and_the_filter_has_the_focus():
 def test_an_estimate_does_not_move_the_highlight():
     async def story(pilot):
         source, results = FakeSource(), []
-        await pilot.app.push_screen(ModelPicker(source), results.append)
+        await pilot.app.push_screen(picker_of(source), results.append)
         await pilot.press("down", "down", "down")
         source.gate.set()
         await pilot.pause()
@@ -182,7 +186,7 @@ def test_it_fits_every_terminal():
 
 def test_the_highlight_is_seen_without_colour(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    app = WidgetApp(screen=ModelPicker(FakeSource()))
+    app = WidgetApp(screen=picker_of(FakeSource()))
 
     async def story(pilot):
         await pilot.pause()
@@ -193,18 +197,9 @@ def test_the_highlight_is_seen_without_colour(monkeypatch):
     run(app, story)
 
 
-SMALL = ListedModel("/m/small", "owner/Small-135M", 270_000_000)
-LARGE = ListedModel("/m/large", "owner/Large-70B", 141_000_000_000)
+SMALL = ListedModel("/m/small", "owner/Small-135M", "/m/small", 270_000_000)
+LARGE = ListedModel("/m/large", "owner/Large-70B", "/m/large", 141_000_000_000)
 STREAMS = FitEstimate("/m/large", "streams", 1.24, "streams 120 GB in every pass, about 1.24 s/token")
-
-
-def test_recent_models_come_first_and_every_model_once():
-    found = merged_models(["/m/large", "owner/gone", "/m/large"], [SMALL, LARGE])
-    assert found == (
-        ListedModel("/m/large", "owner/Large-70B", 141_000_000_000, is_recent=True),
-        ListedModel("owner/gone", "owner/gone", None, is_recent=True),
-        SMALL,
-    )
 
 
 @pytest.mark.parametrize(
@@ -230,7 +225,7 @@ def test_typing_filters_and_may_name_another(typed, targets):
         (SMALL, "…", "owner/Small-135M            270 MB  …                       "),
         (SMALL, "", "owner/Small-135M            270 MB                          "),
         (
-            *(ListedModel("x/y", "x/y", None, is_recent=True), ""),
+            *(ListedModel("x/y", "x/y", is_recent=True), ""),
             "x/y (recent)                                                ",
         ),
     ],
@@ -266,7 +261,7 @@ def test_a_sentence_says_what_is_known():
 
 
 def test_a_name_cannot_move_the_cursor():
-    evil = ListedModel("\x1b[2J/x", "\x1b]0;t\x07evil\nrow", 5)
+    evil = ListedModel("\x1b[2J/x", "\x1b]0;t\x07evil\nrow", "/m/evil", 5)
     row = model_row(evil, "", width=60)
     assert row.startswith("evil row ") and "\x1b" not in row
     assert "\x1b" not in model_sentence(evil, {})
