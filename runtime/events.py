@@ -76,6 +76,8 @@ class Round:
     """Nodes that were looked up in the text instead of drafted."""
     is_in_context: bool = False
     """Whether the tree took its shape from context."""
+    token_ids: tuple[int, ...] = ()
+    """What it emitted: final, committed to both caches, the last one to be committed as the next root."""
 
     @property
     def num_nodes(self) -> int:
@@ -96,13 +98,6 @@ class Round:
         outside_pass = self.verify_seconds - self.pass_statistics.seconds
         outside_steps = self.draft_seconds - sum(seconds for _, seconds in self.draft_steps)
         return max(0.0, outside_pass + outside_steps)
-
-
-@dataclass(frozen=True, slots=True)
-class TokensAccepted:
-    """These tokens, in order, are final: committed to both caches, or to be committed as the next root."""
-
-    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,4 +176,4 @@ class Finished:
         return self.verification in SCHEMES_OF_ONE_TEXT
 
 
-Event = PrefillProgress | LevelDrafted | Round | TokensAccepted | TextDelta | Finished
+Event = PrefillProgress | LevelDrafted | Round | TextDelta | Finished

@@ -17,7 +17,7 @@ from offload.memory import explained_shortage
 from runtime.config import MAX_TREE_LEVELS, PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.errors import OptionError
-from runtime.events import Event, PrefillProgress, Round, TokensAccepted
+from runtime.events import Event, PrefillProgress, Round
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
 from runtime.planner.planner import TreePlanner
 from runtime.planner.tree_choice import TreeShape
@@ -110,7 +110,6 @@ class Engine:
         done = self._record(grafted, verdict, laps, num_pass_tokens=len(inputs.token_ids), shape=shape)
         self.planner.observe(done)
         yield done
-        yield TokensAccepted(token_ids=tuple(emitted))
 
     def _prefill(self) -> Iterator[Event]:
         """Run all of the prompt but its last chunk, which shares the first round's pass; the draft reads along."""
@@ -186,6 +185,7 @@ class Engine:
             num_children=num_children,
             num_grafted=grafted.num_grafted,
             is_in_context=isinstance(shape, GrowthLimits),
+            token_ids=tuple(self.text[-len(verdict.path) :]),
         )
 
     def num_shared(self, prompt: Sequence[int]) -> int:

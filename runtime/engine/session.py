@@ -25,7 +25,6 @@ from runtime.events import (
     PrefillProgress,
     Round,
     TextDelta,
-    TokensAccepted,
 )
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import PromptRequest
@@ -87,10 +86,7 @@ class Session:
         try:
             for event in rounds:
                 yield event
-                if isinstance(event, Round):
-                    answer.add_costs(event)
-                    continue  # its tokens follow
-                if isinstance(event, TokensAccepted) and (released := answer.add_tokens(event.token_ids)):
+                if isinstance(event, Round) and (released := answer.add(event)):
                     yield TextDelta(released)
                 if answer.finish_reason is None and self._is_stopped.is_set():
                     answer.finish_reason = "stopped"
@@ -131,15 +127,13 @@ class _Answer:
         self._new_tokens = self._first_round_tokens = 0
         self.finish_reason: FinishReason | None = None
 
-    def add_costs(self, done: Round) -> None:
+    def add(self, done: Round) -> str:
+        """Add a round and what it emitted, up to the answer's end, and return the text that it releases."""
         self._rounds.append(done)
         if len(self._rounds) == 1:
             self._prefill_seconds = time.perf_counter() - self._begun
-
-    def add_tokens(self, token_ids: Sequence[int]) -> str:
-        """Add what a round emitted, up to the answer's end, and return the text that it releases."""
         num_before = len(self._text.token_ids)
-        wanted, self.finish_reason = self._cut(token_ids, self._max_tokens - num_before)
+        wanted, self.finish_reason = self._cut(done.token_ids, self._max_tokens - num_before)
         released = self._text.add(wanted)
         num_added = len(self._text.token_ids) - num_before
         if self._text.is_stopped:

@@ -14,7 +14,6 @@ from runtime.events import (
     PrefillProgress,
     Round,
     TextDelta,
-    TokensAccepted,
 )
 from runtime.fit.place import Placement
 from runtime.prompts.prompt_file import PromptRequest
@@ -49,6 +48,7 @@ ROUND = Round(
     ),
     num_pass_tokens=9,
     draft_steps=((1, 0.125), (3, 0.25)),
+    token_ids=(1, 2),
 )
 
 PLACEMENT = Placement(
@@ -76,7 +76,6 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
     answer = question(request).upper()
     yield PrefillProgress(3, 5)
     yield ROUND
-    yield TokensAccepted((1, 2))
     yield TextDelta(answer[:2])
     yield TextDelta(answer[2:])
     yield Finished("stop", answer, STATISTICS)

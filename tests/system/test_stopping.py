@@ -10,7 +10,7 @@ from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta, TokensAccepted
+from runtime.events import Event, Finished, LevelDrafted, PrefillProgress, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -57,12 +57,12 @@ def assert_next_answer_is_whole(opened: OpenSession, expected: list[int]) -> Non
     assert answer(opened, request())[1] == expected
 
 
-@pytest.mark.parametrize("kind", [LevelDrafted, Round, TokensAccepted, TextDelta])
+@pytest.mark.parametrize("kind", [LevelDrafted, Round, TextDelta])
 def test_a_stop_between_passes_ends_the_answer_and_keeps_what_came(opened: OpenSession, kind: type[Event]) -> None:
     whole = answer(opened, request())[1]
     events, finished = stopped_at(opened, kind, request())
     assert finished.finish_reason == "stopped"
-    came = [token for event in events if isinstance(event, TokensAccepted) for token in event.token_ids]
+    came = [token for event in events if isinstance(event, Round) for token in event.token_ids]
     assert whole[: len(came)] == came and len(came) < len(whole)
     assert finished.statistics.new_tokens == len(came)
     assert finished.text == "".join(event.text for event in events if isinstance(event, TextDelta))

@@ -18,7 +18,7 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.errors import LinkError
 from runtime.engine import loading
 from runtime.engine.loading import OpenSession
-from runtime.events import LevelDrafted, TokensAccepted
+from runtime.events import LevelDrafted, Round
 from tests.support.fault_injection import ASKED, Dies, Faults, end_of_file, kill_thread, needs_preadv, raise_io_error
 from tests.support.session_factory import answer, open_tiny, request
 from tui import cli
@@ -136,7 +136,7 @@ def test_a_fault_before_any_event_and_after_many_leaves_what_was_accepted(
             accepted: list[int] = []
             with pytest.raises(LinkError), closing(opened.session.generate(ASKED)) as events:
                 for event in events:
-                    if isinstance(event, TokensAccepted):
+                    if isinstance(event, Round):
                         accepted += event.token_ids
                     if isinstance(event, LevelDrafted) and len(accepted) >= num_rounds and not faults.at:
                         faults.soon(1, raise_io_error)

@@ -16,7 +16,7 @@ import pytest
 
 from runtime.config import MAX_GRAFTED_NODES, SamplingParams
 from runtime.engine.loading import OpenSession
-from runtime.events import Event, Round, TokensAccepted
+from runtime.events import Event, Round
 from runtime.speculation import lookup
 from runtime.speculation.lookup import graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
@@ -134,7 +134,7 @@ def written_by(rounds: Iterator[Event], num_tokens: int) -> list[int]:
     tokens: list[int] = []
     while len(tokens) < num_tokens:
         event = next(rounds)
-        tokens += event.token_ids if isinstance(event, TokensAccepted) else ()
+        tokens += event.token_ids if isinstance(event, Round) else ()
     return tokens[:num_tokens]
 
 

@@ -11,7 +11,7 @@ import torch
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
-from runtime.events import LevelDrafted, PrefillProgress, Round, TokensAccepted
+from runtime.events import LevelDrafted, PrefillProgress, Round
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
 from tests.support.reference_models import assert_same_text
@@ -32,7 +32,7 @@ def accepted_tokens(engine: Engine, num_tokens: int, *, prompt: Sequence[int] = 
     tokens: list[int] = []
     rounds = engine.generate(prompt, GREEDY, np.random.default_rng(seed))
     for event in rounds:
-        if isinstance(event, TokensAccepted):
+        if isinstance(event, Round):
             tokens += event.token_ids
             if len(tokens) >= num_tokens:
                 break
@@ -79,17 +79,17 @@ def list_events(opened: OpenSession, *, num_rounds: int, prompt: Sequence[int] =
     rounds = opened.session.engine.generate(prompt, GREEDY, np.random.default_rng(0))
     for event in rounds:
         events.append(event)
-        num_rounds -= isinstance(event, TokensAccepted)
+        num_rounds -= isinstance(event, Round)
         if num_rounds == 0:
             break
     rounds.close()
     return events
 
 
-def test_a_round_is_drafted_level_by_level_then_verified_then_accepted(folders: dict[str, Path]) -> None:
+def test_a_round_is_drafted_level_by_level_then_verified(folders: dict[str, Path]) -> None:
     with open_tiny(folders["target"], draft=folders["perfect"], tree="4x4") as opened:
         kinds = [type(event) for event in list_events(opened, num_rounds=1)]
-    assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, Round, TokensAccepted]
+    assert kinds == [LevelDrafted, LevelDrafted, LevelDrafted, Round]
 
 
 def test_a_round_without_a_draft_has_no_steps_of_the_one_before(
@@ -196,7 +196,7 @@ def test_sampling_is_reproducible_by_seed(folders: dict[str, Path]) -> None:
             tokens: list[int] = []
             while len(tokens) < 20:
                 event = next(rounds)
-                tokens += event.token_ids if isinstance(event, TokensAccepted) else ()
+                tokens += event.token_ids if isinstance(event, Round) else ()
             rounds.close()
             texts.append(tokens[:20])
     assert texts[0] == texts[1] != texts[2]
@@ -234,10 +234,10 @@ def test_every_round_tells_its_tree_and_the_path_that_was_accepted(folders: dict
         rounds = opened.session.engine.generate(PROMPT, GREEDY, np.random.default_rng(0))
         for event in rounds:
             events.append(event)
-            if isinstance(event, TokensAccepted):
+            if isinstance(event, Round):
                 break
         rounds.close()
-    *_, verified, _ = events
+    *_, verified = events
     assert isinstance(verified, Round)
     assert len(verified.parents) == verified.num_nodes == 12
     assert TreeTopology(np.array(verified.parents)).num_levels == 4

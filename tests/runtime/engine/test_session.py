@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from runtime.engine.loading import OpenSession
 from runtime.engine.session import AnswerText, Session, format_prompt
 from runtime.errors import OptionError
-from runtime.events import Finished, TextDelta, TokensAccepted
+from runtime.events import Finished, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -93,7 +93,7 @@ def test_caches_are_consistent_after_every_kind_of_end(opened: OpenSession) -> N
 def test_closing_an_answer_early_leaves_the_session_ready(opened: OpenSession) -> None:
     expected = answer_tokens(opened)
     events = opened.session.generate(request())
-    while not isinstance(next(events), TokensAccepted):
+    while not isinstance(next(events), Round):
         pass
     events.close()
     assert answer_tokens(opened) == expected

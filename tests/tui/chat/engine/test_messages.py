@@ -7,7 +7,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta, TokensAccepted
+from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
@@ -32,7 +32,6 @@ EVENTS = [
     PrefillProgress(256, 700),
     LevelDrafted(3, 12),
     ROUND,
-    TokensAccepted((1, 2)),
     TextDelta("\u2028 one line all the same\n"),
     FINISHED,
     PassRunning(3, 28, (4, 5)),
