@@ -10,7 +10,6 @@ import platform
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from enum import Enum
 from pathlib import Path
 
 import psutil
@@ -31,28 +30,18 @@ logger = logging.getLogger(__name__)
 _SAME_MEMORY_WITHIN = 0.05
 
 
-class Platform(Enum):
-    """Systems that differ in how they pin memory."""
+def detect_platform() -> str:
+    """Return the system's name; `WSL2` for Linux within it, containers included, where the kernel is Microsoft's.
 
-    LINUX = "Linux"
-    """The driver pins as much as there is memory: neither RLIMIT_MEMLOCK nor a fixed cap binds it, and a control group
-    charges pinned pages like any others."""
-    WINDOWS = "Windows"
-    """0.5 to 4 GB beside a loaded model. GenerelSchwerz/llama.cpp #84: a bare process pinned 28 GB of 64, a loaded
-    server 2 to 4 GB in all; ashalliants/ninfer-3090 #45: with 15.4 of 24 GB in use 8 GB were granted, with 21.5 GB in
-    use 2.8 GB, and one failure poisoned every later call."""
-    WSL2 = "WSL2"
-    """FreeToken #233: 0.75 to 1.0 GiB in all of 62.8 GiB; microsoft/WSL #14078: 500 MB in Docker."""
-    OTHER = "another system"
-    """Nothing is known, so the driver is asked."""
-
-
-def detect_platform() -> Platform:
-    """Return which platform this is; in WSL2, containers included, the kernel is Microsoft's."""
+    Linux: the driver pins as much as there is memory: neither RLIMIT_MEMLOCK nor a fixed cap binds it, and a control
+    group charges pinned pages like any others. Everywhere else it is asked.
+    Windows: 0.5 to 4 GB beside a loaded model. GenerelSchwerz/llama.cpp #84: a bare process pinned 28 GB of 64, a
+    loaded server 2 to 4 GB in all; ashalliants/ninfer-3090 #45: with 15.4 of 24 GB in use 8 GB were granted, with
+    21.5 GB in use 2.8 GB, and one failure poisoned every later call.
+    WSL2: FreeToken #233: 0.75 to 1.0 GiB in all of 62.8 GiB; microsoft/WSL #14078: 500 MB in Docker.
+    """
     system = platform.system()
-    if system == "Linux":
-        return Platform.WSL2 if "microsoft" in platform.release().lower() else Platform.LINUX
-    return Platform.WINDOWS if system == "Windows" else Platform.OTHER
+    return "WSL2" if system == "Linux" and "microsoft" in platform.release().lower() else system
 
 
 def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_bytes: int = 0) -> PinBudget:
@@ -65,7 +54,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
 
     Raises ProfileError if what is stored is damaged or of a newer schema version; it is left as it is.
     """
-    if detect_platform() is Platform.LINUX:
+    if detect_platform() == "Linux":
         return PinBudget(None, PinBudgetSource.NOT_LIMITED)
     identity, host_memory_bytes = identify_device(device), int(psutil.virtual_memory().total)
     stored = None if state_folder is None else _load(identity, state_folder, host_memory_bytes)
@@ -199,7 +188,7 @@ def plan_pinned_layers(
         logger.warning("the pinned memory budget is probed at every start: %s", error)
         found = find_pin_budget(device, None)
     budget = found.num_bytes
-    if detect_platform() is Platform.WINDOWS:  # device memory and pinned memory together stay at about its capacity
+    if detect_platform() == "Windows":  # device memory and pinned memory together stay at about its capacity
         left = max(0, _total_bytes(device) - device_bytes)
         budget = left if budget is None else min(budget, left)
     return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK])

@@ -13,7 +13,6 @@ import torch
 from offload.copying.copy_engine import HostSource
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.pinning import pinned_memory
-from offload.pinning.pin_budget import Platform
 from offload.pinning.pin_probe import PinBudget
 from offload.residency_plan import ResidencyPlan, Tier
 from profiles.machine_profile import PinBudgetSource
@@ -148,7 +147,7 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
     with (
         registering(),
         registrable_restored(),
-        mock.patch("offload.pinning.pin_budget.detect_platform", lambda: Platform.WSL2),
+        mock.patch("offload.pinning.pin_budget.detect_platform", lambda: "WSL2"),
         mock.patch(
             "offload.pinning.pin_budget.probe_pin_budget",
             lambda *_, **__: PinBudget(4 * size, PinBudgetSource.REFUSED),
