@@ -347,32 +347,24 @@ class SamplingParams:
     ] = "auto"
 
     def __post_init__(self) -> None:
-        problems = (
-            ("temperature", self.temperature, "0 or more", math.isfinite(self.temperature) and self.temperature >= 0),
-            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
-            ("top_k", self.top_k, "0 (off) or more", self.top_k >= 0),
-            ("min_p", self.min_p, "from 0 (off) to 1", 0 <= self.min_p <= 1),
-            ("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
-            ("presence_penalty", self.presence_penalty, "from -2 to 2", -2 <= self.presence_penalty <= 2),
-            ("frequency_penalty", self.frequency_penalty, "from -2 to 2", -2 <= self.frequency_penalty <= 2),
-            (
-                "banned_tokens",
-                list(self.banned_tokens),
-                "token ids, 0 or more",
-                min(self.banned_tokens, default=0) >= 0,
-            ),
-            (
-                "forced_tokens",
-                list(self.forced_tokens),
-                "token ids, 0 or more",
-                min(self.forced_tokens, default=0) >= 0,
-            ),
-            ("seed", self.seed, "0 or more", self.seed >= 0),
-            ("max_new_tokens", self.max_new_tokens, "1 or more", self.max_new_tokens >= 1),
-            ("stop", list(self.stop), "strings that are not empty", all(self.stop)),
+        rules = (
+            ("temperature", "0 or more", math.isfinite(self.temperature) and self.temperature >= 0),
+            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("top_k", "0 (off) or more", self.top_k >= 0),
+            ("min_p", "from 0 (off) to 1", 0 <= self.min_p <= 1),
+            ("repetition_penalty", "from 0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
+            ("presence_penalty", "from -2 to 2", -2 <= self.presence_penalty <= 2),
+            ("frequency_penalty", "from -2 to 2", -2 <= self.frequency_penalty <= 2),
+            ("banned_tokens", "token ids, 0 or more", min(self.banned_tokens, default=0) >= 0),
+            ("forced_tokens", "token ids, 0 or more", min(self.forced_tokens, default=0) >= 0),
+            ("seed", "0 or more", self.seed >= 0),
+            ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
+            ("stop", "strings that are not empty", all(self.stop)),
         )
-        for name, found, expected, is_fine in problems:
-            if not is_fine:
+        for name, expected, is_kept in rules:
+            if not is_kept:
+                found = getattr(self, name)
+                found = list(found) if isinstance(found, tuple) else found
                 raise OptionError(f"{name} is {found}; it must be {expected}")
         check_choices(self)
 
