@@ -38,21 +38,6 @@ def config_folder() -> Path:
     return _folder("config", on_linux=".config", on_macos="Library/Application Support")
 
 
-def conversation_database() -> Path:
-    """Return the database of the chat app's conversations, OVERSTORY_DATA/conversations.db."""
-    return data_folder() / "conversations.db"
-
-
-def export_folder() -> Path:
-    """Return where conversations are exported to if nobody says where, OVERSTORY_DATA/exports."""
-    return data_folder() / "exports"
-
-
-def settings_file() -> Path:
-    """Return the file of the chat app's settings, OVERSTORY_CONFIG/settings.toml."""
-    return config_folder() / "settings.toml"
-
-
 def packaged_prompts(name: str) -> Path:
     """Return the file of this name that comes with the program: demo.jsonl, calibration.jsonl, validation.jsonl and
     perplexity.txt are what commands read where no file is given."""

@@ -13,11 +13,8 @@ import pytest
 from tui.environment import (
     cache_folder,
     config_folder,
-    conversation_database,
     data_folder,
-    export_folder,
     packaged_prompts,
-    settings_file,
     uncollected,
 )
 
@@ -93,9 +90,8 @@ def test_the_environment_is_read_when_asked(monkeypatch, tmp_path):
     monkeypatch.setenv("OVERSTORY_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("OVERSTORY_CONFIG", str(tmp_path / "config"))
     assert cache_folder() == tmp_path / "cache"
-    assert conversation_database() == tmp_path / "data" / "conversations.db"
-    assert export_folder() == tmp_path / "data" / "exports"
-    assert settings_file() == tmp_path / "config" / "settings.toml"
+    assert data_folder() == tmp_path / "data"
+    assert config_folder() == tmp_path / "config"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ import typer
 
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
-from tui.environment import conversation_database, export_folder, settings_file
+from tui.environment import config_folder, data_folder
 from tui.options import AnsweringConfig, TurnOptions, with_option_groups
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
     with ExitStack() as stack:
         store, notices = open_conversations()
         stack.enter_context(store)
-        settings, damages = read_settings(settings_file())
+        settings_file = config_folder() / "settings.toml"
+        settings, damages = read_settings(settings_file)
         latest = store.list_conversations(limit=1) if is_last else []
         if conversation_id is None and latest:
             conversation_id = latest[0].id
@@ -80,11 +81,11 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
             ChatServices(
                 store=store,
                 engine=EngineClient(),
-                settings=RememberedSettings(settings, path=settings_file(), overrides=overrides),
+                settings=RememberedSettings(settings, path=settings_file, overrides=overrides),
                 conversation_id=conversation_id,
                 notices=(*notices, *damages),
                 environment=os.environ,
-                export_folder=export_folder(),
+                export_folder=data_folder() / "exports",
             )
         )
         collect_rarely()
@@ -97,7 +98,7 @@ def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
     from tui.chat.store.store import ConversationStore
 
     try:
-        store = ConversationStore(conversation_database())
+        store = ConversationStore(data_folder() / "conversations.db")
     except ConversationStoreError as error:
         return ConversationStore(None), (f"nothing that is said now will be kept: {error}",)
     return store, ((store.notice,) if store.notice else ())
