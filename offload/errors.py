@@ -2,8 +2,7 @@
 
     OverstoryError                  exit code 1: something failed while running
     ├── BadInputError               exit code 2: what the user gave cannot be used
-    │   ├── CheckpointError         a model folder that is missing, damaged or not safetensors
-    │   │   └── UnsupportedArchitectureError
+    │   ├── CheckpointError         a model folder that is missing, damaged, not safetensors, or no dense decoder
     │   └── BudgetError             the memory budgets cannot hold what must be held
     ├── LinkError                   a copy failed: the pass is lost, the next one may work
     ├── WriteError                  a file could not be written: the disk is full, or not writable
@@ -17,11 +16,7 @@ from profiles.errors import BadInputError, OverstoryError
 
 
 class CheckpointError(BadInputError):
-    """A model folder is missing, damaged, or not stored as safetensors."""
-
-
-class UnsupportedArchitectureError(CheckpointError):
-    """The checkpoint is sound, but its architecture is not a dense decoder-only causal language model."""
+    """A model folder is missing, damaged, not stored as safetensors, or no dense decoder-only causal language model."""
 
 
 class BudgetError(BadInputError):

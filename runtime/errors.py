@@ -3,9 +3,7 @@
 BadInputError                   exit code 2
 ├── OptionError                 a setting outside its range
 │   └── PromptTooLongError      the prompt leaves no room in the context
-├── PromptFileError             a prompt file or one of its lines cannot be read
-├── TokenizerMismatchError      the draft's token ids mean other strings than the target's
-└── DemoModelError              the default model could not be fetched, or is not the expected one
+└── PromptFileError             a prompt file or one of its lines cannot be read
 """
 
 from profiles.errors import BadInputError
@@ -21,11 +19,3 @@ class PromptTooLongError(OptionError):
 
 class PromptFileError(BadInputError):
     """A prompt file or one of its lines cannot be read."""
-
-
-class TokenizerMismatchError(BadInputError):
-    """Draft and target must share one vocabulary: the same id must mean the same string."""
-
-
-class DemoModelError(BadInputError):
-    """The default model could not be fetched or is not the expected one."""

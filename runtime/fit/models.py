@@ -16,7 +16,7 @@ from typing import Any
 
 from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
-from offload.errors import CheckpointError, UnsupportedArchitectureError
+from offload.errors import CheckpointError
 from offload.units import format_bytes
 from profiles.errors import quote
 from runtime.errors import OptionError
@@ -161,7 +161,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
 
 
 def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:
-    """Raise UnsupportedArchitectureError for every model but a dense decoder, as far as plain JSON shows it."""
+    """Raise CheckpointError for every model but a dense decoder, as far as plain JSON shows it."""
     reason = None
     for key, value in config.items():
         if _PART_KEY.match(key) and value:
@@ -174,7 +174,7 @@ def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:
     if isinstance(layers, list) and set(map(str, layers)) - {"full_attention", "sliding_attention"}:
         reason = "a model with layers other than full or sliding attention"
     if reason is not None:
-        raise UnsupportedArchitectureError(f"{where} describes {reason}; expected a dense decoder-only language model")
+        raise CheckpointError(f"{where} describes {reason}; expected a dense decoder-only language model")
 
 
 def _stored_as(config: Mapping[str, Any], *, where: str) -> tuple[str | None, int]:

@@ -23,7 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
-from offload.errors import CheckpointError, UnsupportedArchitectureError
+from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, WeightFormat, find_group
 from profiles.errors import quote
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported
@@ -72,9 +72,7 @@ class DecoderParts:
 def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
     """Load the configuration, build the empty model, and match it with the files.
 
-    Raises:
-        CheckpointError: config and files do not belong together.
-        UnsupportedArchitectureError: not a dense decoder-only causal language model.
+    Raises CheckpointError if they do not belong together, or are no dense decoder-only causal language model.
     """
     config = load_config(checkpoint)
     sizes = (max(math.prod(entry.shape), entry.num_bytes) for entry in checkpoint.tensors.values())
@@ -86,9 +84,8 @@ def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """Return transformers' configuration of a checkpoint; no code of the checkpoint is run.
 
-    Raises:
-        CheckpointError: config.json is damaged, or counts other layers than the files hold.
-        UnsupportedArchitectureError: it describes something else than a dense decoder-only causal language model.
+    Raises CheckpointError if config.json is damaged, counts other layers than the files hold, or describes something
+    else than a dense decoder-only causal language model.
     """
     where = f"{checkpoint.folder}/config.json"
     raw = checkpoint.config
@@ -106,7 +103,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     except Exception as error:  # a damaged file makes transformers raise nearly anything
         if "auto_map" in raw and "trust_remote_code" in str(error):
             reason = "needs code from its own repository (auto_map), which is never run"
-            raise UnsupportedArchitectureError(f"{where} {reason}; {SUPPORTED}") from error
+            raise CheckpointError(f"{where} {reason}; {SUPPORTED}") from error
         found = f"model_type {quote(raw['model_type'])}"
         raise CheckpointError(f"{where} ({found}) was refused by transformers: {_first_line(error)}") from error
     try:
@@ -159,9 +156,8 @@ def build_empty_model(
 def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderParts:
     """Find the decoder layers of an empty model and match every parameter with its stored tensor.
 
-    Raises:
-        CheckpointError: a tensor is missing, or has another shape or type than the model needs.
-        UnsupportedArchitectureError: the model has no single list of attention layers.
+    Raises CheckpointError if a tensor is missing, or has another shape or type than the model needs, or if the model
+    has no single list of attention layers.
     """
     layers_name, layers = _find_layers(model)
     tied, stored_names = _match_names(model, checkpoint)
@@ -281,7 +277,7 @@ def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | No
         raise CheckpointError(f"config.json lists {len(layer_types)} layer_types for {num_layers} layers")
     windows: tuple[int | None, ...] = tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     if "sliding_attention" in layer_types and (type(window) is not int or window < 1):
-        raise UnsupportedArchitectureError(
+        raise CheckpointError(
             f"config.json ({config.model_type}) has layers of sliding attention and sliding_window = {quote(window)}; "
             "expected a window of 1 or more"
         )
@@ -307,8 +303,8 @@ def _walk(config: object) -> Iterator[tuple[str, object]]:
             yield key, value
 
 
-def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(f"{type(model).__name__} has {reason}; {SUPPORTED}")
+def _unsupported(model: PreTrainedModel, reason: str) -> CheckpointError:
+    return CheckpointError(f"{type(model).__name__} has {reason}; {SUPPORTED}")
 
 
 def _first_line(error: BaseException) -> str:

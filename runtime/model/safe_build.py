@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from offload.errors import UnsupportedArchitectureError
+from offload.errors import CheckpointError
 from profiles.errors import quote
 
 SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
@@ -34,10 +34,10 @@ _FILLS = frozenset(
 
 
 def refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
-    """Raise UnsupportedArchitectureError, saying what was found, unless a tree can be run; `where` names the file."""
+    """Raise CheckpointError, saying what was found, unless a tree can be run; `where` names the file."""
     reason = _unsuitable_parts(config) or _unsafe_forward(config)
     if reason is not None:
-        raise UnsupportedArchitectureError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
+        raise CheckpointError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
 
 
 def _unsuitable_parts(config: PreTrainedConfig) -> str | None:

@@ -15,8 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from offload.errors import CheckpointError
-from profiles.errors import quote
-from runtime.errors import TokenizerMismatchError
+from profiles.errors import BadInputError, quote
 
 _NOT_OF_TOKENIZERS = re.compile(
     r"(config|generation_config)\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|onnx)(\.index\.json)?|.*\.(md|jinja)"
@@ -52,7 +51,7 @@ def check_draft_tokenizer(target_tokenizer: Any, *, target: Path, draft: Path) -
 
     Raises:
         CheckpointError: the draft's tokenizer files are missing or damaged.
-        TokenizerMismatchError: names the first id that differs, and both strings.
+        BadInputError: names the first id that differs, and both strings.
     """
     if not have_equal_tokenizers(target, draft):
         check_tokenizers_match(target_tokenizer, load_tokenizer(draft))
@@ -73,7 +72,7 @@ def have_equal_tokenizers(folder: Path, other: Path) -> bool:
 def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
     """Check that every id, those of added tokens included, stands for the same string in both vocabularies.
 
-    Raises TokenizerMismatchError, which names the first id that differs and both strings.
+    Raises BadInputError, which names the first id that differs and both strings.
     """
     target_pairs = set(target_tokenizer.get_vocab().items())
     draft_pairs = set(draft_tokenizer.get_vocab().items())
@@ -84,7 +83,7 @@ def check_tokenizers_match(target_tokenizer: Any, draft_tokenizer: Any) -> None:
         next((quote(string) for string, found_id in sorted(pairs) if found_id == token_id), "no token")
         for pairs in (target_pairs - draft_pairs, draft_pairs - target_pairs)
     )
-    raise TokenizerMismatchError(
+    raise BadInputError(
         f"draft and target have different tokenizers: the id {token_id} is {target_string} for the target and "
         f"{draft_string} for the draft; choose a draft of the target's own family"
     )

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offload.checkpoint.checkpoint import Checkpoint
-from offload.errors import CheckpointError, UnsupportedArchitectureError
+from offload.errors import CheckpointError
 from runtime.model.architecture import (
     load_config,
     open_decoder,
@@ -57,7 +57,7 @@ def test_other_architectures_are_refused_by_name(tmp_path, kind, overrides, expe
 def test_a_config_of_another_kind_is_refused_before_building(tmp_path, changes, expected):
     save_tiny_model("llama", tmp_path)
     edit_config(tmp_path, **changes)
-    with pytest.raises(UnsupportedArchitectureError):
+    with pytest.raises(CheckpointError, match="dense decoder-only causal language models"):
         load_config(Checkpoint.open(tmp_path))
     assert expected in refusal(tmp_path)
 

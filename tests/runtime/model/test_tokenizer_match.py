@@ -5,7 +5,7 @@ import json
 import pytest
 
 from offload.errors import CheckpointError
-from runtime.errors import TokenizerMismatchError
+from profiles.errors import BadInputError
 from runtime.model import tokenizer_match
 from runtime.model.tokenizer_match import (
     check_draft_tokenizer,
@@ -27,7 +27,7 @@ class Vocabulary:
 
 
 def mismatch(target, draft) -> str:
-    with pytest.raises(TokenizerMismatchError) as caught:
+    with pytest.raises(BadInputError) as caught:
         check_tokenizers_match(target, draft)
     message = str(caught.value)
     assert "\n" not in message
@@ -125,7 +125,7 @@ def test_other_files_are_read_and_compared(tmp_path, pair):
     target, _ = pair
     other = save_tiny_model("llama", tmp_path / "other")
     build_tokenizer(order_seed=3).save_pretrained(other)
-    with pytest.raises(TokenizerMismatchError, match="the id 7 is"):
+    with pytest.raises(BadInputError, match="the id 7 is"):
         check_draft_tokenizer(load_tokenizer(target), target=target, draft=other)
 
 
