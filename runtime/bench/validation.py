@@ -33,11 +33,11 @@ from runtime.config import MAX_TREE_LEVELS, EngineConfig
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.model.streamed_model import StreamedModel, chain_input
-from runtime.planner.costs import RoundCosts
+from runtime.planner.costs import RoundCosts, costs_from_profiles
 from runtime.planner.initial_plan import find_profiles
-from runtime.planner.profile_costs import acceptance_of, acceptance_range, costs_from_profiles
 from runtime.planner.tree_choice import choose_tree
 from runtime.prompts.prompt_file import PromptRequest
+from runtime.speculation.acceptance import acceptance_of, acceptance_range
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import BestFirst, best_first, expected_tokens, node_worths
 

@@ -28,12 +28,11 @@ from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs
 from runtime.fit.speed import Basis
-from runtime.planner.costs import RoundCosts
-from runtime.planner.growth import builtin_chances, choose_growth
+from runtime.planner.costs import RoundCosts, costs_from_profiles
+from runtime.planner.growth import builtin_chances, chances_of, choose_growth
 from runtime.planner.known_pairs import stored_pairs
-from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, choose_tree
-from runtime.speculation.acceptance import builtin_acceptance
+from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
 from runtime.speculation.tree_search import make_non_increasing
 
 DP_LEVELS = 32

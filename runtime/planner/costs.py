@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from offload.pipeline_model import round_periods
+from profiles.pair_profile import PairProfile, PassCost
 from runtime.events import Round
 
 KEPT_PER_SAMPLE = 0.97
@@ -116,6 +117,34 @@ class StreamShape:
     """Stages that reads go through."""
 
 
+def costs_from_profiles(
+    pair: PairProfile,
+    *,
+    copy_seconds: Sequence[float | None],
+    num_slots: int,
+    read_seconds: Sequence[float | None] = (),
+    num_stages: int = 0,
+    context_tokens: int,
+) -> RoundCosts:
+    """Return the costs of this pair's rounds at `context_tokens` tokens of text, with these copies and reads.
+
+    Copies (L,) hold None for residents. A pass lies on the straight line between the two nearest contexts of the
+    profile; shorter and longer ones than it holds take the nearest.
+    """
+    steps, walks = pair.draft_steps, pair.walk_costs
+    return RoundCosts(
+        copy_seconds=tuple(copy_seconds),
+        pass_seconds=_pass_seconds(pair.pass_costs, context_tokens),
+        draft_step_seconds=CostTable(tuple(step.width for step in steps), tuple(step.seconds for step in steps)),
+        walk_seconds=CostTable(tuple(walk.num_nodes for walk in walks), tuple(walk.seconds for walk in walks)),
+        num_slots=num_slots,
+        read_seconds=tuple(read_seconds),
+        num_stages=num_stages,
+        compute_slowdown=pair.compute_slowdown,
+        copy_slowdown=pair.copy_slowdown,
+    )
+
+
 def fit_cost(samples: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return (base, slope), neither negative, of the line through samples (size, seconds), of which old ones fade.
 
@@ -193,6 +222,20 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
+
+
+def _pass_seconds(costs: Sequence[PassCost], context_tokens: int) -> CostTable:
+    by_context: dict[int, dict[float, float]] = {}
+    for cost in costs:
+        by_context.setdefault(cost.context_tokens, {})[cost.num_tokens] = cost.seconds
+    contexts = sorted(by_context)
+    tables = [CostTable(tuple(by_context[context]), tuple(by_context[context].values())) for context in contexts]
+    place = float(np.interp(context_tokens, contexts, np.arange(len(contexts))))
+    lower, upper = tables[int(place)], tables[min(int(place) + 1, len(tables) - 1)]
+    share = place - int(place)
+    sizes = np.union1d(lower.sizes, upper.sizes)
+    seconds = (1 - share) * lower(sizes) + share * upper(sizes)
+    return CostTable(tuple(sizes.tolist()), tuple(seconds.tolist()))
 
 
 def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:

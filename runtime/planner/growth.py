@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
 from profiles.builtin_profiles import unmeasured_pair
+from profiles.pair_profile import PairProfile
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, bound_of
 from runtime.speculation.acceptance import builtin_acceptance
@@ -53,6 +54,16 @@ def builtin_chances(*, substitute_held: str | None) -> ContextChances:
     if substitute_held is None:
         return ContextChances(np.array(unmeasured_pair().by_confidence), SEPARATE_DRAFT_SPREAD)
     return ContextChances(builtin_acceptance(substitute_held=substitute_held)[None, :], SUBSTITUTE_SPREAD)
+
+
+def chances_of(pair: PairProfile, temperature: float) -> ContextChances | None:
+    """Return what is known of single positions near a temperature; None where that was not measured."""
+    tables = [table for table in pair.believed_acceptance if table.by_confidence and table.spread]
+    if not tables:
+        return None
+    table = min(tables, key=lambda table: (abs(table.temperature - temperature), table.temperature))
+    assert table.spread is not None
+    return ContextChances(np.array(table.by_confidence), table.spread)
 
 
 def growth_limits(num_nodes: int, num_levels: int) -> GrowthLimits:

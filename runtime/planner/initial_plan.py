@@ -20,12 +20,11 @@ from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
 from runtime.model.model_loader import ModelFiles
-from runtime.planner.costs import RoundCosts, StreamShape
-from runtime.planner.growth import builtin_chances
+from runtime.planner.costs import RoundCosts, StreamShape, costs_from_profiles
+from runtime.planner.growth import builtin_chances, chances_of
 from runtime.planner.known_pairs import model_identity
 from runtime.planner.planner import PairPrior
-from runtime.planner.profile_costs import acceptance_of, chances_of, costs_from_profiles
-from runtime.speculation.acceptance import builtin_acceptance
+from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
 
 NO_PROFILE = (
     "this pair of models has not been measured here: trees start from the built-in acceptance and follow what is "

@@ -29,8 +29,7 @@ from runtime.planner.initial_plan import (
     pair_identity,
     stream_shape,
 )
-from runtime.planner.profile_costs import acceptance_of
-from runtime.speculation.acceptance import builtin_acceptance
+from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
 from tests.support.profile_factory import PAIR, machine_profile
 from tests.support.quantized_factory import save_quantized_folder
 from tests.support.session_factory import CONTEXT_TOKENS, open_tiny, save_tiny_folder

@@ -30,7 +30,7 @@ from runtime.planner.known_pairs import (
     sample_offsets,
     stored_pairs,
 )
-from runtime.planner.profile_costs import acceptance_of
+from runtime.speculation.acceptance import acceptance_of
 from tests.support.model_factory import save_tiny_model, write_safetensors
 from tests.support.plan_fakes import planned, processor
 from tests.support.profile_factory import DEVICE, PAIR

@@ -7,16 +7,16 @@ import pytest
 
 from profiles.acceptance import ForcedPosition, acceptance_tables
 from profiles.pair_profile import AcceptanceTable, PairProfile, PassCost
-from runtime.planner.profile_costs import (
+from runtime.planner.costs import costs_from_profiles
+from runtime.planner.growth import chances_of
+from runtime.planner.tree_choice import choose_tree
+from runtime.speculation.acceptance import (
     DEPTH_POSITIONS,
     TAIL_POSITIONS,
     acceptance_of,
     acceptance_range,
-    chances_of,
-    costs_from_profiles,
+    builtin_acceptance,
 )
-from runtime.planner.tree_choice import choose_tree
-from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import expected_tokens
 from tests.support.profile_factory import PAIR
