@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from runtime.bench.stream import check_streaming
+from runtime.bench.rounds import check_streaming
 from runtime.calibration.probes import SessionProbes
 from runtime.config import EngineConfig
 from runtime.engine.loading import OpenSession, open_session

@@ -25,8 +25,7 @@ from profiles.calibration_probes import CalibrationScope
 from profiles.calibrator import CalibrationResult, Calibrator
 from profiles.pair_profile import PairProfile
 from profiles.steps import relabel
-from runtime.bench.rounds import TimedRound, time_rounds
-from runtime.bench.stream import check_streaming
+from runtime.bench.rounds import TimedRound, check_streaming, time_rounds
 from runtime.bench.trees import WrittenText, write_texts
 from runtime.calibration.probes import SessionProbes
 from runtime.config import MAX_TREE_LEVELS, EngineConfig

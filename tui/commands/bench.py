@@ -38,7 +38,7 @@ def stream(config: PlainConfig, *, quiet: Quiet = False) -> None:
     console = progress_console(is_quiet=quiet)
     config = _with_defaults(config, context_tokens=32, device_memory_bytes=0)  # more context is never touched
     with open_session_in_sight(config, [], console) as opened:
-        from runtime.bench.stream import run_stream
+        from runtime.bench.rounds import run_stream
 
         _show(run_stream(opened), console)
 

@@ -9,8 +9,8 @@ import torch
 
 from offload.layer_streamer import ResidentLayer
 from profiles.steps import finish
-from runtime.bench import stream
-from runtime.bench.stream import (
+from runtime.bench import rounds
+from runtime.bench.rounds import (
     free_overlap_seconds,
     raw_link_seconds,
     run_stream,
@@ -94,6 +94,6 @@ def test_a_free_overlap_reads_while_it_computes_and_waits_for_both(
             read.append(opened)
             return 0.1
 
-        monkeypatch.setattr(stream, "raw_link_seconds", slow_read)
+        monkeypatch.setattr(rounds, "raw_link_seconds", slow_read)
         assert free_overlap_seconds(opened, is_done.set) > 0.1
         assert read == [opened]
