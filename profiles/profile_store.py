@@ -45,14 +45,6 @@ def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile
     return profile
 
 
-def save_machine_profile(folder: Path, profile: MachineProfile) -> Path:
-    """Replace the device's profile in one step and return its path; make the folder if need be.
-
-    Raises ProfileError if a figure is nonsense, or the file system refused; an older profile is still there as it was.
-    """
-    return _write(profile_path(folder, profile.device), profile)
-
-
 def pair_profile_path(folder: Path, *, device: DeviceIdentity, target: ModelIdentity, draft: ModelIdentity) -> Path:
     """Return where the profile of these models on this device is kept, whatever their content and the driver."""
     names = [target.name, target.held, draft.name, draft.held, device.device_type, device.name]
@@ -91,25 +83,15 @@ def load_pair_profile(
     return profile
 
 
-def save_pair_profile(folder: Path, profile: PairProfile) -> Path:
-    """Replace the pair's profile in one step and return its path; make the folder if need be.
+def save_profile(folder: Path, profile: MachineProfile | PairProfile) -> Path:
+    """Replace the profile of this device or pair in one step and return its path; make the folder if need be.
 
     Raises ProfileError if a figure is nonsense, or the file system refused; an older profile is still there as it was.
     """
-    path = pair_profile_path(folder, device=profile.device, target=profile.target, draft=profile.draft)
-    return _write(path, profile)
-
-
-def _without_driver(device: DeviceIdentity) -> str:
-    return f"{device.name} ({device.device_type})"
-
-
-def _words(name: str, max_length: int) -> str:
-    """Return what a file name can hold of `name`, on any system."""
-    return "-".join(re.findall("[a-z0-9]+", name.lower()))[:max_length]
-
-
-def _write(path: Path, profile: MachineProfile | PairProfile) -> Path:
+    if isinstance(profile, MachineProfile):
+        path = profile_path(folder, profile.device)
+    else:
+        path = pair_profile_path(folder, device=profile.device, target=profile.target, draft=profile.draft)
     record = to_record(profile)
     try:
         from_record(type(profile), record)
@@ -126,6 +108,15 @@ def _write(path: Path, profile: MachineProfile | PairProfile) -> Path:
             f"{path} cannot be written ({error.strerror or error}); make room, or choose a folder that is writable"
         ) from error
     return path
+
+
+def _without_driver(device: DeviceIdentity) -> str:
+    return f"{device.name} ({device.device_type})"
+
+
+def _words(name: str, max_length: int) -> str:
+    """Return what a file name can hold of `name`, on any system."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))[:max_length]
 
 
 def _read(path: Path, kind: type[_Profile], *, what: str, next_step: str) -> _Profile | None:

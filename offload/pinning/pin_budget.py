@@ -22,7 +22,7 @@ from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, choose_evenl
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSource
-from profiles.profile_store import load_machine_profile, save_machine_profile
+from profiles.profile_store import load_machine_profile, save_profile
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def find_pin_budget(device: torch.device, state_folder: Path | None, *, wanted_b
                 stored, pin_budget_bytes=probed.num_bytes, pin_budget_source=probed.source, measured_at=date.today()
             )
         try:
-            save_machine_profile(state_folder, found)
+            save_profile(state_folder, found)
         except ProfileError as error:
             logger.warning("the pinned memory budget will be probed again next time: %s", error)
     return probed

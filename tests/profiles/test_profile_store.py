@@ -16,7 +16,7 @@ from profiles.profile_store import (
     MAX_FILE_BYTES,
     load_machine_profile,
     profile_path,
-    save_machine_profile,
+    save_profile,
 )
 from profiles.records import from_record, parse_record, to_record
 from tests.support.profile_factory import DEVICE, machine_profile
@@ -26,35 +26,35 @@ from tui import cli
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "as needed"
     assert load_machine_profile(folder, DEVICE) is None
-    path = save_machine_profile(folder, machine_profile())
+    path = save_profile(folder, machine_profile())
     assert path == profile_path(folder, DEVICE)
     assert load_machine_profile(folder, DEVICE) == machine_profile()
     assert [file.name for file in folder.iterdir()] == ["machine-cuda-geforce-rtx-4060-ti.json"]
 
 
 def test_saving_again_replaces(tmp_path: Path) -> None:
-    save_machine_profile(tmp_path, machine_profile())
+    save_profile(tmp_path, machine_profile())
     newer = machine_profile(pin_budget_bytes=7)
-    save_machine_profile(tmp_path, newer)
+    save_profile(tmp_path, newer)
     assert load_machine_profile(tmp_path, DEVICE) == newer
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_devices_do_not_share_a_file(tmp_path: Path) -> None:
     other = replace(DEVICE, name="GeForce RTX 3090")
-    save_machine_profile(tmp_path, machine_profile())
+    save_profile(tmp_path, machine_profile())
     assert load_machine_profile(tmp_path, other) is None
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "a/b\\c:d*?", "显卡", "x" * 1000, "\x00"])
 def test_no_name_of_a_device_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     device = DeviceIdentity("cuda", name, "1")
-    path = save_machine_profile(tmp_path, machine_profile(device=device))
+    path = save_profile(tmp_path, machine_profile(device=device))
     assert path.parent == tmp_path and load_machine_profile(tmp_path, device) is not None
 
 
 def test_a_profile_of_another_driver_is_stale_and_says_so(tmp_path: Path) -> None:
-    path = save_machine_profile(tmp_path, machine_profile())
+    path = save_profile(tmp_path, machine_profile())
     with pytest.raises(StaleProfileError) as caught:
         load_machine_profile(tmp_path, replace(DEVICE, driver_version="561.00"))
     message = str(caught.value)
@@ -63,7 +63,7 @@ def test_a_profile_of_another_driver_is_stale_and_says_so(tmp_path: Path) -> Non
 
 def test_a_profile_of_another_device_under_this_name_is_stale(tmp_path: Path) -> None:
     """Names that differ only in what a file name cannot hold, and files copied from another machine."""
-    save_machine_profile(tmp_path, machine_profile())
+    save_profile(tmp_path, machine_profile())
     with pytest.raises(StaleProfileError, match="GeForce-RTX 4060 Ti"):
         load_machine_profile(tmp_path, replace(DEVICE, name="GeForce-RTX 4060 Ti"))
 
@@ -107,7 +107,7 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"it cannot be read \(Is a directory\)"):
         load_machine_profile(tmp_path, DEVICE)
     with pytest.raises(ProfileError, match="cannot be written"):
-        save_machine_profile(tmp_path, machine_profile())
+        save_profile(tmp_path, machine_profile())
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -122,14 +122,14 @@ def test_a_pipe_in_the_files_place_does_not_wait(tmp_path: Path) -> None:
 def test_a_failure_while_saving_leaves_the_old_profile_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    save_machine_profile(tmp_path, machine_profile())
+    save_profile(tmp_path, machine_profile())
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse) if failing == "fsync" else monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(ProfileError, match=r"cannot be written \(No space left on device\)"):
-        save_machine_profile(tmp_path, machine_profile(pin_budget_bytes=1))
+        save_profile(tmp_path, machine_profile(pin_budget_bytes=1))
     monkeypatch.undo()
     assert load_machine_profile(tmp_path, DEVICE) == machine_profile()
     assert len(list(tmp_path.iterdir())) == 1
@@ -152,14 +152,14 @@ def test_the_new_content_is_on_the_disk_before_the_name_points_to_it(
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
-    save_machine_profile(tmp_path, machine_profile())
+    save_profile(tmp_path, machine_profile())
     assert steps == ["fsync", "replace"]
 
 
 def test_two_writers_leave_one_whole_profile(tmp_path: Path) -> None:
     def save(budget: int) -> None:
         for _ in range(20):
-            save_machine_profile(tmp_path, machine_profile(pin_budget_bytes=budget))
+            save_profile(tmp_path, machine_profile(pin_budget_bytes=budget))
 
     writers = [threading.Thread(target=save, args=(budget,)) for budget in (1, 2)]
     for writer in writers:
@@ -199,5 +199,5 @@ def test_files_that_an_earlier_version_wrote_are_read() -> None:
 
 def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"is not written, .*: link_latency_seconds is nan; expected a number"):
-        save_machine_profile(tmp_path, machine_profile(link_latency_seconds=math.nan))
+        save_profile(tmp_path, machine_profile(link_latency_seconds=math.nan))
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from profiles.profile_store import (
     MAX_FILE_BYTES,
     load_pair_profile,
     pair_profile_path,
-    save_pair_profile,
+    save_profile,
 )
 from profiles.records import to_record
 from tests.support.profile_factory import DEVICE, PAIR
@@ -32,7 +32,7 @@ def path_of(folder: Path, pair: PairProfile = PAIR) -> Path:
 def test_a_pair_that_was_saved_is_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "as needed"
     assert load_pair(folder) is None
-    path = save_pair_profile(folder, PAIR)
+    path = save_profile(folder, PAIR)
     assert path == path_of(folder)
     assert load_pair(folder) == PAIR
     (name,) = [file.name for file in folder.iterdir()]
@@ -40,9 +40,9 @@ def test_a_pair_that_was_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_saving_a_pair_again_replaces(tmp_path: Path) -> None:
-    save_pair_profile(tmp_path, PAIR)
+    save_profile(tmp_path, PAIR)
     newer = replace(PAIR, target=replace(PAIR.target, content_digest="cc" * 16), copy_slowdown=0.5)
-    save_pair_profile(tmp_path, newer)
+    save_profile(tmp_path, newer)
     assert load_pair(tmp_path, newer) == newer
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -72,7 +72,7 @@ def test_saving_a_pair_again_replaces(tmp_path: Path) -> None:
 def test_what_has_changed_since_is_named_with_the_next_step(
     tmp_path: Path, changes: dict[str, object], sentence: str
 ) -> None:
-    path = save_pair_profile(tmp_path, PAIR)
+    path = save_profile(tmp_path, PAIR)
     content = path.read_bytes()
     with pytest.raises(StaleProfileError) as caught:
         load_pair(tmp_path, replace(PAIR, **changes))  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def test_what_has_changed_since_is_named_with_the_next_step(
 def test_a_file_under_another_name_is_not_believed(tmp_path: Path, changes: dict[str, object], what: str) -> None:
     """Formats and devices have files of their own; one that was copied or edited is refused all the same."""
     wanted = replace(PAIR, **changes)  # type: ignore[arg-type]
-    path = save_pair_profile(tmp_path, PAIR)
+    path = save_profile(tmp_path, PAIR)
     assert load_pair(tmp_path, wanted) is None
     path.rename(path_of(tmp_path, wanted))
     with pytest.raises(StaleProfileError) as caught:
@@ -107,7 +107,7 @@ def test_a_file_under_another_name_is_not_believed(tmp_path: Path, changes: dict
 
 def test_a_model_that_was_only_renamed_in_the_file_is_the_same(tmp_path: Path) -> None:
     renamed = replace(PAIR, target=replace(PAIR.target, name="large"))
-    save_pair_profile(tmp_path, PAIR).rename(path_of(tmp_path, renamed))
+    save_profile(tmp_path, PAIR).rename(path_of(tmp_path, renamed))
     assert load_pair(tmp_path, renamed) == PAIR
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_pair_is_one_sentence_with_the_file_and_the_next_step(
 
 def test_every_shortened_file_is_refused(tmp_path: Path) -> None:
     """Power was lost, or a disk was full: each of a file's beginnings."""
-    path = save_pair_profile(tmp_path, PAIR)
+    path = save_profile(tmp_path, PAIR)
     content = path.read_bytes().rstrip()
     for num_bytes in range(0, len(content), 7):
         path.write_bytes(content[:num_bytes])
@@ -164,14 +164,14 @@ def test_every_shortened_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_while_saving_a_pair_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pair_profile(tmp_path, PAIR)
+    save_profile(tmp_path, PAIR)
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(ProfileError, match=r"cannot be written \(No space left on device\); make room"):
-        save_pair_profile(tmp_path, replace(PAIR, copy_slowdown=0.5))
+        save_profile(tmp_path, replace(PAIR, copy_slowdown=0.5))
     monkeypatch.undo()
     assert load_pair(tmp_path) == PAIR
     assert len(list(tmp_path.iterdir())) == 1

@@ -15,7 +15,7 @@ import typer
 
 from profiles.errors import ProfileError
 from profiles.pair_profile import AcceptanceTable, PairProfile
-from profiles.profile_store import load_pair_profile, save_machine_profile, save_pair_profile
+from profiles.profile_store import load_pair_profile, save_profile
 from profiles.steps import finish
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
@@ -73,8 +73,8 @@ def calibrate(
         probes = SessionProbes(opened, requests, state_folder=cache_folder())
         result = _show(Calibrator(probes, scope, clock=time.monotonic, began=began), console)
     kept, notes = _joined(result, is_link_emulated=config.link is not None)
-    pair_path = save_pair_profile(cache_folder(), kept)
-    machine_path = save_machine_profile(cache_folder(), result.machine)
+    pair_path = save_profile(cache_folder(), kept)
+    machine_path = save_profile(cache_folder(), result.machine)
     record = calibration_record(result)
     console.print(*measurement_tables(record, title="calibrated"))
     if not quiet:

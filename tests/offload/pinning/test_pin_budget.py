@@ -33,7 +33,7 @@ from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import round_up_to_page
 from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
-from profiles.profile_store import load_machine_profile, profile_path, save_machine_profile
+from profiles.profile_store import load_machine_profile, profile_path, save_profile
 from tests.support.profile_factory import DEVICE, machine_profile
 
 GB = 10**9
@@ -166,7 +166,7 @@ def test_a_profile_without_a_budget_gets_one_and_keeps_its_other_figures(machine
     measured = machine_profile(
         pin_budget_bytes=None, pin_budget_source=PinBudgetSource.NOT_MEASURED, link_bytes_per_second=25e9
     )
-    save_machine_profile(tmp_path, measured)
+    save_profile(tmp_path, measured)
     machine.ask(tmp_path, Probe(REFUSED))
     stored = load_machine_profile(tmp_path, DEVICE)
     assert stored is not None and stored.link_bytes_per_second == 25e9 and stored.pin_budget_bytes == 8 * GB

@@ -12,7 +12,7 @@ from offload.device import identify_device
 from offload.pass_statistics import PassStatistics
 from profiles.calibration_probes import CalibrationScope
 from profiles.pair_profile import AcceptanceTable, PairProfile
-from profiles.profile_store import save_pair_profile
+from profiles.profile_store import save_profile
 from profiles.steps import finish
 from runtime.bench import validation
 from runtime.bench.rounds import TimedRound
@@ -117,7 +117,7 @@ def test_a_profile_that_a_calibration_left_is_what_is_validated(
 
     config = config_of(folders)
     with open_session(replace(config, link="2MB/s")) as opened:
-        save_pair_profile(tmp_path, keep(opened))
+        save_profile(tmp_path, keep(opened))
     said = list[str]()
     steps = run_validation(
         config, PROMPTS, calibration_requests=OTHERS, links=["2MB/s"], cache_folder=tmp_path, num_turns=1

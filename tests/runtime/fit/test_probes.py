@@ -12,7 +12,7 @@ from offload.pinning.pin_probe import PinBudget
 from offload.units import LinkSpeed
 from profiles.errors import OverstoryError
 from profiles.machine_profile import PinBudgetSource
-from profiles.profile_store import profile_path, save_machine_profile
+from profiles.profile_store import profile_path, save_profile
 from runtime.fit import probes as module
 from runtime.fit.machine import Machine
 from runtime.fit.probes import MachineProbes, built_for, find_memory, measure_speed, this_machine
@@ -221,7 +221,7 @@ def test_a_stored_profile_is_believed(on_gpu, tmp_path):
     stored = machine_profile(
         link_bytes_per_second=13e9, link_latency_seconds=1e-5, disk_bytes_per_second=3e9, measured_at=date(2026, 1, 31)
     )
-    save_machine_profile(tmp_path, stored)
+    save_profile(tmp_path, stored)
     machine, _ = look(tmp_path)
     assert (machine.link.speed, machine.disk.speed) == (LinkSpeed(13e9, 1e-5), LinkSpeed(3e9))
     assert machine.disk.source == "machine profile of 2026-01-31"

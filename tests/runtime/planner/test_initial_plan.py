@@ -13,7 +13,7 @@ from offload.device import identify_device
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile, PinBudgetSource
 from profiles.pair_profile import PairProfile
-from profiles.profile_store import pair_profile_path, save_machine_profile, save_pair_profile
+from profiles.profile_store import pair_profile_path, save_profile
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import open_session
@@ -180,11 +180,11 @@ def profile_of(plan: LoadPlan) -> PairProfile:
 def save_machine(folder: Path) -> None:
     device = identify_device(torch.device("cpu"))
     profile = machine_profile(device=device, pin_budget_bytes=None, pin_budget_source=PinBudgetSource.NOT_LIMITED)
-    save_machine_profile(folder, replace(profile, disk_bytes_per_second=1e9, measured_at=date(2026, 1, 1)))
+    save_profile(folder, replace(profile, disk_bytes_per_second=1e9, measured_at=date(2026, 1, 1)))
 
 
 def test_a_session_starts_with_the_tree_that_the_profiles_plan(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    save_pair_profile(tmp_path, profile_of(plan_of(folders)))
+    save_profile(tmp_path, profile_of(plan_of(folders)))
     save_machine(tmp_path)
     config = config_of(folders)
     with open_session(config, state_folder=tmp_path) as opened:
@@ -203,7 +203,7 @@ def test_without_a_profile_the_session_says_what_it_starts_from(folders: tuple[P
 
 def test_a_changed_draft_makes_the_profile_stale_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     profile = profile_of(plan_of(folders))
-    save_pair_profile(tmp_path, replace(profile, draft=replace(profile.draft, content_digest="cc" * 16)))
+    save_profile(tmp_path, replace(profile, draft=replace(profile.draft, content_digest="cc" * 16)))
     with open_session(config_of(folders), state_folder=tmp_path) as opened:
         stale, start = opened.notes
     assert "draft" in stale and "overstory calibrate" in stale

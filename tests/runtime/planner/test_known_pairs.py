@@ -17,7 +17,7 @@ import torch
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from profiles.machine_profile import DeviceIdentity
-from profiles.profile_store import save_pair_profile
+from profiles.profile_store import save_profile
 from runtime.fit.plan import make_plan
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.request import PlanRequest
@@ -205,7 +205,7 @@ def question(folders, **fields):
 def keep(cache_folder, target, draft, *, held, draft_held, device=DEVICE, dtype="bfloat16"):
     identities = {"target": model_identity(target, held), "draft": model_identity(draft, draft_held)}
     profile = replace(PAIR, device=device, compute_dtype=dtype, **identities)
-    save_pair_profile(cache_folder, profile)
+    save_profile(cache_folder, profile)
     return profile
 
 

@@ -11,7 +11,7 @@ from profiles.calibration_probes import QUICK, CalibrationScope
 from profiles.calibrator import CalibrationResult
 from profiles.costs import Overlap
 from profiles.pair_profile import PairProfile
-from profiles.profile_store import save_pair_profile
+from profiles.profile_store import save_profile
 from profiles.records import from_record
 from runtime.calibration.probes import SessionProbes
 from runtime.errors import OptionError
@@ -170,7 +170,7 @@ def test_an_emulated_link_and_few_positions_leave_what_was_known_better(
     first = from_record(PairProfile, json.loads(path.read_text()))
     assert (first.compute_slowdown, first.copy_slowdown) == (0.0, 0.0)
     tables = tuple(replace(table, num_positions=(4000,) * len(table.num_positions)) for table in first.acceptance)
-    save_pair_profile(state, replace(first, acceptance=tables, compute_slowdown=0.25, copy_slowdown=0.5))
+    save_profile(state, replace(first, acceptance=tables, compute_slowdown=0.25, copy_slowdown=0.5))
     assert execute([*arguments(folder, tmp_path), "--device-memory", "min", "--emulate-link", "20MB/s"]) == 0
     captured = capsys.readouterr()
     second = from_record(PairProfile, json.loads(path.read_text()))
