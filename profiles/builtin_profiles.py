@@ -15,14 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from msgspec import Meta
 
 from profiles.errors import ProfileError, quote
-from profiles.records import (
-    Probability,
-    Rate,
-    Temperature,
-    Text,
-    from_record,
-    parse_record,
-)
+from profiles.records import Probability, Rate, Temperature, Text, from_record, parse_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,6 @@ class ReferenceMachine:
     flops_per_second: Figure
     """Peak of dense FP16 or BF16 matrix products that accumulate in FP32."""
     pcie: PcieSlot
-    """How it is wired to the host."""
     link_bytes_per_second: Figure
     """What a copy from pinned host memory to the device gets."""
 
@@ -70,7 +62,6 @@ class ReferenceAcceptance:
     """How likely the child of each rank was the accepted one."""
 
     by_rank: Annotated[tuple[Probability, ...], Meta(min_length=1)]
-    """(R,) probabilities."""
     source: Text
     is_measured: bool
     temperature: Temperature | None

@@ -78,9 +78,7 @@ class TextPlan:
     facts: PairFacts
     scope: CalibrationScope
     target: CostLaw
-    """Seconds of the target's passes."""
     draft: CostLaw
-    """Seconds of draft steps."""
     copy_seconds: float
     """Seconds of all copies of a pass, 0 where nothing streams."""
 

@@ -120,6 +120,10 @@ def rate_and_latency(samples: Sequence[TransferSample]) -> tuple[float, float] |
     return rate, max(0.0, smallest.seconds - smallest.num_bytes / rate)
 
 
+_Look = tuple[int, float, float, float]
+"""Its number, and the seconds of a pass: K, until it is computed, and until the ring is full again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Overlap:
     """How passes that stream and compute at once slow each other.
@@ -130,9 +134,7 @@ class Overlap:
     copy_seconds: float | None = None
     """T: all copies of a pass alone, median; None where nothing streams."""
     copy_slowdown: float | None = None
-    """Seconds of copying that each second of computing costs."""
     compute_slowdown: float | None = None
-    """Seconds of computation that each second of copying costs."""
 
 
 def measure_overlap(
@@ -159,22 +161,18 @@ def measure_overlap(
     yield "copies alone"
     copies = [probes.time_copies()]
     sizes = _bound_sizes(law, copies[0], max_tokens, context_tokens)
-    found: list[list[tuple[int, float, float, float]]] = [
-        [],
-        [],
-    ]  # by size: number of the look, K, computed, full again
+    small, large = list[_Look](), list[_Look]()
     for look in range(num_looks):
-        for size, passes in zip(sizes, found, strict=True):
+        for size, passes in zip(sizes, (small, large), strict=True):
             if size is not None and has_time(law(size, context_tokens) * 2 + copies[-1]):
                 yield f"a streamed pass of {size} tokens"
                 alone = probes.time_pass(size, context_tokens)
                 passes.append((look, alone, *probes.time_streamed_pass(size, context_tokens)))
-        if not any(found):
+        if not small and not large:
             break
         if num_looks > 1 and has_time(copies[-1]):
             yield "copies alone"
             copies.append(probes.time_copies())
-    small, large = found
     around = [statistics.mean(copies[look : look + 2] or copies[-1:]) for look in range(num_looks)]  # T of each look
     return Overlap(
         copy_seconds=statistics.median(copies),

@@ -51,11 +51,10 @@ class DeviceIdentity:
 
 @dataclass(frozen=True, slots=True)
 class TransferSample:
-    """One size of a copy over the link, or of a read from the disk."""
+    """One size of a copy over the link, or of a read from the disk; median."""
 
     num_bytes: Count
     seconds: Seconds
-    """Median."""
 
 
 @dataclass(frozen=True, slots=True)

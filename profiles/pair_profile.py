@@ -48,35 +48,31 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """A draft forward, head and choice of children included."""
+    """A draft forward, head and choice of children included; median."""
 
     width: Count
     seconds: Seconds
-    """Median."""
     is_fitted: bool = False
     """Whether a fit to other widths gave it, not a measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """The computation of all decoder layers of the target over some tokens, with every weight there already."""
+    """The computation of all decoder layers of the target over some tokens, every weight there already; median."""
 
     num_tokens: Count
     context_tokens: CountFromZero
     """Tokens that they attend to, before them."""
     seconds: Seconds
-    """Median."""
     is_fitted: bool = False
-    """Whether a fit to other sizes gave it, not a measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalkCost:
-    """Head, walk and compaction after a pass."""
+    """Head, walk and compaction after a pass; median."""
 
     num_nodes: Count
     seconds: Seconds
-    """Median."""
 
 
 @dataclass(frozen=True, slots=True)

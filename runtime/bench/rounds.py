@@ -75,12 +75,10 @@ class TimedRound:
 
     @property
     def copy_seconds(self) -> float:
-        """Return what copies and reads take one after the other."""
         return self.link_seconds + self.disk_seconds
 
     @property
     def link_utilization(self) -> float:
-        """Return the share of the round in which the link carried bytes."""
         return self.done.pass_statistics.link_busy_seconds / self.done.seconds
 
 
@@ -320,7 +318,6 @@ def run_stream(
 
 
 def _time_passes(opened: OpenSession, num_passes: int) -> dict[str, float]:
-    """Time passes from a full ring to a full ring."""
     engine = opened.session.engine
     engine.truncate(0)
     with closing(engine.generate(PROMPT_TOKENS[:4], SamplingParams(), np.random.default_rng(0))) as events:

@@ -196,12 +196,8 @@ def choose_tree(
 def bound_of(costs: RoundCosts, num_nodes: int, draft_seconds: float) -> Bound:
     """Return what limits a round, see `TreeChoice.bound`."""
     parts = costs.part_seconds(num_nodes, draft_seconds)
-    link, disk, compute, between = (
-        parts["link"],
-        parts["disk"],
-        parts["compute"],
-        draft_seconds + parts["head_and_walk"],
-    )
+    link, disk, compute = parts["link"], parts["disk"], parts["compute"]
+    between = draft_seconds + parts["head_and_walk"]
     if compute + between > max(link, disk):
         return "compute" if compute >= between else "draft"
     return "link" if link >= disk else "disk"

@@ -119,7 +119,6 @@ class PreparationPlan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes to be read for all shards."""
         return sum(entry.num_bytes for entry in self.tensors.values())
 
     @property
@@ -297,7 +296,6 @@ def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[Loa
 
 
 def _made_of(name: str, entry: TensorEntry, plan: PreparationPlan) -> dict[str, torch.Tensor]:
-    """Return the tensors by name that a stored one becomes."""
     dtype = plan.dtypes[name]
     if name not in plan.is_turned:
         return {name: _converted(entry, dtype).view(entry.shape)}

@@ -58,7 +58,6 @@ class PartialFolder:
 
     @property
     def folder(self) -> Path:
-        """Where it is made."""
         return self.target.with_name(f"{self.target.name}.partial")
 
     @property
@@ -169,7 +168,6 @@ def _is_leftover(file: Path) -> bool:
 
 
 def _write_failure(file: Path, error: OSError | SafetensorError) -> WriteError:
-    """Return the sentence that a failed write becomes."""
     found = re.search(r"([^:\s][^:]*) \(os error (\d+)\)", str(error))  # safetensors' way of saying it
     number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
     if found is not None:

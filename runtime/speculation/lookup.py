@@ -104,7 +104,6 @@ class GraftedTree:
 
     @property
     def num_grafted(self) -> int:
-        """Nodes that were not drawn."""
         return int(np.count_nonzero(self.drawn_nodes < 0))
 
     def num_drawn_children(self, node: int) -> int:

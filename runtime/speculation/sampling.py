@@ -175,7 +175,6 @@ def _kept_log_weights(logits: Floats, params: SamplingParams, *, dtype: DTypeLik
 
 
 def _selected(support: _Support, kept: Floats, places: NDArray[np.int64]) -> tuple[_Support, Floats]:
-    """Of the kept tokens those at `places`."""
     return (places if isinstance(support, slice) else support[places]), kept[places]
 
 

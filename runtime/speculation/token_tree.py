@@ -83,7 +83,6 @@ class TreeTopology:
 
     @property
     def num_nodes(self) -> int:
-        """N, the root included."""
         return len(self.parents)
 
     @property

@@ -123,9 +123,8 @@ def best_first_by_levels(acceptance: ArrayLike, num_nodes: int, num_levels: int)
         raise ValueError("acceptance must not increase with rank; pass it through make_non_increasing first")
     _check_limits(num_nodes, num_levels)
     zero = np.zeros(1, dtype=np.int64)
-    level = chosen = _Ranked(
-        np.ones(1), zero, zero - 1, zero, zero
-    )  # the newest level, and the worthiest of all so far
+    # The newest level, and the worthiest of all so far.
+    level = chosen = _Ranked(np.ones(1), zero, zero - 1, zero, zero)
     searches = [_search_of(chosen, num_nodes)]
     for depth in range(1, num_levels):
         least_worth = float(chosen.worths[-1]) if len(chosen.worths) == num_nodes else -1.0
