@@ -16,7 +16,6 @@ from tui.chat.dialogue import Changes
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
-from tui.chat.errors import UnknownConversationError
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
@@ -144,7 +143,7 @@ class Actions:
 
     def _open_id(self) -> int:
         if self._chat.dialogue.conversation_id is None:
-            raise UnknownConversationError("this conversation is empty; ask something first")
+            raise BadInputError("this conversation is empty; ask something first")
         return self._chat.dialogue.conversation_id
 
     def _set_system(self, text: str) -> Changes:

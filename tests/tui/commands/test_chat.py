@@ -15,9 +15,9 @@ import psutil
 import pytest
 import typer
 
+from profiles.errors import BadInputError
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from tui.chat.errors import UnknownConversationError
 from tui.cli import execute
 from tui.commands.chat import open_conversations, run_chat, typed_overrides
 from tui.options import AnsweringConfig, TurnOptions, with_option_groups
@@ -104,7 +104,7 @@ def test_conversations_that_cannot_be_kept_are_told(own_folders):
 
 
 def test_a_conversation_that_is_not_there_is_told_before_the_app_starts():
-    with pytest.raises(UnknownConversationError):
+    with pytest.raises(BadInputError):
         run_chat({}, conversation_id=99, is_last=False, has_mouse=False)
 
 

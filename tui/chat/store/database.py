@@ -145,25 +145,14 @@ class ConversationDatabase:
     @contextmanager
     def writing(self) -> Generator[sqlite3.Connection, None, None]:
         """Lend the connection within a transaction: all of the block is saved when it ends, or nothing if it raises."""
-        with self._lock, _as_sentences(self._path), _transaction(self._connection):
+        with self._lock, _as_sentences(self._path), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def close(self) -> None:
         """Close the file; doing so again does nothing."""
         with self._lock:
             self._connection.close()
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite itself ends some that failed
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _make_private(path: Path) -> None:
@@ -238,7 +227,8 @@ def prepare_schema(connection: sqlite3.Connection) -> None:
         NewerSchemaError: a later version of the program has written it.
     """
     # Two programs may start at the same time: the second one waits here and finds the tables of the first.
-    with _transaction(connection):
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             _bring_up_to_date(connection)
         else:

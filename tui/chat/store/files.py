@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import WriteError
-from profiles.errors import ProfileError, quote
+from profiles.errors import BadInputError, ProfileError, quote
 from profiles.files import parse_json_text, read_regular_file
 from profiles.records import read_value
-from tui.chat.errors import ConversationFileError
 from tui.chat.store.private_files import create_private_file, free_path
 from tui.chat.store.records import Conversation, Message, storable
 from tui.terminal_text import one_line, show_terminal_escapes
@@ -44,18 +43,18 @@ def export_conversation(path: Path, conversation: Conversation, messages: Sequen
     """Write a new file, Markdown or JSON by the path's suffix, `.md` or `.json`; makes its folder if need be.
 
     Raises:
-        ConversationFileError: another suffix, or the file is there already.
+        BadInputError: another suffix, or the file is there already.
         WriteError: the disk is full, or not writable; no part of the file is left.
     """
     formats = {".md": to_markdown, ".json": to_json}
     where = one_line(str(path))
     if path.suffix.lower() not in formats:
-        raise ConversationFileError(f"{where} must end in {' or '.join(formats)}, which says what to write")
+        raise BadInputError(f"{where} must end in {' or '.join(formats)}, which says what to write")
     text = formats[path.suffix.lower()](conversation, messages)
     try:
         create_private_file(path, text.encode())
     except FileExistsError as error:
-        raise ConversationFileError(f"{where} is there already; give another name, or remove that first") from error
+        raise BadInputError(f"{where} is there already; give another name, or remove that first") from error
     except OSError as error:
         raise WriteError(
             f"{where} cannot be written: {error.strerror or error}; make room, or give a folder that is writable"
@@ -66,16 +65,16 @@ def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
     """Read a JSON file of ours; ids are 0 until a store gives some.
 
     Raises:
-        ConversationFileError: the file cannot be read, is of a newer version, or holds something else.
+        BadInputError: the file cannot be read, is of a newer version, or holds something else.
     """
     where = one_line(str(path))
     try:
         return from_json(read_regular_file(path, max_bytes=MAX_FILE_BYTES))
     except OSError as error:
-        raise ConversationFileError(f"{where} cannot be read: {error.strerror or error}; give another file") from error
+        raise BadInputError(f"{where} cannot be read: {error.strerror or error}; give another file") from error
     except (ValueError, ProfileError) as error:
         reason = one_line(str(error))
-        raise ConversationFileError(
+        raise BadInputError(
             f"{where} is no conversation that can be imported: {reason}; give a .json file that the chat app exported"
         ) from error
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tui.chat.errors import ConversationStoreError, UnknownConversationError
+from profiles.errors import BadInputError
+from tui.chat.errors import ConversationStoreError
 from tui.chat.store.database import ConversationDatabase
 from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
 from tui.chat.store.search import MAX_HITS, SearchHit, find_hits
@@ -35,7 +36,7 @@ class ConversationStore:
     """All conversations of one database; a context manager.
 
     Every method raises ConversationStoreError if the disk is full or the database cannot be used, and
-    UnknownConversationError for an id that is not there, or no longer.
+    BadInputError for an id that is not there, or no longer.
     """
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
@@ -304,8 +305,8 @@ def is_writing(token: str) -> bool:
         return False
 
 
-def _unknown(what: str) -> UnknownConversationError:
-    return UnknownConversationError(f"{what} is not there, or no longer; choose another one")
+def _unknown(what: str) -> BadInputError:
+    return BadInputError(f"{what} is not there, or no longer; choose another one")
 
 
 def _select_conversation(connection: sqlite3.Connection, conversation_id: int | None) -> Conversation:

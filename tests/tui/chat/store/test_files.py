@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from offload.errors import WriteError
+from profiles.errors import BadInputError
 from tests.support.conversation_factory import conversation, message
-from tui.chat.errors import ConversationFileError
 from tui.chat.store.files import (
     MAX_FILE_BYTES,
     export_conversation,
@@ -100,7 +100,7 @@ def test_markdown_of_an_empty_conversation_is_its_title():
 def test_the_suffix_says_what_is_written(tmp_path):
     export_conversation(tmp_path / "plan.MD", CONVERSATION, MESSAGES)
     assert (tmp_path / "plan.MD").read_text(encoding="utf-8") == to_markdown(CONVERSATION, MESSAGES)
-    with pytest.raises(ConversationFileError, match=r"plan\.txt must end in \.md or \.json"):
+    with pytest.raises(BadInputError, match=r"plan\.txt must end in \.md or \.json"):
         export_conversation(tmp_path / "plan.txt", CONVERSATION, MESSAGES)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -108,7 +108,7 @@ def test_the_suffix_says_what_is_written(tmp_path):
 def test_nothing_is_written_over(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text("mine")
-    with pytest.raises(ConversationFileError, match=r"plan\.json is there already; give another name"):
+    with pytest.raises(BadInputError, match=r"plan\.json is there already; give another name"):
         export_conversation(path, CONVERSATION, MESSAGES)
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
@@ -184,7 +184,7 @@ def with_message(**fields):
 def test_nonsense_is_refused_in_a_sentence(tmp_path, content, reason):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(ConversationFileError) as caught:
+    with pytest.raises(BadInputError) as caught:
         import_conversation(path)
     sentence = str(caught.value)
     assert sentence.startswith(f"{path} is no conversation that can be imported: ") and reason in sentence
@@ -192,11 +192,11 @@ def test_nonsense_is_refused_in_a_sentence(tmp_path, content, reason):
 
 
 def test_a_file_that_is_not_there_or_too_large_is_one_sentence(tmp_path):
-    with pytest.raises(ConversationFileError, match=r"plan\.json cannot be read: No such file"):
+    with pytest.raises(BadInputError, match=r"plan\.json cannot be read: No such file"):
         import_conversation(tmp_path / "plan.json")
-    with pytest.raises(ConversationFileError, match="cannot be read"):
+    with pytest.raises(BadInputError, match="cannot be read"):
         import_conversation(tmp_path)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(ConversationFileError, match="it has more than 67108864 bytes"):
+    with pytest.raises(BadInputError, match="it has more than 67108864 bytes"):
         import_conversation(tmp_path / "large.json")

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from profiles.errors import OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 from tests.support.paths import ROOT
-from tui.chat.errors import ConversationStoreError, UnknownConversationError
+from tui.chat.errors import ConversationStoreError
 from tui.chat.store.records import Conversation, Message
 from tui.chat.store.store import UNDO_SECONDS, ConversationStore, is_writing, writer_token
 
@@ -125,7 +125,7 @@ def test_a_deleted_conversation_can_be_brought_back(store):
     assert store.list_conversations() == []
     assert store.search("unmistakable") == [] and store.search("plan") == []
     for use in (store.conversation, store.messages, store.delete_conversation):
-        with pytest.raises(UnknownConversationError, match=f"conversation {conversation.id} is not there"):
+        with pytest.raises(BadInputError, match=f"conversation {conversation.id} is not there"):
             use(conversation.id)
     assert store.undo_delete(conversation.id) == before
     assert len(store.search("unmistakable")) == 1
@@ -142,7 +142,7 @@ def test_what_was_deleted_long_ago_is_purged_at_the_next_start(tmp_path, clock):
         store.delete_conversation(recent.id)
         clock.now += UNDO_SECONDS / 2
     with ConversationStore(path, clock=clock) as store:
-        with pytest.raises(UnknownConversationError):
+        with pytest.raises(BadInputError):
             store.undo_delete(old.id)
         assert store.undo_delete(recent.id).title == "recent"
         assert store.create_conversation().id > recent.id
@@ -264,13 +264,13 @@ def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
     ],
 )
 def test_an_unknown_id_is_one_sentence(store, use):
-    with pytest.raises(UnknownConversationError, match="99 is not there, or no longer"):
+    with pytest.raises(BadInputError, match="99 is not there, or no longer"):
         use(store)
 
 
 def test_a_prompt_is_no_answer(store):
     prompt = store.append_prompt(store.create_conversation().id, "x")
-    with pytest.raises(UnknownConversationError):
+    with pytest.raises(BadInputError):
         store.append_text(prompt.id, "y")
     assert store.message(prompt.id).content == "x"
 
@@ -312,7 +312,7 @@ def test_the_index_holds_exactly_the_texts(store, tmp_path):
         counts = connection.execute("SELECT count(*) FROM messages").fetchone()
     connection.close()
     assert counts == (1,)
-    assert issubclass(ConversationStoreError, OverstoryError) and issubclass(UnknownConversationError, OverstoryError)
+    assert issubclass(ConversationStoreError, OverstoryError) and issubclass(BadInputError, OverstoryError)
     assert store.search("gone") == []
 
 
