@@ -203,7 +203,7 @@ class ConversationView(VerticalScroll):
         turn = turn_view(message)
         await self.mount(turn)
         if isinstance(turn, AnswerTurn) and message.state == "streaming":
-            self._growing, self._smoother = turn, TextSmoother(self._smoother.expected_seconds)
+            self._growing = turn
         self.anchor()
 
     def append(self, text: str) -> None:
@@ -217,7 +217,7 @@ class ConversationView(VerticalScroll):
         growing, self._growing = self._growing, None
         if growing is None or growing.message.id != message.id:
             return
-        self._smoother.flush()
+        self._smoother = TextSmoother(self._smoother.expected_seconds)
         self._drawing.pause()
         await growing.end(message)
 

