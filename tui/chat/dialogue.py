@@ -34,26 +34,11 @@ class TurnsChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnAdded:
-    """A prompt, or an answer that begins, is at the end of the open conversation."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
 class TextCame:
     """More of an answer of the open conversation has come."""
 
     text: str
     """As the model wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerEnded:
-    """An answer is over, in whatever way."""
-
-    message: Message
-    """May belong to a conversation that is not open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +58,9 @@ class Trouble:
     """What, where and what to do next; may hold anything that a model's name or path holds."""
 
 
-Change = TurnsChanged | TurnAdded | TextCame | AnswerEnded | PromptReturned | Trouble | str
-"""A text is worth a word in passing."""
+Change = TurnsChanged | Message | TextCame | PromptReturned | Trouble | str
+"""A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
+worth a word in passing."""
 Changes = tuple[Change, ...]
 
 
@@ -289,7 +275,7 @@ class Dialogue:
             self.editing_id = None
         prompt = self.store.append_prompt(self.conversation_id, text)
         self._num_retries = 0
-        added = (TurnAdded(prompt), *self._begin())
+        added = (prompt, *self._begin())
         return added if edited_id is None else (TurnsChanged(),)
 
     def _change_last(self, change: Callable[[list[Message]], Changes]) -> Changes:
@@ -325,7 +311,7 @@ class Dialogue:
         model = self.state.model.target if self.state.model else ""
         message = self.store.begin_answer(self.conversation_id, model=model)
         self._send_answer(message, turns, is_continued=False)
-        return (TurnAdded(message),)
+        return (message,)
 
     def _continue(self, messages: list[Message]) -> Changes:
         last = messages[-1]
@@ -368,9 +354,7 @@ class Dialogue:
         if answer is None:
             return ()
         kept = {**statistics, "seed": answer.prompt.params.seed}
-        return self._guarded(
-            lambda: (AnswerEnded(self.store.finish_answer(self._written.id, state=state, statistics=kept)),)
-        )
+        return self._guarded(lambda: (self.store.finish_answer(self._written.id, state=state, statistics=kept),))
 
     def _send_queued(self) -> Changes:
         text, self.queued = self.queued, ""

@@ -15,7 +15,6 @@ from textual.widgets import Static
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
 from tui.chat.dialogue import (
-    AnswerEnded,
     Change,
     Changes,
     Dialogue,
@@ -23,14 +22,13 @@ from tui.chat.dialogue import (
     TextCame,
     Trouble,
     TroubleKind,
-    TurnAdded,
     TurnsChanged,
 )
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
 from tui.chat.settings.file import RememberedSettings
-from tui.chat.store.records import UNTITLED
+from tui.chat.store.records import UNTITLED, Message
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import ConversationList
@@ -190,12 +188,12 @@ class ChatDisplay:
         match change:
             case TurnsChanged():
                 await self._show_turns()
-            case TurnAdded(message=message):
-                await self.view.add(message)
+            case Message(role="assistant", state="complete" | "stopped" | "failed"):
+                await self.view.end(change)
+            case Message():
+                await self.view.add(change)
             case TextCame(text=text):
                 self.view.append(text)
-            case AnswerEnded(message=message):
-                await self.view.end(message)
             case PromptReturned(text=text):  # what was written meanwhile stays, below what comes back
                 written = self.prompt.text
                 self.prompt.put(f"{text}\n{written}" if written.strip() else text)

@@ -11,16 +11,15 @@ from runtime.events import TextDelta
 from runtime.prompts.prompt_file import Message as Turn
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
-    AnswerEnded,
     Dialogue,
     PromptReturned,
     TextCame,
     Trouble,
-    TurnAdded,
     TurnsChanged,
 )
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, Failed, LoadModel, OfAnswer, StopAnswer
+from tui.chat.store.records import Message
 from tui.chat.store.store import ConversationStore
 
 
@@ -66,15 +65,15 @@ def contents(dialogue):
 
 
 def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, engine):
-    assert kinds(dialogue.ask("Hello?")) == [TurnAdded, TurnAdded]
+    assert kinds(dialogue.ask("Hello?")) == [Message, Message]
     request = engine.requests[-1]
     assert request.prompt.messages == (Turn("user", "Hello?"),)
     assert request.prompt.params == SamplingParams(seed=5, temperature=0.5)
     assert take(dialogue, request.answer_id, TextDelta("Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
     (ended,) = take(dialogue, request.answer_id, FINISHED)
-    assert ended.message.state == "complete"
-    assert ended.message.statistics == {
+    assert ended.state == "complete"
+    assert ended.statistics == {
         "finish_reason": "stop",
         "num_prompt_tokens": 12,
         "num_new_tokens": 6,
@@ -100,7 +99,7 @@ def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialog
     assert (dialogue.ask("Two?"), dialogue.queued) == ((), "Two?")
     assert kinds(dialogue.ask("Three?")) == [PromptReturned, str]
     changes = answered(dialogue, "1")
-    assert kinds(changes) == [TextCame, AnswerEnded, TurnAdded, TurnAdded]
+    assert kinds(changes) == [TextCame, Message, Message, Message]
     assert contents(dialogue) == ["One?", "1", "Two?", ""] and not dialogue.queued
 
 
@@ -109,7 +108,7 @@ def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
     dialogue.load({})
     assert (dialogue.ask("Early?"), dialogue.queued) == ((), "Early?")
     assert contents(dialogue) == []
-    assert kinds(dialogue.take(LOADED)) == [TurnAdded, TurnAdded]
+    assert kinds(dialogue.take(LOADED)) == [Message, Message]
 
 
 def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, engine):
@@ -119,7 +118,7 @@ def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, en
     assert dialogue.stop() == (PromptReturned("Two?"),)
     assert engine.requests[-1] == StopAnswer(1)
     (ended,) = take(dialogue, 1, STOPPED)
-    assert (ended.message.content, ended.message.state) == ("Once ", "stopped")
+    assert (ended.content, ended.state) == ("Once ", "stopped")
     assert dialogue.stop() == ()
 
 
@@ -187,7 +186,7 @@ def test_a_killed_engine_leaves_the_conversation_as_it_was(dialogue, engine):
     dialogue.ask("One?")
     take(dialogue, 1, TextDelta("Half"))
     ended, trouble = dialogue.take(EngineDied("the engine was killed"))
-    assert (ended.message.content, ended.message.state) == ("Half", "failed")
+    assert (ended.content, ended.state) == ("Half", "failed")
     assert trouble == Trouble("dead", "the engine was killed")
     assert dialogue.ask("Two?") == (PromptReturned("Two?"), trouble)
     dialogue.load({})
@@ -202,7 +201,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     dialogue.ask("Two?")
     answer_id = dialogue.answer.answer_id
     ended, trouble = take(dialogue, answer_id, Failed("9000 tokens do not fit 4096", "context"))
-    assert (ended.message.state, trouble.kind) == ("failed", "context")
+    assert (ended.state, trouble.kind) == ("failed", "context")
     assert kinds(dialogue.trim()) == [TurnsChanged]
     assert [each.content for each in engine.requests[-1].prompt.messages] == ["Two?"]
     assert dialogue.first_kept_id() == dialogue.messages()[2].id
@@ -247,8 +246,8 @@ def test_a_failure_is_told_with_its_kind(dialogue, kind, shown):
     dialogue.ask("One?")
     ended, trouble = take(dialogue, 1, Failed("it did not work", kind))
     assert trouble == Trouble(shown, "it did not work")
-    assert ended.message.statistics["error"] == "it did not work"
-    assert kinds(dialogue.ask("Two?")) == [TurnAdded, TurnAdded]
+    assert ended.statistics["error"] == "it did not work"
+    assert kinds(dialogue.ask("Two?")) == [Message, Message]
 
 
 def test_a_load_that_fails_gives_the_waiting_prompt_back(store, engine):
@@ -265,7 +264,7 @@ def test_an_answer_goes_on_while_another_conversation_is_open(dialogue, store):
     assert take(dialogue, 1, TextDelta("1")) == ()
     assert dialogue.messages() == []
     (ended,) = take(dialogue, 1, FINISHED)
-    assert ended.message.conversation_id == first
+    assert ended.conversation_id == first
     assert store.messages(first)[-1].content == "1"
 
 
