@@ -92,7 +92,7 @@ def loading_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]
     def load_session(config, stack, *, requests=(), state_folder=None):
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
-        plan = SimpleNamespace(fit=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
+        plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
         session = SimpleNamespace(generate=generate)
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=())
 

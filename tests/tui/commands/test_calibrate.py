@@ -114,7 +114,7 @@ def test_an_interrupt_leaves_old_profiles_as_they_were(
     [
         (["--draft", "none"], "bench stream"),
         (["--draft", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--device-memory", "1KB"], "device budget"),
+        (["--device-memory", "1KB"], "the budget is 1.00 KB"),
         (["--thorough"], "--quick and --thorough exclude each other"),
     ],
 )
