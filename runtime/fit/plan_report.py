@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_bytes
-from runtime.fit.machine import Machine
+from runtime.fit.machine import Basis, Machine
 from runtime.fit.place import Placement
 from runtime.fit.plan_question import PlanQuestion
-from runtime.fit.speed import Basis
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking
 

@@ -33,8 +33,7 @@ from offload.pinning.pin_budget import find_pin_budget
 from offload.units import LinkSpeed, format_bytes
 from profiles.errors import OverstoryError, ProfileError
 from profiles.profile_store import load_machine_profile
-from runtime.fit.machine import Link, Machine, stored_speeds
-from runtime.fit.speed import Basis, DeviceSpeed
+from runtime.fit.machine import Basis, DeviceSpeed, Link, Machine, stored_speeds
 
 PACKAGES = ("transformers", "bitsandbytes", "accelerate", "safetensors", "textual", "psutil")
 SAMPLE_BYTES = 256 << 20

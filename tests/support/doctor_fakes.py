@@ -4,9 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from offload.units import LinkSpeed
 from runtime.fit.doctor import ModelOutlook
-from runtime.fit.machine import Link, Machine
+from runtime.fit.machine import Basis, Link, Machine
 from runtime.fit.probes import CacheSpace, DeviceFacts
-from runtime.fit.speed import Basis
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.generator_ends import drained
 

@@ -1,12 +1,11 @@
 """Machines and plans for the tests of `plan`: built-in ones, and one of round numbers."""
 
 from offload.units import LinkSpeed
-from runtime.fit.machine import Link, Machine, reference_machine
+from runtime.fit.machine import Basis, DeviceSpeed, Link, Machine, reference_machine
 from runtime.fit.models import known_shapes
 from runtime.fit.plan import make_plan
 from runtime.fit.plan_question import resolve_question, under_request
 from runtime.fit.request import MachineRequest, PlanRequest
-from runtime.fit.speed import Basis, DeviceSpeed
 from tests.support.fit_needs import GB
 
 LLAMA_3_70B, LLAMA_3_8B = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]

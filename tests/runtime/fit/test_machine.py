@@ -2,8 +2,7 @@ import pytest
 
 from offload.units import LinkSpeed
 from profiles.errors import ProfileError
-from runtime.fit.machine import reference_machine, stored_speeds, usable_bytes
-from runtime.fit.speed import Basis
+from runtime.fit.machine import Basis, reference_machine, stored_speeds, usable_bytes
 from tests.support.profile_factory import machine_profile
 
 

@@ -7,11 +7,11 @@ import pytest
 from offload.errors import BudgetError
 from profiles.builtin_profiles import builtin_pairs
 from runtime.errors import OptionError
+from runtime.fit.machine import Basis
 from runtime.fit.plan import make_plan, planned_acceptance
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.plan_report import PlanOption
 from runtime.fit.request import PlanRequest
-from runtime.fit.speed import Basis
 from runtime.speculation.acceptance import builtin_acceptance
 from tests.support.fit_needs import GB, layers_of
 from tests.support.plan_fakes import plan_machine, planned, processor

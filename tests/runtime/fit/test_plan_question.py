@@ -7,10 +7,10 @@ from offload.units import LinkSpeed
 from profiles.errors import ProfileError
 from runtime.errors import OptionError
 from runtime.fit import models, probes
+from runtime.fit.machine import Basis
 from runtime.fit.models import find_shape
 from runtime.fit.plan_question import find_machine, resolve_question, under_request
 from runtime.fit.request import MachineRequest, PlanRequest
-from runtime.fit.speed import Basis
 from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
 from tests.support.doctor_fakes import finished
 from tests.support.fit_needs import GB

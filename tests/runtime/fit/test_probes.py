@@ -14,9 +14,8 @@ from profiles.errors import OverstoryError
 from profiles.machine_profile import PinBudgetSource
 from profiles.profile_store import profile_path, save_profile
 from runtime.fit import probes as module
-from runtime.fit.machine import Machine
+from runtime.fit.machine import Basis, Machine
 from runtime.fit.probes import MachineProbes, built_for, find_memory, measure_speed, this_machine
-from runtime.fit.speed import Basis
 from tests.support.doctor_fakes import finished, link
 from tests.support.plan_fakes import device_speed
 from tests.support.profile_factory import DEVICE, machine_profile

@@ -5,9 +5,8 @@ import pytest
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import LinkSpeed
 from profiles.builtin_profiles import builtin_machine
-from runtime.fit.machine import Link
-from runtime.fit.reference_costs import reference_costs
-from runtime.fit.speed import Basis, speed_of_data_sheet
+from runtime.fit.machine import Basis, Link, speed_of_data_sheet
+from runtime.fit.plan import reference_costs
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B, device_speed, plan_machine
 from tests.support.published_pairs import published_pair

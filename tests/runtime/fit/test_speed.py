@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from profiles.builtin_profiles import builtin_machine
-from runtime.fit.speed import COPY_SLOWDOWN, FLOPS_SHARE, MEMORY_SHARE, NARROW_BYTES, Basis, speed_of_data_sheet
+from runtime.fit.machine import COPY_SLOWDOWN, FLOPS_SHARE, MEMORY_SHARE, NARROW_BYTES, Basis, speed_of_data_sheet
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B
 from tests.support.published_pairs import published_pair
 

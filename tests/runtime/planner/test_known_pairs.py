@@ -18,10 +18,10 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from profiles.machine_profile import DeviceIdentity
 from profiles.profile_store import save_profile
+from runtime.fit.machine import Basis
 from runtime.fit.plan import make_plan
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.request import PlanRequest
-from runtime.fit.speed import Basis
 from runtime.planner.known_pairs import (
     PAGE_BYTES,
     STRIDE_BYTES,
