@@ -14,7 +14,7 @@ import torch
 
 from offload.copying.accelerator_engine import Accelerator
 from profiles.errors import OverstoryError
-from runtime.engine import stream_path
+from runtime.engine import loading
 from runtime.engine.loading import OpenSession
 from runtime.events import Round
 from tests.support import simulated_device as sim
@@ -140,7 +140,7 @@ def missing_wait_is_a_hazard(accelerator: type[Accelerator], copy_seconds: float
     """Were it not for this, an empty list of hazards would prove nothing."""
     folder = folder_of("llama")
     with (
-        mock.patch.object(stream_path, "Accelerator", accelerator),
+        mock.patch.object(loading, "Accelerator", accelerator),
         opened_on(folder, num_residents=0) as opened,
         speed_restored(),
     ):
