@@ -57,7 +57,7 @@ def run_trees(
     A round starts only where the text goes on for `num_levels` tokens, so that no tree is cut short. Raises OptionError
     if every answer is shorter, or if the session holds no tree so large.
     """
-    engine, most = opened.session.engine, opened.plan.max_nodes
+    engine, most = opened.session.engine, opened.plan.need.max_nodes
     drafter, planner = engine.drafter, engine.planner
     assert drafter is not None, "the configuration names a draft"
     if max(sizes) > most:

@@ -168,7 +168,7 @@ def _choose_trees(
     opened: OpenSession, costs: RoundCosts, acceptance: NDArray[np.float64], *, max_levels: int
 ) -> list[TreeTopology]:
     """Return the planner's choice, then the best trees of SHAPES, as far as session and answers have room for them."""
-    max_nodes = opened.plan.max_nodes
+    max_nodes = opened.plan.need.max_nodes
     chosen = choose_tree(costs, acceptance, max_nodes=max_nodes, max_levels=max_levels).best.shape()
     assert isinstance(chosen, TreeTopology), "choose_tree ranks static trees"
     shapes = [(nodes, levels) for nodes, levels in SHAPES if nodes <= max_nodes and levels <= max_levels]
@@ -185,7 +185,7 @@ def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts
         result.pair,
         copy_seconds=[None if size is None else size / rate for size in streamed],
         num_slots=len(opened.streamer.slots),
-        context_tokens=opened.plan.context_tokens // 2,
+        context_tokens=opened.plan.need.context_tokens // 2,
     )
 
 

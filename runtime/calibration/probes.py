@@ -84,9 +84,9 @@ class SessionProbes:
             target=target,
             draft=draft,
             compute_dtype=str(plan.dtype).removeprefix("torch."),
-            max_pass_tokens=min(max(plan.max_nodes, PREFILL_CHUNK_TOKENS), plan.capacity),
-            cache_tokens=plan.capacity,
-            context_tokens=plan.context_tokens,
+            max_pass_tokens=min(max(plan.need.max_nodes, PREFILL_CHUNK_TOKENS), plan.need.capacity_tokens),
+            cache_tokens=plan.need.capacity_tokens,
+            context_tokens=plan.need.context_tokens,
             prompt_tokens=self._writer.prompt_tokens,
             is_streamed=self._opened.streamer.num_streamed_layers > 0,
         )
@@ -188,7 +188,7 @@ class SessionProbes:
 
     def _chain(self, model: StreamedModel, num_tokens: int, context_tokens: int) -> PassInput:
         """Return a level's worth of tokens, each seeing the context and those before it; depths as in a tree."""
-        last_position = self._opened.plan.context_tokens - 1
+        last_position = self._opened.plan.need.context_tokens - 1
         depths = np.minimum(np.arange(num_tokens), _MAX_LEVELS)
         key_positions = np.minimum(np.concatenate([np.arange(context_tokens), context_tokens + depths]), last_position)
         token_ids = 1 + np.arange(num_tokens) % min(7, model.vocab_size - 1)

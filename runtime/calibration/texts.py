@@ -197,7 +197,7 @@ class TextWriter:
         return [seen for seen, _ in found]
 
     def _append(self, token_ids: Sequence[int]) -> None:
-        limit, texts = self._opened.plan.context_tokens, self._texts
+        limit, texts = self._opened.plan.need.context_tokens, self._texts
         self._texts, growing, grown = [], list[WrittenText](), list[int]()
         for text, token_id in zip(texts, token_ids, strict=True):
             num_slots = len(text.leaf.slots) + 1
@@ -214,7 +214,7 @@ class TextWriter:
         self._texts += growing
 
     def _fitting_prompts(self, wanted: int) -> list[list[int]]:
-        limit, session = self._opened.plan.context_tokens, self._opened.session
+        limit, session = self._opened.plan.need.context_tokens, self._opened.session
         prompts: list[list[int]] = []
         for request in self._requests[:wanted]:
             prompt = session.format_prompt(request)

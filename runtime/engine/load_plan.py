@@ -53,16 +53,11 @@ class LoadPlan:
     """A separate draft; None for a substitute or none."""
     tokenizer: Any
     """The target's."""
-    context_tokens: int
-    """Most tokens of prompt and answer."""
-    max_nodes: int
-    """Largest tree of drafts; what `config` lets be added to it comes on top."""
+    need: MemoryNeed
     placement: Placement
-    """Where every byte is to lie, by name."""
     baseline_bytes: int
     """What the process held before any of this: Python, torch and the libraries."""
     advice: Advice
-    """Whether it fits well, and what would make it fit better."""
 
     @classmethod
     def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
@@ -95,8 +90,7 @@ class LoadPlan:
             target=target,
             draft=draft,
             tokenizer=tokenizer,
-            context_tokens=need.context_tokens,
-            max_nodes=need.max_nodes,
+            need=need,
             placement=replace(placement, stage_bytes=_stage_bytes(config, placement.residency, device=device)),
             baseline_bytes=resident_memory_bytes(),
             advice=advice,
@@ -120,11 +114,6 @@ class LoadPlan:
     def draft_held(self) -> HeldFormat:
         wanted, is_substitute = self.config.draft_format, self.draft is None
         return self.draft_files.held_format(wanted, self.dtype, self.device, is_substitute=is_substitute)
-
-    @property
-    def capacity(self) -> int:
-        """Slots of the caches: the context and one tree."""
-        return self.context_tokens + self.max_nodes + self.config.num_graft_nodes
 
     @property
     def residency(self) -> ResidencyPlan:

@@ -109,10 +109,10 @@ def load_session(
     streamer, link = path.open(placed)
     compute = ComputePlan(plan.dtype, device=plan.device)
     engine = Engine(
-        open_streamed(target, compute, streamer, others=others, capacity=plan.capacity),
+        open_streamed(target, compute, streamer, others=others, capacity=plan.need.capacity_tokens),
         drafter,
         _planner(plan, start, placed, link),
-        context_tokens=plan.context_tokens,
+        context_tokens=plan.need.context_tokens,
         num_graft_nodes=config.num_graft_nodes,
     )
     session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
@@ -288,9 +288,8 @@ def _load_drafter(
             if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
     compute = ComputePlan(plan.dtype, is_fast=True, device=plan.device)
-    loading = load_draft(
-        plan.draft_files, compute, plan.draft_held, reader, others=others, capacity=plan.capacity, shared=shared
-    )
+    files, held, capacity = plan.draft_files, plan.draft_held, plan.need.capacity_tokens
+    loading = load_draft(files, compute, held, reader, others=others, capacity=capacity, shared=shared)
     model = yield from relabel(loading, partial(reading.add, "draft"))
     return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
@@ -308,7 +307,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
     return TreePlanner(
         start.prior(substitute_held=plan.draft_held if has_substitute else None),
         stream,
-        max_nodes=plan.max_nodes,
+        max_nodes=plan.need.max_nodes,
         fixed_shape=(1, 1) if config.is_plain else config.tree_shape,
         initial_costs=start.costs(placed.tiers, stream, plan),
         kind=config.tree_kind,

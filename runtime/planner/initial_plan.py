@@ -98,7 +98,7 @@ class InitialPlan:
             num_slots=stream.num_slots,
             read_seconds=reads,
             num_stages=stream.num_stages,
-            context_tokens=plan.context_tokens // 2,
+            context_tokens=plan.need.context_tokens // 2,
         )
 
     def notes(self, plan: LoadPlan, *, is_planned: bool) -> tuple[str, ...]:

@@ -107,9 +107,9 @@ def test_a_full_context_ends_in_time(folders: dict[str, Path]) -> None:
 
 def test_caches_have_room_for_the_largest_grafted_tree(folders: dict[str, Path]) -> None:
     with open_tiny(folders["target"], draft="substitute", tree="9x3", lookup="on") as opened:
-        assert opened.plan.capacity == 128 + 9 + MAX_GRAFTED_NODES
+        assert opened.plan.need.capacity_tokens == 128 + 9 + MAX_GRAFTED_NODES
         with open_tiny(folders["target"], draft="substitute", tree="9x3") as other:
-            assert other.plan.capacity == 128 + 9
+            assert other.plan.need.capacity_tokens == 128 + 9
             assert opened.placement.fixed_bytes > other.placement.fixed_bytes
 
 

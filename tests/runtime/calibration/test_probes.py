@@ -29,7 +29,7 @@ def test_facts_are_those_of_the_session(folder: Path, tmp_path: Path) -> None:
     with open_tiny(folder, draft=folder, num_residents=0) as opened:
         probes = probes_of(opened, tmp_path)
         pair, machine = probes.pair(), probes.machine()
-        assert (pair.cache_tokens, pair.context_tokens) == (opened.plan.capacity, 128)
+        assert (pair.cache_tokens, pair.context_tokens) == (opened.plan.need.capacity_tokens, 128)
         assert pair.max_pass_tokens == 256
         assert (pair.compute_dtype, pair.is_streamed, len(pair.prompt_tokens)) == ("float32", True, 1)
         assert machine.device.device_type == "cpu"

@@ -202,7 +202,7 @@ def test_texts_side_by_side_are_what_each_is_alone(folders: tuple[Path, Path]) -
         first = forest.add(range(20, 25), [leaf.slots for leaf in leaves])
         second = forest.add(range(40, 45), [leaf.slots for leaf in first])
         rows = [logits_of(opened, leaf) for leaf in second]
-        assert forest.num_free == opened.plan.capacity - 6 - 2 * len(BEGINNINGS)
+        assert forest.num_free == opened.plan.need.capacity_tokens - 6 - 2 * len(BEGINNINGS)
         drafted = [leaf.draft_hidden for leaf in second]
         for index, prompt in enumerate(BEGINNINGS):
             expected = alone(opened, [*prompt, 20 + index, 40 + index])
@@ -229,5 +229,5 @@ def test_clearing_forgets_every_text(folders: tuple[Path, Path]) -> None:
         forest = TextForest(opened.session.engine)
         forest.add_prompts(BEGINNINGS)
         forest.clear()
-        assert forest.num_free == opened.plan.capacity
+        assert forest.num_free == opened.plan.need.capacity_tokens
         assert opened.session.engine.target.cache.num_cached == 0

@@ -94,5 +94,5 @@ def test_a_device_that_is_not_here_is_refused_before_any_folder_is_opened() -> N
 
 def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, accelerator: None) -> None:
     settings = {"draft": "substitute", "draft_format": "int8", "device_memory_bytes": 10**9}
-    assert build(folder, **settings).max_nodes == 1024
-    assert build(folder, **settings, tree="16x4").max_nodes == 16
+    assert build(folder, **settings).need.max_nodes == 1024
+    assert build(folder, **settings, tree="16x4").need.max_nodes == 16

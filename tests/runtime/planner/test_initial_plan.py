@@ -40,7 +40,7 @@ SIZE = 4_000_000_000
 
 
 def plan_for(*, is_host: bool = False, **options: Any) -> Any:
-    return SimpleNamespace(config=EngineConfig(**options), is_host=is_host, context_tokens=512)
+    return SimpleNamespace(config=EngineConfig(**options), is_host=is_host, need=SimpleNamespace(context_tokens=512))
 
 
 def copies_and_reads(
