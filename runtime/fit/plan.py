@@ -22,12 +22,11 @@ from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LE
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.machine import Basis, DeviceSpeed, Machine, free_bytes_for
-from runtime.fit.models import find_shape
+from runtime.fit.models import ModelShape, find_shape
 from runtime.fit.need import MemoryNeed
 from runtime.fit.place import Placement, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
-from runtime.fit.shapes import ModelShape
 from runtime.planner.costs import CostTable, RoundCosts, costs_from_profiles
 from runtime.planner.growth import builtin_chances, chances_of, choose_growth
 from runtime.planner.known_pairs import stored_pairs

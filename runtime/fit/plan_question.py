@@ -12,9 +12,8 @@ from offload.units import format_link
 from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Basis, Link, Machine, reference_machine
-from runtime.fit.models import find_model, usual_draft
+from runtime.fit.models import ModelShape, find_model, usual_draft
 from runtime.fit.request import MachineRequest, PlanRequest
-from runtime.fit.shapes import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

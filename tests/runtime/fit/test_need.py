@@ -44,6 +44,6 @@ def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
 def test_what_a_model_needs_is_known_without_torch():
     """`overstory plan` answers from shapes alone, faster than torch is imported."""
     root = ROOT
-    program = "import runtime.fit.shapes, runtime.fit.advice, sys; print('torch' in sys.modules)"
+    program = "import runtime.fit.models, runtime.fit.advice, sys; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
     assert ran.stdout == "False\n"
