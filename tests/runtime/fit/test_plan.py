@@ -209,7 +209,7 @@ def test_a_tree_in_context_is_planned_where_it_is_wished_for():
     assert dynamic.tree.seconds_per_token < static.tree.seconds_per_token
     assert planned(tree="static").main.tree == static.tree
     shaped = planned(tree="dynamic:256x20").main.tree
-    assert (shaped.name, shaped.is_dynamic) == ("dynamic:256x20", True)
+    assert (shaped.num_nodes, shaped.num_levels, shaped.is_dynamic) == (256, 20, True)
 
 
 def accepted(held="stored", **fields):
