@@ -28,8 +28,7 @@ from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAUL
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.fit.advice import Advice, advise
-from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
-from runtime.fit.place import Placement
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
 from runtime.model.layer_binding import HOST_DEVICE

@@ -39,9 +39,7 @@ class Session:
 
     def __init__(self, engine: Engine, tokenizer: Any, *, end_token_ids: Sequence[int]) -> None:
         self.engine = engine
-        """The round loop and its caches."""
         self.end_token_ids = frozenset(end_token_ids)
-        """Ids that end an answer."""
         self._tokenizer = tokenizer
         self._is_stopped = threading.Event()
 
@@ -189,7 +187,6 @@ class AnswerText:
         self._streamed = ""
         self._num_released = 0
         self.token_ids: list[int] = []
-        """The answer's tokens so far."""
         self.is_stopped = False
         """Whether a stop string was found; later tokens change nothing."""
 

@@ -13,8 +13,7 @@ from typing import Literal, TypeAlias
 
 from offload.units import format_bytes
 from runtime.fit.machine import RESERVED_BYTES, Machine, free_bytes_for
-from runtime.fit.need import MemoryNeed
-from runtime.fit.place import Placement, place
+from runtime.fit.place import MemoryNeed, Placement, place
 
 MIN_CONTEXT_TOKENS = 512
 """No shorter context is proposed."""

@@ -21,8 +21,7 @@ from runtime.engine.load_plan import default_max_nodes, need_of_files
 from runtime.fit.advice import Advice, advise
 from runtime.fit.machine import Machine
 from runtime.fit.models import known_shapes
-from runtime.fit.need import MemoryNeed
-from runtime.fit.place import Placement
+from runtime.fit.place import MemoryNeed, Placement
 from runtime.fit.probes import MachineProbes
 from runtime.model.model_loader import ModelFiles
 
@@ -40,7 +39,6 @@ class Row:
     """What one probe found, or why it found nothing."""
 
     label: str
-    """For the user."""
     value: Any
     """As the probe returned it; None if it failed."""
     problem: str | None = None
@@ -63,7 +61,6 @@ class ModelOutlook:
 
     name: str
     draft: str
-    """What would draft for it, for the user."""
     need: MemoryNeed
     """What it takes, in the first of its formats."""
     fits: tuple[Advice, ...] = ()

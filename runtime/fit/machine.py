@@ -11,7 +11,6 @@ from enum import StrEnum
 from offload.units import LinkSpeed, format_bytes
 from profiles.builtin_profiles import builtin_machine
 from profiles.machine_profile import DeviceIdentity, MachineProfile
-from runtime.fit.need import MemoryNeed
 
 RESERVED_SHARE = 0.03
 RESERVED_BYTES = 192 << 20
@@ -122,7 +121,6 @@ class Machine:
     link: Link | None = None
     """From host memory to the device; None where the device is the processor, or where nobody asked."""
     pcie_generation: int | None = None
-    """Generation of the link; None if unknown."""
     disk: Link | None = None
     """From the model's files; None where it could not be found out, or where nobody asked."""
     speed: DeviceSpeed | None = None
@@ -136,19 +134,6 @@ class Machine:
     @property
     def free_bytes(self) -> int:
         return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
-
-    def budgets(self, need: MemoryNeed) -> tuple[int, int]:
-        """Return the bytes that a session may hold on the device and, for layers, in host memory."""
-        device = self.device_budget_bytes
-        if device == 0 or (device is None and self.is_link_emulated):
-            device = need.fixed_bytes + need.ring_bytes
-        elif device is None:
-            device = usable_bytes(self.free_bytes)
-        if self.host_budget_bytes is not None:
-            return device, self.host_budget_bytes
-        if not self.is_cpu:
-            return device, usable_bytes(self.host_free_bytes - need.stage_bytes)
-        return device, max(0, self.host_free_bytes - device - RESERVED_BYTES) if self.is_link_emulated else 0
 
 
 def usable_bytes(free_bytes: int) -> int:

@@ -22,7 +22,7 @@ from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
 from runtime.errors import OptionError
-from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
 TOLERATED_DIFFERENCE = 0.06
 """Share by which the files' bytes may differ from the sizes' before a note says so; plain NF4 scales are 5 %."""

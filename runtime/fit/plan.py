@@ -23,8 +23,7 @@ from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.machine import Basis, DeviceSpeed, Machine, free_bytes_for
 from runtime.fit.models import ModelShape, find_shape
-from runtime.fit.need import MemoryNeed
-from runtime.fit.place import Placement, place
+from runtime.fit.place import MemoryNeed, Placement, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.planner.costs import CostTable, RoundCosts, costs_from_profiles

@@ -38,7 +38,6 @@ class Acceptance:
     """(R,), or (D, R) by depth of the parent; not increasing with rank."""
     basis: Basis
     source: str
-    """What it rests on, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,6 @@ class PlanOption:
     """One way to run the target, and what it is predicted to cost."""
 
     format_name: str
-    """Format of the target's layers."""
     draft_held: str | None
     """How the draft is held; None for plain streaming."""
     placement: Placement

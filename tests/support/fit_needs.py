@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from runtime.fit.machine import Machine, free_bytes_for
-from runtime.fit.need import DraftNeed, LayerFormat, MemoryNeed
-from runtime.fit.place import Placement
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement
 
 GB = 10**9
 
