@@ -49,24 +49,6 @@ _COPIED_ELEMENTS = 1 << 20
 _STATE = "state_of_the_model's_files"
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedModel:
-    """The complete folder."""
-
-    folder: Path
-    num_bytes: int
-    """Bytes of its tensors."""
-    source_bytes: int
-    """Bytes of the original's tensors."""
-    num_quantized: int
-    """Matrices."""
-    num_kept_shards: int
-    """Shards that an earlier run had finished."""
-    seconds: float
-    peak_bytes: int
-    """The largest resident size of this process so far."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparationPlan:
     """Everything about a prepared folder but its bytes, from headers and small files alone.
@@ -229,8 +211,10 @@ def _companions(folder: Path) -> tuple[Path, ...]:
 
 def prepare_model(
     model: str, output: Path, *, weight_format: str, is_double: bool = False
-) -> Generator[str | LoadProgress, None, PreparedModel]:
+) -> Generator[str | LoadProgress, None, dict[str, Any]]:
     """Make the folder; yields sentences and how many bytes of the original are done. May be closed at any step.
+
+    Returns the figures: bytes of tensors, matrices, shards that an earlier run had finished, time, peak memory.
 
     `model`: folder or hub name of the original; `weight_format`: `int8` (LLM.int8 rows) or `nf4` (4-bit NormalFloat);
     `is_double`, NF4 only: quantize the scales as well, which saves 0.4 bits a weight.
@@ -262,15 +246,17 @@ def prepare_model(
             _write_small_files(plan, partial)
             _check_source(plan, partial)
             partial.publish()
-    return PreparedModel(
-        folder=output,
-        num_bytes=sum(shard.tensor_bytes for shard in partial.shards.values()),
-        source_bytes=plan.source_bytes,
-        num_quantized=len(plan.is_turned),
-        num_kept_shards=num_kept,
-        seconds=time.perf_counter() - begun,
-        peak_bytes=peak_memory_bytes(),
-    )
+    return {
+        "folder": str(output),
+        "num_bytes": sum(shard.tensor_bytes for shard in partial.shards.values()),
+        "source_bytes": plan.source_bytes,
+        "num_quantized": len(plan.is_turned),
+        "num_kept_shards": num_kept,
+        "seconds": time.perf_counter() - begun,
+        "peak_bytes": peak_memory_bytes(),
+        "format": weight_format,
+        "double_quant": is_double,
+    }
 
 
 def _make_shards(plan: PreparationPlan, partial: PartialFolder) -> Generator[LoadProgress, None, int]:

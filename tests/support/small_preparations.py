@@ -3,11 +3,13 @@
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import PreparedModel, prepare_model
+from runtime.prepare.preparation import prepare_model
 from tests.support.generator_ends import drained
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
@@ -28,7 +30,7 @@ SOURCES = {
 }
 
 
-Asked = Callable[[], Generator[str | LoadProgress, None, PreparedModel]]
+Asked = Callable[[], Generator[str | LoadProgress, None, dict[str, Any]]]
 """Something to be prepared, as often as it is called."""
 
 
@@ -41,8 +43,9 @@ def request(source: Path, output: Path, weight_format: str = "nf4", is_double: b
     return partial(prepare_model, str(source), output, weight_format=weight_format, is_double=is_double)
 
 
-def finish(asked: Asked) -> tuple[list[LoadProgress], PreparedModel]:
-    events, prepared = drained(asked())
+def finish(asked: Asked) -> tuple[list[LoadProgress], SimpleNamespace]:
+    events, record = drained(asked())
+    prepared = SimpleNamespace(**record | {"folder": Path(record["folder"])})
     return [event for event in events if isinstance(event, LoadProgress)], prepared
 
 

@@ -5,7 +5,6 @@ Draws progress on stderr and ends with one JSON line on stdout.
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +35,10 @@ def prepare(
     console = progress_console(is_quiet=quiet)
     steps = prepare_model(model, output, weight_format=weight_format, is_double=double_quant)
     try:
-        prepared = show_load(steps, console, doing="preparing")
+        record = show_load(steps, console, doing="preparing")
     except KeyboardInterrupt:
         sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
         raise SystemExit(130) from None
-    record = asdict(prepared) | {"folder": str(prepared.folder), "format": weight_format, "double_quant": double_quant}
     console.print(*measurement_tables(record, title="prepared"))
     sys.stdout.write(json.dumps(record) + "\n")
     return 0

@@ -79,15 +79,14 @@ def test_every_token_but_the_first_counts_whatever_the_passes(tmp_path: Path, nu
 def test_a_quantized_folder_is_measured_as_transformers_loads_it(tmp_path: Path, weight_format: str, capfd) -> None:
     source = save_tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, intermediate_size=128)
     save_tiny_tokenizer(source)
-    prepared = finish(prepare_model(str(source), tmp_path / "prepared", weight_format=weight_format))
+    folder = tmp_path / "prepared"
+    finish(prepare_model(str(source), folder, weight_format=weight_format))
     with open_tiny(source) as opened:
         token_ids = tokenize_text(opened, TEXT)
     capfd.readouterr()
-    whole = finish(transformers_perplexity(prepared.folder, token_ids))
+    whole = finish(transformers_perplexity(folder, token_ids))
     assert capfd.readouterr() == ("", "")
-    assert whole["perplexity"] == pytest.approx(
-        by_definition(prepared.folder, token_ids), rel=0.02
-    )  # bf16 passes differ
+    assert whole["perplexity"] == pytest.approx(by_definition(folder, token_ids), rel=0.02)  # bf16 passes differ
     assert whole["perplexity"] != pytest.approx(by_definition(source, token_ids), rel=1e-6)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from offload.errors import CheckpointError
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import PreparedModel, read_elements
+from runtime.prepare.preparation import read_elements
 from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.model_factory import save_tiny_model, tiny_config
 from tests.support.paths import ROOT
@@ -212,7 +213,7 @@ def test_the_free_space_asked_for_is_what_is_needed(tmp_path: Path, monkeypatch)
     assert size <= free <= size + 400_000
 
 
-def finish_with(asked_for: list[int], asked: Asked) -> tuple[PreparedModel, int]:
+def finish_with(asked_for: list[int], asked: Asked) -> tuple[SimpleNamespace, int]:
     """Prepare on the smallest disk, in steps of 50 KB, that is not refused."""
     asked_for.append(0)
     while True:
@@ -247,7 +248,7 @@ for weight_format in ("nf4", "int8"):
 gc.collect()
 before = resident_memory_bytes()
 prepared = [prepare(large, f"large-{weight_format}", weight_format) for weight_format in ("nf4", "int8")]
-print(json.dumps([before, [(each.peak_bytes, each.source_bytes) for each in prepared]]))
+print(json.dumps([before, [(each["peak_bytes"], each["source_bytes"]) for each in prepared]]))
 """
 
 
