@@ -34,6 +34,7 @@ from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round
 from runtime.model.streamed_model import LazyLogits, chain_input
+from runtime.speculation.schemes import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import verify
 
@@ -260,11 +261,11 @@ def _time_draft(
     """Return a tree on the present text, and the median seconds of growing it with the link at rest."""
     if engine.drafter is None:
         return TokenTree.rooted(topology, root_token_id=engine.text[-1]), 0.0
-    drafter, rng = engine.drafter, np.random.default_rng(0)
+    drafter, rng, scheme = engine.drafter, np.random.default_rng(0), scheme_for(params)
     trees: list[TokenTree] = []
 
     def grow() -> None:
-        trees.append(finish(drafter.grow(engine.text, topology, params=params, rng=rng)))
+        trees.append(finish(drafter.grow(engine.text, topology, params=params, rng=rng, scheme=scheme)))
 
     seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
     return trees[-1], seconds

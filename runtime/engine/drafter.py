@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from profiles.acceptance import SEPARATE_DRAFT_SPREAD, log_chances
+from profiles.acceptance import log_chances
 from runtime.config import SamplingParams
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
@@ -29,7 +29,6 @@ from runtime.speculation.schemes import (
     RankingScheme,
     Scheme,
     position_noise,
-    scheme_for,
 )
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
@@ -60,13 +59,9 @@ class Drafter:
         *,
         params: SamplingParams,
         rng: np.random.Generator,
-        scheme: Scheme | None = None,
+        scheme: Scheme,
     ) -> Generator[LevelDrafted, None, TokenTree]:
-        """Yield an event per level and return the tree whose root is the text's last token.
-
-        `scheme` places the children; without one it is that of `params`.
-        """
-        scheme = scheme or scheme_for(params)
+        """Yield an event per level and return the tree, its children placed by `scheme`, on the text's last token."""
         self._begin_tree()
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
         for start, stop in topology.level_slices:
@@ -85,7 +80,7 @@ class Drafter:
         *,
         params: SamplingParams,
         scheme: RankingScheme,
-        spread: float = SEPARATE_DRAFT_SPREAD,
+        spread: float,
     ) -> Generator[LevelDrafted, None, TokenTree]:
         """Yield an event per step and last a tree of the likeliest nodes that these limits allow, see `dynamic_tree`.
 
@@ -160,22 +155,21 @@ class Drafter:
         num_cached = self.model.cache.num_cached
         self._slots.update({node: num_cached + i for i, node in enumerate(nodes)})
         drafted = [node for node in self._slots if node != 0]  # in slot order
-        positions = self.num_committed - 1 + topology.depths[nodes]
-        key_positions = np.concatenate(
-            [np.arange(self.num_committed), self.num_committed - 1 + topology.depths[drafted]]
-        ).astype(np.int64)
-        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
-        visible[:, self.num_committed :] = topology.ancestor_mask[np.ix_(nodes, drafted)]
-        return PassInput(tree.token_ids[nodes], positions.astype(np.int64), key_positions, visible)
+        sight = topology.ancestor_mask[np.ix_(nodes, drafted)]
+        return self._tree_input(tree.token_ids[nodes], topology.depths[drafted], sight)
 
     def _growth_input(self, growth: TreeGrowth, nodes: NDArray[np.int64]) -> PassInput:
-        root_position = self.num_committed - 1
-        positions = root_position + growth.nodes.depths[nodes]
-        drafted = root_position + growth.nodes.depths[growth.run[1:]]  # the root is part of the text
-        key_positions = np.concatenate([np.arange(self.num_committed), drafted, positions])
-        visible = np.ones((len(nodes), len(key_positions)), dtype=np.bool_)
-        visible[:, self.num_committed :] = growth.sight(nodes)[:, 1:]
-        return PassInput(growth.nodes.token_ids[nodes], positions, key_positions, visible)
+        drafted = np.append(growth.run[1:], nodes)  # the root is part of the text
+        return self._tree_input(growth.nodes.token_ids[nodes], growth.nodes.depths[drafted], growth.sight(nodes)[:, 1:])
+
+    def _tree_input(
+        self, token_ids: NDArray[np.int64], depths: NDArray[np.int64], sight: NDArray[np.bool_]
+    ) -> PassInput:
+        """Return the pass over the last W of the K nodes at `depths`; `sight` (W, K): which of them each one sees."""
+        positions = np.append(np.arange(self.num_committed), self.num_committed - 1 + depths).astype(np.int64)
+        visible = np.ones((len(token_ids), len(positions)), dtype=np.bool_)
+        visible[:, self.num_committed :] = sight
+        return PassInput(token_ids, positions[-len(token_ids) :], positions, visible)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.

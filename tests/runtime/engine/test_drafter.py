@@ -14,7 +14,7 @@ from runtime.events import LevelDrafted
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens
-from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia
+from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.generator_ends import drained
 from tests.support.reference_models import own_logits
@@ -40,7 +40,8 @@ def drafter(folder: Path) -> Iterator[Drafter]:
 
 
 def grown(drafter: Drafter, text: list[int], params: SamplingParams) -> TokenTree:
-    levels, tree = drained(drafter.grow(text, TOPOLOGY, params=params, rng=np.random.default_rng(3)))
+    rng, scheme = np.random.default_rng(3), scheme_for(params)
+    levels, tree = drained(drafter.grow(text, TOPOLOGY, params=params, rng=rng, scheme=scheme))
     assert levels == [LevelDrafted(0, 1), LevelDrafted(1, 2), LevelDrafted(2, 1)]
     return tree
 
@@ -137,7 +138,7 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
 
 def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
-    tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy()))
+    tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy(), spread=0.5))
     path = np.flatnonzero(tree.topology.ancestor_mask[-1])  # a deepest leaf, run or not
     drafter.commit(path)
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
