@@ -28,7 +28,7 @@ from runtime.config import EngineConfig
 from runtime.events import GenerationStatistics, LoadProgress, PrefillProgress, Round
 from runtime.prompts.headless import HeadlessEvent, PromptResult, PromptStarted
 from runtime.prompts.prompt_file import PromptRequest
-from tui.environment import load_models
+from tui.environment import cache_folder, load_models
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ def open_session_in_sight(
         for line in (*held, opened.plan.advice.sentence, *opened.notes):
             console.print(line, markup=False)
         yield opened
+
+
+def locate_in_sight(config: EngineConfig, console: Console) -> EngineConfig:
+    """Return the config with its models' folders, downloaded in sight of the user where they are missing."""
+    from runtime.engine.model_folders import locate_models
+
+    return show_load(locate_models(config, cache_folder=cache_folder()), console)
 
 
 def announce(steps: Generator[str, None, _Returned], console: Console) -> _Returned:

@@ -19,7 +19,7 @@ from runtime.prompts.prompt_file import PromptRequest, read_requests, read_text
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftingConfig, PlainConfig, Quiet, with_option_groups
-from tui.printing import announce, measurement_tables, open_session_in_sight, progress_console, show_load
+from tui.printing import announce, locate_in_sight, measurement_tables, open_session_in_sight, progress_console
 
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 Prompts = Annotated[
@@ -107,7 +107,7 @@ def validate(
     requests = _requests(prompts, "validation.jsonl", params)
     others = _requests(calibration, "calibration.jsonl", params)
     console = progress_console(is_quiet=quiet)
-    config = _located(config, console)
+    config = locate_in_sight(config, console)
     from runtime.bench.validation import run_validation
 
     steps = run_validation(
@@ -179,7 +179,7 @@ def ratio(
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
     console = progress_console(is_quiet=quiet)
-    config = _located(config, console)
+    config = locate_in_sight(config, console)
     from runtime.bench.ratio import run_ratio
 
     _show(run_ratio(config, requests, steps_per_pass=steps_per_pass), console)
@@ -236,7 +236,7 @@ def perplexity(
     path = packaged_prompts("perplexity.txt") if text is None else text
     content = read_text(path, f"the text {path}")
     console = progress_console(is_quiet=quiet)
-    config = _located(config, console)
+    config = locate_in_sight(config, console)
     from runtime.bench.perplexity import run_perplexity
 
     _show(run_perplexity(config, content, source=str(path), is_compared=beside_transformers), console)
@@ -285,13 +285,6 @@ def _drafting(config: EngineConfig, without: str) -> EngineConfig:
     if config.is_plain:
         raise OptionError(f"--draft none {without}; leave it out, or name a draft")
     return config
-
-
-def _located(config: EngineConfig, console: Console) -> EngineConfig:
-    """Return the config with its models' folders, downloaded in sight of the user where they are missing."""
-    from runtime.engine.model_folders import locate_models
-
-    return show_load(locate_models(config, cache_folder=cache_folder()), console)
 
 
 def _with_defaults(config: EngineConfig, **values: Any) -> EngineConfig:

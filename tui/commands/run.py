@@ -28,9 +28,9 @@ from runtime.prompts.headless import (
 )
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
-from tui.environment import cache_folder, packaged_prompts
+from tui.environment import packaged_prompts
 from tui.options import AnsweringConfig, Quiet, TurnOptions, with_option_groups
-from tui.printing import RunProgress, cost_line, open_session_in_sight, progress_console, show_load
+from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
 from tui.terminal_text import one_line, strip_terminal_escapes
 
 if TYPE_CHECKING:
@@ -122,9 +122,7 @@ def _show_all(
 
 def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
     """The same choices with the device budget that they would get now, so that two sessions get the same one."""
-    from runtime.engine.model_folders import locate_models
-
-    config = show_load(locate_models(config, cache_folder=cache_folder()), console)
+    config = locate_in_sight(config, console)
     from runtime.engine.load_plan import LoadPlan
 
     requests = [item for item in items if isinstance(item, PromptRequest)]
