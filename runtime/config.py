@@ -61,8 +61,8 @@ class Option:
 
     help: str
     """One sentence: what it does, and which values it takes."""
-    group: str
-    """Heading under which it stands."""
+    group: str = ANSWERS
+    """Heading under which it stands; an answer's own where nothing else is said."""
     flag: str | None = None
     """Its name on the command line, where that is not the field's without `num_` and `_bytes`."""
     unset: str | None = None
@@ -288,60 +288,50 @@ class EngineConfig:
 class SamplingParams:
     """The choices of one answer, the same for draft and target; raises OptionError for a value outside its range."""
 
-    temperature: Annotated[
-        float, Option("0 is greedy, the likeliest token each time; higher is more varied.", ANSWERS)
-    ] = 0.0
+    temperature: Annotated[float, Option("0 is greedy, the likeliest token each time; higher is more varied.")] = 0.0
     """Logits are divided by it."""
-    top_p: Annotated[
-        float, Option("Keep the likeliest tokens up to this mass: above 0, at most 1; 1 keeps all.", ANSWERS)
-    ] = 1.0
-    top_k: Annotated[int, Option("Keep this many of the likeliest tokens; 0 keeps all.", ANSWERS)] = 0
+    top_p: Annotated[float, Option("Keep the likeliest tokens up to this mass: above 0, at most 1; 1 keeps all.")] = 1.0
+    top_k: Annotated[int, Option("Keep this many of the likeliest tokens; 0 keeps all.")] = 0
     min_p: Annotated[
-        float, Option("Drop tokens below this share of the likeliest one's probability; 0 drops none.", ANSWERS)
+        float, Option("Drop tokens below this share of the likeliest one's probability; 0 drops none.")
     ] = 0.0
     """Of what top-k and top-p keep."""
     repetition_penalty: Annotated[
-        float, Option("Above 1, tokens of prompt and answer become less likely; 1 is off.", ANSWERS)
+        float, Option("Above 1, tokens of prompt and answer become less likely; 1 is off.")
     ] = 1.0
     """Logits of these tokens are divided by it if positive, else multiplied."""
     presence_penalty: Annotated[
-        float, Option("Subtracted from the logit of tokens that the answer holds; 0 is off.", ANSWERS, is_setting=False)
+        float, Option("Subtracted from the logit of tokens that the answer holds; 0 is off.", is_setting=False)
     ] = 0.0
     frequency_penalty: Annotated[
-        float,
-        Option("The same, once for each time the answer holds the token; 0 is off.", ANSWERS, is_setting=False),
+        float, Option("The same, once for each time the answer holds the token; 0 is off.", is_setting=False)
     ] = 0.0
     banned_tokens: Annotated[
         tuple[int, ...],
-        Option(
-            "Never emit this token id; may be given again.", ANSWERS, flag="ban-token", unset="none", is_setting=False
-        ),
+        Option("Never emit this token id; may be given again.", flag="ban-token", unset="none", is_setting=False),
     ] = ()
     """End tokens included."""
     forced_tokens: Annotated[
         tuple[int, ...],
         Option(
             "Begin the answer with this token id; given again, with these in their order.",
-            ANSWERS,
             flag="force-token",
             unset="none",
             is_setting=False,
         ),
     ] = ()
-    seed: Annotated[int, Option("Same seed, same text, whatever the tree, with the default verification.", ANSWERS)] = 0
+    seed: Annotated[int, Option("Same seed, same text, whatever the tree, with the default verification.")] = 0
     """With SCHEMES_OF_ONE_TEXT whatever proposes them, with the others if the trees are the same too, which those that
     are chosen while running need not be."""
-    max_new_tokens: Annotated[int, Option("An answer ends after this many tokens.", ANSWERS)] = 256
+    max_new_tokens: Annotated[int, Option("An answer ends after this many tokens.")] = 256
     stop: Annotated[
-        tuple[str, ...],
-        Option("End before this text; may be given again.", ANSWERS, unset="none", is_setting=False),
+        tuple[str, ...], Option("End before this text; may be given again.", unset="none", is_setting=False)
     ] = ()
     verification: Annotated[
         str,
         Option(
             "How sampled tokens are verified: auto, sequoia, coupled (the seed alone decides the text), specinfer or "
             "top-k.",
-            ANSWERS,
             choices=VERIFICATIONS,
         ),
     ] = "auto"
