@@ -32,9 +32,8 @@ def profile_path(folder: Path, device: DeviceIdentity) -> Path:
 def load_machine_profile(folder: Path, device: DeviceIdentity) -> MachineProfile | None:
     """Return the stored profile of this device with this driver, None if there is none.
 
-    Raises:
-        StaleProfileError: it was measured on another device or with another driver, or is of an older schema version.
-        ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
+    Raises StaleProfileError for one of another device or driver, or of an older schema version, ProfileError for a file
+    that cannot be read, is of a newer version, or holds nonsense.
     """
     path = profile_path(folder, device)
     profile = _read(path, MachineProfile, what="machine profile", next_step="delete it to measure again")
@@ -58,9 +57,7 @@ def load_pair_profile(
 ) -> PairProfile | None:
     """Return the stored profile of exactly these models on this device with this driver, None if there is none.
 
-    Raises:
-        StaleProfileError: what it was measured with has changed, or it is of an older schema version.
-        ProfileError: the file cannot be read, is of a newer schema version, or holds nonsense.
+    Raises StaleProfileError if what it was measured with has changed, ProfileError as `load_machine_profile` does.
     """
     path = pair_profile_path(folder, device=device, target=target, draft=draft)
     next_step = "`overstory calibrate` measures it again"

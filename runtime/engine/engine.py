@@ -140,11 +140,10 @@ class Engine:
 
         A root alone stays so: it was chosen because every node costs more than it brings.
         """
-        if not self.num_graft_nodes or tree.topology.num_nodes == 1:
-            return GraftedTree.without_grafts(tree)
+        can_graft = self.num_graft_nodes > 0 and tree.topology.num_nodes > 1
         return graft(
             tree,
-            lookup_branches(self.text, tree),
+            lookup_branches(self.text, tree) if can_graft else [],
             max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
             max_levels=min(max_levels, MAX_TREE_LEVELS),
         )

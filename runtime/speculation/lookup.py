@@ -9,7 +9,6 @@ overlap the text's end.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,11 +96,6 @@ class GraftedTree:
     drawn_nodes: NDArray[np.int64]
     """(N,) which node of the drawn tree each node was, -1 for a grafted one."""
 
-    @classmethod
-    def without_grafts(cls, tree: TokenTree) -> Self:
-        """Take a tree as it was drawn."""
-        return cls(tree, np.arange(tree.topology.num_nodes))
-
     @property
     def num_grafted(self) -> int:
         return int(np.count_nonzero(self.drawn_nodes < 0))
@@ -152,7 +146,7 @@ def graft(tree: TokenTree, branches: Iterable[Branch], *, max_nodes: int, max_le
                 depths.append(depths[node] + 1)
             node = child
     if len(token_ids) == num_drawn:
-        return GraftedTree.without_grafts(tree)
+        return GraftedTree(tree, np.arange(num_drawn))
     nodes = np.arange(len(token_ids))
     order, topology = number_breadth_first(nodes, parents=np.array(parents), depths=np.array(depths), ranks=nodes)
     grown = TokenTree(topology, np.array(token_ids)[order], root_position=tree.root_position)

@@ -138,7 +138,6 @@ class AdjustedRows:
         return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
-        """See `RankingScheme`, which the scheme inside must be."""
         assert isinstance(self.scheme, RankingScheme), "a tree shaped by context needs scores"
         return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
 
@@ -150,7 +149,6 @@ class Greedy:
     """Temperature 0, where all schemes are this one: the target's most likely token is followed. Uses no chance."""
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        """Place the draft's most likely tokens, in order."""
         return Children(top_tokens(draft_row, num_children))
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
@@ -191,7 +189,6 @@ class SpecInfer:
     """
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        """Draw independently from the draft's distribution."""
         probs = logits_to_probs(draft_row, place.params, dtype=np.float32)
         drawn = draw_with_replacement(probs, num_children, rng)
         return Children(drawn, range(num_children), probs)
@@ -213,7 +210,6 @@ class TopKMatch:
     """
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        """Place the draft's most likely tokens, in order."""
         return Children(top_tokens(draft_row, num_children))
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
@@ -233,7 +229,6 @@ class Coupled:
         self.seed = seed
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        """Place the top tokens of log Q + noise, in order."""
         ranked = self.rank(draft_row, num_children, place)
         kept = ranked.token_ids[np.isfinite(ranked.scores)].tolist()
         return Children(fill_up(kept, draft_row, num_children))
@@ -245,7 +240,6 @@ class Coupled:
         return Candidates(best, np.float32(place.params.temperature) * scores[best])
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
-        """Emit argmax(log P + noise), and accept the child that is it."""
         token = int(top_tokens(self._scores(target_row, place), 1)[0])
         return Judgement(token, children.index_of(token))
 

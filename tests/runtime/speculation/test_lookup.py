@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.speculation import lookup
-from runtime.speculation.lookup import Branch, GraftedTree, continuation, graft, lookup_branches
+from runtime.speculation.lookup import Branch, continuation, graft, lookup_branches
 from runtime.speculation.rejection import accept_probability, residual_step
 from runtime.speculation.sampling import draw_without_replacement, sample
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -241,7 +241,7 @@ def test_a_tree_at_its_limits_stays_as_it_is() -> None:
         grafted = graft(tree, [Branch(0, (1, 2))], **limits)
         assert grafted.tree is tree
         assert grafted.drawn_nodes.tolist() == [0, 1, 2, 3, 4]
-    assert GraftedTree.without_grafts(tree).num_grafted == 0
+    assert graft(tree, [], max_nodes=99, max_levels=99).num_grafted == 0
 
 
 def test_a_full_tree_still_follows_a_branch_along_its_own_nodes() -> None:
