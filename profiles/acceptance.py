@@ -180,7 +180,6 @@ def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, .
     order = np.argsort(-np.asarray(by_rank, dtype=np.float64), kind="stable")
     ranked = np.asarray(by_rank, dtype=np.float64)[order]
     levels: list[tuple[list[int], list[int]]] = []
-    sizes = [1]
     # Likelihood, depth, path of the level above, place in the order. Taking one adds its next sibling and first child.
     heap = [(-float(ranked[0]), 1, 0, 0)]
     for _ in range(num_paths - 1):
@@ -189,14 +188,13 @@ def likely_paths(by_rank: Sequence[float], num_paths: int) -> tuple[PathLevel, .
         negative, depth, parent, place = heapq.heappop(heap)
         if depth > len(levels):
             levels.append(([], []))
-            sizes.append(0)
-        levels[depth - 1][0].append(parent)
-        levels[depth - 1][1].append(int(order[place]))
-        heapq.heappush(heap, (negative * float(ranked[0]), depth + 1, sizes[depth], 0))
-        sizes[depth] += 1
+        parents, ranks = levels[depth - 1]
+        heapq.heappush(heap, (negative * float(ranked[0]), depth + 1, len(parents), 0))
+        parents.append(parent)
+        ranks.append(int(order[place]))
         if place + 1 < len(ranked):
             heapq.heappush(heap, (negative * float(ranked[place + 1] / ranked[place]), depth, parent, place + 1))
-    return tuple((np.array(parents), np.array(ranks)) for parents, ranks in levels)
+    return tuple((np.array(level[0]), np.array(level[1])) for level in levels)
 
 
 def path_weights(followed: NDArray[np.float64], levels: Sequence[PathLevel]) -> NDArray[np.float64]:

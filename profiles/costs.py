@@ -1,12 +1,9 @@
 """Fits what passes cost: a law from a few measured sizes, and how copies and computation slow each other.
 
 The law is seconds = base + a * n + b * n * (context + n): what a pass costs whatever it computes (weights that are
-widened once), its products, and attention of every token to every key, the pass's own included.
-
-Copies and computation slow each other where they share cores and memory, as on a processor with its disk. With T the
-copies of a pass alone and K its computation alone, a pass that streams takes the longer of T + copy_slowdown * K and
-K + compute_slowdown * T. The first is seen on a small pass, which waits for bytes; the second on a large one, which
-waits for products. T, K and the pass stand side by side in time: a disk is never twice the same.
+widened once), its products, and attention of every token to every key, the pass's own included. Where copies and
+computation share cores and memory, with T the copies of a pass alone and K its computation alone, a pass that streams
+takes the longer of T + copy_slowdown * K and K + compute_slowdown * T.
 """
 
 import math
@@ -150,8 +147,9 @@ def measure_overlap(
 
     `law` says how long passes compute, and `has_time` whether so many seconds are left.
 
-    A look is T, then K and the pass for the small size, then for the large one; T is the mean of the one before and the
-    one after, unless there is one look only. The slowdowns are medians over the looks, never negative:
+    A look is T, then K and the pass for the small size, which waits for bytes, then for the large one, which waits for
+    products: side by side in time, since a disk is never twice the same. T is the mean of the one before and the one
+    after, unless there is one look only. The slowdowns are medians over the looks, never negative:
 
         copy_slowdown = (seconds until the ring is full again - T) / K      of the small pass,
         compute_slowdown = (seconds until it is computed - K) / T           of the large one.

@@ -42,9 +42,6 @@ class ModelIdentity:
     held: Text
     """How its layers are held: "bfloat16", "float32", "int8", "nf4", ..."""
 
-    def __str__(self) -> str:
-        return f"{self.name} ({self.held}, {self.content_digest[:12]})"
-
 
 @dataclass(frozen=True, slots=True)
 class StepCost:

@@ -1,11 +1,9 @@
 """Lets the target write many texts side by side, and says what verification would do at each of their positions.
 
-Texts are drawn from the target itself, many at a time, so that one stream of weights brings a position of each; the
-target's rows of the pass that chose a token are the teacher-forced ones, and the draft reads along. At every position
-children are drawn from the draft as the drafter draws them, and their analytic acceptance is handed out (Sequoia,
-section 4.1), and with it what trees that take their shape from context need: the draft's scores under the noise by
-which the token was chosen. A text ends at an end token, which is a position too, or when it is long enough; at
-temperatures above 0 another one then takes its place.
+One stream of weights brings a position of each; the draft reads along. At every position children are drawn from the
+draft, and their analytic acceptance is handed out (Sequoia, section 4.1) with the draft's scores under the noise by
+which the token was chosen, for trees that take their shape from context. A text ends at an end token, which is a
+position too, or when it is long enough; at temperatures above 0 another one then takes its place.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from profiles.errors import ProfileError, StaleProfileError
-from profiles.pair_profile import AcceptanceTable, ModelIdentity, PairProfile
+from profiles.pair_profile import AcceptanceTable, PairProfile
 from profiles.records import from_record, to_record
 from tests.support.profile_factory import PAIR
 
@@ -32,10 +32,6 @@ from tests.support.profile_factory import PAIR
 def test_tables_that_contradict_themselves_cannot_be_made(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_models_are_told_apart_by_content() -> None:
-    assert str(ModelIdentity("tiny", "0123456789abcdef", "int8")) == "tiny (int8, 0123456789ab)"
 
 
 def record() -> dict[str, Any]:
