@@ -16,11 +16,10 @@ import numpy as np
 import psutil
 import torch
 
-from offload.checkpoint.layer_layout import LayerLayout, SlabRange
-from offload.copying.rates import COPY_BYTES, measure_copy_rate
+from offload.checkpoint.layer_layout import SlabRange
+from offload.copying.rates import COPY_BYTES, measure_copy_rate, measure_raw_link
 from offload.device import device_memory, identify_device
 from offload.layer_streamer import LayerStreamer, ResidentLayer
-from offload.memory import allocate_read_slab
 from offload.pass_statistics import PassStatistics
 from offload.pinning.pin_budget import find_pin_budget
 from offload.pinning.pin_probe import PinBudget
@@ -102,7 +101,7 @@ class SessionProbes:
             return None
 
     def time_disk(self, num_bytes: int) -> float | None:
-        """Go on in the largest file where the read before ended, with the session's own reader."""
+        """Go on in the largest file where the read before ended, in blocks and threads as the session's reader."""
         files = {piece.file for layout in self._opened.plan.target.layouts for piece in layout.ranges}
         largest = max(files, key=lambda file: file.stat().st_size)
         size = largest.stat().st_size // PAGE_BYTES * PAGE_BYTES
@@ -110,15 +109,10 @@ class SessionProbes:
             return None
         if self._read_offset + num_bytes > size:
             self._read_offset = 0
-        reader, slab = self._opened.reader, allocate_read_slab(min(num_bytes, COPY_BYTES))
-        starts = range(self._read_offset, self._read_offset + num_bytes, slab.numel())
+        reader, piece = self._opened.reader, SlabRange(largest, self._read_offset, num_bytes, 0)
         self._read_offset += num_bytes
-        begun = time.perf_counter()
-        copies = [reader.start(_whole_range(largest, start, min(slab.numel(), num_bytes)), slab) for start in starts]
-        for copy in copies:
-            copy.wait()
-        seconds = time.perf_counter() - begun
-        return seconds if reader.is_direct else None
+        read = measure_raw_link([piece], block_bytes=reader.block_bytes, num_threads=reader.num_threads)
+        return read.seconds if read.is_direct and reader.is_direct else None
 
     def time_draft_step(self, width: int, context_tokens: int) -> float:
         self._occupy(self._draft, context_tokens)
@@ -199,11 +193,6 @@ class SessionProbes:
         """Let the cache hold so many tokens, whatever they are."""
         for layer in model.cache.layers:
             layer.num_cached = num_tokens
-
-
-def _whole_range(file: Path, offset: int, num_bytes: int) -> LayerLayout:
-    """Return bytes of a file as if they were a layer."""
-    return LayerLayout((), (SlabRange(file, offset, num_bytes, 0),), num_bytes, num_bytes)
 
 
 def _likely_tree(num_nodes: int) -> TreeTopology:
