@@ -46,7 +46,7 @@ def test_a_killed_process_loses_at_most_the_last_round(tmp_path):
         numbers = [int(word) for word in message.content.split()]
         assert numbers == list(range(len(numbers)))
         assert said <= numbers[-1] <= said + 1
-        assert [hit.message_id for hit in store.search("18 19")] == [message.id]
+        assert [hit.conversation_id for hit in store.search("18 19")] == [message.conversation_id]
 
 
 CHATTER = """

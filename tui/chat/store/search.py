@@ -25,14 +25,12 @@ _MIN_INDEXED_LENGTH = 3
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """One title or message in which all terms occur."""
+    """One conversation in whose title or messages all terms occur."""
 
     conversation_id: int
     title: str
-    message_id: int | None
-    """None if it is the title that was found."""
     snippet: str
-    """A piece of the text around the first match, on one line, terminal escapes shown as text."""
+    """A piece of the newest such message, or else of the title: on one line, terminal escapes shown as text."""
     matches: tuple[tuple[int, int], ...]
     """Start and end of each term's occurrences within the snippet, in order."""
 
@@ -44,17 +42,16 @@ def search_terms(query: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(term for term in candidates if term.strip()))[:MAX_TERMS]
 
 
-def find_hits(connection: sqlite3.Connection, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
-    """Return at most `limit` hits: titles, those used last in front, then messages, the newest in front."""
+def find_hits(connection: sqlite3.Connection, query: str) -> list[SearchHit]:
+    """Return each conversation once: where the title was found, those used last in front, then the newest messages."""
     terms = search_terms(query)
     if not terms:
         return []
     connection.create_function("holds", 2, _holds, deterministic=True)
-    found = _titles(connection, terms, limit=limit)
-    found += _messages(connection, terms, limit=limit - len(found))
+    found = {row[0]: row for row in (*_titles(connection, terms), *_messages(connection, terms))}
     return [
-        SearchHit(conversation_id, title, message_id, *make_snippet(text, terms))
-        for conversation_id, title, message_id, text in found
+        SearchHit(conversation_id, title, *make_snippet(text, terms))
+        for conversation_id, title, text, *_ in list(found.values())[:MAX_HITS]
     ]
 
 
@@ -72,24 +69,25 @@ def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int,
     return snippet, tuple(match.span() for match in pattern.finditer(snippet))
 
 
-def _titles(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[tuple[Any, ...]]:
-    """Return the conversation's id and title, None for a message, and the text that was found."""
+def _titles(connection: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the conversation's id and title, and the text that was found."""
     return connection.execute(
-        "SELECT id, title, NULL, title FROM conversations "
+        "SELECT id, title, title FROM conversations "
         f"WHERE deleted_at IS NULL AND {_holds_all('title', terms)} ORDER BY updated_at DESC, id DESC LIMIT ?",
-        (*terms, limit),
+        (*terms, MAX_HITS),
     ).fetchall()
 
 
-def _messages(connection: sqlite3.Connection, terms: Sequence[str], *, limit: int) -> list[tuple[Any, ...]]:
+def _messages(connection: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[Any, ...]]:
     indexed = [term for term in terms if len(term) >= _MIN_INDEXED_LENGTH]
     others = [term for term in terms if len(term) < _MIN_INDEXED_LENGTH]
     is_in_index = "m.id IN (SELECT rowid FROM message_index WHERE message_index MATCH ?)" if indexed else "TRUE"
     return connection.execute(
-        "SELECT c.id, c.title, m.id, m.content FROM messages m JOIN conversations c ON c.id = m.conversation_id "
+        "SELECT c.id, c.title, m.content, max(m.id) AS newest "
+        "FROM messages m JOIN conversations c ON c.id = m.conversation_id "
         f"WHERE {is_in_index} AND m.drop_number IS NULL AND c.deleted_at IS NULL "
-        f"AND {_holds_all('m.content', others)} ORDER BY m.id DESC LIMIT ?",
-        (*([_match_query(indexed)] if indexed else []), *others, limit),
+        f"AND {_holds_all('m.content', others)} GROUP BY c.id ORDER BY newest DESC LIMIT ?",
+        (*([_match_query(indexed)] if indexed else []), *others, MAX_HITS),
     ).fetchall()
 
 

@@ -17,7 +17,7 @@ from profiles.errors import BadInputError
 from tui.chat.errors import ConversationStoreError
 from tui.chat.store.database import ConversationDatabase
 from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
-from tui.chat.store.search import MAX_HITS, SearchHit, find_hits
+from tui.chat.store.search import SearchHit, find_hits
 
 UNDO_SECONDS = 30 * 86400.0
 """How long a deleted conversation can be brought back."""
@@ -229,10 +229,10 @@ class ConversationStore:
                 (conversation_id, number),
             ).rowcount
 
-    def search(self, query: str, *, limit: int = MAX_HITS) -> list[SearchHit]:
+    def search(self, query: str) -> list[SearchHit]:
         """Find where all terms of the query occur, in titles and messages; any text is a query."""
         with self._database.reading() as connection:
-            return find_hits(connection, query, limit=limit)
+            return find_hits(connection, query)
 
     def _update(self, conversation_id: int, **values: str | float) -> None:
         with self._database.writing() as connection:

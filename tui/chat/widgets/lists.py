@@ -62,12 +62,8 @@ class ConversationList(Vertical):
             self.query_one(OptionList).highlighted = ids.index(open_id)
 
     def show_hits(self, hits: Sequence[SearchHit]) -> None:
-        """List what a search found: the title of each conversation once, with the first place in it."""
-        first_hits: dict[int, SearchHit] = {}
-        for hit in hits:
-            if hit.conversation_id not in first_hits or first_hits[hit.conversation_id].message_id is None:
-                first_hits[hit.conversation_id] = hit
-        options = [Option(_hit_lines(hit), id=str(hit.conversation_id)) for hit in first_hits.values()]
+        """List what a search found."""
+        options = [Option(_hit_lines(hit), id=str(hit.conversation_id)) for hit in hits]
         self._fill(options, f"{len(options)} found" if options else "nothing found")
 
     def search_for(self, words: str) -> None:
@@ -142,11 +138,6 @@ class CompletionList(OptionList, can_focus=False):
     def hide(self) -> None:
         """Show nothing."""
         self.show(())
-
-    def move(self, step: int) -> None:
-        """Highlight the next one, or with -1 the one before; the ends are neighbours."""
-        if self._completions:
-            self.highlighted = ((self.highlighted or 0) + step) % len(self._completions)
 
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         await self.run_action(f"screen.begin({self._completions[event.option_index].text!r})")

@@ -98,7 +98,7 @@ class PromptArea(SafeTextArea):
 
     def action_older_or_up(self) -> None:
         if self.completions.display:
-            self.completions.move(-1)
+            self.completions.action_cursor_up()
         elif self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
         else:
@@ -106,7 +106,7 @@ class PromptArea(SafeTextArea):
 
     def action_newer_or_down(self) -> None:
         if self.completions.display:
-            self.completions.move(1)
+            self.completions.action_cursor_down()
         elif self.wrapped_document.location_to_offset(self.cursor_location).y < self.wrapped_document.height - 1:
             self.action_cursor_down()
         else:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies
 
-from tui.chat.store.search import MAX_TERMS, SNIPPET_LENGTH, make_snippet, search_terms
+from tui.chat.store.search import MAX_HITS, MAX_TERMS, SNIPPET_LENGTH, make_snippet, search_terms
 from tui.chat.store.store import ConversationStore
 
 
@@ -15,11 +15,12 @@ def store():
 
 def say(store, *texts, title="untitled"):
     conversation = store.create_conversation(title=title)
-    return [store.append_prompt(conversation.id, text).id for text in texts]
+    for text in texts:
+        store.append_prompt(conversation.id, text)
 
 
 def found(store, query):
-    return [hit.message_id for hit in store.search(query)]
+    return [hit.snippet for hit in store.search(query)]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,8 @@ def test_terms_stand_between_spaces_or_quotes(query, terms):
 
 
 def test_every_term_must_occur(store):
-    both, _one, _other = say(store, "the ring streams layers", "the ring", "layers of snow")
+    both = "the ring streams layers"
+    say(store, both, "the ring", "layers of snow")
     assert found(store, "layers ring") == [both]
     assert found(store, '"ring layers"') == []
     assert found(store, '"ring streams"') == [both]
@@ -64,9 +66,9 @@ def test_every_term_must_occur(store):
     ],
 )
 def test_any_part_of_any_text_is_found(store, text, query):
-    (message,) = say(store, text)
+    say(store, text)
     say(store, "something else altogether")
-    assert found(store, query) == [message]
+    assert found(store, query) == [text]
 
 
 QUERIES = (
@@ -89,24 +91,30 @@ def test_whatever_is_typed_is_a_query(store):
 
 
 def test_signs_mean_nothing_but_themselves(store):
-    (message,) = say(store, "NOT a* AND (b)")
+    message = "NOT a* AND (b)"
+    say(store, message)
     say(store, "plain abc")
     for query in ("NOT", "a*", "AND (b", "not AND"):
         assert found(store, query) == [message]
 
 
-def test_titles_come_first_then_the_newest_messages(store):
-    first, second = say(store, "a ring", "two rings", title="older ring")
-    (third,) = say(store, "ring again", title="newer RING")
-    hits = store.search("ring")
-    assert [(hit.title, hit.message_id) for hit in hits] == [
-        ("newer RING", None),
-        ("older ring", None),
-        ("newer RING", third),
-        ("older ring", second),
-        ("older ring", first),
+def test_each_conversation_is_found_once_titles_first_then_the_newest_messages(store):
+    say(store, "a ring", "two rings", "three", title="older ring")
+    say(store, "no such word", title="newer RING")
+    say(store, "my ring", title="early")
+    say(store, "a ring of mine", title="late")
+    assert [(hit.title, hit.snippet) for hit in store.search("ring")] == [
+        ("newer RING", "newer RING"),
+        ("older ring", "two rings"),
+        ("late", "a ring of mine"),
+        ("early", "my ring"),
     ]
-    assert store.search("ring", limit=3) == hits[:3] and store.search("ring", limit=1) == hits[:1]
+
+
+def test_many_messages_of_one_conversation_hide_no_other(store):
+    say(store, "a ring", title="rare")
+    say(store, *["another ring"] * (MAX_HITS + 1), title="often")
+    assert [hit.title for hit in store.search("ring")] == ["often", "rare"]
 
 
 def test_a_hit_shows_where_the_terms_stand(store):
@@ -123,7 +131,7 @@ def test_an_answer_is_found_once_it_has_ended(store):
     store.append_text(message.id, "den ring")
     assert found(store, "golden") == []
     store.finish_answer(message.id, state="stopped")
-    assert found(store, "golden") == [message.id]
+    assert found(store, "golden") == ["a golden ring"]
 
 
 @pytest.mark.parametrize(

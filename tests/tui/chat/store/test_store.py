@@ -170,14 +170,14 @@ def test_an_answer_that_ended_can_be_continued(store):
     store.append_text(message.id, ", two")
     ended = store.finish_answer(message.id)
     assert (ended.content, ended.state, ended.statistics) == ("One, two", "complete", {"num_rounds": 1})
-    assert [hit.message_id for hit in store.search("one, two")] == [message.id]
+    assert [hit.conversation_id for hit in store.search("one, two")] == [message.conversation_id]
 
 
 def test_an_answer_can_fail_and_ending_it_twice_is_harmless(store):
     conversation = store.create_conversation()
     message = answer(store, conversation, "part")
     assert store.finish_answer(message.id, state="failed").state == "failed"
-    assert [hit.message_id for hit in store.search("part")] == [message.id]
+    assert [hit.conversation_id for hit in store.search("part")] == [message.conversation_id]
 
 
 def test_another_answer_replaces_one_that_can_be_restored(store):
@@ -284,7 +284,7 @@ def test_closing_stops_what_still_streams(tmp_path):
     store.close()
     with ConversationStore(path) as reopened:
         assert (reopened.message(message.id).state, reopened.message(message.id).content) == ("stopped", "half")
-        assert [hit.message_id for hit in reopened.search("half")] == [message.id]
+        assert [hit.conversation_id for hit in reopened.search("half")] == [message.conversation_id]
 
 
 def test_without_a_path_everything_is_kept_in_memory(tmp_path, monkeypatch):
