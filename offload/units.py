@@ -17,14 +17,11 @@ _SECONDS_PER_UNIT = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]*)", re.ASCII)
 
 
-def _byte_units() -> dict[str, int]:
-    units = {"": 1, "b": 1}
-    for power, letter in enumerate("kmgt", start=1):
-        units |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
-    return units
-
-
-_BYTES_PER_UNIT = _byte_units()
+_BYTES_PER_UNIT = {"": 1, "b": 1} | {
+    f"{letter}{ending}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for ending, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
 
 
 @dataclass(frozen=True, slots=True)
