@@ -101,17 +101,12 @@ def options_of(owner: type[Any]) -> dict[str, Option]:
     return {field.name: describe(field) for field in fields(owner)}
 
 
-def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
-    """Raise OptionError unless `found` is allowed."""
-    if found not in allowed:
-        raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(allowed)}")
-
-
 def check_choices(options: Any) -> None:
     """Raise OptionError where an option has another value than one of its choices."""
     for name, option in options_of(type(options)).items():
-        if option.choices:
-            check_choice(name, getattr(options, name), option.choices)
+        found = getattr(options, name)
+        if option.choices and found not in option.choices:
+            raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(option.choices)}")
 
 
 def parse_memory(text: str, option: str) -> int:

@@ -222,8 +222,6 @@ def _single_cells(measured: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _cell(name: str, value: object) -> str:
-    if value is None:
-        return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-" if value is None else one_line(str(value))
     if name.endswith("bytes_per_second"):
