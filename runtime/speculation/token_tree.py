@@ -4,7 +4,6 @@ Nodes are numbered breadth first from the root, so a level is a slice and siblin
 follow Sequoia (arXiv 2402.12374).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -54,20 +53,6 @@ class TreeTopology:
             values.flags.writeable = False
             object.__setattr__(self, name, values)
         object.__setattr__(self, "level_slices", level_slices)
-
-    @classmethod
-    def from_child_counts(cls, child_counts: Sequence[int] | NDArray[np.int64]) -> Self:
-        """Make the tree whose nodes, breadth first, have these numbers of children.
-
-        Raises ValueError if the counts do not describe one tree.
-        """
-        counts = np.asarray(child_counts, dtype=np.int64)
-        if counts.ndim != 1 or not len(counts) or (counts < 0).any() or counts.sum() + 1 != len(counts):
-            raise ValueError(
-                f"child counts must be one number of children, 0 or more, for each node and sum to one less than the "
-                f"number of nodes, found {counts.size} counts with sum {counts.sum()}"
-            )
-        return cls(np.concatenate(([-1], np.repeat(np.arange(len(counts)), counts))))
 
     @classmethod
     def chain(cls, num_nodes: int) -> Self:

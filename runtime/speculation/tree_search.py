@@ -5,7 +5,6 @@ exists. `dynamic_program` is the algorithm of Sequoia (arXiv 2402.12374, 4.1), e
 `best_first` equals it for non-increasing ones in milliseconds.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,19 +31,18 @@ class DynamicProgram:
         """Return the tree that reaches G(num_nodes, num_levels); the first maximiser wins ties."""
         if not np.isfinite(self.expected_tokens[num_levels - 1, num_nodes - 1]):
             raise ValueError(f"no tree has {num_nodes} nodes on {num_levels} levels with so few ranks")
-        child_counts: list[int] = []
-        subtrees = deque([(num_nodes, num_levels)])
-        while subtrees:
-            size, levels = subtrees.popleft()
+        parents, subtrees = [-1], [(num_nodes, num_levels)]
+        for node in range(num_nodes):
+            size, levels = subtrees[node]
             branches = int(self.worths[levels, :, size].argmax())
-            child_counts.append(branches)
+            parents += [node] * branches
             children: list[tuple[int, int]] = []
             for rank in range(branches, 0, -1):
                 left = int(self.splits[levels, rank, size])
                 children.append((size - left, levels - 1))
                 size = left
-            subtrees.extend(reversed(children))
-        return TreeTopology.from_child_counts(child_counts)
+            subtrees += reversed(children)
+        return TreeTopology(np.array(parents))
 
 
 def dynamic_program(acceptance: ArrayLike, num_nodes: int, num_levels: int) -> DynamicProgram:

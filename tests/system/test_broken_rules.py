@@ -10,8 +10,9 @@ from runtime.speculation import schemes
 from runtime.speculation.rejection import residual_step
 from runtime.speculation.sampling import draw_with_replacement
 from runtime.speculation.schemes import Children
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from tests.support.round_enumeration import PLAIN, STAR, Pair, Round, largest_error
+from tests.support.trees import tree_of_counts
 
 
 def keep_draft(target_probs: np.ndarray, draft_probs: np.ndarray, rejected: Sequence[int]) -> tuple:
@@ -33,7 +34,7 @@ def keep_target(target_probs: np.ndarray, draft_probs: np.ndarray, rejected: Seq
 
 def error_over_four_tokens(verification: str = "sequoia", *, num_grafts: int = 0) -> float:
     pair, params = Pair("moderate", 4), replace(PLAIN, verification=verification)
-    return largest_error(pair, params, Round(pair, TreeTopology.from_child_counts(STAR), params, num_grafts).emitted())
+    return largest_error(pair, params, Round(pair, tree_of_counts(STAR), params, num_grafts).emitted())
 
 
 @pytest.mark.parametrize("broken", [keep_draft, zero_without_renormalising, keep_target])

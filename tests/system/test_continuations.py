@@ -15,13 +15,14 @@ import pytest
 from runtime.config import SamplingParams
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, Sequoia
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
+from tests.support.trees import tree_of_counts
 
 VOCABULARY, HORIZON, NUM_SAMPLES = 5, 4, 200_000
 PARAMS = SamplingParams(temperature=1, verification="sequoia")
-TOPOLOGY = TreeTopology.from_child_counts([2, 2, 0, 0, 0])
+TOPOLOGY = tree_of_counts([2, 2, 0, 0, 0])
 NUM_UNIFORMS = 9
 """Most random numbers of a round: four draws, two judgements on each of two levels, one last token."""
 

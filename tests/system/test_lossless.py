@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from runtime.config import VERIFICATIONS, SamplingParams
-from runtime.speculation.token_tree import TreeTopology
 from tests.support.chi_square import chi_square_p_value
 from tests.support.round_enumeration import DRAWING, KINDS, PLAIN, STAR, Pair, Round, largest_error
+from tests.support.trees import tree_of_counts
 
 CHAIN = [1, 1, 1, 0]
 BINARY = [2, 2, 2, 0, 0, 0, 0]
@@ -20,7 +20,7 @@ UNEVEN = [3, 1, 1, 0, 1, 0, 0]
 
 
 def assert_lossless(pair: Pair, child_counts: list[int], params: SamplingParams, *, num_grafts: int = 0) -> None:
-    emitted = Round(pair, TreeTopology.from_child_counts(child_counts), params, num_grafts).emitted()
+    emitted = Round(pair, tree_of_counts(child_counts), params, num_grafts).emitted()
     assert sum(emitted.values()) == pytest.approx(1, abs=1e-12)
     assert largest_error(pair, params, emitted) < 1e-12
 
@@ -79,7 +79,7 @@ def test_a_round_over_five_tokens_and_seven_nodes_emits_the_targets_chain(kind: 
 @pytest.mark.parametrize("child_counts", [CHAIN, STAR, UNEVEN], ids=str)
 @pytest.mark.parametrize("verification", VERIFICATIONS)
 def test_greedy_rounds_emit_the_targets_argmax_chain(verification: str, child_counts: list[int]) -> None:
-    params, topology = SamplingParams(verification=verification), TreeTopology.from_child_counts(child_counts)
+    params, topology = SamplingParams(verification=verification), tree_of_counts(child_counts)
     for kind in KINDS:
         pair = Pair(kind, 5)
         emitted = Round(pair, topology, params).play(np.random.default_rng(0))
@@ -91,7 +91,7 @@ def test_greedy_rounds_emit_the_targets_argmax_chain(verification: str, child_co
 def test_real_rounds_are_distributed_as_enumerated(verification: str) -> None:
     """The shipped random numbers. Seed 7, 1,500 rounds, p > 0.001."""
     params = SamplingParams(temperature=1.3, top_p=0.8, verification=verification)
-    played = Round(Pair("moderate", 4), TreeTopology.from_child_counts([2, 2, 1, 0, 0, 0]), params)
+    played = Round(Pair("moderate", 4), tree_of_counts([2, 2, 1, 0, 0, 0]), params)
     rng, num_rounds = np.random.default_rng(7), 1500
     counts = Counter(played.play(rng) for _ in range(num_rounds))
     emitted = played.emitted()

@@ -21,10 +21,11 @@ from runtime.speculation import lookup
 from runtime.speculation.lookup import graft, lookup_branches
 from runtime.speculation.sampling import logits_to_probs
 from runtime.speculation.schemes import Place, Row, scheme_for
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
 from tests.support.session_factory import answer, open_tiny, request, save_target_and_drafts
+from tests.support.trees import tree_of_counts
 
 REPEATING = "the cat and the dog and the cat and the dog and the cat"
 
@@ -155,7 +156,7 @@ def small_row(text: tuple[int, ...], model: int) -> Row:
 
 def answer_with_grafts(params: SamplingParams, rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
     """Rounds over a drawn tree with looked-up branches, and how many nodes were grafted."""
-    topology, scheme = TreeTopology.from_child_counts([2, 1, 0, 0]), scheme_for(params)
+    topology, scheme = tree_of_counts([2, 1, 0, 0]), scheme_for(params)
     text, num_grafted = list(SMALL_PROMPT), 0
     while len(text) < len(SMALL_PROMPT) + NUM_LAW_TOKENS:
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)

@@ -22,6 +22,7 @@ from runtime.errors import OptionError
 from runtime.events import Round
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 PARTS = RoundParts(
     link_seconds=0.4,
@@ -31,7 +32,7 @@ PARTS = RoundParts(
     free_overlap_seconds=0.5,
     draft_seconds=0.0,
 )
-TREES = (TreeTopology.from_child_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
+TREES = (tree_of_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
 
 
 def timed_round(seconds: float, pass_seconds: float, link_seconds: float) -> TimedRound:

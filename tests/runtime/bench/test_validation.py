@@ -35,6 +35,7 @@ from runtime.planner.initial_plan import pair_identity
 from runtime.speculation.token_tree import TreeTopology
 from tests.support.profile_factory import PAIR
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 PROMPTS = [request(max_new_tokens=60), request("in the end", max_new_tokens=60)]
 OTHERS = [request("the sun and the sea", max_new_tokens=40)]
@@ -45,7 +46,7 @@ COSTS = RoundCosts(
     walk_seconds=CostTable((1,), (0.005,)),
     num_slots=2,
 )
-TREES = (TreeTopology.from_child_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
+TREES = (tree_of_counts([3, 1, 1, 0, 0, 0]), TreeTopology.chain(4), TreeTopology.single())
 
 
 @pytest.fixture

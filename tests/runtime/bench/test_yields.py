@@ -12,6 +12,7 @@ from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first, expected_tokens, node_worths
 from tests.support.profile_factory import PAIR
+from tests.support.trees import tree_of_counts
 
 BY_RANK = np.array([0.7, 0.12, 0.05, 0.03])
 
@@ -104,7 +105,7 @@ def test_the_record_is_json_with_the_powers_of_two() -> None:
 
 def test_a_tree_is_followed_as_far_as_the_ranks_allow() -> None:
     """Root with two children, the first of which has one: three positions, counted by hand."""
-    tree = TreeTopology.from_child_counts([2, 1, 0, 0])
+    tree = tree_of_counts([2, 1, 0, 0])
     ranks = np.array([1, 1, 2, 1, 0])
     # starts 0: 1,1 -> 3 tokens; 1: 1 then 2 -> 2 tokens; 2: 2 is a leaf -> 2 tokens
     assert count_yields(tree, [ranks])[0][-1] == pytest.approx(7 / 3)

@@ -15,13 +15,14 @@ from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens
 from runtime.speculation.schemes import AdjustedRows, Coupled, Greedy, Place, RankingScheme, Sequoia, scheme_for
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from tests.support.generator_ends import drained
 from tests.support.reference_models import own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 TEXT = [5, 17, 40, 8, 33]
-TOPOLOGY = TreeTopology.from_child_counts([3, 2, 0, 1, 1, 0, 0, 0])
+TOPOLOGY = tree_of_counts([3, 2, 0, 1, 1, 0, 0, 0])
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, verification="sequoia")
 

@@ -16,6 +16,7 @@ from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
 from tests.support.reference_models import assert_same_text
 from tests.support.session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 PROMPT = [5, 17, 40, 8, 33]
 NUM_TOKENS = 40
@@ -214,7 +215,7 @@ def test_a_draft_with_fewer_padding_rows_can_serve(tmp_path: Path) -> None:
 
 
 def test_verify_input_places_the_tree_behind_the_text() -> None:
-    tree = TokenTree(TreeTopology.from_child_counts([2, 1, 0, 0]), np.array([9, 11, 12, 13]))
+    tree = TokenTree(tree_of_counts([2, 1, 0, 0]), np.array([9, 11, 12, 13]))
     inputs = verify_input([7, 8, 9], tree, num_cached=1)
     assert inputs.token_ids.tolist() == [8, 9, 11, 12, 13]
     assert inputs.positions.tolist() == [1, 2, 3, 3, 4]

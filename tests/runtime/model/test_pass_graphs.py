@@ -19,8 +19,8 @@ from runtime.model.pass_graphs import (
     recorder_for,
 )
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
-from runtime.speculation.token_tree import TreeTopology
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 PROMPT = [5, 17, 40, 8, 33, 62, 9, 71, 20, 14]
 
@@ -69,9 +69,9 @@ def tree_input(rng: np.random.Generator, num_cached: int, num_nodes: int) -> Pas
     for node in range(1, num_nodes):
         counts[int(rng.integers(0, node))] += 1
     try:
-        topology = TreeTopology.from_child_counts(counts)
+        topology = tree_of_counts(counts)
     except ValueError:
-        topology = TreeTopology.from_child_counts([num_nodes - 1] + [0] * (num_nodes - 1))
+        topology = tree_of_counts([num_nodes - 1] + [0] * (num_nodes - 1))
     positions = np.concatenate([np.arange(num_cached), num_cached + topology.depths]).astype(np.int64)
     visible = np.ones((num_nodes, num_cached + num_nodes), dtype=np.bool_)
     visible[:, num_cached:] = topology.ancestor_mask

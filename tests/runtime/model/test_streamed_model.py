@@ -10,10 +10,11 @@ import torch
 from offload.errors import PassCancelledError
 from runtime.engine.engine import verify_input
 from runtime.model.streamed_model import LazyLogits, chain_input
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from tests.support.model_factory import MAIN_KINDS
 from tests.support.reference_models import own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
+from tests.support.trees import tree_of_counts
 
 TOKENS = [5, 17, 40, 8, 33, 62, 9, 71, 20, 14, 55, 31, 90, 12, 7, 66, 28, 43]
 
@@ -38,7 +39,7 @@ def test_streamed_logits_equal_transformers_own(kind: str, num_residents: int, t
 def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path: Path) -> None:
     """One pass over a tree equals one sequential pass per path, positions and windows included."""
     folder = save_tiny_folder(tmp_path / kind, kind)
-    topology = TreeTopology.from_child_counts([3, 2, 1, 0, 1, 0, 0, 0])
+    topology = tree_of_counts([3, 2, 1, 0, 1, 0, 0, 0])
     rng = np.random.default_rng(1)
     tree = TokenTree(topology, rng.integers(3, 90, topology.num_nodes))
     tree.token_ids[0] = TOKENS[-1]
@@ -125,7 +126,7 @@ def head() -> CountingHead:
 
 
 def lazy(head: CountingHead, child_counts: Sequence[int]) -> LazyLogits:
-    topology = TreeTopology.from_child_counts(child_counts)
+    topology = tree_of_counts(child_counts)
     hidden = torch.arange(topology.num_nodes, dtype=torch.float32)[:, None].expand(-1, 3)
     return LazyLogits(head, hidden, topology)  # type: ignore[arg-type]
 

@@ -14,9 +14,10 @@ from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, top_tokens
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
+from tests.support.trees import tree_of_counts
 
 VOCAB_SIZE = 60
 PROMPT, ANSWER, PATH = [3, 3, 7, 50, 8], [7, 7, 21, 3], [21, 9, 9, 7]
@@ -169,7 +170,7 @@ def answer_with_trees(
     choices: SamplingParams, params: SamplingParams, *, num_tokens: int, rng: np.random.Generator
 ) -> tuple[int, ...]:
     """Rounds of draft and verification over a small tree, both adjusted on each node's own path."""
-    topology = TreeTopology.from_child_counts([2, 2, 1, 1, 0, 0, 0])
+    topology = tree_of_counts([2, 2, 1, 1, 0, 0, 0])
     processor = LogitProcessor(choices, prompt=SMALL_PROMPT, vocab_size=SMALL_VOCAB)
     text = list(SMALL_PROMPT)
     while len(text) < len(SMALL_PROMPT) + num_tokens:

@@ -12,6 +12,7 @@ from runtime.speculation.sampling import draw_without_replacement, sample
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.runtime.speculation.test_token_tree import random_topology
 from tests.support.chi_square import chi_square_p_value
+from tests.support.trees import tree_of_counts
 
 Paths = list[tuple[int, ...]]
 TEXT = [*range(20), 50, 0, 1, 2, 3]
@@ -90,7 +91,7 @@ def test_a_path_is_looked_up_as_if_it_were_text(monkeypatch: pytest.MonkeyPatch)
 def tree_of(*likeliest: int) -> TokenTree:
     """Two children per node of the likeliest path, the second ones never in the text."""
     num_levels = len(likeliest)
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, *[2, 0] * (num_levels - 1), 0, 0]), root_token_id=3)
+    tree = TokenTree.rooted(tree_of_counts([2, *[2, 0] * (num_levels - 1), 0, 0]), root_token_id=3)
     for node, token in zip(np.flatnonzero(tree.topology.num_children).tolist(), likeliest, strict=True):
         tree.set_children(node, token_ids=[token, 99])
     return tree
@@ -127,7 +128,7 @@ def test_a_text_without_repetition_has_no_branch() -> None:
 
 def drawn_tree() -> TokenTree:
     """Root 9 at position 20 with children 4, 5; below 5 the chain 6, 7."""
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 1, 1, 0]), root_token_id=9, root_position=20)
+    tree = TokenTree.rooted(tree_of_counts([2, 0, 1, 1, 0]), root_token_id=9, root_position=20)
     tree.set_children(0, token_ids=[4, 5], draft_probs=np.float32([0, 0]))
     tree.set_children(2, token_ids=[6], draft_probs=np.float32([2, 2]))
     tree.set_children(3, token_ids=[7], draft_probs=np.float32([3, 3]))
@@ -256,7 +257,7 @@ def test_fixed_candidates_behind_drawn_ones_leave_the_targets_distribution() -> 
     looked_up = [(1,), (3,), (1, 0)]
     emitted = np.zeros(5)
     for _ in range(5_000):
-        tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 0]), root_token_id=0)
+        tree = TokenTree.rooted(tree_of_counts([2, 0, 0]), root_token_id=0)
         tree.set_children(0, token_ids=draw_without_replacement(draft, 2, rng))
         grafted = graft(tree, [Branch(0, chain) for chain in looked_up], max_nodes=5, max_levels=2)
         children = grafted.tree.token_ids[1:].tolist()

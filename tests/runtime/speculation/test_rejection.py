@@ -9,9 +9,10 @@ import pytest
 from runtime.config import SamplingParams
 from runtime.speculation.rejection import accept_probability, node_outcome, residual_step, target_residual
 from runtime.speculation.sampling import Probs, draw_without_replacement, logits_to_probs
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
+from tests.support.trees import tree_of_counts
 
 SAMPLED = SamplingParams(temperature=1)
 
@@ -104,7 +105,7 @@ def test_analytic_acceptance_is_what_the_verifier_does() -> None:
     """Accepted ranks of one fixed draw. Seed 1, 5,000 rounds, p > 0.001."""
     rng, num_rounds, tokens = np.random.default_rng(1), 5000, [3, 0, 2]
     target_probs, draft_probs = np.array([0.35, 0.3, 0.25, 0.1]), np.array([0.2, 0.1, 0.2, 0.5])
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([3, 0, 0, 0]), root_token_id=0)
+    tree = TokenTree.rooted(tree_of_counts([3, 0, 0, 0]), root_token_id=0)
     tree.set_children(0, token_ids=tokens, draft_probs=draft_probs.astype(np.float32))
     counts = np.zeros(4)
     for _ in range(num_rounds):

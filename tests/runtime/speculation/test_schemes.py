@@ -26,8 +26,9 @@ from runtime.speculation.schemes import (
     position_noise,
     scheme_for,
 )
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from tests.support.chi_square import chi_square_p_value
+from tests.support.trees import tree_of_counts
 
 PARAMS = SamplingParams(temperature=1)
 PLACE = Place(PARAMS, 0)
@@ -43,7 +44,7 @@ CHOICES = [
 
 def tree() -> TokenTree:
     """Root 9 at position 20 with children 4 and 5; 6 below 5."""
-    grown = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 1, 0]), root_token_id=9, root_position=20)
+    grown = TokenTree.rooted(tree_of_counts([2, 0, 1, 0]), root_token_id=9, root_position=20)
     grown.set_children(0, token_ids=[4, 5], draft_probs=np.float32([0.5, 0.5]), drawn=range(1))
     grown.set_children(2, token_ids=[6])
     return grown

@@ -16,6 +16,7 @@ from runtime.speculation.tree_search import (
     make_non_increasing,
 )
 from tests.support.paths import REFERENCE_TREES
+from tests.support.trees import tree_of_counts
 
 LLAMA = REFERENCE_TREES["llama3_70b_8b_cnn"]
 LLAMA_SORTED = make_non_increasing(LLAMA["acceptance"])
@@ -32,7 +33,7 @@ def all_child_counts(num_nodes: int) -> tuple[tuple[int, ...], ...]:
 
 
 def brute_force(acceptance: np.ndarray, num_nodes: int, num_levels: int) -> float:
-    trees = map(TreeTopology.from_child_counts, all_child_counts(num_nodes))
+    trees = map(tree_of_counts, all_child_counts(num_nodes))
     return max((expected_tokens(tree, acceptance) for tree in trees if tree.num_levels <= num_levels), default=-np.inf)
 
 
@@ -99,7 +100,7 @@ def test_dynamic_program_equals_brute_force_for_any_vector() -> None:
         for num_nodes in range(1, 7):
             for num_levels in range(1, 7):
                 # A tree with more children than ranks is worth no more than without them, but it has the nodes.
-                trees = (TreeTopology.from_child_counts(counts) for counts in all_child_counts(num_nodes))
+                trees = (tree_of_counts(counts) for counts in all_child_counts(num_nodes))
                 worths = [
                     expected_tokens(tree, acceptance)
                     for tree in trees
@@ -170,7 +171,7 @@ def test_sizes_that_no_tree_within_the_limits_has_are_worth_minus_infinity() -> 
 def test_expected_tokens_of_a_chain_is_a_geometric_sum() -> None:
     assert expected_tokens(TreeTopology.chain(5), [0.5]) == 1 + 0.5 + 0.25 + 0.125 + 0.0625
     assert expected_tokens(TreeTopology.chain(4), [[0.5], [0.25]]) == 1 + 0.5 + 0.125 + 0.03125
-    assert expected_tokens(TreeTopology.from_child_counts([2, 0, 0]), [0.5]) == 1.5
+    assert expected_tokens(tree_of_counts([2, 0, 0]), [0.5]) == 1.5
 
 
 def test_single_nodes_and_single_levels_are_plain_decoding() -> None:

@@ -6,6 +6,7 @@ from runtime.config import SamplingParams
 from runtime.speculation.schemes import Children, Greedy, Judgement, Place, Row, TopKMatch
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
+from tests.support.trees import tree_of_counts
 
 GREEDY = SamplingParams(temperature=0)
 SAMPLED = SamplingParams(temperature=1, verification="sequoia")
@@ -22,7 +23,7 @@ def logits_of(probs: list[float]) -> np.ndarray:
 
 def greedy_tree() -> TokenTree:
     """Root 9 with children 4, 5; below 5 the chain 6, 7."""
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 1, 1, 0]), root_token_id=9)
+    tree = TokenTree.rooted(tree_of_counts([2, 0, 1, 1, 0]), root_token_id=9)
     tree.set_children(0, token_ids=[4, 5])
     tree.set_children(2, token_ids=[6])
     tree.set_children(3, token_ids=[7])
@@ -66,7 +67,7 @@ def test_a_root_alone_is_plain_decoding() -> None:
 
 
 def sampled_tree(token_ids: list[int], draft_probs: list[float]) -> TokenTree:
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([len(token_ids)] + [0] * len(token_ids)), root_token_id=0)
+    tree = TokenTree.rooted(tree_of_counts([len(token_ids)] + [0] * len(token_ids)), root_token_id=0)
     tree.set_children(0, token_ids=token_ids, draft_probs=np.float32(draft_probs))
     return tree
 
@@ -88,7 +89,7 @@ def test_disjoint_draft_and_target_reject_until_the_uniform_children() -> None:
 
 
 def test_children_that_are_said_not_to_be_drawn_are_met_by_the_targets_sample() -> None:
-    tree = TokenTree.rooted(TreeTopology.from_child_counts([2, 0, 0]), root_token_id=0)
+    tree = TokenTree.rooted(tree_of_counts([2, 0, 0]), root_token_id=0)
     tree.set_children(0, token_ids=[1, 2])
     for seed in range(20):
         verdict = verify(tree, lambda node: logits_of([0.3, 0.3, 0.4]), SAMPLED, np.random.default_rng(seed))
