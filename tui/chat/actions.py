@@ -44,7 +44,7 @@ class Actions:
         chat, dialogue = self._chat, self._chat.dialogue
         chat.prompt.focus()
         if chat.completions.display:
-            chat.completions.hide()
+            chat.completions.show(())
         elif dialogue.is_answering or dialogue.queued:
             return dialogue.stop()
         elif chat.notice.display:

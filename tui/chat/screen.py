@@ -135,7 +135,7 @@ class ChatScreen(Screen[None]):
 
     async def on_prompt_area_sent(self, message: PromptArea.Sent) -> None:
         text = message.text
-        self.chat.completions.hide()
+        self.chat.completions.show(())
         if not is_command(text):
             await self.chat.perform(lambda: self.chat.dialogue.ask(message_text(text.strip("\n"))))
             return

@@ -276,12 +276,10 @@ class ConversationStore:
 
     def _stop_abandoned(self) -> None:
         """Mark answers as stopped whose process is gone."""
-        with self._database.reading() as connection:
-            writers = connection.execute("SELECT DISTINCT writer FROM messages WHERE state = 'streaming'").fetchall()
-        gone = [writer for (writer,) in writers if writer is None or not is_writing(writer)]
-        if gone:
-            with self._database.writing() as connection:
-                for writer in gone:
+        with self._database.writing() as connection:
+            query = "SELECT DISTINCT writer FROM messages WHERE state = 'streaming'"
+            for (writer,) in connection.execute(query).fetchall():
+                if writer is None or not is_writing(writer):
                     _stop_answers(connection, writer)
 
 

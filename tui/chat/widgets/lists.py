@@ -127,17 +127,13 @@ class CompletionList(OptionList, can_focus=False):
         return self._completions[self.highlighted]
 
     def show(self, completions: Sequence[Completion]) -> None:
-        """Show these, or nothing."""
+        """Show these; if there are none, put the list away."""
         self._completions = tuple(completions[:MAX_COMPLETIONS])
         self.clear_options()
         width = max((len(each.label) for each in self._completions), default=0)
         self.add_options([Option(_completion_row(each, width=min(width, 28))) for each in self._completions])
         self.highlighted = 0 if self._completions else None
         self.display = bool(self._completions)
-
-    def hide(self) -> None:
-        """Show nothing."""
-        self.show(())
 
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         await self.run_action(f"screen.begin({self._completions[event.option_index].text!r})")

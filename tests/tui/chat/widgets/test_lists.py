@@ -161,7 +161,7 @@ def test_choosing_goes_around():
         assert completions.chosen == WAYS[2]
         completions.action_cursor_down()
         assert completions.chosen == WAYS[0]
-        completions.hide()
+        completions.show(())
         assert completions.chosen is None
         assert not completions.display
 
