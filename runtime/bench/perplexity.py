@@ -83,21 +83,19 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
 
 def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
     """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
-    model = _load_whole(folder)
-    cache = {_cache_name(model): DynamicCache(config=model.config)}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if getattr(model.config, "quantization_config", None) is None:
+        model = model.to(torch.float32)  # the type that this project multiplies in
+    model.eval()
+    # transformers renamed `past_key_values` to `cache` in 5.24.
+    cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache = {cache_name: DynamicCache(config=model.config)}
 
     def logits(start: int, stop: int) -> Iterator[torch.Tensor]:
         ids = torch.tensor([token_ids[start:stop]], device=model.device)
         yield from torch.split(model(input_ids=ids, use_cache=True, **cache).logits[0], _HEAD_ROWS)
 
     return (yield from _measure("transformers", logits, token_ids))
-
-
-def _load_whole(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if getattr(model.config, "quantization_config", None) is None:
-        model = model.to(torch.float32)  # the type that this project multiplies in
-    return model.eval()
 
 
 def _measure(side: str, logits_of_pass: LogitsOfPass, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
@@ -125,8 +123,3 @@ def _negative_log_likelihood(logits: torch.Tensor, following: torch.Tensor) -> f
     rows = logits[: following.numel()].to(device="cpu", dtype=torch.float64)
     chosen = rows.gather(1, following[:, None])[:, 0]
     return float((rows.logsumexp(dim=1) - chosen).sum())
-
-
-def _cache_name(model: Any) -> str:
-    """Return what the model's forward calls its cache: transformers renamed `past_key_values` to `cache` in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -34,7 +34,7 @@ from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.planner.initial_plan import pair_identity
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.acceptance import builtin_acceptance
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.tree_search import best_first
 from runtime.speculation.verifier import verify
 
@@ -136,7 +136,8 @@ class SessionProbes:
 
     def time_walk(self, num_nodes: int) -> float:
         """Time the longest walk there can be: all of the first descent is accepted."""
-        target, topology = self._target, _likely_tree(num_nodes)
+        target, likely = self._target, best_first(builtin_acceptance(substitute_held=None), num_nodes, _MAX_LEVELS)
+        topology = likely.topology(num_nodes)
         hidden = self._hidden.expand(num_nodes, -1)
         # All nodes have one hidden state, so one token is the target's choice at each of them, and every child has it.
         token_id = int(target.logits(hidden[:1]).argmax())
@@ -193,12 +194,6 @@ class SessionProbes:
         """Let the cache hold so many tokens, whatever they are."""
         for layer in model.cache.layers:
             layer.num_cached = num_tokens
-
-
-def _likely_tree(num_nodes: int) -> TreeTopology:
-    if num_nodes == 1:
-        return TreeTopology.single()
-    return best_first(builtin_acceptance(substitute_held=None), num_nodes, _MAX_LEVELS).topology(num_nodes)
 
 
 def median_seconds(
