@@ -126,10 +126,6 @@ class ModelShape:
         """Return the bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * compute_item_bytes
 
-    @property
-    def head_bytes(self) -> int:
-        return self.vocab_size * self.hidden_size * self.item_bytes
-
     def held_bytes(self, held: str) -> int:
         """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
         if held == "stored" or self.published_as in QUANTIZED_FORMATS:

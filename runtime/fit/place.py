@@ -133,13 +133,11 @@ class MemoryNeed:
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
 
     def in_format(self, name: str) -> "MemoryNeed":
-        """Return the same with the layers in that one of `formats`, in files still to be written. Raises KeyError.
+        """Return the same with the layers in that one of `formats`, in files still to be written.
 
         int8 rows are made from the original, which needs its place as well; NF4 folders are also published.
         """
         names = [layers.name for layers in self.formats]
-        if name not in names:
-            raise KeyError(f"{name} is not among {names}")
         rest = self.formats[names.index(name) :]
         if rest == self.formats:
             return self

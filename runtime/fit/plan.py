@@ -368,7 +368,7 @@ def _layers_seconds(
 def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:
     num_weights = shape.vocab_size * shape.hidden_size
     seconds: NDArray[np.float64] = np.maximum(
-        shape.head_bytes / device.memory_bytes_per_second, 2 * num_weights * rows / device.flops
+        num_weights * shape.item_bytes / device.memory_bytes_per_second, 2 * num_weights * rows / device.flops
     )
     return seconds
 

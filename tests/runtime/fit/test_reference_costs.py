@@ -74,7 +74,7 @@ def test_attention_grows_with_the_context():
 
 def test_head_and_walk_read_the_head_twice():
     found = costs(speed=device_speed(memory_bytes_per_second=1e3))
-    assert found.walk_seconds(64) == pytest.approx(2 * TINY.head_bytes / 1e3)
+    assert found.walk_seconds(64) == pytest.approx(2 * TINY.vocab_size * TINY.hidden_size * TINY.item_bytes / 1e3)
 
 
 def test_without_a_draft_there_are_no_steps():
