@@ -103,11 +103,8 @@ def _joined(result: "CalibrationResult", *, is_link_emulated: bool) -> tuple[Pai
             compute_dtype=pair.compute_dtype,
         )
     if is_link_emulated:
-        pair = replace(
-            pair,
-            compute_slowdown=0.0 if before is None else before.compute_slowdown,
-            copy_slowdown=0.0 if before is None else before.copy_slowdown,
-        )
+        compute, copy = (0.0, 0.0) if before is None else (before.compute_slowdown, before.copy_slowdown)
+        pair = replace(pair, compute_slowdown=compute, copy_slowdown=copy)
     if result.doubts and before is not None and _positions(before) > _positions(pair):
         pair = replace(pair, acceptance=before.acceptance)
         notes.append(f"the acceptance of {before.measured_at.isoformat()} saw more positions and is kept")
