@@ -21,15 +21,7 @@ from runtime.config import SamplingParams
 from runtime.events import LevelDrafted
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.schemes import (
-    Candidates,
-    Coupled,
-    Greedy,
-    Place,
-    RankingScheme,
-    Scheme,
-    position_noise,
-)
+from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme, position_noise
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 NUM_CANDIDATES = 32

@@ -17,15 +17,7 @@ from tokenizers.decoders import DecodeStream
 from offload.errors import PassCancelledError
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import (
-    Event,
-    Finished,
-    FinishReason,
-    GenerationStatistics,
-    PrefillProgress,
-    Round,
-    TextDelta,
-)
+from runtime.events import Event, Finished, FinishReason, GenerationStatistics, PrefillProgress, Round, TextDelta
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import PromptRequest
 

@@ -14,16 +14,7 @@ from textual.widgets import Static
 
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
-from tui.chat.dialogue import (
-    Change,
-    Changes,
-    Dialogue,
-    PromptReturned,
-    TextCame,
-    Trouble,
-    TroubleKind,
-    TurnsChanged,
-)
+from tui.chat.dialogue import Change, Changes, Dialogue, PromptReturned, TextCame, Trouble, TroubleKind, TurnsChanged
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine

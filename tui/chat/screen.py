@@ -15,13 +15,7 @@ from textual.widgets import Footer, Input, Static, TextArea
 from runtime.errors import OptionError
 from tui.chat.actions import Actions
 from tui.chat.commands.registry import COMMANDS, Command
-from tui.chat.commands.slash import (
-    complete_command,
-    is_command,
-    message_text,
-    parse_command,
-    paths_for,
-)
+from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for
 from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.engine.client import EngineDied

@@ -18,14 +18,7 @@ import typer
 from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
 from runtime.events import Event, GenerationStatistics, TextDelta
-from runtime.prompts.headless import (
-    HeadlessEvent,
-    PromptItem,
-    PromptResult,
-    PromptStarted,
-    pending_items,
-    run_prompts,
-)
+from runtime.prompts.headless import HeadlessEvent, PromptItem, PromptResult, PromptStarted, pending_items, run_prompts
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.environment import packaged_prompts

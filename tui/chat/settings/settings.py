@@ -13,15 +13,7 @@ from typing import Any, get_args
 import msgspec
 
 from profiles.errors import quote
-from runtime.config import (
-    ANSWERS,
-    DEFAULT_CONTEXT_TOKENS,
-    MODELS,
-    EngineConfig,
-    Option,
-    SamplingParams,
-    options_of,
-)
+from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, MODELS, EngineConfig, Option, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.terminal_text import one_line
 

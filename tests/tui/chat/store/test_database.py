@@ -94,7 +94,7 @@ def without_a_column(path):
 def without_a_table(path):
     fill(path)
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE message_index")
+        connection.execute("DROP TABLE messages")
     connection.close()
 
 
@@ -259,7 +259,7 @@ def test_an_empty_database_gets_tables_and_says_whose_it_is(connection):
     prepare_schema(connection)
     assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
     assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
-    assert {"conversations", "messages", "message_index"} <= {name for name, _ in tables(connection)}
+    assert {"conversations", "messages"} <= {name for name, _ in tables(connection)}
     assert not connection.in_transaction
 
 
@@ -294,7 +294,6 @@ def test_two_programs_that_start_together_make_the_tables_once(tmp_path):
         "PRAGMA user_version = 0",
         "PRAGMA user_version = -1",
         "DROP TABLE messages",
-        "DROP TABLE message_index",
         "ALTER TABLE conversations RENAME COLUMN title TO name",
     ],
 )
@@ -331,6 +330,29 @@ def test_tables_of_the_first_version_are_brought_up_to_date(connection):
     assert connection.execute("SELECT title, first_kept_id FROM conversations").fetchall() == [("a", 0)]
     assert {name for name, _ in tables(connection)} == {name for name, _ in whole}
     assert not connection.in_transaction
+
+
+def test_the_index_of_the_second_version_goes(connection):
+    """Dropping it must leave the messages as they are, and new ones must not look for it."""
+    prepare_schema(connection)
+    whole = tables(connection)
+    connection.execute(
+        "CREATE VIRTUAL TABLE message_index USING fts5 (content, content='messages', content_rowid='id')"
+    )
+    for event, row in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old")):
+        name = event.lower().removesuffix("e")
+        connection.execute(
+            f"CREATE TRIGGER message_{name}ed AFTER {event} ON messages BEGIN "
+            f"INSERT INTO message_index (rowid, content) VALUES ({row}.id, {row}.content); END"
+        )
+    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
+    add = "INSERT INTO messages VALUES (?, 1, 'user', 'text', 'complete', '', '{}', 0, NULL, NULL, NULL)"
+    connection.execute(add, (1,))
+    connection.execute("PRAGMA user_version = 2")
+    prepare_schema(connection)
+    assert tables(connection) == whole
+    connection.execute(add, (2,))
+    assert connection.execute("SELECT content FROM messages").fetchall() == [("text",), ("text",)]
 
 
 def test_what_only_claims_to_be_the_first_version_stays_as_it_is(connection):

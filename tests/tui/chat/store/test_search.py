@@ -124,12 +124,12 @@ def test_a_hit_shows_where_the_terms_stand(store):
     assert [hit.snippet[start:end] for start, end in hit.matches] == ["ring", "layers", "ring"]
 
 
-def test_an_answer_is_found_once_it_has_ended(store):
+def test_an_answer_is_found_while_it_is_written(store):
     conversation = store.create_conversation()
     message = store.begin_answer(conversation.id, model="m")
     store.append_text(message.id, "a gol")
     store.append_text(message.id, "den ring")
-    assert found(store, "golden") == []
+    assert found(store, "golden") == ["a golden ring"]
     store.finish_answer(message.id, state="stopped")
     assert found(store, "golden") == ["a golden ring"]
 
