@@ -51,7 +51,6 @@ class ResidencyPlan:
 
     @property
     def slot_bytes(self) -> int:
-        """The largest streamed layer; 0 if nothing streams."""
         return max((self.layer_bytes[index] for index in self.streamed_layers), default=0)
 
     @property

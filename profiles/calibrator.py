@@ -280,7 +280,6 @@ class Calibrator:
         return sorted(samples, key=lambda sample: (sample.context_tokens, sample.num_tokens))
 
     def _median(self, time_one: Callable[[], float | None], until: float) -> float | None:
-        """Return the median of a few runs: more of quick ones, one of those that take long; None without any."""
         runs = list[float]()
         for seconds in iter(time_one, None):
             runs.append(seconds)

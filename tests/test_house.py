@@ -90,9 +90,11 @@ def documented_methods(sources: Iterable[str]) -> dict[str, set[str]]:
 
 
 def explains_itself(method: Method, owner: ast.ClassDef, module: str, documented: Mapping[str, set[str]]) -> bool:
-    """A property is a field, whose docstring may stay away; an implementation is documented at its seam."""
+    """A property is a field; a method that takes nothing may say all by its name; a seam documents what fills it."""
     decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in method.decorator_list}
     if decorators & {"property", "cached_property", "setter"}:
+        return True
+    if len(method.args.args) + len(method.args.kwonlyargs) == 1:
         return True
     if module.startswith("tui.chat") and TEXTUAL_HANDLERS.fullmatch(method.name):
         return True
@@ -278,7 +280,7 @@ def test_an_import_that_goes_down_is_fine(module, source):
     [
         "def f(): pass",
         '"""Doc."""\ndef f(): pass',
-        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self): pass',
+        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self, x): pass',
         '"""Doc."""\nclass C:\n    """Doc."""\n    class D:\n        x = 1',
     ],
 )
@@ -294,17 +296,18 @@ def test_private_and_inner_names_need_no_docstring():
 
 
 def test_what_is_documented_at_its_seam_needs_no_docstring_again():
-    seam = '"""D."""\nclass S(Protocol):\n    """D."""\n    def f(self):\n        """D."""\n'
-    mine = 'class C:\n    """D."""\n    def f(self): pass\n    @property\n    def p(self): pass\n'
-    heir = 'class E(D):\n    """D."""\n    def h(self): pass\n'
-    parent = 'class D:\n    """D."""\n    def h(self):\n        """D."""\n'
+    seam = '"""D."""\nclass S(Protocol):\n    """D."""\n    def f(self, x):\n        """D."""\n'
+    mine = 'class C:\n    """D."""\n    def f(self, x): pass\n    @property\n    def p(self): pass\n'
+    mine += "    def close(self): pass\n"
+    heir = 'class E(D):\n    """D."""\n    def h(self, x): pass\n'
+    parent = 'class D:\n    """D."""\n    def h(self, x):\n        """D."""\n'
     assert undocumented("x", seam + mine + parent + heir) == []
     assert undocumented("x", '"""D."""\n' + mine) == ["x.C.f has no docstring"]
     assert undocumented("x", '"""D."""\n' + parent + heir.replace("(D)", "")) == ["x.E.h has no docstring"]
 
 
 def test_textual_calls_its_handlers_and_says_what_they_are():
-    source = '"""D."""\nclass C:\n    """D."""\n    def on_mount(self): pass\n    async def action_quit(self): pass\n'
+    source = '"""D."""\nclass C:\n    """D."""\n    def on_key(self, event): pass\n    def action_step(self, n): pass\n'
     assert undocumented("tui.chat.x", source) == []
     assert len(undocumented("runtime.x", source)) == 2
 

@@ -111,7 +111,6 @@ class FourBitWeight:
         return product if bias is None else product.add_(bias)
 
     def _wide_absmax(self) -> torch.Tensor:
-        """Return the absmaxes (B,) in float32."""
         absmax = self.parts[".absmax"]
         if self.format.nested_offset is None:
             return absmax

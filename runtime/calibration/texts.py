@@ -65,7 +65,6 @@ class TextForest:
         self._positions: list[int] = []  # by slot
 
     def clear(self) -> None:
-        """Forget every text."""
         self._positions = []
         self._engine.truncate(0)
         for model in self._models:

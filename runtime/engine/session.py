@@ -184,7 +184,6 @@ class AnswerText:
 
     @property
     def text(self) -> str:
-        """The answer so far, cut before the first stop string."""
         text = self._decode(self.token_ids)
         ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text

@@ -87,7 +87,6 @@ class DoctorReport:
         return bool(self.models) and all(model.can_run for model in self.models)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
         models = [
             {
                 "name": model.name,

@@ -95,7 +95,6 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the whole model, tied ones once."""
         layer = self.num_layer_parameters + 2 * self.hidden_size + self.num_vector_elements
         return self.num_layers * layer + self._num_other_elements
 

@@ -89,7 +89,6 @@ class MemoryNeed:
 
     @property
     def ring_bytes(self) -> int:
-        """Bytes of the ring when every layer streams."""
         return self.num_slots * max(self.layers.layer_bytes)
 
     @property
@@ -129,7 +128,6 @@ class MemoryNeed:
         }
 
     def without_draft(self) -> "MemoryNeed":
-        """Return the same for plain streaming."""
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
 
     def in_format(self, name: str) -> "MemoryNeed":
@@ -211,7 +209,6 @@ class Placement:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the layers that are read from disk in every pass."""
         return self.residency.disk_bytes
 
     @property
@@ -236,7 +233,6 @@ class Placement:
         return replace(self, residency=replace(self.residency, tiers=tuple(tiers)))
 
     def to_record(self) -> dict[str, Any]:
-        """Return the sums as a JSON object."""
         budgets = ("device_budget_bytes", "host_budget_bytes")
         missing = ("missing_device_bytes", "missing_host_bytes", "missing_disk_bytes")
         names = ("fixed_bytes", "ring_bytes", "resident_bytes", "host_bytes", "disk_bytes", *budgets, *missing)

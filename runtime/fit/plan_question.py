@@ -62,7 +62,6 @@ class PlanQuestion:
 
     @property
     def tree_shape(self) -> tuple[int, int] | None:
-        """(nodes, levels) of the tree to be priced; None where it is chosen."""
         return parse_tree(self.request.tree)[1]
 
 

@@ -81,7 +81,6 @@ class PlanOption:
         return parts | {"link": 0.0, "disk": parts["link"]} if self.is_read_directly else parts
 
     def to_record(self) -> dict[str, Any]:
-        """Return the option as a JSON object."""
         placed = self.placement
         return {
             "format": self.format_name,
@@ -150,7 +149,6 @@ class PlanReport:
         return tuple(_notes(self, self.main))
 
     def to_record(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
         question, main = self.question, self.main
         second = main.ranking.second
         return {

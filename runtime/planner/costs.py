@@ -273,7 +273,6 @@ def _line(samples: Sequence[tuple[float, float]]) -> CostTable:
 
 
 def _fading(num_samples: int) -> NDArray[np.float64]:
-    """Weights of measurements in the order they were made."""
     return np.asarray(KEPT_PER_SAMPLE ** np.arange(num_samples - 1, -1, -1), dtype=np.float64)
 
 

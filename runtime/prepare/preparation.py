@@ -96,7 +96,6 @@ class PreparationPlan:
 
     @property
     def tensors(self) -> Mapping[str, TensorEntry]:
-        """All that is stored, by full name."""
         return {name: entry for tensors in self.shards.values() for name, entry in tensors.items()}
 
     @property

@@ -4,13 +4,13 @@ A line that cannot be used becomes a `BadLine`, so that one typo costs one answe
 whole raises PromptFileError. Whether the tokenizer has a chat template is for the session to say.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from profiles.files import parse_json_text
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
 
@@ -139,9 +139,7 @@ def read_text(path: str | Path, name: str) -> str:
 
 def _parse_object(line: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line, object_pairs_hook=_unique_pairs)
-    except RecursionError as error:
-        raise PromptFileError("the JSON is nested too deeply") from error
+        fields = parse_json_text(line.encode())
     except ValueError as error:  # also a number with thousands of digits
         raise PromptFileError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -149,15 +147,6 @@ def _parse_object(line: str) -> dict[str, Any]:
     for key in fields:
         if key not in _LINE_KEYS:
             raise PromptFileError(f"unknown key {key!r}; the keys are {', '.join(_LINE_KEYS)}")
-    return fields
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [key for key, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise PromptFileError(f"the key {repeated!r} stands there twice; keep one")
     return fields
 
 

@@ -15,8 +15,7 @@ from tui.chat.engine.messages import (
     Report,
     SessionFigures,
 )
-from tui.chat.fit_estimates import FitEstimate
-from tui.chat.models import ListedModel
+from tui.chat.models import FitEstimate, ListedModel
 
 GB = 1_000_000_000
 _RESIDENT = tuple(range(0, 80, 5))

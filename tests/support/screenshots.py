@@ -20,7 +20,7 @@ from tui.chat.app import ChatApp
 from tui.chat.display import ChatServices
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, LoadModel, Report, Request
-from tui.chat.fit_estimates import FitEstimate
+from tui.chat.models import FitEstimate
 from tui.chat.screen import ChatScreen
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings

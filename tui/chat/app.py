@@ -70,7 +70,6 @@ class ChatApp(App[int]):
         self.theme = theme_name(wanted, services.environment, known=self.available_themes)
 
     def get_default_screen(self) -> ChatScreen:
-        """Return the chat."""
         return ChatScreen(self.services)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:

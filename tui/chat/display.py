@@ -115,7 +115,6 @@ class ChatDisplay:
             self.show_state()
 
     def show_engine(self) -> None:
-        """Show what the engine does."""
         self.status.show(self.dialogue.state)
         self.panel.show(self.dialogue.state)
 

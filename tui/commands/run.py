@@ -155,7 +155,6 @@ class Comparison:
 
     @property
     def speedup(self) -> float | None:
-        """Seconds per token of plain streaming over those of the tree; None where either is unknown."""
         plain_seconds, tree_seconds = self.plain_total.seconds_per_token, self.tree_total.seconds_per_token
         return plain_seconds / tree_seconds if plain_seconds and tree_seconds else None
 
@@ -171,7 +170,6 @@ class Comparison:
         return f"plain  {cost_line(self.plain_total)}", f"tree   {cost_line(self.tree_total)}   {verdict}"
 
     def to_record(self) -> dict[str, Any]:
-        """The comparison as one JSON object."""
         return {
             "plain": _costs(self.plain_total),
             "tree": _costs(self.tree_total),

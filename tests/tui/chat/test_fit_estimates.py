@@ -14,7 +14,7 @@ from runtime.config import EngineConfig
 from runtime.fit import probes
 from tests.support.plan_fakes import plan_machine, planned
 from tests.support.session_factory import save_tiny_folder
-from tui.chat.fit_estimates import FitEstimate, estimate_fits, estimate_of, make_estimates
+from tui.chat.models import FitEstimate, estimate_fits, estimate_of, make_estimates
 
 CHILD = """
 import json, os, sys

@@ -9,8 +9,7 @@ from tests.support.chat_fakes import LOADED, endless, polite
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.engine.messages import Answer, Failed, LoadModel
-from tui.chat.fit_estimates import FitEstimate
-from tui.chat.models import ListedModel
+from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.settings.file import RememberedSettings, read_settings
 from tui.chat.settings.settings import ChatSettings
 from tui.chat.widgets.picker import ModelPicker

@@ -55,7 +55,6 @@ class EngineClient:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests reach a process."""
         return self._process is not None and self._process.returncode is None
 
     @property

@@ -27,7 +27,6 @@ class LoadPace:
 
     @property
     def share(self) -> float | None:
-        """Share that is read, from 0 to 1; None if that is not known."""
         progress = self.latest.progress
         return min(1.0, progress.num_done_bytes / progress.num_bytes) if progress.num_bytes > 0 else None
 

@@ -31,7 +31,6 @@ class RunningFigures:
 
     @property
     def last(self) -> Round | None:
-        """The last round; None before the first."""
         return self.rounds[-1] if self.rounds else None
 
     @property

@@ -69,11 +69,9 @@ class RememberedSettings:
         return prompt
 
     def params(self) -> SamplingParams:
-        """Return the choices of the next answer."""
         return SamplingParams(**({"seed": self._draw_seed()} | self._fields_of(SamplingParams)))
 
     def config(self) -> EngineConfig:
-        """Return the choices of the next load."""
         return EngineConfig(**self._fields_of(EngineConfig))
 
     def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:

@@ -77,7 +77,6 @@ class Setting(Option):
 
     @property
     def label(self) -> str:
-        """What a screen calls it: `Top-p`, `Device memory`."""
         return _LABELS.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property

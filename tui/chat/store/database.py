@@ -138,7 +138,6 @@ class ConversationDatabase:
             yield self._connection
 
     def close(self) -> None:
-        """Close the file; doing so again does nothing."""
         with self._lock:
             self._connection.close()
 

@@ -41,7 +41,6 @@ class Conversation:
 
     @property
     def shown_title(self) -> str:
-        """The title on one line, safe to print."""
         return one_line(self.title) or UNTITLED
 
 

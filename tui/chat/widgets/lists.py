@@ -121,7 +121,6 @@ class CompletionList(OptionList, can_focus=False):
 
     @property
     def chosen(self) -> Completion | None:
-        """The highlighted one; None while nothing is shown."""
         if not self.display or self.highlighted is None or self.highlighted >= len(self._completions):
             return None
         return self._completions[self.highlighted]

@@ -49,7 +49,6 @@ class NoticeBar(Vertical):
 
     @property
     def sentence(self) -> str:
-        """What it says; empty while it says nothing."""
         return str(self.query_one("#notice-text", Static).content) if self.display else ""
 
     async def show(
@@ -79,7 +78,6 @@ class NoticeBar(Vertical):
             self.action_dismiss()
 
     def focus_choices(self) -> None:
-        """Let the next keys choose."""
         self.query(Button).first().focus()
 
     def action_dismiss(self) -> None:

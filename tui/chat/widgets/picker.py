@@ -23,9 +23,8 @@ from textual.widgets.option_list import Option
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
-from tui.chat.fit_estimates import FitEstimate, estimate_fits
 from tui.chat.machine.drawing import fit_text, rate_text
-from tui.chat.models import ListedModel, find_models
+from tui.chat.models import FitEstimate, ListedModel, estimate_fits, find_models
 from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 

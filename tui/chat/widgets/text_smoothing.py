@@ -51,7 +51,6 @@ class TextSmoother:
 
     @property
     def num_waiting(self) -> int:
-        """Characters that have arrived and were not taken."""
         return len(self._waiting)
 
     def push(self, text: str, *, now: float) -> None:

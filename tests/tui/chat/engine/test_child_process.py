@@ -44,7 +44,7 @@ def test_only_our_own_lines_reach_stdout():
 
 
 def test_the_children_import_no_command_line_and_no_widget():
-    program = "import sys, tui.chat.engine.host, tui.chat.fit_estimates; print(*sys.modules)"
+    program = "import sys, tui.chat.engine.host, tui.chat.models; print(*sys.modules)"
     command = [sys.executable, "-P", "-c", program]
     finished = subprocess.run(command, capture_output=True, check=True, text=True, env=child_environment())
     loaded = set(finished.stdout.split())

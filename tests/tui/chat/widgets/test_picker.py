@@ -7,8 +7,7 @@ import pytest
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
-from tui.chat.fit_estimates import FitEstimate
-from tui.chat.models import ListedModel
+from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.widgets.picker import (
     ModelPicker,
     fit_words,
