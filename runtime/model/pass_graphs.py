@@ -92,10 +92,6 @@ class PassGraphs:
         self._can_record = True
         cache.allow_fixed_passes()
 
-    @property
-    def num_recorded(self) -> int:
-        return len(self._passes)
-
     def run(
         self,
         token_ids: npt.NDArray[np.int64],

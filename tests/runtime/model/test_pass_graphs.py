@@ -96,7 +96,7 @@ def test_recorded_passes_equal_passes_as_they_come(tmp_path: Path) -> None:
         assert recorded.cache.num_cached == plain.cache.num_cached
     assert recorder.num_replays > 20
     assert recorded._graphs is not None
-    assert recorded._graphs.num_recorded <= 4  # widths 1, 2, 4, 8
+    assert len(recorded._graphs._passes) <= 4  # widths 1, 2, 4, 8
 
 
 def test_what_a_replay_returned_outlives_the_next_one(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_shape_is_recorded_after_it_came_twice_and_wide_ones_never(
     recorded.run_pass(chain_input(PROMPT, num_cached=0))
     for _ in range(USES_BEFORE_RECORDING):
         recorded.run_pass(chain_input([7], num_cached=recorded.cache.num_cached))
-        assert graphs.num_recorded == 0
+        assert len(graphs._passes) == 0
     recorded.run_pass(chain_input([7], num_cached=recorded.cache.num_cached))
-    assert (graphs.num_recorded, recorder.num_replays) == (1, 1)
+    assert (len(graphs._passes), recorder.num_replays) == (1, 1)
     monkeypatch.setattr(pass_graphs, "MAX_WIDTH", 4)
     for _ in range(USES_BEFORE_RECORDING + 1):
         recorded.run_pass(chain_input([7] * 5, num_cached=recorded.cache.num_cached))
-    assert graphs.num_recorded == 1
+    assert len(graphs._passes) == 1
 
 
 def test_where_nothing_can_be_recorded_passes_run_as_they_come(

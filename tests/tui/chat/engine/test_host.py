@@ -26,12 +26,12 @@ from tests.support.session_factory import save_tiny_folder
 from tui.chat.engine.child_process import child_command, child_environment
 from tui.chat.engine.host import (
     EngineHost,
+    RequestInbox,
     failure_kind,
     pass_running,
     session_figures,
     ticking,
 )
-from tui.chat.engine.inbox import RequestInbox
 from tui.chat.engine.messages import (
     Answer,
     Failed,

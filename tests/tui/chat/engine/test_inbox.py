@@ -8,7 +8,7 @@ import pytest
 
 from runtime.config import EngineConfig
 from runtime.prompts.prompt_file import Message, PromptRequest
-from tui.chat.engine.inbox import RequestInbox
+from tui.chat.engine.host import RequestInbox
 from tui.chat.engine.messages import Answer, LoadModel, Quit, Request, StopAnswer, to_line
 
 LOAD = LoadModel(EngineConfig(target="a"))
