@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.paths import ROOT
-from tui.chat.errors import ConversationStoreError
+from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.store import ConversationStore
 
 WRITER = """

@@ -94,7 +94,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
 
 def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:
     """Open the conversations, or an empty store where they cannot be kept; return also what the user must know."""
-    from tui.chat.errors import ConversationStoreError
+    from tui.chat.store.database import ConversationStoreError
     from tui.chat.store.store import ConversationStore
 
     try:

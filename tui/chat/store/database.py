@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from tui.chat.errors import ConversationStoreError, ForeignSchemaError, NewerSchemaError
+from profiles.errors import OverstoryError
 from tui.chat.store.private_files import make_private_folder, set_aside
 from tui.terminal_text import one_line
 
@@ -86,6 +86,18 @@ _COLUMNS = (
     "SELECT id, conversation_id, role, content, state, model, statistics, created_at, writer, drop_number, "
     "dropped_after FROM messages LIMIT 0",
 )
+
+
+class ConversationStoreError(OverstoryError):
+    """The database cannot be opened, read or written; what was saved before is kept."""
+
+
+class ForeignSchemaError(ConversationStoreError):
+    """The database holds tables that are not ours."""
+
+
+class NewerSchemaError(ConversationStoreError):
+    """The database is ours, but of a later version of the program."""
 
 
 class ConversationDatabase:

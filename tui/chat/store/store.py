@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import BadInputError
-from tui.chat.errors import ConversationStoreError
-from tui.chat.store.database import ConversationDatabase
+from tui.chat.store.database import ConversationDatabase, ConversationStoreError
 from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
 from tui.chat.store.search import SearchHit, find_hits
 

@@ -7,8 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tui.chat.errors import ConversationStoreError, ForeignSchemaError, NewerSchemaError
-from tui.chat.store.database import APPLICATION_ID, SCHEMA_VERSION, ConversationDatabase, prepare_schema
+from tui.chat.store.database import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    ConversationDatabase,
+    ConversationStoreError,
+    ForeignSchemaError,
+    NewerSchemaError,
+    prepare_schema,
+)
 from tui.chat.store.store import ConversationStore
 
 PATH = "conversations.db"
