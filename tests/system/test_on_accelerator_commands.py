@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from unittest import mock
 
+from profiles import calibration_probes
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     DEVICE,
@@ -20,7 +21,6 @@ from tests.support.accelerator_sessions import (
 )
 from tests.support.sim_checks import SimChecks
 from tui import cli
-from tui.commands import calibrate as calibrate_command
 
 CHECKS = SimChecks(__file__, quick_sessions)
 check = CHECKS.check
@@ -73,12 +73,12 @@ def the_doctor_examines_the_device() -> None:
 
 @check
 def a_calibration_measures_the_device() -> None:
-    scope = replace(calibrate_command.QUICK, budget_seconds=3.0, transfer_bytes=(1 << 16, 1 << 20), max_texts=2)
+    scope = replace(calibration_probes.QUICK, budget_seconds=3.0, transfer_bytes=(1 << 16, 1 << 20), max_texts=2)
     target, state = folder_of("llama"), scratch() / "state"
     budget = layer_bytes(target) * 2 + fixed_bytes(config_of(target, draft=target, context_tokens=200))
     with (
         mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(scratch()), "OVERSTORY_CACHE": str(state)}),
-        mock.patch.object(calibrate_command, "QUICK", scope),
+        mock.patch.object(calibration_probes, "QUICK", scope),
     ):
         code, out, err = run_command(
             *("calibrate", "--quick", "--device", DEVICE, "--target", str(target), "--draft", str(target)),
