@@ -1,5 +1,6 @@
 """What every test process needs: one thread, and word of what happened on the simulated device."""
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ torch.set_num_threads(1)
 # The same examples in every run, and no bound on their time that a busy machine could break.
 settings.register_profile("overstory", deadline=None, derandomize=True)
 settings.load_profile("overstory")
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
