@@ -82,6 +82,7 @@ def share_in_context(*, hardness: float, gain: float, seed: int) -> float:
     return sum(kinds) / len(kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardness", [0.8, 0.9, 1.0])
 def test_a_hard_text_is_not_held_against_one_kind_of_tree_alone(hardness: float) -> None:
     """Either kind brings less than calibrated there; which is better is still found out."""

@@ -36,6 +36,7 @@ def tree_session(demo_folder: Path) -> Iterator[OpenSession]:
         yield opened
 
 
+@pytest.mark.slow
 def test_the_tree_writes_what_plain_streaming_writes(
     tree_session: OpenSession, demo_folder: Path, questions: list[PromptRequest]
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_text_is_that_of_transformers_own_generate(
         assert token == int(row.argmax()) or best[0] - best[1] < TIE
 
 
+@pytest.mark.slow
 def test_sampled_text_is_reproducible_and_varies_with_the_seed(
     tree_session: OpenSession, questions: list[PromptRequest]
 ) -> None:
