@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.calibration.texts import TextWriter, WrittenText
+from runtime.calibration.texts import GrowingText, TextWriter
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.prompts.prompt_file import PromptRequest
@@ -125,7 +125,7 @@ def _open_settings(found: Mapping[SamplingParams, Sequence[Acceptance]], num_pos
 
 
 def _look(
-    rng: np.random.Generator, text: WrittenText, target_row: Floats, draft_row: Floats
+    rng: np.random.Generator, text: GrowingText, target_row: Floats, draft_row: Floats
 ) -> tuple[tuple[SamplingParams, Acceptance], int]:
     """Return what every scheme accepts here at the text's setting, and the token that the target goes on with."""
     params, row = text.params, np.asarray(draft_row, dtype=np.float32)

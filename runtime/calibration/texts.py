@@ -125,7 +125,7 @@ def _share_beginnings(prompts: Iterable[Sequence[int]]) -> tuple[list[tuple[int,
 
 
 @dataclass(slots=True)
-class WrittenText:
+class GrowingText:
     """A text that is being written."""
 
     number: int
@@ -147,7 +147,7 @@ class TextWriter:
         self._forest = TextForest(engine)
         self._rng = np.random.default_rng(seed)
         self._coupled = Coupled(seed)
-        self._texts: list[WrittenText] = []
+        self._texts: list[GrowingText] = []
         self._num_texts = self._num_judged = 0
 
     @property
@@ -175,7 +175,7 @@ class TextWriter:
         """Write the next token of every text, and return each one's position; none when no text can grow."""
         return self.grow(self._judge)
 
-    def grow(self, look: Callable[[WrittenText, Floats, Floats], tuple[Seen, int]]) -> list[Seen]:
+    def grow(self, look: Callable[[GrowingText, Floats, Floats], tuple[Seen, int]]) -> list[Seen]:
         """Go on with every text by one token, and return what was seen there; nothing when no text can grow.
 
         `look` gets a text with the target's and the draft's logits (V,) after it, and returns what it sees and the
@@ -195,7 +195,7 @@ class TextWriter:
 
     def _append(self, token_ids: Sequence[int]) -> None:
         limit, texts = self._opened.plan.need.context_tokens, self._texts
-        self._texts, growing, grown = [], list[WrittenText](), list[int]()
+        self._texts, growing, grown = [], list[GrowingText](), list[int]()
         for text, token_id in zip(texts, token_ids, strict=True):
             num_slots = len(text.leaf.slots) + 1
             is_ended = token_id in self._opened.session.end_token_ids or num_slots >= limit
@@ -225,11 +225,11 @@ class TextWriter:
                 prompts.append(prompt)
         return prompts
 
-    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> WrittenText:
+    def _new_text(self, params: SamplingParams, prompt_end: Leaf) -> GrowingText:
         self._num_texts += 1
-        return WrittenText(self._num_texts, params, prompt_end, prompt_end)
+        return GrowingText(self._num_texts, params, prompt_end, prompt_end)
 
-    def _judge(self, text: WrittenText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
+    def _judge(self, text: GrowingText, target_row: Floats, draft_row: Floats) -> tuple[ForcedPosition, int]:
         """Return what verification would do after `text`, and the token that the target goes on with."""
         num_ranks = min(NUM_RANKS, len(draft_row))
         self._num_judged += 1
