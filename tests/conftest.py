@@ -1,5 +1,7 @@
 """What every test process needs: one thread, and word of what happened on the simulated device."""
 
+import gc
+import importlib
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from textual import _wait
 
 from runtime.engine.demo_model import obtain_demo_model
 from tests.support.generator_ends import drained
@@ -18,6 +21,9 @@ torch.set_num_threads(1)
 # The same examples in every run, and no bound on their time that a busy machine could break.
 settings.register_profile("overstory", deadline=None, derandomize=True)
 settings.load_profile("overstory")
+# Between two keys, Textual's pilot sleeps until the app computes for less than a twentieth of 20 ms: clocks and cursors
+# alone take more, and it gives up after a second. Half of 5 ms says the same sooner.
+_wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE = 0.005, 0.0025
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         checks = getattr(item.module, "CHECKS", None)
         group = item.nodeid.partition("::")[0] if checks is None else f"sim {checks.surroundings.__name__}"
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the libraries made out of every later collection: one takes 0.3 s, and each session begins with one."""
+    importlib.import_module("transformers.models.llama.modeling_llama")  # the part of transformers that models load
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,12 +1,12 @@
 """Runs a story of key presses against the chat app with a scripted engine and a real store."""
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 
 from textual import events
 
 from tests.support.chat_fakes import FakeEngine, polite
+from tests.support.widget_screens import until
 from tui.chat.app import ChatApp
 from tui.chat.display import ChatServices
 from tui.chat.settings.file import RememberedSettings
@@ -14,8 +14,6 @@ from tui.chat.settings.settings import ChatSettings
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import NUM_SHOWN_TURNS
 
-PATIENCE_SECONDS = 120.0
-"""Of a story on a machine that has much else to do."""
 NUM_KEYS = 2
 """Of a text, one by one."""
 
@@ -64,11 +62,7 @@ class Teller:
 
     async def until(self, condition, what="what the story waits for"):
         """Let the app run until something holds."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not happen"
-            await self.pilot.pause(0.01)
-        await self.pilot.pause()
+        await until(self.pilot, condition, what)
 
     async def ask(self, text, *, is_awaited=True):
         """Ask and, unless told otherwise, wait for the end of the answer."""
@@ -118,15 +112,15 @@ class Teller:
 
 
 @asynccontextmanager
-async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, **services):
-    """The app at its first prompt, the model loaded."""
+async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, is_loaded=True, **services):
+    """The app at its first prompt, the model loaded unless it is told not to wait for that."""
     engine = services.pop("engine", None) or FakeEngine(script)
     settings = settings or RememberedSettings(ChatSettings(seed=1), path=tmp_path / "settings.toml")
     with ConversationStore(tmp_path / "conversations.db") as store:
         app = ChatApp(ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services))
         async with app.run_test(size=size) as pilot:
             teller = Teller(app, pilot, store, engine)
-            await teller.until(lambda: teller.dialogue.state.phase != "no model")
+            await teller.until(lambda: teller.dialogue.state.phase not in ("no model", "loading")[: 1 + is_loaded])
             yield teller
             await teller.until(lambda: teller.shown_ids == teller.said_ids, "showing each turn once")
     assert engine.is_closed

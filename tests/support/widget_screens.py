@@ -1,6 +1,7 @@
 """Runs one widget or screen in an app of its own, and reads the screen as text."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from tests.support.screen_text import STYLES
+
+PATIENCE_SECONDS = 120.0
+"""With an app on a machine that has much else to do."""
 
 
 class WidgetApp(App[Any]):
@@ -40,6 +44,21 @@ def screen_rows(app: App[Any]) -> list[str]:
 def screen_text(app: App[Any]) -> str:
     """The whole top screen, without empty rows at its end."""
     return "\n".join(screen_rows(app)).rstrip("\n")
+
+
+async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str = "what the story waits for") -> None:
+    """Let the app run until something holds."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        await pilot.pause(0.01)
+    await pilot.pause()
+
+
+async def resize(pilot: Pilot[Any], columns: int, rows: int) -> None:
+    """Give the terminal another size, and let the screen take it."""
+    await pilot.resize_terminal(columns, rows)
+    await until(pilot, lambda: pilot.app.screen.size == (columns, rows), "another size")
 
 
 def run(app: App[Any], story: Callable[[Pilot[Any]], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:

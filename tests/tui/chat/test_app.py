@@ -63,7 +63,7 @@ def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path)
 
     async def story():
         engine = LateEngine()
-        async with telling(tmp_path, engine=engine) as teller:
+        async with telling(tmp_path, engine=engine, is_loaded=False) as teller:
             await teller.type("One?")
             await teller.press("enter")
             await teller.until(lambda: teller.dialogue.queued == "One?", "the prompt's waiting")

@@ -7,6 +7,7 @@ from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND, STOPPED, 
 from tests.support.chat_states import loading_report
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import assert_snapshot, screen_text
+from tests.support.widget_screens import resize
 from tui.chat.engine.messages import Answer, Failed, LoadModel, PassRunning
 
 ANSWER = """\
@@ -118,11 +119,11 @@ STATES = {
 def test_states_look_as_they_did(tmp_path, state):
     async def story():
         script = never_loaded if state == "loading" else silent
-        async with telling(tmp_path, script=script, size=(80, 24)) as teller:
+        async with telling(tmp_path, script=script, size=(80, 24), is_loaded=state != "loading") as teller:
             teller.chat.prompt.cursor_blink = False
             await STATES[state](teller)
             for columns, rows in ((80, 24), (120, 32)):
-                await teller.pilot.resize_terminal(columns, rows)
+                await resize(teller.pilot, columns, rows)
                 for _ in range(3):
                     await teller.pilot.pause()
                 assert_snapshot(teller.app, f"{state}-{columns}x{rows}")
@@ -134,12 +135,10 @@ def test_a_terminal_that_is_too_small_says_so_and_comes_back(tmp_path):
     async def story():
         async with telling(tmp_path, size=(80, 24)) as teller:
             await teller.type("kept")
-            await teller.pilot.resize_terminal(30, 8)
-            await teller.pilot.pause()
-            assert "the chat needs 40 x 12" in screen_text(teller.app)
-            await teller.pilot.resize_terminal(80, 24)
-            await teller.pilot.pause()
-            assert "kept" in screen_text(teller.app)
+            await resize(teller.pilot, 30, 8)
+            await teller.until(lambda: "the chat needs 40 x 12" in screen_text(teller.app))
+            await resize(teller.pilot, 80, 24)
+            await teller.until(lambda: "kept" in screen_text(teller.app))
 
     tell(story)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.chat_states import FIGURES, LOADED, folded, ready, round_done, verifying
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text, until
 from tui.chat.engine.state import EngineState
 from tui.chat.machine.panel import (
     MachinePanel,
@@ -164,8 +164,7 @@ def test_it_can_be_scrolled_with_the_keys():
         await pilot.pause()
         assert "embeddings" not in screen_text(pilot.app)
         await pilot.press("end")
-        await pilot.pause()
-        assert "embeddings" in screen_text(pilot.app)
+        await until(pilot, lambda: "embeddings" in screen_text(pilot.app))
 
     run(WidgetApp(panel), story)
 

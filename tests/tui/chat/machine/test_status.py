@@ -14,7 +14,7 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tests.support.widget_screens import WidgetApp, run, screen_rows
+from tests.support.widget_screens import WidgetApp, resize, run, screen_rows, until
 from tui.chat.engine.messages import Failed, OfAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (
@@ -132,10 +132,9 @@ def test_the_row_says_as_much_as_fits():
 
     async def story(pilot):
         for state, width, row in ROWS:
-            await pilot.resize_terminal(width, 6)
+            await resize(pilot, width, 6)
             line.show(state)
-            await pilot.pause()
-            assert screen_rows(pilot.app)[0] == row
+            await until(pilot, lambda row=row: screen_rows(pilot.app)[0] == row, row)
 
     run(WidgetApp(line), story)
 
@@ -147,10 +146,9 @@ def test_a_wider_terminal_shows_more():
         line.show(verifying())
         await pilot.pause()
         narrow = screen_rows(pilot.app)[0]
-        await pilot.resize_terminal(130, 10)
-        await pilot.pause()
-        wide = screen_rows(pilot.app)[0]
-        assert "host" not in narrow and "host 3.40 GB  context 773/4096" in wide
+        await resize(pilot, 130, 10)
+        assert "host" not in narrow
+        await until(pilot, lambda: "host 3.40 GB  context 773/4096" in screen_rows(pilot.app)[0])
 
     run(WidgetApp(line), story)
 

@@ -10,6 +10,7 @@ from textual.app import App
 
 from tests.support.conversation_factory import message
 from tests.support.screen_text import STYLES, screen_text
+from tests.support.widget_screens import until
 from tui.chat.widgets.conversation import (
     NUM_SHOWN_TURNS,
     AnswerTurn,
@@ -49,14 +50,6 @@ def watch(story, *, size=(50, 12)):
             await story(app, app.view, pilot)
 
     asyncio.run(run())
-
-
-async def until(pilot, condition):
-    for _ in range(1000):
-        if condition():
-            return
-        await pilot.pause(0.01)
-    raise AssertionError("it did not happen")
 
 
 def turns(num_turns):
@@ -109,11 +102,9 @@ def test_a_long_conversation_draws_its_beginning_when_it_is_asked_for():
         view.focus()
         await pilot.press("home")
         await until(pilot, lambda: len(view.query(".turn")) == NUM_SHOWN_TURNS + 10)
-        await pilot.pause()
-        assert "turn 0" in screen_text(app)
+        await until(pilot, lambda: "turn 0" in screen_text(app))
         await pilot.press("end")
-        await pilot.pause()
-        assert f"turn {NUM_SHOWN_TURNS + 9}" in screen_text(app)
+        await until(pilot, lambda: f"turn {NUM_SHOWN_TURNS + 9}" in screen_text(app))
 
     watch(story)
 

@@ -6,7 +6,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, resize, run, screen_rows, screen_text
 from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.widgets.picker import (
     ModelPicker,
@@ -175,7 +175,7 @@ def test_trouble_with_the_list_is_told_and_a_name_can_be_typed():
 def test_it_fits_every_terminal():
     async def story(pilot):
         for size in ((80, 24), (50, 14), (120, 40)):
-            await pilot.resize_terminal(*size)
+            await resize(pilot, *size)
             rows = (await told(pilot)).rows
             assert any("Esc back" in row for row in rows), size
             assert any("Qwen" in row for row in rows), size
