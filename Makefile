@@ -4,6 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all check clean
 
+# Tests start hundreds of processes, which share what one of them compiled.
+export PYTHONDONTWRITEBYTECODE =
+
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'

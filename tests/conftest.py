@@ -61,8 +61,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def sim_failures(request: pytest.FixtureRequest) -> dict[str, str]:
     """The traceback of each of the file's CHECKS that failed; they run together with those of files like it."""
     own: SimChecks = request.module.CHECKS
-    files = [item.module.CHECKS for item in request.session.items if "sim_failures" in item.fixturenames]
-    return own.failures(list(dict.fromkeys(each.file for each in files if each.surroundings is own.surroundings)))
+    wanted: dict[str, list[str]] = {}
+    for item in request.session.items:
+        if "sim_failures" in item.fixturenames and item.module.CHECKS.surroundings is own.surroundings:
+            names = wanted.setdefault(item.module.CHECKS.file, [])
+            names.extend(item.callspec.params.values() if hasattr(item, "callspec") else ())
+    return own.failures(wanted)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.session_factory import save_tiny_folder
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")]
 if os.name == "posix":
     from tests.support.terminal_driver import TerminalDriver
 

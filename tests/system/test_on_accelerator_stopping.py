@@ -99,6 +99,7 @@ def soak_leaves_nothing_behind(tiers: str, num_passes: int) -> None:
 
 for _tiers, _number in zip(FEW_TIERS, (100, 200), strict=True):
     CHECKS[f"soak_leaves_nothing_behind: {_tiers}"] = functools.partial(soak_leaves_nothing_behind, _tiers, _number)
+    CHECKS.slow.add(f"soak_leaves_nothing_behind: {_tiers}")
 
 
 test_on_accelerator = CHECKS.as_test()
