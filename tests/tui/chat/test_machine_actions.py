@@ -176,6 +176,7 @@ def test_help_opens(tmp_path):
                 await teller.ask_for(way)
                 await teller.until(lambda: "Commands: in the prompt" in screen_text(teller.app))
                 await teller.press("end")
+                await teller.until(lambda: " Ctrl+C " in screen_text(teller.app))
                 keys = screen_text(teller.app).partition("Keys")[2]
                 assert all(f" {key} " in keys for key in ("Enter", "Shift+Enter, Ctrl+J", "F6", "Tab", "Ctrl+C")), keys
                 assert " Ctrl+N " not in keys

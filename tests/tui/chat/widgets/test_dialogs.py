@@ -2,7 +2,7 @@
 
 from textual.binding import Binding
 
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text, until
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 
@@ -78,8 +78,7 @@ def test_it_scrolls_in_a_small_terminal():
         assert "Take the completion." not in screen_text(app)
         assert "Esc closes" in screen_text(app)
         await pilot.press("end")
-        await pilot.pause()
-        assert "Take the completion." in screen_text(app)
+        await until(pilot, lambda: "Take the completion." in screen_text(app))
         assert max(map(len, screen_rows(app))) <= 60
 
     run(app, story, size=(60, 16))
