@@ -134,8 +134,8 @@ def calibration_record(result: "CalibrationResult") -> dict[str, Any]:
     pair, machine = result.pair, result.machine
     return {
         "seconds": round(result.seconds, 2),
-        "target": str(pair.target),
-        "draft": str(pair.draft),
+        "target": f"{pair.target.name} ({pair.target.held}, {pair.target.content_digest[:12]})",
+        "draft": f"{pair.draft.name} ({pair.draft.held}, {pair.draft.content_digest[:12]})",
         "device": str(machine.device),
         "link_bytes_per_second": machine.link_bytes_per_second,
         "disk_bytes_per_second": machine.disk_bytes_per_second,

@@ -61,6 +61,8 @@ def test_both_profiles_are_kept_and_the_last_line_says_where(
     record = json.loads(line)
     pair = from_record(PairProfile, json.loads(Path(record["pair_profile"]).read_text()))
     assert pair.target.name == "target"
+    assert record["target"] == f"target (float32, {pair.target.content_digest[:12]})"
+    assert record["draft"] == f"target (int8, {pair.draft.content_digest[:12]})"
     assert [table.temperature for table in pair.acceptance] == [0.0, 0.6, 1.0]
     assert [item["num_positions"] for item in record["acceptance"]] == [
         table.num_positions[0] for table in pair.acceptance
