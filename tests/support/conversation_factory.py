@@ -1,6 +1,6 @@
 """Conversations and messages for tests, with every field that a test does not care about filled in."""
 
-from tui.chat.store.records import Conversation, Message
+from tui.chat.store.records import Conversation, StoredMessage
 
 
 def conversation(**fields):
@@ -18,7 +18,7 @@ def conversation(**fields):
 
 
 def message(role="user", content="Hello", **fields):
-    return Message(
+    return StoredMessage(
         **{
             "id": 1,
             "conversation_id": 1,

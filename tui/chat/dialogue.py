@@ -13,12 +13,11 @@ from typing import Any, Literal
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
-from runtime.prompts.prompt_file import Message as Turn
-from runtime.prompts.prompt_file import PromptRequest
+from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
-from tui.chat.store.records import EndState, Message, chat_turns, first_kept_after_trim
+from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
@@ -58,7 +57,7 @@ class Trouble:
     """What, where and what to do next; may hold anything that a model's name or path holds."""
 
 
-Change = TurnsChanged | Message | TextCame | PromptReturned | Trouble | str
+Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | Trouble | str
 """A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
 worth a word in passing."""
 Changes = tuple[Change, ...]
@@ -81,7 +80,7 @@ class Dialogue:
         self.conversation_id: int | None = None
         self.answer: Answer | None = None
         """What the engine was asked for and has not ended yet."""
-        self._written: Message  # as it was when that answer began; may belong to a conversation that is not open
+        self._written: StoredMessage  # as it was when that answer began; may belong to a conversation that is not open
         self.queued = ""
         self.editing_id: int | None = None
         self._engine = engine
@@ -97,7 +96,7 @@ class Dialogue:
         """Whether an answer is being written, in this conversation or another."""
         return self.answer is not None
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[StoredMessage]:
         """Return what was said in the open conversation, oldest first."""
         return [] if self.conversation_id is None else self.store.messages(self.conversation_id)
 
@@ -278,7 +277,7 @@ class Dialogue:
         added = (prompt, *self._begin())
         return added if edited_id is None else (TurnsChanged(),)
 
-    def _change_last(self, change: Callable[[list[Message]], Changes]) -> Changes:
+    def _change_last(self, change: Callable[[list[StoredMessage]], Changes]) -> Changes:
         """Let `change` make something else of the last answer, if there is one and the engine is free."""
         messages = self.messages()
         if not messages:
@@ -289,7 +288,7 @@ class Dialogue:
             return (trouble,)
         return change(messages)
 
-    def _regenerate(self, messages: list[Message]) -> Changes:
+    def _regenerate(self, messages: list[StoredMessage]) -> Changes:
         last = messages[-1]
         if last.role == "user":
             return self._begin()
@@ -313,7 +312,7 @@ class Dialogue:
         self._send_answer(message, turns, is_continued=False)
         return (message,)
 
-    def _continue(self, messages: list[Message]) -> Changes:
+    def _continue(self, messages: list[StoredMessage]) -> Changes:
         last = messages[-1]
         if last.role == "user" or not last.content:
             return self._regenerate(messages)
@@ -321,7 +320,7 @@ class Dialogue:
         self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
         return (TurnsChanged(),)
 
-    def _trim(self, messages: list[Message]) -> Changes:
+    def _trim(self, messages: list[StoredMessage]) -> Changes:
         assert self.conversation_id is not None
         kept_id = first_kept_after_trim(self._kept(messages))
         if kept_id is None:
@@ -332,10 +331,10 @@ class Dialogue:
             return self._continue(messages)
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
-    def _send_answer(self, message: Message, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
+    def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params, answer_id = self._params(), next(self._answer_ids)
         params = replace(params, seed=params.seed + self._num_retries)
-        messages = tuple(Turn(**turn) for turn in turns)
+        messages = tuple(Message(**turn) for turn in turns)
         prompt = PromptRequest(id=str(answer_id), messages=messages, params=params, is_continued=is_continued)
         self.answer, self._written = Answer(answer_id, prompt), message
         self._engine.send(self.answer)
@@ -345,7 +344,7 @@ class Dialogue:
         assert self.conversation_id is not None
         return chat_turns(self.system_prompt(), self._kept(self.messages()))
 
-    def _kept(self, messages: list[Message]) -> list[Message]:
+    def _kept(self, messages: list[StoredMessage]) -> list[StoredMessage]:
         first_id = self.first_kept_id()
         return [message for message in messages if message.id >= first_id]
 

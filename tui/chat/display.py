@@ -19,7 +19,7 @@ from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
 from tui.chat.settings.file import RememberedSettings
-from tui.chat.store.records import UNTITLED, Message
+from tui.chat.store.records import UNTITLED, StoredMessage
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import ConversationList
@@ -178,9 +178,9 @@ class ChatDisplay:
         match change:
             case TurnsChanged():
                 await self._show_turns()
-            case Message(role="assistant", state="complete" | "stopped" | "failed"):
+            case StoredMessage(role="assistant", state="complete" | "stopped" | "failed"):
                 await self.view.end(change)
-            case Message():
+            case StoredMessage():
                 await self.view.add(change)
             case TextCame(text=text):
                 self.view.append(text)

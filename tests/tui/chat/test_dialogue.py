@@ -8,7 +8,7 @@ import pytest
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import TextDelta
-from runtime.prompts.prompt_file import Message as Turn
+from runtime.prompts.prompt_file import Message
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
     Dialogue,
@@ -19,7 +19,7 @@ from tui.chat.dialogue import (
 )
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, Failed, LoadModel, OfAnswer, StopAnswer
-from tui.chat.store.records import Message
+from tui.chat.store.records import StoredMessage
 from tui.chat.store.store import ConversationStore
 
 
@@ -65,9 +65,9 @@ def contents(dialogue):
 
 
 def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, engine):
-    assert kinds(dialogue.ask("Hello?")) == [Message, Message]
+    assert kinds(dialogue.ask("Hello?")) == [StoredMessage, StoredMessage]
     request = engine.requests[-1]
-    assert request.prompt.messages == (Turn("user", "Hello?"),)
+    assert request.prompt.messages == (Message("user", "Hello?"),)
     assert request.prompt.params == SamplingParams(seed=5, temperature=0.5)
     assert take(dialogue, request.answer_id, TextDelta("Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
@@ -99,7 +99,7 @@ def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialog
     assert (dialogue.ask("Two?"), dialogue.queued) == ((), "Two?")
     assert kinds(dialogue.ask("Three?")) == [PromptReturned, str]
     changes = answered(dialogue, "1")
-    assert kinds(changes) == [TextCame, Message, Message, Message]
+    assert kinds(changes) == [TextCame, StoredMessage, StoredMessage, StoredMessage]
     assert contents(dialogue) == ["One?", "1", "Two?", ""] and not dialogue.queued
 
 
@@ -108,7 +108,7 @@ def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
     dialogue.load({})
     assert (dialogue.ask("Early?"), dialogue.queued) == ((), "Early?")
     assert contents(dialogue) == []
-    assert kinds(dialogue.take(LOADED)) == [Message, Message]
+    assert kinds(dialogue.take(LOADED)) == [StoredMessage, StoredMessage]
 
 
 def test_stopping_keeps_what_came_and_gives_the_waiting_prompt_back(dialogue, engine):
@@ -164,7 +164,7 @@ def test_an_answer_goes_on_where_it_ended(dialogue, engine):
     assert kinds(dialogue.continue_answer()) == [TurnsChanged]
     request = engine.requests[-1]
     assert request.prompt.is_continued
-    assert request.prompt.messages[-1] == Turn("assistant", "Once upon")
+    assert request.prompt.messages[-1] == Message("assistant", "Once upon")
     answered(dialogue, " a time.")
     assert contents(dialogue) == ["Tell.", "Once upon a time."]
 
@@ -247,7 +247,7 @@ def test_a_failure_is_told_with_its_kind(dialogue, kind, shown):
     ended, trouble = take(dialogue, 1, Failed("it did not work", kind))
     assert trouble == Trouble(shown, "it did not work")
     assert ended.statistics["error"] == "it did not work"
-    assert kinds(dialogue.ask("Two?")) == [Message, Message]
+    assert kinds(dialogue.ask("Two?")) == [StoredMessage, StoredMessage]
 
 
 def test_a_load_that_fails_gives_the_waiting_prompt_back(store, engine):
@@ -286,7 +286,7 @@ def test_a_system_prompt_comes_first_and_is_kept_with_the_conversation(store, en
     assert dialogue.system_prompt() == "Be kind."
     dialogue.set_system_prompt("Be brief.")
     dialogue.ask("One?")
-    assert engine.requests[-1].prompt.messages[0] == Turn("system", "Be brief.")
+    assert engine.requests[-1].prompt.messages[0] == Message("system", "Be brief.")
     dialogue.set_system_prompt("")
     assert store.conversation(dialogue.conversation_id).system_prompt == ""
     dialogue.open(None)

@@ -17,7 +17,7 @@ from profiles.errors import BadInputError, ProfileError, quote
 from profiles.files import parse_json_text, read_regular_file
 from profiles.records import read_value
 from tui.chat.store.private_files import create_private_file, free_path
-from tui.chat.store.records import Conversation, Message, storable
+from tui.chat.store.records import Conversation, StoredMessage, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"
@@ -39,7 +39,7 @@ def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -
     return free_path(folder / f"{day:%Y-%m-%d}-{words}{suffix}")
 
 
-def export_conversation(path: Path, conversation: Conversation, messages: Sequence[Message]) -> None:
+def export_conversation(path: Path, conversation: Conversation, messages: Sequence[StoredMessage]) -> None:
     """Write a new file, Markdown or JSON by the path's suffix, `.md` or `.json`; makes its folder if need be.
 
     Raises:
@@ -61,7 +61,7 @@ def export_conversation(path: Path, conversation: Conversation, messages: Sequen
         ) from error
 
 
-def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
+def import_conversation(path: Path) -> tuple[Conversation, tuple[StoredMessage, ...]]:
     """Read a JSON file of ours; ids are 0 until a store gives some.
 
     Raises:
@@ -79,13 +79,13 @@ def import_conversation(path: Path) -> tuple[Conversation, tuple[Message, ...]]:
         ) from error
 
 
-def to_markdown(conversation: Conversation, messages: Sequence[Message]) -> str:
+def to_markdown(conversation: Conversation, messages: Sequence[StoredMessage]) -> str:
     """Write the conversation for a reader, with one heading for each turn."""
     text = "\n\n".join(_paragraphs(conversation, messages)) + "\n"
     return show_terminal_escapes(storable(text.replace("\r\n", "\n")))
 
 
-def to_json(conversation: Conversation, messages: Sequence[Message]) -> str:
+def to_json(conversation: Conversation, messages: Sequence[StoredMessage]) -> str:
     """Write the conversation to be kept, one field a line; `from_json` reads it."""
     record = {
         "format": FORMAT,
@@ -97,7 +97,7 @@ def to_json(conversation: Conversation, messages: Sequence[Message]) -> str:
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
+def from_json(raw: bytes) -> tuple[Conversation, tuple[StoredMessage, ...]]:
     """Read a file's text. Raises ValueError or ProfileError, which say what is wrong with it."""
     record = parse_json_text(raw)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -110,11 +110,11 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[Message, ...]]:
     conversation: Conversation = read_value(Conversation, record)
     for index, each in enumerate(read_value(list[dict[str, Any]], record["messages"], where="messages")):
         _check_keys(f"messages[{index}]", each, _MESSAGE_FIELDS)
-    messages = read_value(tuple[Message, ...], record["messages"], where="messages")
+    messages = read_value(tuple[StoredMessage, ...], record["messages"], where="messages")
     return replace(conversation, num_messages=len(messages)), messages
 
 
-def _paragraphs(conversation: Conversation, messages: Sequence[Message]) -> Iterator[str]:
+def _paragraphs(conversation: Conversation, messages: Sequence[StoredMessage]) -> Iterator[str]:
     yield f"# {conversation.title or 'Conversation'}"
     yield f"*Begun {datetime.fromtimestamp(conversation.created_at, UTC):%Y-%m-%d %H:%M} UTC in Overstory.*"
     if conversation.system_prompt:
@@ -126,7 +126,7 @@ def _paragraphs(conversation: Conversation, messages: Sequence[Message]) -> Iter
             yield message.content
 
 
-def _heading(message: Message) -> str:
+def _heading(message: StoredMessage) -> str:
     if message.role == "user":
         return "## Prompt"
     remarks = [message.model, "" if message.state == "complete" else message.state]

@@ -45,7 +45,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class StoredMessage:
     """One prompt or one answer."""
 
     id: int = 0
@@ -70,7 +70,7 @@ def title_of_prompt(prompt: str) -> str:
     return title if len(title) <= MAX_TITLE_LENGTH else title[: MAX_TITLE_LENGTH - 1].rstrip() + "…"
 
 
-def chat_turns(system_prompt: str, messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
+def chat_turns(system_prompt: str, messages: Sequence[StoredMessage]) -> tuple[dict[str, str], ...]:
     """Return what a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
 
     An answer without any text is no turn, and prompts that then follow each other become one: many templates refuse
@@ -87,7 +87,7 @@ def chat_turns(system_prompt: str, messages: Sequence[Message]) -> tuple[dict[st
     return tuple(turns)
 
 
-def first_kept_after_trim(messages: Sequence[Message]) -> int | None:
+def first_kept_after_trim(messages: Sequence[StoredMessage]) -> int | None:
     """Return the id of the prompt from which on at most half of the characters are left; the last prompt always stays.
 
     None if there is only one prompt, so that nothing can be left out. Characters, since tokens are the engine's to

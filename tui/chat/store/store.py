@@ -15,7 +15,7 @@ from typing import Any
 
 from profiles.errors import BadInputError
 from tui.chat.store.database import ConversationDatabase, ConversationStoreError
-from tui.chat.store.records import Conversation, EndState, Message, MessageState, storable, title_of_prompt
+from tui.chat.store.records import Conversation, EndState, MessageState, StoredMessage, storable, title_of_prompt
 from tui.chat.store.search import SearchHit, find_hits
 
 UNDO_SECONDS = 30 * 86400.0
@@ -75,7 +75,7 @@ class ConversationStore:
         begun = Conversation(title=title, system_prompt=system_prompt, created_at=now, updated_at=now)
         return self.add_conversation(begun, ())
 
-    def add_conversation(self, conversation: Conversation, messages: Sequence[Message]) -> Conversation:
+    def add_conversation(self, conversation: Conversation, messages: Sequence[StoredMessage]) -> Conversation:
         """Add a whole conversation, such as an imported one, under new ids; it counts as used now."""
         title, system_prompt = _title_line(conversation.title), storable(conversation.system_prompt)
         with self._database.writing() as connection:
@@ -88,7 +88,7 @@ class ConversationStore:
             )
             for message in messages:
                 state: MessageState = "stopped" if message.state == "streaming" else message.state
-                _insert_message(connection, replace(message, conversation_id=added_id, state=state))
+                _insert(connection, replace(message, conversation_id=added_id, state=state))
             return _select_conversation(connection, added_id)
 
     def conversation(self, conversation_id: int) -> Conversation:
@@ -131,36 +131,36 @@ class ConversationStore:
             deleted = connection.execute("DELETE FROM conversations WHERE deleted_at <= ?", (deleted_until,))
             return deleted.rowcount
 
-    def messages(self, conversation_id: int) -> list[Message]:
+    def messages(self, conversation_id: int) -> list[StoredMessage]:
         """Return the messages, oldest first, without those that were dropped."""
         with self._database.reading() as connection:
             _select_conversation(connection, conversation_id)
             query = f"{_MESSAGES} WHERE conversation_id = ? AND drop_number IS NULL ORDER BY id"
             return [_to_message(row) for row in connection.execute(query, (conversation_id,))]
 
-    def message(self, message_id: int) -> Message:
+    def message(self, message_id: int) -> StoredMessage:
         """Return one message, even if it was dropped."""
         with self._database.reading() as connection:
             return _select_message(connection, message_id)
 
-    def append_prompt(self, conversation_id: int, content: str) -> Message:
+    def append_prompt(self, conversation_id: int, content: str) -> StoredMessage:
         """Add what the user says; names the conversation if it has no title yet."""
         with self._database.writing() as connection:
             now = self._clock()
             title = _select_conversation(connection, conversation_id).title or _title_line(title_of_prompt(content))
             _update_conversation(connection, conversation_id, title=title, updated_at=now)
-            prompt = Message(
+            prompt = StoredMessage(
                 conversation_id=conversation_id, role="user", content=content, state="complete", created_at=now
             )
-            return _insert_message(connection, prompt)
+            return _insert(connection, prompt)
 
-    def begin_answer(self, conversation_id: int, *, model: str) -> Message:
+    def begin_answer(self, conversation_id: int, *, model: str) -> StoredMessage:
         """Add an empty answer that streams."""
         token = self._writer_token()
         with self._database.writing() as connection:
             now = self._clock()
             _update_conversation(connection, conversation_id, updated_at=now)
-            answer = Message(
+            answer = StoredMessage(
                 conversation_id=conversation_id,
                 role="assistant",
                 content="",
@@ -168,9 +168,9 @@ class ConversationStore:
                 model=model,
                 created_at=now,
             )
-            return _insert_message(connection, answer, writer=token)
+            return _insert(connection, answer, writer=token)
 
-    def continue_answer(self, message_id: int) -> Message:
+    def continue_answer(self, message_id: int) -> StoredMessage:
         """Let an answer that has ended stream again, from its end on."""
         self.append_text(message_id, "")
         return self.message(message_id)
@@ -184,7 +184,7 @@ class ConversationStore:
 
     def finish_answer(
         self, message_id: int, *, state: EndState = "complete", statistics: Mapping[str, Any] | None = None
-    ) -> Message:
+    ) -> StoredMessage:
         """End an answer; `statistics`, JSON values by name, replace those it has, if given."""
         self._extend(message_id, "", state=state, statistics=None if statistics is None else _to_json(statistics))
         return self.message(message_id)
@@ -310,14 +310,14 @@ def _select_conversation(connection: sqlite3.Connection, conversation_id: int | 
     return Conversation(**row)
 
 
-def _select_message(connection: sqlite3.Connection, message_id: int | None) -> Message:
+def _select_message(connection: sqlite3.Connection, message_id: int | None) -> StoredMessage:
     row = connection.execute(f"{_MESSAGES} WHERE id = ?", (message_id,)).fetchone()
     if row is None:
         raise _unknown(f"message {message_id}")
     return _to_message(row)
 
 
-def _insert_message(connection: sqlite3.Connection, message: Message, *, writer: str | None = None) -> Message:
+def _insert(connection: sqlite3.Connection, message: StoredMessage, *, writer: str | None = None) -> StoredMessage:
     """Store a message under a new id, and return it as it is stored."""
     values = asdict(message) | {
         "id": None,
@@ -352,8 +352,8 @@ def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:
     )
 
 
-def _to_message(row: sqlite3.Row) -> Message:
-    return Message(**{**row, "statistics": json.loads(row["statistics"])})
+def _to_message(row: sqlite3.Row) -> StoredMessage:
+    return StoredMessage(**{**row, "statistics": json.loads(row["statistics"])})
 
 
 def _to_json(statistics: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from textual.timer import Timer
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
-from tui.chat.store.records import Message
+from tui.chat.store.records import StoredMessage
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.terminal_text import one_line, show_terminal_escapes
@@ -46,7 +46,7 @@ class PromptTurn(Vertical):
 
     DEFAULT_CLASSES = "turn prompt-turn"
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: StoredMessage) -> None:
         super().__init__()
         self.message = message
 
@@ -60,7 +60,7 @@ class AnswerTurn(Vertical):
 
     DEFAULT_CLASSES = "turn answer-turn"
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: StoredMessage) -> None:
         super().__init__()
         self.message = message
         self._markdown = AnswerMarkdown(shown_text(message.content))
@@ -86,7 +86,7 @@ class AnswerTurn(Vertical):
             self._stream = Markdown.get_stream(self._markdown)
         await self._stream.write(shown_text(text))
 
-    async def end(self, message: Message) -> None:
+    async def end(self, message: StoredMessage) -> None:
         """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile."""
         self.message = message
         if self._stream is not None:
@@ -109,14 +109,14 @@ class AnswerTurn(Vertical):
         self.set_class(self.message.state == "streaming", "-streaming")
 
 
-def turn_view(message: Message, *, first_kept_id: int = 0) -> PromptTurn | AnswerTurn:
+def turn_view(message: StoredMessage, *, first_kept_id: int = 0) -> PromptTurn | AnswerTurn:
     """Return the widget that shows a message; one before `first_kept_id` is marked as left out."""
     turn = PromptTurn(message) if message.role == "user" else AnswerTurn(message)
     turn.set_class(message.id < first_kept_id, "-left-out")
     return turn
 
 
-def turn_caption(message: Message) -> str:
+def turn_caption(message: StoredMessage) -> str:
     """Return how an answer ended and what it took; empty while it streams.
 
     Words between dots, such as `stopped · 34 tokens · 5.2 tok/s · 3.1 tokens a pass`.
@@ -127,7 +127,7 @@ def turn_caption(message: Message) -> str:
     return " · ".join(word for word in words if word)
 
 
-def _how_it_ended(message: Message) -> str:
+def _how_it_ended(message: StoredMessage) -> str:
     statistics = message.statistics
     if message.state == "failed":
         return f"failed: {one_line(str(statistics.get('error', 'the engine could not answer')))}"
@@ -162,7 +162,7 @@ class ConversationView(VerticalScroll):
     def __init__(self, *, id: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(id=id)
         self._clock = clock
-        self._messages: list[Message] = []  # those that are not drawn yet, oldest first
+        self._messages: list[StoredMessage] = []  # those that are not drawn yet, oldest first
         self._smoother = TextSmoother()
         self._growing: AnswerTurn | None = None
         self._drawing: Timer  # runs while arrived text waits
@@ -172,7 +172,7 @@ class ConversationView(VerticalScroll):
     def on_mount(self) -> None:
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
 
-    async def show(self, messages: Sequence[Message], *, first_kept_id: int = 0) -> None:
+    async def show(self, messages: Sequence[StoredMessage], *, first_kept_id: int = 0) -> None:
         """Show another conversation; turns before `first_kept_id` are marked as left out."""
         self._growing, self._copied = None, None
         self._smoother = TextSmoother(self._smoother.expected_seconds)
@@ -197,7 +197,7 @@ class ConversationView(VerticalScroll):
         for welcome in self.query(".welcome").results(Static):
             welcome.update(self._welcome())
 
-    async def add(self, message: Message) -> None:
+    async def add(self, message: StoredMessage) -> None:
         """Show one more turn at the end, and follow it."""
         await self.query(".welcome").remove()
         turn = turn_view(message)
@@ -212,7 +212,7 @@ class ConversationView(VerticalScroll):
             self._smoother.push(text, now=self._clock())
             self._drawing.resume()
 
-    async def end(self, message: Message) -> None:
+    async def end(self, message: StoredMessage) -> None:
         """Draw all of an answer that is over, and how it ended."""
         growing, self._growing = self._growing, None
         if growing is None or growing.message.id != message.id:

@@ -9,7 +9,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from tests.support.paths import ROOT
-from tui.chat.store.records import Conversation, Message
+from tui.chat.store.records import Conversation, StoredMessage
 from tui.chat.store.store import UNDO_SECONDS, ConversationStore, is_writing, writer_token
 
 
@@ -72,7 +72,7 @@ def test_everything_that_was_put_in_is_there(store):
     whole = Conversation(
         id=7, title=" a\nb ", system_prompt="s\0", created_at=1.5, updated_at=2.5, num_messages=1, first_kept_id=3
     )
-    failed = Message(
+    failed = StoredMessage(
         id=8,
         conversation_id=9,
         role="assistant",
