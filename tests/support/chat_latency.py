@@ -29,7 +29,7 @@ INTERVAL_SECONDS = 0.15
 """Between keys: faster than most people type."""
 PASTE_SECONDS = 1.0
 """From a prompt's last letter to Enter: a paste must have ended."""
-KEY_TIMEOUT_SECONDS, LOAD_TIMEOUT_SECONDS = 10.0, 600.0
+KEY_TIMEOUT_SECONDS, LOAD_TIMEOUT_SECONDS = 60.0, 600.0
 _START = "import sys; from tui.cli import main; sys.argv[0] = 'overstory'; main()"
 
 

@@ -67,7 +67,7 @@ def test_an_app_that_ends_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_the_app_draws_every_key_while_its_engine_computes(tmp_path: Path) -> None:
-    """A pass of 0.3 s over an emulated link; a key that was not drawn within 10 s would end the measurement."""
+    """A pass of 0.3 s over an emulated link; a key that was not drawn within a minute would end the measurement."""
     target = save_tiny_folder(tmp_path / "target")
     options = ["--target", str(target), "--context", "128", "--device-memory", "min", "--emulate-link", "0.5MB/s"]
     report = measure_latency([*options, "--draft", "none", "--max-new-tokens", "60"], num_keys=5)
