@@ -1,4 +1,4 @@
-"""What every test process needs: one thread, and word of what happened on the simulated device."""
+"""What every test process needs: one thread, its share of the files, and word of the simulated device."""
 
 import gc
 import importlib

@@ -120,7 +120,8 @@ async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, is_l
         app = ChatApp(ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services))
         async with app.run_test(size=size) as pilot:
             teller = Teller(app, pilot, store, engine)
-            await teller.until(lambda: teller.dialogue.state.phase not in ("no model", "loading")[: 1 + is_loaded])
+            earlier = ("no model", "loading") if is_loaded else ("no model",)
+            await teller.until(lambda: teller.dialogue.state.phase not in earlier)
             yield teller
             await teller.until(lambda: teller.shown_ids == teller.said_ids, "showing each turn once")
     assert engine.is_closed

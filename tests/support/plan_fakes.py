@@ -1,6 +1,7 @@
 """Machines and plans for the tests of `plan`: built-in ones, and one of round numbers."""
 
 from offload.units import LinkSpeed
+from runtime.fit import probes
 from runtime.fit.machine import Basis, DeviceSpeed, Link, Machine, reference_machine
 from runtime.fit.models import known_shapes
 from runtime.fit.plan import make_plan
@@ -55,3 +56,16 @@ def planned(machine="l40", *, device_bytes=None, host_bytes=None, **request):
     found = reference_machine(machine) if isinstance(machine, str) else machine
     limits = MachineRequest(device_memory_bytes=device_bytes, host_memory_bytes=host_bytes)
     return make_plan(resolve_question(PlanRequest(**request)), under_request(found, limits))
+
+
+def measured_machines(monkeypatch):
+    """Put `plan_machine` in the place of this machine; return the device and folder of each measurement to come."""
+    seen = []
+
+    def measure(device, *, cache_folder, model_folder):
+        seen.append((device, model_folder))
+        yield "measuring"
+        return plan_machine()
+
+    monkeypatch.setattr(probes, "this_machine", measure)
+    return seen

@@ -13,10 +13,14 @@ STYLES = Path(tui.chat.__file__).with_name("chat.tcss")
 FOLDER = Path(__file__).parent / "snapshots"
 
 
+def screen_rows(app) -> list[str]:
+    """Every row of the top screen without the spaces at its end."""
+    return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
+
+
 def screen_text(app) -> str:
-    """Every row of the screen without the spaces at its end."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips) + "\n"
+    """Those rows as lines."""
+    return "\n".join(screen_rows(app)) + "\n"
 
 
 def assert_snapshot(app, name: str) -> None:

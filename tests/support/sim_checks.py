@@ -40,6 +40,8 @@ class SimChecks(dict[str, Callable[[], None]]):
         """What is set up, once, around all the checks of a process."""
         self.slow: set[str] = set()
         """Names of those that only the full run asks for."""
+        self.tested: tuple[str, ...] = ()
+        """Names of those that are tests."""
 
     def check(self, function: Callable[[], None]) -> Callable[[], None]:
         """Name a function as one of the checks that run in the other process."""
@@ -48,7 +50,7 @@ class SimChecks(dict[str, Callable[[], None]]):
 
     def as_test(self) -> Callable[[str, dict[str, str]], None]:
         """One test for each check; ask for it when all of them are named."""
-
+        self.tested = tuple(self)
         names = [pytest.param(name, marks=[pytest.mark.slow] if name in self.slow else []) for name in self]
 
         @needs_compiler
@@ -64,6 +66,7 @@ class SimChecks(dict[str, Callable[[], None]]):
 
     def failures(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """The traceback of every check that failed, where all the wanted, by file, ran in one process."""
+        assert self.tested == tuple(self), "a check was named after as_test, so that none would ask for it"
         done = finished(json.dumps(wanted))
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout.splitlines()[-1])[self.file]

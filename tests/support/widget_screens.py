@@ -1,4 +1,4 @@
-"""Runs one widget or screen in an app of its own, and reads the screen as text."""
+"""Runs one widget or screen in an app of its own, and waits for what it shows."""
 
 import asyncio
 import time
@@ -34,16 +34,6 @@ class WidgetApp(App[Any]):
     def on_mount(self) -> None:
         if self._first_screen is not None:
             self.push_screen(self._first_screen, self.results.append)
-
-
-def screen_rows(app: App[Any]) -> list[str]:
-    """The rows of the top screen, without blanks at their ends."""
-    return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
-
-
-def screen_text(app: App[Any]) -> str:
-    """The whole top screen, without empty rows at its end."""
-    return "\n".join(screen_rows(app)).rstrip("\n")
 
 
 async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str = "what the story waits for") -> None:

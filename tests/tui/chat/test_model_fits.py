@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from runtime.config import EngineConfig
-from runtime.fit import probes
-from tests.support.plan_fakes import plan_machine, planned
+from tests.support.plan_fakes import measured_machines, planned
 from tests.support.session_factory import save_tiny_folder
 from tui.chat.models import FitEstimate, estimate_fits, estimate_of, make_estimates
 
@@ -67,16 +66,8 @@ def test_who_stops_asking_ends_the_process():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A made-up machine in place of this one; counts how often it is measured."""
-    seen = []
-
-    def measure(device, *, cache_folder, model_folder):
-        seen.append(model_folder)
-        yield "measuring"
-        return plan_machine()
-
-    monkeypatch.setattr(probes, "this_machine", measure)
-    return seen
+    """Of a made-up machine in place of this one: what it was measured with, each time."""
+    return measured_machines(monkeypatch)
 
 
 def test_models_are_planned_on_this_machine_which_is_measured_once(tmp_path, measured):
@@ -86,7 +77,7 @@ def test_models_are_planned_on_this_machine_which_is_measured_once(tmp_path, mea
     assert (missing.fit, missing.seconds_per_token) == ("unusable", None)
     assert [(one.folder, one.fit) for one in found] == [(name, "resident") for name in names[1:]]
     assert all(one.seconds_per_token and "tokens/s" in one.sentence for one in found)
-    assert measured == [folders[0]]
+    assert [where for _, where in measured] == [folders[0]]
 
 
 def test_budgets_of_the_settings_are_those_of_the_plan(tmp_path, measured):

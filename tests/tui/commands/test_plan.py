@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from runtime.errors import OptionError
-from runtime.fit import plan_question, probes
+from runtime.fit import plan_question
 from tests.support.fit_needs import GB
 from tests.support.model_factory import save_tiny_model
 from tests.support.paths import ROOT
-from tests.support.plan_fakes import plan_machine, planned
+from tests.support.plan_fakes import measured_machines, plan_machine, planned
 from tui import cli
 from tui.commands.plan import curves_of, draw_curves, print_plan, write_plot
 
@@ -55,14 +55,7 @@ def test_every_option_reaches_the_plan(capsys):
 
 
 def test_this_machine_is_measured_on_the_way(capsys, monkeypatch):
-    seen = []
-
-    def measure(device, *, cache_folder, model_folder):
-        seen.append((device, model_folder))
-        yield "measuring"
-        return plan_machine()
-
-    monkeypatch.setattr(probes, "this_machine", measure)
+    seen = measured_machines(monkeypatch)
     code, out, err = run(capsys, "--target", "llama-3-8b", "--device", "xpu:0")
     assert (code, err, seen) == (0, "", [("xpu:0", None)])
     assert out.startswith("Llama-3-8B on Some Card")
@@ -70,16 +63,9 @@ def test_this_machine_is_measured_on_the_way(capsys, monkeypatch):
 
 def test_a_folder_is_what_the_disk_is_measured_with(capsys, monkeypatch, tmp_path):
     folder = save_tiny_model("llama", tmp_path)
-    seen = []
-
-    def measure(device, *, cache_folder, model_folder):
-        seen.append(model_folder)
-        yield "measuring"
-        return plan_machine()
-
-    monkeypatch.setattr(probes, "this_machine", measure)
+    seen = measured_machines(monkeypatch)
     code, out, _ = run(capsys, "--target", str(folder), "--draft", "none", "--json")
-    assert (code, seen) == (0, [folder])
+    assert (code, [where for _, where in seen]) == (0, [folder])
     assert json.loads(out)["verdicts"] == ["Nothing streams: every layer stays on the device."]
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.chat_states import FIGURES, LOADED, folded, ready, round_done, verifying
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text, until
+from tests.support.screen_text import screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, run, until
 from tui.chat.engine.state import EngineState
 from tui.chat.machine.panel import (
     MachinePanel,

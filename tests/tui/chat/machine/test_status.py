@@ -14,7 +14,8 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tests.support.widget_screens import WidgetApp, resize, run, screen_rows, until
+from tests.support.screen_text import screen_rows
+from tests.support.widget_screens import WidgetApp, resize, run, until
 from tui.chat.engine.messages import Failed, OfAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (

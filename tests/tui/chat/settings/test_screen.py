@@ -3,7 +3,8 @@
 import pytest
 from textual.widgets import Input, TextArea
 
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text
+from tests.support.screen_text import screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, run
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import TYPED_SETTINGS, ChatSettings
 from tui.chat.widgets.choice import ChoiceField

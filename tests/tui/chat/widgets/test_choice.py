@@ -1,6 +1,7 @@
 """A field of few values, by its keys."""
 
-from tests.support.widget_screens import WidgetApp, run, screen_rows
+from tests.support.screen_text import screen_rows
+from tests.support.widget_screens import WidgetApp, run
 from tui.chat.widgets.choice import ChoiceField
 
 

@@ -2,7 +2,8 @@
 
 from textual.binding import Binding
 
-from tests.support.widget_screens import WidgetApp, run, screen_rows, screen_text, until
+from tests.support.screen_text import screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, run, until
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 

@@ -6,7 +6,8 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
-from tests.support.widget_screens import WidgetApp, resize, run, screen_rows, screen_text
+from tests.support.screen_text import screen_rows, screen_text
+from tests.support.widget_screens import WidgetApp, resize, run
 from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.widgets.picker import (
     ModelPicker,
