@@ -261,7 +261,7 @@ class LayerStreamer(Closeable):
         try:
             for visit in self._coming:
                 visit.copy.wait(patience)
-        except PassCancelledError as error:
+        except (PassCancelledError, LinkError) as error:
             raise LinkError(
                 f"A layer that is not wanted any more has been on its way for {self._patience_seconds:g} seconds; "
                 "check that the disk and the device still answer, then try again."

@@ -4,15 +4,20 @@ JSON is read strictly: no key twice, nothing that is not finite, no depth that b
 OSError or a ValueError whose message is safe to print; the callers say where, and what to do next.
 """
 
+import errno
 import json
 import math
 import os
 import stat
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from profiles.errors import quote
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
@@ -73,3 +78,34 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{quote(text)} is not a finite number")
     return number
+
+
+def lock(descriptor: int) -> None:
+    """Hold an open file or folder against other processes until it is closed, however this process ends.
+
+    Does nothing on Windows and on file systems without locks. Raises BlockingIOError, which names the holder's process
+    where the system tells it, if another process has it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = _lock_holder(descriptor)
+        raise BlockingIOError("another process" if holder is None else f"process {holder}") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _lock_holder(descriptor: int) -> int | None:
+    """Return the process that holds the file's lock, where the system lists them (Linux)."""
+    inode = f":{os.fstat(descriptor).st_ino}"
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            kind, _, _, process, file, *_ = line.split()[1:]
+            if kind == "FLOCK" and file.endswith(inode):
+                return int(process)
+    return None

@@ -188,6 +188,8 @@ class RunProgress(Progress):
 
     def show(self, event: HeadlessEvent) -> None:
         """Bring the line up to date with one event of `run_prompts`."""
+        if self.console.quiet:
+            return
         if isinstance(event, PromptStarted):
             self._name, self._num_tokens, self._num_rounds = one_line(event.request.id), 0, 0
             self._say("prefill")

@@ -29,6 +29,7 @@ DEFAULT_NUM_THREADS = 6
 DEFAULT_BLOCK_BYTES = 8 << 20
 
 _CANCEL_POLL_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ _Block: TypeAlias = Callable[[], object]
 class _HostCopy:
     """One copy of the HostCopyEngine, made of blocks that may finish in any order."""
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int, stall: Callable[[], str | None]) -> None:
         self.num_bytes = num_bytes
+        self._stall = stall
         self.num_blocks_left = 0
         self.failure: BaseException | None = None
         self.is_abandoned = False
@@ -57,9 +59,12 @@ class _HostCopy:
 
     def wait(self, cancel: threading.Event | None = None) -> None:
         # Two events cannot be waited for at once; and on Windows a wait without a timeout ignores Ctrl-C.
-        while not self._arrived.wait(_CANCEL_POLL_SECONDS):
+        while not self._arrived.is_set():
+            if complaint := self._stall():
+                raise LinkError(complaint)
             if cancel is not None and cancel.is_set():
                 raise PassCancelledError("The pass was cancelled while it waited for a layer.")
+            self._arrived.wait(_CANCEL_POLL_SECONDS)
         if self.failure is not None and not self.is_abandoned:
             raise LinkError(str(self.failure) or f"A copy thread died ({self.failure!r}).") from self.failure
 
@@ -87,7 +92,7 @@ class HostCopyEngine(Closeable):
     ) -> None:
         """`direct`: True demands O_DIRECT, False never uses it, None uses it where file system and layout allow it.
 
-        `close` gives up on a read that takes longer than the patience.
+        Where no block has come for the patience, every wait raises LinkError, and `close` gives up.
         """
         if num_threads < 1 or block_bytes < PAGE_BYTES or block_bytes % PAGE_BYTES:
             raise ValueError(f"{num_threads} threads and blocks of {block_bytes} bytes: need 1 or more, in whole pages")
@@ -102,6 +107,7 @@ class HostCopyEngine(Closeable):
         self._is_closed = False
         self._bytes_copied = 0
         self._num_in_flight = 0
+        self._waited_seconds = self._polled_at = 0.0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
         self._threads = [self._begin_thread(index) for index in range(num_threads)]
@@ -131,7 +137,7 @@ class HostCopyEngine(Closeable):
         """Nothing to do: copies begin when they are asked for."""
 
     def start(self, source: CopySource, slot: torch.Tensor) -> _HostCopy:
-        copy = _HostCopy(source.payload_bytes)
+        copy = _HostCopy(source.payload_bytes, self._stall)
         blocks: list[_Block] = []
         try:
             blocks.extend(self._split(source, slot))
@@ -142,6 +148,7 @@ class HostCopyEngine(Closeable):
                 raise RuntimeError("the copy engine is closed")
             if self._num_in_flight == 0:
                 self._busy_since = self._clock()
+                self._waited_seconds = 0.0
             self._num_in_flight += 1
             copy.num_blocks_left = len(blocks)
             self._queue.extend((copy, block) for block in blocks)
@@ -163,7 +170,7 @@ class HostCopyEngine(Closeable):
             for copy, _ in self._queue:
                 copy.failure = copy.failure or LinkError("The copy engine was closed before the copy was complete.")
             self._wake.notify_all()
-        patience = Patience(self._patience_seconds)
+        patience = Patience(self._patience_seconds - self._waited_seconds)
         for thread in self._threads:
             thread.join(patience.seconds_left)
         if any(thread.is_alive() for thread in self._threads):
@@ -172,6 +179,20 @@ class HostCopyEngine(Closeable):
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def _stall(self) -> str | None:
+        """Return what is wrong where no block has come in all the time that somebody has waited for one."""
+        with self._wake:
+            now = self._clock()
+            passed, self._polled_at = now - self._polled_at, now
+            if passed < _LONGEST_POLL_SECONDS:  # else nobody waited, or this process was stopped
+                self._waited_seconds += passed
+            if self._waited_seconds < self._patience_seconds:
+                return None
+        return (
+            f"No bytes of a layer have come for {self._patience_seconds:g} seconds; check that the disk still answers, "
+            "then try again."
+        )
 
     def _split(self, source: CopySource, slot: torch.Tensor) -> Iterator[_Block]:
         assert slot.numel() >= source.slab_bytes, "the slot is smaller than the layer"
@@ -243,6 +264,7 @@ class HostCopyEngine(Closeable):
         with self._wake:
             copy.failure = copy.failure or failure
             copy.num_blocks_left -= 1
+            self._waited_seconds = 0.0
             if copy.num_blocks_left == 0:
                 self._arrive(copy)
 

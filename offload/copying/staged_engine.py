@@ -39,6 +39,10 @@ class _Stage:
     """The copy from here to a slot, once it was started."""
 
 
+_AT_ONCE = threading.Event()  # a wait that is given up before it begins, unless there is nothing to wait for
+_AT_ONCE.set()
+
+
 class _StagedCopy:
     """A copy of the StagedCopyEngine: queued, then a copy of the link's engine."""
 
@@ -212,14 +216,18 @@ class StagedCopyEngine(Closeable):
             stage: _Stage | None = None
             if self._needs_stage(copy.source):
                 stage = self._stage_of(copy.source)
-                if stage is None or stage.reading is None or not stage.reading.is_done:
-                    return
+                awaited = stage or next(iter(self._leaving), None)
                 try:
-                    stage.reading.wait()
+                    if awaited is not None and awaited.reading is not None:
+                        awaited.reading.wait(_AT_ONCE)
+                except PassCancelledError:
+                    return
                 except LinkError as error:
                     self._queue.popleft().leave_queue(None, error)
                     self._forget_reads()
                     continue
+                if stage is None:
+                    return
                 origin = HostSource(stage.buffer[: copy.source.slab_bytes], copy.source.payload_bytes)
             self._queue.popleft()
             try:

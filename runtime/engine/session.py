@@ -101,6 +101,11 @@ class Session:
                 f"the prompt has {len(prompt)} tokens and the context holds {self.engine.context_tokens}, answer "
                 "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
             )
+        if (largest := max(prompt)) >= (vocab_size := self.engine.target.vocab_size):
+            raise OptionError(
+                f"the prompt holds the token {self._tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, and the "
+                f"model has none beyond {vocab_size - 1}; leave it out"
+            )
         return prompt
 
 

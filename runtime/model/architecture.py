@@ -276,10 +276,10 @@ def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | No
     if len(layer_types) != num_layers:
         raise CheckpointError(f"config.json lists {len(layer_types)} layer_types for {num_layers} layers")
     windows: tuple[int | None, ...] = tuple(window if kind == "sliding_attention" else None for kind in layer_types)
-    if "sliding_attention" in layer_types and (type(window) is not int or window < 1):
+    if "sliding_attention" in layer_types and (type(window) is not int or window < 2):
         raise CheckpointError(
             f"config.json ({config.model_type}) has layers of sliding attention and sliding_window = {quote(window)}; "
-            "expected a window of 1 or more"
+            "expected a window of 2 or more (transformers' own cache keeps everything for a window of 1)"
         )
     return windows
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from offload.errors import WriteError
 from profiles.errors import BadInputError
+from profiles.files import lock
 
 JOURNAL_NAME = "overstory-preparation.json"
 SCHEMA_VERSION = 2
@@ -185,14 +186,12 @@ def _locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except BlockingIOError as error:
-            raise BadInputError(f"another process is at work on {folder}; wait for it, or end it") from error
+            raise BadInputError(f"{error} is at work on {folder}; wait for it, or end it") from error
         yield
     finally:
         os.close(descriptor)

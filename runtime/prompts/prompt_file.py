@@ -86,6 +86,8 @@ def read_prompts(
         PromptFileError: the file is missing, unreadable, not UTF-8, of another kind, or holds no prompt.
     """
     name = "standard input" if str(path) == "-" else str(path)
+    if system is not None:
+        _encodable(system, "--system")
     is_jsonl = _is_jsonl(path)
     items: list[PromptRequest | BadLine] = []
     line_number_of_id: dict[str, int] = {}
@@ -105,7 +107,7 @@ def read_prompts(
                 PromptRequest(id=item_id, messages=messages, prompt=prompt, params=params, line_number=line_number)
             )
         except (PromptFileError, OptionError) as error:
-            items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {error}"))
+            items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {_shortened(str(error))}"))
     if not items:
         raise PromptFileError(f"{name} holds no prompt; write one prompt on each line")
     return items
@@ -146,7 +148,7 @@ def _parse_object(line: str) -> dict[str, Any]:
         raise PromptFileError('expected a JSON object such as {"prompt": "..."}')
     for key in fields:
         if key not in _LINE_KEYS:
-            raise PromptFileError(f"unknown key {key!r}; the keys are {', '.join(_LINE_KEYS)}")
+            raise PromptFileError(f"unknown key {_describe(key)}; the keys are {', '.join(_LINE_KEYS)}")
     return fields
 
 
@@ -158,7 +160,7 @@ def _unused_id(fields: Mapping[str, Any], line_number: int, *, line_number_of_id
     item_id = _encodable(str(value), "id")
     if item_id in line_number_of_id:
         raise PromptFileError(
-            f"the id {item_id!r} is already that of line {line_number_of_id[item_id]}; ids must differ"
+            f"the id {_describe(item_id)} is already that of line {line_number_of_id[item_id]}; ids must differ"
         )
     line_number_of_id[item_id] = line_number
     return item_id
@@ -248,12 +250,22 @@ def _text(value: object, name: str) -> str:
 
 
 def _encodable(text: str, name: str) -> str:
-    """Return the text itself; JSON can spell half of a surrogate pair, which no tokenizer and no file can take."""
+    """Return the text itself.
+
+    JSON, and an argument that is not UTF-8, can hold half of a surrogate pair, which no tokenizer and no file can take.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PromptFileError(f"{name} holds half of a surrogate pair (\\ud800 to \\udfff); remove it") from error
+        raise PromptFileError(
+            f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), or is not UTF-8; remove it"
+        ) from error
     return text
+
+
+def _shortened(sentence: str) -> str:
+    """Return the sentence without the middle of what somebody wrote into the file, if it is long."""
+    return sentence if len(sentence) <= 500 else f"{sentence[:250]} ... {sentence[-200:]}"
 
 
 def _describe(value: object) -> str:

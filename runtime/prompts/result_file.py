@@ -1,20 +1,21 @@
 """Results as JSON lines: to a stream, or appended to a file that survives kill -9 and can be resumed.
 
-Every line is on the disk before the next prompt starts. On resume a half-written last line is cut off, results that
+Every answer is on the disk before the next prompt starts. On resume a half-written last line is cut off, results that
 carry an error are taken out so that their prompts are tried again, and everything else stays as it is: one result per
-id. Two processes must not write to one file.
+id. Another process is kept out by a lock.
 """
 
 import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from profiles.errors import OverstoryError
-from profiles.files import replace_content
+from profiles.files import lock, replace_content
 from runtime.errors import OptionError
 from runtime.prompts.headless import PromptResult
 
@@ -34,36 +35,75 @@ class ResultStream:
     """Results on an open text stream, such as standard output; flushed one by one."""
 
     finished_ids: Collection[str] = ()
+    kept_in: Path | None = None
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def append(self, result: PromptResult) -> None:
         """Write one line and flush it."""
-        self._stream.write(format_record(result.to_record()) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(format_record(result.to_record()) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OverstoryError(
+                f"standard output took no more results: {error.strerror or error}; give --output a file with room"
+            ) from error
 
 
 class ResultFile:
     """Results appended to a file, each one flushed to the disk; a context manager.
 
+    The file is locked meanwhile. Where it is moved, removed, replaced or cut while results are written, all of them are
+    kept in a file beside it, which `kept_in` names.
+
     Raises:
-        OptionError: the file cannot be opened, holds something already and `is_resumed` is false, or holds a line
-            that is no result.
+        OptionError: the file cannot be opened, another process writes results to it, it holds something already and
+            `is_resumed` is false, or it holds a line that is no result.
     """
 
     def __init__(self, path: Path, *, is_resumed: bool) -> None:
+        self.finished_ids: Collection[str] = ()
+        """Ids that the file answers already; none unless resumed."""
+        self.kept_in: Path | None = None
+        """Where the results are, if not where they should be."""
         self._path = path
         self._was_there = path.exists()
+        self._lines: list[bytes] = []  # all that the file should hold
         try:
-            self.finished_ids: Collection[str] = _recover(path) if is_resumed else _refuse_content(path)
-            self._file: BinaryIO = path.open("ab", buffering=0)
+            self._file = _open_alone(path)
+            self._is_regular = _is_regular(self._file)
+            if self._is_regular:
+                self._take_over(is_resumed)
         except OSError as error:
             raise OptionError(
                 f"{path} cannot be opened for results: {error.strerror or error}; give --output a file in an "
                 "existing, writable folder"
             ) from error
-        self._is_regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+        self._num_bytes = sum(map(len, self._lines))
+
+    def _take_over(self, is_resumed: bool) -> None:
+        """Read what an earlier run left, and repair it; without one, refuse a file that holds something."""
+        try:
+            content = _content(self._file)
+            if content and not is_resumed:
+                raise OptionError(
+                    f"{self._path} already holds something; add --resume to go on with it, or give another --output"
+                )
+            self._lines, self.finished_ids = _recover(content, self._path)
+            repaired = b"".join(self._lines)
+            if repaired != content:
+                before = self._file
+                if os.name == "nt":  # an open file cannot be replaced there
+                    before.close()
+                replace_content(self._path.resolve(), repaired, mode=stat.S_IMODE(self._path.stat().st_mode))
+                with before:  # its lock holds others off until the new file has its own
+                    self._file = _open_alone(self._path)
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, result: PromptResult) -> None:
         """Write one line to the disk; if that fails, no part of the line stays.
@@ -71,12 +111,19 @@ class ResultFile:
         Raises:
             OverstoryError: the file system refused, for example because the disk is full.
         """
+        line = (format_record(result.to_record()) + "\n").encode()
+        self._write(line, is_synced=result.error is None)  # what is tried again on resume need not survive
+        self._lines.append(line)
+        self._num_bytes += len(line)
+        self._keep_all()
+
+    def _write(self, line: bytes, *, is_synced: bool = True) -> None:
         size_bytes = self._file.seek(0, os.SEEK_END) if self._is_regular else 0
         try:
-            remaining = memoryview((format_record(result.to_record()) + "\n").encode())
+            remaining = memoryview(line)
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
-            if self._is_regular:
+            if self._is_regular and is_synced:
                 os.fsync(self._file.fileno())
         except BaseException as error:
             if self._is_regular:
@@ -87,11 +134,34 @@ class ResultFile:
                 f"{self._path} took no more results: {error.strerror or error}; make room and go on with --resume"
             ) from error
 
+    def _keep_all(self) -> None:
+        """Go on in a file beside the path, with all results so far, if the path no longer has them."""
+        if not self._is_regular or self._is_in_place():
+            return
+        beside = _create_beside(self._path)
+        self._file.close()
+        self._file, self._path, self.kept_in = beside, Path(beside.name), Path(beside.name)
+        self._write(b"".join(self._lines))
+
+    def _is_in_place(self) -> bool:
+        written = os.fstat(self._file.fileno())
+        try:
+            there = self._path.stat()
+        except OSError:
+            return False
+        return os.path.samestat(written, there) and written.st_size >= self._num_bytes
+
     def close(self) -> None:
         """Close the file; a file that this object made and that is still empty is removed."""
-        self._file.close()
-        if self._is_regular and not self._was_there and self._path.stat().st_size == 0:
-            self._path.unlink()
+        if self._file.closed:
+            return
+        try:
+            if self._lines:
+                self._keep_all()
+        finally:
+            self._file.close()
+        if self._is_regular and not self._was_there and not self._lines:
+            self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> "ResultFile":
         return self
@@ -100,17 +170,58 @@ class ResultFile:
         self.close()
 
 
-def _refuse_content(path: Path) -> frozenset[str]:
-    if path.is_file() and path.stat().st_size:
-        raise OptionError(f"{path} already holds something; add --resume to go on with it, or give another --output")
-    return frozenset()
+def _is_regular(file: BinaryIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
-def _recover(path: Path) -> frozenset[str]:
-    """Repair what an earlier run left, and return the ids that it answered."""
-    if not path.is_file():
-        return frozenset()
-    content = path.read_bytes()
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _open_alone(path: Path) -> BinaryIO:
+    """Open a file to append to and read, locked if it is a regular one; a pipe or a device is only written to.
+
+    Raises OptionError if another process has it.
+    """
+    if path.exists() and not path.is_file():
+        return path.open("ab", buffering=0)
+    while True:
+        file = path.open("a+b", buffering=0)
+        try:
+            lock(file.fileno())
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass  # replaced or removed between the two: look again
+        except BlockingIOError as error:
+            file.close()
+            raise OptionError(
+                f"{path} is being written by another run ({error}); wait until it ends, or give another --output"
+            ) from error
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _create_beside(path: Path) -> BinaryIO:
+    """Create a file for results that cannot be where they should be: beside that place, or where there is room."""
+    names = [f"{path.name}.kept", *(f"{path.name}.kept-{number}" for number in range(2, 1000))]
+    for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
+        for name in names:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return (folder / name).open("x+b", buffering=0)
+            except FileExistsError:
+                continue
+            except OSError:
+                break
+    raise OverstoryError(f"{path} is gone, and no folder takes the results; make room and answer the prompts again")
+
+
+def _recover(content: bytes, path: Path) -> tuple[list[bytes], frozenset[str]]:
+    """Return the lines that an earlier run left whole and without an error, and the ids that they answer."""
     *lines, tail = content.split(b"\n")
     if _parse_result(tail) is not None or not _is_cut_short(tail):
         lines.append(tail)
@@ -128,10 +239,7 @@ def _recover(path: Path) -> frozenset[str]:
         if record["error"] is None:
             finished_ids.add(record["id"])
             kept.append(line + b"\n")
-    repaired = b"".join(kept)
-    if repaired != content:
-        replace_content(path.resolve(), repaired, mode=stat.S_IMODE(path.stat().st_mode))
-    return frozenset(finished_ids)
+    return kept, frozenset(finished_ids)
 
 
 def _is_cut_short(tail: bytes) -> bool:

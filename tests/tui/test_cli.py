@@ -1,8 +1,10 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -211,6 +213,66 @@ def test_a_real_ctrl_c_ends_with_130(prompts):
     assert process.returncode == 130
     assert [record["id"] for record in records(out.decode())] == ["one"]
     assert err == b"overstory: interrupted; what was written is kept\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(
+    ("name", "exit_code", "sentence"), [("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "the terminal is gone")]
+)
+def test_a_service_manager_and_a_closed_terminal_end_a_run_as_ctrl_c_does(prompts, name, exit_code, sentence):
+    with start("two", "run", str(prompts), "--target", str(prompts.parent)) as process:
+        assert process.stderr.readline() == b"waiting\n"
+        process.send_signal(getattr(signal, name))
+        out, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == exit_code
+    assert [record["id"] for record in records(out.decode())] == ["one"]
+    assert err.decode() == f"overstory: {sentence}; what was written is kept\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_twenty_times_is_as_once(prompts):
+    """The second one was a traceback out of the middle of putting things in order."""
+    with start("two", "run", str(prompts), "--target", str(prompts.parent)) as process:
+        assert process.stderr.readline() == b"waiting\n"
+        for _ in range(20):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        err = process.stderr.read()
+    assert process.returncode == 130
+    assert err == b"overstory: interrupted; what was written is kept\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors")
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [
+        (">&-", "standard output is closed; leave it open, or let run write to a file with --output"),
+        (">/dev/full", "standard output took no more results: No space left on device; give --output a file with room"),
+    ],
+)
+def test_a_standard_output_that_takes_nothing_is_one_sentence(prompts, redirection, expected):
+    command = [sys.executable, "-c", COMMAND, "none", "run", str(prompts), "--target", str(prompts.parent)]
+    finished = subprocess.run(
+        f"{shlex.join(command)} {redirection}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert finished.stderr.decode() == f"overstory: error: {expected}\n"
+    assert finished.returncode == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors")
+def test_results_go_to_a_file_while_all_standard_streams_are_closed(prompts, tmp_path):
+    """The file got the number of standard output, and whatever a library printed went into the results."""
+    output = tmp_path / "results.jsonl"
+    command = [sys.executable, "-c", COMMAND, "none", "run", str(prompts), "--target", str(prompts.parent)]
+    command += ["--output", str(output)]
+    finished = subprocess.run(
+        f"{shlex.join(command)} <&- >&- 2>&-", shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert finished.returncode == 0
+    assert [record["text"] for record in records(output.read_text())] == ["ONE", "TWO", "THREE"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closes a pipe")

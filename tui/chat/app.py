@@ -18,6 +18,7 @@ from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
 from tui.chat.themes import THEMES, theme_name
+from tui.interruption import end_within
 
 QUIT_SECONDS = 6.0
 """More than the engine takes to end; an app whose terminal is gone may not end by itself."""
@@ -33,13 +34,6 @@ def silence_terminal() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def end_within(seconds: float, exit_code: int) -> None:
-    """End this process after a while, whatever it waits for: all is saved, and the engine ends with the app."""
-    timer = threading.Timer(seconds, os._exit, (exit_code,))
-    timer.daemon = True
-    timer.start()
 
 
 def collect_rarely() -> None:

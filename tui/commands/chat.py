@@ -66,6 +66,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
     from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
     from tui.chat.settings.file import RememberedSettings, read_settings
+    from tui.chat.terminal_input import repair_terminal_input
 
     with ExitStack() as stack:
         store, notices = open_conversations()
@@ -89,6 +90,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
             )
         )
         collect_rarely()
+        repair_terminal_input()
         return app.run(mouse=has_mouse) or app.return_code or 0
 
 

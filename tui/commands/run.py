@@ -54,7 +54,9 @@ def run(
     with ExitStack() as stack:
         results: ResultFile | ResultStream = ResultStream(sys.stdout)
         if output is not None:
-            results = stack.enter_context(ResultFile(output, is_resumed=resume))
+            results = ResultFile(output, is_resumed=resume)
+            stack.callback(_tell_where_kept, results, output)
+            stack.enter_context(results)
         items = pending_items(items, results.finished_ids)
         generate = stack.enter_context(_answering(config, items, console))
         progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
@@ -63,7 +65,15 @@ def run(
             if isinstance(event, PromptResult):
                 results.append(event)
                 num_errors += event.error is not None
-    return _report_errors(num_errors, len(items))
+    return max(_report_errors(num_errors, len(items)), int(results.kept_in is not None))
+
+
+def _tell_where_kept(results: ResultFile, output: Path) -> None:
+    if results.kept_in is not None:
+        sys.stderr.write(
+            f"overstory: error: {output} was moved, removed or changed by another program during the run; all results "
+            f"are in {results.kept_in}; move it to where they should be, and add --resume to go on with it\n"
+        )
 
 
 @with_option_groups

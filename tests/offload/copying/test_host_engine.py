@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,44 @@ def test_closing_gives_up_on_a_disk_that_does_not_answer(tmp_path: Path, monkeyp
     copy.wait()
     engine.close()
     assert not engine._files and not any(thread.is_alive() for thread in engine._threads)
+
+
+def test_a_disk_that_stops_answering_fails_what_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass waited for ever for a disk that hung, though an error was promised."""
+    content = make_file(tmp_path / "a.bin", PAGE)
+    source = disk_source((tmp_path / "a.bin", 0, PAGE))
+    gate = Gate()
+    gate.hold(monkeypatch)
+    with HostCopyEngine(patience_seconds=0.1) as engine:
+        slot = allocate_slab(PAGE)
+        copy = engine.start(source, slot)
+        for waited in (copy, engine.start(source, allocate_slab(PAGE))):
+            with pytest.raises(LinkError, match=r"No bytes of a layer have come for 0\.1 seconds; check"):
+                waited.wait()
+        assert not copy.is_done
+        gate.opened.set()
+        while not copy.is_done:
+            time.sleep(0.001)
+        copy.wait()
+        assert wanted_bytes(source, slot) == [content]
+
+
+def test_time_in_which_nobody_waits_is_no_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped for a minute and goes on finds its clock far ahead, and its reads not yet done."""
+    make_file(tmp_path / "a.bin", PAGE)
+    source = disk_source((tmp_path / "a.bin", 0, PAGE))
+    now = [0.0]
+    gate = Gate()
+    gate.hold(monkeypatch)
+    with HostCopyEngine(clock=lambda: now[0]) as engine:
+        copy = engine.start(source, allocate_slab(PAGE))
+        now[0] = 60.0
+        already = threading.Event()
+        already.set()
+        with pytest.raises(PassCancelledError):
+            copy.wait(already)
+        gate.opened.set()
+        copy.wait()
 
 
 def test_busy_time_is_that_with_any_copy_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,7 +208,7 @@ def test_a_reader_that_refuses_to_begin_costs_no_stage(file: Path) -> None:
 class Stuck(HostCopyEngine):
     """Reads that do not end before they are let go, as from a disk that has stopped to answer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, patience_seconds: float = 30.0) -> None:
         self.release_reads = threading.Event()
         self.num_stuck = 0
         transfer = FileBlock.transfer
@@ -219,7 +219,7 @@ class Stuck(HostCopyEngine):
             transfer(block)
 
         monkeypatch.setattr(FileBlock, "transfer", stuck_transfer)
-        super().__init__(num_threads=1)
+        super().__init__(num_threads=1, patience_seconds=patience_seconds)
 
 
 def test_a_disk_that_does_not_answer_holds_up_no_cancelled_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +244,26 @@ def test_a_disk_that_does_not_answer_holds_up_no_cancelled_pass(file: Path, monk
             canceller.join()
         assert reader.num_stuck == 1
         reader.release_reads.set()
+        run_passes(streamer, 3)
+
+
+def test_a_disk_that_stops_answering_fails_the_copy_that_needs_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Stuck(monkeypatch, patience_seconds=0.1)
+    layers = make_layers(file, "hd")
+    with (
+        StagedCopyEngine(reader, HostCopyEngine(num_threads=1), stages(2)) as engine,
+        LayerStreamer(layers, engine, num_slots=2) as streamer,
+    ):
+        for _ in range(4):  # more often than there are stages
+            streamer.begin_pass()
+            streamer.acquire(0)
+            streamer.release(0)
+            with pytest.raises(LinkError, match="No bytes of a layer have come"):
+                streamer.acquire(1)
+            streamer.abort_pass()
+        reader.release_reads.set()
+        while reader._num_in_flight:
+            time.sleep(0.001)
         run_passes(streamer, 3)
 
 

@@ -134,7 +134,9 @@ BAD_LINES = [
     ("[" * 100_000, "nested too deeply"),
     ('{"prompt": ' + "9" * 5000 + "}", "not valid JSON"),
     ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
+    ("{" + ",".join(f'"key{i}": 1' for i in range(20_000)) + ', "key7": 2}', "the key 'key7' stands twice"),
     ({"prompt": "a", "temprature": 1}, "unknown key 'temprature'"),
+    ({"prompt": "a", "x" * 1_000_000: 1}, "unknown key a long text"),
     ({}, "either prompt or messages"),
     ({"prompt": "a", "messages": []}, "either prompt or messages"),
     ({"prompt": None}, "prompt is null; it must be text"),
@@ -195,6 +197,19 @@ def test_a_bad_line_says_what_is_wrong_and_the_others_go_on(tmp_path, line, expe
     assert isinstance(bad, BadLine) and bad.line_number == 2
     assert bad.error.startswith(f"{path} line 2: ")
     assert expected in bad.error and "\n" not in bad.error and len(bad.error) < 500
+
+
+def test_an_error_does_not_repeat_a_long_value(tmp_path):
+    item = read_line(tmp_path, json.dumps({"prompt": "a", "verification": "x" * 1_000_000}))
+    assert item.error.endswith("it must be one of auto, sequoia, coupled, specinfer, top-k")
+    assert len(item.error) < 1000
+
+
+def test_a_system_prompt_of_the_command_line_must_be_utf_8(tmp_path):
+    """An argument in another encoding arrives with surrogates, which the tokenizer refuses with a TypeError."""
+    path = write(tmp_path, b"Hello\n", "prompts.txt")
+    with pytest.raises(PromptFileError, match="--system holds half of a surrogate pair"):
+        read_prompts(path, DEFAULTS, system="caf\udce9")
 
 
 @pytest.mark.parametrize("fields", [{"messages": [{"role": "user", "content": "a"}]}, {"prompt": "a", "system": "b"}])

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,87 @@ def test_kill_9_loses_no_result(tmp_path):
         process.kill()
     assert [json.loads(row)["text"] for row in path.read_text().splitlines()] == ["ONE", "TWO"]
     assert append(path, is_resumed=True) == {"1", "2"}
+
+
+def test_of_two_runs_on_one_file_the_second_is_refused_and_changes_nothing(tmp_path):
+    """Two fresh runs wrote every id twice; a resume that repaired the file beside the first one lost its results."""
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, is_resumed=False) as first:
+        first.append(GOOD)
+        for is_resumed in (False, True):
+            with pytest.raises(OptionError, match=f"is being written by another run .process {os.getpid()}.; wait"):
+                ResultFile(path, is_resumed=is_resumed)
+        first.append(OTHER)
+    assert path.read_bytes() == line(GOOD) + line(OTHER)
+
+
+def test_a_repaired_file_is_locked_as_well(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(line(GOOD) + line(FAILED))
+    with ResultFile(path, is_resumed=True) as first:
+        with pytest.raises(OptionError, match="another run"):
+            ResultFile(path, is_resumed=True)
+        first.append(OTHER)
+    assert path.read_bytes() == line(GOOD) + line(OTHER)
+
+
+def replaced(path):
+    path.with_name("new").write_bytes(b"somebody else's\n")
+    path.with_name("new").replace(path)
+
+
+def removed_with_its_folder(path):
+    shutil.rmtree(path.parent)
+
+
+INTERFERENCES = {
+    "moved": lambda path: path.rename(path.with_name("elsewhere")),
+    "removed": Path.unlink,
+    "emptied": lambda path: os.truncate(path, 0),
+    "cut": lambda path: os.truncate(path, 20),
+    "replaced": replaced,
+    "removed with its folder": removed_with_its_folder,
+}
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["fresh", "resumed"])
+@pytest.mark.parametrize("is_last", [False, True], ids=["before a result", "at the end"])
+@pytest.mark.parametrize("interfere", INTERFERENCES.values(), ids=INTERFERENCES)
+def test_results_are_kept_beside_a_path_that_no_longer_has_them(tmp_path, interfere, is_last, is_resumed):
+    path = tmp_path / "folder" / "results.jsonl"
+    path.parent.mkdir()
+    if is_resumed:
+        path.write_bytes(line(GOOD))
+    with ResultFile(path, is_resumed=is_resumed) as file:
+        if not is_resumed:
+            file.append(GOOD)
+        if not is_last:
+            interfere(path)
+        file.append(OTHER)
+        if is_last:
+            interfere(path)
+    assert file.kept_in == path.with_name("results.jsonl.kept")
+    assert file.kept_in.read_bytes() == line(GOOD) + line(OTHER)
+    if interfere is replaced:
+        assert path.read_bytes() == b"somebody else's\n"
+
+
+def test_what_was_kept_before_is_not_written_over(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.with_name("results.jsonl.kept").write_text("precious")
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+        path.unlink()
+    assert file.kept_in == path.with_name("results.jsonl.kept-2")
+    assert path.with_name("results.jsonl.kept").read_text() == "precious"
+
+
+def test_lines_that_somebody_adds_meanwhile_are_left_in_peace(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+        with path.open("ab") as other:
+            other.write(b"a note\n")
+        file.append(OTHER)
+    assert file.kept_in is None
+    assert path.read_bytes() == line(GOOD) + b"a note\n" + line(OTHER)
