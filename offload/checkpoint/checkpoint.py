@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
+from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border, check_inside, is_inner_name
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
 from profiles.errors import quote
@@ -27,7 +28,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 MAX_HEADER_BYTES = 100 * 10**6
-MAX_CONFIG_BYTES = 16 * 10**6
 _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500
 _LENGTH_BYTES = 8
@@ -72,7 +72,9 @@ class Checkpoint:
                 raise CheckpointError(f"{folder} is not a folder; expected a model folder in Hugging Face format")
             if not (folder / "config.json").exists():
                 raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
-            config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
+            check_border(folder)
+            config = read_json(folder / "config.json", max_bytes=MAX_SETTINGS_BYTES)
+            _check_single(config, folder=folder)
             _check_quantization(config, folder=folder)
             tensors = _read_tensors(folder)
         except OSError as error:
@@ -136,6 +138,15 @@ def find_model_folder(name_or_path: str) -> Path | None:
     return None
 
 
+def _check_single(config: Mapping[str, Any], *, folder: Path) -> None:
+    """Refuse a configuration that sends transformers on to another one, which nobody has checked."""
+    if config.get("configuration_files"):
+        raise CheckpointError(
+            f"{folder}/config.json names other configurations (configuration_files = "
+            f"{quote(config['configuration_files'])}), which are not followed; put the right one into config.json"
+        )
+
+
 def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
     """Let bitsandbytes pass, by the same rule as transformers, and refuse every other method by its name."""
     for key in ("quantization_config", "compression_config"):
@@ -185,13 +196,13 @@ def _read_tensors(folder: Path) -> dict[str, TensorEntry]:
 
 
 def _shard_path(folder: Path, shard: str, *, index_file: Path) -> Path:
-    """Judge a shard by its name alone: in the hub's cache an honest shard is a link to a file elsewhere."""
-    is_inside = not PurePosixPath(shard).is_absolute() and ".." not in PurePosixPath(shard).parts
-    if not is_inside or not shard.isprintable() or len(shard) > 255 or any(sign in shard for sign in "\\:"):
+    if not is_inner_name(shard) or any(sign in shard for sign in "\\:"):
         raise CheckpointError(f"{index_file} names the shard {quote(shard)}; expected a file inside the model folder")
     if not shard.endswith(".safetensors"):
         raise CheckpointError(f"{index_file} names the shard {quote(shard)}; expected a .safetensors file")
-    return folder / PurePosixPath(shard)
+    path = folder / PurePosixPath(shard)
+    check_inside(path, folder)
+    return path
 
 
 def _raise_no_safetensors(folder: Path) -> NoReturn:

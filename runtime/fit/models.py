@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from offload.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint, is_hub_name
+from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border
+from offload.checkpoint.checkpoint import Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
@@ -219,7 +220,8 @@ def shape_of_folder(folder: Path) -> ModelShape:
     """Return the sizes of the model in `folder`, whose weights may be missing. Raises CheckpointError."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
-    config = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
+    check_border(folder)
+    config = read_json(folder / "config.json", max_bytes=MAX_SETTINGS_BYTES)
     shape = shape_of_config(config, name=folder.name or str(folder), where=f"{folder}/config.json")
     if not any(folder.glob("*.safetensors")):
         return shape
@@ -247,7 +249,7 @@ def shape_on_hub(name: str) -> ModelShape:
             f"the config.json of {quote(name)} could not be fetched ({type(error).__name__}); go online, name a model "
             "folder, or ask about a known model such as llama-3-70b"
         ) from error
-    config = read_json(path, max_bytes=MAX_CONFIG_BYTES)
+    config = read_json(path, max_bytes=MAX_SETTINGS_BYTES)
     return shape_of_config(config, name=name, where=f"config.json of {name}")
 
 

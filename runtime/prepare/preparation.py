@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from offload.checkpoint.border import MAX_VOCABULARY_BYTES, check_small_file
 from offload.checkpoint.checkpoint import ITEM_BYTES, Checkpoint, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.four_bit import ReadElements
@@ -33,6 +34,7 @@ from offload.formats.weight_quantizer import WeightQuantizer
 from offload.memory import peak_memory_bytes
 from offload.units import format_bytes
 from profiles.errors import BadInputError, quote
+from profiles.files import read_regular_file
 from runtime.engine.model_folders import locate_model
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
@@ -204,7 +206,10 @@ def _loaded_dtypes(parts: DecoderParts) -> dict[str, torch.dtype]:
 
 
 def _companions(folder: Path) -> tuple[Path, ...]:
+    """Return the files to copy; the links among them have been found to stay in the folder. Raises CheckpointError."""
     found = {file for pattern in _COMPANION_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    for file in found:
+        check_small_file(file, max_bytes=MAX_VOCABULARY_BYTES)
     return tuple(sorted(file for file in found - {folder / "config.json"} if not file.name.endswith(".index.json")))
 
 
@@ -342,9 +347,9 @@ def _check_source(plan: PreparationPlan, partial: PartialFolder) -> None:
 def _write_small_files(plan: PreparationPlan, partial: PartialFolder) -> None:
     for file in plan.companions:
         try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+            content = read_regular_file(file, max_bytes=MAX_VOCABULARY_BYTES)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read: {quote(str(error))}") from error
         partial.write_file(str(file.relative_to(plan.checkpoint.folder)), content)
     weight_map = {name: file for file, shard in partial.shards.items() for name in shard.tensor_names}
     total_bytes = sum(shard.tensor_bytes for shard in partial.shards.values())

@@ -78,11 +78,12 @@ def test_importing_needs_neither_torch_nor_transformers():
 
 
 def test_a_shard_may_be_a_link_into_the_hubs_cache(folder):
-    """The hub keeps files under blobs/ and links to them: the name in the index counts, not where the link leads."""
-    snapshot, blobs = folder / "snapshot", folder / "blobs"
-    snapshot.mkdir(), blobs.mkdir()
+    """The hub keeps files under blobs/ and links to them."""
+    repository = folder / "models--owner--name"
+    snapshot, blobs = repository / "snapshots" / "main", repository / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
     (folder / "model.safetensors").rename(blobs / "0123abc")
-    (snapshot / "model-00001.safetensors").symlink_to("../blobs/0123abc")
+    (snapshot / "model-00001.safetensors").symlink_to("../../blobs/0123abc")
     (snapshot / "config.json").write_text("{}")
     write_index(snapshot, {"a": "model-00001.safetensors"})
     assert set(Checkpoint.open(snapshot).tensors) == {"a"}

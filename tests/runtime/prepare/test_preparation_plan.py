@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,20 @@ def test_the_state_of_the_files_shows_a_change(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="changed while it was read"):
         plan.source_files()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+    """A private key that LICENSE led to stood in the output."""
+    folder = save_tiny_model("llama", tmp_path / "model")
+    (tmp_path / "key").write_text("private")
+    (folder / "LICENSE").symlink_to(tmp_path / "key")
+    with pytest.raises(CheckpointError, match="LICENSE leads out of the model folder"):
+        PreparationPlan.make(folder, NF4)
+
+
+def test_a_companion_is_weighed_before_it_is_read(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path / "model")
+    (folder / "notes.txt").touch()
+    os.truncate(folder / "notes.txt", 6 * 10**9)
+    with pytest.raises(CheckpointError, match=r"notes.txt has 6.00 GB; expected at most 128 MB"):
+        PreparationPlan.make(folder, NF4)
