@@ -19,6 +19,8 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 Lookup = Literal["on", "off"]
+Generation = Literal["auto", "plain"]
+"""Whether a model's generation_config.json says how its answers are written, where nobody chose, or only ends them."""
 TreeKind = Literal["either", "static", "dynamic"]
 """Static trees have the shape that is best on average, dynamic ones take theirs from the draft in context."""
 TreeSearch = Literal["best-first", "dp"]
@@ -162,6 +164,15 @@ class EngineConfig:
         "off"
     )
     """The commands that answer prompts have it on; those that measure count and time the draft's own trees."""
+    generation: Annotated[
+        Generation,
+        Option(
+            "auto takes the model's own generation settings (generation_config.json) where you choose nothing; plain "
+            "leaves them out.",
+            ANSWERS,
+        ),
+    ] = "plain"
+    """`auto` in the commands that answer prompts; those that measure or compare do so without."""
     tree: Annotated[
         str,
         Option(

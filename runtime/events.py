@@ -4,12 +4,12 @@ A consumer that stops early loses nothing: closing the generator at any event ro
 The last event is always `Finished`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from offload.pass_statistics import PassStatistics
-from runtime.config import SCHEMES_OF_ONE_TEXT
+from runtime.config import SCHEMES_OF_ONE_TEXT, Generation
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
 
@@ -138,7 +138,7 @@ class GenerationStatistics:
     def total(cls, statistics: Iterable["GenerationStatistics"]) -> "GenerationStatistics":
         """Return the sum of several answers, whose ratios are those of the whole run."""
         rows = list(statistics)
-        return cls(**{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(cls)})
+        return cls(**{each.name: sum(getattr(row, each.name) for row in rows) for each in fields(cls)})
 
     @property
     def tokens_per_round(self) -> float | None:
@@ -169,6 +169,10 @@ class Finished:
     statistics: GenerationStatistics
     verification: str = "greedy"
     """The scheme that its tokens were verified with."""
+    generation: Generation = "plain"
+    """Whether the model's own generation settings held where nobody chose."""
+    own_settings: Mapping[str, float] = field(default_factory=dict)
+    """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
 
     @property
     def is_text_fixed(self) -> bool:

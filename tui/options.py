@@ -26,13 +26,15 @@ class Shown:
     """Of fields that have another one here."""
 
 
-AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on"})]
+AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on", "generation": "auto"})]
 """Of commands that answer prompts."""
-DraftingConfig = Annotated[EngineConfig, Shown(hidden=("lookup",))]
+ComparingConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on"})]
+"""Of those that answer them to measure, without the model's own generation settings unless asked."""
+DraftingConfig = Annotated[EngineConfig, Shown(hidden=("lookup", "generation"))]
 """Of commands that count and time the draft's own trees."""
 PlainConfig = Annotated[
     EngineConfig,
-    Shown(hidden=("draft", "draft_format", "share_layers", "tree", "lookup"), defaults={"draft": "none"}),
+    Shown(hidden=("draft", "draft_format", "share_layers", "tree", "lookup", "generation"), defaults={"draft": "none"}),
 ]
 """Of commands without a draft."""
 
@@ -43,6 +45,12 @@ class TurnOptions:
 
     system: Annotated[str | None, Option("System turn of every prompt.", ANSWERS, unset="the model's")] = None
     raw: Annotated[bool, Option("Send prompts as they are, without chat template.", ANSWERS)] = False
+
+
+def typed_fields(command_line: typer.Context, owner: type[Any]) -> frozenset[str]:
+    """Return the fields of `owner` whose options stand on the command line."""
+    sources = {name: command_line.get_parameter_source(each.typed_name) for name, each in options_of(owner).items()}
+    return frozenset(name for name, source in sources.items() if source and source.name != "DEFAULT")
 
 
 def with_option_groups(command: Callable[..., int | None]) -> Callable[..., int | None]:

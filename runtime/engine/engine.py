@@ -22,7 +22,7 @@ from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, c
 from runtime.planner.planner import TreePlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.logit_processors import LogitProcessor
+from runtime.speculation.logit_processors import LogitProcessor, TextRules
 from runtime.speculation.lookup import GraftedTree, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, RankingScheme, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -59,14 +59,19 @@ class Engine:
     """Bytes that have crossed the link in all passes so far."""
 
     def generate(
-        self, prompt: Sequence[int], params: SamplingParams, rng: np.random.Generator
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        rng: np.random.Generator,
+        *,
+        rules: TextRules | None = None,
     ) -> Generator[Event, None, None]:
         """Decode behind `prompt` for as long as the consumer asks and the context lasts; `prompt` is not empty.
 
         Penalties count what is emitted from here on as the answer. Raises OptionError if a banned or forced token is
         none of the target's.
         """
-        processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size)
+        processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size, rules=rules)
         self.set_text(prompt)
         self._begin_planning(params)
         scheme = scheme_for(params)

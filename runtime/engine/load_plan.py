@@ -31,6 +31,7 @@ from runtime.fit.advice import Advice, advise
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
+from runtime.model.generation_config import GenerationConfig, read_generation_config
 from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
 from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
@@ -52,6 +53,8 @@ class LoadPlan:
     """A separate draft; None for a substitute or none."""
     tokenizer: Any
     """The target's."""
+    generation: GenerationConfig
+    """The target's own generation settings."""
     need: MemoryNeed
     placement: Placement
     baseline_bytes: int
@@ -64,6 +67,9 @@ class LoadPlan:
         assert config.target is not None, "the models have been located"
         device = select_device(config.device)
         target = ModelFiles.open(Path(config.target))
+        generation = read_generation_config(
+            target.checkpoint.folder, config.generation, vocab_size=target.config.vocab_size
+        )
         tokenizer = load_tokenizer(target.checkpoint.folder)
         draft = None
         if config.draft not in ("none", "substitute"):
@@ -89,6 +95,7 @@ class LoadPlan:
             target=target,
             draft=draft,
             tokenizer=tokenizer,
+            generation=generation,
             need=need,
             placement=replace(placement, stage_bytes=_stage_bytes(config, placement.residency, device=device)),
             baseline_bytes=resident_memory_bytes(),

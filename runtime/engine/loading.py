@@ -7,14 +7,12 @@ far it is; closing it, or an error, frees everything again.
 
 import gc
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.accelerator_engine import Accelerator, AcceleratorCopyEngine
@@ -39,8 +37,9 @@ from runtime.engine.load_plan import LoadPlan
 from runtime.engine.session import Session
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
+from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
-from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, open_streamed, read_others
+from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
 from runtime.planner.initial_plan import InitialPlan, find_profiles, stream_shape
 from runtime.planner.planner import TreePlanner
 from runtime.prompts.prompt_file import PromptRequest
@@ -92,6 +91,7 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = LoadPlan.build(config, requests=requests)
+    end_token_ids = _end_token_ids(plan)
     target, start = plan.target, find_profiles(plan, state_folder)
     direct = {"auto": None, "direct": True, "buffered": False}[config.io]
     reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))
@@ -115,7 +115,7 @@ def load_session(
         context_tokens=plan.need.context_tokens,
         num_graft_nodes=config.num_graft_nodes,
     )
-    session = Session(engine, plan.tokenizer, end_token_ids=_end_token_ids(target, plan.tokenizer))
+    session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
     notes = (*path.notes(placed), *start.notes(plan, is_planned=engine.planner.choice is not None))
     return OpenSession(session, plan, plan.placement.with_tiers(placed.tiers), notes, streamer, link, reader)
 
@@ -314,13 +314,11 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
     )
 
 
-def _end_token_ids(files: ModelFiles, tokenizer: Any) -> list[int]:
+def _end_token_ids(plan: LoadPlan) -> list[int]:
     """Return the ids that end an answer: of generation_config.json, of the model's config and of the tokenizer."""
-    found: set[int] = set()
-    generation: Any = None
-    with suppress(OSError, ValueError):  # many folders have no generation_config.json
-        generation = GenerationConfig.from_pretrained(files.checkpoint.folder, local_files_only=True)
-    for source in (generation, files.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
+    found = set(plan.generation.eos_token_ids)
+    folder = plan.target.checkpoint.folder
+    for source, name in ((plan.target.config, "config.json"), (plan.tokenizer, "tokenizer_config.json")):
+        settings = {"eos_token_id": getattr(source, "eos_token_id", None)}
+        found.update(token_ids_of(settings, "eos_token_id", where=f"{folder}/{name}"))
     return sorted(found)

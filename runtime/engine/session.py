@@ -18,6 +18,7 @@ from offload.errors import PassCancelledError
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics, PrefillProgress, Round, TextDelta
+from runtime.model.generation_config import GenerationConfig
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import PromptRequest
 
@@ -29,9 +30,18 @@ _PROBE = "is it ? no , it 's ."
 class Session:
     """Answers requests one after another; what two prompts have in common stays in the caches."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, *, end_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        *,
+        end_token_ids: Sequence[int],
+        generation: GenerationConfig | None = None,
+    ) -> None:
+        """`generation`: the model's own generation settings, which hold where nobody chose; None: there are none."""
         self.engine = engine
         self.end_token_ids = frozenset(end_token_ids)
+        self.generation = generation or GenerationConfig()
         self._tokenizer = tokenizer
         self._is_stopped = threading.Event()
 
@@ -67,12 +77,16 @@ class Session:
         return [self.engine.target] if drafter is None else [self.engine.target, drafter.model]
 
     def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
-        engine, params = self.engine, request.params
+        engine = self.engine
         prompt = self._prompt_with_room(request)
+        choices = self.generation.choices(
+            request.params, request.unchosen, num_prompt_tokens=len(prompt), end_token_ids=self.end_token_ids
+        )
+        params = choices.params
         text = AnswerText(self._tokenizer, params.stop, behind=prompt[-4:] if request.is_continued else ())
         answer = _Answer(text, self.end_token_ids, max_tokens=params.max_new_tokens)
         bytes_before = engine.bytes_streamed
-        rounds = engine.generate(prompt, params, np.random.default_rng(params.seed))
+        rounds = engine.generate(prompt, params, np.random.default_rng(params.seed), rules=choices.rules)
         try:
             for event in rounds:
                 yield event
@@ -92,7 +106,14 @@ class Session:
         if released := text.finish():
             yield TextDelta(released)
         costs = answer.statistics(prompt_tokens=len(prompt), bytes_streamed=engine.bytes_streamed - bytes_before)
-        yield Finished(answer.finish_reason or "context", text.text, costs, verification=params.scheme_name)
+        yield Finished(
+            answer.finish_reason or "context",
+            text.text,
+            costs,
+            verification=params.scheme_name,
+            generation=self.generation.choice,
+            own_settings=choices.own,
+        )
 
     def _prompt_with_room(self, request: PromptRequest) -> list[int]:
         prompt = self.format_prompt(request)

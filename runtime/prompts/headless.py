@@ -37,6 +37,8 @@ class PromptResult:
             "text": answer and answer.text,
             "finish_reason": answer and answer.finish_reason,
             "verification": answer and answer.verification,
+            "generation": answer and answer.generation,
+            "own_settings": answer and dict(answer.own_settings),
             "prompt_tokens": costs and costs.prompt_tokens,
             "new_tokens": costs and costs.new_tokens,
             "rounds": costs and costs.rounds,

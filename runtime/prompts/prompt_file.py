@@ -5,7 +5,7 @@ whole raises PromptFileError. Whether the tokenizer has a chat template is for t
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class PromptRequest:
     prompt: str | None = None
     """Raw text, tokenised as it stands."""
     params: SamplingParams = field(default_factory=SamplingParams)
+    unchosen: frozenset[str] = frozenset()
+    """Fields of `params` that nobody chose, so that the model's own generation settings may fill them."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
     line_number: int = 1
@@ -76,11 +78,17 @@ def read_requests(path: str | Path, params: SamplingParams) -> list[PromptReques
 
 
 def read_prompts(
-    path: str | Path, defaults: SamplingParams, *, system: str | None = None, is_raw: bool = False
+    path: str | Path,
+    defaults: SamplingParams,
+    *,
+    system: str | None = None,
+    is_raw: bool = False,
+    unchosen: Collection[str] = (),
 ) -> list[PromptRequest | BadLine]:
     """Read every prompt of a .txt or .jsonl file, in order; `-` (standard input) and pipes read as .txt.
 
-    `defaults` and `system` hold for lines that do not say otherwise; `is_raw` skips the chat template.
+    `defaults` and `system` hold for lines that do not say otherwise; `is_raw` skips the chat template. `unchosen` are
+    the fields of `defaults` that nobody chose.
 
     Raises:
         PromptFileError: the file is missing, unreadable, not UTF-8, of another kind, or holds no prompt.
@@ -102,9 +110,15 @@ def read_prompts(
             prompt = fields["prompt"] if messages is None else None
             given = {key: fields[key] for key in _PARAMS_OPTIONS if key in fields}
             chosen = {key: _field_value(_PARAMS_OPTIONS[key].kind, value, key) for key, value in given.items()}
-            params = replace(defaults, **chosen)
             items.append(
-                PromptRequest(id=item_id, messages=messages, prompt=prompt, params=params, line_number=line_number)
+                PromptRequest(
+                    id=item_id,
+                    messages=messages,
+                    prompt=prompt,
+                    params=replace(defaults, **chosen),
+                    unchosen=frozenset(unchosen).difference(chosen),
+                    line_number=line_number,
+                )
             )
         except (PromptFileError, OptionError) as error:
             items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {_shortened(str(error))}"))

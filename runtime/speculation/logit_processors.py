@@ -2,10 +2,14 @@
 
 A row belongs to a node and is judged by that node's own path, draft and target rows by the same object. Repetition
 penalty counts prompt and answer (CTRL, arXiv 1909.05858, section 4.1, made right for negative logits), presence and
-frequency penalty the answer alone, as in vLLM. Bans come behind them; a forced token overrules them all.
+frequency penalty the answer alone, as in vLLM. Then comes what the text may not hold, and what it must begin or end
+with, in the order of transformers; bans of single tokens come behind them; a token that is asked for by name overrules
+them all.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,23 +19,53 @@ from runtime.errors import OptionError
 from runtime.speculation.schemes import Row
 
 TokenIds = NDArray[np.int64]
+_NOTHING: TokenIds = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRules:
+    """What a text may not hold and must hold beside what is chosen for an answer: the model's own rules."""
+
+    no_repeat_ngram_size: int = 0
+    """No n tokens in a row may stand twice in prompt and answer; 0 is off, 1 lets no token come twice."""
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """Token ids that may not follow each other, none of them empty; they may begin in the prompt."""
+    banned_tokens: tuple[int, ...] = ()
+    banned_first_tokens: tuple[int, ...] = ()
+    """What an answer may not begin with; behind a `first_token` its second one."""
+    min_new_tokens: int = 0
+    """Before that many tokens of an answer none of `end_token_ids` may come."""
+    end_token_ids: tuple[int, ...] = ()
+    first_token: int | None = None
+    """What an answer begins with."""
+    last_tokens: tuple[int, ...] = ()
+    """One of these ends an answer that reaches its limit."""
 
 
 class LogitProcessor:
     """One answer's penalties, bans and forced tokens, and the text that they depend on.
 
-    A row costs as much as it has tokens to change, and nothing if there are none; an accepted token costs O(1).
+    A row costs as much as it has tokens to change, and nothing if there are none; an accepted token costs O(1). Rules
+    about sequences look through the text once for each row.
     """
 
-    def __init__(self, params: SamplingParams, *, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self, params: SamplingParams, *, prompt: Sequence[int], vocab_size: int, rules: TextRules | None = None
+    ) -> None:
         """`vocab_size` V: columns of every row. Raises OptionError if no token is left, or an id is not one of V."""
         _check_token_ids(params, vocab_size)
         self._params = params
+        self._rules = rules = rules or TextRules()
         self._is_seen = np.zeros(vocab_size, dtype=np.bool_)  # in prompt or answer
         self._is_seen[np.asarray(prompt, dtype=np.int64)] = True
         self._answer_counts = np.zeros(vocab_size, dtype=np.int32)
         self._num_answer_tokens = 0
-        self._banned = np.array(sorted(set(params.banned_tokens)), dtype=np.int64)
+        banned = {*params.banned_tokens, *rules.banned_tokens}
+        self._banned = np.array(sorted(banned), dtype=np.int64)
+        self._ends = np.array([token for token in rules.end_token_ids if 0 <= token < vocab_size], dtype=np.int64)
+        self._sequences = _BannedSequences(rules.banned_sequences)
+        self._has_sequences = bool(rules.banned_sequences or rules.no_repeat_ngram_size)
+        self._text = np.asarray(prompt, dtype=np.int64)
         self._counts_answer = bool(params.presence_penalty or params.frequency_penalty)
         self._counts_prompt = params.repetition_penalty != 1
         self._text_ids: TokenIds | None = None
@@ -40,7 +74,10 @@ class LogitProcessor:
     @property
     def is_idle(self) -> bool:
         """Whether no row of this answer will ever be changed."""
-        return not (self._counts_prompt or self._counts_answer or len(self._banned) or self._params.forced_tokens)
+        rules = self._rules
+        is_ruled = rules.min_new_tokens or rules.banned_first_tokens or rules.last_tokens or self._has_sequences
+        is_forced = self._params.forced_tokens or rules.first_token is not None
+        return not (self._counts_prompt or self._counts_answer or len(self._banned) or is_forced or is_ruled)
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Append a round's tokens to the answer that the next rows follow."""
@@ -49,6 +86,8 @@ class LogitProcessor:
         np.add.at(self._answer_counts, accepted, 1)
         self._num_answer_tokens += len(accepted)
         self._text_ids = None
+        if self._has_sequences:
+            self._text = np.concatenate((self._text, accepted))
 
     def adjusted(self, row: Row, path_token_ids: ArrayLike = ()) -> Row:
         """Return the logits (V,) of the node whose ancestors and itself, below the root, are `path_token_ids` (D,).
@@ -57,19 +96,53 @@ class LogitProcessor:
         of 152k floats took 0.02 (short texts) to 0.12 ms (30k tokens), and the copy 0.06 ms more.
         """
         path = np.asarray(path_token_ids, dtype=np.int64)
-        forced = self._params.forced_tokens[self._num_answer_tokens + len(path) :]
-        if forced:
-            only = np.full_like(row, -np.inf)
-            only[forced[0]] = 0
-            return only
-        is_penalised = self._counts_prompt or (self._counts_answer and self._num_answer_tokens + len(path) > 0)
-        if not is_penalised and not len(self._banned):
+        index = self._num_answer_tokens + len(path)  # in the answer, of the token that follows
+        if index < len(self._params.forced_tokens):
+            return _only(row, self._params.forced_tokens[index : index + 1])
+        if forced := self._demanded(index):
+            result = _only(row, forced)
+        elif self._leaves_rows(index):
             return row
-        result = row.copy()
-        if is_penalised:
-            self._penalise(result, path)
+        else:
+            result = row.copy()
+            if self._is_penalised(index):
+                self._penalise(result, path)
+            result[self._forbidden(path, index)] = -np.inf
         result[self._banned] = -np.inf
+        if self._is_first(index):
+            result[list(self._rules.banned_first_tokens)] = -np.inf
         return result
+
+    def _demanded(self, index: int) -> tuple[int, ...]:
+        """Return the tokens one of which must stand at this place of the answer, if it is such a place."""
+        if index == 0 and self._rules.first_token is not None:
+            return (self._rules.first_token,)
+        return self._rules.last_tokens if index == self._params.max_new_tokens - 1 else ()
+
+    def _leaves_rows(self, index: int) -> bool:
+        """Whether a row at this place of the answer stays as it is."""
+        is_ruled = self._is_first(index) or self._is_early(index) or self._has_sequences
+        return not (self._is_penalised(index) or is_ruled or len(self._banned))
+
+    def _is_penalised(self, index: int) -> bool:
+        return self._counts_prompt or (self._counts_answer and index > 0)
+
+    def _is_first(self, index: int) -> bool:
+        """Whether what stands here may not be one of the rules' `banned_first_tokens`."""
+        return bool(self._rules.banned_first_tokens) and index == int(self._rules.first_token is not None)
+
+    def _is_early(self, index: int) -> bool:
+        """Whether the answer may not end yet."""
+        return index < self._rules.min_new_tokens
+
+    def _forbidden(self, path: TokenIds, index: int) -> TokenIds:
+        """Return what may not follow the path at this place because of what stands before it."""
+        ends = self._ends if self._is_early(index) else _NOTHING
+        if not self._has_sequences:
+            return ends
+        text = np.concatenate((self._text, path))
+        repeating = _repeating(text, self._rules.no_repeat_ngram_size)
+        return np.concatenate((ends, self._sequences.completed_by(text), repeating))
 
     def _penalise(self, row: Row, path: TokenIds) -> None:
         if self._text_ids is None:
@@ -92,6 +165,42 @@ class LogitProcessor:
         """What presence and frequency penalty subtract from tokens that the answer holds `counts` (K,) times."""
         params = self._params
         return (params.frequency_penalty * counts + params.presence_penalty * (counts > 0)).astype(np.float32)
+
+
+class _BannedSequences:
+    """Finds the tokens that would complete one of many sequences, by what the text ends with."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        last_tokens: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+        for *prefix, last in sequences:
+            last_tokens[tuple(prefix)].add(last)
+        self._last_tokens = {prefix: np.array(sorted(tokens), dtype=np.int64) for prefix, tokens in last_tokens.items()}
+        self._lengths = sorted({len(prefix) for prefix in last_tokens})
+
+    def completed_by(self, text: TokenIds) -> TokenIds:
+        """Return the tokens that may not follow `text` (T,)."""
+        tail = text[-self._lengths[-1] :].tolist() if self._lengths and self._lengths[-1] else []
+        ends = (tuple(tail[len(tail) - length :]) for length in self._lengths if length <= len(tail))
+        found = [self._last_tokens[end] for end in ends if end in self._last_tokens]
+        return np.concatenate(found) if found else _NOTHING
+
+
+def _repeating(text: TokenIds, size: int) -> TokenIds:
+    """Return the tokens that would make the last `size` tokens of `text` (T,) and them stand there again; 0: none."""
+    if not 0 < size <= len(text):
+        return _NOTHING
+    follows = np.arange(size - 1, len(text))  # where a token stands that has size - 1 tokens before it
+    for back in range(1, size):
+        follows = follows[text[follows - back] == text[-back]]
+        if not len(follows):
+            break
+    return text[follows]
+
+
+def _only(row: Row, token_ids: Sequence[int]) -> Row:
+    only = np.full_like(row, -np.inf)
+    only[list(token_ids)] = 0
+    return only
 
 
 def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.config import SamplingParams
+from runtime.errors import OptionError
 from runtime.speculation.rejection import accept_probability, residual_step, target_residual
 from runtime.speculation.sampling import (
     Probs,
@@ -135,14 +136,26 @@ class AdjustedRows:
     """From logits (V,) and the path behind the text to other logits (V,), for both models; it leaves its argument."""
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
-        return self.scheme.place(self.adjusted(draft_row, place.path), num_children, place, rng)
+        return self.scheme.place(self._proposable(draft_row, place), num_children, place, rng)
 
     def rank(self, draft_row: Row, num_candidates: int, place: Place) -> Candidates:
         assert isinstance(self.scheme, RankingScheme), "a tree shaped by context needs scores"
-        return self.scheme.rank(self.adjusted(draft_row, place.path), num_candidates, place)
+        return self.scheme.rank(self._proposable(draft_row, place), num_candidates, place)
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
-        return self.scheme.judge(children, self.adjusted(target_row, place.path), place, rng)
+        """Raise OptionError where nothing may follow."""
+        row = self.adjusted(target_row, place.path)
+        if row is not target_row and row.max() == -np.inf:
+            raise OptionError(
+                "what may not be written here leaves no token of the model; ban or forbid less, or give --generation "
+                "plain if the model's own settings do"
+            )
+        return self.scheme.judge(children, row, place, rng)
+
+    def _proposable(self, draft_row: Row, place: Place) -> Row:
+        """Return the draft's row as adjusted; as it was where nothing may follow, which its target may never reach."""
+        row = self.adjusted(draft_row, place.path)
+        return draft_row if row.max() == -np.inf else row
 
 
 class Greedy:

@@ -16,6 +16,7 @@ from runtime.events import (
     TextDelta,
 )
 from runtime.fit.place import Placement
+from runtime.model.generation_config import GenerationConfig
 from runtime.prompts.prompt_file import PromptRequest
 
 STATISTICS = GenerationStatistics(
@@ -81,10 +82,12 @@ def echo(request: PromptRequest) -> Generator[Event, None, None]:
     yield Finished("stop", answer, STATISTICS)
 
 
-def loading_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]) -> ModuleType:
+def loading_of(
+    generate: Callable[[PromptRequest], Generator[Event, None, None]], *, generation: GenerationConfig | None = None
+) -> ModuleType:
     """A module for the place of `runtime.engine.loading` and `load_plan`: its sessions answer with `generate`.
 
-    `module.opened` lists the configs that were opened.
+    `module.opened` lists the configs that were opened; `generation` is what their model's author wants.
     """
     module = ModuleType("runtime.engine.loading")
     module.opened = []
@@ -93,7 +96,7 @@ def loading_of(generate: Callable[[PromptRequest], Generator[Event, None, None]]
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
         plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
-        session = SimpleNamespace(generate=generate)
+        session = SimpleNamespace(generate=generate, generation=generation or GenerationConfig())
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=())
 
     module.LoadPlan = SimpleNamespace(build=lambda config, *, requests=(): SimpleNamespace(placement=PLACEMENT))

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from offload.errors import LinkError
+from runtime.model.generation_config import GenerationConfig
 from tests.support.answer_fakes import echo, loading_of
 from tests.support.paths import ROOT
 from tui import cli
@@ -26,8 +27,8 @@ def prompts(tmp_path):
 def install(monkeypatch):
     """Make the commands open sessions that answer with the given generate; returns the fake loading module."""
 
-    def install_generate(generate=echo):
-        module = loading_of(generate)
+    def install_generate(generate=echo, *, generation=None):
+        module = loading_of(generate, generation=generation)
         for name in ("loading", "load_plan"):
             monkeypatch.setitem(sys.modules, f"runtime.engine.{name}", module)
         return module
@@ -70,6 +71,30 @@ def test_options_reach_the_session_and_the_requests(prompts, install, capsys):
     params = seen[0].params
     assert (params.temperature, params.stop, params.max_new_tokens) == (0.5, ("a", "b"), 7)
     assert seen[0].messages[0].content == "Be brief."
+
+
+def test_the_models_own_settings_are_told_once_and_fill_what_nobody_chose(prompts, install, capsys):
+    """On stderr, whoever reads it, unless it is to be quiet; the session does the filling."""
+    seen = []
+
+    def watch(request):
+        seen.append(request)
+        yield from echo(request)
+
+    own = GenerationConfig(choice="auto", do_sample=True, temperature=0.7, top_k=20, repetition_penalty=1.05)
+    module = install(watch, generation=own)
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two", "top_k": 5}\n')
+    assert run(prompts, "--top-p", "1") == 0
+    assert capsys.readouterr().err == (
+        "overstory: the model's own generation settings: temperature 0.7, top-k 20, repetition penalty 1.05; "
+        "--generation plain leaves them out\n"
+    )
+    assert module.opened[0].generation == "auto"
+    one, two = (request.unchosen for request in seen)
+    assert {"temperature", "top_k", "max_new_tokens", "stop"} <= one and "top_p" not in one
+    assert one - two == {"top_k"}
+    assert run(prompts, "--quiet") == 0 and capsys.readouterr().err == ""
+    assert run(prompts, "--temperature", "0", "--repetition-penalty", "1") == 0 and capsys.readouterr().err == ""
 
 
 def test_a_bad_line_is_a_result_and_the_exit_code_is_1(prompts, install, capsys):

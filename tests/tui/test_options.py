@@ -8,7 +8,7 @@ import typer
 
 from runtime.config import EngineConfig, Option, SamplingParams
 from runtime.errors import OptionError
-from tui.options import AnsweringConfig, DraftingConfig, PlainConfig, with_option_groups
+from tui.options import AnsweringConfig, ComparingConfig, DraftingConfig, PlainConfig, with_option_groups
 
 
 def made(kind: Any, *arguments: str) -> Any:
@@ -48,6 +48,7 @@ ENGINE_CHOICES = {
     "--tree": "64x10",
     "--draft-format": "stored",
     "--lookup": "on",
+    "--generation": "auto",
 }
 
 
@@ -65,7 +66,7 @@ def test_every_engine_choice_can_be_made_on_the_command_line():
 
 def test_without_draft_options_streaming_is_plain():
     assert made(PlainConfig) == EngineConfig(draft="none")
-    for hidden in ("--draft", "--tree", "--lookup"):
+    for hidden in ("--draft", "--tree", "--lookup", "--generation"):
         with pytest.raises(Exception, match="No such option"):
             made(PlainConfig, hidden, "none")
 
@@ -94,7 +95,7 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
 
 def test_answers_look_up_unless_they_are_told_not_to():
     assert made(AnsweringConfig).lookup == "on"
-    assert made(AnsweringConfig, "--lookup", "off") == EngineConfig()
+    assert made(AnsweringConfig, "--lookup", "off", "--generation", "plain") == EngineConfig()
     with pytest.raises(OptionError, match="lookup is 'maybe'; it must be one of on, off"):
         made(AnsweringConfig, "--lookup", "maybe")
 
@@ -121,3 +122,13 @@ def test_a_group_becomes_one_parameter_per_field():
     assert parameters["size"].default == 3
     assert parameters["size"].annotation.__metadata__[0].help == "Size."
     assert command(path="p", size=5, name="x", loud=True) == 7
+
+
+def test_the_models_own_settings_hold_in_answers_and_in_comparisons_only_if_asked():
+    assert made(AnsweringConfig).generation == "auto"
+    assert made(ComparingConfig) == EngineConfig(lookup="on")
+    assert made(ComparingConfig, "--generation", "auto").generation == "auto"
+    with pytest.raises(OptionError, match="generation is 'vllm'; it must be one of auto, plain"):
+        made(AnsweringConfig, "--generation", "vllm")
+    with pytest.raises(Exception, match="No such option"):
+        made(DraftingConfig, "--generation", "auto")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runtime.config import EngineConfig, SamplingParams, options_of
+from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
 from tui.environment import config_folder, data_folder
-from tui.options import AnsweringConfig, TurnOptions, with_option_groups
+from tui.options import AnsweringConfig, TurnOptions, typed_fields, with_option_groups
 
 if TYPE_CHECKING:
     from tui.chat.store.store import ConversationStore
@@ -50,11 +50,7 @@ def typed_overrides(
         raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
-        sources = {
-            name: command_line.get_parameter_source(option.typed_name)
-            for name, option in options_of(type(choices)).items()
-        }
-        return {name: getattr(choices, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
+        return {name: getattr(choices, name) for name in typed_fields(command_line, type(choices))}
 
     system = {} if turns.system is None else {"system_prompt": turns.system}
     return typed(config) | typed(params) | system

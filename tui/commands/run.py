@@ -8,26 +8,28 @@ independent draws.
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TextIO
 
 import typer
 
-from runtime.config import EngineConfig, SamplingParams
+from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from runtime.events import Event, GenerationStatistics, TextDelta
 from runtime.prompts.headless import HeadlessEvent, PromptItem, PromptResult, PromptStarted, pending_items, run_prompts
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.environment import packaged_prompts
-from tui.options import AnsweringConfig, Quiet, TurnOptions, with_option_groups
+from tui.options import AnsweringConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
 from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
 from tui.terminal_text import one_line, strip_terminal_escapes
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from runtime.model.generation_config import GenerationConfig
 
 
 @with_option_groups
@@ -35,6 +37,7 @@ def run(
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="A .txt or .jsonl prompt file, or - for standard input.")
     ],
+    command_line: typer.Context,
     config: AnsweringConfig,
     params: SamplingParams,
     turns: TurnOptions,
@@ -45,10 +48,15 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already answers.")] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Answer a prompt file; results are JSON lines, in order."""
+    """Answer a prompt file; results are JSON lines, in order.
+
+    What you leave out of temperature, top-p, top-k, min-p, repetition penalty, stop texts and length is as the model's
+    own generation settings say, as in transformers' generate(); --generation plain takes the defaults shown here.
+    """
     if resume and output is None:
         raise OptionError("--resume needs the file to go on with; add --output FILE")
-    items = read_prompts(prompts, params, system=turns.system, is_raw=turns.raw)
+    unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
+    items = read_prompts(prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen)
     console = progress_console(is_quiet=quiet)
     num_errors = 0
     with ExitStack() as stack:
@@ -58,7 +66,7 @@ def run(
             stack.callback(_tell_where_kept, results, output)
             stack.enter_context(results)
         items = pending_items(items, results.finished_ids)
-        generate = stack.enter_context(_answering(config, items, console))
+        generate = stack.enter_context(_answering(config, items, console, is_quiet=quiet))
         progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
         for event in run_prompts(generate, items):
             progress.show(event)
@@ -78,7 +86,8 @@ def _tell_where_kept(results: ResultFile, output: Path) -> None:
 
 @with_option_groups
 def compare(
-    config: AnsweringConfig,
+    command_line: typer.Context,
+    config: ComparingConfig,
     params: SamplingParams,
     turns: TurnOptions,
     *,
@@ -95,7 +104,8 @@ def compare(
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     path = packaged_prompts("demo.jsonl") if prompts is None else prompts
-    items = read_prompts(path, params, system=turns.system, is_raw=turns.raw)
+    unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
+    items = read_prompts(path, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen)
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout
     if any(isinstance(item, PromptRequest) for item in items):
@@ -119,7 +129,7 @@ def _show_all(
     earlier: Sequence[PromptResult] = (),
 ) -> list[PromptResult]:
     """Answer every line in a session of its own, whose memory is free again when this returns."""
-    with _answering(config, items, console) as generate:
+    with _answering(config, items, console, is_quiet=console.quiet or bool(earlier)) as generate:
         return show_answers(run_prompts(generate, items), out, num_prompts=len(items), earlier=earlier)
 
 
@@ -236,15 +246,32 @@ def _costs(statistics: GenerationStatistics) -> dict[str, Any]:
 
 @contextmanager
 def _answering(
-    config: EngineConfig, items: Sequence[PromptItem], console: "Console"
+    config: EngineConfig, items: Sequence[PromptItem], console: "Console", *, is_quiet: bool
 ) -> Iterator[Callable[[PromptRequest], Generator[Event, None, None]]]:
     """A session's generate; where no line needs an answer, no model is opened."""
     requests = [item for item in items if isinstance(item, PromptRequest)]
     if requests:
         with open_session_in_sight(config, requests, console) as opened:
+            if not is_quiet:
+                _tell_own_settings(opened.session.generation, requests)
             yield opened.session.generate
     else:
         yield _never_asked
+
+
+def _tell_own_settings(generation: "GenerationConfig", requests: Iterable[PromptRequest]) -> None:
+    """Say once what of the answers is as the model's author wants it."""
+    from runtime.model.generation_config import describe_own_settings
+
+    own: dict[str, float] = {}
+    for params, unchosen in dict.fromkeys((request.params, request.unchosen) for request in requests):
+        with suppress(OptionError):  # which the answer's result will say
+            own |= generation.choices(params, unchosen, num_prompt_tokens=0).own
+    if own:
+        settings = describe_own_settings(own)
+        sys.stderr.write(
+            f"overstory: the model's own generation settings: {settings}; --generation plain leaves them out\n"
+        )
 
 
 def _never_asked(request: PromptRequest) -> Generator[Event, None, None]:

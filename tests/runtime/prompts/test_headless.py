@@ -92,7 +92,8 @@ def test_pending_lines_are_the_unanswered_and_the_bad_ones():
 
 
 def test_every_result_has_the_same_keys():
-    answer = Finished("stop", "hi", STATISTICS, verification="coupled")
+    own = {"repetition_penalty": 1.05}
+    answer = Finished("stop", "hi", STATISTICS, verification="coupled", generation="auto", own_settings=own)
     good = PromptResult(id="a", line_number=1, finished=answer).to_record()
     bad = PromptResult(id="b", line_number=2, error="no").to_record()
     assert list(good) == list(bad)
@@ -102,6 +103,8 @@ def test_every_result_has_the_same_keys():
         "text": "hi",
         "finish_reason": "stop",
         "verification": "coupled",
+        "generation": "auto",
+        "own_settings": {"repetition_penalty": 1.05},
         "prompt_tokens": 5,
         "new_tokens": 8,
         "rounds": 4,

@@ -96,6 +96,13 @@ def test_messages_are_kept_in_order(tmp_path):
     assert item.messages == tuple(Message(*turn) for turn in turns)
 
 
+def test_what_a_line_says_is_chosen(tmp_path):
+    """Even where it says what holds anyway: the model's own settings must not replace it."""
+    item = read_line(tmp_path, {"prompt": "Hi", "temperature": 0.0}, unchosen={"temperature", "top_k"})
+    assert item.unchosen == {"top_k"}
+    assert read_line(tmp_path, {"prompt": "Hi"}).unchosen == frozenset()
+
+
 def test_stop_may_be_one_string(tmp_path):
     assert read_line(tmp_path, {"prompt": "Hi", "stop": "END"}).params.stop == ("END",)
 

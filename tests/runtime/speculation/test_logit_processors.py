@@ -2,18 +2,30 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import (
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
-from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.sampling import draw_without_replacement, logits_to_probs, top_tokens
+from runtime.speculation.logit_processors import LogitProcessor, TextRules
+from runtime.speculation.sampling import logits_to_probs, top_tokens
+from runtime.speculation.schemes import AdjustedRows, Children, Greedy, Place, scheme_for
 from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
@@ -28,9 +40,14 @@ EVERYTHING = SamplingParams(
 
 
 def processor_of(
-    choices: SamplingParams, *, prompt: Sequence[int] = PROMPT, answer: Sequence[int] = (), vocab_size: int = VOCAB_SIZE
+    choices: SamplingParams,
+    *,
+    prompt: Sequence[int] = PROMPT,
+    answer: Sequence[int] = (),
+    vocab_size: int = VOCAB_SIZE,
+    rules: TextRules | None = None,
 ) -> LogitProcessor:
-    processor = LogitProcessor(choices, prompt=prompt, vocab_size=vocab_size)
+    processor = LogitProcessor(choices, prompt=prompt, vocab_size=vocab_size, rules=rules)
     processor.accept(answer)
     return processor
 
@@ -156,8 +173,98 @@ def test_all_but_one_token_may_be_banned() -> None:
     assert np.flatnonzero(logits_to_probs(row, SamplingParams(temperature=1))).tolist() == [0]
 
 
+def by_transformers(
+    row: np.ndarray, rules: TextRules, params: SamplingParams, *, prompt: Sequence[int], answer: Sequence[int]
+) -> np.ndarray:
+    """The row after transformers' own processors, in the order in which generate() has them."""
+    limit, first = len(prompt) + params.max_new_tokens, rules.first_token
+    begin = len(prompt) + (first is not None)
+    ends = [*rules.end_token_ids]
+    chosen: list[tuple[object, Callable[[], LogitsProcessor]]] = [
+        (params.repetition_penalty != 1, lambda: RepetitionPenaltyLogitsProcessor(params.repetition_penalty)),
+        (rules.no_repeat_ngram_size, lambda: NoRepeatNGramLogitsProcessor(rules.no_repeat_ngram_size)),
+        (rules.banned_sequences, lambda: NoBadWordsLogitsProcessor([[*word] for word in rules.banned_sequences])),
+        (
+            rules.min_new_tokens,
+            lambda: MinNewTokensLengthLogitsProcessor(len(prompt), rules.min_new_tokens, torch.tensor(ends)),
+        ),
+        (first is not None, lambda: ForcedBOSTokenLogitsProcessor(first or 0)),
+        (rules.last_tokens, lambda: ForcedEOSTokenLogitsProcessor(limit, [*rules.last_tokens])),
+        (rules.banned_tokens, lambda: SuppressTokensLogitsProcessor(rules.banned_tokens)),
+        (
+            rules.banned_first_tokens,
+            lambda: SuppressTokensAtBeginLogitsProcessor(rules.banned_first_tokens, begin),
+        ),
+    ]
+    scores, text = torch.from_numpy(row)[None].clone(), torch.tensor([[*prompt, *answer]])
+    for is_chosen, make in chosen:
+        scores = make()(text, scores) if is_chosen else scores
+    return scores[0].numpy()
+
+
+def random_rules(rng: np.random.Generator, *, prompt: Sequence[int]) -> TextRules:
+    """Rules, each of them on in about half of all cases, about few tokens so that they meet the text."""
+
+    def some(most: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, 10, size=int(rng.integers(0, most + 1))).tolist())
+
+    return TextRules(
+        no_repeat_ngram_size=int(rng.choice([0, 0, 1, 2, 3, 30])),
+        banned_sequences=tuple(filter(None, (some(3) for _ in range(int(rng.choice([0, 6])))))),
+        banned_tokens=some(4),
+        banned_first_tokens=some(3),
+        min_new_tokens=int(rng.choice([0, 0, 4])),
+        end_token_ids=(2, 9),
+        first_token=6 if len(prompt) == 1 else None,
+        last_tokens=tuple(rng.choice(10, size=int(rng.choice([0, 0, 1, 2])), replace=False).tolist()),
+    )
+
+
+def test_rules_are_those_of_transformers_and_count_a_path_as_text() -> None:
+    """300 random texts of few tokens, cut anywhere into prompt, accepted answer and path of a tree."""
+    rng = np.random.default_rng(5)
+    for seed in range(300):
+        text = rng.integers(0, 10, size=int(rng.integers(1, 14))).tolist()
+        num_prompt, num_text = sorted(rng.integers(1, len(text) + 1, size=2).tolist())
+        prompt, answer, path = text[:num_prompt], text[num_prompt:num_text], text[num_text:]
+        rules = random_rules(rng, prompt=prompt)
+        params = SamplingParams(repetition_penalty=float(rng.choice([1, 1.2])), max_new_tokens=6)
+        expected = by_transformers(random_row(seed), rules, params, prompt=prompt, answer=answer + path)
+        processor = processor_of(params, prompt=prompt, answer=answer, rules=rules)
+        np.testing.assert_array_equal(processor.adjusted(random_row(seed), path), expected, err_msg=f"{rules} {text}")
+
+
+def test_rules_that_concern_another_place_leave_a_row_alone() -> None:
+    rules = TextRules(banned_first_tokens=(1,), min_new_tokens=2, end_token_ids=(2,), last_tokens=(2,))
+    processor, row = processor_of(SamplingParams(max_new_tokens=9), rules=rules), random_row()
+    assert not processor.is_idle and processor_of(SamplingParams(), rules=TextRules(end_token_ids=(2,))).is_idle
+    changed = [place for place in range(9) if processor.adjusted(row, [5] * place) is not row]
+    assert changed == [0, 1, 8]
+
+
+def test_a_token_that_is_asked_for_by_name_overrules_the_rules() -> None:
+    rules = TextRules(banned_tokens=(4,), first_token=6, last_tokens=(7,), no_repeat_ngram_size=1)
+    processor = processor_of(SamplingParams(forced_tokens=(4, 4)), prompt=[4], rules=rules)
+    assert top_tokens(processor.adjusted(random_row(), [4]), 1).tolist() == [4]
+
+
+def test_where_nothing_may_follow_the_draft_goes_on_and_the_target_says_so() -> None:
+    rules = TextRules(no_repeat_ngram_size=1)
+    scheme = AdjustedRows(Greedy(), processor_of(SamplingParams(), prompt=range(5), vocab_size=5, rules=rules).adjusted)
+    row, rng, place = np.arange(5, dtype=np.float32), np.random.default_rng(0), Place(SamplingParams(), 5)
+    assert scheme.place(row, 2, place, rng).token_ids.tolist() == [4, 3]
+    assert scheme.rank(row, 2, place).token_ids.tolist() == [4, 3]
+    with pytest.raises(
+        OptionError, match="leaves no token of the model; ban or forbid less, or give --generation plain"
+    ):
+        scheme.judge(Children(np.empty(0, dtype=np.int64)), row, place, rng)
+
+
 SMALL_VOCAB, SMALL_PROMPT = 5, (2, 0)
 SMALL_CHOICES = SamplingParams(repetition_penalty=1.6, presence_penalty=0.9, frequency_penalty=1.2, banned_tokens=(3,))
+SMALL_RULES = TextRules(
+    no_repeat_ngram_size=2, banned_sequences=((0, 1), (4, 2, 1)), banned_first_tokens=(3,), last_tokens=(1, 4)
+)
 
 
 @cache
@@ -167,28 +274,29 @@ def raw_row(text: tuple[int, ...], model: int) -> np.ndarray:
 
 
 def answer_with_trees(
-    choices: SamplingParams, params: SamplingParams, *, num_tokens: int, rng: np.random.Generator
+    choices: SamplingParams,
+    params: SamplingParams,
+    *,
+    num_tokens: int,
+    rng: np.random.Generator,
+    rules: TextRules | None = None,
 ) -> tuple[int, ...]:
     """Rounds of draft and verification over a small tree, both adjusted on each node's own path."""
     topology = tree_of_counts([2, 2, 1, 1, 0, 0, 0])
-    processor = LogitProcessor(choices, prompt=SMALL_PROMPT, vocab_size=SMALL_VOCAB)
+    processor = LogitProcessor(choices, prompt=SMALL_PROMPT, vocab_size=SMALL_VOCAB, rules=rules)
+    scheme = AdjustedRows(scheme_for(params), processor.adjusted)
     text = list(SMALL_PROMPT)
     while len(text) < len(SMALL_PROMPT) + num_tokens:
-        tree = TokenTree.rooted(topology, root_token_id=text[-1])
+        tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)
 
         def row(node: int, model: int, tree: TokenTree = tree, text: tuple[int, ...] = tuple(text)) -> np.ndarray:
-            path = tree.path_token_ids(node)[1:]
-            return processor.adjusted(raw_row((*text, *path.tolist()), model), path)
+            return raw_row((*text, *tree.path_token_ids(node)[1:].tolist()), model)
 
-        for node in np.flatnonzero(topology.num_children):
+        for node in np.flatnonzero(topology.num_children).tolist():
             width = int(topology.num_children[node])
-            if params.is_greedy:
-                tree.set_children(node, token_ids=top_tokens(row(node, 1), width))
-            else:
-                probs = logits_to_probs(row(node, 1), params, dtype=np.float32)
-                drawn = draw_without_replacement(probs, width, rng)
-                tree.set_children(node, token_ids=drawn, draft_probs=probs)
-        emitted = verify(tree, lambda node: row(node, 0), params, rng).emitted_token_ids(tree)
+            placed = scheme.place(row(node, 1), width, Place.below(tree, node, params), rng)
+            tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
+        emitted = verify(tree, lambda node: row(node, 0), params, rng, scheme=scheme).emitted_token_ids(tree)
         processor.accept(emitted)
         text += emitted
     return tuple(text[len(SMALL_PROMPT) :][:num_tokens])
@@ -197,6 +305,11 @@ def answer_with_trees(
 def plain_row(answer: tuple[int, ...], choices: SamplingParams) -> np.ndarray:
     row = raw_row((*SMALL_PROMPT, *answer), 0)
     return by_the_formulas(row, choices, prompt=SMALL_PROMPT, answer=answer)
+
+
+def ruled_row(answer: tuple[int, ...], choices: SamplingParams) -> np.ndarray:
+    row = raw_row((*SMALL_PROMPT, *answer), 0)
+    return by_transformers(row, SMALL_RULES, choices, prompt=SMALL_PROMPT, answer=answer)
 
 
 def test_greedy_trees_write_the_text_of_plain_decoding() -> None:
@@ -209,14 +322,39 @@ def test_greedy_trees_write_the_text_of_plain_decoding() -> None:
         assert found == expected
 
 
-def test_sampled_trees_have_the_distribution_of_plain_decoding() -> None:
+@pytest.mark.parametrize("verification", ["sequoia", "coupled", "specinfer", "top-k"])
+def test_sampled_trees_have_the_distribution_of_plain_decoding(verification: str) -> None:
     """Seed 4, 1500 answers of three tokens over several rounds, p-value above 0.001."""
-    params, rng, num_answers = SamplingParams(temperature=1, verification="sequoia"), np.random.default_rng(4), 1500
-    seen = Counter(answer_with_trees(SMALL_CHOICES, params, num_tokens=3, rng=rng) for _ in range(num_answers))
+    choices = replace(SMALL_CHOICES, temperature=1, verification=verification)
+    assert_distributed_as_plain(choices, plain_row, num_answers=1500, seed=4)
+
+
+@pytest.mark.parametrize("verification", ["sequoia", "coupled", "specinfer", "top-k"])
+def test_sampled_trees_under_rules_have_the_distribution_of_plain_decoding(verification: str) -> None:
+    """Seed 5, 1500 answers of three tokens, of which the last is one of two, p-value above 0.001."""
+    choices = SamplingParams(temperature=1, repetition_penalty=1.2, max_new_tokens=3, verification=verification)
+    assert_distributed_as_plain(choices, ruled_row, num_answers=1500, seed=5, rules=SMALL_RULES)
+
+
+def assert_distributed_as_plain(
+    choices: SamplingParams,
+    plain: Callable[[tuple[int, ...], SamplingParams], np.ndarray],
+    *,
+    num_answers: int,
+    seed: int,
+    rules: TextRules | None = None,
+) -> None:
+    rng = np.random.default_rng(seed)
+    seen = Counter(
+        answer_with_trees(choices, replace(choices, seed=number), num_tokens=3, rng=rng, rules=rules)
+        for number in range(num_answers)
+    )
     answers = list(itertools.product(range(SMALL_VOCAB), repeat=3))
-    expected = [
-        num_answers
-        * np.prod([logits_to_probs(plain_row(answer[:i], SMALL_CHOICES), params)[answer[i]] for i in range(3)])
-        for answer in answers
-    ]
+
+    @cache
+    def probs(text: tuple[int, ...]) -> np.ndarray:
+        row = plain(text, choices)
+        return logits_to_probs(row, choices) if row.max() > -np.inf else np.zeros(SMALL_VOCAB)
+
+    expected = [num_answers * np.prod([probs(text[:i])[text[i]] for i in range(3)]) for text in answers]
     assert chi_square_p_value([seen[answer] for answer in answers], expected) > 1e-3

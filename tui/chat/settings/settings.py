@@ -28,6 +28,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "seed": {"default": None, "word": "random", "unset": "another one for each answer"},
     "max_new_tokens": {"default": 1024},
     "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
+    "generation": {"default": "auto", "group": MODELS},
     "context_tokens": {"unset": f"{DEFAULT_CONTEXT_TOKENS}, or what the model has if that is less"},
     **{name: {"group": _MEMORY} for name in ("device", "device_memory_bytes", "host_memory_bytes")},
 }

@@ -33,6 +33,7 @@ CHOSEN = ChatSettings(
     draft="none",
     draft_format="nf4",
     lookup="off",
+    generation="plain",
     tree="64x10",
     context_tokens=2048,
     device="cpu",
@@ -50,7 +51,7 @@ def test_the_defaults_are_what_the_engine_takes():
         temperature=0.7, top_p=0.95, max_new_tokens=1024
     )
     assert "seed" not in settings.fields_of(SamplingParams)  # so that each answer may have its own
-    assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(lookup="on")
+    assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(lookup="on", generation="auto")
 
 
 def test_every_value_reaches_the_engine():
@@ -174,7 +175,7 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
     for name, setting in SETTINGS.items():
         groups.setdefault(setting.group, []).append(name)
     answers = "temperature top_p top_k min_p repetition_penalty seed max_new_tokens verification system_prompt"
-    models = "target draft draft_format lookup tree context_tokens recent_targets"
+    models = "target draft draft_format lookup generation tree context_tokens recent_targets"
     assert list(groups.items()) == [
         ("Answers", answers.split()),
         ("Models", models.split()),
