@@ -17,7 +17,8 @@ from typing import Any
 
 from profiles.errors import quote
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF)
+"""What file systems answer that have none, or as NFS none on a folder."""
 
 
 def read_regular_file(path: Path, *, max_bytes: int) -> bytes:

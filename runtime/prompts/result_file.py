@@ -11,6 +11,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -127,29 +128,32 @@ class ResultFile:
                 os.fsync(self._file.fileno())
         except BaseException as error:
             if self._is_regular:
-                self._file.truncate(size_bytes)
+                with suppress(OSError):  # what then stays of the line is cut off on resume
+                    self._file.truncate(size_bytes)
             if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
                 raise
             raise OverstoryError(
                 f"{self._path} took no more results: {error.strerror or error}; make room and go on with --resume"
             ) from error
 
-    def _keep_all(self) -> None:
+    def _keep_all(self, *, is_read: bool = False) -> None:
         """Go on in a file beside the path, with all results so far, if the path no longer has them."""
-        if not self._is_regular or self._is_in_place():
+        if not self._is_regular or self._is_in_place(is_read=is_read):
             return
         beside = _create_beside(self._path)
         self._file.close()
         self._file, self._path, self.kept_in = beside, Path(beside.name), Path(beside.name)
         self._write(b"".join(self._lines))
 
-    def _is_in_place(self) -> bool:
-        written = os.fstat(self._file.fileno())
+    def _is_in_place(self, *, is_read: bool) -> bool:
+        """Return whether the path leads to all lines, as far as size tells, or `is_read` as they are there."""
         try:
-            there = self._path.stat()
+            written = os.fstat(self._file.fileno())
+            if not os.path.samestat(written, self._path.stat()) or written.st_size < self._num_bytes:
+                return False
+            return not is_read or set(self._lines) <= set(_content(self._file).splitlines(keepends=True))
         except OSError:
             return False
-        return os.path.samestat(written, there) and written.st_size >= self._num_bytes
 
     def close(self) -> None:
         """Close the file; a file that this object made and that is still empty is removed."""
@@ -157,7 +161,7 @@ class ResultFile:
             return
         try:
             if self._lines:
-                self._keep_all()
+                self._keep_all(is_read=True)
         finally:
             self._file.close()
         if self._is_regular and not self._was_there and not self._lines:
@@ -212,7 +216,9 @@ def _create_beside(path: Path) -> BinaryIO:
         for name in names:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                return (folder / name).open("x+b", buffering=0)
+                file = (folder / name).open("x+b", buffering=0)
+                lock(file.fileno())
+                return file
             except FileExistsError:
                 continue
             except OSError:

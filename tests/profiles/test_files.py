@@ -1,12 +1,13 @@
 """A file is whole at any moment, a failed write leaves no trace, reading never waits for ever, and JSON is strict."""
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from profiles.files import parse_json_text, read_regular_file, replace_content
+from profiles.files import lock, parse_json_text, read_regular_file, replace_content
 
 
 def test_the_content_is_replaced_and_private(tmp_path: Path) -> None:
@@ -88,3 +89,17 @@ def test_anything_else_is_a_value_error(raw: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         parse_json_text(raw)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, pytest.param(errno.EBADF, id="a folder on NFS")]
+)
+def test_a_file_system_without_locks_is_worked_on_without(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    import fcntl
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock(0)

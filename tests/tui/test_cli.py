@@ -287,6 +287,31 @@ def test_a_standard_output_that_takes_nothing_is_one_sentence(prompts, redirecti
     assert finished.returncode == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux")
+def test_a_stderr_that_takes_nothing_costs_no_result(prompts, tmp_path):
+    """A command in the background whose terminal was closed died of its own progress."""
+    prompts.write_text('{"id": "one", "prompt": "one"}\n{"prompt": 2}\n')
+    command = [sys.executable, "-c", COMMAND, "one", "run", str(prompts), "--target", str(prompts.parent)]
+    finished = subprocess.run(
+        f"{shlex.join(command)} 2>/dev/full",
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert finished.returncode == 1
+    assert [record["text"] for record in records(finished.stdout.decode())] == ["ONE", None]
+
+
+def test_signals_are_heard_before_the_commands_are_imported():
+    """A Ctrl-C in the first tenth of a second, or the first seconds of a slow disk, was a traceback."""
+    program = (
+        "import sys; import tui.cli; print([each for each in ('typer', 'rich', 'runtime') if each in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert finished.stdout == "[]\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors")
 def test_results_go_to_a_file_while_all_standard_streams_are_closed(prompts, tmp_path):
     """The file got the number of standard output, and whatever a library printed went into the results."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tui.interruption import CommandInterruptedError
 from tui.options import Quiet
 from tui.printing import measurement_tables, progress_console, show_load
 
@@ -37,8 +38,7 @@ def prepare(
     try:
         record = show_load(steps, console, doing="preparing")
     except KeyboardInterrupt:
-        sys.stderr.write("overstory: interrupted; run the same command again to go on where it stopped\n")
-        raise SystemExit(130) from None
+        raise CommandInterruptedError("run the same command again to go on where it stopped") from None
     console.print(*measurement_tables(record, title="prepared"))
     sys.stdout.write(json.dumps(record) + "\n")
     return 0

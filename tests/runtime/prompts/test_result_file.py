@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -171,6 +172,33 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs /dev/null")
+def test_a_disk_that_does_not_even_take_the_line_back_is_one_sentence(tmp_path, monkeypatch):
+    """The failure to cut the half line off hid what had failed, and ended in a traceback."""
+    path = tmp_path / "results.jsonl"
+
+    def refuse(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with ResultFile(path, is_resumed=False) as file, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        patch.setattr(file, "_file", Untruncatable(file._file))
+        with pytest.raises(OverstoryError, match="took no more results: Input/output error; make room"):
+            file.append(GOOD)
+
+
+class Untruncatable:
+    """A file on a disk that fails altogether."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def truncate(self, size):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def test_a_device_can_take_results():
     append(Path("/dev/null"), GOOD)
 
@@ -244,12 +272,18 @@ def removed_with_its_folder(path):
     shutil.rmtree(path.parent)
 
 
+def overwritten(path):
+    """As by an editor that saves in place what it read before."""
+    path.write_bytes(b"x" * 10_000)
+
+
 INTERFERENCES = {
     "moved": lambda path: path.rename(path.with_name("elsewhere")),
     "removed": Path.unlink,
     "emptied": lambda path: os.truncate(path, 0),
     "cut": lambda path: os.truncate(path, 20),
     "replaced": replaced,
+    "overwritten": overwritten,
     "removed with its folder": removed_with_its_folder,
 }
 
@@ -274,6 +308,17 @@ def test_results_are_kept_beside_a_path_that_no_longer_has_them(tmp_path, interf
     assert file.kept_in.read_bytes() == line(GOOD) + line(OTHER)
     if interfere is replaced:
         assert path.read_bytes() == b"somebody else's\n"
+
+
+def test_what_was_kept_can_be_gone_on_with_and_is_locked_too(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+        path.unlink()
+        file.append(OTHER)
+        with pytest.raises(OptionError, match="another run"):
+            ResultFile(file.kept_in, is_resumed=True)
+    assert append(file.kept_in, is_resumed=True) == {"a", "b"}
 
 
 def test_what_was_kept_before_is_not_written_over(tmp_path):

@@ -1,0 +1,61 @@
+"""All commands under one name, as the command line shows them."""
+
+import sys
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tui.commands.bench import bench_app
+from tui.commands.calibrate import calibrate
+from tui.commands.chat import chat
+from tui.commands.doctor import doctor
+from tui.commands.plan import plan
+from tui.commands.prepare import prepare
+from tui.commands.run import compare, run
+
+
+class _Command(TyperCommand):
+    """A command whose `--help` shows switches as they are typed, without `<bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments, switches without a name for a value."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+app = typer.Typer(
+    name="overstory",
+    help="Run a language model that does not fit the device: streamed layers, a tree of drafts, exact text.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(bench_app, name="bench")
+for _command in (run, compare, chat, calibrate, doctor, prepare, plan):
+    app.command()(_command)
+for _registered in (*app.registered_commands, *bench_app.registered_commands):
+    _registered.cls = _Command
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        try:
+            version = metadata.version("overstory")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        sys.stdout.write(f"overstory {version}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def overstory(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Run a language model that does not fit the device: streamed layers, a tree of drafts, exact text."""
