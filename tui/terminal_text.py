@@ -51,3 +51,8 @@ def show_escapes_in_place(text: str) -> str:
 def one_line(text: str) -> str:
     """The text on one line, safe to print: for error messages, which promise to be one line."""
     return " ".join(strip_terminal_escapes(text).split())
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 node` or `1,200 nodes`, for nouns whose plural is regular."""
+    return f"{number:,} {noun}" + "s" * (number != 1)

@@ -112,13 +112,15 @@ class Teller:
 
 
 @asynccontextmanager
-async def telling(tmp_path, *, script=polite, size=(80, 24), settings=None, is_loaded=True, **services):
+async def telling(
+    tmp_path, *, script=polite, size=(80, 24), settings=None, is_loaded=True, has_toasts=False, **services
+):
     """The app at its first prompt, the model loaded unless it is told not to wait for that."""
     engine = services.pop("engine", None) or FakeEngine(script)
     settings = settings or RememberedSettings(ChatSettings(seed=1), path=tmp_path / "settings.toml")
     with ConversationStore(tmp_path / "conversations.db") as store:
         app = ChatApp(ChatServices(store=store, engine=engine, settings=settings, export_folder=tmp_path, **services))
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=has_toasts) as pilot:
             teller = Teller(app, pilot, store, engine)
             earlier = ("no model", "loading") if is_loaded else ("no model",)
             await teller.until(lambda: teller.dialogue.state.phase not in earlier)

@@ -106,7 +106,7 @@ def test_launch_ask_stop_ask_again_quit_and_find_it_again(terminal):
     seen = set()
     while len(seen) < 4:
         seen.add(letters_of_answer(terminal.until(r"▌ you\n")))
-        assert "tokens a pass" not in terminal.screen, "the answer ended before it could be watched"
+        assert "tokens per pass" not in terminal.screen, "the answer ended before it could be watched"
     assert sorted(seen)[-1] > 0, "text arrives piece by piece"
 
     terminal.keys("Escape")

@@ -11,7 +11,7 @@ from pathlib import Path
 from textual.theme import Theme
 
 from profiles.errors import BadInputError
-from tui.chat.commands.slash import command_help
+from tui.chat.commands.slash import known_command
 from tui.chat.dialogue import Changes
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.client import EngineDied
@@ -241,10 +241,9 @@ class Actions:
             self._change_settings(settings.replace(theme=theme.name), is_told=False)
 
     def do_help(self, command: str = "") -> None:
-        if command:
-            self._chat.say(command_help(command))
-        else:
-            self._chat.screen.app.push_screen(HelpScreen([*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]))
+        known = known_command(command.removeprefix("/")) if command else None
+        bindings = [*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]
+        self._chat.screen.app.push_screen(HelpScreen(bindings, command=known))
 
     def do_stats(self) -> None:
         panel = self._chat.panel

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from textual.screen import Screen
 from textual.widgets import Static
+from textual.widgets._toast import ToastRack
 
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
+from runtime.engine.demo_model import DEMO_MODEL_NAME
+from runtime.engine.model_folders import model_name
 from tui.chat.dialogue import Change, Changes, Dialogue, PromptReturned, TextCame, Trouble, TroubleKind, TurnsChanged
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
@@ -27,6 +30,9 @@ from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import one_line
+
+SAID_SECONDS, SHORT_SENTENCE, LETTERS_PER_SECOND = 2.0, 60, 30
+"""How long a sentence stands, and from which length on it gets time to be read as well."""
 
 _CHOOSE = Choice("Choose model", "model", "Choose a model, with what each would need here")
 _RESTART = Choice("Restart engine", "restart", "Start the engine again and load the model; nothing was lost")
@@ -98,6 +104,12 @@ class ChatDisplay:
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 
+    @property
+    def wanted_model(self) -> str:
+        """What people call the model that the settings ask for."""
+        target = self.services.settings.config().target
+        return DEMO_MODEL_NAME if target is None else model_name(Path(target)) if Path(target).is_absolute() else target
+
     async def perform(self, step: Callable[[], Changes | None]) -> None:
         """Take a step that a person wants and show what changed, or tell what went wrong, such as a full disk."""
         with self.telling():
@@ -115,7 +127,8 @@ class ChatDisplay:
             self.show_state()
 
     def show_engine(self) -> None:
-        self.status.show(self.dialogue.state)
+        state = self.dialogue.state
+        self.status.show(state, self.wanted_model if state.phase == "loading" else "")
         self.panel.show(self.dialogue.state)
 
     def show_state(self) -> None:
@@ -153,11 +166,21 @@ class ChatDisplay:
             self.say(str(error), is_warning=True)
 
     def say(self, sentence: str, *, is_warning: bool = False) -> None:
-        """Show one sentence for a few seconds."""
-        self.screen.notify(one_line(sentence), severity="warning" if is_warning else "information", markup=False)
+        """Show one sentence for a moment, in place of the one before, over nothing but what was said and its title."""
+        text = one_line(sentence)
+        for rack in self.screen.app.screen.query(ToastRack):
+            rack.styles.max_height = max(1, self.view.region.bottom)
+        self.screen.app.clear_notifications()
+        self.screen.notify(
+            text,
+            severity="warning" if is_warning else "information",
+            timeout=SAID_SECONDS + len(text) / LETTERS_PER_SECOND * (len(text) > SHORT_SENTENCE),
+            markup=False,
+        )
 
     async def show_trouble(self, trouble: Trouble) -> None:
         """Show what did not work and what can be done about it."""
+        self.screen.app.clear_notifications()  # which might lie where the notice will
         await self.notice.show(
             trouble.sentence,
             CHOICES[trouble.kind],
@@ -170,7 +193,7 @@ class ChatDisplay:
         if conversation_id is None:
             return UNTITLED
         try:
-            return self.services.store.conversation(conversation_id).shown_title
+            return f"{self.services.store.conversation(conversation_id).shown_title}  #{conversation_id}"
         except OverstoryError as error:  # another window may have removed it
             return one_line(str(error))
 

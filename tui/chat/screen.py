@@ -23,23 +23,23 @@ from tui.chat.engine.messages import Loaded, Report
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.prompt import PromptArea
 
-MIN_COLUMNS, MIN_ROWS = 40, 12
+MIN_COLUMNS, MIN_ROWS = 40, 10
 NARROW_COLUMNS = 100
 """Below this many the list lies over the conversation and the machine below it, instead of beside it."""
 FOOTER_WORDS = {
     "stop": "Stop",
     "help": "Help",
+    "quit": "Quit",
     "new": "New",
     "list": "List",
     "regenerate": "Again",
-    "stats": "Machine",
     "model": "Model",
+    "stats": "Machine",
     "set": "Settings",
-    "quit": "Quit",
 }
-"""Commands in the footer, with a word that fits beside the others in 80 columns."""
-TAKEN_BY_EDITORS = {"ctrl+f"}
-"""Keys that a text area would act on; all others come in the order in which they were typed."""
+"""Commands in the footer, with a word that fits beside the others in 80 columns; a narrow one shows the first."""
+TAKEN_BY_OTHERS = {"ctrl+f", "ctrl+q"}
+"""Keys that a text area or the app itself would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0  # within which Ctrl+C twice quits
 
 
@@ -50,11 +50,15 @@ def _binding(command: Command) -> Binding:
         FOOTER_WORDS.get(command.name, command.title),
         show=command.name in FOOTER_WORDS,
         tooltip=command.help,
-        priority=command.key in TAKEN_BY_EDITORS,
+        priority=command.key in TAKEN_BY_OTHERS,
     )
 
 
-_COMMAND_KEYS = [_binding(command) for command in COMMANDS if command.key]
+def _footer_place(command: Command) -> int:
+    return [*FOOTER_WORDS, command.name].index(command.name)
+
+
+_COMMAND_KEYS = [_binding(command) for command in sorted(COMMANDS, key=_footer_place) if command.key]
 
 
 class ChatScreen(Screen[None]):
@@ -146,6 +150,7 @@ class ChatScreen(Screen[None]):
             self._complete(message.text_area.text)
 
     def on_notice_bar_dismissed(self) -> None:
+        self.chat.view.spell_out_failures()
         self.chat.show_keys()
         self.chat.prompt.focus()
 

@@ -1,6 +1,7 @@
 """The screen in its main states, as text; a small terminal says so; nothing is lost between engine and screen."""
 
 import pytest
+from textual.widgets._toast import Toast, ToastRack
 
 from runtime.events import LevelDrafted, PrefillProgress, TextDelta
 from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND, STOPPED, of_answer
@@ -8,7 +9,10 @@ from tests.support.chat_states import loading_report
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import assert_snapshot, screen_text
 from tests.support.widget_screens import resize
+from tui.chat.dialogue import Trouble
 from tui.chat.engine.messages import Answer, Failed, LoadModel, PassRunning
+from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import ChatSettings
 
 ANSWER = """\
 Foxes sleep curled up.
@@ -136,7 +140,7 @@ def test_a_terminal_that_is_too_small_says_so_and_comes_back(tmp_path):
         async with telling(tmp_path, size=(80, 24)) as teller:
             await teller.type("kept")
             await resize(teller.pilot, 30, 8)
-            await teller.until(lambda: "the chat needs 40 x 12" in screen_text(teller.app))
+            await teller.until(lambda: "the chat needs 40 x 10" in screen_text(teller.app))
             await resize(teller.pilot, 80, 24)
             await teller.until(lambda: "kept" in screen_text(teller.app))
 
@@ -145,10 +149,73 @@ def test_a_terminal_that_is_too_small_says_so_and_comes_back(tmp_path):
 
 def test_the_smallest_terminal_that_is_large_enough_shows_all_parts(tmp_path):
     async def story():
-        async with telling(tmp_path, size=(40, 12)) as teller:
+        async with telling(tmp_path, size=(40, 10)) as teller:
             await teller.ask("Hi?")
             await teller.until(lambda: "Hello there." in screen_text(teller.app))
-            assert "ready" in screen_text(teller.app)
+            for words in ("Hi?  #1", "● ready", "6.0 tok/s", "ctx 1%", "^q Quit"):
+                assert words in screen_text(teller.app), words
+
+    tell(story)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10)])
+def test_what_is_said_in_passing_lies_over_the_conversation_alone(tmp_path, size):
+    """Toasts once lay over prompt, notice and status for 5 s, several at a time."""
+
+    async def story():
+        async with telling(tmp_path, size=size, has_toasts=True) as teller:
+            await teller.ask("Hi?")
+            for words in ("first", "a second sentence, which is long enough to need more than one row " * 3):
+                teller.chat.say(words)
+            await teller.until(lambda: [each for each in teller.screen.query(Toast) if each.region.height])
+            await teller.until(lambda: len(teller.screen.query(Toast)) == 1, "one at a time")
+            (toast,) = teller.screen.query(Toast)
+            rack = teller.screen.query_one(ToastRack)
+            assert rack.region.bottom <= teller.chat.prompt.region.y
+            assert toast.region.right == size[0] and rack.region.y == 0
+            await teller.chat.notice.show("gone", (), takes_focus=False)
+            await teller.chat.show_trouble(Trouble("fault", "gone"))
+            await teller.until(lambda: not teller.screen.query(Toast), "room for the notice")
+
+    tell(story)
+
+
+def test_a_sentence_stands_for_two_seconds_and_a_long_one_for_as_long_as_it_is_read(tmp_path):
+    async def story():
+        async with telling(tmp_path, has_toasts=True) as teller:
+            teller.chat.say("answer copied (12 characters)")
+            await teller.until(lambda: [each.timeout for each in teller.app._notifications] == [2.0])
+            teller.chat.say("x" * 120)
+            await teller.until(lambda: [each.timeout for each in teller.app._notifications] == [6.0])
+
+    tell(story)
+
+
+def test_an_error_is_told_once(tmp_path):
+    """The same sentence once stood in caption, notice and status."""
+    sentence = "the prompt has 5000 tokens; the context holds 4096"
+
+    async def story():
+        async with telling(tmp_path, script=silent) as teller:
+            await _context_full(teller)
+            await teller.until(lambda: sentence in screen_text(teller.app))
+            assert screen_text(teller.app).count(sentence) == 1
+            assert "no answer: the context is full" in screen_text(teller.app)
+            await teller.press("escape")
+            await teller.until(lambda: f"no answer: {sentence}" in screen_text(teller.app), "the caption tells it now")
+            assert screen_text(teller.app).count(sentence) == 1
+
+    tell(story)
+
+
+def test_the_model_is_named_while_it_loads_and_at_rest(tmp_path):
+    async def story():
+        settings = RememberedSettings(ChatSettings(target=str(tmp_path / "Llama-70B")))
+        async with telling(tmp_path, script=never_loaded, is_loaded=False, settings=settings) as teller:
+            await teller.until(lambda: "loading Llama-70B" in screen_text(teller.app))
+            teller.engine.say(LOADED)
+            await teller.until(lambda: "● ready" in screen_text(teller.app))
+            assert "tiny" in screen_text(teller.app).splitlines()[-2]
 
     tell(story)
 

@@ -1,6 +1,7 @@
 """Everything a person can ask the chat app to do, once: for slash commands, the palette and the key bindings alike."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -88,6 +89,26 @@ COMMANDS = (
     Command("/help [COMMAND]", "Help", "List the commands and the keys, or say how one command is used.", "f1", ("?",)),
     Command("/quit", "Quit", "End the app; every conversation is kept.", "ctrl+q", ("exit", "bye")),
 )
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Answers": ("stop", "regenerate", "edit", "continue", "copy", "code"),
+    "Conversations": (
+        *("new", "list", "search", "rename", "delete", "clear", "undo", "export", "import"),
+        *("system", "trim", "untrim"),
+    ),
+    "Model": ("model", "set", "tree", "stats", "restart"),
+    "Looks": ("theme", "help", "quit"),
+}
+"""The commands by what they are about, as the help shows them; what is in none belongs to the last."""
+
+
+def commands_of(group: str) -> tuple[Command, ...]:
+    """Return the commands of a group."""
+    named = {name for names in GROUPS.values() for name in names}
+    is_last = group == [*GROUPS][-1]
+    found = [each for each in COMMANDS if each.name in GROUPS[group] or (is_last and each.name not in named)]
+    return tuple(sorted(found, key=lambda each: [*GROUPS[group], each.name].index(each.name)))
 
 
 def find_command(name: str) -> Command | None:

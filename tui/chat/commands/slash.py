@@ -7,14 +7,15 @@ one slash.
 import asyncio
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from runtime.errors import OptionError
-from tui.chat.commands.registry import COMMANDS, Command, find_command, key_text
-from tui.chat.settings.settings import TYPED_SETTINGS, find_setting
+from tui.chat.commands.registry import COMMANDS, Command, find_command
+from tui.chat.settings.settings import TYPED_SETTINGS, Setting, find_setting
 
 MAX_PATHS = 50
 _PATHS = ("FILE", "MODEL")  # arguments that may be one
@@ -47,7 +48,7 @@ def parse_command(text: str) -> tuple[Command, tuple[str, ...]]:
     Raises OptionError with how it is used, or with a near name.
     """
     name, _, rest = text[1:].strip().partition(" ")
-    command = _known_command(name)
+    command = known_command(name)
     if rest.strip() and not command.arguments:
         raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
     values = rest.strip().split(maxsplit=len(command.arguments) - 1)
@@ -100,16 +101,46 @@ def paths_from(start: str) -> tuple[str, ...]:
     return tuple(os.path.join(head, each) + ("/" if (folder / each).is_dir() else "") for each in found)  # noqa: PTH118
 
 
-def command_help(name: str) -> str:
-    """Say how one command is used, in a few sentences. Raises OptionError for a name that is none."""
-    command = _known_command(name.removeprefix("/"))
-    others = f" Also {', '.join(f'/{alias}' for alias in command.aliases)}." if command.aliases else ""
-    key = f" Key: {key_text(command.key)}." if command.key else ""
-    settings = f" Names: {', '.join(TYPED_SETTINGS)}." if command.name == "set" else ""
-    return f"{command.usage}: {command.help}{key}{others}{settings}"
+def as_typed_here(sentence: str) -> str:
+    """Return the sentence with what can be typed in a chat instead of the command line's options, as far as there is.
+
+    `--device-memory 2.7GB` becomes `/set device_memory 2.7GB`, and leaving it out `/set device_memory free`.
+    """
+    return _OPTION.sub(_set_here, _LEFT_OUT.sub(_unset_here, sentence))
 
 
-def _known_command(name: str) -> Command:
+_VALUE = r"(?: to)? (?:\d[\w.]*|none|min|free|auto|substitute)\b"
+_OPTION = re.compile(rf"(?P<verb>\b(?:add|give|raise|say|use) )?--(?P<name>[a-z][a-z-]*)(?P<value>{_VALUE})?")
+_BARE = rf"--[a-z][a-z-]*\b(?!{_VALUE})"
+_LEFT_OUT = re.compile(rf"\bleav(?:e|ing) out ({_BARE}(?:(?:,| and| or) {_BARE})*)")
+
+
+def _set_here(option: re.Match[str]) -> str:
+    name, value = option["name"].replace("-", "_"), (option["value"] or "").removeprefix(" to")
+    verb, typed = option["verb"] or "", option[0].removeprefix(option["verb"] or "")
+    if name == "target":
+        return f"{verb}/model{value}"
+    if _setting(name) is None:
+        return f"start overstory chat {typed}" if verb else typed
+    return f"/set {name}{value}" if value else f"{verb}{name.replace('_', ' ')} (/set {name})"
+
+
+def _unset_here(options: re.Match[str]) -> str:
+    def unset(option: re.Match[str]) -> str:
+        setting = _setting(option["name"].replace("-", "_"))
+        return option[0] if setting is None else f"{option[0]} {setting.word or setting.default}"
+
+    return _OPTION.sub(unset, options[1])
+
+
+def _setting(name: str) -> Setting | None:
+    try:
+        return find_setting(name)
+    except OptionError:
+        return None
+
+
+def known_command(name: str) -> Command:
     """Return the command, or raise OptionError with a near one if there is one."""
     if (command := find_command(name)) is not None:
         return command
@@ -157,8 +188,7 @@ def _candidates(
 
 
 def _suggestions(name: str, known: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    try:
-        setting = find_setting(name)
-    except OptionError:
+    setting = _setting(name)
+    if setting is None:
         return ()
     return known["THEME"] if setting.name == "theme" else setting.suggestions

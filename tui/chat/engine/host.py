@@ -22,6 +22,7 @@ from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
+from tui.chat.commands.slash import as_typed_here
 from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
 from tui.chat.engine.messages import (
     Answer,
@@ -168,7 +169,7 @@ class EngineHost:
             self._say_failed(request, error, sentence)
 
     def _say_failed(self, request: LoadModel | Answer, error: Exception, sentence: str) -> None:
-        failed = Failed(one_line(sentence), failure_kind(error))
+        failed = Failed(as_typed_here(one_line(sentence)), failure_kind(error))
         self._say(OfAnswer(request.answer_id, failed) if isinstance(request, Answer) else failed)
 
     def _load(self, request: LoadModel) -> None:
@@ -224,6 +225,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         num_layers=opened.streamer.num_layers,
         num_resident_layers=placement.num_resident_layers,
         resident_layers=placement.residency.resident_layers,
+        num_disk_layers=placement.num_disk_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,
         memory=placement.entries(),

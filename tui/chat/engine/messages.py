@@ -90,6 +90,8 @@ class Loaded:
     """What a user should know about this session."""
     resident_layers: tuple[int, ...] = ()
     """Which layers never leave the device; may be empty where that is not known."""
+    num_disk_layers: int = 0
+    """Of the others, how many are read from disk in every pass."""
 
     @property
     def device_bytes(self) -> int:

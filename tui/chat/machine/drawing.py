@@ -4,15 +4,22 @@ Everything says the same without colour.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 from rich.cells import cell_len, set_cell_size
 
 RESIDENT, STREAMED, IN_SLOT, CURRENT = "█", "░", "▒", "◆"
-LEGEND = f"{RESIDENT} resident {STREAMED} streamed {IN_SLOT} ring {CURRENT} now"
 ACCEPTED_SIGNS = "●━┃┗"
 """The signs of the accepted path, which nothing else in a tree has."""
+SIGN_STYLES: Mapping[str, str] = {
+    f"▁▂▃▄▅▆▇▏▎▍▌▋▊▉{RESIDENT}": "$text-primary",
+    ACCEPTED_SIGNS: "bold $text-success",
+    STREAMED: "$text-muted",
+    IN_SLOT: "$text-accent",
+    CURRENT: "bold $text-warning",
+}
+"""The look of each sign, wherever it stands."""
 _COLUMNS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MAX_LAYER_ROWS = 4
@@ -93,10 +100,23 @@ def wrap_layers(signs: str, width: int) -> tuple[str, ...]:
     return tuple("".join(shared[start : start + per_row]) for start in range(0, len(shared), per_row))
 
 
-def slots_text(layers_in_slots: Sequence[int], num_slots: int) -> str:
-    """Name the layer in each slot, `[18] [19]`; an empty slot is `[  ]`."""
-    filled = [f"[{layer:>2}]" for layer in layers_in_slots]
-    return " ".join(filled + ["[  ]"] * (num_slots - len(filled)))
+def layer_strip(signs: str, width: int) -> str:
+    """Draw all layers in `width` signs, as large a share of them resident as of the layers."""
+    if len(signs) <= width:
+        return signs
+    strip = []
+    for start, end in pairwise(len(signs) * place // width for place in range(width + 1)):
+        moving = next((sign for sign in (CURRENT, IN_SLOT) if sign in signs[start:end]), "")
+        before, with_these = (signs.count(RESIDENT, 0, bound) * width // len(signs) for bound in (start, end))
+        strip.append(moving or (RESIDENT if with_these > before else STREAMED))
+    return "".join(strip)
+
+
+def path_strip(num_kept: int, num_levels: int, width: int) -> str:
+    """Draw how far ahead the guesses went and how many of them were kept: `●●●○○`, several in a sign where needed."""
+    if num_levels > width:
+        num_kept, num_levels = round(num_kept * width / num_levels), width
+    return ("●" * num_kept).ljust(num_levels, "○")
 
 
 def _most_telling(signs: str) -> str:

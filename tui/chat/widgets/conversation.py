@@ -18,7 +18,7 @@ from textual.widgets.markdown import MarkdownStream
 from tui.chat.store.records import StoredMessage
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
-from tui.terminal_text import one_line, show_terminal_escapes
+from tui.terminal_text import counted, one_line, show_terminal_escapes
 
 FRAMES_PER_SECOND = 30
 NUM_SHOWN_TURNS = 40
@@ -33,7 +33,7 @@ Ctrl+J     begins a new line
 F1         explains the keys
 
 What is said here stays on this machine."""
-_ENDS = {"length": "reached the most tokens", "context": "the context is full"}
+_FAILURES = {"context": "the context is full", "memory": "memory ran out", "dead": "the engine ended"}
 
 
 def shown_text(text: str) -> str:
@@ -65,6 +65,7 @@ class AnswerTurn(Vertical):
         self.message = message
         self._markdown = AnswerMarkdown(shown_text(message.content))
         self._caption = Static(turn_caption(message), markup=False, classes="turn-caption")
+        self._is_told = False  # elsewhere, why it failed
         self._stream: MarkdownStream | None = None
 
     def compose(self) -> ComposeResult:
@@ -87,8 +88,11 @@ class AnswerTurn(Vertical):
         await self._stream.write(shown_text(text))
 
     async def end(self, message: StoredMessage) -> None:
-        """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile."""
-        self.message = message
+        """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile.
+
+        Why it failed is for the notice to tell, until `spell_out`.
+        """
+        self.message, self._is_told = message, True
         if self._stream is not None:
             stream, self._stream = self._stream, None
             try:
@@ -101,8 +105,14 @@ class AnswerTurn(Vertical):
             await self._markdown.update(whole)
         self._show_caption()
 
+    def spell_out(self) -> None:
+        """Say here why it failed, since the notice that did is gone."""
+        if self._is_told:
+            self._is_told = False
+            self._show_caption()
+
     def _show_caption(self) -> None:
-        caption = turn_caption(self.message)
+        caption = turn_caption(self.message, is_told=self._is_told)
         self._caption.update(caption)
         self._caption.display = bool(caption)
         self.set_class(self.message.state == "failed", "-failed")
@@ -116,36 +126,47 @@ def turn_view(message: StoredMessage, *, first_kept_id: int = 0) -> PromptTurn |
     return turn
 
 
-def turn_caption(message: StoredMessage) -> str:
-    """Return how an answer ended and what it took; empty while it streams.
+def turn_caption(message: StoredMessage, *, is_told: bool = False) -> str:
+    """Return how an answer ended and what it took; empty while it streams. `is_told`: why it failed stands elsewhere.
 
-    Words between dots, such as `stopped · 34 tokens · 5.2 tok/s · 3.1 tokens a pass`.
+    Words between dots, such as `stopped · 34 tokens · 5.2 tok/s · 3.1 tokens per pass`.
     """
     if message.state == "streaming":
         return ""
-    words = [_how_it_ended(message), *_figures(message.statistics)]
-    return " · ".join(word for word in words if word)
+    words = [_how_it_failed(message, is_told=is_told) if message.state == "failed" else _how_it_ended(message)]
+    is_counted = " token" in words[0]
+    return " · ".join(word for word in (*words, *_figures(message.statistics, is_counted=is_counted)) if word)
+
+
+def _how_it_failed(message: StoredMessage, *, is_told: bool) -> str:
+    begin = "broken off" if message.content else "no answer"
+    kind = _FAILURES.get(str(message.statistics.get("kind")), "")
+    if is_told:
+        return f"{begin}: {kind}" if kind else begin
+    return f"{begin}: {one_line(str(message.statistics.get('error', 'the engine could not answer')))}"
 
 
 def _how_it_ended(message: StoredMessage) -> str:
-    statistics = message.statistics
-    if message.state == "failed":
-        return f"failed: {one_line(str(statistics.get('error', 'the engine could not answer')))}"
-    if message.state == "stopped" and statistics.get("finish_reason") != "context":
+    reason, num_tokens = message.statistics.get("finish_reason"), message.statistics.get("num_new_tokens", 0)
+    if reason == "length":
+        return f"cut at {counted(num_tokens, 'token')}, Ctrl+G goes on"
+    if reason == "context":
+        return "cut: the context is full"
+    if message.state == "stopped":
         return "stopped" if message.content else "stopped, nothing came"
-    return _ENDS.get(str(statistics.get("finish_reason")), "")
+    return ""
 
 
-def _figures(statistics: Mapping[str, Any]) -> list[str]:
+def _figures(statistics: Mapping[str, Any], *, is_counted: bool) -> list[str]:
     num_tokens, num_rounds = statistics.get("num_new_tokens"), statistics.get("num_rounds")
     seconds_per_token, prefill_seconds = statistics.get("seconds_per_token"), statistics.get("prefill_seconds")
     words = []
-    if num_tokens:
-        words.append(f"{num_tokens} token{'s' if num_tokens != 1 else ''}")
+    if num_tokens and not is_counted:
+        words.append(counted(num_tokens, "token"))
     if seconds_per_token:
         words.append(f"{1 / seconds_per_token:.3g} tok/s")
     if num_tokens and num_rounds:
-        words.append(f"{num_tokens / num_rounds:.1f} tokens a pass")
+        words.append(f"{num_tokens / num_rounds:.1f} tokens per pass")
     if prefill_seconds:
         words.append(f"first after {prefill_seconds:.1f} s")
     return words
@@ -220,6 +241,11 @@ class ConversationView(VerticalScroll):
         self._smoother = TextSmoother(self._smoother.expected_seconds)
         self._drawing.pause()
         await growing.end(message)
+
+    def spell_out_failures(self) -> None:
+        """Say at each answer why it failed, once no notice does."""
+        for turn in self.query(AnswerTurn):
+            turn.spell_out()
 
     def newest_answer_text(self) -> str:
         """Return what a reader sees of the last answer, as Markdown; empty if there is none."""

@@ -13,7 +13,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
-from tui.chat.commands.registry import COMMANDS, key_text
+from tui.chat.commands.registry import COMMANDS, GROUPS, Command, commands_of, key_text
+from tui.chat.settings.settings import TYPED_SETTINGS
 from tui.chat.widgets.prompt import SafeTextArea
 
 
@@ -64,15 +65,16 @@ class TextDialog(_Dialog):
 
 
 class HelpScreen(ModalScreen[None]):
-    """All commands and keys on one page, from the registry; any of Esc, Enter, q and F1 closes it."""
+    """All commands and keys on one page, or one command; any of Esc, Enter, q and F1 closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
     ]
 
-    def __init__(self, bindings: Iterable[BindingType] = ()) -> None:
-        """Take the bindings whose keys are to be listed, those of commands aside."""
+    def __init__(self, bindings: Iterable[BindingType] = (), *, command: Command | None = None) -> None:
+        """Take the bindings whose keys are to be listed, those of commands aside; or explain one `command`."""
         super().__init__()
+        self._command = command
         helps = {command.help for command in COMMANDS}
         explained = [each for each in bindings if isinstance(each, Binding) and each.tooltip]
         self._keys = sorted((each for each in explained if each.tooltip not in helps), key=lambda each: each.action)
@@ -81,16 +83,33 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(id="help-page") as page:
             page.border_title = "Help"
             with VerticalScroll():
-                yield Static("Commands: in the prompt, by key, or in the palette (Ctrl+P)", classes="help-part -first")
-                for command in COMMANDS:
-                    yield _help_row(command.usage, key_text(command.key) if command.key else "", command.help)
-                yield Static("Keys", classes="help-part")
-                for binding in self._keys:
-                    yield _help_row("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
-            yield Static("↑↓ scroll · Esc closes", id="help-hint")
+                yield from self._all() if self._command is None else self._one(self._command)
+            yield Static(
+                "↑↓ scroll · Esc closes · type commands in the prompt, or find them with Ctrl+P", id="help-hint"
+            )
+
+    def _all(self) -> ComposeResult:
+        for group in GROUPS:
+            yield Static(group, classes="help-part")
+            yield from map(_command_row, commands_of(group))
+        yield Static("Keys", classes="help-part")
+        for binding in self._keys:
+            yield _help_row("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
+
+    def _one(self, command: Command) -> ComposeResult:
+        yield _command_row(command)
+        if command.aliases:
+            yield _help_row("also", "", ", ".join(f"/{alias}" for alias in command.aliases))
+        if command.name == "set":
+            for setting in TYPED_SETTINGS.values():
+                yield _help_row(setting.name, "", setting.help)
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
+
+
+def _command_row(command: Command) -> Horizontal:
+    return _help_row(command.usage, key_text(command.key) if command.key else "", command.help)
 
 
 def _help_row(name: str, key: str, words: str) -> Horizontal:

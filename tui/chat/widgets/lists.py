@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 from tui.chat.commands.slash import Completion
 from tui.chat.store.records import UNTITLED, Conversation
 from tui.chat.store.search import SearchHit
-from tui.terminal_text import one_line, show_terminal_escapes
+from tui.terminal_text import counted, one_line, show_terminal_escapes
 
 MAX_COMPLETIONS = 50
 _AGES = ((60, 1, "now"), (3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 86400, "d"))
@@ -56,7 +56,7 @@ class ConversationList(Vertical):
         """List all conversations, the one that is open marked."""
         now = time.time()
         options = [Option(_line(each, now=now, is_open=each.id == open_id), id=str(each.id)) for each in conversations]
-        self._fill(options, f"{len(options)} conversation{'s' if len(options) != 1 else ''}")
+        self._fill(options, counted(len(options), "conversation"))
         ids = [each.id for each in conversations]
         if open_id in ids:
             self.query_one(OptionList).highlighted = ids.index(open_id)
@@ -100,7 +100,8 @@ class ConversationList(Vertical):
 
 def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
     title = Content(f"{'▸ ' if is_open else '  '}{conversation.shown_title}")
-    age = f"  {age_words(now - conversation.updated_at)} · {conversation.num_messages} turns"
+    turns = counted(conversation.num_messages, "turn")
+    age = f"  {age_words(now - conversation.updated_at)} · {turns} · #{conversation.id}"
     return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))
 
 

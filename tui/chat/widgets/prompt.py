@@ -30,7 +30,7 @@ class PromptArea(SafeTextArea):
 
     DEFAULT_CLASSES = "prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", tooltip="Send the prompt to the model"),
+        Binding("enter", "send", "Send", show=False, tooltip="Send the prompt to the model"),
         Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
         Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
         Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
@@ -51,7 +51,7 @@ class PromptArea(SafeTextArea):
             show_line_numbers=False,
             highlight_cursor_line=False,
             compact=True,
-            placeholder="Ask something, or / for commands",
+            placeholder="Ask something; Enter sends it, / lists the commands",
         )
         self.set_history(())
         self.completions = CompletionList(id="completions")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tui.chat.commands.registry import COMMANDS, find_command, key_text
+from tui.chat.commands.registry import COMMANDS, GROUPS, commands_of, find_command, key_text
 
 PROMISED = (
     *("model", "system", "set", "tree", "export", "import", "clear", "new", "rename", "delete", "search"),
@@ -46,3 +46,9 @@ def test_aliases_and_capitals_find_the_same_command():
 
 def test_keys_are_written_as_on_the_keyboard():
     assert [key_text(key) for key in ("ctrl+n", "f2", "escape")] == ["Ctrl+N", "F2", "Esc"]
+
+
+def test_every_command_belongs_to_one_group():
+    grouped = [command for group in GROUPS for command in commands_of(group)]
+    assert sorted(grouped, key=COMMANDS.index) == list(COMMANDS)
+    assert [name for names in GROUPS.values() for name in names if find_command(name) is None] == []

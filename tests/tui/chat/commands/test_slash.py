@@ -8,14 +8,16 @@ import pytest
 from runtime.errors import OptionError
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.commands.slash import (
-    command_help,
+    as_typed_here,
     complete_command,
     is_command,
+    known_command,
     message_text,
     parse_command,
     paths_for,
     paths_from,
 )
+from tui.chat.settings.settings import ChatSettings, find_setting
 
 KNOWN = {
     "THEME": ("nord", "textual-dark", "textual-light"),
@@ -147,21 +149,38 @@ def test_paths_that_begin_so_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("sentence", "words"),
     [
-        ("rename", "/rename TITLE: Give this conversation another title. Also /title."),
-        ("/quit", "/quit: End the app; every conversation is kept. Key: Ctrl+Q. Also /exit, /bye."),
-        ("undo", "/undo: Bring back what was deleted, cleared or written anew last."),
+        ("so --device-memory 1.21GB is the nearest", "so /set device_memory 1.21GB is the nearest"),
+        ("raise --device-memory to 2.7GB, or --draft none", "/set device_memory 2.7GB, or /set draft none"),
+        ("so leaving out --device-memory and --host-memory", "so /set device_memory free and /set host_memory free"),
+        ("leave out --tree or --draft none", "/set tree auto or /set draft none"),
+        ("give a smaller --device-memory, draft", "give a smaller device memory (/set device_memory), draft"),
+        ("give a larger --context or less", "give a larger context (/set context) or less"),
+        ("or name a model with --target", "or name a model with /model"),
+        ("add --raw to send prompts", "start overstory chat --raw to send prompts"),
+        ("a -- b --", "a -- b --"),
     ],
 )
-def test_one_command_is_told_in_a_few_sentences(name, sentence):
-    assert command_help(name) == sentence
+def test_options_of_the_command_line_are_told_as_what_can_be_typed_here(sentence, words):
+    """Errors once named flags that nobody can type in a chat."""
+    assert as_typed_here(sentence) == words
 
 
-def test_the_help_of_set_names_the_settings():
-    assert "Names: temperature, top_p" in command_help("set")
+def test_whatever_is_proposed_can_be_typed():
+    """Each `/set NAME VALUE` in a sentence is a command that is understood and a setting that takes the value."""
+    for sentence in (
+        "--device-memory 1.21GB",
+        "--context 512",
+        "--draft none",
+        "leave out --tree",
+        "--temperature 0.7",
+    ):
+        command, (name, value) = parse_command(as_typed_here(sentence))
+        assert command.name == "set"
+        ChatSettings().with_text(find_setting(name).name, value)
 
 
 def test_an_unknown_command_is_told_with_a_near_one():
     with pytest.raises(OptionError, match="there is no command /renam; did you mean /rename"):
-        command_help("renam")
+        known_command("renam")

@@ -12,11 +12,12 @@ from tui.chat.machine.drawing import (
     draw_tree,
     fit_text,
     layer_signs,
+    layer_strip,
     num_levels,
+    path_strip,
     progress_bar,
     rate_text,
     share_bar,
-    slots_text,
     spark_line,
     wrap_layers,
 )
@@ -104,9 +105,20 @@ def test_no_room_and_no_layers_are_no_rows():
     assert wrap_layers("░", 0) == wrap_layers("", 5) == ()
 
 
-def test_slots_name_their_layers():
-    assert slots_text((8, 19), 3) == "[ 8] [19] [  ]"
-    assert slots_text((), 2) == "[  ] [  ]"
+def test_a_strip_keeps_the_share_of_the_layers_that_stay_and_shows_what_moves():
+    signs = layer_signs(80, resident=range(0, 80, 5), in_slots=(48, 49), current=47)
+    assert layer_strip(layer_signs(80, resident=range(0, 80, 5), in_slots=(), current=None), 10).count("█") == 2
+    assert [sign for sign in layer_strip(signs, 10) if sign in "◆▒"] == ["◆", "▒"]
+    assert layer_strip("█░█", 10) == "█░█"
+    assert {len(layer_strip("█" * number, 7)) for number in range(7, 99)} == {7}
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "num_levels", "strip"),
+    [(0, 3, "○○○"), (2, 5, "●●○○○"), (5, 5, "●●●●●"), (9, 18, "●●●○○○"), (18, 18, "●●●●●●"), (0, 0, "")],
+)
+def test_a_path_is_drawn_in_a_row(num_kept, num_levels, strip):
+    assert path_strip(num_kept, num_levels, 6) == strip
 
 
 def drawing(parents, path, *, width=36, height=6):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.chat_states import FIGURES, LOADED, folded, ready, round_done, verifying
+from tests.support.chat_states import FIGURES, LOADED, eight_rounds, folded, ready, round_done, verifying
 from tests.support.screen_text import screen_rows, screen_text
 from tests.support.widget_screens import WidgetApp, run, until
+from tui.chat.engine.messages import PassRunning
 from tui.chat.engine.state import EngineState
 from tui.chat.machine.panel import (
     MachinePanel,
@@ -19,58 +20,95 @@ from tui.chat.machine.panel import (
 )
 
 
+def all_text(panel):
+    return " ".join(str(section.content) for section in panel.query(SectionView))
+
+
 def text(section):
     return "\n".join([section.title, *section.rows]).rstrip()
 
 
 def test_layers_while_a_pass_runs():
     assert text(layers_section(verifying(), 36)) == (
-        "Layers 16/28, 20 streamed\n"
+        "28 layers, computing 17\n"
         "█░░█░░░█░░█░░░█░◆█▒▒░█░░█░░░\n"
-        "█ resident ░ streamed ▒ ring ◆ now\n"
-        "ring [18] [19]  1.87 GB a pass"
+        "█ on the device  ░ from memory\n"
+        "▒ arriving  ◆ computing\n"
+        "in flight: layers 18, 19\n"
+        "1.87 GB stream in for every pass"
     )
 
 
 def test_layers_between_passes_have_no_current_one():
     section = layers_section(ready(), 36)
-    assert section.title == "Layers 28, 20 streamed"
+    assert section.title == "28 layers"
     assert "◆" not in section.rows[0]
-    assert section.rows[-1] == "ring [  ] [  ]  1.87 GB a pass"
+    assert section.rows[-2:] == ("in flight: none", "1.87 GB stream in for every pass")
+
+
+@pytest.mark.parametrize(
+    ("device", "num_disk_layers", "words"),
+    [
+        ("cpu", 20, "█ in memory  ░ from disk  ▒ arriving"),
+        ("cuda:0", 20, "█ on the device  ░ from disk  ▒ arriving"),
+        ("cpu", 0, "█ in memory  ░ over the link  ▒ arriving"),
+        ("cuda:0", 5, "█ on the device  ░ from memory or disk"),
+    ],
+)
+def test_the_legend_says_where_this_machine_has_them(device, num_disk_layers, words):
+    assert layers_section(folded(replace(LOADED, device=device, num_disk_layers=num_disk_layers)), 40).rows[1] == words
+
+
+def test_one_layer_in_flight_is_one_layer():
+    assert "in flight: layer 18" in layers_section(folded(PassRunning(16, 28, (18,)), begun=verifying()), 40).rows
 
 
 def test_layers_that_all_fit_stream_nothing():
     resident = replace(LOADED, num_resident_layers=28, resident_layers=tuple(range(28)), bytes_per_pass=0)
     assert text(layers_section(folded(resident), 36)) == (
-        "Layers 28, 0 streamed\n████████████████████████████\n█ resident ░ streamed ▒ ring ◆ now\nnothing streams"
+        "28 layers\n████████████████████████████\n█ on the device  ◆ computing"
     )
 
 
 def test_speed_measured_against_predicted():
     state = folded(*[round_done(path=tuple(range(number))) for number in (1, 2, 4, 8)], FIGURES, begun=ready())
     assert text(speed_section(state, 30)) == (
-        "Speed (tok/s)\n"
-        "measured    7.5 ██████████▌   \n"
-        "predicted  10.0 ██████████████\n"
-        "tok/s       7.5           ▁▂▄█\n"
-        "tok/pass    3.8           ▁▂▄█\n"
-        "link        90%           ▇▇▇▇"
+        "Speed (tokens per second)\n"
+        "now         7.5 ██████████▌   \n"
+        "expected   10.0 ██████████████\n"
+        "lately      7.5           ▁▂▄█\n"
+        "per pass    3.8           ▁▂▄█\n"
+        "link busy   90%           ▇▇▇▇\n"
+        "3.8 tokens per pass (1 withou…\n"
+        "guessing ahead 20%, checking…"
     )
+
+
+def test_nothing_is_said_of_a_link_where_nothing_streams():
+    still = folded(round_done(bytes_streamed=0, link_busy_seconds=0.0), begun=ready())
+    section = speed_section(still, 40)
+    assert "link" not in text(section).lower() + section.tooltip.lower()
+    assert section.rows[-2:] == ("4.0 tokens per pass (1 without drafts)", "guessing ahead 20%, checking 80%")
+
+
+def test_without_a_draft_a_pass_brings_one_token():
+    plain = folded(round_done(parents=(-1,), path=(0,), draft_seconds=0.0), begun=ready())
+    assert speed_section(plain, 40).rows[-1] == "1 token per pass: no drafts"
 
 
 def test_speed_says_what_is_not_known():
     assert text(speed_section(EngineState(), 30)).startswith(
-        "Speed (tok/s)\nmeasured  not known yet\npredicted not known yet\n"
+        "Speed (tokens per second)\nnow       not known yet\nexpected  not known yet"
     )
 
 
 def test_the_tree_and_its_acceptance_stand_in_the_same_columns():
     state = folded(round_done(), round_done(path=(0,)), begun=ready())
     assert text(tree_section(state, 36, height=5)) == (
-        "Tree 10 nodes, 5 levels, 0 accepted\n●─○─○─○─○\n│ │ ╰─○\n│ ╰─○\n├─○─○\n╰─○"
+        "Tree of guesses: 10 nodes, 0 kept\n●─○─○─○─○\n│ │ ╰─○\n│ ╰─○\n├─○─○\n╰─○"
     )
     assert text(acceptance_section(state, 36)) == (
-        "Acceptance by depth, first 50%\n    █ █\n  ▄ █ █\n  █ █ █ ▁\n  1 2 3 4"
+        "Guesses kept, by how far ahead\n    █ █\n  ▄ █ █\n  █ █ █ ▁\n  1 2 3 4"
     )
     assert acceptance_section(state, 36).tooltip.endswith("1: 50%, 2: 100%, 3: 100%, 4: 0%.")
 
@@ -78,21 +116,24 @@ def test_the_tree_and_its_acceptance_stand_in_the_same_columns():
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (ready(), "Tree\nno round yet"),
-        (folded(round_done(parents=(-1,), path=(0,)), begun=ready()), "Tree\nno tree: every pass brings one token"),
+        (ready(), "Tree of guesses\nnone yet"),
+        (
+            folded(round_done(parents=(-1,), path=(0,)), begun=ready()),
+            "Tree of guesses\nnone: every pass brings one token",
+        ),
     ],
 )
-def test_where_there_is_no_tree_it_says_why(state, words):
+def test_where_there_is_no_tree_it_says_why_in_one_row(state, words):
+    """Empty rows for a tree once pushed the memory out of sight."""
     section = tree_section(state, 36, height=4)
     assert text(section) == words
-    assert len(section.rows) == 4
 
 
 def test_memory_names_the_largest_first():
     memory = {f"part {number}": number * 1_000_000 for number in range(1, 8)} | {"\x1b[2Jring": 9_000_000}
     section = memory_section(folded(replace(LOADED, memory=memory)), 24)
     assert text(section) == (
-        "Memory: device 37.0 MB\n"
+        "Memory: 37.0 MB on the…\n"
         "ring             9.00 MB\n"
         "part 7           7.00 MB\n"
         "part 6           6.00 MB\n"
@@ -100,7 +141,10 @@ def test_memory_names_the_largest_first():
         "part 4           4.00 MB\n"
         "other            6.00 MB"
     )
-    assert memory_section(verifying(), 60).title == "Memory: device 2.10 GB, host 3.40 GB"
+    section = memory_section(verifying(), 40)
+    assert section.title == "Memory: 2.10 GB on the device"
+    assert section.rows[-1] == "engine's process, all of it      3.40 GB"
+    assert memory_section(folded(replace(LOADED, device="cpu")), 40).title == "Memory: 2.10 GB"
 
 
 @pytest.mark.parametrize("width", [1, 5, 12, 20, 36, 80])
@@ -116,13 +160,13 @@ def test_every_section_fits_every_width(state, width):
 
 def test_a_section_keeps_its_height_while_an_answer_is_written():
     """Else the panel would jump with every round."""
-    before = [tree_section(ready(), 36, height=8), speed_section(ready(), 36), acceptance_section(ready(), 36)]
-    after = [
-        tree_section(verifying(), 36, height=8),
-        speed_section(verifying(), 36),
-        acceptance_section(verifying(), 36),
-    ]
-    assert [len(section.rows) for section in before] == [len(section.rows) for section in after]
+
+    def heights(state):
+        sections = (tree_section(state, 36, height=8), speed_section(state, 36), acceptance_section(state, 36))
+        return [len(section.rows) for section in sections]
+
+    states = [folded(*eight_rounds()[:number], begun=ready()) for number in range(1, 9)]
+    assert [heights(state) for state in states] == [heights(verifying())] * 8
 
 
 def test_below_the_conversation_the_panel_has_two_columns():
@@ -135,7 +179,7 @@ def test_below_the_conversation_the_panel_has_two_columns():
         await pilot.pause()
         rows = screen_rows(pilot.app)
         assert rows[0].startswith("┏━ Machine ━")
-        assert rows[1] == "┃ Layers 16/28, 20 streamed              Tree 10 nodes, 5 levels, 3 accepted   ┃"
+        assert rows[1] == "┃ 28 layers, computing 17                Tree of guesses: 10 nodes, 3 kept     ┃"
         assert rows[2] == "┃ █░░█░░░█░░█░░░█░◆█▒▒░█░░█░░░           ●━●━●━● ·                             ┃"
         assert len(rows[11]) == 80 and rows[11].startswith("┗")
 
@@ -149,8 +193,8 @@ def test_the_side_panel_has_one():
         panel.show(verifying())
         await pilot.pause()
         text = screen_text(pilot.app)
-        assert "│ │ ╰─○" in text and "Acceptance by depth" in text and "embeddings" in text
-        assert max(map(len, screen_rows(pilot.app))) == 42
+        assert "│ │ ╰─○" in text and "Guesses kept, by how far ahead" in text and "embeddings" in text
+        assert max(map(len, screen_rows(pilot.app))) == 44
 
     run(WidgetApp(panel), story, size=(80, 40))
 
@@ -178,13 +222,13 @@ def test_a_hidden_panel_draws_nothing_until_it_is_shown():
         await pilot.pause()
         panel.show(verifying())
         assert all(
-            section.tooltip is None or "streamed" not in str(section.content) for section in panel.query(SectionView)
+            section.tooltip is None or "layers" not in str(section.content) for section in panel.query(SectionView)
         )
         panel.display = True
         panel.show(verifying())
         await pilot.pause()
         await pilot.pause()
-        assert "Layers 16/28, 20 streamed" in screen_text(pilot.app)
+        assert "28 layers, computing 17" in screen_text(pilot.app)
 
     run(WidgetApp(panel), story)
 
@@ -194,6 +238,8 @@ def test_only_sections_that_change_are_drawn_again():
 
     async def story(pilot):
         panel.show(verifying())
+        await until(pilot, lambda: panel.show_vertical_scrollbar and "embeddings" in all_text(panel))
+        await pilot.pause()
         await pilot.pause()
         drawn = []
         for section in panel.query(SectionView):

@@ -1,10 +1,13 @@
 """Which figures a row has room for, how they are written, and the status line on a real screen, as text."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
+from runtime.events import LevelDrafted
 from tests.support.chat_states import (
+    FIGURES,
     drafting,
     folded,
     loading,
@@ -16,15 +19,15 @@ from tests.support.chat_states import (
 )
 from tests.support.screen_text import screen_rows
 from tests.support.widget_screens import WidgetApp, resize, run, until
-from tui.chat.engine.messages import Failed, OfAnswer
+from tui.chat.engine.messages import Failed, OfAnswer, PassRunning
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (
     StatusFigure,
     StatusLine,
     duration_text,
     fit_figures,
-    phase_text,
     phase_tooltip,
+    phase_words,
     status_figures,
     status_row,
 )
@@ -45,66 +48,103 @@ STATES = {
     "dead": with_death("killed; /restart"),
 }
 TEXTS = {
-    "no model": "○ no model: /model",
-    "starting": "loading",
-    "opening": "loading opening the files",
-    "downloading": "downloading ━━────── 30 B/120 B",
-    "loading": "loading ━━━━──── 1.50 GB/3.00 GB  500 MB/s  3 s left",
+    "no model": "○ no model, F4 chooses one",
+    "starting": "loading Qwen-1.5B",
+    "opening": "loading Qwen-1.5B  opening the files",
+    "downloading": "downloading owner/name  ━━──────  30/120 B",
+    "loading": "loading Qwen-1.5B  ━━━━────  1.50/3.00 GB  500 MB/s  3 s left",
     "ready": "● ready",
-    "waiting": "prefill",
-    "prefill": "prefill ━━━───── 256/700 tokens",
-    "drafting": "drafting level 3, 12 nodes",
-    "verifying": "verifying ━━━━╸─── 16/28 layers",
+    "waiting": "reading  ────────",
+    "prefill": "reading  ━━━─────  256/700 tokens",
+    "drafting": "writing  ────────",
+    "verifying": "writing  ━━━━╸───",
     "stopped": "■ stopped",
-    "error": "✗ the prompt is long",
-    "dead": "✗ killed; /restart",
+    "error": "✗ no answer",
+    "dead": "✗ engine ended, /restart",
 }
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_says_what_it_is(name):
-    assert phase_text(STATES[name]).rstrip() == TEXTS[name]
+    row = status_row(STATES[name], 200, "Qwen-1.5B").plain
+    assert row.split("   ")[0].rstrip() == TEXTS[name]
     assert phase_tooltip(STATES[name])
 
 
-def test_an_answer_in_progress_keeps_one_width():
-    """Else figures would come and go with every pass."""
-    assert len({len(phase_text(STATES[name])) for name in ("waiting", "prefill", "drafting", "verifying")}) == 1
+def test_a_load_that_failed_leaves_no_model():
+    assert phase_words(EngineState(phase="error", sentence="a long reason")) == "✗ no model"
+
+
+def slow_round(draft_seconds, verify_seconds, *more):
+    slow = round_done(draft_seconds=draft_seconds, verify_seconds=verify_seconds)
+    return folded(slow, FIGURES, *more, begun=begin_answer(ready()))
+
+
+@pytest.mark.parametrize(
+    ("draft_seconds", "verify_seconds", "words"),
+    [
+        (0.05, 0.05, ("writing", "writing")),
+        (0.2, 5.0, ("checking", "checking")),
+        (5.0, 0.2, ("guessing ahead", "guessing ahead")),
+        (1.5, 3.0, ("guessing ahead", "checking      ")),
+    ],
+)
+def test_words_change_only_as_fast_as_they_can_be_read(draft_seconds, verify_seconds, words):
+    """Two phases once took turns ten times a second."""
+    drafted = slow_round(draft_seconds, verify_seconds, LevelDrafted(3, 12))
+    checked = slow_round(draft_seconds, verify_seconds, LevelDrafted(3, 12), PassRunning(16, 28, (18, 19)))
+    assert (phase_words(drafted), phase_words(checked)) == words
+    places = [status_row(state, 100).plain.index("tok/s") for state in (drafted, checked)]
+    assert places[0] == places[1], "nothing moves with the phase"
+
+
+def test_the_words_of_the_field_stand_beside_ours():
+    states = [slow_round(1.5, 3.0, LevelDrafted(3, 12)), slow_round(1.5, 3.0, PassRunning(16, 28, ()))]
+    assert "guessing ahead  ────────  (drafting)" in status_row(states[0], 120).plain
+    assert "checking        ━━━━╸───  (verifying)" in status_row(states[1], 120).plain
+
+
+def test_one_node_is_one_node():
+    one, more = (slow_round(1.5, 3.0, LevelDrafted(0, width)) for width in (1, 12))
+    assert phase_tooltip(one).endswith("level 0, 1 node.")
+    assert phase_tooltip(more).endswith("level 0, 12 nodes.")
 
 
 @pytest.mark.parametrize(
     ("width", "row"),
     [
-        (94, "7.2 tok/s  3.6 tok/pass  link 2.00 GB/s 90%  device 2.10 GB  host 3.40 GB  context 773/4096"),
-        (80, "7.2 tok/s  3.6 tok/pass  link 90%  dev 2.10 GB  host 3.40 GB  context 773/4096"),
-        (66, "7.2 tok/s  3.6/pass  link 90%  dev 2.10 GB  host 3.40 GB  ctx 19%"),
-        (60, "7.2 tok/s  3.6/pass  link 90%  dev 2.10 GB  ctx 19%"),
-        (40, "7.2 tok/s  3.6/pass  link 90%  ctx 19%"),
-        (20, "7.2 tok/s  ctx 19%"),
-        (9, "7.2 tok/s"),
-        (8, ""),
+        (90, "writing  ━━━━╸───  ░░░█░░█◆▒█░░  ●●●○  Qwen2.5-Coder-1.5B-Instruct  7.2 tok/s  context 19%"),
+        (78, "writing  ━━━━╸───     ░░█░░░◆▒░░  ●●●○  Qwen2.5-Coder-1.5…  7.2 tok/s  ctx 19%"),
+        (38, "writing  ━━━━╸───   7.2 tok/s  ctx 19%"),
+        (28, "writing   7.2 tok/s  ctx 19%"),
+        (20, "writing    7.2 tok/s"),
+        (4, "wri…"),
         (0, ""),
     ],
 )
 def test_the_least_important_figures_go_first(width, row):
-    assert "  ".join(fit_figures(status_figures(verifying()), width).values()) == row
+    assert status_row(verifying(), width).plain == row
 
 
-def test_every_width_is_kept():
-    for width in range(120):
-        assert len("  ".join(fit_figures(status_figures(verifying()), width).values())) <= width
+def test_a_narrow_terminal_keeps_rate_and_context():
+    """At 40 columns the rate once vanished behind words of the phase."""
+    states = (drafting(), verifying(), slow_round(0.2, 5.0), slow_round(2.0, 3.0, LevelDrafted(0, 1)))
+    for state, columns in product(states, range(40, 131)):
+        row = status_row(state, columns - 2).plain
+        assert "tok/s" in row and "19%" in row and len(row) == columns - 2
 
 
 def test_nothing_is_shown_that_is_not_known():
     assert not list(status_figures(EngineState()))
-    assert [figure.short for figure in status_figures(ready())] == ["dev 2.10 GB", "ctx 0%"]
-    still = folded(round_done(bytes_streamed=0, link_busy_seconds=0.0), begun=ready())
-    assert "link" not in "".join(figure.text for figure in status_figures(still))
+    assert [figure.text for figure in status_figures(ready())][1:] == ["Qwen2.5-Coder-1.5B-Instruct", "context 0%"]
+    plain = folded(round_done(parents=(-1,), path=(0,)), begun=ready())
+    assert "●" not in "".join(figure.text for figure in status_figures(plain))
 
 
 def test_every_figure_explains_itself():
     assert all(figure.tooltip.endswith(".") for figure in status_figures(verifying()))
-    assert "the planner expects 10.0" in next(status_figures(verifying())).tooltip
+    tooltips = " ".join(figure.tooltip for figure in status_figures(verifying()))
+    assert "the planner expects 10.0" in tooltips and "3.6 tokens per pass, without drafts it would be 1" in tooltips
 
 
 def test_wide_characters_count_as_two():
@@ -120,11 +160,11 @@ def test_durations(seconds, text):
 
 
 ROWS = [
-    (EngineState(), 80, " ○ no model: /model"),
-    (loading(), 80, " loading ━━━━──── 1.50 GB/3.00 GB  500 MB/s  3 s left"),
-    (verifying(), 80, " verifying ━━━━╸─── 16/28 layers         7.2 tok/s  3.6/pass  link 90%  ctx 19%"),
-    (verifying(), 44, " verifying ━━━━╸─── 16/28 layers"),
-    (verifying(), 20, " verifying ━━━━╸──…"),
+    (EngineState(), 80, " ○ no model, F4 chooses one"),
+    (loading(), 80, " loading  ━━━━────  1.50/3.00 GB  500 MB/s  3 s left"),
+    (verifying(), 92, " writing  ━━━━╸───  ░░░█░░█◆▒█░░  ●●●○  Qwen2.5-Coder-1.5B-Instruct  7.2 tok/s  context 19%"),
+    (verifying(), 44, " writing  ━━━━╸───       7.2 tok/s  ctx 19%"),
+    (verifying(), 12, " writing"),
 ]
 
 
@@ -148,8 +188,8 @@ def test_a_wider_terminal_shows_more():
         await pilot.pause()
         narrow = screen_rows(pilot.app)[0]
         await resize(pilot, 130, 10)
-        assert "host" not in narrow
-        await until(pilot, lambda: "host 3.40 GB  context 773/4096" in screen_rows(pilot.app)[0])
+        assert "Qwen2.5-Coder-1.5B-Instruct" not in narrow
+        await until(pilot, lambda: "Qwen2.5-Coder-1.5B-Instruct" in screen_rows(pilot.app)[0])
 
     run(WidgetApp(line), story)
 
@@ -176,12 +216,18 @@ def test_the_figure_under_the_pointer_explains_itself():
     async def story(pilot):
         line.show(verifying())
         await pilot.pause()
-        await pilot.hover(line, offset=(42, 0))
-        await pilot.pause()
-        assert line.tooltip.startswith("Tokens per second over the last rounds")
-        await pilot.hover(line, offset=(3, 0))
-        assert line.tooltip.startswith("One pass of the target")
-        for gap in (37, 50, 79):
+        row = screen_rows(pilot.app)[0]
+        pieces = {
+            "writing": "Checking (verifying)",
+            "tok/s": "Tokens per second over the last rounds",
+            "ctx": "Prompt and answer take 773 of the 4,096 tokens",
+            "●": "The tree of the last round",
+            "◆": "The model's layers",
+        }
+        for piece, tooltip in pieces.items():
+            await pilot.hover(line, offset=(row.index(piece), 0))
+            assert line.tooltip.startswith(tooltip), piece
+        for gap in (row.index("writing") + 7, row.index("tok/s") + 5, 79):
             await pilot.hover(line, offset=(gap, 0))
             assert line.tooltip is None
 
@@ -189,5 +235,6 @@ def test_the_figure_under_the_pointer_explains_itself():
 
 
 def test_what_happened_cannot_move_the_cursor():
-    row = status_row(EngineState(phase="dead", sentence="\x1b[2Jevil\x1b]0;x\x07"), 78)
-    assert row.plain.startswith("✗ evil") and "\x1b" not in phase_tooltip(EngineState(phase="dead", sentence="\x1b[2J"))
+    row = status_row(begin_load(), 78, "\x1b[2Jevil\x1b]0;x\x07")
+    assert row.plain.startswith("loading evil ")
+    assert "\x1b" not in phase_tooltip(EngineState(phase="dead", sentence="\x1b[2J"))

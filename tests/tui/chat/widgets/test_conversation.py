@@ -268,7 +268,7 @@ def test_a_failed_answer_is_marked():
 
     async def story(app, pilot):
         assert turn.has_class("-failed")
-        assert "failed: no room" in screen_text(app)
+        assert "no answer: no room" in screen_text(app)
 
     hang(turn, story)
 
@@ -305,11 +305,11 @@ def answer(content, *, state="complete", **statistics):
 def test_a_complete_answer_shows_its_figures():
     measured = {"num_new_tokens": 30, "num_rounds": 10, "seconds_per_token": 0.2, "prefill_seconds": 1.25}
     ended = answer("text", finish_reason="stop", **measured)
-    assert turn_caption(ended) == "30 tokens · 5 tok/s · 3.0 tokens a pass · first after 1.2 s"
+    assert turn_caption(ended) == "30 tokens · 5 tok/s · 3.0 tokens per pass · first after 1.2 s"
 
 
 def test_one_token_is_one_token():
-    assert turn_caption(answer("a", finish_reason="length", num_new_tokens=1)) == "reached the most tokens · 1 token"
+    assert turn_caption(answer("a", finish_reason="length", num_new_tokens=1)) == "cut at 1 token, Ctrl+G goes on"
 
 
 def test_a_stopped_answer_says_so():
@@ -318,12 +318,42 @@ def test_a_stopped_answer_says_so():
 
 
 def test_a_full_context_is_not_called_a_stop():
-    assert turn_caption(answer("text", state="stopped", finish_reason="context")) == "the context is full"
+    assert turn_caption(answer("text", state="stopped", finish_reason="context")) == "cut: the context is full"
 
 
 def test_a_failure_says_why_without_executing_it():
     ended = answer("", state="failed", error="no room for \x1b[31mtiny\n")
-    assert turn_caption(ended) == "failed: no room for tiny"
+    assert turn_caption(ended) == "no answer: no room for tiny"
+
+
+def test_a_failure_that_a_notice_tells_is_told_once():
+    ended = answer("", state="failed", error="the prompt has 5000 tokens", kind="context")
+    assert turn_caption(ended, is_told=True) == "no answer: the context is full"
+    assert turn_caption(answer("Half", state="failed", error="gone", kind="fault"), is_told=True) == "broken off"
+
+
+def test_what_was_cut_says_how_it_goes_on():
+    cut = answer("text", finish_reason="length", num_new_tokens=400, num_rounds=100)
+    assert turn_caption(cut) == "cut at 400 tokens, Ctrl+G goes on · 4.0 tokens per pass"
+
+
+CUT = {"finish_reason": "length", "num_new_tokens": 400, "num_rounds": 100, "seconds_per_token": 0.2}
+
+
+def test_a_caption_has_one_row_and_a_failure_as_many_as_it_needs():
+    cut = turn_view(message("assistant", "x", statistics=CUT))
+
+    async def story(app, pilot):
+        assert cut.query_one(".turn-caption").size.height == 1
+        assert "cut at 400 tokens, Ctrl+G goes on" in screen_text(app)
+
+    hang(cut, story)
+    failed = turn_view(message("assistant", "x", state="failed", statistics={"error": "no room " * 30}))
+
+    async def failed_story(app, pilot):
+        assert failed.query_one(".turn-caption").size.height > 1
+
+    hang(failed, failed_story)
 
 
 def test_an_answer_that_streams_has_no_caption():

@@ -4,7 +4,8 @@ from textual.binding import Binding
 
 from tests.support.screen_text import screen_rows, screen_text
 from tests.support.widget_screens import WidgetApp, run, until
-from tui.chat.commands.registry import COMMANDS
+from tui.chat.commands.registry import COMMANDS, find_command
+from tui.chat.settings.settings import TYPED_SETTINGS
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 
 
@@ -51,12 +52,41 @@ def test_the_page_lists_every_command_and_key():
 
     async def story(pilot):
         text = screen_text(app)
-        assert [command.name for command in COMMANDS if f"{command.usage}" not in text] == []
+        listed = {str(each.content) for each in app.screen.query(".help-name")}
+        assert [command.name for command in COMMANDS if command.usage not in listed] == []
         assert " │ /new                  Ctrl+N  Start an empty conversation; the others stay in the list." in text
+        await pilot.press("end")
+        await until(pilot, lambda: "Take the completion." in screen_text(app))
+        text = screen_text(app)
         assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
         assert "F7" not in text and "F12" not in text
 
-    run(app, story, size=(100, 60))
+    run(app, story, size=(130, 70))
+
+
+def test_the_commands_stand_in_groups():
+    app = WidgetApp(screen=HelpScreen())
+
+    async def story(pilot):
+        rows = [row.strip(" │") for row in screen_rows(app)]
+        places = [rows.index(group) for group in ("Answers", "Conversations", "Model", "Looks")]
+        assert places == sorted(places)
+        assert places[2] < next(index for index, row in enumerate(rows) if row.startswith("/model")) < places[3]
+
+    run(app, story, size=(100, 70))
+
+
+def test_one_command_is_explained_with_all_that_it_takes():
+    """The help on /set was once a toast of eight rows over the prompt."""
+    app = WidgetApp(screen=HelpScreen(command=find_command("set")))
+
+    async def story(pilot):
+        text = screen_text(app)
+        assert "/set [NAME] [VALUE]   F5" in text and "/settings, /config" in text
+        assert set(TYPED_SETTINGS) <= {str(each.content) for each in app.screen.query(".help-name")}
+        assert "/new" not in text
+
+    run(app, story, size=(100, 70))
 
 
 def test_it_is_closed_by_what_people_press():
