@@ -19,7 +19,9 @@ from tui.chat.engine.messages import Loaded
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
+from tui.chat.store.store import UNDO_SECONDS
 from tui.chat.themes import AUTO, theme_name
+from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
 from tui.chat.widgets.prompt import PromptArea
@@ -34,38 +36,34 @@ class Actions:
     def __init__(self, chat: ChatDisplay) -> None:
         self._chat = chat
         dialogue = chat.dialogue
-        self.do_continue, self.do_clear, self.do_undo = dialogue.continue_answer, dialogue.clear, dialogue.undo
+        self.do_continue, self.do_clear = dialogue.continue_answer, dialogue.clear
+        self.do_undo, self.do_redo, self.do_edit = dialogue.undo, dialogue.redo, dialogue.edit_last
+        self.do_stop = dialogue.stop
         self.do_trim, self.do_untrim = dialogue.trim, dialogue.read_all
 
     # Answers
 
-    def do_stop(self) -> Changes:
-        """Stop the answer and keep what came; first of all, put away what lies over the prompt."""
+    def step_back(self) -> Changes:
+        """Undo the nearest thing: what lies over the prompt, a prompt that waits, the answer, a notice, an edit."""
         chat, dialogue = self._chat, self._chat.dialogue
-        chat.prompt.focus()
         if chat.completions.display:
             chat.completions.show(())
-        elif dialogue.is_answering or dialogue.queued:
+        elif dialogue.waiting:
+            return dialogue.take_back()
+        elif dialogue.is_answering:
             return dialogue.stop()
         elif chat.notice.display:
             chat.notice.action_dismiss()
         elif dialogue.editing_id is not None:
             dialogue.editing_id = None
-            chat.prompt.put("")
-            chat.say("the last prompt stays as it was")
+            chat.prompt.show_written()
+            chat.say("the last prompt stays as it was; up brings your change back")
         return ()
 
     def do_regenerate(self) -> Changes:
         if not self._chat.dialogue.is_answering and self._chat.services.settings.params().is_greedy:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
-
-    def do_edit(self) -> Changes:
-        """Take the last prompt back into the prompt area; sending it drops what followed it."""
-        changes = self._chat.dialogue.edit_last()
-        if self._chat.dialogue.editing_id is not None:
-            self._chat.prompt.put("")
-        return changes
 
     def do_copy(self) -> None:
         text = self._chat.view.newest_answer_text()
@@ -109,11 +107,25 @@ class Actions:
         self._chat.refresh_list()
         self._chat.side.search_for(words)
 
-    def do_rename(self, title: str) -> None:
+    def do_rename(self, title: str = "") -> Changes:
+        if not title:
+            return self.ask_title(self._open_id())
         self._chat.services.store.rename_conversation(self._open_id(), title)
+        return ()
 
     def do_delete(self) -> Changes:
         return self._chat.dialogue.delete(self._open_id())
+
+    def do_deleted(self) -> Changes:
+        """List the deleted conversations, to bring one back or to remove it for good."""
+        store, dialogue = self._chat.services.store, self._chat.dialogue
+
+        async def bring_back(conversation_id: int | None) -> None:
+            if conversation_id is not None:
+                await self._chat.perform(lambda: dialogue.undelete(conversation_id))
+
+        self._chat.screen.app.push_screen(DeletedScreen(store, keep_seconds=UNDO_SECONDS), bring_back)
+        return ()
 
     def do_system(self, text: str | None = None) -> Changes:
         if text is not None:
@@ -130,7 +142,9 @@ class Actions:
         dialog = LineDialog("Export to", proposed, hint="Markdown, or JSON if the name ends in .json")
         return self._ask(dialog, lambda path: self._export(conversation_id, path))
 
-    def do_import(self, file: str) -> Changes:
+    def do_import(self, file: str = "") -> Changes:
+        if not file:
+            return self._ask(LineDialog("Import from", hint="A JSON file that was exported"), self.do_import)
         conversation, messages = import_conversation(_path_of(file))
         added = self._chat.services.store.add_conversation(conversation, messages)
         return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
@@ -211,7 +225,7 @@ class Actions:
             picker = self._chat.services.picker(config, remembered.settings.recent_targets)
             self._chat.screen.app.push_screen(picker, self._load_choice)
 
-    def do_tree(self, tree: str) -> None:
+    def do_tree(self, tree: str | None = None) -> None:
         self.do_set("tree", tree)
 
     def do_set(self, name: str = "", value: str | None = None) -> None:

@@ -70,11 +70,10 @@ class ChatApp(App[int]):
         """Offer the registry's commands in the palette, where names, aliases and keys are found too."""
         if isinstance(screen, ChatScreen):
             for command in COMMANDS:
-                action = f"begin('/{command.name} ')" if command.required else f"do('{command.name}')"
                 usage, *_ = command.usage.split(" [")  # which the palette would read as markup
                 names = " ".join((usage, *(f"/{alias}" for alias in command.aliases)))
                 title = f"{command.title}  {names}  {key_text(command.key)}".rstrip()
-                yield SystemCommand(title, command.help, partial(screen.run_action, action))
+                yield SystemCommand(title, command.help, partial(screen.run_action, f"do('{command.name}')"))
 
     def on_mount(self) -> None:
         """Let a terminal that is closed, or a request of the system, end the app in order."""
@@ -85,9 +84,15 @@ class ChatApp(App[int]):
                 asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
 
     async def on_event(self, event: events.Event) -> None:
-        """Hear keys before anybody else gets them, to look for cyclic garbage once nobody has typed for a while."""
+        """Hear keys before anybody else gets them: the prompt gets what nobody else wants.
+
+        And cyclic garbage is looked for once nobody has typed for a while.
+        """
         if isinstance(event, events.Key):
             self._collect_later()
+        is_typed = isinstance(event, events.Key | events.Paste) and not event.is_forwarded
+        if is_typed and isinstance(self.screen, ChatScreen):
+            self.screen.lend_focus(event if isinstance(event, events.Key) else None)
         await super().on_event(event)
 
     def _collect_later(self) -> None:
@@ -112,13 +117,20 @@ class ChatApp(App[int]):
 
     async def _leave(self, exit_code: int) -> None:
         """End the engine and this process; there is no terminal to put in order."""
+        self._save_drafts()
         await self.services.engine.close()
         self.services.store.close()
         os._exit(exit_code)
 
     async def action_quit(self, exit_code: int = 0) -> None:
+        self._save_drafts()
         await self.services.engine.close()
         self.exit(exit_code, return_code=exit_code)
+
+    def _save_drafts(self) -> None:
+        for each in self.screen_stack:
+            if isinstance(each, ChatScreen):
+                each.save_draft()
 
     async def on_unmount(self) -> None:
         await self.services.engine.close()

@@ -1,8 +1,8 @@
 """One open conversation and the engine that answers it: what is asked, what is saved, what is shown.
 
-Every report of the engine is saved before it is shown. A prompt that comes while the model is loading or answering
-waits; a second one is refused. Each step returns what changed by it, for the screen to show, or raises BadInputError
-for what makes no sense now.
+Every report of the engine is saved before it is shown. Prompts that come while the model is loading or answering wait,
+and are sent in their order. Each step returns what changed by it, for the screen to show, or raises BadInputError for
+what makes no sense now.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.store.alternatives import Place
 from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim
 from tui.chat.store.store import ConversationStore
 
@@ -48,6 +49,34 @@ class PromptReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class EditBegun:
+    """The last prompt is to be changed; what is being written waits meanwhile."""
+
+    text: str
+    """The prompt as it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationLeft:
+    """Another conversation is open now; what was written in this one and not sent stays with it."""
+
+    conversation_id: int | None
+    waiting: tuple[str, ...]
+    """Prompts that waited to be sent, in order."""
+    edited_id: int
+    """The prompt that was being changed; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A prompt that is sent once the engine is free."""
+
+    text: str
+    edited_id: int | None
+    """The prompt that it is to take the place of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """Something did not work; nothing that was said is lost."""
 
@@ -57,7 +86,7 @@ class Trouble:
     """What, where and what to do next; may hold anything that a model's name or path holds."""
 
 
-Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | Trouble | str
+Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | EditBegun | ConversationLeft | Trouble | str
 """A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
 worth a word in passing."""
 Changes = tuple[Change, ...]
@@ -81,7 +110,8 @@ class Dialogue:
         self.answer: Answer | None = None
         """What the engine was asked for and has not ended yet."""
         self._written: StoredMessage  # as it was when that answer began; may belong to a conversation that is not open
-        self.queued = ""
+        self.waiting: tuple[Waiting, ...] = ()
+        """Prompts of the open conversation that are sent once the engine is free, in order."""
         self.editing_id: int | None = None
         self._engine = engine
         self._params = params
@@ -89,7 +119,8 @@ class Dialogue:
         self._answer_ids = count(1)
         self._num_retries = 0
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
-        self._undos: list[tuple[Literal["conversation", "turns"], int]] = []  # what was deleted or dropped, by its id
+        self._just_deleted: int | None = None  # a conversation, until something else is done
+        self._afterwards: Callable[[], Changes] | None = None  # what an answer was interrupted for
 
     @property
     def is_answering(self) -> bool:
@@ -115,12 +146,13 @@ class Dialogue:
 
     def open(self, conversation_id: int | None) -> Changes:
         """Show another conversation, or an empty one; an answer that is being written goes on."""
-        returned = self.unqueue()
         if conversation_id is not None:
             self.store.conversation(conversation_id)
+        texts = tuple(each.text for each in self.waiting)
+        left = ConversationLeft(self.conversation_id, texts, self.editing_id or 0)
         self.conversation_id, self.editing_id, self._num_retries = conversation_id, None, 0
-        self._next_system_prompt = None
-        return (TurnsChanged(), *returned)
+        self.waiting, self._afterwards, self._next_system_prompt = (), None, None
+        return (left, TurnsChanged())
 
     def system_prompt(self) -> str:
         """Return what the model is told before the open conversation begins; empty is the model's own."""
@@ -141,9 +173,24 @@ class Dialogue:
         is_answered = self.is_answering and self._written.conversation_id == conversation_id
         stopped = self.stop() if is_answered else ()
         self.store.delete_conversation(conversation_id)
-        self._undos.append(("conversation", conversation_id))
         opened = self.open(None) if conversation_id == self.conversation_id else ()
+        self._just_deleted = conversation_id
         return (*stopped, *opened, f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
+
+    def undelete(self, conversation_id: int | None = None) -> Changes:
+        """Bring back a deleted conversation, the one deleted last unless another is named.
+
+        It is opened if nothing else is.
+        """
+        deleted = self.store.list_deleted()
+        if conversation_id is None and not deleted:
+            return ("no conversation is deleted",)
+        wanted = self._just_deleted if conversation_id is None else conversation_id
+        self._just_deleted = None
+        back = self.store.undo_delete(deleted[0].id if wanted is None else wanted)
+        if self.conversation_id is not None:
+            return (f"{back.shown_title} is back in the list",)
+        return (*self.open(back.id), f"{back.shown_title} is back")
 
     def clear(self) -> Changes:
         """Drop all turns of the open conversation, which `undo` brings back."""
@@ -156,55 +203,85 @@ class Dialogue:
         return (TurnsChanged(), f"{len(messages)} turns removed; /undo brings them back")
 
     def undo(self) -> Changes:
-        """Bring back what was deleted, cleared or replaced last, and open its conversation."""
-        if not self._undos:
-            return ("nothing was deleted since the start",)
+        """Bring back what was cleared or replaced last in the open conversation; or what was deleted last.
+
+        Another conversation comes back only where it was deleted just now, or where none is open.
+        """
         if self.is_answering:
             raise BadInputError(_BUSY)
-        kind, conversation_id = self._undos.pop()
-        if kind == "turns":
-            self.store.restore_dropped(conversation_id)
-        else:
-            self.store.undo_delete(conversation_id)
-        back = f"{self.store.conversation(conversation_id).shown_title} is back"
-        return (*self.open(conversation_id), back)
+        if self._just_deleted is not None or self.conversation_id is None:
+            return self.undelete()
+        if (place := self.store.step_back(self.conversation_id)) is not None:
+            return self._stepped(place)
+        deleted = self.store.list_deleted()
+        hint = f"; /deleted brings back {deleted[0].shown_title}" if deleted else ""
+        return (f"there is nothing to undo in this conversation{hint}",)
+
+    def redo(self) -> Changes:
+        """Bring back what `undo` replaced in the open conversation."""
+        if self.is_answering:
+            raise BadInputError(_BUSY)
+        place = None if self.conversation_id is None else self.store.step_forth(self.conversation_id)
+        return ("there is nothing to bring back",) if place is None else self._stepped(place)
+
+    def _stepped(self, place: Place) -> Changes:
+        self.editing_id, self._num_retries = None, place.num_alternatives - 1
+        if place.num_alternatives == 1:
+            return (TurnsChanged(), "what was cleared is back")
+        what = "answer" if place.is_answer else "version"
+        word = f"{what} {place.number} of {place.num_alternatives}; /undo goes back, /redo forth"
+        return (TurnsChanged(), word)
 
     def ask(self, text: str) -> Changes:
         """Send a prompt; with `edit_last` before, in place of the last one."""
         if (trouble := self._missing_model()) is not None:
             return (PromptReturned(text), trouble)
+        prompt, self.editing_id = Waiting(text, self.editing_id), None
         if self.is_answering or self.state.phase == "loading":
-            if self.queued:
-                word = "a prompt is waiting already; press Esc to take it back"
-                return (PromptReturned(text), word)
-            self.queued = text
+            self.waiting += (prompt,)
             return ()
-        return self._guarded(lambda: self._ask(text), PromptReturned(text))
+        return self._ask_or_return(prompt)
 
-    def unqueue(self) -> Changes:
-        """Take the prompt that waits back."""
-        text, self.queued = self.queued, ""
-        return (PromptReturned(text),) if text else ()
+    def take_back(self) -> Changes:
+        """Take the last of the prompts that wait back; the answer that is being written goes on."""
+        *waiting, last = self.waiting
+        self.waiting, self.editing_id = tuple(waiting), last.edited_id
+        return (PromptReturned(last.text),)
+
+    def return_waiting(self) -> Changes:
+        """Take all prompts that wait back."""
+        texts = [each.text for each in self.waiting]
+        self.editing_id = next((each.edited_id for each in self.waiting if each.edited_id), self.editing_id)
+        self.waiting = ()
+        return (PromptReturned("\n".join(texts)),) if texts else ()
 
     def stop(self) -> Changes:
-        """End the answer that is being written; what came is kept, and a prompt that waits comes back."""
+        """End the answer that is being written; what came is kept, and prompts that wait come back."""
+        self._afterwards = None
         if self.answer is not None:
             self._engine.send(StopAnswer(self.answer.answer_id))
-        return self.unqueue()
+        return self.return_waiting()
 
     def edit_last(self) -> Changes:
-        """Give back the last prompt, which the next one takes the place of."""
+        """Give back the last prompt, which the next one takes the place of; its answer, if one is written, is ended."""
         prompts = [message for message in self.messages() if message.role == "user"]
-        if self.is_answering:
-            raise BadInputError(_BUSY)
         if not prompts:
             raise BadInputError("nothing was asked yet")
-        self.editing_id = prompts[-1].id
+        if self.waiting:
+            return self.take_back()
+        if self.is_answering and self._written.conversation_id == self.conversation_id:
+            self._interrupt(None)
         word = "Enter sends it in place of the last prompt; Esc leaves that as it was"
-        return (PromptReturned(prompts[-1].content), word)
+        if self.editing_id == prompts[-1].id:
+            return (word,)
+        self.editing_id = prompts[-1].id
+        return (EditBegun(prompts[-1].content), word)
 
     def regenerate(self) -> Changes:
         """Write the last answer anew, with the next seed; what there was can be restored."""
+        if self.is_answering and self.state.phase != "loading":
+            self._interrupt(self.regenerate)
+            return ()
         return self._change_last(self._regenerate)
 
     def continue_answer(self) -> Changes:
@@ -224,15 +301,16 @@ class Dialogue:
 
     def end_engine(self) -> Changes:
         """Take note that the process was ended on request: its answer is over, and nothing answers until a load."""
+        self._afterwards = None
         self.state = with_death("the engine was ended; /restart starts it again")
-        return (*self._end("stopped", {"finish_reason": "stopped"}), *self.unqueue())
+        return (*self._end("stopped", {"finish_reason": "stopped"}), *self.return_waiting())
 
     def take(self, report: Report | EngineDied) -> Changes:
         """Save what the engine says; what it says of an answer that is over is ignored."""
         if isinstance(report, EngineDied):
-            self.state = with_death(report.sentence)
+            self._afterwards, self.state = None, with_death(report.sentence)
             ended = self._end("failed", {"error": report.sentence, "kind": "dead"})
-            return (*ended, *self.unqueue(), Trouble("dead", report.sentence))
+            return (*ended, *self.return_waiting(), Trouble("dead", report.sentence))
         if isinstance(report, OfAnswer) and (self.answer is None or self.answer.answer_id != report.answer_id):
             return ()
         said = report.event if isinstance(report, OfAnswer) else report
@@ -243,10 +321,11 @@ class Dialogue:
             case Finished():
                 return self._finished(said)
             case Failed(sentence=sentence, kind=kind):
+                self._afterwards = None
                 ended = self._end("failed", {"error": sentence, "kind": kind})
-                return (*ended, *self.unqueue(), Trouble(_FAILURES.get(kind, "fault"), sentence))
+                return (*ended, *self.return_waiting(), Trouble(_FAILURES.get(kind, "fault"), sentence))
             case Loaded():
-                return self._send_queued()
+                return self._go_on()
         return ()
 
     def _add_text(self, text: str) -> Changes:
@@ -261,29 +340,31 @@ class Dialogue:
         state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
         ended = self._end(state, _measured(finished))
         if finished.finish_reason != "context":
-            return (*ended, *self._send_queued())
+            return (*ended, *self._go_on())
         word = "the context is full; leave the oldest turns out to go on"
-        return (*ended, *self.unqueue(), Trouble("context", word))
+        return (*ended, *self.return_waiting(), Trouble("context", word))
 
-    def _ask(self, text: str) -> Changes:
-        edited_id = self.editing_id
+    def _ask(self, asked: Waiting) -> Changes:
+        self._just_deleted = None
+        is_edited = asked.edited_id is not None and asked.edited_id in {each.id for each in self.messages()}
         if self.conversation_id is None:
             self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
-        if edited_id is not None:
-            self._drop_from(edited_id)
-            self.editing_id = None
-        prompt = self.store.append_prompt(self.conversation_id, text)
+        if is_edited and asked.edited_id is not None:
+            self._drop_from(asked.edited_id)
+        prompt = self.store.append_prompt(self.conversation_id, asked.text)
         self._num_retries = 0
-        added = (prompt, *self._begin())
-        return added if edited_id is None else (TurnsChanged(),)
+        added = (prompt, *self._guarded(self._begin))
+        return (TurnsChanged(),) if is_edited else added
 
     def _change_last(self, change: Callable[[list[StoredMessage]], Changes]) -> Changes:
         """Let `change` make something else of the last answer, if there is one and the engine is free."""
         messages = self.messages()
         if not messages:
             raise BadInputError("nothing was asked yet")
-        if self.is_answering or self.state.phase == "loading":
-            raise BadInputError("the engine is busy; press Esc to stop the answer first")
+        if self.is_answering:
+            raise BadInputError(_BUSY)
+        if self.state.phase == "loading":
+            raise BadInputError("the model is still loading; try again once it is there")
         if (trouble := self._missing_model()) is not None:
             return (trouble,)
         return change(messages)
@@ -299,9 +380,8 @@ class Dialogue:
 
     def _drop_from(self, message_id: int) -> None:
         """Take a message and all after it out of the open conversation, for `undo` to bring back."""
-        assert self.conversation_id is not None
         self.store.drop_messages_from(message_id)
-        self._undos.append(("turns", self.conversation_id))
+        self._just_deleted = None
 
     def _begin(self) -> Changes:
         """Ask for an answer to what the open conversation ends with."""
@@ -355,9 +435,36 @@ class Dialogue:
         kept = {**statistics, "seed": answer.prompt.params.seed}
         return self._guarded(lambda: (self.store.finish_answer(self._written.id, state=state, statistics=kept),))
 
-    def _send_queued(self) -> Changes:
-        text, self.queued = self.queued, ""
-        return self.ask(text) if text else ()
+    def _go_on(self) -> Changes:
+        """Do what waits for the engine to be free: what an answer was interrupted for, then the next prompt."""
+        afterwards, self._afterwards = self._afterwards, None
+        if afterwards is not None:
+            return self._guarded(afterwards)
+        if not self.waiting:
+            return ()
+        (prompt, *waiting), self.waiting = self.waiting, ()
+        if (trouble := self._missing_model()) is not None:
+            self.waiting = (prompt, *waiting)
+            return (*self.return_waiting(), trouble)
+        changes = self._ask_or_return(prompt)
+        self.waiting = tuple(waiting)
+        return changes
+
+    def _interrupt(self, afterwards: Callable[[], Changes] | None) -> None:
+        """End the answer to do something else with its conversation, which keeps what came of it."""
+        if self._written.conversation_id != self.conversation_id:
+            title = self.store.conversation(self._written.conversation_id).shown_title
+            raise BadInputError(f"an answer is being written in {title}; press Esc to stop it first")
+        assert self.answer is not None
+        self._engine.send(StopAnswer(self.answer.answer_id))
+        self._afterwards = afterwards
+
+    def _ask_or_return(self, prompt: Waiting) -> Changes:
+        try:
+            return self._ask(prompt)
+        except OverstoryError as error:
+            self.editing_id = prompt.edited_id
+            return (PromptReturned(prompt.text), Trouble("store", str(error)))
 
     def _missing_model(self) -> Trouble | None:
         if self.state.phase == "dead":

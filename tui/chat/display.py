@@ -17,7 +17,19 @@ from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
 from runtime.engine.demo_model import DEMO_MODEL_NAME
 from runtime.engine.model_folders import model_name
-from tui.chat.dialogue import Change, Changes, Dialogue, PromptReturned, TextCame, Trouble, TroubleKind, TurnsChanged
+from tui.chat.dialogue import (
+    Change,
+    Changes,
+    ConversationLeft,
+    Dialogue,
+    EditBegun,
+    PromptReturned,
+    TextCame,
+    Trouble,
+    TroubleKind,
+    TurnsChanged,
+)
+from tui.chat.drafts import DraftKeeper
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
@@ -50,6 +62,8 @@ CHOICES: Mapping[TroubleKind, tuple[Choice, ...]] = {
     "store": (),
 }
 """What can be done about each kind of trouble, the likeliest first."""
+MAX_RECENT_PROMPTS = 200
+"""Of all conversations, for up and down in one that is yet to begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +100,7 @@ class ChatDisplay:
         )
         self.view = ConversationView(id="conversation")
         self.prompt = PromptArea(id="prompt")
+        self.drafts = DraftKeeper(services.store, self.dialogue, self.prompt)
         self.completions = self.prompt.completions
         self.notice = NoticeBar(id="notice")
         self.queued = Static("", id="queued", markup=False)
@@ -100,7 +115,7 @@ class ChatDisplay:
 
     @property
     def is_something_to_stop(self) -> bool:
-        is_asked = self.dialogue.is_answering or bool(self.dialogue.queued)
+        is_asked = self.dialogue.is_answering or bool(self.dialogue.waiting)
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 
@@ -136,9 +151,17 @@ class ChatDisplay:
         self.show_engine()
         self.title_bar.update(self._title())
         self.refresh_list()
-        self.queued.update(f"waits: {one_line(self.dialogue.queued)}   (Esc takes it back)")
-        self.queued.display = bool(self.dialogue.queued)
+        self._show_waiting()
+        with self.telling():
+            self.drafts.save()
         self.show_keys()
+
+    def _show_waiting(self) -> None:
+        """Show the prompts that wait, each in a line, in the order in which they are sent."""
+        texts = [one_line(each.text) for each in self.dialogue.waiting]
+        self.queued.update("\n".join(f"{number}. waits: {text}" for number, text in enumerate(texts, 1)))
+        self.queued.border_subtitle = "Esc takes the last one back"
+        self.queued.display = bool(texts)
 
     def show_keys(self) -> None:
         """Show in the footer which keys do something now, if that is different: drawing it took 28 of a key's 37 ms."""
@@ -185,7 +208,6 @@ class ChatDisplay:
             trouble.sentence,
             CHOICES[trouble.kind],
             is_error=trouble.kind != "no model",
-            takes_focus=not self.prompt.text,
         )
 
     def _title(self) -> str:
@@ -207,9 +229,13 @@ class ChatDisplay:
                 await self.view.add(change)
             case TextCame(text=text):
                 self.view.append(text)
-            case PromptReturned(text=text):  # what was written meanwhile stays, below what comes back
-                written = self.prompt.text
-                self.prompt.put(f"{text}\n{written}" if written.strip() else text)
+            case PromptReturned(text=text):
+                self.prompt.give_back(text)
+            case EditBegun(text=text):
+                self.prompt.show_beside(text)
+            case ConversationLeft():
+                with self.telling():
+                    self.drafts.leave(change)
             case Trouble():
                 await self.show_trouble(change)
             case str():
@@ -217,5 +243,8 @@ class ChatDisplay:
 
     async def _show_turns(self) -> None:
         messages = self.dialogue.messages()
-        self.prompt.set_history([message.content for message in messages if message.role == "user"])
+        if self.dialogue.conversation_id is None:
+            self.prompt.set_history(self.services.store.recent_prompts(limit=MAX_RECENT_PROMPTS))
+        else:
+            self.prompt.set_history([message.content for message in messages if message.role == "user"])
         await self.view.show(messages, first_kept_id=self.dialogue.first_kept_id())

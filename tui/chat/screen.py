@@ -10,14 +10,17 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
+from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import Footer, Input, Static, TextArea
 
 from runtime.errors import OptionError
 from tui.chat.actions import Actions
 from tui.chat.commands.registry import COMMANDS, Command
-from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for
+from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for, whole_command
 from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
+from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
@@ -27,7 +30,6 @@ MIN_COLUMNS, MIN_ROWS = 40, 10
 NARROW_COLUMNS = 100
 """Below this many the list lies over the conversation and the machine below it, instead of beside it."""
 FOOTER_WORDS = {
-    "stop": "Stop",
     "help": "Help",
     "quit": "Quit",
     "new": "New",
@@ -65,6 +67,7 @@ class ChatScreen(Screen[None]):
     """Everything that a person does, and all that the engine reports, comes in here."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "step_back", "Stop", tooltip="Close what lies over the prompt; else take back or stop"),
         *_COMMAND_KEYS,
         Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),
         Binding("f6", "go_to_notice", "Choose", show=False, priority=True, tooltip="Go to the notice's choices"),
@@ -79,6 +82,7 @@ class ChatScreen(Screen[None]):
         self.chat = ChatDisplay(self, services)
         self.actions = Actions(self.chat)
         self._interrupted_at = -QUIT_SECONDS
+        self._saving: Timer | None = None
 
     def compose(self) -> ComposeResult:
         chat = self.chat
@@ -97,7 +101,7 @@ class ChatScreen(Screen[None]):
         chat, services = self.chat, self.chat.services
         chat.dialogue.expect_load()  # what is sent before the engine's process is there waits for it
         await chat.apply(chat.dialogue.open(services.conversation_id))
-        chat.prompt.focus()
+        self.set_focus(chat.prompt)
         self.app.theme_changed_signal.subscribe(self, self.actions.remember_theme)
         self.call_after_refresh(self._listen)
         if services.notices:
@@ -112,9 +116,42 @@ class ChatScreen(Screen[None]):
         need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
         self.query_one("#too-small", Static).update(need if is_too_small else "")
 
+    def watch_focused(self, focused: Widget | None) -> None:
+        """Let the prompt have the focus where nothing else has it, such as a button that is gone."""
+        if focused is None and self.is_mounted:
+            self.call_after_refresh(self._focus_prompt)
+
+    def _focus_prompt(self) -> None:
+        if self.focused is None and self.is_current and self.app.app_focus:
+            self.set_focus(self.chat.prompt)
+
+    def lend_focus(self, key: events.Key | None) -> None:
+        """Let a key, or for None a paste, go to the prompt, wherever the focus is, except in a field of its own."""
+        focused = self.focused
+        if focused is not None:
+            nodes = [node for node in focused.ancestors_with_self if node is not self and node is not self.app]
+            is_field = isinstance(focused, Input | TextArea)
+            is_bound = key is not None and any(key.key in node._bindings.key_to_bindings for node in nodes)
+            if is_field or is_bound or (key is not None and not key.is_printable):
+                return
+        self.set_focus(self.chat.prompt)
+
+    def on_key(self, event: events.Key) -> None:
+        """Come back to the prompt with Esc, wherever the focus is, once there is nothing to stop."""
+        is_taken = self.chat.side.has_focus_within or self.chat.notice.has_focus_within
+        if event.key == "escape" and not is_taken and not self.chat.is_something_to_stop:
+            event.stop()
+            self.chat.side.display = False
+            self.set_focus(self.chat.prompt)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Show Esc in the footer while there is something to stop."""
-        return (action, parameters) != ("do", ("stop",)) or self.chat.is_something_to_stop
+        return action != "step_back" or self.chat.is_something_to_stop
+
+    async def action_step_back(self) -> None:
+        """Put away what lies over the prompt; else take a waiting prompt back, stop the answer, leave an edit."""
+        self.set_focus(self.chat.prompt)
+        await self.chat.perform(self.actions.step_back)
 
     async def action_do(self, name: str, *values: str) -> None:
         """Do what a command, a key or a notice asks for: the action of that name."""
@@ -123,13 +160,16 @@ class ChatScreen(Screen[None]):
             if inspect.isawaitable(changes):
                 changes = await changes
             await self.chat.perform(lambda: changes)
-            if changes and not self.chat.notice.display:
+            if changes:
                 self.chat.prompt.focus()
 
     def action_begin(self, text: str) -> None:
-        """Put the beginning of a command where it can be finished."""
-        self.chat.prompt.put(text)
-        self.chat.prompt.focus()
+        """Put the beginning of a command where it can be finished; what is being written waits meanwhile."""
+        if is_command(self.chat.prompt.text):
+            self.chat.prompt.put(text)
+        else:
+            self.chat.prompt.show_beside(text)
+        self.set_focus(self.chat.prompt)
 
     async def on_prompt_area_sent(self, message: PromptArea.Sent) -> None:
         text = message.text
@@ -138,7 +178,7 @@ class ChatScreen(Screen[None]):
             await self.chat.perform(lambda: self.chat.dialogue.ask(message_text(text.strip("\n"))))
             return
         try:
-            command, values = parse_command(text.strip())
+            command, values = parse_command(whole_command(text.strip()))
         except OptionError as error:
             self.chat.say(str(error), is_warning=True)
             await self.chat.apply((PromptReturned(text),))
@@ -148,6 +188,17 @@ class ChatScreen(Screen[None]):
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
+            self._save_draft_soon()
+
+    def _save_draft_soon(self) -> None:
+        if self._saving is None:
+            self._saving = self.set_timer(SAVE_SECONDS, self.save_draft)
+
+    def save_draft(self) -> None:
+        """Save what is written and not sent."""
+        self._saving = None
+        with self.chat.telling():
+            self.chat.drafts.save()
 
     def on_notice_bar_dismissed(self) -> None:
         self.chat.view.spell_out_failures()
@@ -212,10 +263,10 @@ class ChatScreen(Screen[None]):
             self.chat.view.scroll_page_down(animate=False)
 
     async def action_show_start(self) -> None:
-        await self.chat.view.action_show_start()
+        await self.chat.view.show_start()
 
     def action_show_end(self) -> None:
-        self.chat.view.action_show_end()
+        self.chat.view.show_end()
 
     @work(group="engine", exclusive=True)
     async def _listen(self) -> None:
@@ -240,5 +291,5 @@ class ChatScreen(Screen[None]):
             "MODEL": self.chat.services.settings.settings.recent_targets,
             "FILE": await paths_for(text),
         }
-        self.chat.completions.show(complete_command(text, known))
+        self.chat.completions.show(complete_command(text, known), text)
         self.chat.show_keys()

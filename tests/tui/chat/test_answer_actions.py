@@ -1,7 +1,8 @@
 """Stories of answers: stop, write anew, change the prompt, go on, copy, by key and by command."""
 
-from tests.support.chat_fakes import answer_reports, endless
+from tests.support.chat_fakes import answer_reports, endless, polite
 from tests.support.chat_stories import tell, telling
+from tests.support.screen_text import screen_text
 from tui.chat.engine.messages import Answer, StopAnswer
 
 CODE = "Here:\n\n```python\ndef f():\n    return 1\n```\n\nand\n\n```sh\nls\n```\n"
@@ -24,18 +25,63 @@ def test_escape_stops_an_answer_and_keeps_what_came(tmp_path):
     tell(story)
 
 
-def test_a_prompt_waits_and_escape_takes_it_back(tmp_path):
+def test_prompts_wait_and_escape_takes_them_back_before_it_stops_the_answer(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("One?", is_awaited=False)
+            for text in ("Two?", "Three?"):
+                await teller.type(text)
+                await teller.press("enter")
+            await teller.until(lambda: len(teller.dialogue.waiting) == 2)
+            shown = screen_text(teller.app)
+            assert shown.index("1. waits: Two?") < shown.index("2. waits: Three?")
+            for text in ("Three?", "Two?\nThree?"):
+                await teller.press("escape")
+                await teller.until(lambda taken=text: teller.chat.prompt.text == taken)
+                assert teller.dialogue.is_answering
+            assert not teller.screen.query_one("#queued").display
+            await teller.press("escape")
+            await teller.until(lambda: not teller.dialogue.is_answering)
+            assert teller.chat.prompt.text == "Two?\nThree?"
+
+    tell(story)
+
+
+def test_stop_as_a_command_stops_the_answer_and_gives_back_what_waits(tmp_path):
     async def story():
         async with telling(tmp_path, script=endless) as teller:
             await teller.ask("One?", is_awaited=False)
             await teller.type("Two?")
             await teller.press("enter")
-            await teller.until(lambda: teller.dialogue.queued == "Two?")
-            assert teller.screen.query_one("#queued").display
-            await teller.press("escape")
+            await teller.command("/stop")
             await teller.until(lambda: not teller.dialogue.is_answering)
             assert teller.chat.prompt.text == "Two?"
-            assert not teller.screen.query_one("#queued").display
+
+    tell(story)
+
+
+def test_an_answer_is_interrupted_to_write_it_anew_or_to_change_its_prompt(tmp_path):
+    async def story():
+        async with telling(tmp_path, script=endless) as teller:
+            await teller.ask("One?", is_awaited=False)
+            await teller.until(lambda: teller.contents == ["One?", "Once upon "], "the first text")
+            await teller.press("ctrl+r")
+            await teller.until(lambda: teller.num_requests("Answer") == 2, "another answer")
+            await teller.until(lambda: teller.contents == ["One?", "Once upon "], "its first text")
+            await teller.type("draft")
+            await teller.press("ctrl+o")
+            await teller.until(lambda: teller.chat.prompt.text == "One?" and not teller.dialogue.is_answering)
+            teller.engine.script = polite
+            await teller.press(*" 2", "enter")
+            await teller.until(lambda: teller.contents == ["One? 2", "Hello there."])
+            assert teller.chat.prompt.text == "draft"
+            teller.chat.prompt.put("")
+            for answer in ("Once upon ", "Once upon "):
+                await teller.command("/undo")
+                await teller.until(lambda kept=answer: teller.contents == ["One?", kept])
+            for last in (["One?", "Once upon "], ["One? 2", "Hello there."]):
+                await teller.command("/redo")
+                await teller.until(lambda wanted=last: teller.contents == wanted)
 
     tell(story)
 
@@ -80,7 +126,7 @@ def test_what_was_dropped_for_another_answer_comes_back(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
             await teller.command("/undo")
-            await teller.hears("nothing was deleted")
+            await teller.hears("no conversation is deleted")
             for way, prompt in (("/regenerate", "One?"), ("/edit", "One? Two?")):
                 await teller.begin_anew()
                 await teller.ask("One?")

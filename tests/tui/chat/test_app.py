@@ -66,7 +66,9 @@ def test_a_prompt_that_is_sent_before_the_engine_is_there_waits_for_it(tmp_path)
         async with telling(tmp_path, engine=engine, is_loaded=False) as teller:
             await teller.type("One?")
             await teller.press("enter")
-            await teller.until(lambda: teller.dialogue.queued == "One?", "the prompt's waiting")
+            await teller.until(
+                lambda: [each.text for each in teller.dialogue.waiting] == ["One?"], "the prompt's waiting"
+            )
             assert engine.num_starts == 0
             engine.is_wanted.set()
             await teller.until(lambda: teller.contents == ["One?", "Hello there."])

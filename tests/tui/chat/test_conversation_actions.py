@@ -111,6 +111,30 @@ def test_a_conversation_is_deleted_and_brought_back(tmp_path):
     tell(story)
 
 
+def test_a_deleted_conversation_is_brought_back_after_a_restart_or_removed_for_good(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            for text in ("About foxes", "About owls", "About bears"):
+                await teller.press("ctrl+n")
+                await teller.ask(text)
+                await teller.command("/delete")
+                await teller.until(lambda: teller.contents == [])
+        async with telling(tmp_path) as teller:
+            await teller.command("/undo")
+            await teller.until(lambda: teller.contents == ["About bears", "Hello there."])
+            await teller.command("/undo")
+            await teller.hears("/deleted brings back About owls")
+            await teller.command("/deleted")
+            await teller.until(lambda: teller.app.screen is not teller.screen)
+            await teller.press("delete", "delete")
+            await teller.until(lambda: [each.title for each in teller.store.list_deleted()] == ["About foxes"])
+            await teller.press("enter")
+            await teller.hears("About foxes is back in the list")
+            assert teller.contents == ["About bears", "Hello there."]
+
+    tell(story)
+
+
 def test_a_conversation_that_is_being_answered_can_be_deleted(tmp_path):
     async def story():
         async with telling(tmp_path, script=endless) as teller:
@@ -133,7 +157,7 @@ def test_turns_are_cleared_and_brought_back(tmp_path):
             await teller.command("/undo")
             await teller.until(lambda: teller.contents == ["About foxes", "Hello there."])
             await teller.command("/undo")
-            await teller.hears("nothing was deleted")
+            await teller.hears("there is nothing to undo in this conversation")
 
     tell(story)
 

@@ -11,7 +11,9 @@ from runtime.events import TextDelta
 from runtime.prompts.prompt_file import Message
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
 from tui.chat.dialogue import (
+    ConversationLeft,
     Dialogue,
+    EditBegun,
     PromptReturned,
     TextCame,
     Trouble,
@@ -94,19 +96,34 @@ def test_the_second_turn_sends_the_first_one_unchanged(dialogue, engine):
     assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?", "1", "Two?"]
 
 
-def test_a_prompt_waits_for_the_answer_before_and_a_second_one_is_refused(dialogue):
+def waiting(dialogue):
+    return [each.text for each in dialogue.waiting]
+
+
+def test_prompts_wait_for_the_answer_before_and_are_sent_in_order(dialogue):
     dialogue.ask("One?")
-    assert (dialogue.ask("Two?"), dialogue.queued) == ((), "Two?")
-    assert kinds(dialogue.ask("Three?")) == [PromptReturned, str]
+    assert dialogue.ask("Two?") == dialogue.ask("Three?") == ()
+    assert waiting(dialogue) == ["Two?", "Three?"]
     changes = answered(dialogue, "1")
     assert kinds(changes) == [TextCame, StoredMessage, StoredMessage, StoredMessage]
-    assert contents(dialogue) == ["One?", "1", "Two?", ""] and not dialogue.queued
+    assert contents(dialogue) == ["One?", "1", "Two?", ""] and waiting(dialogue) == ["Three?"]
+    answered(dialogue, "2")
+    assert contents(dialogue) == ["One?", "1", "Two?", "2", "Three?", ""] and not dialogue.waiting
+
+
+def test_a_prompt_that_waits_is_taken_back_without_stopping_the_answer(dialogue, engine):
+    dialogue.ask("One?")
+    dialogue.ask("Two?")
+    dialogue.ask("Three?")
+    assert dialogue.take_back() == (PromptReturned("Three?"),)
+    assert dialogue.take_back() == (PromptReturned("Two?"),)
+    assert dialogue.is_answering and not isinstance(engine.requests[-1], StopAnswer)
 
 
 def test_a_prompt_waits_for_the_model_that_is_loading(store, engine):
     dialogue = Dialogue(store, engine)
     dialogue.load({})
-    assert (dialogue.ask("Early?"), dialogue.queued) == ((), "Early?")
+    assert (dialogue.ask("Early?"), waiting(dialogue)) == ((), ["Early?"])
     assert contents(dialogue) == []
     assert kinds(dialogue.take(LOADED)) == [StoredMessage, StoredMessage]
 
@@ -136,14 +153,14 @@ def test_another_answer_takes_the_place_of_the_last_and_has_another_seed(dialogu
     assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?"]
     answered(dialogue, "uno")
     assert contents(dialogue) == ["One?", "uno"]
-    assert store.restore_dropped(dialogue.conversation_id) == 1
+    assert kinds(dialogue.undo()) == [TurnsChanged, str]
     assert contents(dialogue) == ["One?", "1"]
 
 
 def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
     dialogue.ask("One?")
     answered(dialogue, "1")
-    assert dialogue.edit_last()[0] == PromptReturned("One?")
+    assert dialogue.edit_last()[0] == EditBegun("One?")
     assert kinds(dialogue.ask("Won?")) == [TurnsChanged]
     assert contents(dialogue) == ["Won?", ""]
     answered(dialogue, "yes")
@@ -151,11 +168,76 @@ def test_the_last_prompt_can_be_changed_and_sent_again(dialogue, engine):
     assert contents(dialogue)[0] == "Won?"
 
 
-def test_nothing_is_edited_while_an_answer_is_written(dialogue):
+def test_an_answer_is_interrupted_to_change_its_prompt_and_what_came_of_it_is_kept(dialogue, engine, store):
     dialogue.ask("One?")
-    with pytest.raises(BadInputError, match="press Esc to stop it first"):
-        dialogue.edit_last()
-    assert dialogue.editing_id is None
+    take(dialogue, 1, TextDelta("Once "))
+    assert dialogue.edit_last()[0] == EditBegun("One?")
+    assert engine.requests[-1] == StopAnswer(1)
+    assert dialogue.ask("Won?") == ()  # which waits for the end of the interrupted answer
+    assert kinds(take(dialogue, 1, STOPPED)) == [StoredMessage, TurnsChanged]
+    assert contents(dialogue) == ["Won?", ""]
+    answered(dialogue, "1")
+    dialogue.undo()
+    assert contents(dialogue) == ["One?", "Once "]
+
+
+def test_an_answer_is_interrupted_to_write_it_anew_and_what_came_of_it_is_kept(dialogue, engine):
+    dialogue.ask("One?")
+    take(dialogue, 1, TextDelta("Once "))
+    assert dialogue.regenerate() == dialogue.regenerate() == ()
+    assert engine.requests[-1] == StopAnswer(1)
+    assert kinds(take(dialogue, 1, STOPPED)) == [StoredMessage, TurnsChanged]
+    answered(dialogue, "1")
+    assert contents(dialogue) == ["One?", "1"]
+    dialogue.undo()
+    assert contents(dialogue) == ["One?", "Once "]
+
+
+def test_the_answer_of_another_conversation_is_not_interrupted(dialogue, engine, store):
+    dialogue.ask("One?")
+    other = store.create_conversation(title="Owls")
+    store.append_prompt(other.id, "Owls?")
+    dialogue.open(other.id)
+    with pytest.raises(BadInputError, match="an answer is being written in One"):
+        dialogue.regenerate()
+    assert dialogue.edit_last()[0] == EditBegun("Owls?")
+    assert not isinstance(engine.requests[-1], StopAnswer)
+
+
+def test_undo_reaches_every_answer_in_order_and_redo_comes_back(dialogue, store, engine):
+    dialogue.ask("One?")
+    for text in "ABCD":
+        answered(dialogue, text)
+        if text != "D":
+            dialogue.regenerate()
+
+    def shown_after(step):
+        *_, word = step()
+        return contents(dialogue)[-1], word
+
+    assert shown_after(dialogue.undo) == ("C", "answer 3 of 4; /undo goes back, /redo forth")
+    assert [shown_after(step)[0] for step in (dialogue.undo, dialogue.undo)] == ["B", "A"]
+    assert dialogue.undo() == ("there is nothing to undo in this conversation",)
+    later = Dialogue(store, engine)  # after a restart
+    later.open(dialogue.conversation_id)
+    assert [shown_after(step)[0] for step in (later.redo, later.redo, later.redo)] == ["B", "C", "D"]
+    assert later.redo() == ("there is nothing to bring back",)
+    dialogue.undo()
+    dialogue.undo()
+    dialogue.regenerate()  # from B
+    answered(dialogue, "E")
+    assert [shown_after(dialogue.undo)[0] for _ in range(4)] == ["D", "C", "B", "A"]
+
+
+def test_undo_opens_no_other_conversation_than_one_that_was_deleted_just_now(dialogue, store):
+    other = store.create_conversation(title="Owls")
+    store.delete_conversation(other.id)
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    assert dialogue.undo() == ("there is nothing to undo in this conversation; /deleted brings back Owls",)
+    dialogue.delete(dialogue.conversation_id)
+    dialogue.undo()
+    assert contents(dialogue) == ["One?", "1"]
 
 
 def test_an_answer_goes_on_where_it_ended(dialogue, engine):
@@ -311,15 +393,16 @@ def test_a_deleted_conversation_stops_its_answer_and_comes_back(dialogue, engine
     dialogue.ask("About foxes")
     foxes = dialogue.conversation_id
     changes = dialogue.delete(foxes)
-    assert kinds(changes) == [TurnsChanged, str]
+    assert kinds(changes) == [ConversationLeft, TurnsChanged, str]
     assert "deleted: About foxes" in changes[-1]
     assert engine.requests[-1] == StopAnswer(1) and dialogue.conversation_id is None
     with pytest.raises(BadInputError):  # it is still being stopped
         dialogue.undo()
     take(dialogue, 1, STOPPED)
-    assert dialogue.undo() == (TurnsChanged(), "About foxes is back")
+    assert dialogue.undo()[1:] == (TurnsChanged(), "About foxes is back")
     assert dialogue.conversation_id == foxes
-    assert dialogue.undo() == ("nothing was deleted since the start",)
+    dialogue.open(None)
+    assert dialogue.undo() == ("no conversation is deleted",)
 
 
 def test_another_conversation_than_the_open_one_is_deleted(dialogue, store):

@@ -173,7 +173,7 @@ def test_what_is_said_in_passing_lies_over_the_conversation_alone(tmp_path, size
             rack = teller.screen.query_one(ToastRack)
             assert rack.region.bottom <= teller.chat.prompt.region.y
             assert toast.region.right == size[0] and rack.region.y == 0
-            await teller.chat.notice.show("gone", (), takes_focus=False)
+            await teller.chat.notice.show("gone", ())
             await teller.chat.show_trouble(Trouble("fault", "gone"))
             await teller.until(lambda: not teller.screen.query(Toast), "room for the notice")
 

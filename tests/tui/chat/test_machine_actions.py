@@ -29,7 +29,7 @@ def test_a_killed_engine_is_told_and_started_again_with_one_key(tmp_path):
             assert "killed" in teller.chat.notice.sentence
             assert [each.state for each in teller.dialogue.messages()] == ["complete", "failed"]
             teller.engine.script = polite
-            await teller.press("enter")
+            await teller.press("f6", "enter")
             await teller.until(lambda: teller.dialogue.state.phase == "ready", "the second load")
             assert teller.engine.num_starts == 2
             assert teller.num_requests("LoadModel") == 2
@@ -241,7 +241,7 @@ def test_a_tree_asks_for_another_load_and_gets_it(tmp_path):
             await teller.command("/tree 8x4")
             await teller.until(lambda: teller.chat.notice.display)
             assert teller.chat.notice.sentence == "tree will hold once the model is loaded again"
-            await teller.press("enter")
+            await teller.press("f6", "enter")
             await teller.until(lambda: teller.num_requests("LoadModel") == 2)
             assert teller.engine.requests[-1].config.tree == "8x4"
             assert teller.contents == ["One?", "Hello there."]

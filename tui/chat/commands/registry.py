@@ -10,7 +10,7 @@ class Command:
     """One thing to ask for, however it is asked; the screen's actions do it in a method `do_` + its name."""
 
     usage: str
-    """Slash, name and arguments, in brackets those that may be left out: `/set [NAME] [VALUE]`."""
+    """Slash, name and arguments in brackets, since each may be left out: `/set [NAME] [VALUE]`."""
     title: str
     help: str
     """One sentence: for the palette, the completion and as a key's tooltip."""
@@ -24,13 +24,8 @@ class Command:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What it needs or takes; the last one takes the rest of the line. VALUE is that of the setting NAME."""
+        """What it takes; the last one takes the rest of the line. VALUE is that of the setting NAME."""
         return tuple(re.findall("[A-Z]+", self.usage))
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Arguments without which it cannot be run from a key or from the palette; they come first."""
-        return tuple(word for word in self.usage.split()[1:] if word in self.arguments)
 
 
 COMMANDS = (
@@ -39,16 +34,18 @@ COMMANDS = (
     Command(
         "/list", "Conversation list", "Show or hide the list of conversations.", "f3", ("conversations", "history")
     ),
-    Command("/rename TITLE", "Rename conversation", "Give this conversation another title.", "", ("title",)),
+    Command("/rename [TITLE]", "Rename conversation", "Give this conversation another title.", "", ("title",)),
     Command("/delete", "Delete conversation", "Delete this conversation; /undo brings it back."),
     Command("/clear", "Clear conversation", "Remove all messages of this conversation; /undo brings them back."),
-    Command("/undo", "Undo delete", "Bring back what was deleted, cleared or written anew last."),
+    Command("/undo", "Undo", "Bring back the answer or prompt before, or what was deleted."),
+    Command("/deleted", "Deleted conversations", "Bring deleted conversations back, or remove them for good."),
+    Command("/redo", "Redo", "Bring back the answer or prompt that /undo replaced."),
     Command("/regenerate", "Regenerate answer", "Write the last answer anew.", "ctrl+r", ("retry",)),
     Command(
         "/edit", "Edit last prompt", "Take the last prompt back into the editor, to change and send it again.", "ctrl+o"
     ),
     Command("/continue", "Continue answer", "Let the last answer go on where it ended.", "ctrl+g"),
-    Command("/stop", "Stop answer", "Stop the answer after the layer that computes now; what came is kept.", "escape"),
+    Command("/stop", "Stop answer", "Stop the answer after the layer that computes now; what came is kept."),
     Command("/copy", "Copy answer", "Copy the last answer to the clipboard.", "f8"),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
     Command(
@@ -58,7 +55,7 @@ COMMANDS = (
         "",
         ("save",),
     ),
-    Command("/import FILE", "Import conversation", "Read a conversation from a JSON file that was exported."),
+    Command("/import [FILE]", "Import conversation", "Read a conversation from a JSON file that was exported."),
     Command(
         "/model [MODEL]",
         "Choose model",
@@ -71,7 +68,7 @@ COMMANDS = (
         "/set [NAME] [VALUE]", "Settings", "Open the settings, or change one of them.", "f5", ("settings", "config")
     ),
     Command("/system [TEXT]", "System prompt", "Change what the model is told before the conversation begins."),
-    Command("/tree TREE", "Tree", "Set the tree that is verified in a pass: auto, or nodes x levels as in 64x10."),
+    Command("/tree [TREE]", "Tree", "Set the tree that is verified in a pass: auto, or nodes x levels as in 64x10."),
     Command(
         "/trim",
         "Trim oldest turns",
@@ -94,8 +91,8 @@ COMMANDS = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Answers": ("stop", "regenerate", "edit", "continue", "copy", "code"),
     "Conversations": (
-        *("new", "list", "search", "rename", "delete", "clear", "undo", "export", "import"),
-        *("system", "trim", "untrim"),
+        *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),
+        *("export", "import", "system", "trim", "untrim"),
     ),
     "Model": ("model", "set", "tree", "stats", "restart"),
     "Looks": ("theme", "help", "quit"),

@@ -8,7 +8,7 @@ import asyncio
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +29,8 @@ class Completion:
     """The whole line with it."""
     label: str
     help: str = ""
+    is_needed: bool = False
+    """Whether what is typed so far means nothing by itself."""
 
 
 def is_command(text: str) -> bool:
@@ -45,15 +47,13 @@ def message_text(text: str) -> str:
 def parse_command(text: str) -> tuple[Command, tuple[str, ...]]:
     """Return the command that a line asks for, and its arguments as they were written, without quotes around paths.
 
-    Raises OptionError with how it is used, or with a near name.
+    Raises OptionError with a near name, or for what takes no argument.
     """
     name, _, rest = text[1:].strip().partition(" ")
     command = known_command(name)
     if rest.strip() and not command.arguments:
         raise OptionError(f"/{command.name} takes no argument; found {rest.strip()!r}")
     values = rest.strip().split(maxsplit=len(command.arguments) - 1)
-    if missing := command.required[len(values) :]:
-        raise OptionError(f"/{command.name} needs {' and '.join(missing)}: {command.usage}")
     if values and command.arguments[-1] in _PATHS:
         values[-1] = _unquoted(values[-1])
     return command, tuple(values)
@@ -74,9 +74,11 @@ def complete_command(text: str, known: Mapping[str, Sequence[str]]) -> tuple[Com
         return ()
     argument, typed = _argument_at(command.arguments, rest)
     before = text[: len(text) - len(typed)]
+    candidates = _candidates(argument, typed, rest=rest, known=known)
+    is_needed = bool(typed) and _is_closed(argument, rest) and typed not in {value.strip() for value, _ in candidates}
     return tuple(
-        Completion(before + value, value, words)
-        for value, words in _candidates(argument, typed, rest=rest, known=known)
+        Completion(before + value, value, words, is_needed)
+        for value, words in candidates
         if value.lower().startswith(typed.lower()) and value != typed
     )
 
@@ -99,6 +101,16 @@ def paths_from(start: str) -> tuple[str, ...]:
     folder = Path(os.path.expanduser(head))  # noqa: PTH111 - which leaves the home of an unknown user as it is
     found = sorted(glob.glob(f"{glob.escape(name)}*", root_dir=folder))[:MAX_PATHS]  # noqa: PTH207 - none if it fails
     return tuple(os.path.join(head, each) + ("/" if (folder / each).is_dir() else "") for each in found)  # noqa: PTH118
+
+
+def whole_command(text: str) -> str:
+    """Return the line with a command's name that was not typed to its end completed, as the list would have done.
+
+    For keys that came too fast for the list.
+    """
+    name, space, rest = text[1:].partition(" ")
+    completions = _complete_name(name.lower()) if find_command(name) is None else ()
+    return completions[0].text.strip() + space + rest if completions else text
 
 
 def as_typed_here(sentence: str) -> str:
@@ -158,7 +170,10 @@ def _unquoted(value: str) -> str:
 def _complete_name(typed: str) -> tuple[Completion, ...]:
     found = [each for each in COMMANDS if any(name.startswith(typed) for name in (each.name, *each.aliases))]
     found.sort(key=lambda command: not command.name.startswith(typed))  # aliases behind
-    return tuple(Completion(f"/{each.name}" + " " * bool(each.arguments), each.usage, each.help) for each in found)
+    is_needed = find_command(typed) is None
+    return tuple(
+        Completion(f"/{each.name}" + " " * bool(each.arguments), each.usage, each.help, is_needed) for each in found
+    )
 
 
 def _argument_at(arguments: Sequence[str], rest: str) -> tuple[str, str]:
@@ -171,7 +186,7 @@ def _argument_at(arguments: Sequence[str], rest: str) -> tuple[str, str]:
 
 def _candidates(
     argument: str, typed: str, *, rest: str, known: Mapping[str, Sequence[str]]
-) -> Iterable[tuple[str, str]]:
+) -> Sequence[tuple[str, str]]:
     """Return values that an argument may have, each with a word about it."""
     match argument:
         case "COMMAND":
@@ -185,6 +200,14 @@ def _candidates(
             name = "tree" if argument == "TREE" else rest.split()[0]
             return [(value, "") for value in _suggestions(name, known)]
     return [(value, "") for value in known.get(argument, ())]
+
+
+def _is_closed(argument: str, rest: str) -> bool:
+    """Return whether only the values that are known may stand there."""
+    if argument != "VALUE":
+        return argument in ("COMMAND", "NAME", "THEME")
+    setting = _setting(rest.split()[0])
+    return setting is not None and (setting.name == "theme" or bool(setting.choices))
 
 
 def _suggestions(name: str, known: Mapping[str, Sequence[str]]) -> Sequence[str]:

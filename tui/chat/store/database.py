@@ -36,10 +36,23 @@ _SENTENCES = (
 
 APPLICATION_ID = 0x4F565354
 """`OVST` in the file's header: SQLite's own place for whose database this is."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Kept as `user_version`."""
 
-_TABLES = """
+_DRAFTS = """
+CREATE TABLE drafts (
+    id INTEGER PRIMARY KEY,
+    -- NULL for a conversation that is yet to begin
+    conversation_id INTEGER REFERENCES conversations (id) ON DELETE CASCADE,
+    -- the process that it is written in
+    writer TEXT NOT NULL,
+    text TEXT NOT NULL,
+    -- the prompt that `edit` is to take the place of, 0 if none
+    edited_id INTEGER NOT NULL,
+    edit TEXT NOT NULL
+);
+"""
+_TABLES = f"""{_DRAFTS}
 CREATE TABLE conversations (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     title TEXT NOT NULL,
@@ -78,6 +91,7 @@ _UPGRADES = {
         *(f"DROP TRIGGER IF EXISTS message_{event}" for event in ("inserted", "deleted", "updated")),
         "DROP TABLE IF EXISTS message_index",
     ),
+    3: (_DRAFTS,),
 }
 """What makes the next version's tables of a version's."""
 
@@ -85,6 +99,7 @@ _COLUMNS = (
     "SELECT id, title, system_prompt, created_at, updated_at, deleted_at, first_kept_id FROM conversations LIMIT 0",
     "SELECT id, conversation_id, role, content, state, model, statistics, created_at, writer, drop_number, "
     "dropped_after FROM messages LIMIT 0",
+    "SELECT id, conversation_id, writer, text, edited_id, edit FROM drafts LIMIT 0",
 )
 
 

@@ -38,6 +38,8 @@ class Conversation:
     """Messages in it, without those that were dropped."""
     first_kept_id: int = 0
     """The first message that a model still reads, where the oldest turns were left out; 0 for all of them."""
+    deleted_at: UnixTime | None = None
+    """When it was deleted, from when on it can be brought back for a while."""
 
     @property
     def shown_title(self) -> str:

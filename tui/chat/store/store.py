@@ -9,12 +9,14 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from profiles.errors import BadInputError
+from tui.chat.store.alternatives import Place, drop_messages, step
 from tui.chat.store.database import ConversationDatabase, ConversationStoreError
+from tui.chat.store.drafts import Draft, replace_draft, select_draft
 from tui.chat.store.records import Conversation, EndState, MessageState, StoredMessage, storable, title_of_prompt
 from tui.chat.store.search import SearchHit, find_hits
 
@@ -23,12 +25,24 @@ UNDO_SECONDS = 30 * 86400.0
 _CLOCK_SECONDS = 10.0
 """A process's start time is derived from the system's clock, which may have been set since."""
 
-_CONVERSATIONS = """
-SELECT id, title, system_prompt, created_at, updated_at, first_kept_id,
+_ALL_CONVERSATIONS = """
+SELECT id, title, system_prompt, created_at, updated_at, deleted_at, first_kept_id,
     (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL) AS num_messages
-FROM conversations c WHERE deleted_at IS NULL
+FROM conversations c
 """
+_CONVERSATIONS = f"{_ALL_CONVERSATIONS} WHERE deleted_at IS NULL"
 _MESSAGES = "SELECT id, conversation_id, role, content, state, model, statistics, created_at FROM messages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unsaved:
+    """What an answer has become since the disk took something of it last."""
+
+    text: str = ""
+    state: MessageState
+    writer: str | None = None
+    statistics: str | None = None
+    """JSON; None keeps those that are there."""
 
 
 class ConversationStore:
@@ -44,7 +58,7 @@ class ConversationStore:
         self.notice = self._database.notice
         """One sentence for the user if a damaged database had to be set aside."""
         self._clock = clock
-        self._unsaved: dict[int, str] = {}  # text of answers that the disk has had no room for yet
+        self._unsaved: dict[int, _Unsaved] = {}  # answers that the disk has had no room for yet, by their ids
         self._token: str | None = None
         try:
             self._stop_abandoned()
@@ -58,6 +72,7 @@ class ConversationStore:
         token, self._token = self._token, None
         try:
             if token is not None:
+                self.save_unsaved()
                 with self._database.writing() as connection:
                     _stop_answers(connection, token)
         finally:
@@ -124,6 +139,19 @@ class ConversationStore:
             connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
             return _select_conversation(connection, conversation_id)
 
+    def list_deleted(self) -> list[Conversation]:
+        """Return those that are deleted and can be brought back, the one deleted last in front."""
+        with self._database.reading() as connection:
+            query = f"{_ALL_CONVERSATIONS} WHERE deleted_at IS NOT NULL ORDER BY deleted_at DESC, id DESC"
+            return [Conversation(**row) for row in connection.execute(query)]
+
+    def purge_conversation(self, conversation_id: int) -> None:
+        """Remove one that is deleted for good, and overwrite it."""
+        with self._database.writing() as connection:
+            query = "DELETE FROM conversations WHERE id = ? AND deleted_at IS NOT NULL"
+            if not connection.execute(query, (conversation_id,)).rowcount:
+                raise _unknown(f"deleted conversation {conversation_id}")
+
     def purge_deleted(self, *, older_than_seconds: float) -> int:
         """Remove for good what was deleted so long ago, overwrite it, and return how many conversations that were."""
         with self._database.writing() as connection:
@@ -136,12 +164,34 @@ class ConversationStore:
         with self._database.reading() as connection:
             _select_conversation(connection, conversation_id)
             query = f"{_MESSAGES} WHERE conversation_id = ? AND drop_number IS NULL ORDER BY id"
-            return [_to_message(row) for row in connection.execute(query, (conversation_id,))]
+            return [self._whole(_to_message(row)) for row in connection.execute(query, (conversation_id,))]
+
+    def recent_prompts(self, *, limit: int) -> list[str]:
+        """Return the last prompts of all conversations, oldest first, each text once."""
+        with self._database.reading() as connection:
+            query = (
+                "SELECT m.content FROM messages m JOIN conversations c ON c.id = m.conversation_id "
+                "WHERE m.role = 'user' AND m.drop_number IS NULL AND c.deleted_at IS NULL ORDER BY m.id DESC LIMIT ?"
+            )
+            newest_first = dict.fromkeys(content for (content,) in connection.execute(query, (limit,)))
+            return list(newest_first)[::-1]
+
+    def draft(self, conversation_id: int | None) -> Draft:
+        """Return what was written in it and not sent; None is the conversation that is yet to begin here."""
+        with self._database.writing() as connection:
+            return select_draft(connection, conversation_id, writer=self._writer_token(), is_writing=is_writing)
+
+    def save_draft(self, conversation_id: int | None, draft: Draft) -> None:
+        """Keep what is written in it and not sent, in place of what was kept before."""
+        with self._database.writing() as connection:
+            if conversation_id is not None and not _is_there(connection, conversation_id):
+                raise _unknown(f"conversation {conversation_id}")
+            replace_draft(connection, conversation_id, draft, writer=self._writer_token())
 
     def message(self, message_id: int) -> StoredMessage:
         """Return one message, even if it was dropped."""
         with self._database.reading() as connection:
-            return _select_message(connection, message_id)
+            return self._whole(_select_message(connection, message_id))
 
     def append_prompt(self, conversation_id: int, content: str) -> StoredMessage:
         """Add what the user says; names the conversation if it has no title yet."""
@@ -178,7 +228,8 @@ class ConversationStore:
     def append_text(self, message_id: int, text: str) -> None:
         """Save more of an answer, which streams from now on if it did not.
 
-        Text that could not be saved is kept for the next call: after a full disk nothing is missing in between.
+        What could not be saved is kept for `save_unsaved`, or for the next call about the same answer: after a full
+        disk nothing is missing in between.
         """
         self._extend(message_id, text, state="streaming", writer=self._writer_token())
 
@@ -192,38 +243,37 @@ class ConversationStore:
     def drop_messages_from(self, message_id: int) -> int:
         """Take this message and all after it out of the conversation, and return how many.
 
-        For another answer to the same prompt, or another prompt in place of one: `restore_dropped` takes it back.
+        For another answer to the same prompt, or another prompt in place of one: `step_back` takes it back.
         """
         with self._database.writing() as connection:
             conversation_id = _select_message(connection, message_id).conversation_id
             query = "SELECT coalesce(max(id), 0) FROM messages WHERE conversation_id = ? AND drop_number IS NULL"
             (before,) = connection.execute(f"{query} AND id < ?", (conversation_id, message_id)).fetchone()
-            return _drop_messages(connection, conversation_id, after=before)
+            return drop_messages(connection, conversation_id, after=before)
 
-    def restore_dropped(self, conversation_id: int) -> int:
-        """Bring back what was dropped last in place of what came after, and return how many messages, 0 if none.
+    def step_back(self, conversation_id: int) -> Place | None:
+        """Bring back what was dropped in place of what came after, which `step_forth` brings back; None if nothing was.
 
-        What it replaces counts as dropped in turn, so that doing this twice changes nothing.
+        Every call goes one alternative further back, in the order in which they were begun.
         """
-        with self._database.writing() as connection:
-            _select_conversation(connection, conversation_id)
-            # What was dropped behind a message that is itself dropped cannot come back before that one does.
-            last = connection.execute(
-                "SELECT drop_number, dropped_after FROM messages m "
-                "WHERE conversation_id = ? AND drop_number IS NOT NULL AND (dropped_after = 0 OR "
-                "EXISTS (SELECT 1 FROM messages p WHERE p.id = m.dropped_after AND p.drop_number IS NULL)) "
-                "ORDER BY drop_number DESC LIMIT 1",
-                (conversation_id,),
-            ).fetchone()
-            if last is None:
-                return 0
-            number, after = last
-            _drop_messages(connection, conversation_id, after=after)
-            return connection.execute(
-                "UPDATE messages SET drop_number = NULL, dropped_after = NULL "
-                "WHERE conversation_id = ? AND drop_number = ?",
-                (conversation_id, number),
-            ).rowcount
+        return self._step(conversation_id, is_back=True)
+
+    def step_forth(self, conversation_id: int) -> Place | None:
+        """Bring back what came after what is shown; None if nothing did."""
+        return self._step(conversation_id, is_back=False)
+
+    @property
+    def unsaved_conversation_ids(self) -> tuple[int, ...]:
+        """Conversations with answers of which a part is in memory alone."""
+        return tuple(dict.fromkeys(self.message(message_id).conversation_id for message_id in self._unsaved))
+
+    def save_unsaved(self) -> None:
+        """Save what could not be saved before; what belongs to a conversation that was purged since is given up."""
+        for message_id, unsaved in list(self._unsaved.items()):
+            try:
+                self._save(message_id, unsaved)
+            except BadInputError:
+                self._unsaved.pop(message_id, None)
 
     def search(self, query: str) -> list[SearchHit]:
         """Find where all terms of the query occur, in titles and messages; any text is a query."""
@@ -244,26 +294,50 @@ class ConversationStore:
         statistics: str | None = None,
     ) -> None:
         """Append text to an answer; statistics None keeps those that are there."""
-        pending = self._unsaved.get(message_id, "") + storable(text)
+        before = self._unsaved.get(message_id)
+        unsaved = _Unsaved(
+            text=("" if before is None else before.text) + storable(text),
+            state=state,
+            writer=writer,
+            statistics=statistics if statistics is not None or before is None else before.statistics,
+        )
+        self._save(message_id, unsaved)
+
+    def _save(self, message_id: int, unsaved: _Unsaved) -> None:
+        """Save what an answer has become, or keep it for later and raise."""
         try:
             with self._database.writing() as connection:
                 extended = connection.execute(
                     "UPDATE messages SET content = content || ?, state = ?, writer = ?, "
                     "statistics = coalesce(?, statistics) WHERE id = ? AND role = 'assistant'",
-                    (pending, state, writer, statistics, message_id),
+                    (unsaved.text, unsaved.state, unsaved.writer, unsaved.statistics, message_id),
                 )
                 if not extended.rowcount:
                     raise _unknown(f"answer {message_id}")
-                if state != "streaming":
+                if unsaved.state != "streaming":
                     connection.execute(
                         "UPDATE conversations SET updated_at = ? "
                         "WHERE id = (SELECT conversation_id FROM messages WHERE id = ?)",
                         (self._clock(), message_id),
                     )
         except ConversationStoreError:
-            self._unsaved[message_id] = pending
+            self._unsaved[message_id] = unsaved
             raise
         self._unsaved.pop(message_id, None)
+
+    def _whole(self, message: StoredMessage) -> StoredMessage:
+        """Return the message with what could not be saved of it."""
+        unsaved = self._unsaved.get(message.id)
+        if unsaved is None:
+            return message
+        statistics = message.statistics if unsaved.statistics is None else json.loads(unsaved.statistics)
+        content = message.content + unsaved.text
+        return replace(message, content=content, state=unsaved.state, statistics=statistics)
+
+    def _step(self, conversation_id: int, *, is_back: bool) -> Place | None:
+        with self._database.writing() as connection:
+            _select_conversation(connection, conversation_id)
+            return step(connection, conversation_id, is_back=is_back)
 
     def _writer_token(self) -> str:
         if self._token is None:
@@ -310,6 +384,12 @@ def _select_conversation(connection: sqlite3.Connection, conversation_id: int | 
     return Conversation(**row)
 
 
+def _is_there(connection: sqlite3.Connection, conversation_id: int) -> bool:
+    """Return whether the conversation was not purged; it may be deleted."""
+    query = "SELECT 1 FROM conversations WHERE id = ?"
+    return connection.execute(query, (conversation_id,)).fetchone() is not None
+
+
 def _select_message(connection: sqlite3.Connection, message_id: int | None) -> StoredMessage:
     row = connection.execute(f"{_MESSAGES} WHERE id = ?", (message_id,)).fetchone()
     if row is None:
@@ -335,15 +415,6 @@ def _update_conversation(connection: sqlite3.Connection, conversation_id: int, *
     _select_conversation(connection, conversation_id)
     columns = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE conversations SET {columns} WHERE id = ?", (*values.values(), conversation_id))
-
-
-def _drop_messages(connection: sqlite3.Connection, conversation_id: int, *, after: int) -> int:
-    """Drop those that follow the message `after`, which is not dropped, or all of them for 0; return how many."""
-    return connection.execute(
-        "UPDATE messages SET dropped_after = ?, drop_number = (SELECT coalesce(max(drop_number), 0) + 1 FROM messages) "
-        "WHERE conversation_id = ? AND drop_number IS NULL AND id > ?",
-        (after, conversation_id, after),
-    ).rowcount
 
 
 def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:

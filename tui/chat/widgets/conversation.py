@@ -6,10 +6,9 @@ the rate at which it comes on average.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.timer import Timer
 from textual.widgets import Markdown, Static
@@ -172,13 +171,8 @@ def _figures(statistics: Mapping[str, Any], *, is_counted: bool) -> list[str]:
     return words
 
 
-class ConversationView(VerticalScroll):
-    """The turns of the open conversation."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("home", "show_start", "Start", show=False, tooltip="Go to the first turn"),
-        Binding("end", "show_end", "End", show=False, tooltip="Go to the last turn and follow it"),
-    ]
+class ConversationView(VerticalScroll, can_focus=False):
+    """The turns of the open conversation; the prompt keeps the focus while they are scrolled and clicked."""
 
     def __init__(self, *, id: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(id=id)
@@ -269,14 +263,16 @@ class ConversationView(VerticalScroll):
         block.add_class("-copied")
         block.scroll_visible()
 
-    async def action_show_start(self) -> None:
+    async def show_start(self) -> None:
+        """Go to the first turn, which may not be drawn yet."""
         earlier, self._messages = self._messages, []
         if earlier:
             await self.query(_EarlierTurns).remove()
             await self.mount_all([turn_view(message) for message in earlier], before=0)
         self.scroll_home(animate=False)
 
-    def action_show_end(self) -> None:
+    def show_end(self) -> None:
+        """Go to the last turn, and follow it."""
         self.anchor()
         self.scroll_end(animate=False)
 
@@ -298,8 +294,10 @@ class ConversationView(VerticalScroll):
 
 class _EarlierTurns(Static):
     def __init__(self, num_turns: int) -> None:
-        super().__init__(f"{num_turns} earlier turns; click or press Home here", markup=False, classes="earlier-turns")
+        super().__init__(
+            f"{num_turns} earlier turns; click here or press Ctrl+Home", markup=False, classes="earlier-turns"
+        )
 
     async def on_click(self) -> None:
         if isinstance(self.parent, ConversationView):
-            await self.parent.action_show_start()
+            await self.parent.show_start()

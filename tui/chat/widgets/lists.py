@@ -113,11 +113,16 @@ def _hit_lines(hit: SearchHit) -> Content:
 
 
 class CompletionList(OptionList, can_focus=False):
-    """What could follow what is typed: up and down choose, Tab takes, Esc puts it away; the prompt steers it."""
+    """What could follow what is typed: up and down choose, Tab takes, Enter takes and sends, Esc puts it away.
+
+    The prompt steers it.
+    """
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, compact=True, markup=False)
         self._completions: tuple[Completion, ...] = ()
+        self._typed = ""
+        self._is_chosen = False  # by hand
         self.display = False
 
     @property
@@ -126,8 +131,22 @@ class CompletionList(OptionList, can_focus=False):
             return None
         return self._completions[self.highlighted]
 
-    def show(self, completions: Sequence[Completion]) -> None:
-        """Show these; if there are none, put the list away."""
+    def wanted(self, typed: str) -> Completion | None:
+        """Return what Enter takes in place of `typed`, if the list is about that: what was chosen, or is needed."""
+        chosen = self.chosen if typed == self._typed else None
+        return chosen if chosen is not None and (self._is_chosen or chosen.is_needed) else None
+
+    def move(self, step: int) -> None:
+        """Choose the next one, or with -1 the one before."""
+        self._is_chosen = True
+        if step > 0:
+            self.action_cursor_down()
+        else:
+            self.action_cursor_up()
+
+    def show(self, completions: Sequence[Completion], typed: str = "") -> None:
+        """Show what could follow what is typed; if there is nothing, put the list away."""
+        self._typed, self._is_chosen = typed, False
         self._completions = tuple(completions[:MAX_COMPLETIONS])
         self.clear_options()
         width = max((len(each.label) for each in self._completions), default=0)

@@ -1,6 +1,6 @@
 """A bar over the prompt: what happened, and what can be done about it, one key or click each.
 
-The conversation stays in sight, and a prompt that is being written keeps the focus.
+The conversation stays in sight, and the prompt keeps the focus: a choice is made by who goes there.
 """
 
 from collections.abc import Sequence
@@ -51,19 +51,16 @@ class NoticeBar(Vertical):
     def sentence(self) -> str:
         return str(self.query_one("#notice-text", Static).content) if self.display else ""
 
-    async def show(
-        self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True, takes_focus: bool = True
-    ) -> None:
-        """Say something; the first choice, if there is one, gets the focus unless something is being written."""
+    async def show(self, sentence: str, choices: Sequence[Choice], *, is_error: bool = True) -> None:
+        """Say something, and offer choices."""
         self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)
         await row.remove_children()
         await row.mount_all(map(_button, (*choices, Choice("Dismiss", "", "Put the notice away"))))
+        await row.mount(Static("F6 goes there", markup=False, classes="notice-hint"))
         self.query(Button).first().variant = "primary"
         self.set_class(is_error, "-error")
         self.display = True
-        if choices and takes_focus:
-            self.focus_choices()
 
     async def show_lasting(self, sentence: str) -> None:
         """Say something that stays, above whatever is said meanwhile, until the user puts it away."""

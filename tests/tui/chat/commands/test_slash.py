@@ -16,6 +16,7 @@ from tui.chat.commands.slash import (
     parse_command,
     paths_for,
     paths_from,
+    whole_command,
 )
 from tui.chat.settings.settings import ChatSettings, find_setting
 
@@ -78,8 +79,6 @@ def test_a_line_is_read(text, name, values):
         ("/modle", "there is no command /modle; did you mean /model? (to send it as a message, begin with //)"),
         ("/exitt", "there is no command /exitt; did you mean /exit? (to send it as a message, begin with //)"),
         ("/xyzzy", "there is no command /xyzzy; /help lists them (to send it as a message, begin with //)"),
-        ("/rename", "/rename needs TITLE: /rename TITLE"),
-        ("/import  ", "/import needs FILE: /import FILE"),
         ("/quit now", "/quit takes no argument; found 'now'"),
     ],
 )
@@ -92,7 +91,7 @@ def test_a_wrong_line_is_answered_with_its_use(text, sentence):
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("/re", ["/rename ", "/regenerate", "/restart"]),
+        ("/re", ["/rename ", "/redo", "/regenerate", "/restart"]),
         ("/ex", ["/export ", "/quit"]),
         ("/set te", ["/set temperature "]),
         ("/set verification co", ["/set verification coupled"]),
@@ -184,3 +183,32 @@ def test_whatever_is_proposed_can_be_typed():
 def test_an_unknown_command_is_told_with_a_near_one():
     with pytest.raises(OptionError, match="there is no command /renam; did you mean /rename"):
         known_command("renam")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_needed"),
+    [
+        ("/regen", True),
+        ("/set", False),
+        ("/title", False),
+        ("/set temp", True),
+        ("/set temperature 0", False),  # a number of its own, although 0.6 could follow
+        ("/set verification co", True),
+        ("/theme no", True),
+        ("/theme ", False),
+        ("/help re", True),
+    ],
+)
+def test_enter_takes_what_could_follow_where_nothing_can_be_meant_by_what_is_typed(text, is_needed):
+    completions = complete_command(text, KNOWN)
+    assert completions and {completion.is_needed for completion in completions} == {is_needed}
+
+
+def test_a_command_that_was_typed_too_fast_for_the_list_is_completed_like_there():
+    assert whole_command("/regen") == "/regenerate"
+    assert whole_command("/exp talk.md") == "/export talk.md"
+    assert [whole_command(text) for text in ("/undo", "/title Owls", "/nothing x")] == [
+        "/undo",
+        "/title Owls",
+        "/nothing x",
+    ]

@@ -331,6 +331,7 @@ def test_tables_of_the_first_version_are_brought_up_to_date(connection):
         "system_prompt TEXT NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL, deleted_at REAL)"
     )
     connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    connection.execute("DROP TABLE drafts")
     connection.execute("PRAGMA user_version = 1")
     prepare_schema(connection)
     assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
@@ -355,6 +356,7 @@ def test_the_index_of_the_second_version_goes(connection):
     connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     add = "INSERT INTO messages VALUES (?, 1, 'user', 'text', 'complete', '', '{}', 0, NULL, NULL, NULL)"
     connection.execute(add, (1,))
+    connection.execute("DROP TABLE drafts")
     connection.execute("PRAGMA user_version = 2")
     prepare_schema(connection)
     assert tables(connection) == whole

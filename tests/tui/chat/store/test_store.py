@@ -9,6 +9,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from tests.support.paths import ROOT
+from tui.chat.store.alternatives import Place
 from tui.chat.store.records import Conversation, StoredMessage
 from tui.chat.store.store import UNDO_SECONDS, ConversationStore, is_writing, writer_token
 
@@ -188,9 +189,9 @@ def test_another_answer_replaces_one_that_can_be_restored(store):
     assert store.search("first") == []
     answer(store, conversation, "second answer")
     store.append_prompt(conversation.id, "thanks")
-    assert store.restore_dropped(conversation.id) == 1
+    assert store.step_back(conversation.id) == Place(1, 2, is_answer=True)
     assert contents(store, conversation) == ["question", "first answer"]
-    assert store.restore_dropped(conversation.id) == 2
+    assert store.step_forth(conversation.id) == Place(2, 2, is_answer=True)
     assert contents(store, conversation) == ["question", "second answer", "thanks"]
 
 
@@ -203,7 +204,7 @@ def test_an_edited_first_prompt_replaces_everything_and_can_be_restored(store):
     assert store.drop_messages_from(first.id) == 2
     assert contents(store, conversation) == []
     store.append_prompt(conversation.id, "A")
-    assert store.restore_dropped(conversation.id) == 2
+    assert store.step_back(conversation.id) == Place(1, 2, is_answer=False)
     assert contents(store, conversation) == ["a", "c"]
 
 
@@ -212,14 +213,15 @@ def test_what_was_dropped_behind_a_dropped_message_waits_for_that_one(store):
     first = store.append_prompt(conversation.id, "a")
     store.drop_messages_from(answer(store, conversation, "b").id)
     store.drop_messages_from(first.id)
-    assert [store.restore_dropped(conversation.id), contents(store, conversation)] == [1, ["a"]]
+    assert store.step_back(conversation.id) is not None
+    assert contents(store, conversation) == ["a"]
 
 
 def test_nothing_dropped_is_nothing_to_restore(store):
     conversation, other = store.create_conversation(), store.create_conversation()
     store.drop_messages_from(store.append_prompt(other.id, "x").id)
     store.append_prompt(conversation.id, "y")
-    assert store.restore_dropped(conversation.id) == 0
+    assert store.step_back(conversation.id) is store.step_forth(conversation.id) is None
     assert contents(store, conversation) == ["y"]
 
 
@@ -229,8 +231,8 @@ def test_what_is_dropped_in_one_conversation_leaves_the_others(store):
     answer(store, other, "b")
     store.drop_messages_from(first.id)
     assert (contents(store, conversation), contents(store, other)) == ([], ["b"])
-    assert store.restore_dropped(other.id) == 0
-    assert store.restore_dropped(conversation.id) == 1
+    assert store.step_back(other.id) is None
+    assert store.step_back(conversation.id) == Place(1, 1, is_answer=True)
 
 
 def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
@@ -256,7 +258,7 @@ def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
         lambda store: store.append_text(99, "x"),
         lambda store: store.finish_answer(99),
         lambda store: store.drop_messages_from(99),
-        lambda store: store.restore_dropped(99),
+        lambda store: store.step_back(99),
         lambda store: store.message(99),
         lambda store: store.undo_delete(99),
     ],

@@ -99,11 +99,10 @@ def test_a_long_conversation_draws_its_beginning_when_it_is_asked_for():
         await view.show(turns(NUM_SHOWN_TURNS + 10))
         await pilot.pause()
         assert len(view.query(".turn")) == NUM_SHOWN_TURNS
-        view.focus()
-        await pilot.press("home")
+        await view.show_start()
         await until(pilot, lambda: len(view.query(".turn")) == NUM_SHOWN_TURNS + 10)
         await until(pilot, lambda: "turn 0" in screen_text(app))
-        await pilot.press("end")
+        view.show_end()
         await until(pilot, lambda: f"turn {NUM_SHOWN_TURNS + 9}" in screen_text(app))
 
     watch(story)
@@ -156,7 +155,7 @@ def test_it_follows_until_the_reader_scrolls_up_and_again_at_the_end():
         await until(pilot, lambda: "and more" in view.newest_answer_text())
         await pilot.pause()
         assert view.scroll_y == before
-        view.action_show_end()
+        view.show_end()
         await pilot.pause()
         assert "and more" in screen_text(app)
 

@@ -45,11 +45,14 @@ def notice(story):
     asyncio.run(run())
 
 
-def test_enter_takes_the_first_choice():
+def test_enter_takes_the_first_choice_of_who_goes_there():
     async def story(app, bar, pilot):
         assert not bar.display
         await bar.show("gone \x1b[31mred", CHOICES)
         assert bar.sentence == "gone red"
+        await pilot.press("enter")  # nobody has gone there
+        assert app.made == [] and bar.display
+        bar.focus_choices()
         await pilot.press("enter")
         assert app.made == ["restart"]
         assert not bar.display
@@ -80,6 +83,7 @@ def test_what_must_be_read_stays_above_the_others_until_it_is_put_away():
 def test_arrows_go_to_the_other_choices():
     async def story(app, bar, pilot):
         await bar.show("gone", CHOICES)
+        bar.focus_choices()
         await pilot.press("right", "enter")
         assert app.made == ["choose"]
 
@@ -93,6 +97,7 @@ def test_it_is_put_away_with_a_button_or_escape():
         await pilot.click(bar.query(Button).last())
         assert (app.made, bar.display) == ([], False)
         await bar.show("gone again", CHOICES)
+        bar.focus_choices()
         await pilot.press("escape")
         await pilot.pause()
         assert (app.made, bar.display, app.num_dismissed) == ([], False, 2)
@@ -100,25 +105,13 @@ def test_it_is_put_away_with_a_button_or_escape():
     notice(story)
 
 
-def test_a_notice_without_choices_leaves_the_focus_where_it_is():
+def test_a_notice_leaves_the_focus_where_it_is():
     async def story(app, bar, pilot):
         app.screen.query_one(Input).focus()
-        await bar.show("the file was set aside", ())
-        await pilot.press("x")
-        assert app.screen.query_one(Input).value == "x"
-
-    notice(story)
-
-
-def test_whoever_is_writing_is_not_interrupted():
-    async def story(app, bar, pilot):
-        app.screen.query_one(Input).focus()
-        await bar.show("gone", CHOICES, takes_focus=False)
-        await pilot.press("x")
-        assert app.screen.query_one(Input).value == "x"
-        bar.focus_choices()
-        await pilot.press("enter")
-        assert app.made == ["restart"]
+        for choices in ((), CHOICES):
+            await bar.show("the file was set aside", choices)
+            await pilot.press("x")
+        assert app.screen.query_one(Input).value == "xx"
 
     notice(story)
 

@@ -143,6 +143,67 @@ def test_arrows_choose_a_completion_and_tab_takes_it():
     write(story)
 
 
+def test_enter_takes_what_is_chosen_or_needed_and_sends_it():
+    async def story(app, pilot):
+        completions = app.area.completions
+
+        async def sends(typed, *shown, keys=(), about=None):
+            app.area.put(typed)
+            completions.show(shown, typed if about is None else about)
+            await pilot.press(*keys, "enter")
+            completions.show(())
+            return app.sent[-1] if app.sent else None
+
+        regenerate = Completion("/regenerate", "/regenerate", is_needed=True)
+        assert await sends("/regen", regenerate) == "/regenerate"
+        assert await sends("/re", regenerate, about="/r") == "/re"  # the list is still about what was typed before
+        warmer = Completion("/set temperature 0.6", "0.6")
+        assert await sends("/set temperature 0", warmer) == "/set temperature 0"
+        next_one = Completion("/set temperature 0.7", "0.7")
+        assert await sends("/set temperature 0", warmer, next_one, keys=["down"]) == "/set temperature 0.7"
+        folder = Completion("/import models/", "models/", is_needed=True)
+        before = list(app.sent)
+        await sends("/import mo", folder)
+        assert (app.sent, app.area.text) == (before, "/import models/")
+
+    write(story)
+
+
+def test_what_is_being_written_waits_while_something_else_is_shown():
+    async def story(app, pilot):
+        app.area.set_history(["one"])
+        await pilot.press(*"draft")
+        app.area.show_beside("one")
+        assert (app.area.text, app.area.written, app.area.changed) == ("one", "draft", "")
+        await pilot.press("x")
+        app.area.set_history(["one", "two"])  # as another answer does
+        assert (app.area.written, app.area.changed) == ("draft", "onex")
+        await pilot.press("enter")
+        assert (app.sent, app.area.text) == (["onex"], "draft")
+        app.area.show_beside("two")
+        await pilot.press("y")
+        app.area.show_written()
+        assert app.area.text == "draft"
+        await pilot.press("up")
+        assert app.area.text == "twoy"  # nothing that was typed is lost
+        await pilot.press("enter")
+        assert app.area.text == "draft"
+
+    write(story)
+
+
+def test_a_command_that_cannot_be_obeyed_comes_back_beside_what_was_written_meanwhile():
+    async def story(app, pilot):
+        app.area.put("draft")
+        app.area.give_back("/regenrate")
+        assert (app.area.text, app.area.written) == ("/regenrate", "draft")
+        app.area.show_written()
+        app.area.give_back("a prompt")
+        assert app.area.text == "a prompt\ndraft"
+
+    write(story)
+
+
 def test_pasted_controls_are_drawn_as_signs_of_the_same_width():
     hostile = "a\x1b]52;c;x\x07\x9b2J\u202e\x7f"
     shown = show_escapes_in_place(hostile)
