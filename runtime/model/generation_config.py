@@ -139,7 +139,7 @@ class GenerationConfig:
     """Keys, with their values, that would change sampled texts and are not done here."""
 
     def sampling(self, params: SamplingParams, unchosen: Collection[str]) -> dict[str, float]:
-        """Return the values of `SamplingParams` that the file fills, by name: those that change a text.
+        """Return the values of `SamplingParams` that the file fills, by name, but for lengths and texts that end it.
 
         `unchosen` are the fields of `params` that nobody chose. Where neither the file nor `params` asks for sampling
         the text is greedy, whatever temperature the file lists, as in transformers.
@@ -151,14 +151,7 @@ class GenerationConfig:
             wanted = {}
         if self.repetition_penalty is not None:
             wanted["repetition_penalty"] = self.repetition_penalty
-        taken = {name: value for name, value in wanted.items() if name in unchosen}
-        is_greedy = taken.get("temperature", params.temperature) == 0
-        return {
-            name: value
-            for name, value in taken.items()
-            if not (value == getattr(params, name) == getattr(_NEUTRAL, name))
-            and not (is_greedy and name in ("top_p", "top_k", "min_p"))
-        }
+        return {name: value for name, value in wanted.items() if name in unchosen}
 
     def choices(
         self,
@@ -178,11 +171,11 @@ class GenerationConfig:
         most = self._max_new_tokens(num_prompt_tokens) if "max_new_tokens" in unchosen else None
         if most is not None and most < params.max_new_tokens:
             taken["max_new_tokens"] = most
-        params = replace(params, **taken)
+        before, params = params, replace(params, **taken)
         if self.refused_when_sampling and not params.is_greedy:
             raise OptionError(_refusal(FILE_NAME, self.refused_when_sampling))
         rules = self._rules(num_prompt_tokens, end_token_ids)
-        own = taken | _rules_by_key(rules)
+        own = {name: value for name, value in taken.items() if _matters(name, before, params)} | _rules_by_key(rules)
         return AnswerChoices(params, rules, {name: len(v) if isinstance(v, tuple) else v for name, v in own.items()})
 
     def _max_new_tokens(self, num_prompt_tokens: int) -> int | None:
@@ -268,6 +261,13 @@ def token_ids_of(settings: Mapping[str, Any], key: str, *, where: str) -> tuple[
 def describe_own_settings(own: OwnSettings) -> str:
     """Return them for people, as in `repetition penalty 1.05, top-k 20`."""
     return ", ".join(_WORDS.get(name, name.replace("_", " ") + " {:g}").format(own[name]) for name in own)
+
+
+def _matters(name: str, before: SamplingParams, params: SamplingParams) -> bool:
+    """Return whether a text may depend on a value that was filled."""
+    if params.is_greedy and name in ("top_p", "top_k", "min_p"):
+        return False
+    return not getattr(before, name) == getattr(params, name) == getattr(_NEUTRAL, name)
 
 
 def _rules_by_key(rules: TextRules) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Actions:
         return ()
 
     def do_regenerate(self) -> Changes:
-        if not self._chat.dialogue.is_answering and self._chat.services.settings.params().is_greedy:
+        if not self._chat.dialogue.is_answering and self._chat.services.settings.is_greedy:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
 
@@ -200,6 +200,7 @@ class Actions:
     async def note_loaded(self, loaded: Loaded) -> None:
         """Remember the model that could be loaded, and say what a user should know about it."""
         remembered = self._chat.services.settings
+        remembered.own = loaded.own_settings
         target = remembered.config().target or ""
         if remembered.settings.with_target(target) != remembered.settings:
             self._change_settings(remembered.settings.with_target(target), is_told=False)
@@ -229,14 +230,16 @@ class Actions:
         self.do_set("tree", tree)
 
     def do_set(self, name: str = "", value: str | None = None) -> None:
-        settings = self._chat.services.settings.settings
+        remembered = self._chat.services.settings
+        settings = remembered.settings
         if not name:
             themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
-            self._chat.screen.app.push_screen(SettingsScreen(settings, themes=themes), self._keep_settings)
+            form = SettingsScreen(settings, themes=themes, now=remembered.described_elsewhere())
+            self._chat.screen.app.push_screen(form, self._keep_settings)
             return
         found = find_setting(name).name
         if value is None:
-            self._chat.say(f"{found} is {str(settings[found]) or 'empty'}")
+            self._chat.say(f"{found} is {one_line(remembered.described(found))}")
         else:
             self._change_settings(settings.with_text(found, value))
 

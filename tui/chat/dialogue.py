@@ -101,6 +101,7 @@ class Dialogue:
         engine: EngineClient,
         *,
         params: Callable[[], SamplingParams] = SamplingParams,
+        unchosen: Callable[[], frozenset[str]] = frozenset,
         new_system_prompt: Callable[[], str] = str,
     ) -> None:
         """`params` are those of the next answer; `new_system_prompt` is a new conversation's."""
@@ -114,7 +115,7 @@ class Dialogue:
         """Prompts of the open conversation that are sent once the engine is free, in order."""
         self.editing_id: int | None = None
         self._engine = engine
-        self._params = params
+        self._params, self._unchosen = params, unchosen
         self._new_system_prompt = new_system_prompt
         self._answer_ids = count(1)
         self._num_retries = 0
@@ -415,7 +416,13 @@ class Dialogue:
         params, answer_id = self._params(), next(self._answer_ids)
         params = replace(params, seed=params.seed + self._num_retries)
         messages = tuple(Message(**turn) for turn in turns)
-        prompt = PromptRequest(id=str(answer_id), messages=messages, params=params, is_continued=is_continued)
+        prompt = PromptRequest(
+            id=str(answer_id),
+            messages=messages,
+            params=params,
+            unchosen=self._unchosen(),
+            is_continued=is_continued,
+        )
         self.answer, self._written = Answer(answer_id, prompt), message
         self._engine.send(self.answer)
         self.state = begin_answer(self.state)

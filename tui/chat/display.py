@@ -96,6 +96,7 @@ class ChatDisplay:
             services.store,
             services.engine,
             params=services.settings.params,
+            unchosen=services.settings.unchosen,
             new_system_prompt=lambda: services.settings.system_prompt,
         )
         self.view = ConversationView(id="conversation")

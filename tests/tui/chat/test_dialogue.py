@@ -40,7 +40,12 @@ def engine():
 
 @pytest.fixture
 def dialogue(store, engine):
-    ready = Dialogue(store, engine, params=lambda: SamplingParams(seed=5, temperature=0.5))
+    ready = Dialogue(
+        store,
+        engine,
+        params=lambda: SamplingParams(seed=5, temperature=0.5),
+        unchosen=lambda: frozenset({"top_k"}),
+    )
     ready.load(EngineConfig(target="tiny"))
     ready.take(LOADED)
     return ready
@@ -71,6 +76,7 @@ def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, 
     request = engine.requests[-1]
     assert request.prompt.messages == (Message("user", "Hello?"),)
     assert request.prompt.params == SamplingParams(seed=5, temperature=0.5)
+    assert request.prompt.unchosen == {"top_k"}
     assert take(dialogue, request.answer_id, TextDelta("Hi")) == (TextCame("Hi"),)
     assert [(each.content, each.state) for each in dialogue.messages()] == [("Hello?", "complete"), ("Hi", "streaming")]
     (ended,) = take(dialogue, request.answer_id, FINISHED)

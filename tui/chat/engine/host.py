@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +20,7 @@ import psutil
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
+from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
@@ -45,6 +46,7 @@ from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
     from runtime.engine.loading import OpenSession
+    from runtime.model.generation_config import GenerationConfig
 
 TICK_SECONDS = 0.1
 """How often the app hears where a pass is."""
@@ -217,6 +219,7 @@ class EngineHost:
 def loaded(opened: "OpenSession") -> Loaded:
     """Return what the app is told of a session that is open."""
     plan, placement = opened.plan, opened.placement
+    own_settings, own_sentences = own_settings_of(opened.session.generation)
     return Loaded(
         target=plan.target_name,
         draft=plan.draft_name,
@@ -230,8 +233,23 @@ def loaded(opened: "OpenSession") -> Loaded:
         bytes_per_pass=placement.streamed_bytes,
         memory=placement.entries(),
         predicted_seconds_per_token=_predicted_seconds_per_token(opened),
-        sentences=(plan.advice.sentence, *opened.notes),
+        sentences=(plan.advice.sentence, *opened.notes, *own_sentences),
+        own_settings=own_settings,
     )
+
+
+def own_settings_of(generation: "GenerationConfig") -> tuple[Mapping[str, float], tuple[str, ...]]:
+    """Return what a model samples with where nobody chooses, and a sentence on all that is its own, if anything is."""
+    from runtime.model.generation_config import describe_own_settings
+
+    sampled, fields = SamplingParams(temperature=1), options_of(SamplingParams)
+    own: Mapping[str, float] = {}
+    with suppress(OptionError):  # which the first answer will say
+        own = generation.choices(sampled, fields.keys() - {"max_new_tokens"}, num_prompt_tokens=0).own
+    if not own:
+        return generation.sampling(sampled, fields), ()
+    sentence = f"the model's own generation settings: {describe_own_settings(own)}"
+    return generation.sampling(sampled, fields), (f"{sentence}; /set generation plain leaves them out",)
 
 
 def session_figures(opened: "OpenSession") -> SessionFigures:

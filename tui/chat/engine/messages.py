@@ -6,7 +6,7 @@ engine runs in a process of its own, so that its computing never delays a key an
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import msgspec
@@ -92,6 +92,8 @@ class Loaded:
     """Which layers never leave the device; may be empty where that is not known."""
     num_disk_layers: int = 0
     """Of the others, how many are read from disk in every pass."""
+    own_settings: Mapping[str, float] = field(default_factory=dict)
+    """What the model samples with by its own settings, by fields of `SamplingParams`, where nobody chooses."""
 
     @property
     def device_bytes(self) -> int:

@@ -25,7 +25,7 @@ from profiles.errors import quote
 from profiles.files import read_regular_file
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
-from tui.chat.settings.settings import SETTINGS, ChatSettings, changed_names
+from tui.chat.settings.settings import CHAT_DEFAULTS, SETTINGS, ChatSettings, changed_names
 from tui.chat.store.private_files import replace_private_file, set_aside
 from tui.chat.store.records import storable
 from tui.terminal_text import one_line
@@ -57,6 +57,8 @@ class RememberedSettings:
         `system_prompt` of new conversations.
         """
         self.settings = settings
+        self.own: Mapping[str, float] = {}
+        """What the open model samples with by its own settings, by fields of `SamplingParams`."""
         self._path = path
         self._overrides = dict(overrides or {})
         self._draw_seed = draw_seed
@@ -69,7 +71,31 @@ class RememberedSettings:
         return prompt
 
     def params(self) -> SamplingParams:
-        return SamplingParams(**({"seed": self._draw_seed()} | self._fields_of(SamplingParams)))
+        """Return how the next answer is sampled, as far as the model's own settings do not fill what is `unchosen`."""
+        return SamplingParams(**({"seed": self._draw_seed(), **CHAT_DEFAULTS} | self._fields_of(SamplingParams)))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next answer takes the likeliest token each time."""
+        params = self.params()
+        return (
+            (self.own["temperature"] == 0) if "temperature" in self.own.keys() & self.unchosen() else params.is_greedy
+        )
+
+    def unchosen(self) -> frozenset[str]:
+        """Return the fields of `params` that are left to the model: how long an answer may be is not among them."""
+        return frozenset({*CHAT_DEFAULTS, "stop"} - self._fields_of(SamplingParams).keys())
+
+    def described(self, name: str) -> str:
+        """Return a setting's value and, where the settings themselves do not say it, where it comes from."""
+        setting = SETTINGS[name]
+        if setting.field_name in self._overrides:
+            return f"{self._overrides[setting.field_name]}, from the command line"
+        if self.settings[name] != setting.word or name not in CHAT_DEFAULTS:
+            return str(self.settings[name]) or "empty"
+        if name in self.own:
+            return f"{setting.word}: {self.own[name]:g}, the model's own"
+        return f"{setting.word}: {CHAT_DEFAULTS[name]:g}, as the model has none of its own"
 
     def config(self) -> EngineConfig:
         return EngineConfig(**self._fields_of(EngineConfig))
@@ -78,6 +104,11 @@ class RememberedSettings:
         known = options_of(owner)
         overrides = {name: value for name, value in self._overrides.items() if name in known}
         return self.settings.fields_of(owner) | overrides
+
+    def described_elsewhere(self) -> dict[str, str]:
+        """Return the settings whose values come from elsewhere than the settings, each as `described`."""
+        found = {name: self.described(name) for name in SETTINGS}
+        return {name: words for name, words in found.items() if words != (str(self.settings[name]) or "empty")}
 
     def replace(self, settings: ChatSettings) -> None:
         """Let these hold and remember them. Raises WriteError; they hold all the same."""

@@ -1,6 +1,6 @@
 """All settings in one form: what is wrong with a value stands below it while it is typed, in the runtime's words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import ClassVar
@@ -71,8 +71,12 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         Binding("up", "app.focus_previous", "Previous setting", show=False, tooltip="Go to the setting before"),
     ]
 
-    def __init__(self, settings: ChatSettings, *, themes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, settings: ChatSettings, *, themes: Sequence[str] = (), now: Mapping[str, str] | None = None
+    ) -> None:
+        """`now`: what holds where the settings do not say it themselves, and where it comes from."""
         super().__init__()
+        self._now = now or {}
         self._before = self._settings = settings  # one with a problem is as it was before that text
         self._problems: dict[str, str] = {}  # a sentence for each whose text is not allowed
         self._themes = tuple(themes)
@@ -98,6 +102,8 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         for row in self.query(_Row):
             row.set_class(row.id == f"row-{name}", "-current")
         text = "" if name is None else SETTINGS[name].help
+        if name is not None and name in self._now:
+            text += f" Now {one_line(self._now[name])}."
         self.query_one("#settings-help", Static).update(text)
 
     @on(Input.Changed)

@@ -22,9 +22,19 @@ NOT_TYPED = ("recent_targets", "show_panel")
 """Settings that the app itself keeps: they change by use, not by what is typed."""
 
 _MEMORY, _LOOKS = "Memory", "Looks"
+CHAT_DEFAULTS: Mapping[str, float] = {
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""What answers are sampled with where neither a person nor the model says so."""
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "temperature": {"default": 0.7},
-    "top_p": {"default": 0.95},
+    **{
+        name: {"default": None, "word": "auto", "unset": f"the model's own, else {value:g}"}
+        for name, value in CHAT_DEFAULTS.items()
+    },
     "seed": {"default": None, "word": "random", "unset": "another one for each answer"},
     "max_new_tokens": {"default": 1024},
     "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
@@ -42,11 +52,11 @@ _LABELS: Mapping[str, str] = {
     "target": "Model",
 }
 _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
-    "temperature": ("0", "0.6", "0.7", "1"),
-    "top_p": ("0.9", "0.95", "1"),
-    "top_k": ("0", "20", "50"),
-    "min_p": ("0", "0.05", "0.1"),
-    "repetition_penalty": ("1", "1.05", "1.1"),
+    "temperature": ("auto", "0", "0.6", "0.7", "1"),
+    "top_p": ("auto", "0.9", "0.95", "1"),
+    "top_k": ("auto", "0", "20", "50"),
+    "min_p": ("auto", "0", "0.05", "0.1"),
+    "repetition_penalty": ("auto", "1", "1.05", "1.1"),
     "seed": ("random", "0"),
     "max_new_tokens": ("256", "1024", "4096"),
     "draft": ("substitute", "none"),

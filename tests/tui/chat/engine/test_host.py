@@ -19,6 +19,7 @@ from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Finished, PrefillProgress, Round, TextDelta
+from runtime.model.generation_config import GenerationConfig
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
@@ -28,6 +29,7 @@ from tui.chat.engine.host import (
     EngineHost,
     RequestInbox,
     failure_kind,
+    own_settings_of,
     pass_running,
     session_figures,
     ticking,
@@ -275,6 +277,19 @@ def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(
 )
 def test_failures_are_told_by_what_can_be_done(error: Exception, kind: str):
     assert failure_kind(error) == kind
+
+
+def test_the_app_hears_what_is_the_models_own():
+    own = GenerationConfig(choice="auto", temperature=0.6, top_p=1.0, no_repeat_ngram_size=3)
+    settings, sentences = own_settings_of(own)
+    assert settings == {"temperature": 0.6, "top_p": 1.0}
+    assert sentences == (
+        "the model's own generation settings: temperature 0.6, no 3 tokens in a row twice; "
+        "/set generation plain leaves them out",
+    )
+    assert own_settings_of(GenerationConfig()) == ({}, ())
+    refused = GenerationConfig(choice="auto", top_k=9, refused_when_sampling=("typical_p 0.9",))
+    assert own_settings_of(refused) == ({"top_k": 9}, ())
 
 
 def test_after_a_round_the_app_hears_what_the_planner_expects():

@@ -134,7 +134,7 @@ def test_what_a_person_changes_while_the_app_is_open_stays(tmp_path):
     path = tmp_path / "settings.toml"
     remembered = RememberedSettings(ChatSettings(), path=path)
     remembered.replace(ChatSettings(theme="nord"))
-    path.write_text(path.read_text().replace("top_k = 0", "top_k = 5 # mine"))
+    path.write_text(path.read_text().replace('top_k = "auto"', "top_k = 5 # mine"))
     remembered.replace(ChatSettings(theme="nord", temperature=0.1))
     assert read_settings(path)[0] == ChatSettings(theme="nord", temperature=0.1, top_k=5)
     assert "top_k = 5 # mine" in path.read_text()
@@ -151,8 +151,8 @@ def test_a_bad_value_gives_way_to_its_default_and_the_others_stay(tmp_path):
     assert read_settings(path) == (
         ChatSettings(top_k=20, theme="nord"),
         (
-            f"{path}: temperature is 'hot'; it must be a number; the default, 0.7, is used instead",
-            f"{path}: top_p is 2; it must be above 0 and at most 1; the default, 0.95, is used instead",
+            f"{path}: temperature is 'hot'; it must be a number or auto; the default, \"auto\", is used instead",
+            f'{path}: top_p is 2; it must be above 0 and at most 1; the default, "auto", is used instead',
         ),
     )
 
@@ -226,6 +226,28 @@ def test_the_command_line_comes_before_what_is_remembered():
     assert remembered.config().link == "1GB/s"
     assert (remembered.params().temperature, remembered.params().top_k) == (0.0, 5)
     assert remembered.system_prompt == "Be brief."
+
+
+def test_what_nobody_chose_is_left_to_the_model_and_else_as_the_app_has_it():
+    remembered = RememberedSettings(ChatSettings(top_k=5), overrides={"min_p": 0.1})
+    params = remembered.params()
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.95, 5, 0.1)
+    assert remembered.unchosen() == {"temperature", "top_p", "repetition_penalty", "stop"}
+    assert not remembered.is_greedy
+    remembered.own = {"temperature": 0, "top_k": 20}
+    assert remembered.is_greedy
+    remembered.replace(remembered.settings.replace(temperature=0.7))
+    assert "temperature" not in remembered.unchosen() and not remembered.is_greedy, "also what is the default anyway"
+
+
+def test_a_setting_is_told_with_where_it_comes_from():
+    remembered = RememberedSettings(ChatSettings(top_k=5), overrides={"min_p": 0.1})
+    remembered.own = {"temperature": 0.6, "top_k": 20}
+    assert remembered.described("temperature") == "auto: 0.6, the model's own"
+    assert remembered.described("top_p") == "auto: 0.95, as the model has none of its own"
+    assert remembered.described("min_p") == "0.1, from the command line"
+    assert (remembered.described("top_k"), remembered.described("system_prompt")) == ("5", "empty")
+    assert remembered.described_elsewhere().keys() == {"temperature", "top_p", "min_p", "repetition_penalty"}
 
 
 def test_a_change_in_the_app_holds_against_the_command_line(tmp_path):

@@ -15,7 +15,7 @@ FIRST_ROWS = """\
  │ Answers                                                                    │
  │  Temperature          -1                                                   │
  │   ✗ temperature is -1.0; it must be 0 or more                              │
- │  Top-p                0.95                                                 │"""
+ │  Top-p                auto                                                 │"""
 
 
 def played(*keys, settings=None, first="temperature", size=(80, 24)):
@@ -38,6 +38,20 @@ def test_a_wrong_value_is_told_below_it_and_cannot_be_kept():
     rows, results = played("-", "1", "ctrl+s")
     assert "\n".join(rows[:5]) == FIRST_ROWS
     assert results == []
+
+
+def test_the_help_says_what_holds_where_it_is_chosen_elsewhere():
+    now = {"temperature": "auto: 0.6, the model's own"}
+    app = WidgetApp(screen=SettingsScreen(ChatSettings(), now=now))
+
+    async def story(pilot):
+        shown = " ".join(screen_text(app).replace("│", " ").split())
+        assert "auto takes the model's own, else 0.7. Now auto: 0.6, the model's own." in shown
+        await pilot.press("down")
+        await pilot.pause()
+        assert "Now" not in screen_text(app)
+
+    run(app, story)
 
 
 def test_what_is_typed_replaces_the_value_and_is_kept():
@@ -139,7 +153,7 @@ def test_it_can_be_read_without_colour(monkeypatch):
     screen = SettingsScreen(ChatSettings())
 
     async def story(pilot):
-        assert "Temperature          0.7" in screen_text(pilot.app)
+        assert "Temperature          auto" in screen_text(pilot.app)
         first, second = (screen.query_one(f"#row-{name} .setting-label") for name in ("temperature", "top_p"))
         assert first.rich_style.reverse and not second.rich_style.reverse
         await pilot.press("down")

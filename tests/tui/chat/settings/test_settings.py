@@ -47,9 +47,7 @@ CHOSEN = ChatSettings(
 
 def test_the_defaults_are_what_the_engine_takes():
     settings = ChatSettings()
-    assert SamplingParams(**settings.fields_of(SamplingParams)) == SamplingParams(
-        temperature=0.7, top_p=0.95, max_new_tokens=1024
-    )
+    assert SamplingParams(**settings.fields_of(SamplingParams)) == SamplingParams(max_new_tokens=1024)
     assert "seed" not in settings.fields_of(SamplingParams)  # so that each answer may have its own
     assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(lookup="on", generation="auto")
 
@@ -83,8 +81,8 @@ def test_every_value_reaches_the_engine():
     [
         ("temperature", -1, "temperature is -1; it must be 0 or more"),
         ("temperature", float("nan"), "temperature is nan; it must be 0 or more"),
-        ("temperature", "hot", "temperature is 'hot'; it must be a number"),
-        ("temperature", True, "temperature is True; it must be a number"),
+        ("temperature", "hot", "temperature is 'hot'; it must be a number or auto"),
+        ("temperature", True, "temperature is True; it must be a number or auto"),
         ("top_p", 0, "top_p is 0; it must be above 0 and at most 1"),
         ("top_k", 1.5, "top_k is 1.5; it must be a whole number"),
         ("seed", -1, "seed is -1; it must be 0 or more"),
@@ -138,7 +136,7 @@ def test_a_setting_changes_to_what_was_typed(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("temperature", "warm", "temperature is 'warm'; it must be a number"),
+        ("temperature", "warm", "temperature is 'warm'; it must be a number or auto"),
         ("top_k", "1.5", "top_k is '1.5'; it must be a whole number"),
         ("top_k", "9" * 5000, "top_k is '99"),
         ("verification", "\x1b[2J", "verification is '\\x1b[2J'; it must be one of"),
