@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _NAMES = {
 _WITHOUT_GATE = {"gpt2", "gpt_neox", "gptj", "gpt_bigcode", "opt", "phi", "starcoder2", "bloom", "falcon", "codegen"}
 _TIED_UNLESS_SAID = {"gemma", "gemma2", "gemma3_text", "gpt2", "cohere", "cohere2", "smollm3", "opt", "bloom"}
 _BIASED_QUERIES = {"qwen2"}
+_ONE_KEY_HEAD = {"falcon", "gpt_bigcode"}
+"""Whose queries share one key and one value unless `multi_query` says otherwise."""
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _EXPERT_KEY = re.compile(r"experts?$")
 _PART_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
@@ -71,6 +74,8 @@ class ModelShape:
     """Whether the MLP has a gate beside up and down."""
     published_as: str | None = None
     """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
+    cache_width: int | None = None
+    """Numbers that a layer's cache keeps of one token; None is a key and a value of each key head."""
     max_context_tokens: int | None = None
     """None where not known."""
     usual_draft: str | None = None
@@ -124,7 +129,8 @@ class ModelShape:
 
     def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
         """Return the bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * compute_item_bytes
+        width = self.cache_width or 2 * self.num_kv_heads * self.head_dim
+        return self.num_layers * width * compute_item_bytes
 
     def held_bytes(self, held: str) -> int:
         """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
@@ -260,7 +266,9 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
     hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
     head_dim = _optional_size(config, ("head_dim",), where) or max(1, hidden // heads)
     is_old = "n_embd" in config  # names of GPT-2, which has as many key heads
-    kv_heads = heads if is_old else _optional_size(config, ("num_key_value_heads",), where) or heads
+    kv_heads = heads if is_old else _optional_size(config, ("num_key_value_heads", "num_kv_heads"), where) or heads
+    if kind in _ONE_KEY_HEAD and config.get("multi_query", True) and not config.get("new_decoder_architecture"):
+        kv_heads = 1
     inner_names = ("n_inner",) if is_old else ("intermediate_size", "ffn_dim")
     published_as, item_bytes = _stored_as(config, where=where)
     is_tied = config.get("tie_word_embeddings")
@@ -279,14 +287,24 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         num_vector_elements=(heads + 2 * kv_heads) * head_dim if kind in _BIASED_QUERIES else 0,
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
+        cache_width=_cache_width(config, head_dim * heads, where=where),
         max_context_tokens=_optional_size(config, ("max_position_embeddings", "n_positions"), where),
     )
+
+
+def _cache_width(config: Mapping[str, Any], query_width: int, *, where: str) -> int | None:
+    """Return what a layer keeps of a token where that is not a key and a value of each key head."""
+    if config.get("model_type") == "falcon" and config.get("new_decoder_architecture"):
+        return 2 * query_width  # it repeats the heads before it keeps them
+    latent, rotary = (_optional_size(config, (name,), where) for name in ("kv_lora_rank", "qk_rope_head_dim"))
+    return latent + rotary if latent and rotary else None
 
 
 def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:
     """Raise CheckpointError for every model but a dense decoder, as far as plain JSON shows it."""
     reason = None
-    for key, value in config.items():
+    nested = (value.items() for value in config.values() if isinstance(value, dict))
+    for key, value in chain(config.items(), *nested):
         if _PART_KEY.match(key) and value:
             reason = f"a composite model ({key})"
         if _EXPERT_KEY.search(key) and type(value) is int and value > 1:

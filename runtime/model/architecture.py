@@ -11,13 +11,14 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -26,12 +27,20 @@ from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, WeightFormat, find_group
 from profiles.errors import quote
-from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported
+from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
 
 MAX_BUILT_ELEMENTS = 2**31
 """No single parameter of a dense model is larger; a config that asks for one is damaged."""
 _MAX_COUNT = 100_000
 _COUNT_KEY = re.compile(r"^(?!.*(size|dim|length|token|position)).*(layer|block|depth|label|loop|cycle)")
+_PLAIN_RETURNS = {
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "output_router_logits": False,
+    "return_dict": True,
+    "use_cache": True,
+}
+"""Settings that change only what a forward returns beside its result."""
 _NOT_ATTENTION = frozenset(
     ("experts", "router", "mamba", "linear_attn", "delta_net", "short_conv", "conv", "recurrent", "temporal_block")
 )
@@ -43,8 +52,6 @@ class DecoderParts:
 
     model: PreTrainedModel
     """Parameters on the meta device, non-persistent buffers real, eval mode."""
-    decoder_prefix: str
-    """Name of the decoder below `model`: "model", "transformer", ..."""
     layers_name: str
     """Dotted path of the list of decoder layers: "model.layers", "transformer.h", ..."""
     layers: nn.ModuleList
@@ -65,6 +72,11 @@ class DecoderParts:
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
 
     @property
+    def decoder_name(self) -> str:
+        """Dotted path of the decoder below `model`: "model", "transformer", "model.decoder", ..."""
+        return self.layers_name.rpartition(".")[0]
+
+    @property
     def num_layers(self) -> int:
         return len(self.layers)
 
@@ -78,7 +90,11 @@ def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
     sizes = (max(math.prod(entry.shape), entry.num_bytes) for entry in checkpoint.tensors.values())
     largest = max(sizes, default=0)  # of 4-bit codes too: they are two a byte
     model = build_empty_model(config, dtype=dtype, max_elements=max(2 * largest, 2**24))
-    return inspect_decoder(model, checkpoint)
+    try:
+        return inspect_decoder(model, checkpoint)
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        where = f"{checkpoint.folder}/config.json"
+        raise CheckpointError(f"{where} holds a setting of the wrong kind: {first_line(error)}") from error
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -89,7 +105,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """
     where = f"{checkpoint.folder}/config.json"
     raw = checkpoint.config
-    for key, value in _walk(raw):  # some configurations build lists of this length while they are parsed
+    for key, value in walk_settings(raw):  # some configurations build lists of this length while they are parsed
         if type(value) is int and _COUNT_KEY.search(key) and not -1 <= value <= _MAX_COUNT:
             raise CheckpointError(f"{where} has {quote(key)} = {quote(value)}; expected at most {_MAX_COUNT}")
     if not isinstance(raw.get("model_type"), str):
@@ -105,12 +121,15 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             reason = "needs code from its own repository (auto_map), which is never run"
             raise CheckpointError(f"{where} {reason}; {SUPPORTED}") from error
         found = f"model_type {quote(raw['model_type'])}"
-        raise CheckpointError(f"{where} ({found}) was refused by transformers: {_first_line(error)}") from error
+        raise CheckpointError(f"{where} ({found}) was refused by transformers: {first_line(error)}") from error
     try:
         refuse_unsupported(config, where=where)
         _check_layer_count(config, checkpoint)
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{where} holds a setting of the wrong kind: {_first_line(error)}") from error
+        raise CheckpointError(f"{where} holds a setting of the wrong kind: {first_line(error)}") from error
+    for name, value in _PLAIN_RETURNS.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
     return config
 
 
@@ -149,7 +168,13 @@ def build_empty_model(
             )
     except Exception as error:  # settings that contradict each other make transformers and torch raise nearly anything
         where = f"config.json ({config.model_type})"
-        raise CheckpointError(f"{where} describes a model that cannot be built: {_first_line(error)}") from error
+        raise CheckpointError(f"{where} describes a model that cannot be built: {first_line(error)}") from error
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and not buffer.is_meta and not bool(buffer.isfinite().all()):
+            where = f"config.json ({config.model_type})"
+            raise CheckpointError(
+                f"{where} gives rotary frequencies that are no finite numbers; check its rope settings"
+            )
     return model.eval().requires_grad_(False)
 
 
@@ -168,7 +193,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
         name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(f"{layers_name}.")
     }
     if any(name in streamed for pair in tied.items() for name in pair):
-        raise _unsupported(model, "layers that share weights with other parts")
+        raise unsupported(model, "layers that share weights with other parts")
     others = [name for name in shapes if name not in streamed]
     prefixes = [f"{layers_name}.{index}." for index in range(len(layers))]
     by_layer = [[name for name in shapes if name in streamed and name.startswith(prefix)] for prefix in prefixes]
@@ -187,7 +212,6 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
 
     return DecoderParts(
         model=model,
-        decoder_prefix=model.base_model_prefix,
         layers_name=layers_name,
         layers=layers,
         layer_windows=_layer_windows(model, num_layers=len(layers)),
@@ -213,7 +237,7 @@ def _find_groups(
             if group is not None:
                 groups[name] = group
     if not groups.keys().isdisjoint(tied.values()):
-        raise _unsupported(model, "embeddings that are tied to a quantized head")
+        raise unsupported(model, "embeddings that are tied to a quantized head")
     return groups
 
 
@@ -228,13 +252,13 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         and not re.search(r"\.\d+\.", name)
     ]
     if len(outermost) != 1 or not outermost[0][0].startswith(prefix) or "encoder" in outermost[0][0].split("."):
-        raise _unsupported(model, "no single list of decoder layers")
+        raise unsupported(model, "no single list of decoder layers")
     layers_name, layers = outermost[0]
     if "attention_mask" not in inspect.signature(layers[0].forward).parameters:
-        raise _unsupported(model, "layers that take no attention mask")
+        raise unsupported(model, "layers that take no attention mask")
     for name, module in layers.named_modules():
         if not _NOT_ATTENTION.isdisjoint(name.split(".")) or type(module) is nn.Conv1d:
-            raise _unsupported(model, f"layers that are not dense attention layers ({quote(name)})")
+            raise unsupported(model, f"layers that are not dense attention layers ({quote(name)})")
     return layers_name, layers
 
 
@@ -252,7 +276,7 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
     for stored_name in checkpoint.tensors:
         name, conversion = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, state)
         if conversion is not None and name in state:
-            raise _unsupported(model, f"tensors that are converted while loading ({quote(stored_name)})")
+            raise unsupported(model, f"tensors that are converted while loading ({quote(stored_name)})")
         if name in state:
             stored_names.setdefault(name, stored_name)
     tied: dict[str, str] = {}
@@ -265,23 +289,41 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
 
 
 def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | None, ...]:
-    """Return the windows of the model's own masks: by layer type where the class declares types, else one for all."""
-    config = model.config
-    window = declared(config, "sliding_window")
+    """Return the windows of the model's own masks: by layer type where the class declares types, else one for all.
+
+    Raises CheckpointError where transformers' own cache would keep other tokens than the masks show: its text would
+    depend on whether it is used.
+    """
+    config, where = model.config, f"config.json ({model.config.model_type})"
+    window = getattr(config, "sliding_window", None)  # what the mask functions read
     layer_types = declared(config, "layer_types")
     if not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
-        return (None,) * num_layers
-    if layer_types is None:
+        layer_types = ["full_attention"] * num_layers
+    elif layer_types is None:
         layer_types = ["sliding_attention" if window is not None else "full_attention"] * num_layers
     if len(layer_types) != num_layers:
-        raise CheckpointError(f"config.json lists {len(layer_types)} layer_types for {num_layers} layers")
+        raise CheckpointError(f"{where} lists {len(layer_types)} layer_types for {num_layers} layers")
     windows: tuple[int | None, ...] = tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     if "sliding_attention" in layer_types and (type(window) is not int or window < 2):
         raise CheckpointError(
-            f"config.json ({config.model_type}) has layers of sliding attention and sliding_window = {quote(window)}; "
+            f"{where} has layers of sliding attention and sliding_window = {quote(window)}; "
             "expected a window of 2 or more (transformers' own cache keeps everything for a window of 1)"
         )
+    limit = max_positions(config) or math.inf
+    for index, (seen, kept) in enumerate(zip(windows, _cached_windows(config), strict=True)):
+        if kept not in (None, seen) and kept < limit:
+            raise CheckpointError(
+                f"{where} lets transformers' cache keep {kept} tokens of layer {index}, whose attention sees "
+                f"{'all' if seen is None else seen}; remove sliding_window, attention_chunk_size or layer_types, "
+                "whichever this architecture ignores"
+            )
     return windows
+
+
+def _cached_windows(config: PreTrainedConfig) -> list[int | None]:
+    """Return per layer how many tokens transformers' own cache keeps for the next one, which counts; None for all."""
+    _, settings = get_layer_types_and_kwargs(config)
+    return [one.get("sliding_window") for one in settings]
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -290,23 +332,12 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     return limit if type(limit) is int and limit > 0 else None
 
 
-def _walk(config: object) -> Iterator[tuple[str, object]]:
-    """Yield every number and string with the key that it stands under, without recursion."""
-    pending = [("", config)]
-    while pending:
-        key, value = pending.pop()
-        if isinstance(value, Mapping):
-            pending.extend(value.items())
-        elif isinstance(value, list):
-            pending.extend((key, item) for item in value)
-        else:
-            yield key, value
-
-
-def _unsupported(model: PreTrainedModel, reason: str) -> CheckpointError:
+def unsupported(model: PreTrainedModel, reason: str) -> CheckpointError:
+    """Return the error that says what a model has that cannot be run."""
     return CheckpointError(f"{type(model).__name__} has {reason}; {SUPPORTED}")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return an error of a library as one line that is safe to print."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {quote(lines[0] if lines else '')}"

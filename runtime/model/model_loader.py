@@ -4,6 +4,7 @@ A `ModelFiles` is a checked folder whose weights are still on disk; from it the 
 anything is read. Embeddings, final norm and head are always resident, in their storage dtype.
 """
 
+import inspect
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from runtime.model.layer_binding import (
     replace_linears,
 )
 from runtime.model.streamed_model import StreamedModel
+from runtime.model.trial_pass import try_pass
 
 SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
 """Layers by index, as named tensors in their storage types."""
@@ -56,6 +58,8 @@ class ModelFiles:
     """Per layer: the formats of its quantized matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
+    cache_widths: tuple[int, ...]
+    """Per layer: the numbers, keys and values together, that its cache keeps of one token."""
 
     @classmethod
     def open(cls, folder: Path) -> "ModelFiles":
@@ -72,7 +76,8 @@ class ModelFiles:
             }
             for layer in parts.layers
         )
-        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears)
+        widths = try_pass(parts)
+        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears, widths)
 
     @property
     def payload_bytes(self) -> tuple[int, ...]:
@@ -121,14 +126,12 @@ class ModelFiles:
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Return the bytes of keys and values that one token takes in all layers."""
-        config = self.config
-        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * len(self.layouts) * num_heads * head_dim * compute_dtype.itemsize)
+        return sum(self.cache_widths) * compute_dtype.itemsize
 
     def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
         """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
-        hidden, inner = self.config.hidden_size, getattr(self.config, "intermediate_size", 4 * self.config.hidden_size)
+        hidden, inner = self.config.hidden_size, getattr(self.config, "intermediate_size", None)
+        inner = inner if type(inner) is int else 4 * hidden
         return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
 
 
@@ -209,11 +212,16 @@ def _open_parts(files: ModelFiles, compute: ComputePlan, others: Mapping[str, to
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
     for name, module in parts.model.named_modules():
-        if isinstance(module, nn.Embedding) and f"{name}.weight" in tensors:
+        if isinstance(module, nn.Embedding) and _takes_ids(module) and f"{name}.weight" in tensors:
             bind_embedding(module, tensors.pop(f"{name}.weight"), compute.dtype)
     ModuleBinder(parts.model, compute, formats=parts.other_formats).bind(tensors)
     _move_tables(parts.model, compute.device)
     return parts
+
+
+def _takes_ids(module: nn.Embedding) -> bool:
+    """Return whether a forward looks up what it is given; tables of positions may count the rows themselves."""
+    return len(inspect.signature(module.forward).parameters) == 1
 
 
 def _move_tables(model: nn.Module, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
     for key, value in settings.items():
         if _OTHER_INPUT_KEY.match(key) and value:
             return f"a composite model ({key}), not a text-only decoder"
+    for key, value in walk_settings(settings):
         if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
             return f"a mixture of experts ({key} = {value})"
     if getattr(config, "is_encoder_decoder", False):
@@ -99,6 +100,19 @@ def _architecture(config: PreTrainedConfig) -> str:
 def declared(config: PreTrainedConfig, name: str) -> Any:
     """Return a setting if the configuration's class knows it, else None: every key of config.json is an attribute."""
     return getattr(config, name, None) if hasattr(type(config), name) else None
+
+
+def walk_settings(settings: object) -> Iterator[tuple[str, object]]:
+    """Yield every number and string of nested settings with the key that it stands under, without recursion."""
+    pending = [("", settings)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending.extend((str(name), item) for name, item in value.items())
+        elif isinstance(value, list):
+            pending.extend((key, item) for item in value)
+        else:
+            yield key, value
 
 
 class SafeBuild(TorchDispatchMode):

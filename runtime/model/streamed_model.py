@@ -49,13 +49,19 @@ class PassInput:
     """(T, C + T): which keys each token may attend to."""
 
 
+class _DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc]
+    """A decoder's output in which a head finds nothing but hidden states, whatever else it looks for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _KnownHiddenStates(nn.Module):
     """Takes the decoder's place in front of the head: returns the hidden states that it is given."""
 
-    def forward(
-        self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> _DecoderOutput:
+        return _DecoderOutput(last_hidden_state=inputs_embeds)
 
 
 class StreamedModel:
@@ -81,10 +87,9 @@ class StreamedModel:
         self._streamer = streamer
         self._is_cancelled = threading.Event()
         self._masks: dict[int | None, torch.Tensor] = {}
-        self._decoder = parts.model.get_submodule(parts.decoder_prefix)
+        self._decoder = parts.model.get_submodule(parts.decoder_name)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
-        self._head = copy.copy(parts.model)
-        self._head._modules = {**parts.model._modules, parts.decoder_prefix: _KnownHiddenStates()}
+        self._head = _with_module(parts.model, parts.decoder_name.split("."), _KnownHiddenStates())
         self._graphs: PassGraphs | None = None
         if streamer is None and set(parts.layer_windows) == {None}:
             record = recorder_for(compute.device)
@@ -215,6 +220,15 @@ class StreamedModel:
         output = self._head(inputs_embeds=hidden[None], use_cache=False)
         logits: torch.Tensor = output.logits[0].to(torch.float32)
         return logits
+
+
+def _with_module(module: nn.Module, path: Sequence[str], wanted: nn.Module) -> nn.Module:
+    """Return a copy of `module` that shares everything with it but the module at `path`, which is `wanted`."""
+    if not path:
+        return wanted
+    changed = copy.copy(module)
+    changed._modules = {**module._modules, path[0]: _with_module(module.get_submodule(path[0]), path[1:], wanted)}
+    return changed
 
 
 class LazyLogits:

@@ -15,10 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from offload.checkpoint.checkpoint import Checkpoint
-from offload.checkpoint.layer_layout import layout_layer
 from profiles.errors import BadInputError
-from runtime.model.architecture import open_decoder
+from runtime.model.model_loader import ModelFiles
 from tests.support.model_factory import save_tiny_model
 from tests.support.quantized_factory import save_quantized_folder
 
@@ -177,9 +175,7 @@ def state_cases(folder: Path, source: random.Random, num_cases: int) -> Iterator
 def outcome(folder: Path) -> str:
     """How the whole way from the folder to its laid-out layers ends."""
     try:
-        parts = open_decoder(Checkpoint.open(folder), dtype=torch.float32)
-        for tensors in (*parts.layer_tensors, parts.other_tensors):
-            layout_layer(tensors)
+        ModelFiles.open(folder)
     except BadInputError as error:
         message = str(error)
         assert message.isprintable() and len(message) < 1000, message

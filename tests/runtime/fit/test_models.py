@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from offload.errors import CheckpointError
 from runtime.engine.load_plan import layer_formats
@@ -16,6 +17,7 @@ from runtime.fit.models import (
     usual_draft,
 )
 from runtime.model.model_loader import ModelFiles
+from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model
 
 LLAMA_3_8B = {
@@ -55,6 +57,27 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
     of_files = layer_formats(files.layouts)[0]
     assert found.formats[0].name == of_files.name
     assert abs(found.formats[0].total_bytes - of_files.total_bytes) <= 4096 * found.num_layers
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("falcon", {}),
+        ("falcon", {"multi_query": False}),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+        ("gpt_bigcode", {}),
+        ("gpt_bigcode", {"multi_query": False}),
+        ("youtu", {}),
+        ("minicpm3", {}),
+    ],
+)
+def test_keys_and_values_are_those_of_a_session(family, changes, tmp_path):
+    """All heads may share one key, or a latent may stand for all."""
+    folder = save_architecture(family, tmp_path, **changes)
+    of_files = ModelFiles.open(folder).cache_bytes_per_token(torch.float32)
+    assert shape_of_folder(folder).cache_bytes_per_token(4) == of_files
 
 
 def test_files_that_disagree_with_their_config_are_noted(tmp_path):

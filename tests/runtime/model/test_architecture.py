@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from offload.checkpoint.checkpoint import Checkpoint
+from offload.errors import CheckpointError
 from runtime.model.architecture import (
     build_empty_model,
     inspect_decoder,
@@ -143,7 +144,7 @@ def test_filling_an_empty_model_from_its_entries_gives_transformers_own_logits(f
 
 def test_the_parts_of_a_tied_model_with_mixed_windows(tmp_path):
     parts = open_decoder(Checkpoint.open(save_tiny_model("gemma3", tmp_path)), dtype=torch.bfloat16)
-    assert (parts.decoder_prefix, parts.layers_name, parts.num_layers) == ("model", "model.layers", 6)
+    assert (parts.decoder_name, parts.layers_name, parts.num_layers) == ("model", "model.layers", 6)
     assert parts.layer_windows == (8, 8, None, 8, 8, None)
     assert parts.tied == {"lm_head.weight": "model.embed_tokens.weight"}
     assert set(parts.other_tensors) == {"model.embed_tokens.weight", "model.norm.weight"}
@@ -157,8 +158,8 @@ def test_the_parts_of_a_tied_model_with_mixed_windows(tmp_path):
     ("kind", "overrides", "expected"),
     [
         ("llama", {}, (None,) * 4),
-        ("llama", {"sliding_window": 8}, (None,) * 4),
-        ("llama", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 4}, (None,) * 4),
+        ("llama", {"sliding_window": 512}, (None,) * 4),
+        ("llama", {"sliding_window": 512, "layer_types": ["sliding_attention"] * 4}, (None,) * 4),
         ("mistral", {}, (8,) * 4),
         ("mistral", {"sliding_window": None}, (None,) * 4),
         ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, (None,) * 4),
@@ -169,9 +170,29 @@ def test_the_parts_of_a_tied_model_with_mixed_windows(tmp_path):
     ],
 )
 def test_windows_are_those_of_the_models_own_masks(tmp_path, kind, overrides, expected):
-    """Settings that an architecture ignores (a sliding_window in a Llama's config.json) are ignored here too."""
+    """A setting that an architecture ignores is ignored here too, if it hides no token of the longest context."""
     checkpoint = Checkpoint.open(save_tiny_model(kind, tmp_path, **overrides))
     assert open_decoder(checkpoint, dtype=torch.float32).layer_windows == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("llama", {"sliding_window": 8}),
+        ("llama", {"layer_types": ["sliding_attention"] * 4, "sliding_window": 511}),
+        ("llama", {"attention_chunk_size": 8}),
+        ("gpt2", {"sliding_window": 8}),
+        ("mistral", {"sliding_window": None, "attention_chunk_size": 8}),
+        ("mistral", {"sliding_window": 1}),
+        ("qwen2", {"sliding_window": 1, "use_sliding_window": True, "max_window_layers": 3}),
+        ("gemma3", {"sliding_window": 1}),
+    ],
+)
+def test_windows_that_transformers_cache_has_and_its_masks_have_not_are_refused(tmp_path, kind, overrides):
+    """Its greedy text is another one with the cache than without it."""
+    save_tiny_model(kind, tmp_path, **overrides)
+    with pytest.raises(CheckpointError, match=r"transformers' (own )?cache keep"):
+        open_decoder(Checkpoint.open(tmp_path), dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -227,7 +248,7 @@ def test_the_three_steps_are_what_open_decoder_does(tmp_path):
     assert parts.layers is model.get_submodule(parts.layers_name)
     whole = open_decoder(checkpoint, dtype=torch.float16)
     assert whole.model.dtype == model.dtype and str(whole.model) == str(model)
-    for name in ("decoder_prefix", "layers_name", "layer_windows", "layer_tensors", "other_tensors", "tied"):
+    for name in ("layers_name", "layer_windows", "layer_tensors", "other_tensors", "tied"):
         assert getattr(whole, name) == getattr(parts, name)
 
 

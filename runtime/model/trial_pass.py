@@ -1,0 +1,145 @@
+"""A first pass through an empty model, which neither reads a weight nor takes memory.
+
+It shows what no configuration says reliably: whether the architecture's forward works with a tree's masks, positions
+and cache, in which order its layers run, and how many numbers each of them keeps per token. Settings that only break
+while computing, such as rotary factors of a wrong length, end here in a sentence.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from offload.errors import CheckpointError
+from runtime.model.architecture import MAX_BUILT_ELEMENTS, DecoderParts, first_line, max_positions, unsupported
+from runtime.model.layer_binding import ComputePlan
+from runtime.model.safe_build import SafeBuild
+from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.tree_cache import TreeCache
+
+_NUM_TOKENS = 2
+
+
+def try_pass(parts: DecoderParts) -> tuple[int, ...]:
+    """Return how many numbers each layer's cache keeps per token; `parts` serve for nothing else afterwards.
+
+    Raises CheckpointError if a pass fails, or if its layers do not run once each, in order, each with a cache.
+    """
+    model = StreamedModel(parts, ComputePlan(torch.float32), capacity=2 * _NUM_TOKENS)
+    layers = _TriedLayers(parts, model.cache)
+    last = max((max_positions(parts.model.config) or 0) - _NUM_TOKENS, 0)
+    try:
+        with _Weightless(MAX_BUILT_ELEMENTS):
+            logits = model.logits(model.run_pass(_chain_at(0, num_cached=0)))
+            layers.is_first_enough = True
+            model.run_pass(_chain_at(last, num_cached=_NUM_TOKENS))
+    except _SeenEnoughError:
+        pass
+    except CheckpointError:
+        raise
+    except Exception as error:  # settings of the wrong kind make transformers and torch raise nearly anything
+        where = f"config.json ({parts.model.config.model_type})"
+        raise CheckpointError(f"{where} describes a model whose first pass fails: {first_line(error)}") from error
+    caches = [model.cache.layers[index] for index in layers.alike]
+    if layers.num_run < len(caches) or any(cache.num_cached < _NUM_TOKENS for cache in caches):
+        raise unsupported(parts.model, "layers that do not all keep keys and values of every token")
+    if logits.shape != (_NUM_TOKENS, model.vocab_size):
+        raise unsupported(parts.model, f"a head of {logits.shape[-1]} instead of {model.vocab_size} tokens")
+    return tuple((cache.keys.numel() + cache.values.numel()) // cache.capacity for cache in caches)
+
+
+class _SeenEnoughError(Exception):
+    """The first layer has run at the last position: the others do nothing else there than at the first."""
+
+
+class _TriedLayers:
+    """Watches that every layer runs once, in order; of layers that are alike only the first computes.
+
+    A pass of thirty layers without memory would take as long as building them four times.
+    """
+
+    def __init__(self, parts: DecoderParts, cache: TreeCache) -> None:
+        self._model = parts.model
+        self._cache = cache
+        self._outputs: dict[int, Any] = {}
+        self.num_run = 0
+        self.is_first_enough = False
+        self.alike: list[int] = []
+        """Per layer: the first one that is like it, often itself."""
+        firsts: dict[Any, int] = {}
+        for index, layer in enumerate(parts.layers):
+            first = firsts.setdefault((parts.layer_windows[index], *_description(layer, index)), index)
+            self.alike.append(first)
+            layer.register_forward_pre_hook(partial(self._enter, index))
+            if first == index:
+                layer.register_forward_hook(partial(self._keep, index))
+            else:
+                layer.forward = partial(self._repeat, first, index)
+
+    def _enter(self, index: int, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.is_first_enough:
+            if index > 0:
+                raise _SeenEnoughError
+        elif index != self.num_run:
+            raise unsupported(self._model, "layers that do not run once each, in order")
+        else:
+            self.num_run += 1
+
+    def _keep(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._outputs[index] = output
+
+    def _repeat(self, first: int, index: int, *args: Any, **kwargs: Any) -> Any:
+        self._cache.layers[index].num_cached = self._cache.layers[first].num_cached
+        return self._outputs[first]
+
+
+def _description(layer: nn.Module, index: int) -> Iterator[Any]:
+    """Yield what makes a layer compute as it does: its classes, shapes and plain attributes, but not its index."""
+    for name, parameter in layer.named_parameters():
+        yield name, parameter.shape
+    for name, module in layer.named_modules():
+        yield name, type(module)
+        for attribute, value in vars(module).items():
+            if isinstance(value, bool | float | str | None) or (type(value) is int and value != index):
+                yield attribute, value
+
+
+def _chain_at(start: int, *, num_cached: int) -> PassInput:
+    """Return the pass of a few tokens from position `start` on, behind `num_cached` at the first positions."""
+    positions = np.arange(start, start + _NUM_TOKENS)
+    keys = np.concatenate([np.arange(num_cached), positions])
+    visible = np.tri(_NUM_TOKENS, num_cached + _NUM_TOKENS, k=num_cached, dtype=np.bool_)
+    return PassInput(np.zeros(_NUM_TOKENS, dtype=np.int64), positions, keys, visible)
+
+
+class _Weightless(SafeBuild):  # type: ignore[no-untyped-call]
+    """Computes shapes: whatever meets a tensor without memory has none itself; positions and their tables are real."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` on the meta device if any of its tensors is there."""
+        tensors = list(_tensors([*args, *(kwargs or {}).values()]))
+        if any(tensor.is_meta for tensor in tensors) and not all(tensor.is_meta for tensor in tensors):
+            args, kwargs = tree_map_only(torch.Tensor, _without_memory, (tuple(args), dict(kwargs or {})))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

@@ -1,0 +1,167 @@
+"""Every causal language model that transformers knows, tiny, and whether a session gives its text.
+
+The sizes are found by the names that configurations give them, so that a new architecture rarely needs a line here.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from profiles.errors import BadInputError
+from runtime.engine.loading import OpenSession
+from runtime.model.streamed_model import PassInput, StreamedModel
+from tests.support.model_factory import TINY_VOCAB_SIZE, random_model, save_tiny_tokenizer
+from tests.support.reference_models import TIE, own_logits, reference_model
+from tests.support.session_factory import answer, open_tiny, request
+
+ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+"""Model types, in transformers' own order."""
+NUM_TOKENS = 20
+WINDOW = 8
+PARENTS = (-1, 0, 0, 1, 1, 2, 3)
+"""Of the nodes of a tree."""
+_SIZES: Mapping[str, Any] = {
+    "vocab_size": TINY_VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "embedding_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rotary_dim": 8,
+    "max_position_embeddings": 512,
+    "sliding_window": WINDOW,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "local_attention": 2 * WINDOW,
+    "keep_window_size": WINDOW,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": TINY_VOCAB_SIZE,
+        "per_layer_config": {"2": {"head_dim": 16}},
+    },
+    "minicpm3": {"num_key_value_heads": 4},
+    "moshi": {"sliding_window": 512},
+    "youtu": {"num_key_value_heads": 4, "pad_token_id": None},  # whose row transformers empties while it loads
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+}
+"""What is not found by name."""
+_LEFT_OUT = {"falcon": ("head_dim",)}
+
+
+def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
+    """The configuration of a tiny model of an architecture, of experts and towers as transformers has them."""
+    config_class = CONFIG_MAPPING[model_type]
+    known = config_class.__dataclass_fields__.keys() | config_class.attribute_map.keys()
+    known |= set(dir(config_class))
+    settings = {name: value for name, value in _SIZES.items() if name in known}
+    settings |= _OTHERS.get(model_type, {})
+    return config_class(
+        **{name: value for name, value in settings.items() if name not in _LEFT_OUT.get(model_type, ())} | changes
+    )
+
+
+def save_architecture(model_type: str, folder: Path, **changes: Any) -> Path:
+    """Save a tiny model of an architecture, with random weights, and a tokenizer."""
+    random_model(small_config(model_type, **changes)).save_pretrained(folder)
+    return save_tiny_tokenizer(folder)
+
+
+def outcome(folder: Path) -> str:
+    """`equal` if a session gives what transformers gives, `refused: ` and why, or `wrong: ` and what differs."""
+    try:
+        with open_tiny(folder) as opened:
+            differences = _differences(opened, folder)
+        with open_tiny(folder, draft="substitute", tree="7x3", num_residents=1) as opened:
+            differences += _differences(opened, folder)
+    except BadInputError as error:
+        return f"refused: {error}"
+    return f"wrong: {differences}" if differences else "equal"
+
+
+def _differences(opened: OpenSession, folder: Path) -> str:
+    engine, asked = opened.session.engine, request(max_new_tokens=NUM_TOKENS)
+    prompt = tuple(opened.session.format_prompt(asked))
+    _, found = answer(opened, asked)
+    expected, gaps = generated(folder, prompt)
+    place = next((index for index, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), None)
+    if place is None and len(found) != len(expected):
+        place = min(len(found), len(expected))
+    if place is not None and gaps[place] > TIE:
+        return f"text {found}, expected {expected}; "
+    kept_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in engine.target.cache.layers)
+    counted = opened.plan.target.cache_bytes_per_token(torch.float32) * opened.plan.need.capacity_tokens
+    if kept_bytes != counted:
+        return f"a cache of {kept_bytes} bytes, counted as {counted}; "
+    return _tree_difference(engine.target, folder)
+
+
+@functools.lru_cache(maxsize=2)
+def generated(folder: Path, prompt: tuple[int, ...]) -> tuple[list[int], list[float]]:
+    """The greedy tokens of transformers' generate(), and for each the gap between the two largest logits."""
+    ids = torch.tensor([prompt])
+    output = reference_model(folder).generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokens = output.sequences[0, len(prompt) :].tolist()
+    best = torch.cat(output.logits).topk(2).values
+    return [token for token in tokens if token != 2], (best[:, 0] - best[:, 1]).tolist()
+
+
+@torch.inference_mode()
+def _tree_difference(model: StreamedModel, folder: Path) -> str:
+    """Whether a tree behind a context has the logits that each of its paths has alone."""
+    num_context, num_nodes = 14, len(PARENTS)
+    ids = torch.randint(7, 90, (num_context + num_nodes,), generator=torch.Generator().manual_seed(0)).tolist()
+    paths = [_path_to(node) for node in range(num_nodes)]
+    context = np.arange(num_context)
+    nodes = np.array([num_context + len(path) - 1 for path in paths])
+    visible = np.zeros((num_nodes, num_context + num_nodes), dtype=np.bool_)
+    visible[:, :num_context] = True
+    for node, path in enumerate(paths):
+        visible[node, [num_context + ancestor for ancestor in path]] = True
+    model.cache.truncate(0)
+    model.run_pass(PassInput(np.array(ids[:num_context]), context, context, np.tri(num_context, dtype=np.bool_)))
+    inputs = PassInput(np.array(ids[num_context:]), nodes, np.concatenate([context, nodes]), visible)
+    logits = model.logits(model.run_pass(inputs))
+    model.cache.truncate(0)
+    for node, path in enumerate(paths):
+        alone = own_logits(folder, ids[:num_context] + [ids[num_context + item] for item in path])[-1]
+        if not torch.allclose(logits[node], alone, atol=1e-3, rtol=1e-3):
+            return f"logits of node {node} differ by {float((logits[node] - alone).abs().max())}; "
+    return ""
+
+
+def _path_to(node: int) -> list[int]:
+    return [] if node < 0 else [*_path_to(PARENTS[node]), node]
