@@ -28,6 +28,7 @@ from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.layer_binding import ComputePlan, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, recorder_for
+from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
 from runtime.model.tree_cache import TreeCache, attention_masks
 from runtime.speculation.token_tree import TreeTopology
@@ -90,6 +91,7 @@ class StreamedModel:
         self._decoder = parts.model.get_submodule(parts.decoder_name)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
         self._head = _with_module(parts.model, parts.decoder_name.split("."), _KnownHiddenStates())
+        self._threads = PassThreads() if compute.device.type == "cpu" else None
         self._graphs: PassGraphs | None = None
         if streamer is None and set(parts.layer_windows) == {None}:
             record = recorder_for(compute.device)
@@ -161,6 +163,12 @@ class StreamedModel:
 
         Raises what a failed or cancelled copy raises; cache and ring are then as they were before the pass.
         """
+        if self._threads is None:
+            return self._run_pass(inputs)
+        with self._threads.computing(len(inputs.token_ids)):
+            return self._run_pass(inputs)
+
+    def _run_pass(self, inputs: PassInput) -> torch.Tensor:
         num_cached, device = self.cache.num_cached, self._compute.device
         if self._graphs is not None:
             recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=device)
@@ -217,7 +225,8 @@ class StreamedModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run the architecture's own head over hidden states (M, E): float32 logits (M, V)."""
-        output = self._head(inputs_embeds=hidden[None], use_cache=False)
+        with self._threads.computing(len(hidden), is_pass=False) if self._threads else nullcontext():
+            output = self._head(inputs_embeds=hidden[None], use_cache=False)
         logits: torch.Tensor = output.logits[0].to(torch.float32)
         return logits
 

@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from offload.formats.weight_format import (
     fastest_seconds,
     from_columns,
     measure_direct_max_rows,
+    multiply_widened_rows,
     scratch_bytes,
 )
 
@@ -81,6 +83,37 @@ def test_chunks_start_at_multiples_of_what_the_format_asks_for(scratch: UpcastSc
     product = from_columns(scratch.multiply(inputs, 37, widen, row_multiple=5), inputs)
     assert starts == [0, 15, 30]
     torch.testing.assert_close(product.double(), F.linear(inputs.double(), matrix.double()), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 96, 101, 1530])
+def test_one_column_gives_the_same_bits_with_any_number_of_threads(
+    num_outputs: int, scratch: UpcastScratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are divided among threads by their number, which may change while a text grows."""
+    matrix, inputs = random_matrix(num_outputs, 576, torch.bfloat16), torch.randn(1, 576)
+    products = []
+    for num_threads in (1, 2, 3, 4, 6, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda num_threads=num_threads: num_threads)
+        products.append(DenseWeight(matrix).linear(inputs, None, scratch))
+    torch.testing.assert_close(products[0], F.linear(inputs, matrix.float()), rtol=1e-5, atol=1e-4)
+    assert all(torch.equal(product, products[0]) for product in products)
+
+
+def test_one_column_is_multiplied_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread multiplies the rows that it has widened: else half of them crosses between the cores' caches."""
+    batches = []
+    bmm = torch.bmm
+
+    def recorded(matrices: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        batches.append(tuple(matrices.shape))
+        return bmm(matrices, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "bmm", recorded)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for num_rows in (96, 90, 7):
+        multiply_widened_rows(torch.ones(num_rows, 8), torch.ones(8, 1), torch.empty(num_rows, 1))
+    multiply_widened_rows(torch.ones(96, 8), torch.ones(8, 2), torch.empty(96, 2))
+    assert batches == [(4, 24, 8), (3, 30, 8), (2, 7, 8)]
 
 
 def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
