@@ -135,6 +135,7 @@ _LEAST = {
     "context_tokens": 2,
     "num_reader_threads": 1,
 }
+_MOST = {"num_reader_threads": 256}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +250,7 @@ class EngineConfig:
     """`auto` is direct where the file system allows it."""
     num_reader_threads: Annotated[
         int,
-        Option("Threads that read one layer from disk together.", MEMORY, is_setting=False),
+        Option("Threads that read one layer from disk together, at most 256.", MEMORY, is_setting=False),
     ] = 6
 
     def __post_init__(self) -> None:
@@ -257,6 +258,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise OptionError(f"{name} is {value}; it must be {minimum} or more")
+            if value is not None and value > _MOST.get(name, value):
+                raise OptionError(f"{name} is {value}; it must be {_MOST[name]} or less")
         check_choices(self)
         model = "a model folder or a hub name"
         for name, what in {"target": model, "draft": model, "device": "auto, cpu, or one as in cuda:0"}.items():
@@ -355,7 +358,7 @@ class SamplingParams:
             ("forced_tokens", "token ids, 0 or more", min(self.forced_tokens, default=0) >= 0),
             ("seed", "0 or more", self.seed >= 0),
             ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
-            ("stop", "strings that are not empty", all(self.stop)),
+            ("stop", "UTF-8 strings that are not empty", all(map(_is_utf_8, self.stop)) and all(self.stop)),
         )
         for name, expected, is_kept in rules:
             if not is_kept:
@@ -378,6 +381,11 @@ class SamplingParams:
         if self.is_greedy:
             return "greedy"
         return "coupled" if self.verification == "auto" else self.verification
+
+
+def _is_utf_8(text: str) -> bool:
+    """Return whether there is no half of a surrogate pair, as in an argument of another encoding."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:

@@ -21,6 +21,7 @@ from tui.interruption import CommandInterruptedError, Interruption
 from tui.terminal_text import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LONGEST_SENTENCE = 2000
 
 
 def execute(arguments: Sequence[str] | None = None, *, interruption: Interruption | None = None) -> int:
@@ -45,7 +46,9 @@ def execute(arguments: Sequence[str] | None = None, *, interruption: Interruptio
     except CommandInterruptedError as outcome:
         return _fail(interruption.sentence(str(outcome)), interruption.exit_code)
     except OSError as error:
-        if error.filename is not None or error.errno not in _FULL:
+        if error.filename is not None:
+            return _fail(f"error: {error.filename} cannot be used: {error.strerror}; mend that, or choose another", 1)
+        if error.errno not in _FULL:
             return _unexpected(error)
         _discard(sys.stdout)
         return _fail(f"error: standard output takes no more: {error.strerror}; send it to where there is room", 1)
@@ -77,6 +80,8 @@ def main() -> NoReturn:
 def _fail(sentence: str, exit_code: int) -> int:
     if os.environ.get("OVERSTORY_DEBUG") == "1" and sys.exc_info()[0] is not None:
         traceback.print_exc()
+    if len(sentence) > _LONGEST_SENTENCE:  # it repeats something endless that was typed
+        sentence = f"{sentence[:500]} ... {sentence[-500:]}"
     sys.stderr.write(f"overstory: {one_line(sentence)}\n")
     sys.stderr.flush()
     return exit_code

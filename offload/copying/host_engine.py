@@ -110,7 +110,16 @@ class HostCopyEngine(Closeable):
         self._waited_seconds = self._polled_at = 0.0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
-        self._threads = [self._begin_thread(index) for index in range(num_threads)]
+        self._threads: list[threading.Thread] = []
+        try:
+            for index in range(num_threads):
+                self._threads.append(self._begin_thread(index))
+        except RuntimeError as error:
+            self.close()
+            raise LinkError(
+                f"Only {len(self._threads)} of {num_threads} threads that read could be started ({error}); choose "
+                "fewer, or raise the limit of this process."
+            ) from error
 
     @property
     def busy_seconds(self) -> float:

@@ -55,7 +55,12 @@ class PartialFolder:
     """Finished shards by file name."""
 
     def __post_init__(self) -> None:
-        self._load()
+        try:
+            self._load()
+        except OSError as error:  # a name that no file can have, or a folder that may not be looked into
+            raise BadInputError(
+                f"the output {self.target} cannot be used: {error.strerror or error}; choose another output"
+            ) from error
 
     @property
     def folder(self) -> Path:

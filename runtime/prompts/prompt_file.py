@@ -129,7 +129,7 @@ def read_prompts(
 
 def _is_jsonl(path: str | Path) -> bool:
     suffix = Path(path).suffix.lower()
-    if Path(path).is_file() and suffix not in (".txt", ".jsonl"):  # a pipe has no name to go by
+    if suffix not in (".txt", ".jsonl") and Path(path).is_file():  # a pipe has no name to go by
         raise PromptFileError(
             f"{path} is neither .txt (one prompt a line) nor .jsonl (one JSON object a line); rename it"
         )

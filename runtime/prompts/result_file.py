@@ -22,8 +22,9 @@ from runtime.prompts.headless import PromptResult
 
 _RESULT_KEYS = {"id", "text", "error"}
 _LINE_START = b'{"id": "'
-# Legal in JSON, but a terminal obeys the first range and some readers end the line at the other two.
-_UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
+# Legal in JSON, but a terminal obeys the first range, some readers end the line at the next two, and the last range, as
+# in the name of a file that is not UTF-8, cannot be encoded.
+_UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def format_record(record: dict[str, Any]) -> str:
@@ -71,9 +72,9 @@ class ResultFile:
         self.kept_in: Path | None = None
         """Where the results are, if not where they should be."""
         self._path = path
-        self._was_there = path.exists()
         self._lines: list[bytes] = []  # all that the file should hold
         try:
+            self._was_there = path.exists()
             self._file = _open_alone(path)
             self._is_regular = _is_regular(self._file)
             if self._is_regular:

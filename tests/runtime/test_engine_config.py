@@ -69,6 +69,7 @@ def test_a_tree_that_cannot_be_is_refused_by_name(text):
         ({"host_memory_bytes": -1}, "host_memory_bytes is -1"),
         ({"context_tokens": 1}, "context_tokens is 1"),
         ({"num_reader_threads": 0}, "num_reader_threads is 0"),
+        ({"num_reader_threads": 1_000_000}, "num_reader_threads is 1000000; it must be 256 or less"),
         ({"compute_dtype": "int8"}, "compute_dtype is 'int8'; it must be one of auto, float32, bfloat16, float16"),
         ({"device": " "}, "device is empty"),
         ({"link": "1GB/s", "disk_link": "fast"}, "disk_link: "),

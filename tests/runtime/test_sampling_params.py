@@ -35,6 +35,7 @@ def test_the_defaults_are_greedy() -> None:
         ("seed", -1),
         ("max_new_tokens", 0),
         ("stop", ("",)),
+        ("stop", ("caf\udce9",)),
         ("verification", "gumbel"),
     ],
 )

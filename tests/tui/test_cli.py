@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shlex
@@ -155,6 +156,31 @@ def test_input_that_cannot_be_used_is_one_line_and_exit_code_2(arguments, expect
     assert out == ""
     assert err.startswith("overstory: error: ") and err.count("\n") == 1 and expected.lower() in err.lower()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, capsys):
+    assert cli.execute(["run", str(tmp_path / ("x" * 300)) + ".txt"]) == 2
+    assert "cannot be read: File name too long; give a readable prompt file\n" in capsys.readouterr().err
+
+
+def test_a_file_that_the_system_refuses_is_named(prompts, install, capsys):
+    """Wherever it is opened, that is no fault of the program."""
+
+    def refused(request):
+        raise PermissionError(errno.EACCES, "Permission denied", "/the/cache/profile.json")
+        yield
+
+    install(refused)
+    assert run(prompts) == 1
+    assert capsys.readouterr().err == (
+        "overstory: error: /the/cache/profile.json cannot be used: Permission denied; mend that, or choose another\n"
+    )
+
+
+def test_an_endless_argument_is_not_repeated_whole(prompts, capsys):
+    assert run(prompts, "--io", "x" * 50_000) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("it must be one of auto, direct, buffered\n") and len(err) < 1100
 
 
 def test_options_are_checked_before_the_prompt_file_costs_anything(prompts, install, tmp_path, capsys):

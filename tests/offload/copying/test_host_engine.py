@@ -317,6 +317,21 @@ def test_time_in_which_nobody_waits_is_no_stall(tmp_path: Path, monkeypatch: pyt
         copy.wait()
 
 
+def test_threads_that_cannot_be_started_are_one_sentence_and_none_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "copy-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = threading.active_count()
+    with pytest.raises(LinkError, match=r"Only 2 of 6 threads that read could be started \(can't start"):
+        HostCopyEngine()
+    assert threading.active_count() == before
+
+
 def test_busy_time_is_that_with_any_copy_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_file(tmp_path / "a.bin", 2 * PAGE)
     source = disk_source((tmp_path / "a.bin", 0, PAGE))

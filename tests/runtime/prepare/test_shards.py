@@ -261,6 +261,11 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
         PartialFolder(tmp_path / "model", REQUEST)
 
 
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="cannot be used: File name too long; choose another output"):
+        PartialFolder(tmp_path / ("x" * 300), REQUEST)
+
+
 def test_two_at_work_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     first, second = PartialFolder(tmp_path / "model", REQUEST), PartialFolder(tmp_path / "model", REQUEST)

@@ -140,6 +140,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             ResultFile(path, is_resumed=False)
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="cannot be opened for results: File name too long; give --output"):
+        ResultFile(tmp_path / ("x" * 300), is_resumed=False)
+
+
+def test_an_error_may_name_a_file_whose_name_is_not_utf_8(tmp_path):
+    failed = PromptResult(id="a", line_number=1, error="caf\udce9.txt line 1: prompt is empty")
+    append(tmp_path / "results.jsonl", failed)
+    assert json.loads((tmp_path / "results.jsonl").read_bytes())["error"] == failed.error
+
+
 def test_an_interrupted_write_leaves_no_half_line(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     with ResultFile(path, is_resumed=False) as file:
