@@ -7,9 +7,11 @@ opened; whether it fits the machine is not known here.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import Field, dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from offload.units import LinkSpeed, parse_bytes, parse_link
 from profiles.errors import BadInputError
@@ -90,8 +92,13 @@ class Option:
         return flag.replace("-", "_")
 
 
-def options_of(owner: type[Any]) -> dict[str, Option]:
+def options_of(owner: type[Any]) -> Mapping[str, Option]:
     """Return the options that the fields of `owner` are, by field name, in their order."""
+    return _described(cast("Hashable", owner))
+
+
+@cache  # every line of a prompt file is checked by them
+def _described(owner: Any) -> Mapping[str, Option]:
     hints = get_type_hints(owner, include_extras=True)
 
     def describe(field: Field[Any]) -> Option:
@@ -100,7 +107,7 @@ def options_of(owner: type[Any]) -> dict[str, Option]:
         choices = get_args(kind) if get_origin(kind) is Literal else option.choices
         return replace(option, name=field.name, kind=kind, default=field.default, choices=choices)
 
-    return {field.name: describe(field) for field in fields(owner)}
+    return MappingProxyType({field.name: describe(field) for field in fields(owner)})
 
 
 def check_choices(options: Any) -> None:

@@ -57,10 +57,10 @@ class Interruption:
 
     def _watch(self, ringing: socket.socket) -> None:
         """Wait for the first request, then for the end of the process, and bring that about."""
-        with ringing:
-            while (number := ringing.recv(1)) and number[0] not in _numbers():
-                pass
+        while (number := ringing.recv(1)) and number[0] not in _numbers():
+            pass
         if not number:
+            ringing.close()  # and otherwise not, since the system goes on ringing
             return
         time.sleep(GRACE_SECONDS)
         self._asked_by = self._asked_by or number[0]

@@ -108,27 +108,33 @@ class ResultFile:
             raise
 
     def append(self, result: PromptResult) -> None:
-        """Write one line to the disk; if that fails, no part of the line stays.
+        """Write one line to the disk; if that fails, no part of it stays. An interruption leaves all of it or none.
 
         Raises:
             OverstoryError: the file system refused, for example because the disk is full.
         """
         line = (format_record(result.to_record()) + "\n").encode()
-        self._write(line, is_synced=result.error is None)  # what is tried again on resume need not survive
-        self._lines.append(line)
+        try:
+            self._lines.append(line)
+            self._write(line, is_synced=result.error is None)  # what is tried again on resume need not survive
+        except BaseException:
+            if self._lines[-1:] == [line] and not self._ends_with(line):
+                self._lines.pop()
+            raise
         self._num_bytes += len(line)
         self._keep_all()
 
     def _write(self, line: bytes, *, is_synced: bool = True) -> None:
         size_bytes = self._file.seek(0, os.SEEK_END) if self._is_regular else 0
+        remaining = memoryview(line)
         try:
-            remaining = memoryview(line)
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
             if self._is_regular and is_synced:
                 os.fsync(self._file.fileno())
         except BaseException as error:
-            if self._is_regular:
+            # A line that is whole stays where only the wait for the disk was interrupted.
+            if self._is_regular and (remaining or isinstance(error, OSError)):
                 with suppress(OSError):  # what then stays of the line is cut off on resume
                     self._file.truncate(size_bytes)
             if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
@@ -136,6 +142,13 @@ class ResultFile:
             raise OverstoryError(
                 f"{self._path} took no more results: {error.strerror or error}; make room and go on with --resume"
             ) from error
+
+    def _ends_with(self, line: bytes) -> bool:
+        try:
+            self._file.seek(self._file.seek(0, os.SEEK_END) - len(line))
+            return self._file.read() == line
+        except OSError:  # shorter, or no regular file
+            return False
 
     def _keep_all(self, *, is_read: bool = False) -> None:
         """Go on in a file beside the path, with all results so far, if the path no longer has them."""

@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from profiles.errors import OverstoryError
 from runtime.errors import OptionError
 from runtime.events import Finished
+from runtime.prompts import result_file
 from runtime.prompts.headless import PromptResult
 from runtime.prompts.result_file import ResultFile, ResultStream, format_record
 from tests.support.answer_fakes import STATISTICS
@@ -151,7 +153,7 @@ def test_an_error_may_name_a_file_whose_name_is_not_utf_8(tmp_path):
     assert json.loads((tmp_path / "results.jsonl").read_bytes())["error"] == failed.error
 
 
-def test_an_interrupted_write_leaves_no_half_line(tmp_path, monkeypatch):
+def test_an_interruption_while_the_disk_is_waited_for_keeps_the_line(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     with ResultFile(path, is_resumed=False) as file:
         file.append(GOOD)
@@ -162,7 +164,39 @@ def test_an_interrupted_write_leaves_no_half_line(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             file.append(OTHER)
-    assert path.read_bytes() == line(GOOD)
+    assert path.read_bytes() == line(GOOD) + line(OTHER)
+
+
+@pytest.mark.parametrize("interfere", [Path.exists, Path.unlink], ids=["undisturbed", "removed"])
+def test_interrupted_at_any_step_a_result_is_kept_whole_or_not_at_all(tmp_path, interfere):
+    """One that was in the file, and not yet in the books, was lost where the file was moved away."""
+    for number in itertools.count(1):
+        path = tmp_path / f"{number}.jsonl"
+        steps = itertools.count(1)
+
+        def trace(frame, event, _, steps=steps, number=number):
+            if frame.f_code.co_filename != result_file.__file__:
+                return None
+            if event == "line" and next(steps) == number:
+                raise KeyboardInterrupt
+            return trace
+
+        with ResultFile(path, is_resumed=False) as file:
+            file.append(GOOD)
+            sys.settrace(trace)
+            try:
+                file.append(OTHER)
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            written = path.read_bytes()
+            interfere(path)
+        assert written in (line(GOOD), line(GOOD) + line(OTHER))
+        assert (file.kept_in or path).read_bytes() == written
+        assert (file.kept_in is None) == (interfere is Path.exists)
+    assert number > 20
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(tmp_path, monkeypatch):
@@ -220,6 +254,7 @@ from pathlib import Path
 from tests.support.answer_fakes import echo
 from runtime.prompts.headless import PromptResult, run_prompts
 from runtime.prompts.prompt_file import read_prompts
+from runtime.prompts import result_file
 from runtime.prompts.result_file import ResultFile
 from runtime.config import SamplingParams
 
