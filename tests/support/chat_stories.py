@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from textual import events
 
 from tests.support.chat_fakes import FakeEngine, polite
+from tests.support.screen_text import places_of
 from tests.support.widget_screens import until
 from tui.chat.app import ChatApp
 from tui.chat.display import ChatServices
@@ -72,6 +73,12 @@ class Teller:
         await self.until(lambda: self.num_requests("Answer") > before, "the request")
         if is_awaited:
             await self.until(lambda: not self.dialogue.is_answering, "the end of the answer")
+
+    async def click(self, word, *, nth=0):
+        """Click a word on the screen, the first one unless told otherwise."""
+        await self.until(lambda: len(places_of(self.app, word)) > nth, f"showing {word!r}")
+        await self.pilot.click(offset=places_of(self.app, word)[nth])
+        await self.pilot.pause()
 
     def num_requests(self, kind):
         return sum(type(request).__name__ == kind for request in self.engine.requests)

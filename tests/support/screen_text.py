@@ -4,6 +4,7 @@ OVERSTORY_UPDATE_SNAPSHOTS=1 stores what is shown instead of comparing.
 """
 
 import os
+import re
 from pathlib import Path
 
 import tui.chat
@@ -21,6 +22,12 @@ def screen_rows(app) -> list[str]:
 def screen_text(app) -> str:
     """Those rows as lines."""
     return "\n".join(screen_rows(app)) + "\n"
+
+
+def places_of(app, word: str) -> list[tuple[int, int]]:
+    """Column and row of each place where a word stands on the screen, from the top."""
+    rows = enumerate(screen_rows(app))
+    return [(found.start(), y) for y, row in rows for found in re.finditer(rf"\b{re.escape(word)}\b", row)]
 
 
 def assert_snapshot(app, name: str) -> None:

@@ -84,6 +84,11 @@ class Actions:
         num_lines = len(code.splitlines())
         self._chat.say(f"{num_lines} line{'s' if num_lines != 1 else ''} of {language or 'text'} copied")
 
+    def do_wrap(self) -> None:
+        """Break long lines of code, or show where they are cut."""
+        is_wrapped = self._chat.view.wrap_code()
+        self._chat.say("long lines of code are wrapped" if is_wrapped else "long lines of code are cut where … stands")
+
     # Conversations
 
     def do_new(self) -> Changes:

@@ -23,7 +23,7 @@ from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, Report
-from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
+from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
 
 MIN_COLUMNS, MIN_ROWS = 40, 10
@@ -205,11 +205,14 @@ class ChatScreen(Screen[None]):
         self.chat.show_keys()
         self.chat.prompt.focus()
 
-    def on_code_block_copy_wanted(self, message: CodeBlock.CopyWanted) -> None:
+    def on_answer_markdown_copy_wanted(self, message: AnswerMarkdown.CopyWanted) -> None:
         self.chat.view.point_at(message.block)
         self.actions.copy_code(message.block.code, message.block.language)
 
-    def on_markdown_link_clicked(self, message: AnswerMarkdown.LinkClicked) -> None:
+    def on_answer_markdown_wrap_wanted(self) -> None:
+        self.actions.do_wrap()
+
+    def on_answer_markdown_link_clicked(self, message: AnswerMarkdown.LinkClicked) -> None:
         """Copy the address: a link that a model wrote is not opened."""
         self.app.copy_to_clipboard(message.href)
         self.chat.say(f"link copied: {message.href}")

@@ -72,7 +72,7 @@ async def _answered(teller):
     await teller.ask("How long do foxes sleep?", is_awaited=False)
     teller.engine.say(*of_answer(1, ROUND, FIGURES, TextDelta(ANSWER), FINISHED))
     await teller.until(lambda: not teller.dialogue.is_answering)
-    await teller.until(lambda: len(teller.screen.query("MarkdownTableCellContents")) == 6)
+    await teller.until(lambda: teller.chat.view.newest_answer_text() == ANSWER)
 
 
 async def _stopped(teller):

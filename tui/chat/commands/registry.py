@@ -48,6 +48,7 @@ COMMANDS = (
     Command("/stop", "Stop answer", "Stop the answer after the layer that computes now; what came is kept."),
     Command("/copy", "Copy answer", "Copy the last answer to the clipboard.", "f8"),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
+    Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut.", "ctrl+t"),
     Command(
         "/export [FILE]",
         "Export conversation",
@@ -89,7 +90,7 @@ COMMANDS = (
 
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Answers": ("stop", "regenerate", "edit", "continue", "copy", "code"),
+    "Answers": ("stop", "regenerate", "edit", "continue", "copy", "code", "wrap"),
     "Conversations": (
         *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),
         *("export", "import", "system", "trim", "untrim"),

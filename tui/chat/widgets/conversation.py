@@ -4,15 +4,16 @@ The view follows what arrives until the reader scrolls up, and again at the end.
 the rate at which it comes on average.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
+from textual.geometry import Region
 from textual.timer import Timer
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Static
 
 from tui.chat.store.records import StoredMessage
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
@@ -21,7 +22,11 @@ from tui.terminal_text import counted, one_line, show_terminal_escapes
 
 FRAMES_PER_SECOND = 30
 NUM_SHOWN_TURNS = 40
-"""A longer conversation opens at its end; the turns before are drawn when they are asked for."""
+NUM_SHOWN_CHARACTERS = 12_000
+"""A conversation with more turns or more text opens at its end; what is before is drawn when a reader goes there."""
+REST = 3.0
+"""Times as long as a drawing took nothing more is drawn, so that keys have most of a slow machine's time."""
+LONGEST_REST_SECONDS = 0.5
 
 WELCOME = """\
 Ask something below.
@@ -59,13 +64,12 @@ class AnswerTurn(Vertical):
 
     DEFAULT_CLASSES = "turn answer-turn"
 
-    def __init__(self, message: StoredMessage) -> None:
+    def __init__(self, message: StoredMessage, *, wraps_code: bool = False) -> None:
         super().__init__()
         self.message = message
-        self._markdown = AnswerMarkdown(shown_text(message.content))
+        self._markdown = AnswerMarkdown(shown_text(message.content), wraps_code=wraps_code)
         self._caption = Static(turn_caption(message), markup=False, classes="turn-caption")
         self._is_told = False  # elsewhere, why it failed
-        self._stream: MarkdownStream | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(one_line(self.message.model) or "model", markup=False, classes="turn-name")
@@ -80,28 +84,17 @@ class AnswerTurn(Vertical):
         """What a reader sees of the answer, as Markdown; safe to paste into a terminal."""
         return self._markdown.source
 
-    async def write(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Append to what is shown."""
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self._markdown)
-        await self._stream.write(shown_text(text))
+        self._markdown.append(shown_text(text))
 
-    async def end(self, message: StoredMessage) -> None:
-        """Show how it ended; what is shown is the message whole, whatever became of the drawing meanwhile.
-
-        Why it failed is for the notice to tell, until `spell_out`.
-        """
+    def end(self, message: StoredMessage) -> None:
+        """Show how it ended, with the message whole; why it failed is for the notice to tell, until `spell_out`."""
         self.message, self._is_told = message, True
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            try:
-                await stream.stop()
-            except Exception as error:  # whatever a half-written table broke in the drawing, all is drawn anew below
-                self.log.error(error)
-                await self._markdown.update("")
         whole = shown_text(message.content)
         if self._markdown.source != whole:
-            await self._markdown.update(whole)
+            self._markdown.update(whole)
+        self._markdown.end()
         self._show_caption()
 
     def spell_out(self) -> None:
@@ -109,6 +102,10 @@ class AnswerTurn(Vertical):
         if self._is_told:
             self._is_told = False
             self._show_caption()
+
+    def wrap_code(self, wraps_code: bool) -> None:
+        """Break lines of code that are too long, or show where they are cut."""
+        self._markdown.wrap_code(wraps_code)
 
     def _show_caption(self) -> None:
         caption = turn_caption(self.message, is_told=self._is_told)
@@ -118,11 +115,22 @@ class AnswerTurn(Vertical):
         self.set_class(self.message.state == "streaming", "-streaming")
 
 
-def turn_view(message: StoredMessage, *, first_kept_id: int = 0) -> PromptTurn | AnswerTurn:
+def turn_view(message: StoredMessage, *, first_kept_id: int = 0, wraps_code: bool = False) -> PromptTurn | AnswerTurn:
     """Return the widget that shows a message; one before `first_kept_id` is marked as left out."""
-    turn = PromptTurn(message) if message.role == "user" else AnswerTurn(message)
+    turn = PromptTurn(message) if message.role == "user" else AnswerTurn(message, wraps_code=wraps_code)
     turn.set_class(message.id < first_kept_id, "-left-out")
     return turn
+
+
+def num_fitting(messages: Sequence[StoredMessage]) -> int:
+    """Return how many of the last messages are drawn at once: at least the last exchange."""
+    num = num_characters = 0
+    for message in reversed(messages):
+        num_characters += len(message.content)
+        if num == NUM_SHOWN_TURNS or (num >= 2 and num_characters > NUM_SHOWN_CHARACTERS):
+            break
+        num += 1
+    return num
 
 
 def turn_caption(message: StoredMessage, *, is_told: bool = False) -> str:
@@ -183,6 +191,9 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
         self._notes: tuple[str, ...] = ()
+        self._first_kept_id = 0
+        self._wraps_code = False
+        self._rests_until = 0.0  # drawing, by perf_counter
 
     def on_mount(self) -> None:
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
@@ -191,15 +202,17 @@ class ConversationView(VerticalScroll, can_focus=False):
         """Show another conversation; turns before `first_kept_id` are marked as left out."""
         self._growing, self._copied = None, None
         self._smoother = TextSmoother(self._smoother.expected_seconds)
-        self._messages = list(messages[:-NUM_SHOWN_TURNS])
-        shown = messages[-NUM_SHOWN_TURNS:]
+        self._first_kept_id = first_kept_id
+        num_earlier = len(messages) - num_fitting(messages)
+        self._messages = list(messages[:num_earlier])
+        shown = messages[num_earlier:]
         with self.app.batch_update():
             await self.remove_children()
             if self._messages:
                 await self.mount(_EarlierTurns(len(self._messages)))
             if not messages:
                 await self.mount(Static(self._welcome(), markup=False, classes="welcome"))
-            await self.mount_all([turn_view(message, first_kept_id=first_kept_id) for message in shown])
+            await self.mount_all(map(self._turn, shown))
         if shown and shown[-1].state == "streaming":
             self._growing = self._last_answer()
         self.anchor(bool(messages))
@@ -215,7 +228,7 @@ class ConversationView(VerticalScroll, can_focus=False):
     async def add(self, message: StoredMessage) -> None:
         """Show one more turn at the end, and follow it."""
         await self.query(".welcome").remove()
-        turn = turn_view(message)
+        turn = self._turn(message)
         await self.mount(turn)
         if isinstance(turn, AnswerTurn) and message.state == "streaming":
             self._growing = turn
@@ -234,7 +247,7 @@ class ConversationView(VerticalScroll, can_focus=False):
             return
         self._smoother = TextSmoother(self._smoother.expected_seconds)
         self._drawing.pause()
-        await growing.end(message)
+        growing.end(message)
 
     def spell_out_failures(self) -> None:
         """Say at each answer why it failed, once no notice does."""
@@ -248,7 +261,7 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     def next_code_block(self) -> CodeBlock | None:
         """Return and mark the last code block, with each call the one above, and after the first the last again."""
-        blocks = list(self.query(CodeBlock))
+        blocks = [block for answer in self.query(AnswerMarkdown) for block in answer.code_blocks]
         if not blocks:
             return None
         index = blocks.index(self._copied) - 1 if self._copied in blocks else len(blocks) - 1
@@ -256,20 +269,47 @@ class ConversationView(VerticalScroll, can_focus=False):
         return blocks[index]
 
     def point_at(self, block: CodeBlock) -> None:
-        """Mark the block that was copied."""
+        """Mark the block that was copied, and bring it into sight."""
         if self._copied is not None:
-            self._copied.remove_class("-copied")
+            self._copied.answer.mark(None)
         self._copied = block
-        block.add_class("-copied")
-        block.scroll_visible()
+        block.answer.mark(block.block)
+        top = block.answer.region.y - self.content_region.y + self.scroll_offset.y
+        self.scroll_to_region(Region(0, top + block.answer.row_of(block.block), 1, 2), animate=False)
+
+    def wrap_code(self) -> bool:
+        """Break long lines of code, or show again where they are cut; return whether they are broken now."""
+        self._wraps_code = not self._wraps_code
+        for turn in self.query(AnswerTurn):
+            turn.wrap_code(self._wraps_code)
+        return self._wraps_code
+
+    async def show_earlier(self) -> None:
+        """Draw some of the turns before those that are drawn; what is read stays where it is."""
+        if not self._messages:
+            return
+        start = len(self._messages) - num_fitting(self._messages)
+        self._messages, shown = self._messages[:start], self._messages[start:]
+        line_on_top = next(iter(self.query(".turn")), None)
+        with self.app.batch_update():
+            await self.query(_EarlierTurns).remove()
+            await self.mount_all(map(self._turn, shown), before=0)
+            if self._messages:
+                await self.mount(_EarlierTurns(len(self._messages)), before=0)
+        if line_on_top is not None:
+            self.call_after_refresh(self.scroll_to_widget, line_on_top, animate=False, top=True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        if new_value <= 0 < old_value and self._messages:
+            self.run_worker(self.show_earlier(), group="earlier", exclusive=True)
 
     async def show_start(self) -> None:
         """Go to the first turn, which may not be drawn yet."""
-        earlier, self._messages = self._messages, []
-        if earlier:
-            await self.query(_EarlierTurns).remove()
-            await self.mount_all([turn_view(message) for message in earlier], before=0)
-        self.scroll_home(animate=False)
+        while self._messages:
+            await self.show_earlier()
+            await asyncio.sleep(0)  # keys come first
+        self.call_after_refresh(self.scroll_home, animate=False)
 
     def show_end(self) -> None:
         """Go to the last turn, and follow it."""
@@ -283,21 +323,32 @@ class ConversationView(VerticalScroll, can_focus=False):
         answers = self.query(AnswerTurn)
         return answers.last() if answers else None
 
-    async def _draw(self) -> None:
-        if self._growing is None:
+    def _turn(self, message: StoredMessage) -> PromptTurn | AnswerTurn:
+        return turn_view(message, first_kept_id=self._first_kept_id, wraps_code=self._wraps_code)
+
+    def _draw(self) -> None:
+        begun = time.perf_counter()
+        if self._growing is None or begun < self._rests_until:
             return
         if text := self._smoother.take(self._clock()):
-            await self._growing.write(text)
+            self._growing.write(text)
+            self.call_after_refresh(self._rest, begun)
         if not self._smoother.num_waiting:
             self._drawing.pause()
+
+    def _rest(self, begun: float) -> None:
+        now = time.perf_counter()
+        self._rests_until = now + min(LONGEST_REST_SECONDS, REST * (now - begun))
 
 
 class _EarlierTurns(Static):
     def __init__(self, num_turns: int) -> None:
         super().__init__(
-            f"{num_turns} earlier turns; click here or press Ctrl+Home", markup=False, classes="earlier-turns"
+            f"{num_turns} earlier turns; click to see more, Ctrl+Home goes to the first",
+            markup=False,
+            classes="earlier-turns",
         )
 
     async def on_click(self) -> None:
         if isinstance(self.parent, ConversationView):
-            await self.parent.show_start()
+            await self.parent.show_earlier()

@@ -4,6 +4,7 @@ A turn shows who said what; an answer grows, and in the end shows exactly what w
 """
 
 import asyncio
+import time
 
 import pytest
 from textual.app import App
@@ -12,7 +13,10 @@ from tests.support.conversation_factory import message
 from tests.support.screen_text import STYLES, screen_text
 from tests.support.widget_screens import until
 from tui.chat.widgets.conversation import (
+    LONGEST_REST_SECONDS,
+    NUM_SHOWN_CHARACTERS,
     NUM_SHOWN_TURNS,
+    REST,
     AnswerTurn,
     ConversationView,
     PromptTurn,
@@ -20,7 +24,6 @@ from tui.chat.widgets.conversation import (
     turn_caption,
     turn_view,
 )
-from tui.chat.widgets.markdown import AnswerMarkdown
 
 
 class Clock:
@@ -104,6 +107,46 @@ def test_a_long_conversation_draws_its_beginning_when_it_is_asked_for():
         await until(pilot, lambda: "turn 0" in screen_text(app))
         view.show_end()
         await until(pilot, lambda: f"turn {NUM_SHOWN_TURNS + 9}" in screen_text(app))
+
+    watch(story)
+
+
+def test_a_long_answer_above_is_drawn_when_the_reader_scrolls_there():
+    """To open a conversation of 40 long answers took 9 s."""
+
+    async def story(app, view, pilot):
+        long = "word " * NUM_SHOWN_CHARACTERS
+        await view.show([message("user" if number % 2 else "assistant", long, id=number) for number in range(6)])
+        await pilot.pause()
+        assert [turn.message.id for turn in view.query(".turn")] == [4, 5]
+        assert "4 earlier turns" in "".join(str(each.render()) for each in view.query(".earlier-turns"))
+        view.scroll_home(animate=False)
+        await until(pilot, lambda: [turn.message.id for turn in view.query(".turn")] == [2, 3, 4, 5])
+        await until(pilot, lambda: view.scroll_y > 0, "staying at what was read")
+
+    watch(story)
+
+
+def test_turns_are_left_out_where_they_are_drawn_later_too():
+    async def story(app, view, pilot):
+        await view.show(turns(NUM_SHOWN_TURNS + 4), first_kept_id=3)
+        await view.show_start()
+        await pilot.pause()
+        assert [turn.message.id for turn in view.query(".-left-out")] == [1, 2]
+
+    watch(story)
+
+
+def test_after_a_slow_drawing_the_next_one_waits():
+    """On a machine that is busy with the model, keys come first."""
+
+    async def story(app, view, pilot):
+        await view.show([message(), STREAMING])
+        begun = time.perf_counter()
+        view._rest(begun - 0.1)
+        assert view._rests_until - time.perf_counter() == pytest.approx(REST * 0.1, abs=0.05)
+        view._rest(begun - 100)
+        assert view._rests_until - time.perf_counter() <= LONGEST_REST_SECONDS
 
     watch(story)
 
@@ -215,9 +258,9 @@ def test_an_answer_grows_and_ends():
     async def story(app, pilot):
         assert isinstance(turn, AnswerTurn)
         assert turn.has_class("-streaming")
-        await turn.write("Hello ")
-        await turn.write("**there**.")
-        await turn.end(message("assistant", "Hello **there**.", state="stopped"))
+        turn.write("Hello ")
+        turn.write("**there**.")
+        turn.end(message("assistant", "Hello **there**.", state="stopped"))
         await pilot.pause()
         assert "Hello there." in screen_text(app)
         assert "stopped" in screen_text(app)
@@ -232,32 +275,11 @@ def test_what_was_saved_is_what_is_shown(saved):
     turn = turn_view(message("assistant", "", state="streaming"))
 
     async def story(app, pilot):
-        await turn.write("Hello ")
-        await turn.end(message("assistant", saved))
+        turn.write("Hello ")
+        turn.end(message("assistant", saved))
         await pilot.pause()
         assert turn.shown_text == saved
         assert saved.split()[-1] in screen_text(app)
-
-    hang(turn, story)
-
-
-def test_a_drawing_that_broke_is_done_again():
-    turn = turn_view(message("assistant", "", state="streaming"))
-
-    async def story(app, pilot):
-        markdown = turn.query_one(AnswerMarkdown)
-        append = markdown.append
-
-        def fail(text):
-            markdown.append = append
-            raise UnboundLocalError("a row that is not there")
-
-        markdown.append = fail
-        await turn.write("Hello ")
-        await pilot.pause()
-        await turn.end(message("assistant", "Hello there."))
-        await pilot.pause()
-        assert "Hello there." in screen_text(app)
 
     hang(turn, story)
 
@@ -289,8 +311,8 @@ def test_an_answer_that_is_written_on_forgets_how_it_ended_before():
         assert isinstance(turn, AnswerTurn)
         assert "failed" not in screen_text(app)
         assert turn.has_class("-streaming") and not turn.has_class("-failed")
-        await turn.write(" there")
-        await turn.end(message("assistant", "Hello there", state="complete"))
+        turn.write(" there")
+        turn.end(message("assistant", "Hello there", state="complete"))
         await pilot.pause()
         assert "Hello there" in screen_text(app)
 
