@@ -68,7 +68,10 @@ class LoadPlan:
         device = select_device(config.device)
         target = ModelFiles.open(Path(config.target))
         generation = read_generation_config(
-            target.checkpoint.folder, config.generation, vocab_size=target.config.vocab_size
+            target.checkpoint.folder,
+            config.generation,
+            vocab_size=target.config.vocab_size,
+            model_config=target.checkpoint.config,
         )
         tokenizer = load_tokenizer(target.checkpoint.folder)
         draft = None

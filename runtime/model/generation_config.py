@@ -1,5 +1,6 @@
 """What a model's author says of its texts: generation_config.json, read strictly and taken as generate() takes it.
 
+A folder without the file may say the same in its config.json, as folders did before there was such a file.
 Whoever asks for an answer comes first, then this file, then our own defaults. What is not done here and would change
 the text is refused by its name; keys that concern no text, such as those of caches, beams of width 1 and versions, are
 passed over. Imports no torch.
@@ -173,7 +174,7 @@ class GenerationConfig:
             taken["max_new_tokens"] = most
         before, params = params, replace(params, **taken)
         if self.refused_when_sampling and not params.is_greedy:
-            raise OptionError(_refusal(FILE_NAME, self.refused_when_sampling))
+            raise OptionError(_refusal("the model's author", self.refused_when_sampling))
         rules = self._rules(num_prompt_tokens, end_token_ids)
         own = {name: value for name, value in taken.items() if _matters(name, before, params)} | _rules_by_key(rules)
         return AnswerChoices(params, rules, {name: len(v) if isinstance(v, tuple) else v for name, v in own.items()})
@@ -184,8 +185,8 @@ class GenerationConfig:
             return self.max_new_tokens
         if self.max_length <= num_prompt_tokens:
             raise OptionError(
-                f"the prompt has {num_prompt_tokens} tokens, and {FILE_NAME} of the model says max_length "
-                f"{self.max_length}, answer included; give --max-new-tokens or --generation plain"
+                f"the prompt has {num_prompt_tokens} tokens, and the model's own max_length is {self.max_length}, "
+                "answer included; give --max-new-tokens or --generation plain"
             )
         return self.max_length - num_prompt_tokens
 
@@ -193,29 +194,33 @@ class GenerationConfig:
         least = self.min_new_tokens
         if least is None:
             least = max(0, (self.min_length or 0) - num_prompt_tokens)
-        ends = {(token_id,) for token_id in self.eos_token_ids}
+        ends = {(token_id,) for token_id in self.eos_token_ids} if self.bad_words_ids else set()
         return TextRules(
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             banned_sequences=tuple(word for word in self.bad_words_ids if word not in ends),
             banned_tokens=self.suppress_tokens,
             banned_first_tokens=self.begin_suppress_tokens,
             min_new_tokens=least,
-            end_token_ids=tuple(sorted(end_token_ids)),
+            end_token_ids=tuple(sorted(end_token_ids)) if least else (),
             # As in transformers: the first token of the whole text, whose prompt is the one that begins every text.
             first_token=self.forced_bos_token_id if num_prompt_tokens == 1 else None,
             last_tokens=self.forced_eos_token_ids,
         )
 
 
-def read_generation_config(folder: Path, choice: Generation, *, vocab_size: int) -> GenerationConfig:
-    """Return what the folder's file says, nothing if there is none; with `plain` only which tokens end an answer.
+def read_generation_config(
+    folder: Path, choice: Generation, *, vocab_size: int, model_config: Mapping[str, Any] | None = None
+) -> GenerationConfig:
+    """Return what the folder's file says; with `plain` only which tokens end an answer.
 
+    `model_config` is the folder's config.json: as in transformers it says what the file would where that is missing.
     Raises CheckpointError for a value that means nothing or would change texts in a way that is not done here.
     """
-    file = folder / FILE_NAME
-    if not file.exists() and not file.is_symlink():
-        return GenerationConfig(choice=choice)
-    found = read_json(file, max_bytes=MAX_FILE_BYTES)
+    file, found = folder / FILE_NAME, model_config or {}
+    if file.exists() or file.is_symlink():
+        found = read_json(file, max_bytes=MAX_FILE_BYTES)
+    else:
+        file = folder / "config.json"
     if choice == "plain":
         return GenerationConfig(eos_token_ids=token_ids_of(found, "eos_token_id", where=str(file)))
     values = {key: _checked(found, key, file) for key in _KINDS}

@@ -19,6 +19,7 @@ from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.model.generation_config import read_generation_config
 from runtime.prompts.prompt_file import PromptRequest
+from tests.support.model_factory import edit_config
 from tests.support.session_factory import answer, open_tiny, save_tiny_folder
 
 NUM_TOKENS = 24
@@ -155,6 +156,16 @@ def test_a_sampled_text_is_that_of_the_same_choices_made_by_hand(folder: Path) -
             assert (chosen.own_settings, chosen.verification) == ({}, "greedy")
 
 
+def test_a_folder_of_before_says_it_in_its_config_json(folder: Path, tmp_path: Path) -> None:
+    older = save_tiny_folder(tmp_path / "older")
+    (older / "generation_config.json").unlink()
+    settings = {"eos_token_id": 2, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    edit_config(older, **settings)
+    assert AutoModelForCausalLM.from_pretrained(older).generation_config.repetition_penalty == 1.3
+    with open_tiny(older, generation="auto") as opened:
+        check(opened, folder, PROMPTS[0], settings)
+
+
 def test_what_cannot_be_done_is_refused_before_a_weight_is_read(folder: Path) -> None:
     write_settings(folder, {"num_beams": 4})
     with (
@@ -169,7 +180,7 @@ def test_what_cannot_be_done_is_refused_before_a_weight_is_read(folder: Path) ->
 def test_a_prompt_beyond_the_files_length_costs_its_own_answer(folder: Path) -> None:
     write_settings(folder, {"max_length": 12})
     with open_tiny(folder, generation="auto") as opened:
-        with pytest.raises(OptionError, match="max_length 12"):
+        with pytest.raises(OptionError, match="max_length is 12"):
             answer(opened, request(PROMPTS[2], unchosen=EVERYTHING | {"max_new_tokens"}))
         assert answer(opened, request(PROMPTS[2]))[0].text, "whoever chooses a length gets it"
 

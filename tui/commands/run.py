@@ -50,8 +50,9 @@ def run(
 ) -> int:
     """Answer a prompt file; results are JSON lines, in order.
 
-    What you leave out of temperature, top-p, top-k, min-p, repetition penalty, stop texts and length is as the model's
-    own generation settings say, as in transformers' generate(); --generation plain takes the defaults shown here.
+    What you leave out of temperature, top-p, top-k, min-p, repetition penalty, stop texts and length is as the
+    model's own generation settings say, as in transformers' generate(); --generation plain takes the defaults
+    shown here.
     """
     if resume and output is None:
         raise OptionError("--resume needs the file to go on with; add --output FILE")
@@ -100,7 +101,11 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare."""
+    """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare.
+
+    Without the model's own generation settings, so that figures of two models mean the same; --generation auto takes
+    them.
+    """
     if config.is_plain:
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     path = packaged_prompts("demo.jsonl") if prompts is None else prompts

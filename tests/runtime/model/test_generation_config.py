@@ -1,6 +1,7 @@
 """generation_config.json: what is taken from it, what is refused by name, and what means nothing."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from offload.errors import CheckpointError
 from runtime.config import Generation, SamplingParams, options_of
 from runtime.errors import OptionError
 from runtime.model.generation_config import (
+    _HARMLESS,
+    _HARMLESS_SAMPLED,
+    _KINDS,
     FILE_NAME,
     GenerationConfig,
     describe_own_settings,
     read_generation_config,
     token_ids_of,
 )
+from runtime.speculation.logit_processors import LogitProcessor
 
 VOCAB_SIZE = 100
 ALL = frozenset(options_of(SamplingParams))
@@ -37,6 +42,18 @@ def test_a_folder_without_the_file_has_no_settings(tmp_path: Path) -> None:
     found = read_generation_config(tmp_path, "auto", vocab_size=VOCAB_SIZE)
     assert found == GenerationConfig(choice="auto")
     assert found.choices(SamplingParams(), ALL, num_prompt_tokens=1).params == SamplingParams()
+
+
+def test_a_config_json_says_it_where_there_is_no_such_file(tmp_path: Path) -> None:
+    """As transformers takes it: so folders said it before there was a file for it."""
+    settings = {"repetition_penalty": 1.3, "eos_token_id": 5, "top_k": None}
+    found = read_generation_config(tmp_path, "auto", vocab_size=VOCAB_SIZE, model_config=settings)
+    assert found == GenerationConfig(choice="auto", repetition_penalty=1.3, eos_token_ids=(5,))
+    with pytest.raises(CheckpointError, match=r"config\.json asks for num_beams 2"):
+        read_generation_config(tmp_path, "auto", vocab_size=VOCAB_SIZE, model_config={"num_beams": 2})
+    (tmp_path / FILE_NAME).write_text("{}")
+    found = read_generation_config(tmp_path, "auto", vocab_size=VOCAB_SIZE, model_config=settings)
+    assert found == GenerationConfig(choice="auto"), "the file comes instead of it, not on top"
 
 
 def test_sampling_values_hold_where_the_author_samples_and_nobody_chose(tmp_path: Path) -> None:
@@ -69,7 +86,7 @@ def test_lengths_only_shorten_what_nobody_chose(tmp_path: Path) -> None:
     assert own(read(tmp_path, {"max_length": 50})) == {"max_new_tokens": 40}
     config = read(tmp_path, {"max_length": 10})
     assert own(config, max_new_tokens=5) == {}
-    with pytest.raises(OptionError, match=r"the prompt has 10 tokens, .* max_length 10, .* give --max-new-tokens"):
+    with pytest.raises(OptionError, match=r"the prompt has 10 tokens, .* max_length is 10, .* give --max-new-tokens"):
         own(config)
 
 
@@ -247,3 +264,25 @@ def test_other_sources_of_end_tokens_are_checked_alike() -> None:
     for value in (["a", 1], [None], {}, 1.5, {"a"}, [[1]], True):
         with pytest.raises(CheckpointError, match=r"config\.json: eos_token_id is .*; it must be a token id or a list"):
             token_ids_of({"eos_token_id": value}, "eos_token_id", where="config.json")
+
+
+PIECES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 99, 100, 2**31, 10**30, 0.5, 1.0, 1.5, -0.5, 1e300, "", "a", "never"),
+    *([], {}, [[]], [1], [1, 2], [None], ["a", 1], [[1, 2]], [[1], []], {"a": 1}, [1.5], [True], [{}], [[[1]]], [-1]),
+]
+
+
+def test_whatever_a_file_holds_it_is_taken_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Seed 3, 3000 objects of up to three keys: the values of every key, and pairs of keys that meet."""
+    rng = random.Random(3)
+    keys = [*_KINDS, *_HARMLESS, *_HARMLESS_SAMPLED, "penalty_alpha", "unknown"]
+    for number in range(3000):
+        chosen = [keys[number % len(keys)], *rng.sample(keys, k=rng.randrange(3))]
+        settings = {key: rng.choice(PIECES) for key in chosen}
+        try:
+            found = read_generation_config(tmp_path, "auto", vocab_size=VOCAB_SIZE, model_config=settings)
+            choices = found.choices(SamplingParams(temperature=0.5), ALL, num_prompt_tokens=3)
+            LogitProcessor(choices.params, prompt=[1, 2, 3], vocab_size=VOCAB_SIZE, rules=choices.rules)
+            describe_own_settings(choices.own)
+        except (CheckpointError, OptionError) as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
