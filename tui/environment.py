@@ -73,6 +73,9 @@ def load_models(
 
     config = yield from locate_models(config, cache_folder=cache_folder())
     yield f"opening {config.target}"
+    from runtime.tokenizer.box import shared_box
+
+    shared_box().start()  # its process gets ready on another core meanwhile
     with uncollected("runtime.engine.loading"):
         from runtime.engine.loading import load_session
     return (yield from load_session(config, stack, requests=requests, state_folder=cache_folder()))

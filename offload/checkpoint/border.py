@@ -55,7 +55,7 @@ def check_inside(path: Path, folder: Path) -> None:
         target = path.resolve()
     except (OSError, RuntimeError) as error:  # links that go round in a circle
         raise CheckpointError(f"{path} is a link that leads nowhere; download the file again") from error
-    if not any(target.is_relative_to(place) for place in _places(folder)):
+    if not any(target.is_relative_to(place) for place in link_places(folder)):
         raise CheckpointError(
             f"{path} leads out of the model folder, to {quote(str(target))}; put the file itself into the folder"
         )
@@ -87,7 +87,7 @@ def _readings(name: str) -> Iterator[PurePosixPath | PureWindowsPath]:
     yield PureWindowsPath(name)
 
 
-def _places(folder: Path) -> list[Path]:
+def link_places(folder: Path) -> list[Path]:
     """Return where a link may lead: the folder, and for one in the hub's cache the blobs of the same model."""
     root = Path(os.path.realpath(folder))
     repository = root.parent.parent

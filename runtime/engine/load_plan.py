@@ -7,10 +7,10 @@ against them: the rest of the device's memory is filled with layers. Reads heade
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +27,7 @@ from offload.units import format_bytes
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
+from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
 from runtime.fit.probes import find_memory
@@ -34,8 +35,9 @@ from runtime.model.architecture import max_positions
 from runtime.model.generation_config import GenerationConfig, read_generation_config
 from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
-from runtime.model.tokenizer_match import check_draft_tokenizer, load_tokenizer
 from runtime.prompts.prompt_file import PromptRequest
+from runtime.tokenizer.box import Tokenizer
+from runtime.tokenizer.match import check_draft_tokenizer
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
@@ -51,7 +53,7 @@ class LoadPlan:
     target: ModelFiles
     draft: ModelFiles | None
     """A separate draft; None for a substitute or none."""
-    tokenizer: Any
+    tokenizer: Tokenizer
     """The target's."""
     generation: GenerationConfig
     """The target's own generation settings."""
@@ -73,13 +75,12 @@ class LoadPlan:
             vocab_size=target.config.vocab_size,
             model_config=target.checkpoint.config,
         )
-        tokenizer = load_tokenizer(target.checkpoint.folder)
+        tokenizer = Tokenizer(target.checkpoint.folder)
         draft = None
         if config.draft not in ("none", "substitute"):
             draft = ModelFiles.open(Path(config.draft))
             check_draft_tokenizer(tokenizer, target=target.checkpoint.folder, draft=draft.checkpoint.folder)
-        wanted = [len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1 for request in requests]
-        usual_context = max(wanted, default=DEFAULT_CONTEXT_TOKENS)
+        usual_context = _wanted_tokens(tokenizer, requests) or DEFAULT_CONTEXT_TOKENS
         need = need_of_files(config, target, draft, usual_context_tokens=usual_context, device=device)
         machine = replace(
             find_memory(device, budget_bytes=config.device_memory_bytes),
@@ -131,6 +132,20 @@ class LoadPlan:
     @property
     def is_host(self) -> bool:
         return self.device.type == "cpu"
+
+
+def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> int:
+    """Return what the longest of the requests takes with its answer; one that is refused costs its own answer later.
+
+    Raises OptionError if none can be answered for want of a chat template.
+    """
+    if not tokenizer.has_chat_template and requests and all(request.prompt is None for request in requests):
+        format_prompt(tokenizer, requests[0])
+    wanted = 0
+    for request in requests:
+        with suppress(OptionError):
+            wanted = max(wanted, len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1)
+    return wanted
 
 
 def default_max_nodes(device: torch.device) -> int:

@@ -18,10 +18,11 @@ from offload.errors import BudgetError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from profiles.steps import finish
+from runtime.child_process import child_command, child_environment, own_streams
 from runtime.config import EngineConfig, parse_speed
 from runtime.engine.demo_model import DEMO_MODEL_NAME
 from runtime.engine.model_folders import model_name
-from tui.chat.engine.child_process import child_command, child_environment, lines_of, own_streams, step_back, write_line
+from tui.chat.engine.child_process import lines_of, step_back, write_line
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, strategies
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from runtime.engine.loading import OpenSession
-from runtime.engine.session import AnswerText, Session, format_prompt
+from runtime.config import EngineConfig
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.loading import OpenSession, open_session
+from runtime.engine.session import Session, format_prompt
 from runtime.errors import OptionError
 from runtime.events import Finished, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
+from runtime.tokenizer.box import BoxedAnswer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 SEED = 37
@@ -108,177 +107,40 @@ def test_statistics_add_up(opened: OpenSession) -> None:
     assert statistics.tokens_per_round == pytest.approx(20 / 3)
 
 
-def test_the_chat_template_is_applied_to_messages_and_not_to_raw_prompts(opened: OpenSession) -> None:
-    tokenizer = opened.session._tokenizer
+PICKY = "{% for m in messages %}{{ 1 / (m['content'].count('!') - 1) and '' }}{{ m['content'] }}{% endfor %}"
+"""Divides by zero where a conversation has one exclamation mark."""
+
+
+def test_a_prompt_that_the_template_fails_on_costs_its_own_answer(tmp_path: Path) -> None:
+    """It ended the load already, where prompts are counted to size the caches."""
+    folder = save_tiny_folder(tmp_path / "model", seed=SEED)
+    (folder / "chat_template.jinja").write_text(PICKY)
+    good, bad = (PromptRequest(id=text, messages=(Message("user", text),)) for text in ("the cat", "the cat!"))
+    with open_session(EngineConfig(target=str(folder), device="cpu"), requests=[bad, good]) as opened:
+        with pytest.raises(OptionError, match=r"chat template fails on .*division by zero"):
+            list(opened.session.generate(bad))
+        assert answer(opened, good)[0].text
+        assert format_prompt(opened.session._tokenizer, request("the cat"))
+
+
+def test_conversations_without_any_template_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model", seed=SEED)
+    (folder / "chat_template.jinja").unlink()
     chat = PromptRequest(id="1", messages=(Message("user", "the cat"),))
-    assert tokenizer.decode(format_prompt(tokenizer, chat)) == "<|user|>the cat</s><|assistant|>"
-    assert tokenizer.decode(format_prompt(tokenizer, request("the cat"))) == "the cat"
+    with pytest.raises(OptionError, match="no chat template"):
+        LoadPlan.build(EngineConfig(target=str(folder), device="cpu"), requests=[chat])
 
 
-def test_prompts_that_cannot_be_formatted_are_option_errors(opened: OpenSession) -> None:
-    tokenizer = opened.session._tokenizer
-    with pytest.raises(OptionError, match="no token"):
-        format_prompt(tokenizer, request(""))
-    chat = PromptRequest(id="1", messages=(Message("user", "the cat"),))
-    template, tokenizer.chat_template = tokenizer.chat_template, None
-    with pytest.raises(OptionError, match="--raw"):
-        format_prompt(tokenizer, chat)
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(OptionError, match="roles must alternate"):
-        format_prompt(tokenizer, chat)
-    tokenizer.chat_template = template
+def test_an_answer_whose_text_breaks_a_limit_leaves_the_session_ready(
+    opened: OpenSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answer(opened, request())[0].text
 
+    def fail(self: BoxedAnswer, token_ids: list[int]) -> str:
+        raise OptionError("too much")
 
-class ByteDecoder:
-    """A token is a byte; incomplete characters decode as the replacement character, as byte-level tokenizers do."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return bytes(token_ids).decode("utf-8", errors="replace")
-
-
-def pieces(text: str, *, stop: tuple[str, ...] = (), size: int = 1) -> tuple[list[str], AnswerText]:
-    """The texts released when the bytes of `text` arrive `size` at a time."""
-    tokens = list(text.encode())
-    answer_text = AnswerText(ByteDecoder(), stop)
-    released = [answer_text.add(tokens[i : i + size]) for i in range(0, len(tokens), size)]
-    return [*released, answer_text.finish()], answer_text
-
-
-def test_text_is_released_as_it_comes() -> None:
-    assert pieces("abc")[0] == ["a", "b", "c", ""]
-
-
-def test_a_character_is_never_split() -> None:
-    released, _ = pieces("aé€z")
-    assert released == ["a", "", "é", "", "", "€", "z", ""]
-
-
-def test_released_pieces_join_to_the_text_whatever_the_burst() -> None:
-    text = "naïve — 文字 🙂 end"
-    for size in range(1, 9):
-        released, answer_text = pieces(text, size=size)
-        assert "".join(released) == text == answer_text.text
-
-
-def test_a_stop_string_ends_the_answer_and_is_not_shown() -> None:
-    released, answer_text = pieces("hello END more", stop=("END",))
-    assert "".join(released) == "hello " == answer_text.text
-    assert answer_text.is_stopped
-
-
-def test_tokens_behind_the_stop_are_dropped_inside_a_burst() -> None:
-    """An accepted path may go on behind the stop; plain decoding would not have."""
-    _, answer_text = pieces("hello END more", stop=("END",), size=14)
-    assert bytes(answer_text.token_ids).decode() == "hello END"
-
-
-def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_decided() -> None:
-    released, _ = pieces("aENb", stop=("END",))
-    assert released == ["a", "", "", "ENb", ""]
-
-
-def test_what_was_held_back_comes_at_the_end() -> None:
-    released, _ = pieces("aEN", stop=("END",))
-    assert released == ["a", "", "", "EN"]
-
-
-def test_the_earliest_of_several_stop_strings_counts() -> None:
-    _, answer_text = pieces("one two three", stop=("three", "two"), size=13)
-    assert answer_text.text == "one "
-
-
-def test_an_unfinished_character_at_the_end_is_shown_as_such() -> None:
-    answer_text = AnswerText(ByteDecoder())
-    assert answer_text.add("é".encode()[:1]) == ""
-    assert answer_text.finish() == "\ufffd"
-
-
-class WordDecoder:
-    """A token is a word with a space before it; like many tokenizers it drops a text's first space."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        return "".join(f" word{token_id}" for token_id in token_ids).removeprefix(" ")
-
-
-def test_the_space_between_a_text_and_its_continuation_is_kept() -> None:
-    assert AnswerText(WordDecoder()).add([3, 4]) == "word3 word4"
-    answer_text = AnswerText(WordDecoder(), behind=[1, 2])
-    assert [answer_text.add([3]), answer_text.add([4])] == [" word3", " word4"]
-    assert answer_text.text == " word3 word4"
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """A token is a byte, as in Llama 3 and Qwen; the last one is special."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={sign: index for index, sign in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """Words with a sign for the space before them, and bytes for all else, as in Llama 2 and Gemma."""
-    strings = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁cat", "s", ".", "é"]
-    vocabulary = {string: index for index, string in enumerate(strings)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    spaces = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
-    backend.decoder = decoders.Sequence(list(spaces))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-def as_it_comes(tokenizer: Any, token_ids: list[int], *, num_behind: int = 0, burst: int = 1) -> AnswerText:
-    """An answer whose released pieces were joined and compared with its text."""
-    answer_text = AnswerText(tokenizer, behind=token_ids[:num_behind])
-    rest = token_ids[num_behind:]
-    released = [answer_text.add(rest[i : i + burst]) for i in range(0, len(rest), burst)]
-    assert "".join(released) + answer_text.finish() == answer_text.text
-    assert answer_text.token_ids == rest
-    return answer_text
-
-
-BYTES, PIECES = byte_level(), sentencepiece()
-
-
-@given(strategies.lists(strategies.text(max_size=6) | strategies.integers(0, 256)), strategies.integers(1, 5))
-def test_what_comes_is_the_text_of_all_bytes_half_characters_included(parts: list[str | int], burst: int) -> None:
-    token_ids = [
-        token_id
-        for part in parts
-        for token_id in ([part] if isinstance(part, int) else BYTES(part, add_special_tokens=False).input_ids)
-    ]
-    for num_behind in (0, 3):
-        answer_text = as_it_comes(BYTES, token_ids, num_behind=num_behind, burst=burst)
-        whole = BYTES.decode(token_ids, skip_special_tokens=True)
-        assert answer_text.text == whole[len(BYTES.decode(token_ids[:num_behind], skip_special_tokens=True)) :]
-
-
-@given(strategies.text(strategies.sampled_from("é日🙂 a"), max_size=8), strategies.integers(0, 4))
-def test_what_comes_is_the_text_of_all_pieces_and_bytes(text: str, num_behind: int) -> None:
-    the, cat = PIECES.convert_tokens_to_ids(["▁the", "▁cat"])
-    token_ids = [the, 1, *(3 + byte for byte in text.encode()), cat, 2, *(3 + byte for byte in text.encode()), the]
-    answer_text = as_it_comes(PIECES, token_ids, num_behind=num_behind if num_behind < 3 else 0)
-    assert answer_text.text.endswith(f"cat{text} the")
-    assert answer_text._stream is not None
-
-
-def test_bytes_that_are_no_text_do_not_end_an_answer() -> None:
-    """The library's stream gives up there: what was shown already would be decoded otherwise."""
-    the, cat = PIECES.convert_tokens_to_ids(["▁the", "▁cat"])
-    answer_text = AnswerText(PIECES)
-    for token_id in (the, 3 + ord("a"), 3 + 0xFF, cat):
-        answer_text.add([token_id])
-    assert answer_text._stream is None
-    assert answer_text.text == "the\ufffd\ufffd cat"
-
-
-def test_only_what_is_new_is_decoded_unless_spaces_are_cleaned_up_afterwards(opened: OpenSession) -> None:
-    assert AnswerText(opened.session._tokenizer)._stream is not None
-    words = {word: index for index, word in enumerate(["[UNK]", "is", "it", "?", "no", ",", "'", "s", "."])}
-    backend = Tokenizer(models.WordPiece(vocab=words, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(cleanup=False)
-    cleaning = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=True)
-    answer_text = AnswerText(cleaning)
-    assert answer_text._stream is None
-    assert answer_text.add(cleaning("no, it is.").input_ids) == "no, it is."
+    with monkeypatch.context() as patched:
+        patched.setattr(BoxedAnswer, "add", fail)
+        with pytest.raises(OptionError, match="too much"):
+            list(opened.session.generate(request()))
+    assert answer(opened, request())[0].text == whole

@@ -1,10 +1,6 @@
-"""Starts the app's child processes, makes them yield to the app, and carries lines between the two.
-
-A child speaks lines of JSON over pipes; whatever its libraries print must not get between them.
-"""
+"""Makes the app's child processes yield to the app, and carries lines of JSON between the two."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,32 +10,6 @@ NICENESS = 5
 little and is served at once; more niceness would only hand the engine's time to whatever else computes here."""
 OUT_OF_MEMORY_SCORE = 500
 """Of 1000: Linux ends the process with the highest score first."""
-
-
-def child_command(module: str) -> tuple[str, ...]:
-    """Return the command that runs one of our modules; folders where the user happens to be are not looked into."""
-    return (sys.executable, "-P", "-m", module)
-
-
-def child_environment(**changes: str) -> dict[str, str]:
-    """Return our environment with our packages on the path, wherever the app was started from."""
-    packages_folder = str(Path(__file__).resolve().parents[3])
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([packages_folder, inherited] if inherited else [packages_folder])
-    return {**os.environ, "PYTHONPATH": path, **changes}
-
-
-def own_streams() -> tuple[int, int]:
-    """In the child, return stdin and stdout as descriptors that nothing else has.
-
-    From then on libraries and children of the child find nothing on stdin, and stderr in place of stdout.
-    """
-    requests, reports = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, reports
 
 
 def step_back(*, process_folder: Path = Path("/proc/self")) -> None:

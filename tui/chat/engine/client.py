@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from profiles.errors import BadInputError
-from tui.chat.engine.child_process import child_command, child_environment
+from runtime.child_process import child_command, child_environment
 from tui.chat.engine.messages import Quit, Report, Request, from_line, to_line
 
 MAX_LINE_BYTES = 1 << 24

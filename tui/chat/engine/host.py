@@ -20,11 +20,12 @@ import psutil
 from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
+from runtime.child_process import own_streams
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
-from tui.chat.engine.child_process import lines_of, own_streams, step_back, write_line
+from tui.chat.engine.child_process import lines_of, step_back, write_line
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,

@@ -4,16 +4,14 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
 
+from runtime.child_process import child_environment
 from tui.chat.engine.child_process import (
     NICENESS,
     OUT_OF_MEMORY_SCORE,
-    child_command,
-    child_environment,
     lines_of,
     step_back,
     write_line,
@@ -21,7 +19,8 @@ from tui.chat.engine.child_process import (
 
 NOISY = """
 import os, subprocess, sys
-from tui.chat.engine.child_process import lines_of, own_streams, write_line
+from runtime.child_process import own_streams
+from tui.chat.engine.child_process import lines_of, write_line
 requests, reports = own_streams()
 print("a library prints", flush=True)
 subprocess.run(["echo", "its child prints"], check=True)
@@ -81,17 +80,6 @@ def test_a_line_longer_than_the_pipe_is_written_whole():
     assert list(lines_of(reader)) == [line[:-1]]
     thread.join()
     os.close(reader)
-
-
-def test_a_child_finds_our_packages_and_keeps_the_users_own_path(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/some/where")
-    environment = child_environment(ANSWER="42")
-    packages, others = environment["PYTHONPATH"].split(os.pathsep)
-    assert (Path(packages) / "tui" / "chat").is_dir()
-    assert (others, environment["ANSWER"]) == ("/some/where", "42")
-    monkeypatch.delenv("PYTHONPATH")
-    assert child_environment()["PYTHONPATH"] == packages
-    assert child_command("tui.chat.x") == (sys.executable, "-P", "-m", "tui.chat.x")
 
 
 MODEST = """

@@ -15,6 +15,7 @@ import pytest
 
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import LayerStreamer
+from runtime.child_process import child_command, child_environment
 from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
@@ -24,7 +25,6 @@ from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
 from tests.support.session_factory import save_tiny_folder
-from tui.chat.engine.child_process import child_command, child_environment
 from tui.chat.engine.host import (
     EngineHost,
     RequestInbox,

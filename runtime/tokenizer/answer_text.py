@@ -1,0 +1,102 @@
+"""The text of an answer as its tokens come: no character is split, and no stop string is ever shown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+_UNFINISHED_CHARACTER = "\ufffd"
+_PROBE = "is it ? no , it 's ."
+"""What cleaning up spaces would change."""
+
+
+class AnswerText:
+    """Turns accepted tokens into text as they come: no character is split, and no stop string is ever shown."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, behind: Sequence[int] = ()) -> None:
+        """`behind`: the last tokens of a text that is written on; many tokenizers drop a text's first space."""
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._behind = list(behind)
+        self._before = tokenizer.decode(self._behind, skip_special_tokens=True) if self._behind else ""
+        self._stream = None if self._before.endswith(_UNFINISHED_CHARACTER) else _decode_stream(tokenizer, behind)
+        self._streamed = ""
+        self._num_released = 0
+        self.token_ids: list[int] = []
+        self.is_stopped = False
+        """Whether a stop string was found; later tokens change nothing."""
+
+    @property
+    def text(self) -> str:
+        text = self._decode(self.token_ids)
+        ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """Append tokens and return the text they release; stop after the token that completes a stop string."""
+        for token_id in token_ids:
+            if self.is_stopped:
+                break
+            self.token_ids.append(token_id)
+            self._advance(token_id)
+            self.is_stopped = bool(self._stop) and self._has_stop()
+        return self._release(self.text if self.is_stopped else self._settled())
+
+    def finish(self) -> str:
+        """Return the text held back so far, once no token follows."""
+        return self._release(self.text)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode([*self._behind, *token_ids], skip_special_tokens=True)
+        return text[len(self._before) :]
+
+    def _advance(self, token_id: int) -> None:
+        """Decode one more token, so that a round costs its own tokens and not the whole answer."""
+        if self._stream is None:
+            return
+        try:
+            self._streamed += self._stream.step(self._tokenizer.backend_tokenizer, token_id) or ""
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException:  # of Rust, or its panic: bytes that are no UTF-8 change how those before are decoded
+            self._stream = None
+
+    def _settled(self) -> str:
+        """Return the text that no later token changes and that begins no stop string."""
+        text = self._decode(self.token_ids) if self._stream is None else self._streamed
+        text = text.rstrip(_UNFINISHED_CHARACTER)
+        return text[: len(text) - self._held_for_stop(text)]
+
+    def _release(self, text: str) -> str:
+        released = text[self._num_released :]
+        self._num_released = max(self._num_released, len(text))
+        return released
+
+    def _has_stop(self) -> bool:
+        # The tail is enough: a stop string that ends with this token covers at most as many tokens as it has bytes.
+        longest = max(len(stop.encode()) for stop in self._stop)
+        tail = self._tokenizer.decode(self.token_ids[-longest - 8 :], skip_special_tokens=True)
+        return any(stop in tail for stop in self._stop)
+
+    def _held_for_stop(self, text: str) -> int:
+        """Return how many last characters could be the beginning of a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for num_held in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-num_held:]) for stop in self._stop):
+                return num_held
+        return 0
+
+
+def _decode_stream(tokenizer: Any, behind: Sequence[int]) -> DecodeStream | None:
+    """Return a stream of what `tokenizer` decodes; None if its text is not that of the library below it.
+
+    Tokenizers written in Python have no such library, and some take spaces before punctuation away afterwards.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    probe: list[int] = backend.encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer.decode(probe, skip_special_tokens=True) != backend.decode(probe, skip_special_tokens=True):
+        return None
+    return DecodeStream(ids=list(behind), skip_special_tokens=True)

@@ -1,0 +1,102 @@
+"""Does what the tokenizer's process is asked, one task at a time, and turns whatever goes wrong into a sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from offload.checkpoint.border import link_places
+from profiles.errors import OverstoryError, quote
+from runtime.errors import OptionError
+from runtime.tokenizer import messages as m
+from runtime.tokenizer.answer_text import AnswerText
+from runtime.tokenizer.formatting import encode_conversation, encode_text
+from runtime.tokenizer.limits import FileGuard
+from runtime.tokenizer.loading import load_tokenizer, reason
+from runtime.tokenizer.match import first_difference
+
+MAX_PROMPT_TOKENS = 2**24
+"""More than any context holds."""
+
+
+class Desk:
+    """Does the tasks, and keeps what later ones refer to."""
+
+    def __init__(self, guard: FileGuard | None = None) -> None:
+        """`guard`: what files may be opened while a tokenizer is loaded; None: any."""
+        self._guard = guard
+        self._tokenizers: dict[int, Any] = {}
+        self._answers: dict[int, AnswerText] = {}
+        self._tasks: dict[type, Callable[[Any], m.Reply]] = {
+            m.Load: self._load,
+            m.Encode: self._encode,
+            m.EncodeConversation: self._encode_conversation,
+            m.Name: self._name,
+            m.Compare: self._compare,
+            m.Begin: self._begin,
+            m.Add: self._add,
+            m.End: self._end,
+        }
+
+    def reply(self, request: m.Request) -> m.Reply:
+        """Return the task's result, or the sentence that says why there is none."""
+        for key in request.dropped_keys:
+            self._tokenizers.pop(key, None)
+            self._answers.pop(key, None)
+        try:
+            return self._tasks[type(request.task)](request.task)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except OverstoryError as error:
+            return m.Refused(str(error))
+        except MemoryError:  # what is left may be in pieces
+            return m.Refused("", ends=True)
+        except BaseException as error:  # a panic of Rust is no Exception
+            return m.Refused(f"the tokenizer fails ({reason(error)}); download the model's tokenizer files again")
+
+    def _load(self, task: m.Load) -> m.Reply:
+        folder = Path(task.folder)
+        if self._guard is None:
+            tokenizer = load_tokenizer(folder)
+        else:
+            with self._guard.opened(link_places(folder)):
+                tokenizer = load_tokenizer(folder)
+        self._tokenizers[task.key] = tokenizer
+        end = tokenizer.eos_token_id
+        return m.Loaded(end if type(end) is int else None, bool(tokenizer.chat_template), len(tokenizer))
+
+    def _encode(self, task: m.Encode) -> m.Reply:
+        return _encoded(encode_text(self._tokenizers[task.key], task.text))
+
+    def _encode_conversation(self, task: m.EncodeConversation) -> m.Reply:
+        tokenizer = self._tokenizers[task.key]
+        return _encoded(encode_conversation(tokenizer, task.turns, is_continued=task.is_continued))
+
+    def _name(self, task: m.Name) -> m.Reply:
+        return m.Text(quote(self._tokenizers[task.key].convert_ids_to_tokens(task.token_id)))
+
+    def _compare(self, task: m.Compare) -> m.Reply:
+        return first_difference(self._tokenizers[task.key], self._tokenizers[task.other_key])
+
+    def _begin(self, task: m.Begin) -> m.Reply:
+        self._answers[task.answer_key] = AnswerText(self._tokenizers[task.key], task.stop, behind=task.behind)
+        return m.Ready()
+
+    def _add(self, task: m.Add) -> m.Reply:
+        answer = self._known(task.answer_key)
+        released = answer.add(task.token_ids)
+        return m.Released(released, len(answer.token_ids), answer.is_stopped)
+
+    def _end(self, task: m.End) -> m.Reply:
+        answer = self._known(task.answer_key)
+        return m.Ended(answer.finish(), answer.text)
+
+    def _known(self, answer_key: int) -> AnswerText:
+        if answer_key not in self._answers:
+            raise OptionError("the text of this answer is lost, since the tokenizer's process was ended; ask again")
+        return self._answers[answer_key]
+
+
+def _encoded(token_ids: list[int]) -> m.Reply:
+    if len(token_ids) > MAX_PROMPT_TOKENS:
+        return m.Refused(f"the prompt has become {len(token_ids)} tokens; expected at most {MAX_PROMPT_TOKENS}")
+    return m.Encoded(token_ids)

@@ -1,0 +1,252 @@
+"""Whatever a tokenizer does to its process, the program goes on: a sentence, and the next prompt works."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from offload.errors import CheckpointError
+from runtime.child_process import child_environment
+from runtime.errors import OptionError
+from runtime.tokenizer.answer_text import AnswerText
+from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box
+from tests.support.model_factory import build_tokenizer, save_tiny_tokenizer
+
+TEMPLATE = (
+    "{% set text = messages[0]['content'] %}"
+    "{% if text == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if text == 'big' %}{{ 'x' * 4000000000 }}{% endif %}"
+    "{% if text == 'zero' %}{{ 1 / 0 }}{% endif %}"
+    "{{ text }}"
+)
+BOOM = [{"type": "Replace", "pattern": {"String": "!"}, "content": "!" * 100}] * 8
+"""Ten thousand million million from one exclamation mark."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny_tokenizer(tmp_path_factory.mktemp("model"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    file = folder / "tokenizer.json"
+    definition = {**json.loads(file.read_text()), "normalizer": {"type": "Sequence", "normalizers": BOOM}}
+    file.write_text(json.dumps(definition))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[TokenizerBox]:
+    box = TokenizerBox(BoxLimits(use_seconds=0.2))
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path, box: TokenizerBox) -> Tokenizer:
+    return Tokenizer(folder, box)
+
+
+def ask(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode_conversation([("user", text)])
+
+
+def process_of(box: TokenizerBox) -> subprocess.Popen[bytes]:
+    assert box._process is not None
+    return box._process
+
+
+def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: TokenizerBox) -> None:
+    ours, theirs = Tokenizer(save_tiny_tokenizer(tmp_path), box), build_tokenizer()
+    assert (len(ours), ours.eos_token_id, ours.has_chat_template) == (len(theirs), theirs.eos_token_id, True)
+    ids = ours.encode_conversation([("user", "the cat"), ("assistant", "the dog"), ("user", "in the end")])
+    conversation = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "the dog"},
+        {"role": "user", "content": "in the end"},
+    ]
+    assert ids == theirs.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
+    assert ours.encode("the cat") == theirs("the cat")["input_ids"]
+    assert ours.name(2) == "'</s>'"
+    answer, same = ours.begin_answer(("dog",), behind=ids[:2]), AnswerText(theirs, ("dog",), behind=ids[:2])
+    for token_id in [*ids, *ids]:
+        assert answer.add([token_id]) == same.add([token_id])
+        assert (answer.token_ids, answer.is_stopped) == (same.token_ids, same.is_stopped)
+    assert answer.is_stopped and answer.finish() == same.finish() and answer.text == same.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("zero", "ZeroDivisionError"),
+        ("loop", "it computed for more than 0.2"),
+        ("big", "it needed more than 1.00 GB of memory"),
+    ],
+)
+def test_a_prompt_that_breaks_a_limit_costs_itself(tokenizer: Tokenizer, text: str, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason) as caught:
+        ask(tokenizer, text)
+    assert str(caught.value).isprintable()
+    assert ask(tokenizer, "the cat") == build_tokenizer()("the cat", add_special_tokens=False)["input_ids"]
+
+
+def test_a_text_that_normalizing_blows_up_costs_itself(tokenizer: Tokenizer) -> None:
+    with pytest.raises(OptionError, match=r"it (needed more than 1.00 GB|computed for more)"):
+        tokenizer.encode("!")
+    assert tokenizer.encode("the cat")
+
+
+def test_what_broke_a_limit_once_is_not_tried_again(tokenizer: Tokenizer, box: TokenizerBox) -> None:
+    """A prompt is asked for twice, to size the caches and to answer."""
+    for _ in range(2):
+        with pytest.raises(OptionError, match="computed for more"):
+            ask(tokenizer, "loop")
+        num_started = box.num_started
+    assert box.num_started == num_started
+
+
+def test_a_tokenizer_that_cannot_be_loaded_within_the_limits_is_one_sentence(tmp_path: Path, box: TokenizerBox) -> None:
+    save_tiny_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "continuing_subword_prefix": "x" * 10**6}
+    prefix = {"type": "Prepend", "prepend": "y" * 10**6}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model": model, "normalizer": prefix}))
+    try:
+        assert len(Tokenizer(tmp_path, box)) > 0
+    except CheckpointError as error:
+        assert f"the tokenizer in {tmp_path} cannot be loaded" in str(error)
+
+
+def test_a_killed_process_costs_nothing_but_its_answer(tokenizer: Tokenizer, box: TokenizerBox) -> None:
+    answer = tokenizer.begin_answer()
+    answer.add([5, 6])
+    process_of(box).kill()
+    process_of(box).wait()
+    with pytest.raises(OptionError, match=r"text of this answer is lost|its process was killed"):
+        answer.finish()
+    assert ask(tokenizer, "the cat")
+
+
+def test_text_comes_without_stop_strings_even_if_the_box_is_late(tokenizer: Tokenizer, box: TokenizerBox) -> None:
+    """On a busy machine the process gets a core some milliseconds later: a round does not wait for that."""
+    ids = build_tokenizer()("the cat and the dog")["input_ids"]
+    late, punctual = tokenizer.begin_answer(), tokenizer.begin_answer(("zzz",))
+    expected = [punctual.add([token_id]) for token_id in ids]
+    released = []
+    for token_id in ids:
+        if token_id == ids[3]:
+            process_of(box).send_signal(signal.SIGSTOP)
+            released.append(late.add([token_id]))
+            process_of(box).send_signal(signal.SIGCONT)
+        else:
+            released.append(late.add([token_id]))
+    assert late.token_ids == ids and "" in released
+    assert "".join(released) + late.finish() == "".join(expected) + punctual.finish() == "the cat and the dog"
+
+
+def test_text_that_is_none_is_refused_before_it_is_sent(tokenizer: Tokenizer) -> None:
+    with pytest.raises(OptionError, match="surrogate"):
+        tokenizer.encode("\ud800")
+    assert tokenizer.encode("the cat")
+
+
+def test_threads_take_turns(tokenizer: Tokenizer) -> None:
+    expected, found = ask(tokenizer, "the cat"), []
+
+    def use() -> None:
+        found.extend(ask(tokenizer, "the cat") == expected for _ in range(50))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 200
+
+
+def test_what_nobody_refers_to_is_dropped(folder: Path, box: TokenizerBox) -> None:
+    box.dropped_keys.clear()
+    dropped = Tokenizer(folder, box)
+    key = dropped._key
+    del dropped
+    assert key in box.dropped_keys
+    Tokenizer(folder, box)
+    assert key not in box.dropped_keys
+
+
+def test_signals_of_the_terminal_are_for_the_program_that_asks(tokenizer: Tokenizer, box: TokenizerBox) -> None:
+    ask(tokenizer, "the cat")
+    process, num_started = process_of(box), box.num_started
+    assert os.getsid(process.pid) != os.getsid(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    assert ask(tokenizer, "the cat") and box.num_started == num_started
+
+
+def test_ctrl_c_while_it_works_ends_the_process_and_not_the_use(folder: Path) -> None:
+    box = TokenizerBox(BoxLimits(use_seconds=20.0))
+    tokenizer = Tokenizer(folder, box)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        ask(tokenizer, "loop")
+    timer.join()
+    assert ask(tokenizer, "the cat")
+    box.close()
+    box.close()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box
+box = shared_box() if sys.argv[2] != "loop" else TokenizerBox(BoxLimits(use_seconds=1.0))
+tokenizer = Tokenizer(Path(sys.argv[1]), box)
+print(box._process.pid, flush=True)
+if sys.argv[2] == "wait":
+    sys.stdin.read()
+elif sys.argv[2] == "loop":
+    tokenizer.encode_conversation([("user", "loop")])
+"""
+
+
+def is_gone(process_id: int) -> bool:
+    with_patience = time.monotonic() + 60
+    while time.monotonic() < with_patience:
+        if not psutil.pid_exists(process_id) or psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("how", ["end", "wait", "loop"])
+def test_it_goes_with_the_program_however_that_ends(folder: Path, how: str) -> None:
+    """At its end, killed while the box waits, killed while the box computes."""
+    command = [sys.executable, "-P", "-c", PROGRAM, str(folder), how]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=child_environment(), **pipes) as program:
+        assert program.stdout is not None
+        box_id = int(program.stdout.readline())
+        if how != "end":
+            program.kill()
+        program.wait()
+    assert is_gone(box_id)
+
+
+def test_a_program_has_one_box() -> None:
+    assert shared_box() is shared_box()
+
+
+def test_a_session_of_nothing_but_closing_leaves_no_process() -> None:
+    box = TokenizerBox()
+    box.start()
+    process = process_of(box)
+    box.close()
+    assert process.returncode is not None and process.stdin is not None and process.stdin.closed

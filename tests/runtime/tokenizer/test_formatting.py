@@ -1,0 +1,104 @@
+"""Prompts become the ids that transformers makes of them, and whatever goes wrong on the way is one sentence."""
+
+from typing import Any
+
+import pytest
+
+from runtime.errors import OptionError
+from runtime.tokenizer.formatting import encode_conversation, encode_text
+from tests.support.model_factory import build_tokenizer
+
+TURNS = [("user", "the cat"), ("assistant", "the dog"), ("user", "a <b> & 'c'")]
+
+
+def with_template(template: Any) -> Any:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def refusal(template: Any, turns: list[tuple[str, str]] = TURNS, *, is_continued: bool = False) -> str:
+    with pytest.raises(OptionError) as caught:
+        encode_conversation(with_template(template), turns, is_continued=is_continued)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 500
+    return message
+
+
+def test_the_chat_template_is_applied_to_turns_and_not_to_text() -> None:
+    tokenizer = build_tokenizer()
+    ids = encode_conversation(tokenizer, TURNS[:1], is_continued=False)
+    assert tokenizer.decode(ids) == "<|user|>the cat</s><|assistant|>"
+    assert tokenizer.decode(encode_text(tokenizer, "the cat")) == "the cat"
+
+
+def test_a_prompt_without_a_token_and_a_tokenizer_without_a_template_are_refused() -> None:
+    with pytest.raises(OptionError, match="no token"):
+        encode_text(build_tokenizer(), "")
+    assert "no token" in refusal("{% for m in messages %}{% endfor %}")
+    assert "--raw" in refusal(None)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
+        ("{{ raise_exception('a\\n\\x1b[2J') }}", "refuses the conversation: a"),
+        ("{{ raise_exception('\\x1b' * 99999) }}", r"'\x1b"),
+        ("{{ raise_exception(3) }}", "refuses the conversation: 3"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ missing.attribute }}", "'missing' is undefined"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages + 'x' }}", "TypeError"),
+        ("{{ none | length }}", "TypeError"),
+        ("{{ range(10**9) | list }}", "OverflowError"),
+        ("{% include 'x' %}", "no loader for this environment"),
+        ("{% import 'x' as y %}", "no loader for this environment"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% for x in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "RecursionError"),
+        ("{{ " + "(" * 99999 + "1" + ")" * 99999 + " }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ({"tools": "a", "other": "b"}, "ValueError"),
+        (["a"], "TypeError"),
+        (3, "TypeError"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(template: Any, reason: str) -> None:
+    assert reason in refusal(template)
+
+
+def test_a_template_of_several_uses_the_one_called_default() -> None:
+    several = with_template({"default": "{{ messages[0]['content'] }}", "tools": "{{ 1 / 0 }}"})
+    assert several.decode(encode_conversation(several, TURNS, is_continued=False)) == "the cat"
+
+
+def test_a_conversation_that_is_continued_is_open_at_its_end() -> None:
+    tokenizer = build_tokenizer()
+    ids = encode_conversation(tokenizer, TURNS[:2], is_continued=True)
+    assert tokenizer.decode(ids) == "<|user|>the cat</s><|assistant|>the dog"
+    begun = encode_conversation(tokenizer, TURNS[:1], is_continued=False)
+    assert encode_conversation(tokenizer, [TURNS[0], ("assistant", " ")], is_continued=True) == begun
+
+
+def test_a_template_that_cannot_be_continued_says_so() -> None:
+    cutting = "{% for m in messages %}{{ m['content'][:3] }}{% endfor %}"
+    assert "cannot be continued" in refusal(cutting, TURNS[:2], is_continued=True)
+
+
+class Panicking:
+    """As the library below a tokenizer may be, whose panics are no Exceptions."""
+
+    chat_template = "x"
+
+    def __call__(self, text: str) -> Any:
+        raise BaseException("index out of range\nat line 3")
+
+    def apply_chat_template(self, conversation: Any, **how: Any) -> Any:
+        return self("")
+
+
+def test_a_panic_of_the_library_is_a_sentence_too() -> None:
+    with pytest.raises(OptionError, match=r"fails on the prompt \(BaseException: index out of range\)"):
+        encode_text(Panicking(), "the cat")
+    with pytest.raises(OptionError, match=r"index out of range\)"):
+        encode_conversation(Panicking(), TURNS, is_continued=False)
