@@ -53,6 +53,8 @@ class PartialFolder:
     """Whatever determines the result, as JSON; what was begun under another request is refused."""
     shards: dict[str, FinishedShard] = field(init=False, default_factory=dict)
     """Finished shards by file name."""
+    _descriptor: int | None = field(init=False, default=None)
+    """The folder that is being worked on, wherever it is moved; None where it cannot be held."""
 
     def __post_init__(self) -> None:
         try:
@@ -81,7 +83,8 @@ class PartialFolder:
         """Make or take up the folder, for this process alone. Raises WriteError or BadInputError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder):
+            with _locked(self.folder) as self._descriptor:
+                self._check_place()
                 self._load()
                 for leftover in filter(_is_leftover, self.folder.rglob("*")):
                     leftover.unlink()
@@ -89,6 +92,12 @@ class PartialFolder:
                 yield
         except OSError as error:
             raise _write_failure(self.folder, error) from error
+        except BadInputError:
+            with suppress(OSError):
+                self.folder.rmdir()  # if nothing is in it
+            raise
+        finally:
+            self._descriptor = None
 
     def is_finished(self, name: str) -> bool:
         """Return whether that shard is there with the bytes that were written."""
@@ -109,31 +118,53 @@ class PartialFolder:
             temporary.write_bytes(content)
 
     def publish(self) -> None:
-        """Give the folder its final name; the journal goes last, so that nothing is lost if this is interrupted."""
+        """Give the folder its final name; the journal goes last, so that nothing is lost if this is interrupted.
+
+        Raises WriteError if somebody took a shard away.
+        """
         if not self.is_published:
+            self._check_place()
+            for name in self.shards:
+                if not (self.folder / name).is_file():
+                    raise WriteError(f"{self.folder / name} was removed; run the same command again to make it again")
             if self.target.is_dir():
                 self.target.rmdir()
             self.folder.rename(self.target)
             _sync_folder(self.target.parent)
-        (self.target / JOURNAL_NAME).unlink()
+        (self.target / JOURNAL_NAME).unlink(missing_ok=True)
 
     @contextmanager
     def _replaced(self, name: str) -> Iterator[Path]:
         """Yield where to write the file of that name; it gets the name once its bytes are on the disk."""
         file = self.folder / name
         temporary = file.with_name(f"{file.name}.tmp")
-        file.parent.mkdir(exist_ok=True)
         try:
+            self._check_place()
+            if file.parent != self.folder:
+                file.parent.mkdir(exist_ok=True)
             yield temporary
             with temporary.open("rb+") as opened:
                 os.fsync(opened.fileno())
             temporary.replace(file)
             _sync_folder(file.parent)
         except (OSError, SafetensorError) as error:
+            self._check_place()
             raise _write_failure(file, error) from error
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def _check_place(self) -> None:
+        """Raise WriteError if the folder is not the one that was begun: what is finished would not be in the result."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._descriptor), self.folder.stat()):
+                return
+        raise WriteError(
+            f"{self.folder} was moved or removed while it was written; move it back if you have it, and run the same "
+            "command again"
+        )
 
     def _save_journal(self) -> None:
         shards = {name: asdict(shard) for name, shard in self.shards.items()}
@@ -186,10 +217,10 @@ def _write_failure(file: Path, error: OSError | SafetensorError) -> WriteError:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it however this one ends."""
+def _locked(folder: Path) -> Iterator[int | None]:
+    """Hold the folder against other processes, however this one ends; yield its descriptor."""
     if sys.platform == "win32":
-        yield
+        yield None
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -197,7 +228,7 @@ def _locked(folder: Path) -> Iterator[None]:
             lock(descriptor)
         except BlockingIOError as error:
             raise BadInputError(f"{error} is at work on {folder}; wait for it, or end it") from error
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

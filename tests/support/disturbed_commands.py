@@ -29,6 +29,19 @@ from tui.cli import main
 main()
 """
 """The command on a model that says what it is told, in capitals; it begins in a tenth of the time."""
+SHARD_BY_SHARD = f"""
+import time
+from runtime.prepare import shards
+save_file = shards.save_file
+
+def slowly(*arguments, **settings):
+    time.sleep(0.1)
+    save_file(*arguments, **settings)
+
+shards.save_file = slowly
+{REAL}
+"""
+"""The command as it is, with a tenth of a second for each shard of a prepared folder."""
 
 
 def on_a_disk_that_hangs(flag: Path) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,7 @@ def test_a_file_gets_its_name_after_its_bytes_are_on_the_disk(tmp_path: Path, mo
 
 LIMITED = """
 import resource, signal, sys, torch
+from collections.abc import Callable
 from pathlib import Path
 from offload.errors import WriteError
 from runtime.prepare.shards import PartialFolder
@@ -264,6 +267,54 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="cannot be used: File name too long; choose another output"):
         PartialFolder(tmp_path / ("x" * 300), REQUEST)
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def moved_and_another_in_its_place(folder: Path) -> None:
+    moved(folder)
+    folder.mkdir()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open folder cannot be moved on Windows")
+@pytest.mark.parametrize("interfere", [moved, moved_and_another_in_its_place, shutil.rmtree])
+@pytest.mark.parametrize("is_last", [False, True], ids=["before a file", "before the end"])
+def test_a_folder_that_is_moved_away_meanwhile_is_never_published_without_its_files(
+    tmp_path: Path, interfere: Callable[[Path], None], is_last: bool
+) -> None:
+    """The rest was written into a new folder, which got the name although its first shards were elsewhere."""
+    partial = PartialFolder(tmp_path / "model", REQUEST)
+    with partial.begin():
+        write(partial, "a")
+        interfere(partial.folder)
+        with pytest.raises(WriteError, match="was moved or removed while it was written; move it back"):
+            partial.publish() if is_last else write(partial, "b")
+    assert not partial.target.exists()
+    assert list(tmp_path.glob("model.partial/*")) == []
+
+
+def test_a_shard_that_is_removed_meanwhile_is_missed(tmp_path: Path) -> None:
+    partial = PartialFolder(tmp_path / "model", REQUEST)
+    with partial.begin():
+        write(partial, "a")
+        (partial.folder / "a").unlink()
+        with pytest.raises(WriteError, match=r"a was removed; run the same command again"):
+            partial.publish()
+    assert not partial.target.exists()
+
+
+def test_a_refusal_leaves_no_empty_folder_behind(tmp_path: Path) -> None:
+    """As where another process had just given the folder its name."""
+    late = PartialFolder(tmp_path / "model", REQUEST)
+    first = PartialFolder(tmp_path / "model", REQUEST)
+    with first.begin():
+        write(first, "a")
+        first.publish()
+    with pytest.raises(BadInputError, match="exists and is not empty"), late.begin():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_two_at_work_on_one_folder_are_kept_apart(tmp_path: Path) -> None:
