@@ -54,6 +54,11 @@ class TerminalDriver:
         """None while the program runs."""
         return self._process.poll()
 
+    @property
+    def num_unread_bytes(self) -> int:
+        """What the program has printed since somebody last looked; a terminal holds about 4 kB."""
+        return int.from_bytes(fcntl.ioctl(self._near, termios.FIONREAD, bytes(4)), sys.byteorder)
+
     def press(self, keys: str) -> None:
         """Type."""
         os.write(self._near, keys.encode())
@@ -87,6 +92,10 @@ class TerminalDriver:
         """Close the terminal under the program; its exit code, or None if it still runs after this time."""
         os.close(self._near)
         self._is_open = False
+        return self.end(timeout_seconds=timeout_seconds)
+
+    def end(self, *, timeout_seconds: float) -> int | None:
+        """Wait for the program to end, without reading its terminal; its exit code, or None if it still runs."""
         try:
             return self._process.wait(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:

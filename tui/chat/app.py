@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from textual import events
@@ -58,6 +59,7 @@ class ChatApp(App[int]):
         super().__init__()
         self.services = services
         self._collecting: asyncio.TimerHandle | None = None
+        self._handlers: dict[int, Any] = {}  # of signals, as they were before
         for theme in THEMES:
             self.register_theme(theme)
         wanted = services.settings.settings.theme
@@ -79,9 +81,16 @@ class ChatApp(App[int]):
         """Let a terminal that is closed, or a request of the system, end the app in order."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in ("SIGTERM", "SIGHUP"):
-            with suppress(NotImplementedError, AttributeError):  # Windows has neither
-                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._end_for, name)
+        hear = partial(self._hear, asyncio.get_running_loop())
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if number := getattr(signal, name, None):  # Windows has no SIGHUP
+                self._handlers[number] = signal.signal(number, hear)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop, number: int, frame: FrameType | None) -> None:
+        """End the app, and the process even where the loop is stuck: in drawing on a terminal that takes nothing."""
+        end_within(QUIT_SECONDS, 128 + number)
+        with suppress(RuntimeError):  # it has ended already
+            loop.call_soon_threadsafe(self._end_for, number)
 
     async def on_event(self, event: events.Event) -> None:
         """Hear keys before anybody else gets them: the prompt gets what nobody else wants.
@@ -106,14 +115,12 @@ class ChatApp(App[int]):
         else:
             gc.collect()
 
-    def _end_for(self, name: str) -> None:
-        exit_code = 128 + int(getattr(signal, name))
-        end_within(QUIT_SECONDS, exit_code)
-        if name == "SIGHUP":
+    def _end_for(self, number: int) -> None:
+        if number == getattr(signal, "SIGHUP", None):
             silence_terminal()
-            self.run_worker(self._leave(exit_code))
+            self.run_worker(self._leave(128 + number))
         else:
-            self.run_worker(self.action_quit(exit_code))
+            self.run_worker(self.action_quit(128 + number))
 
     async def _leave(self, exit_code: int) -> None:
         """End the engine and this process; there is no terminal to put in order."""
@@ -133,4 +140,6 @@ class ChatApp(App[int]):
                 each.save_draft()
 
     async def on_unmount(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         await self.services.engine.close()
