@@ -1,5 +1,6 @@
 """Stories of the engine and the settings: death and restart, failed loads, settings, tree, theme."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -154,6 +155,29 @@ def test_the_settings_form_keeps_what_was_changed(tmp_path):
                 await teller.press("ctrl+s")
                 await teller.until(lambda kept=float(value): remembered(tmp_path).temperature == kept)
                 await teller.hears(f"temperature is {value}")
+
+    tell(story)
+
+
+def test_what_is_sampled_with_is_the_models_own_until_a_person_chooses(tmp_path):
+    def with_own(request):
+        own = replace(LOADED, own_settings={"temperature": 0.6})
+        return [own] if isinstance(request, LoadModel) else polite(request)
+
+    async def story():
+        async with telling(tmp_path, script=with_own) as teller:
+            await teller.command("/set temperature")
+            await teller.hears("temperature is auto: 0.6, the model's own")
+            await teller.press("f5")
+            await teller.until(lambda: "Now auto: 0.6, the model's own." in " ".join(screen_text(teller.app).split()))
+            await teller.press("escape")
+            await teller.command("/set temperature 0.7")
+            await teller.hears("temperature is 0.7")
+            await teller.command("Hello?")
+            await teller.until(lambda: isinstance(teller.engine.requests[-1], Answer))
+            prompt = teller.engine.requests[-1].prompt
+            assert prompt.params.temperature == 0.7
+            assert prompt.unchosen == {"top_p", "top_k", "min_p", "repetition_penalty", "stop"}
 
     tell(story)
 

@@ -121,7 +121,7 @@ def as_typed_here(sentence: str) -> str:
     return _OPTION.sub(_set_here, _LEFT_OUT.sub(_unset_here, sentence))
 
 
-_VALUE = r"(?: to)? (?:\d[\w.]*|none|min|free|auto|substitute)\b"
+_VALUE = r"(?: to)? (?:\d[\w.]*|none|min|free|auto|plain|substitute)\b"
 _OPTION = re.compile(rf"(?P<verb>\b(?:add|give|raise|say|use) )?--(?P<name>[a-z][a-z-]*)(?P<value>{_VALUE})?")
 _BARE = rf"--[a-z][a-z-]*\b(?!{_VALUE})"
 _LEFT_OUT = re.compile(rf"\bleav(?:e|ing) out ({_BARE}(?:(?:,| and| or) {_BARE})*)")

@@ -174,6 +174,7 @@ def test_whatever_is_proposed_can_be_typed():
         "--draft none",
         "leave out --tree",
         "--temperature 0.7",
+        "--generation plain",
     ):
         command, (name, value) = parse_command(as_typed_here(sentence))
         assert command.name == "set"

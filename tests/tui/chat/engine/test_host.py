@@ -1,10 +1,12 @@
 """What the engine's process does with each request, on tiny models; and that it ends with its app, whatever happens."""
 
+import json
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -277,6 +279,21 @@ def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(
 )
 def test_failures_are_told_by_what_can_be_done(error: Exception, kind: str):
     assert failure_kind(error) == kind
+
+
+def test_what_nobody_chose_is_as_the_models_author_wants_it(tmp_path: Path):
+    """The app says what is left to the model, and hears what it took."""
+    model = save_tiny_folder(tmp_path / "model", seed=SEED)
+    settings = {"eos_token_id": 2, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.3}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    asked = ask(1, "the cat", temperature=0.7, top_k=5)
+    asked = replace(asked, prompt=replace(asked.prompt, unchosen=frozenset({"temperature", "repetition_penalty"})))
+    reports = serve(load(model, generation="auto"), asked)
+    (told,) = [report for report in reports if isinstance(report, Loaded)]
+    assert told.own_settings == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.3}
+    assert told.sentences[-1].startswith("the model's own generation settings: temperature 0.6, top-k 20")
+    assert end_of(reports).own_settings == {"temperature": 0.6, "repetition_penalty": 1.3}
+    assert end_of(serve(load(model), asked)).own_settings == {}, "plain"
 
 
 def test_the_app_hears_what_is_the_models_own():

@@ -1,6 +1,7 @@
 """What one side writes the other reads, value by value."""
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -34,6 +35,7 @@ EVENTS = [
     ROUND,
     TextDelta("\u2028 one line all the same\n"),
     FINISHED,
+    replace(FINISHED, generation="auto", own_settings={"temperature": 0.6, "top_k": 20}),
     PassRunning(3, 28, (4, 5)),
     FIGURES,
     Failed("the prompt is too long", "context"),
@@ -41,10 +43,12 @@ EVENTS = [
 MESSAGES = [
     LoadModel(EngineConfig(target="a b\ud800", ring_slots=3, device_memory_bytes=0)),
     Answer(7, PromptRequest(id="7", messages=TURNS, params=PARAMS, is_continued=True)),
+    Answer(8, PromptRequest(id="8", messages=TURNS, unchosen=frozenset({"top_k", "stop"}))),
     StopAnswer(7),
     Quit(),
     Loading(LoadProgress("reading layers", 5, 10), 2.5),
     LOADED,
+    replace(LOADED, own_settings={"temperature": 0.6}),
     Failed("no such folder: half\udce4", "input"),
     *(OfAnswer(7, event) for event in EVENTS),
 ]
