@@ -39,8 +39,17 @@ class Session:
         self._is_stopped = threading.Event()
 
     def format_prompt(self, request: PromptRequest) -> list[int]:
-        """Return the request's token ids, chat template applied unless it is raw. Raises OptionError if that fails."""
-        return format_prompt(self._tokenizer, request)
+        """Return the request's token ids, chat template applied unless it is raw.
+
+        Raises OptionError if that fails, or if the tokenizer has given an id that the model has no row for.
+        """
+        prompt = format_prompt(self._tokenizer, request)
+        if (largest := max(prompt)) >= (vocab_size := self.engine.target.vocab_size):
+            raise OptionError(
+                f"the prompt holds the token {self._tokenizer.name(largest)}, id {largest}, and the "
+                f"model has none beyond {vocab_size - 1}; leave it out"
+            )
+        return prompt
 
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
@@ -114,11 +123,6 @@ class Session:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt)} tokens and the context holds {self.engine.context_tokens}, answer "
                 "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
-            )
-        if (largest := max(prompt)) >= (vocab_size := self.engine.target.vocab_size):
-            raise OptionError(
-                f"the prompt holds the token {self._tokenizer.name(largest)}, id {largest}, and the "
-                f"model has none beyond {vocab_size - 1}; leave it out"
             )
         return prompt
 

@@ -34,9 +34,9 @@ def try_pass(parts: DecoderParts) -> tuple[int, ...]:
     last = max((max_positions(parts.model.config) or 0) - _NUM_TOKENS, 0)
     try:
         with _Weightless(MAX_BUILT_ELEMENTS):
-            logits = model.logits(model.run_pass(_chain_at(0, num_cached=0)))
+            logits = model.logits(model.run_pass(_chain_at(0, num_cached=0, token_id=model.vocab_size - 1)))
             layers.is_first_enough = True
-            model.run_pass(_chain_at(last, num_cached=_NUM_TOKENS))
+            model.run_pass(_chain_at(last, num_cached=_NUM_TOKENS, token_id=0))
     except _SeenEnoughError:
         pass
     except CheckpointError:
@@ -108,12 +108,12 @@ def _description(layer: nn.Module, index: int) -> Iterator[Any]:
                 yield attribute, value
 
 
-def _chain_at(start: int, *, num_cached: int) -> PassInput:
-    """Return the pass of a few tokens from position `start` on, behind `num_cached` at the first positions."""
+def _chain_at(start: int, *, num_cached: int, token_id: int) -> PassInput:
+    """Return the pass of a few equal tokens from position `start` on, behind `num_cached` at the first positions."""
     positions = np.arange(start, start + _NUM_TOKENS)
     keys = np.concatenate([np.arange(num_cached), positions])
     visible = np.tri(_NUM_TOKENS, num_cached + _NUM_TOKENS, k=num_cached, dtype=np.bool_)
-    return PassInput(np.zeros(_NUM_TOKENS, dtype=np.int64), positions, keys, visible)
+    return PassInput(np.full(_NUM_TOKENS, token_id, dtype=np.int64), positions, keys, visible)
 
 
 class _Weightless(SafeBuild):  # type: ignore[no-untyped-call]
@@ -127,6 +127,8 @@ class _Weightless(SafeBuild):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run `func` on the meta device if any of its tensors is there."""
+        if func is torch.ops.aten.embedding.default and not args[1].is_meta and int(args[1].max()) >= len(args[0]):
+            raise IndexError(f"row {int(args[1].max())} of a table of {len(args[0])} rows")
         tensors = list(_tensors([*args, *(kwargs or {}).values()]))
         if any(tensor.is_meta for tensor in tensors) and not all(tensor.is_meta for tensor in tensors):
             args, kwargs = tree_map_only(torch.Tensor, _without_memory, (tuple(args), dict(kwargs or {})))

@@ -13,6 +13,7 @@ from runtime.errors import OptionError
 from runtime.events import Finished, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxedAnswer
+from tests.support.model_factory import build_tokenizer, save_tiny_model
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
 SEED = 37
@@ -144,3 +145,67 @@ def test_an_answer_whose_text_breaks_a_limit_leaves_the_session_ready(
         with pytest.raises(OptionError, match="too much"):
             list(opened.session.generate(request()))
     assert answer(opened, request())[0].text == whole
+
+
+def save_with_tokens_beyond(folder: Path, kind: str = "llama", **changes: object) -> Path:
+    """A model whose tokenizer knows three tokens that its embedding has no row for."""
+    save_tiny_model(kind, folder, **changes)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<image>", "<audio>"], special_tokens=True)
+    tokenizer.add_tokens(["catdog"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+BEYOND = "the prompt holds the token .*, id 9[678], and the model has none beyond 95; leave it out"
+
+
+@pytest.mark.parametrize("params", [{}, {"repetition_penalty": 1.3, "presence_penalty": 0.5}, {"temperature": 0.8}])
+@pytest.mark.parametrize("tree", ["auto", "8x4"])
+def test_a_token_without_a_row_costs_its_own_answer(tmp_path: Path, tree: str, params: dict[str, float]) -> None:
+    folder = save_with_tokens_beyond(tmp_path)
+    with open_tiny(folder, draft="none" if tree == "auto" else "substitute", tree=tree, lookup="on") as opened:
+        before = answer(opened, request(**params))
+        for text in ("see <image> here", "<audio>", "a catdog and the catdog and the catdog"):
+            with pytest.raises(OptionError, match=BEYOND):
+                answer(opened, request(text, **params))
+            with pytest.raises(OptionError, match=BEYOND):
+                opened.session.prefill_start(request(text, **params))
+        said = PromptRequest(id="1", messages=(Message("user", "what is <image>?"),), params=request(**params).params)
+        with pytest.raises(OptionError, match=BEYOND):
+            answer(opened, said)
+        assert answer(opened, request(**params))[1] == before[1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"stop": ("<image>", "catdog")},
+        {"banned_tokens": (96,)},
+        {"forced_tokens": (5, 10**6)},
+        {"banned_tokens": (-1,)},
+    ],
+)
+def test_options_that_name_what_the_model_has_not_are_a_sentence_or_change_nothing(
+    tmp_path: Path, params: dict[str, tuple[object, ...]]
+) -> None:
+    with open_tiny(save_with_tokens_beyond(tmp_path), draft="substitute", tree="8x4") as opened:
+        if "stop" in params:
+            assert answer(opened, request(**params))[1] == answer(opened, request())[1]
+        else:
+            with pytest.raises(OptionError, match="the model's ids are 0 to 95|must be token ids"):
+                answer(opened, request(**params))
+        assert answer(opened, request())[1]
+
+
+def test_end_tokens_and_a_draft_may_lie_beyond_the_embedding(tmp_path: Path) -> None:
+    """The draft has fewer rows than the target, and one end token has none in either."""
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    save_with_tokens_beyond(target, vocab_size=104, eos_token_id=[2, 103, 500])
+    save_with_tokens_beyond(draft, vocab_size=97, seed=3)
+    with open_tiny(target) as opened:
+        expected = answer(opened, request("see <image> <audio> catdog"))
+        assert 500 in opened.session.end_token_ids
+    with open_tiny(target, draft=draft, tree="8x4", lookup="on") as opened:
+        assert answer(opened, request("see <image> <audio> catdog"))[1] == expected[1]
+        assert answer(opened, request("see <image> <audio> catdog", repetition_penalty=1.2))[1]

@@ -49,3 +49,16 @@ def test_layers_that_are_alike_are_tried_once_and_those_that_differ_each(tmp_pat
 def test_layers_that_run_several_times_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="layers that do not run once each, in order"):
         tried(save_architecture("dory", tmp_path))
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "opt"])
+def test_a_table_without_a_row_for_the_last_token_or_position_is_refused(family, tmp_path):
+    """It would fail in the middle of an answer."""
+    sizes = {"gemma4_text": {"vocab_size_per_layer_input": 50}, "opt": {"max_position_embeddings": 40}}
+    folder = save_architecture(family, tmp_path, **sizes[family])
+    checkpoint = Checkpoint.open(folder)
+    parts = open_decoder(checkpoint, dtype=torch.float32)
+    if family == "opt":
+        parts.model.config.max_position_embeddings = 60
+    with pytest.raises(CheckpointError, match=r"row \d+ of a table of \d+ rows"):
+        try_pass(parts)
