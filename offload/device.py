@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from offload.memory import free_memory_bytes, read_system_file
+from offload.free_memory import free_memory_bytes, read_system_file
 from profiles.errors import BadInputError
 from profiles.machine_profile import DeviceIdentity
 

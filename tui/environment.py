@@ -70,8 +70,10 @@ def load_models(
     torch is imported here and not before.
     """
     from runtime.engine.model_folders import locate_models
+    from runtime.fit.startup import check_startup
 
     config = yield from locate_models(config, cache_folder=cache_folder())
+    check_startup(Path(str(config.target)))
     yield f"opening {config.target}"
     from runtime.tokenizer.box import shared_box
 

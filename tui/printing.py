@@ -5,6 +5,7 @@ Turns values into text; the only state is the progress line. Everything here goe
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -61,8 +62,11 @@ def open_session_in_sight(
 def locate_in_sight(config: EngineConfig, console: Console) -> EngineConfig:
     """Return the config with its models' folders, downloaded in sight of the user where they are missing."""
     from runtime.engine.model_folders import locate_models
+    from runtime.fit.startup import check_startup
 
-    return show_load(locate_models(config, cache_folder=cache_folder()), console)
+    found = show_load(locate_models(config, cache_folder=cache_folder()), console)
+    check_startup(Path(str(found.target)))
+    return found
 
 
 def announce(steps: Generator[str, None, _Returned], console: Console) -> _Returned:

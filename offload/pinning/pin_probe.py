@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from offload.errors import LinkError
-from offload.memory import free_memory_bytes
+from offload.free_memory import free_memory_bytes
 from offload.pinning.pinned_memory import HostPinner, open_pinner
 from offload.units import PAGE_BYTES, format_bytes
 from profiles.machine_profile import PinBudgetSource

@@ -23,8 +23,8 @@ from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.rates import measure_raw_link
 from offload.copying.staged_engine import StagedCopyEngine
+from offload.free_memory import peak_memory_bytes
 from offload.layer_streamer import ResidentLayer
-from offload.memory import peak_memory_bytes
 from offload.pipeline_model import round_periods
 from profiles.steps import finish
 from runtime.calibration.probes import layers_of_zeros, median_seconds, run_copies, wait_for_full_ring

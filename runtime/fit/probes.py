@@ -28,7 +28,7 @@ from offload.formats.draft_weight import HeldFormat, draft_converter
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
-from offload.memory import control_group_bytes, free_memory_bytes
+from offload.free_memory import control_group_bytes, free_memory_bytes
 from offload.pinning.pin_budget import find_pin_budget
 from offload.units import LinkSpeed, format_bytes
 from profiles.errors import OverstoryError, ProfileError

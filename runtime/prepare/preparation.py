@@ -31,7 +31,7 @@ from offload.formats.four_bit import ReadElements
 from offload.formats.stored_sizes import QUANTIZED_FORMATS, QuantizedFormat
 from offload.formats.weight_format import TORCH_DTYPES
 from offload.formats.weight_quantizer import WeightQuantizer
-from offload.memory import peak_memory_bytes
+from offload.free_memory import peak_memory_bytes
 from offload.units import format_bytes
 from profiles.errors import BadInputError, quote
 from profiles.files import read_regular_file

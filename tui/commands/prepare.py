@@ -31,6 +31,9 @@ def prepare(
     quiet: Quiet = False,
 ) -> int:
     """Write a quantized copy of a model that transformers itself loads, layer by layer; run again to go on."""
+    from runtime.fit.startup import check_startup
+
+    check_startup(None)
     from runtime.prepare.preparation import prepare_model
 
     console = progress_console(is_quiet=quiet)

@@ -193,7 +193,7 @@ def test_options_that_name_what_the_model_has_not_are_a_sentence_or_change_nothi
         if "stop" in params:
             assert answer(opened, request(**params))[1] == answer(opened, request())[1]
         else:
-            with pytest.raises(OptionError, match="the model's ids are 0 to 95|must be token ids"):
+            with pytest.raises(OptionError, match=r"the model's ids are 0 to 95|must be token ids"):
                 answer(opened, request(**params))
         assert answer(opened, request())[1]
 

@@ -236,7 +236,7 @@ def test_closing_it_leaves_the_number_of_threads_alone(tmp_path: Path) -> None:
 PEAK = """
 import gc, json, sys
 from pathlib import Path
-from offload.memory import resident_memory_bytes
+from offload.free_memory import resident_memory_bytes
 from profiles.steps import finish
 from runtime.prepare.preparation import prepare_model
 
