@@ -33,6 +33,8 @@ _Share = Annotated[float, Meta(ge=0, le=1)]
 _TokenIds = tuple[_Count, ...]
 _Words = Annotated[tuple[Annotated[_TokenIds, Meta(min_length=1)], ...], Meta(min_length=1)]
 _Text = Annotated[str, Meta(min_length=1)]
+_MEANINGLESS = (msgspec.ValidationError, OverflowError, UnicodeEncodeError)
+"""What msgspec raises for a value of another kind, a number beyond its own, and half a surrogate pair."""
 _COUNT = "a whole number, 0 or more"
 _IDS = "a list of token ids, which are whole numbers, 0 or more"
 _TOKEN = "a token id, which is a whole number, 0 or more"
@@ -256,7 +258,7 @@ def token_ids_of(settings: Mapping[str, Any], key: str, *, where: str) -> tuple[
     """Return the token ids that a file's `key` holds, one or a list of them. Raises CheckpointError."""
     try:
         return _as_tuple(msgspec.convert(settings.get(key), int | tuple[int, ...] | None))
-    except msgspec.ValidationError as error:
+    except _MEANINGLESS as error:
         expected = _KINDS["eos_token_id"][1]
         raise CheckpointError(
             f"{where}: {key} is {quote(settings[key])}; it must be {expected}; download the file again"
@@ -297,7 +299,7 @@ def _checked(found: Mapping[str, Any], key: str, file: Path) -> Any:
     kind, expected = _KINDS[key]
     try:
         return msgspec.convert(found.get(key), kind | None)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except _MEANINGLESS as error:
         raise CheckpointError(
             f"{file}: {key} is {quote(found[key])}; it must be {expected}; {_way_out(key)}"
         ) from error

@@ -199,7 +199,7 @@ class TokenizerBox:
             process.wait(WAITING_SECONDS)
         code = process.returncode
         if code == -getattr(signal, "SIGPROF", 0) or (sys.platform == "win32" and code == 1):
-            return f"it computed for more than {seconds:g} s"
+            return f"it computed for more than {seconds:.3g} s"
         if code == -getattr(signal, "SIGKILL", 9):
             return "its process was killed, most likely by the system because memory ran out"
         return f"{self._memory_reason()}, or crashed a library (exit code {code})"

@@ -193,9 +193,12 @@ def test_cutoffs_of_sampling_are_refused_where_the_asker_samples(tmp_path: Path)
 
 
 MALFORMED: list[tuple[str, object]] = [
-    *[("eos_token_id", value) for value in (["a", 1], [None], {}, 1.5, [1.5], [[1]], True, "2", {"a": 1}, [[[]]])],
+    *[
+        ("eos_token_id", value)
+        for value in (["a", 1], [None], {}, 1.5, [1.5], [[1]], True, "2", {"a": 1}, [[[]]], "\ud800")
+    ],
     *[("pad_token_id", value) for value in ([1], {}, "a", 1.5, [None])],
-    *[("bos_token_id", value) for value in ({}, "a", 1.5, [None])],
+    *[("bos_token_id", value) for value in ({}, "a", 1.5, [None], "\ud800")],
     *[("do_sample", value) for value in (1, "yes", [])],
     *[("temperature", value) for value in (-1, "hot", [], True, 10**400)],
     *[("top_p", value) for value in (0, 1.1, -1, "x", {})],
