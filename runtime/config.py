@@ -154,7 +154,11 @@ class EngineConfig:
     ] = None
     draft: Annotated[
         str,
-        Option("substitute (the target itself, quantized), none (plain streaming), or a folder or hub name.", MODELS),
+        Option(
+            "auto (a substitute where layers stream, else none), substitute (the target itself, quantized), none, or a "
+            "folder or hub name.",
+            MODELS,
+        ),
     ] = "substitute"
     draft_format: Annotated[
         DraftFormat,
@@ -279,6 +283,11 @@ class EngineConfig:
                 parse_speed(getattr(self, name), name)
         if self.disk_link is not None and self.link is None:
             raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
+
+    @property
+    def draft_model(self) -> str | None:
+        """Return the folder or hub name of a draft with files of its own; None where the draft has none."""
+        return None if self.draft in ("auto", "substitute", "none") else self.draft
 
     @property
     def is_plain(self) -> bool:

@@ -26,7 +26,7 @@ class Shown:
     """Of fields that have another one here."""
 
 
-AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on", "generation": "auto"})]
+AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"draft": "auto", "lookup": "on", "generation": "auto"})]
 """Of commands that answer prompts."""
 ComparingConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on"})]
 """Of those that answer them to measure, without the model's own generation settings unless asked."""

@@ -65,7 +65,11 @@ class LoadPlan:
 
     @classmethod
     def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
-        """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError."""
+        """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError.
+
+        The plan's own config has no draft `auto` any more: that is a substitute where layers stream or a tree is asked
+        for, and none where everything stays in memory, in which a draft gains little or nothing.
+        """
         assert config.target is not None, "the models have been located"
         device = select_device(config.device)
         target = ModelFiles.open(Path(config.target))
@@ -77,22 +81,15 @@ class LoadPlan:
         )
         tokenizer = Tokenizer(target.checkpoint.folder)
         draft = None
-        if config.draft not in ("none", "substitute"):
-            draft = ModelFiles.open(Path(config.draft))
+        if config.draft_model is not None:
+            draft = ModelFiles.open(Path(config.draft_model))
             check_draft_tokenizer(tokenizer, target=target.checkpoint.folder, draft=draft.checkpoint.folder)
         usual_context = _wanted_tokens(tokenizer, requests) or DEFAULT_CONTEXT_TOKENS
-        need = need_of_files(config, target, draft, usual_context_tokens=usual_context, device=device)
-        machine = replace(
-            find_memory(device, budget_bytes=config.device_memory_bytes),
-            host_budget_bytes=config.host_memory_bytes,
-            is_link_emulated=device.type == "cpu" and config.link is not None,
-        )
-        advice = advise(need, machine)
-        placement = advice.placement
-        if placement.device_budget_bytes < need.least_bytes:
-            fixed = ", ".join(f"{label} {format_bytes(size)}" for label, size in need.fixed_entries().items())
-            raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
-        return cls(
+        is_open = config.draft == "auto"
+        if is_open:
+            config = replace(config, draft="none" if config.tree == "auto" else "substitute")
+        need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
+        plan = cls(
             config=config,
             device=device,
             dtype=_compute_dtype(config, target, device),
@@ -101,10 +98,19 @@ class LoadPlan:
             tokenizer=tokenizer,
             generation=generation,
             need=need,
-            placement=replace(placement, stage_bytes=_stage_bytes(config, placement.residency, device=device)),
+            placement=placement,
             baseline_bytes=resident_memory_bytes(),
             advice=advice,
         )
+        return plan.with_substitute() if is_open and plan.residency.streamed_layers else plan
+
+    def with_substitute(self) -> "LoadPlan":
+        """Return the plan of the same session with the target as its own draft. Raises BudgetError."""
+        config, context_tokens = replace(self.config, draft="substitute"), self.need.context_tokens
+        need, advice, placement = _placed(
+            config, self.target, None, usual_context_tokens=context_tokens, device=self.device
+        )
+        return replace(self, config=config, need=need, advice=advice, placement=placement)
 
     @property
     def target_name(self) -> str:
@@ -182,6 +188,30 @@ def need_of_files(
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
     )
+
+
+def _placed(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    usual_context_tokens: int,
+    device: torch.device,
+) -> tuple[MemoryNeed, Advice, Placement]:
+    """Return what the session needs, what is to be said of it, and where it lies. Raises BudgetError."""
+    need = need_of_files(config, target, draft, usual_context_tokens=usual_context_tokens, device=device)
+    machine = replace(
+        find_memory(device, budget_bytes=config.device_memory_bytes),
+        host_budget_bytes=config.host_memory_bytes,
+        is_link_emulated=device.type == "cpu" and config.link is not None,
+    )
+    advice = advise(need, machine)
+    placement = advice.placement
+    if placement.device_budget_bytes < need.least_bytes:
+        fixed = ", ".join(f"{label} {format_bytes(size)}" for label, size in need.fixed_entries().items())
+        raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
+    stage_bytes = _stage_bytes(config, placement.residency, device=device)
+    return need, advice, replace(placement, stage_bytes=stage_bytes)
 
 
 def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:

@@ -40,7 +40,13 @@ from runtime.fit.place import Placement
 from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
-from runtime.planner.initial_plan import InitialPlan, find_profiles, stream_shape
+from runtime.planner.initial_plan import (
+    NO_DRAFT,
+    InitialPlan,
+    find_paying_substitute,
+    find_profiles,
+    stream_shape,
+)
 from runtime.planner.planner import TreePlanner
 from runtime.prompts.prompt_file import PromptRequest
 
@@ -91,8 +97,10 @@ def load_session(
     """
     gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
     plan = LoadPlan.build(config, requests=requests)
-    end_token_ids = _end_token_ids(plan)
-    target, start = plan.target, find_profiles(plan, state_folder)
+    start, is_undrafted = find_profiles(plan, state_folder), config.draft == "auto" and plan.config.is_plain
+    if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
+        plan, start, is_undrafted = *paying, False
+    config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
     direct = {"auto": None, "direct": True, "buffered": False}[config.io]
     reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))
     path = _StreamPath(plan, reader, stack, state_folder=state_folder)
@@ -116,7 +124,8 @@ def load_session(
         num_graft_nodes=config.num_graft_nodes,
     )
     session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
-    notes = (*path.notes(placed), *start.notes(plan, is_planned=engine.planner.choice is not None))
+    undrafted = (NO_DRAFT,) if is_undrafted else ()
+    notes = (*path.notes(placed), *undrafted, *start.notes(plan, is_planned=engine.planner.choice is not None))
     return OpenSession(session, plan, plan.placement.with_tiers(placed.tiers), notes, streamer, link, reader)
 
 

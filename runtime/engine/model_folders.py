@@ -38,7 +38,7 @@ def locate_models(config: EngineConfig, *, cache_folder: Path) -> Generator[str 
     else:
         target = yield from locate_model("target", config.target)
     draft = config.draft
-    if draft not in ("none", "substitute"):
+    if config.draft_model is not None:
         draft = yield from locate_model("draft", draft)
     return replace(config, target=target, draft=draft)
 

@@ -145,7 +145,7 @@ def check_up(config: EngineConfig, *, cache_folder: Path) -> Generator[str, None
     questions, folder = [question_of_shapes(device)], None
     if config.target is not None:
         folder = find_folder(config.target)
-        draft = None if config.draft in ("none", "substitute") else find_folder(config.draft)
+        draft = None if config.draft_model is None else find_folder(config.draft_model)
         questions.append(question_of_files(device, config, folder, draft))
     return (yield from examine(MachineProbes(device, cache_folder, model_folder=folder), questions))
 

@@ -179,7 +179,7 @@ class CostLearner:
         self._shape = shape
         self._initial = initial
         self._is_cold = True
-        parts = ("pass", "step", "walk", "link", "disk")
+        parts = ("pass", "plain", "step", "walk", "link", "disk")
         self._samples = {part: deque[tuple[float, float]](maxlen=NUM_KEPT) for part in parts}
         """(size, seconds) of each part; with a profile (seconds that it let expect, seconds)."""
 
@@ -204,7 +204,7 @@ class CostLearner:
         if initial is None:
             return RoundCosts(
                 copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
-                pass_seconds=_line(samples["pass"]),
+                pass_seconds=_pass_line(samples["pass"], samples["plain"]),
                 draft_step_seconds=_line(samples["step"]),
                 walk_seconds=CostTable((1,), (_recent_median([seconds for _, seconds in samples["walk"]]),)),
                 num_slots=shape.num_slots,
@@ -213,11 +213,13 @@ class CostLearner:
             )
         ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
         factors = {part: cost_factor(ratios[part]) for part in ratios}
+        if not samples["plain"]:
+            factors["plain"] = factors["pass"]
         step = initial.draft_step_seconds
         return replace(
             initial,
             copy_seconds=_times(initial.copy_seconds, factors["link"]),
-            pass_seconds=initial.pass_seconds.times(factors["pass"]),
+            pass_seconds=_scaled_passes(initial.pass_seconds, factors["pass"], plain=factors["plain"]),
             draft_step_seconds=None if step is None else step.times(factors["step"]),
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
@@ -243,7 +245,8 @@ def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
     statistics = done.pass_statistics
     for width, seconds in done.draft_steps:
         yield "step", width, seconds
-    yield "pass", done.num_pass_tokens, statistics.compute_seconds
+    # One token alone takes another way through the processor, and less time than wider passes let expect.
+    yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
     yield "walk", done.num_nodes, done.overhead_seconds
     if statistics.link_busy_seconds > 0:
         yield "link", statistics.bytes_streamed, statistics.link_busy_seconds
@@ -257,7 +260,7 @@ def _expected_seconds(costs: RoundCosts, part: str, size: float, done: Round) ->
     match part:
         case "step":
             return 0.0 if costs.draft_step_seconds is None else float(costs.draft_step_seconds(size))
-        case "pass":
+        case "pass" | "plain":
             return float(costs.pass_seconds(size)) + costs.compute_slowdown * statistics.link_busy_seconds
         case "walk":
             return float(costs.walk_seconds(size))
@@ -274,6 +277,27 @@ def _line(samples: Sequence[tuple[float, float]]) -> CostTable:
 
 def _fading(num_samples: int) -> NDArray[np.float64]:
     return np.asarray(KEPT_PER_SAMPLE ** np.arange(num_samples - 1, -1, -1), dtype=np.float64)
+
+
+def _pass_line(samples: Sequence[tuple[float, float]], plain_samples: Sequence[tuple[float, float]]) -> CostTable:
+    """Passes by size: a line through those of several tokens, and what one token was measured to take alone."""
+    line = _line(samples)
+    if not plain_samples:
+        return line
+    plain = _recent_median([seconds for _, seconds in plain_samples])
+    return CostTable((1.0, 2.0, 3.0), (plain, *line([2.0, 3.0]).tolist()))
+
+
+def _scaled_passes(passes: CostTable, factor: float, *, plain: float) -> CostTable:
+    """A profile's passes at `factor` times their seconds, those of one token at `plain` times theirs."""
+    scaled = passes.times(factor)
+    if plain == factor or scaled.sizes[0] != 1 or len(scaled.sizes) == 1:
+        return scaled
+    sizes, seconds = list(scaled.sizes), [passes.seconds[0] * plain, *scaled.seconds[1:]]
+    if sizes[1] > 2:
+        sizes.insert(1, 2.0)
+        seconds.insert(1, float(scaled(2.0)))
+    return CostTable(tuple(sizes), tuple(seconds))
 
 
 def _fit_line(

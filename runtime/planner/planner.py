@@ -30,8 +30,12 @@ STEP_FACTOR = 2
 """Nodes and levels grow and shrink at most by this from one choice to the next: costs beyond are extrapolated."""
 LEAST_STEP = (8, 4)
 """Nodes and levels that a step may always reach: nothing would ever grow out of (1, 1) by factors of two."""
-PROBE_ROUNDS = 32
-"""Rounds of plain decoding after which a small tree is tried, since plain rounds say nothing about drafts."""
+PROBE_ROUNDS, MOST_PROBE_ROUNDS = 32, 256
+"""Rounds of plain decoding after which a small tree is tried, since plain rounds say nothing about drafts: so many at
+first, twice as many after each trial that changed nothing."""
+FIRST_PLAIN_ROUNDS, PLAIN_ROUNDS = 4, 32
+"""Rounds with trees after which one without is tried where no layer streams, since wide passes say little about the
+narrowest one, which is all that a draft has to beat there: the first time, and from then on."""
 PROBE_SHAPE = (4, 3)
 
 
@@ -73,7 +77,9 @@ class TreePlanner:
         self._has_profile = initial_costs is not None
         self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._max_nodes), FIRST_SHAPE[1])
         self._num_rounds = 0
-        self._num_plain_rounds = 0
+        self._num_plain_rounds, self._probe_rounds = 0, PROBE_ROUNDS
+        self._is_resident = all(size is None for size in stream.streamed_bytes)
+        self._num_to_plain = FIRST_PLAIN_ROUNDS
         self._is_step_short = False
         self._by_temperature: dict[float, tuple[AcceptanceLearner, YieldLearner]] = {}
         self._temperature = 0.0
@@ -133,11 +139,11 @@ class TreePlanner:
         if self.held_tree is not None:
             return
         self._learner.observe(done)
-        self._learn_tokens(done)
+        was_probed = (self._shape == (1, 1)) != (done.num_nodes == 1)
+        self._learn_tokens(done, is_probe=was_probed)
         self._num_rounds += 1
         if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
             return
-        was_probed = self._shape == (1, 1) and done.num_nodes > 1
         is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short
         if is_eager or was_probed or self._num_rounds % REPLAN_ROUNDS == 0:
             self._choose(is_free=False)
@@ -157,10 +163,10 @@ class TreePlanner:
             is_dynamic = self.kind == "dynamic" and self._can_grow_in_context and self._shape[0] > 1
             self._tree = growth_limits(*self._shape) if is_dynamic else self._grown(*self._shape)
 
-    def _learn_tokens(self, done: Round) -> None:
+    def _learn_tokens(self, done: Round, *, is_probe: bool) -> None:
         if not done.is_in_context:
             self._accepted.observe(done.accepted_ranks, done.num_children)
-        if self.choice is None or done.is_in_context != self.choice.is_dynamic:
+        if self.choice is None or is_probe or done.is_in_context != self.choice.is_dynamic:
             return
         self._yields.observe(
             1 + sum(rank > 0 for rank in done.accepted_ranks),
@@ -211,11 +217,19 @@ class TreePlanner:
         return next(filter(None, (ranking.of_shape(max(best.num_nodes, num_nodes), count) for count in levels)), None)
 
     def _probe(self) -> None:
-        """While plain decoding is best, try a small tree now and then, for one round."""
-        self._num_plain_rounds = self._num_plain_rounds + 1 if self._shape == (1, 1) else 0
-        if self._shape == (1, 1):
-            is_time = self._num_plain_rounds % PROBE_ROUNDS == 0
-            self._tree = self._grown(*PROBE_SHAPE) if is_time else TreeTopology.single()
+        """While plain decoding is best, try a small tree now and then, for one round; with trees, a round without."""
+        if self._shape != (1, 1):
+            self._num_plain_rounds, self._probe_rounds = 0, PROBE_ROUNDS
+            self._num_to_plain -= 1
+            if self._is_resident and self._num_to_plain <= 0:
+                self._num_to_plain = PLAIN_ROUNDS
+                self._tree = TreeTopology.single()  # what it teaches makes the next choice
+            return
+        self._num_plain_rounds += 1
+        is_time = self._num_plain_rounds >= self._probe_rounds
+        if is_time:
+            self._num_plain_rounds, self._probe_rounds = 0, min(2 * self._probe_rounds, MOST_PROBE_ROUNDS)
+        self._tree = self._grown(*PROBE_SHAPE) if is_time else TreeTopology.single()
 
     def _grown(self, num_nodes: int, num_levels: int) -> TreeTopology:
         """The most expected tokens of this shape, or of as many nodes as its levels can have."""

@@ -93,9 +93,15 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
         assert getattr(params, field.name) != getattr(default, field.name), field.name
 
 
+def test_commands_that_answer_leave_the_draft_open_and_those_that_measure_have_one() -> None:
+    assert made(AnsweringConfig).draft == "auto"
+    assert made(ComparingConfig).draft == made(DraftingConfig).draft == "substitute"
+
+
 def test_answers_look_up_unless_they_are_told_not_to():
     assert made(AnsweringConfig).lookup == "on"
-    assert made(AnsweringConfig, "--lookup", "off", "--generation", "plain") == EngineConfig()
+    plain = made(AnsweringConfig, "--lookup", "off", "--generation", "plain", "--draft", "substitute")
+    assert plain == EngineConfig()
     with pytest.raises(OptionError, match="lookup is 'maybe'; it must be one of on, off"):
         made(AnsweringConfig, "--lookup", "maybe")
 

@@ -179,7 +179,7 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
         try:
             request = PlanRequest(
                 target=folder,
-                draft=config.draft,
+                draft="substitute" if config.draft == "auto" else config.draft,
                 draft_format=config.draft_format,
                 context_tokens=config.context_tokens,
                 tree="auto" if config.is_plain else config.tree,
@@ -187,16 +187,20 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
             question = resolve_question(request)
             if machine is None:
                 machine = finish(find_machine(limits, cache_folder=cache_folder(), model_folder=Path(folder)))
-            yield estimate_of(folder, plan_with_profiles(question, machine, cache_folder=cache_folder()))
+            report = plan_with_profiles(question, machine, cache_folder=cache_folder())
+            yield estimate_of(folder, report, has_open_draft=config.draft == "auto")
         except BudgetError as error:
             yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
         except OverstoryError as error:
             yield FitEstimate(folder, "unusable", None, one_line(str(error)))
 
 
-def estimate_of(folder: str, report: "PlanReport") -> FitEstimate:
-    """Return what the picker shows of a plan."""
-    plan, placed = report.main, report.main.placement
+def estimate_of(folder: str, report: "PlanReport", *, has_open_draft: bool = False) -> FitEstimate:
+    """Return what the picker shows of a plan; where the draft is open there is none for layers that stay in memory."""
+    plan, plain = report.main, report.plain
+    if has_open_draft and not isinstance(plain, BudgetError) and not plain.streams:
+        plan = plain
+    placed = plan.placement
     seconds = plan.seconds_per_token
     if not plan.streams:
         sentence = f"stays in memory whole ({format_bytes(placed.device_bytes)}), about {1 / seconds:.3g} tokens/s"

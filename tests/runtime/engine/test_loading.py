@@ -15,6 +15,7 @@ from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import load_session, open_session
+from runtime.planner.initial_plan import NO_DRAFT
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -38,6 +39,31 @@ def test_free_memory_is_filled_with_residents(folder: Path) -> None:
     with open_tiny(folder) as opened:
         assert all(isinstance(layer, ResidentLayer) for layer in opened.streamer.layers)
         assert opened.placement.streamed_bytes == 0
+
+
+def test_where_nothing_streams_an_open_draft_is_none_and_one_sentence_says_so(folder: Path) -> None:
+    """It would take memory, time to load and to read prompts with, and make little or nothing faster."""
+    with open_tiny(folder, draft="auto") as opened:
+        assert opened.session.engine.drafter is None
+        assert not any("draft" in label for label in opened.placement.fixed)
+        assert opened.notes == (NO_DRAFT,)
+        assert opened.plan.draft_name == "none"
+
+
+@pytest.mark.parametrize("settings", [{"link": "1GB/s"}, {"device_memory_bytes": 0}, {"tree": "4x3"}])
+def test_where_layers_stream_or_a_tree_is_asked_for_an_open_draft_is_a_substitute(
+    folder: Path, settings: dict[str, Any]
+) -> None:
+    with open_session(EngineConfig(target=str(folder), draft="auto", context_tokens=128, **settings)) as opened:
+        assert opened.session.engine.drafter is not None
+        assert opened.plan.draft_name == "substitute"
+        assert NO_DRAFT not in opened.notes
+
+
+def test_a_substitute_that_was_asked_for_is_loaded_wherever_the_layers_are(folder: Path) -> None:
+    with open_tiny(folder, draft="substitute") as opened:
+        assert opened.placement.streamed_bytes == 0
+        assert opened.session.engine.drafter is not None
 
 
 def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_path: Path) -> None:

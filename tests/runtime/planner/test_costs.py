@@ -225,3 +225,21 @@ def test_rounds_that_go_as_expected_change_nothing_slowdowns_and_disk_included()
     assert costs.pass_seconds([1, 51]) == pytest.approx(initial.pass_seconds([1, 51]))
     nodes, draft = np.array([1, 50]), np.array([0.0, 0.1])
     assert costs.round_seconds(nodes, draft) == pytest.approx(initial.round_seconds(nodes, draft))
+
+
+def test_one_token_alone_costs_what_it_took_alone() -> None:
+    """Wider passes go another way through a processor: their line would say 2.0 s where it takes 0.5 s."""
+    learner = warm()
+    for num_tokens, compute in ((12, 3.0), (1, 0.5), (24, 4.2), (12, 3.0), (1, 0.5)):
+        learner.observe(observation(compute=compute, num_tokens=num_tokens))
+    assert learner.costs().pass_seconds([1, 2, 12, 24]) == pytest.approx([0.5, 2.0, 3.0, 4.2])
+
+
+def test_one_token_alone_is_scaled_by_what_it_took_alone() -> None:
+    learner = warm(INITIAL)
+    for _ in range(200):
+        learner.observe(observation(compute=0.1, num_tokens=1))
+    learnt = learner.costs().pass_seconds
+    unchanged = INITIAL.pass_seconds
+    assert learnt([1]) == pytest.approx([0.1])
+    assert learnt([2, 50, 200]) == pytest.approx(unchanged([2, 50, 200]))

@@ -6,25 +6,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from offload.device import identify_device
 from offload.residency_plan import Tier
 from profiles.machine_profile import MachineProfile, PinBudgetSource
-from profiles.pair_profile import PairProfile
+from profiles.pair_profile import PairProfile, StepCost
 from profiles.profile_store import pair_profile_path, save_profile
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import open_session
 from runtime.model.model_loader import ModelFiles
+from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.growth import builtin_chances
 from runtime.planner.initial_plan import (
     FEW_POSITIONS,
+    NO_DRAFT,
     NO_LINK_SPEED,
     NO_PROFILE,
     InitialPlan,
+    find_paying_substitute,
     find_profiles,
+    gain_of_trees,
     held_name,
     pair_identity,
     stream_shape,
@@ -264,3 +269,37 @@ def test_auto_names_the_format_that_the_session_chose(mixed_folders: tuple[Path,
 def test_what_is_stored_quantized_is_called_what_it_is(tmp_path: Path, method: str, expected: str) -> None:
     files = ModelFiles.open(save_quantized_folder(tmp_path, method))
     assert held_name(files, "stored") == expected
+
+
+def resident_costs(*, step_seconds: float) -> RoundCosts:
+    """Nothing streams: a pass of one token takes 1 s, of eight 2 s."""
+    return RoundCosts(
+        copy_seconds=(None,) * 4,
+        pass_seconds=CostTable((1, 8), (1.0, 2.0)),
+        draft_step_seconds=CostTable((1,), (step_seconds,)),
+        walk_seconds=CostTable((1,), (0.0,)),
+        num_slots=2,
+    )
+
+
+def test_a_gain_is_the_best_trees_speed_over_that_of_plain_decoding() -> None:
+    always = np.array([1.0])
+    assert gain_of_trees(resident_costs(step_seconds=0.25), always, max_nodes=8) == pytest.approx(8 / (2 + 7 * 0.25))
+    assert gain_of_trees(resident_costs(step_seconds=1.0), always, max_nodes=8) == 1
+
+
+@pytest.mark.parametrize(("step_seconds", "is_loaded"), [(0.001, True), (0.2, False)])
+def test_a_resident_sessions_substitute_is_loaded_only_where_its_profile_promises_enough(
+    folders: tuple[Path, Path], tmp_path: Path, step_seconds: float, is_loaded: bool
+) -> None:
+    config = config_of(folders, draft="auto", link=None, draft_format="int8")
+    plain = LoadPlan.build(config)
+    assert plain.config.is_plain
+    assert find_paying_substitute(plain, tmp_path) is None  # never measured
+    steps = (StepCost(1, step_seconds), StepCost(8, step_seconds))
+    save_profile(tmp_path, replace(profile_of(plain.with_substitute()), draft_steps=steps))
+    with open_session(config, state_folder=tmp_path) as opened:
+        assert (opened.session.engine.drafter is not None) == is_loaded
+        assert (NO_DRAFT in opened.notes) != is_loaded
+        assert opened.plan.draft_name == ("substitute" if is_loaded else "none")
+        assert any("draft" in label for label in opened.placement.fixed) == is_loaded

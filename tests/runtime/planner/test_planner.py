@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime.config import MAX_TREE_LEVELS
 from runtime.planner.costs import RoundCosts, StreamShape
-from runtime.planner.planner import FIRST_SHAPE, PROBE_ROUNDS, PairPrior, TreePlanner
+from runtime.planner.planner import FIRST_SHAPE, PLAIN_ROUNDS, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
 from tests.support.pipeline_simulation import round_seconds
@@ -248,3 +249,46 @@ def test_a_held_tree_is_every_rounds_and_teaches_nothing() -> None:
     planner.held_tree = None
     topology = planner.topology(max_levels=100)
     assert (topology.num_nodes, topology.num_levels) == FIRST_SHAPE
+
+
+class Processor(Machine):
+    """Holds every layer; one token alone takes far less than wider passes let expect."""
+
+    def observe(self, planner: TreePlanner, num_nodes: int, widths: tuple[int, ...], **options: Any) -> None:
+        same = self.compute
+        if num_nodes == 1:
+            self.compute = (0.020, 0.0)
+        super().observe(planner, num_nodes, widths, **options)
+        self.compute = same
+
+
+def resident_planner() -> TreePlanner:
+    stream = StreamShape((None,) * NUM_LAYERS, num_slots=2)
+    return TreePlanner(PairPrior(lambda temperature: BUILTIN), stream, max_nodes=256)
+
+
+def sizes_of(machine: Machine, planner: TreePlanner, num_rounds: int) -> list[int]:
+    return [machine.run(planner, 1).num_nodes for _ in range(num_rounds)]
+
+
+def test_where_everything_is_resident_plain_decoding_is_tried_and_taken_if_it_is_faster() -> None:
+    """Passes of 12 to 24 tokens let expect 60 ms of a single one, which takes 20: trees would never be left."""
+    machine = Processor(link=1e12, compute=(0.060, 0.0005), draft=(0.018, 0))
+    assert sizes_of(machine, resident_planner(), 36)[-24:] == [1] * 24
+
+
+def test_where_a_tree_pays_a_resident_session_tries_plain_decoding_seldom() -> None:
+    machine = Processor(link=1e12, compute=(0.021, 0.0001), draft=(0.0001, 0))
+    sizes = sizes_of(machine, resident_planner(), 10 * PLAIN_ROUNDS)
+    assert 1 <= sizes.count(1) <= 11
+
+
+def test_where_layers_stream_no_round_is_spent_on_plain_decoding() -> None:
+    assert 1 not in sizes_of(SLOW_LINK, planner_for(), 4 * PLAIN_ROUNDS)
+
+
+def test_trials_of_trees_become_rare_where_plain_decoding_stays_best() -> None:
+    machine = Processor(link=1e12, compute=(0.060, 0.0005), draft=(0.018, 0))
+    planner = resident_planner()
+    machine.run(planner, 60)
+    assert sum(size > 1 for size in sizes_of(machine, planner, 1000)) <= 7

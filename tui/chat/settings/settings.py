@@ -37,6 +37,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     },
     "seed": {"default": None, "word": "random", "unset": "another one for each answer"},
     "max_new_tokens": {"default": 1024},
+    "draft": {"default": "auto"},
     "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
     "generation": {"default": "auto", "group": MODELS},
     "context_tokens": {"unset": f"{DEFAULT_CONTEXT_TOKENS}, or what the model has if that is less"},
@@ -59,7 +60,7 @@ _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
     "repetition_penalty": ("auto", "1", "1.05", "1.1"),
     "seed": ("random", "0"),
     "max_new_tokens": ("256", "1024", "4096"),
-    "draft": ("substitute", "none"),
+    "draft": ("auto", "substitute", "none"),
     "tree": ("auto", "16x6", "32x8", "64x10", "128x12"),
     "context_tokens": ("auto", "2048", "4096", "8192"),
     "device": ("auto", "cpu"),

@@ -29,7 +29,7 @@ from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 
 OTHER_DRAFT = "another model"
-_DRAFTS = ("substitute", "none", OTHER_DRAFT)
+_DRAFTS = ("auto", "substitute", "none", OTHER_DRAFT)
 _RECENT = " (recent)"
 _SIZE_WIDTH, _FIT_WIDTH, _GAP = 8, 24, "  "
 
@@ -38,7 +38,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     """The list, a line to filter or to type another one, and the draft.
 
     Returns the target and the draft that were chosen: each a folder or hub name; an empty target is the demo model,
-    and a draft may be `substitute` or `none`.
+    and a draft may be `auto`, `substitute` or `none`.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -83,7 +83,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
                 yield ChoiceField(
                     *(_DRAFTS, OTHER_DRAFT if is_other else self._config.draft),
                     id="model-draft-kind",
-                    tooltip="substitute is the model itself, quantized; none is plain streaming",
+                    tooltip="substitute: the model itself, quantized; auto: that where layers stream; none: no draft",
                 )
                 line = Input(
                     self._config.draft if is_other else "",

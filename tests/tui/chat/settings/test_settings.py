@@ -49,7 +49,9 @@ def test_the_defaults_are_what_the_engine_takes():
     settings = ChatSettings()
     assert SamplingParams(**settings.fields_of(SamplingParams)) == SamplingParams(max_new_tokens=1024)
     assert "seed" not in settings.fields_of(SamplingParams)  # so that each answer may have its own
-    assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(lookup="on", generation="auto")
+    assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(
+        draft="auto", lookup="on", generation="auto"
+    )
 
 
 def test_every_value_reaches_the_engine():

@@ -112,7 +112,8 @@ CHOICES = [
     ((*"llama", "down", "enter"), ("llama", "substitute")),
     (("tab", "down", "enter"), ("", "substitute")),
     (("tab", "tab", "right", "enter"), ("/m/q", "none")),
-    (("tab", "tab", "left", *"x/y", "enter"), ("/m/q", "x/y")),
+    (("tab", "tab", "left", "enter"), ("/m/q", "auto")),
+    (("tab", "tab", "left", "left", *"x/y", "enter"), ("/m/q", "x/y")),
     (("escape",), None),
 ]
 
@@ -123,7 +124,7 @@ def test_what_the_keys_choose():
             found = await told(pilot, *keys)
             assert (keys, found.results) == (keys, [choice])
             assert found.source.closed == len(found.source.asked)  # estimates end with the screen
-        unnamed = await told(pilot, "tab", "tab", "left", "enter")
+        unnamed = await told(pilot, "tab", "tab", "left", "left", "enter")
         assert unnamed.results == []
 
     in_an_app(story)
