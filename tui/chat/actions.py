@@ -16,6 +16,7 @@ from tui.chat.dialogue import Changes
 from tui.chat.display import ChatDisplay
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
+from tui.chat.models import refuse_no_model
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation
@@ -52,6 +53,8 @@ class Actions:
             return dialogue.take_back()
         elif dialogue.is_answering:
             return dialogue.stop()
+        elif dialogue.state.phase == "loading":
+            return dialogue.stop_load()
         elif chat.notice.display:
             chat.notice.action_dismiss()
         elif dialogue.editing_id is not None:
@@ -204,11 +207,9 @@ class Actions:
 
     async def note_loaded(self, loaded: Loaded) -> None:
         """Remember the model that could be loaded, and say what a user should know about it."""
-        remembered = self._chat.services.settings
-        remembered.own = loaded.own_settings
-        target = remembered.config().target or ""
-        if remembered.settings.with_target(target) != remembered.settings:
-            self._change_settings(remembered.settings.with_target(target), is_told=False)
+        self._chat.services.settings.own = loaded.own_settings
+        with self._chat.telling():
+            self._chat.services.settings.keep_model()
         await self._chat.notice.withdraw()
         self._chat.view.show_notes(loaded.sentences)
 
@@ -226,33 +227,35 @@ class Actions:
         remembered = self._chat.services.settings
         config = remembered.config()
         if model:
+            refuse_no_model(model)
             await self._load_choice((model, config.draft))
         else:
             picker = self._chat.services.picker(config, remembered.settings.recent_targets)
             self._chat.screen.app.push_screen(picker, self._load_choice)
 
-    def do_tree(self, tree: str | None = None) -> None:
-        self.do_set("tree", tree)
+    async def do_tree(self, tree: str | None = None) -> None:
+        await self.do_set("tree", tree)
 
-    def do_set(self, name: str = "", value: str | None = None) -> None:
+    async def do_set(self, name: str = "", value: str | None = None) -> None:
         remembered = self._chat.services.settings
-        settings = remembered.settings
         if not name:
             themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
-            form = SettingsScreen(settings, themes=themes, now=remembered.described_elsewhere())
+            form = SettingsScreen(remembered.shown, themes=themes, now=remembered.described_elsewhere())
             self._chat.screen.app.push_screen(form, self._keep_settings)
             return
         found = find_setting(name).name
         if value is None:
             self._chat.say(f"{found} is {one_line(remembered.described(found))}")
+        elif found == "target":
+            await self.do_model(value)
         else:
-            self._change_settings(settings.with_text(found, value))
+            self._change_settings(remembered.settings.with_text(found, value), chosen=(found,))
 
-    def do_theme(self, theme: str = "") -> None:
+    async def do_theme(self, theme: str = "") -> None:
         if not theme:
             self._chat.screen.app.search_themes()
         elif theme in (*self._chat.screen.app.available_themes, AUTO):
-            self.do_set("theme", theme)
+            await self.do_set("theme", theme)
         else:
             raise BadInputError(f"{theme} is no theme; /theme lists them")
 
@@ -291,27 +294,39 @@ class Actions:
             return
         target, draft = choice
         with self._chat.telling():
+            for name in (target, draft):
+                refuse_no_model(name)
             self._chat.services.settings.choose_model(target, draft=draft)
-        await self.load_model()
+            await self.load_model()
 
-    def _keep_settings(self, settings: ChatSettings | None) -> None:
-        if settings is not None:
-            self._change_settings(settings)
+    async def _keep_settings(self, shown: ChatSettings | None) -> None:
+        """Keep what was changed in the form, which shows what holds; another model is tried first."""
+        if shown is None:
+            return
+        remembered = self._chat.services.settings
+        changed = changed_names(remembered.shown, shown)
+        kept = {name: shown[name] for name in changed if name != "target"}
+        self._change_settings(remembered.settings.replace(**kept), chosen=tuple(kept))
+        if "target" in changed:
+            await self._load_choice((shown.target, shown.draft))
 
-    def _change_settings(self, settings: ChatSettings, *, is_told: bool = True) -> None:
-        before = self._chat.services.settings.settings
+    def _change_settings(self, settings: ChatSettings, *, chosen: tuple[str, ...] = (), is_told: bool = True) -> None:
+        """Let settings hold and be remembered; those that were `chosen` now hold before what the command line says."""
+        remembered = self._chat.services.settings
+        before = remembered.shown
         with self._chat.telling():
-            self._chat.services.settings.replace(settings)
+            remembered.replace(settings, chosen=chosen)
+        settings = remembered.shown
         if settings.theme != before.theme:
             self._chat.screen.app.theme = self._theme_name(settings)
-        if not is_told or settings == before:
+        if not is_told or (settings == before and not chosen):
             return
         needing = changes_that_reload(before, settings)
         if needing and self._chat.dialogue.state.model is not None:
             sentence = f"{', '.join(needing)} will hold once the model is loaded again"
             self._chat.screen.run_worker(self._chat.notice.show(sentence, (_LOAD_AGAIN,), is_error=False))
         else:
-            names = changed_names(before, settings)
+            names = changed_names(before, settings) or chosen
             words = (f"{name} is {one_line(str(settings[name]))[:60] or 'empty'}" for name in names)
             self._chat.say(", ".join(words))
 

@@ -15,7 +15,17 @@ from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.client import EngineClient, EngineDied
-from tui.chat.engine.messages import Answer, Failed, Loaded, LoadModel, OfAnswer, Report, StopAnswer
+from tui.chat.engine.messages import (
+    Answer,
+    Failed,
+    Loaded,
+    LoadModel,
+    LoadRefused,
+    OfAnswer,
+    Report,
+    StopAnswer,
+    StopLoad,
+)
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.store.alternatives import Place
 from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim
@@ -24,7 +34,12 @@ from tui.chat.store.store import ConversationStore
 _BUSY = "an answer is being written; press Esc to stop it first"
 TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
 """Each leaves something else to decide."""
-_FAILURES: Mapping[str, TroubleKind] = {"input": "input", "context": "context", "memory": "memory"}
+_FAILURES: Mapping[str, TroubleKind] = {
+    "input": "input",
+    "context": "context",
+    "memory": "memory",
+    "stopped": "no model",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +278,12 @@ class Dialogue:
             self._engine.send(StopAnswer(self.answer.answer_id))
         return self.return_waiting()
 
+    def stop_load(self) -> Changes:
+        """Give up loading; the model that was open before is open again, where there was one."""
+        self._afterwards = None
+        self._engine.send(StopLoad())
+        return ("the load is being stopped",)
+
     def edit_last(self) -> Changes:
         """Give back the last prompt, which the next one takes the place of; its answer, if one is written, is ended."""
         prompts = [message for message in self.messages() if message.role == "user"]
@@ -325,6 +346,11 @@ class Dialogue:
                 self._afterwards = None
                 ended = self._end("failed", {"error": sentence, "kind": kind})
                 return (*ended, *self.return_waiting(), Trouble(_FAILURES.get(kind, "fault"), sentence))
+            case LoadRefused(sentence=sentence, kind=kind):
+                self._afterwards = None
+                sentence = f"{sentence}; {said.loaded.target} stays open"
+                told = sentence if kind == "stopped" else Trouble(_FAILURES.get(kind, "fault"), sentence)
+                return (*self.return_waiting(), told)
             case Loaded():
                 return self._go_on()
         return ()

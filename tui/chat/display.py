@@ -116,7 +116,7 @@ class ChatDisplay:
 
     @property
     def is_something_to_stop(self) -> bool:
-        is_asked = self.dialogue.is_answering or bool(self.dialogue.waiting)
+        is_asked = self.dialogue.is_answering or bool(self.dialogue.waiting) or self.dialogue.state.phase == "loading"
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None
 

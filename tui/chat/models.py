@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from offload.errors import BudgetError
 from offload.units import format_bytes
-from profiles.errors import OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
 from runtime.child_process import child_command, child_environment, own_streams
 from runtime.config import EngineConfig, parse_speed
@@ -108,6 +108,17 @@ def _model_of(folder: Path) -> ListedModel | None:
     except OSError:  # not ours to read, or a link to a file that was deleted
         return None
     return ListedModel(str(folder), model_name(folder), str(folder), sum(sizes)) if is_model else None
+
+
+def refuse_no_model(name: str) -> None:
+    """Raise BadInputError for a path where no model lies; what may be a hub name is for the engine to find."""
+    if not name.startswith(("/", "~", "./", "../")):
+        return
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - which leaves the home of an unknown user as it is
+    with suppress(OSError):  # which the engine says better
+        if not (folder / "config.json").exists():
+            what = "holds no config.json, so it is no model folder" if folder.is_dir() else "is no folder"
+            raise BadInputError(f"{one_line(name)} {what}; give the folder of a model, or owner/name on the hub")
 
 
 Fit = Literal["resident", "streams", "does not fit", "unusable", "unknown"]

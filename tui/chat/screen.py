@@ -22,7 +22,7 @@ from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Loaded, Report
+from tui.chat.engine.messages import Loaded, LoadRefused, Report
 from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
 
@@ -283,6 +283,8 @@ class ChatScreen(Screen[None]):
             await self.chat.apply(self.chat.dialogue.take(report))
             if isinstance(report, Loaded):
                 await self.actions.note_loaded(report)
+            elif isinstance(report, LoadRefused | EngineDied):
+                self.chat.services.settings.forget_choice()
         except Exception as error:  # the border: whatever goes wrong here, the conversation goes on
             self.log.error(error)
             await self.chat.show_trouble(Trouble("fault", f"unexpected {type(error).__name__}: {error}"))

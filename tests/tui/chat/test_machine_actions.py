@@ -9,7 +9,7 @@ from profiles.errors import BadInputError
 from tests.support.chat_fakes import LOADED, endless, polite
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
-from tui.chat.engine.messages import Answer, Failed, LoadModel
+from tui.chat.engine.messages import Answer, Failed, LoadModel, LoadRefused, StopLoad
 from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.settings.file import RememberedSettings, read_settings
 from tui.chat.settings.settings import ChatSettings
@@ -120,7 +120,9 @@ async def estimates_of(folders, config):
 PICKER = partial(ModelPicker, find=models_on_a_shelf, estimate=estimates_of)
 
 
-def test_a_model_is_chosen_and_loaded_or_left_as_it_is(tmp_path):
+def test_a_model_is_chosen_and_loaded_or_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("tui.chat.actions.refuse_no_model", lambda name: None)  # there are none where the shelf says
+
     async def story():
         async with telling(tmp_path, picker=PICKER) as teller:
             await teller.ask("One?")
@@ -140,6 +142,95 @@ def test_a_model_is_chosen_and_loaded_or_left_as_it_is(tmp_path):
                 await teller.until(lambda: teller.dialogue.state.phase == "ready")
                 assert remembered(tmp_path).target == f"/models/{name}"
             assert teller.contents == ["One?", "Hello there."]
+
+    tell(story)
+
+
+def refusing(request):
+    """A script: no model but the one at /models/tiny can be loaded."""
+    if isinstance(request, LoadModel) and request.config.target != "/models/tiny":
+        return [LoadRefused(f"no such model: {request.config.target}", "input", LOADED)]
+    return endless(request)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_that_is_and_is_not_remembered(tmp_path):
+    """A typo once unloaded the model that worked, became the default and stayed among the recent ones."""
+
+    async def story():
+        settings = RememberedSettings(ChatSettings(target="/models/tiny"), path=tmp_path / "settings.toml")
+        async with telling(tmp_path, script=refusing, settings=settings) as teller:
+            await teller.until(lambda: remembered(tmp_path).recent_targets == ("/models/tiny",))
+            await teller.ask("Tell.", is_awaited=False)
+            await teller.command("/model /models/tinny")
+            await teller.hears("/models/tinny is no folder")
+            assert teller.dialogue.is_answering and teller.num_requests("LoadModel") == 1
+            for way in ("/model owner/typo", "/set model owner/typo"):
+                await teller.command(way)
+                await teller.until(lambda: "no such model: owner/typo" in teller.chat.notice.sentence)
+                assert "tiny stays open" in teller.chat.notice.sentence
+                await teller.until(lambda: teller.dialogue.state.phase == "ready")
+                await teller.press("escape")
+                assert remembered(tmp_path).target == "/models/tiny"
+                assert remembered(tmp_path).recent_targets == ("/models/tiny",)
+                assert settings.config().target == "/models/tiny"
+            await teller.ask("Go on.", is_awaited=False)
+            settings.forget_recent("/models/tiny")
+            assert remembered(tmp_path).recent_targets == ()
+
+    tell(story)
+
+
+def test_what_the_command_line_says_is_shown_and_can_be_changed_and_is_not_remembered(tmp_path):
+    """/set temperature 0.7 once did nothing where the command line said 0 and 0.7 was remembered."""
+
+    async def story():
+        settings = RememberedSettings(
+            ChatSettings(temperature=0.7),
+            path=tmp_path / "settings.toml",
+            overrides={"temperature": 0.0, "target": "/models/tiny", "draft": "none", "context_tokens": 2048},
+        )
+        async with telling(tmp_path, settings=settings) as teller:
+            await teller.until(lambda: remembered(tmp_path).recent_targets == ("/models/tiny",))
+            assert (remembered(tmp_path).target, remembered(tmp_path).draft) == ("", "substitute")
+            await teller.command("/set")
+            await teller.until(lambda: teller.app.screen is not teller.screen)
+            fields = {
+                name: teller.app.screen.query_one(f"#field-{name}").value for name in ("target", "context_tokens")
+            }
+            assert fields == {"target": "/models/tiny", "context_tokens": "2048"}
+            await teller.press("escape")
+            await teller.command("/set temperature 0.7")
+            await teller.hears("temperature is 0.7")
+            assert settings.params().temperature == 0.7
+            await teller.press("f5")
+            await teller.until(lambda: teller.app.screen is not teller.screen)
+            await teller.press("ctrl+u", *"0.5", "ctrl+s")
+            await teller.until(lambda: remembered(tmp_path).temperature == 0.5)
+            assert remembered(tmp_path).draft == "substitute"
+            assert (settings.config().draft, settings.config().context_tokens) == ("none", 2048)
+
+    tell(story)
+
+
+def test_loading_is_stopped_with_escape(tmp_path):
+    def slow(request):
+        return [] if isinstance(request, LoadModel) else stopping(request)
+
+    def stopping(request):
+        return [Failed("loading was stopped", "stopped")] if isinstance(request, StopLoad) else polite(request)
+
+    async def story():
+        async with telling(tmp_path, script=slow, is_loaded=False) as teller:
+            await teller.until(lambda: teller.num_requests("LoadModel") == 1)
+            await teller.type("Early?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.dialogue.waiting)
+            await teller.press("escape")
+            await teller.until(lambda: teller.chat.prompt.text == "Early?")
+            assert teller.num_requests("StopLoad") == 0
+            await teller.press("escape")
+            await teller.until(lambda: "loading was stopped" in teller.chat.notice.sentence)
+            assert teller.dialogue.state.phase == "no model"
 
     tell(story)
 
@@ -289,8 +380,8 @@ def test_settings_that_cannot_be_written_hold_all_the_same(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:
 
-            def refuse(settings):
-                remember(settings)
+            def refuse(settings, **options):
+                remember(settings, **options)
                 raise BadInputError("the disk is full")
 
             remember = teller.chat.services.settings.replace

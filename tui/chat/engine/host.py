@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import psutil
@@ -21,7 +22,7 @@ from offload.errors import BudgetError
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
 from runtime.child_process import own_streams
-from runtime.config import SamplingParams, options_of
+from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
@@ -33,16 +34,18 @@ from tui.chat.engine.messages import (
     Loaded,
     Loading,
     LoadModel,
+    LoadRefused,
     OfAnswer,
     PassRunning,
     Quit,
     Report,
     SessionFigures,
     StopAnswer,
+    StopLoad,
     from_line,
     to_line,
 )
-from tui.environment import load_models, quieten_libraries
+from tui.environment import cache_folder, load_models, quieten_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 0.1
 """How often the app hears where a pass is."""
+LOAD_TICK_SECONDS = 0.5
+"""How often it hears how long a load has taken, while nothing more is read."""
 END_SECONDS = 1.0
 """How long the work may take to end once nothing more is wanted: then the system takes everything back."""
 
@@ -68,6 +73,7 @@ class RequestInbox:
         self._answer_id: int | None = None  # the same answer's
         self._stopped_ids: set[int] = set()
         self._num_waiting_loads = 0
+        self._is_load_stopped = False
         self._is_ending = False
         self.complaint: str | None = None
         """Why the reading ended, if a line was no request."""
@@ -76,6 +82,12 @@ class RequestInbox:
     def is_load_outdated(self) -> bool:
         """Whether a load under way is not wanted any more, because another waits or nothing more is wanted."""
         return self._is_ending or self._num_waiting_loads > 0
+
+    def take_load_stop(self) -> bool:
+        """Return whether the app has asked to give the load under way up; once for each time that it has."""
+        with self._lock:
+            is_stopped, self._is_load_stopped = self._is_load_stopped, False
+        return is_stopped
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Take requests in until Quit or the last line; then what is under way is stopped and the work ends."""
@@ -113,8 +125,11 @@ class RequestInbox:
             with self._lock:
                 self._answer_id, self._stop = None, _do_nothing
 
-    def _take_in(self, request: LoadModel | Answer | StopAnswer) -> None:
+    def _take_in(self, request: LoadModel | Answer | StopAnswer | StopLoad) -> None:
         with self._lock:
+            if isinstance(request, StopLoad):
+                self._is_load_stopped = True
+                return
             if isinstance(request, StopAnswer):
                 self._stopped_ids.add(request.answer_id)
                 if request.answer_id == self._answer_id:
@@ -122,6 +137,7 @@ class RequestInbox:
                 return
             if isinstance(request, LoadModel):
                 self._num_waiting_loads += 1
+                self._is_load_stopped = False
                 self._stop()
         self._waiting.put(request)
 
@@ -140,6 +156,10 @@ class _OutdatedLoadError(Exception):
     """The load under way is not wanted any more."""
 
 
+class _StoppedLoadError(OverstoryError):
+    """The load under way was stopped by the app."""
+
+
 class EngineHost:
     """Serves one app: loads and answers, one after the other."""
 
@@ -147,6 +167,7 @@ class EngineHost:
         """`say` may be called from two threads."""
         self._inbox, self._say = inbox, say
         self._opened: OpenSession | None = None
+        self._config: EngineConfig | None = None  # of the session that is open, or was before the load under way
         self._stack = ExitStack()  # closes it
 
     def serve(self) -> None:
@@ -172,25 +193,66 @@ class EngineHost:
             self._say_failed(request, error, sentence)
 
     def _say_failed(self, request: LoadModel | Answer, error: Exception, sentence: str) -> None:
-        failed = Failed(as_typed_here(one_line(sentence)), failure_kind(error))
-        self._say(OfAnswer(request.answer_id, failed) if isinstance(request, Answer) else failed)
+        sentence, kind = as_typed_here(one_line(sentence)), failure_kind(error)
+        if isinstance(request, Answer):
+            self._say(OfAnswer(request.answer_id, Failed(sentence, kind)))
+        elif self._is_open_again():
+            assert self._opened is not None
+            self._say(LoadRefused(sentence, kind, loaded(self._opened)))
+        else:
+            self._say(Failed(sentence, kind))
 
     def _load(self, request: LoadModel) -> None:
-        self._close()
+        """Open a session; whatever files and budgets tell against it is told before the one that is open is closed."""
+        with suppress(_OutdatedLoadError):
+            self._open(request.config, is_checked=self._opened is None)
+            assert self._opened is not None
+            self._say(loaded(self._opened))
+
+    def _is_open_again(self) -> bool:
+        """After a load that failed, open the session again that was closed for it; return whether one is open now."""
+        if self._opened is None and self._config is not None:
+            config, self._config = self._config, None
+            try:
+                self._open(config, is_checked=True)
+            except _OutdatedLoadError:
+                return False
+            except Exception:
+                traceback.print_exc()
+        return self._opened is not None
+
+    def _open(self, config: EngineConfig, *, is_checked: bool) -> None:
+        """Open a session in place of the one that is open, unless a check refuses it first."""
         begun = time.perf_counter()
+        latest, telling = LoadProgress("", 0, 0), threading.Lock()
+
+        def tell_time(progress: LoadProgress | None = None) -> None:
+            nonlocal latest
+            with telling:  # from two threads, in order
+                latest = progress or latest
+                self._say(Loading(latest, time.perf_counter() - begun))
 
         def tell(step: str | LoadProgress) -> None:
-            progress = LoadProgress(step, 0, 0) if isinstance(step, str) else step
-            self._say(Loading(progress, time.perf_counter() - begun))
+            tell_time(LoadProgress(step, 0, 0) if isinstance(step, str) else step)
             if self._inbox.is_load_outdated:
                 raise _OutdatedLoadError
+            if self._inbox.take_load_stop():
+                raise _StoppedLoadError("loading was stopped; /model chooses a model")
 
-        with ExitStack() as stack, suppress(_OutdatedLoadError):
+        with ExitStack() as stack, ticking(tell_time, tick_seconds=LOAD_TICK_SECONDS):
+            if not is_checked:
+                tell("checking the files and the memory")
+                check_load(config, tell, held_bytes=self._held_bytes)
+            self._close()
             tell("starting the libraries")
-            with closing(load_models(request.config, stack)) as loading:
+            with closing(load_models(config, stack)) as loading:
                 opened = finish(loading, tell)
-            self._opened, self._stack = opened, stack.pop_all()
-            self._say(loaded(opened))
+            self._opened, self._config, self._stack = opened, config, stack.pop_all()
+
+    @property
+    def _held_bytes(self) -> int:
+        """Memory of the computing device that comes free with the session that is open."""
+        return 0 if self._opened is None else self._opened.placement.device_bytes
 
     def _answer(self, request: Answer) -> None:
         if self._opened is None:
@@ -215,6 +277,28 @@ class EngineHost:
     def _close(self) -> None:
         self._opened = None
         self._stack.close()
+
+
+def check_load(config: EngineConfig, tell: Callable[[str | LoadProgress], None], *, held_bytes: int) -> None:
+    """Raise what a load would, as far as the models' files, their tokenizers and the budgets tell.
+
+    `held_bytes` come free before it. Imports torch, as a session that is open has done already.
+    """
+    from offload.device import select_device
+    from runtime.engine.load_plan import LoadPlan
+    from runtime.engine.model_folders import locate_models
+    from runtime.fit.machine import usable_bytes
+    from runtime.fit.probes import find_memory
+
+    located = finish(locate_models(config, cache_folder=cache_folder()), tell)
+    try:
+        LoadPlan.build(located)
+    except BudgetError:
+        if config.device_memory_bytes is not None:
+            raise
+        machine = find_memory(select_device(config.device))
+        free_bytes = machine.host_free_bytes if machine.device_free_bytes is None else machine.device_free_bytes
+        LoadPlan.build(replace(located, device_memory_bytes=usable_bytes(free_bytes) + held_bytes))
 
 
 def loaded(opened: "OpenSession") -> Loaded:
@@ -285,6 +369,8 @@ def failure_kind(error: Exception) -> str:
     """Return what a user can do about it: see `Failed.kind`."""
     if isinstance(error, PromptTooLongError):
         return "context"
+    if isinstance(error, _StoppedLoadError):
+        return "stopped"
     if isinstance(error, BudgetError | MemoryError):
         return "memory"
     return "input" if isinstance(error, BadInputError) else "fault"

@@ -19,7 +19,7 @@ from runtime.prompts.prompt_file import PromptRequest
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Open a session; the one that is open, if any, is closed first.
+    """Open a session in place of the one that is open, if any, which stays open where this one cannot be.
 
     An answer under way is stopped for it, and a load under way is given up without a word.
     """
@@ -45,11 +45,16 @@ class StopAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class StopLoad:
+    """Give the load under way up, if there is one; the session that was open before it is open again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Close the session and end the process."""
 
 
-Request = LoadModel | Answer | StopAnswer | Quit
+Request = LoadModel | Answer | StopAnswer | StopLoad | Quit
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,18 @@ class Failed:
     sentence: str
     """What, where, found, expected, next step."""
     kind: str
-    """`input`, `context` (the prompt does not fit), `memory` or `fault`."""
+    """`input`, `context` (the prompt does not fit), `memory`, `stopped` (a load, on request) or `fault`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRefused:
+    """A load is not possible, or was stopped; the session that was open before is open."""
+
+    sentence: str
+    kind: str
+    """As in `Failed`."""
+    loaded: Loaded
+    """The session that is open."""
 
 
 AnswerEvent = Event | PassRunning | SessionFigures | Failed
@@ -148,10 +164,11 @@ class OfAnswer:
     """`Finished` or `Failed` is the last one."""
 
 
-Report = Loading | Loaded | Failed | OfAnswer
+_LoadReport = Loading | Loaded | LoadRefused
+Report = _LoadReport | Failed | OfAnswer
 """A `Failed` outside an answer is that of a load."""
 
-_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Request | Loading | Loaded | AnswerEvent)}
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Request | _LoadReport | AnswerEvent)}
 
 
 def to_line(message: Request | Report) -> bytes:

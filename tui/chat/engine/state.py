@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runtime.events import Finished, LevelDrafted, LoadProgress, PrefillProgress, Round
-from tui.chat.engine.messages import AnswerEvent, Failed, Loaded, Loading, OfAnswer, PassRunning, Report, SessionFigures
+from tui.chat.engine.messages import (
+    AnswerEvent,
+    Failed,
+    Loaded,
+    Loading,
+    LoadRefused,
+    OfAnswer,
+    PassRunning,
+    Report,
+    SessionFigures,
+)
 from tui.chat.machine.figures import RunningFigures
 
 Phase = Literal["no model", "loading", "ready", "prefill", "drafting", "verifying", "stopped", "error", "dead"]
@@ -24,6 +34,8 @@ class LoadPace:
     """The last report of it."""
     first: Loading = _NOTHING_READ
     """The first report of what is being read now."""
+    grown: Loading = _NOTHING_READ
+    """The last report with more bytes than the one before."""
 
     @property
     def share(self) -> float | None:
@@ -33,21 +45,25 @@ class LoadPace:
     @property
     def bytes_per_second(self) -> float | None:
         """Rate of reading; None before two reports of it."""
-        elapsed = self.latest.seconds - self.first.seconds
-        num_read = self.latest.progress.num_done_bytes - self.first.progress.num_done_bytes
+        elapsed = self.grown.seconds - self.first.seconds
+        num_read = self.grown.progress.num_done_bytes - self.first.progress.num_done_bytes
         return num_read / elapsed if elapsed > 0 and num_read > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the end at the rate so far; None if that is not known."""
+        """Time to the end at the rate so far; None if that is not known, or was over before the end came."""
         progress, rate = self.latest.progress, self.bytes_per_second
-        return max(0, progress.num_bytes - progress.num_done_bytes) / rate if rate and progress.num_bytes > 0 else None
+        if not rate or progress.num_bytes <= 0:
+            return None
+        left = (progress.num_bytes - progress.num_done_bytes) / rate - (self.latest.seconds - self.grown.seconds)
+        return left if left > 0 else None
 
     def with_report(self, report: Loading) -> "LoadPace":
         """Return this load after one more report; where another thing is being read, the rate begins anew."""
         before = self.latest.progress
         is_same_reading = before.num_bytes > 0 and before.num_done_bytes <= report.progress.num_done_bytes
-        return LoadPace(report, self.first if is_same_reading else report)
+        is_grown = not is_same_reading or before.num_done_bytes < report.progress.num_done_bytes
+        return LoadPace(report, self.first if is_same_reading else report, report if is_grown else self.grown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +122,10 @@ def with_report(state: EngineState, report: Report) -> EngineState:
             return EngineState(phase="loading", load=state.load.with_report(report))
         case Loaded():
             return EngineState(phase="ready", model=report)
+        case LoadRefused():
+            return EngineState(phase="ready", model=report.loaded)
         case Failed():
-            return EngineState(phase="error", sentence=report.sentence)
+            return EngineState(phase="no model" if report.kind == "stopped" else "error", sentence=report.sentence)
         case OfAnswer():
             return _within_answer(state, report.event)
 

@@ -2,7 +2,8 @@
 
 What changes in the app changes only its own line: comments, order and unknown keys stay as they are. Nothing
 in the file keeps the app from starting: a bad value gives way to its default, a file that is no TOML is set aside, and
-each is told in one sentence. What the command line says comes before what is remembered, until the app changes it.
+each is told in one sentence. What the command line says comes before what is remembered, this time only and until the
+app changes it. A model is remembered once it could be loaded: as the default if it was chosen in the app.
 """
 
 import json
@@ -63,6 +64,17 @@ class RememberedSettings:
         self._overrides = dict(overrides or {})
         self._draw_seed = draw_seed
         self._unwritten: set[str] = set()
+        self._choice: tuple[str, str] | None = None  # target and draft that are to be loaded, and may turn out not to
+
+    @property
+    def shown(self) -> ChatSettings:
+        """The settings with what the command line says instead, as they hold now."""
+        said = {
+            name: setting.typed_value(self._overrides[setting.field_name])
+            for name, setting in SETTINGS.items()
+            if setting.field_name in self._overrides
+        }
+        return self.settings.replace(**said)
 
     @property
     def system_prompt(self) -> str:
@@ -90,7 +102,7 @@ class RememberedSettings:
         """Return a setting's value and, where the settings themselves do not say it, where it comes from."""
         setting = SETTINGS[name]
         if setting.field_name in self._overrides:
-            return f"{self._overrides[setting.field_name]}, from the command line"
+            return f"{self.shown[name]}, from the command line, this time only"
         if self.settings[name] != setting.word or name not in CHAT_DEFAULTS:
             return str(self.settings[name]) or "empty"
         if name in self.own:
@@ -98,7 +110,9 @@ class RememberedSettings:
         return f"{setting.word}: {CHAT_DEFAULTS[name]:g}, as the model has none of its own"
 
     def config(self) -> EngineConfig:
-        return EngineConfig(**self._fields_of(EngineConfig))
+        """Return what the next load is of."""
+        chosen = {} if self._choice is None else {"target": self._choice[0] or None, "draft": self._choice[1]}
+        return EngineConfig(**(self._fields_of(EngineConfig) | chosen))
 
     def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
         known = options_of(owner)
@@ -110,10 +124,13 @@ class RememberedSettings:
         found = {name: self.described(name) for name in SETTINGS}
         return {name: words for name, words in found.items() if words != (str(self.settings[name]) or "empty")}
 
-    def replace(self, settings: ChatSettings) -> None:
-        """Let these hold and remember them. Raises WriteError; they hold all the same."""
+    def replace(self, settings: ChatSettings, *, chosen: Iterable[str] = ()) -> None:
+        """Let these hold and remember them, before what the command line says for those that change or are `chosen`.
+
+        Raises WriteError; they hold all the same.
+        """
         changed = changed_names(self.settings, settings)
-        for name in changed:
+        for name in (*changed, *chosen):
             self._overrides.pop(SETTINGS[name].field_name, None)
         self.settings = settings
         self._unwritten.update(changed)
@@ -122,10 +139,29 @@ class RememberedSettings:
             self._unwritten.clear()
 
     def choose_model(self, target: str, *, draft: str) -> None:
-        """Let the next load be of this model and draft, whatever the command line said. Raises WriteError."""
-        self._overrides.pop("target", None)
-        self._overrides.pop("draft", None)
-        self.replace(self.settings.with_target(target).replace(draft=draft))
+        """Let the next load be of this model and draft, whatever was said before; nothing is remembered of it yet."""
+        self._choice = (target, draft)
+
+    def forget_choice(self) -> None:
+        """Let loads be of the model before: the one that was chosen cannot be loaded."""
+        self._choice = None
+
+    def keep_model(self) -> None:
+        """Remember the model that could be loaded: as the default if it was chosen here, always among the recent ones.
+
+        Raises WriteError.
+        """
+        choice, self._choice = self._choice, None
+        if choice is not None:
+            target, draft = choice
+            self.replace(self.settings.with_target(target).replace(draft=draft), chosen=("target", "draft"))
+        else:
+            self.replace(self.settings.with_recent(self.config().target or ""))
+
+    def forget_recent(self, target: str) -> None:
+        """Take a model off the recent ones. Raises WriteError."""
+        others = tuple(name for name in self.settings.recent_targets if name != target)
+        self.replace(self.settings.replace(recent_targets=others))
 
 
 def read_settings(path: Path) -> tuple[ChatSettings, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from offload.units import format_bytes
 from profiles.errors import quote
 from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, MODELS, EngineConfig, Option, SamplingParams, options_of
 from runtime.errors import OptionError
@@ -122,6 +123,14 @@ class Setting(Option):
             return self.kind(text.strip())
         return text.strip()
 
+    def typed_value(self, value: Any) -> Any:
+        """Return what a person types for what the engine takes, the other way round of `engine_value`."""
+        if value is None:
+            return self.word
+        if self.parse is None:
+            return value
+        return next((word for word in ("min", format_bytes(value)) if self.parse(word, self.name) == value), str(value))
+
     def engine_value(self, value: Any) -> Any:
         """Return what the engine takes for a value of the right kind. Raises OptionError."""
         if value == self.word:
@@ -214,10 +223,13 @@ class ChatSettings(Mapping[str, Any]):
         return {name: value for name, value in values.items() if value is not None}
 
     def with_target(self, target: str) -> "ChatSettings":
-        """Return the settings after that model was chosen: it leads the recent ones, unless it is the demo model."""
+        """Return the settings after that model was chosen and loaded."""
+        return self.with_recent(target).replace(target=target)
+
+    def with_recent(self, target: str) -> "ChatSettings":
+        """Return the settings after that model was loaded: it leads the recent ones, unless it is the demo model."""
         others = tuple(name for name in self.recent_targets if name != target)
-        recent = (target, *others)[:MAX_RECENT_TARGETS] if target else others
-        return self.replace(target=target, recent_targets=recent)
+        return self.replace(recent_targets=(target, *others)[:MAX_RECENT_TARGETS] if target else others)
 
     def with_text(self, name: str, text: str) -> "ChatSettings":
         """Return the settings with one changed to what a person typed. Raises OptionError for a wrong value."""

@@ -27,6 +27,7 @@ from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
 from tests.support.session_factory import save_tiny_folder
+from tui.chat.engine import host as host_module
 from tui.chat.engine.host import (
     EngineHost,
     RequestInbox,
@@ -42,12 +43,14 @@ from tui.chat.engine.messages import (
     Loaded,
     Loading,
     LoadModel,
+    LoadRefused,
     OfAnswer,
     PassRunning,
     Quit,
     Report,
     SessionFigures,
     StopAnswer,
+    StopLoad,
     from_line,
     to_line,
 )
@@ -230,6 +233,62 @@ def test_a_load_closes_the_session_before_it(folder: Path):
     host = EngineHost(ScriptedInbox([load(folder, device_memory_bytes=0)] * 2), say)
     host.serve()
     assert len(streamers) == 2 and all(streamer.slots == () for streamer in streamers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"target": "/no/such/folder"}, "input", "/no/such/folder"),
+        ({"target": "no-such/model here"}, "input", "no-such/model here"),
+        ({"draft": "/no/such/draft"}, "input", "/no/such/draft"),
+        ({"device_memory_bytes": 1000}, "memory", "the budget is"),
+    ],
+)
+def test_a_load_that_cannot_work_is_refused_before_the_session_is_closed(folder, monkeypatch, changes, kind, words):
+    """A typo once unloaded the model that worked."""
+    really, loads = host_module.load_models, []
+    monkeypatch.setattr(host_module, "load_models", lambda *given: loads.append(given) or really(*given))
+    reports = serve(load(folder), LoadModel(replace(load(folder).config, **changes)), ask(1, "the cat"))
+    (refused,) = [report for report in reports if isinstance(report, LoadRefused)]
+    assert (refused.kind, refused.loaded.target, len(loads)) == (kind, "target", 1)
+    assert words in refused.sentence and end_of(reports).text
+
+
+def test_a_session_is_opened_again_where_the_next_fails_only_while_it_is_read(folder, monkeypatch):
+    really, loads = host_module.load_models, []
+
+    def fail_second(config, stack):
+        loads.append(config.context_tokens)
+        if len(loads) == 2:
+            raise LinkError("the disk does not answer")
+        return really(config, stack)
+
+    monkeypatch.setattr(host_module, "load_models", fail_second)
+    reports = serve(load(folder), load(folder, context_tokens=100), ask(1, "the cat"))
+    (refused,) = [report for report in reports if isinstance(report, LoadRefused)]
+    assert (loads, refused.loaded.context_tokens) == ([200, 100, 200], 200)
+    assert "the disk does not answer" in refused.sentence and end_of(reports).text
+
+
+def test_a_load_that_is_stopped_leaves_what_was_open(folder):
+    seen: list[Report] = []
+
+    def stop(inbox: RequestInbox, report: Report) -> None:
+        seen.append(report)
+        is_wanted = sum(isinstance(each, Loaded) for each in seen) == num_loads_before and not stops
+        if is_wanted and isinstance(report, Loading) and report.progress.num_done_bytes:
+            stops.append(True)
+            inbox._take_in(StopLoad())
+
+    num_loads_before, stops = 0, list[bool]()
+    *_, last = serve(load(folder), react=stop)
+    assert isinstance(last, Failed) and last.kind == "stopped"
+    num_loads_before, stops = 1, []
+    seen.clear()
+    reports = serve(load(folder), load(folder, context_tokens=100), ask(1, "the cat"), react=stop)
+    (refused,) = [report for report in reports if isinstance(report, LoadRefused)]
+    assert (refused.kind, refused.loaded.context_tokens) == ("stopped", 200)
+    assert end_of(reports).text
 
 
 def test_what_cannot_be_done_is_told_and_survived(folder: Path):

@@ -17,12 +17,14 @@ from tui.chat.engine.messages import (
     Failed,
     Loading,
     LoadModel,
+    LoadRefused,
     OfAnswer,
     PassRunning,
     Quit,
     Report,
     Request,
     StopAnswer,
+    StopLoad,
     from_line,
     to_line,
 )
@@ -49,6 +51,8 @@ MESSAGES = [
     Loading(LoadProgress("reading layers", 5, 10), 2.5),
     LOADED,
     replace(LOADED, own_settings={"temperature": 0.6}),
+    StopLoad(),
+    LoadRefused("no such folder", "input", LOADED),
     Failed("no such folder: half\udce4", "input"),
     *(OfAnswer(7, event) for event in EVENTS),
 ]

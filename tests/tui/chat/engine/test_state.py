@@ -18,7 +18,7 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tui.chat.engine.messages import Failed, PassRunning
+from tui.chat.engine.messages import Failed, LoadRefused, PassRunning
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 
 
@@ -93,8 +93,27 @@ def test_a_failed_answer_keeps_the_model():
     assert (again.phase, again.sentence) == ("prefill", "")
 
 
+def test_a_load_that_is_refused_or_stopped_leaves_the_model_that_was_open():
+    for kind in ("input", "stopped"):
+        state = with_report(begin_load(), LoadRefused("no such folder", kind, LOADED))
+        assert (state.phase, state.sentence, state.model) == ("ready", "", LOADED)
+    state = with_report(begin_load(), Failed("loading was stopped", "stopped"))
+    assert (state.phase, state.sentence, state.model) == ("no model", "loading was stopped", None)
+
+
+def test_the_time_left_of_a_load_runs_down_and_is_not_said_once_it_is_over():
+    """Once one second was left for six, while the last of the model was made ready."""
+    read = [loading_report("layers", num_bytes, 1000, seconds) for num_bytes, seconds in ((0, 0), (900, 9.0))]
+    waited = [loading_report("layers", 900, 1000, seconds) for seconds in (9.5, 10.5, 15.0)]
+    states = [folded(*read, *waited[:count], begun=begin_load()) for count in range(4)]
+    assert [state.load.seconds_left for state in states] == [pytest.approx(1), pytest.approx(0.5), None, None]
+    assert states[3].load.bytes_per_second == pytest.approx(100)
+    whole = folded(*read, loading_report("draft", 1000, 1000, 10.0), begun=begin_load())
+    assert whole.load.seconds_left is None
+
+
 def test_a_failed_load_leaves_no_model():
-    """The session that was open is closed before another one is opened."""
+    """There was none before, or it could not be loaded again."""
     state = with_report(begin_load(), Failed("no such folder", "input"))
     assert (state.phase, state.sentence, state.model) == ("error", "no such folder", None)
 

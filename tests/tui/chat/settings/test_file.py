@@ -245,7 +245,7 @@ def test_a_setting_is_told_with_where_it_comes_from():
     remembered.own = {"temperature": 0.6, "top_k": 20}
     assert remembered.described("temperature") == "auto: 0.6, the model's own"
     assert remembered.described("top_p") == "auto: 0.95, as the model has none of its own"
-    assert remembered.described("min_p") == "0.1, from the command line"
+    assert remembered.described("min_p") == "0.1, from the command line, this time only"
     assert (remembered.described("top_k"), remembered.described("system_prompt")) == ("5", "empty")
     assert remembered.described_elsewhere().keys() == {"temperature", "top_p", "min_p", "repetition_penalty"}
 
@@ -268,7 +268,66 @@ def test_a_model_that_is_chosen_comes_before_the_command_line():
     remembered.choose_model("a", draft="substitute")
     assert (remembered.config().target, remembered.config().draft) == ("a", "substitute")
     assert remembered.config().link == "1GB/s"
+    assert remembered.settings.recent_targets == ()
+    remembered.keep_model()
     assert remembered.settings.recent_targets == ("a",)
+    assert (remembered.config().target, remembered.config().draft) == ("a", "substitute")
+
+
+def test_a_model_is_remembered_only_once_it_could_be_loaded(tmp_path):
+    path = tmp_path / "settings.toml"
+    remembered = RememberedSettings(ChatSettings(target="a"), path=path, overrides={"draft": "none"})
+    remembered.choose_model("typo", draft="substitute")
+    remembered.forget_choice()
+    assert (remembered.config().target, remembered.config().draft) == ("a", "none")
+    remembered.choose_model("", draft="none")  # the demo model
+    assert remembered.config().target is None
+    remembered.keep_model()
+    assert (read_settings(path)[0].target, read_settings(path)[0].draft) == ("", "none")
+    for target in ("b", "c"):
+        remembered.choose_model(target, draft="substitute")
+        remembered.keep_model()
+    remembered.forget_recent("b")
+    assert read_settings(path)[0].recent_targets == ("c",)
+
+
+def test_nothing_that_the_command_line_says_is_remembered_but_that_its_model_was_used(tmp_path):
+    path = tmp_path / "settings.toml"
+    overrides = {"target": "b", "draft": "none", "temperature": 0.0}
+    remembered = RememberedSettings(ChatSettings(target="a"), path=path, overrides=overrides)
+    remembered.keep_model()
+    assert read_settings(path)[0] == ChatSettings(target="a", recent_targets=("b",))
+    assert (remembered.config().target, remembered.config().draft) == ("b", "none")
+
+
+def test_what_holds_is_shown_as_it_would_be_typed():
+    overrides = {
+        "temperature": 0.0,
+        "device_memory_bytes": 2_700_000_000,
+        "host_memory_bytes": 0,
+        "context_tokens": 2048,
+        "target": None,
+        "system_prompt": "Be brief.",
+    }
+    remembered = RememberedSettings(ChatSettings(target="a"), overrides=overrides)
+    shown = remembered.shown
+    values = {name: shown[name] for name in ("temperature", "device_memory", "host_memory", "context_tokens", "target")}
+    assert values == {
+        "temperature": 0.0,
+        "device_memory": "2.70 GB",
+        "host_memory": "min",
+        "context_tokens": 2048,
+        "target": "",
+    }
+    assert shown.system_prompt == "Be brief."
+    odd = RememberedSettings(ChatSettings(), overrides={"device_memory_bytes": 123_456_789})
+    assert odd.shown.device_memory == "123456789"
+
+
+def test_what_is_chosen_holds_before_the_command_line_even_if_it_was_remembered_already(tmp_path):
+    remembered = RememberedSettings(ChatSettings(temperature=0.7), overrides={"temperature": 0.0, "top_k": 5})
+    remembered.replace(remembered.settings, chosen=("temperature",))
+    assert (remembered.params().temperature, remembered.params().top_k) == (0.7, 5)
 
 
 def test_without_a_seed_each_answer_gets_its_own():
