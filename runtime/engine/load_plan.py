@@ -29,6 +29,7 @@ from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
+from runtime.fit.machine import usable_bytes
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
 from runtime.fit.probes import find_memory
 from runtime.model.architecture import max_positions
@@ -152,6 +153,20 @@ def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> i
         with suppress(OptionError):
             wanted = max(wanted, len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1)
     return wanted
+
+
+def check_plan(config: EngineConfig, *, held_bytes: int = 0) -> None:
+    """Raise BadInputError where a load would, as far as the models' files, their tokenizers and the budgets tell.
+
+    `held_bytes` of the device are in use now and will be free by then; a budget that was chosen holds all the same.
+    """
+    try:
+        LoadPlan.build(config)
+    except BudgetError:
+        if config.device_memory_bytes is not None or not held_bytes:
+            raise
+        free_bytes = find_memory(select_device(config.device)).free_bytes
+        LoadPlan.build(replace(config, device_memory_bytes=usable_bytes(free_bytes) + held_bytes))
 
 
 def default_max_nodes(device: torch.device) -> int:

@@ -4,9 +4,7 @@ Each command of the registry is a method `do_` + its name, which returns the cha
 shown, if there are any.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 from textual.theme import Theme
 
@@ -19,7 +17,7 @@ from tui.chat.engine.messages import Loaded
 from tui.chat.models import refuse_no_model
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
-from tui.chat.store.files import export_conversation, free_export_path, import_conversation
+from tui.chat.store.files import export_conversation, free_export_path, import_conversation, path_of
 from tui.chat.store.store import UNDO_SECONDS
 from tui.chat.themes import AUTO, theme_name
 from tui.chat.widgets.deleted import DeletedScreen
@@ -40,7 +38,7 @@ class Actions:
         self.do_continue, self.do_clear = dialogue.continue_answer, dialogue.clear
         self.do_undo, self.do_redo, self.do_edit = dialogue.undo, dialogue.redo, dialogue.edit_last
         self.do_stop = dialogue.stop
-        self.do_trim, self.do_untrim = dialogue.trim, dialogue.read_all
+        self.do_trim, self.do_untrim, self.do_ask_anew = dialogue.trim, dialogue.read_all, dialogue.ask_anew
 
     # Answers
 
@@ -153,7 +151,7 @@ class Actions:
     def do_import(self, file: str = "") -> Changes:
         if not file:
             return self._ask(LineDialog("Import from", hint="A JSON file that was exported"), self.do_import)
-        conversation, messages = import_conversation(_path_of(file))
+        conversation, messages = import_conversation(path_of(file))
         added = self._chat.services.store.add_conversation(conversation, messages)
         return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
 
@@ -174,7 +172,7 @@ class Actions:
 
     def _export(self, conversation_id: int, file: str) -> Changes:
         store = self._chat.services.store
-        export_conversation(_path_of(file), store.conversation(conversation_id), store.messages(conversation_id))
+        export_conversation(path_of(file), store.conversation(conversation_id), store.messages(conversation_id))
         return (f"written to {file}",)
 
     def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes | None]) -> Changes:
@@ -212,6 +210,17 @@ class Actions:
             self._chat.services.settings.keep_model()
         await self._chat.notice.withdraw()
         self._chat.view.show_notes(loaded.sentences)
+
+    async def do_larger_context(self) -> None:
+        """Load the model with a context that has room for the conversation, and go on."""
+        remembered, full = self._chat.services.settings, self._chat.dialogue.full
+        if full is None:
+            raise BadInputError("the context has room; /set context changes it")
+        wanted = remembered.settings.replace(context_tokens=full.wanted_context_tokens)
+        self._change_settings(wanted, chosen=("context_tokens",), is_told=False)
+        await self._chat.apply(self._chat.dialogue.stop())
+        self._chat.dialogue.try_again_after_load()
+        await self.start_and_load()
 
     def do_restart(self) -> None:
         """End the engine's process, even one that hangs, start another, and load the model again."""
@@ -332,7 +341,3 @@ class Actions:
 
     def _theme_name(self, settings: ChatSettings) -> str:
         return theme_name(settings.theme, self._chat.services.environment, known=self._chat.screen.app.available_themes)
-
-
-def _path_of(file: str) -> Path:
-    return Path(os.path.expanduser(file))  # noqa: PTH111 - which leaves the home of an unknown user as it is

@@ -131,8 +131,14 @@ class ChatApp(App[int]):
 
     async def action_quit(self, exit_code: int = 0) -> None:
         self._save_drafts()
+        if not exit_code and not await self._may_quit():
+            return
         await self.services.engine.close()
         self.exit(exit_code, return_code=exit_code)
+
+    async def _may_quit(self) -> bool:
+        screens = [each for each in self.screen_stack if isinstance(each, ChatScreen)]
+        return all([await each.unsaved.may_quit(self.action_quit) for each in screens])
 
     def _save_drafts(self) -> None:
         for each in self.screen_stack:

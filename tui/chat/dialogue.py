@@ -15,8 +15,10 @@ from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.client import EngineClient, EngineDied
+from tui.chat.engine.context import context_words
 from tui.chat.engine.messages import (
     Answer,
+    ContextFull,
     Failed,
     Loaded,
     LoadModel,
@@ -28,7 +30,8 @@ from tui.chat.engine.messages import (
 )
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.store.alternatives import Place
-from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim
+from tui.chat.store.database import ConversationStoreError
+from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim, readable, turn_ids
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
@@ -99,6 +102,8 @@ class Trouble:
     """What can be done about it depends on this."""
     sentence: str
     """What, where and what to do next; may hold anything that a model's name or path holds."""
+    full: ContextFull | None = None
+    """What makes room, where the context is full."""
 
 
 Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | EditBegun | ConversationLeft | Trouble | str
@@ -137,6 +142,9 @@ class Dialogue:
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
         self._just_deleted: int | None = None  # a conversation, until something else is done
         self._afterwards: Callable[[], Changes] | None = None  # what an answer was interrupted for
+        self.full: ContextFull | None = None
+        """What makes room for what was asked last, where the context has none."""
+        self._sent_ids: tuple[int, ...] = ()  # of its turns
 
     @property
     def is_answering(self) -> bool:
@@ -342,10 +350,13 @@ class Dialogue:
         match said:
             case Finished():
                 return self._finished(said)
+            case ContextFull():
+                self.full = said
             case Failed(sentence=sentence, kind=kind):
                 self._afterwards = None
                 ended = self._end("failed", {"error": sentence, "kind": kind})
-                return (*ended, *self.return_waiting(), Trouble(_FAILURES.get(kind, "fault"), sentence))
+                full = self.full if kind == "context" else None
+                return (*ended, *self.return_waiting(), Trouble(_FAILURES.get(kind, "fault"), sentence, full))
             case LoadRefused(sentence=sentence, kind=kind):
                 self._afterwards = None
                 sentence = f"{sentence}; {said.loaded.target} stays open"
@@ -359,6 +370,8 @@ class Dialogue:
         shown: Changes = (TextCame(text),) if self._written.conversation_id == self.conversation_id else ()
         try:
             self.store.append_text(self._written.id, text)
+        except ConversationStoreError:
+            return shown  # the store keeps it, and whoever asks for `is_unsaved` tells
         except OverstoryError as error:
             return (*shown, Trouble("store", str(error)))
         return shown
@@ -366,10 +379,10 @@ class Dialogue:
     def _finished(self, finished: Finished) -> Changes:
         state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
         ended = self._end(state, _measured(finished))
-        if finished.finish_reason != "context":
+        if finished.finish_reason != "context" or self._afterwards is not None:
             return (*ended, *self._go_on())
-        word = "the context is full; leave the oldest turns out to go on"
-        return (*ended, *self.return_waiting(), Trouble("context", word))
+        words = "the context is full" if self.full is None else context_words(self.full)
+        return (*ended, *self.return_waiting(), Trouble("context", words, self.full))
 
     def _ask(self, asked: Waiting) -> Changes:
         self._just_deleted = None
@@ -429,11 +442,31 @@ class Dialogue:
 
     def _trim(self, messages: list[StoredMessage]) -> Changes:
         assert self.conversation_id is not None
-        kept_id = first_kept_after_trim(self._kept(messages))
+        kept = self._kept(messages)
+        is_full = self.full is not None and messages[-1].id == self._written.id
+        if is_full and self.full is not None:
+            kept_id = self._sent_ids[self.full.num_left_out] if self.full.num_left_out else None
+        else:
+            kept_id = first_kept_after_trim(kept)
         if kept_id is None:
-            word = "one turn is left, which cannot be trimmed; shorten the prompt or load with a larger context"
-            raise BadInputError(word)
+            raise BadInputError("nothing before the last prompt can be left out; /edit takes it back, to be shortened")
         self.store.leave_out_before(self.conversation_id, kept_id)
+        num_left_out = sum(message.id < kept_id for message in kept)
+        word = f"{num_left_out} turns are left out of what the model reads; /untrim brings them back"
+        return (*self._try_again(messages), word)
+
+    def try_again_after_load(self) -> None:
+        """Once another load is over, ask again for what the context had no room for, or go on with it."""
+        self._afterwards = lambda: self._change_last(self._try_again)
+
+    def ask_anew(self) -> Changes:
+        """Ask the last prompt in a conversation of its own."""
+        prompts = [message.content for message in self.messages() if message.role == "user"]
+        if not prompts:
+            raise BadInputError("nothing was asked yet")
+        return (*self.open(None), *self.ask(prompts[-1]))
+
+    def _try_again(self, messages: list[StoredMessage]) -> Changes:
         if messages[-1].statistics.get("finish_reason") == "context":
             return self._continue(messages)
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
@@ -449,13 +482,15 @@ class Dialogue:
             unchosen=self._unchosen(),
             is_continued=is_continued,
         )
-        self.answer, self._written = Answer(answer_id, prompt), message
+        self.answer, self._written, self.full = Answer(answer_id, prompt), message, None
         self._engine.send(self.answer)
         self.state = begin_answer(self.state)
 
     def _turns(self) -> tuple[dict[str, str], ...]:
         assert self.conversation_id is not None
-        return chat_turns(self.system_prompt(), self._kept(self.messages()))
+        messages = readable(self._kept(self.messages()))
+        self._sent_ids = turn_ids(messages)
+        return chat_turns(self.system_prompt(), messages)
 
     def _kept(self, messages: list[StoredMessage]) -> list[StoredMessage]:
         first_id = self.first_kept_id()
@@ -466,7 +501,12 @@ class Dialogue:
         if answer is None:
             return ()
         kept = {**statistics, "seed": answer.prompt.params.seed}
-        return self._guarded(lambda: (self.store.finish_answer(self._written.id, state=state, statistics=kept),))
+        try:
+            return (self.store.finish_answer(self._written.id, state=state, statistics=kept),)
+        except ConversationStoreError:
+            return self._guarded(lambda: (self.store.message(self._written.id),))
+        except OverstoryError as error:
+            return (Trouble("store", str(error)),)
 
     def _go_on(self) -> Changes:
         """Do what waits for the engine to be free: what an answer was interrupted for, then the next prompt."""

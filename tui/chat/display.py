@@ -50,18 +50,35 @@ _CHOOSE = Choice("Choose model", "model", "Choose a model, with what each would 
 _RESTART = Choice("Restart engine", "restart", "Start the engine again and load the model; nothing was lost")
 _SETTINGS = Choice("Settings", "set", "Change memory budgets, the draft or the context")
 _AGAIN = Choice("Try again", "regenerate", "Ask for the answer again")
-_TRIM = Choice("Leave out the oldest turns", "trim", "They stay in the conversation; the model skips them")
-_NEW = Choice("New conversation", "new", "Begin with an empty context")
+_EDIT = Choice("Edit prompt", "edit", "Take the last prompt back, to shorten and send it again")
+_ANEW = Choice("Ask anew", "ask_anew", "Ask the last prompt in a new conversation, without what was said before")
 CHOICES: Mapping[TroubleKind, tuple[Choice, ...]] = {
     "no model": (_CHOOSE,),
     "dead": (_RESTART, _CHOOSE),
     "memory": (_CHOOSE, _SETTINGS),
-    "context": (_TRIM, _NEW),
+    "context": (_EDIT,),
     "fault": (_AGAIN, _RESTART),
     "input": (_CHOOSE, _SETTINGS),
     "store": (),
 }
 """What can be done about each kind of trouble, the likeliest first."""
+
+
+def choices_for(trouble: Trouble) -> tuple[Choice, ...]:
+    """Return what can be done about it; where the context is full, only what makes room."""
+    full, choices = trouble.full, CHOICES[trouble.kind]
+    if full is None:
+        return choices
+    made = []
+    if full.num_left_out:
+        words = f"Skip {full.num_left_out} turn{'s' if full.num_left_out > 1 else ''}"
+        made.append(Choice(words, "trim", "The oldest stay in the conversation, and the model does not read them"))
+    if full.wanted_context_tokens <= full.largest_context_tokens:
+        words = f"Context {full.wanted_context_tokens}"
+        made.append(Choice(words, "larger_context", "Load the model with it and go on; the setting is kept"))
+    return (*made, *choices, *([_ANEW] if full.num_left_out else []))
+
+
 MAX_RECENT_PROMPTS = 200
 """Of all conversations, for up and down in one that is yet to begin."""
 
@@ -160,8 +177,8 @@ class ChatDisplay:
     def _show_waiting(self) -> None:
         """Show the prompts that wait, each in a line, in the order in which they are sent."""
         texts = [one_line(each.text) for each in self.dialogue.waiting]
-        self.queued.update("\n".join(f"{number}. waits: {text}" for number, text in enumerate(texts, 1)))
-        self.queued.border_subtitle = "Esc takes the last one back"
+        lines = [f"{number}. waits: {text}" for number, text in enumerate(texts, 1)]
+        self.queued.update("\n".join(lines) + "   (Esc takes it back)")
         self.queued.display = bool(texts)
 
     def show_keys(self) -> None:
@@ -207,7 +224,7 @@ class ChatDisplay:
         self.screen.app.clear_notifications()  # which might lie where the notice will
         await self.notice.show(
             trouble.sentence,
-            CHOICES[trouble.kind],
+            choices_for(trouble),
             is_error=trouble.kind != "no model",
         )
 

@@ -1,7 +1,10 @@
 """Keeps what is written and not sent with its conversation: saved while it is written, back when that is opened."""
 
+from contextlib import suppress
+
 from profiles.errors import BadInputError
 from tui.chat.dialogue import ConversationLeft, Dialogue
+from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.drafts import Draft
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.prompt import PromptArea
@@ -29,7 +32,7 @@ class DraftKeeper:
         return self.draft == self._saved and self._conversation_id == self._dialogue.conversation_id
 
     def save(self) -> None:
-        """Save what is written, if it is not saved yet. Raises ConversationStoreError."""
+        """Save what is written, if that was not tried yet; what the disk has no room for, the store keeps."""
         if not self.is_saved:
             self._save(self._dialogue.conversation_id, self.draft)
 
@@ -45,8 +48,7 @@ class DraftKeeper:
 
     def leave(self, left: ConversationLeft) -> None:
         """Save what belongs to the conversation that was open before, and show what belongs to that which is now."""
-        draft = self._draft(left.waiting, left.edited_id)
-        self._save(left.conversation_id, draft)
+        self._save(left.conversation_id, self._draft(left.waiting, left.edited_id))
         self.enter()
 
     def _draft(self, waiting: "tuple[str, ...] | list[str]", edited_id: int) -> Draft:
@@ -58,10 +60,14 @@ class DraftKeeper:
 
     def _save(self, conversation_id: int | None, draft: Draft) -> None:
         if self._conversation_id != conversation_id:  # it began with what was written
-            self._store.save_draft(self._conversation_id, Draft())
+            self._put(self._conversation_id, Draft())
             self._conversation_id = conversation_id
-        try:
-            self._store.save_draft(conversation_id, draft)
-        except BadInputError:  # another window purged it
-            self._store.save_draft(None, draft)
+        self._put(conversation_id, draft)
         self._saved = draft
+
+    def _put(self, conversation_id: int | None, draft: Draft) -> None:
+        with suppress(ConversationStoreError):  # which the store tries again
+            try:
+                self._store.save_draft(conversation_id, draft)
+            except BadInputError:  # another window purged it
+                self._store.save_draft(None, draft)

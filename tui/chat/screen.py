@@ -23,6 +23,7 @@ from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, LoadRefused, Report
+from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
 from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
 
@@ -81,6 +82,7 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.chat = ChatDisplay(self, services)
         self.actions = Actions(self.chat)
+        self.unsaved = UnsavedWatch(self.chat)
         self._interrupted_at = -QUIT_SECONDS
         self._saving: Timer | None = None
 
@@ -104,6 +106,7 @@ class ChatScreen(Screen[None]):
         self.set_focus(chat.prompt)
         self.app.theme_changed_signal.subscribe(self, self.actions.remember_theme)
         self.call_after_refresh(self._listen)
+        self.set_interval(RETRY_SECONDS, self.unsaved.look)
         if services.notices:
             await chat.notice.show_lasting(" · ".join(services.notices))
 
@@ -217,8 +220,9 @@ class ChatScreen(Screen[None]):
         self.app.copy_to_clipboard(message.href)
         self.chat.say(f"link copied: {message.href}")
 
-    async def action_open_conversation(self, conversation_id: int) -> None:
+    async def action_open_conversation(self, conversation_id: int, message_id: int = 0) -> None:
         await self.chat.perform(lambda: self.chat.dialogue.open(conversation_id))
+        await self.chat.view.show_turn(message_id)
         self.chat.side.display &= not self.has_class("-narrow")
         self.chat.prompt.focus()
 
@@ -281,6 +285,7 @@ class ChatScreen(Screen[None]):
     async def _hear(self, report: Report | EngineDied) -> None:
         try:
             await self.chat.apply(self.chat.dialogue.take(report))
+            await self.unsaved.look_at_once()
             if isinstance(report, Loaded):
                 await self.actions.note_loaded(report)
             elif isinstance(report, LoadRefused | EngineDied):

@@ -1,5 +1,6 @@
 """What is decided before anything is read: device, dtype, budgets, and where every layer goes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from offload.residency_plan import Tier
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from runtime.engine import load_plan
-from runtime.engine.load_plan import LoadPlan
+from runtime.engine.load_plan import LoadPlan, check_plan
 from runtime.fit import probes
 from tests.support.session_factory import save_tiny_folder
 
@@ -57,6 +58,18 @@ def test_an_accelerator_that_does_not_say_needs_a_budget(
     with pytest.raises(BudgetError, match="does not say how much memory is free; give --device-memory"):
         build(folder)
     assert build(folder, device_memory_bytes=10**9).placement.device_budget_bytes == 10**9
+
+
+def test_a_load_is_checked_as_if_what_an_open_session_holds_were_free(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load_plan, "select_device", lambda text: torch.device("xpu", 0))
+    monkeypatch.setattr(probes, "device_memory", lambda device: DeviceMemory(1_000_000, 400_000_000))
+    config = EngineConfig(target=str(folder), draft="none", context_tokens=64)
+    check_plan(config, held_bytes=300_000_000)
+    for refused, held_bytes in ((config, 0), (replace(config, device_memory_bytes=1000), 300_000_000)):
+        with pytest.raises(BudgetError):
+            check_plan(refused, held_bytes=held_bytes)
+    with pytest.raises(BadInputError):
+        check_plan(replace(config, target="/no/such/folder"), held_bytes=300_000_000)
 
 
 def test_what_an_accelerator_cannot_hold_waits_in_host_memory(folder: Path, accelerator: None) -> None:

@@ -67,6 +67,36 @@ def test_a_search_goes_over_all_conversations(tmp_path):
     tell(story)
 
 
+def test_a_hit_is_opened_where_it_stands_and_escape_closes_the_search(tmp_path):
+    async def story():
+        async with telling(tmp_path, size=(120, 24)) as teller:
+            conversation = teller.store.create_conversation(title="long")
+            for number in range(60):
+                prompt = "a needle" if number == 4 else f"prompt {number}"
+                teller.store.append_prompt(conversation.id, prompt)
+                answer = teller.store.begin_answer(conversation.id, model="m")
+                teller.store.append_text(answer.id, f"answer {number}\n\n" + "line\n\n" * 5)
+                teller.store.finish_answer(answer.id)
+            await teller.press("ctrl+f")
+            await teller.type("needle")
+            await teller.until(lambda: len(listed(teller)) == 1, "the search")
+            await teller.press("enter")
+
+            def is_shown():
+                turns = [turn for turn in teller.chat.view.query(".turn") if turn.message.content == "a needle"]
+                return turns and 0 <= turns[0].region.y < teller.chat.view.region.bottom - 2
+
+            await teller.until(is_shown, "the hit")
+            assert teller.chat.side.display
+            await teller.press("escape")
+            await teller.until(lambda: not teller.chat.side.display and teller.chat.prompt.has_focus)
+            await teller.press("ctrl+end")
+            await teller.until(lambda: teller.chat.view.scroll_y == teller.chat.view.max_scroll_y)
+            await teller.press("ctrl+n")
+
+    tell(story)
+
+
 def test_a_conversation_gets_another_title_or_is_left_as_it_was(tmp_path):
     async def story():
         async with telling(tmp_path) as teller:

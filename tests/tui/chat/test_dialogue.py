@@ -20,7 +20,7 @@ from tui.chat.dialogue import (
     TurnsChanged,
 )
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Answer, Failed, LoadModel, OfAnswer, StopAnswer
+from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, StopAnswer
 from tui.chat.store.records import StoredMessage
 from tui.chat.store.store import ConversationStore
 
@@ -290,7 +290,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     answer_id = dialogue.answer.answer_id
     ended, trouble = take(dialogue, answer_id, Failed("9000 tokens do not fit 4096", "context"))
     assert (ended.state, trouble.kind) == ("failed", "context")
-    assert kinds(dialogue.trim()) == [TurnsChanged]
+    assert kinds(dialogue.trim()) == [TurnsChanged, str]
     assert [each.content for each in engine.requests[-1].prompt.messages] == ["Two?"]
     assert dialogue.first_kept_id() == dialogue.messages()[2].id
     answered(dialogue, "2")
@@ -303,7 +303,7 @@ def test_an_answer_that_filled_the_context_goes_on_after_a_trim(dialogue, engine
     dialogue.ask("Two?")
     *_, trouble = answered(dialogue, "2 and", finish_reason="context")
     assert trouble.kind == "context"
-    assert kinds(dialogue.trim()) == [TurnsChanged]
+    assert kinds(dialogue.trim()) == [TurnsChanged, str]
     assert engine.requests[-1].prompt.is_continued
 
 
@@ -311,7 +311,7 @@ def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, en
     for prompt in ("One " * 50, "Two?"):
         dialogue.ask(prompt)
         answered(dialogue, "1")
-    assert kinds(dialogue.trim()) == [TurnsChanged]
+    assert kinds(dialogue.trim()) == [TurnsChanged, str]
     kept_id = dialogue.messages()[2].id
     later = Dialogue(store, engine)
     later.open(dialogue.conversation_id)
@@ -322,10 +322,73 @@ def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, en
         later.read_all()
 
 
+def full(**changes):
+    values = {
+        "num_tokens": 9000,
+        "context_tokens": 4096,
+        "largest_context_tokens": 8192,
+        "wanted_context_tokens": 16384,
+        "num_left_out": 0,
+        "fits_alone": True,
+    }
+    return ContextFull(**(values | changes))
+
+
+def test_as_many_turns_are_left_out_in_one_step_as_the_engine_counted(dialogue, engine):
+    for number in range(5):
+        dialogue.ask(f"prompt {number}")
+        answered(dialogue, f"answer {number}")
+    dialogue.ask("last")
+    answer_id = dialogue.answer.answer_id
+    assert take(dialogue, answer_id, full(num_left_out=6)) == ()
+    *_, trouble = take(dialogue, answer_id, Failed("9000 tokens", "context"))
+    assert trouble.full == full(num_left_out=6)
+    changes = dialogue.trim()
+    assert changes[-1] == "6 turns are left out of what the model reads; /untrim brings them back"
+    assert [each.content for each in engine.requests[-1].prompt.messages] == [
+        *("prompt 3", "answer 3", "prompt 4", "answer 4"),
+        "last",
+    ]
+
+
+def test_a_prompt_that_is_too_long_does_not_spoil_the_later_ones(dialogue, engine):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    dialogue.ask("long " * 999)
+    take(dialogue, dialogue.answer.answer_id, Failed("too long", "context"))
+    dialogue.ask("Two?")
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?", "1", "Two?"]
+    answered(dialogue, "2")
+    dialogue.ask("Three?")
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?", "1", "Two?", "2", "Three?"]
+
+
+def test_a_prompt_that_is_too_long_comes_back_to_be_changed_or_is_asked_anew(dialogue, engine):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    dialogue.ask("long")
+    take(dialogue, dialogue.answer.answer_id, Failed("too long", "context"))
+    assert dialogue.edit_last()[0] == EditBegun("long")
+    dialogue.editing_id = None
+    before = dialogue.conversation_id
+    assert kinds(dialogue.ask_anew()) == [ConversationLeft, TurnsChanged, StoredMessage, StoredMessage]
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["long"]
+    assert dialogue.conversation_id != before
+
+
+def test_what_had_no_room_is_asked_again_once_there_is_a_larger_context(dialogue, engine):
+    dialogue.ask("One?")
+    take(dialogue, dialogue.answer.answer_id, Failed("too long", "context"))
+    dialogue.load(EngineConfig(context_tokens=8192))
+    dialogue.try_again_after_load()
+    assert kinds(dialogue.take(LOADED)) == [TurnsChanged]
+    assert [each.content for each in engine.requests[-1].prompt.messages] == ["One?"]
+
+
 def test_one_turn_alone_cannot_be_trimmed(dialogue):
     dialogue.ask("One?")
     answered(dialogue, "1")
-    with pytest.raises(BadInputError, match="cannot be trimmed"):
+    with pytest.raises(BadInputError, match="nothing before the last prompt can be left out"):
         dialogue.trim()
 
 

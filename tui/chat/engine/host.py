@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import psutil
@@ -24,9 +23,10 @@ from profiles.steps import finish
 from runtime.child_process import own_streams
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import LoadProgress, Round
+from runtime.events import Finished, LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
 from tui.chat.engine.child_process import lines_of, step_back, write_line
+from tui.chat.engine.context import context_full, context_words
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,
@@ -263,13 +263,28 @@ class EngineHost:
             if event is not None:
                 self._say(OfAnswer(request.answer_id, event))
 
-        tell(opened.session.prefill_start(request.prompt))
+        try:
+            tell(opened.session.prefill_start(request.prompt))
+            self._generate(opened, request, tell)
+        except PromptTooLongError as error:
+            full = None
+            with suppress(OptionError):  # of a template that refuses shorter conversations
+                full = context_full(opened, request.prompt)
+            if full is None:
+                raise
+            tell(full)
+            raise PromptTooLongError(context_words(full)) from error
+
+    def _generate(self, opened: "OpenSession", request: Answer, tell: Callable[[AnswerEvent | None], None]) -> None:
         events = opened.session.generate(request.prompt)
         with (
             self._inbox.stoppable(request.answer_id, opened.session.stop),
             ticking(lambda: tell(pass_running(opened))),
         ):
             for event in events:
+                if isinstance(event, Finished) and event.finish_reason == "context":
+                    with suppress(OptionError):
+                        tell(context_full(opened, request.prompt, event.text))
                 tell(event)
                 if isinstance(event, Round):
                     tell(session_figures(opened))
@@ -284,21 +299,10 @@ def check_load(config: EngineConfig, tell: Callable[[str | LoadProgress], None],
 
     `held_bytes` come free before it. Imports torch, as a session that is open has done already.
     """
-    from offload.device import select_device
-    from runtime.engine.load_plan import LoadPlan
+    from runtime.engine.load_plan import check_plan
     from runtime.engine.model_folders import locate_models
-    from runtime.fit.machine import usable_bytes
-    from runtime.fit.probes import find_memory
 
-    located = finish(locate_models(config, cache_folder=cache_folder()), tell)
-    try:
-        LoadPlan.build(located)
-    except BudgetError:
-        if config.device_memory_bytes is not None:
-            raise
-        machine = find_memory(select_device(config.device))
-        free_bytes = machine.host_free_bytes if machine.device_free_bytes is None else machine.device_free_bytes
-        LoadPlan.build(replace(located, device_memory_bytes=usable_bytes(free_bytes) + held_bytes))
+    check_plan(finish(locate_models(config, cache_folder=cache_folder()), tell), held_bytes=held_bytes)
 
 
 def loaded(opened: "OpenSession") -> Loaded:

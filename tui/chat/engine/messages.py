@@ -131,6 +131,25 @@ class SessionFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextFull:
+    """A conversation has no room in the context any more, and what would make room; the answer's end follows."""
+
+    num_tokens: int
+    """Of the conversation as it was sent, or as it has become."""
+    context_tokens: int
+    """What prompt and answer may take together."""
+    largest_context_tokens: int
+    """What the model's own limit and the memory allow; at least `context_tokens`."""
+    wanted_context_tokens: int
+    """A context that has room for it and for an answer; more than the largest where none has."""
+    num_left_out: int
+    """The fewest of the oldest turns without which there is room, the system prompt aside; 0 if the last prompt alone
+    has none, or if there is nothing before it."""
+    fits_alone: bool
+    """Whether the last prompt alone has room."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A request could not be served; the process goes on."""
 
@@ -151,7 +170,7 @@ class LoadRefused:
     """The session that is open."""
 
 
-AnswerEvent = Event | PassRunning | SessionFigures | Failed
+AnswerEvent = Event | PassRunning | SessionFigures | ContextFull | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ such files. Imported files may have been edited by hand: every value is checked.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,11 @@ _CONVERSATION_FIELDS = ("title", "system_prompt", "created_at", "updated_at")
 _MESSAGE_FIELDS = ("role", "content", "state", "model", "statistics", "created_at")
 # Legal in JSON, but a terminal obeys the first range and some readers end the line at the other two.
 _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+def path_of(file: str) -> Path:
+    """Return the path that a person typed."""
+    return Path(os.path.expanduser(file))  # noqa: PTH111 - which leaves the home of an unknown user as it is
 
 
 def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -> Path:

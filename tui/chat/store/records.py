@@ -78,15 +78,41 @@ def chat_turns(system_prompt: str, messages: Sequence[StoredMessage]) -> tuple[d
     An answer without any text is no turn, and prompts that then follow each other become one: many templates refuse
     two turns of one role.
     """
-    turns = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
+    system = ({"role": "system", "content": system_prompt},) if system_prompt.strip() else ()
+    merged = (
+        {"role": turn[0].role, "content": "\n\n".join(each.content for each in turn)} for turn in _turns(messages)
+    )
+    return (*system, *merged)
+
+
+def turn_ids(messages: Sequence[StoredMessage]) -> tuple[int, ...]:
+    """Return the id of the first message of each of these turns, the system prompt aside."""
+    return tuple(turn[0].id for turn in _turns(messages))
+
+
+def _turns(messages: Sequence[StoredMessage]) -> list[list[StoredMessage]]:
+    turns: list[list[StoredMessage]] = []
     for message in messages:
         if message.role == "assistant" and not message.content:
             continue
-        if turns and turns[-1]["role"] == message.role:
-            turns[-1]["content"] += f"\n\n{message.content}"
+        if turns and turns[-1][-1].role == message.role:
+            turns[-1].append(message)
         else:
-            turns.append({"role": message.role, "content": message.content})
-    return tuple(turns)
+            turns.append([message])
+    return turns
+
+
+def readable(messages: Sequence[StoredMessage]) -> list[StoredMessage]:
+    """Return the messages without prompts that the context had no room for, each with its answer, unless it is last.
+
+    What could not be read once would make every later prompt too long as well.
+    """
+    unread = {
+        index
+        for index, answer in enumerate(messages)
+        if answer.state == "failed" and answer.statistics.get("kind") == "context" and not answer.content
+    }
+    return [each for index, each in enumerate(messages) if index not in unread and index + 1 not in unread]
 
 
 def first_kept_after_trim(messages: Sequence[StoredMessage]) -> int | None:

@@ -31,6 +31,8 @@ class SearchHit:
     """A piece of the newest such message, or else of the title: on one line, terminal escapes shown as text."""
     matches: tuple[tuple[int, int], ...]
     """Start and end of each term's occurrences within the snippet, in order."""
+    message_id: int = 0
+    """The newest such message; 0 where only the title holds the terms."""
 
 
 def search_terms(query: str) -> tuple[str, ...]:
@@ -48,8 +50,8 @@ def find_hits(connection: sqlite3.Connection, query: str) -> list[SearchHit]:
     connection.create_function("holds", 2, _holds, deterministic=True)
     found = {row[0]: row for row in (*_titles(connection, terms), *_messages(connection, terms))}
     return [
-        SearchHit(conversation_id, title, *make_snippet(text, terms))
-        for conversation_id, title, text, *_ in list(found.values())[:MAX_HITS]
+        SearchHit(conversation_id, title, *make_snippet(text, terms), message_id=message_id)
+        for conversation_id, title, text, message_id in list(found.values())[:MAX_HITS]
     ]
 
 
@@ -68,9 +70,9 @@ def make_snippet(text: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int,
 
 
 def _titles(connection: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the conversation's id and title, and the text that was found."""
+    """Return the conversation's id and title, the text that was found, and no message."""
     return connection.execute(
-        "SELECT id, title, title FROM conversations "
+        "SELECT id, title, title, 0 FROM conversations "
         f"WHERE deleted_at IS NULL AND {_holds_all('title', terms)} ORDER BY updated_at DESC, id DESC LIMIT ?",
         (*terms, MAX_HITS),
     ).fetchall()

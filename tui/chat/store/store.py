@@ -58,6 +58,7 @@ class ConversationStore:
         self.notice = self._database.notice
         """One sentence for the user if a damaged database had to be set aside."""
         self._clock = clock
+        self._unsaved_drafts: dict[int | None, Draft] = {}  # the same of drafts, by conversation
         self._unsaved: dict[int, _Unsaved] = {}  # answers that the disk has had no room for yet, by their ids
         self._token: str | None = None
         try:
@@ -178,15 +179,25 @@ class ConversationStore:
 
     def draft(self, conversation_id: int | None) -> Draft:
         """Return what was written in it and not sent; None is the conversation that is yet to begin here."""
+        if (unsaved := self._unsaved_drafts.get(conversation_id)) is not None:
+            return unsaved
         with self._database.writing() as connection:
             return select_draft(connection, conversation_id, writer=self._writer_token(), is_writing=is_writing)
 
     def save_draft(self, conversation_id: int | None, draft: Draft) -> None:
-        """Keep what is written in it and not sent, in place of what was kept before."""
-        with self._database.writing() as connection:
-            if conversation_id is not None and not _is_there(connection, conversation_id):
-                raise _unknown(f"conversation {conversation_id}")
-            replace_draft(connection, conversation_id, draft, writer=self._writer_token())
+        """Keep what is written in it and not sent, in place of what was kept before.
+
+        What could not be saved is kept for `save_unsaved`.
+        """
+        try:
+            with self._database.writing() as connection:
+                if conversation_id is not None and not _is_there(connection, conversation_id):
+                    raise _unknown(f"conversation {conversation_id}")
+                replace_draft(connection, conversation_id, draft, writer=self._writer_token())
+        except ConversationStoreError:
+            self._unsaved_drafts[conversation_id] = draft
+            raise
+        self._unsaved_drafts.pop(conversation_id, None)
 
     def message(self, message_id: int) -> StoredMessage:
         """Return one message, even if it was dropped."""
@@ -263,9 +274,15 @@ class ConversationStore:
         return self._step(conversation_id, is_back=False)
 
     @property
-    def unsaved_conversation_ids(self) -> tuple[int, ...]:
-        """Conversations with answers of which a part is in memory alone."""
-        return tuple(dict.fromkeys(self.message(message_id).conversation_id for message_id in self._unsaved))
+    def is_unsaved(self) -> bool:
+        """Whether a part of an answer or a draft is in memory alone."""
+        return bool(self._unsaved or self._unsaved_drafts)
+
+    def unsaved(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Return the conversations with answers of which a part is in memory alone, and the texts of such drafts."""
+        ids = dict.fromkeys(self.message(message_id).conversation_id for message_id in self._unsaved)
+        texts = (text for draft in self._unsaved_drafts.values() for text in (draft.text, draft.edit))
+        return tuple(ids), tuple(text for text in texts if text)
 
     def save_unsaved(self) -> None:
         """Save what could not be saved before; what belongs to a conversation that was purged since is given up."""
@@ -274,6 +291,11 @@ class ConversationStore:
                 self._save(message_id, unsaved)
             except BadInputError:
                 self._unsaved.pop(message_id, None)
+        for conversation_id, draft in list(self._unsaved_drafts.items()):
+            try:
+                self.save_draft(conversation_id, draft)
+            except BadInputError:
+                self._unsaved_drafts.pop(conversation_id, None)
 
     def search(self, query: str) -> list[SearchHit]:
         """Find where all terms of the query occur, in titles and messages; any text is a query."""

@@ -21,6 +21,8 @@ from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.terminal_text import counted, one_line, show_terminal_escapes
 
 FRAMES_PER_SECOND = 30
+SETTLE_SECONDS = 1.0
+"""In which a conversation that was opened is laid out."""
 NUM_SHOWN_TURNS = 40
 NUM_SHOWN_CHARACTERS = 12_000
 """A conversation with more turns or more text opens at its end; what is before is drawn when a reader goes there."""
@@ -188,6 +190,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._messages: list[StoredMessage] = []  # those that are not drawn yet, oldest first
         self._smoother = TextSmoother()
         self._growing: AnswerTurn | None = None
+        self._wanted: PromptTurn | AnswerTurn | None = None  # what was searched for, until all is laid out
         self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
         self._notes: tuple[str, ...] = ()
@@ -200,7 +203,7 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     async def show(self, messages: Sequence[StoredMessage], *, first_kept_id: int = 0) -> None:
         """Show another conversation; turns before `first_kept_id` are marked as left out."""
-        self._growing, self._copied = None, None
+        self._growing, self._copied, self._wanted = None, None, None
         self._smoother = TextSmoother(self._smoother.expected_seconds)
         self._first_kept_id = first_kept_id
         num_earlier = len(messages) - num_fitting(messages)
@@ -310,6 +313,29 @@ class ConversationView(VerticalScroll, can_focus=False):
             await self.show_earlier()
             await asyncio.sleep(0)  # keys come first
         self.call_after_refresh(self.scroll_home, animate=False)
+
+    async def show_turn(self, message_id: int) -> None:
+        """Go to one turn, which may not be drawn yet; nowhere if it is not there."""
+        if message_id in {message.id for message in self._messages}:
+            await self.show_start()
+        turns = (turn for turn in self.query(".turn") if isinstance(turn, PromptTurn | AnswerTurn))
+        self._wanted = next((turn for turn in turns if turn.message.id == message_id), None)
+        if self._wanted is not None:
+            self.anchor(False)
+            self.call_after_refresh(self._show_wanted)
+            self.set_timer(SETTLE_SECONDS, self._forget_wanted)
+
+    def watch_virtual_size(self) -> None:
+        """Stay at the turn that is wanted while those above it are laid out."""
+        if self._wanted is not None:
+            self.call_after_refresh(self._show_wanted)
+
+    def _show_wanted(self) -> None:
+        if self._wanted is not None:
+            self.scroll_to_widget(self._wanted, top=True, animate=False, force=True)
+
+    def _forget_wanted(self) -> None:
+        self._wanted = None
 
     def show_end(self) -> None:
         """Go to the last turn, and follow it."""

@@ -43,6 +43,10 @@ class ConversationList(Vertical):
         Binding("ctrl+z", "screen.undo_in_list", "Undo", tooltip="Bring back what was deleted last"),
     ]
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._hits: dict[int, int] = {}  # messages that a search found, by their conversations
+
     def compose(self) -> ComposeResult:
         yield Input(placeholder="Search all conversations", id="search", compact=True, select_on_focus=False)
         yield OptionList(id="conversations", compact=True, markup=False)
@@ -62,9 +66,10 @@ class ConversationList(Vertical):
             self.query_one(OptionList).highlighted = ids.index(open_id)
 
     def show_hits(self, hits: Sequence[SearchHit]) -> None:
-        """List what a search found."""
+        """List what a search found; choosing one opens it where that stands."""
         options = [Option(_hit_lines(hit), id=str(hit.conversation_id)) for hit in hits]
         self._fill(options, f"{len(options)} found" if options else "nothing found")
+        self._hits = {hit.conversation_id: hit.message_id for hit in hits}
 
     def search_for(self, words: str) -> None:
         """Let the next keys go on with a search that begins with these words."""
@@ -86,9 +91,11 @@ class ConversationList(Vertical):
         options = self.query_one(OptionList)
         if options.option_count and options.highlighted is not None:
             option = options.get_option_at_index(options.highlighted)
-            await self.run_action(f"screen.{what}_conversation({option.id})")
+            place = f", {self._hits.get(int(option.id or 0), 0)}" if what == "open" else ""
+            await self.run_action(f"screen.{what}_conversation({option.id}{place})")
 
     def _fill(self, options: Sequence[Option], hint: str) -> None:
+        self._hits = {}
         listed = self.query_one(OptionList)
         highlighted = listed.highlighted
         listed.clear_options()

@@ -56,8 +56,8 @@ class NoticeBar(Vertical):
         self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)
         await row.remove_children()
+        await row.mount(Static("F6", markup=False, classes="notice-hint"))
         await row.mount_all(map(_button, (*choices, Choice("Dismiss", "", "Put the notice away"))))
-        await row.mount(Static("F6 goes there", markup=False, classes="notice-hint"))
         self.query(Button).first().variant = "primary"
         self.set_class(is_error, "-error")
         self.display = True
@@ -66,6 +66,15 @@ class NoticeBar(Vertical):
         """Say something that stays, above whatever is said meanwhile, until the user puts it away."""
         self._lasting = one_line(sentence)
         await self.show("", ())
+
+    def end_lasting(self) -> None:
+        """Say no more what was to stay; what was said besides stays."""
+        rest = self.sentence.removeprefix(self._lasting).strip()
+        self._lasting = ""
+        if rest:
+            self.query_one("#notice-text", Static).update(rest)
+        elif self.display:
+            self.action_dismiss()
 
     async def withdraw(self) -> None:
         """Say no more what no longer holds; what lasts stays."""

@@ -39,6 +39,7 @@ from tui.chat.engine.host import (
 )
 from tui.chat.engine.messages import (
     Answer,
+    ContextFull,
     Failed,
     Loaded,
     Loading,
@@ -306,10 +307,26 @@ def test_what_cannot_be_done_is_told_and_survived(folder: Path):
     assert isinstance(reports[-1], Loaded)
 
 
-def test_a_prompt_that_does_not_fit_costs_one_answer(folder: Path):
-    reports = serve(load(folder), ask(1, "the cat " * 300), ask(2, "the cat"))
-    assert events_of(reports, 1)[-1].kind == "context"
+def test_a_prompt_that_does_not_fit_costs_one_answer_and_what_makes_room_is_told(folder: Path):
+    turns = ("the cat " * 30, "and the hen " * 20)
+    reports = serve(load(folder), ask(1, *turns * 3, "the cat"), ask(2, "the cat"))
+    *_, full, failed = events_of(reports, 1)
+    assert isinstance(full, ContextFull) and failed.kind == "context"
+    assert full.num_tokens > full.context_tokens == 200
+    assert 0 < full.num_left_out < 7 and full.num_left_out % 2 == 0 and full.fits_alone
+    assert f"this conversation has {full.num_tokens} tokens" in failed.sentence and "--" not in failed.sentence
+    kept = ask(3, *(*turns * 3, "the cat")[full.num_left_out :])
+    assert end_of(serve(load(folder), kept), 3).text
+    *_, alone, _ = events_of(serve(load(folder), ask(1, "the cat " * 300)))
+    assert (alone.num_left_out, alone.fits_alone) == (0, False)
     assert end_of(reports, 2).text
+
+
+def test_an_answer_that_fills_the_context_tells_what_makes_room(folder: Path):
+    reports = serve(load(folder), ask(1, "the cat", "a hen " * 10, "the cat " * 10, max_new_tokens=500))
+    *_, full, finished = events_of(reports)
+    assert isinstance(full, ContextFull) and finished.finish_reason == "context"
+    assert full.num_tokens >= 199 and full.wanted_context_tokens == full.largest_context_tokens == 512
 
 
 def test_a_fault_of_our_own_is_one_sentence_and_the_process_goes_on(

@@ -14,6 +14,7 @@ from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,
+    ContextFull,
     Failed,
     Loading,
     LoadModel,
@@ -41,6 +42,7 @@ EVENTS = [
     PassRunning(3, 28, (4, 5)),
     FIGURES,
     Failed("the prompt is too long", "context"),
+    ContextFull(9000, 4096, 8192, 16384, 4, True),
 ]
 MESSAGES = [
     LoadModel(EngineConfig(target="a b\ud800", ring_slots=3, device_memory_bytes=0)),

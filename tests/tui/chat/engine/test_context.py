@@ -1,0 +1,54 @@
+"""What makes room in a full context, against trying every number of turns."""
+
+import random
+
+from runtime.prompts.prompt_file import Message
+from tui.chat.engine.context import context_words, room_for
+
+
+def conversation(sizes, *, system=0):
+    """Messages of so many words, prompts and answers in turn."""
+    roles = ["user", "assistant"] * len(sizes)
+    turns = [Message(role, "word " * size) for role, size in zip(roles, sizes, strict=False)]
+    return [Message("system", "word " * system), *turns] if system else turns
+
+
+def count(messages):
+    """A token a word, and four for each turn."""
+    return sum(len(message.content.split()) + 4 for message in messages)
+
+
+def room(sizes, *, system=0, wanted=64, context=100, largest=400):
+    return room_for(
+        conversation(sizes, system=system),
+        count,
+        num_wanted_tokens=wanted,
+        context_tokens=context,
+        largest_context_tokens=largest,
+    )
+
+
+def test_as_few_turns_as_possible_are_left_out():
+    for seed in range(200):
+        choose = random.Random(seed)
+        sizes = [choose.randrange(1, 40) for _ in range(choose.randrange(1, 10) * 2 - 1)]
+        full = room(sizes, system=choose.choice((0, 5)))
+        messages = conversation(sizes)
+        system = [Message("system", "word " * 5)] if full.num_tokens > count(messages) else []
+        starts = range(0, len(sizes), 2)
+        fitting = [start for start in starts[1:] if count([*system, *messages[start:]]) + 25 <= 100]
+        alone = count([*system, *messages[starts[-1] :]]) + 16 <= 100
+        expected = fitting[0] if fitting else starts[-1] if alone else 0
+        assert (full.num_left_out, full.fits_alone) == (expected, alone), seed
+
+
+def test_a_larger_context_is_a_power_of_two_or_the_largest():
+    assert room([150]).wanted_context_tokens == 256
+    assert room([300]).wanted_context_tokens == 400
+    assert room([399]).wanted_context_tokens > 400
+
+
+def test_what_is_said_can_be_typed():
+    assert "/set context 256 makes room" in context_words(room([150]))
+    assert context_words(room([20, 400, 20])).endswith("and 400 is the most that the model and the memory allow")
+    assert "/edit takes the last prompt back" in context_words(room([450]))

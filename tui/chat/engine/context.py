@@ -1,0 +1,107 @@
+"""What makes room for a conversation that the context does not hold: counted in tokens, so that it works."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from runtime.prompts.prompt_file import Message, PromptRequest
+from tui.chat.engine.messages import ContextFull
+
+if TYPE_CHECKING:
+    from runtime.engine.loading import OpenSession
+
+_ROOM_SHARE = 4
+"""An answer gets a quarter of the context, unless fewer tokens are wanted of it."""
+_LEAST_ROOM_TOKENS = 16
+_MOST_CONTEXT_TOKENS = 1 << 20
+"""For a model that states no limit of its own."""
+
+
+def context_full(opened: "OpenSession", request: PromptRequest, text: str = "") -> ContextFull:
+    """Return what would make room for a request, of whose answer `text` has been written."""
+    engine = opened.session.engine
+    messages = request.messages or ()
+    if text and request.is_continued:
+        messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + text))
+    elif text:
+        messages = (*messages, Message("assistant", text))
+    is_continued = messages[-1].role == "assistant"
+
+    def count_tokens(kept: Sequence[Message]) -> int:
+        asked = replace(request, messages=tuple(kept), is_continued=is_continued)
+        return len(opened.session.format_prompt(asked))
+
+    return room_for(
+        messages,
+        count_tokens,
+        num_wanted_tokens=request.params.max_new_tokens,
+        context_tokens=engine.context_tokens,
+        largest_context_tokens=largest_context(opened),
+    )
+
+
+def room_for(
+    messages: Sequence[Message],
+    count_tokens: Callable[[Sequence[Message]], int],
+    *,
+    num_wanted_tokens: int,
+    context_tokens: int,
+    largest_context_tokens: int,
+) -> ContextFull:
+    """Return what would make room for messages, of which `count_tokens` says how much they take."""
+    room = max(_LEAST_ROOM_TOKENS, min(num_wanted_tokens, context_tokens // _ROOM_SHARE))
+    system = [message for message in messages[:1] if message.role == "system"]
+    turns = messages[len(system) :]
+    starts = [index for index, message in enumerate(turns) if message.role == "user"]  # of what could be kept
+    num_tokens = count_tokens(messages)
+
+    def has_room(start: int) -> bool:
+        return count_tokens([*system, *turns[start:]]) + room <= context_tokens
+
+    place = bisect_left(starts, True, lo=min(1, len(starts)), key=has_room)
+    if place == len(starts):  # perhaps the last prompt leaves room for a shorter answer
+        place -= 1
+    last_tokens = count_tokens([*system, *turns[starts[-1] :]])
+    fits_alone = last_tokens + _LEAST_ROOM_TOKENS <= context_tokens
+    return ContextFull(
+        num_tokens=num_tokens,
+        context_tokens=context_tokens,
+        largest_context_tokens=largest_context_tokens,
+        wanted_context_tokens=_round_up(num_tokens + room, largest_context_tokens),
+        num_left_out=starts[place] if fits_alone else 0,
+        fits_alone=fits_alone,
+    )
+
+
+def _round_up(num_tokens: int, most: int) -> int:
+    """Return the next power of two, or the most where that holds it too."""
+    rounded = 1 << (num_tokens - 1).bit_length()
+    return most if num_tokens <= most < rounded else rounded
+
+
+def largest_context(opened: "OpenSession") -> int:
+    """Return the largest context that the model was made for and the budget has memory for."""
+    from runtime.model.architecture import max_positions
+
+    plan, context_tokens = opened.plan, opened.session.engine.context_tokens
+    limit = max_positions(plan.target.config) or max(_MOST_CONTEXT_TOKENS, context_tokens)
+    budget_bytes = plan.placement.device_budget_bytes
+
+    def is_too_large(num_tokens: int) -> bool:
+        return replace(plan.need, context_tokens=num_tokens).least_bytes > budget_bytes
+
+    sizes = range(context_tokens, limit + 1)
+    return max(context_tokens, context_tokens + bisect_left(sizes, True, key=is_too_large) - 1)
+
+
+def context_words(full: ContextFull) -> str:
+    """Say what is the matter and what can be typed about it."""
+    what = (
+        f"this conversation has {full.num_tokens} tokens and the context holds {full.context_tokens}, answer included"
+    )
+    if full.wanted_context_tokens <= full.largest_context_tokens:
+        return f"{what}; /set context {full.wanted_context_tokens} makes room for all of it"
+    if full.fits_alone:
+        return f"{what}, and {full.largest_context_tokens} is the most that the model and the memory allow"
+    return f"{what}, {full.largest_context_tokens} at most; /edit takes the last prompt back, to be shortened"
