@@ -1,6 +1,10 @@
 """How soon the chat app answers a key, at rest and while the model computes: whole app, real terminal, real engine.
 
     python -m tests.support.chat_latency [--keys 200] [options of `overstory chat`]
+    python -m tests.support.chat_latency --answer prose|list|table|code [--keys 200] [--busy 2]
+
+The second form types while an engine that computes nothing writes such an answer at 100 tokens a second, beside so many
+processes that do nothing but compute.
 
 Greek letters are typed into the prompt, one by one; each is timed from the key to the bytes that draw it. The first
 paint is timed from the start of the process. The app gets folders of its own, so that no conversation of the user's is
@@ -13,10 +17,12 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from tests.support.terminal_driver import TerminalDriver
@@ -24,7 +30,9 @@ from tests.support.terminal_driver import TerminalDriver
 LETTERS = "αβγδεζηθικλμνξοπρστυφχψω"
 """Nothing else on the screen has them."""
 PROMPT = "Write a very long story about a forest, a river and a town, and never stop."
-BUSY_PHASES, REST_PHASES = ("prefill", "drafting", "verifying"), ("ready", "stopped")
+BUSY_PHASES, REST_PHASES = ("reading", "guessing ahead", "checking", "writing"), ("ready", "stopped")
+ENDED = "tokens per pass"
+"""Stands below an answer that is over."""
 INTERVAL_SECONDS = 0.15
 """Between keys: faster than most people type."""
 PASTE_SECONDS = 1.0
@@ -96,6 +104,30 @@ def measure_latency(
         )
 
 
+def measure_growing(kind: str, *, num_keys: int, num_busy: int = 0) -> KeyLatency:
+    """Time keys while answers of a kind grow from their beginning to their end, again and again."""
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "tests.support.chat_stream", kind]
+    seconds: list[float] = []
+    letters = itertools.cycle(LETTERS)
+    with ExitStack() as stack:
+        for _ in range(num_busy):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(busy.kill)
+        terminal = stack.enter_context(TerminalDriver(command, environment=environment))
+        _expect(terminal, "ready", seconds=60.0)
+        while len(seconds) < num_keys:
+            terminal.forget()
+            terminal.press("go")
+            time.sleep(PASTE_SECONDS)
+            terminal.press("\r")
+            _expect(terminal, "tok/s", seconds=60.0)
+            while len(seconds) < num_keys and terminal.last_of(ENDED) is None:
+                seconds.append(_time_key(terminal, next(letters)))
+        terminal.press("\x11")
+    return KeyLatency.of(seconds)
+
+
 def _expect(terminal: TerminalDriver, *texts: str, seconds: float) -> float:
     found = terminal.wait_for(*texts, timeout_seconds=seconds)
     if found is None:
@@ -146,7 +178,12 @@ def _time_while_computing(terminal: TerminalDriver, num_keys: int) -> tuple[list
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=200)
+    parser.add_argument("--answer", choices=("prose", "list", "table", "code"))
+    parser.add_argument("--busy", type=int, default=0)
     own, others = parser.parse_known_args()
+    if own.answer is not None:
+        print(json.dumps(asdict(measure_growing(own.answer, num_keys=own.keys, num_busy=own.busy))))
+        sys.exit()
     latency = measure_latency(
         ["--draft=substitute", "--max-new-tokens=1024", *others],
         num_keys=own.keys,

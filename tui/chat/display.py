@@ -128,7 +128,7 @@ class ChatDisplay:
         self.title_bar = Static("", id="title-bar", markup=False)
         self.queued.display = self.side.display = False
         self.panel.display = services.settings.settings.show_panel
-        self._can_stop = False
+        self._can_stop = self._is_engine_due = False
         self._applying = asyncio.Lock()
 
     @property
@@ -155,11 +155,18 @@ class ChatDisplay:
             for change in changes:
                 await self._apply(change)
         if all(isinstance(change, TextCame) for change in changes):
-            self.show_engine()  # many times a second, so nothing is read or laid out for it
+            self._show_engine_soon()  # many times a second, so nothing is read or laid out for it
         else:
             self.show_state()
 
+    def _show_engine_soon(self) -> None:
+        """Show it once for all that came with a round: this took a quarter of the time that keys wait for."""
+        if not self._is_engine_due:
+            self._is_engine_due = True
+            self.screen.call_later(self.show_engine)
+
     def show_engine(self) -> None:
+        self._is_engine_due = False
         state = self.dialogue.state
         self.status.show(state, self.wanted_model if state.phase == "loading" else "")
         self.panel.show(self.dialogue.state)

@@ -291,3 +291,19 @@ def test_something_unexpected_is_told_and_the_chat_goes_on(tmp_path):
             assert teller.contents == ["One?", "Hello there."]
 
     tell(story)
+
+
+def test_what_comes_with_one_round_is_shown_once(tmp_path):
+    """The status line was drawn six times a round, which took a quarter of the time that keys wait for."""
+
+    async def story():
+        async with telling(tmp_path, script=silent) as teller:
+            await _drafting(teller)
+            shown, show = [], teller.chat.status.show
+            teller.chat.status.show = lambda state, *words: shown.append(state) or show(state, *words)
+            levels = [LevelDrafted(level, 4) for level in range(9)]
+            teller.engine.say(*of_answer(1, *levels, PassRunning(3, 6, (2, 4)), TextDelta("Foxes")))
+            await teller.until(lambda: teller.dialogue.state.phase == "verifying")
+            assert 1 <= len(shown) <= 2 and shown[-1] is teller.dialogue.state
+
+    tell(story)

@@ -28,8 +28,9 @@ def lay_out(body: Body, frame: Frame) -> list[Line]:
     """Return all lines of a body; those of blocks that have not changed are the very same as before."""
     lines: list[Line] = []
     before: Block | None = None
+    below = frame.below
     for block, mark_width in zip(body.blocks, _mark_widths(body.blocks), strict=True):
-        own = frame if before is None else frame.below
+        own = frame if before is None else below
         has_gap = before is not None and not _stands_close(before, block, is_in_list=frame.is_in_list)
         key = (own, has_gap, mark_width)
         if block.laid is None or block.laid[0] != key:

@@ -230,7 +230,7 @@ class AnswerMarkdown(Widget):
         base = self.visual_style
         fill = ".code-head-marked" if line.head_of is not None and line.head_of is self._marked else line.fill
         segments = [Segment(text, (base + self._style(style)).rich_style) for text, style in line.margin.shown]
-        filled = base + self._style(fill) if fill else base
+        filled = self.get_visual_style(fill.removeprefix(".")) if fill else base
         if fill:
             segments.append(Segment(" ", filled.rich_style))
         for text, style in content.render(filled, end="", parse_style=self._style):

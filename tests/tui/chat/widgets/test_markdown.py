@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 from textual.app import App
+from textual.color import Color
 from textual.geometry import Offset
 from textual.selection import Selection
 
 from tests.support.screen_text import STYLES, places_of, screen_rows, screen_text
+from tui.chat.themes import THEMES
 from tui.chat.widgets.markdown import AnswerMarkdown
 
 HOSTILE = {
@@ -220,3 +222,48 @@ def test_what_grows_is_drawn_with_the_same_work_however_long_it_is(kind):
         assert max(work[60:]) <= max(work[20:40]) <= 30
 
     read(story, size=(60, 12))
+
+
+EVERYTHING = """\
+# Title
+
+Text **bold** *slanted* ~~struck~~ `code` [link](http://x.y/)
+
+1. one
+
+- two
+
+> three
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+---
+
+```python
+x = "0123456789012345678901234567890123456789012345678901234567890123456789"
+```
+"""
+
+
+@pytest.mark.parametrize("theme", ["textual-dark", "textual-light", *(theme.name for theme in THEMES)])
+def test_all_of_it_can_be_read_in_every_theme(theme):
+    """A rule and the language of code were white on white, and code had no ground of its own."""
+
+    async def story(app, pilot):
+        for each in THEMES:
+            app.register_theme(each)
+        app.theme = theme
+        await pilot.pause()
+        await pilot.pause()
+        seen = [
+            segment for strip in app.screen._compositor.render_strips() for segment in strip if segment.text.strip()
+        ]
+        assert "…" in "".join(segment.text for segment in seen)
+        for text, style, _ in seen:
+            ground, ink = (Color.from_rich_color(each) for each in (style.bgcolor, style.color))
+            assert abs(ground.brightness - ink.brightness) > 0.2, text
+        assert len({segment.style.bgcolor for segment in seen}) >= 3
+
+    read(story, EVERYTHING, size=(60, 30))
