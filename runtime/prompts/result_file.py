@@ -126,15 +126,11 @@ class ResultFile:
 
     def _write(self, line: bytes, *, is_synced: bool = True) -> None:
         size_bytes = self._file.seek(0, os.SEEK_END) if self._is_regular else 0
-        remaining = memoryview(line)
         try:
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
-            if self._is_regular and is_synced:
-                os.fsync(self._file.fileno())
+            _write_all(self._file, line, is_synced=self._is_regular and is_synced)
         except BaseException as error:
             # A line that is whole stays where only the wait for the disk was interrupted.
-            if self._is_regular and (remaining or isinstance(error, OSError)):
+            if self._is_regular and (isinstance(error, OSError) or not self._ends_with(line)):
                 with suppress(OSError):  # what then stays of the line is cut off on resume
                     self._file.truncate(size_bytes)
             if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
@@ -154,10 +150,10 @@ class ResultFile:
         """Go on in a file beside the path, with all results so far, if the path no longer has them."""
         if not self._is_regular or self._is_in_place(is_read=is_read):
             return
-        beside = _create_beside(self._path)
-        self._file.close()
+        beside = _keep_beside(self._path, b"".join(self._lines))
+        before = self._file
         self._file, self._path, self.kept_in = beside, Path(beside.name), Path(beside.name)
-        self._write(b"".join(self._lines))
+        before.close()
 
     def _is_in_place(self, *, is_read: bool) -> bool:
         """Return whether the path leads to all lines, as far as size tells, or `is_read` as they are there."""
@@ -176,6 +172,9 @@ class ResultFile:
         try:
             if self._lines:
                 self._keep_all(is_read=True)
+        except KeyboardInterrupt:
+            self._keep_all(is_read=True)  # a command is interrupted once
+            raise
         finally:
             self._file.close()
         if self._is_regular and not self._was_there and not self._lines:
@@ -195,6 +194,14 @@ def _is_regular(file: BinaryIO) -> bool:
 def _content(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read()
+
+
+def _write_all(file: BinaryIO, content: bytes, *, is_synced: bool) -> None:
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
+    if is_synced:
+        os.fsync(file.fileno())
 
 
 def _open_alone(path: Path) -> BinaryIO:
@@ -223,19 +230,27 @@ def _open_alone(path: Path) -> BinaryIO:
         file.close()
 
 
-def _create_beside(path: Path) -> BinaryIO:
-    """Create a file for results that cannot be where they should be: beside that place, or where there is room."""
-    names = [f"{path.name}.kept", *(f"{path.name}.kept-{number}" for number in range(2, 1000))]
+def _keep_beside(path: Path, content: bytes) -> BinaryIO:
+    """Write what cannot be where it should be into a new file: beside that place, or where there is room."""
     for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
-        for name in names:
+        for number in range(1, 1000):
+            beside = folder / (f"{path.name}.kept" if number == 1 else f"{path.name}.kept-{number}")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                file = (folder / name).open("x+b", buffering=0)
-                lock(file.fileno())
-                return file
+                file = beside.open("x+b", buffering=0)
             except FileExistsError:
                 continue
             except OSError:
+                break
+            try:
+                lock(file.fileno())
+                _write_all(file, content, is_synced=True)
+                return file
+            except BaseException as error:
+                file.close()
+                beside.unlink(missing_ok=True)
+                if not isinstance(error, OSError):
+                    raise
                 break
     raise OverstoryError(f"{path} is gone, and no folder takes the results; make room and answer the prompts again")
 

@@ -111,7 +111,7 @@ class TerminalDriver:
             piece = b""
         self._seen += piece
         if not piece:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=60)
         return bool(piece)
 
     def __enter__(self) -> Self:
@@ -123,7 +123,7 @@ class TerminalDriver:
         if self.exit_code is None:
             self._process.terminate()
             try:
-                self._process.wait(timeout=10)
+                self._process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

@@ -31,7 +31,7 @@ def terminal() -> "Iterator[TerminalDriver]":
 def test_keys_reach_the_program_and_its_answers_are_seen(terminal: "TerminalDriver") -> None:
     terminal.forget()
     terminal.press("ab")
-    assert terminal.wait_for("<b>", timeout_seconds=10) is not None
+    assert terminal.wait_for("<b>", timeout_seconds=60) is not None
     assert terminal.last_of("<a>", "<b>", "<c>") == "<b>"
     terminal.forget()
     assert terminal.last_of("<a>", "<b>") is None
@@ -56,5 +56,5 @@ def test_the_program_ends_with_the_driver() -> None:
 
 def test_a_program_whose_terminal_is_closed_is_told_so(terminal: "TerminalDriver") -> None:
     """A signal ends whoever does not listen to it."""
-    assert terminal.hang_up(timeout_seconds=10) == -signal.SIGHUP
+    assert terminal.hang_up(timeout_seconds=60) == -signal.SIGHUP
     assert terminal.exit_code == -signal.SIGHUP

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -167,35 +168,60 @@ def test_an_interruption_while_the_disk_is_waited_for_keeps_the_line(tmp_path, m
     assert path.read_bytes() == line(GOOD) + line(OTHER)
 
 
+@contextmanager
+def interrupted_at(number):
+    """A KeyboardInterrupt before the line of result_file.py that is the `number`-th to run."""
+    steps = itertools.count(1)
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != result_file.__file__:
+            return None
+        if event == "line" and next(steps) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
 @pytest.mark.parametrize("interfere", [Path.exists, Path.unlink], ids=["undisturbed", "removed"])
 def test_interrupted_at_any_step_a_result_is_kept_whole_or_not_at_all(tmp_path, interfere):
     """One that was in the file, and not yet in the books, was lost where the file was moved away."""
     for number in itertools.count(1):
         path = tmp_path / f"{number}.jsonl"
-        steps = itertools.count(1)
-
-        def trace(frame, event, _, steps=steps, number=number):
-            if frame.f_code.co_filename != result_file.__file__:
-                return None
-            if event == "line" and next(steps) == number:
-                raise KeyboardInterrupt
-            return trace
-
         with ResultFile(path, is_resumed=False) as file:
             file.append(GOOD)
-            sys.settrace(trace)
             try:
-                file.append(OTHER)
-                break
+                with interrupted_at(number):
+                    file.append(OTHER)
+                    break
             except KeyboardInterrupt:
                 pass
-            finally:
-                sys.settrace(None)
             written = path.read_bytes()
             interfere(path)
         assert written in (line(GOOD), line(GOOD) + line(OTHER))
         assert (file.kept_in or path).read_bytes() == written
         assert (file.kept_in is None) == (interfere is Path.exists)
+    assert number > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # for a file that was just opened
+def test_interrupted_while_results_are_kept_beside_they_are_kept_all_the_same(tmp_path):
+    for number in itertools.count(1):
+        path = tmp_path / f"{number}.jsonl"
+        file = ResultFile(path, is_resumed=False)
+        file.append(GOOD)
+        path.unlink()
+        try:
+            with interrupted_at(number):
+                file.close()
+                break
+        except KeyboardInterrupt:
+            file.close()
+        assert file.kept_in.read_bytes() == line(GOOD)
     assert number > 20
 
 
@@ -365,6 +391,28 @@ def test_what_was_kept_can_be_gone_on_with_and_is_locked_too(tmp_path):
         with pytest.raises(OptionError, match="another run"):
             ResultFile(file.kept_in, is_resumed=True)
     assert append(file.kept_in, is_resumed=True) == {"a", "b"}
+
+
+def test_results_are_kept_where_there_is_room(tmp_path, monkeypatch):
+    """Beside the path there was none: the sentence named a file that did not hold them."""
+    path, elsewhere = tmp_path / "full" / "results.jsonl", tmp_path / "elsewhere"
+    path.parent.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    fsync = os.fsync
+    with ResultFile(path, is_resumed=False) as file:
+        file.append(GOOD)
+        path.unlink()
+
+        def refuse_there(descriptor):
+            if (path.parent / "results.jsonl.kept").exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", refuse_there)
+    assert file.kept_in == elsewhere / "results.jsonl.kept"
+    assert file.kept_in.read_bytes() == line(GOOD)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_what_was_kept_before_is_not_written_over(tmp_path):

@@ -1,8 +1,8 @@
 import io
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
@@ -121,9 +121,10 @@ def test_a_built_in_machine_needs_no_torch_and_answers_at_once():
     """Importing torch alone takes seconds."""
     program = "import sys; from tui import cli; code = cli.execute(['plan', '--machine', 'l40']); "
     program += "sys.stderr.write(str('torch' in sys.modules or 'transformers' in sys.modules)); sys.exit(code)"
-    began = time.perf_counter()
+    before = os.times()
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert (ran.stderr, time.perf_counter() - began < 15) == ("False", True)  # 1.4 s on quiet cores
+    seconds = os.times().children_user - before.children_user
+    assert (ran.stderr, seconds < 15) == ("False", True)  # 1.4 s of a core that is quiet
 
 
 def text_of(report, *, width=80):
