@@ -288,8 +288,17 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
         cache_width=_cache_width(config, head_dim * heads, where=where),
-        max_context_tokens=_optional_size(config, ("max_position_embeddings", "n_positions"), where),
+        max_context_tokens=_max_context_tokens(config, where=where),
     )
+
+
+def _max_context_tokens(config: Mapping[str, Any], *, where: str) -> int | None:
+    """Return the most positions of a text, which with longrope are those before its frequencies change."""
+    sizes = [_optional_size(config, ("max_position_embeddings", "n_positions"), where)]
+    for rope in (config.get("rope_scaling"), config.get("rope_parameters")):
+        if isinstance(rope, dict) and "longrope" in (rope.get("rope_type"), rope.get("type")):
+            sizes += [_optional_size(one, ("original_max_position_embeddings",), where) for one in (config, rope)]
+    return min(filter(None, sizes), default=None)
 
 
 def _cache_width(config: Mapping[str, Any], query_width: int, *, where: str) -> int | None:

@@ -327,9 +327,18 @@ def _cached_windows(config: PreTrainedConfig) -> list[int | None]:
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions that the model was made for; None if its configuration does not say."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if type(limit) is int and limit > 0 else None
+    """Return the number of positions that a text may have; None if the configuration does not say.
+
+    With longrope the frequencies of all tokens change once a text is longer than its original length: keys in the cache
+    keep the old ones, so that a text would depend on where its passes begin and end. It ends before that.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    ropes = getattr(config, "rope_parameters", None)
+    if isinstance(ropes, Mapping):
+        for rope in (ropes, *ropes.values()):
+            if isinstance(rope, Mapping) and rope.get("rope_type") == "longrope":
+                limits.append(rope.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if type(limit) is int and limit > 0), default=None)
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> CheckpointError:

@@ -15,13 +15,15 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from offload.errors import CheckpointError
-from runtime.model.architecture import MAX_BUILT_ELEMENTS, DecoderParts, first_line, max_positions, unsupported
+from runtime.model.architecture import DecoderParts, first_line, max_positions, unsupported
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.safe_build import SafeBuild
 from runtime.model.streamed_model import PassInput, StreamedModel
 from runtime.model.tree_cache import TreeCache
 
 _NUM_TOKENS = 2
+_MAX_REAL_ELEMENTS = 2**27
+"""Of tables of positions."""
 
 
 def try_pass(parts: DecoderParts) -> tuple[int, ...]:
@@ -33,7 +35,7 @@ def try_pass(parts: DecoderParts) -> tuple[int, ...]:
     layers = _TriedLayers(parts, model.cache)
     last = max((max_positions(parts.model.config) or 0) - _NUM_TOKENS, 0)
     try:
-        with _Weightless(MAX_BUILT_ELEMENTS):
+        with _Weightless(_MAX_REAL_ELEMENTS):
             logits = model.logits(model.run_pass(_chain_at(0, num_cached=0, token_id=model.vocab_size - 1)))
             layers.is_first_enough = True
             model.run_pass(_chain_at(last, num_cached=_NUM_TOKENS, token_id=0))
@@ -130,9 +132,11 @@ class _Weightless(SafeBuild):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.embedding.default and not args[1].is_meta and int(args[1].max()) >= len(args[0]):
             raise IndexError(f"row {int(args[1].max())} of a table of {len(args[0])} rows")
         tensors = list(_tensors([*args, *(kwargs or {}).values()]))
-        if any(tensor.is_meta for tensor in tensors) and not all(tensor.is_meta for tensor in tensors):
+        if not any(tensor.is_meta for tensor in tensors):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if not all(tensor.is_meta for tensor in tensors):
             args, kwargs = tree_map_only(torch.Tensor, _without_memory, (tuple(args), dict(kwargs or {})))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def _without_memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ EQUAL = (
     *("nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss"),
     *("smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu"),
 )
+ROPE = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 3.0]}
 VARIANTS = {
     "falcon with grouped heads": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon with all heads": {"multi_query": False},
@@ -32,6 +34,9 @@ VARIANTS = {
     "gemma4_text one head_dim": {"per_layer_config": {}},
     "qwen3_moe without experts": {"num_local_experts": 0},
     "mistral of two kinds": {"sliding_window": 2},
+    "llama with yarn": {"rope_parameters": {**ROPE, "rope_type": "yarn"}},
+    "llama with dynamic frequencies": {"rope_parameters": {**ROPE, "rope_type": "dynamic"}},
+    "phi3 with longrope": {"rope_parameters": {**ROPE, "rope_type": "longrope", **FACTORS}},
 }
 FAST = frozenset(("opt", "doge", "youtu", "gpt_bigcode", "gemma4_text", "modernbert-decoder", "dory"))
 SENTENCE = re.compile(r"refused: [^\n]{20,700}")

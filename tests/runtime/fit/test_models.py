@@ -59,6 +59,17 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
     assert abs(found.formats[0].total_bytes - of_files.total_bytes) <= 4096 * found.num_layers
 
 
+def test_a_context_ends_where_longrope_changes_its_frequencies():
+    rope = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    long = {"max_position_embeddings": 131072}
+    assert shape(**long).max_context_tokens == 131072
+    assert shape(**long, rope_scaling=rope, original_max_position_embeddings=4096).max_context_tokens == 4096
+    assert shape(**long, rope_parameters={**rope, "original_max_position_embeddings": 8192}).max_context_tokens == 8192
+    assert (
+        shape(**long, rope_scaling={"type": "yarn"}, original_max_position_embeddings=4096).max_context_tokens == 131072
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [

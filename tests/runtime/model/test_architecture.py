@@ -256,3 +256,26 @@ def test_max_positions_is_what_the_configuration_says():
     assert max_positions(tiny_config("llama", max_position_embeddings=123)) == 123
     assert max_positions(tiny_config("gpt2", n_positions=77, max_position_embeddings=77)) == 77
     assert max_positions(tiny_config("bloom", max_position_embeddings=None)) is None
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 3.0], "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("llama", {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16}}),
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
+        ("gemma3", {"rope_parameters": {"full_attention": {**LONGROPE, "original_max_position_embeddings": 16}}}),
+    ],
+)
+def test_a_text_ends_where_longrope_would_change_the_keys_that_are_kept(kind, overrides):
+    """A tree's text was another one than plain decoding's, and both were others than transformers'."""
+    assert max_positions(tiny_config(kind, **overrides)) == 16
+
+
+@pytest.mark.parametrize("rope_type", ["default", "yarn", "llama3", "dynamic", "linear"])
+def test_other_scalings_use_all_positions(rope_type):
+    rope = {"rope_type": rope_type, "factor": 2.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if rope_type == "llama3" else {}
+    assert max_positions(tiny_config("llama", rope_parameters=rope)) == 512
