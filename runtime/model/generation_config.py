@@ -32,7 +32,9 @@ _Count = Annotated[int, Meta(ge=0, le=_LARGEST)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _TokenIds = tuple[_Count, ...]
 _Words = Annotated[tuple[Annotated[_TokenIds, Meta(min_length=1)], ...], Meta(min_length=1)]
-_Text = Annotated[str, Meta(min_length=1)]
+_Text = Annotated[str, Meta(min_length=1, max_length=1000)]
+_Texts = Annotated[tuple[_Text, ...], Meta(max_length=100)]
+"""They are searched for behind every token, so that there must not be any number of them."""
 _MEANINGLESS = (msgspec.ValidationError, OverflowError, UnicodeEncodeError)
 """What msgspec raises for a value of another kind, a number beyond its own, and half a surrogate pair."""
 _COUNT = "a whole number, 0 or more"
@@ -52,7 +54,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "max_length": (Annotated[int, Meta(ge=1, le=_LARGEST)], "a whole number, 1 or more"),
     "min_new_tokens": (_Count, _COUNT),
     "min_length": (_Count, _COUNT),
-    "stop_strings": (_Text | tuple[_Text, ...], "a text or a list of texts that are not empty"),
+    "stop_strings": (_Text | _Texts, "a text of 1 to 1000 characters of Unicode, or a list of at most 100"),
     "no_repeat_ngram_size": (_Count, _COUNT),
     "bad_words_ids": (_Words, "a list of lists of token ids, none of them empty"),
     "suppress_tokens": (_TokenIds, _IDS),
@@ -298,7 +300,10 @@ def _rules_by_key(rules: TextRules) -> dict[str, Any]:
 def _checked(found: Mapping[str, Any], key: str, file: Path) -> Any:
     kind, expected = _KINDS[key]
     try:
-        return msgspec.convert(found.get(key), kind | None)
+        value = msgspec.convert(found.get(key), kind | None)
+        if key == "stop_strings":
+            "".join(value or ()).encode()  # half a surrogate pair is no text
+        return value
     except _MEANINGLESS as error:
         raise CheckpointError(
             f"{file}: {key} is {quote(found[key])}; it must be {expected}; {_way_out(key)}"

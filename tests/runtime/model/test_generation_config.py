@@ -209,7 +209,7 @@ MALFORMED: list[tuple[str, object]] = [
     *[("max_length", value) for value in (0, "x")],
     *[("min_new_tokens", value) for value in (-1, "x")],
     *[("min_length", value) for value in (-1, [])],
-    *[("stop_strings", value) for value in ("", [""], 5, [5], {})],
+    *[("stop_strings", value) for value in ("", [""], 5, [5], {}, "\ud800", ["a", "\udfff"], ["a"] * 101, "a" * 1001)],
     *[("no_repeat_ngram_size", value) for value in (-1, "x", 1.5)],
     *[("bad_words_ids", value) for value in ([], [[]], [1], [["a"]], [[-1]], {}, "x", [[[1]]])],
     *[("suppress_tokens", value) for value in (5, ["a"], [-1], [[1]], {}, [None])],

@@ -322,10 +322,9 @@ def test_greedy_trees_write_the_text_of_plain_decoding() -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("verification", ["sequoia", "coupled", "specinfer", "top-k"])
-def test_sampled_trees_have_the_distribution_of_plain_decoding(verification: str) -> None:
+def test_sampled_trees_have_the_distribution_of_plain_decoding() -> None:
     """Seed 4, 1500 answers of three tokens over several rounds, p-value above 0.001."""
-    choices = replace(SMALL_CHOICES, temperature=1, verification=verification)
+    choices = replace(SMALL_CHOICES, temperature=1, verification="sequoia")
     assert_distributed_as_plain(choices, plain_row, num_answers=1500, seed=4)
 
 
