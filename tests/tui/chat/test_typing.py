@@ -27,8 +27,9 @@ def test_a_click_into_the_conversation_leaves_the_keys_to_the_prompt(tmp_path):
     async def story():
         async with telling(tmp_path, script=with_code) as teller:
             await teller.ask("Code?")
-            await teller.until(lambda: teller.screen.query("CopyLabel"))
-            for selector in ("#conversation", ".prompt-text", "CopyLabel", "#title-bar", "StatusLine"):
+            await teller.click("copy")
+            await takes_words(teller, "typed")
+            for selector in ("#conversation", ".prompt-text", "AnswerMarkdown", "#title-bar", "StatusLine"):
                 await teller.pilot.click(teller.screen.query(selector).first())
                 await takes_words(teller, "typed")
             await teller.press("f2")

@@ -5,6 +5,7 @@ anew at a line only where that gave the same colours as beginning above it.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from textual.content import Content
 from textual.highlight import ANSIDarkHighlightTheme, ANSILightHighlightTheme, HighlightTheme, highlight
@@ -16,11 +17,25 @@ LONGEST_LINE = 2_000
 """Characters; a longer line is data, which no colour explains and which a lexer may take seconds for."""
 
 
+MISSPELLED = {
+    "ans_red": "ansi_red",
+    "ansi_blow": "ansi_blue",
+    "ansi_yelllow": "ansi_yellow",
+    "ansi_greenb": "ansi_green",
+}
+"""What Textual 8.2.8 calls some of the sixteen colours, and what they are called."""
+
+
+@cache
 def theme_for(*, is_ansi: bool, is_dark: bool) -> type[HighlightTheme]:
     """Return the colours for a terminal of few colours or of many."""
     if not is_ansi:
         return HighlightTheme
-    return ANSIDarkHighlightTheme if is_dark else ANSILightHighlightTheme
+    theme = ANSIDarkHighlightTheme if is_dark else ANSILightHighlightTheme
+    styles = {
+        token: " ".join(MISSPELLED.get(word, word) for word in style.split()) for token, style in theme.STYLES.items()
+    }
+    return type(theme.__name__, (theme,), {"STYLES": styles})
 
 
 def coloured(lines: Sequence[str], language: str, theme: type[HighlightTheme]) -> list[Content]:

@@ -1,6 +1,7 @@
 """Code that grows gets the colours of the whole, and only its last lines are looked at again."""
 
 from textual.highlight import ANSIDarkHighlightTheme, HighlightTheme
+from textual.style import Style
 
 from tui.chat.markdown.code import LONGEST_LINE, WINDOW_LINES, GrowingCode, coloured, theme_for
 
@@ -51,8 +52,14 @@ def test_other_colours_are_taken_for_another_terminal():
     code, lines = GrowingCode("python"), ["x = 1", "y = 2"]
     many = code.line(lines, 0, theme_for(is_ansi=False, is_dark=True))
     few = code.line(lines, 0, theme_for(is_ansi=True, is_dark=True))
-    assert theme_for(is_ansi=True, is_dark=True) is ANSIDarkHighlightTheme
+    assert issubclass(theme_for(is_ansi=True, is_dark=True), ANSIDarkHighlightTheme)
     assert many.plain == few.plain and many.spans != few.spans
+
+
+def test_the_sixteen_colours_have_names_that_are_known():
+    for is_dark in (True, False):
+        for style in theme_for(is_ansi=True, is_dark=is_dark).STYLES.values():
+            Style.parse(style)
 
 
 def test_a_language_that_nobody_knows_is_plain():

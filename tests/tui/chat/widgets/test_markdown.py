@@ -144,6 +144,17 @@ def test_long_lines_of_code_are_marked_where_they_are_cut_and_can_be_wrapped():
     read(story, f"```python\n{line}\n```")
 
 
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
+def test_code_is_drawn_in_sixteen_colours(theme):
+    async def story(app, pilot):
+        app.theme = theme
+        await pilot.pause()
+        await pilot.pause()
+        assert app.native_ansi_color and "x = 'a' # b" in screen_text(app)
+
+    read(story, "```python\nx = 'a' # b\n@f\ndef __init__(): 'doc'\n```")
+
+
 def test_a_link_is_handed_on_and_not_opened():
     async def story(app, pilot):
         await pilot.click(offset=(1, 0))
