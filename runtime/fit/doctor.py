@@ -63,6 +63,8 @@ class ModelOutlook:
     draft: str
     need: MemoryNeed
     """What it takes, in the first of its formats."""
+    streamed_need: MemoryNeed | None = None
+    """What it takes where layers stream, if a draft is loaded only then."""
     fits: tuple[Advice, ...] = ()
     """In each of its formats, the largest first; none before the machine is known."""
 
@@ -198,8 +200,13 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
         CheckpointError: a folder cannot be used.
     """
     draft_files = None if draft is None else ModelFiles.open(draft)
-    need = need_of_files(config, ModelFiles.open(target), draft_files, device=device)
-    return ModelOutlook(str(target), config.draft, need)
+    files = ModelFiles.open(target)
+    if config.draft != "auto":
+        return ModelOutlook(str(target), config.draft, need_of_files(config, files, draft_files, device=device))
+    plain, drafted = (
+        need_of_files(replace(config, draft=choice), files, None, device=device) for choice in ("none", "substitute")
+    )
+    return ModelOutlook(str(target), "a substitute where layers stream", plain, drafted)
 
 
 def find_folder(name_or_path: str) -> Path:
@@ -226,8 +233,13 @@ def _ask(label: str, probe: Callable[[], Any]) -> Row:
 
 
 def _look(question: ModelOutlook, machine: Machine) -> ModelOutlook:
-    needs = (question.need.in_format(layers.name) for layers in question.need.formats)
-    return replace(question, fits=tuple(advise(need, machine) for need in needs))
+    fits = [advise(question.need.in_format(layers.name), machine) for layers in question.need.formats]
+    if (drafted := question.streamed_need) is not None:
+        fits = [
+            advise(drafted.in_format(layers.name), machine) if fit.placement.residency.streamed_layers else fit
+            for layers, fit in zip(drafted.formats, fits, strict=True)
+        ]
+    return replace(question, fits=tuple(fits))
 
 
 def _memory_texts(machine: Machine) -> list[str]:

@@ -101,6 +101,16 @@ def _say_trees(record: Mapping[str, Any]) -> str:
     return f"{'; '.join(trees)}, {record['num_texts']} texts"
 
 
+def _say_resident(record: Mapping[str, Any]) -> str:
+    seconds = record["seconds_per_token"]
+    return (
+        f"{record['plain_over_float32']:.2f} of transformers' time in float32, {record['plain_over_bfloat16']:.2f} of "
+        f"that in bfloat16 ({seconds['draft-none']:.3f}, {seconds['transformers-float32']:.3f} and "
+        f"{seconds['transformers-bfloat16']:.3f} s/token); the default takes {record['default_over_plain']:.2f} of the "
+        "time without a draft"
+    )
+
+
 def _say_plan(record: Mapping[str, Any]) -> str:
     plan, plain = record["plan"], record["plain"]
     return (
@@ -146,6 +156,15 @@ FIGURES = (
         "overstory bench perplexity --target 1.5B --beside-transformers",
         _say_perplexity,
     ),
+    *(
+        Figure(
+            f"resident {model}",
+            "greedy decoding of a model that stays in memory, without a draft and by default, beside transformers",
+            f"python -m tests.support.resident_speed {model}",
+            _say_resident,
+        )
+        for model in ("135M", "0.5B")
+    ),
     Figure(
         "plan",
         "Llama-3-70B in bf16 with an 8B draft on an L40, from a description of the machine; published 0.60",
@@ -158,8 +177,8 @@ FIGURES = (
 def measure(figure: Figure, folder: Path) -> dict[str, Any]:
     """Run a figure's command and return its JSON line with what it was measured on."""
     words = [str(folder / MODELS[word]) if word in MODELS else word for word in shlex.split(figure.command)]
-    assert words[0] == "overstory", figure.command
-    command = [sys.executable, "-c", "from tui.cli import main; main()", *words[1:]]
+    program = {"overstory": ["-c", "from tui.cli import main; main()"], "python": []}[words[0]]
+    command = [sys.executable, *program, *words[1:]]
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return {

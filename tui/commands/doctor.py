@@ -33,8 +33,8 @@ def doctor(
         str | None, typer.Option(help="A model folder or cached hub name to ask about.", show_default="none")
     ] = None,
     draft: Annotated[
-        str, typer.Option(help="What would draft for it: substitute, none, or a folder or cached hub name.")
-    ] = "substitute",
+        str, typer.Option(help="What would draft for it: auto, substitute, none, or a folder or cached hub name.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, or TYPE[:INDEX] as in cuda:0.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
     quiet: Quiet = False,

@@ -176,3 +176,13 @@ def test_a_hub_name_is_looked_up_in_the_cache_only(folder, monkeypatch):
     assert find_folder("owner/here") == find_folder(str(folder)) == folder
     with pytest.raises(CheckpointError, match="'owner/absent' is not on this machine, and doctor downloads nothing"):
         find_folder("owner/absent")
+
+
+def test_an_open_draft_is_there_only_where_layers_stream(folder):
+    """As a session decides: see LoadPlan."""
+    config = EngineConfig(target=str(folder), draft="auto")
+    question = question_of_files(CPU, config, folder, None)
+    for budget_bytes, draft in ((None, "none"), (0, "substitute")):
+        outlook = doctor._look(question, machine(host=4 * GB, budget=budget_bytes))
+        planned = LoadPlan.build(replace(config, draft=draft, device_memory_bytes=budget_bytes)).placement
+        assert outlook.fits[0].placement.fixed_bytes == planned.fixed_bytes
