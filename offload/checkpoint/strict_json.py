@@ -6,9 +6,12 @@ bounded size. Whatever is wrong becomes one sentence that is safe to print.
 
 import os
 import stat
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from offload.closing import PATIENCE_SECONDS
 from offload.errors import CheckpointError
 from profiles.errors import quote
 from profiles.files import parse_json_text
@@ -17,8 +20,29 @@ from profiles.files import parse_json_text
 def read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
     """Return the file's size and its first `num_bytes` bytes; only of a regular file, as opening a pipe would block.
 
-    Raises CheckpointError if there is no such file or it cannot be read.
+    Raises CheckpointError if there is no such file, it cannot be read, or the disk does not answer.
     """
+    outcome: Future[tuple[int, bytes]] = Future()
+
+    def read() -> None:
+        try:
+            outcome.set_result(_read_start(file, num_bytes=num_bytes))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # A read from a disk that hangs never returns, and hears of no signal.
+    thread = threading.Thread(target=read, name=f"read {file.name}", daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    if not outcome.done():
+        raise CheckpointError(
+            f"{file} has not been read within {PATIENCE_SECONDS:g} seconds; check that the disk still answers, then "
+            "try again"
+        )
+    return outcome.result()
+
+
+def _read_start(file: Path, *, num_bytes: int) -> tuple[int, bytes]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -1,8 +1,10 @@
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from offload.checkpoint import strict_json
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
 from profiles.errors import quote
@@ -29,6 +31,29 @@ def test_anything_else_is_one_sentence_that_names_the_place(raw: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"^the place (is|holds)") as caught:
         parse_json(raw, where="the place")
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load waited for ever for the header of its first file."""
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    answers = threading.Event()
+    fstat = os.fstat
+
+    def hang(descriptor: int) -> os.stat_result:
+        answers.wait()
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", hang)
+    monkeypatch.setattr(strict_json, "PATIENCE_SECONDS", 0.05)
+    before = threading.active_count()
+    with pytest.raises(CheckpointError, match=r"has not been read within 0\.05 seconds; check that the disk still"):
+        read_json(file, max_bytes=8)
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "read config.json":
+            thread.join()
+    assert threading.active_count() == before
 
 
 def test_a_file_above_its_limit_is_not_parsed(tmp_path: Path) -> None:
