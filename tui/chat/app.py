@@ -5,32 +5,65 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from textual import events
+from textual import events, on
 from textual.app import App, SystemCommand
+from textual.driver import Driver
 from textual.screen import Screen
 
 from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
-from tui.chat.themes import THEMES, theme_name
+from tui.chat.terminal_input import BACKGROUND_QUERY, TerminalBackground, tells_background
+from tui.chat.themes import AUTO, THEMES, theme_name
 from tui.interruption import end_within
+from tui.terminal_text import one_line
 
 QUIT_SECONDS = 6.0
 """More than the engine takes to end; an app whose terminal is gone may not end by itself."""
+BACKGROUND_SECONDS = 2.0
+"""Within which the terminal may tell its background."""
+_MODES = (2004, 1000, 1003, 1015, 1006, 1016, 2048, 1004)
+LEAVING = b"\x1b\\" + b"".join(b"\x1b[?%dl" % mode for mode in _MODES) + b"\x1b[?7h\x1b[<u\x1b[?1049l\x1b[?25h"
+"""Takes back all that Textual's driver asks of a terminal."""
 IDLE_SECONDS = 3.0
 """Without a key and without an answer; then a pause is noticed by nobody."""
 RARELY = 1_000
 """Collections of the middle generation between two of the oldest, instead of 10: an app that is never idle."""
 
 
+def leave_terminal(attributes: list[Any] | None) -> None:
+    """Put the terminal back as it was if it takes that at once, and let what is still printed go nowhere.
+
+    A terminal that is gone would hold its writers up for good; one that only hung up keeps its screen, its mouse and
+    its `attributes` as they were left.
+    """
+    terminal = os.dup(2)
+    silence_terminal()
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else whoever is in the background would be stopped here
+    with suppress(OSError):
+        os.set_blocking(terminal, False)
+        try:
+            os.write(terminal, LEAVING)
+        finally:
+            os.set_blocking(terminal, True)
+    if attributes is not None:
+        import termios
+
+        with suppress(termios.error):
+            termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+    os.close(terminal)
+
+
 def silence_terminal() -> None:
-    """Let what is still printed go nowhere: a terminal that is gone would hold its writers up for good."""
+    """Let what is still printed go nowhere."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
@@ -64,6 +97,10 @@ class ChatApp(App[int]):
             self.register_theme(theme)
         wanted = services.settings.settings.theme
         self.theme = theme_name(wanted, services.environment, known=self.available_themes)
+        if wanted != AUTO and wanted not in self.available_themes:
+            unknown = f"there is no theme {one_line(wanted)}, so the terminal's background decides; /theme lists them"
+            self.services = replace(services, notices=(*services.notices, unknown))
+        self._asked_at = -BACKGROUND_SECONDS
 
     def get_default_screen(self) -> ChatScreen:
         return ChatScreen(self.services)
@@ -78,7 +115,10 @@ class ChatApp(App[int]):
                 yield SystemCommand(title, command.help, partial(screen.run_action, f"do('{command.name}')"))
 
     def on_mount(self) -> None:
-        """Let a terminal that is closed, or a request of the system, end the app in order."""
+        """Ask the terminal for its background; let its end, or a request of the system, end the app in order."""
+        if self._driver is not None and not self.is_headless and tells_background(self.services.environment):
+            self._asked_at = time.monotonic()
+            self._driver.write(BACKGROUND_QUERY)
         if threading.current_thread() is not threading.main_thread():
             return
         hear = partial(self._hear, asyncio.get_running_loop())
@@ -91,6 +131,19 @@ class ChatApp(App[int]):
         end_within(QUIT_SECONDS, 128 + number)
         with suppress(RuntimeError):  # it has ended already
             loop.call_soon_threadsafe(self._end_for, number)
+
+    def on_terminal_background(self, message: TerminalBackground) -> None:
+        """Take the theme for that background, unless another one was chosen or so long ago that it would surprise."""
+        screen = self.screen_stack[0]
+        if isinstance(screen, ChatScreen) and time.monotonic() - self._asked_at < BACKGROUND_SECONDS:
+            screen.chat.is_light = message.luminance > 0.5
+            self.theme = screen.chat.theme_name(self.services.settings.settings.theme)
+
+    @on(Driver.SignalResume)
+    def repaint(self) -> None:
+        """Draw everything again: the terminal was another program's meanwhile."""
+        self.refresh(layout=True)
+        self.screen.refresh(layout=True)
 
     async def on_event(self, event: events.Event) -> None:
         """Hear keys before anybody else gets them: the prompt gets what nobody else wants.
@@ -117,13 +170,13 @@ class ChatApp(App[int]):
 
     def _end_for(self, number: int) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            silence_terminal()
+            leave_terminal(getattr(self._driver, "attrs_before", None))
             self.run_worker(self._leave(128 + number))
         else:
             self.run_worker(self.action_quit(128 + number))
 
     async def _leave(self, exit_code: int) -> None:
-        """End the engine and this process; there is no terminal to put in order."""
+        """End the engine and this process; the terminal was left in order, if there still was one."""
         self._save_drafts()
         await self.services.engine.close()
         self.services.store.close()

@@ -36,6 +36,7 @@ from tui.chat.machine.status import StatusLine
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.store.records import UNTITLED, StoredMessage
 from tui.chat.store.store import ConversationStore
+from tui.chat.themes import theme_name
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
@@ -128,6 +129,8 @@ class ChatDisplay:
         self.title_bar = Static("", id="title-bar", markup=False)
         self.queued.display = self.side.display = False
         self.panel.display = services.settings.settings.show_panel
+        self.is_light: bool | None = None
+        """Whether the terminal's background is; None as long as it has not said so."""
         self._can_stop = self._is_engine_due = False
         self._applying = asyncio.Lock()
 
@@ -142,6 +145,11 @@ class ChatDisplay:
         """What people call the model that the settings ask for."""
         target = self.services.settings.config().target
         return DEMO_MODEL_NAME if target is None else model_name(Path(target)) if Path(target).is_absolute() else target
+
+    def theme_name(self, wanted: str) -> str:
+        """Return the theme that shows what is wanted in this terminal."""
+        known = self.screen.app.available_themes
+        return theme_name(wanted, self.services.environment, known=known, is_light=self.is_light)
 
     async def perform(self, step: Callable[[], Changes | None]) -> None:
         """Take a step that a person wants and show what changed, or tell what went wrong, such as a full disk."""

@@ -71,6 +71,7 @@ class ChatScreen(Screen[None]):
         Binding("escape", "step_back", "Stop", tooltip="Close what lies over the prompt; else take back or stop"),
         *_COMMAND_KEYS,
         Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),
+        Binding("ctrl+z", "app.suspend_process", "Suspend", show=False, tooltip="Back to the shell; fg returns here"),
         Binding("f6", "go_to_notice", "Choose", show=False, priority=True, tooltip="Go to the notice's choices"),
         Binding("pageup", "page(-1)", "Scroll up", show=False, priority=True, tooltip="Scroll the conversation up"),
         Binding("pagedown", "page(1)", "Scroll down", show=False, priority=True, tooltip="Scroll it down"),

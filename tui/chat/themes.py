@@ -30,11 +30,16 @@ DARK, LIGHT = _theme("overstory-dark", is_dark=True), _theme("overstory-light", 
 THEMES = (DARK, LIGHT)
 
 
-def theme_name(wanted: str, environment: Mapping[str, str], *, known: Container[str]) -> str:
-    """Return the theme to show: the one that is wanted, or ours for the background that the terminal tells of."""
+def theme_name(
+    wanted: str, environment: Mapping[str, str], *, known: Container[str], is_light: bool | None = None
+) -> str:
+    """Return the theme to show: the one that is wanted, or ours for the terminal's background.
+
+    `is_light` is what the terminal said of it; as long as it has not, the environment may know.
+    """
     if wanted != AUTO and wanted in known:
         return wanted
-    return LIGHT.name if has_light_background(environment) else DARK.name
+    return LIGHT.name if (has_light_background(environment) if is_light is None else is_light) else DARK.name
 
 
 def has_light_background(environment: Mapping[str, str]) -> bool:

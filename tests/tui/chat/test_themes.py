@@ -22,6 +22,13 @@ def test_auto_follows_the_terminal_and_a_choice_does_not():
     assert theme_name("nord", light, known=KNOWN) == "nord"
 
 
+def test_what_the_terminal_says_comes_before_the_environment():
+    light = {"COLORFGBG": "0;15"}
+    assert theme_name("auto", light, known=KNOWN, is_light=False) == DARK.name
+    assert theme_name("auto", {}, known=KNOWN, is_light=True) == LIGHT.name
+    assert theme_name("nord", {}, known=KNOWN, is_light=True) == "nord"
+
+
 def test_a_theme_that_is_gone_is_no_fault():
     assert theme_name("was-removed", {}, known=KNOWN) == DARK.name
 

@@ -18,9 +18,13 @@ import typer
 from profiles.errors import BadInputError
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
+from tests.support.paths import ROOT
 from tui.cli import execute
 from tui.commands.chat import open_conversations, run_chat, typed_overrides
 from tui.options import AnsweringConfig, TurnOptions, with_option_groups
+
+if os.name == "posix":
+    from tests.support.terminal_driver import TerminalDriver
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +175,52 @@ def test_the_end_of_the_terminal_ends_the_app_and_its_engine(own_folders, name):
         assert app.wait(timeout=60) == 128 + getattr(signal, name)
         assert not engine.is_running()
     os.close(controller)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor pseudo terminals")
+def test_the_app_asks_the_terminal_comes_back_from_a_stop_and_leaves_it_in_order(own_folders):
+    """It once came back to a blank screen, read keys in two threads, and left the mouse on after a hang-up."""
+    variables = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-c",
+        "from tui.cli import main; main()",
+        "chat",
+        "--target",
+        str(own_folders / "missing"),
+    ]
+    with TerminalDriver(command, environment={**os.environ, **variables}) as terminal:
+
+        def shown(text):
+            return terminal.wait_for(text, timeout_seconds=60) is not None
+
+        def signalled(name):
+            terminal.forget()
+            os.kill(terminal.process_id, getattr(signal, name))
+
+        def is_stopped():
+            return psutil.Process(terminal.process_id).status() == psutil.STATUS_STOPPED
+
+        assert shown("\x1b]11;?")
+        terminal.press("\x1b]11;rgb:ffff/ffff/ffff\x1b\\")
+        assert shown("48;2;251;251;248"), "the light theme's background"
+        assert shown("Dismiss")
+        num_threads = psutil.Process(terminal.process_id).num_threads()
+        for way in ("ctrl+z", "SIGTSTP", "SIGSTOP"):
+            terminal.forget()
+            if way == "ctrl+z":
+                terminal.press("\x1a")
+            else:
+                signalled(way)
+            if way != "SIGSTOP":
+                assert shown("\x1b[?1049l"), f"{way} puts the terminal back"
+            while not is_stopped():
+                os.sched_yield()
+            signalled("SIGCONT")
+            assert shown("\x1b[?1049h") and shown("Dismiss"), f"all is drawn again after {way}"
+            assert psutil.Process(terminal.process_id).num_threads() == num_threads
+        signalled("SIGHUP")
+        assert shown("\x1b[?1049l") and shown("\x1b[?25h") and shown("\x1b[?1003l")
+        while terminal.exit_code is None:
+            terminal.wait_for("nothing", timeout_seconds=0.1)
+        assert terminal.exit_code == 128 + signal.SIGHUP

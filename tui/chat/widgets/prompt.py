@@ -37,6 +37,8 @@ class PromptArea(SafeTextArea):
         Binding("enter", "send", "Send", show=False, tooltip="Send the prompt to the model"),
         Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
         Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
+        Binding("ctrl+z", "app.suspend_process", "Suspend", show=False, tooltip="Back to the shell; fg returns here"),
+        Binding("ctrl+underscore", "undo", "Undo", show=False, tooltip="Take back what was typed last; Ctrl+Y redoes"),
         Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
         Binding("down", "newer_or_down", "Newer prompt", show=False, tooltip="In the last line: the prompt after"),
     ]
