@@ -24,6 +24,8 @@ class Shown:
     """Fields without a flag."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of fields that have another one here."""
+    unset: Mapping[str, str] = field(default_factory=dict)
+    """Of fields that are taken from elsewhere while they have no flag: what is told of that instead of the default."""
 
 
 AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"draft": "auto", "lookup": "on", "generation": "auto"})]
@@ -80,7 +82,11 @@ def with_option_groups(command: Callable[..., int | None]) -> Callable[..., int 
 def _flags(owner: type[Any], shown: Shown) -> tuple[Callable[[dict[str, Any]], object], list[inspect.Parameter]]:
     """Return what takes an `owner`'s values out of those typed and makes it of them, and one parameter per option."""
     options = {
-        option.typed_name: replace(option, default=shown.defaults.get(name, option.default))
+        option.typed_name: replace(
+            option,
+            default=shown.defaults.get(name, option.default),
+            unset=shown.unset.get(name, option.unset),
+        )
         for name, option in options_of(owner).items()
         if name not in shown.hidden
     }

@@ -38,6 +38,11 @@ class Session:
         self._tokenizer = tokenizer
         self._is_stopped = threading.Event()
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether requests may hold messages; a raw prompt is always possible."""
+        return self._tokenizer.has_chat_template
+
     def format_prompt(self, request: PromptRequest) -> list[int]:
         """Return the request's token ids, chat template applied unless it is raw.
 

@@ -10,11 +10,11 @@ from textual.theme import Theme
 
 from profiles.errors import BadInputError
 from tui.chat.commands.slash import known_command
-from tui.chat.dialogue import Changes
-from tui.chat.display import ChatDisplay
+from tui.chat.dialogue import Changes, Trouble
+from tui.chat.display import OFFER, ChatDisplay
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
-from tui.chat.models import refuse_no_model
+from tui.chat.models import DEMO_TARGET, refuse_no_model
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, import_conversation, path_of
@@ -34,6 +34,7 @@ class Actions:
 
     def __init__(self, chat: ChatDisplay) -> None:
         self._chat = chat
+        self._may_download = False
         dialogue = chat.dialogue
         self.do_continue, self.do_clear = dialogue.continue_answer, dialogue.clear
         self.do_undo, self.do_redo, self.do_edit = dialogue.undo, dialogue.redo, dialogue.edit_last
@@ -193,6 +194,9 @@ class Actions:
     async def start_and_load(self) -> None:
         """Load what the settings say while nothing is being written; a prompt that waits goes on waiting."""
         dialogue, services = self._chat.dialogue, self._chat.services
+        if self._chat.needs_download and not self._may_download:
+            await self._chat.apply((*dialogue.await_choice(OFFER), Trouble("no model", OFFER)))
+            return
         dialogue.expect_load()
         try:
             await services.engine.start()
@@ -209,7 +213,7 @@ class Actions:
         with self._chat.telling():
             self._chat.services.settings.keep_model()
         await self._chat.notice.withdraw()
-        self._chat.view.show_notes(loaded.sentences)
+        self._chat.show_state()
 
     async def do_larger_context(self) -> None:
         """Load the model with a context that has room for the conversation, and go on."""
@@ -228,6 +232,11 @@ class Actions:
         if not any(worker.group == "restart" and not worker.is_finished for worker in self._chat.screen.app.workers):
             self._chat.screen.run_worker(self._restart(), group="restart")
 
+    async def do_download(self) -> None:
+        """Load the demo model, which is downloaded for it."""
+        self._may_download = True
+        await self.do_load_again()
+
     async def do_load_again(self) -> None:
         await self.load_model()
         self._chat.prompt.focus()
@@ -240,6 +249,7 @@ class Actions:
             await self._load_choice((model, config.draft))
         else:
             picker = self._chat.services.picker(config, remembered.settings.recent_targets)
+            picker.forget = remembered.forget_target
             self._chat.screen.app.push_screen(picker, self._load_choice)
 
     async def do_tree(self, tree: str | None = None) -> None:
@@ -302,6 +312,7 @@ class Actions:
         if choice is None:
             return
         target, draft = choice
+        self._may_download |= target == DEMO_TARGET
         with self._chat.telling():
             for name in (target, draft):
                 refuse_no_model(name)

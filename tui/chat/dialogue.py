@@ -31,7 +31,15 @@ from tui.chat.engine.messages import (
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.store.alternatives import Place
 from tui.chat.store.database import ConversationStoreError
-from tui.chat.store.records import EndState, StoredMessage, chat_turns, first_kept_after_trim, readable, turn_ids
+from tui.chat.store.records import (
+    EndState,
+    StoredMessage,
+    chat_turns,
+    first_kept_after_trim,
+    raw_text,
+    readable,
+    turn_ids,
+)
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
@@ -123,8 +131,13 @@ class Dialogue:
         params: Callable[[], SamplingParams] = SamplingParams,
         unchosen: Callable[[], frozenset[str]] = frozenset,
         new_system_prompt: Callable[[], str] = str,
+        is_raw: bool = False,
     ) -> None:
-        """`params` are those of the next answer; `new_system_prompt` is a new conversation's."""
+        """`params` are those of the next answer; `new_system_prompt` is a new conversation's.
+
+        Where `is_raw`, and with a model without a chat template, what was said is a text that the model writes on from.
+        """
+        self._is_raw = is_raw
         self.store = store
         self.state = EngineState()
         self.conversation_id: int | None = None
@@ -167,6 +180,11 @@ class Dialogue:
     def expect_load(self) -> None:
         """Let what is asked from now on wait for a model that is about to be loaded."""
         self.state = begin_load()
+
+    def await_choice(self, sentence: str) -> Changes:
+        """Load nothing before a person has chosen, as `sentence` says; prompts that wait for a model come back."""
+        self.state = EngineState(sentence=sentence)
+        return self.return_waiting()
 
     def open(self, conversation_id: int | None) -> Changes:
         """Show another conversation, or an empty one; an answer that is being written goes on."""
@@ -482,6 +500,8 @@ class Dialogue:
             unchosen=self._unchosen(),
             is_continued=is_continued,
         )
+        if self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template):
+            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False)
         self.answer, self._written, self.full = Answer(answer_id, prompt), message, None
         self._engine.send(self.answer)
         self.state = begin_answer(self.state)

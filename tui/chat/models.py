@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Literal
 from offload.errors import BudgetError
 from offload.units import format_bytes
 from profiles.errors import BadInputError, OverstoryError
+from profiles.files import read_regular_file
 from profiles.steps import finish
 from runtime.child_process import child_command, child_environment, own_streams
 from runtime.config import EngineConfig, parse_speed
-from runtime.engine.demo_model import DEMO_MODEL_NAME
+from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
+from tui.chat.commands.slash import as_typed_here, paths_from
 from tui.chat.engine.child_process import lines_of, step_back, write_line
 from tui.environment import cache_folder, quieten_libraries
 from tui.terminal_text import one_line
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from runtime.fit.machine import Machine
     from runtime.fit.plan_report import PlanReport
 
+_MAX_CONFIG_BYTES = 1 << 25
 DEMO_TARGET = ""
 """What the settings say for the demo model."""
 
@@ -48,6 +51,8 @@ class ListedModel:
     """Size of its safetensors files, if it lies here."""
     is_recent: bool = False
     """Whether it was used before."""
+    has_chat_template: bool = True
+    """Whether it was made for conversations; one that was not writes on from a text. True where that is not known."""
 
 
 def find_models(
@@ -65,7 +70,7 @@ def find_models(
         models.setdefault(os.path.realpath(model.folder), model)
     demo_folder = own_cache / DEMO_MODEL_NAME
     demo = models.get(os.path.realpath(demo_folder), ListedModel(DEMO_TARGET, DEMO_MODEL_NAME))
-    word = "demo" if demo.folder else "demo, fetched once"
+    word = "demo" if demo.folder else f"demo, {DOWNLOAD_BYTES / 1e6:.0f} MB to download"
     models[os.path.realpath(demo_folder)] = replace(demo, target=DEMO_TARGET, name=f"{demo.name} ({word})")
     by_name = {model.name: folder for folder, model in models.items()}
     used = []
@@ -107,7 +112,39 @@ def _model_of(folder: Path) -> ListedModel | None:
         is_model = bool(sizes) and (folder / "config.json").exists()
     except OSError:  # not ours to read, or a link to a file that was deleted
         return None
-    return ListedModel(str(folder), model_name(folder), str(folder), sum(sizes)) if is_model else None
+    if not is_model:
+        return None
+    named = ListedModel(str(folder), model_name(folder), str(folder), sum(sizes))
+    return replace(named, has_chat_template=has_chat_template(folder))
+
+
+def models_below(typed: str) -> tuple[ListedModel, ...]:
+    """Return the models in a folder that is typed, itself among them, or those beside it whose names begin as typed."""
+    if not is_path(typed):
+        return ()
+    path = Path(os.path.expanduser(typed))  # noqa: PTH111 - which leaves the home of an unknown user as it is
+    children = [f"{typed.rstrip('/')}/" if path.is_dir() else "", typed]
+    folders = [path, *(Path(os.path.expanduser(each)) for start in children for each in paths_from(start))]  # noqa: PTH111
+    found = {os.path.realpath(folder): _model_of(folder) for folder in folders}
+    return tuple(model for model in found.values() if model is not None)
+
+
+def is_path(typed: str) -> bool:
+    """Return whether what is typed can only be a path: hub names have one slash, which is neither first nor last."""
+    return typed.startswith(("/", "~", "./", "../")) or typed.endswith("/") or typed.count("/") > 1
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return whether a model's folder says how a conversation is written down; True if that cannot be told."""
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        written = json.loads(read_regular_file(folder / "tokenizer_config.json", max_bytes=_MAX_CONFIG_BYTES))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(written, dict) or bool(written.get("chat_template"))
 
 
 def refuse_no_model(name: str) -> None:
@@ -201,9 +238,9 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
             report = plan_with_profiles(question, machine, cache_folder=cache_folder())
             yield estimate_of(folder, report, has_open_draft=config.draft == "auto")
         except BudgetError as error:
-            yield FitEstimate(folder, "does not fit", None, one_line(str(error)))
+            yield FitEstimate(folder, "does not fit", None, as_typed_here(one_line(str(error))))
         except OverstoryError as error:
-            yield FitEstimate(folder, "unusable", None, one_line(str(error)))
+            yield FitEstimate(folder, "unusable", None, as_typed_here(one_line(str(error))))
 
 
 def estimate_of(folder: str, report: "PlanReport", *, has_open_draft: bool = False) -> FitEstimate:

@@ -26,6 +26,7 @@ from tui.chat.engine.messages import Loaded, LoadRefused, Report
 from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
 from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.welcome import Welcome
 
 MIN_COLUMNS, MIN_ROWS = 40, 10
 NARROW_COLUMNS = 100
@@ -208,6 +209,14 @@ class ChatScreen(Screen[None]):
         self.chat.view.spell_out_failures()
         self.chat.show_keys()
         self.chat.prompt.focus()
+
+    async def on_welcome_chosen(self, message: Welcome.Chosen) -> None:
+        """Ask one of the welcome's prompts, unless another one is being written."""
+        self.set_focus(self.chat.prompt)
+        if self.chat.prompt.text.strip():
+            self.chat.say("send or clear what is written below first")
+        else:
+            await self.chat.perform(lambda: self.chat.dialogue.ask(message.text))
 
     def on_answer_markdown_copy_wanted(self, message: AnswerMarkdown.CopyWanted) -> None:
         self.chat.view.point_at(message.block)

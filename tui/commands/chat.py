@@ -13,27 +13,35 @@ import typer
 
 from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
-from tui.environment import config_folder, data_folder
-from tui.options import AnsweringConfig, TurnOptions, typed_fields, with_option_groups
+from tui.chat.settings.settings import SETTINGS
+from tui.environment import cache_folder, config_folder, data_folder
+from tui.options import Shown, TurnOptions, typed_fields, with_option_groups
 
 if TYPE_CHECKING:
     from tui.chat.store.store import ConversationStore
 
 
+def _remembered(owner: type[EngineConfig] | type[SamplingParams]) -> dict[str, str]:
+    """Return what holds in a chat until somebody changes it, by the names of `owner`'s fields."""
+    settings = (setting for setting in SETTINGS.values() if setting.owner is owner)
+    return {setting.field_name: setting.unset or str(setting.default) or "none" for setting in settings}
+
+
 @with_option_groups
 def chat(
     command_line: typer.Context,
-    config: AnsweringConfig,
-    params: SamplingParams,
+    config: Annotated[EngineConfig, Shown(defaults={"lookup": "on"}, unset=_remembered(EngineConfig))],
+    params: Annotated[SamplingParams, Shown(unset=_remembered(SamplingParams))],
     turns: TurnOptions,
     *,
     conversation: Annotated[
-        int | None, typer.Option(help="Open this conversation, by its number.", show_default="a new one")
+        int | None,
+        typer.Option(help="Open the conversation of this number: # in title and list.", show_default="a new one"),
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="Open the conversation used last.")] = False,
     mouse: Annotated[bool, typer.Option(help="Let the app see the mouse.")] = True,
 ) -> int:
-    """Chat in the terminal; an option that is left out is as remembered in the settings, not as its default here."""
+    """Chat in the terminal; what is left out is as the settings remember it (F5), at first as its default here."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise OptionError("chat needs a terminal; answer a prompt file with overstory run instead")
     if os.name == "posix" and not sys.stderr.isatty():
@@ -45,19 +53,18 @@ def chat(
 def typed_overrides(
     command_line: typer.Context, config: EngineConfig, params: SamplingParams, turns: TurnOptions
 ) -> dict[str, Any]:
-    """Return the choices that were typed, as `RememberedSettings` takes them. Raises OptionError for --raw."""
-    if turns.raw:
-        raise OptionError("--raw sends prompts without chat template, which a chat needs; use overstory run")
+    """Return the choices that were typed, as `RememberedSettings` takes them."""
 
     def typed(choices: EngineConfig | SamplingParams) -> dict[str, Any]:
         return {name: getattr(choices, name) for name in typed_fields(command_line, type(choices))}
 
     system = {} if turns.system is None else {"system_prompt": turns.system}
-    return typed(config) | typed(params) | system
+    return typed(config) | typed(params) | system | ({"raw": True} if turns.raw else {})
 
 
 def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last: bool, has_mouse: bool) -> int:
     """Open what is kept, run the app until it ends, and return the exit code."""
+    from runtime.engine.demo_model import is_demo_model_here
     from tui.chat.app import ChatApp, collect_rarely
     from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
@@ -83,6 +90,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
                 notices=(*notices, *damages),
                 environment=os.environ,
                 export_folder=data_folder() / "exports",
+                is_demo_missing=lambda: not is_demo_model_here(cache_folder()),
             )
         )
         collect_rarely()

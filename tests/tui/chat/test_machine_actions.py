@@ -391,3 +391,22 @@ def test_settings_that_cannot_be_written_hold_all_the_same(tmp_path):
             assert teller.services_settings.top_k == 3
 
     tell(story)
+
+
+def test_a_download_is_asked_for_before_it_begins(tmp_path):
+    """93 MB were once fetched because somebody looked at the program."""
+
+    async def story():
+        is_missing = [True]
+        async with telling(tmp_path, is_loaded=False, is_demo_missing=lambda: is_missing[0]) as teller:
+            await teller.until(lambda: "Download it (93 MB)" in screen_text(teller.app))
+            assert teller.engine.requests == [] and "F4 chooses one" in screen_text(teller.app)
+            await teller.type("Hi?")
+            await teller.press("enter")
+            await teller.until(lambda: teller.chat.prompt.text == "Hi?", "what cannot be sent comes back")
+            await teller.press("f6", "enter")
+            await teller.until(lambda: teller.num_requests("LoadModel") == 1)
+            await teller.until(lambda: teller.dialogue.state.phase == "ready")
+            assert not teller.chat.notice.display
+
+    tell(story)

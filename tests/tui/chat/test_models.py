@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tui.chat.models import ListedModel, find_models
+from tui.chat.models import ListedModel, find_models, has_chat_template, is_path, models_below
+
+TEMPLATE = b'{"chat_template": "{{ messages }}"}'
 
 
 def make_model(folder: Path, *, num_bytes: int = 10, shards: int = 1) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_bytes(TEMPLATE)
     for index in range(shards):
         (folder / f"model-{index}.safetensors").write_bytes(b"x" * num_bytes)
     return folder
@@ -21,7 +24,8 @@ def make_snapshot(hub: Path, name: str, revision: str, *, num_bytes: int = 10, i
     """As the hub's libraries lay it out: links into a folder of blobs."""
     repository = hub / f"models--{name.replace('/', '--')}"
     folder = repository / "snapshots" / revision
-    for file_name, content in (("config.json", b"{}"), ("model.safetensors", b"x" * num_bytes)):
+    files = {"config.json": b"{}", "tokenizer_config.json": TEMPLATE, "model.safetensors": b"x" * num_bytes}
+    for file_name, content in files.items():
         blob = repository / "blobs" / f"{revision}-{file_name}"
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
@@ -47,7 +51,7 @@ def listed(tmp_path: Path, *recent: str) -> list[ListedModel]:
     return list(find_models(recent, own_cache=tmp_path / "own", hub_cache=tmp_path / "hub"))
 
 
-DEMO = ListedModel("", "SmolLM2-135M-Instruct (demo, fetched once)")
+DEMO = ListedModel("", "SmolLM2-135M-Instruct (demo, 93 MB to download)")
 
 
 def test_recent_models_come_first_and_the_caches_by_name(hub, own, tmp_path):
@@ -130,3 +134,39 @@ def test_a_recent_folder_keeps_its_spelling(tmp_path, monkeypatch):
     make_model(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     assert listed(tmp_path, "./mine")[0] == ListedModel("./mine", "mine", "mine", 10, is_recent=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "is_chat"),
+    [
+        ({}, False),
+        ({"tokenizer_config.json": "{}"}, False),
+        ({"tokenizer_config.json": '{"chat_template": ""}'}, False),
+        ({"tokenizer_config.json": '{"chat_template": "{{ x }}"}'}, True),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "{{ x }}"}, True),
+        ({"tokenizer_config.json": "no json"}, True),
+        ({"tokenizer_config.json": "[" * 100_000}, True),
+    ],
+)
+def test_a_model_without_chat_template_is_known_before_it_is_loaded(tmp_path, files, is_chat):
+    """Half a GB was once loaded for that. What cannot be told is left to the load."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert has_chat_template(tmp_path) is is_chat
+
+
+def test_a_folder_that_is_typed_lists_its_models(tmp_path):
+    for name in ("alpha", "alps", "beta"):
+        make_model(tmp_path / "models" / name)
+    (tmp_path / "models" / "empty").mkdir()
+    folder = f"{tmp_path}/models"
+    assert [Path(model.target).name for model in models_below(folder)] == ["alpha", "alps", "beta"]
+    assert [Path(model.target).name for model in models_below(f"{folder}/")] == ["alpha", "alps", "beta"]
+    assert [Path(model.target).name for model in models_below(f"{folder}/al")] == ["alpha", "alps"]
+    assert [model.name for model in models_below(f"{folder}/beta")] == ["beta"]
+    assert models_below("~nobody-of-that-name/x") == models_below("owner/name") == models_below("") == ()
+
+
+def test_a_path_is_told_from_a_name_of_the_hub():
+    paths = ("/m", "~/m", "./m", "../m", "a/b/c", "a/")
+    assert [each for each in (*paths, "owner/name", "name", "") if is_path(each)] == list(paths)

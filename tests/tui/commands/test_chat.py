@@ -69,9 +69,20 @@ def test_what_was_typed_is_said_even_where_it_is_the_default():
     }
 
 
+def test_texts_can_be_written_on_raw():
+    assert overrides_of("--raw") == {"raw": True}
+
+
+def test_the_help_says_what_a_chat_begins_with(capsys):
+    """It once printed the defaults of `run`, which is greedy."""
+    assert execute(["chat", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--temperature <float> 0 is greedy" in words and "[default: (the model's own, else 0.7)]" in words
+    assert "[default: (1024)]" in words and "[default: (another one for each answer)]" in words
+    assert "# in title and list" in words
+
+
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(OptionError, match="--raw"):
-        overrides_of("--raw")
     with pytest.raises(OptionError, match="top_p"):
         overrides_of("--top-p", "7")
 

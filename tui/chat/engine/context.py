@@ -21,15 +21,18 @@ _MOST_CONTEXT_TOKENS = 1 << 20
 def context_full(opened: "OpenSession", request: PromptRequest, text: str = "") -> ContextFull:
     """Return what would make room for a request, of whose answer `text` has been written."""
     engine = opened.session.engine
-    messages = request.messages or ()
-    if text and request.is_continued:
+    messages = request.messages or (Message("user", request.prompt or ""),)
+    if text and (request.is_continued or request.prompt is not None):
         messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + text))
     elif text:
         messages = (*messages, Message("assistant", text))
     is_continued = messages[-1].role == "assistant"
 
     def count_tokens(kept: Sequence[Message]) -> int:
-        asked = replace(request, messages=tuple(kept), is_continued=is_continued)
+        if request.prompt is not None:
+            asked = replace(request, prompt="".join(each.content for each in kept))
+        else:
+            asked = replace(request, messages=tuple(kept), is_continued=is_continued)
         return len(opened.session.format_prompt(asked))
 
     return room_for(

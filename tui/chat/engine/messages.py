@@ -95,6 +95,8 @@ class Loaded:
     """What a user should know about this session."""
     resident_layers: tuple[int, ...] = ()
     """Which layers never leave the device; may be empty where that is not known."""
+    has_chat_template: bool = True
+    """Whether the model was made for conversations; one that was not writes on from a text."""
     num_disk_layers: int = 0
     """Of the others, how many are read from disk in every pass."""
     own_settings: Mapping[str, float] = field(default_factory=dict)

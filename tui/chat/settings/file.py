@@ -82,6 +82,11 @@ class RememberedSettings:
         prompt: str = self._overrides.get("system_prompt", self.settings["system_prompt"])
         return prompt
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether the command line wants texts to be written on, whatever the model is made for."""
+        return bool(self._overrides.get("raw"))
+
     def params(self) -> SamplingParams:
         """Return how the next answer is sampled, as far as the model's own settings do not fill what is `unchosen`."""
         return SamplingParams(**({"seed": self._draw_seed(), **CHAT_DEFAULTS} | self._fields_of(SamplingParams)))
@@ -137,6 +142,10 @@ class RememberedSettings:
         if self._path is not None and self._unwritten:
             write_settings(self._path, settings, self._unwritten)
             self._unwritten.clear()
+
+    def forget_target(self, target: str) -> None:
+        """Take a model off the recent ones. Raises WriteError."""
+        self.replace(self.settings.without_recent(target))
 
     def choose_model(self, target: str, *, draft: str) -> None:
         """Let the next load be of this model and draft, whatever was said before; nothing is remembered of it yet."""

@@ -231,6 +231,10 @@ class ChatSettings(Mapping[str, Any]):
         others = tuple(name for name in self.recent_targets if name != target)
         return self.replace(recent_targets=(target, *others)[:MAX_RECENT_TARGETS] if target else others)
 
+    def without_recent(self, target: str) -> "ChatSettings":
+        """Return the settings without a model among the recent ones; the one that is open stays it."""
+        return self.replace(recent_targets=tuple(name for name in self.recent_targets if name != target))
+
     def with_text(self, name: str, text: str) -> "ChatSettings":
         """Return the settings with one changed to what a person typed. Raises OptionError for a wrong value."""
         try:

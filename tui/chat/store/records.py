@@ -72,6 +72,15 @@ def title_of_prompt(prompt: str) -> str:
     return title if len(title) <= MAX_TITLE_LENGTH else title[: MAX_TITLE_LENGTH - 1].rstrip() + "…"
 
 
+def raw_text(turns: Sequence[Mapping[str, str]]) -> str:
+    """Return the turns as one text to be written on: an answer follows its prompt at once, a prompt begins a line."""
+    text = ""
+    for turn in turns:
+        begins_line = turn["role"] == "user" and text and not text.endswith("\n")
+        text += "\n" * bool(begins_line) + turn["content"]
+    return text
+
+
 def chat_turns(system_prompt: str, messages: Sequence[StoredMessage]) -> tuple[dict[str, str], ...]:
     """Return what a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
 

@@ -18,6 +18,7 @@ from textual.widgets import Static
 from tui.chat.store.records import StoredMessage
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
+from tui.chat.widgets.welcome import Greeting, Welcome
 from tui.terminal_text import counted, one_line, show_terminal_escapes
 
 FRAMES_PER_SECOND = 30
@@ -30,15 +31,6 @@ REST = 3.0
 """Times as long as a drawing took nothing more is drawn, so that keys have most of a slow machine's time."""
 LONGEST_REST_SECONDS = 0.5
 
-WELCOME = """\
-Ask something below.
-
-Enter      sends the prompt
-Ctrl+J     begins a new line
-/          lists the commands
-F1         explains the keys
-
-What is said here stays on this machine."""
 _FAILURES = {"context": "the context is full", "memory": "memory ran out", "dead": "the engine ended"}
 
 
@@ -193,7 +185,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._wanted: PromptTurn | AnswerTurn | None = None  # what was searched for, until all is laid out
         self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
-        self._notes: tuple[str, ...] = ()
+        self._greeting = Greeting()
         self._first_kept_id = 0
         self._wraps_code = False
         self._rests_until = 0.0  # drawing, by perf_counter
@@ -214,7 +206,7 @@ class ConversationView(VerticalScroll, can_focus=False):
             if self._messages:
                 await self.mount(_EarlierTurns(len(self._messages)))
             if not messages:
-                await self.mount(Static(self._welcome(), markup=False, classes="welcome"))
+                await self.mount(Welcome(self._greeting))
             await self.mount_all(map(self._turn, shown))
         if shown and shown[-1].state == "streaming":
             self._growing = self._last_answer()
@@ -222,15 +214,16 @@ class ConversationView(VerticalScroll, can_focus=False):
         if not messages:
             self.scroll_y = self.scroll_target_y = 0  # an anchored view may stand above its first line
 
-    def show_notes(self, notes: Sequence[str]) -> None:
-        """Say this too while nothing else is said: what a user should know of the model that is open."""
-        self._notes = tuple(map(one_line, notes))
-        for welcome in self.query(".welcome").results(Static):
-            welcome.update(self._welcome())
+    def greet(self, greeting: Greeting) -> None:
+        """Say this while nothing else is said."""
+        if greeting != self._greeting:
+            self._greeting = greeting
+            for welcome in self.query(Welcome):
+                welcome.show(greeting)
 
     async def add(self, message: StoredMessage) -> None:
         """Show one more turn at the end, and follow it."""
-        await self.query(".welcome").remove()
+        await self.query(Welcome).remove()
         turn = self._turn(message)
         await self.mount(turn)
         if isinstance(turn, AnswerTurn) and message.state == "streaming":
@@ -341,9 +334,6 @@ class ConversationView(VerticalScroll, can_focus=False):
         """Go to the last turn, and follow it."""
         self.anchor()
         self.scroll_end(animate=False)
-
-    def _welcome(self) -> str:
-        return "\n".join((WELCOME, *(f"\n{note}" for note in self._notes)))
 
     def _last_answer(self) -> AnswerTurn | None:
         answers = self.query(AnswerTurn)

@@ -1,7 +1,8 @@
 """Lets a person choose a model and its draft: recent ones, those on this machine, or any folder or hub name.
 
 The picker opens at once; the models, and then what each would be like here, arrive while it is used. What is typed
-filters the list by name; if it is none of the names it may itself be a folder or a hub name. Loads nothing.
+filters the list by name; if it is none of the names it may itself be a folder, whose models are listed as well, or a
+hub name. Loads nothing.
 """
 
 import asyncio
@@ -11,26 +12,45 @@ from dataclasses import replace
 from typing import ClassVar
 
 from rich.cells import cell_len
-from textual import on, work
+from textual import events, on, work
+from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.suggester import Suggester
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
+from tui.chat.commands.slash import paths_from
 from tui.chat.machine.drawing import fit_text, rate_text
-from tui.chat.models import FitEstimate, ListedModel, estimate_fits, find_models
+from tui.chat.models import (
+    DEMO_TARGET,
+    FitEstimate,
+    ListedModel,
+    estimate_fits,
+    find_models,
+    is_path,
+    models_below,
+)
 from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 
+HINT = "Enter load · ↑↓ choose · → complete · Tab draft · Del forget · Esc back"
 OTHER_DRAFT = "another model"
 _DRAFTS = ("auto", "substitute", "none", OTHER_DRAFT)
-_RECENT = " (recent)"
+_DRAFT_WORDS: Mapping[str, str] = {
+    "auto": "guesses ahead where layers stream in",
+    "substitute": "guesses ahead with the model itself, made smaller",
+    "none": "no guessing ahead: one token per pass",
+}
+_RECENT, _BASE = " (recent)", " (base)"
+LOW_ROWS = 18
+"""Below this many the parts stand without room between them."""
 _SIZE_WIDTH, _FIT_WIDTH, _GAP = 8, 24, "  "
 
 
@@ -45,8 +65,11 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         Binding("down", "move(1)", "Next model", show=False, tooltip="Go to the next model"),
         Binding("up", "move(-1)", "Model before", show=False, tooltip="Go to the model before"),
         Binding("enter", "choose", "Load", show=False, tooltip="Load the highlighted model"),
+        Binding("delete", "forget", "Forget", show=False, priority=True, tooltip="Take a recent model off the list"),
         Binding("escape", "dismiss", "Cancel", tooltip="Keep the model that is loaded"),
     ]
+    forget: Callable[[str], object] | None = None
+    """What takes a target off the recent ones."""
 
     def __init__(
         self,
@@ -61,6 +84,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         self._config, self._recent = config, recent
         self._find, self._ask = find, estimate
         self._models: tuple[ListedModel, ...] | None = None
+        self._below: tuple[ListedModel, ...] = ()
         self._shown: tuple[ListedModel, ...] = ()
         self._estimates: dict[str, FitEstimate | None] = {}  # by folder; None while it is waited for
         self._trouble = ""
@@ -75,6 +99,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
                     placeholder="part of a name, a folder, or owner/name on the hub",
                     id="model-filter",
                     compact=True,
+                    suggester=PathSuggester(case_sensitive=True),
                     tooltip="Filters the list; a folder or hub name that is not in it can be loaded too",
                 )
             yield OptionList(id="model-list", compact=True, markup=False)
@@ -94,26 +119,51 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
                 )
                 line.display = is_other
                 yield line
+                yield Static(_DRAFT_WORDS.get(self._config.draft, ""), id="model-draft-words", markup=False)
             yield Static(id="model-sentence", markup=False)
-            yield Static("Enter load · ↑↓ choose · Tab draft · Esc back", id="model-hint")
+            yield Static(HINT, id="model-hint")
 
     def on_mount(self) -> None:
         self.query_one("#model-filter").focus()
         self._find_models()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
+        self.set_class(event.size.height < LOW_ROWS, "-low")
         self.call_after_refresh(self._list)
 
     @on(Input.Changed, "#model-filter")
-    def filter_models(self) -> None:
+    def filter_models(self, event: Input.Changed) -> None:
         """Show what matches, the first of it highlighted."""
         self._list(first=True)
+        self._look_below(event.value.strip())
+
+    @work(group="below", exclusive=True)
+    async def _look_below(self, typed: str) -> None:
+        """List the models of a folder that is typed."""
+        found = await asyncio.to_thread(models_below, typed)  # disks may be slow
+        if found != self._below:
+            self._below = found
+            self._list(first=True)
+            self._estimate()
+
+    def action_forget(self) -> None:
+        """Take the highlighted model off the recent ones; within a text the key deletes a character."""
+        field = self.focused
+        if isinstance(field, Input) and field.cursor_position < len(field.value):
+            raise SkipAction
+        model = self._highlighted
+        if model is None or not model.is_recent or self.forget is None:
+            return
+        self.forget(model.target)
+        self._recent = tuple(target for target in self._recent if target != model.target)
+        self._find_models()
 
     @on(ChoiceField.Changed, "#model-draft-kind")
     def change_draft_kind(self, event: ChoiceField.Changed) -> None:
         """Ask for a name where it is another model, and how all would fit with that draft."""
         line = self.query_one("#model-draft", Input)
         line.display = event.value == OTHER_DRAFT
+        self.query_one("#model-draft-words", Static).update(_DRAFT_WORDS.get(event.value, ""))
         if line.display:
             line.focus()
         else:
@@ -164,7 +214,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     @work(group="estimates", exclusive=True)
     async def _estimate(self) -> None:
         """Ask how all would fit with the draft."""
-        folders = [model.folder for model in self._models or () if model.folder and self.draft]
+        folders = [model.folder for model in (*(self._models or ()), *self._below) if model.folder and self.draft]
         self._estimates = dict.fromkeys(folders)
         self._list()
         if not self._estimates:
@@ -182,7 +232,7 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     def _list(self, *, first: bool = False) -> None:
         """Write the rows; the highlight stays on its model, or goes to the first."""
         rows, before = self.query_one(OptionList), None if first else self._highlighted
-        shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value)
+        shown = matching_models(self._models or (), self.query_one("#model-filter", Input).value, below=self._below)
         texts = [Content(self._row(model, rows.scrollable_content_region.width)) for model in shown]
         if shown == self._shown and not first:
             for index, text in enumerate(texts):  # in place, so that nobody's scrolling is undone
@@ -212,12 +262,26 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
         )
 
 
-def matching_models(models: Sequence[ListedModel], typed: str) -> tuple[ListedModel, ...]:
-    """Return those whose name or folder holds every word, and last what was typed itself if it names none of them."""
+class PathSuggester(Suggester):
+    """Proposes how a path that is being typed goes on."""
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """Return the first path that begins so."""
+        found = await asyncio.to_thread(paths_from, value) if is_path(value) else ()
+        return next((path for path in found if path != value), None)
+
+
+def matching_models(
+    models: Sequence[ListedModel], typed: str, *, below: Sequence[ListedModel] = ()
+) -> tuple[ListedModel, ...]:
+    """Return those whose name or folder holds every word, those `below` a folder that is typed, and last what was
+    typed itself if it names none of them."""
     words = typed.lower().split()
     found = [model for model in models if all(word in f"{model.name} {model.target}".lower() for word in words)]
+    folders = {model.folder for model in found if model.folder}
+    found += [model for model in below if model.folder not in folders]
     wanted = typed.strip()
-    if wanted and not any(wanted in (model.name, model.target) for model in found):
+    if wanted and not any(wanted.rstrip("/") in (model.name, model.target) for model in found):
         found.append(ListedModel(wanted, f"{wanted} (as typed)"))
     return tuple(found)
 
@@ -230,22 +294,26 @@ def model_row(model: ListedModel, fit: str, *, width: int) -> str:
     if room < 8:
         return fit_text(one_line(model.name), width)
     name = fit_text(one_line(model.name), room)
-    if model.is_recent and cell_len(name) + len(_RECENT) <= room:
-        name += _RECENT
+    for is_so, word in ((model.is_recent, _RECENT), (not model.has_chat_template, _BASE)):
+        if is_so and cell_len(name) + len(word) <= room:
+            name += word
     return name + " " * (room - cell_len(name)) + _GAP + tail
 
 
 def fit_words(estimate: FitEstimate) -> str:
-    """Return a few words: `resident, 12.0 tok/s`, `streams, 0.6 s/token`, `does not fit`."""
-    seconds = estimate.seconds_per_token
+    """Return a few words: `in memory, 12.0 tok/s`, `streams, 0.6 s/token`, `does not fit`."""
+    seconds, fit = estimate.seconds_per_token, "in memory" if estimate.fit == "resident" else estimate.fit
     if not seconds:
-        return estimate.fit
-    return f"{estimate.fit}, " + (f"{rate_text(1 / seconds)} tok/s" if seconds < 1 else f"{seconds:.1f} s/token")
+        return fit
+    return f"{fit}, " + (f"{rate_text(1 / seconds)} tok/s" if seconds < 1 else f"{seconds:.1f} s/token")
 
 
 def model_sentence(model: ListedModel, estimates: Mapping[str, FitEstimate | None]) -> str:
     """Say all that is known of one, for the foot of the list."""
-    if model.folder not in estimates:
-        return one_line(f"{model.target or model.name}: Enter loads it, from a folder or by its hub name")
-    estimate = estimates[model.folder]
-    return one_line(f"{model.name}: {estimate.sentence if estimate else 'the planner is asked how it would fit…'}")
+    kind = "" if model.has_chat_template else "no chat template: writes on from your text; "
+    if model.folder in estimates:
+        estimate = estimates[model.folder]
+        return one_line(f"{model.name}: {kind}{estimate.sentence if estimate else 'looking how it would fit…'}")
+    if model.target == DEMO_TARGET:
+        return one_line(f"{model.name}: Enter downloads it once and loads it")
+    return one_line(f"{model.target}: {kind}Enter loads it, from a folder or by its hub name")

@@ -264,3 +264,10 @@ def test_only_what_the_model_is_loaded_with_needs_a_reload():
 
 def test_changed_names():
     assert changed_names(ChatSettings(), ChatSettings(seed=1, theme="nord")) == ("seed", "theme")
+
+
+def test_a_recent_model_can_be_forgotten():
+    settings = ChatSettings().with_target("a").with_target("b")
+    assert settings.without_recent("a").recent_targets == ("b",)
+    assert settings.without_recent("b").target == "b", "the one that is open stays it"
+    assert settings.without_recent("c").recent_targets == ("b", "a")

@@ -7,6 +7,7 @@ from tui.chat.store.records import (
     MAX_TITLE_LENGTH,
     chat_turns,
     first_kept_after_trim,
+    raw_text,
     storable,
     title_of_prompt,
 )
@@ -92,3 +93,17 @@ def test_the_last_prompt_stays_however_long_it_is():
 def test_one_prompt_cannot_be_left_out():
     assert first_kept_after_trim([prompt(1, "a" * 100), answer(2, "b")]) is None
     assert first_kept_after_trim([]) is None
+
+
+def test_a_raw_text_is_what_was_said_in_order():
+    """Answers follow their prompts at once, prompts begin a line."""
+    said = [
+        ("user", "Once upon"),
+        ("assistant", " a time"),
+        ("user", "the fox"),
+        ("assistant", " slept.\n"),
+        ("user", "It"),
+    ]
+    turns = [{"role": role, "content": content} for role, content in said]
+    assert raw_text(turns) == "Once upon a time\nthe fox slept.\nIt"
+    assert raw_text(()) == ""

@@ -24,6 +24,7 @@ from tui.chat.widgets.conversation import (
     turn_caption,
     turn_view,
 )
+from tui.chat.widgets.welcome import Greeting
 
 
 class Clock:
@@ -66,10 +67,10 @@ def test_an_empty_conversation_says_how_to_begin():
     async def story(app, view, pilot):
         await view.show([])
         await pilot.pause()
-        assert "Enter" in screen_text(app)
+        assert "Ask something below" in screen_text(app)
         await view.add(message(content="Hello"))
         await pilot.pause()
-        assert "Enter" not in screen_text(app)
+        assert "Ask something below" not in screen_text(app)
 
     watch(story)
 
@@ -77,14 +78,14 @@ def test_an_empty_conversation_says_how_to_begin():
 def test_what_a_user_should_know_of_the_model_is_said_while_nothing_else_is():
     async def story(app, view, pilot):
         await view.show([])
-        view.show_notes(["It streams \x1b[31mfrom disk."])
+        view.greet(Greeting("tiny is ready.", notes=("It streams \x1b[31mfrom disk.",)))
         await until(pilot, lambda: "It streams from disk." in screen_text(app))
         await view.show(turns(2))
         await until(pilot, lambda: "It streams" not in screen_text(app))
         await view.show([])
         await until(pilot, lambda: "It streams from disk." in screen_text(app))
 
-    watch(story, size=(60, 16))
+    watch(story, size=(60, 22))
 
 
 def test_a_conversation_opens_at_its_end():

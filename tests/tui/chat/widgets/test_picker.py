@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+from textual.widgets import Input
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from tests.support.screen_text import screen_rows, screen_text
-from tests.support.widget_screens import WidgetApp, resize, run
+from tests.support.widget_screens import WidgetApp, resize, run, until
 from tui.chat.models import FitEstimate, ListedModel
 from tui.chat.widgets.picker import (
     ModelPicker,
@@ -95,7 +96,7 @@ def test_estimates_arrive_while_it_is_open():
         assert first.rows[6] == " │ owner/hub-only                                                             │"
         assert first.source.asked == [(("/m/q", "/m/demo", "/m/large"), "substitute")]
         later = await told(pilot, open_gate=True)
-        assert later.rows[5] == " │ demo model                                270 MB  resident, 12.0 tok/s     │"
+        assert later.rows[5] == " │ demo model                                270 MB  in memory, 12.0 tok/s    │"
         assert later.rows[7] == " │ meta/Llama-70B                            141 GB  does not fit             │"
         last = await told(pilot, "down", "down", "down", open_gate=True)
         sentence = "meta/Llama-70B: one layer needs 4.2 GB of device memory, 2 GB are free"
@@ -176,10 +177,10 @@ def test_trouble_with_the_list_is_told_and_a_name_can_be_typed():
 
 def test_it_fits_every_terminal():
     async def story(pilot):
-        for size in ((80, 24), (50, 14), (120, 40)):
+        for size in ((80, 24), (50, 14), (40, 10), (120, 40)):
             await resize(pilot, *size)
             rows = (await told(pilot)).rows
-            assert any("Esc back" in row for row in rows), size
+            assert any("Enter load" in row for row in rows), size
             assert any("Qwen" in row for row in rows), size
 
     in_an_app(story)
@@ -243,7 +244,7 @@ def test_a_narrow_row_is_the_name():
 @pytest.mark.parametrize(
     ("fit", "seconds", "words"),
     [
-        ("resident", 1 / 12, "resident, 12.0 tok/s"),
+        ("resident", 1 / 12, "in memory, 12.0 tok/s"),
         ("streams", 0.6, "streams, 1.7 tok/s"),
         ("streams", 4.0, "streams, 4.0 s/token"),
         ("does not fit", None, "does not fit"),
@@ -257,7 +258,7 @@ def test_fits_in_a_few_words(fit, seconds, words):
 
 def test_a_sentence_says_what_is_known():
     assert model_sentence(LARGE, {"/m/large": STREAMS}) == f"owner/Large-70B: {STREAMS.sentence}"
-    assert "is asked how it would fit" in model_sentence(SMALL, {"/m/small": None})
+    assert "looking how it would fit" in model_sentence(SMALL, {"/m/small": None})
     assert model_sentence(ListedModel("a/b", "a/b"), {}).startswith("a/b: Enter loads it")
 
 
@@ -266,3 +267,71 @@ def test_a_name_cannot_move_the_cursor():
     row = model_row(evil, "", width=60)
     assert row.startswith("evil row ") and "\x1b" not in row
     assert "\x1b" not in model_sentence(evil, {})
+
+
+BASE = ListedModel("/m/base", "owner/Base-7B", "/m/base", 14_000_000_000, has_chat_template=False)
+
+
+def test_a_model_without_chat_template_says_so_before_it_is_loaded():
+    assert model_row(BASE, "", width=60).startswith("owner/Base-7B (base) ")
+    words = model_sentence(BASE, {"/m/base": STREAMS})
+    assert words == f"owner/Base-7B: no chat template: writes on from your text; {STREAMS.sentence}"
+
+
+def test_the_demo_model_says_that_it_is_downloaded():
+    demo = ListedModel("", "SmolLM2 (demo, 93 MB to download)")
+    assert model_sentence(demo, {}) == "SmolLM2 (demo, 93 MB to download): Enter downloads it once and loads it"
+
+
+def test_models_of_a_typed_folder_are_listed_once():
+    found = matching_models((SMALL, LARGE), "/m", below=(SMALL, BASE))
+    assert [model.target for model in found] == ["/m/small", "/m/large", "/m/base", "/m"]
+
+
+def make_folder(folder):
+    folder.mkdir()
+    (folder / "config.json").touch()
+    (folder / "model.safetensors").touch()
+
+
+def test_a_folder_that_is_typed_shows_its_models_and_a_path_is_completed(tmp_path):
+    for name in ("alpha", "beta"):
+        make_folder(tmp_path / name)
+
+    async def story(pilot):
+        source, results = FakeSource(), []
+        picker = picker_of(source)
+        await pilot.app.push_screen(picker, results.append)
+        field = picker.query_one("#model-filter", Input)
+        field.value = f"{tmp_path}/al"
+        await until(pilot, lambda: any(" alpha " in row for row in screen_rows(pilot.app)))
+        await until(pilot, lambda: field._suggestion == f"{tmp_path}/alpha/")
+        field.cursor_position = len(field.value)
+        await pilot.press("right")
+        assert field.value == f"{tmp_path}/alpha/"
+        field.value = str(tmp_path)
+        await until(pilot, lambda: any(" beta " in row for row in screen_rows(pilot.app)))
+        await pilot.press("down", "enter")
+        assert results == [(f"{tmp_path}/beta", "substitute")]
+        source.gate.set()
+
+    in_an_app(story)
+
+
+def test_delete_takes_a_recent_model_off_the_list_and_a_character_out_of_a_text():
+    async def story(pilot):
+        source, forgotten = FakeSource(), []
+        picker = picker_of(source)
+        picker.forget = forgotten.append
+        await pilot.app.push_screen(picker)
+        await pilot.press(*"Qw", "left", "left", "delete")
+        assert picker.query_one("#model-filter", Input).value == "w" and forgotten == []
+        await pilot.press("delete")
+        await pilot.pause()
+        await pilot.press("delete")
+        await until(pilot, lambda: forgotten == ["/m/q"])
+        await pilot.press("down", "delete")
+        assert forgotten == ["/m/q"], "others are not recent"
+        source.gate.set()
+
+    in_an_app(story)
