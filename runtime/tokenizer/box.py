@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from offload.errors import CheckpointError
 from offload.units import format_bytes
-from profiles.errors import OverstoryError, quote
+from profiles.errors import OverstoryError
 from runtime.child_process import child_command, child_environment
 from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
@@ -272,15 +272,13 @@ class Tokenizer:
 
     def _load(self) -> None:
         try:
-            task = m.Load(self._key, str(self._folder))
+            task = m.Load(self._key, os.fsencode(self._folder.absolute()))
             loaded = self._box.ask(task, seconds=self._box.limits.load_seconds)
         except BoxFailedError as error:
             raise CheckpointError(
                 f"the tokenizer in {self._folder} cannot be loaded: {error}; "
                 "expected tokenizer.json and tokenizer_config.json from the model's publisher"
             ) from error
-        except ValueError as error:  # a path that is no text
-            raise CheckpointError(f"the tokenizer in {quote(str(self._folder))} cannot be loaded: {error}") from error
         if isinstance(loaded, m.Refused):
             raise CheckpointError(loaded.sentence)
         assert isinstance(loaded, m.Loaded)

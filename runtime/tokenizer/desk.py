@@ -1,5 +1,6 @@
 """Does what the tokenizer's process is asked, one task at a time, and turns whatever goes wrong into a sentence."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,14 @@ class Desk:
         except (KeyboardInterrupt, SystemExit):
             raise
         except OverstoryError as error:
-            return m.Refused(str(error))
+            return m.Refused(str(error).encode(errors="backslashreplace").decode())  # folders' names may be no text
         except MemoryError:  # what is left may be in pieces
             return m.Refused("", ends=True)
         except BaseException as error:  # a panic of Rust is no Exception
             return m.Refused(f"the tokenizer fails ({reason(error)}); download the model's tokenizer files again")
 
     def _load(self, task: m.Load) -> m.Reply:
-        folder = Path(task.folder)
+        folder = Path(os.fsdecode(task.folder))
         if self._guard is None:
             tokenizer = load_tokenizer(folder)
         else:

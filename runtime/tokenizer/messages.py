@@ -20,7 +20,8 @@ class Load(_Message, frozen=True):
     """Load the tokenizer of a model folder and keep it under a number."""
 
     key: int
-    folder: str
+    folder: bytes
+    """As the system has it: it may be no UTF-8."""
 
 
 class Encode(_Message, frozen=True):

@@ -82,6 +82,32 @@ def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: Toke
     assert answer.is_stopped and answer.finish() == same.finish() and answer.text == same.text
 
 
+def test_a_folder_of_the_hubs_cache_is_made_of_links_and_works(
+    tmp_path: Path, box: TokenizerBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "cache" / "models--owner--name"
+    snapshot, blobs = repository / "snapshots" / "0123", save_tiny_tokenizer(repository / "blobs")
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(blobs.iterdir())):
+        file.rename(blobs / f"{number:040}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040}")
+    (tmp_path / "link").symlink_to(snapshot)
+    (tmp_path / "linked-cache").symlink_to(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    for folder in (snapshot, tmp_path / "link", tmp_path / "linked-cache" / snapshot.relative_to(tmp_path / "cache")):
+        assert Tokenizer(folder, box).encode("the cat") == build_tokenizer()("the cat")["input_ids"]
+    assert len(Tokenizer(Path("link"), box)) == len(build_tokenizer())
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused_in_a_sentence(tmp_path: Path, box: TokenizerBox) -> None:
+    """The library below transformers takes no such name."""
+    folder = tmp_path / os.fsdecode(b"mod\xe9le")
+    save_tiny_tokenizer(tmp_path / "model").rename(folder)
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        Tokenizer(folder, box)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -27,7 +27,7 @@ def run(*requests: Request) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_replies_come_in_order_until_stdin_ends(tmp_path: Path) -> None:
-    load = Load(1, str(save_tiny_tokenizer(tmp_path)))
+    load = Load(1, bytes(save_tiny_tokenizer(tmp_path)))
     finished = run(*(Request(task, 9.0, []) for task in (load, Encode(1, "the cat"), Encode(2, "x"))))
     stream = Content(finished.stdout)
     kinds = [type(read_reply(stream)).__name__ for _ in range(4)]

@@ -12,7 +12,7 @@ from tests.support.model_factory import build_tokenizer, save_tiny_tokenizer
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     desk = Desk()
-    assert ask(desk, m.Load(1, str(save_tiny_tokenizer(tmp_path)))) == m.Loaded(2, True, 96)
+    assert ask(desk, m.Load(1, bytes(save_tiny_tokenizer(tmp_path)))) == m.Loaded(2, True, 96)
     return desk
 
 
@@ -31,14 +31,14 @@ def test_a_prompt_and_its_answer(desk: Desk) -> None:
 
 
 def test_two_tokenizers_are_compared(desk: Desk, tmp_path: Path) -> None:
-    ask(desk, m.Load(2, str(save_tiny_tokenizer(tmp_path / "other", order_seed=3))))
+    ask(desk, m.Load(2, bytes(save_tiny_tokenizer(tmp_path / "other", order_seed=3))))
     assert ask(desk, m.Compare(1, 1)) == m.Difference(-1, "", "")
     found = ask(desk, m.Compare(1, 2))
     assert isinstance(found, m.Difference) and found.token_id == 7
 
 
 def test_what_goes_wrong_is_a_sentence(desk: Desk, tmp_path: Path) -> None:
-    for task in (m.Encode(1, ""), m.Encode(9, "x"), m.Add(9, [1]), m.End(9), m.Load(3, str(tmp_path / "none"))):
+    for task in (m.Encode(1, ""), m.Encode(9, "x"), m.Add(9, [1]), m.End(9), m.Load(3, bytes(tmp_path / "none"))):
         reply = ask(desk, task)
         assert isinstance(reply, m.Refused) and reply.sentence and not reply.ends
     assert isinstance(ask(desk, m.Encode(1, "the cat")), m.Encoded)
