@@ -16,26 +16,32 @@ LIBRARY_BYTES = 360 * 10**6
 """Memory of its own that this process takes for torch and transformers before any weight is read; 359 MB measured."""
 TOKENIZER_BYTES = 50 * 10**6
 """The same for the tokenizer's process without a tokenizer."""
+PROBE_BYTES = 140 * 10**6
+"""What measuring the machine takes beside the libraries."""
 ENTRY_BYTES = 1250
 """What that takes at its peak for one entry of a vocabulary: 1,150 to 1,220 measured for 49k, 152k and 262k entries."""
 _USUAL_ENTRIES = 32_000
 
 
-def check_startup(folder: Path | None, *, root: Path = Path("/")) -> None:
+def check_startup(folder: Path | None, *, is_measuring: bool = False, root: Path = Path("/")) -> None:
     """Raise BudgetError if libraries and tokenizer alone would take more memory than this process may still use.
 
     `folder` is the model's, None where no tokenizer is wanted; `root` is where proc/ and sys/ are. What is imported
     already takes nothing more.
     """
-    num_entries = 0 if folder is None else _vocabulary_size(folder)
-    needed = 0 if "torch" in sys.modules else LIBRARY_BYTES + TOKENIZER_BYTES
-    needed += ENTRY_BYTES * num_entries
+    is_imported = "torch" in sys.modules
+    needed, what = 0 if is_imported else LIBRARY_BYTES, "the libraries"
+    if is_measuring:
+        needed, what = needed + PROBE_BYTES, f"{what} and measuring this machine"
+    if folder is not None:
+        num_entries = _vocabulary_size(folder)
+        needed += ENTRY_BYTES * num_entries + (0 if is_imported else TOKENIZER_BYTES)
+        what += f" and a tokenizer of {num_entries} entries"
     free = free_memory_bytes(root=root)
     if free < needed:
         raise BudgetError(
-            f"{format_bytes(free)} of memory are free for this process, and before any weight is read the libraries "
-            f"and a tokenizer of {num_entries} entries take about {format_bytes(needed)}; close other programs, or "
-            "raise the limit of the container or control group"
+            f"{format_bytes(free)} of memory are free for this process, and before any weight is read {what} take "
+            f"about {format_bytes(needed)}; close other programs, or raise the limit of the container or control group"
         )
 
 

@@ -39,6 +39,7 @@ from runtime.engine.model_folders import locate_model
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
 from runtime.model.architecture import DecoderParts, open_decoder
+from runtime.model.trial_pass import try_pass
 from runtime.prepare.shards import PartialFolder
 
 _COMPANION_PATTERNS = (
@@ -82,6 +83,7 @@ class PreparationPlan:
         checkpoint = Checkpoint.open(folder)
         _refuse_quantized(checkpoint)
         dtype = _loading_dtype(checkpoint)
+        try_pass(open_decoder(checkpoint, dtype=torch.float32))  # what cannot be run is not prepared
         parts = open_decoder(checkpoint, dtype=dtype)
         is_turned, skipped = _choose_linears(parts)
         return cls(

@@ -13,7 +13,7 @@ from runtime.engine.loading import OpenSession, open_session
 from runtime.events import Finished
 from runtime.model.model_loader import ModelFiles
 from runtime.prompts.prompt_file import PromptRequest
-from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.model_factory import build_tokenizer, save_tiny_model, save_tiny_tokenizer
 
 CONTEXT_TOKENS = 128
 
@@ -22,6 +22,16 @@ def save_tiny_folder(folder: Path, kind: str = "llama", *, seed: int = 0, dtype:
     """A tiny model with a tokenizer of the same vocabulary."""
     save_tiny_model(kind, folder, seed=seed, dtype=dtype)
     return save_tiny_tokenizer(folder)
+
+
+def save_with_tokens_beyond(folder: Path, kind: str = "llama", **changes: object) -> Path:
+    """A model whose tokenizer knows three tokens that its embedding has no row for."""
+    save_tiny_model(kind, folder, **changes)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<image>", "<audio>"], special_tokens=True)
+    tokenizer.add_tokens(["catdog"])
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_target_and_drafts(root: Path) -> dict[str, Path]:

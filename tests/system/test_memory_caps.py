@@ -36,6 +36,17 @@ def group() -> Iterator[tuple[Path, Path]]:
     pytest.skip("no control group of memory can be made here")
 
 
+def under(group: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in the group; everything it says, and its exit code."""
+    return subprocess.run(
+        ["bash", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(group), sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cap_mb", [200, 300, 350, 400, 450, 500, 600, 800, 1000])
 def test_a_cap_is_met_with_an_answer_or_a_sentence(group: tuple[Path, Path], cap_mb: int, tmp_path: Path) -> None:
@@ -45,14 +56,20 @@ def test_a_cap_is_met_with_an_answer_or_a_sentence(group: tuple[Path, Path], cap
     model = save_tiny_folder(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("the cat and the dog\n")
     arguments = ["run", str(tmp_path / "prompts.txt"), "--raw", "--target", str(model), "--max-new-tokens", "4", "-q"]
-    done = subprocess.run(
-        ["bash", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(folder), sys.executable, "-c", COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
+    done = under(folder, *arguments)
     assert done.returncode in (0, 2), done
     if done.returncode == 2:
         assert done.stderr.count("\n") == 1 and "memory" in done.stderr, done.stderr
     assert done.returncode == (2 if cap_mb <= 400 else 0 if cap_mb >= 800 else done.returncode), done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cap_mb", [250, 450, 550])
+@pytest.mark.parametrize("command", [["doctor", "--json"], ["plan", "--target", "llama-3-8b", "--json"]])
+def test_so_is_a_machine_measured(group: tuple[Path, Path], command: list[str], cap_mb: int) -> None:
+    """The command that says what fits was ended itself."""
+    folder, limit = group
+    limit.write_text(str(cap_mb * 10**6))
+    done = under(folder, *command, "-q")
+    assert done.returncode >= 0 and "Traceback" not in done.stderr, done
+    assert ("measuring this machine take about" in done.stderr) == (cap_mb < 500), done

@@ -40,6 +40,9 @@ def doctor(
     quiet: Quiet = False,
 ) -> int:
     """Say what this machine can do, what would stop a 70B model here, and what to do about it."""
+    from runtime.fit.startup import check_startup
+
+    check_startup(None, is_measuring=True)
     from runtime.fit.doctor import check_up
 
     config = EngineConfig(target=target, draft=draft, device=device)

@@ -69,6 +69,9 @@ def plan(
     """Say whether a model runs on a machine, with which settings and how fast; no weights are needed."""
     if plot is not None:
         check_plot_path(plot)
+    from runtime.fit.startup import check_startup
+
+    check_startup(None, is_measuring=True)
     from runtime.fit.plan import plan_with_profiles
     from runtime.fit.plan_question import find_machine, resolve_question
 

@@ -18,7 +18,7 @@ from runtime.config import EngineConfig
 from runtime.errors import OptionError
 from runtime.prepare.preparation import prepare_model
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
-from tests.support.session_factory import open_tiny, save_tiny_folder
+from tests.support.session_factory import open_tiny, save_tiny_folder, save_with_tokens_beyond
 
 TEXT = "the cat and the dog, then one other thing: 12 hats in a pan"
 
@@ -123,3 +123,11 @@ def test_both_sides_are_measured_one_after_the_other(tmp_path: Path) -> None:
     assert sides == sorted(sides) and set(sides) == {"streamed", "transformers"}
     assert (record["target"], record["text"]) == (str(folder), "a.txt")
     assert record["relative_difference"] == record["perplexity"] / record["transformers_perplexity"] - 1
+
+
+def test_a_text_with_a_token_that_has_no_row_is_a_sentence(tmp_path):
+    with (
+        open_tiny(save_with_tokens_beyond(tmp_path), draft="none") as opened,
+        pytest.raises(OptionError, match="id 96, and the model has none beyond 95"),
+    ):
+        tokenize_text(opened, "see <image> here")

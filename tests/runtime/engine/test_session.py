@@ -13,8 +13,7 @@ from runtime.errors import OptionError
 from runtime.events import Finished, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxedAnswer
-from tests.support.model_factory import build_tokenizer, save_tiny_model
-from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder, save_with_tokens_beyond
 
 SEED = 37
 """A random model whose greedy answer is varied and meets no end token for 100 tokens."""
@@ -145,16 +144,6 @@ def test_an_answer_whose_text_breaks_a_limit_leaves_the_session_ready(
         with pytest.raises(OptionError, match="too much"):
             list(opened.session.generate(request()))
     assert answer(opened, request())[0].text == whole
-
-
-def save_with_tokens_beyond(folder: Path, kind: str = "llama", **changes: object) -> Path:
-    """A model whose tokenizer knows three tokens that its embedding has no row for."""
-    save_tiny_model(kind, folder, **changes)
-    tokenizer = build_tokenizer()
-    tokenizer.add_tokens(["<image>", "<audio>"], special_tokens=True)
-    tokenizer.add_tokens(["catdog"])
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 BEYOND = "the prompt holds the token .*, id 9[678], and the model has none beyond 95; leave it out"

@@ -10,6 +10,7 @@ from offload.units import format_bytes
 from runtime.fit import startup
 from runtime.fit.startup import ENTRY_BYTES, LIBRARY_BYTES, TOKENIZER_BYTES, check_startup
 from tests.support.model_factory import edit_config
+from tui.cli import execute
 
 BEFORE_A_TOKENIZER = LIBRARY_BYTES + TOKENIZER_BYTES
 
@@ -60,3 +61,20 @@ def test_a_vocabulary_of_no_size_counts_as_a_usual_one(
     check_startup(folder)
     (folder / "config.json").write_text("{")
     check_startup(folder)
+
+
+def test_commands_without_a_tokenizer_need_the_libraries_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(monkeypatch, 0, is_imported=True)
+    check_startup(None)
+    leave(monkeypatch, LIBRARY_BYTES, is_imported=False)
+    check_startup(None)
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["plan", "--target", "llama-3-8b"], ["prepare", "x/y"]])
+def test_every_command_asks_before_it_imports(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    leave(monkeypatch, LIBRARY_BYTES - 1, is_imported=False)
+    options = ["--format", "int8", "-o", str(tmp_path / "out")] if command[0] == "prepare" else []
+    assert execute([*command, *options]) == 2
+    assert "before any weight is read the libraries " in capsys.readouterr().err

@@ -22,6 +22,7 @@ from runtime.errors import OptionError
 from runtime.events import LoadProgress
 from runtime.prepare.preparation import read_elements
 from runtime.prepare.shards import JOURNAL_NAME
+from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model, tiny_config
 from tests.support.paths import ROOT
 from tests.support.small_preparations import SOURCES, WIDE, Asked, contents, finish, interrupt, request, save_source
@@ -268,3 +269,11 @@ def test_memory_stays_within_two_layers_and_the_embeddings(tmp_path: Path) -> No
     for peak_bytes, source_bytes in prepared:
         assert source_bytes > 3 * (2 * layer_bytes + embedding_bytes)
         assert 0 < peak_bytes - before <= 2 * layer_bytes + embedding_bytes
+
+
+def test_what_cannot_be_run_is_not_prepared(tmp_path: Path) -> None:
+    """Its layers run several times; the copy would have been refused only after it was written."""
+    folder = save_architecture("dory", tmp_path / "model")
+    with pytest.raises(CheckpointError, match="layers that do not run once each, in order"):
+        finish(request(folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
