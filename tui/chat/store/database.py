@@ -132,6 +132,7 @@ class ConversationDatabase:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._held: int | None = None  # the file, to see whether it still has a name
         if path is None:
             self._connection = _connect(":memory:")
             return
@@ -150,6 +151,7 @@ class ConversationDatabase:
                 )
                 _make_private(path)
                 self._connection = _connect(str(path))
+            self._held = os.open(path, os.O_RDONLY)
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
@@ -162,11 +164,18 @@ class ConversationDatabase:
         """Lend the connection within a transaction: all of the block is saved when it ends, or nothing if it raises."""
         with self._lock, _as_sentences(self._path), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
+            if self._held is not None and os.fstat(self._held).st_nlink == 0:
+                raise ConversationStoreError(
+                    f"{one_line(str(self._path))} was removed while it was open; start again to begin a new one"
+                )
             yield self._connection
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
 
 
 def _make_private(path: Path) -> None:

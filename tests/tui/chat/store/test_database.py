@@ -197,6 +197,20 @@ def test_a_database_that_turns_read_only_is_one_sentence(path):
     database.close()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed on Windows")
+def test_a_database_that_is_removed_says_so_at_the_next_write(path):
+    """SQLite went on writing into a file without a name, and everything was gone at the end."""
+    with ConversationStore(path) as store:
+        store.create_conversation(title="kept")
+        path.rename(path.with_name("elsewhere"))
+        store.create_conversation(title="still kept")
+        path.with_name("elsewhere").unlink()
+        with pytest.raises(ConversationStoreError, match="was removed while it was open; start again"):
+            store.create_conversation(title="lost")
+    with ConversationStore(path) as store:
+        store.create_conversation(title="kept again")
+
+
 def test_a_write_that_another_instance_does_not_end_is_one_sentence(path):
     database = ConversationDatabase(path)
     other = sqlite3.connect(path, isolation_level=None)
