@@ -269,6 +269,7 @@ class ChatDisplay:
         if trouble.kind == "no model" and self.needs_download:
             choices = (_DOWNLOAD, *choices)
         await self.notice.show(trouble.sentence, choices, is_error=trouble.kind != "no model")
+        self.screen.refresh_bindings()  # Esc puts it away
 
     def _title(self) -> str:
         conversation_id = self.dialogue.conversation_id

@@ -237,7 +237,7 @@ class EngineHost:
             if self._inbox.is_load_outdated:
                 raise _OutdatedLoadError
             if self._inbox.take_load_stop():
-                raise _StoppedLoadError("loading was stopped; /model chooses a model")
+                raise _StoppedLoadError("loading was stopped")
 
         with ExitStack() as stack, ticking(tell_time, tick_seconds=LOAD_TICK_SECONDS):
             if not is_checked:

@@ -94,7 +94,9 @@ class DeletedScreen(ModalScreen[int | None]):
     def _row(self, conversation: Conversation) -> Content:
         since = self._clock() - (conversation.deleted_at or 0.0)
         num_days = max(0, round((self._keep_seconds - since) / _DAY_SECONDS))
-        words = f"  {conversation.num_messages} turns, deleted {age_words(since)} ago, kept for {num_days} d more"
+        age = age_words(since)
+        when = "just now" if age == "now" else f"{age} ago"
+        words = f"  {conversation.num_messages} turns, deleted {when}, kept for {num_days} d more"
         return Content.assemble(conversation.shown_title, Content(words).stylize("dim"))
 
     def _say(self, words: str) -> None:
