@@ -17,9 +17,6 @@ from runtime.tokenizer.limits import FileGuard, ignore_signals, limit_memory, li
 if TYPE_CHECKING:
     from runtime.tokenizer.desk import Desk
 
-_MAX_DEPTH = 600
-"""Of Python's calls: a template that calls itself ends before the stack does."""
-
 
 def main() -> None:
     """Serve until stdin ends."""
@@ -44,7 +41,6 @@ def _open_desk(memory_bytes: int, writing: BinaryIO) -> "Desk":
         _write(m.Refused(f"the tokenizer's process cannot start ({error}); reinstall the program", ends=True), writing)
         raise
     warnings.simplefilter("ignore")
-    sys.setrecursionlimit(_MAX_DEPTH)
     limit_memory(memory_bytes)
     guard = FileGuard()
     guard.start()

@@ -39,6 +39,8 @@ def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_
     except TemplateError as error:
         raise OptionError(f"the target's chat template refuses the conversation: {_said(error)}; use --raw") from error
     except BaseException as error:  # a template can raise anything, and a panic of Rust is no Exception
+        if not isinstance(error, Exception):
+            raise OptionError(f"the target's tokenizer fails on the prompt ({reason(error)})") from error
         if is_continued and isinstance(error, ValueError):
             raise OptionError(
                 "the target's chat template changes what the assistant said, so that the answer cannot be continued; "

@@ -100,5 +100,5 @@ class Panicking:
 def test_a_panic_of_the_library_is_a_sentence_too() -> None:
     with pytest.raises(OptionError, match=r"fails on the prompt \(BaseException: index out of range\)"):
         encode_text(Panicking(), "the cat")
-    with pytest.raises(OptionError, match=r"index out of range\)"):
+    with pytest.raises(OptionError, match=r"fails on the prompt \(BaseException: index out of range\)"):
         encode_conversation(Panicking(), TURNS, is_continued=False)
