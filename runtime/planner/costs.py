@@ -179,7 +179,7 @@ class CostLearner:
         self._shape = shape
         self._initial = initial
         self._is_cold = True
-        parts = ("pass", "plain", "step", "walk", "link", "disk")
+        parts = ("pass", "plain", "step", "walk", "plain walk", "link", "disk")
         self._samples = {part: deque[tuple[float, float]](maxlen=NUM_KEPT) for part in parts}
         """(size, seconds) of each part; with a profile (seconds that it let expect, seconds)."""
 
@@ -206,7 +206,7 @@ class CostLearner:
                 copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
                 pass_seconds=_pass_line(samples["pass"], samples["plain"]),
                 draft_step_seconds=_line(samples["step"]),
-                walk_seconds=CostTable((1,), (_recent_median([seconds for _, seconds in samples["walk"]]),)),
+                walk_seconds=_walks(samples["walk"], samples["plain walk"]),
                 num_slots=shape.num_slots,
                 read_seconds=_at_rate(shape.read_bytes, samples["disk"]),
                 num_stages=shape.num_stages,
@@ -247,7 +247,7 @@ def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
         yield "step", width, seconds
     # One token alone takes another way through the processor, and less time than wider passes let expect.
     yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
-    yield "walk", done.num_nodes, done.overhead_seconds
+    yield "walk" if done.num_nodes > 1 else "plain walk", done.num_nodes, done.overhead_seconds
     if statistics.link_busy_seconds > 0:
         yield "link", statistics.bytes_streamed, statistics.link_busy_seconds
     if statistics.disk_busy_seconds > 0:
@@ -262,7 +262,7 @@ def _expected_seconds(costs: RoundCosts, part: str, size: float, done: Round) ->
             return 0.0 if costs.draft_step_seconds is None else float(costs.draft_step_seconds(size))
         case "pass" | "plain":
             return float(costs.pass_seconds(size)) + costs.compute_slowdown * statistics.link_busy_seconds
-        case "walk":
+        case "walk" | "plain walk":
             return float(costs.walk_seconds(size))
         case "link":
             return sum(filter(None, costs.copy_seconds)) + costs.copy_slowdown * statistics.compute_seconds
@@ -286,6 +286,12 @@ def _pass_line(samples: Sequence[tuple[float, float]], plain_samples: Sequence[t
         return line
     plain = _recent_median([seconds for _, seconds in plain_samples])
     return CostTable((1.0, 2.0, 3.0), (plain, *line([2.0, 3.0]).tolist()))
+
+
+def _walks(samples: Sequence[tuple[float, float]], plain_samples: Sequence[tuple[float, float]]) -> CostTable:
+    """Head and walk of any tree, and of none, which visits the head once."""
+    plain, tree = (_recent_median([seconds for _, seconds in each]) for each in (plain_samples or samples, samples))
+    return CostTable((1, 2, 3), (plain, tree, tree)) if plain_samples else CostTable((1,), (tree,))
 
 
 def _scaled_passes(passes: CostTable, factor: float, *, plain: float) -> CostTable:

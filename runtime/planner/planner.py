@@ -202,8 +202,14 @@ class TreePlanner:
         grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
         if grown is None:
             return ranking.best
-        if self.kind != "dynamic" and grown.seconds_per_token >= ranking.best.seconds_per_token / static:
-            return ranking.best
+        best, plain = ranking.best, ranking.of_shape(1, 1)
+        if self.kind != "dynamic":
+            # What a tree is expected to bring may be wrong; the one token without a tree is certain.
+            least_seconds = min(grown.seconds_per_token, best.seconds_per_token / static)
+            if plain is not None and plain.seconds_per_token <= least_seconds:
+                return plain
+            if grown.seconds_per_token >= best.seconds_per_token / static:
+                return best
         self._used_factor = in_context
         return grown
 

@@ -243,3 +243,11 @@ def test_one_token_alone_is_scaled_by_what_it_took_alone() -> None:
     unchanged = INITIAL.pass_seconds
     assert learnt([1]) == pytest.approx([0.1])
     assert learnt([2, 50, 200]) == pytest.approx(unchanged([2, 50, 200]))
+
+
+def test_a_walk_without_a_tree_has_its_own_cost() -> None:
+    """It visits the head once; a tree's walk made plain decoding look half as slow again as it was."""
+    learner = warm()
+    for num_tokens, overhead in ((12, 0.09), (1, 0.02), (24, 0.09)):
+        learner.observe(observation(num_tokens=num_tokens, overhead=overhead))
+    assert learner.costs().walk_seconds([1, 2, 24]) == pytest.approx([0.02, 0.09, 0.09])

@@ -9,6 +9,7 @@ import pytest
 
 from runtime.config import MAX_TREE_LEVELS
 from runtime.planner.costs import RoundCosts, StreamShape
+from runtime.planner.growth import YieldLearner
 from runtime.planner.planner import FIRST_SHAPE, PLAIN_ROUNDS, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.tree_search import best_first
@@ -292,3 +293,15 @@ def test_trials_of_trees_become_rare_where_plain_decoding_stays_best() -> None:
     planner = resident_planner()
     machine.run(planner, 60)
     assert sum(size > 1 for size in sizes_of(machine, planner, 1000)) <= 7
+
+
+def test_plain_decoding_is_not_blamed_for_what_trees_failed_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static trees that brought half of what they promised made trees shaped by context look faster than no tree."""
+    machine = Processor(link=1e12, compute=(0.060, 0.0005), draft=(0.018, 0))
+    stream = StreamShape((None,) * NUM_LAYERS, num_slots=2)
+    planner = TreePlanner(PairPrior(lambda temperature: BUILTIN), stream, max_nodes=256, kind="either")
+    planner.use_temperature(0.0, can_grow_in_context=True)
+    monkeypatch.setattr(YieldLearner, "factor", lambda self, *, is_in_context: 1.0 if is_in_context else 0.5)
+    machine.run(planner, 36)
+    assert planner.choice is not None
+    assert (planner.choice.num_nodes, planner.choice.is_dynamic) == (1, False)
