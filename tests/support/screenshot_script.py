@@ -109,7 +109,7 @@ MODELS = (
     ListedModel("/models/gemma", "gemma-3-12b-it", "/models/gemma", 24 * GB),
     ListedModel("/models/small", "Qwen2.5-Coder-1.5B-Instruct", "/models/small", 3 * GB),
     ListedModel("/models/mistral", "Mistral-Large-Instruct-2411", "/models/mistral", 245 * GB),
-    ListedModel("", f"{DEMO_MODEL_NAME} (demo, fetched once)"),
+    ListedModel("", f"{DEMO_MODEL_NAME} (demo, 93 MB to download)"),
 )
 ESTIMATES = {
     estimate.folder: estimate

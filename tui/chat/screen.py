@@ -31,6 +31,8 @@ from tui.chat.widgets.welcome import Welcome
 MIN_COLUMNS, MIN_ROWS = 40, 10
 NARROW_COLUMNS = 100
 """Below this many the list lies over the conversation and the machine below it, instead of beside it."""
+LOW_ROWS = 16
+"""Below this many a notice leaves room for the prompt: two rows of it are shown."""
 FOOTER_WORDS = {
     "help": "Help",
     "quit": "Quit",
@@ -118,6 +120,7 @@ class ChatScreen(Screen[None]):
         is_too_small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(is_too_small, "-too-small")
         self.set_class(columns < NARROW_COLUMNS, "-narrow")
+        self.set_class(rows < LOW_ROWS, "-low")
         need = f"The terminal has {columns} x {rows} cells;\nthe chat needs {MIN_COLUMNS} x {MIN_ROWS}."
         self.query_one("#too-small", Static).update(need if is_too_small else "")
 

@@ -307,3 +307,15 @@ def test_what_comes_with_one_round_is_shown_once(tmp_path):
             assert 1 <= len(shown) <= 2 and shown[-1] is teller.dialogue.state
 
     tell(story)
+
+
+def test_a_notice_leaves_room_for_the_prompt_in_a_low_terminal(tmp_path):
+    async def story():
+        async with telling(tmp_path, size=(40, 10)) as teller:
+            await teller.chat.show_trouble(Trouble("memory", "a long sentence about memory, and what to do " * 4))
+            await teller.until(lambda: teller.chat.notice.display)
+            await teller.type("still here")
+            await teller.until(lambda: "still here" in screen_text(teller.app))
+            assert "Dismiss"[:3] in screen_text(teller.app) and "● ready" in screen_text(teller.app)
+
+    tell(story)

@@ -84,9 +84,7 @@ class HelpScreen(ModalScreen[None]):
             page.border_title = "Help"
             with VerticalScroll():
                 yield from self._all() if self._command is None else self._one(self._command)
-            yield Static(
-                "↑↓ scroll · Esc closes · type commands in the prompt, or find them with Ctrl+P", id="help-hint"
-            )
+            yield Static("↑↓ scroll · Esc closes · commands are typed, or found with Ctrl+P", id="help-hint")
 
     def _all(self) -> ComposeResult:
         for group in GROUPS:

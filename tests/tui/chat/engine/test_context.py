@@ -1,9 +1,11 @@
 """What makes room in a full context, against trying every number of turns."""
 
 import random
+from types import SimpleNamespace
 
-from runtime.prompts.prompt_file import Message
-from tui.chat.engine.context import context_words, room_for
+from runtime.prompts.prompt_file import Message, PromptRequest
+from tui.chat.engine import context
+from tui.chat.engine.context import context_full, context_words, room_for
 
 
 def conversation(sizes, *, system=0):
@@ -52,3 +54,13 @@ def test_what_is_said_can_be_typed():
     assert "/set context 256 makes room" in context_words(room([150]))
     assert context_words(room([20, 400, 20])).endswith("and 400 is the most that the model and the memory allow")
     assert "/edit takes the last prompt back" in context_words(room([450]))
+
+
+def test_a_raw_text_is_counted_as_it_is(monkeypatch):
+    """It has no turns that could be left out, and once ended the answer with an IndexError."""
+    monkeypatch.setattr(context, "largest_context", lambda opened: 400)
+    session = SimpleNamespace(
+        engine=SimpleNamespace(context_tokens=100), format_prompt=lambda request: request.prompt.split()
+    )
+    full = context_full(SimpleNamespace(session=session), PromptRequest(id="1", prompt="word " * 150), "more")
+    assert (full.num_tokens, full.num_left_out, full.wanted_context_tokens) == (151, 0, 256)
