@@ -7,11 +7,13 @@ counts are compared before anything is built, and sizes while it is.
 """
 
 import inspect
+import logging
 import math
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +113,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     if not isinstance(raw.get("model_type"), str):
         raise CheckpointError(f"{where} has the model_type {quote(raw.get('model_type'))}; expected a name like llama")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unlogged("transformers"):
             warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
@@ -131,6 +133,18 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         if hasattr(config, name):
             setattr(config, name, value)
     return config
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Keep a library from logging what it raises as well, whole configurations included."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:

@@ -111,3 +111,13 @@ def test_the_sentence_names_what_is_wrong(changes, words, tmp_path):
     write(folder, json.loads((folder / "config.json").read_text()), changes)
     with pytest.raises(CheckpointError, match=words):
         ModelFiles.open(folder)
+
+
+def test_transformers_logs_nothing_beside_the_sentence(tmp_path, capfd):
+    """It used to log the whole configuration for a setting that cannot be set."""
+    folder = save_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    write(folder, json.loads((folder / "config.json").read_text()), {"use_return_dict": False})
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match="use_return_dict"):
+        ModelFiles.open(folder)
+    assert capfd.readouterr().err == ""
