@@ -191,7 +191,7 @@ def test_what_the_command_line_says_is_shown_and_can_be_changed_and_is_not_remem
         )
         async with telling(tmp_path, settings=settings) as teller:
             await teller.until(lambda: remembered(tmp_path).recent_targets == ("/models/tiny",))
-            assert (remembered(tmp_path).target, remembered(tmp_path).draft) == ("", "substitute")
+            assert (remembered(tmp_path).target, remembered(tmp_path).draft) == ("", ChatSettings().draft)
             await teller.command("/set")
             await teller.until(lambda: teller.app.screen is not teller.screen)
             fields = {
@@ -206,7 +206,7 @@ def test_what_the_command_line_says_is_shown_and_can_be_changed_and_is_not_remem
             await teller.until(lambda: teller.app.screen is not teller.screen)
             await teller.press("ctrl+u", *"0.5", "ctrl+s")
             await teller.until(lambda: remembered(tmp_path).temperature == 0.5)
-            assert remembered(tmp_path).draft == "substitute"
+            assert remembered(tmp_path).draft == ChatSettings().draft
             assert (settings.config().draft, settings.config().context_tokens) == ("none", 2048)
 
     tell(story)
