@@ -41,11 +41,13 @@ def test_a_prompt_that_is_pressed_is_asked_unless_another_is_being_written(tmp_p
         async with telling(tmp_path, size=(80, 30)) as teller:
             await teller.until(lambda: "tiny is ready." in screen_text(teller.app))
             await teller.type("mine")
-            await teller.pilot.click(teller.screen.query(Button)[1])
+            example = teller.screen.query(".welcome-example")[1]
+            await teller.pilot.click(example)
             await teller.hears("send or clear what is written")
             assert teller.chat.prompt.text == "mine" and teller.num_requests("Answer") == 0
             teller.chat.prompt.put("")
-            await teller.pilot.click(teller.screen.query(".welcome-example")[1])
+            await teller.until(lambda: not example.has_class("-active"))  # until then a click changes nothing
+            await teller.pilot.click(example)
             await teller.until(lambda: not teller.dialogue.is_answering and teller.contents != [])
             assert teller.contents == [EXAMPLES[1], "Hello there."]
 
