@@ -105,7 +105,7 @@ def measure_latency(
 
 
 def measure_growing(kind: str, *, num_keys: int, num_busy: int = 0) -> KeyLatency:
-    """Time keys while answers of a kind grow from their beginning to their end, again and again."""
+    """Time keys while an answer of a kind grows from its beginning to its end, in one app after another."""
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "tests.support.chat_stream", kind]
     seconds: list[float] = []
@@ -114,17 +114,16 @@ def measure_growing(kind: str, *, num_keys: int, num_busy: int = 0) -> KeyLatenc
         for _ in range(num_busy):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
             stack.callback(busy.kill)
-        terminal = stack.enter_context(TerminalDriver(command, environment=environment))
-        _expect(terminal, "ready", seconds=60.0)
         while len(seconds) < num_keys:
-            terminal.forget()
-            terminal.press("go")
-            time.sleep(PASTE_SECONDS)
-            terminal.press("\r")
-            _expect(terminal, "tok/s", seconds=60.0)
-            while len(seconds) < num_keys and terminal.last_of(ENDED) is None:
-                seconds.append(_time_key(terminal, next(letters)))
-        terminal.press("\x11")
+            with TerminalDriver(command, environment=environment) as terminal:
+                _expect(terminal, "ready", seconds=60.0)
+                terminal.press("go")
+                time.sleep(PASTE_SECONDS)
+                terminal.press("\r")
+                _expect(terminal, "tok/s", seconds=60.0)
+                while len(seconds) < num_keys and terminal.last_of(ENDED) is None:
+                    seconds.append(_time_key(terminal, next(letters)))
+                terminal.press("\x11")
     return KeyLatency.of(seconds)
 
 
@@ -146,7 +145,7 @@ def _time_key(terminal: TerminalDriver, letter: str) -> float:
     terminal.press(letter)
     seconds = _expect(terminal, letter, seconds=KEY_TIMEOUT_SECONDS) - pressed
     terminal.press("\x7f")
-    time.sleep(INTERVAL_SECONDS)
+    terminal.wait_for(ENDED, timeout_seconds=INTERVAL_SECONDS)  # reads on, as a terminal does
     return seconds
 
 
