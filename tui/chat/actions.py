@@ -249,7 +249,7 @@ class Actions:
             await self._load_choice((model, config.draft))
         else:
             picker = self._chat.services.picker(config, remembered.settings.recent_targets)
-            picker.forget = remembered.forget_target
+            picker.forget = remembered.forget_recent
             self._chat.screen.app.push_screen(picker, self._load_choice)
 
     async def do_tree(self, tree: str | None = None) -> None:

@@ -143,10 +143,6 @@ class RememberedSettings:
             write_settings(self._path, settings, self._unwritten)
             self._unwritten.clear()
 
-    def forget_target(self, target: str) -> None:
-        """Take a model off the recent ones. Raises WriteError."""
-        self.replace(self.settings.without_recent(target))
-
     def choose_model(self, target: str, *, draft: str) -> None:
         """Let the next load be of this model and draft, whatever was said before; nothing is remembered of it yet."""
         self._choice = (target, draft)
@@ -169,8 +165,7 @@ class RememberedSettings:
 
     def forget_recent(self, target: str) -> None:
         """Take a model off the recent ones. Raises WriteError."""
-        others = tuple(name for name in self.settings.recent_targets if name != target)
-        self.replace(self.settings.replace(recent_targets=others))
+        self.replace(self.settings.without_recent(target))
 
 
 def read_settings(path: Path) -> tuple[ChatSettings, tuple[str, ...]]:
