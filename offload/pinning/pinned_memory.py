@@ -25,8 +25,13 @@ _PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every device, not only for the current one."""
 _CODE_NAMES = {1: "invalid value", 2: "out of memory", 712: "already registered", 801: "not supported"}
 
+CLOSING_SECONDS = 0.5
+"""The most that closing takes: a process that ends need not wait, as the driver lets go of its memory then anyway."""
+
 _never_unmapped: list[torch.Tensor] = []
 """Slabs that the driver would not let go: were their addresses used again, copies would read the old pages."""
+_still_unpinning: "list[PinnedMemory]" = []
+"""Closed ones whose thread still gives slabs back to the driver."""
 
 
 class HostPinner(Closeable):
@@ -60,7 +65,7 @@ class HostPinner(Closeable):
         return False
 
     def close(self) -> None:
-        """Unpin everything; may be called again. No copy may be in flight any more."""
+        """Unpin everything, or leave the rest of it to a thread; may be called again. No copy may be in flight."""
 
 
 def _allocate_pinned(num_bytes: int) -> torch.Tensor:
@@ -145,8 +150,8 @@ class HostRegistrar:
 class PinnedMemory(HostPinner):
     """A HostPinner that registers filled slabs on a thread of its own, as far as budget and driver allow.
 
-    Owns its slabs until it is closed, even if nobody else holds them. `finish` and `close` give up on a call that
-    outlasts the patience (None: never).
+    Owns its slabs until it is closed, even if nobody else holds them. `finish` gives up on a call that outlasts the
+    patience (None: never).
     """
 
     def __init__(
@@ -204,13 +209,23 @@ class PinnedMemory(HostPinner):
             return slab.data_ptr() in self._pinned
 
     def close(self) -> None:
-        """Unregister every slab, then let them go; may be called again.
+        """Unregister every slab, then let them go; may be called again. Takes at most CLOSING_SECONDS.
 
-        A driver that does not answer is left alone with its thread, which keeps all slabs mapped.
+        The driver takes some seconds for a hundred gigabytes. What is left then goes on in the thread, which keeps all
+        slabs mapped, and `wait_until_unpinned` waits for it.
         """
         with self._wake:
             self._is_closing = True
             self._wake.notify_all()
+            is_over = self._wake.wait_for(lambda: not self._slabs, CLOSING_SECONDS)
+            if not is_over and self not in _still_unpinning:
+                _still_unpinning.append(self)
+        if is_over:
+            self._thread.join()
+
+    def wait_until_unpinned(self) -> None:
+        """Block until a closed one holds no slab any more, or the driver has not answered for the patience."""
+        with self._wake:
             if not self._wait_until(lambda: not self._slabs):
                 logger.warning("the driver has not answered for %g s; its memory stays", self._patience_seconds)
                 return
@@ -243,6 +258,8 @@ class PinnedMemory(HostPinner):
         with self._wake:
             self._queue.clear()
             self._slabs.clear()
+            if self in _still_unpinning:
+                _still_unpinning.remove(self)
             self._wake.notify_all()
 
     def _next_slab(self) -> torch.Tensor | None:
@@ -266,6 +283,15 @@ class PinnedMemory(HostPinner):
         with self._wake:
             self._wake.notify_all()
         return failure
+
+
+def wait_until_unpinned() -> None:
+    """Block until the memory of every pinner that was closed is free, as far as the driver answers.
+
+    For whoever is about to count free memory, or to pin anew.
+    """
+    for pinner in tuple(_still_unpinning):
+        pinner.wait_until_unpinned()
 
 
 def open_registrar(device: torch.device) -> HostRegistrar | None:

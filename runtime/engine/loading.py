@@ -26,7 +26,7 @@ from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, describe_pinning, plan_pinned_layers
-from offload.pinning.pinned_memory import HostPinner, open_pinner
+from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_unpinned
 from offload.residency_plan import NUM_STAGES, Tier
 from offload.units import parse_link
 from profiles.steps import finish, relabel
@@ -95,7 +95,9 @@ def load_session(
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
         LinkError: reading failed.
     """
-    gc.collect()  # models are cyclic: what an earlier session held must be free before free memory is counted
+    # What an earlier session held must be free before free memory is counted: models are cyclic, pinned slabs wait.
+    wait_until_unpinned()
+    gc.collect()
     plan = LoadPlan.build(config, requests=requests)
     start, is_undrafted = find_profiles(plan, state_folder), config.draft == "auto" and plan.config.is_plain
     if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
