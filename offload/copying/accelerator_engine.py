@@ -20,8 +20,8 @@ from offload.closing import Closeable
 from offload.copying.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 
-DEFAULT_CHUNK_BYTES = 32 << 20
-"""Small uploads queue behind at most this much of a layer on the one copy engine of a device."""
+DEFAULT_CHUNK_BYTES = 8 << 20
+"""Small uploads queue behind at most this much of a layer on the one copy engine of a device: 0.3 ms at 25 GB/s."""
 
 _POLL_SECONDS = 0.0002
 _SPIN_POLLS = 20

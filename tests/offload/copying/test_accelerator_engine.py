@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.accelerator_engine import AcceleratorCopyEngine
+from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES, AcceleratorCopyEngine
 from offload.copying.copy_engine import HostSource
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
@@ -102,6 +102,14 @@ def test_layers_are_copied_in_chunks() -> None:
         engine.start(HostSource(accelerator.pin(slab_of(0)), 10), accelerator.slot(SLAB_BYTES)).wait()
         accelerator.finish()
     assert accelerator.copy_sizes == [24, 24, 16]
+
+
+def test_a_draft_steps_upload_waits_for_little_of_a_layer_and_layers_hardly_longer_for_it() -> None:
+    """Arithmetic: at 25 GB/s and 2 us for each copy of its own that a device begins, on a layer of 70B in NF4."""
+    num_bytes, bytes_per_second, call_seconds = 441e6, 25e9, 2e-6
+    assert DEFAULT_CHUNK_BYTES / bytes_per_second < 0.5e-3
+    num_extra = num_bytes / DEFAULT_CHUNK_BYTES - 1
+    assert num_extra * call_seconds < 0.01 * num_bytes / bytes_per_second
 
 
 def test_pageable_slabs_are_correct_though_synchronous() -> None:
