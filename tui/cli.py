@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from profiles.errors import OverstoryError
-from tui.environment import quieten_libraries
+from tui.environment import prepare_libraries
 from tui.interruption import CommandInterruptedError, Interruption
 from tui.terminal_text import one_line
 
@@ -65,7 +65,7 @@ def main() -> NoReturn:
     try:
         _open_streams()
         with interruption:
-            quieten_libraries()
+            prepare_libraries()
             exit_code = execute(interruption=interruption)
     except KeyboardInterrupt:  # before the first or after the last step of the command
         exit_code = _fail(interruption.sentence(), interruption.exit_code)

@@ -44,8 +44,15 @@ def packaged_prompts(name: str) -> Path:
     return Path(str(resources.files("profiles"))) / "builtin" / "prompts" / name
 
 
-def quieten_libraries() -> None:
-    """Ask the libraries, before they are imported, to send nothing anywhere, keep off stderr and share the cores."""
+_NVIDIA_NODES = ("dev/nvidiactl", "dev/dxg")
+"""What a loaded NVIDIA driver shows on Linux, and what Windows shows of its own under WSL2."""
+
+
+def prepare_libraries(*, root: Path = Path("/")) -> None:
+    """Ask the libraries, before they are imported, to send nothing anywhere, keep off stderr and share the machine.
+
+    `root` is where dev/ is.
+    """
     defaults = {
         # OpenMP threads that spin between products starve each other where cores are shared with other machines or
         # with the reader threads: plain passes then took 1.4 s instead of 0.3 s on two virtual cores.
@@ -57,9 +64,23 @@ def quieten_libraries() -> None:
         # Nothing here is compiled, but importing bitsandbytes loads torch's compiler all the same: 1.2 s of a core.
         "TORCHDYNAMO_DISABLE": "1",
     }
+    if sys.platform == "linux" and any((root / node).exists() for node in _NVIDIA_NODES):
+        defaults |= _cuda_allocator_settings()
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that downloads kernels
+
+
+def _cuda_allocator_settings() -> dict[str, str]:
+    """Let torch's CUDA memory grow in place: temporaries grow with the context, and a full card has no room for holes.
+
+    Without, each new size is a segment of its own, and every one that does not fit waits for the whole device to free
+    the others. torch reads the first of three names that is set, of which a person may have set any; where it cannot do
+    it (on Windows, with AMD's runtime) it would only warn.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    is_chosen = any(name in os.environ for name in names)
+    return {} if is_chosen else {names[-1]: "expandable_segments:True"}
 
 
 def load_models(

@@ -44,9 +44,9 @@ def rival(model: str, dtype: str, num_tokens: int) -> Callable[[], float]:
 
 def ours(model: str, draft: str, num_tokens: int, stack: ExitStack) -> Callable[[], float]:
     """Load `model` as `run` does; return what answers and returns seconds per token."""
-    from tui.environment import quieten_libraries
+    from tui.environment import prepare_libraries
 
-    quieten_libraries()
+    prepare_libraries()
     from runtime.config import EngineConfig, SamplingParams
     from runtime.engine.loading import open_session
     from runtime.events import Finished

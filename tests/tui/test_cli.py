@@ -14,7 +14,7 @@ from runtime.model.generation_config import GenerationConfig
 from tests.support.answer_fakes import echo, loading_of
 from tests.support.paths import ROOT
 from tui import cli
-from tui.environment import quieten_libraries
+from tui.environment import prepare_libraries
 
 
 @pytest.fixture
@@ -406,7 +406,7 @@ def test_libraries_are_told_to_stay_quiet_unless_the_user_says_otherwise(monkeyp
         monkeypatch.setenv(name, "")  # so that what is set here is taken back
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
-    quieten_libraries()
+    prepare_libraries()
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
@@ -425,7 +425,7 @@ def test_the_help_loads_neither_torch_nor_transformers():
 def test_the_compiler_is_not_loaded_with_bitsandbytes():
     """torch.compile at the top of its modules took a quarter of the time that opening a session takes."""
     code = (
-        "import sys; from tui.environment import quieten_libraries; quieten_libraries(); import bitsandbytes;"
+        "import sys; from tui.environment import prepare_libraries; prepare_libraries(); import bitsandbytes;"
         "sys.exit('torch._inductor.compile_fx' in sys.modules)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
@@ -436,7 +436,7 @@ def test_the_compiler_is_not_loaded_with_bitsandbytes():
 def test_bitsandbytes_recommends_nothing_on_stderr():
     """Where the processor has AVX512 with bf16 it asks for a package that would download kernels."""
     code = (
-        "import logging; from tui.environment import quieten_libraries; quieten_libraries();"
+        "import logging; from tui.environment import prepare_libraries; prepare_libraries();"
         "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('install this'); import bitsandbytes"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)

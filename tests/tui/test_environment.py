@@ -1,6 +1,7 @@
 """Where the program keeps its files on each system, and what it asks of libraries and of the collector."""
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tui.environment import (
     config_folder,
     data_folder,
     packaged_prompts,
+    prepare_libraries,
     uncollected,
 )
 
@@ -119,3 +121,53 @@ def test_a_second_session_leaves_the_collector_alone() -> None:
     with uncollected("sys"):
         assert gc.isenabled()
     assert gc.get_freeze_count() <= frozen  # fewer where one has gone meanwhile
+
+
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@pytest.fixture
+def allocator_settings(monkeypatch, tmp_path):
+    """What `prepare_libraries` leaves of torch's allocator settings on a machine with these files and variables."""
+
+    def settings(platform, node, chosen):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr("os.environ", {**os.environ} | chosen)
+        for name in set(ALLOCATOR) - set(chosen):
+            os.environ.pop(name, None)
+        root = tmp_path / f"{platform}-{node}"
+        (root / "dev").mkdir(parents=True, exist_ok=True)
+        if node:
+            (root / "dev" / node).touch()
+        prepare_libraries(root=root)
+        return {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+
+    return settings
+
+
+@pytest.mark.parametrize("node", ["nvidiactl", "dxg"])
+def test_memory_of_an_nvidia_card_grows_in_place(allocator_settings, node):
+    assert allocator_settings("linux", node, {}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "node"), [("linux", ""), ("linux", "kfd"), ("win32", "nvidiactl"), ("darwin", "")]
+)
+def test_where_torch_would_warn_of_it_or_has_no_card_nothing_is_set(allocator_settings, platform, node):
+    assert allocator_settings(platform, node, {}) == {}
+
+
+@pytest.mark.parametrize("name", ALLOCATOR)
+def test_allocator_settings_that_a_person_chose_stay_alone(allocator_settings, name):
+    chosen = {name: "max_split_size_mb:64"}
+    assert allocator_settings("linux", "nvidiactl", chosen) == chosen
+
+
+def test_torch_takes_the_allocator_settings_and_says_nothing_on_a_processor():
+    code = (
+        "import torch; (torch.ones(9, 9) @ torch.ones(9, 9)).sum();"
+        "torch._C._accelerator_setAllocatorSettings('expandable_segments:True')"
+    )
+    environment = os.environ | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")

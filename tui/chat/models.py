@@ -25,7 +25,7 @@ from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
 from tui.chat.commands.slash import as_typed_here, paths_from
 from tui.chat.engine.child_process import lines_of, step_back, write_line
-from tui.environment import cache_folder, quieten_libraries
+from tui.environment import cache_folder, prepare_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def main() -> None:
     """Run the child: one line with the question comes, one line goes for each folder."""
     requests, reports = own_streams()
     step_back()
-    quieten_libraries()
+    prepare_libraries()
     folders, config = json.loads(next(lines_of(requests)))
     for estimate in make_estimates(folders, EngineConfig(**config)):
         write_line(reports, json.dumps(asdict(estimate)).encode() + b"\n")

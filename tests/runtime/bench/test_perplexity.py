@@ -32,7 +32,7 @@ def short_passes(monkeypatch):
 
 @pytest.fixture
 def quiet_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `quieten_libraries` asks for before they are imported."""
+    """As `prepare_libraries` asks for before they are imported."""
     monkeypatch.setattr("transformers.utils.logging._tqdm_active", False)
     monkeypatch.setattr(logging.getLogger("bitsandbytes"), "level", logging.ERROR)
 

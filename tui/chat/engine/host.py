@@ -45,7 +45,7 @@ from tui.chat.engine.messages import (
     from_line,
     to_line,
 )
-from tui.environment import cache_folder, load_models, quieten_libraries
+from tui.environment import cache_folder, load_models, prepare_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def main() -> NoReturn:
     """Run the process, from its first request to its end, which is also that of the app."""
     requests, reports = own_streams()
     step_back()
-    quieten_libraries()
+    prepare_libraries()
     inbox, writing = RequestInbox(), threading.Lock()
 
     def say(report: Report) -> None:
