@@ -232,8 +232,9 @@ def _grown(need: MemoryNeed, machine: Machine, shortage: _Shortage, placement: P
     if shortage.resource == "free disk":
         return replace(machine, disk_free_bytes=needed), needed - shortage.usable_bytes
     if not machine.is_link_emulated:
-        stages = _stage_bytes(need, machine) if shortage.resource == "host memory" else 0
-        free = free_bytes_for(needed - stages) + stages
+        is_host = shortage.resource == "host memory"
+        stages = _stage_bytes(need, machine) if is_host else 0
+        free = free_bytes_for(needed - stages, is_pinned=is_host and not machine.is_cpu) + stages
     elif shortage.resource == "host memory":
         free = placement.device_budget_bytes + RESERVED_BYTES + needed
     else:

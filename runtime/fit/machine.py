@@ -3,7 +3,6 @@
 Made by `probes` of the machine that the program runs on, or of a built-in reference machine; imports no torch.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +14,15 @@ from profiles.machine_profile import DeviceIdentity, MachineProfile
 RESERVED_SHARE = 0.03
 RESERVED_BYTES = 192 << 20
 """Free memory that a budget chosen by the program leaves alone: so much, and this share of it."""
+RESERVED_PINNED_SHARE = 0.06
+RESERVED_PINNED_BYTES = 4 * 10**9
+"""The same of host memory that will be pinned, which can never be swapped: this share, but at least so many bytes.
+
+They hold what loading reads in passing (embeddings and head of an 8B draft, 2.1 GB, and two of its layers, 0.9 GB), the
+driver's page arrays (8 bytes per 4 KiB: 0.3 GB for 137 GB) and the host's side of CUDA (about 0.5 GB): 3.8 GB.
+"""
+_MOST_RESERVED_SHARE = 0.25
+"""Of free host memory where that little is free, as in a small container."""
 ASSUMED_DISK_BYTES_PER_SECOND = 3.5e9
 """Of a machine whose disk nobody described: what the data sheets of plain PCIe 3 NVMe disks promise."""
 _ENOUGH_BYTES = 1 << 50
@@ -136,17 +144,24 @@ class Machine:
         return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
 
 
-def usable_bytes(free_bytes: int) -> int:
-    """Return what a budget chosen by the program takes of free memory."""
-    return max(0, free_bytes - RESERVED_BYTES - int(RESERVED_SHARE * free_bytes))
+def usable_bytes(free_bytes: int, *, is_pinned: bool = False) -> int:
+    """Return what a budget chosen by the program takes of free memory, which `is_pinned` if it is an accelerator's."""
+    return max(0, free_bytes - _reserved_bytes(free_bytes, is_pinned=is_pinned))
 
 
-def free_bytes_for(budget_bytes: int) -> int:
+def free_bytes_for(budget_bytes: int, *, is_pinned: bool = False) -> int:
     """Return the least free memory of which a budget chosen by the program is at least `budget_bytes`."""
-    free = math.floor((budget_bytes + RESERVED_BYTES) / (1 - RESERVED_SHARE))
-    while usable_bytes(free) < budget_bytes:
-        free += 1
+    free = -1
+    while free < (more := budget_bytes + _reserved_bytes(max(0, free), is_pinned=is_pinned)):
+        free = more
     return free
+
+
+def _reserved_bytes(free_bytes: int, *, is_pinned: bool) -> int:
+    if not is_pinned:
+        return RESERVED_BYTES + int(RESERVED_SHARE * free_bytes)
+    least = min(RESERVED_PINNED_BYTES, int(_MOST_RESERVED_SHARE * free_bytes))
+    return max(least, int(RESERVED_PINNED_SHARE * free_bytes))
 
 
 def stored_speeds(profile: MachineProfile | None) -> tuple[LinkSpeed | None, LinkSpeed | None]:

@@ -288,5 +288,5 @@ def _budgets(need: MemoryNeed, machine: Machine) -> tuple[int, int]:
     if machine.host_budget_bytes is not None:
         return device, machine.host_budget_bytes
     if not machine.is_cpu:
-        return device, usable_bytes(machine.host_free_bytes - need.stage_bytes)
+        return device, usable_bytes(machine.host_free_bytes - need.stage_bytes, is_pinned=True)
     return device, max(0, machine.host_free_bytes - device - RESERVED_BYTES) if machine.is_link_emulated else 0

@@ -33,9 +33,11 @@ def machine(
 
     In smaller formats an accelerator's stages are smaller, and the host's budget so much larger (nearly).
     """
+    is_pinned = device is not None
+    stage_bytes = round_need().stage_bytes if is_pinned else 0
     return Machine(
         host_total_bytes=1 << 50,
-        host_free_bytes=free_bytes_for(host) + (0 if device is None else round_need().stage_bytes),
+        host_free_bytes=free_bytes_for(host, is_pinned=is_pinned) + stage_bytes,
         device_free_bytes=None if device is None else free_bytes_for(device),
         disk_free_bytes=disk,
         device_budget_bytes=budget,

@@ -44,7 +44,7 @@ def test_a_format_fits_at_exactly_its_bytes():
     need, device = round_need(), FIXED + 8 * GB
     as_int8 = need.in_format("int8")
     exact = machine(host=0, device=device)
-    exact = replace(exact, host_free_bytes=free_bytes_for(16 * GB) + as_int8.stage_bytes)
+    exact = replace(exact, host_free_bytes=free_bytes_for(16 * GB, is_pinned=True) + as_int8.stage_bytes)
     assert words(need, exact)[0] == "int8 (20.0 GB)"
     assert words(need, replace(exact, host_free_bytes=exact.host_free_bytes - 1))[0] == "nf4 (6.00 GB)"
 

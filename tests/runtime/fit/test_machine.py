@@ -28,6 +28,12 @@ def test_assumed_host_memory_holds_every_model():
     assert usable_bytes(reference_machine("l40").host_free_bytes) > 10**14
 
 
+@pytest.mark.parametrize(("free", "left"), [(160, 9.6), (64, 4.0), (16, 4.0), (8, 2.0), (0, 0.0)])
+def test_memory_that_can_never_be_swapped_leaves_more_to_others(free, left):
+    """6 % or 4 GB, whatever is more, but no more than a quarter; 70B in bf16 (137 GB) still fits into 160 GB."""
+    assert free * 10**9 - usable_bytes(free * 10**9, is_pinned=True) == left * 10**9
+
+
 def test_a_profile_gives_what_was_measured():
     assert stored_speeds(None) == (None, None)
     profile = machine_profile(link_bytes_per_second=13e9, link_latency_seconds=1e-5, disk_bytes_per_second=None)

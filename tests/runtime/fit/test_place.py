@@ -12,10 +12,11 @@ FIXED = GB + 4001 * 10**6
 ALL = FIXED + 40 * GB
 
 
-@pytest.mark.parametrize("budget", [1, 7, 10**6, 123_456_789, 62 * GB, 1 << 43])
-def test_free_memory_for_a_budget_is_the_least_that_gives_it(budget):
-    free = free_bytes_for(budget)
-    assert usable_bytes(free) >= budget > usable_bytes(free - 1)
+@pytest.mark.parametrize("is_pinned", [False, True])
+@pytest.mark.parametrize("budget", [1, 7, 10**6, 123_456_789, 13 * GB, 62 * GB, 63 * GB, 1 << 43])
+def test_free_memory_for_a_budget_is_the_least_that_gives_it(budget, is_pinned):
+    free = free_bytes_for(budget, is_pinned=is_pinned)
+    assert usable_bytes(free, is_pinned=is_pinned) >= budget > usable_bytes(free - 1, is_pinned=is_pinned)
 
 
 def test_on_a_cpu_everything_is_resident_at_exactly_the_bytes_it_takes():
