@@ -12,7 +12,7 @@ import torch
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.copy_engine import CopyEngine, HostSource
 from offload.errors import BudgetError
-from offload.layer_slabs import read_ahead
+from offload.layer_slabs import copy_slab, read_ahead
 from offload.layer_streamer import ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab, is_out_of_memory
 from offload.pinning.pinned_memory import HostPinner
@@ -77,7 +77,7 @@ class LayerPlacer:
             else:
                 if self.is_pinned(home.index):
                     self.pinner.filled(home.slab)
-                layers[home.index] = HostSource(home.slab, payload_bytes)
+                layers[home.index] = HostSource(home.slab, payload_bytes, home.layout.moves)
             yield payload_bytes
         return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()))
 
@@ -129,5 +129,5 @@ class LayerPlacer:
         reads = read_ahead(self.reader, zip(layouts, targets, strict=True))
         for home, slab in zip(homes, reads, strict=True):
             if slab is not home.slab:
-                home.slab.copy_(slab[: home.slab.numel()])
+                copy_slab(home.layout, slab, home.slab)
             yield home

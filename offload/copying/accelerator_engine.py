@@ -148,7 +148,7 @@ class AcceleratorCopyEngine(Closeable):
                 source.payload_bytes, slot.data_ptr(), self._take_span(), self._clock(), reads=source.slab
             )
             try:
-                self._enqueue(source.slab, slot, transfer)
+                self._enqueue(source, slot, transfer)
             except RuntimeError as error:
                 transfer.failure = error
             self._in_flight.append(transfer)
@@ -159,15 +159,16 @@ class AcceleratorCopyEngine(Closeable):
             return self._pool.pop()
         return _Span(self._accelerator.create_event(), self._accelerator.create_event())
 
-    def _enqueue(self, slab: torch.Tensor, slot: torch.Tensor, transfer: _Transfer) -> None:
+    def _enqueue(self, source: HostSource, slot: torch.Tensor, transfer: _Transfer) -> None:
         use = self._uses.pop(transfer.slot_address, None)
         if use is not None and use.is_over:
             self._copy_stream.wait_event(use.span.done)
         self._copy_stream.record_event(transfer.span.begun)
         try:
-            for begin in range(0, slab.numel(), self.chunk_bytes):
-                end = min(begin + self.chunk_bytes, slab.numel())
-                self._accelerator.copy(slot[begin:end], slab[begin:end], self._copy_stream)
+            for piece in source.pieces(self.chunk_bytes):
+                destination = slot[piece.device_offset : piece.device_offset + piece.num_bytes]
+                origin = source.slab[piece.slab_offset : piece.slab_offset + piece.num_bytes]
+                self._accelerator.copy(destination, origin, self._copy_stream)
         finally:
             self._copy_stream.record_event(transfer.span.done)  # also where a chunk failed: the others still write
 

@@ -5,13 +5,13 @@ compute stream wait for the copy stream, and `release` records the event behind 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 
-from offload.checkpoint.layer_layout import LayerLayout
+from offload.checkpoint.layer_layout import LayerLayout, SlabMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,22 @@ class HostSource:
     """A layer that is copied from host memory."""
 
     slab: torch.Tensor
-    """uint8, 1-D, contiguous; all of it is copied, with whatever lies between the weights."""
+    """uint8, 1-D, contiguous; a slot in host memory gets all of it, with whatever lies between the weights."""
     payload_bytes: int
     """Bytes of weights in it."""
+    moves: tuple[SlabMove, ...] = ()
+    """Where its pieces go in a slot on a device; none: all of it as it lies."""
 
     @property
     def slab_bytes(self) -> int:
         return self.slab.numel()
+
+    def pieces(self, max_bytes: int) -> Iterator[SlabMove]:
+        """Yield the moves to a device in pieces of at most `max_bytes`."""
+        for move in self.moves or (SlabMove(0, 0, self.slab.numel()),):
+            for begin in range(0, move.num_bytes, max_bytes):
+                num_bytes = min(max_bytes, move.num_bytes - begin)
+                yield SlabMove(move.slab_offset + begin, move.device_offset + begin, num_bytes)
 
 
 CopySource: TypeAlias = LayerLayout | HostSource

@@ -228,7 +228,8 @@ class StagedCopyEngine(Closeable):
                     continue
                 if stage is None:
                     return
-                origin = HostSource(stage.buffer[: copy.source.slab_bytes], copy.source.payload_bytes)
+                filled = stage.buffer[: copy.source.slab_bytes]
+                origin = HostSource(filled, copy.source.payload_bytes, copy.source.moves)
             self._queue.popleft()
             try:
                 sending = self.link.start(origin, copy.slot)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from offload.checkpoint.layer_layout import DEVICE_ALIGNMENT_BYTES
 from offload.formats.stored_sizes import DEFAULT_BLOCK_SIZE, NESTED_BLOCK_SIZE
 from offload.formats.weight_format import UpcastScratch, from_columns
 from offload.memory import allocate_slab
@@ -97,7 +98,9 @@ class FourBitWeight:
         return replace(self, parts={suffix: part.to(device, copy=copy) for suffix, part in self.parts.items()})
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        if self.is_fast and has_kernel("gemm_4bit", inputs.device.type):
+        # The fused kernel loads 16 codes at a time: elsewhere a device would stop with an error that it keeps.
+        is_aligned = self.parts[""].data_ptr() % DEVICE_ALIGNMENT_BYTES == 0
+        if self.is_fast and is_aligned and has_kernel("gemm_4bit", inputs.device.type):
             return self._fused_product(inputs, bias)
         absmax = self._wide_absmax()
         num_outputs, num_columns = self.format.shape

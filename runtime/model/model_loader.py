@@ -22,7 +22,7 @@ from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_fo
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.quantized_group import WeightFormat
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch
-from offload.layer_slabs import read_ahead, read_slab, slab_views
+from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
 from runtime.config import DraftFormat
@@ -142,7 +142,8 @@ def read_others(
 
     Raises LinkError.
     """
-    return slab_views(files.other_layout, read_slab(files.other_layout, engine).to(device))
+    layout = files.other_layout
+    return slab_views(layout, slab_on(device, layout, read_slab(layout, engine)))
 
 
 def open_streamed(
@@ -185,7 +186,7 @@ def load_draft(
     own = {index: layout for index, layout in enumerate(files.layouts) if index not in bound}
     if held == "stored" and not files.is_quantized:
         for index, layout in own.items():
-            binder(index).bind(slab_views(layout, read_slab(layout, engine).to(compute.device)))
+            binder(index).bind(slab_views(layout, slab_on(compute.device, layout, read_slab(layout, engine))))
             yield layout.payload_bytes
         return StreamedModel(parts, compute, capacity=capacity)
     convert = draft_converter(held, compute.dtype, compute.device)

@@ -4,7 +4,15 @@ import random
 from pathlib import Path
 
 from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
-from offload.checkpoint.layer_layout import MAX_GAP_BYTES, TENSOR_ALIGNMENT_BYTES, LayerLayout, SlabRange, layout_layer
+from offload.checkpoint.layer_layout import (
+    DEVICE_ALIGNMENT_BYTES,
+    MAX_GAP_BYTES,
+    TENSOR_ALIGNMENT_BYTES,
+    LayerLayout,
+    SlabMove,
+    SlabRange,
+    layout_layer,
+)
 from offload.units import PAGE_BYTES
 
 FILE = Path("a.safetensors")
@@ -112,3 +120,66 @@ def test_ranges_that_share_a_page_are_not_phase_aligned():
     """A page-wise read of one would overwrite the other."""
     ranges = (SlabRange(FILE, 0, 10, 0), SlabRange(FILE, 100, 10, 100))
     assert not LayerLayout((), ranges, PAGE_BYTES, 20).is_phase_aligned
+
+
+def moved(layout: LayerLayout, slab: bytearray) -> bytearray:
+    """The slab as it lies on a device."""
+    device = bytearray(layout.slab_bytes)
+    end = 0
+    for move in layout.moves:
+        assert move.num_bytes > 0 and move.device_offset >= end
+        end = move.device_offset + move.num_bytes
+        assert end <= layout.slab_bytes and move.slab_offset + move.num_bytes <= layout.slab_bytes
+        device[move.device_offset : end] = slab[move.slab_offset : move.slab_offset + move.num_bytes]
+    return device
+
+
+def test_on_a_device_every_tensor_is_aligned_and_the_files_own() -> None:
+    for seed in range(60):
+        entries, contents = random_entries(random.Random(seed), alignment=(1, 2, 4, 8)[seed % 4])
+        layout = layout_layer(entries)
+        device = moved(layout, read_exactly(layout, contents))
+        for tensor in layout.tensors:
+            stored = entries[tensor.name]
+            assert tensor.device_offset % DEVICE_ALIGNMENT_BYTES == 0
+            expected = contents[stored.file][stored.offset_bytes : stored.offset_bytes + stored.num_bytes]
+            assert device[tensor.device_offset : tensor.device_offset + stored.num_bytes] == expected
+
+
+def test_a_layer_of_dense_matrices_crosses_in_one_piece_whatever_the_files_phase() -> None:
+    for phase in range(0, 4096, 8):
+        sizes = {"k": 1024 * 8192, "norm": 8192, "q": 8192 * 8192}
+        entries, offset = {}, 4096 + phase
+        for name, num_items in sizes.items():
+            entries[name] = entry(offset, num_items)
+            offset += 2 * num_items
+        layout = layout_layer(entries)
+        assert layout.moves == (SlabMove(phase, 0, layout.payload_bytes),)
+
+
+def test_a_layer_of_four_bit_matrices_crosses_in_few_pieces() -> None:
+    """As bitsandbytes saves the 70B: scales, then norms, then codes with states of 173 bytes among them, by name."""
+    shapes = {"down": (8192, 28672), "gate": (28672, 8192), "up": (28672, 8192)}
+    shapes |= {"k": (1024, 8192), "o": (8192, 8192), "q": (8192, 8192), "v": (1024, 8192)}
+    entries, offset = {}, 1_000_008
+    for name, (rows, columns) in shapes.items():
+        num_blocks = rows * columns // 64
+        for part, num_items in (("nested_absmax", num_blocks // 256), ("nested_quant_map", 256)):
+            entries[f"{name}.{part}"] = entry(offset, num_items, dtype="F32")
+            offset += 4 * num_items
+        offset += 64  # quant_map, which no layer needs
+    offset += 3_000_000_000
+    for name in ("input_norm", "post_norm"):
+        entries[name] = entry(offset, 8192)
+        offset += 2 * 8192
+    offset += 1_000_000_000
+    for name, (rows, columns) in shapes.items():
+        for part, num_items in ((name, rows * columns // 2), (f"{name}.absmax", rows * columns // 64)):
+            entries[part] = entry(offset, num_items, dtype="U8")
+            offset += num_items
+        offset += 173
+    layout = layout_layer(entries)
+    assert len(layout.ranges) == 3 and not all(tensor.slab_offset % 16 == 0 for tensor in layout.tensors)
+    assert all(tensor.device_offset % 16 == 0 for tensor in layout.tensors)
+    assert len(layout.moves) <= 10
+    assert layout.slab_bytes - layout.payload_bytes < 32 << 10

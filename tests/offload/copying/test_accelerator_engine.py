@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from offload.checkpoint.layer_layout import LayerLayout
+from offload.checkpoint.layer_layout import LayerLayout, SlabMove
 from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES, AcceleratorCopyEngine
 from offload.copying.copy_engine import HostSource
 from offload.errors import LinkError, PassCancelledError
@@ -110,6 +110,17 @@ def test_a_draft_steps_upload_waits_for_little_of_a_layer_and_layers_hardly_long
     assert DEFAULT_CHUNK_BYTES / bytes_per_second < 0.5e-3
     num_extra = num_bytes / DEFAULT_CHUNK_BYTES - 1
     assert num_extra * call_seconds < 0.01 * num_bytes / bytes_per_second
+
+
+def test_pieces_of_a_layer_go_where_the_device_wants_them() -> None:
+    accelerator = FakeAccelerator()
+    slab, slot = torch.arange(SLAB_BYTES, dtype=torch.uint8), accelerator.slot(SLAB_BYTES)
+    moves = (SlabMove(3, 0, 30), SlabMove(40, 32, 5))
+    with engine_on(accelerator) as engine:
+        engine.start(HostSource(accelerator.pin(slab), 35, moves), slot).wait()
+        accelerator.finish()
+    assert accelerator.copy_sizes == [24, 6, 5]
+    assert slot[:30].tolist() == list(range(3, 33)) and slot[32:37].tolist() == list(range(40, 45))
 
 
 def test_pageable_slabs_are_correct_though_synchronous() -> None:

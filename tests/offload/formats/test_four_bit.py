@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import bitsandbytes.functional as bnb
@@ -115,6 +116,22 @@ def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: p
         expected = F.linear(inputs, dequantized(weight, torch.float32), bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert "gemm_4bit" in asked
+
+
+def test_codes_that_are_not_aligned_never_reach_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads 16 bytes at once, and a device that was asked for such a load elsewhere is lost."""
+    fused = []
+    monkeypatch.setattr("offload.formats.four_bit.has_kernel", lambda operator, device_type: operator == "gemm_4bit")
+    monkeypatch.setattr(FourBitWeight, "_fused_product", lambda weight, inputs, bias: fused.append(1) or inputs)
+    weight, inputs = FourBitWeight.quantize(random_matrix(64, 64), is_fast=True), torch.randn(2, 64)
+    memory = torch.zeros(64 * 32 + 16, dtype=torch.uint8)
+    for phase in range(17):
+        codes = memory[phase : phase + 64 * 32].copy_(weight.parts[""])
+        moved = replace(weight, parts={**weight.parts, "": codes})
+        found = moved.linear(inputs, None, UpcastScratch(torch.float32, CPU))
+        assert len(fused) == 1 + (phase == 16)
+        if phase % 16:
+            torch.testing.assert_close(found, F.linear(inputs, dequantized(weight, torch.float32)))
 
 
 def test_only_devices_with_kernels_of_their_own_use_them() -> None:
