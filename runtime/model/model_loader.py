@@ -37,6 +37,7 @@ from runtime.model.layer_binding import (
     replace_linears,
 )
 from runtime.model.streamed_model import StreamedModel
+from runtime.model.tree_cache import CacheShape
 from runtime.model.trial_pass import try_pass
 
 SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
@@ -58,8 +59,8 @@ class ModelFiles:
     """Per layer: the formats of its quantized matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
-    cache_widths: tuple[int, ...]
-    """Per layer: the numbers, keys and values together, that its cache keeps of one token."""
+    cache_shapes: tuple[CacheShape, ...]
+    """Per layer: what its cache keeps of one token."""
 
     @classmethod
     def open(cls, folder: Path) -> "ModelFiles":
@@ -76,8 +77,8 @@ class ModelFiles:
             }
             for layer in parts.layers
         )
-        widths = try_pass(parts)
-        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears, widths)
+        shapes = try_pass(parts)
+        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears, shapes)
 
     @property
     def payload_bytes(self) -> tuple[int, ...]:
@@ -126,7 +127,7 @@ class ModelFiles:
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Return the bytes of keys and values that one token takes in all layers."""
-        return sum(self.cache_widths) * compute_dtype.itemsize
+        return sum(shape.width for shape in self.cache_shapes) * compute_dtype.itemsize
 
     def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
         """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
@@ -156,7 +157,10 @@ def open_streamed(
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
     parts = _open_parts(files, compute, others)
-    return StreamedModel(parts, compute, capacity=capacity, layouts=files.layouts, streamer=streamer)
+    shapes = files.cache_shapes
+    return StreamedModel(
+        parts, compute, capacity=capacity, cache_shapes=shapes, layouts=files.layouts, streamer=streamer
+    )
 
 
 def load_draft(
@@ -188,7 +192,7 @@ def load_draft(
         for index, layout in own.items():
             binder(index).bind(slab_views(layout, slab_on(compute.device, layout, read_slab(layout, engine))))
             yield layout.payload_bytes
-        return StreamedModel(parts, compute, capacity=capacity)
+        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes)
     convert = draft_converter(held, compute.dtype, compute.device)
     largest = max((layout.slab_bytes for layout in own.values()), default=0)
     slabs = cycle([allocate_read_slab(largest) for _ in range(min(2, len(own)))])
@@ -203,7 +207,7 @@ def load_draft(
         converted = convert(head.stored)
         if isinstance(converted, PackedInt8Weight):
             head.stored = converted
-    return StreamedModel(parts, compute, capacity=capacity)
+    return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes)
 
 
 def _open_parts(files: ModelFiles, compute: ComputePlan, others: Mapping[str, torch.Tensor]) -> DecoderParts:

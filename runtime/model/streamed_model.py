@@ -30,7 +30,7 @@ from runtime.model.layer_binding import ComputePlan, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
-from runtime.model.tree_cache import TreeCache, attention_masks
+from runtime.model.tree_cache import CacheShape, TreeCache, attention_masks
 from runtime.speculation.token_tree import TreeTopology
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -74,16 +74,17 @@ class StreamedModel:
         compute: ComputePlan,
         *,
         capacity: int,
+        cache_shapes: Sequence[CacheShape] | None = None,
         layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
-        `capacity`: tokens that the cache holds at most.
+        `capacity`: tokens that the cache holds at most, `cache_shapes`: what it keeps of each, by layer, if known.
         """
         self.parts = parts
         self._compute = compute
-        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity)
+        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes)
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._is_cancelled = threading.Event()

@@ -1,13 +1,16 @@
 """How a tree of tokens stands in a model: the cache that holds its nodes, and the masks that say who sees whom.
 
-The cache is transformers' own kind, but its slots are allocated once: append, compact in place, truncate. One
-slot per token and layer. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path,
-`truncate` forgets. The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For
-passes of fixed shape (`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding.
+The cache is transformers' own kind, but its slots are allocated once, all layers' in one tensor: append, compact in
+place, truncate. One slot per token and layer, with keys and values of all heads in one row, so that the text so far is
+contiguous. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
+The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
+(`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,32 +18,57 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_ALIGNMENT_ELEMENTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one layer keeps of a token."""
+
+    keys: tuple[int, int]
+    """(K, D): heads and their width."""
+    values: tuple[int, int]
+
+    @property
+    def key_width(self) -> int:
+        return math.prod(self.keys)
+
+    @property
+    def width(self) -> int:
+        """Numbers in all."""
+        return self.key_width + math.prod(self.values)
+
 
 class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one decoder layer, each (1, K, capacity, D)."""
+    """Keys and values of one decoder layer, each (1, K, slots, D): views of rows that hold both of a token."""
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, index: int, capacity: int, allocate: Callable[[int, torch.Tensor, CacheShape], None]) -> None:
+        """`allocate` gives the layer of an index its rows, like a tensor of the wanted type, in the shape it shows."""
         super().__init__()
         self.capacity = capacity
         self.num_cached = 0
-        self.has_spare_slot = False
         self.fixed: tuple[torch.Tensor, int] | None = None
         """During a pass of fixed shape: the new tokens' slots (T,), and how many keys the pass sees."""
+        self._index = index
+        self._allocate = allocate
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate the slots once the first keys and values show their shapes and dtypes."""
-        # A pass of fixed shape multiplies every slot, the hidden ones by nothing: they must be numbers.
-        allocate = torch.zeros if self.has_spare_slot else torch.empty
+        """Have the slots allocated, once the first keys and values show their shapes and dtype."""
+        heads = [(states.shape[1], states.shape[3]) for states in (key_states, value_states)]
+        self._allocate(self._index, key_states, CacheShape(*heads))
+
+    def bind(self, rows: torch.Tensor, shape: CacheShape) -> None:
+        """Keep keys and values in `rows` (slots, width) from now on."""
         self.keys, self.values = (
-            allocate(self._slot_shape(states), dtype=states.dtype, device=states.device)
-            for states in (key_states, value_states)
+            part.view(len(rows), *heads).transpose(0, 1)[None]
+            for part, heads in (
+                (rows[:, : shape.key_width], shape.keys),
+                (rows[:, shape.key_width :], shape.values),
+            )
         )
         self.is_initialized = True
-
-    def _slot_shape(self, states: torch.Tensor) -> tuple[int, int, int, int]:
-        return (1, states.shape[1], self.capacity + self.has_spare_slot, states.shape[3])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -60,14 +88,6 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[:, :, start : self.num_cached] = value_states
         return self.keys[:, :, : self.num_cached], self.values[:, :, : self.num_cached]
 
-    def keep(self, start: int, slots: torch.Tensor) -> None:
-        """Move the given slots, in order, to start, start + 1, ... and forget everything behind them."""
-        if self.is_initialized and slots.numel():
-            end = start + slots.numel()
-            self.keys[:, :, start:end] = self.keys.index_select(2, slots)
-            self.values[:, :, start:end] = self.values.index_select(2, slots)
-        self.num_cached = start + slots.numel()
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Key length and offset during the next pass of `query_length` tokens."""
         return self.num_cached + query_length, 0
@@ -80,11 +100,15 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class TreeCache(Cache):  # type: ignore[misc]
-    """The layers' caches, kept in step."""
+    """The layers' caches, kept in step, in one piece of memory."""
 
-    def __init__(self, *, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[_TreeCacheLayer(capacity) for _ in range(num_layers)])
+    def __init__(self, *, num_layers: int, capacity: int, shapes: Sequence[CacheShape] | None = None) -> None:
+        """`shapes` of the layers; None: not known, and each layer takes memory of its own as it shows them."""
+        super().__init__(layers=[_TreeCacheLayer(index, capacity, self._allocate) for index in range(num_layers)])
         self.capacity = capacity
+        self._shapes = shapes
+        self._has_spare_slot = False
+        self._blocks: list[torch.Tensor] = []  # each (layers of one width, slots, width)
 
     @property
     def num_cached(self) -> int:
@@ -99,8 +123,7 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def allow_fixed_passes(self) -> None:
         """Give every layer a slot behind the last one, and numbers in all of them; before the first pass."""
-        for layer in self.layers:
-            layer.has_spare_slot = True
+        self._has_spare_slot = True
 
     @contextmanager
     def fixed_pass(self, slots: torch.Tensor, *, num_keys: int) -> Iterator[None]:
@@ -126,12 +149,40 @@ class TreeCache(Cache):  # type: ignore[misc]
     @torch.inference_mode()
     def compact(self, start: int, slots: Sequence[int]) -> None:
         """Keep the first `start` tokens and then the given slots, in order; slots are >= start and increasing."""
-        if list(slots) == list(range(start, start + len(slots))):
-            self.truncate(start + len(slots))
+        end = start + len(slots)
+        if list(slots) == list(range(start, end)):
+            self.truncate(end)
             return
-        index = torch.tensor(slots, dtype=torch.int64, device=self.layers[0].keys.device)
+        index = torch.tensor(slots, dtype=torch.int64, device=self._blocks[0].device)
+        for block in self._blocks:  # all layers at once
+            block[:, start:end] = block.index_select(1, index)
         for layer in self.layers:
-            layer.keep(start, index)
+            layer.num_cached = end
+
+    def _allocate(self, index: int, like: torch.Tensor, shape: CacheShape) -> None:
+        """Bind every layer to rows of one allocation, the one of that index to rows of `shape`."""
+        shapes = {index: shape} if self._shapes is None else dict(enumerate(self._shapes))
+        assert shapes[index] == shape, f"layer {index} keeps {shape}, and {shapes[index]} was expected"
+        num_slots = self.capacity + self._has_spare_slot
+        layers_by_width: dict[int, list[int]] = {}
+        for layer_index, one in shapes.items():
+            layers_by_width.setdefault(one.width, []).append(layer_index)
+        sizes = [len(members) * num_slots * width for width, members in layers_by_width.items()]
+        # A pass of fixed shape multiplies every slot, the hidden ones by nothing: they must be numbers.
+        allocate = torch.zeros if self._has_spare_slot else torch.empty
+        memory = allocate(sum(map(_aligned, sizes)), dtype=like.dtype, device=like.device)
+        begin = 0
+        for (width, members), size in zip(layers_by_width.items(), sizes, strict=True):
+            block = memory[begin : begin + size].view(len(members), num_slots, width)
+            begin += _aligned(size)
+            self._blocks.append(block)
+            for rows, layer_index in zip(block, members, strict=True):
+                self.layers[layer_index].bind(rows, shapes[layer_index])
+
+
+def _aligned(num_elements: int) -> int:
+    """Return the size of a block after which the next one lies as well as the first."""
+    return -(-num_elements // _ALIGNMENT_ELEMENTS) * _ALIGNMENT_ELEMENTS
 
 
 def attention_masks(

@@ -19,15 +19,15 @@ from runtime.model.architecture import DecoderParts, first_line, max_positions, 
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.safe_build import SafeBuild
 from runtime.model.streamed_model import PassInput, StreamedModel
-from runtime.model.tree_cache import TreeCache
+from runtime.model.tree_cache import CacheShape, TreeCache
 
 _NUM_TOKENS = 2
 _MAX_REAL_ELEMENTS = 2**27
 """Of tables of positions."""
 
 
-def try_pass(parts: DecoderParts) -> tuple[int, ...]:
-    """Return how many numbers each layer's cache keeps per token; `parts` serve for nothing else afterwards.
+def try_pass(parts: DecoderParts) -> tuple[CacheShape, ...]:
+    """Return what each layer's cache keeps of a token; `parts` serve for nothing else afterwards.
 
     Raises CheckpointError if a pass fails, or if its layers do not run once each, in order, each with a cache.
     """
@@ -51,7 +51,12 @@ def try_pass(parts: DecoderParts) -> tuple[int, ...]:
         raise unsupported(parts.model, "layers that do not all keep keys and values of every token")
     if logits.shape != (_NUM_TOKENS, model.vocab_size):
         raise unsupported(parts.model, f"a head of {logits.shape[-1]} instead of {model.vocab_size} tokens")
-    return tuple((cache.keys.numel() + cache.values.numel()) // cache.capacity for cache in caches)
+    return tuple(CacheShape(_heads(cache.keys), _heads(cache.values)) for cache in caches)
+
+
+def _heads(cached: torch.Tensor) -> tuple[int, int]:
+    """Return (K, D) of keys or values (1, K, slots, D)."""
+    return cached.shape[1], cached.shape[3]
 
 
 class _SeenEnoughError(Exception):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.model.tree_cache import TreeCache, attention_masks
+from runtime.model.tree_cache import CacheShape, TreeCache, attention_masks
 
 
 def states(*values: int) -> torch.Tensor:
@@ -74,6 +74,70 @@ def test_more_tokens_than_slots_is_an_error_of_ours() -> None:
 def test_the_first_pass_allocates_every_slot() -> None:
     assert not TreeCache(num_layers=2, capacity=8).is_allocated
     assert all(layer.keys.numel() == layer.values.numel() == 8 for layer in filled_cache().layers)
+
+
+def random_states(shape: CacheShape, num_tokens: int, *, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(1, heads, num_tokens, width) for heads, width in (shape.keys, shape.values)]
+    return [torch.randn(size, generator=generator) for size in sizes]
+
+
+MIXED = [
+    CacheShape((2, 8), (2, 4)),
+    CacheShape((1, 16), (1, 8)),
+    CacheShape((2, 8), (2, 4)),
+    CacheShape((4, 2), (4, 2)),
+]
+
+
+def mixed_caches(num_tokens: int) -> tuple[TreeCache, TreeCache]:
+    """One whose layers are known to differ in what they keep, and one whose layers each show it."""
+    caches = tuple(TreeCache(num_layers=4, capacity=8, shapes=shapes) for shapes in (MIXED, None))
+    for index, shape in enumerate(MIXED):
+        for cache in caches:
+            keys, values = random_states(shape, num_tokens, seed=index)
+            found = cache.update(keys, values, index)
+            assert torch.equal(found[0], keys) and torch.equal(found[1], values)
+    return caches[0], caches[1]
+
+
+def test_layers_that_keep_different_things_share_one_allocation() -> None:
+    cache, _ = mixed_caches(5)
+    assert len({layer.keys.untyped_storage().data_ptr() for layer in cache.layers}) == 1
+    assert all(layer.keys.data_ptr() % 16 == layer.values.data_ptr() % 16 == 0 for layer in cache.layers)
+
+
+def test_compacting_layers_that_differ_is_what_each_would_do_alone() -> None:
+    cache, apart = mixed_caches(7)
+    for one in (cache, apart):
+        one.compact(2, [3, 5, 6])
+    for layer, alone, shape, seed in zip(cache.layers, apart.layers, MIXED, range(4), strict=True):
+        kept = [0, 1, 3, 5, 6]
+        for found, other, states in zip(
+            (layer.keys, layer.values), (alone.keys, alone.values), random_states(shape, 7, seed=seed), strict=True
+        ):
+            assert torch.equal(found[:, :, :5], states[:, :, kept])
+            assert torch.equal(other[:, :, :5], states[:, :, kept])
+
+
+def test_compacting_takes_as_many_operations_for_many_layers_as_for_one() -> None:
+    counts = []
+    for num_layers in (1, 20):
+        cache = TreeCache(num_layers=num_layers, capacity=8, shapes=[CacheShape((1, 1), (1, 1))] * num_layers)
+        for index in range(num_layers):
+            cache.update(states(*range(6)), states(*range(6)), index)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            cache.compact(2, [3, 5])
+        counts.append([event.name for event in profile.events() if event.name.startswith("aten::")])
+    assert counts[0] == counts[1]
+    assert len(counts[0]) > 0
+
+
+def test_the_text_so_far_is_contiguous_in_every_layer() -> None:
+    cache = TreeCache(num_layers=2, capacity=8, shapes=[CacheShape((2, 4), (2, 4))] * 2)
+    for index in range(2):
+        cache.update(*random_states(CacheShape((2, 4), (2, 4)), 3, seed=0), index)
+    assert [layer.keys.stride()[1:] for layer in cache.layers] == [(4, 16, 1)] * 2
 
 
 def allowed(mask: torch.Tensor) -> list[list[bool]]:
