@@ -1,18 +1,18 @@
-"""Bring every layer to the tier that the residency plan gives it, and a tier down where memory runs out on the way.
+"""Give every layer memory in the tier that the residency plan names, and a tier down where memory runs out on the way.
 
-Resident layers go to the device, host layers to slabs that a pinner may pin, disk layers stay where they are. A
-generator: each step says how many bytes have been read, so that a load can be shown, and stopped by closing it.
+Resident layers go to the device, host layers to slabs that a pinner may pin, disk layers stay where they are. Reads
+nothing: `layer_filling` brings the bytes.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.copying.copy_engine import CopyEngine, HostSource
+from offload.copying.copy_engine import HostSource
 from offload.errors import BudgetError
-from offload.layer_slabs import copy_slab, read_ahead
+from offload.layer_filling import LayerHome
 from offload.layer_streamer import ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab, is_out_of_memory
 from offload.pinning.pinned_memory import HostPinner
@@ -23,7 +23,7 @@ AllocateSlab = Callable[[int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PlacedLayers:
-    """Layers whose bytes are where they stay, and the tiers that they got."""
+    """Layers and the tiers that they got."""
 
     layers: tuple[StreamedLayer, ...]
     """What the streamer takes, in layer order."""
@@ -31,26 +31,14 @@ class PlacedLayers:
     """Tier of each layer; the plan's, unless memory ran out."""
     notes: tuple[str, ...]
     """A sentence for each kind of memory that ran out; empty if the plan held."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Home:
-    """Memory that a layer's bytes are to be read to."""
-
-    index: int
-    layout: LayerLayout
-    slab: torch.Tensor
-
-    @property
-    def is_on_device(self) -> bool:
-        return self.slab.device.type != "cpu"
+    homes: tuple[LayerHome, ...]
+    """Memory of those that are resident or in host memory, to be filled, in layer order."""
 
 
 @dataclass(slots=True)
 class LayerPlacer:
     """The tiers' memory, and what a layer does when its own is full."""
 
-    reader: CopyEngine
     pinner: HostPinner
     host_budget_bytes: int
     """What the host tier may grow to when the device runs out of memory."""
@@ -60,26 +48,20 @@ class LayerPlacer:
     _host_bytes: int = 0
     _notes: dict[str, str] = field(default_factory=dict)
 
-    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> Generator[int, None, PlacedLayers]:
-        """Yield the weight bytes of each layer that was read; return where everything is. Raises LinkError."""
+    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> PlacedLayers:
+        """Return where every layer is to be. Raises BudgetError where no slot could stream one that has no room."""
         self._host_bytes = plan.host_bytes
         layers: list[StreamedLayer] = [*layouts]
         tiers = list(plan.tiers)
-        homes: list[_Home] = []
+        homes: list[LayerHome] = []
         for index, layout in enumerate(layouts):
             tiers[index], slab = self._find_slab(index, layout.slab_bytes, plan)
-            if slab is not None:
-                homes.append(_Home(index, layout, slab))
-        for home in self._fill(homes):
-            payload_bytes = home.layout.payload_bytes
-            if tiers[home.index] is Tier.RESIDENT:
-                layers[home.index] = ResidentLayer(home.slab)
-            else:
-                if self.is_pinned(home.index):
-                    self.pinner.filled(home.slab)
-                layers[home.index] = HostSource(home.slab, payload_bytes, home.layout.moves)
-            yield payload_bytes
-        return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()))
+            if slab is None:
+                continue
+            is_resident = tiers[index] is Tier.RESIDENT
+            layers[index] = ResidentLayer(slab) if is_resident else HostSource(slab, layout.payload_bytes, layout.moves)
+            homes.append(LayerHome(index, layout, slab, is_to_pin=not is_resident and self.is_pinned(index)))
+        return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()), tuple(homes))
 
     def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:
         """Return the highest tier, from the planned one down, whose memory still takes the layer, and the memory."""
@@ -117,17 +99,3 @@ class LayerPlacer:
                 "instead, which is slower; close other programs or give a smaller budget"
             )
             return None
-
-    def _fill(self, homes: Sequence[_Home]) -> Iterator[_Home]:
-        """Read the layers in order, the next one while this one is used; a device's go through two bounce buffers."""
-        bounces: list[torch.Tensor] = []
-        if any(home.is_on_device for home in homes):
-            largest = max(home.layout.slab_bytes for home in homes)
-            bounces = [allocate_slab(largest) for _ in range(2)]
-        targets = [bounces[place % 2] if home.is_on_device else home.slab for place, home in enumerate(homes)]
-        layouts = [home.layout for home in homes]
-        reads = read_ahead(self.reader, zip(layouts, targets, strict=True))
-        for home, slab in zip(homes, reads, strict=True):
-            if slab is not home.slab:
-                copy_slab(home.layout, slab, home.slab)
-            yield home

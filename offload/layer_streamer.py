@@ -19,6 +19,7 @@ from offload.checkpoint.layer_layout import LayerLayout
 from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
+from offload.layer_filling import LayerFilling
 from offload.memory import allocate_read_slab
 from offload.pass_statistics import PassStatistics
 
@@ -50,6 +51,36 @@ class _Visit:
     is_in_use: bool = False
 
 
+class _LateCopy:
+    """A copy that begins once its layer has been read; the streamer's thread begins it."""
+
+    def __init__(self, filling: LayerFilling, layer_index: int, begin: Callable[[], PendingCopy]) -> None:
+        self._filling, self._layer_index, self._start = filling, layer_index, begin
+        self._copy: PendingCopy | None = None
+        self._is_abandoned = False
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_abandoned if self._copy is None else self._copy.is_done
+
+    def begin_if_there(self) -> None:
+        """Begin to copy a layer that has come meanwhile."""
+        if self._copy is None and not self._is_abandoned and self._filling.has(self._layer_index):
+            self._copy = self._start()
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        if self._copy is None and not self._is_abandoned:
+            self._filling.wait(self._layer_index, cancel)
+            self.begin_if_there()
+        if self._copy is not None:
+            self._copy.wait(cancel)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+        if self._copy is not None:
+            self._copy.abandon()
+
+
 class LayerStreamer(Closeable):
     """Layers 0..L-1 in order, pass after pass: begin_pass, then acquire(i) and release(i) for each layer, end_pass.
 
@@ -65,18 +96,21 @@ class LayerStreamer(Closeable):
         num_slots: int,
         allocate_slot: Callable[[int], torch.Tensor] = allocate_read_slab,
         disk: CopyEngine | None = None,
+        filling: LayerFilling | None = None,
         clock: Callable[[], float] = time.perf_counter,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`num_slots` is 2 or more if anything streams; `allocate_slot(bytes)` is called once for each, here.
 
         An aborted pass is given up on, for now, where something still writes to a slot after `patience_seconds`.
-        `disk` is the engine behind `engine` whose business is counted too, if there is one.
+        `disk` is the engine behind `engine` whose business is counted too, if there is one. `filling` still brings
+        layers to where they stay: a pass waits for each that has not come.
         """
         self.layers = tuple(layers)
         """Every layer: resident, or where its bytes come from."""
         self._engine = engine
         self._disk = disk
+        self._filling = filling
         self._clock = clock
         self._patience_seconds = patience_seconds
         sources = [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, ResidentLayer)]
@@ -91,12 +125,12 @@ class LayerStreamer(Closeable):
         self._next_source = 0
         self._next_layer = self._num_done = 0
         self._acquired: set[int] = set()
-        self._is_in_pass = self._is_closed = self._is_draining = False
+        self._is_in_pass = self._is_closed = self._is_draining = self._is_loading = False
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._began = self._waited = 0.0
         self._mark_busy()
-        engine.look_ahead([source for _, source in self._sources])
+        self._look_ahead()
 
     @property
     def num_layers(self) -> int:
@@ -139,6 +173,10 @@ class LayerStreamer(Closeable):
         self._require(not self._is_in_pass, "the pass before has not ended")
         if self._is_draining:
             self._drain()
+        self._is_loading = self._filling is not None
+        if self._filling is not None and self._filling.is_done:
+            self._filling, self._is_loading = None, False
+            self._look_ahead()
         self.prefetch()
         self._num_done = 0
         with self._lock:
@@ -160,7 +198,7 @@ class LayerStreamer(Closeable):
         if self._cancel.is_set():
             raise PassCancelledError(f"The pass was cancelled before layer {layer_index}.")
         layer = self.layers[layer_index]
-        slab = layer.slab if isinstance(layer, ResidentLayer) else self._wait_for_slot()
+        slab = self._wait_for_resident(layer) if isinstance(layer, ResidentLayer) else self._wait_for_slot()
         self._next_layer += 1
         self._acquired.add(layer_index)
         return slab
@@ -200,6 +238,7 @@ class LayerStreamer(Closeable):
             bytes_read=sum(source.payload_bytes for _, source in self._sources if isinstance(source, LayerLayout))
             if self._disk
             else 0,
+            is_loading=self._is_loading,
         )
 
     def abort_pass(self) -> None:
@@ -234,8 +273,25 @@ class LayerStreamer(Closeable):
         self.slots, self._visits, self._free_slots = (), [], deque()
         self._is_closed = True
 
+    def _look_ahead(self) -> None:
+        """Tell the engine what may be read ahead: not yet what is read to where it stays."""
+        filling = self._filling
+        self._engine.look_ahead([source for index, source in self._sources if filling is None or filling.has(index)])
+
+    def _wait_for_resident(self, layer: ResidentLayer) -> torch.Tensor:
+        if self._filling is not None and not self._filling.has(self._next_layer):
+            began = self._clock()
+            try:
+                self._filling.wait(self._next_layer, self._cancel)
+            finally:
+                self._waited += self._clock() - began
+        return layer.slab
+
     def _wait_for_slot(self) -> torch.Tensor:
         self._require(bool(self._coming), "every slot is in use; release a layer first")
+        for each in self._coming:
+            if isinstance(each.copy, _LateCopy):
+                each.copy.begin_if_there()
         visit = self._coming[0]
         assert visit.layer_index == self._next_layer
         began = self._clock()
@@ -250,9 +306,14 @@ class LayerStreamer(Closeable):
     def _submit(self, slot_index: int) -> None:
         layer_index, source = self._sources[self._next_source]
         self._next_source = (self._next_source + 1) % len(self._sources)
-        visit = _Visit(layer_index, slot_index, self._engine.start(source, self.slots[slot_index]))
+        visit = _Visit(layer_index, slot_index, self._copy(layer_index, source, self.slots[slot_index]))
         self._visits[slot_index] = visit
         self._coming.append(visit)
+
+    def _copy(self, layer_index: int, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        if self._filling is None or self._filling.has(layer_index):
+            return self._engine.start(source, slot)
+        return _LateCopy(self._filling, layer_index, lambda: self._engine.start(source, slot))
 
     def _drain(self) -> None:
         for visit in self._coming:

@@ -24,3 +24,5 @@ class PassStatistics:
     """As link_busy_seconds, for the disk behind the link; 0 where the link is the disk, or there is none."""
     bytes_read: int = 0
     """Weight bytes that the disk behind the link delivered for them."""
+    is_loading: bool = False
+    """Whether layers were still to come when it began, so that its times say nothing about other passes."""

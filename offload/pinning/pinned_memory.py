@@ -34,6 +34,10 @@ _still_unpinning: "list[PinnedMemory]" = []
 """Closed ones whose thread still gives slabs back to the driver."""
 
 
+def _do_nothing() -> None:
+    """Wait for no slab in particular."""
+
+
 class HostPinner(Closeable):
     """Hands out slabs and pins them as far as budget and driver allow; a context manager, driven from one thread.
 
@@ -51,8 +55,12 @@ class HostPinner(Closeable):
         """
         return allocate_slab(num_bytes, huge_pages=huge_pages)
 
-    def filled(self, slab: torch.Tensor) -> None:
-        """Pin a slab that holds its bytes by now, at once or in the background; returns at once."""
+    def filled(self, slab: torch.Tensor, *, then: Callable[[], None] = _do_nothing) -> None:
+        """Pin a slab that holds its bytes by now, at once or in the background; returns at once.
+
+        `then` is called, from any thread, when the slab is pinned, or certain not to be.
+        """
+        then()
 
     def finish(self) -> None:
         """Block until nothing is being pinned any more.
@@ -167,7 +175,7 @@ class PinnedMemory(HostPinner):
         self._patience_seconds = patience_seconds
         self._slabs: dict[int, torch.Tensor] = {}
         self._pinned: set[int] = set()
-        self._queue: deque[torch.Tensor] = deque()  # the first of them is with the driver
+        self._queue: deque[tuple[torch.Tensor, Callable[[], None]]] = deque()  # the first of them is with the driver
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="pin", daemon=True)
@@ -185,16 +193,18 @@ class PinnedMemory(HostPinner):
             self._slabs[slab.data_ptr()] = slab
         return slab
 
-    def filled(self, slab: torch.Tensor) -> None:
+    def filled(self, slab: torch.Tensor, *, then: Callable[[], None] = _do_nothing) -> None:
         """Queue the registration and return at once; a slab beyond the budget, or after a refusal, stays pageable."""
         with self._wake:
             assert slab.data_ptr() in self._slabs, "the slab was not allocated here"
-            if self.refused is not None or (self._left_bytes is not None and slab.numel() > self._left_bytes):
+            has_room = self._left_bytes is None or slab.numel() <= self._left_bytes
+            if self.refused is None and has_room:
+                if self._left_bytes is not None:
+                    self._left_bytes -= slab.numel()
+                self._queue.append((slab, then))
+                self._wake.notify_all()
                 return
-            if self._left_bytes is not None:
-                self._left_bytes -= slab.numel()
-            self._queue.append(slab)
-            self._wake.notify_all()
+        then()
 
     def finish(self) -> None:
         with self._wake:
@@ -244,13 +254,16 @@ class PinnedMemory(HostPinner):
             with self._wake:
                 if failure is None:
                     self._pinned.add(slab.data_ptr())
-                    self._queue.popleft()
+                    settled = [self._queue.popleft()]
                 else:  # one refusal spoils the calls after it
+                    settled = list(self._queue)
                     self._queue.clear()
                     pinned = format_bytes(self.pinned_bytes)
                     self.refused = f"the driver pinned {pinned} of host memory and then no more ({failure})"
                     logger.warning("%s", self.refused)
                 self._wake.notify_all()
+            for _, then in settled:
+                then()
         for address in tuple(self._pinned):
             with self._wake:
                 self._pinned.remove(address)
@@ -265,7 +278,7 @@ class PinnedMemory(HostPinner):
     def _next_slab(self) -> torch.Tensor | None:
         with self._wake:
             self._wake.wait_for(lambda: self._queue or self._is_closing)
-            return None if self._is_closing else self._queue[0]
+            return None if self._is_closing else self._queue[0][0]
 
     def _unregister(self, slab: torch.Tensor) -> None:
         failure = self._attempt(self._registrar.unregister, slab.data_ptr())

@@ -1,8 +1,9 @@
 """Loads a session: from folders and budgets to models in memory and a ring that streams.
 
 The order matters: every folder is checked, every byte planned and the budget held against it before the first weight
-is read; then embeddings, draft and resident layers are read, and the ring starts. A load is a generator that says how
-far it is; closing it, or an error, frees everything again.
+is read. Then the layers get their memory, which a thread fills in order, embeddings and draft are read beside it, and
+the ring starts: a first pass may follow at the heels of the reading. A load is a generator that says how far it is;
+closing it, or an error, frees everything again.
 """
 
 import gc
@@ -21,6 +22,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.device import device_memory
+from offload.layer_filling import LayerFilling
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer, ResidentLayer
@@ -60,13 +62,31 @@ class OpenSession:
     """What was decided before anything was read."""
     placement: Placement
     """Where its bytes really lie: memory may have run out on the way."""
-    notes: tuple[str, ...]
-    """What did not go as planned, a sentence each: memory that ran out, pinning that was refused."""
+    filling: LayerFilling
+    """Brings the layers; done, unless the session was opened early."""
     streamer: LayerStreamer
     link: CopyEngine
     """Feeds the ring."""
     reader: HostCopyEngine
     """Reads files; the same as `link` where none is emulated and the device is the processor."""
+    _path: "_StreamPath"
+    _placed: PlacedLayers
+    _planning_notes: tuple[str, ...]
+    _reading: "_Reading"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as planned, a sentence each: memory that ran out, and once all layers are there pinning."""
+        pinning = self._path.pinning_notes(self._placed) if self.filling.is_done else ()
+        return (*self._placed.notes, *pinning, *self._planning_notes)
+
+    @property
+    def load_progress(self) -> LoadProgress | None:
+        """How far the load is of a session that was opened early; None once every layer is there."""
+        if self.filling.is_done:
+            return None
+        num_done_bytes = self._reading.num_bytes - self.filling.num_coming_bytes
+        return LoadProgress("layers", num_done_bytes, self._reading.num_bytes)
 
 
 @contextmanager
@@ -84,12 +104,14 @@ def load_session(
     *,
     requests: Sequence[PromptRequest] = (),
     state_folder: Path | None = None,
+    is_early: bool = False,
 ) -> Generator[LoadProgress, None, OpenSession]:
     """Load the models in the folders that `config` names (see `locate_models`) within the budgets.
 
     `requests` that will be asked size the caches. In `state_folder` this machine's pinning budget is remembered, and
     the profiles that calibrating left there say which tree is the first; without them it is a modest one. What was
-    opened is closed with `stack`, whether the load ends or not.
+    opened is closed with `stack`, whether the load ends or not. With `is_early` the session is returned while layers
+    are still being read: its first pass waits for each of them, and so is no measure of anything.
 
     Raises:
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
@@ -111,12 +133,17 @@ def load_session(
     with explained_shortage("the embeddings, norm and head"):
         others = read_others(target, reader, device=plan.device)
     yield reading.add("layers", target.other_layout.payload_bytes)
-    placed = yield from relabel(path.place(), partial(reading.add, "layers"))
+    placed = path.place()
+    loader = HostCopyEngine(num_threads=config.num_reader_threads, direct=direct)
+    filling = stack.enter_context(LayerFilling(placed.homes, loader, path.pinner))
     drafter = None
     if not config.is_plain:
+        if config.share_layers:  # the draft's own layers are among them
+            yield from relabel(filling.steps(), partial(reading.add, "layers"))
         with explained_shortage("the draft"):
             drafter = yield from _load_drafter(plan, reader, reading, others, placed)
-    streamer, link = path.open(placed)
+    streamer, link = path.open(placed, filling)
+    stack.callback(filling.close)  # first of all: what still comes is not wanted any more
     compute = ComputePlan(plan.dtype, device=plan.device)
     engine = Engine(
         open_streamed(target, compute, streamer, others=others, capacity=plan.need.capacity_tokens),
@@ -127,8 +154,11 @@ def load_session(
     )
     session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
     undrafted = (NO_DRAFT,) if is_undrafted else ()
-    notes = (*path.notes(placed), *undrafted, *start.notes(plan, is_planned=engine.planner.choice is not None))
-    return OpenSession(session, plan, plan.placement.with_tiers(placed.tiers), notes, streamer, link, reader)
+    notes = (*undrafted, *start.notes(plan, is_planned=engine.planner.choice is not None))
+    if not is_early:
+        yield from relabel(filling.steps(), partial(reading.add, "layers"))
+    placement = plan.placement.with_tiers(placed.tiers)
+    return OpenSession(session, plan, placement, filling, streamer, link, reader, path, placed, notes, reading)
 
 
 class _StreamPath:
@@ -166,22 +196,23 @@ class _StreamPath:
         # Before any layer: a driver that has refused memory once pins nothing more.
         self._stages = self._pinned_stages(stage_bytes)
 
-    def place(self) -> Generator[int, None, PlacedLayers]:
-        """Bring every layer to its tier; yields the weight bytes of each that was read. Raises LinkError."""
+    @property
+    def pinner(self) -> HostPinner:
+        return self._pinner
+
+    def place(self) -> PlacedLayers:
+        """Give every layer memory in its tier, or a tier down; reads nothing."""
         plan = self._plan
         placer = LayerPlacer(
-            self._reader,
             pinner=self._pinner,
             host_budget_bytes=plan.placement.host_budget_bytes,
             allocate_on_device=self._allocate_resident,
             is_pinned=lambda index: index not in self._pageable,
         )
         with explained_shortage("the layers on their way to the device"):
-            placed = yield from placer.place(plan.target.layouts, plan.residency)
-        self._pinner.finish()
-        return placed
+            return placer.place(plan.target.layouts, plan.residency)
 
-    def open(self, placed: PlacedLayers) -> tuple[LayerStreamer, CopyEngine]:
+    def open(self, placed: PlacedLayers, filling: LayerFilling) -> tuple[LayerStreamer, CopyEngine]:
         """The ring over the placed layers, and the engine that feeds it."""
         link = self._open_link(placed)
         streamer = LayerStreamer(
@@ -190,13 +221,14 @@ class _StreamPath:
             num_slots=self._plan.config.ring_slots,
             allocate_slot=lambda num_bytes: self._ring.pop() if self._ring else self._empty_slot(num_bytes),
             disk=link.reader if isinstance(link, StagedCopyEngine) else None,
+            filling=filling,
         )
         return self._stack.enter_context(streamer), link
 
-    def notes(self, placed: PlacedLayers) -> tuple[str, ...]:
-        """What the user should know: memory that ran out, and what is pinned."""
+    def pinning_notes(self, placed: PlacedLayers) -> tuple[str, ...]:
+        """What of the placed layers is pinned, once all are there; nothing where no device would notice."""
         if self._pinning is None:
-            return placed.notes
+            return ()
         slabs = [layer.slab for layer in placed.layers if isinstance(layer, HostSource)]
         ring = [stage.numel() for stage in self._stages if self._pinner.is_pinned(stage)]
         pinning = describe_pinning(
@@ -206,7 +238,7 @@ class _StreamPath:
             num_disk_layers=sum(isinstance(layer, LayerLayout) for layer in placed.layers),
             refused=self._pinner.refused,
         )
-        return (*placed.notes, pinning)
+        return (pinning,)
 
     def _allocate_resident(self, num_bytes: int) -> torch.Tensor:
         """Memory for a layer that stays; none if draft, caches or activations would then miss it."""

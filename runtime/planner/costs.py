@@ -189,8 +189,11 @@ class CostLearner:
         return self._initial is not None or bool(self._samples["pass"] and self._samples["step"])
 
     def observe(self, done: Round) -> None:
-        """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt."""
-        if self._is_cold:
+        """Learn a round; not the first one, whose forwards met cold memory and carry the whole prompt.
+
+        Nor one that waited for layers that were still being loaded.
+        """
+        if self._is_cold or done.pass_statistics.is_loading:
             self._is_cold = False
             return
         for part, size, seconds in _measured_parts(done):

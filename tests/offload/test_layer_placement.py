@@ -1,7 +1,7 @@
-"""Every layer in its tier, and one tier down where memory runs out at layer k."""
+"""Every layer gets memory in its tier, and one tier down where memory runs out at layer k."""
 
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,15 +9,13 @@ import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
 from offload.copying.copy_engine import HostSource
-from offload.copying.host_engine import HostCopyEngine
-from offload.errors import BudgetError, LinkError
+from offload.errors import BudgetError
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_streamer import ResidentLayer
 from offload.memory import allocate_slab
 from offload.pinning.pinned_memory import HostPinner
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import PAGE_BYTES
-from tests.support.generator_ends import drained
 
 R, H, D = Tier.RESIDENT, Tier.HOST, Tier.DISK
 NUM_LAYERS = 5
@@ -36,11 +34,6 @@ def layouts(tmp_path: Path) -> list[LayerLayout]:
 
 def plan_of(tiers: tuple[Tier, ...]) -> ResidencyPlan:
     return ResidencyPlan(tiers, (PAGE_BYTES,) * len(tiers), num_slots=2)
-
-
-def finish(placing: Generator[int, None, PlacedLayers]) -> tuple[PlacedLayers, list[int]]:
-    read, placement = drained(placing)
-    return placement, read
 
 
 def failing_at(number: int, error: Exception) -> Callable[[int], torch.Tensor]:
@@ -66,16 +59,19 @@ class ShortMemory(HostPinner):
         return self._allocate(num_bytes)
 
 
-def check_bytes(placement: PlacedLayers) -> None:
-    for index, layer in enumerate(placement.layers):
-        if not isinstance(layer, LayerLayout):
-            assert int(layer.slab[0]) == int(layer.slab[PAGE_BYTES - 1]) == index + 1
+def check_homes(placement: PlacedLayers, layouts: list[LayerLayout]) -> None:
+    """Every layer that is not on disk has a home of its own, which is the memory that the streamer takes it from."""
+    assert [home.index for home in placement.homes] == [i for i, tier in enumerate(placement.tiers) if tier is not D]
+    for home in placement.homes:
+        layer = placement.layers[home.index]
+        assert not isinstance(layer, LayerLayout) and layer.slab is home.slab
+        assert home.layout is layouts[home.index]
+        assert home.is_to_pin == (placement.tiers[home.index] is H)
 
 
 def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
-        placement, read = finish(placer.place(layouts, plan_of((R, H, D, H, R))))
+    placer = LayerPlacer(pinner=HostPinner(), host_budget_bytes=1 << 30)
+    placement = placer.place(layouts, plan_of((R, H, D, H, R)))
     assert [type(layer) for layer in placement.layers] == [
         ResidentLayer,
         HostSource,
@@ -85,8 +81,7 @@ def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
     ]
     assert placement.tiers == (R, H, D, H, R)
     assert placement.notes == ()
-    check_bytes(placement)
-    assert read == [PAGE_BYTES - 1] * 4
+    check_homes(placement, layouts)
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -97,83 +92,55 @@ def test_each_tier_has_its_kind_of_source(layouts: list[LayerLayout]) -> None:
 def test_a_device_that_is_full_at_layer_k_gives_the_rest_to_host_memory(
     layouts: list[LayerLayout], number: int, error: Exception
 ) -> None:
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(
-            reader, pinner=HostPinner(), host_budget_bytes=1 << 30, allocate_on_device=failing_at(number, error)
-        )
-        placement, _ = finish(placer.place(layouts, plan_of((R, R, D, R, R))))
+    placer = LayerPlacer(pinner=HostPinner(), host_budget_bytes=1 << 30, allocate_on_device=failing_at(number, error))
+    placement = placer.place(layouts, plan_of((R, R, D, R, R)))
     wanted = [R] * number + [H] * (4 - number)
     assert placement.tiers == (*wanted[:2], D, *wanted[2:])
     (note,) = placement.notes
     assert f"the device ran out of memory at layer {(0, 1, 3, 4)[number]}" in note
-    check_bytes(placement)
+    check_homes(placement, layouts)
 
 
 def test_where_the_host_budget_is_spent_the_rest_streams_from_disk(layouts: list[LayerLayout]) -> None:
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(
-            reader,
-            pinner=HostPinner(),
-            host_budget_bytes=2 * PAGE_BYTES,
-            allocate_on_device=failing_at(0, torch.OutOfMemoryError("out")),
-        )
-        placement, _ = finish(placer.place(layouts, plan_of((R, H, R, R, D))))
+    placer = LayerPlacer(
+        pinner=HostPinner(),
+        host_budget_bytes=2 * PAGE_BYTES,
+        allocate_on_device=failing_at(0, torch.OutOfMemoryError("out")),
+    )
+    placement = placer.place(layouts, plan_of((R, H, R, R, D)))
     assert placement.tiers == (H, H, D, D, D)
-    check_bytes(placement)
+    check_homes(placement, layouts)
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_host_memory_that_ends_at_slab_k_gives_the_rest_to_disk(layouts: list[LayerLayout], number: int) -> None:
-    with HostCopyEngine() as reader:
-        pinner = ShortMemory(number, OSError(errno.ENOMEM, "Cannot allocate memory"))
-        placer = LayerPlacer(reader, pinner=pinner, host_budget_bytes=1 << 30)
-        placement, _ = finish(placer.place(layouts, plan_of((R, H, H, R, H))))
+    pinner = ShortMemory(number, OSError(errno.ENOMEM, "Cannot allocate memory"))
+    placer = LayerPlacer(pinner=pinner, host_budget_bytes=1 << 30)
+    placement = placer.place(layouts, plan_of((R, H, H, R, H)))
     assert [tier for index, tier in enumerate(placement.tiers) if index in (1, 2, 4)] == [H] * number + [D] * (
         3 - number
     )
     (note,) = placement.notes
     assert "host memory ran out at layer" in note
-    check_bytes(placement)
+    check_homes(placement, layouts)
 
 
 def test_a_layer_that_no_slot_could_stream_is_refused(layouts: list[LayerLayout]) -> None:
     """All layers were to be resident, so there is no ring: one sentence instead of a crash."""
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(
-            reader,
-            pinner=HostPinner(),
-            host_budget_bytes=0,
-            allocate_on_device=failing_at(2, torch.OutOfMemoryError("out")),
-        )
-        with pytest.raises(BudgetError, match=r"layer 2.*--device-memory"):
-            finish(placer.place(layouts, ResidencyPlan((R,) * 5, (PAGE_BYTES,) * 5, num_slots=0)))
+    placer = LayerPlacer(
+        pinner=HostPinner(),
+        host_budget_bytes=0,
+        allocate_on_device=failing_at(2, torch.OutOfMemoryError("out")),
+    )
+    with pytest.raises(BudgetError, match=r"layer 2.*--device-memory"):
+        placer.place(layouts, ResidencyPlan((R,) * 5, (PAGE_BYTES,) * 5, num_slots=0))
 
 
 def test_other_errors_of_an_allocator_are_not_taken_for_full_memory(layouts: list[LayerLayout]) -> None:
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(
-            reader,
-            pinner=HostPinner(),
-            host_budget_bytes=0,
-            allocate_on_device=failing_at(0, RuntimeError("driver lost")),
-        )
-        with pytest.raises(RuntimeError, match="driver lost"):
-            finish(placer.place(layouts, plan_of((R, D, D, D, D))))
-
-
-def test_a_load_can_be_stopped_after_any_layer(layouts: list[LayerLayout]) -> None:
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
-        placing = placer.place(layouts, plan_of((H,) * NUM_LAYERS))
-        next(placing)
-        placing.close()
-        placement, _ = finish(placer.place(layouts, plan_of((R, H, D, D, D))))
-    check_bytes(placement)
-
-
-def test_a_file_that_cannot_be_read_fails_the_load(layouts: list[LayerLayout]) -> None:
-    layouts[0].ranges[0].file.unlink()
-    with HostCopyEngine() as reader:
-        placer = LayerPlacer(reader, pinner=HostPinner(), host_budget_bytes=1 << 30)
-        with pytest.raises(LinkError, match="cannot be opened"):
-            finish(placer.place(layouts, plan_of((H,) * NUM_LAYERS)))
+    placer = LayerPlacer(
+        pinner=HostPinner(),
+        host_budget_bytes=0,
+        allocate_on_device=failing_at(0, RuntimeError("driver lost")),
+    )
+    with pytest.raises(RuntimeError, match="driver lost"):
+        placer.place(layouts, plan_of((R, D, D, D, D)))

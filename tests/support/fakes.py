@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from offload.closing import Closeable
 from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
 from offload.copying.emulated_link import EmulatedLink
 from offload.errors import LinkError, PassCancelledError
@@ -139,3 +140,48 @@ class PoisoningEngine(EmulatedLink):
     def release(self, slot: torch.Tensor) -> None:
         super().release(slot)
         slot.fill_(0xFF)
+
+
+class GatedLoader(Closeable):
+    """Reads with `engine`, each copy once it is let, in the order in which they are waited for."""
+
+    busy_seconds, computed_seconds, bytes_copied = 0.0, None, 0
+
+    def __init__(self, engine: CopyEngine) -> None:
+        self._engine = engine
+        self._permits = threading.Semaphore(0)
+        self._is_closed = threading.Event()
+
+    def let(self, num_copies: int) -> None:
+        """Let so many more copies be read."""
+        for _ in range(num_copies):
+            self._permits.release()
+
+    def look_ahead(self, cycle: Sequence[CopySource]) -> None:
+        pass
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        return _GatedCopy(self, source, slot)
+
+    def release(self, slot: torch.Tensor) -> None:
+        pass
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._engine.close()
+
+
+class _GatedCopy:
+    is_done = False
+
+    def __init__(self, loader: GatedLoader, source: CopySource, slot: torch.Tensor) -> None:
+        self._loader, self._source, self._slot = loader, source, slot
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        while not self._loader._permits.acquire(timeout=0.01):
+            if self._loader._is_closed.is_set():
+                raise LinkError("closed")
+        self._loader._engine.start(self._source, self._slot).wait()
+
+    def abandon(self) -> None:
+        pass

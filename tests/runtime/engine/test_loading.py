@@ -1,4 +1,5 @@
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from offload import layer_filling
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.copy_engine import HostSource
 from offload.copying.emulated_link import EmulatedLink
@@ -14,8 +16,10 @@ from offload.layer_streamer import ResidentLayer
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
-from runtime.engine.loading import load_session, open_session
+from runtime.engine.loading import OpenSession, load_session, open_session
+from runtime.events import Round
 from runtime.planner.initial_plan import NO_DRAFT
+from tests.support.generator_ends import drained
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -211,3 +215,62 @@ def test_an_open_session_knows_which_layers_stay(folder: Path) -> None:
         layers = opened.streamer.layers
         assert all(isinstance(layers[index], ResidentLayer) for index in opened.placement.residency.resident_layers)
         assert len(opened.placement.residency.resident_layers) == opened.placement.num_resident_layers > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"link": "1GB/s"}, {"link": "1GB/s", "host_memory_bytes": 90_000}])
+def test_a_session_may_be_asked_while_its_layers_are_still_being_read(folder: Path, settings: dict[str, Any]) -> None:
+    """Nothing is read twice, the text is the same, and no round that waited for the disk teaches what rounds cost."""
+    with open_tiny(folder, draft="substitute", tree="8x4", **settings) as opened:
+        expected = answer(opened, request())[1]
+        opened_late = opened.notes
+    options: dict[str, Any] = {"draft": "substitute", "draft_format": "stored", "tree": "8x4", **settings}
+    config = EngineConfig(target=str(folder), context_tokens=128, **options)
+    reads = HeldReads()
+    with ExitStack() as stack:
+        stack.enter_context(reads)
+        *_, session = drained(load_session(config, stack, is_early=True))
+        stack.callback(reads.let)
+        assert session.load_progress is not None
+        assert session.load_progress.num_done_bytes < session.load_progress.num_bytes
+        threading.Thread(target=let_when_a_pass_waits, args=(session, reads)).start()
+        events = list(session.session.generate(request()))
+        rounds = [event for event in events if isinstance(event, Round)]
+        assert [each.pass_statistics.is_loading for each in rounds] == [True] + [False] * (len(rounds) - 1)
+        assert session.session.engine.text[-len(expected) :] == expected
+        assert session.load_progress is None
+        assert session.notes == opened_late
+
+
+def let_when_a_pass_waits(opened: OpenSession, reads: "HeldReads") -> None:
+    while opened.streamer.num_done_layers is None:
+        time.sleep(0.005)
+    reads.let()
+
+
+class HeldReads:
+    """Lets no layer that is to stay be read before it is told to."""
+
+    def __init__(self) -> None:
+        self._may_read = threading.Event()
+        self.let = self._may_read.set
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> None:
+        read_ahead = layer_filling.read_ahead
+
+        def held(*arguments: Any) -> Any:
+            self._may_read.wait(60)
+            yield from read_ahead(*arguments)
+
+        self._patch.setattr(layer_filling, "read_ahead", held)
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+def test_a_session_that_was_opened_early_may_be_closed_while_its_layers_are_being_read(folder: Path) -> None:
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        config = EngineConfig(target=str(folder), context_tokens=64, draft="none", link="1GB/s")
+        drained(load_session(config, stack, is_early=True))
+    assert threading.active_count() == threads
