@@ -29,6 +29,7 @@ from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, WeightFormat, find_group
 from profiles.errors import quote
+from runtime.model.attention import register_grouped_attention
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
 
 MAX_BUILT_ELEMENTS = 2**31
@@ -174,6 +175,8 @@ def build_empty_model(
     """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    if attention == "sdpa" and model_class._can_set_attn_implementation():  # it looks the function up by this name
+        attention = register_grouped_attention()
     try:
         with warnings.catch_warnings(), SafeBuild(max_elements), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")

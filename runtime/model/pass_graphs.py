@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.model.tree_cache import TreeCache, additive_mask
+from runtime.model.attention import additive_mask
+from runtime.model.tree_cache import TreeCache
 
 logger = logging.getLogger(__name__)
 

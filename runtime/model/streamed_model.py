@@ -26,11 +26,12 @@ from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
+from runtime.model.attention import attention_masks
 from runtime.model.layer_binding import ComputePlan, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
-from runtime.model.tree_cache import CacheShape, TreeCache, attention_masks
+from runtime.model.tree_cache import CacheShape, TreeCache
 from runtime.speculation.token_tree import TreeTopology
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

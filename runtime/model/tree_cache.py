@@ -1,6 +1,6 @@
-"""How a tree of tokens stands in a model: the cache that holds its nodes, and the masks that say who sees whom.
+"""How a tree of tokens stands in a model: the cache that holds its nodes.
 
-The cache is transformers' own kind, but its slots are allocated once, all layers' in one tensor: append, compact in
+It is transformers' own kind, but its slots are allocated once, all layers' in one tensor: append, compact in
 place, truncate. One slot per token and layer, with keys and values of all heads in one row, so that the text so far is
 contiguous. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
 The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
@@ -8,13 +8,11 @@ The tail is never zeroed and nothing is reallocated: an untouched slot costs no 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -183,34 +181,3 @@ class TreeCache(Cache):  # type: ignore[misc]
 def _aligned(num_elements: int) -> int:
     """Return the size of a block after which the next one lies as well as the first."""
     return -(-num_elements // _ALIGNMENT_ELEMENTS) * _ALIGNMENT_ELEMENTS
-
-
-def attention_masks(
-    visible: npt.NDArray[np.bool_],
-    *,
-    query_positions: npt.NDArray[np.int64],
-    key_positions: npt.NDArray[np.int64],
-    windows: Iterable[int | None],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[int | None, torch.Tensor]:
-    """Return one additive mask (1, 1, T, K) per distinct window; None is full attention.
-
-    0 where a query may look, the dtype's lowest value where it may not: both attention implementations of transformers
-    take that unchanged. `visible` (T, K) says which keys are a query's own past; a window w also hides keys whose
-    position is w or more behind the query's, the convention of transformers' sliding attention.
-    """
-    distances = query_positions[:, None] - key_positions[None, :]  # (T, K)
-    return {
-        window: additive_mask(
-            torch.from_numpy(visible if window is None else visible & (distances < window)).to(device), dtype
-        )
-        for window in set(windows)
-    }
-
-
-def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the mask (1, 1, T, K) of `allowed` (T, K), bool, on the same device."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
-    return mask[None, None]

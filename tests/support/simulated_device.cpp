@@ -12,9 +12,11 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/SDPBackend.h>
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_local_scalar_dense_native.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
@@ -1491,11 +1493,16 @@ void record_stream(at::Tensor& self, c10::Stream stream) {
   device_memory().recordStream(self.storage().data_ptr(), stream);
 }
 
-// Plain matrix products: the fused kernels are each device's own.
+// Attention without a matrix of scores and by strides, as CUDA's memory-efficient kernel computes it, where torch's
+// CPU kernel can; step by step elsewhere.
 int64_t fused_sdp_choice(
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double, bool,
-    std::optional<double>, bool) {
-  return 0;
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const std::optional<at::Tensor>&, double,
+    bool, std::optional<double>, bool) {
+  const bool has_equal_heads = query.dim() == 4 && query.size(1) == key.size(1) && query.size(1) == value.size(1) &&
+      query.size(3) == key.size(3) && query.size(3) == value.size(3);
+  const bool is_contiguous_inside = query.stride(-1) == 1 && key.stride(-1) == 1 && value.stride(-1) == 1;
+  return static_cast<int64_t>(
+      has_equal_heads && is_contiguous_inside ? at::SDPBackend::flash_attention : at::SDPBackend::math);
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
@@ -1533,6 +1540,10 @@ const bool is_registered = [] {
 }();
 
 } // namespace
+
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &fused_sdp_choice)
+}
 
 // ------------------------------------------------------------------------------------- the controls, called by ctypes
 

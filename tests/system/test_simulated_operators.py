@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from runtime.model.attention import additive_mask, grouped_attention
 from tests.support import model_factory
 from tests.support import simulated_device as sim
 from tests.support.sim_checks import SimChecks
@@ -123,6 +124,23 @@ def attention_agrees_with_the_cpu() -> None:
         agree(F.scaled_dot_product_attention, q, k, v, m, tolerance=tolerance)
         agree(F.scaled_dot_product_attention, q, k, v, m == 0, tolerance=tolerance)
         agree(partial(F.scaled_dot_product_attention, enable_gqa=True), q, g, g, tolerance=tolerance)
+
+
+@check
+def grouped_attention_takes_no_memory_of_the_size_of_its_keys() -> None:
+    """32 heads on 4, 4,096 keys: copies of keys and values would be eight times the cache of the layer, 17 MB each."""
+    query = torch.randn(1, 16, 32, 64, device="sim:0").transpose(1, 2)
+    key, value = torch.randn(2, 1, 4, 4113, 64, device="sim:0")[:, :, :, :4096]
+    mask = additive_mask(torch.rand(16, 4096, device="sim:0") > 0.5, torch.float32)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 8  # type: ignore[assignment]
+    torch.accelerator.reset_peak_memory_stats()
+    before = torch.accelerator.memory_allocated()
+    found, _ = grouped_attention(module, query, key, value, mask)
+    num_bytes = torch.accelerator.max_memory_allocated() - before
+    assert num_bytes < 4 * query.numel() * 4, num_bytes
+    expected, _ = grouped_attention(module, query.cpu(), key.cpu(), value.cpu(), mask.cpu())
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6)
 
 
 @check

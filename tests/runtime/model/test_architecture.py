@@ -16,6 +16,7 @@ from runtime.model.architecture import (
     max_positions,
     open_decoder,
 )
+from runtime.model.attention import GROUPED_ATTENTION
 from runtime.model.safe_build import cache_argument
 from tests.support.model_factory import MAIN_KINDS, edit_config, random_model, save_tiny_model, tiny_config
 
@@ -151,7 +152,7 @@ def test_the_parts_of_a_tied_model_with_mixed_windows(tmp_path):
     assert parts.layer_tensors[3]["mlp.up_proj.weight"].name == "model.layers.3.mlp.up_proj.weight"
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in parts.model.parameters())
     assert not any(buffer.is_meta for buffer in parts.model.buffers()) and not parts.model.training
-    assert parts.model.config._attn_implementation == "sdpa"
+    assert parts.model.config._attn_implementation == GROUPED_ATTENTION
 
 
 @pytest.mark.parametrize(

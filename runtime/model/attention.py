@@ -1,0 +1,106 @@
+"""Attention as every pass here needs it: masks that say who sees whom, and grouped queries without copies.
+
+transformers repeats keys and values for each query head of a group as soon as there is a mask and more than one query,
+which for an 8B draft at 8,000 keys moves more bytes per step than its 4-bit weights. torch's fused kernels go by
+strides: with the key heads in the place of the batch, a group's query heads share one key head by a stride of zero.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+GROUPED_ATTENTION = "overstory_grouped"
+"""What transformers' registries call `grouped_attention`."""
+_MASK_ALIGNMENT = 16
+"""Elements. torch pads (copies) a mask in every layer unless the strides of its rows are multiples of this."""
+
+
+def register_grouped_attention() -> str:
+    """Make `grouped_attention` known to transformers, and return its name."""
+    AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
+    return GROUPED_ATTENTION
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return what transformers' `sdpa` does, (1, T, H, D'), of queries (1, H, T, D), keys (1, K, S, D), values like it.
+
+    What has no groups, a single query, which copies nothing there, and whatever else is asked for are left to it.
+    """
+    num_groups = int(getattr(module, "num_key_value_groups", 1))
+    is_left = num_groups == 1 or query.shape[2] == 1 or query.shape[0] > 1
+    if is_left or attention_mask is None or _asks_for_more(kwargs):
+        stock = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        return stock  # type: ignore[no-any-return]
+
+    def shared(states: torch.Tensor) -> torch.Tensor:
+        """The heads' states (K, G, S, D), of which G share their bytes."""
+        return states[0][:, None].expand(-1, num_groups, -1, -1)
+
+    def grouped(states: torch.Tensor) -> torch.Tensor:
+        """What each query head has (1, H, T, ...) as (K, G, T, ...); what all share as it is."""
+        return states if states.shape[1] == 1 else states.unflatten(1, (-1, num_groups))[0]  # type: ignore[no-untyped-call]
+
+    output = F.scaled_dot_product_attention(
+        grouped(query),
+        shared(key),
+        shared(value),
+        attn_mask=grouped(attention_mask),
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return output.flatten(0, 1)[None].transpose(1, 2).contiguous(), None
+
+
+def _asks_for_more(kwargs: dict[str, Any]) -> bool:
+    return any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
+
+
+def attention_masks(
+    visible: npt.NDArray[np.bool_],
+    *,
+    query_positions: npt.NDArray[np.int64],
+    key_positions: npt.NDArray[np.int64],
+    windows: Iterable[int | None],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[int | None, torch.Tensor]:
+    """Return one additive mask (1, 1, T, K) per distinct window; None is full attention.
+
+    0 where a query may look, the dtype's lowest value where it may not: both attention implementations of transformers
+    take that unchanged. `visible` (T, K) says which keys are a query's own past; a window w also hides keys whose
+    position is w or more behind the query's, the convention of transformers' sliding attention.
+    """
+    distances = query_positions[:, None] - key_positions[None, :]  # (T, K)
+    return {
+        window: additive_mask(
+            torch.from_numpy(visible if window is None else visible & (distances < window)).to(device), dtype
+        )
+        for window in set(windows)
+    }
+
+
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the mask (1, 1, T, K) of `allowed` (T, K), bool, on the same device; its rows lie aligned."""
+    num_queries, num_keys = allowed.shape
+    row_elements = -(-num_keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    mask = torch.zeros((num_queries, row_elements), dtype=dtype, device=allowed.device)[:, :num_keys]
+    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+    return mask[None, None]
