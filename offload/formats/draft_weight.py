@@ -1,7 +1,8 @@
 """Hold a draft's matrices as int8 rows, as NF4 or as they are stored, whichever multiplies fastest on this device.
 
 A draft may round activations, so each format runs the fastest kernel that this device has for the widths of a tree's
-levels, found by measuring (well under half a second in all, once per process).
+levels. A processor's are measured (well under half a second in all, once per process); on an accelerator a step is as
+long as its bytes take to read, and which formats there are kernels for is known.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from offload.formats.four_bit import FourBitWeight
+from offload.formats.four_bit import FourBitWeight, has_kernel
 from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
 from offload.formats.weight_format import MEASURED_SIDE, DenseWeight, StoredWeight, draft_seconds
@@ -31,7 +32,7 @@ def draft_converter(
 
     def convert(stored: StoredWeight) -> StoredWeight:
         if isinstance(stored, DenseWeight) and held == "nf4":
-            return FourBitWeight.quantize(stored.matrix, is_fast=True).to(device)
+            return FourBitWeight.quantize(stored.matrix, is_fast=True, device=device)
         if isinstance(stored, DenseWeight) and held == "int8":
             stored = Int8RowsWeight.quantize(stored.matrix, is_fast=True)
             return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
@@ -49,9 +50,21 @@ def held_bytes(shape: tuple[int, int], held: Literal["int8", "nf4"]) -> int:
     return nf4_bytes(shape) - NF4_CODE_BYTES  # the levels are the same for all matrices
 
 
+def has_fused_nf4(device: torch.device) -> bool:
+    """Return whether a draft's NF4 matrices are multiplied there without being widened."""
+    return has_kernel("gemm_4bit", device.type)
+
+
 @cache
 def fastest_format(compute: torch.dtype, device: torch.device) -> HeldFormat:
-    """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly."""
+    """Return the format whose products of 1 to 16 rows are the fastest here; int8 unless another wins clearly.
+
+    Measured on a processor. On an accelerator, whose recorded steps are bound by the bytes of the weights, it is the
+    one of the fewest: NF4 where a fused kernel reads its codes (0.56 bytes a weight), else `stored` (2 bytes), since
+    quantized weights would be widened first (about 5). Timing single products there would compare their launches.
+    """
+    if device.type != "cpu":
+        return "nf4" if has_fused_nf4(device) else "stored"
     matrix = torch.randn(MEASURED_SIDE, MEASURED_SIDE, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     formats: tuple[HeldFormat, ...] = ("int8", "nf4", "stored")
     seconds = {

@@ -8,6 +8,7 @@ values. All that steers is known on the host (`FourBitFormat`): no visit reads a
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from offload.checkpoint.layer_layout import DEVICE_ALIGNMENT_BYTES
-from offload.formats.stored_sizes import DEFAULT_BLOCK_SIZE, NESTED_BLOCK_SIZE
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, DEFAULT_BLOCK_SIZE, NESTED_BLOCK_SIZE
 from offload.formats.weight_format import UpcastScratch, from_columns
 from offload.memory import allocate_slab
 
@@ -26,6 +27,7 @@ PIECE_ELEMENTS = 1 << 18
 """Elements quantized at a time, 1 MB in float32: a multiple of every block size."""
 ReadElements = Callable[[int, int], torch.Tensor]
 """Elements `start` to `stop` of a row-major matrix, flat, in the model's dtype."""
+HOST = torch.device("cpu")
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS", "hpu": "HPU"}
 
 
@@ -82,12 +84,20 @@ class FourBitWeight:
     """Whether bitsandbytes' fused product may be used, where it has one."""
 
     @classmethod
-    def quantize(cls, matrix: torch.Tensor, *, is_fast: bool = False) -> "FourBitWeight":
-        """Round (O, I) of any float dtype to NF4 with double quantization, as bitsandbytes does; on the CPU."""
+    def quantize(cls, matrix: torch.Tensor, *, is_fast: bool = False, device: torch.device = HOST) -> "FourBitWeight":
+        """Round (O, I) of any float dtype to NF4 with double quantization, as bitsandbytes does, in memory of `device`.
+
+        bitsandbytes' kernel of the device does it where there is one, else every core of the processor.
+        """
         import bitsandbytes.functional as bnb
 
-        flat = matrix.reshape(-1)
-        codes, absmax = quantize_blocks(lambda start, stop: flat[start:stop].to("cpu"), flat.numel())
+        if device.type != "cpu" and has_kernel("quantize_4bit", device.type):
+            codes, absmax = quantize_on(matrix.reshape(-1), device)
+        elif device.type != "cpu":
+            return cls.quantize(matrix, is_fast=is_fast).to(device)
+        else:
+            flat = matrix.reshape(-1)
+            codes, absmax = quantize_blocks(lambda start, stop: flat[start:stop].to("cpu"), flat.numel())
         offset = absmax.mean()
         nested, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
         layout = FourBitFormat((matrix.shape[0], matrix.shape[1]), "nf4", nested_offset=offset.item())
@@ -167,41 +177,80 @@ def _scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int, *
     return out
 
 
-def quantize_blocks(read: ReadElements, num_elements: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a matrix in pieces; return its NF4 codes, uint8, and the absmax of every block, float32, both flat."""
-    num_code_bytes = -(-num_elements // 2)
-    codes = allocate_slab(num_code_bytes)[:num_code_bytes]
-    absmax = torch.empty(-(-num_elements // DEFAULT_BLOCK_SIZE))
-    for start in range(0, num_elements, PIECE_ELEMENTS):
-        piece = read(start, min(start + PIECE_ELEMENTS, num_elements))
-        piece_codes, piece_absmax = _quantize_piece(piece)
-        codes[start // 2 : start // 2 + piece_codes.numel()] = piece_codes
+def quantize_on(flat: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `quantize_blocks` does of elements (N,), on `device` by bitsandbytes' kernel there, chunk by chunk.
+
+    A chunk at a time crosses the link, so no whole matrix takes the device's memory besides its codes.
+    """
+    import bitsandbytes  # noqa: F401  # registers its operators
+
+    num_elements = flat.numel()
+    codes = torch.empty(-(-num_elements // 2), dtype=torch.uint8, device=device)
+    absmax = torch.empty(-(-num_elements // DEFAULT_BLOCK_SIZE), device=device)
+    for start in range(0, num_elements, ACCELERATOR_CHUNK_ELEMENTS):
+        chunk = flat[start : start + ACCELERATOR_CHUNK_ELEMENTS].to(device)
+        chunk_codes, chunk_absmax = torch.ops.bitsandbytes.quantize_4bit.default(
+            chunk, DEFAULT_BLOCK_SIZE, "nf4", torch.uint8
+        )
+        codes[start // 2 : start // 2 + chunk_codes.numel()] = chunk_codes.view(-1)
         first_block = start // DEFAULT_BLOCK_SIZE
-        absmax[first_block : first_block + piece_absmax.numel()] = piece_absmax
+        absmax[first_block : first_block + chunk_absmax.numel()] = chunk_absmax
     return codes, absmax
 
 
-def _quantize_piece(piece: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_blocks(read: ReadElements, num_elements: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a matrix in pieces; return its NF4 codes, uint8, and the absmax of every block, float32, both flat.
+
+    On the CPU, by as many threads as torch computes with; `read` is called from all of them.
+    """
+    num_code_bytes = -(-num_elements // 2)
+    codes = allocate_slab(num_code_bytes)[:num_code_bytes]
+    absmax = torch.empty(-(-num_elements // DEFAULT_BLOCK_SIZE))
+
+    def quantize(start: int) -> None:
+        piece_codes, piece_absmax = _quantize_piece(read(start, min(start + PIECE_ELEMENTS, num_elements)))
+        codes.numpy()[start // 2 : start // 2 + len(piece_codes)] = piece_codes
+        first_block = start // DEFAULT_BLOCK_SIZE
+        absmax.numpy()[first_block : first_block + len(piece_absmax)] = piece_absmax
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(quantize, range(0, num_elements, PIECE_ELEMENTS)):
+            pass  # what one of them raised is raised here
+    return codes, absmax
+
+
+def _quantize_piece(piece: torch.Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Return two codes a byte, each the nearest of 16 levels after division by the block's absmax, and the absmaxes.
 
-    bitsandbytes searches the levels for every element (30 million elements a second on one core); counting the
-    boundaries below all elements at once gives the same codes at ten times that speed.
+    bitsandbytes searches the levels for every element (7 to 30 million elements a second on one core); counting the
+    boundaries below all elements at once gives the same codes twenty times as fast. NumPy's loops stay in the thread
+    that asks: torch's own would share each of them among all cores, and wait for the last.
     """
-    import bitsandbytes.functional as bnb
-
     if piece.numel() % DEFAULT_BLOCK_SIZE:  # an odd tail, which bitsandbytes rounds its own way
-        codes, state = bnb.quantize_4bit(piece, blocksize=DEFAULT_BLOCK_SIZE, quant_type="nf4")
-        return codes.view(-1), state.absmax
-    wide = piece.to(torch.float32, copy=True).view(-1, DEFAULT_BLOCK_SIZE)
-    absmax = wide.abs().amax(dim=1)
-    wide.mul_((1.0 / absmax.clamp(min=1e-38))[:, None]).clamp_(-1, 1)
-    values = wide.view(-1).numpy()
+        import bitsandbytes.functional as bnb
+
+        tail, state = bnb.quantize_4bit(piece, blocksize=DEFAULT_BLOCK_SIZE, quant_type="nf4")
+        return tail.view(-1).numpy(), state.absmax.numpy()
+    blocks = _wide(piece).reshape(-1, DEFAULT_BLOCK_SIZE)
+    absmax = np.abs(blocks).max(axis=1)
+    with np.errstate(invalid="ignore"):  # what is not finite shows in its absmax
+        values = (blocks * (np.float32(1) / np.maximum(absmax, np.float32(1e-38)))[:, None]).reshape(-1)
     counts = np.zeros(values.shape, dtype=np.uint8)
     is_above = np.empty(values.shape, dtype=np.bool_)
     for boundary in _boundaries():
         np.greater(values, boundary, out=is_above)
         np.add(counts, is_above.view(np.uint8), out=counts)
-    return torch.from_numpy((counts[::2] << 4) | counts[1::2]), absmax
+    pairs = counts.view("<u2")  # the first of two elements is the low byte, and the high half of the code
+    return ((pairs << 4) | (pairs >> 8)).astype(np.uint8), absmax
+
+
+def _wide(piece: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return elements as float32; bfloat16 is the upper half of one."""
+    if piece.dtype == torch.bfloat16:
+        bits: npt.NDArray[np.uint16] = piece.view(torch.uint16).numpy()
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    wide: npt.NDArray[np.float32] = piece.numpy().astype(np.float32)
+    return wide
 
 
 @cache
@@ -240,4 +289,7 @@ def has_kernel(operator: str, device_type: str) -> bool:
     import bitsandbytes  # noqa: F401  # registers its operators
 
     key = _DISPATCH_KEYS.get(device_type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator}", key)
+    try:
+        return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator}", key)
+    except RuntimeError:  # this bitsandbytes has no such operator for any device
+        return False

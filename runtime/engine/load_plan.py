@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -24,14 +25,24 @@ from offload.formats.weight_format import scratch_bytes
 from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
 from offload.units import format_bytes
-from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_CONTEXT_TOKENS, DEFAULT_MAX_NODES, EngineConfig
+from runtime.config import (
+    ACCELERATOR_MAX_NODES,
+    DEFAULT_CONTEXT_TOKENS,
+    DEFAULT_MAX_NODES,
+    DraftFormat,
+    EngineConfig,
+)
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
-from runtime.fit.machine import usable_bytes
+from runtime.fit.machine import Machine, usable_bytes
+from runtime.fit.models import shape_of_folder
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
+from runtime.fit.plan import held_format
+from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.probes import find_memory
+from runtime.fit.request import PlanRequest
 from runtime.model.architecture import max_positions
 from runtime.model.generation_config import GenerationConfig, read_generation_config
 from runtime.model.layer_binding import HOST_DEVICE
@@ -89,6 +100,7 @@ class LoadPlan:
         is_open = config.draft == "auto"
         if is_open:
             config = replace(config, draft="none" if config.tree == "auto" else "substitute")
+        config = _with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
         need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
         plan = cls(
             config=config,
@@ -108,6 +120,7 @@ class LoadPlan:
     def with_substitute(self) -> "LoadPlan":
         """Return the plan of the same session with the target as its own draft. Raises BudgetError."""
         config, context_tokens = replace(self.config, draft="substitute"), self.need.context_tokens
+        config = _with_held(config, self.target, None, usual_context_tokens=context_tokens, device=self.device)
         need, advice, placement = _placed(
             config, self.target, None, usual_context_tokens=context_tokens, device=self.device
         )
@@ -153,6 +166,44 @@ def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> i
         with suppress(OptionError):
             wanted = max(wanted, len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1)
     return wanted
+
+
+def _with_held(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    usual_context_tokens: int,
+    device: torch.device,
+) -> EngineConfig:
+    """Return the config with the format that `auto` holds its draft in on this accelerator, as `plan` says it.
+
+    On a processor `auto` is measured (see `fastest_format`), and what is quantized already stays as it is.
+    """
+    files = draft or target
+    if config.draft_format != "auto" or config.is_plain or device.type == "cpu" or files.is_quantized:
+        return config
+    shapes = [shape_of_folder(one.checkpoint.folder) for one in (target, files)]
+    context_tokens = config.context_tokens or usual_context_tokens
+    request = PlanRequest(draft="substitute", tree=config.tree)
+    question = PlanQuestion(
+        request=request,
+        target=shapes[0],
+        draft=shapes[1],
+        is_substitute=draft is None,
+        context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
+    )
+    held = held_format(question, machine_of(config, device))
+    return replace(config, draft_format=cast("DraftFormat", held))
+
+
+def machine_of(config: EngineConfig, device: torch.device) -> Machine:
+    """Return this machine's memory as the config allows it. Raises BudgetError."""
+    return replace(
+        find_memory(device, budget_bytes=config.device_memory_bytes),
+        host_budget_bytes=config.host_memory_bytes,
+        is_link_emulated=device.type == "cpu" and config.link is not None,
+    )
 
 
 def check_plan(config: EngineConfig, *, held_bytes: int = 0) -> None:
@@ -215,11 +266,7 @@ def _placed(
 ) -> tuple[MemoryNeed, Advice, Placement]:
     """Return what the session needs, what is to be said of it, and where it lies. Raises BudgetError."""
     need = need_of_files(config, target, draft, usual_context_tokens=usual_context_tokens, device=device)
-    machine = replace(
-        find_memory(device, budget_bytes=config.device_memory_bytes),
-        host_budget_bytes=config.host_memory_bytes,
-        is_link_emulated=device.type == "cpu" and config.link is not None,
-    )
+    machine = machine_of(config, device)
     advice = advise(need, machine)
     placement = advice.placement
     if placement.device_budget_bytes < need.least_bytes:

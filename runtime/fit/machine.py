@@ -4,7 +4,7 @@ Made by `probes` of the machine that the program runs on, or of a built-in refer
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from offload.units import LinkSpeed, format_bytes
@@ -51,6 +51,9 @@ Sequoia, L40, Llama-3-70B: 136.9 GB at 24.9 GB/s are 5.50 s, and 1,024 nodes tak
 """
 NARROW_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "stored": 2.0, "int8": 1.0, "nf4": 0.52}
 """Bytes of one weight as it is stored."""
+FUSED_NF4_BYTES = 0.56
+"""Bytes of one NF4 weight that a fused product of a draft reads: its code, and its share of the scales."""
+_JUDGED_AS = "rtx-4090"
 
 
 class Basis(StrEnum):
@@ -99,6 +102,8 @@ class DeviceSpeed:
     """Seconds of copying that each second of computing costs."""
     compute_slowdown: float = 0.0
     """Seconds of computing that each second of copying costs."""
+    fastest_draft: str | None = None
+    """How drafts multiply fastest, where that was measured by itself: on a processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,8 @@ class Machine:
     """--host-memory; None is what is free."""
     is_link_emulated: bool = False
     """Host memory then plays the device too."""
+    has_fused_nf4: bool = True
+    """Whether the device multiplies a draft's NF4 matrices without widening them."""
     link: Link | None = None
     """From host memory to the device; None where the device is the processor, or where nobody asked."""
     pcie_generation: int | None = None
@@ -200,10 +207,28 @@ def reference_machine(name: str) -> Machine:
     )
 
 
+def judged_alike(machine: Machine) -> Machine:
+    """Return the machine's memory with the speeds of one reference card, for choices that no measurement may sway.
+
+    How a draft is held, and which of two drafts is taken, is decided by their bytes and by what fits; cards differ by
+    less in what their link carries while they read a weight.
+    """
+    reference = reference_machine(_JUDGED_AS)
+    assert reference.speed is not None
+    speed = reference.speed
+    if not machine.has_fused_nf4:
+        rates = {**speed.draft_weights_per_second, "nf4": speed.target_weights_per_second["nf4"]}
+        speed = replace(speed, draft_weights_per_second=rates)
+    if machine.speed is not None:
+        speed = replace(speed, compute_item_bytes=machine.speed.compute_item_bytes)
+    return replace(machine, link=reference.link, disk=reference.disk, speed=speed)
+
+
 def speed_of_data_sheet(*, memory_bytes_per_second: float, flops: float) -> DeviceSpeed:
     """Return a device that reaches the published shares of its data sheet's bandwidth and operations, in bf16.
 
-    A quantized weight is read, written widened and read again, so that it takes longer than a bf16 one.
+    A quantized weight is read, written widened and read again, so that it takes longer than a bf16 one; but a draft's
+    NF4 weights are multiplied as they are, by bitsandbytes' fused kernel.
     """
     reached = MEMORY_SHARE * memory_bytes_per_second
 
@@ -213,7 +238,7 @@ def speed_of_data_sheet(*, memory_bytes_per_second: float, flops: float) -> Devi
 
     return DeviceSpeed(
         target_weights_per_second={name: rate(name) for name in NARROW_BYTES if name != "stored"},
-        draft_weights_per_second={name: rate(name) for name in ("stored", "int8", "nf4")},
+        draft_weights_per_second={"stored": rate("stored"), "int8": rate("int8"), "nf4": reached / FUSED_NF4_BYTES},
         flops=FLOPS_SHARE * flops,
         memory_bytes_per_second=reached,
         basis=Basis.DATA_SHEET,

@@ -4,7 +4,7 @@ How likely a draft's children are accepted is known for pairs that were measured
 temperature; for others there is a vector to plan with.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
-from runtime.fit.machine import Basis, DeviceSpeed, Machine, free_bytes_for
+from runtime.fit.machine import Basis, DeviceSpeed, Machine, free_bytes_for, judged_alike
 from runtime.fit.models import ModelShape, find_shape
 from runtime.fit.place import MemoryNeed, Placement, place
 from runtime.fit.plan_question import PlanQuestion
@@ -73,6 +73,30 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
     return PlanReport(question, machine, main, plain, others, dict(planning.what_ifs(main)))
 
 
+def held_format(question: PlanQuestion, machine: Machine, format_name: str | None = None) -> str:
+    """Return how the question's draft is held beside a target in that format, in a session and in its plan alike.
+
+    `auto` is on a processor what was measured to multiply fastest. On an accelerator it is what plans best there if
+    every card had the speeds of one (see `judged_alike`): the bytes of a step against those that no longer stay on the
+    device. Where nothing fits it is the smallest.
+    """
+    formats, draft = question.held_formats, question.draft
+    assert draft is not None
+    if len(formats) == 1:
+        return formats[0]
+    if machine.is_cpu and machine.speed is not None and machine.speed.fastest_draft is not None:
+        fastest = machine.speed.fastest_draft
+        return fastest if fastest in formats else "int8"
+    planning = _Planning(question, machine if machine.is_cpu else judged_alike(machine), {})
+    found = [_try(planning.option, format_name or question.format_name, held) for held in formats]
+    options = [option for option in found if isinstance(option, PlanOption)]
+    if not options:
+        return min(formats, key=draft.held_bytes)
+    best = min(options, key=lambda option: option.seconds_per_token).draft_held
+    assert best is not None
+    return best
+
+
 def _try(plan: Callable[..., PlanOption], *asked: str | None) -> PlanOption | BudgetError:
     try:
         return plan(*asked)
@@ -93,17 +117,11 @@ class _Planning:
         return DEFAULT_MAX_NODES if self.machine.is_cpu else ACCELERATOR_MAX_NODES
 
     def best(self, format_name: str) -> PlanOption:
-        """Return the format with the draft held in the way that plans best. Raises BudgetError."""
+        """Return the format with the draft held as a session would hold it. Raises BudgetError."""
         question = self.question
-        held_formats: Sequence[str | None] = (None,) if question.draft is None else question.held_formats
-        if format_name == question.format_names[0] and self.pairs:
-            held_formats = tuple(self.pairs)  # a prediction from measurements is not weighed against one from speeds
-        found = [_try(self.option, format_name, held) for held in held_formats]
-        options = [option for option in found if isinstance(option, PlanOption)]
-        problems = [problem for problem in found if isinstance(problem, BudgetError)]
-        if not options:
-            raise problems[-1]
-        return min(options, key=lambda option: option.seconds_per_token)
+        return self.option(
+            format_name, None if question.draft is None else held_format(question, self.machine, format_name)
+        )
 
     def what_ifs(self, main: PlanOption) -> Iterator[tuple[str, float]]:
         """Yield (change, seconds per token) for more device memory, a faster link, and host memory for a disk."""

@@ -24,7 +24,7 @@ from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.rates import measure_copy_rate, measure_raw_link
 from offload.device import device_memory, device_name, find_driver, identify_device, select_device
 from offload.errors import BudgetError, LinkError
-from offload.formats.draft_weight import HeldFormat, draft_converter
+from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, has_fused_nf4
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
@@ -180,6 +180,7 @@ def find_memory(device: torch.device, *, budget_bytes: int | None = None, root: 
         host_free_bytes=free_memory_bytes(root=root),
         device_free_bytes=device_free_bytes,
         device_budget_bytes=budget_bytes,
+        has_fused_nf4=device.type != "cpu" and has_fused_nf4(device),
     )
 
 
@@ -231,12 +232,13 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     compute = torch.float32 if is_cpu else torch.bfloat16  # as a session computes: see LoadPlan
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    nf4 = FourBitWeight.quantize(matrix, device=device)
     stored: dict[str, StoredWeight] = {
         "bfloat16": DenseWeight(matrix),
         "float16": DenseWeight(matrix.to(torch.float16)),
         "float32": DenseWeight(matrix.to(torch.float32)),
         "int8": Int8RowsWeight.quantize(matrix),
-        "nf4": FourBitWeight.quantize(matrix),
+        "nf4": nf4,
     }
     targets = {name: weight.to(device) for name, weight in stored.items()}
 
@@ -245,7 +247,8 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
         return fastest_seconds(partial(weight.linear, inputs, None, scratch), repeats=6, device=device)
 
     def held(name: HeldFormat) -> StoredWeight:
-        return draft_converter(name, compute, device)(DenseWeight(matrix, is_fast=True))
+        weight = replace(nf4, is_fast=True) if name == "nf4" else DenseWeight(matrix, is_fast=True)
+        return draft_converter(name, compute, device)(weight)
 
     narrow = {name: side**2 / seconds(weight, 1) for name, weight in targets.items()}
     flops = 2 * side**2 * WIDE_ROWS / seconds(targets["bfloat16"], WIDE_ROWS)
@@ -260,6 +263,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
             f"{flops / 1e9:.0f} GFLOPS with {WIDE_ROWS}"
         ),
         compute_item_bytes=compute.itemsize,
+        fastest_draft=fastest_format(compute, device) if is_cpu else None,
     )
 
 

@@ -93,6 +93,16 @@ def test_another_format_than_int8_must_win_clearly(
     assert fastest_format.__wrapped__(torch.float32, CPU) == expected
 
 
+@pytest.mark.parametrize(("is_fused", "expected"), [(True, "nf4"), (False, "stored")])
+def test_an_accelerator_s_format_is_the_one_of_the_fewest_bytes_and_nothing_is_launched(
+    is_fused: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager products of 1024 x 1024 are as long as their launches there, which made `stored` win always."""
+    monkeypatch.setattr(draft_weight, "has_kernel", lambda operator, kind: is_fused)
+    monkeypatch.setattr(draft_weight, "draft_seconds", lambda *_: pytest.fail("a product was timed"))
+    assert fastest_format.__wrapped__(torch.bfloat16, torch.device("cuda:0")) == expected
+
+
 def test_the_fastest_format_is_measured_once() -> None:
     first = fastest_format(torch.float32, CPU)
     assert first in {"int8", "nf4", "stored"}

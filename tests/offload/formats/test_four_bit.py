@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from offload.formats import four_bit
 from offload.formats.four_bit import FourBitFormat, FourBitWeight, has_kernel, pair_table, scalar_on
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import UpcastScratch
@@ -45,6 +47,40 @@ def test_quantizing_equals_bitsandbytes_own_bit_for_bit() -> None:
         assert torch.equal(weight.parts[".nested_quant_map"], state.state2.code)
         assert weight.format.num_blocks == state.absmax.numel()
         assert weight.format.nested_offset == state.offset.item()
+
+
+def test_quantizing_on_a_device_equals_quantizing_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bitsandbytes' operator as the device would run it, in chunks that end within the matrix."""
+    monkeypatch.setattr(four_bit, "ACCELERATOR_CHUNK_ELEMENTS", 1 << 12)
+    for matrix in (random_matrix(100, 130), random_matrix(96, 128, torch.bfloat16), random_matrix(3, 5)):
+        codes, absmax = four_bit.quantize_on(matrix.reshape(-1), CPU)
+        flat = matrix.reshape(-1)
+        own_codes, own_absmax = four_bit.quantize_blocks(lambda start, stop, flat=flat: flat[start:stop], flat.numel())
+        assert torch.equal(codes, own_codes)
+        assert torch.equal(absmax, own_absmax)
+
+
+def test_a_device_with_a_kernel_quantizes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(four_bit, "has_kernel", lambda operator, kind: operator == "quantize_4bit" and kind == "meta")
+    monkeypatch.setattr(
+        four_bit, "quantize_on", lambda flat, device: asked.append(device) or (torch.zeros(1), torch.zeros(256))
+    )
+    FourBitWeight.quantize(random_matrix(4, 128), device=torch.device("meta"))
+    assert asked == [torch.device("meta")]
+
+
+def test_the_pieces_of_a_matrix_are_quantized_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    both = threading.Barrier(2)
+
+    def read(start: int, stop: int) -> torch.Tensor:
+        both.wait(timeout=30)  # a thread alone would wait in vain
+        return torch.ones(stop - start)
+
+    codes, absmax = four_bit.quantize_blocks(read, 2 * four_bit.PIECE_ELEMENTS)
+    assert codes.unique().tolist() == [255]
+    assert absmax.unique().tolist() == [1.0]
 
 
 def test_dequantizing_equals_bitsandbytes_own_bit_for_bit(kernel: str) -> None:
@@ -138,6 +174,7 @@ def test_only_devices_with_kernels_of_their_own_use_them() -> None:
     assert has_kernel("dequantize_4bit", "cpu")
     assert not has_kernel("gemm_4bit", "cpu")
     assert not has_kernel("dequantize_4bit", "privateuseone")
+    assert not has_kernel("an_operator_of_a_later_version", "cpu")  # torch raises for one that nobody has defined
 
 
 def test_tables_and_scalars_are_made_once_per_device() -> None:

@@ -1,7 +1,10 @@
 """What is decided before anything is read: device, dtype, budgets, and where every layer goes."""
 
+import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,12 @@ from runtime.config import EngineConfig
 from runtime.engine import load_plan
 from runtime.engine.load_plan import LoadPlan, check_plan
 from runtime.fit import probes
+from runtime.fit.machine import reference_machine
+from runtime.fit.models import known_shapes
+from runtime.fit.plan import make_plan
+from runtime.fit.plan_question import resolve_question
+from runtime.fit.request import PlanRequest
+from tests.support.fit_needs import GB
 from tests.support.session_factory import save_tiny_folder
 
 
@@ -109,3 +118,55 @@ def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, a
     settings = {"draft": "substitute", "draft_format": "int8", "device_memory_bytes": 10**9}
     assert build(folder, **settings).need.max_nodes == 1024
     assert build(folder, **settings, tree="16x4").need.max_nodes == 16
+
+
+def test_a_session_holds_its_draft_as_its_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every pair of sizes and every card, with a fused kernel and without one, wherever the plan finds room."""
+    pairs = [("Llama-3.3-70B", "Llama-3.1-8B"), ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen2.5-32B", None)]
+    machines = [
+        replace(reference_machine(name), has_fused_nf4=is_fused, host_free_bytes=160 * GB)
+        for name, is_fused in product(("rtx-4060-ti-16gb", "rtx-4090", "l40"), (True, False))
+    ]
+    found = []
+    for (target, draft), machine, context_tokens in product(pairs, machines, (4096, 16384)):
+        folders = [config_folder(tmp_path, name) for name in (target, draft) if name is not None]
+        files = [ModelFilesOfConfig(folder) for folder in folders]
+        config = EngineConfig(target=str(folders[0]), draft="substitute" if draft is None else str(folders[1]))
+        monkeypatch.setattr(load_plan, "find_memory", lambda device, machine=machine, **budgets: machine)
+        held = load_plan._with_held(
+            config,
+            files[0],  # type: ignore[arg-type]
+            files[1] if draft else None,  # type: ignore[arg-type]
+            usual_context_tokens=context_tokens,
+            device=torch.device("cuda", 0),
+        ).draft_format
+        request = PlanRequest(
+            target=str(folders[0]), draft="substitute" if draft is None else draft, context_tokens=context_tokens
+        )
+        try:
+            planned = make_plan(resolve_question(request), machine)
+        except BudgetError:
+            continue
+        found.append((held, planned.main.draft_held))
+    assert len(found) > 20
+    assert {held for held, _ in found} == {"nf4", "stored", "int8"}
+    assert all(held == planned for held, planned in found)
+
+
+class ModelFilesOfConfig:
+    """A folder with nothing but its config.json."""
+
+    is_quantized = False
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoint = SimpleNamespace(folder=folder)
+        self.config = SimpleNamespace(max_position_embeddings=known_shapes()[folder.name].max_context_tokens)
+
+
+def config_folder(parent: Path, name: str) -> Path:
+    """Write the config.json of a known model below `parent`."""
+    models = json.loads(Path("profiles/builtin/models.json").read_text(encoding="utf-8"))["models"]
+    config = next(model["config"] for model in models if model["name"] == name)
+    (parent / name).mkdir(exist_ok=True)
+    (parent / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return parent / name

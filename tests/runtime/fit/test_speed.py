@@ -33,12 +33,13 @@ def test_the_least_share_of_operations_that_the_docstring_names():
     assert 0.13 < least < 0.14
 
 
-def test_a_quantized_weight_is_read_written_wide_and_read_again():
+def test_a_quantized_weight_is_read_written_wide_and_read_again_but_for_an_nf4_draft_s():
     speed = speed_of_data_sheet(memory_bytes_per_second=1e12, flops=1e14)
     reached = MEMORY_SHARE * 1e12
     assert speed.target_weights_per_second["bfloat16"] == pytest.approx(reached / 2)
     assert speed.target_weights_per_second["int8"] == pytest.approx(reached / (1 + 2 + 2))
-    assert speed.draft_weights_per_second["nf4"] == pytest.approx(reached / (NARROW_BYTES["nf4"] + 4))
+    assert speed.target_weights_per_second["nf4"] == pytest.approx(reached / (NARROW_BYTES["nf4"] + 4))
+    assert speed.draft_weights_per_second["nf4"] == pytest.approx(reached / 0.56)
     assert speed.flops == pytest.approx(FLOPS_SHARE * 1e14)
     assert speed.basis is Basis.DATA_SHEET
     assert "1000 GB/s and 100 TFLOPS (data sheet) times 0.69" in speed.source
