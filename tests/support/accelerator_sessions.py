@@ -102,8 +102,18 @@ def restored(restore: Callable[[], None]) -> Iterator[None]:
         restore()
 
 
-def capacity_restored() -> contextlib.AbstractContextManager[None]:
-    return restored(lambda: sim.set_capacity_bytes(1 << 30))
+@contextmanager
+def capacity_restored() -> Iterator[None]:
+    """Capacities that are set inside count to the byte: no tiny block takes a segment of megabytes."""
+    gc.collect()
+    torch.accelerator.empty_cache()
+    sim.set_exact_segments(True)
+    try:
+        yield
+    finally:
+        sim.set_exact_segments(False)
+        sim.set_capacity_bytes(1 << 30)
+        torch.accelerator.empty_cache()
 
 
 def speed_restored() -> contextlib.AbstractContextManager[None]:

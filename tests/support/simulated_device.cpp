@@ -3,8 +3,8 @@
 // Streams are threads that work off a queue; copies from pinned memory are queued there and take the time that a link of
 // the chosen speed would take, one at a time per direction; copies from pageable memory make the host wait. Every other
 // operator waits for the current stream and then runs torch's own CPU kernel on the same bytes. Device memory has a
-// capacity, comes from a caching allocator whose blocks belong to streams, and is full of 0xFF bytes (NaN in every
-// float format) when it is new, when it has been freed, and where a copy is on its way. Beside what happens to the bytes,
+// capacity, comes from a caching allocator with the rules of CUDA's, and is full of 0xFF bytes (NaN in every float
+// format) when it is new, when it has been freed, and where a copy is on its way. Beside what happens to the bytes,
 // an order checker (vector clocks over streams, events and host waits) reports every access to bytes that another stream
 // wrote or read without an event between them, whether or not the timing of this run made it visible.
 //
@@ -24,6 +24,7 @@
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DeviceGuard.h>
@@ -61,7 +62,6 @@ constexpr int kNumDevices = 2;
 constexpr int kNumPoolStreams = 32; // as many as torch.cuda hands out before it starts again with the first
 constexpr int kStreamsPerDevice = kNumPoolStreams + 1;
 constexpr size_t kPageBytes = 4096;
-constexpr size_t kSmallBytes = 1 << 20;
 constexpr size_t kCopyChunkBytes = 256 << 10;
 constexpr int kPoison = 0xFF;
 constexpr size_t kMaxMessages = 100;
@@ -485,11 +485,29 @@ void* map_pages(size_t num_bytes) {
   return pointer;
 }
 
+// The rules of c10/cuda/CUDACachingAllocator.cpp without its options, with torch's own constants: sizes are rounded to 512
+// bytes; up to 1 MiB they are cut from segments of 2 MiB, up to 10 MiB from segments of 20 MiB, and what is larger gets a
+// segment of its own, rounded to 2 MiB. The smallest free block that is large enough is taken and what is left over cut
+// off, in large segments only if more than 1 MiB is. Free neighbours are merged; a segment goes back when all of it is free.
+using c10::CachingAllocator::kMinBlockSize;
+using c10::CachingAllocator::kMinLargeAlloc;
+using c10::CachingAllocator::kRoundLarge;
+using c10::CachingAllocator::kSmallBuffer;
+using c10::CachingAllocator::kSmallSize;
+constexpr size_t kLargeBuffer = 20 << 20; // AcceleratorAllocatorConfig::large_segment_size() unless set otherwise
+
+std::atomic<bool> has_exact_segments{false}; // each block is then a segment of its own, for checks in little memory
+
+// A part of a segment, which belongs to one stream.
 struct Block {
   char* pointer;
-  size_t num_bytes; // all of it
-  size_t num_used_bytes; // what the tensor asked for, in whole pages
+  size_t num_bytes;
+  size_t num_requested_bytes;
+  bool is_small; // cut from segments for small sizes
   SimStream* stream; // the one it was allocated on, whose later work may reuse it
+  Block* previous; // its neighbours in the segment, none at the ends
+  Block* next;
+  bool is_free;
   std::vector<SimStream*> other_users; // streams named by record_stream
   std::atomic<int> num_pending_users{0};
 };
@@ -508,11 +526,10 @@ class DeviceMemory final : public c10::DeviceAllocator {
     }
     graveyard().clear();
     auto& stream = current_stream(current_device);
-    const auto wanted = round_up(num_bytes, kPageBytes);
-    Block* block = take(stream, wanted);
+    Block* block = take(stream, num_bytes);
     if (block == nullptr) { // as a real one: give back what is cached, which waits for the device, and try again
-      release_cached(stream.device);
-      block = take(stream, wanted);
+      release_cached(stream.device, true);
+      block = take(stream, num_bytes);
     }
     if (block == nullptr) {
       fail(stream.device, num_bytes);
@@ -560,7 +577,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
   void resetAccumulatedStats(c10::DeviceIndex device) override {
     std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_.at(device);
-    for (auto* stat : {&stats.allocation, &stats.segment, &stats.allocated_bytes, &stats.reserved_bytes}) {
+    for (auto* stat : all_of(stats)) {
       (*stat)[0].reset_accumulated();
     }
     stats.num_alloc_retries = stats.num_ooms = stats.num_device_alloc = stats.num_device_free = 0;
@@ -569,7 +586,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
   void resetPeakStats(c10::DeviceIndex device) override {
     std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_.at(device);
-    for (auto* stat : {&stats.allocation, &stats.segment, &stats.allocated_bytes, &stats.reserved_bytes}) {
+    for (auto* stat : all_of(stats)) {
       (*stat)[0].reset_peak();
     }
   }
@@ -588,7 +605,8 @@ class DeviceMemory final : public c10::DeviceAllocator {
       std::lock_guard<std::mutex> lock(mutex_);
       auto& stats = stats_[block->stream->device];
       stats.allocation[0].decrease(1);
-      stats.allocated_bytes[0].decrease(block->num_used_bytes);
+      stats.allocated_bytes[0].decrease(block->num_bytes);
+      stats.requested_bytes[0].decrease(block->num_requested_bytes);
       users.swap(block->other_users);
     }
     if (users.empty()) {
@@ -621,61 +639,130 @@ class DeviceMemory final : public c10::DeviceAllocator {
   }
 
  private:
-  // A cached block of this stream, or new memory; nullptr if the capacity does not allow it.
-  Block* take(SimStream& stream, size_t wanted) {
+  using FreeBlocks = std::map<std::pair<size_t, char*>, Block*>; // the smallest first
+
+  static std::array<c10::CachingAllocator::StatArray*, 5> all_of(DeviceStats& stats) {
+    return {&stats.allocation, &stats.segment, &stats.allocated_bytes, &stats.reserved_bytes, &stats.requested_bytes};
+  }
+
+  static size_t segment_bytes(size_t wanted) {
+    if (has_exact_segments) {
+      return wanted;
+    }
+    return wanted <= kSmallSize ? kSmallBuffer : wanted < kMinLargeAlloc ? kLargeBuffer : round_up(wanted, kRoundLarge);
+  }
+
+  // A free block of this stream, or one of a new segment; nullptr if the capacity does not allow it.
+  Block* take(SimStream& stream, size_t num_bytes) {
+    const auto wanted = round_up(num_bytes, kMinBlockSize);
+    const bool is_small = wanted <= kSmallSize;
     std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_[stream.device];
-    auto& cached = cached_[stream.number];
-    const auto most = wanted <= kSmallBytes ? 2 * wanted : wanted + wanted / 8;
+    auto& free = free_of(stream, is_small);
     Block* block = nullptr;
-    if (auto at = cached.lower_bound(wanted); at != cached.end() && at->first <= most) {
+    const auto at = free.lower_bound({wanted, nullptr});
+    if (at != free.end() && (!has_exact_segments || at->first.first == wanted)) {
       block = at->second;
-      cached.erase(at);
+      free.erase(at);
     } else {
-      if (stats.reserved_bytes[0].current + static_cast<int64_t>(wanted) > capacity_bytes[stream.device]) {
+      const auto size = segment_bytes(wanted);
+      if (stats.reserved_bytes[0].current + static_cast<int64_t>(size) > capacity_bytes[stream.device]) {
         return nullptr;
       }
-      block = new Block{static_cast<char*>(map_pages(wanted)), wanted, 0, &stream, {}};
-      std::memset(block->pointer, kPoison, wanted);
+      block = new Block{static_cast<char*>(map_pages(size)), size, 0, is_small, &stream, nullptr, nullptr, true, {}};
+      std::memset(block->pointer, kPoison, size);
       stats.segment[0].increase(1);
-      stats.reserved_bytes[0].increase(wanted);
+      stats.reserved_bytes[0].increase(size);
       ++stats.num_device_alloc;
     }
-    block->num_used_bytes = wanted;
+    const auto left = block->num_bytes - wanted;
+    if (is_small ? left >= kMinBlockSize : left > kSmallSize) {
+      cut(block, wanted);
+    }
+    block->is_free = false;
+    block->num_requested_bytes = num_bytes;
     stats.allocation[0].increase(1);
-    stats.allocated_bytes[0].increase(wanted);
+    stats.allocated_bytes[0].increase(block->num_bytes);
+    stats.requested_bytes[0].increase(num_bytes);
     ++num_by_size_[wanted];
     return block;
   }
 
-  // Spoils the bytes in the order of the block's own stream and lets that stream have it again.
-  void recycle(Block* block) {
-    block->stream->run_in_order([block] { std::memset(block->pointer, kPoison, block->num_bytes); });
-    std::lock_guard<std::mutex> lock(mutex_);
-    cached_[block->stream->number].emplace(block->num_bytes, block);
+  FreeBlocks& free_of(const SimStream& stream, bool is_small) {
+    return free_[2 * stream.number + (is_small ? 1 : 0)];
   }
 
-  void release_cached(int device) {
+  // Leaves the first bytes to the block; what is behind them becomes a free one.
+  void cut(Block* block, size_t num_bytes) {
+    auto* rest = new Block{block->pointer + num_bytes, block->num_bytes - num_bytes, 0, block->is_small, block->stream,
+                           block, block->next, true, {}};
+    if (rest->next != nullptr) {
+      rest->next->previous = rest;
+    }
+    block->next = rest;
+    block->num_bytes = num_bytes;
+    free_of(*rest->stream, rest->is_small).emplace(std::pair{rest->num_bytes, rest->pointer}, rest);
+  }
+
+  // Joins a block with the free one behind it.
+  void join(Block* block, Block* behind) {
+    block->num_bytes += behind->num_bytes;
+    block->next = behind->next;
+    if (block->next != nullptr) {
+      block->next->previous = block;
+    }
+    delete behind;
+  }
+
+  // Spoils the bytes in the order of the block's own stream and lets that stream have it again.
+  void recycle(Block* block) {
+    block->stream->run_in_order([pointer = block->pointer, num_bytes = block->num_bytes] {
+      std::memset(pointer, kPoison, num_bytes);
+    });
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto& free = free_of(*block->stream, block->is_small);
+    if (auto* behind = block->next; behind != nullptr && behind->is_free) {
+      free.erase({behind->num_bytes, behind->pointer});
+      join(block, behind);
+    }
+    if (auto* before = block->previous; before != nullptr && before->is_free) {
+      free.erase({before->num_bytes, before->pointer});
+      join(before, block);
+      block = before;
+    }
+    block->is_free = true;
+    free.emplace(std::pair{block->num_bytes, block->pointer}, block);
+  }
+
+  void release_cached(int device, bool is_retry = false) {
     drain_device(device);
     drain_device(device); // the first time may have let blocks go that other streams used, and they are spoilt in order
     std::lock_guard<std::mutex> lock(mutex_);
     auto& stats = stats_[device];
     ++stats.num_sync_all_streams;
+    stats.num_alloc_retries += is_retry;
     for (int64_t id = 0; id < kStreamsPerDevice; ++id) {
       auto& stream = stream_of(device, id);
-      auto& cached = cached_[stream.number];
       if (!stream.is_idle()) { // another thread is at work there, and a block may still have to be spoilt
         continue;
       }
-      for (auto& [num_bytes, block] : cached) {
-        order().forget(block->pointer, num_bytes);
-        munmap(block->pointer, num_bytes);
-        stats.segment[0].decrease(1);
-        stats.reserved_bytes[0].decrease(num_bytes);
-        ++stats.num_device_free;
-        delete block;
+      for (const bool is_small : {false, true}) {
+        auto& free = free_of(stream, is_small);
+        for (auto at = free.begin(); at != free.end();) {
+          auto* block = at->second;
+          if (block->previous != nullptr || block->next != nullptr) { // the rest of its segment is in use
+            ++at;
+            continue;
+          }
+          order().forget(block->pointer, block->num_bytes);
+          munmap(block->pointer, round_up(block->num_bytes, kPageBytes));
+          stats.segment[0].decrease(1);
+          stats.reserved_bytes[0].decrease(block->num_bytes);
+          ++stats.num_device_free;
+          delete block;
+          at = free.erase(at);
+        }
       }
-      cached.clear();
     }
   }
 
@@ -693,7 +780,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
 
   std::mutex mutex_;
   std::array<DeviceStats, kNumDevices> stats_{};
-  std::array<std::multimap<size_t, Block*>, kNumDevices * kStreamsPerDevice> cached_;
+  std::array<FreeBlocks, 2 * kNumDevices * kStreamsPerDevice> free_; // by stream, large and small
   std::map<size_t, int64_t> num_by_size_;
 };
 
@@ -1551,6 +1638,10 @@ extern "C" {
 
 void sim_set_capacity_bytes(int device, int64_t num_bytes) {
   capacity_bytes.at(device) = num_bytes;
+}
+
+void sim_set_exact_segments(bool are_exact) {
+  has_exact_segments = are_exact;
 }
 
 void sim_set_copy_bytes_per_second(double speed) {

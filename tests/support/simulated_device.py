@@ -92,6 +92,14 @@ def set_capacity_bytes(num_bytes: int, *, device: int | None = None) -> None:
         _library().sim_set_capacity_bytes(index, num_bytes)
 
 
+def set_exact_segments(are_exact: bool) -> None:
+    """Whether every block is a segment of its own, in 512 bytes, instead of a part of 2 or 20 MiB as CUDA does it.
+
+    For checks that limit the capacity to a few megabytes.
+    """
+    _library().sim_set_exact_segments(are_exact)
+
+
 def set_copy_bytes_per_second(speed: float | None) -> None:
     """The speed of each direction of the link for copies that start from now on; None: as fast as memory."""
     _library().sim_set_copy_bytes_per_second(speed or 0.0)
@@ -200,6 +208,7 @@ def _library() -> ctypes.CDLL:
     torch.utils.rename_privateuse1_backend(NAME)
     library = ctypes.CDLL(str(path))
     library.sim_set_capacity_bytes.argtypes = [ctypes.c_int, ctypes.c_int64]
+    library.sim_set_exact_segments.argtypes = [ctypes.c_bool]
     library.sim_set_copy_bytes_per_second.argtypes = [ctypes.c_double]
     library.sim_set_registrable_bytes.argtypes = [ctypes.c_int64]
     library.sim_host_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

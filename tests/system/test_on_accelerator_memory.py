@@ -129,7 +129,7 @@ def no_room_for_a_draft_is_a_sentence() -> None:
 def a_pass_without_room_costs_one_answer() -> None:
     """Something else took the memory: the prompt fails with a sentence, and once the memory is back, the next works."""
     folder = wide_folder()
-    with opened_on(folder, num_residents=1) as opened, capacity_restored():
+    with capacity_restored(), opened_on(folder, num_residents=1) as opened:
         answer(opened, request(max_new_tokens=2))
         sim.set_capacity_bytes(allocated_bytes())
         with pytest.raises(BudgetError, match=r"memory.*--device-memory"):

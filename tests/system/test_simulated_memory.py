@@ -1,6 +1,7 @@
 """The simulated device's memory ends, is poisoned and counted, and host memory is pinned within a limit."""
 
 import ctypes
+import gc
 import mmap
 import sys
 import time
@@ -88,7 +89,7 @@ def memory_is_counted() -> None:
     tensors = [torch.empty(MIB, dtype=torch.uint8, device="sim:0") for _ in range(3)]
     torch.empty(100, device="sim:0")
     assert torch.accelerator.memory_allocated() == before + 3 * MIB
-    assert torch.accelerator.max_memory_allocated() == before + 3 * MIB + mmap.PAGESIZE
+    assert torch.accelerator.max_memory_allocated() == before + 3 * MIB + 512
     assert sim.num_allocations() == 4
     assert sim.num_allocations(at_least_bytes=MIB) == 3
     tensors.clear()
@@ -130,6 +131,154 @@ def freeing_behind_a_queued_reader_of_the_same_stream_is_safe() -> None:
     del full
     torch.accelerator.synchronize()
     assert target.eq(9).all()
+
+
+# ------------------------------------------------------------------ the rules of c10/cuda/CUDACachingAllocator.cpp
+
+
+def bytes_of(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, device="sim:0")
+
+
+@contextmanager
+def only_what_is_allocated_here() -> Iterator[None]:
+    """Nothing is cached at the start, and counts of bytes are of what comes."""
+    gc.collect()
+    torch.accelerator.synchronize()
+    torch.accelerator.empty_cache()
+    held.update(allocated=torch.accelerator.memory_allocated(), reserved=torch.accelerator.memory_reserved())
+    torch.accelerator.reset_peak_memory_stats()
+    yield
+
+
+held = {"allocated": 0, "reserved": 0}
+
+
+def allocated() -> int:
+    return torch.accelerator.memory_allocated() - held["allocated"]
+
+
+def reserved() -> int:
+    return torch.accelerator.memory_reserved() - held["reserved"]
+
+
+@check
+def sizes_are_rounded_to_512_bytes() -> None:
+    with only_what_is_allocated_here():
+        kept = [bytes_of(size) for size in (1, 511, 512, 513, MIB - 1, 3 * MIB + 1)]
+        assert allocated() == 512 + 512 + 512 + 1024 + MIB + 3 * MIB + 512
+        del kept
+
+
+@check
+def up_to_a_mebibyte_blocks_are_cut_from_segments_of_two() -> None:
+    with only_what_is_allocated_here():
+        kept = [bytes_of(MIB // 2) for _ in range(4)]
+        assert (allocated(), reserved()) == (2 * MIB, 2 * MIB)
+        assert [one.data_ptr() - kept[0].data_ptr() for one in kept] == [place * MIB // 2 for place in range(4)]
+        kept.append(bytes_of(1))
+        assert (allocated(), reserved()) == (2 * MIB + 512, 4 * MIB)
+
+
+@check
+def up_to_ten_mebibytes_blocks_are_cut_from_segments_of_twenty() -> None:
+    with only_what_is_allocated_here():
+        kept = [bytes_of(MIB + 1)]
+        assert (allocated(), reserved()) == (MIB + 512, 20 * MIB)
+        kept += [bytes_of(9 * MIB), bytes_of(9 * MIB - 512)]  # the last MiB stays with the last block
+        assert (allocated(), reserved()) == (20 * MIB, 20 * MIB)
+        small = bytes_of(MIB)  # which never comes from a large segment
+        assert reserved() == 22 * MIB
+        del small, kept
+
+
+@check
+def larger_blocks_have_segments_of_whole_double_mebibytes() -> None:
+    with only_what_is_allocated_here():
+        kept = [bytes_of(10 * MIB + MIB // 16)]  # 1.9 MiB behind it are cut off, and hardly anything fits there
+        assert (allocated(), reserved()) == (10 * MIB + MIB // 16, 12 * MIB)
+        kept.append(bytes_of(11 * MIB))  # what is behind it is no more than 1 MiB and stays with it
+        assert (allocated(), reserved()) == (22 * MIB + MIB // 16, 24 * MIB)
+        assert torch.accelerator.memory_stats()["requested_bytes.all.current"] >= 21 * MIB + MIB // 16
+        del kept
+
+
+@check
+def the_smallest_block_that_is_large_enough_is_taken_and_the_rest_cut_off() -> None:
+    with only_what_is_allocated_here():
+        large, small = bytes_of(40 * MIB), bytes_of(24 * MIB)
+        addresses = large.data_ptr(), small.data_ptr()
+        del large, small
+        kept = [bytes_of(20 * MIB), bytes_of(4 * MIB), bytes_of(4 * MIB)]
+        assert [one.data_ptr() for one in kept] == [addresses[1], addresses[1] + 20 * MIB, addresses[0]]
+        assert (allocated(), reserved()) == (28 * MIB, 64 * MIB)
+
+
+@check
+def free_neighbours_are_merged() -> None:
+    with only_what_is_allocated_here():
+        parts = [bytes_of(5 * MIB) for _ in range(4)]
+        first = parts[0].data_ptr()
+        for place in (1, 3, 0, 2):
+            parts[place] = None
+        whole = bytes_of(20 * MIB)
+        assert (whole.data_ptr(), reserved()) == (first, 20 * MIB)
+
+
+@check
+def a_segment_that_is_used_in_part_is_not_given_back() -> None:
+    with only_what_is_allocated_here():
+        first, second = bytes_of(5 * MIB), bytes_of(5 * MIB)
+        del first
+        torch.accelerator.empty_cache()
+        assert reserved() == 20 * MIB
+        del second
+        torch.accelerator.empty_cache()
+        assert reserved() == 0
+
+
+@check
+def memory_in_the_cache_of_another_stream_serves_only_when_it_was_given_back() -> None:
+    """An allocation that does not fit gives back every free segment, waits for the device and tries again."""
+    other = torch.Stream(torch.device("sim:0"))
+    with only_what_is_allocated_here(), capacity(64 * MIB + torch.accelerator.memory_reserved()):
+        retries = torch.accelerator.memory_stats()["num_alloc_retries"]
+        with other:
+            del (kept := [bytes_of(40 * MIB)])[:]
+        assert (allocated(), reserved()) == (0, 40 * MIB)
+        kept = [bytes_of(20 * MIB)]
+        assert reserved() == 60 * MIB
+        kept.append(bytes_of(40 * MIB))
+        assert (allocated(), reserved()) == (60 * MIB, 60 * MIB)
+        assert torch.accelerator.memory_stats()["num_alloc_retries"] == retries + 1
+        del kept
+
+
+@check
+def peaks_of_both_counts_are_kept() -> None:
+    with only_what_is_allocated_here():
+        del (kept := [bytes_of(30 * MIB), bytes_of(3 * MIB)])[:]
+        kept.append(bytes_of(MIB))
+        assert torch.accelerator.max_memory_allocated() - held["allocated"] == 33 * MIB
+        assert torch.accelerator.max_memory_reserved() - held["reserved"] == 52 * MIB
+        torch.accelerator.empty_cache()
+        assert (allocated(), reserved()) == (MIB, 2 * MIB)
+        torch.accelerator.reset_peak_memory_stats()
+        assert torch.accelerator.max_memory_allocated() - held["allocated"] == MIB
+        assert torch.accelerator.max_memory_reserved() - held["reserved"] == 2 * MIB
+
+
+@check
+def segments_may_be_exact_for_checks_in_little_memory() -> None:
+    sim.set_exact_segments(True)
+    try:
+        with only_what_is_allocated_here():
+            kept = [bytes_of(size) for size in (1, MIB + 1, 11 * MIB)]
+            assert allocated() == reserved() == 512 + MIB + 512 + 11 * MIB
+            del kept
+    finally:
+        sim.set_exact_segments(False)
+        torch.accelerator.empty_cache()
 
 
 # --------------------------------------------------------------------------------------------------- pinned host memory
