@@ -88,6 +88,8 @@ def placement_lines(placement: "Placement", *, baseline_bytes: int) -> list[str]
     )
     if placement.stage_bytes:
         lines.append(f"host stages on the way from disk: {format_bytes(placement.stage_bytes)}")
+    if placement.table_bytes:
+        lines.append(f"input embeddings in host memory, gathered there: {format_bytes(placement.table_bytes)}")
     lines.append(f"before any of this the process held {format_bytes(baseline_bytes)}")
     return lines
 

@@ -243,7 +243,8 @@ def need_of_files(
     logits_bytes = target.workspace_bytes(0, dtype)
     return MemoryNeed(
         formats=layer_formats(target.layouts),
-        others_bytes=target.other_layout.slab_bytes,
+        others_bytes=target.other_bytes(device),
+        table_bytes=target.table_bytes(device),
         draft=_draft_need(config, target, draft, dtype=dtype, device=device),
         cache_bytes_per_token=target.cache_bytes_per_token(dtype),
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
@@ -300,10 +301,11 @@ def _draft_need(
     held = files.held_format(config.draft_format, dtype, device, is_substitute=is_substitute)
     num_bytes = sum(files.draft_layer_bytes(held))
     if not is_substitute:
-        num_bytes += files.other_layout.slab_bytes + files.draft_head_bytes(held, device)
+        num_bytes += files.other_bytes(device) + files.draft_head_bytes(held, device)
     label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
     shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
-    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(dtype), shared)
+    table_bytes = 0 if is_substitute else files.table_bytes(device)
+    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(dtype), table_bytes, shared)
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:

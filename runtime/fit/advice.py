@@ -207,14 +207,14 @@ def _shortage(need: MemoryNeed, machine: Machine, placement: Placement) -> _Shor
         return _Shortage("host memory", placement.host_bytes, machine.host_free_bytes)
     if machine.is_cpu and not placement.host_budget_bytes and not machine.is_link_emulated:
         return _Shortage("memory", need.fixed_bytes + need.layers.total_bytes, device_budget, is_budget)
-    stages = _stage_bytes(need, machine)
-    needed, usable = placement.residency.streamed_bytes + stages, placement.host_budget_bytes + stages
+    beside = _host_side_bytes(need, machine)
+    needed, usable = placement.residency.streamed_bytes + beside, placement.host_budget_bytes + beside
     return _Shortage("host memory", needed, usable, is_budget=machine.host_budget_bytes is not None)
 
 
-def _stage_bytes(need: MemoryNeed, machine: Machine) -> int:
-    """Return what layers take of host memory in passing; a budget that the user chose does not pay for it."""
-    return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.stage_bytes
+def _host_side_bytes(need: MemoryNeed, machine: Machine) -> int:
+    """Return what is wanted of host memory beside waiting layers; a budget that the user chose does not pay for it."""
+    return 0 if machine.is_cpu or machine.host_budget_bytes is not None else need.host_side_bytes
 
 
 def _needed_bytes(need: MemoryNeed, machine: Machine, resource: _Resource, *, is_least: bool) -> int:
@@ -222,7 +222,7 @@ def _needed_bytes(need: MemoryNeed, machine: Machine, resource: _Resource, *, is
     if resource == "free disk":
         return need.file_bytes
     if resource == "host memory":
-        return place(need, machine).residency.streamed_bytes + _stage_bytes(need, machine)
+        return place(need, machine).residency.streamed_bytes + _host_side_bytes(need, machine)
     return need.least_bytes if is_least else need.fixed_bytes + need.layers.total_bytes
 
 
@@ -233,8 +233,8 @@ def _grown(need: MemoryNeed, machine: Machine, shortage: _Shortage, placement: P
         return replace(machine, disk_free_bytes=needed), needed - shortage.usable_bytes
     if not machine.is_link_emulated:
         is_host = shortage.resource == "host memory"
-        stages = _stage_bytes(need, machine) if is_host else 0
-        free = free_bytes_for(needed - stages, is_pinned=is_host and not machine.is_cpu) + stages
+        beside = _host_side_bytes(need, machine) if is_host else 0
+        free = free_bytes_for(needed - beside, is_pinned=is_host and not machine.is_cpu) + beside
     elif shortage.resource == "host memory":
         free = placement.device_budget_bytes + RESERVED_BYTES + needed
     else:

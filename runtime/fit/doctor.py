@@ -185,10 +185,11 @@ def question_of_shapes(device: torch.device) -> ModelOutlook:
     target, draft = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]
     item_bytes = 4 if device.type == "cpu" else target.item_bytes  # as a session computes: see LoadPlan
     need = target.need(
-        draft.as_draft(item_bytes),
+        draft.as_draft(item_bytes, is_cpu=device.type == "cpu"),
         context_tokens=DEFAULT_CONTEXT_TOKENS,
         max_nodes=default_max_nodes(device),
         compute_item_bytes=item_bytes,
+        is_cpu=device.type == "cpu",
     )
     return ModelOutlook(target.name, f"{draft.name} in int8 rows", need)
 

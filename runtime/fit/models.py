@@ -127,6 +127,11 @@ class ModelShape:
         """Bytes of embeddings, final norm and head."""
         return self._num_other_elements * self.item_bytes
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the input embeddings, which an accelerator leaves in host memory; 0 where they are the head too."""
+        return 0 if self.is_tied else self.vocab_size * self.hidden_size * self.item_bytes
+
     def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
         """Return the bytes of one token's keys and values in all layers."""
         width = self.cache_width or 2 * self.num_kv_heads * self.head_dim
@@ -139,22 +144,34 @@ class ModelShape:
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
         return self.num_layers * (sum(map(size, self.matrices)) + self._vector_bytes)
 
-    def as_draft(self, compute_item_bytes: int, *, held: str = "int8", is_substitute: bool = False) -> DraftNeed:
+    def as_draft(
+        self, compute_item_bytes: int, *, held: str = "int8", is_substitute: bool = False, is_cpu: bool = True
+    ) -> DraftNeed:
         """Return this model as a draft; a substitute has the embeddings and the head of its target."""
+        table_bytes = 0 if is_cpu or is_substitute else self.table_bytes
         return DraftNeed(
             f"{'substitute draft' if is_substitute else f'draft {self.name}'} ({_HELD_WORDS[held]})",
-            self.held_bytes(held) + (0 if is_substitute else self.others_bytes),
+            self.held_bytes(held) + (0 if is_substitute else self.others_bytes) - table_bytes,
             self.cache_bytes_per_token(compute_item_bytes),
+            table_bytes,
         )
 
     def need(
-        self, draft: DraftNeed | None, *, context_tokens: int, max_nodes: int, compute_item_bytes: int
+        self,
+        draft: DraftNeed | None,
+        *,
+        context_tokens: int,
+        max_nodes: int,
+        compute_item_bytes: int,
+        is_cpu: bool = True,
     ) -> MemoryNeed:
         """Return what running it takes, its files included, which are not on this machine yet."""
         formats = self.formats
+        table_bytes = 0 if is_cpu else self.table_bytes
         return MemoryNeed(
             formats=formats,
-            others_bytes=self.others_bytes,
+            others_bytes=self.others_bytes - table_bytes,
+            table_bytes=table_bytes,
             draft=draft,
             cache_bytes_per_token=self.cache_bytes_per_token(compute_item_bytes),
             context_tokens=context_tokens,

@@ -14,7 +14,7 @@ from offload.units import round_up_to_page
 from runtime.config import PREFILL_CHUNK_TOKENS
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 
-OTHERS = "target's embeddings, norm and head"
+OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
 
 
@@ -44,6 +44,8 @@ class DraftNeed:
     """Bytes of its weights."""
     cache_bytes_per_token: int
     """Bytes of a token's keys and values."""
+    table_bytes: int = 0
+    """Bytes of its input embeddings that wait in host memory, not among `num_bytes`."""
     shared_layer_bytes: tuple[int, ...] = ()
     """Bytes per layer of the target that the draft does not hold if that layer is resident; empty if it shares none."""
 
@@ -55,7 +57,9 @@ class MemoryNeed:
     formats: tuple[LayerFormat, ...]
     """The format that would be run, then the smaller ones it could be converted to."""
     others_bytes: int
-    """Embeddings, final norm and head: always resident, never quantized."""
+    """Final norm, head, and embeddings unless they wait in host memory: always resident, never quantized."""
+    table_bytes: int = 0
+    """Bytes of input embeddings that wait in host memory, beside an accelerator."""
     draft: DraftNeed | None
     """None: plain streaming."""
     cache_bytes_per_token: int
@@ -97,6 +101,16 @@ class MemoryNeed:
         return NUM_STAGES * max(self.layers.layer_bytes)
 
     @property
+    def host_side_bytes(self) -> int:
+        """Bytes of host memory that an accelerator's session takes beside the layers that wait there."""
+        return self.stage_bytes + self.host_table_bytes
+
+    @property
+    def host_table_bytes(self) -> int:
+        """Bytes of both models' input embeddings that wait in host memory."""
+        return self.table_bytes + (0 if self.draft is None else self.draft.table_bytes)
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes of all fixed entries, with no layer resident."""
         return sum(self.fixed_entries().values())
@@ -113,7 +127,7 @@ class MemoryNeed:
 
     def fixed_entries(self, residents: Iterable[int] = ()) -> dict[str, int]:
         """Return the bytes beside decoder layers and ring by purpose; a draft may share the `residents`."""
-        entries = {OTHERS: self.others_bytes}
+        entries = {HEAD if self.table_bytes else OTHERS: self.others_bytes}
         cache_bytes = self.cache_bytes_per_token
         if self.draft is not None:
             shared = self.draft.shared_layer_bytes
@@ -139,7 +153,8 @@ class MemoryNeed:
         rest = self.formats[names.index(name) :]
         if rest == self.formats:
             return self
-        file_bytes = rest[0].total_bytes + self.others_bytes + (self.file_bytes if name == "int8" else 0)
+        file_bytes = rest[0].total_bytes + self.others_bytes + self.table_bytes
+        file_bytes += self.file_bytes if name == "int8" else 0
         return replace(self, formats=rest, file_bytes=file_bytes)
 
 
@@ -165,6 +180,8 @@ class Placement:
     """What host memory may hold of the layers."""
     stage_bytes: int = 0
     """Host memory through which layers from disk pass on their way to the device."""
+    table_bytes: int = 0
+    """Host memory of input embeddings, whose rows are gathered there."""
     missing_device_bytes: int = 0
     """Bytes by which the least that must be on the device exceeds what it may hold."""
     missing_host_bytes: int = 0
@@ -188,7 +205,7 @@ class Placement:
     @property
     def late_bytes(self) -> int:
         """Bytes of the fixed ones that are allocated after the layers, which have to leave room for them."""
-        return self.fixed_bytes - self.fixed[OTHERS]
+        return sum(size for purpose, size in self.fixed.items() if purpose not in (OTHERS, HEAD))
 
     @property
     def ring_bytes(self) -> int:
@@ -266,6 +283,7 @@ def place(need: MemoryNeed, machine: Machine) -> Placement:
         fixed=need.fixed_entries(plan.resident_layers),
         device_budget_bytes=device_budget,
         host_budget_bytes=host_budget,
+        table_bytes=need.host_table_bytes,
     )
     free_disk_bytes = need.file_bytes if machine.disk_free_bytes is None else machine.disk_free_bytes
     # A budget that the user chose may be more than there is: then what is there decides.
@@ -273,7 +291,9 @@ def place(need: MemoryNeed, machine: Machine) -> Placement:
     return replace(
         placement,
         missing_device_bytes=max(0, need.least_bytes - device_budget, held_bytes - machine.free_bytes),
-        missing_host_bytes=0 if machine.is_cpu else max(0, plan.host_bytes - machine.host_free_bytes),
+        missing_host_bytes=0
+        if machine.is_cpu
+        else max(0, plan.host_bytes + need.host_table_bytes - machine.host_free_bytes),
         missing_disk_bytes=max(0, need.file_bytes - free_disk_bytes),
     )
 
@@ -288,5 +308,5 @@ def _budgets(need: MemoryNeed, machine: Machine) -> tuple[int, int]:
     if machine.host_budget_bytes is not None:
         return device, machine.host_budget_bytes
     if not machine.is_cpu:
-        return device, usable_bytes(machine.host_free_bytes - need.stage_bytes, is_pinned=True)
+        return device, usable_bytes(machine.host_free_bytes - need.host_side_bytes, is_pinned=True)
     return device, max(0, machine.host_free_bytes - device - RESERVED_BYTES) if machine.is_link_emulated else 0

@@ -240,12 +240,15 @@ class _Planning:
         assert speed is not None
         draft = None
         if held is not None and question.draft is not None:
-            draft = question.draft.as_draft(speed.compute_item_bytes, held=held, is_substitute=question.is_substitute)
+            draft = question.draft.as_draft(
+                speed.compute_item_bytes, held=held, is_substitute=question.is_substitute, is_cpu=machine.is_cpu
+            )
         need = question.target.need(
             draft,
             context_tokens=question.context_tokens,
             max_nodes=self._max_nodes if question.tree_shape is None else question.tree_shape[0],
             compute_item_bytes=speed.compute_item_bytes,
+            is_cpu=machine.is_cpu,
         )
         if question.target.folder is not None:
             need = replace(need, file_bytes=0)

@@ -90,6 +90,7 @@ class PlanOption:
                 "host": {"layers": placed.num_host_layers, "bytes": placed.host_bytes},
                 "disk": {"layers": placed.num_disk_layers, "bytes": placed.disk_bytes},
             },
+            "host_table_bytes": placed.table_bytes,
             "device_bytes": placed.device_bytes,
             "device_budget_bytes": placed.device_budget_bytes,
             "fixed_bytes": placed.fixed_bytes,

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -130,10 +132,63 @@ def bind_embedding(module: nn.Embedding, matrix: torch.Tensor, compute_dtype: to
     forward then runs in the compute dtype without a widened copy of the table.
     """
 
+    _replace_table(module, lambda ids: matrix[ids.reshape(-1)].to(compute_dtype))
+
+
+class HostEmbedding:
+    """The input embeddings in host memory: before a pass its rows are gathered there and cross in one small copy.
+
+    A pass needs a few hundred rows of a table that takes as much of a device as several layers.
+    """
+
+    def __init__(self, module: nn.Embedding, matrix: torch.Tensor, compute: ComputePlan) -> None:
+        """Let `module` (or a subclass that scales) read from `matrix` (V, E), which lies in host memory."""
+        self._matrix = matrix
+        self._compute = compute
+        self._is_pinnable = True
+        self._rows = matrix[:0]
+        _replace_table(module, self._present)
+
+    def gather(self, token_ids: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the rows (T, E) of the tokens in the storage dtype, in pinned memory unless a driver refuses it."""
+        rows = self._empty_rows(len(token_ids))
+        return torch.index_select(self._matrix, 0, torch.from_numpy(token_ids), out=rows)
+
+    def device_rows(self, num_tokens: int) -> torch.Tensor:
+        """Return memory on the device for the rows of so many tokens, (T, E) of zeros."""
+        size = (num_tokens, self._matrix.shape[1])
+        return torch.zeros(size, dtype=self._matrix.dtype, device=self._compute.device)
+
+    def show(self, rows: torch.Tensor) -> None:
+        """Let the next forward find `rows` (T, E), on the device, where it looks up T tokens."""
+        self._rows = rows
+
+    def bring(self, token_ids: npt.NDArray[np.int64]) -> None:
+        """Gather the rows of a pass and show them; nothing waits for their copy but the pass."""
+        self.show(self.gather(token_ids).to(self._compute.device, non_blocking=True))
+
+    def _present(self, ids: torch.Tensor) -> torch.Tensor:
+        assert ids.numel() == len(self._rows), (
+            f"{ids.numel()} tokens are looked up, {len(self._rows)} rows were brought"
+        )
+        return self._rows.to(self._compute.dtype)
+
+    def _empty_rows(self, num_tokens: int) -> torch.Tensor:
+        shape, dtype = (num_tokens, self._matrix.shape[1]), self._matrix.dtype
+        if self._is_pinnable:
+            try:
+                return torch.empty(shape, dtype=dtype, pin_memory=True)  # torch reuses it once its copy is done
+            except RuntimeError:  # the driver pins no more: these copies then make the host wait
+                self._is_pinnable = False
+        return torch.empty(shape, dtype=dtype)
+
+
+def _replace_table(module: nn.Embedding, rows_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Give the module, before each forward, the rows of the ids that it is asked for, and renumber those."""
+
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids, *rest = args
-        rows = matrix[ids.reshape(-1)].to(compute_dtype)
-        module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+        module._parameters["weight"] = nn.Parameter(rows_of(ids), requires_grad=False)
         return torch.arange(ids.numel(), device=ids.device).view(ids.shape), *rest
 
     module.padding_idx = None  # the renumbered ids know no padding row

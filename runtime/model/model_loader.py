@@ -1,7 +1,8 @@
 """From a model folder to modules with weights: a streamed target, a resident draft, a substitute draft.
 
 A `ModelFiles` is a checked folder whose weights are still on disk; from it the memory each piece needs is known before
-anything is read. Embeddings, final norm and head are always resident, in their storage dtype.
+anything is read. Embeddings, final norm and head are always resident, in their storage dtype; beside an accelerator
+the input embeddings wait in host memory, unless they are the head too.
 """
 
 import inspect
@@ -31,6 +32,7 @@ from runtime.model.layer_binding import (
     HOST_DEVICE,
     ComputePlan,
     Convert,
+    HostEmbedding,
     ModuleBinder,
     StoredLinear,
     bind_embedding,
@@ -55,6 +57,10 @@ class ModelFiles:
     """Where each decoder layer's bytes are."""
     other_layout: LayerLayout
     """Everything that is not a decoder layer, as one slab."""
+    table_layout: LayerLayout | None
+    """The input embeddings among it, which an accelerator leaves in host memory; None where they are the head too."""
+    rest_layout: LayerLayout
+    """Everything else among it."""
     formats: tuple[Mapping[str, WeightFormat], ...]
     """Per layer: the formats of its quantized matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
@@ -69,6 +75,9 @@ class ModelFiles:
         parts = open_decoder(checkpoint, dtype=torch.float32)
         layouts = tuple(map(layout_layer, parts.layer_tensors))
         others = layout_layer(parts.other_tensors)
+        table_name = _table_name(parts)
+        rest = {name: entry for name, entry in parts.other_tensors.items() if name != table_name}
+        table = None if table_name is None else layout_layer({table_name: parts.other_tensors[table_name]})
         linears = tuple(
             {
                 f"{name}.weight": (module.out_features, module.in_features)
@@ -78,12 +87,30 @@ class ModelFiles:
             for layer in parts.layers
         )
         shapes = try_pass(parts)
-        return cls(checkpoint, parts.model.config, layouts, others, parts.layer_formats, linears, shapes)
+        return cls(
+            checkpoint,
+            parts.model.config,
+            layouts,
+            others,
+            table,
+            layout_layer(rest),
+            parts.layer_formats,
+            linears,
+            shapes,
+        )
 
     @property
     def payload_bytes(self) -> tuple[int, ...]:
         """Bytes of the weights of each decoder layer."""
         return tuple(layout.payload_bytes for layout in self.layouts)
+
+    def other_bytes(self, device: torch.device) -> int:
+        """Return the bytes that `device` holds of what is not a decoder layer."""
+        return (self.rest_layout if self.table_bytes(device) else self.other_layout).slab_bytes
+
+    def table_bytes(self, device: torch.device) -> int:
+        """Return the bytes of input embeddings that wait in host memory beside `device`."""
+        return 0 if device.type == "cpu" or self.table_layout is None else self.table_layout.slab_bytes
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -139,12 +166,14 @@ class ModelFiles:
 def read_others(
     files: ModelFiles, engine: CopyEngine, *, device: torch.device = HOST_DEVICE
 ) -> dict[str, torch.Tensor]:
-    """Return embeddings, final norm and head by full name, as views of one slab on `device` in the storage dtype.
+    """Return embeddings, final norm and head by full name, in the storage dtype, where they stay: see `table_layout`.
 
     Raises LinkError.
     """
-    layout = files.other_layout
-    return slab_views(layout, slab_on(device, layout, read_slab(layout, engine)))
+    layout, table = files.other_layout, {}
+    if files.table_layout is not None and device.type != "cpu":
+        layout, table = files.rest_layout, slab_views(files.table_layout, read_slab(files.table_layout, engine))
+    return table | slab_views(layout, slab_on(device, layout, read_slab(layout, engine)))
 
 
 def open_streamed(
@@ -156,10 +185,15 @@ def open_streamed(
     capacity: int,
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
-    parts = _open_parts(files, compute, others)
-    shapes = files.cache_shapes
+    parts, table = _open_parts(files, compute, others)
     return StreamedModel(
-        parts, compute, capacity=capacity, cache_shapes=shapes, layouts=files.layouts, streamer=streamer
+        parts,
+        compute,
+        capacity=capacity,
+        cache_shapes=files.cache_shapes,
+        embedding=table,
+        layouts=files.layouts,
+        streamer=streamer,
     )
 
 
@@ -179,7 +213,7 @@ def load_draft(
     they are, not read and not copied: views of memory that outlives the model, such as layers that stay resident in the
     target. Without `shared` the head is the draft's own, and held in int8 too.
     """
-    parts = _open_parts(files, compute, others)
+    parts, table = _open_parts(files, compute, others)
     bound = shared or {}
 
     def binder(index: int, convert: Convert | None = None) -> ModuleBinder:
@@ -192,7 +226,7 @@ def load_draft(
         for index, layout in own.items():
             binder(index).bind(slab_views(layout, slab_on(compute.device, layout, read_slab(layout, engine))))
             yield layout.payload_bytes
-        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes)
+        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
     convert = draft_converter(held, compute.dtype, compute.device)
     largest = max((layout.slab_bytes for layout in own.values()), default=0)
     slabs = cycle([allocate_read_slab(largest) for _ in range(min(2, len(own)))])
@@ -207,21 +241,42 @@ def load_draft(
         converted = convert(head.stored)
         if isinstance(converted, PackedInt8Weight):
             head.stored = converted
-    return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes)
+    return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
 
 
-def _open_parts(files: ModelFiles, compute: ComputePlan, others: Mapping[str, torch.Tensor]) -> DecoderParts:
-    """Return a new empty model with everything bound but the layers; tied parameters share their source's bytes."""
+def _open_parts(
+    files: ModelFiles, compute: ComputePlan, others: Mapping[str, torch.Tensor]
+) -> tuple[DecoderParts, HostEmbedding | None]:
+    """Return a new empty model with everything bound but the layers, and its input embeddings if they wait on the host.
+
+    Tied parameters share their source's bytes.
+    """
     parts = open_decoder(files.checkpoint, dtype=compute.dtype)
     replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device))
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
+    on_host = None
     for name, module in parts.model.named_modules():
         if isinstance(module, nn.Embedding) and _takes_ids(module) and f"{name}.weight" in tensors:
-            bind_embedding(module, tensors.pop(f"{name}.weight"), compute.dtype)
+            matrix = tensors.pop(f"{name}.weight")
+            if matrix.device.type == compute.device.type:
+                bind_embedding(module, matrix, compute.dtype)
+            else:
+                on_host = HostEmbedding(module, matrix, compute)
     ModuleBinder(parts.model, compute, formats=parts.other_formats).bind(tensors)
     _move_tables(parts.model, compute.device)
-    return parts
+    return parts, on_host
+
+
+def _table_name(parts: DecoderParts) -> str | None:
+    """Return the full name of the input embeddings' table, where nothing but looking tokens up needs it."""
+    inputs = parts.model.get_input_embeddings()
+    for name, module in parts.model.named_modules():
+        table = f"{name}.weight"
+        is_alone = table in parts.other_tensors and table not in parts.tied.values()
+        if module is inputs and isinstance(module, nn.Embedding) and _takes_ids(module) and is_alone:
+            return table
+    return None
 
 
 def _takes_ids(module: nn.Embedding) -> bool:

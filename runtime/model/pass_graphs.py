@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from runtime.model.attention import additive_mask
+from runtime.model.layer_binding import HostEmbedding
 from runtime.model.tree_cache import TreeCache
 
 logger = logging.getLogger(__name__)
@@ -76,18 +77,32 @@ class _FixedPass:
     positions: torch.Tensor
     slots: torch.Tensor
     visible: torch.Tensor
+    rows: torch.Tensor | None
+    """The tokens' embeddings (W, E), where they come from host memory."""
     replay: Replay
 
 
 class PassGraphs:
     """The recorded passes of one model."""
 
-    def __init__(self, record: Recorder, forward: Forward, cache: TreeCache, *, dtype: torch.dtype) -> None:
-        """`forward` runs the decoder on `cache`, whose slots must not have been allocated yet; `dtype` of its masks."""
+    def __init__(
+        self,
+        record: Recorder,
+        forward: Forward,
+        cache: TreeCache,
+        *,
+        dtype: torch.dtype,
+        embedding: HostEmbedding | None = None,
+    ) -> None:
+        """`forward` runs the decoder on `cache`, whose slots must not have been allocated yet; `dtype` of its masks.
+
+        It finds the tokens' rows in `embedding` if that is given: they are gathered outside of what is recorded.
+        """
         self._record_work = record
         self._forward = forward
         self._cache = cache
         self._dtype = dtype
+        self._embedding = embedding
         self._uses: dict[tuple[int, int], int] = {}
         self._passes: dict[tuple[int, int], _FixedPass] = {}
         self._can_record = True
@@ -124,6 +139,8 @@ class PassGraphs:
             (fixed.visible, seen),
         ):
             fixed_input.copy_(torch.from_numpy(values), non_blocking=True)
+        if self._embedding is not None and fixed.rows is not None:
+            fixed.rows[:num_tokens].copy_(self._embedding.gather(token_ids), non_blocking=True)
         hidden = fixed.replay()[0, :num_tokens].clone()  # the next replay overwrites its output
         self._cache.append(num_tokens)
         return hidden
@@ -134,8 +151,11 @@ class PassGraphs:
         token_ids, positions = (torch.zeros(1, width, dtype=torch.int64, device=device) for _ in range(2))
         slots = torch.full((width,), self._cache.capacity, dtype=torch.int64, device=device)
         visible = torch.zeros(width, keys, dtype=torch.bool, device=device)
+        rows = None if self._embedding is None else self._embedding.device_rows(width)
 
         def work() -> torch.Tensor:
+            if self._embedding is not None and rows is not None:
+                self._embedding.show(rows)
             with self._cache.fixed_pass(slots, num_keys=keys):
                 return self._forward(token_ids, positions, additive_mask(visible, self._dtype))
 
@@ -146,7 +166,7 @@ class PassGraphs:
             logger.warning("draft passes are not recorded, which makes them slower: %s", reason)
             self._can_record = False
             return False
-        self._passes[shape] = _FixedPass(token_ids, positions, slots, visible, replay)
+        self._passes[shape] = _FixedPass(token_ids, positions, slots, visible, rows, replay)
         return True
 
 

@@ -27,7 +27,7 @@ from offload.layer_streamer import LayerStreamer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.attention import attention_masks
-from runtime.model.layer_binding import ComputePlan, ModuleBinder
+from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
@@ -76,15 +76,18 @@ class StreamedModel:
         *,
         capacity: int,
         cache_shapes: Sequence[CacheShape] | None = None,
+        embedding: HostEmbedding | None = None,
         layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
-        `capacity`: tokens that the cache holds at most, `cache_shapes`: what it keeps of each, by layer, if known.
+        `capacity`: tokens that the cache holds at most, of `cache_shapes`, if those are known: then its layers share
+        one piece of memory. `embedding`: the tokens' rows, where they wait on the host.
         """
         self.parts = parts
         self._compute = compute
+        self._embedding = embedding
         self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes)
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
@@ -98,7 +101,9 @@ class StreamedModel:
         if streamer is None and set(parts.layer_windows) == {None}:
             record = recorder_for(compute.device)
             if record is not None:
-                self._graphs = PassGraphs(record, self._forward_full, self.cache, dtype=compute.dtype)
+                self._graphs = PassGraphs(
+                    record, self._forward_full, self.cache, dtype=compute.dtype, embedding=embedding
+                )
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
             if streamer is not None:
@@ -176,6 +181,8 @@ class StreamedModel:
             recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=device)
             if recorded is not None:
                 return recorded
+        if self._embedding is not None:
+            self._embedding.bring(inputs.token_ids)
         self._masks = attention_masks(
             inputs.visible,
             query_positions=inputs.positions,

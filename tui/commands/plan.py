@@ -178,7 +178,9 @@ def _tiers(option: "PlanOption") -> str:
         (placed.num_host_layers, placed.host_bytes, "in pinned host memory"),
         (placed.num_disk_layers, placed.disk_bytes, "on disk"),
     )
-    return ", ".join(f"{number} {where} ({format_bytes(size)})" for number, size, where in tiers if number)
+    words = [f"{number} {where} ({format_bytes(size)})" for number, size, where in tiers if number]
+    tables = [f"input embeddings in host memory ({format_bytes(placed.table_bytes)})"] if placed.table_bytes else []
+    return ", ".join(words + tables)
 
 
 def _plain_text(report: "PlanReport") -> str:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from offload.units import format_bytes
 from runtime.fit.plan_report import QUALITY
 from tests.support.fit_needs import GB
 from tests.support.plan_fakes import plan_machine, planned, processor
@@ -71,7 +72,7 @@ def test_a_faster_format_that_streams_too_is_only_mentioned():
 
 def test_a_format_that_fits_but_is_no_faster_is_no_advice():
     """A pass over bf16 that mostly stays is shorter than widening int8."""
-    report = planned("rtx-4060-ti-16gb", target="qwen2.5-7b", draft_format="stored")
+    report = planned("rtx-4060-ti-16gb", target="qwen2.5-7b", draft_format="stored", device_bytes=15 * GB)
     assert report.main.streams and not any(one.streams for one in report.others.values())
     assert report.verdicts == ()
 
@@ -98,9 +99,10 @@ def test_the_qualities_are_those_of_the_measured_perplexities():
 
 
 def test_assumptions_are_noted():
-    notes = planned().notes
+    report = planned()
+    notes, waiting = report.notes, format_bytes(report.main.placement.host_bytes)
     assert notes[0].startswith("speeds are those of a text of 2048 tokens; launching kernels is not counted")
-    assert any("host memory is assumed to hold the 104 GB" in note for note in notes)
+    assert any(f"host memory is assumed to hold the {waiting}" in note for note in notes)
     assert any("a quantized one is accepted a little less often" in note for note in notes)
     assert any(note.endswith("keeps memory for, 1024 nodes") for note in notes)
     assert not any("1024 nodes" in note for note in planned(tree="1024x14").notes)

@@ -1,10 +1,20 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
-from runtime.model.layer_binding import ComputePlan, ModuleBinder, StoredLinear, bind_embedding, replace_linears
+from runtime.model.layer_binding import (
+    ComputePlan,
+    HostEmbedding,
+    ModuleBinder,
+    StoredLinear,
+    bind_embedding,
+    replace_linears,
+)
 
 
 class Block(nn.Module):
@@ -101,13 +111,44 @@ def test_subclasses_of_linear_are_left_alone() -> None:
     assert isinstance(module[1], StoredLinear)
 
 
-def test_an_embedding_gathers_from_the_stored_table_and_keeps_its_own_forward() -> None:
-    class ScaledEmbedding(nn.Embedding):
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return super().forward(input_ids) * 3
+class ScaledEmbedding(nn.Embedding):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids) * 3
 
+
+def test_an_embedding_gathers_from_the_stored_table_and_keeps_its_own_forward() -> None:
     table = torch.randn(10, 4).bfloat16()
     module = ScaledEmbedding(10, 4, padding_idx=9, device="meta").requires_grad_(False)
     bind_embedding(module, table, torch.float32)
     ids = torch.tensor([[7, 7, 0]])
     assert torch.equal(module(ids), table[ids].float() * 3)
+
+
+@pytest.mark.parametrize("can_pin", [True, False])
+def test_rows_brought_from_host_memory_are_those_of_the_table(can_pin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that pins no more makes the copies slower, nothing else."""
+    wanted = []
+
+    def pinning(*size: Any, pin_memory: bool = False, **settings: Any) -> torch.Tensor:
+        wanted.append(pin_memory)
+        if pin_memory and not can_pin:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*size, **settings)
+
+    table = torch.randn(10, 4).bfloat16()
+    module = ScaledEmbedding(10, 4, padding_idx=9, device="meta").requires_grad_(False)
+    embedding = HostEmbedding(module, table, ComputePlan(torch.float32))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", pinning)
+    for ids in ([7, 7, 0], [9]):
+        embedding.bring(np.array(ids))
+        assert torch.equal(module(torch.zeros(1, len(ids), dtype=torch.int64)), table[torch.tensor([ids])].float() * 3)
+    assert wanted == ([True, True] if can_pin else [True, False, False])
+
+
+def test_a_lookup_of_other_tokens_than_were_brought_is_no_silent_mistake() -> None:
+    module = nn.Embedding(10, 4, device="meta").requires_grad_(False)
+    embedding = HostEmbedding(module, torch.randn(10, 4), ComputePlan(torch.float32))
+    embedding.bring(np.array([1, 2]))
+    with pytest.raises(AssertionError, match="3 tokens are looked up, 2 rows were brought"):
+        module(torch.tensor([[1, 2, 3]]))

@@ -103,6 +103,21 @@ def test_a_tied_head_shares_the_embeddings_bytes(tmp_path: Path) -> None:
     assert logits_of(tied).shape == (4, 96)
 
 
+def test_beside_an_accelerator_the_input_embeddings_wait_in_host_memory(files: ModelFiles) -> None:
+    cpu, accelerator = torch.device("cpu"), torch.device("cuda")
+    assert files.table_layout is not None and [tensor.shape for tensor in files.table_layout.tensors] == [(96, 32)]
+    assert files.table_layout.payload_bytes + files.rest_layout.payload_bytes == files.other_layout.payload_bytes
+    assert (files.table_bytes(cpu), files.other_bytes(cpu)) == (0, files.other_layout.slab_bytes)
+    assert files.table_bytes(accelerator) == files.table_layout.slab_bytes
+    assert files.other_bytes(accelerator) == files.rest_layout.slab_bytes
+
+
+def test_embeddings_that_are_the_head_too_stay_on_the_device(tmp_path: Path) -> None:
+    tied = ModelFiles.open(save_tiny_model("gemma3", tmp_path / "tied"))
+    assert tied.table_layout is None and tied.table_bytes(torch.device("cuda")) == 0
+    assert tied.other_bytes(torch.device("cuda")) == tied.other_layout.slab_bytes
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         ModelFiles.open(tmp_path)

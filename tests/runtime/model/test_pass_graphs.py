@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from runtime.model import pass_graphs, streamed_model
+from runtime.model.layer_binding import ComputePlan, HostEmbedding
 from runtime.model.pass_graphs import (
     MAX_WIDTH,
     USES_BEFORE_RECORDING,
@@ -97,6 +98,21 @@ def test_recorded_passes_equal_passes_as_they_come(tmp_path: Path) -> None:
     assert recorder.num_replays > 20
     assert recorded._graphs is not None
     assert len(recorded._graphs._passes) <= 4  # widths 1, 2, 4, 8
+
+
+def test_rows_from_host_memory_are_gathered_outside_of_the_recording(tmp_path: Path) -> None:
+    """They are inputs like the tokens: what is recorded only looks at them."""
+    recorder, table = RepeatingRecorder(), torch.randn(96, 32)
+    recorded, plain = drafts(save_tiny_folder(tmp_path / "m"), recorder, None)
+    for model in (recorded, plain):
+        inputs = model.parts.model.get_input_embeddings()
+        model._embedding = HostEmbedding(inputs, table, ComputePlan(torch.float32))
+    assert recorded._graphs is not None
+    recorded._graphs._embedding = recorded._embedding
+    for step in range(8):
+        inputs = chain_input([5 + step, 90 - step, 40][: 1 + step % 3], num_cached=plain.cache.num_cached)
+        torch.testing.assert_close(recorded.run_pass(inputs), plain.run_pass(inputs), rtol=1e-5, atol=1e-5)
+    assert recorder.num_replays > 0
 
 
 def test_what_a_replay_returned_outlives_the_next_one(tmp_path: Path) -> None:
