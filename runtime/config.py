@@ -155,8 +155,8 @@ class EngineConfig:
     draft: Annotated[
         str,
         Option(
-            "auto (a substitute where layers stream, else none), substitute (the target itself, quantized), none, or a "
-            "folder or hub name.",
+            "auto (where layers stream the best that is on this machine, else none), substitute (the target itself, "
+            "quantized), none, or a folder or hub name.",
             MODELS,
         ),
     ] = "substitute"

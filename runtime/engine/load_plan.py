@@ -4,6 +4,7 @@ Opens and checks the folders, chooses device, compute dtype and context, lists e
 against them: the rest of the device's memory is filled with layers. Reads headers only.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.device import select_device
-from offload.errors import BudgetError
+from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.formats.weight_format import scratch_bytes
 from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
-from offload.units import format_bytes
+from offload.units import format_bytes, parse_link
+from profiles.errors import BadInputError
 from runtime.config import (
     ACCELERATOR_MAX_NODES,
     DEFAULT_CONTEXT_TOKENS,
@@ -32,11 +34,12 @@ from runtime.config import (
     DraftFormat,
     EngineConfig,
 )
+from runtime.engine.draft_choice import choose_drafts, local_drafts
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
-from runtime.fit.machine import Machine, usable_bytes
+from runtime.fit.machine import Basis, Link, Machine, usable_bytes
 from runtime.fit.models import shape_of_folder
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
 from runtime.fit.plan import held_format
@@ -49,8 +52,12 @@ from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.tokenizer.box import Tokenizer
-from runtime.tokenizer.match import check_draft_tokenizer
+from runtime.tokenizer.match import check_draft_tokenizer, have_equal_tokenizers
 
+logger = logging.getLogger(__name__)
+
+_MAX_TOKENIZERS = 3
+"""Of the drafts that are tried, how many whose tokenizer has to be loaded to be compared."""
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
 
@@ -74,13 +81,15 @@ class LoadPlan:
     baseline_bytes: int
     """What the process held before any of this: Python, torch and the libraries."""
     advice: Advice
+    draft_note: str | None = None
+    """Which draft `auto` took and why, or which it would have liked; None where there is nothing to say."""
 
     @classmethod
     def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
         """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError.
 
-        The plan's own config has no draft `auto` any more: that is a substitute where layers stream or a tree is asked
-        for, and none where everything stays in memory, in which a draft gains little or nothing.
+        The plan's own config has no draft `auto` any more: that is none where everything stays in memory, in which a
+        draft gains little or nothing, and what `choose_drafts` finds where layers stream or a tree is asked for.
         """
         assert config.target is not None, "the models have been located"
         device = select_device(config.device)
@@ -99,7 +108,7 @@ class LoadPlan:
         usual_context = _wanted_tokens(tokenizer, requests) or DEFAULT_CONTEXT_TOKENS
         is_open = config.draft == "auto"
         if is_open:
-            config = replace(config, draft="none" if config.tree == "auto" else "substitute")
+            config = replace(config, draft="none")
         config = _with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
         need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
         plan = cls(
@@ -115,16 +124,51 @@ class LoadPlan:
             baseline_bytes=resident_memory_bytes(),
             advice=advice,
         )
-        return plan.with_substitute() if is_open and plan.residency.streamed_layers else plan
+        return (
+            plan._with_found_draft() if is_open and (plan.residency.streamed_layers or config.tree != "auto") else plan
+        )
+
+    def _with_found_draft(self) -> "LoadPlan":
+        """Return the plan with the best draft that can be had, or the plain one with a sentence on what was missing."""
+        target = self.target.checkpoint.folder
+        try:
+            question = _question(self.config, self.target, None, context_tokens=self.need.context_tokens)
+            choice = choose_drafts(
+                question, _machine_with_link(self.config, self.device), local_drafts(question.target)
+            )
+        except CheckpointError as error:  # a model that runs, but that no plan can be made for
+            logger.debug("no draft is looked for: %s", error)
+            return self.with_substitute()
+        num_loaded = 0
+        for found in choice.found:
+            try:
+                if found.is_substitute:
+                    return replace(self.with_substitute(), draft_note=choice.sentence(found))
+                folder = Path(found.draft)
+                if not have_equal_tokenizers(target, folder):
+                    num_loaded += 1
+                    if num_loaded > _MAX_TOKENIZERS:
+                        continue
+                    check_draft_tokenizer(self.tokenizer, target=target, draft=folder)
+                return replace(
+                    self._with_draft(ModelFiles.open(folder), found.draft), draft_note=choice.sentence(found)
+                )
+            except BadInputError as error:
+                logger.debug("%s is not taken as a draft: %s", found.draft, error)
+        return replace(self, draft_note=choice.sentence(None))
+
+    def _with_draft(self, draft: ModelFiles | None, name: str) -> "LoadPlan":
+        """Return the plan of the same session with this draft, or the substitute for None. Raises BudgetError."""
+        config, context_tokens = replace(self.config, draft=name), self.need.context_tokens
+        config = _with_held(config, self.target, draft, usual_context_tokens=context_tokens, device=self.device)
+        need, advice, placement = _placed(
+            config, self.target, draft, usual_context_tokens=context_tokens, device=self.device
+        )
+        return replace(self, config=config, draft=draft, need=need, advice=advice, placement=placement)
 
     def with_substitute(self) -> "LoadPlan":
         """Return the plan of the same session with the target as its own draft. Raises BudgetError."""
-        config, context_tokens = replace(self.config, draft="substitute"), self.need.context_tokens
-        config = _with_held(config, self.target, None, usual_context_tokens=context_tokens, device=self.device)
-        need, advice, placement = _placed(
-            config, self.target, None, usual_context_tokens=context_tokens, device=self.device
-        )
-        return replace(self, config=config, need=need, advice=advice, placement=placement)
+        return self._with_draft(None, "substitute")
 
     @property
     def target_name(self) -> str:
@@ -183,18 +227,35 @@ def _with_held(
     files = draft or target
     if config.draft_format != "auto" or config.is_plain or device.type == "cpu" or files.is_quantized:
         return config
-    shapes = [shape_of_folder(one.checkpoint.folder) for one in (target, files)]
     context_tokens = config.context_tokens or usual_context_tokens
-    request = PlanRequest(draft="substitute", tree=config.tree)
-    question = PlanQuestion(
-        request=request,
-        target=shapes[0],
-        draft=shapes[1],
-        is_substitute=draft is None,
-        context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
-    )
+    context_tokens = min(context_tokens, max_positions(target.config) or context_tokens)
+    question = _question(config, target, files, context_tokens=context_tokens)
+    question = replace(question, is_substitute=draft is None)
     held = held_format(question, machine_of(config, device))
     return replace(config, draft_format=cast("DraftFormat", held))
+
+
+def _question(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, context_tokens: int
+) -> PlanQuestion:
+    """Return what `plan` would be asked about a session. Raises CheckpointError for a model that has no plan."""
+    return PlanQuestion(
+        request=PlanRequest(draft_format=config.draft_format, tree=config.tree),
+        target=shape_of_folder(target.checkpoint.folder),
+        draft=None if draft is None else shape_of_folder(draft.checkpoint.folder),
+        is_substitute=False,
+        context_tokens=context_tokens,
+    )
+
+
+def _machine_with_link(config: EngineConfig, device: torch.device) -> Machine:
+    """Return this machine's memory, and the links that the config emulates. Raises BudgetError."""
+    machine = machine_of(config, device)
+    if config.link is not None:
+        machine = replace(machine, link=Link(parse_link(config.link), Basis.GIVEN, "emulated"))
+    if config.disk_link is not None:
+        machine = replace(machine, disk=Link(parse_link(config.disk_link), Basis.GIVEN, "emulated"))
+    return machine
 
 
 def machine_of(config: EngineConfig, device: torch.device) -> Machine:

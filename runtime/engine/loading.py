@@ -121,7 +121,8 @@ def load_session(
     wait_until_unpinned()
     gc.collect()
     plan = LoadPlan.build(config, requests=requests)
-    start, is_undrafted = find_profiles(plan, state_folder), config.draft == "auto" and plan.config.is_plain
+    start = find_profiles(plan, state_folder)
+    is_undrafted = config.draft == "auto" and plan.config.is_plain and not plan.residency.streamed_layers
     if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
         plan, start, is_undrafted = *paying, False
     config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
@@ -153,8 +154,8 @@ def load_session(
         num_graft_nodes=config.num_graft_nodes,
     )
     session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
-    undrafted = (NO_DRAFT,) if is_undrafted else ()
-    notes = (*undrafted, *start.notes(plan, is_planned=engine.planner.choice is not None))
+    on_draft = (NO_DRAFT,) if is_undrafted else () if plan.draft_note is None else (plan.draft_note,)
+    notes = (*on_draft, *start.notes(plan, is_planned=engine.planner.choice is not None))
     if not is_early:
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
     placement = plan.placement.with_tiers(placed.tiers)

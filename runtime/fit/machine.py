@@ -215,6 +215,8 @@ def judged_alike(machine: Machine) -> Machine:
     """
     reference = reference_machine(_JUDGED_AS)
     assert reference.speed is not None
+    if machine.is_cpu:
+        return replace(machine, disk=machine.disk or reference.disk, speed=_some_processor())
     speed = reference.speed
     if not machine.has_fused_nf4:
         rates = {**speed.draft_weights_per_second, "nf4": speed.target_weights_per_second["nf4"]}
@@ -222,6 +224,14 @@ def judged_alike(machine: Machine) -> Machine:
     if machine.speed is not None:
         speed = replace(speed, compute_item_bytes=machine.speed.compute_item_bytes)
     return replace(machine, link=reference.link, disk=reference.disk, speed=speed)
+
+
+def _some_processor() -> DeviceSpeed:
+    """Return a processor whose drafts multiply int8 rows as they are."""
+    speed = speed_of_data_sheet(memory_bytes_per_second=60e9, flops=1.5e12)
+    rates = dict.fromkeys(speed.draft_weights_per_second, speed.draft_weights_per_second["stored"])
+    rates["int8"] = 2 * rates["stored"]
+    return replace(speed, draft_weights_per_second=rates, compute_item_bytes=4, fastest_draft="int8", copy_slowdown=0.0)
 
 
 def speed_of_data_sheet(*, memory_bytes_per_second: float, flops: float) -> DeviceSpeed:

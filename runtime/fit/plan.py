@@ -4,6 +4,7 @@ How likely a draft's children are accepted is known for pairs that were measured
 temperature; for others there is a vector to plan with.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,11 @@ DP_LEVELS = 32
 """Most levels of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
 """Device memory that a what-if adds."""
+_BUILTIN_RATIO = 3.1
+"""Sizes of the pair whose acceptance is built in: Qwen2.5-Coder-1.5B and 0.5B."""
+_MISSES_PER_DOUBLING = 0.03
+"""How much rarer the first child is accepted where a draft is half as large: a line through the two pairs that are
+known, 0.82 at a ratio of 3.1 and 0.77 at 8.8 (Llama-3-70B and 8B)."""
 _HEAD_VISITS = 2
 _LOGIT_READS = 3
 """Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
@@ -87,7 +93,7 @@ def held_format(question: PlanQuestion, machine: Machine, format_name: str | Non
     if machine.is_cpu and machine.speed is not None and machine.speed.fastest_draft is not None:
         fastest = machine.speed.fastest_draft
         return fastest if fastest in formats else "int8"
-    planning = _Planning(question, machine if machine.is_cpu else judged_alike(machine), {})
+    planning = _judging(question, machine if machine.is_cpu else judged_alike(machine))
     found = [_try(planning.option, format_name or question.format_name, held) for held in formats]
     options = [option for option in found if isinstance(option, PlanOption)]
     if not options:
@@ -95,6 +101,22 @@ def held_format(question: PlanQuestion, machine: Machine, format_name: str | Non
     best = min(options, key=lambda option: option.seconds_per_token).draft_held
     assert best is not None
     return best
+
+
+def priced(question: PlanQuestion, machine: Machine) -> PlanOption:
+    """Return the question's pair on a machine of that memory, if all machines had the same speeds. Raises BudgetError.
+
+    For choosing between drafts: a link is taken at its word where it is given, as an emulated one is.
+    """
+    judged = judged_alike(machine)
+    held = None if question.draft is None else held_format(question, judged)
+    return _judging(question, judged).option(question.format_name, held)
+
+
+def _judging(question: PlanQuestion, machine: Machine) -> "_Planning":
+    """Return what prices the best tree of the question's size, whatever shape it asks for."""
+    shape, request = question.tree_shape, replace(question.request, tree="auto")
+    return _Planning(replace(question, request=request), machine, {}, most_nodes=None if shape is None else shape[0])
 
 
 def _try(plan: Callable[..., PlanOption], *asked: str | None) -> PlanOption | BudgetError:
@@ -111,9 +133,13 @@ class _Planning:
     question: PlanQuestion
     machine: Machine
     pairs: Mapping[str, PairProfile]
+    most_nodes: int | None = None
+    """Of the largest tree; None is the machine's default."""
 
     @property
     def _max_nodes(self) -> int:
+        if self.most_nodes is not None:
+            return self.most_nodes
         return DEFAULT_MAX_NODES if self.machine.is_cpu else ACCELERATOR_MAX_NODES
 
     def best(self, format_name: str) -> PlanOption:
@@ -313,11 +339,26 @@ def planned_acceptance(question: PlanQuestion, held: str) -> Acceptance:
                 Basis.PUBLISHED if acceptance.is_measured else Basis.ASSUMED,
                 f"{pair.name}{temperature}: {acceptance.source}",
             )
+    target_size, draft_size = (size or 1 for size in sizes)
+    num_doublings = max(0.0, math.log2(target_size / draft_size / _BUILTIN_RATIO))
     return Acceptance(
-        builtin_acceptance(substitute_held=None),
+        with_more_misses(builtin_acceptance(substitute_held=None), _MISSES_PER_DOUBLING * num_doublings),
         Basis.ASSUMED,
-        "as of Qwen2.5-Coder-1.5B/0.5B, greedy: nothing is known of this pair",
+        "as of Qwen2.5-Coder-1.5B/0.5B, greedy, less 0.03 for each doubling of the ratio of sizes: nothing is known of "
+        "this pair",
     )
+
+
+def with_more_misses(by_rank: NDArray[np.float64], misses: float) -> NDArray[np.float64]:
+    """Return an acceptance vector (R,) whose first child is accepted less often; the others get their share of it.
+
+    The first rank's chance falls by `misses`, to 0.1 at least; the others keep their part of what it leaves.
+    """
+    first = max(0.1, float(by_rank[0]) - misses)
+    changed = by_rank * (1 - first) / (1 - float(by_rank[0]))
+    changed[0] = first
+    result: NDArray[np.float64] = make_non_increasing(changed)
+    return result
 
 
 def reference_costs(

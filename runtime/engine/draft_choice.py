@@ -1,0 +1,232 @@
+"""Which draft `--draft auto` takes where layers stream: a model on this machine, the target's own substitute, or none.
+
+Looked for are model folders beside the target and in the hub's cache, offline, in about a second. Whatever is there may
+mean harm: a folder is read as every model folder is, none of its code is run, and one that cannot be used is passed
+over. What is found is priced by the planner, so that a draft that does not fit is never taken.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_small_file
+from offload.checkpoint.hub_download import HuggingFaceHub
+from offload.checkpoint.strict_json import read_json
+from offload.errors import BudgetError, CheckpointError
+from offload.units import format_bytes
+from runtime.engine.model_folders import model_name
+from runtime.fit.machine import Machine
+from runtime.fit.models import ModelShape, shape_of_config, shape_of_folder, usual_draft
+from runtime.fit.plan import priced
+from runtime.fit.plan_question import PlanQuestion
+
+logger = logging.getLogger(__name__)
+
+SCAN_SECONDS = 1.0
+"""After which no further folder is looked into; 50 folders take a tenth of it."""
+MAX_FOLDERS = 200
+"""Folders beside the target that are looked into, and models of the hub's cache."""
+MAX_ENTRIES = 1000
+"""A folder of more files than that is no model folder."""
+MAX_PRICED = 6
+"""Sizes of drafts that are priced, some hundredths of a second each."""
+LARGEST_SHARE = 0.5
+"""A draft has at most this share of the target's weights."""
+MAX_PADDING = 2048
+"""Rows by which embeddings of one tokenizer may differ: some are padded, Qwen2.5's by 128 from size to size."""
+_SOURCE = "config.json of "
+"""What a known model's source says before its name on the hub."""
+_TIE = 1.02
+"""Of drafts whose predicted times differ by less, the largest is taken: it keeps more of what is said of it."""
+_WORTH_DOWNLOADING = 0.9
+"""Share of the predicted time that a draft which is not here must stay below before it is spoken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDraft:
+    """A draft that fits, and what it is predicted to bring."""
+
+    draft: str
+    """As `EngineConfig.draft` says it: a folder, or `substitute`."""
+    shape: ModelShape
+    held: str
+    seconds_per_token: float
+
+    @property
+    def is_substitute(self) -> bool:
+        return self.draft == "substitute"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """The drafts to try, the best first, and what is known of the session without one."""
+
+    found: tuple[FoundDraft, ...]
+    plain_seconds: float | None
+    """Predicted seconds per token without a draft; None where that does not fit either."""
+    missing: FoundDraft | None
+    """A known draft of the target's family that would be worth it, by its name on the hub; None where there is none."""
+    substitute_bytes: int
+    """What the target's own substitute would take at least."""
+
+    def sentence(self, taken: FoundDraft | None) -> str | None:
+        """Say which draft was taken and why, or which would be worth downloading; None where nothing is to be said."""
+        words = []
+        if taken is None:
+            words.append(
+                f"nothing drafts, since the model's own substitute takes {format_bytes(self.substitute_bytes)}, which "
+                "does not fit or gains nothing, and no smaller model of its family was found here"
+            )
+        elif not taken.is_substitute:
+            name = model_name(Path(taken.draft))
+            words.append(f"drafting with {name} ({taken.held}), which was found on this machine{self._gain(taken)}")
+        better = self.missing
+        if better is not None and (
+            taken is None or better.seconds_per_token < _WORTH_DOWNLOADING * taken.seconds_per_token
+        ):
+            times = "" if taken is None else f", {taken.seconds_per_token / better.seconds_per_token:.1f} times as fast"
+            words.append(
+                f"overstory run --draft {better.draft} is worth downloading ({format_bytes(_file_bytes(better.shape))}"
+                f"{times} by the planner's estimate)"
+            )
+        return "; ".join(words) or None
+
+    def _gain(self, taken: FoundDraft) -> str:
+        if self.plain_seconds is None:
+            return ""
+        times = self.plain_seconds / taken.seconds_per_token
+        return f": {times:.1f} times the speed of plain streaming by the planner's estimate"
+
+
+def choose_drafts(question: PlanQuestion, machine: Machine, shapes: Iterable[ModelShape]) -> DraftChoice:
+    """Price the `shapes`, folders on this machine, and the target's substitute; `question` is of the plain target.
+
+    A draft slower than plain streaming is left out, but for the substitute.
+    """
+    target = question.target
+    plain_seconds = None
+    with suppress(BudgetError):
+        plain_seconds = priced(replace(question, draft=None, is_substitute=False), machine).seconds_per_token
+    found = list(_priced(question, machine, shapes))
+    found = [one for one in found if plain_seconds is None or one.seconds_per_token < plain_seconds]
+    found += _priced(question, machine, [target])
+    missing = list(_priced(question, machine, _usual_drafts(target)))
+    substitute_bytes = min(target.held_bytes(held) for held in ("int8", "nf4"))
+    best_missing = _best_first(missing)[0] if missing else None
+    if best_missing is not None and plain_seconds is not None and best_missing.seconds_per_token >= plain_seconds:
+        best_missing = None
+    return DraftChoice(tuple(_best_first(found)), plain_seconds, best_missing, substitute_bytes)
+
+
+def local_drafts(target: ModelShape) -> list[ModelShape]:
+    """Return the models on this machine that could draft for the one in `target.folder`, by their config.json.
+
+    Their tokenizers have not been compared, and nobody has looked into their weights.
+    """
+    assert target.folder is not None
+    begun = time.monotonic()
+    found: dict[Path, ModelShape] = {}
+    for folder in _folders(target.folder):
+        if time.monotonic() - begun > SCAN_SECONDS:
+            logger.debug("the search for a draft ended after %d folders", len(found))
+            break
+        try:
+            if _may_draft(folder, target):
+                found[folder.resolve()] = replace(shape_of_folder(folder), name=model_name(folder))
+        except (CheckpointError, OSError, RuntimeError, ValueError) as error:
+            logger.debug("%s drafts for nobody: %s", folder, error)
+    return [shape for shape in found.values() if shape.folder is not None]
+
+
+def _folders(target: Path) -> Iterator[Path]:
+    """Yield the folders beside the target, unless those are its own revisions, and what the hub's cache holds."""
+    here = target.resolve()
+    if here.parent.name != "snapshots":
+        with suppress(OSError), os.scandir(here.parent) as entries:
+            for entry in islice(entries, MAX_FOLDERS):
+                if entry.is_dir() and Path(entry.path).resolve() != here:
+                    yield Path(entry.path)
+    yield from islice(_cached_snapshots(HuggingFaceHub().cache_folder()), MAX_FOLDERS)
+
+
+def _cached_snapshots(hub_folder: Path) -> Iterator[Path]:
+    """Yield the newest snapshot of each model in the hub's cache."""
+    if not hub_folder.is_dir():
+        return
+    import huggingface_hub
+
+    try:
+        repositories = huggingface_hub.scan_cache_dir(hub_folder).repos
+    except Exception as error:  # the hub's own errors, and those of the file system
+        logger.debug("the hub's cache cannot be searched for a draft: %s", error)
+        return
+    for repository in sorted(repositories, key=lambda one: str(one.repo_id)):
+        if repository.repo_type == "model" and repository.revisions:
+            yield Path(max(repository.revisions, key=lambda one: one.last_modified).snapshot_path)
+
+
+def _may_draft(folder: Path, target: ModelShape) -> bool:
+    """Return whether a folder's config.json is that of a much smaller model with as large a vocabulary."""
+    with os.scandir(folder) as entries:
+        if sum(1 for _ in islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
+            return False
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    check_small_file(file, max_bytes=MAX_SETTINGS_BYTES)
+    shape = shape_of_config(read_json(file, max_bytes=MAX_SETTINGS_BYTES), name=folder.name, where=str(file))
+    return (
+        abs(shape.vocab_size - target.vocab_size) <= MAX_PADDING
+        and shape.num_parameters <= LARGEST_SHARE * target.num_parameters
+    )
+
+
+def _usual_drafts(target: ModelShape) -> list[ModelShape]:
+    """Return the known models that draft for this one, each the usual draft of the one before."""
+    assert target.folder is not None
+    found: list[ModelShape] = []
+    name = model_name(target.folder)
+    while (shape := usual_draft(name)) is not None and shape not in found:
+        found.append(shape)
+        name = shape.name
+    return found
+
+
+def _priced(question: PlanQuestion, machine: Machine, shapes: Iterable[ModelShape]) -> Iterator[FoundDraft]:
+    """Yield the drafts that fit, as the planner prices them: one of each size, and its equals alike."""
+    by_size: dict[tuple[int, str], list[ModelShape]] = {}
+    for shape in shapes:
+        by_size.setdefault((shape.num_parameters, shape.formats[0].name), []).append(shape)
+    for size in sorted(by_size, reverse=True)[:MAX_PRICED]:
+        equals = by_size[size]
+        is_substitute = equals[0] is question.target
+        try:
+            option = priced(replace(question, draft=equals[0], is_substitute=is_substitute), machine)
+        except BudgetError as error:
+            logger.debug("%s does not fit as a draft: %s", equals[0].name, error)
+            continue
+        assert option.draft_held is not None
+        for shape in equals:
+            draft = "substitute" if is_substitute else str(shape.folder or shape.source.removeprefix(_SOURCE))
+            yield FoundDraft(draft, shape, option.draft_held, option.seconds_per_token)
+
+
+def _best_first(drafts: Sequence[FoundDraft]) -> list[FoundDraft]:
+    """Return the drafts by predicted time, of those that are as good as equal the largest first."""
+    left, ordered = list(drafts), []
+    while left:
+        within = _TIE * min(one.seconds_per_token for one in left)
+        equals = [one for one in left if one.seconds_per_token <= within]
+        best = max(equals, key=lambda one: (not one.is_substitute, one.shape.num_parameters))
+        ordered.append(best)
+        left.remove(best)
+    return ordered
+
+
+def _file_bytes(shape: ModelShape) -> int:
+    return shape.formats[0].total_bytes + shape.others_bytes
