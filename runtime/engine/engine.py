@@ -20,6 +20,7 @@ from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
 from runtime.planner.planner import TreePlanner
+from runtime.planner.prefill import PrefillPlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
@@ -47,6 +48,8 @@ class Engine:
     """Proposes trees; None is plain decoding."""
     planner: TreePlanner
     """Chooses each round's topology and learns what rounds cost."""
+    prefill: PrefillPlanner
+    """Chooses how much of a prompt each pass computes."""
     context_tokens: int
     """The text may not grow beyond this many tokens."""
     text: list[int] = field(default_factory=list)
@@ -104,8 +107,11 @@ class Engine:
         tree = grafted.tree
         laps.append(time.perf_counter())
         inputs = verify_input(self.text, tree, num_cached=self.num_committed)
-        hidden = self._run_target(inputs)  # (T, E): every streamed layer crosses the link once
-        logits = LazyLogits(self.target, hidden[-tree.topology.num_nodes :], tree.topology)
+        # Every streamed layer crosses the link once: (N, E).
+        hidden = self._run_target(inputs, num_wanted=tree.topology.num_nodes)
+        if len(self.text) - self.num_committed > 1:  # the end of a prompt
+            self.prefill.observe(len(inputs.token_ids), self.target.last_pass)
+        logits = LazyLogits(self.target, hidden, tree.topology)
         laps.append(time.perf_counter())
         verdict = verify(tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)  # from the root down
         laps.append(time.perf_counter())
@@ -117,14 +123,20 @@ class Engine:
         yield done
 
     def _prefill(self) -> Iterator[Event]:
-        """Run all of the prompt but its last chunk, which shares the first round's pass; the draft reads along."""
-        while len(self.text) - self.num_committed > PREFILL_CHUNK_TOKENS:
-            stop = self.num_committed + PREFILL_CHUNK_TOKENS
-            self._run_target(chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed))
+        """Run all of the prompt but what its last pass computes, which is the first round's; the draft reads along."""
+        while (chunk := self._next_chunk()) < len(self.text) - self.num_committed:
+            stop = self.num_committed + chunk
+            inputs = chain_input(self.text[self.num_committed : stop], num_cached=self.num_committed)
+            self._run_target(inputs, num_wanted=1)
+            self.prefill.observe(chunk, self.target.last_pass)
             self.num_committed = stop
             self._let_draft_follow(stop)
             yield PrefillProgress(num_done_tokens=stop, num_prompt_tokens=len(self.text))
         self._let_draft_follow(len(self.text))
+
+    def _next_chunk(self) -> int:
+        """Return how many tokens of the prompt the next pass computes; all that are left share it with a tree."""
+        return self.prefill.next_tokens(len(self.text) - self.num_committed, self.planner.costs)
 
     def _let_draft_follow(self, num_tokens: int) -> None:
         if self.drafter is not None:
@@ -153,8 +165,8 @@ class Engine:
             max_levels=min(max_levels, MAX_TREE_LEVELS),
         )
 
-    def _run_target(self, inputs: PassInput) -> torch.Tensor:
-        hidden = self.target.run_pass(inputs)
+    def _run_target(self, inputs: PassInput, *, num_wanted: int) -> torch.Tensor:
+        hidden = self.target.run_pass(inputs, num_wanted=num_wanted)
         self.bytes_streamed += self.target.last_pass.bytes_streamed
         return hidden
 

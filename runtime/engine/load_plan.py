@@ -29,8 +29,11 @@ from offload.units import format_bytes, parse_link
 from profiles.errors import BadInputError
 from runtime.config import (
     ACCELERATOR_MAX_NODES,
+    ACCELERATOR_MAX_PREFILL_TOKENS,
     DEFAULT_CONTEXT_TOKENS,
     DEFAULT_MAX_NODES,
+    MAX_PREFILL_TOKENS,
+    PREFILL_CHUNK_TOKENS,
     DraftFormat,
     EngineConfig,
 )
@@ -313,6 +316,9 @@ def need_of_files(
         activation_bytes_per_token=target.workspace_bytes(1, dtype) - logits_bytes,
         logits_bytes=logits_bytes,
         scratch_bytes=2 * scratch_bytes(dtype, device),
+        slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
+        prefill_tokens=MAX_PREFILL_TOKENS if device.type == "cpu" else ACCELERATOR_MAX_PREFILL_TOKENS,
+        hidden_bytes_per_token=target.hidden_bytes_per_token(dtype),
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
     )

@@ -42,6 +42,7 @@ from runtime.fit.place import Placement
 from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
+from runtime.model.sliced_pass import PassWidths
 from runtime.planner.initial_plan import (
     NO_DRAFT,
     InitialPlan,
@@ -50,6 +51,7 @@ from runtime.planner.initial_plan import (
     stream_shape,
 )
 from runtime.planner.planner import TreePlanner
+from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
 
 
@@ -146,10 +148,14 @@ def load_session(
     streamer, link = path.open(placed, filling)
     stack.callback(filling.close)  # first of all: what still comes is not wanted any more
     compute = ComputePlan(plan.dtype, device=plan.device)
+    need = plan.need
+    widths = PassWidths(need.slice_width, need.pass_tokens)
+    model = open_streamed(target, compute, streamer, others=others, capacity=need.capacity_tokens, widths=widths)
     engine = Engine(
-        open_streamed(target, compute, streamer, others=others, capacity=plan.need.capacity_tokens),
+        model,
         drafter,
         _planner(plan, start, placed, link),
+        _prefill_planner(plan, streamer, can_slice=model.can_slice),
         context_tokens=plan.need.context_tokens,
         num_graft_nodes=config.num_graft_nodes,
     )
@@ -355,6 +361,18 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
         fixed_shape=(1, 1) if config.is_plain else config.tree_shape,
         initial_costs=start.costs(placed.tiers, stream, plan),
         kind=config.tree_kind,
+    )
+
+
+def _prefill_planner(plan: LoadPlan, streamer: LayerStreamer, *, can_slice: bool) -> PrefillPlanner:
+    """Return a planner that cuts prompts where layers stream; it takes an accelerator to outrun any link at first."""
+    need, is_streamed = plan.need, streamer.num_streamed_layers > 0
+    most_tokens = min(need.prefill_tokens, need.context_tokens) if is_streamed and can_slice else need.slice_width
+    return PrefillPlanner(
+        slice_tokens=need.slice_width,
+        most_tokens=most_tokens,
+        first_tokens=2 * need.slice_width if plan.is_host else most_tokens,
+        is_streamed=is_streamed,
     )
 
 

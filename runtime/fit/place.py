@@ -11,7 +11,7 @@ from typing import Any
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
 from offload.units import round_up_to_page
-from runtime.config import PREFILL_CHUNK_TOKENS
+from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
@@ -78,6 +78,12 @@ class MemoryNeed:
     """Slots of the ring."""
     num_graft_nodes: int = 0
     """Nodes that may be added to the largest tree."""
+    slice_tokens: int | None = PREFILL_CHUNK_TOKENS
+    """Prompt tokens that a layer computes at once; None: as many as the largest tree's pass has room for."""
+    prefill_tokens: int = 0
+    """Most prompt tokens of one pass over layers that stream; others compute no more than a slice."""
+    hidden_bytes_per_token: int = 0
+    """Bytes that a pass of several slices holds per token beside what a layer computes at once."""
     file_bytes: int = 0
     """Bytes of disk that files still to be downloaded or written will take."""
 
@@ -90,6 +96,27 @@ class MemoryNeed:
     def capacity_tokens(self) -> int:
         """Tokens that the caches have room for: the context and one tree."""
         return self.context_tokens + self.max_nodes + self.num_graft_nodes
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens that a layer computes at once: the end of a prompt and the largest tree, or a slice of one."""
+        least = self.slice_tokens or ACCELERATOR_SLICE_TOKENS
+        return min(max(least, PREFILL_CHUNK_TOKENS + self._tree_tokens), self.capacity_tokens)
+
+    @property
+    def slice_width(self) -> int:
+        """Prompt tokens that a layer computes at once."""
+        return self.slice_tokens or self.pass_tokens
+
+    @property
+    def long_pass_tokens(self) -> int:
+        """Most tokens of a pass that is computed in slices, the tree included; 0 where no pass is."""
+        longest = max(self.slice_width, min(self.prefill_tokens, self.context_tokens)) + self._tree_tokens
+        return 0 if longest <= self.pass_tokens else min(longest, self.capacity_tokens)
+
+    @property
+    def _tree_tokens(self) -> int:
+        return self.max_nodes + self.num_graft_nodes
 
     @property
     def ring_bytes(self) -> int:
@@ -133,12 +160,12 @@ class MemoryNeed:
             shared = self.draft.shared_layer_bytes
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
             cache_bytes += self.draft.cache_bytes_per_token
-        pass_tokens = min(PREFILL_CHUNK_TOKENS + self.max_nodes + self.num_graft_nodes, self.capacity_tokens)
+        activation_bytes = self.pass_tokens * self.activation_bytes_per_token + self.logits_bytes
         return {
             **entries,
             f"keys and values of {self.capacity_tokens} tokens": self.capacity_tokens * cache_bytes,
             "upcast scratch": self.scratch_bytes,
-            "activations": pass_tokens * self.activation_bytes_per_token + self.logits_bytes,
+            "activations": activation_bytes + self.long_pass_tokens * self.hidden_bytes_per_token,
         }
 
     def without_draft(self) -> "MemoryNeed":
@@ -267,7 +294,14 @@ class Placement:
 
 
 def place(need: MemoryNeed, machine: Machine) -> Placement:
-    """Return where the bytes would lie, with each layer where it would be if what is missing were there."""
+    """Return where the bytes would lie, with each layer where it would be if what is missing were there.
+
+    Long passes over a prompt are for layers that stream: where none does without them, no room is kept for them.
+    """
+    if need.prefill_tokens > need.slice_width:
+        whole = place(replace(need, prefill_tokens=0), machine)
+        if not whole.residency.streamed_layers and whole.can_run:
+            return whole
     device_budget, host_budget = _budgets(need, machine)
     plan = plan_residency(
         need.layers.layer_bytes,

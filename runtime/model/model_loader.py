@@ -38,6 +38,7 @@ from runtime.model.layer_binding import (
     bind_embedding,
     replace_linears,
 )
+from runtime.model.sliced_pass import PassWidths
 from runtime.model.streamed_model import StreamedModel
 from runtime.model.tree_cache import CacheShape
 from runtime.model.trial_pass import try_pass
@@ -162,6 +163,10 @@ class ModelFiles:
         inner = inner if type(inner) is int else 4 * hidden
         return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
 
+    def hidden_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
+        """Return the bytes that a pass computed in slices holds per token: embeddings, hidden states, rotations."""
+        return (2 * int(self.config.hidden_size) + 512) * compute_dtype.itemsize
+
 
 def read_others(
     files: ModelFiles, engine: CopyEngine, *, device: torch.device = HOST_DEVICE
@@ -183,6 +188,7 @@ def open_streamed(
     *,
     others: Mapping[str, torch.Tensor],
     capacity: int,
+    widths: PassWidths | None = None,
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
     parts, table = _open_parts(files, compute, others)
@@ -194,6 +200,7 @@ def open_streamed(
         embedding=table,
         layouts=files.layouts,
         streamer=streamer,
+        widths=widths,
     )
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from offload.checkpoint.layer_layout import LayerLayout
@@ -31,6 +32,7 @@ from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
+from runtime.model.sliced_pass import PassWidths, SlicedPass, can_be_sliced
 from runtime.model.tree_cache import CacheShape, TreeCache
 from runtime.speculation.token_tree import TreeTopology
 
@@ -79,11 +81,13 @@ class StreamedModel:
         embedding: HostEmbedding | None = None,
         layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
+        widths: PassWidths | None = None,
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
         `capacity`: tokens that the cache holds at most, of `cache_shapes`, if those are known: then its layers share
         one piece of memory. `embedding`: the tokens' rows, where they wait on the host.
+        `widths`: how many tokens of a pass a layer computes at once; None: all of them.
         """
         self.parts = parts
         self._compute = compute
@@ -104,8 +108,12 @@ class StreamedModel:
                 self._graphs = PassGraphs(
                     record, self._forward_full, self.cache, dtype=compute.dtype, embedding=embedding
                 )
+        self._widths = widths if can_be_sliced(self._decoder) else None
+        self._sliced: SlicedPass | None = None
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
+            if self._widths is not None:
+                self._slice(layer, parts.layer_windows[index], is_last=index == len(parts.layers) - 1)
             if streamer is not None:
                 self._stream(layer, index, layouts[index])
 
@@ -120,6 +128,23 @@ class StreamedModel:
             return args, {**kwargs, "attention_mask": self._masks[window]}
 
         layer.register_forward_pre_hook(set_mask, with_kwargs=True)
+
+    def _slice(self, layer: nn.Module, window: int | None, *, is_last: bool) -> None:
+        forward = layer.forward
+        _, *names = inspect.signature(forward).parameters
+
+        def in_slices(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            sliced = self._sliced
+            if sliced is None:
+                return forward(hidden, *args, **kwargs)
+            named = dict(zip(names, args, strict=False)) | kwargs
+            output = sliced.run(forward, hidden, named, window=window)
+            if not is_last:
+                return output
+            # What nobody wants needs no norm, which would hold several times its bytes.
+            return tree_map_only(torch.Tensor, lambda rows: rows[:, -sliced.num_wanted :], output)
+
+        layer.forward = in_slices
 
     def _stream(self, layer: nn.Module, index: int, layout: LayerLayout) -> None:
         binder = ModuleBinder(layer, self._compute, formats=self.parts.layer_formats[index])
@@ -164,18 +189,25 @@ class StreamedModel:
         """V: rows of the embedding, padding included."""
         return int(self.parts.model.config.vocab_size)
 
+    @property
+    def can_slice(self) -> bool:
+        """Whether a pass of a few wanted rows may be wider than what a layer computes at once."""
+        return self._widths is not None
+
     @torch.inference_mode()
-    def run_pass(self, inputs: PassInput) -> torch.Tensor:
-        """Append T tokens to the cache and return their last hidden states, (T, E).
+    def run_pass(self, inputs: PassInput, *, num_wanted: int | None = None) -> torch.Tensor:
+        """Append T tokens to the cache and return the last hidden states of the last `num_wanted`, (W, E), or all.
 
-        Raises what a failed or cancelled copy raises; cache and ring are then as they were before the pass.
+        Where rows are left out, the tokens before the wanted ones see everything before them, and so does the first of
+        these; each layer may then compute the pass slice by slice. Raises what a failed or cancelled copy raises; cache
+        and ring are then as they were before the pass.
         """
-        if self._threads is None:
-            return self._run_pass(inputs)
-        with self._threads.computing(len(inputs.token_ids)):
-            return self._run_pass(inputs)
+        num_tokens = len(inputs.token_ids)
+        num_wanted = num_wanted or num_tokens
+        with self._threads.computing(num_tokens) if self._threads else nullcontext():
+            return self._run_pass(inputs, num_wanted=num_wanted)[-num_wanted:]
 
-    def _run_pass(self, inputs: PassInput) -> torch.Tensor:
+    def _run_pass(self, inputs: PassInput, *, num_wanted: int) -> torch.Tensor:
         num_cached, device = self.cache.num_cached, self._compute.device
         if self._graphs is not None:
             recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=device)
@@ -183,23 +215,14 @@ class StreamedModel:
                 return recorded
         if self._embedding is not None:
             self._embedding.bring(inputs.token_ids)
-        self._masks = attention_masks(
-            inputs.visible,
-            query_positions=inputs.positions,
-            key_positions=inputs.key_positions,
-            windows=self.parts.layer_windows,
-            dtype=self._compute.dtype,
-            device=device,
-        )
+        positions = torch.from_numpy(inputs.positions).to(device)
+        self._enter(inputs, positions, num_wanted=num_wanted)
         if self._streamer is not None:
             self._streamer.begin_pass()
         try:
             if self._is_cancelled.is_set():  # since before the ring could hear of it
                 raise PassCancelledError("The pass was cancelled before its first layer.")
-            output = self._forward(
-                torch.from_numpy(inputs.token_ids)[None].to(device),
-                torch.from_numpy(inputs.positions)[None].to(device),
-            )
+            output = self._forward(torch.from_numpy(inputs.token_ids)[None].to(device), positions[None])
         except BaseException:
             self.cache.truncate(num_cached)
             if self._streamer is not None:
@@ -211,6 +234,33 @@ class StreamedModel:
                 torch.accelerator.current_stream(device).synchronize()
             self.last_pass = self._streamer.end_pass()
         return output[0]
+
+    def _enter(self, inputs: PassInput, positions: torch.Tensor, *, num_wanted: int) -> None:
+        """Decide in how many slices the layers compute the pass, and build the mask of the last one."""
+        num_tokens, bounds = len(inputs.token_ids), [(0, len(inputs.token_ids))]
+        if self._widths is not None and num_wanted < num_tokens:
+            bounds = self._widths.bounds(num_tokens, num_wanted=num_wanted)
+        last_start = bounds[-1][0]
+        self._masks = attention_masks(
+            inputs.visible[last_start:],
+            query_positions=inputs.positions[last_start:],
+            key_positions=inputs.key_positions,
+            windows=self.parts.layer_windows,
+            dtype=self._compute.dtype,
+            device=self._compute.device,
+        )
+        self._sliced = None
+        if len(bounds) > 1:
+            self._sliced = SlicedPass(
+                bounds,
+                num_cached=self.cache.num_cached,
+                num_wanted=num_wanted,
+                positions=positions,
+                key_positions=torch.from_numpy(inputs.key_positions).to(positions.device),
+                last_masks=self._masks,
+                dtype=self._compute.dtype,
+                is_cancelled=self._is_cancelled.is_set,
+            )
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""

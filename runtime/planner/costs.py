@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from offload.pipeline_model import round_periods
 from profiles.pair_profile import PairProfile, PassCost
+from runtime.config import PREFILL_CHUNK_TOKENS
 from runtime.events import Round
 
 KEPT_PER_SAMPLE = 0.97
@@ -248,8 +249,10 @@ def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
     statistics = done.pass_statistics
     for width, seconds in done.draft_steps:
         yield "step", width, seconds
-    # One token alone takes another way through the processor, and less time than wider passes let expect.
-    yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
+    # One token alone takes another way through the processor, and less time than wider passes let expect; one over a
+    # prompt is so much wider than any tree's that it would hide what these cost.
+    if done.num_pass_tokens <= done.num_nodes + PREFILL_CHUNK_TOKENS:
+        yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
     yield "walk" if done.num_nodes > 1 else "plain walk", done.num_nodes, done.overhead_seconds
     if statistics.link_busy_seconds > 0:
         yield "link", statistics.bytes_streamed, statistics.link_busy_seconds

@@ -12,6 +12,8 @@ from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, PrefillProgress, Round
+from runtime.model.sliced_pass import PassWidths
+from runtime.planner.prefill import PrefillPlanner
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
 from tests.support.reference_models import assert_same_text
@@ -106,23 +108,56 @@ def test_a_round_without_a_draft_has_no_steps_of_the_one_before(
     assert rounds[1].overhead_seconds > 0
 
 
-def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
+def cut_prompts(opened: OpenSession, num_tokens: int) -> None:
+    """Let every pass over a prompt compute so many tokens, at once."""
+    opened.session.engine.prefill = PrefillPlanner(
+        slice_tokens=num_tokens, most_tokens=num_tokens, first_tokens=num_tokens, is_streamed=True
+    )
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_and_changes_nothing(folders: dict[str, Path]) -> None:
     prompt = [int(token) for token in np.random.default_rng(5).integers(3, 90, 18)]
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        cut_prompts(opened, 4)
         events = list_events(opened, num_rounds=1, prompt=prompt)
         done = [event.num_done_tokens for event in events if isinstance(event, PrefillProgress)]
         assert done == [4, 8, 12, 16]
         assert_same_text(accepted_tokens(opened.session.engine, 20, prompt=prompt), folders["target"], prompt)
 
 
+def test_a_prompt_in_one_pass_of_slices_streams_the_layers_once_and_changes_nothing(folders: dict[str, Path]) -> None:
+    prompt = [int(token) for token in np.random.default_rng(5).integers(3, 90, 60)]
+    with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        engine = opened.session.engine
+        engine.target._widths = PassWidths(slice_tokens=8, widest_tokens=24)
+        engine.prefill = PrefillPlanner(slice_tokens=8, most_tokens=128, first_tokens=128, is_streamed=True)
+        events = list_events(opened, num_rounds=1, prompt=prompt)
+        assert not any(isinstance(event, PrefillProgress) for event in events)
+        assert isinstance(first := events[-1], Round) and first.num_pass_tokens >= 60
+        assert engine.bytes_streamed == first.pass_statistics.bytes_streamed
+        assert_same_text(accepted_tokens(engine, 20, prompt=prompt), folders["target"], prompt)
+
+
+def test_what_a_pass_over_a_prompt_took_decides_the_next_ones(folders: dict[str, Path]) -> None:
+    """The first answer's passes are short ones; by then it is known that the stream takes far longer."""
+    prompt = [int(token) for token in np.random.default_rng(6).integers(3, 90, 100)]
+    with open_tiny(folders["target"], num_residents=0, link="2MB/s") as opened:
+        engine = opened.session.engine
+        engine.target._widths = PassWidths(slice_tokens=8, widest_tokens=24)
+        engine.prefill = PrefillPlanner(slice_tokens=8, most_tokens=128, first_tokens=16, is_streamed=True)
+        events = list_events(opened, num_rounds=1, prompt=prompt)
+        assert [event.num_done_tokens for event in events if isinstance(event, PrefillProgress)] == [16]
+        engine.truncate(0)
+        events = list_events(opened, num_rounds=1, prompt=prompt)
+        assert [event.num_done_tokens for event in events if isinstance(event, PrefillProgress)] == []
+
+
 def test_the_draft_reads_a_long_prompt_along_with_the_target(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)
+    monkeypatch.setattr("runtime.engine.engine.PREFILL_CHUNK_TOKENS", 4)  # of the draft
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="9x4", num_residents=0) as opened:
+        cut_prompts(opened, 4)
         engine = opened.session.engine
         assert engine.drafter is not None
         read = []
