@@ -39,6 +39,7 @@ from runtime.engine.load_plan import LoadPlan
 from runtime.engine.session import Session
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
+from runtime.model.draft_cache import DraftCache
 from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
@@ -50,6 +51,7 @@ from runtime.planner.initial_plan import (
     find_profiles,
     stream_shape,
 )
+from runtime.planner.known_pairs import model_digest
 from runtime.planner.planner import TreePlanner
 from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
@@ -139,12 +141,13 @@ def load_session(
     placed = path.place()
     loader = HostCopyEngine(num_threads=config.num_reader_threads, direct=direct)
     filling = stack.enter_context(LayerFilling(placed.homes, loader, path.pinner))
-    drafter = None
+    drafter = cache = None
     if not config.is_plain:
         if config.share_layers:  # the draft's own layers are among them
             yield from relabel(filling.steps(), partial(reading.add, "layers"))
         with explained_shortage("the draft"):
-            drafter = yield from _load_drafter(plan, reader, reading, others, placed)
+            cache = _draft_cache(plan, state_folder)
+            drafter = yield from _load_drafter(plan, reader, reading, others, placed, cache)
     streamer, link = path.open(placed, filling)
     stack.callback(filling.close)  # first of all: what still comes is not wanted any more
     compute = ComputePlan(plan.dtype, device=plan.device)
@@ -160,7 +163,9 @@ def load_session(
         num_graft_nodes=config.num_graft_nodes,
     )
     session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
-    on_draft = (NO_DRAFT,) if is_undrafted else () if plan.draft_note is None else (plan.draft_note,)
+    on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
+    if cache is not None and cache.damaged:
+        on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
     notes = (*on_draft, *start.notes(plan, is_planned=engine.planner.choice is not None))
     if not is_early:
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
@@ -323,8 +328,21 @@ def _bytes_to_read(plan: LoadPlan) -> int:
     return total
 
 
+def _draft_cache(plan: LoadPlan, state_folder: Path | None) -> DraftCache | None:
+    """Return where the session's draft is kept in NF4, if it is to be quantized at all."""
+    files = plan.draft_files
+    if state_folder is None or plan.draft_held != "nf4" or files.is_quantized:
+        return None
+    return DraftCache(state_folder / "drafts", model_digest(files.checkpoint.folder))
+
+
 def _load_drafter(
-    plan: LoadPlan, reader: HostCopyEngine, reading: _Reading, others: dict[str, torch.Tensor], placed: PlacedLayers
+    plan: LoadPlan,
+    reader: HostCopyEngine,
+    reading: _Reading,
+    others: dict[str, torch.Tensor],
+    placed: PlacedLayers,
+    cache: DraftCache | None,
 ) -> Generator[LoadProgress, None, Drafter]:
     """Load a separate draft, or a substitute, which may use the target's resident layers as they are."""
     shared: SharedLayers | None = None
@@ -339,7 +357,7 @@ def _load_drafter(
         }
     compute = ComputePlan(plan.dtype, is_fast=True, device=plan.device)
     files, held, capacity = plan.draft_files, plan.draft_held, plan.need.capacity_tokens
-    loading = load_draft(files, compute, held, reader, others=others, capacity=capacity, shared=shared)
+    loading = load_draft(files, compute, held, reader, others=others, capacity=capacity, shared=shared, cache=cache)
     model = yield from relabel(loading, partial(reading.add, "draft"))
     return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 

@@ -90,6 +90,11 @@ class ModuleBinder:
             f"{name}{suffix}" for name, found in self._formats.items() for suffix in found.part_suffixes if suffix
         }
 
+    @property
+    def weights(self) -> Mapping[str, StoredWeight]:
+        """The matrices that are bound, by name."""
+        return {name: linear.stored for name, linear in self._linears.items() if linear.stored is not None}
+
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Make `tensors` (by the module's own parameter names, in the storage dtype) the module's weights."""
         for name, tensor in tensors.items():

@@ -6,9 +6,11 @@ the input embeddings wait in host memory, unless they are the head too.
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,12 +24,13 @@ from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.quantized_group import WeightFormat
-from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, UpcastScratch
+from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
 from runtime.config import DraftFormat
 from runtime.model.architecture import DecoderParts, open_decoder
+from runtime.model.draft_cache import DraftCache
 from runtime.model.layer_binding import (
     HOST_DEVICE,
     ComputePlan,
@@ -42,6 +45,8 @@ from runtime.model.sliced_pass import PassWidths
 from runtime.model.streamed_model import StreamedModel
 from runtime.model.tree_cache import CacheShape
 from runtime.model.trial_pass import try_pass
+
+logger = logging.getLogger(__name__)
 
 SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
 """Layers by index, as named tensors in their storage types."""
@@ -213,12 +218,14 @@ def load_draft(
     others: Mapping[str, torch.Tensor],
     capacity: int,
     shared: SharedLayers | None = None,
+    cache: DraftCache | None = None,
 ) -> Generator[int, None, StreamedModel]:
     """Load every layer into memory as `held` says, in one read of the file. Raises LinkError.
 
     Yields the weight bytes of each layer that has been read. A substitute's `shared` layers, by index, are bound as
     they are, not read and not copied: views of memory that outlives the model, such as layers that stay resident in the
-    target. Without `shared` the head is the draft's own, and held in int8 too.
+    target. Without `shared` the head is the draft's own, and held in int8 too. NF4 layers come from `cache`, where they
+    are there, and are left there for the next start.
     """
     parts, table = _open_parts(files, compute, others)
     bound = shared or {}
@@ -235,6 +242,9 @@ def load_draft(
             yield layout.payload_bytes
         return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
     convert = draft_converter(held, compute.dtype, compute.device)
+    if held == "nf4" and cache is not None and not bound and not files.is_quantized:
+        yield from _bind_cached(files, parts, compute, engine, convert, cache)
+        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
     largest = max((layout.slab_bytes for layout in own.values()), default=0)
     slabs = cycle([allocate_read_slab(largest) for _ in range(min(2, len(own)))])
     reads = read_ahead(engine, zip(own.values(), slabs, strict=False))
@@ -249,6 +259,40 @@ def load_draft(
         if isinstance(converted, PackedInt8Weight):
             head.stored = converted
     return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
+
+
+def _bind_cached(
+    files: ModelFiles,
+    parts: DecoderParts,
+    compute: ComputePlan,
+    engine: CopyEngine,
+    convert: Convert,
+    cache: DraftCache,
+) -> Generator[int, None, None]:
+    """Bind every layer as the cache has it, or quantize it and leave it there. Yields like `load_draft`."""
+    is_kept: bool | None = None
+    for index, cached in enumerate(cache.load(files.layouts, files.linears)):
+        layout, layer = files.layouts[index], parts.layers[index]
+        if cached is not None:
+            move = partial(_moved, device=compute.device)
+            ModuleBinder(layer, compute, formats=cached.formats, convert=move).bind(cached.tensors)
+        else:
+            views = slab_views(layout, read_slab(layout, engine))
+            binder = ModuleBinder(layer, compute, formats=parts.layer_formats[index], convert=convert)
+            binder.bind(views)
+            is_kept = cache.has_room(files.linears) if is_kept is None else is_kept
+            try:
+                if is_kept:
+                    others = {name: view for name, view in views.items() if name not in binder.weights}
+                    cache.save(index, binder.weights, others)
+            except OSError as error:
+                logger.warning("the NF4 copy of a draft was not kept in %s: %s", cache.model_folder, error)
+                is_kept = False
+        yield layout.payload_bytes
+
+
+def _moved(stored: StoredWeight, *, device: torch.device) -> StoredWeight:
+    return stored.to(device)
 
 
 def _open_parts(
