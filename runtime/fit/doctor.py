@@ -167,6 +167,7 @@ def examine(probes: MachineProbes, questions: Sequence[ModelOutlook]) -> Generat
         "disk": ("disk", probes.disk),
         "caches": ("caches", probes.caches),
         "versions": ("versions", probes.versions),
+        "setup": ("to set up", probes.setup),
     }
     rows = {}
     for name, (label, probe) in asked.items():

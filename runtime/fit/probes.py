@@ -45,6 +45,10 @@ WIDE_ROWS = 128
 """Rows of a wide product: enough that multiplying takes longer than reading the weights."""
 _MEASURED_SECONDS = 1.5
 _ROOT = Path("/")
+_LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
+"""The oldest NVIDIA driver for each major version of CUDA."""
+_WHEELS = {580: "cu130", 525: "cu126"}
+"""PyTorch's index for drivers from each version on, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,10 @@ class MachineProbes:
             except metadata.PackageNotFoundError:
                 found[package] = "not installed"
         return found
+
+    def setup(self) -> Sequence[str]:
+        """Return what is set up so that this machine does less than it could, with the next step, a sentence each."""
+        return [text for text in (_wrong_wheel(self.driver()), _small_guest(self.root)) if text is not None]
 
     def devices(self) -> Sequence[DeviceFacts]:
         """Return every device, the one that would be used first."""
@@ -279,6 +287,42 @@ def built_for() -> str:
     """Return which devices this torch was built for."""
     kinds = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip, "XPU": getattr(torch.version, "xpu", None)}
     return ", ".join(f"{name} {version}" for name, version in kinds.items() if version) or "CPU only"
+
+
+def _wrong_wheel(driver: str) -> str | None:
+    """Say that torch cannot use the NVIDIA card whose `driver` is here, and which torch could; None where it can."""
+    found = re.match(r"NVIDIA (\d+)", driver)
+    is_other = any(getattr(torch.version, kind, None) for kind in ("hip", "xpu"))
+    if found is None or is_other or torch.accelerator.is_available():
+        return None
+    version = int(found[1])
+    wheel = next((name for least, name in _WHEELS.items() if version >= least), None)
+    command = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{wheel}"
+    if torch.version.cuda is None:
+        step = "update the driver first" if wheel is None else command
+        return f"the driver is {driver}, but this torch was built for the CPU only: {step}"
+    least = _LEAST_DRIVERS.get(int(torch.version.cuda.split(".")[0]), 0)
+    if version >= least:
+        return None
+    step = "update the driver" if wheel is None else f"update the driver, or {command}"
+    built = f"this torch was built for CUDA {torch.version.cuda}, which needs NVIDIA {least}"
+    return f"{built}; the driver is {driver}: {step}"
+
+
+def _small_guest(root: Path) -> str | None:
+    """Say where WSL2 gives this guest the half of the memory that it gives by default; None where somebody chose."""
+    if "microsoft" not in platform.release().lower():
+        return None
+    for file in root.glob("mnt/c/Users/*/.wslconfig"):
+        with suppress(OSError):
+            if re.search(r"^\s*memory\s*=", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE | re.I):
+                return None
+    total = int(psutil.virtual_memory().total)
+    return (
+        f"WSL2 gives this guest {format_bytes(total)}, half of the machine's memory unless told otherwise: write "
+        f"[wsl2] and memory={round(1.5 * total / 2**30)}GB into .wslconfig in your Windows user folder, then run "
+        "wsl --shutdown there"
+    )
 
 
 def _device_facts(device: torch.device) -> DeviceFacts:

@@ -9,7 +9,7 @@ from runtime.fit.probes import CacheSpace, DeviceFacts
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.generator_ends import drained
 
-PROBES = ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches")
+PROBES = ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches", "setup")
 SMALL_GPU = machine(host=11 * GB, device=13_001 * 10**6, disk=100 * GB)
 """On which bfloat16 and int8 of `round_need()` stream from disk and nf4 runs well."""
 
@@ -28,6 +28,7 @@ class FakeProbes:
 
     found: Machine = SMALL_GPU
     links_found: tuple[Link, ...] = (PINNED, PAGEABLE)
+    hints: tuple[str, ...] = ()
     failures: dict[str, Exception] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
@@ -42,6 +43,9 @@ class FakeProbes:
 
     def versions(self):
         return self._answer("versions", {"python": "3.12.1", "torch": "2.13.0 (CUDA 13.0)"})
+
+    def setup(self):
+        return self._answer("setup", list(self.hints))
 
     def devices(self):
         gpu = DeviceFacts("xpu:0", "Some Card", 13 * GB, 16 * GB)

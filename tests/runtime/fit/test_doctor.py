@@ -60,6 +60,11 @@ def test_a_probe_that_fails_costs_only_its_own_line(name, error):
     assert len(report.models) == (0 if name == "memory" else 1)
 
 
+def test_what_should_be_set_up_otherwise_is_a_line_each():
+    assert examined(FakeProbes()).rows["setup"].texts == []
+    assert examined(FakeProbes(hints=("one", "two"))).rows["setup"].texts == ["one", "two"]
+
+
 def test_ctrl_c_is_no_failing_probe():
     with pytest.raises(KeyboardInterrupt):
         examined(FakeProbes(failures={"disk": KeyboardInterrupt()}))

@@ -61,6 +61,63 @@ def test_a_package_that_is_missing_is_said(probes, monkeypatch):
     assert versions["torch"].startswith(torch.__version__)
 
 
+@pytest.fixture
+def torch_for(monkeypatch):
+    """Pretends that torch was built for this CUDA (None: for the processor), and finds no card."""
+
+    def pretend(cuda):
+        for name, version in (("cuda", cuda), ("hip", None), ("xpu", None)):
+            monkeypatch.setattr(torch.version, name, version, raising=False)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+    monkeypatch.setattr(platform, "release", lambda: "6.1.0")
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "expected"),
+    [
+        ("580.65.06", None, ["built for the CPU only: pip install --force-reinstall torch", "whl/cu130"]),
+        ("551.23", None, ["built for the CPU only: pip install --force-reinstall torch", "whl/cu126"]),
+        ("470.82", None, ["built for the CPU only: update the driver first"]),
+        ("551.23", "13.0", ["built for CUDA 13.0, which needs NVIDIA 580; the driver is NVIDIA 551.23: ", "whl/cu126"]),
+        ("470.82", "12.6", ["which needs NVIDIA 525; the driver is NVIDIA 470.82: update the driver"]),
+        ("580.65.06", "13.0", []),  # something else is wrong: the driver was not loaded, or the card is gone
+        ("525.60.13", "12.8", []),
+        (None, None, []),
+    ],
+)
+def test_a_torch_that_cannot_use_the_card_is_told_with_the_one_that_can(probes, torch_for, driver, cuda, expected):
+    """`pip install torch` is the processor's on Windows, and `auto` then silently means the processor."""
+    torch_for(cuda)
+    if driver is not None:
+        line = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Tue Jul 15 19:51:34 UTC 2025"
+        write(probes.root / "proc/driver/nvidia/version", line)
+    said = probes.setup()
+    assert len(said) == (1 if expected else 0) and all(words in said[0] for words in expected)
+
+
+def test_a_card_that_torch_uses_needs_no_other_torch(probes, torch_for, monkeypatch):
+    torch_for(None)
+    write(probes.root / "proc/driver/nvidia/version", "Kernel Module  580.65.06  x")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert probes.setup() == []
+
+
+def test_half_of_the_memory_under_wsl2_is_told_unless_somebody_chose(probes, torch_for, monkeypatch):
+    torch_for(None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=32 << 30))
+    assert probes.setup() == []
+    monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    (said,) = probes.setup()
+    assert "WSL2 gives this guest 34.4 GB, half of" in said and "memory=48GB into .wslconfig" in said
+    config = probes.root / "mnt/c/Users/someone/.wslconfig"
+    write(config, "[wsl2]\nprocessors=8\n# memory=8GB\n")
+    assert len(probes.setup()) == 1
+    write(config, "[wsl2]\nMemory = 48GB\n")
+    assert probes.setup() == []
+
+
 def test_what_torch_was_built_for(monkeypatch):
     for name in ("cuda", "hip", "xpu"):
         monkeypatch.setattr(torch.version, name, None, raising=False)
