@@ -127,6 +127,15 @@ class FourBitWeight:
         absmax = self.parts[".absmax"]
         if self.format.nested_offset is None:
             return absmax
+        if absmax.device.type != "cpu" and has_kernel("dequantize_blockwise", absmax.device.type):
+            kernel_values: torch.Tensor = torch.ops.bitsandbytes.dequantize_blockwise.default(
+                absmax,
+                self.parts[".nested_absmax"],
+                self.parts[".nested_quant_map"],
+                NESTED_BLOCK_SIZE,
+                torch.float32,
+            )
+            return kernel_values.add_(self.format.nested_offset)
         values = self.parts[".nested_quant_map"].index_select(0, absmax.view(-1).to(torch.int32))
         wide = _scale_blocks(values, self.parts[".nested_absmax"], NESTED_BLOCK_SIZE, out=values)
         return wide.add_(self.format.nested_offset)
@@ -141,10 +150,11 @@ class FourBitWeight:
         # the end of a row wrongly.
         is_plain = num_columns % block_size == 0 and block_size < 2048
         if is_plain and has_kernel("dequantize_4bit", codes.device.type):
-            shape = (stop - start, num_columns)
-            widened: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-                codes, blocks, block_size, self.format.quant_type, shape, out.dtype
-            )
+            options = (codes, blocks, block_size, self.format.quant_type, (stop - start, num_columns), out.dtype)
+            if has_kernel("dequantize_4bit.out", codes.device.type):
+                torch.ops.bitsandbytes.dequantize_4bit.out(*options, out=out)
+                return out
+            widened: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(*options)
             return widened
         pairs = pair_table(self.format.quant_type, codes.device).index_select(0, codes.to(torch.int32))
         values = pairs.view(torch.float32)[: end - first]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from offload.device import wait_for_device
-from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, chunk_rows
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -36,29 +36,27 @@ _CHOICE_REPEATS = 12
 
 
 def chunk_elements(device: torch.device) -> int:
-    """Return how many elements the scratch of `device` holds unless a single row is longer."""
+    """Return how many elements are widened on `device` at a time where nothing is known of the matrices."""
     return CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-
-
-def scratch_bytes(dtype: torch.dtype, device: torch.device) -> int:
-    """Return what one `UpcastScratch` takes once something was widened in it."""
-    return chunk_elements(device) * dtype.itemsize
 
 
 class UpcastScratch:
     """One buffer in the compute dtype, a chunk large, reused by every product of a model."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, num_elements: int | None = None) -> None:
+        """`num_elements`: of a chunk, unless a single row is longer (see `scratch_elements`)."""
         self.dtype = dtype
         self._device = device
+        self._num_elements = chunk_elements(device) if num_elements is None else num_elements
         self._buffer = torch.empty(0, dtype=dtype, device=device)
 
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
         """Return an uninitialised (num_rows, num_columns) matrix; valid until the next call."""
         num_elements = num_rows * num_columns
         if self._buffer.numel() < num_elements:
-            size = max(num_elements, chunk_elements(self._device))
-            self._buffer = torch.empty(size, dtype=self.dtype, device=self._device)
+            is_first = self._buffer.numel() == 0
+            assert is_first or self._device.type == "cpu", "a recorded pass would write where the scratch was before"
+            self._buffer = torch.empty(max(num_elements, self._num_elements), dtype=self.dtype, device=self._device)
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
     def multiply_widened(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -82,10 +80,18 @@ class UpcastScratch:
         `widen(start, stop)` returns rows of the matrix in the compute dtype, (stop - start, I), valid until its next
         call; every `start` is a multiple of `row_multiple`.
         """
-        num_columns = inputs.shape[-1]
+        num_columns, is_host = inputs.shape[-1], self._device.type == "cpu"
         flat = inputs.reshape(-1, num_columns).t()  # (I, T)
-        products = inputs.new_empty(num_outputs, flat.shape[1])  # (O, T)
-        step = max(1, chunk_elements(self._device) // (num_columns * row_multiple)) * row_multiple
+        if is_host:
+            products = inputs.new_empty(num_outputs, flat.shape[1])  # (O, T)
+        else:  # (O, T) too, but as it lies in the result: there is nothing to transpose at the end
+            products = inputs.new_empty(flat.shape[1], num_outputs).t()
+        step = chunk_rows(
+            (num_outputs, num_columns),
+            most_elements=self._num_elements,
+            row_multiple=row_multiple,
+            is_host=is_host,
+        )
         for start in range(0, num_outputs, step):
             stop = min(start + step, num_outputs)
             multiply_widened_rows(widen(start, stop), flat, products[start:stop])

@@ -22,7 +22,6 @@ from offload.device import select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
-from offload.formats.weight_format import scratch_bytes
 from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
 from offload.units import format_bytes, parse_link
@@ -315,13 +314,19 @@ def need_of_files(
         max_nodes=shape[0] if shape else default_max_nodes(device),
         activation_bytes_per_token=target.workspace_bytes(1, dtype) - logits_bytes,
         logits_bytes=logits_bytes,
-        scratch_bytes=2 * scratch_bytes(dtype, device),
+        scratch_bytes=_scratch_bytes(target, draft, dtype, device),
         slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
         prefill_tokens=MAX_PREFILL_TOKENS if device.type == "cpu" else ACCELERATOR_MAX_PREFILL_TOKENS,
         hidden_bytes_per_token=target.hidden_bytes_per_token(dtype),
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
     )
+
+
+def _scratch_bytes(target: ModelFiles, draft: ModelFiles | None, dtype: torch.dtype, device: torch.device) -> int:
+    """Return what both models widen weights in, a substitute as its target."""
+    num_elements = sum(files.scratch_elements(dtype, device) for files in (target, draft or target))
+    return num_elements * dtype.itemsize
 
 
 def _placed(

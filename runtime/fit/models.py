@@ -20,7 +20,7 @@ from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border
 from offload.checkpoint.checkpoint import Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
-from offload.formats.stored_sizes import CHUNK_ELEMENTS, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
+from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes, scratch_elements
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
 from runtime.errors import OptionError
@@ -165,7 +165,10 @@ class ModelShape:
         compute_item_bytes: int,
         is_cpu: bool = True,
     ) -> MemoryNeed:
-        """Return what running it takes, its files included, which are not on this machine yet."""
+        """Return what running it takes, its files included, which are not on this machine yet.
+
+        `is_cpu`: whether a processor computes, which widens less at a time and has the embeddings at hand.
+        """
         formats = self.formats
         table_bytes = 0 if is_cpu else self.table_bytes
         return MemoryNeed(
@@ -178,7 +181,7 @@ class ModelShape:
             max_nodes=1 if draft is None else max_nodes,
             activation_bytes_per_token=(8 * self.hidden_size + 3 * self.inner_size) * compute_item_bytes,
             logits_bytes=64 * self.vocab_size * 4,
-            scratch_bytes=2 * CHUNK_ELEMENTS * compute_item_bytes,
+            scratch_bytes=2 * scratch_elements(self.matrices, is_host=is_cpu) * compute_item_bytes,
             file_bytes=formats[0].total_bytes + self.others_bytes,
         )
 

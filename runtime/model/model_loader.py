@@ -24,6 +24,7 @@ from offload.copying.copy_engine import CopyEngine
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.quantized_group import WeightFormat
+from offload.formats.stored_sizes import scratch_elements
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
@@ -155,12 +156,21 @@ class ModelFiles:
 
     def draft_head_bytes(self, held: HeldFormat, device: torch.device = HOST_DEVICE) -> int:
         """Return the bytes of the head's own int8 copy, which only a separate draft of that format on a CPU has."""
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        return held_bytes(shape, held) if held == "int8" and device.type == "cpu" else 0
+        return held_bytes(self._head_shape, held) if held == "int8" and device.type == "cpu" else 0
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Return the bytes of keys and values that one token takes in all layers."""
         return sum(shape.width for shape in self.cache_shapes) * compute_dtype.itemsize
+
+    def scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
+        """Return how many weights are widened at a time: of the layers, and of a head in another type than computed."""
+        shapes = [shape for linears in self.linears for shape in linears.values()]
+        head = [self._head_shape] if self.stored_dtype != compute_dtype else []
+        return scratch_elements(shapes + head, is_host=device.type == "cpu")
+
+    @property
+    def _head_shape(self) -> tuple[int, int]:
+        return self.config.vocab_size, self.config.hidden_size
 
     def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
         """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
@@ -303,7 +313,8 @@ def _open_parts(
     Tied parameters share their source's bytes.
     """
     parts = open_decoder(files.checkpoint, dtype=compute.dtype)
-    replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device))
+    num_elements = files.scratch_elements(compute.dtype, compute.device)
+    replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device, num_elements=num_elements))
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
     on_host = None

@@ -16,10 +16,9 @@ from offload.formats.weight_format import (
     from_columns,
     measure_direct_max_rows,
     multiply_widened_rows,
-    scratch_bytes,
 )
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture
@@ -118,8 +117,28 @@ def test_one_column_is_multiplied_in_blocks_of_rows(monkeypatch: pytest.MonkeyPa
 
 def test_the_scratch_of_an_accelerator_has_larger_chunks() -> None:
     assert chunk_elements(CPU) == CHUNK_ELEMENTS
-    assert chunk_elements(torch.device("meta")) == ACCELERATOR_CHUNK_ELEMENTS
-    assert scratch_bytes(torch.bfloat16, CPU) == 2 * CHUNK_ELEMENTS
+    assert chunk_elements(META) == ACCELERATOR_CHUNK_ELEMENTS
+
+
+def test_an_accelerators_scratch_is_allocated_once_and_never_moves() -> None:
+    """A recorded pass would go on writing to where it was."""
+    scratch = UpcastScratch(torch.bfloat16, META, num_elements=600)
+    assert scratch.view(20, 10).untyped_storage().nbytes() == 1200
+    assert scratch.view(60, 10).shape == (60, 10)
+    with pytest.raises(AssertionError, match="recorded"):
+        scratch.view(61, 10)
+    on_host = UpcastScratch(torch.float32, CPU, num_elements=600)
+    assert on_host.view(20, 10).shape == (20, 10) and on_host.view(61, 10).shape == (61, 10)
+
+
+def test_an_accelerators_product_lies_as_its_result_does_and_is_not_transposed() -> None:
+    matrix, inputs = torch.empty(300, 64, dtype=torch.int8, device=META), torch.empty(1, 9, 64, device=META)
+    scratch = UpcastScratch(torch.float32, META, num_elements=100 * 64)
+    columns = scratch.multiply_widened(inputs, matrix)
+    assert columns.shape == (300, 9)
+    result = from_columns(columns, inputs)
+    assert result.shape == (1, 9, 300) and result.is_contiguous()
+    assert result.untyped_storage()._cdata == columns.untyped_storage()._cdata
 
 
 def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
