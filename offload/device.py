@@ -72,6 +72,22 @@ def wait_for_device(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def has_float32_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch.mm takes matrices of `dtype` and gives float32: on CUDA, in two bytes, from torch 2.8 on."""
+    is_cuda = device.type == "cuda" and torch.version.hip is None
+    return is_cuda and dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype")
+
+
+def keep_sums_in_float32(device: torch.device) -> None:
+    """Let products in two bytes round their sums once, at the end, in this process: cuBLAS may round parts otherwise.
+
+    Which parts it would round depends on the width of a pass, and with it a target's text on its tree.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
 def _current_index() -> int:
     return max(0, torch.accelerator.current_device_index())
 

@@ -34,6 +34,8 @@ bytes the chunk takes 17, 67 or 134 MB, of which the last is 0.3 of such a layer
 """
 TILE_ROWS = 128
 """Rows of a tile: chunks of an accelerator are even numbers of them, so that none is a remainder."""
+WIDE_HEAD_ELEMENTS = 1 << 23
+"""Elements of a head that are widened to float32 at a time where the device cannot multiply to float32 by itself."""
 
 
 def scratch_elements(matrices: Iterable[Sequence[int]], *, is_host: bool) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from offload.device import wait_for_device
+from offload.device import has_float32_products, wait_for_device
 from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, chunk_rows
 
 TORCH_DTYPES = {
@@ -117,6 +117,26 @@ def multiply_widened_rows(matrix: torch.Tensor, columns: torch.Tensor, products:
         return
     blocks = (num_blocks, num_rows // num_blocks)
     torch.bmm(matrix.view(*blocks, num_columns), columns.expand(num_blocks, -1, -1), out=products.view(*blocks, 1))
+
+
+def multiply_to_float32(
+    stored: "StoredWeight", inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch
+) -> torch.Tensor:
+    """Multiply as `stored.linear` does, but return the float32 that the sums are made in: (..., O), unrounded.
+
+    Where the device has no such product, all is widened first, to `scratch` of float32.
+    """
+    if (
+        isinstance(stored, DenseWeight)
+        and stored.matrix.dtype == inputs.dtype
+        and has_float32_products(inputs.device, inputs.dtype)
+    ):
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        product = torch.mm(flat, stored.matrix.t(), out_dtype=torch.float32)
+        product = product.view(*inputs.shape[:-1], product.shape[1])
+        return product if bias is None else product.add_(bias)
+    wide_bias = None if bias is None else bias.to(torch.float32)
+    return stored.linear(inputs.to(torch.float32), wide_bias, scratch)
 
 
 def from_columns(products: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -324,9 +324,9 @@ def need_of_files(
 
 
 def _scratch_bytes(target: ModelFiles, draft: ModelFiles | None, dtype: torch.dtype, device: torch.device) -> int:
-    """Return what both models widen weights in, a substitute as its target."""
+    """Return what both models widen weights in, a substitute as its target, and what the target's head does."""
     num_elements = sum(files.scratch_elements(dtype, device) for files in (target, draft or target))
-    return num_elements * dtype.itemsize
+    return num_elements * dtype.itemsize + 4 * target.head_scratch_elements(dtype, device)
 
 
 def _placed(

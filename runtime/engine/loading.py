@@ -21,7 +21,7 @@ from offload.copying.copy_engine import CopyEngine, CopySource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
-from offload.device import device_memory
+from offload.device import device_memory, keep_sums_in_float32
 from offload.layer_filling import LayerFilling
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_slabs import slab_views
@@ -129,6 +129,7 @@ def load_session(
     is_undrafted = config.draft == "auto" and plan.config.is_plain and not plan.residency.streamed_layers
     if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
         plan, start, is_undrafted = *paying, False
+    keep_sums_in_float32(plan.device)
     config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
     direct = {"auto": None, "direct": True, "buffered": False}[config.io]
     reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from offload.formats.quantized_group import WeightFormat
-from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, multiply_to_float32
 
 HOST_DEVICE = torch.device("cpu")
 Convert = Callable[[StoredWeight], StoredWeight]
@@ -39,6 +39,7 @@ class StoredLinear(nn.Module):
     def __init__(self, scratch: UpcastScratch) -> None:
         super().__init__()
         self._scratch = scratch
+        self._float32_scratch: UpcastScratch | None = None
         self.stored: StoredWeight | None = None
         self.bias: torch.Tensor | None = None
 
@@ -50,9 +51,15 @@ class StoredLinear(nn.Module):
         assert self.stored is not None, "the layer's weights were released"
         return self._scratch.view(0, 0)
 
+    def give_float32(self, scratch: UpcastScratch) -> None:
+        """Return unrounded float32 sums from now on, as a head should: two logits of bfloat16 tie too easily."""
+        self._float32_scratch = scratch
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs` (..., I) to (..., O)."""
         assert self.stored is not None, "the layer's weights were released"
+        if self._float32_scratch is not None:
+            return multiply_to_float32(self.stored, inputs, self.bias, self._float32_scratch)
         return self.stored.linear(inputs, self.bias, self._scratch)
 
 

@@ -21,10 +21,11 @@ from torch import nn
 from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint
 from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
+from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.quantized_group import WeightFormat
-from offload.formats.stored_sizes import scratch_elements
+from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, scratch_elements
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
@@ -167,6 +168,16 @@ class ModelFiles:
         shapes = [shape for linears in self.linears for shape in linears.values()]
         head = [self._head_shape] if self.stored_dtype != compute_dtype else []
         return scratch_elements(shapes + head, is_host=device.type == "cpu")
+
+    def head_scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
+        """Return how many weights of a target's head are widened to float32 at a time; 0 where none has to be."""
+        if compute_dtype == torch.float32 or self.multiplies_head_to_float32(compute_dtype, device):
+            return 0
+        return min(_most_head_elements(device), math.prod(self._head_shape))
+
+    def multiplies_head_to_float32(self, compute_dtype: torch.dtype, device: torch.device) -> bool:
+        """Return whether the device itself multiplies the head, as it is stored, to float32."""
+        return self.stored_dtype == compute_dtype and has_float32_products(device, compute_dtype)
 
     @property
     def _head_shape(self) -> tuple[int, int]:
@@ -315,6 +326,7 @@ def _open_parts(
     parts = open_decoder(files.checkpoint, dtype=compute.dtype)
     num_elements = files.scratch_elements(compute.dtype, compute.device)
     replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device, num_elements=num_elements))
+    _let_head_give_float32(parts.model, files, compute)
     tied = {name: others[source] for name, source in parts.tied.items() if source in others}
     tensors = {**tied, **others}
     on_host = None
@@ -339,6 +351,18 @@ def _table_name(parts: DecoderParts) -> str | None:
         if module is inputs and isinstance(module, nn.Embedding) and _takes_ids(module) and is_alone:
             return table
     return None
+
+
+def _let_head_give_float32(model: Any, files: ModelFiles, compute: ComputePlan) -> None:
+    """Leave no logit rounded to a narrower type; a draft's only where the device cannot help it."""
+    head, dtype, device = model.get_output_embeddings(), compute.dtype, compute.device
+    is_free = files.multiplies_head_to_float32(dtype, device)
+    if isinstance(head, StoredLinear) and dtype != torch.float32 and (is_free or not compute.is_fast):
+        head.give_float32(UpcastScratch(torch.float32, device, num_elements=_most_head_elements(device)))
+
+
+def _most_head_elements(device: torch.device) -> int:
+    return CHUNK_ELEMENTS if device.type == "cpu" else WIDE_HEAD_ELEMENTS
 
 
 def _takes_ids(module: nn.Embedding) -> bool:

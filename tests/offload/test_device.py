@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from offload.device import DeviceMemory, device_memory, device_name, find_driver, identify_device, select_device
+from offload.device import (
+    DeviceMemory,
+    device_memory,
+    device_name,
+    find_driver,
+    has_float32_products,
+    identify_device,
+    keep_sums_in_float32,
+    select_device,
+)
 from profiles.errors import BadInputError
 
 
@@ -124,3 +133,27 @@ def test_an_identity_joins_type_name_and_driver(monkeypatch, tmp_path):
     assert (found.device_type, found.name, found.driver_version) == ("meta", "Card", "NVIDIA 550.54.14")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert identify_device(torch.device("meta", 0), root=tmp_path / "nowhere").driver_version == ""
+
+
+def test_sums_are_kept_in_float32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = torch.backends.cuda.matmul
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+        before = getattr(products, name)
+        try:
+            setattr(products, name, True)
+            keep_sums_in_float32(torch.device("cpu"))
+            assert getattr(products, name)
+            keep_sums_in_float32(torch.device("cuda", 0))
+            assert not getattr(products, name)
+        finally:
+            setattr(products, name, before)
+
+
+def test_products_to_float32_are_cudas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    assert has_float32_products(cuda, torch.bfloat16) and has_float32_products(cuda, torch.float16)
+    assert not has_float32_products(cuda, torch.float32)
+    assert not has_float32_products(torch.device("cpu"), torch.bfloat16)
+    assert not has_float32_products(torch.device("xpu"), torch.bfloat16)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert not has_float32_products(cuda, torch.bfloat16)

@@ -12,6 +12,7 @@ from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,
+    DEVICE,
     FEW_TIERS,
     SEED,
     TIERS,
@@ -82,6 +83,10 @@ def bfloat16_text_does_not_depend_on_the_tier(kind: str) -> None:
     for tiers in ("all resident", "all on disk", FEW_TIERS[0]):
         with opened_on(folder, **in_layers(TIERS[tiers], folder)) as opened:
             assert opened.plan.dtype == torch.bfloat16
+            target = opened.session.engine.target
+            hidden = torch.ones(3, target.parts.model.config.hidden_size, dtype=torch.bfloat16, device=DEVICE)
+            logits = target.logits(hidden)
+            assert (logits != logits.bfloat16().float()).any(), "logits are rounded to the type of the activations"
             texts.append(answer_under_watch(opened))
     assert texts == texts[:1] * len(texts)
 

@@ -15,6 +15,7 @@ from offload.formats.weight_format import (
     fastest_seconds,
     from_columns,
     measure_direct_max_rows,
+    multiply_to_float32,
     multiply_widened_rows,
 )
 
@@ -139,6 +140,35 @@ def test_an_accelerators_product_lies_as_its_result_does_and_is_not_transposed()
     result = from_columns(columns, inputs)
     assert result.shape == (1, 9, 300) and result.is_contiguous()
     assert result.untyped_storage()._cdata == columns.untyped_storage()._cdata
+
+
+def test_products_to_float32_are_the_devices_own_where_it_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device here has them: a product in float64 stands in, whose rounding to float32 shows which one ran."""
+    matrix, bias = random_matrix(40, 24, torch.bfloat16), torch.randn(40, dtype=torch.bfloat16)
+    inputs, float32 = torch.randn(1, 7, 24).bfloat16(), UpcastScratch(torch.float32, CPU)
+    exact = F.linear(inputs.double(), matrix.double(), bias.double()).float()
+    rounded = DenseWeight(matrix).linear(inputs, bias, UpcastScratch(torch.bfloat16, CPU))
+    widened = multiply_to_float32(DenseWeight(matrix), inputs, bias, float32)
+    torch.testing.assert_close(widened, exact, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(rounded.float(), widened)
+    asked = []
+
+    def mm(left: torch.Tensor, right: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
+        asked.append((left.dtype, right.dtype, out_dtype))
+        return (left.double() @ right.double()).to(out_dtype)
+
+    monkeypatch.setattr(weight_format, "has_float32_products", lambda device, dtype: True)
+    monkeypatch.setattr(torch, "mm", mm)
+    found = multiply_to_float32(DenseWeight(matrix), inputs, bias, float32)
+    assert asked == [(torch.bfloat16, torch.bfloat16, torch.float32)] and found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_head_in_another_type_than_computed_is_widened_to_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_format, "has_float32_products", lambda device, dtype: True)
+    matrix, inputs = random_matrix(40, 24, torch.bfloat16), torch.randn(7, 24).half()
+    found = multiply_to_float32(DenseWeight(matrix), inputs, None, UpcastScratch(torch.float32, CPU))
+    torch.testing.assert_close(found, F.linear(inputs.float(), matrix.float()), rtol=1e-6, atol=1e-6)
 
 
 def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
