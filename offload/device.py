@@ -78,6 +78,14 @@ def has_float32_products(device: torch.device, dtype: torch.dtype) -> bool:
     return is_cuda and dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype")
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 itself: NVIDIA's before Ampere emulate it, at a crawl."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def keep_sums_in_float32(device: torch.device) -> None:
     """Let products in two bytes round their sums once, at the end, in this process: cuBLAS may round parts otherwise.
 

@@ -18,7 +18,7 @@ import torch
 
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import LayerLayout
-from offload.device import select_device
+from offload.device import device_name, has_bfloat16, select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
@@ -190,6 +190,17 @@ class LoadPlan:
     def draft_held(self) -> HeldFormat:
         wanted, is_substitute = self.config.draft_format, self.draft is None
         return self.draft_files.held_format(wanted, self.dtype, self.device, is_substitute=is_substitute)
+
+    @property
+    def dtype_note(self) -> str | None:
+        """What to know where the device lacks the type that the model was made in."""
+        is_replaced = self.config.compute_dtype == "auto" and self.target.stored_dtype == torch.bfloat16
+        if not is_replaced or self.dtype != torch.float16:
+            return None
+        return (
+            f"{device_name(self.device)} does not multiply bfloat16, so that the model computes in float16, which ends "
+            "at 65504: if it writes nonsense, give --compute-dtype float32"
+        )
 
     @property
     def residency(self) -> ResidencyPlan:
@@ -393,11 +404,20 @@ def _vector_bytes(layout: LayerLayout) -> int:
 
 
 def _compute_dtype(config: EngineConfig, target: ModelFiles, device: torch.device) -> torch.dtype:
-    """Return the user's choice, or float32 on a processor, so that no text depends on its tree."""
-    if config.compute_dtype != "auto":
-        dtype: torch.dtype = getattr(torch, config.compute_dtype)
-        return dtype
-    return torch.float32 if device.type == "cpu" else target.stored_dtype
+    """Return the user's choice, or float32 on a processor, so that no text depends on its tree.
+
+    An accelerator computes in the model's type, or in float16 where it has no bfloat16. Raises OptionError.
+    """
+    if config.compute_dtype == "auto":
+        dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
+        return torch.float16 if dtype == torch.bfloat16 and not has_bfloat16(device) else dtype
+    chosen: torch.dtype = getattr(torch, config.compute_dtype)
+    if chosen == torch.bfloat16 and not has_bfloat16(device):
+        raise OptionError(
+            f"{device_name(device)} does not multiply bfloat16; give --compute-dtype float16, or float32 where a model "
+            "made in bfloat16 writes nonsense in it"
+        )
+    return chosen
 
 
 def _stage_bytes(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> int:

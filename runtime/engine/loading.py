@@ -167,7 +167,8 @@ def load_session(
     on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
     if cache is not None and cache.damaged:
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
-    notes = (*on_draft, *start.notes(plan, is_planned=engine.planner.choice is not None))
+    on_type = () if plan.dtype_note is None else (plan.dtype_note,)
+    notes = (*on_type, *on_draft, *start.notes(plan, is_planned=engine.planner.choice is not None))
     if not is_early:
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
     placement = plan.placement.with_tiers(placed.tiers)

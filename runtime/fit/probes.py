@@ -22,7 +22,7 @@ import torch
 from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes
 from offload.checkpoint.layer_layout import SlabRange
 from offload.copying.rates import measure_copy_rate, measure_raw_link
-from offload.device import device_memory, device_name, find_driver, identify_device, select_device
+from offload.device import device_memory, device_name, find_driver, has_bfloat16, identify_device, select_device
 from offload.errors import BudgetError, LinkError
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, has_fused_nf4
 from offload.formats.four_bit import FourBitWeight
@@ -237,7 +237,8 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     """
     is_cpu = device.type == "cpu"
     side = side or (SIDE if is_cpu else ACCELERATOR_SIDE)
-    compute = torch.float32 if is_cpu else torch.bfloat16  # as a session computes: see LoadPlan
+    # As a session computes: see LoadPlan.
+    compute = torch.float32 if is_cpu else torch.bfloat16 if has_bfloat16(device) else torch.float16
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     nf4 = FourBitWeight.quantize(matrix, device=device)

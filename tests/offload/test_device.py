@@ -1,6 +1,7 @@
 """Devices by name: what torch finds, what it does not, what it says of their memory, and what drivers are called."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from offload.device import (
     device_memory,
     device_name,
     find_driver,
+    has_bfloat16,
     has_float32_products,
     identify_device,
     keep_sums_in_float32,
@@ -157,3 +159,18 @@ def test_products_to_float32_are_cudas_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert not has_float32_products(torch.device("xpu"), torch.bfloat16)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert not has_float32_products(cuda, torch.bfloat16)
+
+
+def test_bfloat16_is_asked_of_cuda_alone_and_emulation_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        asked.append((chosen[-1], including_emulation))
+        return chosen[-1] != torch.device("cuda", 1)
+
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: chosen.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert has_bfloat16(torch.device("cpu")) and has_bfloat16(torch.device("xpu", 0)) and not asked
+    assert has_bfloat16(torch.device("cuda", 0)) and not has_bfloat16(torch.device("cuda", 1))
+    assert asked == [(torch.device("cuda", 0), False), (torch.device("cuda", 1), False)]

@@ -56,6 +56,21 @@ def test_on_an_accelerator_matmuls_run_in_the_stored_type(folder: Path, accelera
     assert build(folder, compute_dtype="float32").dtype == torch.float32
 
 
+def test_a_device_without_bfloat16_computes_in_float16_and_says_so(
+    folder: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(folder).dtype_note is None
+    monkeypatch.setattr(load_plan, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(load_plan, "device_name", lambda device: "Tesla T4")
+    plan = build(folder)
+    assert plan.dtype == torch.float16
+    assert plan.dtype_note is not None and plan.dtype_note.startswith("Tesla T4 does not multiply bfloat16, so that")
+    for chosen in ("float16", "float32"):
+        assert build(folder, compute_dtype=chosen).dtype_note is None
+    with pytest.raises(BadInputError, match="Tesla T4 does not multiply bfloat16; give --compute-dtype float16, or"):
+        build(folder, compute_dtype="bfloat16")
+
+
 def test_an_accelerators_budget_is_what_it_has_free_less_a_reserve(folder: Path, accelerator: None) -> None:
     assert build(folder).placement.device_budget_bytes == 300_000_000 - (192 << 20) - int(0.03 * 300_000_000)
 
