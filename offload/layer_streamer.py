@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -250,6 +251,25 @@ class LayerStreamer(Closeable):
         if self._is_in_pass:
             self._leave_pass()
             self._drain()
+
+    @contextmanager
+    def lent_slot(self) -> Iterator[torch.Tensor | None]:
+        """Lend a slot between two passes, to be written to at will; None where nothing streams.
+
+        Layers that had come before are copied again, from the next pass or `prefetch` on. Raises LinkError as
+        `begin_pass` does.
+        """
+        self._require(not self._is_in_pass, "a slot can be lent between two passes only")
+        self._drain()
+        if not self.slots:
+            yield None
+            return
+        index = self._free_slots.popleft()
+        try:
+            yield self.slots[index]
+        finally:
+            self._engine.release(self.slots[index])
+            self._free_slots.appendleft(index)
 
     def cancel(self) -> None:
         """Make the pass under way fail with PassCancelledError at its next or present acquire; from any thread."""

@@ -1,6 +1,6 @@
 """Measures an open session for the calibrator: one thing once, now.
 
-See `profiles.calibration_probes` for what is asked. Times computation over layers of zeros that are there already, and
+See `profiles.calibration_probes` for what is asked. Times computation over layers that are there already, and
 behind a context of zeros: what products cost does not depend on what they multiply. The benchmarks time the parts of a
 round with the same functions, so that they mean the same.
 """
@@ -55,8 +55,9 @@ class SessionProbes:
         self._target, self._draft = engine.target, engine.drafter.model
         self._writer = TextWriter(opened, requests)
         self._read_offset = 0
+        self._steady_steps = set[tuple[int, int]]()
         engine.truncate(0)
-        with torch.inference_mode(), layers_of_zeros(opened):
+        with torch.inference_mode(), layers_at_hand(opened):
             self._draft.run_pass(self._chain(self._draft, 1, 0))
             self._hidden = self._target.run_pass(self._chain(self._target, 1, 0))
             for cache in (self._draft.cache, self._target.cache):
@@ -115,6 +116,14 @@ class SessionProbes:
         return read.seconds if read.is_direct and reader.is_direct else None
 
     def time_draft_step(self, width: int, context_tokens: int) -> float:
+        """Time a step as most are: shapes are recorded after a few passes, and the recording itself takes longest."""
+        if (width, context_tokens) not in self._steady_steps:
+            for _ in range(self._draft.num_unsteady_passes):
+                self._time_draft_step(width, context_tokens)
+            self._steady_steps.add((width, context_tokens))
+        return self._time_draft_step(width, context_tokens)
+
+    def _time_draft_step(self, width: int, context_tokens: int) -> float:
         self._occupy(self._draft, context_tokens)
         inputs = self._chain(self._draft, width, context_tokens)
         begun = time.perf_counter()
@@ -127,7 +136,7 @@ class SessionProbes:
     def time_pass(self, num_tokens: int, context_tokens: int) -> float:
         self._occupy(self._target, context_tokens)
         inputs = self._chain(self._target, num_tokens, context_tokens)
-        with layers_of_zeros(self._opened):
+        with layers_at_hand(self._opened):
             begun = time.perf_counter()
             self._target.run_pass(inputs)
             seconds = time.perf_counter() - begun
@@ -222,7 +231,25 @@ def layers_of_zeros(opened: OpenSession) -> Iterator[None]:
     plan = opened.plan
     # Written, or every page would be the same page of zeros, which no processor ever reads from memory.
     zeros = torch.empty(max(plan.residency.layer_bytes), dtype=torch.uint8, device=plan.device).fill_(0)
-    layers = [ResidentLayer(zeros)] * opened.streamer.num_layers
+    with _passes_over(opened, [ResidentLayer(zeros)] * opened.streamer.num_layers):
+        yield
+
+
+@contextmanager
+def layers_at_hand(opened: OpenSession) -> Iterator[None]:
+    """Do the same without memory for it, which a full device does not have: only the ring has one slot less meanwhile.
+
+    Residents are where they are, and all other layers are in that slot, of zeros; what it held is copied again.
+    """
+    with opened.streamer.lent_slot() as slot:
+        zeros = None if slot is None else ResidentLayer(slot.fill_(0))
+        layers = [layer if isinstance(layer, ResidentLayer) else zeros for layer in opened.streamer.layers]
+        with _passes_over(opened, [layer for layer in layers if layer is not None]):
+            yield
+
+
+@contextmanager
+def _passes_over(opened: OpenSession, layers: Sequence[ResidentLayer]) -> Iterator[None]:
     with (
         LayerStreamer(layers, opened.reader, num_slots=2) as ring,
         opened.session.engine.target.streaming_from(ring),

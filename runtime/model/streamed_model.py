@@ -29,7 +29,7 @@ from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.attention import attention_masks
 from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
-from runtime.model.pass_graphs import PassGraphs, recorder_for
+from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
 from runtime.model.sliced_pass import PassWidths, SlicedPass, can_be_sliced
@@ -193,6 +193,11 @@ class StreamedModel:
     def can_slice(self) -> bool:
         """Whether a pass of a few wanted rows may be wider than what a layer computes at once."""
         return self._widths is not None
+
+    @property
+    def num_unsteady_passes(self) -> int:
+        """How many passes of a shape take another time than all later ones; 0 where none is recorded."""
+        return 0 if self._graphs is None else USES_BEFORE_RECORDING + 1
 
     @torch.inference_mode()
     def run_pass(self, inputs: PassInput, *, num_wanted: int | None = None) -> torch.Tensor:

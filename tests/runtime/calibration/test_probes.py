@@ -1,14 +1,25 @@
 """A real session's probes: what each times, what it holds, and that the session is free afterwards."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from offload.layer_streamer import LayerStreamer, ResidentLayer
 from profiles.machine_profile import PinBudgetSource
 from runtime.calibration import probes as probes_module
-from runtime.calibration.probes import SessionProbes, layers_of_zeros, median_seconds, wait_for_full_ring
+from runtime.calibration.probes import (
+    SessionProbes,
+    layers_at_hand,
+    layers_of_zeros,
+    median_seconds,
+    wait_for_full_ring,
+)
 from runtime.engine.loading import OpenSession
+from runtime.model import streamed_model
+from runtime.model.pass_graphs import Replay
 from runtime.model.streamed_model import chain_input
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -23,6 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def probes_of(opened: OpenSession, tmp_path: Path) -> SessionProbes:
     return SessionProbes(opened, [request()], state_folder=tmp_path)
+
+
+def repeated(work: Callable[[], torch.Tensor]) -> Replay:
+    """Record as a graph does: its output lies where the first one did."""
+    output = work()
+    return lambda: output.copy_(work())
 
 
 def test_facts_are_those_of_the_session(folder: Path, tmp_path: Path) -> None:
@@ -167,6 +184,57 @@ def test_passes_over_zeros_stream_nothing_and_change_nothing(folder: Path) -> No
         assert target.last_pass.bytes_streamed == 0
         target.cache.truncate(0)
         assert answer(opened, request())[1] == expected
+
+
+@pytest.mark.parametrize("num_residents", [0, 2, None])
+def test_passes_over_layers_at_hand_allocate_no_layer_and_change_nothing(
+    folder: Path, num_residents: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that a session has filled has no room for one layer more."""
+    with open_tiny(folder, num_residents=num_residents) as opened:
+        expected = answer(opened, request())[1]
+        engine, streamer = opened.session.engine, opened.streamer
+        engine.truncate(0)
+        if streamer.slots:
+            wait_for_full_ring(opened)
+        before, slabs = opened.link.bytes_copied, []
+        acquire = LayerStreamer.acquire
+        monkeypatch.setattr(LayerStreamer, "acquire", lambda ring, i: slabs.append(acquire(ring, i)) or slabs[-1])
+        for _ in range(2):
+            with layers_at_hand(opened):
+                engine.target.run_pass(chain_input([1, 2, 3], num_cached=0))
+            engine.target.cache.truncate(0)
+        assert opened.link.bytes_copied == before
+        own = {layer.slab.data_ptr() for layer in streamer.layers if isinstance(layer, ResidentLayer)}
+        lent = {slab.data_ptr() for slab in slabs} - own
+        assert len(slabs) == 2 * streamer.num_layers and len(lent) == min(1, streamer.num_streamed_layers)
+        assert lent <= {slot.data_ptr() for slot in streamer.slots}
+        monkeypatch.undo()
+        assert answer(opened, request())[1] == expected
+
+
+def test_a_timed_draft_step_is_a_replay_where_steps_are_recorded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of a shape come as they are and the third is recorded: their median would be no step of any round."""
+    monkeypatch.setattr(streamed_model, "recorder_for", lambda device: repeated)
+    with open_tiny(folder, draft=folder, num_residents=0) as opened:
+        probes, draft = probes_of(opened, tmp_path), opened.session.engine.drafter.model
+        assert (draft.num_unsteady_passes, opened.session.engine.target.num_unsteady_passes) == (3, 0)
+        graphs, ways = draft._graphs, []
+        run = graphs.run
+
+        def logged(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+            num_recorded = len(graphs._passes)
+            found = run(*args, **kwargs)
+            is_recorded_now = len(graphs._passes) > num_recorded
+            ways.append("eager" if found is None else "recorded" if is_recorded_now else "replayed")
+            return found
+
+        monkeypatch.setattr(graphs, "run", logged)
+        for _ in range(3):
+            assert probes.time_draft_step(3, 20) > 0
+        assert ways == ["eager", "eager", "recorded", "replayed", "replayed", "replayed"]
 
 
 def test_a_full_ring_is_waited_for(folder: Path) -> None:
