@@ -12,6 +12,9 @@ layer of a pass and the first of the next lies the time of drafting, lm_head and
 from disk through S host stages, counted on their own again, with reads of delta_i seconds that run ahead of the ring,
 
     read[i]     = max(read[i-1], copied[i-S]) + delta_i        and copied[i] also waits for read[i].
+
+A layer that passes through smaller stages in k pieces is k such reads and copies, of delta_i / k and tau_i / k: the
+first copy waits for the slot, and the computation for the last.
 """
 
 from collections import deque
@@ -47,11 +50,13 @@ def round_periods(
     num_slots: int,
     read_seconds: Sequence[float | None] = (),
     num_stages: int = 0,
+    num_pieces: Sequence[int] = (),
 ) -> RoundPeriods:
     """Return the steady-state rounds of C candidates with the time between passes left open.
 
     compute_seconds (C, L) are kappa. A layer's copy_seconds tau are one number for all candidates or an array (C,),
     None for a resident layer; its read_seconds delta are None where it needs no disk, and () stands for no disk at all.
+    num_pieces (L,) are k where there is a disk, () for whole layers.
 
     One pass only adds and takes maxima, so it is a matrix of the (max, +) algebra over the times that it starts from:
     link and disk free, the last computation done, each of the R slots freed and S stages emptied. Its eigenvalue, the
@@ -70,13 +75,17 @@ def round_periods(
     reads = tuple(read_seconds) or (None,) * len(copy_seconds)
     if len(reads) != len(copy_seconds):
         raise ValueError(f"{len(reads)} read times but {len(copy_seconds)} copy times")
+    pieces = tuple(num_pieces) or (1,) * len(copy_seconds)
+    if len(pieces) != len(copy_seconds):
+        raise ValueError(f"{len(pieces)} numbers of pieces but {len(copy_seconds)} copy times")
     if num_slots < 1:
         raise ValueError(f"a ring of {num_slots} slots cannot stream")
     if all(seconds is None for seconds in reads):
         num_stages = 0
     elif num_stages < 1:
         raise ValueError(f"layers from disk cannot pass through {num_stages} stages")
-    weights = _pass_weights(kappas, copy_seconds, reads, (num_slots, num_stages))  # (D, D, C)
+    weights = _pass_weights(kappas, copy_seconds, list(zip(reads, pieces, strict=True)), (num_slots, num_stages))
+    # (D, D, C)
     beside = np.delete(np.delete(weights, 1, axis=0), 1, axis=1)  # index 1 is the end of the computation
     return RoundPeriods(_largest_mean(beside), weights[1, 1])
 
@@ -95,12 +104,13 @@ def _largest_mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 def _pass_weights(
     kappas: NDArray[np.float64],
     copy_seconds: Sequence[float | NDArray[np.float64] | None],
-    read_seconds: Sequence[float | None],
+    reads: Sequence[tuple[float | None, int]],
     num_buffers: tuple[int, int],
 ) -> NDArray[np.float64]:
     """Return the longest paths through one pass, (D, D, C): [i, j, c] from start time j to end time i, -inf if none.
 
-    D = 2 + R + S, and one more for the disk if it is used: (R, S) are the slots and stages in `num_buffers`.
+    D = 2 + R + S, and one more for the disk if it is used: (R, S) are the slots and stages in `num_buffers`. `reads`:
+    each layer's seconds on the disk, and its pieces.
     """
     num_slots, num_stages = num_buffers
     num_times = 2 + num_slots + num_stages + (num_stages > 0)
@@ -110,17 +120,19 @@ def _pass_weights(
     freed = deque(start[2 : 2 + num_slots], maxlen=num_slots)
     emptied = deque(start[2 + num_slots : 2 + num_slots + num_stages], maxlen=num_stages)
     disk_free = start[-1]
-    for seconds, disk_seconds, kappa in zip(copy_seconds, read_seconds, kappas.T, strict=True):
+    for seconds, (disk_seconds, num_pieces), kappa in zip(copy_seconds, reads, kappas.T, strict=True):
         if seconds is None:
             computed = computed + kappa
             continue
-        copy_start = np.maximum(link_free, freed[0])
-        if disk_seconds is not None:
-            disk_free = np.maximum(disk_free, emptied[0]) + disk_seconds
-            copy_start = np.maximum(copy_start, disk_free)
-        link_free = copy_start + seconds
-        if disk_seconds is not None:
-            emptied.append(link_free)
+        link_free = np.maximum(link_free, freed[0])
+        if disk_seconds is None:
+            link_free = link_free + seconds
+        else:
+            read_seconds, send_seconds = disk_seconds / num_pieces, seconds / num_pieces
+            for _ in range(num_pieces):
+                disk_free = np.maximum(disk_free, emptied[0]) + read_seconds
+                link_free = np.maximum(link_free, disk_free) + send_seconds
+                emptied.append(link_free)
         computed = np.maximum(computed, link_free) + kappa
         freed.append(computed)
     return np.stack([link_free, computed, *freed, *emptied] + ([disk_free] if num_stages else []))

@@ -15,9 +15,6 @@ from typing import TypeAlias
 from offload.errors import BudgetError
 from offload.units import format_bytes
 
-NUM_STAGES = 2
-"""Host stages in front of an accelerator's link: one is filled while the other is sent."""
-
 
 class Tier(Enum):
     """Where a layer's bytes wait for their turn."""

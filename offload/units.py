@@ -33,9 +33,9 @@ class LinkSpeed:
     latency_seconds: float = 0.0
     """Fixed cost of every copy, during which the link carries nothing else."""
 
-    def copy_seconds(self, num_bytes: int) -> float:
-        """Return the seconds for which one copy of `num_bytes` occupies the link."""
-        return self.latency_seconds + num_bytes / self.bytes_per_second
+    def copy_seconds(self, num_bytes: int, num_copies: int = 1) -> float:
+        """Return the seconds for which `num_bytes`, in one copy or several, occupy the link."""
+        return num_copies * self.latency_seconds + num_bytes / self.bytes_per_second
 
 
 def round_up_to_page(num_bytes: int) -> int:

@@ -50,6 +50,13 @@ class SlabMove:
     num_bytes: int
     """Never 0."""
 
+    def part(self, begin: int, end: int) -> "SlabMove | None":
+        """Return what moves of the slab's bytes [begin, end), which lie at 0 by now, to its place on a device."""
+        first, last = max(self.slab_offset, begin), min(self.slab_offset + self.num_bytes, end)
+        if first >= last:
+            return None
+        return SlabMove(first - begin, self.device_offset + first - self.slab_offset, last - first)
+
 
 @dataclass(frozen=True, slots=True)
 class SlabRange:
@@ -89,6 +96,22 @@ class LayerLayout:
         return all((item.slab_offset - item.file_offset) % PAGE_BYTES == 0 for item in self.ranges) and all(
             left[1] <= right[0] for left, right in pairwise(windows)
         )
+
+    def part(self, begin: int, end: int) -> "LayerLayout":
+        """Return what fills the slab's bytes [begin, end), `begin` in whole pages, as a slab without tensors' names."""
+        ranges = []
+        for item in self.ranges:
+            first, last = max(item.slab_offset, begin), min(item.slab_offset + item.num_bytes, end)
+            if first < last:
+                file_offset = item.file_offset + first - item.slab_offset
+                ranges.append(SlabRange(item.file, file_offset, last - first, first - begin))
+        payload_bytes = share_of(self.payload_bytes, self.slab_bytes, begin, end)
+        return LayerLayout((), tuple(ranges), end - begin, payload_bytes)
+
+
+def share_of(payload_bytes: int, slab_bytes: int, begin: int, end: int) -> int:
+    """Return the weight bytes that the slab's bytes [begin, end) count for; those of all its parts add up."""
+    return payload_bytes * end // slab_bytes - payload_bytes * begin // slab_bytes
 
 
 def layout_layer(entries: Mapping[str, TensorEntry]) -> LayerLayout:

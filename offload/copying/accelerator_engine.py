@@ -8,23 +8,30 @@ layer is handed out when the copy before it has arrived, so that progress and ca
 against torch.Stream and torch.Event, so any accelerator of torch runs the same lines.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
-from offload.closing import Closeable
+from offload.closing import PATIENCE_SECONDS, Closeable, Patience
 from offload.copying.copy_engine import CopySource, HostSource
 from offload.errors import LinkError, PassCancelledError
 
 DEFAULT_CHUNK_BYTES = 8 << 20
 """Small uploads queue behind at most this much of a layer on the one copy engine of a device: 0.3 ms at 25 GB/s."""
 
-_POLL_SECONDS = 0.0002
-_SPIN_POLLS = 20
+_CANCEL_POLL_SECONDS = 0.02
+
+logger = logging.getLogger(__name__)
+
+
+_never_freed: list["_Transfer"] = []
+"""Copies that a device was still making when it was given up on, with the memory that they read."""
 
 
 class Accelerator:
@@ -44,6 +51,10 @@ class Accelerator:
     def create_event(self) -> torch.Event:
         """Return a new event, timed where the device can, which says how busy the link is."""
         return torch.Event(self._device, enable_timing=True)
+
+    def block(self, event: torch.Event) -> None:
+        """Return when the device has passed the event; other threads run meanwhile."""
+        event.synchronize()
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: torch.Stream) -> None:
         """Enqueue the copy of a pinned piece on `stream` and return at once."""
@@ -75,6 +86,8 @@ class _Transfer:
     issued_at: float
     failure: Exception | None = None
     is_complete: bool = False
+    is_watched: bool = False
+    """Whether a thread will wait for it, or does, so that its events are not another's yet."""
     is_abandoned: bool = False
     reads: torch.Tensor | None = field(default=None, repr=False)  # keeps a source alive that the device still reads
 
@@ -83,7 +96,7 @@ class AcceleratorCopyEngine(Closeable):
     """A CopyEngine for slabs in pinned memory and slots on an accelerator; see the module for the order of events.
 
     Pageable slabs are correct too, but torch then copies synchronously. `start` may be called from one other thread
-    than `wait` and `release`.
+    than `wait` and `release`. A thread of its own waits for the device and wakes whoever waits for a copy.
     """
 
     def __init__(
@@ -92,27 +105,38 @@ class AcceleratorCopyEngine(Closeable):
         *,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         clock: Callable[[], float] = time.perf_counter,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[], None] | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        """`chunk_bytes` is the most that one device copy carries; `pause` waits between two looks at an event."""
+        """`chunk_bytes` is the most that one device copy carries; `close` gives up on a device after the patience.
+
+        `pause` is called between two looks at an event, in the place of the thread that waits.
+        """
         if chunk_bytes < 1:
             raise ValueError(f"chunks of {chunk_bytes} bytes: need 1 or more")
         self.chunk_bytes = chunk_bytes
         self._accelerator = accelerator
         self._clock = clock
-        self._pause = pause
+        self._patience_seconds = patience_seconds
         self._copy_stream = accelerator.create_stream()
         self._uses: dict[int, _SlotUse] = {}  # by the slot's address
         self._pool: list[_Span] = []
         self._in_flight: deque[_Transfer] = deque()
         self._computing: deque[_Span] = deque()
+        self._watched: deque[_Transfer] = deque()
         self._lock = threading.RLock()
+        self._wake = threading.Condition(self._lock)
+        self._listener: Callable[[], None] = lambda: None
         self._last_handed_out: _Transfer | None = None
         self._can_time = True
         self._busy_until = clock()
         self._busy_seconds = self._computed_seconds = 0.0
         self._bytes_copied = 0
         self._is_closed = False
+        self._pause = pause or self._wait_a_while
+        self._thread = None if pause else threading.Thread(target=self._watch, name="device copies", daemon=True)
+        if self._thread is not None:
+            self._thread.start()
 
     @property
     def busy_seconds(self) -> float:
@@ -136,6 +160,9 @@ class AcceleratorCopyEngine(Closeable):
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         """Nothing to do: host memory is ready as it is."""
 
+    def notify(self, listener: Callable[[], None]) -> None:
+        self._listener = listener
+
     def start(self, source: CopySource, slot: torch.Tensor) -> "_DeviceCopy":
         """Enqueue the copy behind the slot's last computation; see CopyEngine. `source` lies in host memory."""
         if not isinstance(source, HostSource):
@@ -152,6 +179,10 @@ class AcceleratorCopyEngine(Closeable):
             except RuntimeError as error:
                 transfer.failure = error
             self._in_flight.append(transfer)
+            if self._thread is not None:
+                transfer.is_watched = True
+                self._watched.append(transfer)
+                self._wake.notify_all()
         return _DeviceCopy(self, transfer)
 
     def _take_span(self) -> _Span:
@@ -182,17 +213,30 @@ class AcceleratorCopyEngine(Closeable):
             use.is_over = True
 
     def _begin_use(self, slot_address: int) -> _SlotUse:
-        use = self._uses[slot_address] = _SlotUse(self._take_span())
+        use = self._uses.get(slot_address)
+        if use is None or use.is_over:  # else another part of the same layer was handed out before
+            use = self._uses[slot_address] = _SlotUse(self._take_span())
         self._accelerator.current_stream().record_event(use.span.begun)
         return use
 
     def close(self) -> None:
+        """Wait until the device writes no more; one that does not answer is left alone, with what it may read."""
         if self._is_closed:
             return
-        self._is_closed = True
-        for transfer in tuple(self._in_flight):
-            transfer.is_abandoned = True
-            self.block_until_arrived(transfer, None)
+        with self._lock:
+            self._is_closed = True
+            self._wake.notify_all()
+        patience = Patience(self._patience_seconds)
+        try:
+            for transfer in tuple(self._in_flight):
+                transfer.is_abandoned = True
+                self.block_until_arrived(transfer, patience)
+        except PassCancelledError:
+            logger.warning("the device has not finished its copies for %g s", self._patience_seconds)
+            _never_freed.extend(self._in_flight)
+            return
+        if self._thread is not None:
+            self._thread.join(patience.seconds_left)
         self._uses.clear()
         self._computing.clear()
         self._pool.clear()
@@ -205,17 +249,20 @@ class AcceleratorCopyEngine(Closeable):
                 self._accelerator.current_stream().wait_event(transfer.span.done)
             self._begin_use(transfer.slot_address)
         before, self._last_handed_out = self._last_handed_out, transfer
-        if before is not None and before is not transfer:
+        if before is not None and before.slot_address != transfer.slot_address:  # of another layer
             self.block_until_arrived(before, cancel)
 
     def block_until_arrived(self, transfer: _Transfer, cancel: threading.Event | None) -> None:
         """Return when the device has done the copy; PassCancelledError if `cancel` is set first."""
-        num_polls = 0
-        while not self.has_arrived(transfer):
-            if cancel is not None and cancel.is_set():
-                raise PassCancelledError("The pass was cancelled while it waited for a layer.")
-            num_polls += 1
-            self._pause(0.0 if num_polls < _SPIN_POLLS else _POLL_SECONDS)
+        with self._lock:
+            while not self.has_arrived(transfer):
+                if cancel is not None and cancel.is_set():
+                    raise PassCancelledError("The pass was cancelled while it waited for a layer.")
+                self._pause()
+
+    def _wait_a_while(self) -> None:
+        """Wait until some copy has arrived, but not so long that a cancellation is noticed late; with the lock held."""
+        self._wake.wait(_CANCEL_POLL_SECONDS)
 
     def has_arrived(self, transfer: _Transfer) -> bool:
         """Return whether the copy writes no more."""
@@ -225,6 +272,7 @@ class AcceleratorCopyEngine(Closeable):
 
     def _collect(self) -> None:
         """Account for what the device has done, in order, and recycle its events; with the lock held."""
+        has_news = False
         while self._in_flight and self._is_passed(self._in_flight[0].span, self._in_flight[0]):
             transfer = self._in_flight.popleft()
             transfer.is_complete, transfer.reads = True, None
@@ -232,11 +280,36 @@ class AcceleratorCopyEngine(Closeable):
                 self._busy_seconds += self._copy_seconds(transfer)
                 if not transfer.is_abandoned:
                     self._bytes_copied += transfer.num_bytes
-            self._pool.append(transfer.span)
+            self._recycle(transfer)
+            has_news = True
+        if has_news:
+            self._wake.notify_all()
+            self._listener()
         while self._computing and self._is_passed(self._computing[0]):
             span = self._computing.popleft()
             self._computed_seconds += self._device_seconds(span) or 0.0
             self._pool.append(span)
+
+    def _recycle(self, transfer: _Transfer) -> None:
+        if transfer.is_complete and not transfer.is_watched:
+            self._pool.append(transfer.span)
+
+    def _watch(self) -> None:
+        """Wait for one copy after the other, so that nobody has to look again and again whether it has arrived."""
+        while (transfer := self._next_watched()) is not None:
+            if not transfer.is_complete:
+                with suppress(RuntimeError):  # the device is lost, as the look at the event will say
+                    self._accelerator.block(transfer.span.done)
+            with self._lock:
+                transfer.is_watched = False
+                if transfer.is_complete:
+                    self._recycle(transfer)
+                self._collect()
+
+    def _next_watched(self) -> _Transfer | None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._watched or self._is_closed)
+            return self._watched.popleft() if self._watched else None
 
     def _is_passed(self, span: _Span, transfer: _Transfer | None = None) -> bool:
         try:

@@ -5,13 +5,13 @@ compute stream wait for the copy stream, and `release` records the event behind 
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 
-from offload.checkpoint.layer_layout import LayerLayout, SlabMove
+from offload.checkpoint.layer_layout import LayerLayout, SlabMove, share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class HostSource:
     """Bytes of weights in it."""
     moves: tuple[SlabMove, ...] = ()
     """Where its pieces go in a slot on a device; none: all of it as it lies."""
+    slot_offset: int = 0
+    """Where in a slot in host memory it begins: above 0 for a later part of a layer."""
 
     @property
     def slab_bytes(self) -> int:
@@ -31,14 +33,36 @@ class HostSource:
 
     def pieces(self, max_bytes: int) -> Iterator[SlabMove]:
         """Yield the moves to a device in pieces of at most `max_bytes`."""
-        for move in self.moves or (SlabMove(0, 0, self.slab.numel()),):
+        for move in self.moves or (SlabMove(0, self.slot_offset, self.slab.numel()),):
             for begin in range(0, move.num_bytes, max_bytes):
                 num_bytes = min(max_bytes, move.num_bytes - begin)
                 yield SlabMove(move.slab_offset + begin, move.device_offset + begin, num_bytes)
 
+    @property
+    def in_slot(self) -> slice:
+        """Where its bytes go in host memory."""
+        return slice(self.slot_offset, self.slot_offset + self.slab_bytes)
+
 
 CopySource: TypeAlias = LayerLayout | HostSource
 """A layer that is read from its files, or copied from host memory."""
+
+
+def part_to_read(source: CopySource, begin: int, end: int) -> CopySource:
+    """Return the bytes [begin, end) of a source, whole pages but for its own end, for a buffer that holds no more."""
+    if (begin, end) == (0, source.slab_bytes):
+        return source
+    if isinstance(source, LayerLayout):
+        return source.part(begin, end)
+    return HostSource(source.slab[begin:end], share_of(source.payload_bytes, source.slab_bytes, begin, end))
+
+
+def part_in_stage(source: CopySource, begin: int, end: int, stage: torch.Tensor) -> HostSource:
+    """Return the same bytes, which `stage` holds by now, on their way to their places in the slot of the source."""
+    moves = tuple(move for item in source.moves if (move := item.part(begin, end)) is not None)
+    is_wanted = moves or not source.moves  # else it lies in a gap between weights
+    payload_bytes = share_of(source.payload_bytes, source.slab_bytes, begin, end)
+    return HostSource(stage[: end - begin if is_wanted else 0], payload_bytes, moves, slot_offset=begin)
 
 
 class PendingCopy(Protocol):
@@ -60,7 +84,11 @@ class PendingCopy(Protocol):
 
 
 class CopyEngine(Protocol):
-    """Copies one source after the other, in the order of `start`; driven from one thread."""
+    """Copies one source after the other, in the order of `start`; driven from one thread.
+
+    A slot may be filled by several copies, of the parts of one source in order; computation may use it once each of
+    them was waited for.
+    """
 
     @property
     def busy_seconds(self) -> float:
@@ -76,6 +104,9 @@ class CopyEngine(Protocol):
 
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         """Say which sources will be asked for, in order, over and over; an engine may use it to read ahead."""
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, from any thread, whenever copies are done, or for nothing; it returns at once."""
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         """Begin to fill `slot` (uint8, at least source.slab_bytes) and return at once; any failure shows in `wait`."""

@@ -7,6 +7,7 @@ latency + bytes / bandwidth, and is usable then, or when the engine below has re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import TypeAlias
 
 import torch
@@ -46,6 +47,9 @@ class EmulatedLink:
         self._wait = wait
         self._link_free = clock()
         self._booked_seconds = 0.0
+        self._dues: SimpleQueue[float | None] = SimpleQueue()  # for the thread that tells; None: it ends
+        self._is_closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
     def busy_seconds(self) -> float:
@@ -65,17 +69,35 @@ class EmulatedLink:
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         self._engine.look_ahead(cycle)
 
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Tell of copies when the engine below has done them, and when their time is up, from a thread that waits."""
+        self._engine.notify(listener)
+        self._thread = threading.Thread(target=self._tell, args=(listener,), name="link", daemon=True)
+        self._thread.start()
+
+    def _tell(self, listener: Callable[[], None]) -> None:
+        while (due := self._dues.get()) is not None:  # bookings are in order
+            self._wait(due, self._is_closing)
+            listener()
+
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         """Book the link for the copy and hand it to the engine below; returns at once."""
         copy_seconds = self.link.copy_seconds(source.payload_bytes)
         self._link_free = max(self._link_free, self._clock()) + copy_seconds
         self._booked_seconds += copy_seconds
+        if self._thread is not None:
+            self._dues.put(self._link_free)
         return _PacedCopy(self._engine.start(source, slot), self._link_free, clock=self._clock, wait=self._wait)
 
     def release(self, slot: torch.Tensor) -> None:
         self._engine.release(slot)
 
     def close(self) -> None:
+        self._is_closing.set()
+        if self._thread is not None:
+            self._dues.put(None)
+            self._thread.join()
+            self._thread = None
         self._engine.close()
 
 

@@ -110,6 +110,7 @@ class HostCopyEngine(Closeable):
         self._waited_seconds = self._polled_at = 0.0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
+        self._listener: Callable[[], None] = lambda: None
         self._threads: list[threading.Thread] = []
         try:
             for index in range(num_threads):
@@ -145,6 +146,9 @@ class HostCopyEngine(Closeable):
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         """Nothing to do: copies begin when they are asked for."""
 
+    def notify(self, listener: Callable[[], None]) -> None:
+        self._listener = listener
+
     def start(self, source: CopySource, slot: torch.Tensor) -> _HostCopy:
         copy = _HostCopy(source.payload_bytes, self._stall)
         blocks: list[_Block] = []
@@ -164,6 +168,8 @@ class HostCopyEngine(Closeable):
             if not blocks:
                 self._arrive(copy)
             self._wake.notify(len(blocks))
+        if not blocks:
+            self._listener()
         return copy
 
     def release(self, slot: torch.Tensor) -> None:
@@ -208,6 +214,7 @@ class HostCopyEngine(Closeable):
         destination: NDArray[np.uint8] = slot.numpy()
         if isinstance(source, HostSource):
             origin: NDArray[np.uint8] = source.slab.numpy()
+            destination = destination[source.in_slot]
             for begin in range(0, len(origin), self.block_bytes):
                 end = min(begin + self.block_bytes, len(origin))
                 # Not torch's copy_: it would give every thread of ours a pool of OpenMP threads of its own.
@@ -274,8 +281,11 @@ class HostCopyEngine(Closeable):
             copy.failure = copy.failure or failure
             copy.num_blocks_left -= 1
             self._waited_seconds = 0.0
-            if copy.num_blocks_left == 0:
+            has_arrived = copy.num_blocks_left == 0
+            if has_arrived:
                 self._arrive(copy)
+        if has_arrived:
+            self._listener()
 
     def _arrive(self, copy: _HostCopy) -> None:
         """Account for a copy whose slot nothing writes to any more; with the lock held."""

@@ -18,7 +18,8 @@ import torch
 from offload.device import device_memory, identify_device
 from offload.errors import LinkError
 from offload.pinning.pin_probe import PinBudget, probe_pin_budget
-from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, choose_evenly
+from offload.residency_plan import ResidencyPlan, Tier, choose_evenly
+from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import ProfileError, StaleProfileError
 from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSource
@@ -107,8 +108,8 @@ class PinningPlan:
 
     pinned_slabs: Collection[int]
     """Places among the host layers."""
-    stage_bytes: int
-    """Of each of the ring's NUM_STAGES stages, the largest layer that passes through it; 0 if there is no ring."""
+    ring: StageRing
+    """What the others pass through."""
     budget_bytes: int | None
     """What may be pinned in all; None for no limit."""
 
@@ -117,19 +118,20 @@ def describe_pinning(
     slab_sizes: Sequence[int],
     pinned_slabs: Collection[int],
     *,
-    stage_bytes: int,
+    ring: StageRing,
     num_disk_layers: int,
     refused: str | None = None,
 ) -> str:
     """Say how host and disk layers reach the device and why, without a full stop.
 
-    `pinned_slabs` are places in slab_sizes; the ring's stages are 0 where none is pinned; `refused` is the pinner's.
+    `pinned_slabs` are places in slab_sizes; `ring` has no stages where none is pinned; `refused` is the pinner's.
     """
     num_slabs, num_pinned = len(slab_sizes), len(pinned_slabs)
     num_pageable = num_slabs - num_pinned
     way = "through pageable memory, which the device cannot fetch from by itself"
-    if stage_bytes:
-        way = f"through a pinned ring of {NUM_STAGES} x {format_bytes(stage_bytes)} filled by copy threads"
+    if ring.num_stages:
+        stages = f"{ring.num_stages} x {format_bytes(ring.stage_bytes)}"
+        way = f"through a pinned ring of {stages} filled by copy threads"
     whole, pinned = format_bytes(sum(slab_sizes)), format_bytes(sum(slab_sizes[place] for place in pinned_slabs))
     parts = []
     if num_pageable:
@@ -152,23 +154,17 @@ def plan_pinning(
     """Pin every host slab if the budget holds them; else a ring first, then as many evenly spread slabs as fit beside.
 
     `slab_sizes`: the host layers', in layer order; `disk_slab_sizes`: those of the layers on disk, which need a ring
-    anyway. `budget_bytes`: None for no limit. A budget too small for two stages leaves no ring.
+    anyway. `budget_bytes`: None for no limit.
     """
     sizes = tuple(round_up_to_page(size) for size in slab_sizes)
     disk_sizes = tuple(round_up_to_page(size) for size in disk_slab_sizes)
     pinned: Collection[int] = range(len(sizes))
-    stage_bytes = _stage_bytes(disk_sizes, budget_bytes)
-    if budget_bytes is not None and sum(sizes) + NUM_STAGES * stage_bytes > budget_bytes:
-        stage_bytes = _stage_bytes(sizes + disk_sizes, budget_bytes)
-        left_bytes = budget_bytes - NUM_STAGES * stage_bytes
+    ring = plan_stages(max(disk_sizes, default=0), budget_bytes)
+    if budget_bytes is not None and sum(sizes) + ring.num_bytes > budget_bytes:
+        ring = plan_stages(max(sizes + disk_sizes), budget_bytes)
+        left_bytes = budget_bytes - ring.num_bytes
         pinned = choose_evenly(sizes, lambda places: sum(sizes[place] for place in places), left_bytes) or ()
-    return PinningPlan(pinned, stage_bytes, budget_bytes)
-
-
-def _stage_bytes(slab_sizes: Sequence[int], budget_bytes: int | None) -> int:
-    """Return the largest of the slabs; 0 if the budget does not hold two of it."""
-    largest = max(slab_sizes, default=0)
-    return largest if budget_bytes is None or NUM_STAGES * largest <= budget_bytes else 0
+    return PinningPlan(pinned, ring, budget_bytes)
 
 
 def plan_pinned_layers(

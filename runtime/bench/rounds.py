@@ -26,6 +26,7 @@ from offload.copying.staged_engine import StagedCopyEngine
 from offload.free_memory import peak_memory_bytes
 from offload.layer_streamer import ResidentLayer
 from offload.pipeline_model import round_periods
+from offload.stage_ring import StageRing
 from profiles.steps import finish
 from runtime.calibration.probes import layers_of_zeros, median_seconds, run_copies, wait_for_full_ring
 from runtime.config import SamplingParams
@@ -242,15 +243,16 @@ def predict_round(opened: OpenSession, parts: RoundParts) -> float:
     else:
         link_seconds = max(link_seconds, parts.free_overlap_seconds)
     copy_seconds = link_seconds / streamer.num_streamed_layers
-    num_stages = opened.link.num_stages if isinstance(opened.link, StagedCopyEngine) else 0
-    is_read = [isinstance(layer, LayerLayout) and num_stages > 0 for layer in streamer.layers]
+    ring = opened.link.ring if isinstance(opened.link, StagedCopyEngine) else StageRing()
+    is_read = [isinstance(layer, LayerLayout) and ring.num_stages > 0 for layer in streamer.layers]
     read_seconds = parts.disk_seconds / max(sum(is_read), 1)
     periods = round_periods(
         [[compute_seconds / streamer.num_layers] * streamer.num_layers],
         [None if isinstance(layer, ResidentLayer) else copy_seconds for layer in streamer.layers],
         num_slots=len(streamer.slots),
         read_seconds=[read_seconds if is_staged else None for is_staged in is_read],
-        num_stages=num_stages,
+        num_stages=ring.num_stages,
+        num_pieces=[ring.num_pieces(layout.slab_bytes) for layout in opened.plan.target.layouts],
     )
     return float(periods([parts.draft_seconds + parts.head_seconds])[0])
 

@@ -23,7 +23,8 @@ from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.free_memory import resident_memory_bytes
-from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
+from offload.residency_plan import ResidencyPlan, Tier
+from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, parse_link
 from profiles.errors import BadInputError
 from runtime.config import (
@@ -207,6 +208,11 @@ class LoadPlan:
         return self.placement.residency
 
     @property
+    def disk_ring(self) -> StageRing:
+        """The host stages that layers from disk go through; none where they go straight to the ring."""
+        return _disk_ring(self.config, self.residency, device=self.device)
+
+    @property
     def is_host(self) -> bool:
         return self.device.type == "cpu"
 
@@ -356,8 +362,8 @@ def _placed(
     if placement.device_budget_bytes < need.least_bytes:
         fixed = ", ".join(f"{label} {format_bytes(size)}" for label, size in need.fixed_entries().items())
         raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
-    stage_bytes = _stage_bytes(config, placement.residency, device=device)
-    return need, advice, replace(placement, stage_bytes=stage_bytes)
+    stages = _disk_ring(config, placement.residency, device=device)
+    return need, advice, replace(placement, stage_bytes=stages.num_bytes)
 
 
 def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
@@ -420,13 +426,10 @@ def _compute_dtype(config: EngineConfig, target: ModelFiles, device: torch.devic
     return chosen
 
 
-def _stage_bytes(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> int:
-    """Return the bytes of the host stages that layers from disk go through; 0 where they go straight to the ring.
-
-    An accelerator's layers need them, and an emulated one's beside layers in host memory.
-    """
+def _disk_ring(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> StageRing:
+    """See `LoadPlan.disk_ring`: an accelerator's layers need it, and an emulated one's beside layers in host memory."""
     tiers = zip(residency.layer_bytes, residency.tiers, strict=True)
     from_disk = [size for size, tier in tiers if tier is Tier.DISK]
     is_behind_link = config.disk_link is not None or (config.link is not None and Tier.HOST in residency.tiers)
     is_staged = device.type != "cpu" or is_behind_link
-    return NUM_STAGES * max(from_disk) if from_disk and is_staged else 0
+    return plan_stages(max(from_disk)) if from_disk and is_staged else StageRing()

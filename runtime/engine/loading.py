@@ -29,7 +29,8 @@ from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, describe_pinning, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_unpinned
-from offload.residency_plan import NUM_STAGES, Tier
+from offload.residency_plan import Tier
+from offload.stage_ring import StageRing, plan_stages
 from offload.units import parse_link
 from profiles.steps import finish, relabel
 from runtime.config import EngineConfig
@@ -204,11 +205,11 @@ class _StreamPath:
         stack.enter_context(self._pinner)
         with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
             self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
-        stage_bytes = plan.placement.stage_bytes // NUM_STAGES
-        if self._pinning is not None:
-            stage_bytes = self._pinning.stage_bytes or stage_bytes
+        ring = plan.disk_ring
+        if self._pinning is not None and self._pinning.ring.num_stages:  # else of pageable memory
+            ring = self._pinning.ring
         # Before any layer: a driver that has refused memory once pins nothing more.
-        self._stages = self._pinned_stages(stage_bytes)
+        self._stages = self._pinned_stages(ring)
 
     @property
     def pinner(self) -> HostPinner:
@@ -244,11 +245,11 @@ class _StreamPath:
         if self._pinning is None:
             return ()
         slabs = [layer.slab for layer in placed.layers if isinstance(layer, HostSource)]
-        ring = [stage.numel() for stage in self._stages if self._pinner.is_pinned(stage)]
+        is_pinned = bool(self._stages) and all(map(self._pinner.is_pinned, self._stages))
         pinning = describe_pinning(
             [slab.numel() for slab in slabs],
             [place for place, slab in enumerate(slabs) if self._pinner.is_pinned(slab)],
-            stage_bytes=ring[0] if len(ring) == NUM_STAGES else 0,
+            ring=StageRing(len(self._stages), self._stages[0].numel()) if is_pinned else StageRing(),
             num_disk_layers=sum(isinstance(layer, LayerLayout) for layer in placed.layers),
             refused=self._pinner.refused,
         )
@@ -267,10 +268,9 @@ class _StreamPath:
             return allocate_read_slab(num_bytes)
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._plan.device)
 
-    def _pinned_stages(self, stage_bytes: int) -> list[torch.Tensor]:
+    def _pinned_stages(self, ring: StageRing) -> list[torch.Tensor]:
         with explained_shortage("the stages of layers from disk"):
-            num_stages = NUM_STAGES if stage_bytes else 0
-            stages = [self._pinner.allocate(stage_bytes, huge_pages=True) for _ in range(num_stages)]
+            stages = [self._pinner.allocate(ring.stage_bytes, huge_pages=True) for _ in range(ring.num_stages)]
             for stage in stages:
                 stage.fill_(0)  # touched, or the driver would have to do it page by page
                 self._pinner.filled(stage)
@@ -284,7 +284,7 @@ class _StreamPath:
             reader = EmulatedLink(reader, parse_link(config.disk_link))
         late = [layer.slab_bytes for layer in placed.layers if isinstance(layer, LayerLayout)]
         if late and not self._stages and not plan.is_host:  # memory ran out, and layers stay on disk after all
-            self._stages = self._pinned_stages(max(late))
+            self._stages = self._pinned_stages(plan_stages(max(late)))
         stages = self._stages
         link: CopyEngine = self._reader
         if not plan.is_host:
@@ -298,12 +298,14 @@ class _StreamPath:
         return self._stack.enter_context(StagedCopyEngine(reader, link, stages, needs_stage=self._needs_stage))
 
     def _needs_stage(self, source: CopySource) -> bool:
-        """Files always; pageable memory where a pinned ring is there for it, with stages that are large enough."""
+        """Files always; pageable memory where a pinned ring is there for it."""
         if isinstance(source, LayerLayout):
             return True
-        if self._pinning is None or source.slab_bytes > self._stages[0].numel():
-            return False
-        return not self._pinner.is_pinned(source.slab) and self._pinner.is_pinned(self._stages[0])
+        return (
+            self._pinning is not None
+            and not self._pinner.is_pinned(source.slab)
+            and self._pinner.is_pinned(self._stages[0])
+        )
 
 
 @dataclass(slots=True)
@@ -368,11 +370,13 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
     """Return a planner for the tiers and stages that there are: memory that ran out may have changed them."""
     config = plan.config
     has_substitute = plan.draft is None and not config.is_plain
+    ring = link.ring if isinstance(link, StagedCopyEngine) else StageRing()
     stream = stream_shape(
         placed.tiers,
         plan.target.payload_bytes,
         num_slots=config.ring_slots,
-        num_stages=link.num_stages if isinstance(link, StagedCopyEngine) else 0,
+        num_stages=ring.num_stages,
+        num_pieces=[ring.num_pieces(layout.slab_bytes) for layout in plan.target.layouts],
     )
     return TreePlanner(
         start.prior(substitute_held=plan.draft_held if has_substitute else None),

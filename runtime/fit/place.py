@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
-from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier, plan_residency
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
+from offload.stage_ring import plan_stages
 from offload.units import round_up_to_page
 from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
@@ -125,7 +126,7 @@ class MemoryNeed:
     @property
     def stage_bytes(self) -> int:
         """Bytes of host memory through which layers reach a device that cannot fetch them itself."""
-        return NUM_STAGES * max(self.layers.layer_bytes)
+        return plan_stages(max(self.layers.layer_bytes)).num_bytes
 
     @property
     def host_side_bytes(self) -> int:

@@ -5,7 +5,7 @@ temperature; for others there is a vector to plan with.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
-from offload.residency_plan import NUM_STAGES, ResidencyPlan, Tier
+from offload.residency_plan import ResidencyPlan, Tier
+from offload.stage_ring import plan_stages
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
 from profiles.pair_profile import PairProfile
@@ -209,12 +210,14 @@ class _Planning:
                 machine=self.machine,
             )
         copies, reads = copies_and_reads(residency, self.machine)
+        num_stages, num_pieces = _stages(residency, reads)
         return costs_from_profiles(
             profile,
             copy_seconds=copies,
             num_slots=max(1, residency.num_slots),
             read_seconds=reads,
-            num_stages=NUM_STAGES if reads else 0,
+            num_stages=num_stages,
+            num_pieces=num_pieces,
             context_tokens=question.context_tokens // 2,
         )
 
@@ -379,6 +382,7 @@ def reference_costs(
     device = machine.speed
     assert device is not None
     copies, reads = copies_and_reads(residency, machine)
+    num_stages, num_pieces = _stages(residency, reads)
     weights_per_second = device.target_weights_per_second[format_name]
     head_seconds = float(_head_seconds(target, np.ones(1), device)[0])
     return RoundCosts(
@@ -388,7 +392,8 @@ def reference_costs(
         walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
         num_slots=max(1, residency.num_slots),
         read_seconds=reads,
-        num_stages=NUM_STAGES if reads else 0,
+        num_stages=num_stages,
+        num_pieces=num_pieces,
         compute_slowdown=device.compute_slowdown,
         copy_slowdown=device.copy_slowdown,
     )
@@ -408,6 +413,15 @@ def copies_and_reads(
         return reads, ()
     copies = tuple(None if tier is Tier.RESIDENT else link.speed.copy_seconds(size) for size, tier in sizes)
     return copies, reads if Tier.DISK in residency.tiers else ()
+
+
+def _stages(residency: ResidencyPlan, reads: Sequence[float | None]) -> tuple[int, tuple[int, ...]]:
+    """Return the stages behind these reads, and the pieces in which each layer passes through them."""
+    if not reads:
+        return 0, ()
+    sizes = residency.layer_bytes
+    ring = plan_stages(max(size for size, read in zip(sizes, reads, strict=True) if read is not None))
+    return ring.num_stages, tuple(map(ring.num_pieces, sizes))
 
 
 def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: DeviceSpeed) -> CostTable:

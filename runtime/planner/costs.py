@@ -66,6 +66,8 @@ class RoundCosts:
     """(L,) of each layer from the disk behind the link; () without one."""
     num_stages: int = 0
     """Host stages that reads go through."""
+    num_pieces: tuple[int, ...] = ()
+    """(L,) pieces in which each layer goes through them; () for whole layers."""
     compute_slowdown: float = 0.0
     """Seconds of computation that each second of copying costs, where both share cores and memory; else 0."""
     copy_slowdown: float = 0.0
@@ -80,6 +82,7 @@ class RoundCosts:
             num_slots=self.num_slots,
             read_seconds=self.read_seconds,
             num_stages=self.num_stages,
+            num_pieces=self.num_pieces,
         )
         return periods(np.asarray(draft_seconds, dtype=np.float64) + self.walk_seconds(num_nodes))
 
@@ -116,6 +119,8 @@ class StreamShape:
     """(L,) what a disk delivers to a stage on its way to the link; () where no disk is behind the link."""
     num_stages: int = 0
     """Stages that reads go through."""
+    num_pieces: tuple[int, ...] = ()
+    """(L,) pieces in which each layer goes through them; () for whole layers."""
 
 
 def costs_from_profiles(
@@ -125,6 +130,7 @@ def costs_from_profiles(
     num_slots: int,
     read_seconds: Sequence[float | None] = (),
     num_stages: int = 0,
+    num_pieces: Sequence[int] = (),
     context_tokens: int,
 ) -> RoundCosts:
     """Return the costs of this pair's rounds at `context_tokens` tokens of text, with these copies and reads.
@@ -141,6 +147,7 @@ def costs_from_profiles(
         num_slots=num_slots,
         read_seconds=tuple(read_seconds),
         num_stages=num_stages,
+        num_pieces=tuple(num_pieces),
         compute_slowdown=pair.compute_slowdown,
         copy_slowdown=pair.copy_slowdown,
     )
@@ -214,6 +221,7 @@ class CostLearner:
                 num_slots=shape.num_slots,
                 read_seconds=_at_rate(shape.read_bytes, samples["disk"]),
                 num_stages=shape.num_stages,
+                num_pieces=shape.num_pieces,
             )
         ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
         factors = {part: cost_factor(ratios[part]) for part in ratios}

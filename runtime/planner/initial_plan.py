@@ -101,8 +101,12 @@ class InitialPlan:
             disk = parse_link(config.disk_link)
         from_disk = [link] if stream.num_stages else [disk] if config.link is None else [link, disk]
         ways = [from_disk if tier is Tier.DISK else [link] for tier in tiers]
-        copies = [_slowest_seconds(way, size) for way, size in zip(ways, stream.streamed_bytes, strict=True)]
-        reads = [_slowest_seconds([disk], size) for size in stream.read_bytes]
+        num_copies = [
+            pieces if tier is Tier.DISK else 1
+            for pieces, tier in zip(stream.num_pieces or (1,) * len(tiers), tiers, strict=True)
+        ]
+        copies = [_slowest_seconds(*each) for each in zip(ways, stream.streamed_bytes, num_copies, strict=True)]
+        reads = [_slowest_seconds([disk], size, num) for size, num in zip(stream.read_bytes, num_copies, strict=False)]
         moved = zip((*stream.streamed_bytes, *stream.read_bytes), (*copies, *reads), strict=True)
         if profile is None or any(size is not None and seconds is None for size, seconds in moved):
             return None
@@ -114,6 +118,7 @@ class InitialPlan:
             num_slots=stream.num_slots,
             read_seconds=reads,
             num_stages=stream.num_stages,
+            num_pieces=stream.num_pieces,
             context_tokens=plan.need.context_tokens // 2,
         )
 
@@ -128,15 +133,20 @@ class InitialPlan:
         return (*self.problems, NO_PROFILE if self.profile is None else NO_LINK_SPEED)
 
 
-def _slowest_seconds(speeds: Sequence[LinkSpeed | None], num_bytes: int | None) -> float | None:
+def _slowest_seconds(speeds: Sequence[LinkSpeed | None], num_bytes: int | None, num_copies: int) -> float | None:
     """What so many bytes take over the slowest of these ways; None for no bytes, or a speed that is not known."""
     if num_bytes is None or None in speeds:
         return None
-    return max(speed.copy_seconds(num_bytes) for speed in speeds if speed is not None)
+    return max(speed.copy_seconds(num_bytes, num_copies) for speed in speeds if speed is not None)
 
 
 def stream_shape(
-    tiers: Sequence[Tier], payload_bytes: Sequence[int], *, num_slots: int, num_stages: int
+    tiers: Sequence[Tier],
+    payload_bytes: Sequence[int],
+    *,
+    num_slots: int,
+    num_stages: int,
+    num_pieces: Sequence[int] = (),
 ) -> StreamShape:
     """Return what crosses the link in every pass, with the layers in these tiers; no disk without stages."""
     sizes = list(zip(tiers, payload_bytes, strict=True))
@@ -145,6 +155,7 @@ def stream_shape(
         num_slots=num_slots,
         read_bytes=tuple(size if tier is Tier.DISK else None for tier, size in sizes) if num_stages else (),
         num_stages=num_stages,
+        num_pieces=tuple(num_pieces) if num_stages else (),
     )
 
 

@@ -30,6 +30,7 @@ def random_parts(rng: random.Random, *, max_layers: int = 9) -> PipelineParts:
         compute_seconds=tuple(rng.choice([0.0, rng.random(), float(rng.randint(1, 9))]) for _ in range(num_layers)),
         num_slots=rng.randint(1, 5),
         between_passes_seconds=rng.choice([0.0, rng.random(), 20.0]),
+        num_pieces=tuple(rng.choice([1, 1, 2, 3, 5]) for _ in range(num_layers)),
     )
 
 
@@ -147,6 +148,33 @@ def test_a_disk_layer_waits_for_its_stage_as_worked_out_by_hand() -> None:
     assert layers == (LayerTiming(5, 7, 7, 8), LayerTiming(7, 9, 9, 10), LayerTiming(12, 14, 14, 15))
 
 
+def test_a_layer_in_two_pieces_is_read_and_sent_at_once_as_worked_out_by_hand() -> None:
+    """Reads of 3 s and copies of 2 s, each, for halves: the second half is read while the first is sent."""
+    parts = PipelineParts((4.0, 4.0), (1.0, 1.0), num_slots=2, read_seconds=(6.0, 6.0), num_stages=2, num_pieces=(2, 2))
+    (layers,) = simulate(parts, 1).passes
+    assert layers == (LayerTiming(3, 8, 8, 9), LayerTiming(9, 14, 14, 15))
+    whole = replace(parts, num_stages=1, num_pieces=(1, 1))
+    assert simulate(whole, 1).passes[0][1].computed == 21.0
+
+
+def test_four_quarters_of_a_layer_do_what_two_whole_stages_did() -> None:
+    """With half the host memory: the other half holds a layer more, so that one layer less comes from disk.
+
+    80 layers of 18 ms on the link and 6 times that on the disk, a gap of 0.3 s, and 8 to 40 of them on disk.
+    """
+    for num_disk in (8, 16, 40):
+
+        def period(num_read: int, num_stages: int, pieces: int) -> float:
+            places = {round((index + 0.5) * 80 / num_read) for index in range(num_read)}
+            reads = tuple(0.110 if index in places else None for index in range(80))
+            parts = PipelineParts((0.018,) * 80, (0.006,) * 80, 2, 0.3, reads, num_stages, (pieces,) * 80)
+            return round_seconds(parts)
+
+        whole = period(num_disk, 2, 1)
+        assert period(num_disk - 1, 4, 4) <= 1.005 * whole
+        assert period(num_disk, 4, 4) <= 1.08 * whole
+
+
 def test_with_two_stages_a_round_costs_the_slower_link_not_the_sum() -> None:
     """Every second of 40 layers comes from disk: reads and copies hide behind each other almost wholly."""
     reads = tuple(4.0 if index % 2 else None for index in range(40))
@@ -166,6 +194,7 @@ def test_a_period_with_its_gap_left_open_is_what_simulations_with_each_gap_settl
             num_slots=parts.num_slots,
             read_seconds=parts.read_seconds,
             num_stages=parts.num_stages,
+            num_pieces=parts.num_pieces,
         )
         even = max(0.0, float((periods.fixed_seconds - periods.through_seconds)[0]))
         for gap in (0.0, 0.8 * even, even, 1.1 * even, 2 * even + 1):

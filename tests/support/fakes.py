@@ -2,7 +2,9 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
 
 import torch
 
@@ -14,20 +16,36 @@ from offload.units import LinkSpeed
 
 
 class VirtualClock:
-    """Time that passes only when somebody waits or computes."""
+    """Time that passes only when somebody waits or computes; what is due on the way happens at its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+
+    def at(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have something happen when the clock shows `seconds`."""
+        heappush(self._agenda, (seconds, next(self._numbers), action))
+
+    def go_to_next(self) -> None:
+        """Let time pass until the next thing happens."""
+        self.now, _, action = heappop(self._agenda)
+        action()
+
+    def _go_to(self, seconds: float) -> None:
+        while self._agenda and self._agenda[0][0] <= seconds:
+            self.go_to_next()
+        self.now = max(self.now, seconds)
 
     def __call__(self) -> float:
         return self.now
 
     def compute(self, seconds: float) -> None:
-        self.now += seconds
+        self._go_to(self.now + seconds)
 
     def wait_until(self, deadline: float, cancel: threading.Event | None = None) -> None:
         if cancel is None or not cancel.is_set():
-            self.now = max(self.now, deadline)
+            self._go_to(deadline)
 
 
 class InstantEngine:
@@ -43,9 +61,13 @@ class InstantEngine:
         self.failing: set[int] = set()
         """Numbers of the copies (in order of start) that fail."""
         self.num_started = 0
+        self.listener: Callable[[], None] = lambda: None
 
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         self.cycle = list(cycle)
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        self.listener = listener
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         cause = OSError("pulled the plug") if self.num_started in self.failing else None
@@ -53,6 +75,7 @@ class InstantEngine:
         if cause is None:
             self._fill(source, slot)
             self.bytes_copied += source.payload_bytes
+        self.listener()
         return InstantCopy(source.payload_bytes, cause)
 
     def release(self, slot: torch.Tensor) -> None:
@@ -64,7 +87,7 @@ class InstantEngine:
     def _fill(self, source: CopySource, slot: torch.Tensor) -> None:
         slab = getattr(source, "slab", None)
         if slab is not None:
-            slot[: slab.numel()].copy_(slab)
+            slot[getattr(source, "in_slot", slice(slab.numel()))].copy_(slab)
 
 
 class InstantCopy:
@@ -102,6 +125,7 @@ class ExclusiveLink(InstantEngine):
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         begins = max(self.clock.now, self.intervals[-1][1] if self.intervals else 0.0)
         self.intervals.append((begins, begins + self.copy_seconds[source.payload_bytes]))
+        self.clock.at(self.intervals[-1][1], lambda: self.listener())
         return DueCopy(super().start(source, slot), self.clock, self.intervals[-1][1])
 
 
@@ -120,7 +144,7 @@ class DueCopy:
         return self._clock.now >= self._due
 
     def wait(self, cancel: threading.Event | None = None) -> None:
-        if cancel is not None and cancel.is_set():
+        if cancel is not None and cancel.is_set() and not self.is_done:
             raise PassCancelledError("cancelled")
         if not self._is_abandoned:
             self._clock.wait_until(self._due, cancel)

@@ -22,6 +22,8 @@ class PipelineParts:
     """delta: seconds that layer i occupies the disk on its way to a stage; None if it needs none. L entries, or ()."""
     num_stages: int = 0
     """S: host stages; without meaning if no layer is read to one."""
+    num_pieces: tuple[int, ...] = ()
+    """k: pieces in which layer i passes through stages. L entries, or () for whole layers."""
 
     @property
     def bound_seconds(self) -> float:
@@ -67,21 +69,24 @@ def simulate(parts: PipelineParts, num_passes: int) -> Schedule:
     emptied: deque[float] = deque([0.0] * parts.num_stages, maxlen=parts.num_stages)  # copied[i-S] .. copied[i-1]
     disk_free = link_free = computed = 0.0
     read_seconds = parts.read_seconds or (None,) * len(parts.copy_seconds)
+    num_pieces = parts.num_pieces or (1,) * len(parts.copy_seconds)
     passes = []
     for pass_index in range(num_passes):
         if pass_index > 0:
             computed += parts.between_passes_seconds
         timings = []
-        rows = zip(parts.copy_seconds, parts.compute_seconds, read_seconds, strict=True)
-        for copy_seconds, compute_seconds, disk_seconds in rows:
+        rows = zip(parts.copy_seconds, parts.compute_seconds, read_seconds, num_pieces, strict=True)
+        for copy_seconds, compute_seconds, disk_seconds, pieces in rows:
             copy_start = copied = 0.0
-            if copy_seconds is not None:
+            if copy_seconds is not None and disk_seconds is None:
                 copy_start = max(link_free, freed[0])
-                if disk_seconds is not None:
-                    disk_free = max(disk_free, emptied[0]) + disk_seconds
-                    copy_start = max(copy_start, disk_free)
                 copied = link_free = copy_start + copy_seconds
-                if disk_seconds is not None:
+            elif copy_seconds is not None and disk_seconds is not None:
+                for piece in range(pieces):
+                    disk_free = max(disk_free, emptied[0]) + disk_seconds / pieces
+                    piece_start = max(link_free, freed[0], disk_free)
+                    copy_start = copy_start if piece else piece_start
+                    copied = link_free = piece_start + copy_seconds / pieces
                     emptied.append(copied)
             compute_start = max(computed, copied)
             computed = compute_start + compute_seconds
@@ -100,5 +105,6 @@ def round_seconds(parts: PipelineParts) -> float:
         num_slots=parts.num_slots,
         read_seconds=parts.read_seconds,
         num_stages=parts.num_stages,
+        num_pieces=parts.num_pieces,
     )
     return float(periods(parts.between_passes_seconds)[0])

@@ -84,6 +84,8 @@ std::array<std::atomic<int64_t>, kNumDevices> capacity_bytes;
 std::atomic<double> copy_bytes_per_second{0}; // 0: as fast as memory
 std::atomic<int64_t> registrable_bytes{INT64_MAX};
 
+const std::thread::id loading_thread = std::this_thread::get_id(); // the one that computes: others may wait
+
 void count(Counter counter, int64_t amount = 1) {
   counters[counter] += amount;
 }
@@ -1022,7 +1024,7 @@ struct SimGuard final : public c10::impl::DeviceGuardImplInterface {
     return true;
   }
   void synchronizeEvent(void* event) const override {
-    count(kEventSynchronisations);
+    count(kEventSynchronisations, std::this_thread::get_id() == loading_thread);
     auto recording = static_cast<SimEvent*>(event)->latest;
     recording->wait();
     order().host_waits(recording->logical_time);

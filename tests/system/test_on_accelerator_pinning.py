@@ -74,7 +74,7 @@ def registered_slabs_are_fetched_by_the_device_and_let_go_at_the_end() -> None:
         for settings in ({"num_residents": 0}, {"num_residents": 0, "host_memory_bytes": 2}):
             with opened_on(folder, **in_layers(settings, folder)) as opened:
                 slabs = sum(layer.slab.numel() for layer in opened.streamer.layers if isinstance(layer, HostSource))
-                stages = opened.link.stage_bytes if isinstance(opened.link, StagedCopyEngine) else 0
+                stages = opened.link.ring.num_bytes if isinstance(opened.link, StagedCopyEngine) else 0
                 assert sim.registered_bytes() == before + slabs + stages > before, (
                     slabs,
                     stages,

@@ -13,6 +13,7 @@ from offload.checkpoint.layer_layout import (
     SlabRange,
     layout_layer,
 )
+from offload.stage_ring import piece_bounds
 from offload.units import PAGE_BYTES
 
 FILE = Path("a.safetensors")
@@ -183,3 +184,33 @@ def test_a_layer_of_four_bit_matrices_crosses_in_few_pieces() -> None:
     assert all(tensor.device_offset % 16 == 0 for tensor in layout.tensors)
     assert len(layout.moves) <= 10
     assert layout.slab_bytes - layout.payload_bytes < 32 << 10
+
+
+def test_parts_of_a_layout_read_what_the_whole_of_it_reads():
+    """By pages where the whole is read so, which needs whole pages of file and memory in every part."""
+    for seed in range(60):
+        source = random.Random(seed)
+        entries, contents = random_entries(source, alignment=source.choice((1, 2)))
+        layout = layout_layer(entries)
+        if layout.slab_bytes == 0:
+            continue
+        read = read_by_pages if layout.is_phase_aligned else read_exactly
+        num_pieces = source.randrange(1, 9)
+        parts = [layout.part(begin, end) for begin, end in piece_bounds(layout.slab_bytes, num_pieces)]
+        assert b"".join(read(part, contents) for part in parts) == read(layout, contents)
+        assert sum(part.payload_bytes for part in parts) == layout.payload_bytes
+        assert all(part.is_phase_aligned >= layout.is_phase_aligned for part in parts)
+
+
+def test_parts_of_a_slab_come_to_the_same_places_on_a_device() -> None:
+    for seed in range(60):
+        source = random.Random(seed)
+        entries, contents = random_entries(source, alignment=source.choice((1, 2, 8)))
+        layout = layout_layer(entries)
+        slab, device = read_exactly(layout, contents), bytearray(layout.slab_bytes)
+        for begin, end in piece_bounds(layout.slab_bytes, source.randrange(1, 9)) if slab else ():
+            stage = slab[begin:end]
+            for move in filter(None, (item.part(begin, end) for item in layout.moves)):
+                moving = stage[move.slab_offset : move.slab_offset + move.num_bytes]
+                device[move.device_offset : move.device_offset + move.num_bytes] = moving
+        assert device == moved(layout, slab)

@@ -1,11 +1,13 @@
 """Copies and kernels meet only through events: shown on a device that runs its streams in the worst order allowed."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabMove
+from offload.copying import accelerator_engine
 from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES, AcceleratorCopyEngine
 from offload.copying.copy_engine import HostSource
 from offload.errors import LinkError, PassCancelledError
@@ -24,7 +26,7 @@ def slab_of(layer: int) -> torch.Tensor:
 
 
 def engine_on(accelerator: FakeAccelerator) -> AcceleratorCopyEngine:
-    return AcceleratorCopyEngine(accelerator, chunk_bytes=CHUNK_BYTES, pause=lambda seconds: None)
+    return AcceleratorCopyEngine(accelerator, chunk_bytes=CHUNK_BYTES, pause=lambda: None)
 
 
 def open_streamer(
@@ -201,7 +203,7 @@ def test_busy_seconds_are_the_devices_own() -> None:
 def test_a_device_without_timers_is_timed_by_the_host() -> None:
     accelerator = FakeAccelerator(bytes_per_second=1000.0)
     accelerator.can_time = False
-    engine = AcceleratorCopyEngine(accelerator, clock=lambda: accelerator.now, pause=lambda seconds: None)
+    engine = AcceleratorCopyEngine(accelerator, clock=lambda: accelerator.now, pause=lambda: None)
     slab = accelerator.pin(slab_of(0))
     copies = [engine.start(HostSource(slab, 1), accelerator.slot(SLAB_BYTES)) for _ in range(3)]
     for copy in copies:
@@ -221,6 +223,50 @@ def test_closing_waits_for_the_device_and_is_idempotent() -> None:
     assert torch.equal(slot, slab_of(4))
     with pytest.raises(RuntimeError, match="closed"):
         engine.start(HostSource(slab_of(0), 1), slot)
+
+
+def test_closing_gives_up_on_a_device_that_does_not_answer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And frees nothing that it may still read; it waited for ever."""
+    monkeypatch.setattr(accelerator_engine, "_never_freed", [])
+    accelerator = FakeAccelerator()
+    accelerator.step = lambda: None  # type: ignore[method-assign] # a device that has stopped
+    engine = AcceleratorCopyEngine(accelerator, pause=lambda: None, patience_seconds=0.05)
+    slab = accelerator.pin(slab_of(0))
+    engine.start(HostSource(slab, 1), accelerator.slot(SLAB_BYTES))
+    engine.close()
+    assert "the device has not finished its copies for 0.05 s" in caplog.text
+    assert [transfer.reads is slab for transfer in accelerator_engine._never_freed] == [True]
+    engine.close()
+
+
+@pytest.mark.parametrize("temper", TEMPERS)
+def test_a_layer_in_parts_is_one_layer_to_the_computation(temper: str) -> None:
+    """Its slot is waited for before the first part, the kernels wait for the last, and events are recycled."""
+    for seed in range(4 if temper == "random" else 1):
+        accelerator = FakeAccelerator(temper, seed=seed)
+        with engine_on(accelerator) as engine:
+            slots = [accelerator.slot(SLAB_BYTES) for _ in range(2)]
+            seen: list[tuple[int, bytes]] = []
+
+            def use(index: int, slot: torch.Tensor, seen: list[tuple[int, bytes]] = seen) -> None:
+                seen.append((index, slot.numpy().tobytes()))
+
+            num_events = 0
+            for number in range(4 * NUM_LAYERS):
+                index, slot = number % NUM_LAYERS, slots[number % 2]
+                slab = accelerator.pin(slab_of(index))
+                parts = [HostSource(slab[begin : begin + 16], 4, slot_offset=begin) for begin in range(0, 64, 16)]
+                for copy in [engine.start(part, slot) for part in parts]:
+                    copy.wait()
+                accelerator.compute_stream.launch(partial(use, index, slot), seconds=1e-5)
+                engine.release(slot)
+                if number == NUM_LAYERS:
+                    num_events = accelerator.num_events
+            accelerator.finish()
+            assert seen == [(index, slab_of(index).numpy().tobytes()) for index in range(NUM_LAYERS)] * 4
+            assert accelerator.num_events <= num_events + 4  # how many are in flight differs a little
 
 
 def test_files_do_not_go_straight_to_a_device() -> None:

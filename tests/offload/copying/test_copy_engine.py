@@ -20,7 +20,7 @@ KINDS = ["host", "accelerator", "emulated", "staged", "instant"]
 
 def open_engine(kind: str) -> CopyEngine:
     if kind == "accelerator":
-        return AcceleratorCopyEngine(FakeAccelerator())
+        return AcceleratorCopyEngine(FakeAccelerator(), pause=lambda: None)
     if kind == "emulated":
         return EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(1e12))
     if kind == "staged":

@@ -11,6 +11,8 @@ import torch
 
 from offload.checkpoint.block_reader import FileBlock
 from offload.checkpoint.layer_layout import LayerLayout, SlabRange
+from offload.closing import Patience
+from offload.copying import staged_engine
 from offload.copying.copy_engine import CopySource, HostSource, PendingCopy
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
@@ -23,6 +25,8 @@ from tests.support.fakes import InstantEngine
 from tests.support.pipeline_simulation import PipelineParts, round_seconds
 
 SLAB_BYTES = 2 * PAGE_BYTES
+SECOND_HALF = 100
+"""What its bytes exceed the first half's by."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +38,16 @@ def no_thread_survives() -> Iterator[None]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Layer i is SLAB_BYTES of the byte i + 1."""
+    """Layer i is a page of the byte i + 1, and one of that and SECOND_HALF."""
     path = tmp_path / "layers.bin"
-    path.write_bytes(b"".join(bytes([index + 1]) * SLAB_BYTES for index in range(12)))
+    path.write_bytes(b"".join(bytes(layer_bytes(index).numpy()) for index in range(12)))
     return path
+
+
+def layer_bytes(index: int) -> torch.Tensor:
+    slab = allocate_slab(SLAB_BYTES).fill_(index + 1)
+    slab[PAGE_BYTES:] += SECOND_HALF
+    return slab
 
 
 def disk_layer(file: Path, index: int) -> LayerLayout:
@@ -46,7 +56,7 @@ def disk_layer(file: Path, index: int) -> LayerLayout:
 
 
 def host_layer(index: int) -> HostSource:
-    return HostSource(allocate_slab(SLAB_BYTES).fill_(index + 1), SLAB_BYTES)
+    return HostSource(layer_bytes(index), SLAB_BYTES)
 
 
 def make_layers(file: Path, kinds: str) -> list[StreamedLayer]:
@@ -59,8 +69,9 @@ def make_layers(file: Path, kinds: str) -> list[StreamedLayer]:
     return [make[kind](index) for index, kind in enumerate(kinds)]
 
 
-def stages(num_stages: int = 2) -> list[torch.Tensor]:
-    return [allocate_slab(SLAB_BYTES) for _ in range(num_stages)]
+def stages(num_stages: int = 2, *, num_pieces: int = 1) -> list[torch.Tensor]:
+    """Stages through which a layer passes in one piece or in two."""
+    return [allocate_slab(SLAB_BYTES // num_pieces) for _ in range(num_stages)]
 
 
 class Recorder(HostCopyEngine):
@@ -87,7 +98,7 @@ def run_passes(streamer: LayerStreamer, num_passes: int = 1, compute_seconds: fl
         streamer.begin_pass()
         for index in range(streamer.num_layers):
             slab = streamer.acquire(index)
-            assert int(slab[0]) == int(slab[SLAB_BYTES - 1]) == index + 1
+            assert torch.equal(slab[:SLAB_BYTES], layer_bytes(index))
             computed = time.perf_counter()
             time.sleep(compute_seconds)
             slept += time.perf_counter() - computed
@@ -100,12 +111,15 @@ def run_passes(streamer: LayerStreamer, num_passes: int = 1, compute_seconds: fl
 @pytest.mark.parametrize("kinds", ["d", "dd", "dhdh", "hhdhhd", "rdrh", "dddddd", "hhhh"])
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
 def test_every_layer_arrives_in_order_pass_after_pass(file: Path, kinds: str, num_stages: int) -> None:
-    with (
-        StagedCopyEngine(HostCopyEngine(num_threads=2), HostCopyEngine(num_threads=2), stages(num_stages)) as engine,
-        LayerStreamer(make_layers(file, kinds), engine, num_slots=2, disk=engine.reader) as streamer,
-    ):
-        run_passes(streamer, 4)
-        assert engine.bytes_copied >= 4 * SLAB_BYTES * (len(kinds) - kinds.count("r"))
+    for num_pieces in (1, 2):
+        reader, link = HostCopyEngine(num_threads=2), HostCopyEngine(num_threads=2)
+        with (
+            StagedCopyEngine(reader, link, stages(num_stages, num_pieces=num_pieces)) as engine,
+            LayerStreamer(make_layers(file, kinds), engine, num_slots=2, disk=engine.reader) as streamer,
+        ):
+            run_passes(streamer, 4)
+            assert engine.bytes_copied >= 4 * SLAB_BYTES * (len(kinds) - kinds.count("r"))
+            assert reader.bytes_copied >= 4 * SLAB_BYTES * kinds.count("d")
 
 
 def test_reads_run_ahead_of_the_ring_along_the_cycle(file: Path) -> None:
@@ -135,10 +149,12 @@ def test_nothing_is_read_twice_in_undisturbed_passes(file: Path) -> None:
     assert 15 <= len(reader.started) <= 15 + 5  # two slots and two stages ahead at most
 
 
+@pytest.mark.parametrize("num_pieces", [1, 2])
 @pytest.mark.parametrize("stop_at", range(6))
-def test_an_aborted_pass_begins_anew_at_the_first_layer(file: Path, stop_at: int) -> None:
+def test_an_aborted_pass_begins_anew_at_the_first_layer(file: Path, stop_at: int, num_pieces: int) -> None:
+    halves = stages(3 - num_pieces, num_pieces=num_pieces)
     with (
-        StagedCopyEngine(HostCopyEngine(num_threads=1), HostCopyEngine(num_threads=1), stages(2)) as engine,
+        StagedCopyEngine(HostCopyEngine(num_threads=1), HostCopyEngine(num_threads=1), halves) as engine,
         LayerStreamer(make_layers(file, "dhddhd"), engine, num_slots=2) as streamer,
     ):
         for _ in range(3):
@@ -161,20 +177,84 @@ class FailingOnce(HostCopyEngine):
         self.number -= 1
         if self.number == -1:
             missing = SlabRange(Path("/no/such/file"), 0, 1, 0)
-            source = LayerLayout((), (missing,), SLAB_BYTES, 1)
+            source = LayerLayout((), (missing,), source.slab_bytes, 1)
         return super().start(source, slot)
 
 
+@pytest.mark.parametrize("num_pieces", [1, 2])
 @pytest.mark.parametrize("number", [0, 1, 4, 7])
-def test_a_failed_read_fails_its_pass_and_the_next_pass_works(file: Path, number: int) -> None:
+def test_a_failed_read_fails_its_pass_and_the_next_pass_works(file: Path, number: int, num_pieces: int) -> None:
+    """In the middle of a layer too, of which some pieces have been sent by then."""
+    halves = stages(2, num_pieces=num_pieces)
     with (
-        StagedCopyEngine(FailingOnce(number), HostCopyEngine(num_threads=1), stages(2)) as engine,
+        StagedCopyEngine(FailingOnce(number), HostCopyEngine(num_threads=1), halves) as engine,
         LayerStreamer(make_layers(file, "dhdd"), engine, num_slots=2) as streamer,
     ):
         with pytest.raises(LinkError, match="/no/such/file"):
             run_passes(streamer, 5)
         streamer.abort_pass()
         run_passes(streamer, 3)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_link_that_fails_in_the_middle_of_a_layer_fails_its_pass(file: Path, number: int) -> None:
+    link = InstantEngine()
+    link.failing = {number}
+    with (
+        StagedCopyEngine(HostCopyEngine(num_threads=1), link, stages(2, num_pieces=2)) as engine,
+        LayerStreamer(make_layers(file, "dhdd"), engine, num_slots=2) as streamer,
+    ):
+        with pytest.raises(LinkError, match=r"The copy failed"):
+            run_passes(streamer, 1)
+        streamer.abort_pass()
+        run_passes(streamer, 3)
+
+
+class HeldLink(InstantEngine):
+    """Fills slots as it is told, but every copy counts as under way until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_let_go = threading.Event()
+
+    def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
+        return HeldCopy(super().start(source, slot), self.is_let_go)
+
+
+class HeldCopy:
+    def __init__(self, copy: PendingCopy, is_let_go: threading.Event) -> None:
+        self._copy, self._is_let_go = copy, is_let_go
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_let_go.is_set()
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        while not self._is_let_go.wait(0.001):
+            if cancel is not None and cancel.is_set():
+                raise PassCancelledError("cancelled")
+        self._copy.wait(cancel)
+
+    def abandon(self) -> None:
+        self._copy.abandon()
+
+
+def test_a_layer_is_done_only_when_none_of_its_pieces_is_under_way_any_more(file: Path) -> None:
+    """One that was given up after its first piece, too: the slot must not be filled anew before."""
+    link = HeldLink()
+    engine = StagedCopyEngine(HostCopyEngine(num_threads=1), link, stages(1, num_pieces=2))
+    copy = engine.start(disk_layer(file, 0), allocate_slab(SLAB_BYTES))
+    while link.num_started == 0:
+        time.sleep(0.001)
+    copy.abandon()
+    with pytest.raises(PassCancelledError):
+        copy.wait(Patience(0.05))
+    assert not copy.is_done and link.num_started == 1
+    link.is_let_go.set()
+    link.listener()
+    copy.wait()
+    assert copy.is_done and link.num_started == 1
+    engine.close()
 
 
 class Refusing(HostCopyEngine):
@@ -342,6 +422,21 @@ def real_round(
         LayerStreamer(layers, engine, num_slots=2, disk=reader) as streamer,
     ):
         return run_passes(streamer, 5, compute)
+
+
+def test_nobody_looks_again_and_again_whether_a_copy_is_done(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a wait of a millisecond takes up to 15.6; engines say when something is done."""
+    monkeypatch.setattr(staged_engine, "_LISTEN_SECONDS", 3600.0)
+    reader = EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(SLAB_BYTES / 0.004))
+    link = EmulatedLink(HostCopyEngine(num_threads=1), LinkSpeed(SLAB_BYTES / 0.002))
+    with (
+        StagedCopyEngine(reader, link, stages(2, num_pieces=2)) as engine,
+        LayerStreamer(make_layers(file, "dhdd"), engine, num_slots=2) as streamer,
+    ):
+        run_passes(streamer, 3)
+        streamer.begin_pass()
+        streamer.abort_pass()
+        run_passes(streamer, 2)
 
 
 @pytest.mark.parametrize(

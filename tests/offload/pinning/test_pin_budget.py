@@ -30,6 +30,7 @@ from offload.pinning.pin_budget import (
 )
 from offload.pinning.pin_probe import PinBudget
 from offload.residency_plan import ResidencyPlan, Tier
+from offload.stage_ring import LEAST_STAGE_BYTES, StageRing, plan_stages
 from offload.units import round_up_to_page
 from profiles.errors import ProfileError
 from profiles.machine_profile import DeviceIdentity, PinBudgetSource
@@ -219,6 +220,7 @@ def test_a_budget_explains_itself(budget: PinBudget, expected: str) -> None:
 MIB = 1 << 20
 LAYER = 1_711_000_000
 """About a layer of a model of 70 billion weights in bfloat16."""
+QUARTER = round_up_to_page(-(-round_up_to_page(LAYER) // 4))
 
 
 def gaps(places: tuple[int, ...], num_places: int) -> set[int]:
@@ -232,7 +234,7 @@ def sentence(plan: PinningPlan, sizes: Sequence[int], *, num_disk_layers: int = 
     return describe_pinning(
         rounded,
         plan.pinned_slabs,
-        stage_bytes=plan.stage_bytes,
+        ring=plan.ring,
         num_disk_layers=num_disk_layers,
         refused=refused,
     )
@@ -241,45 +243,46 @@ def sentence(plan: PinningPlan, sizes: Sequence[int], *, num_disk_layers: int = 
 @pytest.mark.parametrize("budget_bytes", [None, 60 * round_up_to_page(LAYER), 200 * GB])
 def test_everything_is_pinned_if_the_budget_holds_it_to_the_byte(budget_bytes: int | None) -> None:
     plan = plan_pinning([LAYER] * 60, budget_bytes)
-    assert set(plan.pinned_slabs) == set(range(60)) and plan.stage_bytes == 0
+    assert set(plan.pinned_slabs) == set(range(60)) and plan.ring == StageRing()
     assert sentence(plan, [LAYER] * 60) == "all 60 host layers (103 GB) are pinned"
 
 
 def test_one_byte_less_and_a_ring_takes_the_place_of_some_layers() -> None:
     plan = plan_pinning([LAYER] * 60, 60 * round_up_to_page(LAYER) - 1)
-    assert plan.stage_bytes == round_up_to_page(LAYER)
-    assert len(plan.pinned_slabs) == 57  # 59 slabs would fit, two of which are the ring's
+    assert plan.ring == StageRing(4, QUARTER)
+    assert len(plan.pinned_slabs) == 58  # 59 slabs would fit, one of which is the ring's
 
 
 def test_the_sentence_says_what_and_why() -> None:
     plan = plan_pinning([LAYER] * 60, 75_300 * 10**6)
     assert sentence(plan, [LAYER] * 60) == (
-        "42 of 60 host layers (71.9 GB of 103 GB) are pinned, the driver grants no more; "
-        "the other 18 go through a pinned ring of 2 x 1.71 GB filled by copy threads"
+        "43 of 60 host layers (73.6 GB of 103 GB) are pinned, the driver grants no more; "
+        "the other 17 go through a pinned ring of 4 x 428 MB filled by copy threads"
     )
 
 
 def test_pinned_layers_are_spread_evenly() -> None:
     """A run of pageable layers would have the copy threads work without pause, and then rest."""
     for num_wanted in range(1, 57):
-        pinned = tuple(sorted(plan_pinning([LAYER] * 60, (num_wanted + 2) * round_up_to_page(LAYER)).pinned_slabs))
+        budget_bytes = num_wanted * round_up_to_page(LAYER) + 4 * QUARTER
+        pinned = tuple(sorted(plan_pinning([LAYER] * 60, budget_bytes).pinned_slabs))
         assert len(pinned) == num_wanted
         assert max(gaps(pinned, 60)) - min(gaps(pinned, 60)) <= 1
 
 
 def test_what_holds_no_layer_beside_it_becomes_a_ring_alone() -> None:
-    plan = plan_pinning([LAYER] * 60, 4 * GB)
-    assert (plan.stage_bytes, len(plan.pinned_slabs)) == (round_up_to_page(LAYER), 0)
+    plan = plan_pinning([LAYER] * 60, 3 * GB)
+    assert (plan.ring, len(plan.pinned_slabs)) == (StageRing(4, QUARTER), 0)
     assert sentence(plan, [LAYER] * 60) == (
         "0 of 60 host layers (0 B of 103 GB) are pinned, the driver grants no more; "
-        "all of them go through a pinned ring of 2 x 1.71 GB filled by copy threads"
+        "all of them go through a pinned ring of 4 x 428 MB filled by copy threads"
     )
 
 
-@pytest.mark.parametrize("budget_bytes", [0, 2 * LAYER - 1])
+@pytest.mark.parametrize("budget_bytes", [0, 32 * MIB - 1])
 def test_a_budget_too_small_for_a_ring_leaves_pageable_memory_and_says_so(budget_bytes: int) -> None:
     plan = plan_pinning([LAYER, 2 * LAYER], budget_bytes, disk_slab_sizes=[LAYER])
-    assert plan.stage_bytes == 0
+    assert plan.ring == StageRing()
     assert sentence(plan, [LAYER, 2 * LAYER], num_disk_layers=1).endswith(
         "through pageable memory, which the device cannot fetch from by itself; 1 disk layer goes the same way"
     )
@@ -287,10 +290,10 @@ def test_a_budget_too_small_for_a_ring_leaves_pageable_memory_and_says_so(budget
 
 def test_disk_layers_need_a_ring_even_if_all_host_layers_are_pinned() -> None:
     plan = plan_pinning([LAYER] * 40, None, disk_slab_sizes=[LAYER // 2] * 20)
-    assert (len(plan.pinned_slabs), plan.stage_bytes) == (40, round_up_to_page(LAYER // 2))
+    assert (len(plan.pinned_slabs), plan.ring) == (40, StageRing(4, round_up_to_page(LAYER // 8)))
     assert sentence(plan, [LAYER] * 40, num_disk_layers=20) == (
         "all 40 host layers (68.4 GB) are pinned; "
-        "20 disk layers go through a pinned ring of 2 x 856 MB filled by copy threads"
+        "20 disk layers go through a pinned ring of 4 x 214 MB filled by copy threads"
     )
 
 
@@ -298,29 +301,29 @@ def test_disk_and_pageable_layers_share_one_ring() -> None:
     plan = plan_pinning([LAYER] * 60, 50 * GB, disk_slab_sizes=[LAYER])
     said = sentence(plan, [LAYER] * 60, num_disk_layers=1)
     assert said.endswith("copy threads; 1 disk layer goes the same way")
-    assert len(plan.pinned_slabs) * round_up_to_page(LAYER) + 2 * plan.stage_bytes <= 50 * GB
+    assert len(plan.pinned_slabs) * round_up_to_page(LAYER) + plan.ring.num_bytes <= 50 * GB
 
 
 def test_only_disk_layers() -> None:
     plan = plan_pinning([], 4 * GB, disk_slab_sizes=[LAYER] * 3)
-    expected = "3 disk layers go through a pinned ring of 2 x 1.71 GB filled by copy threads"
+    expected = "3 disk layers go through a pinned ring of 4 x 428 MB filled by copy threads"
     assert sentence(plan, [], num_disk_layers=3) == expected
 
 
 def test_no_layers_need_nothing() -> None:
     plan = plan_pinning([], 0)
-    assert (len(plan.pinned_slabs), plan.stage_bytes) == (0, 0)
+    assert (len(plan.pinned_slabs), plan.ring) == (0, StageRing())
     assert sentence(plan, []) == "no layer streams, so nothing has to be pinned"
 
 
 def test_a_single_layer_left_over_reads_well() -> None:
-    said = describe_pinning([MIB] * 5, [0, 1, 2, 3], stage_bytes=MIB, num_disk_layers=0)
+    said = describe_pinning([MIB] * 5, [0, 1, 2, 3], ring=StageRing(2, MIB), num_disk_layers=0)
     assert "; the other 1 goes through a pinned ring of" in said
 
 
 def test_a_refusal_is_the_cause_that_is_told() -> None:
     refused = "the driver pinned 12.0 GB of host memory and then no more (error 2, out of memory)"
-    assert describe_pinning([LAYER] * 60, range(7), stage_bytes=0, num_disk_layers=0, refused=refused) == (
+    assert describe_pinning([LAYER] * 60, range(7), ring=StageRing(), num_disk_layers=0, refused=refused) == (
         f"7 of 60 host layers (12.0 GB of 103 GB) are pinned, {refused}; "
         "the other 53 go through pageable memory, which the device cannot fetch from by itself"
     )
@@ -337,15 +340,15 @@ def test_any_plan_keeps_to_the_budget_and_leaves_nothing_that_would_fit(
     plan = plan_pinning(sizes, budget, disk_slab_sizes=disk)
     largest = round_up_to_page(max([*sizes, *disk], default=0))
     rounded = [round_up_to_page(size) for size in sizes]
-    left = budget - sum(rounded[place] for place in plan.pinned_slabs) - 2 * plan.stage_bytes
+    left = budget - sum(rounded[place] for place in plan.pinned_slabs) - plan.ring.num_bytes
     assert left >= 0
     unpinned = [size for place, size in enumerate(rounded) if place not in plan.pinned_slabs]
     assert all(size > left for size in unpinned)
     if sum(rounded) <= budget and not disk:
-        assert not unpinned and plan.stage_bytes == 0
+        assert not unpinned and plan.ring == StageRing()
     if unpinned or disk:
-        assert plan.stage_bytes or budget < 2 * largest
-        assert plan.stage_bytes in (0, largest, round_up_to_page(max(disk, default=0)))
+        assert plan.ring.num_stages or budget < 2 * min(largest, LEAST_STAGE_BYTES)
+        assert plan.ring in (plan_stages(largest, budget), plan_stages(max(disk, default=0), budget))
 
 
 H, D, R = Tier.HOST, Tier.DISK, Tier.RESIDENT
@@ -360,13 +363,13 @@ def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> Pinni
 def test_without_a_limit_every_host_layer_is_pinned(machine: Machine) -> None:
     machine.set("Linux")
     plan = plan_of(machine, REFUSED, device_bytes=20 * GB)
-    assert (len(plan.pinned_slabs), plan.stage_bytes > 0, plan.budget_bytes) == (4, True, None)
+    assert (len(plan.pinned_slabs), plan.ring.num_stages, plan.budget_bytes) == (4, 4, None)
 
 
 def test_a_limit_leaves_a_ring_and_what_fits_beside_it(machine: Machine) -> None:
     machine.set("WSL2")
     plan = plan_of(machine, PinBudget(4 * GB + 100_000, PinBudgetSource.GRANTED), device_bytes=20 * GB)
-    assert (len(plan.pinned_slabs), plan.stage_bytes > 0, plan.budget_bytes) == (2, True, 4 * GB + 100_000)
+    assert (len(plan.pinned_slabs), plan.ring.num_stages, plan.budget_bytes) == (3, 4, 4 * GB + 100_000)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_two_emulated_links_work_at_once_and_both_are_counted(folder: Path, text
         statistics = opened.session.engine.target.last_pass
         assert 0 < statistics.bytes_read < statistics.bytes_streamed
         assert statistics.disk_busy_seconds > 0
-        assert opened.placement.stage_bytes == opened.link.stage_bytes
+        assert opened.placement.stage_bytes == opened.link.ring.num_bytes
 
 
 def test_layers_in_two_places_behind_one_link_pass_through_stages(folder: Path, text: list[int]) -> None:

@@ -32,11 +32,11 @@ def test_the_nearest_format_is_named_with_what_the_others_lack():
     report = advise(round_need(), machine(host=11 * GB, device=FIXED + 8 * GB))
     assert report.placement.can_run and not report.placement.runs_well
     assert report.sentence == (
-        "bfloat16 would need 48.0 GB of host memory, int8 20.0 GB; you have 19.0 GB, "
-        "so nf4 (6.00 GB) is the nearest that fits; as it is, every pass reads 32.0 GB from disk"
+        "bfloat16 would need 44.0 GB of host memory, int8 18.0 GB; you have 15.0 GB, "
+        "so nf4 (5.00 GB) is the nearest that fits; as it is, every pass reads 32.0 GB from disk"
     )
     assert [change.kind for change in report.changes] == ["format", "memory"]
-    assert words(round_need(), machine(host=15 * GB, device=FIXED + 8 * GB))[:2] == ["int8 (20.0 GB)", "nf4 (6.00 GB)"]
+    assert words(round_need(), machine(host=15 * GB, device=FIXED + 8 * GB))[:2] == ["int8 (18.0 GB)", "nf4 (5.00 GB)"]
 
 
 def test_a_format_fits_at_exactly_its_bytes():
@@ -45,8 +45,8 @@ def test_a_format_fits_at_exactly_its_bytes():
     as_int8 = need.in_format("int8")
     exact = machine(host=0, device=device)
     exact = replace(exact, host_free_bytes=free_bytes_for(16 * GB, is_pinned=True) + as_int8.stage_bytes)
-    assert words(need, exact)[0] == "int8 (20.0 GB)"
-    assert words(need, replace(exact, host_free_bytes=exact.host_free_bytes - 1))[0] == "nf4 (6.00 GB)"
+    assert words(need, exact)[0] == "int8 (18.0 GB)"
+    assert words(need, replace(exact, host_free_bytes=exact.host_free_bytes - 1))[0] == "nf4 (5.00 GB)"
 
 
 def test_on_a_cpu_all_memory_is_one():
