@@ -48,6 +48,11 @@ _NVIDIA_NODES = ("dev/nvidiactl", "dev/dxg")
 """What a loaded NVIDIA driver shows on Linux, and what Windows shows of its own under WSL2."""
 
 
+def has_nvidia_driver(*, root: Path = Path("/")) -> bool:
+    """Return whether a driver of NVIDIA's is loaded on this Linux, without asking it; `root` is where dev/ is."""
+    return sys.platform == "linux" and any((root / node).exists() for node in _NVIDIA_NODES)
+
+
 def prepare_libraries(*, root: Path = Path("/")) -> None:
     """Ask the libraries, before they are imported, to send nothing anywhere, keep off stderr and share the machine.
 
@@ -64,7 +69,7 @@ def prepare_libraries(*, root: Path = Path("/")) -> None:
         # Nothing here is compiled, but importing bitsandbytes loads torch's compiler all the same: 1.2 s of a core.
         "TORCHDYNAMO_DISABLE": "1",
     }
-    if sys.platform == "linux" and any((root / node).exists() for node in _NVIDIA_NODES):
+    if has_nvidia_driver(root=root):
         defaults |= _cuda_allocator_settings()
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

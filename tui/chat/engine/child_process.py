@@ -15,13 +15,16 @@ OUT_OF_MEMORY_SCORE = 500
 def step_back(*, process_folder: Path = Path("/proc/self")) -> None:
     """In the child, yield the cores to the app and be the one to go when memory runs out, as far as the system lets it.
 
-    A pass keeps every core busy for seconds; the interface needs one of them for a millisecond at a time, and at once.
-    Call it before there are other threads.
+    A pass on a processor keeps every core busy for seconds; the interface needs one of them for a millisecond at a
+    time, and at once. Not for passes on a card, which wait for the thread that feeds them.
     """
     import psutil  # here, since the app imports this module too and starts sooner without it
 
     with suppress(psutil.Error, OSError):
         psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", NICENESS))
+    for thread in (process_folder / "task").glob("*"):  # Linux counts niceness by thread
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
     # On a Linux desktop each session is a group, and niceness counts only among those of one group.
     for name, value in (("autogroup", NICENESS), ("oom_score_adj", OUT_OF_MEMORY_SCORE)):
         with suppress(OSError), (process_folder / name).open("r+") as file:

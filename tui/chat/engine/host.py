@@ -45,7 +45,7 @@ from tui.chat.engine.messages import (
     from_line,
     to_line,
 )
-from tui.environment import cache_folder, load_models, prepare_libraries
+from tui.environment import cache_folder, has_nvidia_driver, load_models, prepare_libraries
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -163,9 +163,11 @@ class _StoppedLoadError(OverstoryError):
 class EngineHost:
     """Serves one app: loads and answers, one after the other."""
 
-    def __init__(self, inbox: RequestInbox, say: Callable[[Report], None]) -> None:
-        """`say` may be called from two threads."""
-        self._inbox, self._say = inbox, say
+    def __init__(
+        self, inbox: RequestInbox, say: Callable[[Report], None], *, yield_cores: Callable[[], None] | None = None
+    ) -> None:
+        """`say` may be called from two threads; `yield_cores` is called once the processor is known to compute."""
+        self._inbox, self._say, self._yield_cores = inbox, say, yield_cores
         self._opened: OpenSession | None = None
         self._config: EngineConfig | None = None  # of the session that is open, or was before the load under way
         self._stack = ExitStack()  # closes it
@@ -247,6 +249,8 @@ class EngineHost:
             tell("starting the libraries")
             with closing(load_models(config, stack)) as loading:
                 opened = finish(loading, tell)
+            if opened.plan.is_host and self._yield_cores is not None:
+                self._yield_cores()
             self._opened, self._config, self._stack = opened, config, stack.pop_all()
 
     @property
@@ -410,7 +414,8 @@ def ticking(say: Callable[[], None], *, tick_seconds: float = TICK_SECONDS) -> I
 def main() -> NoReturn:
     """Run the process, from its first request to its end, which is also that of the app."""
     requests, reports = own_streams()
-    step_back()
+    if not has_nvidia_driver():  # else only where a model turns out to be computed by the processor
+        step_back()
     prepare_libraries()
     inbox, writing = RequestInbox(), threading.Lock()
 
@@ -427,7 +432,7 @@ def main() -> NoReturn:
         _leave(inbox)
 
     threading.Thread(target=read, name="requests", daemon=True).start()
-    EngineHost(inbox, say).serve()
+    EngineHost(inbox, say, yield_cores=step_back).serve()
     _leave(inbox)
 
 

@@ -86,19 +86,25 @@ MODEST = """
 import threading, psutil
 from pathlib import Path
 from tui.chat.engine.child_process import step_back
+found, is_time = [], threading.Event()
+def look():
+    is_time.wait()
+    found.append(Path(f"/proc/self/task/{threading.get_native_id()}/stat").read_text().rsplit(")")[1].split()[16])
+threads = [threading.Thread(target=look) for _ in range(2)]
+threads[0].start()
 step_back()
-found = []
-thread = threading.Thread(target=lambda: found.append(Path(f"/proc/self/task/{threading.get_native_id()}/stat")
-    .read_text().rsplit(")")[1].split()[16]))
-thread.start(); thread.join()
-print(psutil.Process().nice(), found[0], Path("/proc/self/oom_score_adj").read_text())
+threads[1].start()
+is_time.set()
+for thread in threads: thread.join()
+print(psutil.Process().nice(), *found, Path("/proc/self/oom_score_adj").read_text())
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_process_that_steps_back_is_nice_with_all_its_threads_and_goes_first():
+    """Those that were there, and those that come: on a machine with a card it is known late that none computes."""
     finished = subprocess.run([sys.executable, "-c", MODEST], capture_output=True, text=True, check=True)
-    assert finished.stdout.split() == [str(NICENESS), str(NICENESS), str(OUT_OF_MEMORY_SCORE)]
+    assert finished.stdout.split() == [str(NICENESS)] * 3 + [str(OUT_OF_MEMORY_SCORE)]
 
 
 def test_a_system_without_such_files_is_no_obstacle(tmp_path, monkeypatch):

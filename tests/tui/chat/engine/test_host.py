@@ -148,6 +148,13 @@ def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
     assert [one.seconds for one in loadings] == sorted(one.seconds for one in loadings)
 
 
+def test_cores_are_left_to_the_app_where_they_compute(folder: Path):
+    calls = []
+    inbox = ScriptedInbox([load(folder)])
+    EngineHost(inbox, lambda report: None, yield_cores=lambda: calls.append(1)).serve()
+    assert calls == [1]
+
+
 def test_an_answer_is_told_from_its_prompt_to_its_end(folder: Path):
     reports = serve(load(folder), ask(1, "the cat"))
     events, finished = events_of(reports), end_of(reports)
