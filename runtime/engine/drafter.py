@@ -124,12 +124,13 @@ class Drafter:
         self.roll_back()
         while len(text) - self.num_committed > chunk_tokens:
             stop = self.num_committed + chunk_tokens
-            self._run(chain_input(text[self.num_committed : stop], num_cached=self.num_committed))
+            inputs = chain_input(text[self.num_committed : stop], num_cached=self.num_committed)
+            self._run(inputs, is_prefill=True)
             self.num_committed = stop
 
-    def _run(self, inputs: PassInput) -> torch.Tensor:
-        last_token = self.model.vocab_size - 1
-        return self.model.run_pass(replace(inputs, token_ids=np.minimum(inputs.token_ids, last_token)))
+    def _run(self, inputs: PassInput, *, is_prefill: bool = False) -> torch.Tensor:
+        known = replace(inputs, token_ids=np.minimum(inputs.token_ids, self.model.vocab_size - 1))
+        return self.model.run_pass(known, is_prefill=is_prefill)
 
     def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
         """Bring logits (W, draft's V) to (W, target's V): tokens that only one of the two knows are never proposed."""
@@ -159,9 +160,7 @@ class Drafter:
     ) -> PassInput:
         """Return the pass over the last W of the K nodes at `depths`; `sight` (W, K): which of them each one sees."""
         positions = np.append(np.arange(self.num_committed), self.num_committed - 1 + depths).astype(np.int64)
-        visible = np.ones((len(token_ids), len(positions)), dtype=np.bool_)
-        visible[:, self.num_committed :] = sight
-        return PassInput(token_ids, positions[-len(token_ids) :], positions, visible)
+        return PassInput(token_ids, positions[-len(token_ids) :], positions, sight)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the accepted path (nodes from the root) as far as the draft has run it, and forget the rest.

@@ -235,8 +235,6 @@ def verify_input(text: Sequence[int], tree: TokenTree, *, num_cached: int) -> Pa
     num_tokens = num_pending + topology.num_nodes - 1
     token_ids = np.concatenate([np.asarray(text[num_cached:], dtype=np.int64), tree.token_ids[1:]])
     key_positions = np.concatenate([np.arange(num_text), num_text - 1 + topology.depths[1:]]).astype(np.int64)
-    visible = np.zeros((num_tokens, num_text + topology.num_nodes - 1), dtype=np.bool_)
-    visible[:num_pending, :num_text] = np.tri(num_pending, num_text, k=num_cached, dtype=np.bool_)
-    visible[num_pending:, :num_text] = True
-    visible[num_pending:, num_text:] = topology.ancestor_mask[1:, 1:]
-    return PassInput(token_ids, key_positions[num_cached:], key_positions, visible)
+    sight = np.zeros((num_tokens, topology.num_nodes - 1), dtype=np.bool_)
+    sight[num_pending:] = topology.ancestor_mask[1:, 1:]
+    return PassInput(token_ids, key_positions[num_cached:], key_positions, sight)

@@ -8,8 +8,6 @@ strides: with the key heads in the place of the batch, a group's query heads sha
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,25 +72,24 @@ def _asks_for_more(kwargs: dict[str, Any]) -> bool:
 
 
 def attention_masks(
-    visible: npt.NDArray[np.bool_],
+    positions: torch.Tensor,
     *,
-    query_positions: npt.NDArray[np.int64],
-    key_positions: npt.NDArray[np.int64],
+    key_positions: torch.Tensor,
+    sight: torch.Tensor,
     windows: Iterable[int | None],
     dtype: torch.dtype,
-    device: torch.device,
 ) -> dict[int | None, torch.Tensor]:
-    """Return one additive mask (1, 1, T, K) per distinct window; None is full attention.
+    """Return one additive mask (1, 1, T, K) per distinct window, where the arguments lie; None is full attention.
 
     0 where a query may look, the dtype's lowest value where it may not: both attention implementations of transformers
-    take that unchanged. `visible` (T, K) says which keys are a query's own past; a window w also hides keys whose
-    position is w or more behind the query's, the convention of transformers' sliding attention.
+    take that unchanged. Queries at `positions` (T,) see, of the keys at `key_positions` (K,), the last D as `sight`
+    (T, D) says, and the text before those up to their own position. A window w also hides keys whose position is w or
+    more behind the query's, the convention of transformers' sliding attention.
     """
-    distances = query_positions[:, None] - key_positions[None, :]  # (T, K)
+    num_text = len(key_positions) - sight.shape[1]
+    seen = torch.cat((key_positions[:num_text] <= positions[:, None], sight), dim=1)  # (T, K)
     return {
-        window: additive_mask(
-            torch.from_numpy(visible if window is None else visible & (distances < window)).to(device), dtype
-        )
+        window: additive_mask(seen if window is None else seen & (positions[:, None] - key_positions < window), dtype)
         for window in set(windows)
     }
 
@@ -100,7 +97,11 @@ def attention_masks(
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the mask (1, 1, T, K) of `allowed` (T, K), bool, on the same device; its rows lie aligned."""
     num_queries, num_keys = allowed.shape
-    row_elements = -(-num_keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
-    mask = torch.zeros((num_queries, row_elements), dtype=dtype, device=allowed.device)[:, :num_keys]
+    mask = torch.zeros((num_queries, mask_row_elements(num_keys)), dtype=dtype, device=allowed.device)[:, :num_keys]
     mask.masked_fill_(~allowed, torch.finfo(dtype).min)
     return mask[None, None]
+
+
+def mask_row_elements(num_keys: int) -> int:
+    """Return how many elements apart the rows of a mask lie."""
+    return -(-num_keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT

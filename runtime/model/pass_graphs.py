@@ -3,62 +3,84 @@
 These are a thousand for a billion parameters, and take several times as long as the kernels. A recorded pass has fixed
 shapes: T tokens are padded to the next power of two, the keys to the next bucket of the cache, and the tokens' slots
 are an input, so that one recording serves any place in the text. Padding tokens write to a slot of their own and nobody
-sees them. A device that cannot record runs every pass as it comes.
+sees them. All shapes read their inputs from the same memory, and compute in the same pool, which the largest shape,
+recorded first, has made as large as it gets. A device that cannot record runs every pass as it comes.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.model.attention import additive_mask
+from runtime.model.attention import attention_masks, mask_row_elements
 from runtime.model.layer_binding import HostEmbedding
 from runtime.model.tree_cache import TreeCache
+from runtime.model.upload import upload
 
 logger = logging.getLogger(__name__)
 
-MAX_WIDTH = 256
-"""Tokens beyond which a pass computes longer than its launches take."""
+MAX_WIDTH = 128
+"""Tokens beyond which a pass computes longer than its launches take; static trees of 1,024 nodes have levels of 103."""
 LEAST_KEYS = 256
 """Smallest bucket of keys."""
+KEY_STEP = 1024
+"""Between buckets of 2,048 keys and more: a recorded pass attends to its whole bucket."""
 USES_BEFORE_RECORDING = 2
 """Recording takes as long as a few passes: a shape that comes once is not worth it."""
+PASSES_BEFORE_RETRY = 256
+"""Passes that run as they come after memory was short, until another recording is tried."""
 
 Replay = Callable[[], torch.Tensor]
 Recorder = Callable[[Callable[[], torch.Tensor]], Replay]
 """Runs some work, whose tensors stay where they are, and returns what repeats it on their new contents.
 
-Raises RuntimeError where the device or one of the kernels cannot be recorded.
+Raises RuntimeError where the device or one of the kernels cannot be recorded, and torch.OutOfMemoryError.
 """
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Token ids (1, W), positions (1, W) and an additive mask (1, 1, W, K) to last hidden states (1, W, E)."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Return what records passes on `device`: CUDA graphs (ROCm's have the same names), which share a pool of memory.
+    """Return what records passes on `device`; None where every pass runs as it comes."""
+    return CudaRecorder(device) if device.type == "cuda" else None
 
-    None where every pass runs as it comes.
+
+class CudaRecorder:
+    """Records work as CUDA graphs (ROCm's have the same names) on one stream, whose blocks the next one uses again.
+
+    The caching allocator keeps blocks by stream inside of a pool too: graphs that were recorded on streams of their own
+    would share nothing (torch/cuda/graphs.py says so of its `stream` argument).
     """
-    if device.type != "cuda":
-        return None
-    pool = torch.cuda.graph_pool_handle()
 
-    def record(work: Callable[[], torch.Tensor]) -> Replay:
-        """Record `work` as a graph; other threads may go on copying meanwhile."""
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            work()  # kernels choose their workspaces outside of the recording
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                output = work()
-            finally:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Replay:
+        """Record `work`; other threads may go on copying meanwhile."""
+        stream, usual = self._stream, torch.cuda.current_stream(self._device)
+        stream.wait_stream(usual)
+        try:
+            with torch.cuda.stream(stream):
+                work()  # kernels choose their workspaces outside of the recording
+                # While something is captured the allocator gives nothing back that it caches: it would run out.
+                torch.cuda.empty_cache()
+                graph = torch.cuda.CUDAGraph()
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    output = work()
+                except BaseException:
+                    with suppress(RuntimeError):  # says only that the recording is void
+                        graph.capture_end()
+                    raise
                 graph.capture_end()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        finally:
+            usual.wait_stream(stream)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -66,20 +88,46 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
         return replay
 
-    return record
+
+def graph_bytes(
+    *,
+    capacity: int,
+    hidden_size: int,
+    inner_size: int,
+    dtype: torch.dtype,
+    width: int = MAX_WIDTH,
+    widened_elements: int = 0,
+) -> int:
+    """Estimate the bytes that all recordings of a model hold: the activations of the largest, and what each returns.
+
+    `capacity`: tokens of its cache. `inner_size`: the width between the matrices of an MLP. `widened_elements`: of the
+    largest matrix that a kernel brings to `dtype` as a whole while it multiplies; 0 where none does.
+    """
+    activations = width * (8 * hidden_size + 3 * inner_size) + widened_elements
+    mask = width * mask_row_elements(capacity)
+    returned = (
+        2 * width * hidden_size * len({key_bucket(keys, capacity) for keys in range(1, capacity + 1, LEAST_KEYS)})
+    )
+    inputs = 3 * width * torch.int64.itemsize
+    return (activations + mask + returned) * dtype.itemsize + inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _FixedPass:
-    """The inputs of one shape, where a recording reads them, and its replay."""
+class _FixedInputs:
+    """Where all recordings read: each as much as its shape has, from the beginning."""
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    visible: torch.Tensor
+    numbers: torch.Tensor
+    """(3, MAX_WIDTH) int64, flat: for W tokens W ids, W positions and W slots."""
+    mask: torch.Tensor
+    """(MAX_WIDTH * row,) additive: W rows, as long as the bucket's keys with what aligns them."""
     rows: torch.Tensor | None
-    """The tokens' embeddings (W, E), where they come from host memory."""
-    replay: Replay
+    """(MAX_WIDTH, E) the tokens' embeddings, where they come from host memory."""
+
+    def of(self, width: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return token ids (1, W), positions (1, W), slots (W,) and mask (1, 1, W, K) of a shape."""
+        token_ids, positions, slots = self.numbers[: 3 * width].view(3, width)
+        row = mask_row_elements(keys)
+        return token_ids[None], positions[None], slots, self.mask[: width * row].view(width, row)[None, None, :, :keys]
 
 
 class PassGraphs:
@@ -103,71 +151,115 @@ class PassGraphs:
         self._cache = cache
         self._dtype = dtype
         self._embedding = embedding
+        self._inputs: _FixedInputs | None = None
         self._uses: dict[tuple[int, int], int] = {}
-        self._passes: dict[tuple[int, int], _FixedPass] = {}
+        self._passes: dict[tuple[int, int], Replay] = {}
         self._can_record = True
+        self._num_to_wait = 0
+        self.notice: str | None = None
+        """Why passes are not recorded, a sentence; None if they are."""
         cache.allow_fixed_passes()
 
     def run(
         self,
         token_ids: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
-        visible: npt.NDArray[np.bool_],
+        drafted_positions: npt.NDArray[np.int64],
+        sight: npt.NDArray[np.bool_],
         *,
         device: torch.device,
     ) -> torch.Tensor | None:
-        """Return the last hidden states (T, E) of a pass, appended to the cache; None if it has no recording."""
-        num_tokens, num_keys = visible.shape
-        width, keys = bucket_of(num_tokens, 1), min(bucket_of(num_keys, LEAST_KEYS), self._cache.capacity)
-        if not self._can_record or width > MAX_WIDTH or num_keys > keys or not self._cache.is_allocated:
+        """Return the last hidden states (T, E) of a pass, appended to the cache; None if it has no recording.
+
+        Its T tokens see the text and, as `sight` (T, D) says, the last D keys, at `drafted_positions` (D,).
+        """
+        num_tokens, num_keys = len(token_ids), self._cache.num_cached + len(token_ids)
+        shape = (bucket_of(num_tokens, 1), key_bucket(num_keys, self._cache.capacity))
+        if num_tokens > MAX_WIDTH or num_keys > self._cache.capacity or not self._has_recording(shape, device):
             return None
-        shape = (width, keys)
-        if shape not in self._passes:
-            self._uses[shape] = self._uses.get(shape, 0) + 1
-            if self._uses[shape] <= USES_BEFORE_RECORDING or not self._record(shape, device):
-                return None
-        fixed = self._passes[shape]
-        first = num_keys - num_tokens
-        slots = np.full(width, self._cache.capacity, dtype=np.int64)  # padding goes to the spare slot
-        slots[:num_tokens] = np.arange(first, num_keys)
-        seen = np.zeros(shape, dtype=np.bool_)
-        seen[:num_tokens, :num_keys] = visible
-        for fixed_input, values in (
-            (fixed.token_ids, _padded(token_ids, width)[None]),
-            (fixed.positions, _padded(positions, width)[None]),
-            (fixed.slots, slots),
-            (fixed.visible, seen),
-        ):
-            fixed_input.copy_(torch.from_numpy(values), non_blocking=True)
-        if self._embedding is not None and fixed.rows is not None:
-            fixed.rows[:num_tokens].copy_(self._embedding.gather(token_ids), non_blocking=True)
-        hidden = fixed.replay()[0, :num_tokens].clone()  # the next replay overwrites its output
+        assert self._inputs is not None, "a recording has inputs"
+        width, keys = shape
+        numbers = np.zeros((3, width), dtype=np.int64)
+        numbers[0, :num_tokens], numbers[1, :num_tokens] = token_ids, positions
+        numbers[2] = self._cache.capacity  # padding goes to the spare slot
+        numbers[2, :num_tokens] = np.arange(num_keys - num_tokens, num_keys)
+        uploaded, drafted, seen = upload((numbers, drafted_positions, sight), device)
+        self._inputs.numbers[: 3 * width].copy_(uploaded.flatten())
+        *_, mask = self._inputs.of(width, keys)
+        mask.fill_(torch.finfo(self._dtype).min)
+        num_text = num_keys - sight.shape[1]
+        masks = attention_masks(
+            uploaded[1, :num_tokens],
+            key_positions=torch.cat((torch.arange(num_text, device=device), drafted)),
+            sight=seen,
+            windows=[None],
+            dtype=self._dtype,
+        )
+        mask[:, :, :num_tokens, :num_keys] = masks[None]
+        if self._embedding is not None and self._inputs.rows is not None:
+            self._inputs.rows[:num_tokens].copy_(self._embedding.gather(token_ids), non_blocking=True)
+        hidden = self._passes[shape]()[0, :num_tokens].clone()  # the next replay overwrites its output
         self._cache.append(num_tokens)
         return hidden
 
-    def _record(self, shape: tuple[int, int], device: torch.device) -> bool:
-        """Record a shape; once that has failed, nothing is recorded any more."""
+    def _has_recording(self, shape: tuple[int, int], device: torch.device) -> bool:
+        """Return whether a shape is recorded, which it is now if it comes often enough."""
+        if shape in self._passes:
+            return True
+        if not self._can_record or not self._cache.is_allocated:
+            return False
+        if self._num_to_wait:
+            self._num_to_wait -= 1
+            return False
+        self._uses[shape] = self._uses.get(shape, 0) + 1
+        if self._uses[shape] <= USES_BEFORE_RECORDING:
+            return False
+        try:
+            if self._inputs is None:
+                self._inputs = self._allocate_inputs(device)
+                # Every later recording finds its memory in the pool.
+                largest = (MAX_WIDTH, key_bucket(self._cache.capacity, self._cache.capacity))
+                self._passes[largest] = self._record(largest, self._inputs)
+            if shape not in self._passes:
+                self._passes[shape] = self._record(shape, self._inputs)
+        except RuntimeError as error:
+            self._give_up(error)
+            return False
+        self.notice = None
+        return True
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Record nothing for a while if memory was short, and never again if this work cannot be recorded."""
+        if isinstance(error, torch.OutOfMemoryError):
+            self._num_to_wait = PASSES_BEFORE_RETRY
+        else:
+            self._can_record = False
+        if not self._passes:
+            self._inputs = None
+        reason = " ".join(str(error).split())[:200]
+        self.notice = f"draft passes are not recorded, which makes them slower: {reason}"
+        logger.warning("%s", self.notice)
+
+    def _allocate_inputs(self, device: torch.device) -> _FixedInputs:
+        rows = MAX_WIDTH * mask_row_elements(self._cache.capacity)
+        return _FixedInputs(
+            torch.zeros(3 * MAX_WIDTH, dtype=torch.int64, device=device),
+            torch.zeros(rows, dtype=self._dtype, device=device),
+            None if self._embedding is None else self._embedding.device_rows(MAX_WIDTH),
+        )
+
+    def _record(self, shape: tuple[int, int], inputs: _FixedInputs) -> Replay:
         width, keys = shape
-        token_ids, positions = (torch.zeros(1, width, dtype=torch.int64, device=device) for _ in range(2))
-        slots = torch.full((width,), self._cache.capacity, dtype=torch.int64, device=device)
-        visible = torch.zeros(width, keys, dtype=torch.bool, device=device)
-        rows = None if self._embedding is None else self._embedding.device_rows(width)
+        token_ids, positions, slots, mask = inputs.of(width, keys)
+        slots.fill_(self._cache.capacity)
 
         def work() -> torch.Tensor:
-            if self._embedding is not None and rows is not None:
-                self._embedding.show(rows)
+            if self._embedding is not None and inputs.rows is not None:
+                self._embedding.show(inputs.rows[:width])
             with self._cache.fixed_pass(slots, num_keys=keys):
-                return self._forward(token_ids, positions, additive_mask(visible, self._dtype))
+                return self._forward(token_ids, positions, mask)
 
-        try:
-            replay = self._record_work(work)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("draft passes are not recorded, which makes them slower: %s", reason)
-            self._can_record = False
-            return False
-        self._passes[shape] = _FixedPass(token_ids, positions, slots, visible, rows, replay)
-        return True
+        return self._record_work(work)
 
 
 def bucket_of(count: int, least: int) -> int:
@@ -175,5 +267,7 @@ def bucket_of(count: int, least: int) -> int:
     return 1 << (max(count, least) - 1).bit_length()
 
 
-def _padded(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    return np.pad(values, (0, width - len(values)))
+def key_bucket(num_keys: int, capacity: int) -> int:
+    """Return how many keys a recording for `num_keys` attends to, at most `capacity`: few sizes, but no waste."""
+    fine = -(-num_keys // KEY_STEP) * KEY_STEP
+    return min(fine if num_keys > 2 * KEY_STEP else bucket_of(num_keys, LEAST_KEYS), capacity)

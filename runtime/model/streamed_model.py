@@ -34,6 +34,7 @@ from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
 from runtime.model.sliced_pass import PassWidths, SlicedPass, can_be_sliced
 from runtime.model.tree_cache import CacheShape, TreeCache
+from runtime.model.upload import upload
 from runtime.speculation.token_tree import TreeTopology
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -49,8 +50,14 @@ class PassInput:
     """(T,) absolute positions of the tokens."""
     key_positions: npt.NDArray[np.int64]
     """(C + T,) absolute positions of everything that can be attended to."""
-    visible: npt.NDArray[np.bool_]
-    """(T, C + T): which keys each token may attend to."""
+    sight: npt.NDArray[np.bool_]
+    """(T, D): which of the last D keys each token may attend to, C + T of them at most. Those before are text, at
+    positions 0, 1, ..., of which every token sees what stands up to its own position."""
+
+    @property
+    def num_text(self) -> int:
+        """Return how many keys, the first ones, are text."""
+        return len(self.key_positions) - int(self.sight.shape[1])
 
 
 class _DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc]
@@ -199,35 +206,46 @@ class StreamedModel:
         """How many passes of a shape take another time than all later ones; 0 where none is recorded."""
         return 0 if self._graphs is None else USES_BEFORE_RECORDING + 1
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What does not go as it could, a sentence each."""
+        notice = self._graphs.notice if self._graphs is not None else None
+        return () if notice is None else (notice,)
+
     @torch.inference_mode()
-    def run_pass(self, inputs: PassInput, *, num_wanted: int | None = None) -> torch.Tensor:
+    def run_pass(self, inputs: PassInput, *, num_wanted: int | None = None, is_prefill: bool = False) -> torch.Tensor:
         """Append T tokens to the cache and return the last hidden states of the last `num_wanted`, (W, E), or all.
 
         Where rows are left out, the tokens before the wanted ones see everything before them, and so does the first of
-        these; each layer may then compute the pass slice by slice. Raises what a failed or cancelled copy raises; cache
-        and ring are then as they were before the pass.
+        these; each layer may then compute the pass slice by slice. `is_prefill`: a piece of a prompt, whose computation
+        takes longer than its launches, so that it is never recorded. Raises what a failed or cancelled copy raises;
+        cache and ring are then as they were before the pass.
         """
         num_tokens = len(inputs.token_ids)
         num_wanted = num_wanted or num_tokens
         with self._threads.computing(num_tokens) if self._threads else nullcontext():
-            return self._run_pass(inputs, num_wanted=num_wanted)[-num_wanted:]
+            return self._run_pass(inputs, num_wanted=num_wanted, is_prefill=is_prefill)[-num_wanted:]
 
-    def _run_pass(self, inputs: PassInput, *, num_wanted: int) -> torch.Tensor:
+    def _run_pass(self, inputs: PassInput, *, num_wanted: int, is_prefill: bool) -> torch.Tensor:
         num_cached, device = self.cache.num_cached, self._compute.device
-        if self._graphs is not None:
-            recorded = self._graphs.run(inputs.token_ids, inputs.positions, inputs.visible, device=device)
+        drafted = inputs.key_positions[inputs.num_text :]
+        if self._graphs is not None and not is_prefill:
+            recorded = self._graphs.run(inputs.token_ids, inputs.positions, drafted, inputs.sight, device=device)
             if recorded is not None:
                 return recorded
         if self._embedding is not None:
             self._embedding.bring(inputs.token_ids)
-        positions = torch.from_numpy(inputs.positions).to(device)
-        self._enter(inputs, positions, num_wanted=num_wanted)
+        token_ids, positions, drafted_keys, sight = upload(
+            (inputs.token_ids, inputs.positions, drafted, inputs.sight), device
+        )
+        key_positions = torch.cat((torch.arange(inputs.num_text, device=device), drafted_keys))
+        self._enter(positions, key_positions, sight, num_wanted=num_wanted)
         if self._streamer is not None:
             self._streamer.begin_pass()
         try:
             if self._is_cancelled.is_set():  # since before the ring could hear of it
                 raise PassCancelledError("The pass was cancelled before its first layer.")
-            output = self._forward(torch.from_numpy(inputs.token_ids)[None].to(device), positions[None])
+            output = self._forward(token_ids[None], positions[None])
         except BaseException:
             self.cache.truncate(num_cached)
             if self._streamer is not None:
@@ -240,19 +258,20 @@ class StreamedModel:
             self.last_pass = self._streamer.end_pass()
         return output[0]
 
-    def _enter(self, inputs: PassInput, positions: torch.Tensor, *, num_wanted: int) -> None:
+    def _enter(
+        self, positions: torch.Tensor, key_positions: torch.Tensor, sight: torch.Tensor, *, num_wanted: int
+    ) -> None:
         """Decide in how many slices the layers compute the pass, and build the mask of the last one."""
-        num_tokens, bounds = len(inputs.token_ids), [(0, len(inputs.token_ids))]
+        num_tokens, bounds = len(positions), [(0, len(positions))]
         if self._widths is not None and num_wanted < num_tokens:
             bounds = self._widths.bounds(num_tokens, num_wanted=num_wanted)
         last_start = bounds[-1][0]
         self._masks = attention_masks(
-            inputs.visible[last_start:],
-            query_positions=inputs.positions[last_start:],
-            key_positions=inputs.key_positions,
+            positions[last_start:],
+            key_positions=key_positions,
+            sight=sight[last_start:],
             windows=self.parts.layer_windows,
             dtype=self._compute.dtype,
-            device=self._compute.device,
         )
         self._sliced = None
         if len(bounds) > 1:
@@ -261,7 +280,7 @@ class StreamedModel:
                 num_cached=self.cache.num_cached,
                 num_wanted=num_wanted,
                 positions=positions,
-                key_positions=torch.from_numpy(inputs.key_positions).to(positions.device),
+                key_positions=key_positions,
                 last_masks=self._masks,
                 dtype=self._compute.dtype,
                 is_cancelled=self._is_cancelled.is_set,
@@ -323,7 +342,8 @@ class LazyLogits:
         """Return the target's logits after `node`."""
         if node not in self._rows:
             nodes = self._first_descent(node)
-            logits = self._model.logits(self._hidden[nodes]).numpy(force=True)
+            (index,) = upload((np.array(nodes, dtype=np.int64),), self._hidden.device)
+            logits = self._model.logits(self._hidden.index_select(0, index)).numpy(force=True)
             self._rows.update(zip(nodes, logits, strict=True))
         return self._rows[node]
 
@@ -338,5 +358,5 @@ def chain_input(token_ids: Sequence[int], *, num_cached: int) -> PassInput:
     """Return the pass that appends a plain chain of tokens behind `num_cached` committed ones."""
     num_tokens = len(token_ids)
     positions = np.arange(num_cached + num_tokens, dtype=np.int64)
-    causal = np.tri(num_tokens, num_cached + num_tokens, k=num_cached, dtype=np.bool_)
-    return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, causal)
+    sight = np.empty((num_tokens, 0), dtype=np.bool_)
+    return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, sight)

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from runtime.model.upload import upload
 
 _ALIGNMENT_ELEMENTS = 128
 
@@ -151,7 +154,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         if list(slots) == list(range(start, end)):
             self.truncate(end)
             return
-        index = torch.tensor(slots, dtype=torch.int64, device=self._blocks[0].device)
+        (index,) = upload((np.array(slots, dtype=np.int64),), self._blocks[0].device)
         for block in self._blocks:  # all layers at once
             block[:, start:end] = block.index_select(1, index)
         for layer in self.layers:

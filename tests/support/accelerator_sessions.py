@@ -159,6 +159,7 @@ def answer_under_watch(opened: OpenSession) -> list[int]:
     draft_steps = 0 if opened.session.engine.drafter is None else 4 * rounds
     assert sim.hazards() == []
     assert sim.num_synchronous_copies() == 0, "a layer was copied from pageable memory"
+    assert sim.num_waiting_uploads() == 0, "the host waited for something small to arrive"
     if slot_bytes := max((slot.numel() for slot in opened.streamer.slots), default=0):
         assert sim.num_allocations(at_least_bytes=slot_bytes) == 0, "memory as large as a slot was allocated in a pass"
     assert sim.num_device_synchronisations() <= rounds + draft_steps

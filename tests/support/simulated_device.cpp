@@ -76,6 +76,8 @@ enum Counter {
   kBlockingReads, // copies to the host, .item() and operators whose output size depends on device data
   kHazards,
   kBytesToDevice,
+  kBytesToHost,
+  kWaitingUploads, // host-to-device copies that the host waited for, whether it asked for that or not
   kNumCounters
 };
 
@@ -1476,9 +1478,11 @@ void copy_over_link(const at::Tensor& from, const at::Tensor& to, bool non_block
   const bool is_async = non_blocking && is_raw && is_pinned;
   if (is_to_device) {
     count(kBytesToDevice, static_cast<int64_t>(num_bytes));
+    count(kWaitingUploads, !is_async);
     count(kSynchronousCopies, non_blocking && !is_async);
     count(kSynchronousCopyBytes, non_blocking && !is_async ? static_cast<int64_t>(num_bytes) : 0);
   } else {
+    count(kBytesToHost, static_cast<int64_t>(num_bytes));
     count(kBlockingReads, !is_async);
   }
   if (is_raw) {

@@ -38,6 +38,8 @@ _COUNTERS = (
     "blocking_reads",
     "hazards",
     "bytes_to_device",
+    "bytes_to_host",
+    "waiting_uploads",
 )
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-DAT_PER_OPERATOR_HEADERS")
 _MESSAGE_BYTES = 1000
@@ -153,6 +155,16 @@ def num_blocking_reads() -> int:
 def bytes_to_device() -> int:
     """How much was copied from the host to the device."""
     return _counter("bytes_to_device")
+
+
+def bytes_to_host() -> int:
+    """How much was copied from the device to the host."""
+    return _counter("bytes_to_host")
+
+
+def num_waiting_uploads() -> int:
+    """Copies to the device that the host waited for: from pageable memory, or with another type or layout."""
+    return _counter("waiting_uploads")
 
 
 def num_allocations(*, at_least_bytes: int = 0) -> int:

@@ -4,9 +4,11 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from runtime.model.upload import upload
 from tests.support import simulated_device as sim
 from tests.support.sim_checks import SimChecks
 from tests.support.simulated_memory import MIB, link_speed, pinned, slot_of
@@ -38,6 +40,24 @@ def a_copy_from_pinned_memory_is_asynchronous_and_paced() -> None:
     assert slot.eq(7).all()
     assert sim.num_synchronous_copies() == 0
     assert sim.bytes_to_device() == len(seconds) * 8 * MIB
+
+
+@check
+def small_arrays_cross_in_one_copy_that_nobody_waits_for() -> None:
+    """Nor is their block given to the next ones while the link still reads it."""
+    device = torch.device("sim:0")
+    sim.reset_counters()
+    with link_speed(MIB):
+        uploaded = [
+            upload((np.full(900, step), np.array([[step % 2 == 0] * 3] * 5), np.float32([step])), device)
+            for step in range(12)
+        ]
+        assert sim.num_waiting_uploads() == sim.num_event_synchronisations() == 0
+        torch.accelerator.synchronize()
+    for step, (numbers, flags, single) in enumerate(uploaded):
+        assert numbers.cpu().eq(step).all() and flags.cpu().eq(step % 2 == 0).all() and single.item() == step
+    assert sim.bytes_to_device() == 12 * (7200 + 16 + 16)
+    assert sim.num_hazards() == 0
 
 
 @check

@@ -255,13 +255,8 @@ def test_verify_input_places_the_tree_behind_the_text() -> None:
     assert inputs.token_ids.tolist() == [8, 9, 11, 12, 13]
     assert inputs.positions.tolist() == [1, 2, 3, 3, 4]
     assert inputs.key_positions.tolist() == [0, 1, 2, 3, 3, 4]
-    assert inputs.visible.astype(int).tolist() == [
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 0, 1, 0],
-        [1, 1, 1, 1, 0, 1],
-    ]
+    assert inputs.num_text == 3  # whose keys each token sees up to its own position
+    assert inputs.sight.astype(int).tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 1]]
 
 
 def test_every_round_tells_its_tree_and_the_path_that_was_accepted(folders: dict[str, Path]) -> None:

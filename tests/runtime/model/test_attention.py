@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,27 +115,39 @@ def allowed(mask: torch.Tensor) -> list[list[bool]]:
     return (mask[0, 0] == 0).tolist()
 
 
-def masks_of(visible: list[list[int]], queries: list[int], keys: list[int], windows: list[int | None]) -> dict:
+def masks_of(
+    sight: list[list[int]], queries: list[int], keys: list[int], windows: list[int | None]
+) -> dict[int | None, torch.Tensor]:
     return attention_masks(
-        np.array(visible, dtype=np.bool_),
-        query_positions=np.array(queries),
-        key_positions=np.array(keys),
+        torch.tensor(queries),
+        key_positions=torch.tensor(keys),
+        sight=torch.tensor(sight, dtype=torch.bool).view(len(queries), -1),
         windows=windows,
         dtype=torch.float32,
-        device=torch.device("cpu"),
     )
 
 
-def test_a_full_mask_is_the_visibility() -> None:
-    (mask,) = masks_of([[1, 1, 0], [1, 0, 1]], [1, 1], [0, 1, 1], [None]).values()
-    assert allowed(mask) == [[True, True, False], [True, False, True]]
-    assert mask.shape == (1, 1, 2, 3)
+def test_a_full_mask_is_the_text_and_what_is_in_sight() -> None:
+    """Text up to the own position; siblings share one, and see themselves alone."""
+    (mask,) = masks_of([[0, 0], [1, 0], [0, 1]], [0, 2, 2], [0, 1, 2, 2], [None]).values()
+    assert allowed(mask) == [[True, False, False, False], [True, True, True, False], [True, True, False, True]]
+    assert mask.shape == (1, 1, 3, 4)
     assert mask.min() == torch.finfo(torch.float32).min
+
+
+def test_text_alone_is_seen_as_it_stands() -> None:
+    (mask,) = masks_of([[], []], [2, 3], [0, 1, 2, 3], [None]).values()
+    assert allowed(mask) == [[True, True, True, False], [True, True, True, True]]
+
+
+def test_all_keys_may_be_told_one_by_one() -> None:
+    (mask,) = masks_of([[1, 0, 1], [0, 1, 1]], [9, 9], [0, 1, 1], [None]).values()
+    assert allowed(mask) == [[True, False, True], [False, True, True]]
 
 
 def test_a_window_counts_the_query_itself_and_goes_by_position_not_by_slot() -> None:
     """Siblings share a position: the slot distance of the second one is larger than its distance in the text."""
-    masks = masks_of([[1, 1, 1, 1, 0], [1, 1, 1, 0, 1]], [3, 3], [0, 1, 2, 3, 3], [2, None])
+    masks = masks_of([[1, 0], [0, 1]], [3, 3], [0, 1, 2, 3, 3], [2, None])
     assert allowed(masks[2]) == [[False, False, True, True, False], [False, False, True, False, True]]
     assert allowed(masks[None]) == [[True, True, True, True, False], [True, True, True, False, True]]
 

@@ -1,6 +1,8 @@
 """Recorded passes against passes as they come; the recorder here repeats the work on whatever its inputs now hold."""
 
+import contextlib
 import logging
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from runtime.model.layer_binding import ComputePlan, HostEmbedding
 from runtime.model.pass_graphs import (
     MAX_WIDTH,
     USES_BEFORE_RECORDING,
+    CudaRecorder,
     PassGraphs,
     Recorder,
     Replay,
     bucket_of,
+    graph_bytes,
+    key_bucket,
     recorder_for,
 )
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
@@ -74,9 +79,7 @@ def tree_input(rng: np.random.Generator, num_cached: int, num_nodes: int) -> Pas
     except ValueError:
         topology = tree_of_counts([num_nodes - 1] + [0] * (num_nodes - 1))
     positions = np.concatenate([np.arange(num_cached), num_cached + topology.depths]).astype(np.int64)
-    visible = np.ones((num_nodes, num_cached + num_nodes), dtype=np.bool_)
-    visible[:, num_cached:] = topology.ancestor_mask
-    return PassInput(rng.integers(3, 90, num_nodes), positions[num_cached:], positions, visible)
+    return PassInput(rng.integers(3, 90, num_nodes), positions[num_cached:], positions, topology.ancestor_mask.copy())
 
 
 def test_recorded_passes_equal_passes_as_they_come(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_recorded_passes_equal_passes_as_they_come(tmp_path: Path) -> None:
         assert recorded.cache.num_cached == plain.cache.num_cached
     assert recorder.num_replays > 20
     assert recorded._graphs is not None
-    assert len(recorded._graphs._passes) <= 4  # widths 1, 2, 4, 8
+    assert len(recorded._graphs._passes) <= 5  # widths 1, 2, 4, 8, and the largest
 
 
 def test_rows_from_host_memory_are_gathered_outside_of_the_recording(tmp_path: Path) -> None:
@@ -130,6 +133,7 @@ def test_a_shape_is_recorded_after_it_came_twice_and_wide_ones_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = RepeatingRecorder()
+    monkeypatch.setattr(pass_graphs, "MAX_WIDTH", 4)
     (recorded,) = drafts(save_tiny_folder(tmp_path / "m"), recorder)
     graphs = recorded._graphs
     assert graphs is not None
@@ -138,11 +142,46 @@ def test_a_shape_is_recorded_after_it_came_twice_and_wide_ones_never(
         recorded.run_pass(chain_input([7], num_cached=recorded.cache.num_cached))
         assert len(graphs._passes) == 0
     recorded.run_pass(chain_input([7], num_cached=recorded.cache.num_cached))
-    assert (len(graphs._passes), recorder.num_replays) == (1, 1)
-    monkeypatch.setattr(pass_graphs, "MAX_WIDTH", 4)
+    assert [width for width, _ in graphs._passes] == [4, 1], "the largest first"
+    assert recorder.num_replays == 1
     for _ in range(USES_BEFORE_RECORDING + 1):
         recorded.run_pass(chain_input([7] * 5, num_cached=recorded.cache.num_cached))
-    assert len(graphs._passes) == 1
+    assert len(graphs._passes) == 2
+
+
+def test_pieces_of_a_prompt_are_never_recorded(tmp_path: Path) -> None:
+    recorder = RepeatingRecorder()
+    (recorded,) = drafts(save_tiny_folder(tmp_path / "m"), recorder)
+    for _ in range(USES_BEFORE_RECORDING + 2):
+        recorded.run_pass(chain_input([7, 8], num_cached=recorded.cache.num_cached), is_prefill=True)
+    assert recorded._graphs is not None and not recorded._graphs._passes and not recorded._graphs._uses
+
+
+class ShortRecorder(RepeatingRecorder):
+    """Runs out of memory a number of times before there is some."""
+
+    def __init__(self, num_failures: int) -> None:
+        super().__init__()
+        self.num_failures = num_failures
+
+    def __call__(self, work: Callable[[], torch.Tensor]) -> Replay:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+        return super().__call__(work)
+
+
+def test_where_memory_was_short_recording_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pass_graphs, "PASSES_BEFORE_RETRY", 5)
+    recorder = ShortRecorder(1)
+    short, plain = drafts(save_tiny_folder(tmp_path / "m"), recorder, None)
+    notices = []
+    for step in range(14):
+        inputs = chain_input([7 + step], num_cached=plain.cache.num_cached)
+        torch.testing.assert_close(short.run_pass(inputs), plain.run_pass(inputs))
+        notices.append(len(short.notices))
+    assert notices == [0, 0, 0] + [1] * 6 + [0] * 5, "two uses, a failure, and five passes that run as they come"
+    assert recorder.num_replays == 5
 
 
 def test_where_nothing_can_be_recorded_passes_run_as_they_come(
@@ -153,9 +192,11 @@ def test_where_nothing_can_be_recorded_passes_run_as_they_come(
         for step in range(6):
             inputs = chain_input([7 + step], num_cached=plain.cache.num_cached)
             torch.testing.assert_close(refused.run_pass(inputs), plain.run_pass(inputs))
-    assert [record.message for record in caplog.records] == [
+    sentence = (
         "draft passes are not recorded, which makes them slower: operation not permitted when stream is capturing"
-    ]
+    )
+    assert [record.message for record in caplog.records] == [sentence]
+    assert refused.notices == (sentence,) and plain.notices == ()
 
 
 @pytest.mark.parametrize(("kind", "is_recorded"), [("llama", True), ("mistral", False)])
@@ -187,7 +228,107 @@ def test_a_processor_has_no_recorder() -> None:
     assert recorder_for(torch.device("cpu")) is None
 
 
-def test_buckets_are_powers_of_two() -> None:
+class FakeCuda:
+    """What CudaRecorder calls of torch.cuda, written down in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.pools: list[object] = []
+        self.num_streams = 0
+        for name, value in {
+            "Stream": self._stream,
+            "stream": lambda stream: self._entered(stream),
+            "current_stream": lambda device: self._named("usual"),
+            "graph_pool_handle": object,
+            "empty_cache": lambda: self.calls.append("empty cache"),
+            "CUDAGraph": self._graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def _stream(self, device: torch.device) -> types.SimpleNamespace:
+        self.num_streams += 1
+        return self._named("side")
+
+    def _named(self, name: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            name=name, wait_stream=lambda other: self.calls.append(f"{name} waits for {other.name}")
+        )
+
+    def _entered(self, stream: types.SimpleNamespace) -> contextlib.AbstractContextManager[None]:
+        self.calls.append(f"on {stream.name}")
+        return contextlib.nullcontext()
+
+    def _graph(self) -> types.SimpleNamespace:
+        def begin(*, pool: object, capture_error_mode: str) -> None:
+            assert capture_error_mode == "thread_local"
+            self.pools.append(pool)
+            self.calls.append("begin")
+
+        return types.SimpleNamespace(
+            capture_begin=begin,
+            capture_end=lambda: self.calls.append("end"),
+            replay=lambda: self.calls.append("replay"),
+        )
+
+
+RECORDING = ["side waits for usual", "on side", "work", "empty cache", "begin", "work", "end", "usual waits for side"]
+
+
+def test_all_graphs_are_recorded_on_one_stream_into_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are kept by stream inside of a pool: graphs of different streams share no memory."""
+    cuda = FakeCuda(monkeypatch)
+    record = CudaRecorder(torch.device("cuda"))
+    output = torch.zeros(1)
+
+    def work() -> torch.Tensor:
+        cuda.calls.append("work")
+        return output
+
+    for _ in range(3):
+        cuda.calls.clear()
+        replay = record(work)
+        assert cuda.calls == RECORDING
+        assert replay() is output and cuda.calls[-1] == "replay"
+    assert cuda.num_streams == 1
+    assert len(cuda.pools) == 3 and len(set(map(id, cuda.pools))) == 1
+
+
+def test_a_recording_that_fails_ends_and_the_usual_stream_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    record = CudaRecorder(torch.device("cuda"))
+
+    def work() -> torch.Tensor:
+        cuda.calls.append("work")
+        if "begin" in cuda.calls:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(1)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        record(work)
+    assert cuda.calls == RECORDING
+
+
+def test_buckets_of_keys_waste_little() -> None:
+    """At 4,200 tokens of text powers of two would attend to 8,192 keys."""
+    buckets = [key_bucket(count, 9000) for count in (1, 256, 257, 2000, 2048, 2049, 4200, 8193, 9000)]
+    assert buckets == [256, 256, 512, 2048, 2048, 3072, 5120, 9000, 9000]
+    assert key_bucket(40, 96) == 96
+
+
+def test_the_memory_of_recordings_is_that_of_the_largest() -> None:
+    """An 8B draft of Llama's shape at chat's default context, by hand."""
+    found = graph_bytes(capacity=5152, hidden_size=4096, inner_size=14336, dtype=torch.bfloat16)
+    activations = 128 * (8 * 4096 + 3 * 14336) * 2
+    mask, inputs, returned = 128 * 5152 * 2, 3 * 128 * 8, 2 * 128 * 4096 * 2 * 8
+    assert found == activations + mask + inputs + returned
+    assert 35e6 < found < 45e6
+    widened = graph_bytes(
+        capacity=5152, hidden_size=4096, inner_size=14336, dtype=torch.bfloat16, widened_elements=4096 * 14336
+    )
+    assert widened - found == 4096 * 14336 * 2
+
+
+def test_widths_are_powers_of_two() -> None:
     assert [bucket_of(count, 1) for count in (1, 2, 3, 4, 5, 255, 256)] == [1, 2, 4, 4, 8, 256, 256]
     assert bucket_of(3, 256) == 256
     assert bucket_of(257, 256) == 512

@@ -143,7 +143,7 @@ def test_the_pass_after_one_that_failed_to_begin_is_as_wide_as_it_is(tmp_path: P
     with open_tiny(save_tiny_folder(tmp_path / "model"), num_residents=0) as opened:
         target = with_widths(opened).session.engine.target
         whole = chain_input(TEXT, num_cached=0)
-        broken = PassInput(whole.token_ids - 1000, whole.positions, whole.key_positions, whole.visible)
+        broken = PassInput(whole.token_ids - 1000, whole.positions, whole.key_positions, whole.sight)
         with pytest.raises(IndexError):
             target.run_pass(broken, num_wanted=1)
         hidden = target.run_pass(chain_input(TEXT[:3], num_cached=0))
