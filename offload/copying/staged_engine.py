@@ -164,7 +164,8 @@ class StagedCopyEngine(Closeable):
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         """Say in which order sources will be asked for, over and over; reads begin with the first that is asked for."""
         with self._lock:
-            self._pieces = {id(source): self._cut(source) for source in cycle if self._needs_stage(source)}
+            staged = filter(self._needs_stage, cycle)
+            self._pieces = {id(source): self._pieces.get(id(source)) or self._cut(source) for source in staged}
             self._cycle = tuple(piece for source in cycle for piece in self._pieces.get(id(source), ()))
             self._places = {piece: place for place, piece in enumerate(self._cycle)}
             self._next_in_cycle = None

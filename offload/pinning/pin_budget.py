@@ -7,9 +7,11 @@ ring is pinned before any layer, because a driver that has refused once pins not
 
 import logging
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,12 @@ from profiles.machine_profile import DeviceIdentity, MachineProfile, PinBudgetSo
 from profiles.profile_store import load_machine_profile, save_profile
 
 logger = logging.getLogger(__name__)
+
+_PAGEABLE_SLOWDOWN = 4.0
+"""A layer from pageable memory against a pinned one: 3 to 8 GB/s were seen on links of 12 to 25."""
+_DISK_SLOWDOWN = 8.0
+_HANDOVER_BYTES = 5_000_000
+"""What the link could carry while a piece is handed from stage to stage: 0.2 ms of 25 GB/s."""
 
 # Firmware and kernel updates move the total by a few per cent; another module moves it by more.
 _SAME_MEMORY_WITHIN = 0.05
@@ -168,23 +176,48 @@ def plan_pinning(
 
 
 def plan_pinned_layers(
-    device: torch.device, residency: ResidencyPlan, *, device_bytes: int, state_folder: Path | None
-) -> PinningPlan:
-    """Decide which host layers to pin for `device`.
+    device: torch.device, choices: Iterable[tuple[ResidencyPlan, int]], *, state_folder: Path | None
+) -> tuple[int, PinningPlan]:
+    """Decide which host layers to pin for `device`, and return the place of the residency that is best with it.
 
-    `device_bytes` is what the session will hold on the device: on Windows it counts against the same limit. A stored
-    budget that cannot be used costs a probe at every start, not the session.
+    `choices` are residencies, and what the session holds on the device with each, the most residents first: on Windows
+    that counts against the same limit, so that a resident less may buy the ring that all the others pass through. Only
+    as many are looked at as that takes. A stored budget that cannot be used costs a probe at every start, not the
+    session.
     """
-    sizes: dict[Tier, list[int]] = {tier: [] for tier in Tier}
-    for tier, size in zip(residency.tiers, residency.layer_bytes, strict=True):
-        sizes[tier].append(size)
+    choices = iter(choices)
+    residency, device_bytes = next(choices)
     try:
         found = find_pin_budget(device, state_folder, wanted_bytes=residency.host_bytes)
     except ProfileError as error:
         logger.warning("the pinned memory budget is probed at every start: %s", error)
         found = find_pin_budget(device, None)
-    budget = found.num_bytes
-    if detect_platform() == "Windows":  # device memory and pinned memory together stay at about its capacity
-        left = max(0, _total_bytes(device) - device_bytes)
-        budget = left if budget is None else min(budget, left)
-    return plan_pinning(sizes[Tier.HOST], budget, disk_slab_sizes=sizes[Tier.DISK])
+    if detect_platform() != "Windows":
+        return 0, _pinning_of(residency, found.num_bytes)
+    considered: list[tuple[float, int, PinningPlan]] = []
+    for each, held_bytes in chain([(residency, device_bytes)], choices):
+        left = max(0, _total_bytes(device) - held_bytes)  # both together stay at about the device's capacity
+        plan = _pinning_of(each, left if found.num_bytes is None else min(found.num_bytes, left))
+        considered.append((pass_cost(each, plan), len(considered), plan))
+        host = _sizes_in(each, Tier.HOST)
+        if len(plan.pinned_slabs) == len(host) or plan.ring == plan_stages(max(host)):
+            break
+    _, best, plan = min(considered, key=itemgetter(0))
+    return best, plan
+
+
+def _pinning_of(residency: ResidencyPlan, budget_bytes: int | None) -> PinningPlan:
+    host, disk = (_sizes_in(residency, tier) for tier in (Tier.HOST, Tier.DISK))
+    return plan_pinning(host, budget_bytes, disk_slab_sizes=disk)
+
+
+def _sizes_in(residency: ResidencyPlan, wanted: Tier) -> list[int]:
+    return [size for size, tier in zip(residency.layer_bytes, residency.tiers, strict=True) if tier is wanted]
+
+
+def pass_cost(residency: ResidencyPlan, pinning: PinningPlan) -> float:
+    """Return what a pass's copies cost, in the bytes that the link would carry from pinned memory in the same time."""
+    host, ring = _sizes_in(residency, Tier.HOST), pinning.ring
+    pinned = sum(host[place] for place in pinning.pinned_slabs)
+    slowdown = 1 + _HANDOVER_BYTES / ring.stage_bytes if ring.num_stages else _PAGEABLE_SLOWDOWN
+    return pinned + slowdown * (sum(host) - pinned) + _DISK_SLOWDOWN * sum(_sizes_in(residency, Tier.DISK))

@@ -23,7 +23,7 @@ from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.free_memory import resident_memory_bytes
-from offload.residency_plan import ResidencyPlan, Tier
+from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, parse_link
 from profiles.errors import BadInputError
@@ -211,6 +211,23 @@ class LoadPlan:
     def disk_ring(self) -> StageRing:
         """The host stages that layers from disk go through; none where they go straight to the ring."""
         return _disk_ring(self.config, self.residency, device=self.device)
+
+    def with_fewer_residents(self, num_layers: int) -> "LoadPlan":
+        """Return the plan with so many of the resident layers in host memory, as far as that has room, or on disk."""
+        placement, residency = self.placement, self.residency
+        saved = self.need.saved_bytes or (0,) * len(residency.layer_bytes)
+        costs = [size - less for size, less in zip(residency.layer_bytes, saved, strict=True)]
+        kept_bytes = sum(costs[index] for index in residency.resident_layers) - num_layers * max(costs)
+        fewer = plan_residency(
+            residency.layer_bytes,
+            num_slots=residency.num_slots,
+            device_budget_bytes=residency.ring_bytes + max(0, kept_bytes),
+            host_budget_bytes=placement.host_budget_bytes,
+            saved_bytes=self.need.saved_bytes,
+        )
+        fixed = self.need.fixed_entries(fewer.resident_layers)
+        stages = _disk_ring(self.config, fewer, device=self.device)
+        return replace(self, placement=replace(placement, residency=fewer, fixed=fixed, stage_bytes=stages.num_bytes))
 
     @property
     def is_host(self) -> bool:

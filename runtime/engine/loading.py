@@ -7,7 +7,7 @@ closing it, or an error, frees everything again.
 """
 
 import gc
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
 from offload.pinning.pin_budget import PinningPlan, describe_pinning, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_unpinned
-from offload.residency_plan import Tier
+from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import StageRing, plan_stages
 from offload.units import parse_link
 from profiles.steps import finish, relabel
@@ -56,6 +56,9 @@ from runtime.planner.known_pairs import model_digest
 from runtime.planner.planner import TreePlanner
 from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
+
+_MOST_TRADED_LAYERS = 8
+"""Residents that may be given up for pinned memory; a ring of stages is never more than one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,8 @@ def load_session(
     config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
     direct = {"auto": None, "direct": True, "buffered": False}[config.io]
     reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))
-    path = _StreamPath(plan, reader, stack, state_folder=state_folder)
+    plan, pinning = _with_pinning(plan, state_folder)
+    path = _StreamPath(plan, reader, stack, pinning)
     reading = _Reading(_bytes_to_read(plan))
     yield reading.add("embeddings, norm and head", 0)
     with explained_shortage("the embeddings, norm and head"):
@@ -176,6 +180,25 @@ def load_session(
     return OpenSession(session, plan, placement, filling, streamer, link, reader, path, placed, notes, reading)
 
 
+def _with_pinning(plan: LoadPlan, state_folder: Path | None) -> tuple[LoadPlan, PinningPlan | None]:
+    """Return what is pinned, and the plan with as many residents as are best beside it; None where nothing is.
+
+    `state_folder`: where a driver's answer is remembered; None: nowhere.
+    """
+    if plan.is_host:
+        return plan, None
+    most = min(_MOST_TRADED_LAYERS, len(plan.residency.resident_layers)) if plan.residency.streamed_layers else 0
+    plans = [plan]
+
+    def choices() -> Iterator[tuple[ResidencyPlan, int]]:
+        for number in range(most + 1):
+            plans.extend([plan.with_fewer_residents(number)] if number else [])
+            yield plans[number].residency, plans[number].placement.device_bytes
+
+    best, pinning = plan_pinned_layers(plan.device, choices(), state_folder=state_folder)
+    return plans[best], pinning
+
+
 class _StreamPath:
     """The way of a session's layers to its device: pinned slabs, stages, and the engines that drive the links.
 
@@ -184,30 +207,26 @@ class _StreamPath:
     """
 
     def __init__(
-        self, plan: LoadPlan, reader: HostCopyEngine, stack: ExitStack, *, state_folder: Path | None = None
+        self, plan: LoadPlan, reader: HostCopyEngine, stack: ExitStack, pinning: PinningPlan | None = None
     ) -> None:
-        """`state_folder`: where a driver's answer about pinning is remembered; None: nowhere."""
+        """`pinning`: None where no device would notice."""
         self._plan = plan
         self._reader = reader
         self._stack = stack
-        self._pinning: PinningPlan | None = None
+        self._pinning = pinning
         self._pinner: HostPinner = HostPinner()
         self._pageable: set[int] = set()
         """Host layers beyond the budget; one that was meant for the device and found no room there is none of them."""
-        if not plan.is_host:
-            device_bytes = plan.placement.device_bytes
-            self._pinning = plan_pinned_layers(
-                plan.device, plan.residency, device_bytes=device_bytes, state_folder=state_folder
-            )
-            self._pinner = open_pinner(plan.device, self._pinning.budget_bytes)
+        if pinning is not None:
+            self._pinner = open_pinner(plan.device, pinning.budget_bytes)
             hosts = [index for index, tier in enumerate(plan.residency.tiers) if tier is Tier.HOST]
-            self._pageable = set(hosts) - {hosts[place] for place in self._pinning.pinned_slabs}
+            self._pageable = set(hosts) - {hosts[place] for place in pinning.pinned_slabs}
         stack.enter_context(self._pinner)
         with explained_shortage(f"a ring of {plan.residency.num_slots} layer slots"):
             self._ring = [self._empty_slot(plan.residency.slot_bytes) for _ in range(plan.residency.num_slots)]
         ring = plan.disk_ring
-        if self._pinning is not None and self._pinning.ring.num_stages:  # else of pageable memory
-            ring = self._pinning.ring
+        if pinning is not None and pinning.ring.num_stages:  # else of pageable memory
+            ring = pinning.ring
         # Before any layer: a driver that has refused memory once pins nothing more.
         self._stages = self._pinned_stages(ring)
 

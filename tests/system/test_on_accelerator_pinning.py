@@ -120,7 +120,7 @@ for _number, _register, _tiers in (
 
 
 @check
-def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
+def a_pageable_layer_larger_than_the_stages_goes_through_them_in_pieces() -> None:
     """Layers differ in size where some are quantized; stages are as large as the largest layer on disk."""
     skipped = [f"model.layers.{index}" for index in (1, 3)]
     folder = save_quantized_folder(scratch() / "unequal", "nf4", sizes={}, llm_int8_skip_modules=[*skipped, "lm_head"])
@@ -134,8 +134,10 @@ def a_pageable_layer_too_large_for_the_stages_goes_without_them() -> None:
     ):
         sim.set_registrable_bytes(sim.registered_bytes() + 2 * max(sizes) - 4096)
         with opened_on(folder, compute_dtype="float32") as opened:
+            sim.reset_counters()
             assert answer(opened, ASKED)[1] == cpu_text(folder)
             assert sim.hazards() == []
+            assert sim.num_synchronous_copies() == 0
             assert "0 of 1 host layers" in opened.notes[0]
 
 

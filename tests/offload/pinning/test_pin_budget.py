@@ -25,6 +25,7 @@ from offload.pinning.pin_budget import (
     describe_pinning,
     detect_platform,
     find_pin_budget,
+    pass_cost,
     plan_pinned_layers,
     plan_pinning,
 )
@@ -357,7 +358,7 @@ H, D, R = Tier.HOST, Tier.DISK, Tier.RESIDENT
 def plan_of(machine: Machine, budget: PinBudget, device_bytes: int = 0) -> PinningPlan:
     machine.ask(None, Probe(budget))
     residency = ResidencyPlan((H, R, H, D, H, H), (GB,) * 6, num_slots=2)
-    return plan_pinned_layers(META, residency, device_bytes=device_bytes, state_folder=None)
+    return plan_pinned_layers(META, [(residency, device_bytes)], state_folder=None)[1]
 
 
 def test_without_a_limit_every_host_layer_is_pinned(machine: Machine) -> None:
@@ -389,6 +390,56 @@ def test_on_windows_device_and_pinned_memory_share_the_capacity(
     assert plan_of(machine, PinBudget(granted_bytes, PinBudgetSource.GRANTED), in_use).budget_bytes == expected
 
 
+NF4 = 441_000_000
+
+
+def traded(left_bytes: int, *, num_layers: int = 80, num_residents: int = 20) -> tuple[int, PinningPlan]:
+    """What is chosen where 20 of 80 layers in NF4 are resident, and so much of a card of 24 GB is left beside them."""
+    choices = []
+    for number in range(9):
+        residents = {place * num_layers // (num_residents - number) for place in range(num_residents - number)}
+        tiers = tuple(R if index in residents else H for index in range(num_layers))
+        choices.append((ResidencyPlan(tiers, (NF4,) * num_layers, num_slots=2), 24 * GB - left_bytes - number * NF4))
+    return plan_pinned_layers(META, choices, state_folder=None)
+
+
+@pytest.mark.parametrize(
+    ("left_bytes", "num_given_up", "stage_bytes"),
+    [
+        (0, 1, NF4 // 4),  # one resident is a ring, which four times the rate is worth
+        (30_000_000, 1, NF4 // 4),
+        (100_000_000, 1, NF4 // 4),  # four stages of 25 MB would be a fifth slower
+        (450_000_000, 0, NF4 // 4),
+        (900_000_000, 0, NF4 // 4),  # 3 % and 0.2 GB are left on any card of 24 GB
+        (400_000_000, 0, 100_000_000),  # stages of 100 MB cost less than a resident
+    ],
+)
+def test_a_resident_is_given_up_for_the_ring_that_all_others_pass_through(
+    machine: Machine, left_bytes: int, num_given_up: int, stage_bytes: int
+) -> None:
+    machine.ask(None, Probe(PinBudget(8 * GB, PinBudgetSource.GRANTED)))
+    machine.set_memory(host=64 * GB, device=24 * GB)
+    best, plan = traded(left_bytes)
+    assert best == num_given_up
+    assert plan.ring.num_stages == 4 and plan.ring.stage_bytes == pytest.approx(stage_bytes, rel=0.01)
+
+
+def test_no_resident_is_given_up_where_nothing_is_gained(machine: Machine) -> None:
+    machine.set_memory(host=64 * GB, device=24 * GB)
+    machine.ask(None, Probe(PinBudget(0, PinBudgetSource.CRASHED)))  # the driver pins nothing at all
+    assert traded(30_000_000)[0] == 0
+    machine.ask(None, Probe(PinBudget(8 * GB, PinBudgetSource.GRANTED)))
+    machine.set("WSL2")
+    assert traded(0)[0] == 0
+
+
+def test_a_pass_without_a_ring_costs_four_times_as_much() -> None:
+    residency = ResidencyPlan((H,) * 60, (NF4,) * 60, num_slots=2)
+    bare, ringed = (pass_cost(residency, plan_pinning([NF4] * 60, budget)) for budget in (0, NF4 + 16_384))
+    assert bare == 4 * 60 * NF4 and 3.5 < bare / ringed < 4.0
+    assert pass_cost(residency, plan_pinning([NF4] * 60, None)) == 60 * NF4
+
+
 VERSION_1 = {
     "schema_version": 1,
     "device": asdict(DEVICE),
@@ -405,7 +456,7 @@ VERSION_1 = {
 
 def budget_of_a_session(state_folder: Path) -> int | None:
     residency = ResidencyPlan((H, R), (GB,) * 2, num_slots=1)
-    return plan_pinned_layers(META, residency, device_bytes=0, state_folder=state_folder).budget_bytes
+    return plan_pinned_layers(META, [(residency, 0)], state_folder=state_folder)[1].budget_bytes
 
 
 def test_a_budget_of_an_older_version_is_probed_anew_and_replaced(machine: Machine, tmp_path: Path) -> None:

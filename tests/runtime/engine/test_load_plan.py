@@ -108,6 +108,18 @@ def test_what_host_memory_cannot_hold_passes_through_stages(folder: Path, accele
     assert plan.placement.stage_bytes == 2 * max(plan.residency.layer_bytes)
 
 
+def test_fewer_residents_are_a_plan_of_its_own(folder: Path, accelerator: None) -> None:
+    """What their memory may be worth elsewhere is decided before anything is read."""
+    least = build(folder, device_memory_bytes=0).placement.device_bytes
+    sizes = build(folder, device_memory_bytes=0).residency.layer_bytes
+    plan = build(folder, device_memory_bytes=least + max(sizes) + 100)
+    fewer = [plan.with_fewer_residents(number) for number in range(3)]
+    assert fewer[0].placement == plan.placement
+    assert [each.placement.num_resident_layers for each in fewer] == [1, 0, 0]
+    assert [each.placement.num_host_layers for each in fewer] == [len(sizes) - 1, len(sizes), len(sizes)]
+    assert fewer[2].placement.device_bytes == least
+
+
 @pytest.mark.parametrize(
     ("settings", "has_stages"),
     [
