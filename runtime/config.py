@@ -223,6 +223,14 @@ class EngineConfig:
     device: Annotated[
         str, Option("auto (an accelerator if torch finds one), cpu, or a type and index as in cuda:0.", MEMORY)
     ] = "auto"
+    draft_device: Annotated[
+        str,
+        Option(
+            "Where the draft is held and computes: auto (beside the target), cpu, or another card as in cuda:1.",
+            MEMORY,
+            is_setting=False,
+        ),
+    ] = "auto"
     device_memory_bytes: Annotated[
         int | None,
         Option(
@@ -285,7 +293,8 @@ class EngineConfig:
                 raise OptionError(f"{name} is {value}; it must be {_MOST[name]} or less")
         check_choices(self)
         model = "a model folder or a hub name"
-        for name, what in {"target": model, "draft": model, "device": "auto, cpu, or one as in cuda:0"}.items():
+        device = "auto, cpu, or one as in cuda:0"
+        for name, what in {"target": model, "draft": model, "device": device, "draft_device": device}.items():
             text = getattr(self, name)
             if text is not None and not text.strip():
                 raise OptionError(f"{name} is empty; give {what}")

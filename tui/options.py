@@ -36,7 +36,10 @@ DraftingConfig = Annotated[EngineConfig, Shown(hidden=("lookup", "generation"))]
 """Of commands that count and time the draft's own trees."""
 PlainConfig = Annotated[
     EngineConfig,
-    Shown(hidden=("draft", "draft_format", "share_layers", "tree", "lookup", "generation"), defaults={"draft": "none"}),
+    Shown(
+        hidden=("draft", "draft_format", "draft_device", "share_layers", "tree", "lookup", "generation"),
+        defaults={"draft": "none"},
+    ),
 ]
 """Of commands without a draft."""
 

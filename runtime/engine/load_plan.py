@@ -70,6 +70,8 @@ class LoadPlan:
 
     config: EngineConfig
     device: torch.device
+    draft_device: torch.device
+    """Where the draft is: the same, or another one."""
     dtype: torch.dtype
     """Type of activations, caches and widened weights."""
     target: ModelFiles
@@ -96,6 +98,12 @@ class LoadPlan:
         """
         assert config.target is not None, "the models have been located"
         device = select_device(config.device)
+        draft_device = draft_device_of(config, device)
+        if config.share_layers and draft_device != device:
+            raise OptionError(
+                f"a draft on {draft_device} cannot share layers that are on {device}; leave out --share-layers or "
+                "--draft-device"
+            )
         target = ModelFiles.open(Path(config.target))
         generation = read_generation_config(
             target.checkpoint.folder,
@@ -117,6 +125,7 @@ class LoadPlan:
         plan = cls(
             config=config,
             device=device,
+            draft_device=draft_device,
             dtype=_compute_dtype(config, target, device),
             target=target,
             draft=draft,
@@ -190,7 +199,12 @@ class LoadPlan:
     @property
     def draft_held(self) -> HeldFormat:
         wanted, is_substitute = self.config.draft_format, self.draft is None
-        return self.draft_files.held_format(wanted, self.dtype, self.device, is_substitute=is_substitute)
+        return self.draft_files.held_format(wanted, self.draft_dtype, self.draft_device, is_substitute=is_substitute)
+
+    @property
+    def draft_dtype(self) -> torch.dtype:
+        """Type that the draft computes in, on its device."""
+        return _compute_dtype(self.config, self.target, self.draft_device)
 
     @property
     def dtype_note(self) -> str | None:
@@ -263,6 +277,8 @@ def _with_held(
     files = draft or target
     if config.draft_format != "auto" or config.is_plain or device.type == "cpu" or files.is_quantized:
         return config
+    if draft_device_of(config, device) != device:  # no layer of the target has to make room for it
+        return config
     context_tokens = config.context_tokens or usual_context_tokens
     context_tokens = min(context_tokens, max_positions(target.config) or context_tokens)
     question = _question(config, target, files, context_tokens=context_tokens)
@@ -291,7 +307,18 @@ def _machine_with_link(config: EngineConfig, device: torch.device) -> Machine:
         machine = replace(machine, link=Link(parse_link(config.link), Basis.GIVEN, "emulated"))
     if config.disk_link is not None:
         machine = replace(machine, disk=Link(parse_link(config.disk_link), Basis.GIVEN, "emulated"))
+    draft_device = draft_device_of(config, device)
+    if machine.device_free_bytes is not None and draft_device not in (device, HOST_DEVICE):
+        more = find_memory(
+            draft_device
+        ).free_bytes  # the draft's own; whether it fits there is checked when it is taken
+        machine = replace(machine, device_free_bytes=machine.device_free_bytes + more)
     return machine
+
+
+def draft_device_of(config: EngineConfig, device: torch.device) -> torch.device:
+    """Return where the draft of a session on `device` is. Raises BadInputError if there is no such device."""
+    return device if config.draft_device == "auto" else select_device(config.draft_device)
 
 
 def machine_of(config: EngineConfig, device: torch.device) -> Machine:
@@ -342,7 +369,11 @@ def need_of_files(
         formats=layer_formats(target.layouts),
         others_bytes=target.other_bytes(device),
         table_bytes=target.table_bytes(device),
-        draft=_draft_need(config, target, draft, dtype=dtype, device=device),
+        draft=(
+            _draft_need(config, target, draft, dtype=dtype, device=device)
+            if draft_device_of(config, device) == device
+            else None
+        ),
         cache_bytes_per_token=target.cache_bytes_per_token(dtype),
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
         max_nodes=shape[0] if shape else default_max_nodes(device),
@@ -374,6 +405,10 @@ def _placed(
     """Return what the session needs, what is to be said of it, and where it lies. Raises BudgetError."""
     need = need_of_files(config, target, draft, usual_context_tokens=usual_context_tokens, device=device)
     machine = machine_of(config, device)
+    if not config.is_plain and (draft_device := draft_device_of(config, device)) != device:
+        draft_bytes = _check_draft_device(config, target, draft, need, device=draft_device)
+        if draft_device.type == "cpu":  # layers that wait in host memory leave it room
+            machine = replace(machine, host_free_bytes=machine.host_free_bytes - draft_bytes)
     advice = advise(need, machine)
     placement = advice.placement
     if placement.device_budget_bytes < need.least_bytes:
@@ -381,6 +416,26 @@ def _placed(
         raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
     stages = _disk_ring(config, placement.residency, device=device)
     return need, advice, replace(placement, stage_bytes=stages.num_bytes)
+
+
+def _check_draft_device(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, need: MemoryNeed, *, device: torch.device
+) -> int:
+    """Return the bytes of a draft on a device of its own. Raises BudgetError if they do not fit there."""
+    files, dtype = draft or target, _compute_dtype(config, target, device)
+    found = _draft_need(config, target, draft, dtype=dtype, device=device)
+    assert found is not None, "a session with a draft"
+    num_tokens = min(PREFILL_CHUNK_TOKENS + need.max_nodes, need.capacity_tokens)
+    num_bytes = found.num_bytes + need.capacity_tokens * found.cache_bytes_per_token
+    num_bytes += 0 if draft is not None else files.other_bytes(device)
+    num_bytes += files.workspace_bytes(num_tokens, dtype) + files.scratch_elements(dtype, device) * dtype.itemsize
+    usable = usable_bytes(find_memory(device).free_bytes)
+    if num_bytes > usable:
+        raise BudgetError(
+            f"the {found.label} takes {format_bytes(num_bytes)} on {device}, where {format_bytes(usable)} are usable; "
+            "give --draft-format nf4 or a smaller --draft, or leave out --draft-device"
+        )
+    return num_bytes
 
 
 def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:

@@ -370,15 +370,17 @@ def _load_drafter(
     """Load a separate draft, or a substitute, which may use the target's resident layers as they are."""
     shared: SharedLayers | None = None
     if plan.draft is not None:
-        others = read_others(plan.draft, reader, device=plan.device)
+        others = read_others(plan.draft, reader, device=plan.draft_device)
         yield reading.add("draft", plan.draft.other_layout.payload_bytes)
     else:
+        if plan.draft_device != plan.device:
+            others = read_others(plan.target, reader, device=plan.draft_device)
         shared = {
             index: slab_views(plan.target.layouts[index], layer.slab)
             for index, layer in enumerate(placed.layers)
             if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
-    compute = ComputePlan(plan.dtype, is_fast=True, device=plan.device)
+    compute = ComputePlan(plan.draft_dtype, is_fast=True, device=plan.draft_device)
     files, held, capacity = plan.draft_files, plan.draft_held, plan.need.capacity_tokens
     loading = load_draft(files, compute, held, reader, others=others, capacity=capacity, shared=shared, cache=cache)
     model = yield from relabel(loading, partial(reading.add, "draft"))

@@ -166,7 +166,8 @@ def find_profiles(plan: LoadPlan, state_folder: Path | None) -> InitialPlan:
     """
     config, problems = plan.config, []
     is_given = config.tree_shape is not None and config.tree_kind == "static"
-    if state_folder is None or config.is_plain or is_given:
+    is_apart = plan.draft_device.type != plan.device.type  # profiles are of a draft beside its target
+    if state_folder is None or config.is_plain or is_given or is_apart:
         return InitialPlan()
     pair = machine = None
     device = identify_device(plan.device)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from offload.copying.accelerator_engine import AcceleratorCopyEngine
+from profiles.errors import BadInputError
+from runtime.engine.load_plan import LoadPlan
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,
@@ -17,6 +19,8 @@ from tests.support.accelerator_sessions import (
     SEED,
     TIERS,
     answer_under_watch,
+    capacity_restored,
+    config_of,
     cpu_text,
     folder_of,
     in_layers,
@@ -66,6 +70,32 @@ def draft_changes_no_text(kind: str, draft: str) -> None:
         assert answer_under_watch(opened) == cpu_text(folder)
 
 
+def draft_on_another_device_changes_no_text(draft: str, device: str) -> None:
+    """Its weights and cache are there, none of them beside the target, whose layers get all of that room."""
+    folder, settings = folder_of("llama"), {**DRAFTS[draft], "draft_device": device}
+    if isinstance(settings["draft"], int):
+        settings["draft"] = folder_of("llama", seed=settings["draft"])
+    with opened_on(folder, tree="8x4", **settings) as opened:
+        drafter = opened.session.engine.drafter
+        assert drafter is not None
+        assert answer_under_watch(opened) == cpu_text(folder)
+        assert {str(block.device) for block in drafter.model.cache._blocks} == {device}
+        assert not any("draft" in label for label in opened.placement.fixed)
+
+
+def draft_on_a_device_that_cannot_hold_it_is_refused(folder_kind: str) -> None:
+    folder = folder_of(folder_kind)
+    with capacity_restored():
+        sim.set_capacity_bytes(1 << 20, device=1)
+        for device, words in (("sim:1", "on sim:1, where"), ("sim:7", "there is no device sim:7 here")):
+            try:
+                LoadPlan.build(config_of(folder, draft="substitute", draft_device=device))
+            except BadInputError as error:
+                assert words in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(device)
+
+
 def tree_in_context_changes_no_text(kind: str) -> None:
     folder, draft = folder_of(kind), folder_of(kind, seed=SEED + 1)
     with opened_on(folder, tree="dynamic:8x4", draft=draft, num_residents=0) as opened:
@@ -104,6 +134,13 @@ for _kind in KINDS:
     for _draft in DRAFTS if _kind == "llama" else ("the target itself",):
         CHECKS[f"draft_changes_no_text: {_kind}, {_draft}"] = functools.partial(draft_changes_no_text, _kind, _draft)
     CHECKS[f"tree_in_context_changes_no_text: {_kind}"] = functools.partial(tree_in_context_changes_no_text, _kind)
+for _draft, _device in (("another model", "sim:1"), ("substitute", "sim:1"), ("another model", "cpu")):
+    CHECKS[f"draft_on_another_device_changes_no_text: {_draft}, {_device}"] = functools.partial(
+        draft_on_another_device_changes_no_text, _draft, _device
+    )
+CHECKS["draft_on_a_device_that_cannot_hold_it_is_refused"] = functools.partial(
+    draft_on_a_device_that_cannot_hold_it_is_refused, "llama"
+)
 CHECKS["bfloat16_files_in_float32_are_the_cpus"] = functools.partial(bfloat16_files_in_float32_are_the_cpus, "gemma3")
 CHECKS["bfloat16_text_does_not_depend_on_the_tier"] = functools.partial(
     bfloat16_text_does_not_depend_on_the_tier, "llama"

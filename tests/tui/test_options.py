@@ -39,6 +39,7 @@ ENGINE_CHOICES = {
     "--device-memory": "2.2GB",
     "--host-memory": "1GB",
     "--device": "cuda:0",
+    "--draft-device": "cuda:1",
     "--emulate-link": "25GB/s",
     "--emulate-disk": "3GB/s",
     "--ring-slots": "3",
