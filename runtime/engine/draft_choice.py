@@ -8,7 +8,7 @@ over. What is found is priced by the planner, so that a draft that does not fit 
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,11 +19,14 @@ from offload.checkpoint.hub_download import HuggingFaceHub
 from offload.checkpoint.strict_json import read_json
 from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
+from profiles.errors import BadInputError
 from runtime.engine.model_folders import model_name
 from runtime.fit.machine import Machine
 from runtime.fit.models import ModelShape, shape_of_config, shape_of_folder, usual_draft
 from runtime.fit.plan import priced
 from runtime.fit.plan_question import PlanQuestion
+from runtime.tokenizer.box import Tokenizer
+from runtime.tokenizer.match import check_draft_tokenizer, have_equal_tokenizers
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ MAX_ENTRIES = 1000
 """A folder of more files than that is no model folder."""
 MAX_PRICED = 6
 """Sizes of drafts that are priced, some hundredths of a second each."""
+MAX_TOKENIZERS = 3
+"""Of the drafts that are tried, how many whose tokenizer has to be loaded to be compared."""
 LARGEST_SHARE = 0.5
 """A draft has at most this share of the target's weights."""
 MAX_PADDING = 2048
@@ -121,6 +126,50 @@ def choose_drafts(question: PlanQuestion, machine: Machine, shapes: Iterable[Mod
     if best_missing is not None and plain_seconds is not None and best_missing.seconds_per_token >= plain_seconds:
         best_missing = None
     return DraftChoice(tuple(_best_first(found)), plain_seconds, best_missing, substitute_bytes)
+
+
+def with_found_draft(question: PlanQuestion, machine: Machine, *, may_load_tokenizers: bool = True) -> PlanQuestion:
+    """Return what `plan` is asked about a folder with the draft that `auto` takes there, as a session takes it.
+
+    Without `may_load_tokenizers` only drafts count whose tokenizer is the target's byte for byte: the others take
+    seconds. Questions about models that are not here, or with a draft of the user's, come back as they are.
+    """
+    target = question.target
+    if question.request.draft != "auto" or target.folder is None:
+        return question
+    plain, own = (replace(question, draft=draft, is_substitute=draft is target) for draft in (None, target))
+    with suppress(BudgetError):
+        if question.request.tree == "auto" and not priced(plain, machine).streams:
+            return own
+    choice = choose_drafts(plain, machine, local_drafts(target))
+    folder = target.folder
+    tokenizer = (lambda: Tokenizer(folder)) if may_load_tokenizers else None
+    taken = next(same_tokenizers(choice.found, folder, tokenizer), None)
+    sentence = choice.sentence(taken)
+    draft = None if taken is None else taken.shape
+    notes = question.notes if sentence is None else (*question.notes, sentence)
+    return replace(question, draft=draft, is_substitute=draft is target, notes=notes)
+
+
+def same_tokenizers(
+    found: Iterable[FoundDraft], target: Path, tokenizer: Callable[[], Tokenizer] | None
+) -> Iterator[FoundDraft]:
+    """Yield the substitute, and the drafts whose tokenizer is that of the folder `target`, in their order.
+
+    `tokenizer` returns the target's, where a look at the files does not tell; None: those are left out.
+    """
+    num_loaded = 0
+    for one in found:
+        if not one.is_substitute and not have_equal_tokenizers(target, Path(one.draft)):
+            num_loaded += 1
+            if tokenizer is None or num_loaded > MAX_TOKENIZERS:
+                continue
+            try:
+                check_draft_tokenizer(tokenizer(), target=target, draft=Path(one.draft))
+            except BadInputError as error:
+                logger.debug("%s is not taken as a draft: %s", one.draft, error)
+                continue
+        yield one
 
 
 def local_drafts(target: ModelShape) -> list[ModelShape]:

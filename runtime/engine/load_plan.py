@@ -37,7 +37,7 @@ from runtime.config import (
     DraftFormat,
     EngineConfig,
 )
-from runtime.engine.draft_choice import choose_drafts, local_drafts
+from runtime.engine.draft_choice import choose_drafts, local_drafts, same_tokenizers
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
@@ -55,12 +55,10 @@ from runtime.model.layer_binding import HOST_DEVICE
 from runtime.model.model_loader import ModelFiles
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.tokenizer.box import Tokenizer
-from runtime.tokenizer.match import check_draft_tokenizer, have_equal_tokenizers
+from runtime.tokenizer.match import check_draft_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENIZERS = 3
-"""Of the drafts that are tried, how many whose tokenizer has to be loaded to be compared."""
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
 
 
@@ -151,20 +149,10 @@ class LoadPlan:
         except CheckpointError as error:  # a model that runs, but that no plan can be made for
             logger.debug("no draft is looked for: %s", error)
             return self.with_substitute()
-        num_loaded = 0
-        for found in choice.found:
+        for found in same_tokenizers(choice.found, target, lambda: self.tokenizer):
             try:
-                if found.is_substitute:
-                    return replace(self.with_substitute(), draft_note=choice.sentence(found))
-                folder = Path(found.draft)
-                if not have_equal_tokenizers(target, folder):
-                    num_loaded += 1
-                    if num_loaded > _MAX_TOKENIZERS:
-                        continue
-                    check_draft_tokenizer(self.tokenizer, target=target, draft=folder)
-                return replace(
-                    self._with_draft(ModelFiles.open(folder), found.draft), draft_note=choice.sentence(found)
-                )
+                draft = None if found.is_substitute else ModelFiles.open(Path(found.draft))
+                return replace(self._with_draft(draft, found.draft), draft_note=choice.sentence(found))
             except BadInputError as error:
                 logger.debug("%s is not taken as a draft: %s", found.draft, error)
         return replace(self, draft_note=choice.sentence(None))

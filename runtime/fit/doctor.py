@@ -208,7 +208,7 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     plain, drafted = (
         need_of_files(replace(config, draft=choice), files, None, device=device) for choice in ("none", "substitute")
     )
-    return ModelOutlook(str(target), "a substitute where layers stream", plain, drafted)
+    return ModelOutlook(str(target), "a substitute where layers stream and it fits", plain, drafted)
 
 
 def find_folder(name_or_path: str) -> Path:
@@ -236,10 +236,11 @@ def _ask(label: str, probe: Callable[[], Any]) -> Row:
 
 def _look(question: ModelOutlook, machine: Machine) -> ModelOutlook:
     fits = [advise(question.need.in_format(layers.name), machine) for layers in question.need.formats]
-    if (drafted := question.streamed_need) is not None:
+    if (drafted := question.streamed_need) is not None:  # no session takes a substitute that does not fit
+        drafted_fits = [advise(drafted.in_format(layers.name), machine) for layers in drafted.formats]
         fits = [
-            advise(drafted.in_format(layers.name), machine) if fit.placement.residency.streamed_layers else fit
-            for layers, fit in zip(drafted.formats, fits, strict=True)
+            found if fit.placement.residency.streamed_layers and found.placement.can_run else fit
+            for found, fit in zip(drafted_fits, fits, strict=True)
         ]
     return replace(question, fits=tuple(fits))
 

@@ -69,7 +69,7 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
     planning = _Planning(question, machine, pairs or {})
     if question.request.draft == "auto" and question.is_substitute and not pairs and question.request.tree == "auto":
         whole = _try(planning.option, question.format_name, None)
-        if isinstance(whole, PlanOption) and not whole.streams:  # as a session decides: see LoadPlan
+        if isinstance(whole, PlanOption) and not whole.streams:  # as a session decides: see `LoadPlan.build`
             question = replace(question, draft=None, is_substitute=False)
             planning = replace(planning, question=question)
     main = planning.best(question.format_name)

@@ -34,7 +34,9 @@ class PlanRequest:
     draft: Annotated[
         str,
         Option(
-            "auto (the usual small model of a known one, else substitute), substitute, none, or as --target.", MODELS
+            "auto (beside a folder what run takes, else the usual small model of a known one), substitute, none, or as "
+            "--target.",
+            MODELS,
         ),
     ] = "auto"
     format: Annotated[

@@ -211,6 +211,7 @@ async def estimate_fits(
 
 def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[FitEstimate]:
     """Plan for each folder, in the child; the machine is measured once, with the first that is a model."""
+    from runtime.engine.draft_choice import with_found_draft
     from runtime.fit.plan import plan_with_profiles
     from runtime.fit.plan_question import find_machine, resolve_question
     from runtime.fit.request import MachineRequest, PlanRequest
@@ -227,7 +228,7 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
         try:
             request = PlanRequest(
                 target=folder,
-                draft="substitute" if config.draft == "auto" else config.draft,
+                draft=config.draft,
                 draft_format=config.draft_format,
                 context_tokens=config.context_tokens,
                 tree="auto" if config.is_plain else config.tree,
@@ -235,6 +236,7 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
             question = resolve_question(request)
             if machine is None:
                 machine = finish(find_machine(limits, cache_folder=cache_folder(), model_folder=Path(folder)))
+            question = with_found_draft(question, machine, may_load_tokenizers=False)
             report = plan_with_profiles(question, machine, cache_folder=cache_folder())
             yield estimate_of(folder, report, has_open_draft=config.draft == "auto")
         except BudgetError as error:

@@ -72,12 +72,14 @@ def plan(
     from runtime.fit.startup import check_startup
 
     check_startup(None, is_measuring=True)
+    from runtime.engine.draft_choice import with_found_draft
     from runtime.fit.plan import plan_with_profiles
     from runtime.fit.plan_question import find_machine, resolve_question
 
     question = resolve_question(models)
     finding = find_machine(where, cache_folder=cache_folder(), model_folder=question.target.folder)
     machine = announce(finding, progress_console(is_quiet=quiet))
+    question = with_found_draft(question, machine)
     report = plan_with_profiles(question, machine, cache_folder=cache_folder())
     out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, emoji=False)
     if as_json:
@@ -152,7 +154,7 @@ def _settings(report: "PlanReport") -> str:
     main, question = report.main, report.question
     draft = question.request.draft
     if draft == "auto" and question.draft is not None:
-        source = question.draft.source.removeprefix("config.json of ")
+        source = str(question.draft.folder or question.draft.source.removeprefix("config.json of "))
         draft = "substitute" if question.is_substitute else source
     words = [f"--draft {draft}"]
     if main.draft_held is not None:

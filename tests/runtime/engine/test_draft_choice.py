@@ -12,14 +12,21 @@ import torch
 
 from offload.checkpoint.hub_download import HuggingFaceHub
 from offload.device import DeviceMemory
+from offload.errors import CheckpointError
 from runtime.config import EngineConfig
 from runtime.engine import draft_choice, load_plan
-from runtime.engine.draft_choice import DraftChoice, choose_drafts, local_drafts
+from runtime.engine.draft_choice import (
+    DraftChoice,
+    choose_drafts,
+    local_drafts,
+    same_tokenizers,
+    with_found_draft,
+)
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit import probes
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
-from runtime.fit.plan_question import PlanQuestion
+from runtime.fit.plan_question import PlanQuestion, resolve_question
 from runtime.fit.request import PlanRequest
 from tests.support.fit_needs import GB
 from tests.support.model_factory import edit_config, save_tiny_model, save_tiny_tokenizer
@@ -206,3 +213,45 @@ def test_where_everything_stays_nothing_is_looked_for(
     target = large_target(tmp_path / "target")
     plan = LoadPlan.build(EngineConfig(target=str(target), draft="auto", context_tokens=64))
     assert (plan.draft_name, plan.draft_note) == ("none", None)
+
+
+def test_plan_takes_the_draft_that_a_session_takes(tmp_path: Path) -> None:
+    """Beside a folder; of a model that is not here it takes the usual one."""
+    save_config(tmp_path / "models" / "Llama-3.2-1B", "Llama-3.2-1B")
+    target = target_of(tmp_path / "models" / "Llama-3.3-70B", **NF4)
+    for folder in (tmp_path / "models").iterdir():
+        (folder / "tokenizer.json").write_text("{}")
+    asked = resolve_question(PlanRequest(target=str(target.folder)))
+    found = with_found_draft(asked, card())
+    assert found.draft is not None and found.draft.folder == tmp_path / "models" / "Llama-3.2-1B"
+    assert found.notes[-1].startswith("drafting with Llama-3.2-1B (nf4), which was found on this machine")
+    assert not found.is_substitute
+    known = resolve_question(PlanRequest(target="llama-3.3-70b"))
+    assert with_found_draft(known, card()) is known
+
+
+def test_plan_streams_plainly_where_no_draft_fits(tmp_path: Path) -> None:
+    target = target_of(tmp_path / "Llama-3.3-70B", **NF4)
+    found = with_found_draft(resolve_question(PlanRequest(target=str(target.folder))), card())
+    assert (found.draft, found.draft_name, found.is_substitute) == (None, "none", False)
+    assert found.notes[-1].startswith("nothing drafts")
+
+
+def test_tokenizers_that_would_have_to_be_loaded_are_few(tmp_path: Path) -> None:
+    """And where nobody may wait for one, none is."""
+    target = save_config(tmp_path / "target", "Llama-3.3-70B")
+    shape = known_shapes()["Llama-3.2-1B"]
+    drafts = [
+        draft_choice.FoundDraft(str(save_config(tmp_path / str(number), "Llama-3.2-1B")), shape, "nf4", 1.0)
+        for number in range(5)
+    ]
+    own = draft_choice.FoundDraft("substitute", shape, "nf4", 2.0)
+    asked = []
+
+    def tokenizer() -> Any:
+        asked.append(1)
+        raise CheckpointError("it is damaged")
+
+    assert list(same_tokenizers([*drafts, own], target, tokenizer)) == [own]
+    assert len(asked) == draft_choice.MAX_TOKENIZERS
+    assert list(same_tokenizers([*drafts, own], target, None)) == [own]
