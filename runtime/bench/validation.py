@@ -140,7 +140,8 @@ def _calibrate(
 def _rank_texts(opened: OpenSession, requests: Sequence[PromptRequest]) -> Generator[str, None, list[Ranks]]:
     """Let the target answer greedily, and return each token's rank in the draft's order."""
     drafter = opened.session.engine.drafter
-    assert drafter is not None, "the configuration names a draft"
+    if drafter is None:
+        raise OptionError("no draft was loaded, so there is none to rank; name one with --draft, or substitute")
     greedy = [replace(request, params=replace(request.params, temperature=0.0)) for request in requests]
     texts = yield from write_texts(opened, greedy)
     return [rank_tokens(drafter.model, text) for text in texts if len(text.token_ids) > text.num_prompt]

@@ -30,6 +30,7 @@ from profiles.machine_profile import MachineProfile, PinBudgetSource
 from runtime.calibration.texts import TextWriter
 from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.loading import OpenSession
+from runtime.errors import OptionError
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel
 from runtime.planner.initial_plan import pair_identity
 from runtime.prompts.prompt_file import PromptRequest
@@ -49,7 +50,10 @@ class SessionProbes:
     def __init__(self, opened: OpenSession, requests: Sequence[PromptRequest], *, state_folder: Path | None) -> None:
         """Take the session; a driver's answer about pinning is remembered in `state_folder`."""
         engine = opened.session.engine
-        assert engine.drafter is not None, "without a draft there is nothing to calibrate"
+        if engine.drafter is None:
+            raise OptionError(
+                "no draft was loaded, and without one there is nothing to calibrate; name one with --draft"
+            )
         self._opened = opened
         self._state_folder = state_folder
         self._target, self._draft = engine.target, engine.drafter.model

@@ -31,7 +31,7 @@ from runtime.tokenizer.match import check_draft_tokenizer, have_equal_tokenizers
 logger = logging.getLogger(__name__)
 
 SCAN_SECONDS = 1.0
-"""After which no further folder is looked into; 50 folders take a tenth of it."""
+"""After which no further folder is looked into; 50 folders take a quarter of it."""
 MAX_FOLDERS = 200
 """Folders beside the target that are looked into, and models of the hub's cache."""
 MAX_ENTRIES = 1000

@@ -119,7 +119,12 @@ class LoadPlan:
         if is_open:
             config = replace(config, draft="none")
         config = _with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
-        need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
+        try:
+            need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
+        except BudgetError as error:
+            if config.draft != "substitute":
+                raise
+            raise BudgetError(f"{error}; --draft auto takes a smaller model of its family, if one is here") from error
         plan = cls(
             config=config,
             device=device,

@@ -18,6 +18,7 @@ from runtime.calibration.probes import (
     wait_for_full_ring,
 )
 from runtime.engine.loading import OpenSession
+from runtime.errors import OptionError
 from runtime.model import streamed_model
 from runtime.model.pass_graphs import Replay
 from runtime.model.streamed_model import chain_input
@@ -52,6 +53,15 @@ def test_facts_are_those_of_the_session(folder: Path, tmp_path: Path) -> None:
         assert machine.device.device_type == "cpu"
         assert machine.pin_budget_source is PinBudgetSource.NOT_LIMITED
         assert machine.device_memory_bytes == machine.host_memory_bytes > 0
+
+
+def test_a_session_for_which_no_draft_was_found_is_refused(folder: Path, tmp_path: Path) -> None:
+    """As with `--draft auto` where everything stays in memory."""
+    with (
+        open_tiny(folder, draft="auto") as opened,
+        pytest.raises(OptionError, match="no draft was loaded, and without one there is nothing to calibrate"),
+    ):
+        SessionProbes(opened, [request()], state_folder=tmp_path)
 
 
 def test_a_small_tree_and_context_limit_the_largest_pass(folder: Path, tmp_path: Path) -> None:

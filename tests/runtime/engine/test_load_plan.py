@@ -147,6 +147,16 @@ def test_an_accelerator_may_verify_larger_trees_than_a_processor(folder: Path, a
     assert build(folder, **settings, tree="16x4").need.max_nodes == 16
 
 
+def test_where_the_substitute_does_not_fit_the_sentence_names_the_way_to_another_draft(
+    folder: Path, accelerator: None
+) -> None:
+    with pytest.raises(BudgetError, match=r"; --draft auto takes a smaller model of its family, if one is here$"):
+        build(folder, draft="substitute", device_memory_bytes=1)
+    with pytest.raises(BudgetError) as refused:
+        build(folder, device_memory_bytes=1)
+    assert "--draft" not in str(refused.value)
+
+
 def test_a_session_holds_its_draft_as_its_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For every pair of sizes and every card, with a fused kernel and without one, wherever the plan finds room."""
     pairs = [("Llama-3.3-70B", "Llama-3.1-8B"), ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen2.5-32B", None)]
