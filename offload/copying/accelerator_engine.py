@@ -54,7 +54,8 @@ class Accelerator:
 
     def block(self, event: torch.Event) -> None:
         """Return when the device has passed the event; other threads run meanwhile."""
-        event.synchronize()
+        with torch.accelerator.device_index(self._device.index):  # else a new thread opens a context on device 0
+            event.synchronize()
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor, stream: torch.Stream) -> None:
         """Enqueue the copy of a pinned piece on `stream` and return at once."""

@@ -1,14 +1,17 @@
 """Copies and kernels meet only through events: shown on a device that runs its streams in the worst order allowed."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from offload.checkpoint.layer_layout import LayerLayout, SlabMove
 from offload.copying import accelerator_engine
-from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES, AcceleratorCopyEngine
+from offload.copying.accelerator_engine import DEFAULT_CHUNK_BYTES, Accelerator, AcceleratorCopyEngine
 from offload.copying.copy_engine import HostSource
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_streamer import LayerStreamer, ResidentLayer, StreamedLayer
@@ -239,6 +242,21 @@ def test_closing_gives_up_on_a_device_that_does_not_answer(
     assert "the device has not finished its copies for 0.05 s" in caplog.text
     assert [transfer.reads is slab for transfer in accelerator_engine._never_freed] == [True]
     engine.close()
+
+
+def test_the_thread_that_waits_for_a_device_does_so_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has none would open a context on the first card, hundreds of megabytes large."""
+    happened: list[object] = []
+
+    @contextmanager
+    def entered(index: int | None) -> Iterator[None]:
+        happened.append(index)
+        yield
+        happened.append("left")
+
+    monkeypatch.setattr(torch.accelerator, "device_index", entered)
+    Accelerator(torch.device("xpu", 1)).block(Mock(synchronize=lambda: happened.append("waited")))
+    assert happened == [1, "waited", "left"]
 
 
 @pytest.mark.parametrize("temper", TEMPERS)
