@@ -94,10 +94,9 @@ class DraftChoice:
         if better is not None and (
             taken is None or better.seconds_per_token < _WORTH_DOWNLOADING * taken.seconds_per_token
         ):
-            times = "" if taken is None else f", {taken.seconds_per_token / better.seconds_per_token:.1f} times as fast"
             words.append(
-                f"overstory run --draft {better.draft} is worth downloading ({format_bytes(_file_bytes(better.shape))}"
-                f"{times} by the planner's estimate)"
+                f"overstory run --draft {better.draft} is worth downloading ({format_bytes(_file_bytes(better.shape))})"
+                f"{self._gain(better)}"
             )
         return "; ".join(words) or None
 
