@@ -33,6 +33,10 @@ class PrefillProgress:
     num_done_tokens: int
     """Prompt tokens in the target's cache so far, those of an earlier prompt with the same prefix included."""
     num_prompt_tokens: int
+    num_pass_tokens: int = 0
+    """Prompt tokens that the next pass computes; 0 where that is not said."""
+    expected_seconds: float | None = None
+    """From here to the first tokens of the answer, by what passes took so far; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,8 @@ class Finished:
     """Whether the model's own generation settings held where nobody chose."""
     own_settings: Mapping[str, float] = field(default_factory=dict)
     """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
+    expected_prefill_seconds: float | None = None
+    """What `prefill_seconds` was expected to be when the answer began; None where nothing was known."""
 
     @property
     def is_text_fixed(self) -> bool:

@@ -131,16 +131,30 @@ class Engine:
             self.prefill.observe(chunk, self.target.last_pass)
             self.num_committed = stop
             self._let_draft_follow(stop)
-            yield PrefillProgress(num_done_tokens=stop, num_prompt_tokens=len(self.text))
+            yield self.prefill_progress(self.num_committed, len(self.text))
         self._let_draft_follow(len(self.text))
 
     def _next_chunk(self) -> int:
         """Return how many tokens of the prompt the next pass computes; all that are left share it with a tree."""
         return self.prefill.next_tokens(len(self.text) - self.num_committed, self.planner.costs)
 
+    def prefill_progress(self, num_done: int, num_prompt: int) -> PrefillProgress:
+        """Return how far the prompt is, how much the next pass computes, and how long the rest is believed to take."""
+        costs, num_left = self.planner.costs, num_prompt - num_done
+        tree = self.planner.choice
+        tree_seconds = 0.0 if tree is None else tree.draft_seconds
+        return PrefillProgress(
+            num_done_tokens=num_done,
+            num_prompt_tokens=num_prompt,
+            num_pass_tokens=self.prefill.next_tokens(num_left, costs),
+            expected_seconds=self.prefill.expected_seconds(num_left, costs, draft_seconds=tree_seconds),
+        )
+
     def _let_draft_follow(self, num_tokens: int) -> None:
         if self.drafter is not None:
+            begun, num_before = time.perf_counter(), self.drafter.num_committed
             self.drafter.follow(self.text[:num_tokens], chunk_tokens=PREFILL_CHUNK_TOKENS)
+            self.prefill.observe_reading(self.drafter.num_committed - num_before, time.perf_counter() - begun)
 
     def _draft(self, shape: TreeShape, choosing: _Choosing) -> Generator[Event, None, TokenTree]:
         text, params, scheme = self.text, choosing.params, choosing.scheme

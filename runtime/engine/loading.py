@@ -44,7 +44,6 @@ from runtime.model.draft_cache import DraftCache
 from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
-from runtime.model.sliced_pass import PassWidths
 from runtime.planner.initial_plan import (
     NO_DRAFT,
     InitialPlan,
@@ -54,7 +53,7 @@ from runtime.planner.initial_plan import (
 )
 from runtime.planner.known_pairs import model_digest
 from runtime.planner.planner import TreePlanner
-from runtime.planner.prefill import PrefillPlanner
+from runtime.planner.prefill import PassWidths, PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
 
 _MOST_TRADED_LAYERS = 8

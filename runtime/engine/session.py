@@ -59,8 +59,11 @@ class Session:
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
         prompt = self.format_prompt(request)
+        return self._prefill_start(prompt)
+
+    def _prefill_start(self, prompt: Sequence[int]) -> PrefillProgress:
         num_cached = min(self.engine.num_committed, self.engine.num_shared(prompt))
-        return PrefillProgress(num_done_tokens=num_cached, num_prompt_tokens=len(prompt))
+        return self.engine.prefill_progress(num_cached, len(prompt))
 
     def stop(self) -> None:
         """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
@@ -92,7 +95,7 @@ class Session:
         params = choices.params
         text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
         answer = _Answer(text, self.end_token_ids, max_tokens=params.max_new_tokens)
-        bytes_before = engine.bytes_streamed
+        bytes_before, expected = engine.bytes_streamed, self._prefill_start(prompt).expected_seconds
         rounds = engine.generate(prompt, params, np.random.default_rng(params.seed), rules=choices.rules)
         try:
             for event in rounds:
@@ -120,6 +123,7 @@ class Session:
             verification=params.scheme_name,
             generation=self.generation.choice,
             own_settings=choices.own,
+            expected_prefill_seconds=expected,
         )
 
     def _prompt_with_room(self, request: PromptRequest) -> list[int]:

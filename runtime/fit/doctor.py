@@ -4,6 +4,7 @@ The 70B model of the paper is known by its shape, the user's by its headers: no 
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,28 @@ import torch
 
 from offload.checkpoint.checkpoint import find_model_folder
 from offload.device import select_device
-from offload.errors import CheckpointError
+from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, EngineConfig
 from runtime.engine.load_plan import default_max_nodes, need_of_files
 from runtime.fit.advice import Advice, advise
-from runtime.fit.machine import Machine
-from runtime.fit.models import known_shapes
-from runtime.fit.place import MemoryNeed, Placement
+from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
+from runtime.fit.machine import DeviceSpeed, Machine
+from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
+from runtime.fit.place import MemoryNeed, Placement, place
 from runtime.fit.probes import MachineProbes
+from runtime.fit.reference_costs import reference_costs
 from runtime.model.model_loader import ModelFiles
+from runtime.planner.tree_choice import TreeChoice
+from runtime.speculation.token_tree import TreeTopology
 
 SCHEMA_VERSION = 2
 _SLOW = {
     "pinning": "asking how much memory can be pinned",
     "link": "measuring copies",
     "disk": "measuring the disk",
+    "computing": "measuring products",
 }
 """What is said before a probe that takes time."""
 
@@ -50,6 +56,8 @@ class Row:
             return [f"not found out: {self.problem}"]
         if isinstance(self.value, Machine):
             return _memory_texts(self.value)
+        if isinstance(self.value, DeviceSpeed):
+            return [self.value.source]
         if isinstance(self.value, Mapping):
             return [", ".join(f"{name} {text}" for name, text in self.value.items())]
         return list(map(str, self.value)) if isinstance(self.value, list) else [str(self.value)]
@@ -65,6 +73,8 @@ class ModelOutlook:
     """What it takes, in the first of its formats."""
     streamed_need: MemoryNeed | None = None
     """What it takes where layers stream, if a draft is loaded only then."""
+    shape: ModelShape | None = None
+    """Its sizes, for what it computes; None where they are not known."""
     fits: tuple[Advice, ...] = ()
     """In each of its formats, the largest first; none before the machine is known."""
 
@@ -95,7 +105,7 @@ class DoctorReport:
                 "draft": model.draft,
                 "context_tokens": model.need.context_tokens,
                 "can_run": model.can_run,
-                "formats": [self._fit_record(fit) for fit in model.fits],
+                "formats": [self._fit_record(fit) | self._first_token_record(model, fit) for fit in model.fits],
             }
             for model in self.models
         ]
@@ -123,6 +133,29 @@ class DoctorReport:
                 for change in fit.changes
             ],
         }
+
+    def _first_token_record(self, model: ModelOutlook, fit: Advice) -> dict[str, Any]:
+        return {"first_token": [found.to_record() for found in self.first_tokens(model, fit)]}
+
+    def first_tokens(self, model: ModelOutlook, fit: Advice) -> list[FirstToken]:
+        """Return what prompts of a few lengths take until their answer begins, without a draft's part.
+
+        Of those that the model has positions and the machine has memory for; none where a speed that counts is unknown.
+        """
+        machine, target, found = self.machine, model.shape, []
+        if machine is None or machine.speed is None or target is None or not fit.placement.can_run:
+            return []
+        name = fit.placement.format_name
+        for num_tokens in PROMPT_TOKENS:
+            with suppress(BudgetError):
+                context_tokens = context_for(num_tokens, model.need.context_tokens, target)
+                need = replace(model.streamed_need or model.need, context_tokens=context_tokens).in_format(name)
+                placed = place(need, machine)
+                is_known = machine.disk is not None or not placed.disk_bytes
+                is_known &= machine.is_cpu or machine.link is not None or not placed.streamed_bytes
+                if placed.can_run and is_known:
+                    found.append(_first_token(num_tokens, target, need, placed, machine))
+        return found
 
     def seconds_per_pass(self, placement: Placement) -> float | None:
         """Return the least that moving the weights takes; None if nothing moves, or a rate that counts is unknown."""
@@ -165,6 +198,7 @@ def examine(probes: MachineProbes, questions: Sequence[ModelOutlook]) -> Generat
         "pinning": ("pinned memory", probes.pinning),
         "link": ("link", probes.links),
         "disk": ("disk", probes.disk),
+        "computing": ("computing", probes.speed),
         "caches": ("caches", probes.caches),
         "versions": ("versions", probes.versions),
         "setup": ("to set up", probes.setup),
@@ -177,8 +211,22 @@ def examine(probes: MachineProbes, questions: Sequence[ModelOutlook]) -> Generat
     machine, links = rows["memory"].value, rows["link"].value
     if machine is None:
         return DoctorReport(rows, None, ())
-    machine = replace(machine, disk=rows["disk"].value, link=links[0] if links and not machine.is_cpu else None)
+    link = links[0] if links and not machine.is_cpu else None
+    machine = replace(machine, disk=rows["disk"].value, link=link, speed=rows["computing"].value)
     return DoctorReport(rows, machine, tuple(_look(question, machine) for question in questions))
+
+
+def _first_token(
+    num_tokens: int, target: ModelShape, need: MemoryNeed, placed: Placement, machine: Machine
+) -> FirstToken:
+    name, context_tokens = placed.format_name, need.context_tokens // 2
+    costs = reference_costs(
+        target, placed.residency, None, format_name=name, context_tokens=context_tokens, machine=machine
+    )
+    assert machine.speed is not None
+    target_seconds, _ = seconds_by_speed(target, name, None, machine.speed)
+    plain = TreeChoice(1, 1, 1.0, 0.0, 0.0, "link", TreeTopology.single)
+    return predict_first_token(num_tokens, need, costs, plain, target_seconds=target_seconds, reading_seconds=None)
 
 
 def question_of_shapes(device: torch.device) -> ModelOutlook:
@@ -192,7 +240,7 @@ def question_of_shapes(device: torch.device) -> ModelOutlook:
         compute_item_bytes=item_bytes,
         is_cpu=device.type == "cpu",
     )
-    return ModelOutlook(target.name, f"{draft.name} in int8 rows", need)
+    return ModelOutlook(target.name, f"{draft.name} in int8 rows", need, shape=target)
 
 
 def question_of_files(device: torch.device, config: EngineConfig, target: Path, draft: Path | None) -> ModelOutlook:
@@ -203,12 +251,14 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     """
     draft_files = None if draft is None else ModelFiles.open(draft)
     files = ModelFiles.open(target)
+    shape = shape_of_folder(target)
     if config.draft != "auto":
-        return ModelOutlook(str(target), config.draft, need_of_files(config, files, draft_files, device=device))
+        need = need_of_files(config, files, draft_files, device=device)
+        return ModelOutlook(str(target), config.draft, need, shape=shape)
     plain, drafted = (
         need_of_files(replace(config, draft=choice), files, None, device=device) for choice in ("none", "substitute")
     )
-    return ModelOutlook(str(target), "a substitute where layers stream and it fits", plain, drafted)
+    return ModelOutlook(str(target), "a substitute where layers stream and it fits", plain, drafted, shape)
 
 
 def find_folder(name_or_path: str) -> Path:

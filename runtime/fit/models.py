@@ -23,6 +23,7 @@ from offload.errors import CheckpointError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes, scratch_elements
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
+from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 
@@ -182,6 +183,9 @@ class ModelShape:
             activation_bytes_per_token=(8 * self.hidden_size + 3 * self.inner_size) * compute_item_bytes,
             logits_bytes=64 * self.vocab_size * 4,
             scratch_bytes=2 * scratch_elements(self.matrices, is_host=is_cpu) * compute_item_bytes,
+            slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
+            prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
+            hidden_bytes_per_token=(2 * self.hidden_size + 512) * compute_item_bytes,
             file_bytes=formats[0].total_bytes + self.others_bytes,
         )
 

@@ -113,7 +113,8 @@ class MemoryNeed:
     def long_pass_tokens(self) -> int:
         """Most tokens of a pass that is computed in slices, the tree included; 0 where no pass is."""
         longest = max(self.slice_width, min(self.prefill_tokens, self.context_tokens)) + self._tree_tokens
-        return 0 if longest <= self.pass_tokens else min(longest, self.capacity_tokens)
+        longest = min(longest, self.capacity_tokens)
+        return longest if longest > self.pass_tokens else 0
 
     @property
     def _tree_tokens(self) -> int:

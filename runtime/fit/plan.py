@@ -5,8 +5,9 @@ temperature; for others there is a vector to plan with.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import BudgetError
-from offload.formats.stored_sizes import QUANTIZED_FORMATS
-from offload.residency_plan import ResidencyPlan, Tier
-from offload.stage_ring import plan_stages
+from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
 from profiles.pair_profile import PairProfile
 from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
-from runtime.fit.machine import Basis, DeviceSpeed, Machine, free_bytes_for, judged_alike
-from runtime.fit.models import ModelShape, find_shape
+from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
+from runtime.fit.machine import Basis, Machine, free_bytes_for, judged_alike
+from runtime.fit.models import find_shape
 from runtime.fit.place import MemoryNeed, Placement, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
-from runtime.planner.costs import CostTable, RoundCosts, costs_from_profiles
+from runtime.fit.reference_costs import copies_and_reads, reference_costs, stages_of
+from runtime.planner.costs import CostTable, RoundCosts, costs_from_profiles, passes_of_profile
 from runtime.planner.growth import builtin_chances, chances_of, choose_growth
 from runtime.planner.known_pairs import stored_pairs
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, choose_tree
@@ -44,9 +45,6 @@ _BUILTIN_RATIO = 3.1
 _MISSES_PER_DOUBLING = 0.03
 """How much rarer the first child is accepted where a draft is half as large: a line through the two pairs that are
 known, 0.82 at a ratio of 3.1 and 0.77 at 8.8 (Llama-3-70B and 8B)."""
-_HEAD_VISITS = 2
-_LOGIT_READS = 3
-"""Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
 
 
 def plan_with_profiles(question: PlanQuestion, machine: Machine, *, cache_folder: Path) -> PlanReport:
@@ -77,7 +75,8 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
         main = planning.option(main.format_name, main.draft_held, search="dp")
     plain = main if question.draft is None else _try(planning.option, main.format_name, None)
     others = {name: _try(planning.best, name) for name in question.format_names if name != main.format_name}
-    return PlanReport(question, machine, main, plain, others, dict(planning.what_ifs(main)))
+    what_ifs, first_tokens = dict(planning.what_ifs(main)), dict(planning.first_tokens(main))
+    return PlanReport(question, machine, main, plain, others, what_ifs, first_tokens)
 
 
 def held_format(question: PlanQuestion, machine: Machine, format_name: str | None = None) -> str:
@@ -159,6 +158,45 @@ class _Planning:
             if isinstance(option, PlanOption):
                 yield words, option.seconds_per_token
 
+    def first_tokens(self, main: PlanOption) -> Iterator[tuple[int, FirstToken | BudgetError]]:
+        """Yield (prompt tokens, what they take until the answer begins, or why they cannot be asked)."""
+        question = self.question
+        for num_tokens in PROMPT_TOKENS:
+            try:
+                context_tokens = context_for(num_tokens, question.context_tokens, question.target)
+                longer = replace(self, question=replace(question, context_tokens=context_tokens))
+                yield num_tokens, longer.first_token(num_tokens, main)
+            except BudgetError as error:
+                yield num_tokens, error
+
+    def first_token(self, num_tokens: int, main: PlanOption) -> FirstToken:
+        """Return what a prompt of `num_tokens` takes in a session like `main`. Raises BudgetError."""
+        question, speed, held = self.question, self.machine.speed, main.draft_held
+        assert speed is not None
+        need, placement = self._place(main.format_name, held)
+        profile = self._profile(main.format_name, held)
+        costs = self._costs(main.format_name, held, placement.residency, profile)
+        draft = None if held is None or question.draft is None else (question.draft, held)
+        target_seconds, reading_seconds = seconds_by_speed(question.target, main.format_name, draft, speed)
+        if profile is not None:
+            target_seconds = partial(_profiled_seconds, profile)
+            if (steps := costs.draft_step_seconds) is not None and draft is not None:
+                reading_seconds = partial(_step_seconds, steps)
+        return predict_first_token(
+            num_tokens,
+            need,
+            costs,
+            main.tree,
+            target_seconds=target_seconds,
+            reading_seconds=reading_seconds,
+        )
+
+    def _profile(self, format_name: str, held: str | None) -> PairProfile | None:
+        if format_name != self.question.format_names[0]:
+            return None
+        # Plain passes cost what they cost beside any draft.
+        return next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
+
     def option(self, format_name: str, held: str | None, *, search: TreeSearch = "best-first") -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""
         question, machine = self.question, self.machine
@@ -168,9 +206,7 @@ class _Planning:
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
                 "pass, and how fast was not found out; give --disk, as in 3.5GB/s"
             )
-        profile = None
-        if format_name == question.format_names[0]:  # plain passes cost what they cost beside any draft
-            profile = next(iter(self.pairs.values()), None) if held is None else self.pairs.get(held)
+        profile = self._profile(format_name, held)
         costs = self._costs(format_name, held, placement.residency, profile)
         accepted = None if held is None else self._acceptance(held, profile, search)
         probabilities = np.ones(1) if accepted is None else accepted.probabilities
@@ -210,7 +246,7 @@ class _Planning:
                 machine=self.machine,
             )
         copies, reads = copies_and_reads(residency, self.machine)
-        num_stages, num_pieces = _stages(residency, reads)
+        num_stages, num_pieces = stages_of(residency, reads)
         return costs_from_profiles(
             profile,
             copy_seconds=copies,
@@ -292,6 +328,15 @@ class _Planning:
         return need, placement
 
 
+def _profiled_seconds(profile: PairProfile, num_tokens: int, context_tokens: int) -> float:
+    return float(passes_of_profile(profile, context_tokens)(num_tokens))
+
+
+def _step_seconds(steps: CostTable, num_tokens: int, context_tokens: int) -> float:
+    """Return a draft's forward, which a profile measured behind one context."""
+    return float(steps(num_tokens))
+
+
 def _changes(machine: Machine, main: PlanOption) -> Iterator[tuple[str, Machine]]:
     """Yield (words, machine) for what could be bought; a budget of the user's grows with the memory."""
     kind, free = ("memory", "host_free_bytes") if machine.is_cpu else ("device memory", "device_free_bytes")
@@ -362,102 +407,3 @@ def with_more_misses(by_rank: NDArray[np.float64], misses: float) -> NDArray[np.
     changed[0] = first
     result: NDArray[np.float64] = make_non_increasing(changed)
     return result
-
-
-def reference_costs(
-    target: ModelShape,
-    residency: ResidencyPlan,
-    draft: tuple[ModelShape, str] | None,
-    *,
-    format_name: str,
-    context_tokens: int,
-    machine: Machine,
-) -> RoundCosts:
-    """Return every part of a round whose text is `context_tokens` long, with the layers as `residency` says.
-
-    `draft`: its sizes, and whether it is held as stored, in int8 or in nf4; None for plain passes. A forward over n
-    tokens takes as long as reading its weights or as its multiplications, whichever is longer, and then its attention.
-    Head and walk read the head twice: for the likeliest path and for its end. Launching kernels is not counted.
-    """
-    device = machine.speed
-    assert device is not None
-    copies, reads = copies_and_reads(residency, machine)
-    num_stages, num_pieces = _stages(residency, reads)
-    weights_per_second = device.target_weights_per_second[format_name]
-    head_seconds = float(_head_seconds(target, np.ones(1), device)[0])
-    return RoundCosts(
-        copy_seconds=copies,
-        pass_seconds=_table(_layers_seconds(target, _sizes(), weights_per_second, context_tokens, device)),
-        draft_step_seconds=None if draft is None else _draft_steps(*draft, context_tokens, device),
-        walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
-        num_slots=max(1, residency.num_slots),
-        read_seconds=reads,
-        num_stages=num_stages,
-        num_pieces=num_pieces,
-        compute_slowdown=device.compute_slowdown,
-        copy_slowdown=device.copy_slowdown,
-    )
-
-
-def copies_and_reads(
-    residency: ResidencyPlan, machine: Machine
-) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return (copy, read) seconds of each layer; without a link to a device, reading is the copy."""
-    link, disk = machine.link, machine.disk
-    sizes = list(zip(residency.layer_bytes, residency.tiers, strict=True))
-    reads: tuple[float | None, ...] = (None,) * len(sizes)
-    if Tier.DISK in residency.tiers:
-        assert disk is not None, "the disk's speed is known where layers come from it"
-        reads = tuple(disk.speed.copy_seconds(size) if tier is Tier.DISK else None for size, tier in sizes)
-    if link is None:
-        return reads, ()
-    copies = tuple(None if tier is Tier.RESIDENT else link.speed.copy_seconds(size) for size, tier in sizes)
-    return copies, reads if Tier.DISK in residency.tiers else ()
-
-
-def _stages(residency: ResidencyPlan, reads: Sequence[float | None]) -> tuple[int, tuple[int, ...]]:
-    """Return the stages behind these reads, and the pieces in which each layer passes through them."""
-    if not reads:
-        return 0, ()
-    sizes = residency.layer_bytes
-    ring = plan_stages(max(size for size, read in zip(sizes, reads, strict=True) if read is not None))
-    return ring.num_stages, tuple(map(ring.num_pieces, sizes))
-
-
-def _draft_steps(shape: ModelShape, held: str, context_tokens: int, device: DeviceSpeed) -> CostTable:
-    """Return what a draft forward costs with its head and the choice of children, by width."""
-    widths, published = _sizes(), shape.formats[0].name
-    weights_per_second = device.draft_weights_per_second[published if published in QUANTIZED_FORMATS else held]
-    seconds = _layers_seconds(shape, widths, weights_per_second, context_tokens, device)
-    logit_bytes = _LOGIT_READS * 4 * shape.vocab_size * widths
-    return _table(seconds + _head_seconds(shape, widths, device) + logit_bytes / device.memory_bytes_per_second)
-
-
-def _layers_seconds(
-    shape: ModelShape, tokens: NDArray[np.float64], weights_per_second: float, context: int, device: DeviceSpeed
-) -> NDArray[np.float64]:
-    """Return the seconds (C,) that a forward of all decoder layers over `tokens` (C,) takes."""
-    num_weights = shape.num_layers * shape.num_layer_parameters
-    multiplying = np.maximum(num_weights / weights_per_second, 2 * num_weights * tokens / device.flops)
-    attended = context + tokens
-    products = 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens * attended
-    cache_bytes = shape.cache_bytes_per_token(device.compute_item_bytes) * attended
-    seconds: NDArray[np.float64] = multiplying + products / device.flops + cache_bytes / device.memory_bytes_per_second
-    return seconds
-
-
-def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:
-    num_weights = shape.vocab_size * shape.hidden_size
-    seconds: NDArray[np.float64] = np.maximum(
-        num_weights * shape.item_bytes / device.memory_bytes_per_second, 2 * num_weights * rows / device.flops
-    )
-    return seconds
-
-
-def _sizes() -> NDArray[np.float64]:
-    """Return sizes so close that straight lines between them follow the bend from reading to multiplying."""
-    return np.unique(np.geomspace(1, 4096, 64).round())
-
-
-def _table(seconds: NDArray[np.float64]) -> CostTable:
-    return CostTable(tuple(_sizes().tolist()), tuple(seconds.tolist()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_bytes
+from runtime.fit.first_token import FirstToken
 from runtime.fit.machine import Basis, Machine
 from runtime.fit.place import Placement
 from runtime.fit.plan_question import PlanQuestion
@@ -117,6 +118,8 @@ class PlanReport:
     """The target's other formats, by name."""
     what_ifs: Mapping[str, float]
     """Seconds per token, with the tree chosen anew, by a change of the machine: "1.00 GB more device memory"."""
+    first_tokens: Mapping[int, FirstToken | BudgetError]
+    """What prompts of a few lengths take until their answer begins, as asked, by their tokens; or why they do not."""
 
     def saved_share(self, seconds_per_token: float) -> float:
         """Return the share by which the seconds per token would fall."""
@@ -132,6 +135,8 @@ class PlanReport:
             for name, link in links.items()
             if link is not None
         ]
+        if machine.device_memory_source:
+            lines.insert(0, ("device memory", Basis.ASSUMED, machine.device_memory_source))
         if main.measured_at is not None:
             words = f"draft steps, layers, head and walk, on {main.measured_at.isoformat()} (pair profile)"
             lines.append(("computing", Basis.MEASURED, words))
@@ -173,6 +178,12 @@ class PlanReport:
                     "saved_percent": 100 * self.saved_share(seconds),
                 }
                 for change, seconds in self.what_ifs.items()
+            ],
+            "first_token": [
+                {"prompt_tokens": num_tokens, "problem": str(found)}
+                if isinstance(found, BudgetError)
+                else found.to_record()
+                for num_tokens, found in self.first_tokens.items()
             ],
             "rests_on": [{"what": what, "basis": basis, "source": words} for what, basis, words in self.basis_lines],
             "verdicts": list(self.verdicts),
@@ -233,8 +244,7 @@ def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
 def _notes(report: PlanReport, main: PlanOption) -> Iterator[str]:
     question, host_bytes = report.question, main.placement.host_bytes
     yield from question.notes
-    kernels = "" if main.measured_at is not None else "; launching kernels is not counted"
-    yield f"speeds are those of a text of {question.context_tokens // 2} tokens{kernels}"
+    yield f"speeds are those of a text of {question.context_tokens // 2} tokens"
     if main.draft_held is not None and question.tree_shape is None and main.tree.num_nodes == main.max_nodes:
         yield f"the best tree is the largest that a session keeps memory for, {main.max_nodes} nodes"
     if report.machine.is_host_assumed and host_bytes:

@@ -162,6 +162,10 @@ class MachineProbes:
         with _sample_file(self.cache_folder) as file:
             return _measured_disk([file], where=self.cache_folder)
 
+    def speed(self) -> DeviceSpeed:
+        """Measure what computing costs on the device."""
+        return measure_speed(self.device)
+
     def caches(self) -> Sequence[CacheSpace]:
         """Return where downloads go."""
         folders = {"models of the hub": HuggingFaceHub().cache_folder(), "overstory": self.cache_folder}

@@ -43,10 +43,10 @@ from runtime.model.layer_binding import (
     bind_embedding,
     replace_linears,
 )
-from runtime.model.sliced_pass import PassWidths
 from runtime.model.streamed_model import StreamedModel
 from runtime.model.tree_cache import CacheShape
 from runtime.model.trial_pass import try_pass
+from runtime.planner.prefill import PassWidths
 
 logger = logging.getLogger(__name__)
 

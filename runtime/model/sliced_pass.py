@@ -6,7 +6,6 @@ the hidden states between two layers are as long as the pass, and they are kept 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,28 +15,6 @@ from torch.utils._pytree import tree_map_only
 
 from offload.errors import PassCancelledError
 from runtime.model.attention import additive_mask
-
-
-@dataclass(frozen=True, slots=True)
-class PassWidths:
-    """How many tokens a layer computes at once."""
-
-    slice_tokens: int
-    """Of a prompt."""
-    widest_tokens: int
-    """Of the last slice, which holds the tree as well; what the activations of a pass are counted for."""
-
-    def bounds(self, num_tokens: int, *, num_wanted: int) -> list[tuple[int, int]]:
-        """Return (start, stop) of each slice of a pass whose last `num_wanted` tokens are the nodes of a tree.
-
-        The first of these, the root, ends the text; what comes before the last slice is text alone.
-        """
-        num_text, start, bounds = num_tokens - num_wanted + 1, 0, []
-        while start < num_text and (num_text - start > self.slice_tokens or num_tokens - start > self.widest_tokens):
-            stop = min(start + self.slice_tokens, num_text)
-            bounds.append((start, stop))
-            start = stop
-        return [*bounds, (start, num_tokens)] if start < num_tokens else bounds
 
 
 class SlicedPass:

@@ -32,9 +32,10 @@ from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
-from runtime.model.sliced_pass import PassWidths, SlicedPass, can_be_sliced
+from runtime.model.sliced_pass import SlicedPass, can_be_sliced
 from runtime.model.tree_cache import CacheShape, TreeCache
 from runtime.model.upload import upload
+from runtime.planner.prefill import PassWidths
 from runtime.speculation.token_tree import TreeTopology
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

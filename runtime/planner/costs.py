@@ -141,7 +141,7 @@ def costs_from_profiles(
     steps, walks = pair.draft_steps, pair.walk_costs
     return RoundCosts(
         copy_seconds=tuple(copy_seconds),
-        pass_seconds=_pass_seconds(pair.pass_costs, context_tokens),
+        pass_seconds=passes_of_profile(pair, context_tokens),
         draft_step_seconds=CostTable(tuple(step.width for step in steps), tuple(step.seconds for step in steps)),
         walk_seconds=CostTable(tuple(walk.num_nodes for walk in walks), tuple(walk.seconds for walk in walks)),
         num_slots=num_slots,
@@ -236,6 +236,11 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
+
+
+def passes_of_profile(pair: PairProfile, context_tokens: int) -> CostTable:
+    """Return what the layers compute by tokens, behind this context or the nearest ones of the profile."""
+    return _pass_seconds(pair.pass_costs, context_tokens)
 
 
 def _pass_seconds(costs: Sequence[PassCost], context_tokens: int) -> CostTable:

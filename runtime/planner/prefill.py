@@ -6,18 +6,41 @@ pass than one that computes for so long brings nothing, and is lost as a whole w
 
 import statistics
 from collections import deque
+from dataclasses import dataclass
 
 from offload.pass_statistics import PassStatistics
 from runtime.planner.costs import RoundCosts
 
-COVER = 2.0
+COVER = 4.0
 """Times the stream's seconds that a pass over a prompt should compute.
 
-At 1 they would end together, if computation and stream were as they are believed to be and never waited for each other;
-twice as long a pass costs nothing but the sight of its end.
+At 1 they would end together, if both were as they are believed to be; at 4 either may be off by a factor of two. A
+longer pass takes no longer for its tokens, and hardly more memory; it is only lost as a whole where somebody stops it.
 """
 NUM_KEPT = 8
 """Latest passes over prompts that speak for the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassWidths:
+    """How many tokens a layer computes at once."""
+
+    slice_tokens: int
+    """Of a prompt."""
+    widest_tokens: int
+    """Of the last slice, which holds the tree as well; what the activations of a pass are counted for."""
+
+    def bounds(self, num_tokens: int, *, num_wanted: int) -> list[tuple[int, int]]:
+        """Return (start, stop) of each slice of a pass whose last `num_wanted` tokens are the nodes of a tree.
+
+        The first of these, the root, ends the text; what comes before the last slice is text alone.
+        """
+        num_text, start, bounds = num_tokens - num_wanted + 1, 0, []
+        while start < num_text and (num_text - start > self.slice_tokens or num_tokens - start > self.widest_tokens):
+            stop = min(start + self.slice_tokens, num_text)
+            bounds.append((start, stop))
+            start = stop
+        return [*bounds, (start, num_tokens)] if start < num_tokens else bounds
 
 
 class PrefillPlanner:
@@ -38,12 +61,35 @@ class PrefillPlanner:
         self._is_streamed = is_streamed
         self._seen: deque[tuple[float, float]] = deque(maxlen=NUM_KEPT)
         """Seconds that a token computes, and that a stream takes."""
+        self._read: deque[float] = deque(maxlen=NUM_KEPT)
+        """Seconds in which a draft read a token."""
 
     def observe(self, num_tokens: int, done: PassStatistics) -> None:
         """Learn from a pass of `num_tokens` tokens; short ones say more about weights than about tokens."""
-        if num_tokens >= self.slice_tokens and self._is_streamed:
+        if num_tokens >= self.slice_tokens:
             stream_seconds = max(done.link_busy_seconds, done.disk_busy_seconds)
             self._seen.append((done.compute_seconds / num_tokens, stream_seconds))
+
+    def observe_reading(self, num_tokens: int, seconds: float) -> None:
+        """Learn how long the draft read a prompt along."""
+        if num_tokens >= self.slice_tokens:
+            self._read.append(seconds / num_tokens)
+
+    def expected_seconds(self, num_left: int, costs: RoundCosts | None, *, draft_seconds: float = 0.0) -> float | None:
+        """Return what the passes over `num_left` tokens will take, with a draft's reading and its first tree.
+
+        None where nothing is known. `draft_seconds` are those of the tree.
+        """
+        known = self._known(costs)
+        if known is None:
+            return None
+        token_seconds, stream_seconds = known
+        total = draft_seconds + (num_left * statistics.median(self._read) if self._read else 0.0)
+        while num_left:
+            num_tokens = self.next_tokens(num_left, costs)
+            total += max(stream_seconds, num_tokens * token_seconds)
+            num_left -= num_tokens
+        return total
 
     def next_tokens(self, num_left: int, costs: RoundCosts | None) -> int:
         """Return how many of the prompt's last `num_left` tokens the next pass computes: all of them, if it ends it.
@@ -64,18 +110,23 @@ class PrefillPlanner:
         """Return the least tokens of a pass that compute COVER times as long as its stream takes, as far as allowed."""
         if not self._is_streamed:
             return self.slice_tokens
-        if self._seen:
-            token_seconds, stream_seconds = (statistics.median(values) for values in zip(*self._seen, strict=True))
-        elif costs is not None:
-            token_seconds = float(costs.pass_seconds(self.slice_tokens)) / self.slice_tokens
-            stream_seconds = stream_seconds_of(costs)
-        else:
+        known = self._known(costs)
+        if known is None:
             return self._first_tokens
+        token_seconds, stream_seconds = known
         if token_seconds <= 0:
             return self.most_tokens
         wanted = COVER * stream_seconds / token_seconds
         num_slices = -int(-min(wanted, self.most_tokens) // self.slice_tokens)
         return min(max(1, num_slices) * self.slice_tokens, self.most_tokens)
+
+    def _known(self, costs: RoundCosts | None) -> tuple[float, float] | None:
+        """Return the seconds that a token computes and a stream takes: as measured, else by the costs of rounds."""
+        if self._seen:
+            return statistics.median(token for token, _ in self._seen), statistics.median(way for _, way in self._seen)
+        if costs is None:
+            return None
+        return float(costs.pass_seconds(self.slice_tokens)) / self.slice_tokens, stream_seconds_of(costs)
 
 
 def stream_seconds_of(costs: RoundCosts) -> float:

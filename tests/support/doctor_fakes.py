@@ -8,8 +8,21 @@ from runtime.fit.machine import Basis, Link, Machine
 from runtime.fit.probes import CacheSpace, DeviceFacts
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.generator_ends import drained
+from tests.support.plan_fakes import device_speed
 
-PROBES = ("system", "versions", "devices", "driver", "memory", "pinning", "link", "disk", "caches", "setup")
+PROBES = (
+    "system",
+    "versions",
+    "devices",
+    "driver",
+    "memory",
+    "pinning",
+    "link",
+    "disk",
+    "computing",
+    "caches",
+    "setup",
+)
 SMALL_GPU = machine(host=11 * GB, device=13_001 * 10**6, disk=100 * GB)
 """On which bfloat16 and int8 of `round_need()` stream from disk and nf4 runs well."""
 
@@ -59,6 +72,9 @@ class FakeProbes:
 
     def pinning(self):
         return self._answer("pinning", "800 MB of host memory can be pinned")
+
+    def speed(self):
+        return self._answer("computing", device_speed())
 
     def links(self):
         return self._answer("link", list(self.links_found))

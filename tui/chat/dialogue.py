@@ -583,6 +583,7 @@ def _measured(finished: Finished) -> dict[str, Any]:
         "num_new_tokens": costs.new_tokens,
         "num_rounds": costs.rounds,
         "prefill_seconds": costs.prefill_seconds,
+        "expected_prefill_seconds": finished.expected_prefill_seconds,
         "seconds_per_token": costs.seconds_per_token,
         "link_utilization": costs.link_utilization,
     }

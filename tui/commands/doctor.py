@@ -79,7 +79,7 @@ def _rows(report: "DoctorReport") -> Iterator[tuple[Text, Text]]:
 def _model_rows(model: "ModelOutlook", report: "DoctorReport") -> Iterator[tuple[Text, Text, Text]]:
     for fit in model.fits:
         verdict = "fits" if fit.placement.runs_well else "slow" if fit.placement.can_run else "no"
-        first, *others = _fit_lines(fit, report)
+        first, *others = *_fit_lines(fit, report), *_first_token_lines(model, fit, report)
         yield Text(f"  {fit.placement.format_name}"), Text(verdict, _VERDICTS[verdict]), Text(first)
         yield from ((Text(), Text(), Text(line)) for line in others)
 
@@ -101,6 +101,12 @@ def _fit_lines(fit: "Advice", report: "DoctorReport") -> list[str]:
     cost = f"a pass moves {format_bytes(placement.streamed_bytes)}{cost}"
     counted = ", ".join(f"{number} {where}" for number, where in tiers if number)
     return [sentence, cost if placement.runs_well else f"layers: {counted}; {cost}"]
+
+
+def _first_token_lines(model: "ModelOutlook", fit: "Advice", report: "DoctorReport") -> Iterator[str]:
+    found = [f"{one.prompt_tokens} tokens {_seconds(one.seconds)}" for one in report.first_tokens(model, fit)]
+    if found:
+        yield f"until an answer begins, a draft's part aside: a prompt of {', '.join(found)}"
 
 
 def _seconds(seconds: float) -> str:

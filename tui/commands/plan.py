@@ -104,6 +104,8 @@ def print_plan(report: "PlanReport", out: Console) -> None:
         out.print(Text(one_line(sentence), "yellow"))
     out.print()
     _print_rows(out, _plan_rows(report))
+    out.print(Text("\nuntil an answer begins", "bold"))
+    _print_rows(out, _first_token_rows(report))
     if report.others:
         out.print(Text("\nother formats", "bold"))
         _print_rows(out, ((name, _other_text(one)) for name, one in report.others.items()))
@@ -140,6 +142,22 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
         yield "second best", f"{_size(second)}: {_rate(second.seconds_per_token)} ({100 * more:+.1f} %)"
     if main.draft_held is not None:
         yield "plain", _plain_text(report)
+
+
+def _first_token_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
+    for num_tokens, found in report.first_tokens.items():
+        name = f"a prompt of {num_tokens}"
+        if isinstance(found, BudgetError):
+            yield name, f"cannot be asked: {found}"
+            continue
+        num_passes = len(found.pass_tokens)
+        parts = {"stream": found.stream_seconds, "compute": found.compute_seconds, "draft": found.draft_seconds}
+        words = ", ".join(f"{part} {_seconds(seconds)}" for part, seconds in parts.items() if seconds)
+        context = (
+            "" if found.context_tokens == report.question.context_tokens else f" (--context {found.context_tokens})"
+        )
+        passes = "1 pass" if num_passes == 1 else f"{num_passes} passes"
+        yield name, f"{_seconds(found.seconds)}, {passes}: {words}{context}"
 
 
 def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:

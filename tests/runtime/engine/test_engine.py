@@ -12,8 +12,7 @@ from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
 from runtime.engine.loading import OpenSession
 from runtime.events import LevelDrafted, PrefillProgress, Round
-from runtime.model.sliced_pass import PassWidths
-from runtime.planner.prefill import PrefillPlanner
+from runtime.planner.prefill import PassWidths, PrefillPlanner
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from tests.support.model_factory import save_tiny_model
 from tests.support.reference_models import assert_same_text

@@ -11,6 +11,7 @@ from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.session import Session, format_prompt
 from runtime.errors import OptionError
 from runtime.events import Finished, Round, TextDelta
+from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxedAnswer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder, save_with_tokens_beyond
@@ -105,6 +106,22 @@ def test_statistics_add_up(opened: OpenSession) -> None:
     assert statistics.prefill_seconds > 0
     assert statistics.decode_seconds >= statistics.draft_seconds + statistics.verify_seconds > 0
     assert statistics.tokens_per_round == pytest.approx(20 / 3)
+
+
+def test_what_a_prompt_will_take_is_expected_once_one_was_read(tmp_path: Path) -> None:
+    """By the first answer; and what a second one has in common with it is not read again."""
+    with open_tiny(save_tiny_folder(tmp_path / "model"), num_residents=0) as opened:
+        engine = opened.session.engine
+        engine.prefill = PrefillPlanner(slice_tokens=4, most_tokens=64, first_tokens=8, is_streamed=True)
+        asked = request("the cat and the dog and a cat and a dog", max_new_tokens=2)
+        first, _ = answer(opened, asked)
+        assert first.expected_prefill_seconds is None
+        engine.truncate(0)
+        start = opened.session.prefill_start(asked)
+        second, _ = answer(opened, asked)
+        assert second.expected_prefill_seconds == start.expected_seconds > 0
+        assert 0 < start.num_pass_tokens <= start.num_prompt_tokens
+        assert opened.session.prefill_start(asked).expected_seconds < start.expected_seconds
 
 
 PICKY = "{% for m in messages %}{{ 1 / (m['content'].count('!') - 1) and '' }}{{ m['content'] }}{% endfor %}"

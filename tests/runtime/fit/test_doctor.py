@@ -47,7 +47,12 @@ def test_every_probe_is_asked_once_and_what_takes_time_is_announced():
     assert sorted(probes.asked) == sorted(PROBES)
     assert sorted(report.rows) == sorted(PROBES)
     assert all(row.problem is None for row in report.rows.values())
-    assert steps == ["asking how much memory can be pinned", "measuring copies", "measuring the disk"]
+    assert steps == [
+        "asking how much memory can be pinned",
+        "measuring copies",
+        "measuring the disk",
+        "measuring products",
+    ]
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -160,7 +165,8 @@ def test_the_question_is_what_a_session_would_hold(folder, draft):
     config = EngineConfig(target=str(folder), draft=str(folder) if draft == "separate" else draft)
     question = question_of_files(CPU, config, folder, folder if draft == "separate" else None)
     planned = LoadPlan.build(config).placement
-    assert question.need.fixed_bytes == planned.fixed_bytes
+    # Everything stays in memory, where no pass is longer than a slice.
+    assert replace(question.need, prefill_tokens=0).fixed_bytes == planned.fixed_bytes
 
 
 def test_a_model_that_is_not_here_needs_room_for_its_files():

@@ -32,7 +32,7 @@ def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
     need = TINY.need(TINY.as_draft(4), context_tokens=640, max_nodes=256, compute_item_bytes=4)
     more = replace(need, num_graft_nodes=32)
     assert more.capacity_tokens == need.capacity_tokens + 32
-    added = 32 * (2 * need.cache_bytes_per_token + need.activation_bytes_per_token)
+    added = 32 * (2 * need.cache_bytes_per_token + need.activation_bytes_per_token + need.hidden_bytes_per_token)
     assert more.fixed_bytes - need.fixed_bytes == added
     assert more.without_draft() == need.without_draft()
 

@@ -1,12 +1,13 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import LinkSpeed
 from profiles.builtin_profiles import builtin_machine
 from runtime.fit.machine import Basis, Link, speed_of_data_sheet
-from runtime.fit.plan import reference_costs
+from runtime.fit.reference_costs import LAYER_LAUNCHES, draft_seconds, launches_per_layer, reference_costs
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B, device_speed, plan_machine
 from tests.support.published_pairs import published_pair
@@ -112,3 +113,41 @@ def test_what_is_published_quantized_is_multiplied_as_that():
         for published in ("nf4", None)
     ]
     assert steps[0] > 1000 * steps[1]
+
+
+def test_a_quantized_pass_widens_its_weights_and_then_multiplies_them():
+    """Both take their time: what is widened is multiplied by as many tokens as any other weight."""
+    rates = {"bfloat16": 1e6, "nf4": 2.5e5}
+    speed = device_speed(target_weights_per_second=rates, flops=2e6 * 100, memory_bytes_per_second=1e30)
+    weights = TINY.num_layers * TINY.num_layer_parameters
+    alone = costs(context=0, speed=speed, name="nf4").pass_seconds(1)
+    assert alone == pytest.approx(weights / 2.5e5, rel=1e-3)
+    many = costs(context=0, speed=speed, name="nf4").pass_seconds(1000)
+    dense = costs(context=0, speed=speed, name="bfloat16").pass_seconds(1000)
+    assert many - dense == pytest.approx(weights / 2.5e5 - weights / 1e6, rel=0.01)
+
+
+def test_a_pass_takes_no_less_than_launching_its_kernels():
+    speed = device_speed(memory_bytes_per_second=1e30, launch_seconds=1.0)
+    assert costs(speed=speed).pass_seconds(1) == TINY.num_layers * LAYER_LAUNCHES
+    assert costs(speed=speed, draft=(TINY, "nf4")).draft_step_seconds(1) < 1, "a draft's step is recorded"
+    assert launches_per_layer(LLAMA_3_70B, "nf4") == LAYER_LAUNCHES - 7 + 46, "as a test of the product counts them"
+    assert launches_per_layer(LLAMA_3_70B, "bfloat16") == LAYER_LAUNCHES
+
+
+def test_a_fused_draft_is_widened_only_where_more_tokens_than_that_are_multiplied():
+    """As bitsandbytes has it for sm_89: matrices of attention beyond 8 tokens, those of the MLP beyond 64."""
+    speed = device_speed(
+        target_weights_per_second={"bfloat16": 1e6, "nf4": 2e5},
+        draft_weights_per_second={"stored": 1e6, "int8": 1e6, "nf4": 4e6},
+        flops=1e30,
+        memory_bytes_per_second=1e30,
+    )
+    attention = TINY.num_layers * sum(rows * columns for rows, columns in TINY.matrices[:4])
+    rest = TINY.num_layers * TINY.num_layer_parameters - attention
+    found = draft_seconds(TINY, "nf4", np.array([1.0, 8.0, 9.0, 64.0, 65.0]), 0, speed)
+    narrow, middle, wide = (attention + rest) / 4e6, attention / 2e5 + rest / 4e6, (attention + rest) / 2e5
+    assert found == pytest.approx([narrow, narrow, middle, middle, wide])
+    assert draft_seconds(TINY, "stored", np.array([1.0, 500.0]), 0, speed) == pytest.approx(
+        [(attention + rest) / 1e6] * 2
+    )

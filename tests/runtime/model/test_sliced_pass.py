@@ -9,8 +9,8 @@ import torch
 from offload.errors import PassCancelledError
 from runtime.engine.engine import verify_input
 from runtime.engine.loading import OpenSession
-from runtime.model.sliced_pass import PassWidths
 from runtime.model.streamed_model import PassInput, chain_input
+from runtime.planner.prefill import PassWidths
 from runtime.speculation.token_tree import TokenTree
 from tests.support.model_factory import MAIN_KINDS
 from tests.support.reference_models import own_logits

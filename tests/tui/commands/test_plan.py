@@ -141,9 +141,8 @@ def flat(report):
 
 def test_everything_that_was_asked_for_is_shown():
     report = planned()
-    placed = report.main.placement
     main, second, plain = report.main, report.main.ranking.second, report.plain
-    text = flat(report)
+    text, placed = flat(report), main.placement
     for expected in (
         "Llama-3-70B on L40, draft Llama-3-8B, 4096 tokens of context, greedy",
         f"speed {main.seconds_per_token:.3g} s/token ({1 / main.seconds_per_token:.3g} tokens/s); bound by the link",
@@ -153,12 +152,14 @@ def test_everything_that_was_asked_for_is_shown():
         f"{placed.num_host_layers} in pinned host memory ({format_bytes(placed.host_bytes)})",
         f"ring {format_bytes(placed.streamed_bytes)} move in every pass, through 2 slots (3.42 GB)",
         f"device {format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}",
+        f"until an answer begins a prompt of 512 {report.first_tokens[512].seconds:.3g} s, 1 pass: stream ",
+        f"a prompt of 4096 {report.first_tokens[4096].seconds:.3g} s, ",
         f"second best {second.num_nodes} x {second.num_levels}: ",
         f"plain {plain.seconds_per_token:.3g} s/token",
         "other formats int8 ",
         "what more would bring 1.00 GB more device memory ",
         "PCIe 5.0 instead of 4.0 ",
-        "what this rests on link published: 24.9 GB/s, PCIe 4.0 x16: ",
+        "link published: 24.9 GB/s, PCIe 4.0 x16: ",
         "computing data sheet: 864 GB/s and 181 TFLOPS",
         "acceptance published: Llama-3-70B-Instruct / 8B-Instruct",
         "note: host memory is assumed",
@@ -172,9 +173,10 @@ def test_no_line_is_wider_than_the_terminal_or_80_columns(width):
 
 
 def test_a_users_tree_is_shown_with_the_best_and_the_option():
-    text = flat(planned(tree="32x6", temperature=0.6))
+    report = planned(tree="32x6", temperature=0.6)
+    text, best = flat(report), report.main.ranking.best
     assert "--tree 32x6 --context 4096" in text and "temperature 0.6" in text
-    assert "best tree 1024 x " in text
+    assert f"best tree {best.num_nodes} x {best.num_levels}: " in text
 
 
 def test_plain_decoding_has_no_tree_and_no_second_line():

@@ -31,6 +31,8 @@ GAP = "  "
 BAR_WIDTH = 8
 SLOW_SECONDS = 1.0
 """Drafting and verifying are named in turns only where each takes so long: faster words could not be read."""
+LONG_PREFILL_SECONDS = 2.0
+"""What reading a prompt takes is foretold from so many seconds on."""
 _ANSWERING: Mapping[Phase, tuple[str, str]] = {
     "drafting": ("guessing ahead", "drafting"),
     "verifying": ("checking", "verifying"),
@@ -142,16 +144,25 @@ def progress_figures(state: EngineState, wanted: str = "") -> Iterator[StatusFig
     yield StatusFigure(words, words, 20, tooltip, style)
     if state.phase == "prefill":
         num_done, num_tokens = state.prefill.num_done_tokens, state.prefill.num_prompt_tokens
-        share = num_done / num_tokens if num_tokens > 0 else 0.0
+        num_read = num_done + round(state.prefill.num_pass_tokens * _share_of_pass(state))
+        share = num_read / num_tokens if num_tokens > 0 else 0.0
         yield _bar(share, tooltip, style)
         if num_tokens > 0:
-            yield StatusFigure(f"{num_done}/{num_tokens} tokens", f"{share:.0%}", 6, tooltip, style)
+            yield StatusFigure(f"{num_read}/{num_tokens} tokens", f"{share:.0%}", 6, tooltip, style)
+        if (seconds := state.prefill.expected_seconds) is not None and seconds >= LONG_PREFILL_SECONDS:
+            expected = f"about {duration_text(seconds)}"
+            yield StatusFigure(
+                expected, expected, 5, "What is left of it should take so long, by earlier passes.", style
+            )
     elif state.phase in _ANSWERING:
-        running = state.running
-        yield _bar(running.num_done_layers / max(1, running.num_layers), tooltip, style)
+        yield _bar(_share_of_pass(state), tooltip, style)
         if (named := _named_phase(state)) is not None:
             term = f"({_ANSWERING[named][1]})".ljust(11 if len(_slow_phases(state)) > 1 else 0)
             yield StatusFigure(term, term, 1, tooltip, "$text-muted")
+
+
+def _share_of_pass(state: EngineState) -> float:
+    return state.running.num_done_layers / max(1, state.running.num_layers)
 
 
 def _bar(share: float, tooltip: str, style: str) -> StatusFigure:

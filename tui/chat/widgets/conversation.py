@@ -169,7 +169,8 @@ def _figures(statistics: Mapping[str, Any], *, is_counted: bool) -> list[str]:
     if num_tokens and num_rounds:
         words.append(f"{num_tokens / num_rounds:.1f} tokens per pass")
     if prefill_seconds:
-        words.append(f"first after {prefill_seconds:.1f} s")
+        expected = statistics.get("expected_prefill_seconds")
+        words.append(f"first after {prefill_seconds:.1f} s" + (f" (expected {expected:.1f})" if expected else ""))
     return words
 
 

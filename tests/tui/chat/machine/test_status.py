@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from runtime.events import LevelDrafted
+from runtime.events import LevelDrafted, PrefillProgress
 from tests.support.chat_states import (
     FIGURES,
     drafting,
@@ -69,6 +69,14 @@ def test_every_state_says_what_it_is(name):
     row = status_row(STATES[name], 200, "Qwen-1.5B").plain
     assert row.split("   ")[0].rstrip() == TEXTS[name]
     assert phase_tooltip(STATES[name])
+
+
+def test_a_long_prompt_is_followed_within_its_pass_and_says_how_long_it_should_take():
+    event = PrefillProgress(0, 4000, num_pass_tokens=4000, expected_seconds=8.4)
+    state = folded(event, PassRunning(7, 28, ()), begun=begin_answer(ready()))
+    assert status_row(state, 200).plain.startswith("reading  ━━──────  1000/4000 tokens  about 8 s ")
+    short = folded(replace(event, expected_seconds=0.4), begun=begin_answer(ready()))
+    assert "about" not in status_row(short, 200).plain
 
 
 def test_a_load_that_failed_leaves_no_model():

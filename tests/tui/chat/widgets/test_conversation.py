@@ -331,6 +331,11 @@ def test_a_complete_answer_shows_its_figures():
     assert turn_caption(ended) == "30 tokens · 5 tok/s · 3.0 tokens per pass · first after 1.2 s"
 
 
+def test_what_the_first_token_was_expected_to_take_stands_beside_what_it_took():
+    ended = answer("text", finish_reason="stop", prefill_seconds=8.31, expected_prefill_seconds=7.9)
+    assert turn_caption(ended) == "first after 8.3 s (expected 7.9)"
+
+
 def test_one_token_is_one_token():
     assert turn_caption(answer("a", finish_reason="length", num_new_tokens=1)) == "cut at 1 token, Ctrl+G goes on"
 
