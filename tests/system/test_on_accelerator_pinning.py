@@ -155,7 +155,7 @@ def a_known_limit_pins_a_ring_first_and_a_subset_beside_it() -> None:
             lambda *_, **__: PinBudget(4 * size, PinBudgetSource.REFUSED),
         ),
     ):
-        sim.set_registrable_bytes(sim.registered_bytes() + 4 * size)  # four fifths of what was granted once
+        sim.set_registrable_bytes(sim.registered_bytes() + 5 * size)  # four fifths are kept of what was granted once
         with opened_on(folder, num_residents=0, ring_slots=3) as opened:
             assert num_tiers(opened) == (0, NUM_LAYERS, 0)
             assert isinstance(opened.link, StagedCopyEngine)
