@@ -111,7 +111,7 @@ class FourBitWeight:
         # The fused kernel loads 16 codes at a time: elsewhere a device would stop with an error that it keeps.
         is_aligned = self.parts[""].data_ptr() % DEVICE_ALIGNMENT_BYTES == 0
         if self.is_fast and is_aligned and has_kernel("gemm_4bit", inputs.device.type):
-            return self._fused_product(inputs, bias)
+            return self.fused_product(inputs, bias)
         absmax = self._wide_absmax()
         num_outputs, num_columns = self.format.shape
 
@@ -160,7 +160,8 @@ class FourBitWeight:
         values = pairs.view(torch.float32)[: end - first]
         return _scale_blocks(values, blocks, block_size, out=out.view(-1)).view(out.shape)
 
-    def _fused_product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def fused_product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Multiply as `linear` does, by bitsandbytes' kernel, which widens nothing to memory; codes are aligned."""
         parts, shape = self.parts, self.format
         scales, nested = parts[".absmax"], {}
         if shape.nested_offset is not None:

@@ -5,13 +5,14 @@ That line goes to stdout; progress, and tables of its figures, go to stderr.
 
 import json
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from runtime.config import EngineConfig, SamplingParams
 from runtime.errors import OptionError
@@ -19,7 +20,15 @@ from runtime.prompts.prompt_file import PromptRequest, read_requests, read_text
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftingConfig, PlainConfig, Quiet, with_option_groups
-from tui.printing import announce, locate_in_sight, measurement_tables, open_session_in_sight, progress_console
+from tui.printing import (
+    announce,
+    locate_in_sight,
+    measurement_tables,
+    open_session_in_sight,
+    print_grid,
+    progress_console,
+)
+from tui.terminal_text import one_line
 
 bench_app = typer.Typer(help="Measure this machine with a real model.", no_args_is_help=True)
 Prompts = Annotated[
@@ -240,6 +249,46 @@ def perplexity(
     from runtime.bench.perplexity import run_perplexity
 
     _show(run_perplexity(config, content, source=str(path), is_compared=beside_transformers), console)
+
+
+@bench_app.command()
+def card(
+    *,
+    device: Annotated[str, typer.Option(help="auto, or TYPE[:INDEX] as in cuda:0.")] = "auto",
+    probe: Annotated[
+        list[str] | None, typer.Option(help="One probe by name; may be given again.", show_default="all of them")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Toy sizes: whether the probes run, and nothing about the card.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the random weights and prompts.", min=0)] = 0,
+    quiet: Quiet = False,
+) -> int:
+    """What only an accelerator can tell, in about ten minutes: one page, and one JSON line to attach to a report.
+
+    Every probe runs in a process of its own, so that one that fails, hangs or crashes costs only its own answer. Exit
+    code 1 if any did. Takes up to 10 GB of disk for temporary files (in TMPDIR) and as much host memory.
+    """
+    from runtime.fit.startup import check_startup
+
+    check_startup(None, is_measuring=True)
+    from runtime.bench.card.examination import run_card
+
+    console = progress_console(is_quiet=quiet)
+    steps = run_card(device, names=probe or (), is_small=small, seed=seed)
+    record = announce(steps, console)
+    print_grid(_card_rows(record), console)
+    sys.stdout.write(json.dumps(record) + "\n")
+    return 1 if record["num_failed"] else 0
+
+
+def _card_rows(record: Mapping[str, Any]) -> Iterator[tuple[Text, Text, Text]]:
+    """Yield the page: each probe, how long it took, and what it says."""
+    for report in record["probes"]:
+        sentences = report["says"] or [f"failed: {report['failure']}"]
+        for index, sentence in enumerate(sentences):
+            name, seconds = ("", "") if index else (report["name"], f"{report['seconds']:.0f} s")
+            yield Text(name, "bold"), Text(seconds), Text(one_line(sentence), "red" if report["failure"] else "")
 
 
 def draw_robustness(report: Mapping[str, Any], path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_format_knows_its_sizes() -> None:
     assert nested.part_suffixes == ("", ".absmax", ".nested_absmax", ".nested_quant_map")
 
 
-def test_the_fused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thefused_product_gets_what_bitsandbytes_own_call_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No device here has the fused kernel; bitsandbytes' default implementation of the operator stands in for it."""
     asked = []
     monkeypatch.setattr(
@@ -161,7 +161,7 @@ def test_codes_that_are_not_aligned_never_reach_the_fused_kernel(monkeypatch: py
     """It loads 16 bytes at once, and a device that was asked for such a load elsewhere is lost."""
     fused = []
     monkeypatch.setattr("offload.formats.four_bit.has_kernel", lambda operator, device_type: operator == "gemm_4bit")
-    monkeypatch.setattr(FourBitWeight, "_fused_product", lambda weight, inputs, bias: fused.append(1) or inputs)
+    monkeypatch.setattr(FourBitWeight, "fused_product", lambda weight, inputs, bias: fused.append(1) or inputs)
     weight, inputs = FourBitWeight.quantize(random_matrix(64, 64), is_fast=True), torch.randn(2, 64)
     memory = torch.zeros(64 * 32 + 16, dtype=torch.uint8)
     for phase in range(17):
