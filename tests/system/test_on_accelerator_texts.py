@@ -10,7 +10,9 @@ import torch
 
 from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from profiles.errors import BadInputError
+from runtime.engine import drafter
 from runtime.engine.load_plan import LoadPlan
+from runtime.speculation.schemes import Coupled
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,
@@ -107,6 +109,27 @@ def tree_in_context_changes_no_text(kind: str) -> None:
         assert found == answer(plain, sampled)[1]
 
 
+def filtered_sampling_ranks_no_row_on_the_processor(tree: str) -> None:
+    """What the chat samples with: only the walk's rows of the target come back, and a few numbers a node."""
+    folder, draft = folder_of("llama"), folder_of("llama", seed=SEED + 1)
+    params = replace(ASKED.params, temperature=0.7, top_p=0.95, seed=3, verification="coupled")
+    sampled = replace(ASKED, params=params)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a row was ranked on the processor")
+
+    with opened_on(folder, tree=tree, draft=draft, num_residents=0) as opened:
+        rank_row_by_row, place = drafter.rank_row_by_row, Coupled.place
+        try:
+            drafter.rank_row_by_row = Coupled.place = refuse  # type: ignore[method-assign]
+            found = answer(opened, sampled)[1]
+        finally:
+            drafter.rank_row_by_row, Coupled.place = rank_row_by_row, place  # type: ignore[method-assign]
+        assert sim.hazards() == []
+    with opened_on(folder, device="cpu") as plain:
+        assert found == answer(plain, sampled)[1]
+
+
 def bfloat16_text_does_not_depend_on_the_tier(kind: str) -> None:
     folder = folder_of(kind, torch.bfloat16)
     texts = []
@@ -141,6 +164,10 @@ for _draft, _device in (("another model", "sim:1"), ("substitute", "sim:1"), ("a
 CHECKS["draft_on_a_device_that_cannot_hold_it_is_refused"] = functools.partial(
     draft_on_a_device_that_cannot_hold_it_is_refused, "llama"
 )
+for _tree in ("7x4", "dynamic:8x4"):
+    CHECKS[f"filtered_sampling_ranks_no_row_on_the_processor: {_tree}"] = functools.partial(
+        filtered_sampling_ranks_no_row_on_the_processor, _tree
+    )
 CHECKS["bfloat16_files_in_float32_are_the_cpus"] = functools.partial(bfloat16_files_in_float32_are_the_cpus, "gemma3")
 CHECKS["bfloat16_text_does_not_depend_on_the_tier"] = functools.partial(
     bfloat16_text_does_not_depend_on_the_tier, "llama"
