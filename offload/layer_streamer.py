@@ -18,11 +18,12 @@ import torch
 
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.closing import PATIENCE_SECONDS, Closeable, Patience
-from offload.copying.copy_engine import CopyEngine, CopySource, PendingCopy
+from offload.copying.copy_engine import CopyEngine, CopySource, HostSource, PendingCopy
 from offload.errors import LinkError, PassCancelledError
 from offload.layer_filling import LayerFilling
 from offload.memory import allocate_read_slab
 from offload.pass_statistics import PassStatistics
+from offload.travelling_rows import TravellingRows
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ class _Visit:
 
     layer_index: int
     slot_index: int
-    copy: PendingCopy
+    copies: list[PendingCopy]
+    """Of its weights, then of its rows."""
+    num_rows: int = 0
+    """Rows that are there or on their way."""
     is_in_use: bool = False
 
 
@@ -98,6 +102,7 @@ class LayerStreamer(Closeable):
         allocate_slot: Callable[[int], torch.Tensor] = allocate_read_slab,
         disk: CopyEngine | None = None,
         filling: LayerFilling | None = None,
+        rows: TravellingRows | None = None,
         clock: Callable[[], float] = time.perf_counter,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
@@ -105,7 +110,8 @@ class LayerStreamer(Closeable):
 
         An aborted pass is given up on, for now, where something still writes to a slot after `patience_seconds`.
         `disk` is the engine behind `engine` whose business is counted too, if there is one. `filling` still brings
-        layers to where they stay: a pass waits for each that has not come.
+        layers to where they stay: a pass waits for each that has not come. `rows` travel with their layers, which must
+        be streamed ones.
         """
         self.layers = tuple(layers)
         """Every layer: resident, or where its bytes come from."""
@@ -120,6 +126,13 @@ class LayerStreamer(Closeable):
             raise ValueError(f"a ring of {num_slots} slots cannot copy and compute at once; it needs 2 or more")
         slot_bytes = max((source.slab_bytes for _, source in self._sources), default=0)
         self.slots = tuple(allocate_slot(slot_bytes) for _ in range(num_slots if self._sources else 0))
+        self.rows = rows
+        """What travels with the layers."""
+        num_row_slots = len(self.slots) if rows is not None and rows.layers else 0
+        self.row_slots = tuple(allocate_slot(rows.slot_bytes) for _ in range(num_row_slots)) if rows is not None else ()
+        self._num_rows = self._num_new_rows = 0
+        self._returning: list[PendingCopy] = []
+        self._rows_sent = self._rows_returned = 0  # bytes
         self._free_slots: deque[int] = deque(range(len(self.slots)))
         self._visits: list[_Visit | None] = [None] * len(self.slots)  # by slot
         self._coming: deque[_Visit] = deque()  # submitted, not acquired yet, in order
@@ -143,12 +156,15 @@ class LayerStreamer(Closeable):
 
     @property
     def ring_bytes(self) -> int:
-        return sum(slot.numel() for slot in self.slots)
+        return sum(slot.numel() for slot in (*self.slots, *self.row_slots))
 
     @property
     def is_full(self) -> bool:
         """Whether every slot holds a layer that has arrived, so that nothing is on the link."""
-        return all(visit and not visit.is_in_use and visit.copy.is_done for visit in tuple(self._visits))
+        return all(
+            visit and not visit.is_in_use and all(copy.is_done for copy in tuple(visit.copies))
+            for visit in tuple(self._visits)
+        )
 
     @property
     def num_done_layers(self) -> int | None:
@@ -166,9 +182,10 @@ class LayerStreamer(Closeable):
         while self._free_slots:
             self._submit(self._free_slots.popleft())
 
-    def begin_pass(self) -> None:
+    def begin_pass(self, *, num_rows: int = 0, num_new_rows: int = 0) -> None:
         """Start a pass: layer 0 is next. Forgets a cancellation that came too late for the pass before.
 
+        The pass finds the first `num_rows` rows of every travelling layer, and writes `num_new_rows` behind them.
         Raises LinkError if something still writes to a slot since an aborted pass.
         """
         self._require(not self._is_in_pass, "the pass before has not ended")
@@ -178,6 +195,11 @@ class LayerStreamer(Closeable):
         if self._filling is not None and self._filling.is_done:
             self._filling, self._is_loading = None, False
             self._look_ahead()
+        self._num_rows, self._num_new_rows = num_rows, num_new_rows
+        self._rows_sent = self._rows_returned = 0
+        for visit in self._coming:  # fetched ahead without what the pass before added, with what was forgotten since
+            visit.num_rows = min(visit.num_rows, num_rows)
+            self._fetch_rows(visit)
         self.prefetch()
         self._num_done = 0
         with self._lock:
@@ -204,6 +226,13 @@ class LayerStreamer(Closeable):
         self._acquired.add(layer_index)
         return slab
 
+    def rows_of(self, layer_index: int) -> torch.Tensor | None:
+        """Return an acquired layer's rows on the device, uint8 (capacity, bytes); None if it has none that travel."""
+        if self.rows is None or self.rows.of_layer(layer_index) is None:
+            return None
+        visit = next(visit for visit in self._visits if visit and visit.is_in_use and visit.layer_index == layer_index)
+        return self.rows.in_slot(layer_index, self.row_slots[visit.slot_index])
+
     def release(self, layer_index: int) -> None:
         """Let the slot take the next copy: the computation enqueued so far was the layer's last."""
         self._require(layer_index in self._acquired, f"layer {layer_index} is not acquired")
@@ -211,14 +240,21 @@ class LayerStreamer(Closeable):
         self._num_done = layer_index + 1
         for visit in self._visits:
             if visit is not None and visit.is_in_use and visit.layer_index == layer_index:
-                self._engine.release(self.slots[visit.slot_index])
+                self._bring_back_rows(layer_index)
+                self._release_slot(visit.slot_index)
                 self._submit(visit.slot_index)
 
     def end_pass(self) -> PassStatistics:
-        """Close a pass in which every layer was acquired and released; the ring goes on filling."""
+        """Close a pass in which every layer was acquired and released; the ring goes on filling.
+
+        Blocks until the new rows are in host memory; raises LinkError, with the pass still open, if they do not arrive.
+        """
         self._require(self._is_in_pass, "no pass has begun")
         self._require(not self._acquired, f"layers {sorted(self._acquired)} are not released")
         self._require(self._next_layer == len(self.layers), f"layer {self._next_layer} was never asked for")
+        for copy in self._returning:
+            copy.wait(self._cancel)
+        self._returning.clear()
         self._leave_pass()
         busy_before, disk_busy_before, computed_before = self._busy_mark, self._disk_busy_mark, self._computed_mark
         self._mark_busy()
@@ -240,6 +276,8 @@ class LayerStreamer(Closeable):
             if self._disk
             else 0,
             is_loading=self._is_loading,
+            cache_bytes_sent=self._rows_sent,
+            cache_bytes_returned=self._rows_returned,
         )
 
     def abort_pass(self) -> None:
@@ -289,8 +327,8 @@ class LayerStreamer(Closeable):
             self._drain()
         except LinkError as error:
             logger.warning("%s", error)
-            _never_freed.extend(self.slots)
-        self.slots, self._visits, self._free_slots = (), [], deque()
+            _never_freed.extend((*self.slots, *self.row_slots))
+        self.slots, self.row_slots, self._visits, self._free_slots = (), (), [], deque()
         self._is_closed = True
 
     def _look_ahead(self) -> None:
@@ -310,25 +348,57 @@ class LayerStreamer(Closeable):
     def _wait_for_slot(self) -> torch.Tensor:
         self._require(bool(self._coming), "every slot is in use; release a layer first")
         for each in self._coming:
-            if isinstance(each.copy, _LateCopy):
-                each.copy.begin_if_there()
+            if isinstance(each.copies[0], _LateCopy):
+                each.copies[0].begin_if_there()
         visit = self._coming[0]
         assert visit.layer_index == self._next_layer
         began = self._clock()
         try:
-            visit.copy.wait(self._cancel)
+            for copy in (*visit.copies[1:], visit.copies[0]):  # an accelerator counts the computation from the last on
+                copy.wait(self._cancel)
         finally:
             self._waited += self._clock() - began
         self._coming.popleft()
         visit.is_in_use = True
+        if (rows := self.rows_of(visit.layer_index)) is not None:
+            self._rows_sent += visit.num_rows * rows.shape[1]
         return self.slots[visit.slot_index]
+
+    def _release_slot(self, slot_index: int) -> None:
+        self._engine.release(self.slots[slot_index])
+        if self.row_slots:
+            self._engine.release(self.row_slots[slot_index])
 
     def _submit(self, slot_index: int) -> None:
         layer_index, source = self._sources[self._next_source]
         self._next_source = (self._next_source + 1) % len(self._sources)
-        visit = _Visit(layer_index, slot_index, self._copy(layer_index, source, self.slots[slot_index]))
+        visit = _Visit(layer_index, slot_index, [self._copy(layer_index, source, self.slots[slot_index])])
         self._visits[slot_index] = visit
         self._coming.append(visit)
+        self._fetch_rows(visit)
+
+    def _fetch_rows(self, visit: _Visit) -> None:
+        """Copy those rows of the layer that are there for good and not on their way yet."""
+        rows = None if self.rows is None else self.rows.of_layer(visit.layer_index)
+        if rows is None or visit.num_rows >= self._num_rows:
+            return
+        assert self.rows is not None
+        wanted = slice(visit.num_rows, self._num_rows)
+        source = rows[wanted].view(-1)
+        slot = self.rows.in_slot(visit.layer_index, self.row_slots[visit.slot_index])[wanted].view(-1)
+        visit.copies.append(self._engine.start(HostSource(source, source.numel(), is_companion=True), slot))
+        visit.num_rows = self._num_rows
+
+    def _bring_back_rows(self, layer_index: int) -> None:
+        on_device = self.rows_of(layer_index)
+        if on_device is None or not self._num_new_rows:
+            return
+        assert self.rows is not None
+        new = slice(self._num_rows, self._num_rows + self._num_new_rows)
+        in_host = self.rows.of_layer(layer_index)
+        assert in_host is not None
+        self._returning.append(self._engine.bring_back(on_device[new].view(-1), in_host[new].view(-1)))
+        self._rows_returned += on_device[new].numel()
 
     def _copy(self, layer_index: int, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         if self._filling is None or self._filling.has(layer_index):
@@ -336,22 +406,24 @@ class LayerStreamer(Closeable):
         return _LateCopy(self._filling, layer_index, lambda: self._engine.start(source, slot))
 
     def _drain(self) -> None:
-        for visit in self._coming:
-            visit.copy.abandon()
+        pending = [*(copy for visit in self._coming for copy in visit.copies), *self._returning]
+        for copy in pending:
+            copy.abandon()
         self._is_draining, patience = True, Patience(self._patience_seconds)
         try:
-            for visit in self._coming:
-                visit.copy.wait(patience)
+            for copy in pending:
+                copy.wait(patience)
         except (PassCancelledError, LinkError) as error:
             raise LinkError(
                 f"A layer that is not wanted any more has been on its way for {self._patience_seconds:g} seconds; "
                 "check that the disk and the device still answer, then try again."
             ) from error
         self._is_draining = False
-        for slot, occupant in zip(self.slots, self._visits, strict=True):
+        for slot_index, occupant in enumerate(self._visits):
             if occupant is not None:
-                self._engine.release(slot)
+                self._release_slot(slot_index)
         self._coming.clear()
+        self._returning.clear()
         self._acquired.clear()
         self._visits = [None] * len(self.slots)
         self._free_slots = deque(range(len(self.slots)))

@@ -26,3 +26,12 @@ class PassStatistics:
     """Weight bytes that the disk behind the link delivered for them."""
     is_loading: bool = False
     """Whether layers were still to come when it began, so that its times say nothing about other passes."""
+    cache_bytes_sent: int = 0
+    """Bytes of keys and values that crossed the link with their layers, in time for this pass."""
+    cache_bytes_returned: int = 0
+    """Bytes of new ones that crossed it back to host memory."""
+
+    @property
+    def link_bytes(self) -> int:
+        """Everything that crossed the link, in both directions."""
+        return self.bytes_streamed + self.cache_bytes_sent + self.cache_bytes_returned

@@ -2,14 +2,15 @@
 
 Pure: sizes and budgets in, tiers out. Residents are spread evenly between streamed layers, around the end of a pass
 too, because a run of residents leaves the link idle while it computes; disk layers are spread likewise among the
-streamed ones, so that both links work at the same time.
+streamed ones, so that both links work at the same time. Where caches are planned too, a resident layer's stays on the
+device, and a streamed one's travels with the layer, unless what is left of the device still holds it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
-from operator import sub
+from operator import add, sub
 from typing import TypeAlias
 
 from offload.errors import BudgetError
@@ -36,6 +37,10 @@ class ResidencyPlan:
     """Per layer, as allocated."""
     num_slots: int
     """Slots of the ring; 0 if nothing streams."""
+    cache_bytes: tuple[int, ...] = ()
+    """Per layer: what its keys and values take, wherever they are; empty if they are no part of the plan."""
+    travelling: tuple[int, ...] = ()
+    """Streamed layers whose keys and values wait in host memory and cross the link with them."""
 
     @property
     def streamed_layers(self) -> tuple[int, ...]:
@@ -51,8 +56,18 @@ class ResidencyPlan:
         return max((self.layer_bytes[index] for index in self.streamed_layers), default=0)
 
     @property
+    def travelling_bytes(self) -> int:
+        """Of host memory, for keys and values; what crosses the link in a pass once the context is full."""
+        return sum(self.cache_bytes[index] for index in self.travelling)
+
+    @property
+    def row_slot_bytes(self) -> int:
+        """Beside each slot: room for any one travelling layer's keys and values."""
+        return max((self.cache_bytes[index] for index in self.travelling), default=0)
+
+    @property
     def ring_bytes(self) -> int:
-        return self.num_slots * self.slot_bytes
+        return self.num_slots * (self.slot_bytes + self.row_slot_bytes)
 
     @property
     def resident_bytes(self) -> int:
@@ -61,7 +76,8 @@ class ResidencyPlan:
 
     @property
     def host_bytes(self) -> int:
-        return self._bytes_of(Tier.HOST)
+        """Of layers, and of the keys and values that travel."""
+        return self._bytes_of(Tier.HOST) + self.travelling_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -69,7 +85,7 @@ class ResidencyPlan:
 
     @property
     def streamed_bytes(self) -> int:
-        """Copied in every pass: host and disk tier."""
+        """Copied in every pass: host and disk tier, and the keys and values that travel, as many as there are."""
         return self.host_bytes + self.disk_bytes
 
     def _bytes_of(self, wanted: Tier) -> int:
@@ -83,43 +99,59 @@ def plan_residency(
     device_budget_bytes: int,
     host_budget_bytes: int,
     saved_bytes: Sequence[int] | None = None,
+    cache_bytes: Sequence[int] = (),
 ) -> ResidencyPlan:
     """Fill the device budget with residents beside a ring of `num_slots` slots, then the host budget; the rest is disk.
 
     `layer_bytes` are slab sizes as allocated. The device budget is what remains for layers and ring after all fixed
     costs. If every layer fits without a ring, there is none. No layer could be moved to a faster tier on top.
     `saved_bytes`: per layer, what its residency frees elsewhere on the device (a draft that shares it needs no copy).
+    `cache_bytes`: per layer, what its keys and values take, if they may travel: the device budget pays for the others,
+    the host budget for these.
 
     Raises BudgetError if the device budget does not hold the ring.
     """
     sizes = tuple(layer_bytes)
-    costs = sizes if saved_bytes is None else tuple(map(sub, sizes, saved_bytes))
+    caches = tuple(cache_bytes) or (0,) * len(sizes)
+    costs: tuple[int, ...] = tuple(map(add, sizes, caches))
+    if saved_bytes is not None:
+        costs = tuple(map(sub, costs, saved_bytes))
     if sum(costs) <= device_budget_bytes:
-        return ResidencyPlan((Tier.RESIDENT,) * len(sizes), sizes, num_slots=0)
+        return ResidencyPlan((Tier.RESIDENT,) * len(sizes), sizes, num_slots=0, cache_bytes=tuple(cache_bytes))
 
     def device_cost(residents: frozenset[int]) -> int:
-        slot_bytes = max((size for index, size in enumerate(sizes) if index not in residents), default=0)
+        slot_bytes = sum(
+            max((size for index, size in enumerate(items) if index not in residents), default=0)
+            for items in (sizes, caches)
+        )
         return sum(costs[index] for index in residents) + num_slots * slot_bytes
 
     residents = choose_evenly(costs, device_cost, device_budget_bytes)
     if residents is None:
-        needed = min(sum(costs), num_slots * max(sizes))
+        needed = min(sum(costs), num_slots * (max(sizes) + max(caches)))
         missing = needed - device_budget_bytes
         raise BudgetError(
             f"{format_bytes(max(0, device_budget_bytes))} of device memory are left for layers, but {num_slots} slots "
             f"need {format_bytes(needed)}; raise the device memory budget by {format_bytes(missing)}."
         )
     streamed = [index for index in range(len(sizes)) if index not in residents]
-    in_host = choose_evenly(
-        [sizes[index] for index in streamed],
-        lambda chosen: sum(sizes[streamed[place]] for place in chosen),
-        max(0, host_budget_bytes),
-    )
-    assert in_host is not None  # choosing none costs nothing
+    travelling: tuple[int, ...] = ()
+    if cache_bytes:
+        kept = _as_many_as_fit([caches[index] for index in streamed], device_budget_bytes - device_cost(residents))
+        travelling = tuple(index for place, index in enumerate(streamed) if place not in kept)
+        host_budget_bytes -= sum(caches[index] for index in travelling)
+    in_host = _as_many_as_fit([sizes[index] for index in streamed], host_budget_bytes)
     tiers = [Tier.RESIDENT] * len(sizes)
     for place, index in enumerate(streamed):
         tiers[index] = Tier.HOST if place in in_host else Tier.DISK
-    return ResidencyPlan(tuple(tiers), sizes, num_slots)
+    return ResidencyPlan(tuple(tiers), sizes, num_slots, tuple(cache_bytes), travelling)
+
+
+def _as_many_as_fit(sizes: Sequence[int], budget_bytes: int) -> frozenset[int]:
+    """Return evenly spread places whose sizes fit the budget together."""
+    chosen = choose_evenly(sizes, lambda places: sum(sizes[place] for place in places), max(0, budget_bytes))
+    assert chosen is not None  # choosing none costs nothing
+    return chosen
 
 
 def spread_evenly(num_places: int, num_chosen: int) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ from runtime.errors import OptionError
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
+KvCache = Literal["auto", "device", "host"]
+"""Where the target's keys and values are: all on the device, or those of streamed layers in host memory."""
 Lookup = Literal["on", "off"]
 Generation = Literal["auto", "plain"]
 """Whether a model's generation_config.json says how its answers are written, where nobody chose, or only ends them."""
@@ -242,6 +244,15 @@ class EngineConfig:
         ),
     ] = None
     """0 is the least that works."""
+    kv_cache: Annotated[
+        KvCache,
+        Option(
+            "Where keys and values are: device, host (those of streamed layers wait in host memory and cross the link "
+            "with them), or auto, which moves the fewest bytes.",
+            MEMORY,
+            is_setting=False,
+        ),
+    ] = "auto"
     host_memory_bytes: Annotated[
         int | None,
         Option(

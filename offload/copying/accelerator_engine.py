@@ -2,6 +2,7 @@
 
     copy stream:     wait compute_done[slot] -> copy in chunks -> record copy_done
     compute stream:  wait copy_done -> a layer's kernels -> record compute_done[slot]
+    return stream:   wait for the kernels that wrote rows -> copy these to the host; the copy stream waits for it
 
 Nothing here synchronises a device, allocates per visit or calls record_stream. The host does not run away either: a
 layer is handed out when the copy before it has arrived, so that progress and cancellation mean something. Written
@@ -26,6 +27,7 @@ DEFAULT_CHUNK_BYTES = 8 << 20
 """Small uploads queue behind at most this much of a layer on the one copy engine of a device: 0.3 ms at 25 GB/s."""
 
 _CANCEL_POLL_SECONDS = 0.02
+_RETURN_POLL_SECONDS = 0.0005  # the end of a pass waits for its last rows, which take less
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +87,14 @@ class _Transfer:
     slot_address: int
     span: _Span
     issued_at: float
+    is_companion: bool = False
     failure: Exception | None = None
     is_complete: bool = False
     is_watched: bool = False
     """Whether a thread will wait for it, or does, so that its events are not another's yet."""
     is_abandoned: bool = False
     reads: torch.Tensor | None = field(default=None, repr=False)  # keeps a source alive that the device still reads
+    writes: torch.Tensor | None = field(default=None, repr=False)  # host memory that it still writes to
 
 
 class AcceleratorCopyEngine(Closeable):
@@ -120,9 +124,11 @@ class AcceleratorCopyEngine(Closeable):
         self._clock = clock
         self._patience_seconds = patience_seconds
         self._copy_stream = accelerator.create_stream()
+        self._return_stream: torch.Stream | None = None
         self._uses: dict[int, _SlotUse] = {}  # by the slot's address
         self._pool: list[_Span] = []
         self._in_flight: deque[_Transfer] = deque()
+        self._returning: deque[_Transfer] = deque()
         self._computing: deque[_Span] = deque()
         self._watched: deque[_Transfer] = deque()
         self._lock = threading.RLock()
@@ -173,7 +179,12 @@ class AcceleratorCopyEngine(Closeable):
                 raise RuntimeError("the copy engine is closed")
             self._collect()
             transfer = _Transfer(
-                source.payload_bytes, slot.data_ptr(), self._take_span(), self._clock(), reads=source.slab
+                source.payload_bytes,
+                slot.data_ptr(),
+                self._take_span(),
+                self._clock(),
+                source.is_companion,
+                reads=source.slab,
             )
             try:
                 self._enqueue(source, slot, transfer)
@@ -185,6 +196,31 @@ class AcceleratorCopyEngine(Closeable):
                 self._watched.append(transfer)
                 self._wake.notify_all()
         return _DeviceCopy(self, transfer)
+
+    def bring_back(self, rows: torch.Tensor, destination: torch.Tensor) -> "_ReturningCopy":
+        """Enqueue the copy behind the computation so far, and every later copy to the device behind it.
+
+        That holds copies up for no longer than the rows take, and then even a slot that nothing is copied to, because
+        the first pass has no rows yet, is written to only when the rows before it are safe.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the copy engine is closed")
+            self._collect()
+            self._return_stream = self._return_stream or self._accelerator.create_stream()
+            span = self._take_span()
+            transfer = _Transfer(0, rows.data_ptr(), span, self._clock(), reads=rows, writes=destination)
+            self._accelerator.current_stream().record_event(span.begun)
+            self._return_stream.wait_event(span.begun)
+            try:
+                self._accelerator.copy(destination, rows, self._return_stream)
+            except RuntimeError as error:
+                transfer.failure = error
+            finally:
+                self._return_stream.record_event(span.done)
+                self._copy_stream.wait_event(span.done)
+            self._returning.append(transfer)
+        return _ReturningCopy(self, transfer)
 
     def _take_span(self) -> _Span:
         if self._pool:
@@ -207,10 +243,11 @@ class AcceleratorCopyEngine(Closeable):
     def release(self, slot: torch.Tensor) -> None:
         """Record where the computation enqueued so far ends: the slot's next copy begins behind it."""
         with self._lock:
-            use = self._uses.get(slot.data_ptr()) or self._begin_use(slot.data_ptr())
+            use = self._uses.get(slot.data_ptr())
+            if use is None or use.is_over:  # the events of one that is over may be another's by now
+                use = self._begin_use(slot.data_ptr())
             self._accelerator.current_stream().record_event(use.span.done)
-            if not use.is_over:
-                self._computing.append(use.span)
+            self._computing.append(use.span)
             use.is_over = True
 
     def _begin_use(self, slot_address: int) -> _SlotUse:
@@ -229,12 +266,12 @@ class AcceleratorCopyEngine(Closeable):
             self._wake.notify_all()
         patience = Patience(self._patience_seconds)
         try:
-            for transfer in tuple(self._in_flight):
+            for transfer in (*self._in_flight, *self._returning):
                 transfer.is_abandoned = True
                 self.block_until_arrived(transfer, patience)
         except PassCancelledError:
             logger.warning("the device has not finished its copies for %g s", self._patience_seconds)
-            _never_freed.extend(self._in_flight)
+            _never_freed.extend((*self._in_flight, *self._returning))
             return
         if self._thread is not None:
             self._thread.join(patience.seconds_left)
@@ -248,6 +285,8 @@ class AcceleratorCopyEngine(Closeable):
             self._collect()
             if transfer.failure is None and not transfer.is_complete:
                 self._accelerator.current_stream().wait_event(transfer.span.done)
+            if transfer.is_companion:  # its layer says how far the host may be
+                return
             self._begin_use(transfer.slot_address)
         before, self._last_handed_out = self._last_handed_out, transfer
         if before is not None and before.slot_address != transfer.slot_address:  # of another layer
@@ -263,7 +302,7 @@ class AcceleratorCopyEngine(Closeable):
 
     def _wait_a_while(self) -> None:
         """Wait until some copy has arrived, but not so long that a cancellation is noticed late; with the lock held."""
-        self._wake.wait(_CANCEL_POLL_SECONDS)
+        self._wake.wait(_RETURN_POLL_SECONDS if self._returning else _CANCEL_POLL_SECONDS)
 
     def has_arrived(self, transfer: _Transfer) -> bool:
         """Return whether the copy writes no more."""
@@ -283,6 +322,10 @@ class AcceleratorCopyEngine(Closeable):
                     self._bytes_copied += transfer.num_bytes
             self._recycle(transfer)
             has_news = True
+        while self._returning and self._is_passed(self._returning[0].span, self._returning[0]):
+            transfer = self._returning.popleft()
+            transfer.is_complete, transfer.reads, transfer.writes = True, None, None
+            self._recycle(transfer)
         if has_news:
             self._wake.notify_all()
             self._listener()
@@ -357,3 +400,13 @@ class _DeviceCopy:
 
     def abandon(self) -> None:
         self._transfer.is_abandoned = True
+
+
+class _ReturningCopy(_DeviceCopy):
+    """A copy to host memory, where the host itself looks for the bytes."""
+
+    def wait(self, cancel: threading.Event | None = None) -> None:
+        self._engine.block_until_arrived(self._transfer, cancel)
+        failure = self._transfer.failure
+        if failure is not None and not self._transfer.is_abandoned:
+            raise LinkError(f"A copy from the device failed: {failure}") from failure

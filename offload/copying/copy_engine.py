@@ -26,6 +26,8 @@ class HostSource:
     """Where its pieces go in a slot on a device; none: all of it as it lies."""
     slot_offset: int = 0
     """Where in a slot in host memory it begins: above 0 for a later part of a layer."""
+    is_companion: bool = False
+    """Whether it comes beside a layer and is handed out with it, as its rows do: no computation is its own."""
 
     @property
     def slab_bytes(self) -> int:
@@ -100,7 +102,7 @@ class CopyEngine(Protocol):
 
     @property
     def bytes_copied(self) -> int:
-        """Total weight bytes of the copies that arrived."""
+        """Total bytes, of weights and rows, of the copies to the device that arrived."""
 
     def look_ahead(self, cycle: Sequence[CopySource]) -> None:
         """Say which sources will be asked for, in order, over and over; an engine may use it to read ahead."""
@@ -110,6 +112,13 @@ class CopyEngine(Protocol):
 
     def start(self, source: CopySource, slot: torch.Tensor) -> PendingCopy:
         """Begin to fill `slot` (uint8, at least source.slab_bytes) and return at once; any failure shows in `wait`."""
+
+    def bring_back(self, rows: torch.Tensor, destination: torch.Tensor) -> PendingCopy:
+        """Begin to copy `rows`, which the computation enqueued so far has written on the device, to host memory.
+
+        Both are uint8, contiguous and of one size. Whatever is started later may overwrite the rows. `wait` blocks
+        until the bytes are in host memory.
+        """
 
     def release(self, slot: torch.Tensor) -> None:
         """Let a later `start` overwrite the slot after the computation enqueued so far, its last user."""

@@ -1,7 +1,8 @@
 """A slow link on any machine: paces another engine's copies to a given bandwidth and latency.
 
 The link carries one copy at a time, in the order of `start`: a copy occupies it from max(link free, submission) on for
-latency + bytes / bandwidth, and is usable then, or when the engine below has really done it, whichever is later.
+latency + bytes / bandwidth, and is usable then, or when the engine below has really done it, whichever is later. The
+way back from the device is as fast, and carries its own copies at the same time, as PCIe does.
 """
 
 import threading
@@ -45,7 +46,7 @@ class EmulatedLink:
         self._engine = engine
         self._clock = clock
         self._wait = wait
-        self._link_free = clock()
+        self._link_free = self._way_back_free = clock()
         self._booked_seconds = 0.0
         self._dues: SimpleQueue[float | None] = SimpleQueue()  # for the thread that tells; None: it ends
         self._is_closing = threading.Event()
@@ -53,7 +54,7 @@ class EmulatedLink:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds so far that copies occupied the emulated link, or the one below if that was busier."""
+        """Seconds so far that copies to the device occupied the emulated link, or the one below if that was busier."""
         # Bookings are contiguous from now on: each began at its submission, or where the one before it ends.
         still_to_come = max(0.0, self._link_free - self._clock())
         return max(self._booked_seconds - still_to_come, self._engine.busy_seconds)
@@ -88,6 +89,13 @@ class EmulatedLink:
         if self._thread is not None:
             self._dues.put(self._link_free)
         return _PacedCopy(self._engine.start(source, slot), self._link_free, clock=self._clock, wait=self._wait)
+
+    def bring_back(self, rows: torch.Tensor, destination: torch.Tensor) -> PendingCopy:
+        """Book the way back for the copy and hand it to the engine below; returns at once."""
+        begin = max(self._way_back_free, self._clock())
+        self._way_back_free = begin + self.link.copy_seconds(rows.numel())
+        copy = self._engine.bring_back(rows, destination)
+        return _PacedCopy(copy, self._way_back_free, clock=self._clock, wait=self._wait)
 
     def release(self, slot: torch.Tensor) -> None:
         self._engine.release(slot)

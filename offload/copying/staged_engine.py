@@ -186,6 +186,9 @@ class StagedCopyEngine(Closeable):
         self._notice()
         return copy
 
+    def bring_back(self, rows: torch.Tensor, destination: torch.Tensor) -> PendingCopy:
+        return self.link.bring_back(rows, destination)
+
     def release(self, slot: torch.Tensor) -> None:
         self.link.release(slot)
 

@@ -208,7 +208,10 @@ def plan_pinned_layers(
 
 def _pinning_of(residency: ResidencyPlan, budget_bytes: int | None) -> PinningPlan:
     host, disk = (_sizes_in(residency, tier) for tier in (Tier.HOST, Tier.DISK))
-    return plan_pinning(host, budget_bytes, disk_slab_sizes=disk)
+    layers_budget = budget_bytes
+    if budget_bytes is not None and has_room_for_rows(budget_bytes, residency):
+        layers_budget = budget_bytes - residency.travelling_bytes
+    return replace(plan_pinning(host, layers_budget, disk_slab_sizes=disk), budget_bytes=budget_bytes)
 
 
 def _sizes_in(residency: ResidencyPlan, wanted: Tier) -> list[int]:
@@ -221,3 +224,8 @@ def pass_cost(residency: ResidencyPlan, pinning: PinningPlan) -> float:
     pinned = sum(host[place] for place in pinning.pinned_slabs)
     slowdown = 1 + _HANDOVER_BYTES / ring.stage_bytes if ring.num_stages else _PAGEABLE_SLOWDOWN
     return pinned + slowdown * (sum(host) - pinned) + _DISK_SLOWDOWN * sum(_sizes_in(residency, Tier.DISK))
+
+
+def has_room_for_rows(budget_bytes: int, residency: ResidencyPlan) -> bool:
+    """Return whether keys and values that travel are pinned too: they come after a ring, and take half at most."""
+    return 2 * residency.travelling_bytes <= budget_bytes

@@ -59,7 +59,7 @@ class Engine:
     num_committed: int = 0
     """Tokens of the text whose keys and values the target holds."""
     bytes_streamed: int = 0
-    """Bytes that have crossed the link in all passes so far."""
+    """Bytes that have crossed the link in all passes so far, in both directions."""
 
     def generate(
         self,
@@ -181,7 +181,7 @@ class Engine:
 
     def _run_target(self, inputs: PassInput, *, num_wanted: int) -> torch.Tensor:
         hidden = self.target.run_pass(inputs, num_wanted=num_wanted)
-        self.bytes_streamed += self.target.last_pass.bytes_streamed
+        self.bytes_streamed += self.target.last_pass.link_bytes
         return hidden
 
     def _commit(self, grafted: GraftedTree, verdict: Verdict) -> list[int]:

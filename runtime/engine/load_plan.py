@@ -44,7 +44,7 @@ from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
 from runtime.fit.machine import Basis, Link, Machine, usable_bytes
 from runtime.fit.models import shape_of_folder
-from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, quantized_layers
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
 from runtime.fit.plan import held_format
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.probes import find_memory
@@ -378,6 +378,8 @@ def need_of_files(
         hidden_bytes_per_token=target.hidden_bytes_per_token(dtype),
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
+        kv_cache=kv_cache_on(config.kv_cache, is_apart=device.type != "cpu" or config.link is not None),
+        cache_layer_bytes=target.cache_layer_bytes(dtype),
     )
 
 

@@ -27,10 +27,11 @@ from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer, ResidentLayer
 from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
-from offload.pinning.pin_budget import PinningPlan, describe_pinning, plan_pinned_layers
+from offload.pinning.pin_budget import PinningPlan, describe_pinning, has_room_for_rows, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_unpinned
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import StageRing, plan_stages
+from offload.travelling_rows import TravellingRows
 from offload.units import parse_link
 from profiles.steps import finish, relabel
 from runtime.config import EngineConfig
@@ -226,8 +227,13 @@ class _StreamPath:
         ring = plan.disk_ring
         if pinning is not None and pinning.ring.num_stages:  # else of pageable memory
             ring = pinning.ring
+        with explained_shortage("the keys and values beside the ring's slots"):
+            self._ring[:0] = [
+                self._empty_slot(plan.residency.row_slot_bytes) for _ in plan.residency.travelling and self._ring
+            ]
         # Before any layer: a driver that has refused memory once pins nothing more.
         self._stages = self._pinned_stages(ring)
+        self._rows = self._travelling_rows()
 
     @property
     def pinner(self) -> HostPinner:
@@ -255,6 +261,7 @@ class _StreamPath:
             allocate_slot=lambda num_bytes: self._ring.pop() if self._ring else self._empty_slot(num_bytes),
             disk=link.reader if isinstance(link, StagedCopyEngine) else None,
             filling=filling,
+            rows=self._rows,
         )
         return self._stack.enter_context(streamer), link
 
@@ -295,6 +302,32 @@ class _StreamPath:
             self._pinner.finish()
         return stages
 
+    def _travelling_rows(self) -> TravellingRows | None:
+        """Host memory for the keys and values that travel; pinned like a layer where the budget has much more."""
+        plan = self._plan
+        if not plan.residency.travelling:
+            return None
+        sizes = plan.target.cache_layer_bytes(plan.dtype)
+        budget = None if self._pinning is None else self._pinning.budget_bytes
+        is_pinned = not plan.is_host and (budget is None or has_room_for_rows(budget, plan.residency))
+
+        def allocate(num_bytes: int) -> torch.Tensor:
+            if not is_pinned:
+                return allocate_slab(num_bytes)
+            slab = self._pinner.allocate(num_bytes)
+            slab.fill_(0)  # touched, as the stages
+            self._pinner.filled(slab)
+            return slab
+
+        with explained_shortage("the keys and values that wait in host memory"):
+            rows = TravellingRows(
+                {index: sizes[index] for index in plan.residency.travelling},
+                capacity=plan.need.capacity_tokens,
+                allocate=allocate,
+            )
+            self._pinner.finish()
+        return rows
+
     def _open_link(self, placed: PlacedLayers) -> CopyEngine:
         plan, config = self._plan, self._plan.config
         reader: CopyEngine = self._reader
@@ -319,6 +352,8 @@ class _StreamPath:
         """Files always; pageable memory where a pinned ring is there for it."""
         if isinstance(source, LayerLayout):
             return True
+        if source.is_companion:
+            return False
         return (
             self._pinning is not None
             and not self._pinner.is_pinned(source.slab)

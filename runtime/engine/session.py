@@ -194,7 +194,7 @@ class _Answer:
             verify_seconds=sum((done.verify_seconds for done in decoding), 0.0),
             bytes_streamed=bytes_streamed,
             link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
-            decode_bytes_streamed=sum(done.pass_statistics.bytes_streamed for done in decoding),
+            decode_bytes_streamed=sum(done.pass_statistics.link_bytes for done in decoding),
         )
 
 

@@ -23,7 +23,7 @@ from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import DeviceSpeed, Machine
 from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
-from runtime.fit.place import MemoryNeed, Placement, place
+from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.probes import MachineProbes
 from runtime.fit.reference_costs import reference_costs
 from runtime.model.model_loader import ModelFiles
@@ -240,6 +240,7 @@ def question_of_shapes(device: torch.device) -> ModelOutlook:
         compute_item_bytes=item_bytes,
         is_cpu=device.type == "cpu",
     )
+    need = replace(need, kv_cache=kv_cache_on("auto", is_apart=device.type != "cpu"))
     return ModelOutlook(target.name, f"{draft.name} in int8 rows", need, shape=target)
 
 

@@ -162,6 +162,11 @@ class Machine:
         return self.device_free_bytes is None
 
     @property
+    def holds_least(self) -> bool:
+        """Whether the device is to hold no more than it must: where that was asked for, and behind an emulated link."""
+        return self.device_budget_bytes == 0 or (self.device_budget_bytes is None and self.is_link_emulated)
+
+    @property
     def free_bytes(self) -> int:
         return self.host_free_bytes if self.device_free_bytes is None else self.device_free_bytes
 

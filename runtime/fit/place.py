@@ -12,11 +12,17 @@ from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import plan_stages
 from offload.units import round_up_to_page
-from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS
+from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS, KvCache
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
+KEYS_AND_VALUES = "keys and values"
+"""What the caches' entry begins with."""
+USUAL_FILL = 0.5
+"""Of the context, over the passes of a conversation: what travels then."""
+_LEAST_SAVING = 0.05
+"""Of a pass's bytes, below which caches stay on the device: travelling has costs of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,17 @@ class MemoryNeed:
     """Bytes that a pass of several slices holds per token beside what a layer computes at once."""
     file_bytes: int = 0
     """Bytes of disk that files still to be downloaded or written will take."""
+    kv_cache: KvCache = "device"
+    """Where the target's keys and values may be; `auto` is for `place` to decide."""
+    cache_layer_bytes: tuple[int, ...] = ()
+    """Of `cache_bytes_per_token`, what each layer has; empty: equal shares."""
+
+    @property
+    def cache_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer's keys and values, for all tokens."""
+        num_layers = len(self.layers.layer_bytes)
+        each = self.cache_layer_bytes or (self.cache_bytes_per_token // num_layers,) * num_layers
+        return tuple(self.capacity_tokens * size for size in each)
 
     @property
     def layers(self) -> LayerFormat:
@@ -122,7 +139,8 @@ class MemoryNeed:
 
     @property
     def ring_bytes(self) -> int:
-        return self.num_slots * max(self.layers.layer_bytes)
+        rows = max(self.cache_bytes) if self.kv_cache == "host" else 0
+        return self.num_slots * (max(self.layers.layer_bytes) + rows)
 
     @property
     def stage_bytes(self) -> int:
@@ -147,25 +165,38 @@ class MemoryNeed:
     @property
     def least_bytes(self) -> int:
         """Bytes that must be on the device: all fixed entries, and a ring or all layers."""
-        return self.fixed_bytes + min(self.ring_bytes, self.layers.total_bytes - sum(self.saved_bytes or ()))
+        if self.kv_cache == "auto":
+            return min(replace(self, kv_cache=where).least_bytes for where in ("device", "host"))
+        all_resident = self.layers.total_bytes - sum(self.saved_bytes or ())
+        if self.kv_cache == "host":
+            all_resident += sum(self.cache_bytes)
+        return self.fixed_bytes + min(self.ring_bytes, all_resident)
 
     @property
     def saved_bytes(self) -> tuple[int, ...] | None:
         """Bytes per layer that its residency saves in the draft; None if nothing is shared."""
         return (self.draft.shared_layer_bytes or None) if self.draft is not None else None
 
-    def fixed_entries(self, residents: Iterable[int] = ()) -> dict[str, int]:
-        """Return the bytes beside decoder layers and ring by purpose; a draft may share the `residents`."""
+    def fixed_entries(
+        self, residents: Iterable[int] = (), *, travelling: Iterable[int] | None = None
+    ) -> dict[str, int]:
+        """Return the bytes beside decoder layers and ring by purpose; a draft may share the `residents`.
+
+        `travelling`: layers whose keys and values are not on the device; None: all of those that may be elsewhere.
+        """
         entries = {HEAD if self.table_bytes else OTHERS: self.others_bytes}
-        cache_bytes = self.cache_bytes_per_token
+        if travelling is None:
+            travelling = range(len(self.layers.layer_bytes)) if self.kv_cache == "host" else ()
+        cached_bytes = self.capacity_tokens * self.cache_bytes_per_token
+        cached_bytes -= sum(self.cache_bytes[index] for index in travelling)
         if self.draft is not None:
             shared = self.draft.shared_layer_bytes
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
-            cache_bytes += self.draft.cache_bytes_per_token
+            cached_bytes += self.capacity_tokens * self.draft.cache_bytes_per_token
         activation_bytes = self.pass_tokens * self.activation_bytes_per_token + self.logits_bytes
         return {
             **entries,
-            f"keys and values of {self.capacity_tokens} tokens": self.capacity_tokens * cache_bytes,
+            f"{KEYS_AND_VALUES} of {self.capacity_tokens} tokens": cached_bytes,
             "upcast scratch": self.scratch_bytes,
             "activations": activation_bytes + self.long_pass_tokens * self.hidden_bytes_per_token,
         }
@@ -258,6 +289,21 @@ class Placement:
         return self.residency.disk_bytes
 
     @property
+    def travelling_bytes(self) -> int:
+        """Bytes of keys and values in host memory, which cross the link in every pass once the context is full."""
+        return self.residency.travelling_bytes
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of keys and values on the device, the draft's included."""
+        return sum(size for purpose, size in self.fixed.items() if purpose.startswith(KEYS_AND_VALUES))
+
+    @property
+    def usual_pass_bytes(self) -> float:
+        """Bytes that cross the link in a pass with the context as full as it usually is."""
+        return self.streamed_bytes + USUAL_FILL * self.travelling_bytes
+
+    @property
     def streamed_bytes(self) -> int:
         """Bytes of weights that cross the link in every pass."""
         return sum(self.payload_bytes[index] for index in self.residency.streamed_layers)
@@ -281,7 +327,8 @@ class Placement:
     def to_record(self) -> dict[str, Any]:
         budgets = ("device_budget_bytes", "host_budget_bytes")
         missing = ("missing_device_bytes", "missing_host_bytes", "missing_disk_bytes")
-        names = ("fixed_bytes", "ring_bytes", "resident_bytes", "host_bytes", "disk_bytes", *budgets, *missing)
+        held = ("fixed_bytes", "ring_bytes", "resident_bytes", "host_bytes", "disk_bytes", "travelling_bytes")
+        names = (*held, *budgets, *missing)
         counts = [self.num_resident_layers, self.num_host_layers, self.num_disk_layers]
         return {
             "format_name": self.format_name,
@@ -295,28 +342,50 @@ class Placement:
         return {**self.fixed, "ring of layer slots": self.ring_bytes, **layers}
 
 
+def kv_cache_on(wanted: KvCache, *, is_apart: bool) -> KvCache:
+    """Return where keys and values may be; without memory or a link of the device's own they have nowhere to go."""
+    return wanted if is_apart or wanted != "auto" else "device"
+
+
 def place(need: MemoryNeed, machine: Machine) -> Placement:
     """Return where the bytes would lie, with each layer where it would be if what is missing were there.
 
+    Keys and values that may travel do where that moves clearly fewer bytes, or where the device does not hold them.
     Long passes over a prompt are for layers that stream: where none does without them, no room is kept for them.
     """
     if need.prefill_tokens > need.slice_width:
         whole = place(replace(need, prefill_tokens=0), machine)
         if not whole.residency.streamed_layers and whole.can_run:
             return whole
-    device_budget, host_budget = _budgets(need, machine)
+    budgets = _budgets(need, machine)
+    if need.kv_cache != "auto":
+        return _place(need, machine, budgets)
+    resident, travelling = (_place(replace(need, kv_cache=where), machine, budgets) for where in ("device", "host"))
+    if resident.missing_device_bytes:
+        is_better = travelling.missing_device_bytes < resident.missing_device_bytes
+    elif machine.holds_least:
+        is_better = False
+    else:
+        is_saving = travelling.usual_pass_bytes < (1 - _LEAST_SAVING) * resident.usual_pass_bytes
+        is_better = travelling.can_run and travelling.disk_bytes <= resident.disk_bytes and is_saving
+    return travelling if is_better else resident
+
+
+def _place(need: MemoryNeed, machine: Machine, budgets: tuple[int, int]) -> Placement:
+    device_budget, host_budget = budgets
     plan = plan_residency(
         need.layers.layer_bytes,
         num_slots=need.num_slots,
         device_budget_bytes=max(device_budget, need.least_bytes) - need.fixed_bytes,
         host_budget_bytes=host_budget,
         saved_bytes=need.saved_bytes,
+        cache_bytes=need.cache_bytes if need.kv_cache == "host" else (),
     )
     placement = Placement(
         format_name=need.layers.name,
         residency=plan,
         payload_bytes=need.layers.payload_bytes or need.layers.layer_bytes,
-        fixed=need.fixed_entries(plan.resident_layers),
+        fixed=need.fixed_entries(plan.resident_layers, travelling=plan.travelling),
         device_budget_bytes=device_budget,
         host_budget_bytes=host_budget,
         table_bytes=need.host_table_bytes,
@@ -337,7 +406,7 @@ def place(need: MemoryNeed, machine: Machine) -> Placement:
 def _budgets(need: MemoryNeed, machine: Machine) -> tuple[int, int]:
     """Return the bytes that a session may hold on the device and, for layers, in host memory."""
     device = machine.device_budget_bytes
-    if device == 0 or (device is None and machine.is_link_emulated):
+    if machine.holds_least:
         device = need.fixed_bytes + need.ring_bytes
     elif device is None:
         device = usable_bytes(machine.free_bytes)

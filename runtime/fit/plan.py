@@ -25,7 +25,7 @@ from runtime.fit.advice import advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import Basis, Machine, free_bytes_for, judged_alike
 from runtime.fit.models import find_shape
-from runtime.fit.place import MemoryNeed, Placement, place
+from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs, stages_of
@@ -317,7 +317,9 @@ class _Planning:
         )
         if question.target.folder is not None:
             need = replace(need, file_bytes=0)
-        need = need.in_format(format_name)
+        is_apart = not machine.is_cpu or machine.is_link_emulated
+        kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
+        need = replace(need.in_format(format_name), kv_cache=kv_cache)
         placement = place(need, machine)
         if not placement.can_run:
             with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"

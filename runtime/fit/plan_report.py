@@ -88,7 +88,7 @@ class PlanOption:
             "draft_format": self.draft_held,
             "tiers": {
                 "resident": {"layers": placed.num_resident_layers, "bytes": placed.resident_bytes},
-                "host": {"layers": placed.num_host_layers, "bytes": placed.host_bytes},
+                "host": {"layers": placed.num_host_layers, "bytes": placed.host_bytes - placed.travelling_bytes},
                 "disk": {"layers": placed.num_disk_layers, "bytes": placed.disk_bytes},
             },
             "host_table_bytes": placed.table_bytes,
@@ -97,6 +97,11 @@ class PlanOption:
             "fixed_bytes": placed.fixed_bytes,
             "ring": {"slots": placed.residency.num_slots, "bytes": placed.ring_bytes},
             "bytes_per_pass": placed.streamed_bytes,
+            "kv_cache": {
+                "travelling_layers": len(placed.residency.travelling),
+                "host_bytes": placed.travelling_bytes,
+                "device_bytes": placed.cached_bytes,
+            },
             "max_nodes": self.max_nodes,
             "part_seconds": self.part_seconds,
             **_tree_record(self.tree),

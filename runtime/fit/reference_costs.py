@@ -14,6 +14,7 @@ from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import plan_stages
 from runtime.fit.machine import DeviceSpeed, Machine
 from runtime.fit.models import ModelShape
+from runtime.fit.place import USUAL_FILL
 from runtime.planner.costs import CostTable, RoundCosts
 
 LAYER_LAUNCHES = 40
@@ -78,7 +79,13 @@ def copies_and_reads(
         reads = tuple(disk.speed.copy_seconds(size) if tier is Tier.DISK else None for size, tier in sizes)
     if link is None:
         return reads, ()
-    copies = tuple(None if tier is Tier.RESIDENT else link.speed.copy_seconds(size) for size, tier in sizes)
+    rows = [
+        USUAL_FILL * residency.cache_bytes[index] if index in residency.travelling else 0 for index in range(len(sizes))
+    ]
+    copies = tuple(
+        None if tier is Tier.RESIDENT else link.speed.copy_seconds(size + round(more))
+        for (size, tier), more in zip(sizes, rows, strict=True)
+    )
     return copies, reads if Tier.DISK in residency.tiers else ()
 
 

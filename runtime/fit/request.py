@@ -9,6 +9,7 @@ from runtime.config import (
     MODELS,
     CostModel,
     DraftFormat,
+    KvCache,
     Option,
     TreeSearch,
     check_choices,
@@ -48,6 +49,14 @@ class PlanRequest:
     context_tokens: Annotated[
         int | None, Option("Most tokens of prompt and answer.", MODELS, flag="context", unset="4096")
     ] = None
+    kv_cache: Annotated[
+        KvCache,
+        Option(
+            "Where keys and values are: device, host (those of streamed layers wait in host memory and cross the link "
+            "with them), or auto.",
+            MODELS,
+        ),
+    ] = "auto"
     temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
     tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
     search: Annotated[TreeSearch, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"

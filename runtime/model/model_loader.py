@@ -159,9 +159,13 @@ class ModelFiles:
         """Return the bytes of the head's own int8 copy, which only a separate draft of that format on a CPU has."""
         return held_bytes(self._head_shape, held) if held == "int8" and device.type == "cpu" else 0
 
+    def cache_layer_bytes(self, compute_dtype: torch.dtype) -> tuple[int, ...]:
+        """Return the bytes of keys and values that one token takes in each layer."""
+        return tuple(shape.width * compute_dtype.itemsize for shape in self.cache_shapes)
+
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
-        """Return the bytes of keys and values that one token takes in all layers."""
-        return sum(shape.width for shape in self.cache_shapes) * compute_dtype.itemsize
+        """Return the same of all layers together."""
+        return sum(self.cache_layer_bytes(compute_dtype))
 
     def scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return how many weights are widened at a time: of the layers, and of a head in another type than computed."""

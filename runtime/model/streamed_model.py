@@ -100,7 +100,11 @@ class StreamedModel:
         self.parts = parts
         self._compute = compute
         self._embedding = embedding
-        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes)
+        rows = None if streamer is None else streamer.rows
+        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes, travelling=rows)
+        if rows is not None and streamer is not None:
+            for index in rows.layers:  # for measurements through another ring, which has no rows
+                self.cache.lend(index, rows.in_slot(index, streamer.row_slots[0]), compute.dtype)
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._is_cancelled = threading.Event()
@@ -160,6 +164,8 @@ class StreamedModel:
         def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert self._streamer is not None
             binder.bind(slab_views(layout, self._streamer.acquire(index)))
+            if (rows := self._streamer.rows_of(index)) is not None:
+                self.cache.lend(index, rows, self._compute.dtype)
 
         def release(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             assert self._streamer is not None
@@ -242,21 +248,21 @@ class StreamedModel:
         key_positions = torch.cat((torch.arange(inputs.num_text, device=device), drafted_keys))
         self._enter(positions, key_positions, sight, num_wanted=num_wanted)
         if self._streamer is not None:
-            self._streamer.begin_pass()
+            self._streamer.begin_pass(num_rows=num_cached, num_new_rows=len(inputs.token_ids))
         try:
             if self._is_cancelled.is_set():  # since before the ring could hear of it
                 raise PassCancelledError("The pass was cancelled before its first layer.")
             output = self._forward(token_ids[None], positions[None])
+            if self._streamer is not None:
+                if device.type != "cpu":
+                    # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
+                    torch.accelerator.current_stream(device).synchronize()
+                self.last_pass = self._streamer.end_pass()
         except BaseException:
             self.cache.truncate(num_cached)
             if self._streamer is not None:
                 self._streamer.abort_pass()
             raise
-        if self._streamer is not None:
-            if device.type != "cpu":
-                # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
-                torch.accelerator.current_stream(device).synchronize()
-            self.last_pass = self._streamer.end_pass()
         return output[0]
 
     def _enter(

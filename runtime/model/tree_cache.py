@@ -4,7 +4,8 @@ It is transformers' own kind, but its slots are allocated once, all layers' in o
 place, truncate. One slot per token and layer, with keys and values of all heads in one row, so that the text so far is
 contiguous. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
 The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
-(`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding.
+(`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding. The rows of layers that
+travel are not here: the ring lends them for each visit (`lend`), and what is kept of them is moved in host memory.
 """
 
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from offload.travelling_rows import TravellingRows
 from runtime.model.upload import upload
 
 _ALIGNMENT_ELEMENTS = 128
@@ -103,11 +105,22 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
 class TreeCache(Cache):  # type: ignore[misc]
     """The layers' caches, kept in step, in one piece of memory."""
 
-    def __init__(self, *, num_layers: int, capacity: int, shapes: Sequence[CacheShape] | None = None) -> None:
-        """`shapes` of the layers; None: not known, and each layer takes memory of its own as it shows them."""
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        capacity: int,
+        shapes: Sequence[CacheShape] | None = None,
+        travelling: TravellingRows | None = None,
+    ) -> None:
+        """`shapes` of the layers; None: not known, and each layer takes memory of its own as it shows them.
+
+        The `travelling` ones take none, and must be lent rows before a pass reaches them.
+        """
         super().__init__(layers=[_TreeCacheLayer(index, capacity, self._allocate) for index in range(num_layers)])
         self.capacity = capacity
         self._shapes = shapes
+        self._travelling = travelling
         self._has_spare_slot = False
         self._blocks: list[torch.Tensor] = []  # each (layers of one width, slots, width)
 
@@ -154,15 +167,25 @@ class TreeCache(Cache):  # type: ignore[misc]
         if list(slots) == list(range(start, end)):
             self.truncate(end)
             return
-        (index,) = upload((np.array(slots, dtype=np.int64),), self._blocks[0].device)
-        for block in self._blocks:  # all layers at once
-            block[:, start:end] = block.index_select(1, index)
+        if self._blocks:
+            (index,) = upload((np.array(slots, dtype=np.int64),), self._blocks[0].device)
+            for block in self._blocks:  # all layers at once
+                block[:, start:end] = block.index_select(1, index)
+        if self._travelling is not None:
+            self._travelling.keep(start, slots)
         for layer in self.layers:
             layer.num_cached = end
+
+    def lend(self, layer_index: int, rows: torch.Tensor, dtype: torch.dtype) -> None:
+        """Let a travelling layer keep its keys and values in `rows`, uint8 (capacity, bytes), until others are lent."""
+        assert self._shapes is not None
+        self.layers[layer_index].bind(rows.view(dtype), self._shapes[layer_index])
 
     def _allocate(self, index: int, like: torch.Tensor, shape: CacheShape) -> None:
         """Bind every layer to rows of one allocation, the one of that index to rows of `shape`."""
         shapes = {index: shape} if self._shapes is None else dict(enumerate(self._shapes))
+        for travelling in () if self._travelling is None else self._travelling.layers:
+            del shapes[travelling]
         assert shapes[index] == shape, f"layer {index} keeps {shape}, and {shapes[index]} was expected"
         num_slots = self.capacity + self._has_spare_slot
         layers_by_width: dict[int, list[int]] = {}

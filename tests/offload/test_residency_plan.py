@@ -143,3 +143,41 @@ def test_a_model_of_many_different_layers_is_planned_quickly() -> None:
     began = time.process_time()
     plan_residency(sizes, num_slots=4, device_budget_bytes=sum(sizes) // 2, host_budget_bytes=sum(sizes) // 4)
     assert time.process_time() - began < 2.0
+
+
+@given(
+    strategies.lists(
+        strategies.tuples(strategies.integers(1, 40), strategies.integers(0, 30)), min_size=1, max_size=14
+    ),
+    strategies.integers(2, 3),
+    strategies.integers(0, 600),
+    strategies.integers(0, 600),
+)
+@settings(max_examples=300, deadline=None)
+def test_caches_that_may_travel_are_paid_for_where_they_are(
+    layers: list[tuple[int, int]], num_slots: int, device_budget: int, host_budget: int
+) -> None:
+    """A resident layer's is on the device, a streamed one's there if it still fits, else it travels."""
+    sizes, caches = zip(*layers, strict=True)
+    least = min(sum(sizes) + sum(caches), num_slots * (max(sizes) + max(caches)))
+    budgets = {"device_budget_bytes": device_budget + least, "host_budget_bytes": host_budget}
+    plan = plan_residency(sizes, num_slots=num_slots, cache_bytes=caches, **budgets)
+    assert set(plan.travelling) <= set(plan.streamed_layers)
+    kept = sum(cache for index, cache in enumerate(caches) if index not in plan.travelling)
+    assert plan.resident_bytes + kept + plan.ring_bytes <= device_budget + least
+    assert plan.travelling_bytes + kept == sum(caches)
+    assert plan.host_bytes <= max(host_budget, plan.travelling_bytes)
+    if plan.travelling:
+        row_slots = max(caches[index] for index in plan.travelling)
+        assert plan.ring_bytes == num_slots * (max(sizes[index] for index in plan.streamed_layers) + row_slots)
+    else:
+        assert plan.row_slot_bytes == 0
+
+
+def test_equal_layers_keep_as_many_caches_as_are_left_room_for() -> None:
+    plan = plan_residency([10] * 8, num_slots=2, device_budget_bytes=70, host_budget_bytes=60, cache_bytes=[4] * 8)
+    assert plan.ring_bytes == 28  # a slot is a layer and its cache
+    assert len(plan.resident_layers) == 3  # 42 of the 42 beside the ring
+    assert (len(plan.travelling), plan.host_bytes, plan.disk_bytes) == (5, 20 + 40, 10)
+    more = plan_residency([10] * 8, num_slots=2, device_budget_bytes=78, host_budget_bytes=60, cache_bytes=[4] * 8)
+    assert (len(more.resident_layers), len(more.travelling)) == (3, 3)

@@ -185,6 +185,30 @@ for _name in ("nf4 nested", "int8"):
     CHECKS[f"quantized_text_is_the_cpus: {_name}"] = functools.partial(quantized_text_is_the_cpus, _name)
 
 
+TRAVELLING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "three slots": {"ring_slots": 3},
+    "on disk": {"host_memory_bytes": 0},
+    "substitute": {"draft": "substitute", "tree": "8x4"},
+}
+
+
+def travelling_cache_changes_no_text(kind: str, way: str) -> None:
+    """Its rows cross the link in both directions, and no pass waits for them or copies pageable memory."""
+    folder = folder_of(kind)
+    with opened_on(folder, kv_cache="host", device_memory_bytes=0, **TRAVELLING[way]) as opened:
+        assert len(opened.plan.residency.travelling) == opened.streamer.num_layers
+        assert answer_under_watch(opened) == cpu_text(folder)
+        last = opened.session.engine.target.last_pass
+        assert last.cache_bytes_sent > 0 and last.cache_bytes_returned > 0
+
+
+for _way in TRAVELLING:
+    CHECKS[f"travelling_cache_changes_no_text: {_way}"] = functools.partial(
+        travelling_cache_changes_no_text, "gemma3" if _way == "substitute" else "llama", _way
+    )
+
+
 @check
 def auto_is_the_accelerator() -> None:
     with opened_on(folder_of("llama"), device="auto", num_residents=1) as opened:

@@ -132,6 +132,12 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     if main.streams:
         ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {placed.residency.num_slots} slots"
         yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"
+    if travelling := placed.residency.travelling:
+        yield (
+            "keys, values",
+            f"{format_bytes(placed.cached_bytes)} on the device; those of {len(travelling)} layers wait in host memory "
+            f"and move with them, {format_bytes(placed.travelling_bytes)} once the context is full",
+        )
     yield "device", f"{format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}"
     best, second = main.ranking.best, main.ranking.second
     if report.question.tree_shape is not None or tree.is_dynamic:
@@ -195,7 +201,7 @@ def _tiers(option: "PlanOption") -> str:
     placed = option.placement
     tiers = (
         (placed.num_resident_layers, placed.resident_bytes, "on the device"),
-        (placed.num_host_layers, placed.host_bytes, "in pinned host memory"),
+        (placed.num_host_layers, placed.host_bytes - placed.travelling_bytes, "in pinned host memory"),
         (placed.num_disk_layers, placed.disk_bytes, "on disk"),
     )
     words = [f"{number} {where} ({format_bytes(size)})" for number, size, where in tiers if number]

@@ -52,6 +52,18 @@ def test_copies_queue_on_the_link_and_an_idle_link_starts_at_submission(
     assert clock.now == 15.0 + 1.0
 
 
+def test_the_way_back_takes_as_long_and_is_a_way_of_its_own(clock: VirtualClock, slot: torch.Tensor) -> None:
+    link = EmulatedLink(InstantEngine(), LINK, clock=clock, wait=clock.wait_until)
+    there = link.start(source(400), slot)
+    back = [link.bring_back(torch.ones(100, dtype=torch.uint8), torch.zeros(100, dtype=torch.uint8)) for _ in range(2)]
+    back[0].wait()
+    assert (clock.now, back[1].is_done, there.is_done) == (1.5, False, False)
+    back[1].wait()
+    assert clock.now == 3.0
+    there.wait()
+    assert clock.now == 4.5
+
+
 def test_a_slower_engine_below_decides(clock: VirtualClock, slot: torch.Tensor) -> None:
     below = ExclusiveLink(clock, {100: 9.0})
     copy = EmulatedLink(below, LINK, clock=clock, wait=clock.wait_until).start(source(100), slot)

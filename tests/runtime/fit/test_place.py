@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from offload.residency_plan import Tier
-from runtime.fit.machine import free_bytes_for, usable_bytes
+from runtime.fit.machine import free_bytes_for, reference_machine, usable_bytes
+from runtime.fit.models import find_model
 from runtime.fit.place import place
 from tests.support.fit_needs import GB, layers_of, machine, round_need
 
@@ -107,3 +108,58 @@ def test_layers_that_found_no_room_are_counted_where_they_are():
     placement = place(NEED, machine(host=24 * GB, device=FIXED + 12 * GB))
     moved = placement.with_tiers([Tier.HOST] * 10)
     assert (layers_of(moved), moved.resident_bytes, moved.ring_bytes) == ((0, 10, 0), 0, placement.ring_bytes)
+
+
+LONG = replace(round_need(context_tokens=20_000), kv_cache="auto")
+"""2 GB a layer of keys and values, beside 4 GB of weights."""
+
+
+def test_keys_and_values_travel_where_the_device_does_not_hold_them():
+    found = machine(host=80 * GB, device=21 * GB)
+    assert not place(replace(LONG, kv_cache="device"), found).can_run
+    placement = place(LONG, found)
+    assert placement.can_run and len(placement.residency.travelling) == 9
+    assert placement.ring_bytes == pytest.approx(12 * GB, rel=1e-3)
+    assert placement.travelling_bytes + placement.cached_bytes == 20_001 * 10 * 10**5
+    assert placement.host_bytes == 4 * GB * placement.num_host_layers + placement.travelling_bytes
+    assert placement.device_bytes <= placement.device_budget_bytes
+
+
+def test_they_stay_where_travelling_saves_little():
+    short = replace(NEED, kv_cache="auto")
+    found = machine(host=80 * GB, device=FIXED + 12 * GB)
+    assert place(short, found) == place(replace(NEED, kv_cache="device"), found)
+
+
+def test_they_travel_where_that_moves_clearly_fewer_bytes():
+    """20 GB on the device are five layers; half of a full cache of those that stream is less."""
+    found = machine(host=80 * GB, device=40 * GB)
+    resident, travelling = (place(replace(LONG, kv_cache=where), found) for where in ("device", "host"))
+    assert travelling.usual_pass_bytes < 0.95 * resident.usual_pass_bytes
+    assert place(LONG, found) == travelling
+
+
+def test_they_stay_where_host_memory_would_send_layers_to_disk():
+    found = machine(host=24 * GB, device=40 * GB)
+    assert place(LONG, found) == place(replace(LONG, kv_cache="device"), found)
+
+
+def test_the_least_is_that_of_caches_that_travel():
+    exact = place(LONG, machine(host=80 * GB, device=LONG.least_bytes))
+    assert exact.can_run and exact.num_resident_layers == 0
+    assert not place(LONG, machine(host=80 * GB, device=LONG.least_bytes - 1)).can_run
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "context_tokens", "draft_held"),
+    [("rtx-4090", "nf4", 32768, "nf4"), ("l40", "bfloat16", 65536, "stored"), ("l40", "bfloat16", 65536, "nf4")],
+)
+def test_a_70b_has_long_contexts_on_the_cards_it_is_meant_for(name, layers, context_tokens, draft_held):
+    target, draft = find_model("llama-3.3-70b", what="the target"), find_model("llama-3-8b", what="the draft")
+    need = target.need(
+        draft.as_draft(2, held=draft_held), context_tokens=context_tokens, max_nodes=512, compute_item_bytes=2
+    ).in_format(layers)
+    host_bytes = {"rtx-4090": 64 * GB, "l40": 160 * GB}[name]
+    found = replace(reference_machine(name), host_free_bytes=host_bytes, disk_free_bytes=None)
+    placement = place(replace(need, kv_cache="auto"), found)
+    assert placement.runs_well and placement.num_resident_layers >= 8
