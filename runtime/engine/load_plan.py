@@ -225,14 +225,16 @@ class LoadPlan:
         saved = self.need.saved_bytes or (0,) * len(residency.layer_bytes)
         costs = [size - less for size, less in zip(residency.layer_bytes, saved, strict=True)]
         kept_bytes = sum(costs[index] for index in residency.resident_layers) - num_layers * max(costs)
+        kept_bytes += sum(residency.cache_bytes) - residency.travelling_bytes
         fewer = plan_residency(
             residency.layer_bytes,
             num_slots=residency.num_slots,
             device_budget_bytes=residency.ring_bytes + max(0, kept_bytes),
             host_budget_bytes=placement.host_budget_bytes,
             saved_bytes=self.need.saved_bytes,
+            cache_bytes=residency.cache_bytes,
         )
-        fixed = self.need.fixed_entries(fewer.resident_layers)
+        fixed = self.need.fixed_entries(fewer.resident_layers, travelling=fewer.travelling)
         stages = _disk_ring(self.config, fewer, device=self.device)
         return replace(self, placement=replace(placement, residency=fewer, fixed=fixed, stage_bytes=stages.num_bytes))
 

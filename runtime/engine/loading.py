@@ -32,7 +32,7 @@ from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_un
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import StageRing, plan_stages
 from offload.travelling_rows import TravellingRows
-from offload.units import parse_link
+from offload.units import format_bytes, parse_link
 from profiles.steps import finish, relabel
 from runtime.config import EngineConfig
 from runtime.engine.drafter import Drafter
@@ -173,7 +173,8 @@ def load_session(
     if cache is not None and cache.damaged:
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
     on_type = () if plan.dtype_note is None else (plan.dtype_note,)
-    notes = (*on_type, *on_draft, *start.notes(plan, is_planned=engine.planner.choice is not None))
+    planned = start.notes(plan, is_planned=engine.planner.choice is not None)
+    notes = (*on_type, *on_draft, *_cache_notes(plan.placement), *planned)
     if not is_early:
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
     placement = plan.placement.with_tiers(placed.tiers)
@@ -197,6 +198,16 @@ def _with_pinning(plan: LoadPlan, state_folder: Path | None) -> tuple[LoadPlan, 
 
     best, pinning = plan_pinned_layers(plan.device, choices(), state_folder=state_folder)
     return plans[best], pinning
+
+
+def _cache_notes(placement: Placement) -> tuple[str, ...]:
+    """Return a sentence where keys and values travel, which costs bytes of every pass."""
+    travelling = placement.residency.travelling
+    if not travelling:
+        return ()
+    layers = "one layer wait" if len(travelling) == 1 else f"{len(travelling)} layers wait"
+    size = f"{format_bytes(placement.travelling_bytes)} once the context is full"
+    return (f"keys and values of {layers} in host memory and cross the link with their weights, {size}",)
 
 
 class _StreamPath:

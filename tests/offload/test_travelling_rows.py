@@ -107,7 +107,7 @@ def text_on_device(
         allocate=lambda num_bytes: accelerator.pin(torch.zeros(num_bytes, dtype=torch.uint8)),
     )
     with (
-        AcceleratorCopyEngine(accelerator, chunk_bytes=50, pause=lambda seconds: None) as engine,
+        AcceleratorCopyEngine(accelerator, chunk_bytes=50, pause=lambda: None) as engine,
         LayerStreamer(
             layers_of(is_resident, accelerator.pin),
             engine,

@@ -36,6 +36,7 @@ def texts_where(kv_cache: str, folder: Path, ask: Callable[[OpenSession], Any], 
     options = {"link": "10GB/s", "context_tokens": 200, "kv_cache": kv_cache, **settings}
     with open_tiny(folder, **options) as opened:
         residency = opened.plan.residency
+        assert any("keys and values" in note for note in opened.notes) == (kv_cache == "host")
         assert residency.travelling == (residency.streamed_layers if kv_cache == "host" else ())
         found = ask(opened)
         last = opened.session.engine.target.last_pass

@@ -70,8 +70,12 @@ def test_a_small_tree_and_context_limit_the_largest_pass(folder: Path, tmp_path:
         assert pair.max_pass_tokens == pair.cache_tokens == 46
 
 
-def test_every_part_takes_time_and_leaves_the_session_as_good_as_new(folder: Path, tmp_path: Path) -> None:
-    with open_tiny(folder, draft=folder, num_residents=0, link=LINK, context_tokens=200) as opened:
+@pytest.mark.parametrize("kv_cache", ["device", "host"])
+def test_every_part_takes_time_and_leaves_the_session_as_good_as_new(
+    kv_cache: str, folder: Path, tmp_path: Path
+) -> None:
+    with open_tiny(folder, draft=folder, link=LINK, context_tokens=200, kv_cache=kv_cache) as opened:
+        assert bool(opened.plan.residency.travelling) == (kv_cache == "host")
         expected = answer(opened, request())[1]
         probes = probes_of(opened, tmp_path)
         taken = [
