@@ -359,7 +359,6 @@ def need_of_files(
     dtype = _compute_dtype(config, target, device)
     context_tokens = config.context_tokens or usual_context_tokens
     shape = (1, 1) if config.is_plain else config.tree_shape
-    logits_bytes = target.workspace_bytes(0, dtype)
     return MemoryNeed(
         formats=layer_formats(target.layouts),
         others_bytes=target.other_bytes(device),
@@ -372,23 +371,17 @@ def need_of_files(
         cache_bytes_per_token=target.cache_bytes_per_token(dtype),
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
         max_nodes=shape[0] if shape else default_max_nodes(device),
-        activation_bytes_per_token=target.workspace_bytes(1, dtype) - logits_bytes,
-        logits_bytes=logits_bytes,
-        scratch_bytes=_scratch_bytes(target, draft, dtype, device),
+        workspace=target.workspace(dtype),
+        scratch_bytes=target.scratch_elements(dtype, device) * dtype.itemsize,
+        head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
+        is_widened=target.is_quantized or target.stored_dtype != dtype,
         slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
         prefill_tokens=MAX_PREFILL_TOKENS if device.type == "cpu" else ACCELERATOR_MAX_PREFILL_TOKENS,
-        hidden_bytes_per_token=target.hidden_bytes_per_token(dtype),
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
         kv_cache=kv_cache_on(config.kv_cache, is_apart=device.type != "cpu" or config.link is not None),
         cache_layer_bytes=target.cache_layer_bytes(dtype),
     )
-
-
-def _scratch_bytes(target: ModelFiles, draft: ModelFiles | None, dtype: torch.dtype, device: torch.device) -> int:
-    """Return what both models widen weights in, a substitute as its target, and what the target's head does."""
-    num_elements = sum(files.scratch_elements(dtype, device) for files in (target, draft or target))
-    return num_elements * dtype.itemsize + 4 * target.head_scratch_elements(dtype, device)
 
 
 def _placed(
@@ -425,7 +418,7 @@ def _check_draft_device(
     num_tokens = min(PREFILL_CHUNK_TOKENS + need.max_nodes, need.capacity_tokens)
     num_bytes = found.num_bytes + need.capacity_tokens * found.cache_bytes_per_token
     num_bytes += 0 if draft is not None else files.other_bytes(device)
-    num_bytes += files.workspace_bytes(num_tokens, dtype) + files.scratch_elements(dtype, device) * dtype.itemsize
+    num_bytes += files.workspace(dtype).pass_bytes(num_tokens, need.capacity_tokens) + found.scratch_bytes
     usable = usable_bytes(find_memory(device).free_bytes)
     if num_bytes > usable:
         raise BudgetError(
@@ -462,8 +455,17 @@ def _draft_need(
         num_bytes += files.other_bytes(device) + files.draft_head_bytes(held, device)
     label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
     shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
-    table_bytes = 0 if is_substitute else files.table_bytes(device)
-    return DraftNeed(label, num_bytes, files.cache_bytes_per_token(dtype), table_bytes, shared)
+    is_widened = held != "stored" or files.is_quantized or files.stored_dtype != dtype
+    return DraftNeed(
+        label,
+        num_bytes,
+        files.cache_bytes_per_token(dtype),
+        table_bytes=0 if is_substitute else files.table_bytes(device),
+        workspace=files.workspace(dtype),
+        scratch_bytes=files.scratch_elements(dtype, device) * dtype.itemsize if is_widened else 0,
+        is_recorded=device.type == "cuda" and files.num_masks == 1,
+        shared_layer_bytes=shared,
+    )
 
 
 def _stored_name(layouts: Sequence[LayerLayout]) -> str:

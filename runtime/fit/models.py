@@ -20,12 +20,20 @@ from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border
 from offload.checkpoint.checkpoint import Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
-from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes, scratch_elements
+from offload.formats.stored_sizes import (
+    CHUNK_ELEMENTS,
+    QUANTIZED_FORMATS,
+    WIDE_HEAD_ELEMENTS,
+    int8_rows_bytes,
+    nf4_bytes,
+    scratch_elements,
+)
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
 from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS
 from runtime.errors import OptionError
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.workspace import Workspace, expanded_width, num_masks
 
 TOLERATED_DIFFERENCE = 0.06
 """Share by which the files' bytes may differ from the sizes' before a note says so; plain NF4 scales are 5 %."""
@@ -77,6 +85,10 @@ class ModelShape:
     """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
     cache_width: int | None = None
     """Numbers that a layer's cache keeps of one token; None is a key and a value of each key head."""
+    num_masks: int = 1
+    """Windows that its layers have, full attention included."""
+    expanded_width: int = 0
+    """Numbers per key that a layer makes while it attends."""
     max_context_tokens: int | None = None
     """None where not known."""
     usual_draft: str | None = None
@@ -150,11 +162,28 @@ class ModelShape:
     ) -> DraftNeed:
         """Return this model as a draft; a substitute has the embeddings and the head of its target."""
         table_bytes = 0 if is_cpu or is_substitute else self.table_bytes
+        is_stored = held == "stored" and self.published_as not in QUANTIZED_FORMATS
+        is_widened = not is_stored or self.item_bytes != compute_item_bytes
         return DraftNeed(
             f"{'substitute draft' if is_substitute else f'draft {self.name}'} ({_HELD_WORDS[held]})",
             self.held_bytes(held) + (0 if is_substitute else self.others_bytes) - table_bytes,
             self.cache_bytes_per_token(compute_item_bytes),
             table_bytes,
+            self.workspace(compute_item_bytes),
+            scratch_bytes=self._scratch_bytes(compute_item_bytes, is_cpu=is_cpu) if is_widened else 0,
+            is_recorded=not is_cpu and self.num_masks == 1,
+        )
+
+    def workspace(self, compute_item_bytes: int) -> Workspace:
+        """Return what its passes hold."""
+        return Workspace(
+            hidden_size=self.hidden_size,
+            head_dim=self.head_dim,
+            inner_size=self.inner_size,
+            vocab_size=self.vocab_size,
+            item_bytes=compute_item_bytes,
+            num_masks=self.num_masks,
+            expanded_width=self.expanded_width,
         )
 
     def need(
@@ -180,14 +209,25 @@ class ModelShape:
             cache_bytes_per_token=self.cache_bytes_per_token(compute_item_bytes),
             context_tokens=context_tokens,
             max_nodes=1 if draft is None else max_nodes,
-            activation_bytes_per_token=(8 * self.hidden_size + 3 * self.inner_size) * compute_item_bytes,
-            logits_bytes=64 * self.vocab_size * 4,
-            scratch_bytes=2 * scratch_elements(self.matrices, is_host=is_cpu) * compute_item_bytes,
+            workspace=self.workspace(compute_item_bytes),
+            scratch_bytes=self._scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
+            head_scratch_bytes=self._head_scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
+            is_widened=self.published_as in QUANTIZED_FORMATS or self.item_bytes != compute_item_bytes,
             slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
             prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
-            hidden_bytes_per_token=(2 * self.hidden_size + 512) * compute_item_bytes,
             file_bytes=formats[0].total_bytes + self.others_bytes,
         )
+
+    def _scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
+        """Return what widening its matrices takes at a time, a head in another type than computed included."""
+        head = () if self.item_bytes == compute_item_bytes else ((self.vocab_size, self.hidden_size),)
+        return scratch_elements((*self.matrices, *head), is_host=is_cpu) * compute_item_bytes
+
+    def _head_scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
+        """Return what widening its head takes at a time, where it does not multiply to float32 by itself."""
+        if compute_item_bytes in (4, self.item_bytes):
+            return 0
+        return 4 * min(CHUNK_ELEMENTS if is_cpu else WIDE_HEAD_ELEMENTS, self.vocab_size * self.hidden_size)
 
     @property
     def _num_other_elements(self) -> int:
@@ -312,6 +352,8 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
         cache_width=_cache_width(config, head_dim * heads, where=where),
+        num_masks=num_masks(config),
+        expanded_width=expanded_width(config, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim),
         max_context_tokens=_max_context_tokens(config, where=where),
     )
 

@@ -4,16 +4,17 @@ Needs are built from a checked folder's headers (`need_of_files`) or from a shap
 is read. A session that streams from disk runs, but not well.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
+from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import plan_stages
 from offload.units import round_up_to_page
 from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS, KvCache
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
+from runtime.fit.workspace import WALK_ROWS, Workspace
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
@@ -23,6 +24,10 @@ USUAL_FILL = 0.5
 """Of the context, over the passes of a conversation: what travels then."""
 _LEAST_SAVING = 0.05
 """Of a pass's bytes, below which caches stay on the device: travelling has costs of its own."""
+
+
+_LEAST_LEVEL, _LEVEL_SHARE = 8, 4
+"""No level of a tree has more nodes to run than so many, or this share of its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,12 @@ class DraftNeed:
     """Bytes of a token's keys and values."""
     table_bytes: int = 0
     """Bytes of its input embeddings that wait in host memory, not among `num_bytes`."""
+    workspace: Workspace | None = None
+    """What its passes hold; None: nothing beside what the target's do."""
+    scratch_bytes: int = 0
+    """Bytes in which it widens narrow weights; 0 where it has none."""
+    is_recorded: bool = False
+    """Whether its passes are recorded, in memory that stays."""
     shared_layer_bytes: tuple[int, ...] = ()
     """Bytes per layer of the target that the draft does not hold if that layer is resident; empty if it shares none."""
 
@@ -75,12 +86,14 @@ class MemoryNeed:
     """Most tokens of prompt and answer together."""
     max_nodes: int
     """Largest tree; 1 without a draft."""
-    activation_bytes_per_token: int
-    """Bytes that a pass holds per token at its widest."""
-    logits_bytes: int
-    """Bytes that it holds whatever its width."""
+    workspace: Workspace
+    """What the target's passes hold."""
     scratch_bytes: int
-    """Bytes in which narrow weights are widened."""
+    """Bytes in which the target's narrow weights are widened, if there are any in the format that is run."""
+    head_scratch_bytes: int = 0
+    """The same of its head."""
+    is_widened: bool = False
+    """Whether the target's matrices are widened even where they are not quantized."""
     num_slots: int = 2
     """Slots of the ring."""
     num_graft_nodes: int = 0
@@ -89,8 +102,6 @@ class MemoryNeed:
     """Prompt tokens that a layer computes at once; None: as many as the largest tree's pass has room for."""
     prefill_tokens: int = 0
     """Most prompt tokens of one pass over layers that stream; others compute no more than a slice."""
-    hidden_bytes_per_token: int = 0
-    """Bytes that a pass of several slices holds per token beside what a layer computes at once."""
     file_bytes: int = 0
     """Bytes of disk that files still to be downloaded or written will take."""
     kv_cache: KvCache = "device"
@@ -193,13 +204,34 @@ class MemoryNeed:
             shared = self.draft.shared_layer_bytes
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
             cached_bytes += self.capacity_tokens * self.draft.cache_bytes_per_token
-        activation_bytes = self.pass_tokens * self.activation_bytes_per_token + self.logits_bytes
-        return {
-            **entries,
-            f"{KEYS_AND_VALUES} of {self.capacity_tokens} tokens": cached_bytes,
-            "upcast scratch": self.scratch_bytes,
-            "activations": activation_bytes + self.long_pass_tokens * self.hidden_bytes_per_token,
-        }
+        entries[f"{KEYS_AND_VALUES} of {self.capacity_tokens} tokens"] = cached_bytes
+        if scratch_bytes := self._all_scratch_bytes:
+            entries["upcast scratch"] = scratch_bytes
+        entries["activations and logits"] = max(self._phases())
+        if self.draft is not None and self.draft.is_recorded and self.draft.workspace is not None:
+            entries["recorded draft passes"] = self.draft.workspace.recorded_bytes(self.capacity_tokens)
+        return entries
+
+    @property
+    def _all_scratch_bytes(self) -> int:
+        is_widened = self.is_widened or self.layers.name in QUANTIZED_FORMATS
+        of_draft = 0 if self.draft is None else self.draft.scratch_bytes
+        return (self.scratch_bytes if is_widened else 0) + self.head_scratch_bytes + of_draft
+
+    def _phases(self) -> Iterator[int]:
+        """Yield the bytes that each phase of a round holds; one ends before the next begins."""
+        yield self.workspace.pass_bytes(self.pass_tokens, self.capacity_tokens)
+        if self.long_pass_tokens > self.pass_tokens:
+            yield self.workspace.sliced_bytes(
+                self.long_pass_tokens,
+                self.capacity_tokens,
+                slice_tokens=min(self.slice_width, self.pass_tokens),
+                last_tokens=self.pass_tokens,
+            )
+        yield self.workspace.logits_bytes(WALK_ROWS)
+        if self.draft is not None and (drafting := self.draft.workspace) is not None:
+            yield drafting.pass_bytes(min(PREFILL_CHUNK_TOKENS, self.capacity_tokens), self.capacity_tokens)
+            yield drafting.ranking_bytes(max(_LEAST_LEVEL, self.max_nodes // _LEVEL_SHARE))
 
     def without_draft(self) -> "MemoryNeed":
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)

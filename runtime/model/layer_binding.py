@@ -172,7 +172,7 @@ class HostEmbedding:
         return torch.zeros(size, dtype=self._matrix.dtype, device=self._compute.device)
 
     def show(self, rows: torch.Tensor) -> None:
-        """Let the next forward find `rows` (T, E), on the device, where it looks up T tokens."""
+        """Let the next forward find `rows` (T, E), on the device, where it looks up T tokens; they are gone then."""
         self._rows = rows
 
     def bring(self, token_ids: npt.NDArray[np.int64]) -> None:
@@ -183,7 +183,8 @@ class HostEmbedding:
         assert ids.numel() == len(self._rows), (
             f"{ids.numel()} tokens are looked up, {len(self._rows)} rows were brought"
         )
-        return self._rows.to(self._compute.dtype)
+        rows, self._rows = self._rows, self._matrix[:0]
+        return rows.to(self._compute.dtype)
 
     def _empty_rows(self, num_tokens: int) -> torch.Tensor:
         shape, dtype = (num_tokens, self._matrix.shape[1]), self._matrix.dtype
@@ -203,5 +204,11 @@ def _replace_table(module: nn.Embedding, rows_of: Callable[[torch.Tensor], torch
         module._parameters["weight"] = nn.Parameter(rows_of(ids), requires_grad=False)
         return torch.arange(ids.numel(), device=ids.device).view(ids.shape), *rest
 
+    def drop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        rows = module._parameters["weight"]
+        assert rows is not None
+        module._parameters["weight"] = nn.Parameter(rows.new_empty(0, rows.shape[1]), requires_grad=False)
+
     module.padding_idx = None  # the renumbered ids know no padding row
     module.register_forward_pre_hook(gather)
+    module.register_forward_hook(drop)

@@ -31,6 +31,7 @@ from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
 from runtime.config import DraftFormat
+from runtime.fit.workspace import Workspace, expanded_width
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.draft_cache import DraftCache
 from runtime.model.layer_binding import (
@@ -69,6 +70,8 @@ class ModelFiles:
     """The input embeddings among it, which an accelerator leaves in host memory; None where they are the head too."""
     rest_layout: LayerLayout
     """Everything else among it."""
+    num_masks: int
+    """Masks of a pass: one for each window that layers have."""
     formats: tuple[Mapping[str, WeightFormat], ...]
     """Per layer: the formats of its quantized matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
@@ -102,6 +105,7 @@ class ModelFiles:
             others,
             table,
             layout_layer(rest),
+            len(set(parts.layer_windows)),
             parts.layer_formats,
             linears,
             shapes,
@@ -187,15 +191,28 @@ class ModelFiles:
     def _head_shape(self) -> tuple[int, int]:
         return self.config.vocab_size, self.config.hidden_size
 
-    def workspace_bytes(self, num_tokens: int, compute_dtype: torch.dtype) -> int:
-        """Estimate the bytes of activations and logits that a pass of `num_tokens` tokens holds at its widest."""
-        hidden, inner = self.config.hidden_size, getattr(self.config, "intermediate_size", None)
-        inner = inner if type(inner) is int else 4 * hidden
-        return int(num_tokens * (8 * hidden + 3 * inner) * compute_dtype.itemsize + 64 * self.config.vocab_size * 4)
-
-    def hidden_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
-        """Return the bytes that a pass computed in slices holds per token: embeddings, hidden states, rotations."""
-        return (2 * int(self.config.hidden_size) + 512) * compute_dtype.itemsize
+    def workspace(self, compute_dtype: torch.dtype) -> Workspace:
+        """Return what its passes hold on the device."""
+        config = self.config
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        inner, kv_heads, head_dim = (
+            getattr(config, name, None) for name in ("intermediate_size", "num_key_value_heads", "head_dim")
+        )
+        head_dim = head_dim if type(head_dim) is int else hidden // heads
+        return Workspace(
+            hidden_size=hidden,
+            head_dim=head_dim,
+            inner_size=inner if type(inner) is int else 4 * hidden,
+            vocab_size=config.vocab_size,
+            item_bytes=compute_dtype.itemsize,
+            num_masks=self.num_masks,
+            expanded_width=expanded_width(
+                config.to_dict(),
+                num_heads=heads,
+                num_kv_heads=kv_heads if type(kv_heads) is int else heads,
+                head_dim=head_dim,
+            ),
+        )
 
 
 def read_others(

@@ -263,6 +263,8 @@ class StreamedModel:
             if self._streamer is not None:
                 self._streamer.abort_pass()
             raise
+        finally:
+            self._masks, self._sliced = {}, None  # as large as a layer's activations where the context is long
         return output[0]
 
     def _enter(

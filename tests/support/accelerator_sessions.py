@@ -60,7 +60,8 @@ def layer_bytes(folder: Path) -> int:
 
 @functools.cache
 def fixed_bytes(config: EngineConfig) -> int:
-    return LoadPlan.build(config).placement.fixed_bytes
+    """Of a session whose layers stream."""
+    return LoadPlan.build(replace(config, device_memory_bytes=0)).placement.fixed_bytes
 
 
 def config_of(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from runtime.fit.machine import Machine, free_bytes_for
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement
+from runtime.fit.workspace import Workspace
 
 GB = 10**9
 
@@ -19,8 +20,7 @@ def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, fil
         cache_bytes_per_token=10**6,
         context_tokens=context_tokens,
         max_nodes=1 if draft_gb is None else 100,
-        activation_bytes_per_token=0,
-        logits_bytes=0,
+        workspace=Workspace(hidden_size=0, head_dim=0, inner_size=0, vocab_size=0, item_bytes=0),
         scratch_bytes=0,
         file_bytes=int(file_gb * GB),
     )

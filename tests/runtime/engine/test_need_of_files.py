@@ -9,11 +9,12 @@ from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan, layer_formats, need_of_files
 from runtime.fit.machine import Machine
+from runtime.fit.models import shape_of_folder
 from runtime.fit.place import place
 from runtime.model.model_loader import ModelFiles
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.fit_needs import layers_of
-from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.model_factory import MAIN_KINDS, save_tiny_model, save_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,31 @@ def test_a_shape_needs_what_the_folder_of_that_shape_needs(folder):
     for one, other in zip(of_files.formats, of_shape.formats, strict=True):
         assert one.name == other.name
         assert abs(one.total_bytes - other.total_bytes) <= 4 * 2 * 4096
+
+
+def assert_a_shape_needs_what_its_folder_does(folder, device):
+    """Entry by entry, a session's need and that of `plan`, which reads config.json alone; pages are rounded up."""
+    is_cpu, files, shape = device.type == "cpu", ModelFiles.open(folder), shape_of_folder(folder)
+    item_bytes = 4 if is_cpu else files.stored_dtype.itemsize
+    of_files = need_of_files(EngineConfig(draft="none", context_tokens=500), files, None, device=device)
+    of_shape = shape.need(None, context_tokens=500, max_nodes=1, compute_item_bytes=item_bytes, is_cpu=is_cpu)
+    found, expected = of_shape.fixed_entries(), of_files.fixed_entries()
+    # What lies in small gaps of the files between embeddings, norm and head is read and held along with them.
+    assert of_shape.others_bytes + of_shape.table_bytes == files.other_layout.payload_bytes
+    assert list(found.items())[1:] == list(expected.items())[1:]
+    assert of_shape.host_table_bytes == pytest.approx(of_files.host_table_bytes, abs=4096)
+
+
+@pytest.mark.parametrize("device", ["cpu", "xpu"])
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_plan_and_session_need_the_same(tmp_path, kind, device):
+    folder = save_tiny_tokenizer(save_tiny_model(kind, tmp_path, hidden_size=64))
+    assert_a_shape_needs_what_its_folder_does(folder, torch.device(device))
+
+
+@pytest.mark.real
+def test_plan_and_session_need_the_same_of_a_real_model(demo_folder):
+    assert_a_shape_needs_what_its_folder_does(demo_folder, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("spare_slabs", [0, 1, 2, 3, 9])

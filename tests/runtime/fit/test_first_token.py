@@ -13,9 +13,7 @@ from runtime.speculation.token_tree import TreeTopology
 from tests.support.fit_needs import GB, round_need
 from tests.support.plan_fakes import planned
 
-NEED: MemoryNeed = replace(
-    round_need(context_tokens=4000), slice_tokens=100, prefill_tokens=1000, max_nodes=1, hidden_bytes_per_token=1
-)
+NEED: MemoryNeed = replace(round_need(context_tokens=4000), slice_tokens=100, prefill_tokens=1000, max_nodes=1)
 PLAIN = TreeChoice(1, 1, 1.0, 1.0, 0.0, "link", TreeTopology.single)
 
 

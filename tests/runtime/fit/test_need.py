@@ -21,7 +21,8 @@ def test_without_draft_there_is_no_tree():
     plain = need.without_draft()
     assert (need.capacity_tokens, plain.capacity_tokens) == (320, 65)
     saved = need.draft.num_bytes + (320 * 2 - 65) * need.cache_bytes_per_token
-    saved += (320 - 65) * need.activation_bytes_per_token
+    saved += need.workspace.pass_bytes(320, 320) - need.workspace.pass_bytes(65, 65)
+    saved += need.draft.scratch_bytes  # in which the draft's int8 rows are widened
     assert need.fixed_bytes - plain.fixed_bytes == saved
     assert (
         replace(need, draft=replace(need.draft, num_bytes=7)).fixed_bytes == need.fixed_bytes - need.draft.num_bytes + 7
@@ -30,11 +31,21 @@ def test_without_draft_there_is_no_tree():
 
 def test_nodes_that_are_added_to_a_tree_have_their_place_in_caches_and_passes():
     need = TINY.need(TINY.as_draft(4), context_tokens=640, max_nodes=256, compute_item_bytes=4)
+    need = replace(need, prefill_tokens=0)  # as where nothing streams
     more = replace(need, num_graft_nodes=32)
     assert more.capacity_tokens == need.capacity_tokens + 32
-    added = 32 * (2 * need.cache_bytes_per_token + need.activation_bytes_per_token + need.hidden_bytes_per_token)
+    added = 32 * 2 * need.cache_bytes_per_token
+    added += need.workspace.pass_bytes(544, 928) - need.workspace.pass_bytes(512, 896)
     assert more.fixed_bytes - need.fixed_bytes == added
     assert more.without_draft() == need.without_draft()
+
+
+def test_a_scratch_is_counted_for_each_model_that_widens_weights():
+    need = TINY.need(TINY.as_draft(4, held="stored"), context_tokens=64, max_nodes=8, compute_item_bytes=4)
+    assert "upcast scratch" not in need.fixed_entries()
+    assert need.in_format("int8").fixed_entries()["upcast scratch"] == need.scratch_bytes
+    widened = TINY.need(TINY.as_draft(2), context_tokens=64, max_nodes=8, compute_item_bytes=2)
+    assert widened.fixed_entries()["upcast scratch"] == 2 * widened.scratch_bytes + widened.head_scratch_bytes
 
 
 def test_what_a_model_needs_is_known_without_torch():

@@ -280,6 +280,6 @@ def test_a_substitute_is_accepted_as_it_is_held(held):
 def test_a_model_that_stays_in_memory_gets_a_substitute_only_where_it_is_asked_for():
     """As a session decides: see LoadPlan."""
     whole, asked = planned(target="llama-3.2-3b", draft="auto"), planned(target="llama-3.2-3b", draft="substitute")
-    streamed = planned(target="llama-3.2-3b", draft="auto", device_bytes=42 * 10**8)
+    streamed = planned(target="llama-3.2-3b", draft="auto", device_bytes=5 * 10**9)
     assert [report.question.draft_name for report in (whole, asked, streamed)] == ["none", "substitute", "substitute"]
     assert not whole.main.streams and streamed.main.streams

@@ -111,7 +111,8 @@ def test_the_bytes_of_a_drafts_layer_follow_from_its_shapes(files: ModelFiles) -
 
 def test_cache_bytes_are_keys_and_values_of_the_kv_heads(files: ModelFiles) -> None:
     assert files.cache_bytes_per_token(torch.float32) == 2 * 4 * 2 * 8 * 4
-    assert files.workspace_bytes(2, torch.float32) > files.workspace_bytes(1, torch.float32) > 0
+    workspace = files.workspace(torch.bfloat16)
+    assert workspace.pass_bytes(1, 16) == (4 * 32 + 2 * 8 + 3 * 64 + 16) * 2 + 16
 
 
 def test_a_tied_head_shares_the_embeddings_bytes(tmp_path: Path) -> None:

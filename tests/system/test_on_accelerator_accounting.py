@@ -1,0 +1,120 @@
+"""What a session holds at its peak is what its plan counts, in both directions, on the simulated accelerator.
+
+Heads, MLP and vocabulary have the proportions of a large model (32 query heads on 4 key heads, keys and values of a
+quarter of the hidden state, 3.5 of it in the MLP, 15.6 in the vocabulary) and the context is long, so that copies of
+keys, masks and logits would show.
+"""
+
+import functools
+import gc
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtime.config import SamplingParams
+from runtime.engine.drafter import rank_on_device
+from runtime.events import Round
+from runtime.fit.machine import RESERVED_BYTES
+from runtime.fit.workspace import Workspace
+from runtime.speculation.schemes import Coupled
+from tests.support.accelerator_sessions import DEVICE, opened_on, quick_sessions, scratch
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.sim_checks import SimChecks
+
+CHECKS = SimChecks(__file__, quick_sessions)
+check = CHECKS.check
+
+VOCAB_SIZE = 4000
+GROUPED = {
+    "hidden_size": 256,
+    "intermediate_size": 896,
+    "vocab_size": VOCAB_SIZE,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 16384,
+}
+TOLERANCE = 0.05
+NUM_ROUNDS = 3
+NUM_NODES = 64
+
+
+@functools.cache
+def grouped_folder(num_layers: int) -> Path:
+    folder = scratch() / f"grouped-{num_layers}"
+    return save_tiny_tokenizer(save_tiny_model("llama", folder, num_hidden_layers=num_layers, **GROUPED), VOCAB_SIZE)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes above those that were there before, at their peaks."""
+
+    allocated: int
+    reserved: int
+
+
+class Watch:
+    """What the device's allocator gives from now on."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        torch.accelerator.empty_cache()
+        self._allocated = torch.accelerator.memory_allocated(DEVICE)
+        self._reserved = torch.accelerator.memory_reserved(DEVICE)
+        torch.accelerator.reset_peak_memory_stats(DEVICE)
+
+    def peak(self) -> Held:
+        return Held(
+            torch.accelerator.max_memory_allocated(DEVICE) - self._allocated,
+            torch.accelerator.max_memory_reserved(DEVICE) - self._reserved,
+        )
+
+
+def peak_is_what_is_counted(context_tokens: int, num_layers: int, has_draft: bool) -> None:
+    """A prompt that fills the context, so that its last slice is as wide as any, then a few rounds."""
+    draft = grouped_folder(1) if has_draft else "none"
+    settings = {"tree": f"{NUM_NODES}x6"} if has_draft else {}
+    watch, rng = Watch(), np.random.default_rng(0)
+    with opened_on(
+        grouped_folder(num_layers), draft=draft, context_tokens=context_tokens, num_residents=0, **settings
+    ) as opened:
+        placement = opened.placement
+        room = NUM_NODES - 1 if has_draft else NUM_ROUNDS + 1
+        prompt = rng.integers(10, VOCAB_SIZE - 10, context_tokens - room).tolist()
+        events = opened.session.engine.generate(prompt, SamplingParams(max_new_tokens=40), rng)
+        num_rounds = 0
+        while num_rounds < NUM_ROUNDS:
+            num_rounds += isinstance(next(events), Round)
+        events.close()
+        peak = watch.peak()
+    share = peak.allocated / placement.device_bytes
+    assert abs(share - 1) <= TOLERANCE, f"{share:.3f}: {peak} where {placement.entries()} are counted"
+    assert peak.reserved <= placement.device_bytes + RESERVED_BYTES
+
+
+for _tokens, _num_layers, _has_draft in ((2048, 4, True), (4096, 8, True), (4096, 4, False), (8192, 4, True)):
+    _name = f"peak_is_what_is_counted: {_tokens} tokens, {'with a draft' if _has_draft else 'plain'}"
+    CHECKS[_name] = functools.partial(peak_is_what_is_counted, _tokens, _num_layers, _has_draft)
+    if _tokens > 2048:
+        CHECKS.slow.add(_name)
+
+
+@check
+def ranking_holds_what_is_counted() -> None:
+    """Sampled candidates of a level: the logits, the noise of two positions, and what they add up to."""
+    num_rows, scheme = 32, Coupled(seed=3)
+    sizes = Workspace(hidden_size=1, head_dim=1, inner_size=1, vocab_size=20_000, item_bytes=2)
+    watch = Watch()
+    logits = torch.randn(num_rows, 20_000, device=DEVICE)
+    positions = [5] * 16 + [6] * 16
+    rank_on_device(scheme, logits, positions, params=SamplingParams(temperature=0.8), num_candidates=8)
+    assert abs(watch.peak().allocated / sizes.ranking_bytes(num_rows) - 1) <= TOLERANCE
+
+
+test_on_accelerator = CHECKS.as_test()
+
+
+if __name__ == "__main__":
+    CHECKS.run(sys.argv[1:])
