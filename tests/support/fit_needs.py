@@ -9,6 +9,12 @@ from runtime.fit.workspace import Workspace
 GB = 10**9
 
 
+class _Weightless(Workspace):
+    """Passes that hold nothing, not even positions: needs are then as round as what is asked for."""
+
+    _token_bytes = property(lambda self: 0)
+
+
 def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, file_gb: float = 0) -> MemoryNeed:
     """Ten layers of 4 GB (int8: 2, nf4: 1), 1 GB of embeddings, 1 MB a token of cache, rings of two slots."""
     return MemoryNeed(
@@ -20,7 +26,7 @@ def round_need(*, draft_gb: float | None = None, context_tokens: int = 4000, fil
         cache_bytes_per_token=10**6,
         context_tokens=context_tokens,
         max_nodes=1 if draft_gb is None else 100,
-        workspace=Workspace(hidden_size=0, head_dim=0, inner_size=0, vocab_size=0, item_bytes=0),
+        workspace=_Weightless(hidden_size=0, head_dim=0, inner_size=0, vocab_size=0, item_bytes=0),
         scratch_bytes=0,
         file_bytes=int(file_gb * GB),
     )

@@ -72,13 +72,13 @@ def test_a_substitute_that_was_asked_for_is_loaded_wherever_the_layers_are(folde
 
 def test_an_int8_draft_takes_less_memory_and_changes_no_text(folder: Path, tmp_path: Path) -> None:
     draft = save_tiny_folder(tmp_path / "draft", "qwen2", seed=4)
-    texts, fixed_bytes = [], []
+    texts, draft_bytes = [], []
     for draft_format in ("stored", "int8"):
         with open_tiny(folder, draft=draft, tree="12x5", draft_format=draft_format) as opened:
             texts.append(answer(opened, request())[1])
-            fixed_bytes.append(opened.placement.fixed_bytes)
+            draft_bytes.append(opened.placement.fixed[f"draft model ({draft_format})"])
     assert texts[0] == texts[1]
-    assert fixed_bytes[1] < fixed_bytes[0]
+    assert draft_bytes[1] < draft_bytes[0]
 
 
 def test_an_emulated_link_keeps_only_the_ring_on_the_device_and_layers_in_host_memory(folder: Path) -> None:

@@ -122,7 +122,8 @@ def test_seconds_come_from_the_rates_that_were_measured():
         report = examined(probes)
         return [report.seconds_per_pass(fit.placement) for fit in report.models[0].fits]
 
-    assert seconds(FakeProbes()) == [32 / 2, 2 / 2, 4 / 20]
+    # Of int8 layers 4 GB are left for the disk: their stages take 2 GB less of host memory than bfloat16's.
+    assert seconds(FakeProbes()) == [32 / 2, 4 / 2, 4 / 20]
     without_disk = seconds(FakeProbes(failures={"disk": OSError("x")}))
     assert without_disk[:2] == [None, None] and without_disk[2] is not None
     assert seconds(FakeProbes(failures={"link": OSError("x")})) == [None, None, None]

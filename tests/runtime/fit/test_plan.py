@@ -166,7 +166,7 @@ def test_a_target_that_cannot_fit_is_refused_too():
 
 def test_a_plan_is_refused_where_a_session_would_be():
     """A session keeps memory for the largest tree that it considers, or for the user's: 0.7 GB less do for 64 nodes."""
-    question = {"target": "llama-3-70b", "draft": "llama-3.2-1b", "draft_format": "nf4"}
+    question = {"target": "llama-3-70b", "draft": "llama-3.2-1b", "draft_format": "nf4", "kv_cache": "device"}
     wide = planned("rtx-4090", **question).main
     assert wide.max_nodes == 1024
     least = wide.placement.fixed_bytes + wide.placement.ring_bytes

@@ -239,7 +239,7 @@ def test_another_machine_and_models_that_are_not_here_have_none(folders, tmp_pat
 
 def test_a_measured_pair_is_what_the_plan_rests_on(folders, tmp_path):
     profile = keep(tmp_path, *folders, held="bfloat16", draft_held="int8", device=CPU, dtype="float32")
-    asked = question(folders, temperature=0.9, context_tokens=256)
+    asked = question(folders, temperature=0.9, context_tokens=256, draft_format="int8")
     report = make_plan(asked, processor(identity=CPU), {"int8": profile})
     main = report.main
     assert (main.draft_held, main.measured_at) == ("int8", profile.measured_at)
