@@ -16,14 +16,14 @@ FinishReason = Literal["stop", "length", "context", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """One more piece of the models is in memory; comes before a session can be asked anything."""
+    """One more piece of the models is in memory."""
 
     what: str
     """What is being read now."""
     num_done_bytes: int
     """Weight bytes read so far."""
     num_bytes: int
-    """Weight bytes that have to be read before the first prompt."""
+    """Weight bytes that have to be read before the first pass can end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,11 +89,16 @@ def _cuda_allocator_settings() -> dict[str, str]:
 
 
 def load_models(
-    config: "EngineConfig", stack: ExitStack, *, requests: "Sequence[PromptRequest]" = ()
+    config: "EngineConfig",
+    stack: ExitStack,
+    *,
+    requests: "Sequence[PromptRequest]" = (),
+    is_early: bool = False,
 ) -> Generator["str | LoadProgress", None, "OpenSession"]:
     """Find the models that `config` names and load them; what was opened is closed with `stack`.
 
-    torch is imported here and not before.
+    `is_early`: return once a first pass may begin, while layers are still being read. torch is imported here and not
+    before.
     """
     from runtime.engine.model_folders import locate_models
     from runtime.fit.startup import check_startup
@@ -106,7 +111,7 @@ def load_models(
     shared_box().start()  # its process gets ready on another core meanwhile
     with uncollected("runtime.engine.loading"):
         from runtime.engine.loading import load_session
-    return (yield from load_session(config, stack, requests=requests, state_folder=cache_folder()))
+    return (yield from load_session(config, stack, requests=requests, state_folder=cache_folder(), is_early=is_early))
 
 
 @contextmanager

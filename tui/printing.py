@@ -3,7 +3,7 @@
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,9 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -48,15 +50,22 @@ def progress_console(*, is_quiet: bool) -> Console:
 
 @contextmanager
 def open_session_in_sight(
-    config: EngineConfig, requests: Sequence[PromptRequest], console: Console
+    config: EngineConfig, requests: Sequence[PromptRequest], console: Console, *, is_early: bool = False
 ) -> Iterator["OpenSession"]:
-    """Find the models, load them in sight of the user, and say what the session holds."""
+    """Find the models, load them in sight of the user, and say what the session holds.
+
+    `is_early`: go on once a first pass may begin, while layers are still being read.
+    """
     with ExitStack() as stack:
-        opened = show_load(load_models(config, stack, requests=requests), console)
+        opened = show_load(load_models(config, stack, requests=requests, is_early=is_early), console)
         held = placement_lines(opened.placement, baseline_bytes=opened.plan.baseline_bytes)
-        for line in (*held, opened.plan.advice.sentence, *opened.notes):
+        told = (*held, opened.plan.advice.sentence, *opened.notes)
+        for line in told:
             console.print(line, markup=False)
         yield opened
+        for line in opened.notes:  # what pinning came to is known once all layers have been read
+            if line not in told:
+                console.print(line, markup=False)
 
 
 def locate_in_sight(config: EngineConfig, console: Console) -> EngineConfig:
@@ -169,18 +178,34 @@ def show_load(
         return finish(loading, show)
 
 
+class _WordsAndLoad(ProgressColumn):
+    """A task's words, and how much has been read of a model whose first pass waits for the rest."""
+
+    def __init__(self, late: Callable[[], LoadProgress | None]) -> None:
+        super().__init__()
+        self._late = late
+
+    def render(self, task: Task) -> Text:
+        late = self._late()
+        loading = "" if late is None else f", {late.num_done_bytes / max(1, late.num_bytes):.0%} of the model loaded"
+        return Text(task.description + loading)
+
+
 class RunProgress(Progress):
     """Says on one line of a terminal which prompt is being answered and how it goes; a context manager.
 
     The line is gone whenever a prompt has ended, so that its result can be written to the same terminal.
     """
 
-    def __init__(self, console: Console, *, num_prompts: int) -> None:
+    def __init__(
+        self, console: Console, *, num_prompts: int, late: Callable[[], LoadProgress | None] = lambda: None
+    ) -> None:
+        """`late` says how far the load is of a session that answers already; None once it has ended."""
         super().__init__(
             SpinnerColumn(),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False),
+            _WordsAndLoad(late),
             TimeElapsedColumn(),
             console=console,
             transient=True,

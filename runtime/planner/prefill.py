@@ -65,8 +65,11 @@ class PrefillPlanner:
         """Seconds in which a draft read a token."""
 
     def observe(self, num_tokens: int, done: PassStatistics) -> None:
-        """Learn from a pass of `num_tokens` tokens; short ones say more about weights than about tokens."""
-        if num_tokens >= self.slice_tokens:
+        """Learn from a pass of `num_tokens` tokens; short ones say more about weights than about tokens.
+
+        Nor does one count that waited for layers that were still being loaded.
+        """
+        if num_tokens >= self.slice_tokens and not done.is_loading:
             stream_seconds = max(done.link_busy_seconds, done.disk_busy_seconds)
             self._seen.append((done.compute_seconds / num_tokens, stream_seconds))
 

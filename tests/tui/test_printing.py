@@ -88,6 +88,19 @@ def test_progress_names_the_prompt_and_shows_errors():
     assert "\x1b[2J" not in shown
 
 
+def test_progress_says_how_much_has_been_read_of_a_model_that_answers_already():
+    console = terminal()
+    late = [LoadProgress("layers", 300, 1000), None]
+    with RunProgress(console, num_prompts=1, late=lambda: late[0]) as progress:
+        for event in run_prompts(echo, [PromptRequest(id="first", prompt="hello")]):
+            progress.show(event)
+            progress.refresh()
+            late[0] = late[-1]
+    shown = console.file.getvalue()
+    assert "first: prefill, 30% of the model loaded" in shown
+    assert "per pass, " not in shown
+
+
 def test_progress_on_a_quiet_console_writes_nothing():
     console = Console(file=io.StringIO(), quiet=True)
     with RunProgress(console, num_prompts=1) as progress:

@@ -7,7 +7,7 @@ independent draws.
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,15 @@ import typer
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from runtime.events import Event, GenerationStatistics, TextDelta
-from runtime.prompts.headless import HeadlessEvent, PromptItem, PromptResult, PromptStarted, pending_items, run_prompts
+from runtime.prompts.headless import (
+    Generate,
+    HeadlessEvent,
+    PromptItem,
+    PromptResult,
+    PromptStarted,
+    pending_items,
+    run_prompts,
+)
 from runtime.prompts.prompt_file import PromptRequest, read_prompts
 from runtime.prompts.result_file import ResultFile, ResultStream
 from tui.environment import packaged_prompts
@@ -29,6 +37,7 @@ from tui.terminal_text import one_line, strip_terminal_escapes
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from runtime.engine.loading import OpenSession
     from runtime.model.generation_config import GenerationConfig
 
 
@@ -67,9 +76,10 @@ def run(
             stack.callback(_tell_where_kept, results, output)
             stack.enter_context(results)
         items = pending_items(items, results.finished_ids)
-        generate = stack.enter_context(_answering(config, items, console, is_quiet=quiet))
-        progress = stack.enter_context(RunProgress(console, num_prompts=len(items)))
-        for event in run_prompts(generate, items):
+        opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
+        late = (lambda: None) if opened is None else (lambda: opened.load_progress)
+        progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
+        for event in run_prompts(_generate(opened), items):
             progress.show(event)
             if isinstance(event, PromptResult):
                 results.append(event)
@@ -134,8 +144,8 @@ def _show_all(
     earlier: Sequence[PromptResult] = (),
 ) -> list[PromptResult]:
     """Answer every line in a session of its own, whose memory is free again when this returns."""
-    with _answering(config, items, console, is_quiet=console.quiet or bool(earlier)) as generate:
-        return show_answers(run_prompts(generate, items), out, num_prompts=len(items), earlier=earlier)
+    with _opened(config, items, console, is_quiet=console.quiet or bool(earlier)) as opened:
+        return show_answers(run_prompts(_generate(opened), items), out, num_prompts=len(items), earlier=earlier)
 
 
 def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
@@ -250,18 +260,22 @@ def _costs(statistics: GenerationStatistics) -> dict[str, Any]:
 
 
 @contextmanager
-def _answering(
-    config: EngineConfig, items: Sequence[PromptItem], console: "Console", *, is_quiet: bool
-) -> Iterator[Callable[[PromptRequest], Generator[Event, None, None]]]:
-    """A session's generate; where no line needs an answer, no model is opened."""
+def _opened(
+    config: EngineConfig, items: Sequence[PromptItem], console: "Console", *, is_quiet: bool, is_early: bool = False
+) -> Iterator["OpenSession | None"]:
+    """A session; where no line needs an answer, no model is opened. `is_early`: answers while it loads."""
     requests = [item for item in items if isinstance(item, PromptRequest)]
     if requests:
-        with open_session_in_sight(config, requests, console) as opened:
+        with open_session_in_sight(config, requests, console, is_early=is_early) as opened:
             if not is_quiet:
                 _tell_own_settings(opened.session.generation, requests)
-            yield opened.session.generate
+            yield opened
     else:
-        yield _never_asked
+        yield None
+
+
+def _generate(opened: "OpenSession | None") -> Generate:
+    return _never_asked if opened is None else opened.session.generate
 
 
 def _tell_own_settings(generation: "GenerationConfig", requests: Iterable[PromptRequest]) -> None:

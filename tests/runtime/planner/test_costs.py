@@ -182,6 +182,17 @@ def test_measurements_alone_become_costs() -> None:
     assert costs.read_seconds == ()
 
 
+def test_nothing_is_learned_of_a_round_that_waited_for_layers_to_be_loaded() -> None:
+    learner, slow = warm(), observation(compute=50.0, link=40.0)
+    loading = replace(slow, pass_statistics=replace(slow.pass_statistics, is_loading=True))
+    learner.observe(loading)
+    assert not learner.is_known
+    learner.observe(observation())
+    before = learner.costs()
+    learner.observe(loading)
+    assert learner.costs() == before
+
+
 def test_a_disk_behind_the_link_is_measured_too() -> None:
     shape = StreamShape((1000,) * 2, num_slots=2, read_bytes=(None, 1000), num_stages=2)
     learner = warm(shape=shape)

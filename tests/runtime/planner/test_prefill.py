@@ -1,5 +1,7 @@
 """How prompts are cut into passes; with round numbers, and with those of data sheets."""
 
+from dataclasses import replace
+
 import pytest
 
 from offload.pass_statistics import PassStatistics
@@ -92,6 +94,12 @@ def test_what_was_measured_counts_more_than_what_rounds_were_said_to_cost() -> N
     assert learning.chunk_tokens(known) == 256
     learning.observe(256, statistics(compute=0.256, link=0.5))
     assert learning.chunk_tokens(known) == 2048
+
+
+def test_nothing_is_learned_of_a_pass_that_waited_for_layers_to_be_loaded() -> None:
+    learning, known = planner(), costs(token_seconds=0.02, copy_seconds=1.0)
+    learning.observe(256, replace(statistics(compute=0.256, link=1.0), is_loading=True))
+    assert learning.chunk_tokens(known) == 256
 
 
 def test_the_disk_behind_the_link_counts_where_it_is_slower() -> None:

@@ -40,6 +40,7 @@ from tui.chat.engine.messages import (
     Quit,
     Report,
     SessionFigures,
+    StillLoading,
     StopAnswer,
     StopLoad,
     from_line,
@@ -211,6 +212,19 @@ class EngineHost:
             assert self._opened is not None
             self._say(loaded(self._opened))
 
+    def _tell_late(self, opened: "OpenSession") -> None:
+        """Say how far the load is, for as long as the session answers while it goes on."""
+        told = opened.notes
+
+        def tell() -> bool:
+            progress = opened.load_progress
+            more = tuple(_in_short(note) for note in opened.notes if note not in told) if progress is None else ()
+            self._say(StillLoading(progress, more))
+            return progress is not None
+
+        if opened.load_progress is not None:
+            self._stack.enter_context(ticking(tell, tick_seconds=LOAD_TICK_SECONDS))
+
     def _is_open_again(self) -> bool:
         """After a load that failed, open the session again that was closed for it; return whether one is open now."""
         if self._opened is None and self._config is not None:
@@ -247,11 +261,12 @@ class EngineHost:
                 check_load(config, tell, held_bytes=self._held_bytes)
             self._close()
             tell("starting the libraries")
-            with closing(load_models(config, stack)) as loading:
+            with closing(load_models(config, stack, is_early=True)) as loading:
                 opened = finish(loading, tell)
             if opened.plan.is_host and self._yield_cores is not None:
                 self._yield_cores()
             self._opened, self._config, self._stack = opened, config, stack.pop_all()
+        self._tell_late(opened)
 
     @property
     def _held_bytes(self) -> int:
@@ -394,13 +409,13 @@ def failure_kind(error: Exception) -> str:
 
 
 @contextmanager
-def ticking(say: Callable[[], None], *, tick_seconds: float = TICK_SECONDS) -> Iterator[None]:
-    """Call `say` from a thread, some times a second, while the context lasts."""
+def ticking(say: Callable[[], object], *, tick_seconds: float = TICK_SECONDS) -> Iterator[None]:
+    """Call `say` from a thread, some times a second, while the context lasts and it does not return False."""
     is_over = threading.Event()
 
     def tick() -> None:
-        while not is_over.wait(tick_seconds):
-            say()
+        while not is_over.wait(tick_seconds) and say() is not False:
+            pass
 
     thread = threading.Thread(target=tick, name="pass ticker", daemon=True)
     thread.start()

@@ -109,6 +109,16 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class StillLoading:
+    """How much has been read of a session that is open already; the first pass waits for the rest."""
+
+    progress: LoadProgress | None
+    """None once everything has been read."""
+    sentences: tuple[str, ...] = ()
+    """What a user should know about the session that was not known before."""
+
+
+@dataclass(frozen=True, slots=True)
 class PassRunning:
     """Where the target's pass is; sent some times a second while it runs."""
 
@@ -185,7 +195,7 @@ class OfAnswer:
     """`Finished` or `Failed` is the last one."""
 
 
-_LoadReport = Loading | Loaded | LoadRefused
+_LoadReport = Loading | Loaded | LoadRefused | StillLoading
 Report = _LoadReport | Failed | OfAnswer
 """A `Failed` outside an answer is that of a load."""
 

@@ -18,6 +18,7 @@ from tui.chat.engine.messages import (
     PassRunning,
     Report,
     SessionFigures,
+    StillLoading,
 )
 from tui.chat.machine.figures import RunningFigures
 
@@ -78,6 +79,8 @@ class EngineState:
     """For `loading`: how far."""
     model: Loaded | None = None
     """The session that is open, if one is."""
+    late: LoadProgress | None = None
+    """How far the session's layers have been read, while it answers already; None once all are there."""
     prefill: PrefillProgress = _NOTHING_PREFILLED
     """For `prefill`: the last report of it; no tokens before the engine has said how many."""
     drafted: LevelDrafted = _NOTHING_DRAFTED
@@ -122,12 +125,22 @@ def with_report(state: EngineState, report: Report) -> EngineState:
             return EngineState(phase="loading", load=state.load.with_report(report))
         case Loaded():
             return EngineState(phase="ready", model=report)
+        case StillLoading():
+            return _still_loading(state, report)
         case LoadRefused():
             return EngineState(phase="ready", model=report.loaded)
         case Failed():
             return EngineState(phase="no model" if report.kind == "stopped" else "error", sentence=report.sentence)
         case OfAnswer():
             return _within_answer(state, report.event)
+
+
+def _still_loading(state: EngineState, report: StillLoading) -> EngineState:
+    model = state.model
+    if model is None:
+        return state
+    more = tuple(sentence for sentence in report.sentences if sentence not in model.sentences)
+    return replace(state, late=report.progress, model=replace(model, sentences=(*model.sentences, *more)))
 
 
 def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:

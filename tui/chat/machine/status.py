@@ -142,6 +142,10 @@ def progress_figures(state: EngineState, wanted: str = "") -> Iterator[StatusFig
         yield from _loading_figures(state, words, style, tooltip, wanted)
         return
     yield StatusFigure(words, words, 20, tooltip, style)
+    if state.late is not None:
+        loaded = f"{state.late.num_done_bytes / max(1, state.late.num_bytes):.0%}"
+        about = "The model is still being loaded; the first answer waits for each layer as it comes."
+        yield StatusFigure(f"({loaded} loaded)", loaded, 15, about, "$text-accent")
     if state.phase == "prefill":
         num_done, num_tokens = state.prefill.num_done_tokens, state.prefill.num_prompt_tokens
         num_read = num_done + round(state.prefill.num_pass_tokens * _share_of_pass(state))

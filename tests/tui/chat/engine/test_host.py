@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from offload import layer_filling
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import LayerStreamer
 from runtime.child_process import child_command, child_environment
@@ -50,6 +51,7 @@ from tui.chat.engine.messages import (
     Quit,
     Report,
     SessionFigures,
+    StillLoading,
     StopAnswer,
     StopLoad,
     from_line,
@@ -130,6 +132,29 @@ def text_of(reports: Sequence[Report], answer_id: int = 1) -> str:
 
 def has_text(report: Report, answer_id: int = 1) -> bool:
     return bool(text_of([report], answer_id))
+
+
+def test_an_answer_may_begin_while_layers_are_read_and_the_app_hears_how_far_that_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The reading is held until the app has heard of it, so that the answer waits for it."""
+    may_read, read_ahead = threading.Event(), layer_filling.read_ahead
+
+    def held(*arguments: Any) -> Any:
+        may_read.wait(60)
+        yield from read_ahead(*arguments)
+
+    def react(inbox: RequestInbox, report: Report) -> None:
+        if isinstance(report, StillLoading):
+            may_read.set()
+
+    monkeypatch.setattr(layer_filling, "read_ahead", held)
+    monkeypatch.setattr(host_module, "LOAD_TICK_SECONDS", 0.01)
+    reports = serve(load(folder, device_memory_bytes=0, link="1GB/s"), ask(1, "the cat"), react=react)
+    late = [report for report in reports if isinstance(report, StillLoading)]
+    assert late[0].progress is not None and late[0].progress.num_done_bytes < late[0].progress.num_bytes
+    assert late[-1] == StillLoading(None)
+    assert end_of([report for report in reports if isinstance(report, OfAnswer)]).finish_reason == "length"
 
 
 def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
@@ -255,7 +280,7 @@ def test_a_load_closes_the_session_before_it(folder: Path):
 def test_a_load_that_cannot_work_is_refused_before_the_session_is_closed(folder, monkeypatch, changes, kind, words):
     """A typo once unloaded the model that worked."""
     really, loads = host_module.load_models, []
-    monkeypatch.setattr(host_module, "load_models", lambda *given: loads.append(given) or really(*given))
+    monkeypatch.setattr(host_module, "load_models", lambda *given, **how: loads.append(given) or really(*given, **how))
     reports = serve(load(folder), LoadModel(replace(load(folder).config, **changes)), ask(1, "the cat"))
     (refused,) = [report for report in reports if isinstance(report, LoadRefused)]
     assert (refused.kind, refused.loaded.target, len(loads)) == (kind, "target", 1)
@@ -265,11 +290,11 @@ def test_a_load_that_cannot_work_is_refused_before_the_session_is_closed(folder,
 def test_a_session_is_opened_again_where_the_next_fails_only_while_it_is_read(folder, monkeypatch):
     really, loads = host_module.load_models, []
 
-    def fail_second(config, stack):
+    def fail_second(config, stack, **how):
         loads.append(config.context_tokens)
         if len(loads) == 2:
             raise LinkError("the disk does not answer")
-        return really(config, stack)
+        return really(config, stack, **how)
 
     monkeypatch.setattr(host_module, "load_models", fail_second)
     reports = serve(load(folder), load(folder, context_tokens=100), ask(1, "the cat"))

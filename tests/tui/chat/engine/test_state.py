@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.events import LevelDrafted, PrefillProgress, TextDelta
+from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta
 from tests.support.chat_fakes import FINISHED
 from tests.support.chat_states import (
     FIGURES,
@@ -18,7 +18,7 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tui.chat.engine.messages import Failed, LoadRefused, PassRunning
+from tui.chat.engine.messages import Failed, LoadRefused, PassRunning, StillLoading
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 
 
@@ -49,6 +49,15 @@ def test_a_loaded_model_is_ready():
     assert ready().phase == "ready"
     assert ready().model == LOADED
     assert ready().predicted_tokens_per_second == pytest.approx(2)
+
+
+def test_a_model_that_is_still_loaded_is_ready_all_the_same():
+    half, said = LoadProgress("layers", 5, 10), ("all host layers are pinned",)
+    state = with_report(ready(), StillLoading(half))
+    assert (state.phase, state.late, state.model) == ("ready", half, LOADED)
+    state = with_report(with_report(state, StillLoading(None, said)), StillLoading(None, said))
+    assert state.late is None and state.model == replace(LOADED, sentences=(*LOADED.sentences, *said))
+    assert with_report(begin_load(), StillLoading(half)) == begin_load()
 
 
 def test_an_answer_is_prefill_before_the_engine_says_so():

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from runtime.events import LevelDrafted, PrefillProgress
+from runtime.events import LevelDrafted, LoadProgress, PrefillProgress
 from tests.support.chat_states import (
     FIGURES,
     drafting,
@@ -19,7 +19,7 @@ from tests.support.chat_states import (
 )
 from tests.support.screen_text import screen_rows
 from tests.support.widget_screens import WidgetApp, resize, run, until
-from tui.chat.engine.messages import Failed, OfAnswer, PassRunning
+from tui.chat.engine.messages import Failed, OfAnswer, PassRunning, StillLoading
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 from tui.chat.machine.status import (
     StatusFigure,
@@ -77,6 +77,12 @@ def test_a_long_prompt_is_followed_within_its_pass_and_says_how_long_it_should_t
     assert status_row(state, 200).plain.startswith("reading  ━━──────  1000/4000 tokens  about 8 s ")
     short = folded(replace(event, expected_seconds=0.4), begun=begin_answer(ready()))
     assert "about" not in status_row(short, 200).plain
+
+
+def test_a_model_that_answers_while_it_is_loaded_says_how_far_that_is():
+    state = with_report(ready(), StillLoading(LoadProgress("layers", 430, 1000)))
+    assert status_row(state, 200).plain.startswith("● ready  (43% loaded)  ")
+    assert status_row(state, 40).plain.startswith("● ready  43%  ")
 
 
 def test_a_load_that_failed_leaves_no_model():
