@@ -5,6 +5,7 @@ first pass over a model ends about when its last byte has come, whatever it comp
 """
 
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,7 @@ class LayerFilling(Closeable):
         self._loader = loader
         self._pinner = pinner
         self._coming = {home.index for home in homes}
+        self._begun, self._num_bytes = time.perf_counter(), sum(home.layout.payload_bytes for home in homes)
         self._failure: BaseException | None = None
         self._is_closed = False
         self._changed = threading.Condition()
@@ -67,6 +69,13 @@ class LayerFilling(Closeable):
         """Weight bytes of the layers that are not there yet."""
         with self._changed:
             return sum(home.layout.payload_bytes for home in self._homes if home.index in self._coming)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until every layer is there, at the rate so far; 0 before the first has come, and at the end."""
+        left = self.num_coming_bytes
+        num_bytes = self._num_bytes - left
+        return left * (time.perf_counter() - self._begun) / num_bytes if num_bytes else 0.0
 
     def has(self, index: int) -> bool:
         """Return whether the layer is there, or was never to come."""

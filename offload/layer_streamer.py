@@ -167,6 +167,11 @@ class LayerStreamer(Closeable):
         )
 
     @property
+    def loading_seconds(self) -> float:
+        """Seconds for which a pass that begins now would wait for layers that are still being loaded; 0 without any."""
+        return 0.0 if self._filling is None else self._filling.seconds_left
+
+    @property
     def num_done_layers(self) -> int | None:
         """Layers of the pass under way that have been released; None between passes."""
         return self._num_done if self._is_in_pass else None

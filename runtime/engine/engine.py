@@ -100,7 +100,7 @@ class Engine:
 
     def _round(self, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
         """Run one round of Sequoia: grow a tree, verify it in one streamed pass, keep the accepted path."""
-        shape = self.planner.shape(max_levels=max_levels)
+        shape = self.planner.shape(max_levels=max_levels, loading_seconds=self.target.loading_seconds)
         laps = [time.perf_counter()]
         drawn = yield from self._draft(shape, choosing)  # level by level, the draft alone
         grafted = self._graft(drawn, max_levels=max_levels)  # plus continuations that the text itself holds

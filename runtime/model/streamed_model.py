@@ -204,6 +204,11 @@ class StreamedModel:
         return int(self.parts.model.config.vocab_size)
 
     @property
+    def loading_seconds(self) -> float:
+        """Seconds for which a pass that begins now would wait for layers that are still being loaded; usually 0."""
+        return 0.0 if self._streamer is None else self._streamer.loading_seconds
+
+    @property
     def can_slice(self) -> bool:
         """Whether a pass of a few wanted rows may be wider than what a layer computes at once."""
         return self._widths is not None

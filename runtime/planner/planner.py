@@ -120,13 +120,35 @@ class TreePlanner:
             self._temperature, self._can_grow_in_context = temperature, can_grow_in_context
             self._start()
 
-    def shape(self, *, max_levels: int) -> TreeShape:
-        """Return the next round's tree, or what limits it while it grows, with at most `max_levels` levels."""
+    def shape(self, *, max_levels: int, loading_seconds: float = 0.0) -> TreeShape:
+        """Return the next round's tree, or what limits it while it grows, with at most `max_levels` levels.
+
+        A round whose pass waits `loading_seconds` for layers that are still being loaded takes a larger static tree,
+        which costs it little.
+        """
         if self.held_tree is not None:
             return self.held_tree
+        if loading_seconds > 0 and self._fixed_shape is None and self._learner.is_known and self._max_nodes > 1:
+            return self._tree_beside(loading_seconds, max_levels=max_levels)
         if isinstance(self._tree, GrowthLimits):
             return replace(self._tree, num_steps=min(self._tree.num_steps, max_levels - 1))
         return self.topology(max_levels=max_levels)
+
+    def _tree_beside(self, loading_seconds: float, *, max_levels: int) -> TreeShape:
+        """The best tree of a pass that cannot end sooner; it may compute and draft meanwhile."""
+        costs = self._learner.costs()
+        num_streamed = sum(seconds is not None for seconds in costs.copy_seconds)
+        if num_streamed:
+            late = [
+                None if seconds is None else seconds + loading_seconds / num_streamed for seconds in costs.copy_seconds
+            ]
+            costs = replace(costs, copy_seconds=tuple(late))
+        else:
+            walks = costs.walk_seconds
+            late_walks = tuple(seconds + loading_seconds for seconds in walks.seconds)
+            costs = replace(costs, walk_seconds=replace(walks, seconds=late_walks))
+        most_levels = min(max_levels, MAX_TREE_LEVELS)
+        return choose_tree(costs, self._used_acceptance, max_nodes=self._max_nodes, max_levels=most_levels).best.shape()
 
     def topology(self, *, max_levels: int) -> TreeTopology:
         """Return the same as a static tree; for one that would take its shape from context the best of its size."""
@@ -140,7 +162,7 @@ class TreePlanner:
             return
         self._learner.observe(done)
         was_probed = (self._shape == (1, 1)) != (done.num_nodes == 1)
-        self._learn_tokens(done, is_probe=was_probed)
+        self._learn_tokens(done, is_probe=was_probed or done.pass_statistics.is_loading)
         self._num_rounds += 1
         if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
             return

@@ -141,6 +141,17 @@ def test_a_slab_that_is_being_pinned_is_not_there_yet(homes: list[LayerHome]) ->
         assert filling.is_done
 
 
+def test_how_long_the_rest_will_take_follows_from_what_came(homes: list[LayerHome], gate: GatedLoader) -> None:
+    with LayerFilling(homes, gate, HostPinner()) as filling:
+        assert filling.seconds_left == 0.0
+        gate.let(1)
+        filling.wait(0)
+        assert filling.seconds_left > 0.0
+        gate.let(NUM_LAYERS)
+        list(filling.steps())
+        assert filling.seconds_left == 0.0
+
+
 def test_homes_may_be_none() -> None:
     with LayerFilling([], HostCopyEngine(), HostPinner()) as filling:
         assert filling.is_done and list(filling.steps()) == []

@@ -12,6 +12,7 @@ from runtime.planner.costs import RoundCosts, StreamShape
 from runtime.planner.growth import YieldLearner
 from runtime.planner.planner import FIRST_SHAPE, PLAIN_ROUNDS, PROBE_ROUNDS, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
+from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first
 from tests.support.pipeline_simulation import round_seconds
 from tests.support.synthetic_machine import BUILTIN, LAYER_BYTES, NUM_LAYERS, SLOW_LINK, STREAM, Machine
@@ -68,6 +69,20 @@ def test_the_tree_never_has_more_levels_than_the_context_allows(num_levels: int)
         topology = planner.topology(max_levels=num_levels)
         assert topology.num_levels == num_levels
         assert planner.topology(max_levels=100).num_levels > num_levels
+
+
+def test_a_pass_that_waits_for_layers_to_be_loaded_takes_a_larger_tree() -> None:
+    """And only that pass: the next round has the tree of before."""
+    planner = planner_for(costs=Machine(link=1e9, compute=(0.01, 1e-3), draft=(0.01, 1e-4)).costs())
+    before = planner.shape(max_levels=100)
+    late = planner.shape(max_levels=100, loading_seconds=100.0)
+    assert isinstance(before, TreeTopology) and isinstance(late, TreeTopology)
+    assert before.num_nodes < late.num_nodes <= 256 and before.num_levels <= late.num_levels
+    short = planner.shape(max_levels=3, loading_seconds=100.0)
+    assert isinstance(short, TreeTopology) and short.num_levels <= 3
+    assert planner.shape(max_levels=100) == before
+    for other in (planner_for(), planner_for(fixed_shape=(8, 3), costs=SLOW_LINK.costs()), planner_for(max_nodes=1)):
+        assert other.shape(max_levels=100, loading_seconds=100.0) == other.shape(max_levels=100)
 
 
 def test_a_fixed_shape_ends_all_choosing() -> None:
