@@ -84,9 +84,14 @@ class OpenSession:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What did not go as planned, a sentence each: memory that ran out, and once all layers are there pinning."""
+        """What did not go as planned, a sentence each: memory that ran out, and once all layers are there pinning.
+
+        A draft whose passes cannot be recorded says so when the first of them is to be.
+        """
         pinning = self._path.pinning_notes(self._placed) if self.filling.is_done else ()
-        return (*self._placed.notes, *pinning, *self._planning_notes)
+        drafter = self.session.engine.drafter
+        drafting = () if drafter is None else drafter.model.notices
+        return (*self._placed.notes, *pinning, *self._planning_notes, *drafting)
 
     @property
     def load_progress(self) -> LoadProgress | None:

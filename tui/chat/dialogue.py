@@ -25,6 +25,7 @@ from tui.chat.engine.messages import (
     LoadRefused,
     OfAnswer,
     Report,
+    SessionNote,
     StopAnswer,
     StopLoad,
 )
@@ -380,6 +381,8 @@ class Dialogue:
                 sentence = f"{sentence}; {said.loaded.target} stays open"
                 told = sentence if kind == "stopped" else Trouble(_FAILURES.get(kind, "fault"), sentence)
                 return (*self.return_waiting(), told)
+            case SessionNote(sentences=sentences):
+                return ("; ".join(sentences),)
             case Loaded():
                 return self._go_on()
         return ()

@@ -20,7 +20,7 @@ from tui.chat.dialogue import (
     TurnsChanged,
 )
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, StopAnswer
+from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, SessionNote, StopAnswer
 from tui.chat.store.records import StoredMessage
 from tui.chat.store.store import ConversationStore
 
@@ -391,6 +391,12 @@ def test_one_turn_alone_cannot_be_trimmed(dialogue):
     answered(dialogue, "1")
     with pytest.raises(BadInputError, match="nothing before the last prompt can be left out"):
         dialogue.trim()
+
+
+def test_what_turns_out_while_the_session_answers_is_said(dialogue):
+    dialogue.ask("One?")
+    answered(dialogue, "1")
+    assert dialogue.take(SessionNote(("this is slow", "and that"))) == ("this is slow; and that",)
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("memory", "memory"), ("fault", "fault"), ("input", "input")])

@@ -40,6 +40,7 @@ from tui.chat.engine.messages import (
     Quit,
     Report,
     SessionFigures,
+    SessionNote,
     StillLoading,
     StopAnswer,
     StopLoad,
@@ -172,6 +173,8 @@ class EngineHost:
         self._opened: OpenSession | None = None
         self._config: EngineConfig | None = None  # of the session that is open, or was before the load under way
         self._stack = ExitStack()  # closes it
+        self._told: tuple[str, ...] = ()  # of its notes, to the app
+        self._telling = threading.Lock()
 
     def serve(self) -> None:
         """Do what the app asks until nothing more is wanted, and close the session."""
@@ -214,16 +217,21 @@ class EngineHost:
 
     def _tell_late(self, opened: "OpenSession") -> None:
         """Say how far the load is, for as long as the session answers while it goes on."""
-        told = opened.notes
 
         def tell() -> bool:
             progress = opened.load_progress
-            more = tuple(_in_short(note) for note in opened.notes if note not in told) if progress is None else ()
-            self._say(StillLoading(progress, more))
+            self._say(StillLoading(progress, self._news(opened) if progress is None else ()))
             return progress is not None
 
         if opened.load_progress is not None:
             self._stack.enter_context(ticking(tell, tick_seconds=LOAD_TICK_SECONDS))
+
+    def _news(self, opened: "OpenSession") -> tuple[str, ...]:
+        """Return the session's notes that the app has not been told, which it is now."""
+        with self._telling:
+            more = tuple(note for note in opened.notes if note not in self._told)
+            self._told += more
+        return tuple(map(_in_short, more))
 
     def _is_open_again(self) -> bool:
         """After a load that failed, open the session again that was closed for it; return whether one is open now."""
@@ -266,6 +274,7 @@ class EngineHost:
             if opened.plan.is_host and self._yield_cores is not None:
                 self._yield_cores()
             self._opened, self._config, self._stack = opened, config, stack.pop_all()
+            self._told = opened.notes
         self._tell_late(opened)
 
     @property
@@ -285,6 +294,8 @@ class EngineHost:
         try:
             tell(opened.session.prefill_start(request.prompt))
             self._generate(opened, request, tell)
+            if opened.load_progress is None and (news := self._news(opened)):
+                self._say(SessionNote(news))
         except PromptTooLongError as error:
             full = None
             with suppress(OptionError):  # of a template that refuses shorter conversations

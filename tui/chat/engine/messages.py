@@ -119,6 +119,13 @@ class StillLoading:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionNote:
+    """What turned out while the session answered, a sentence each."""
+
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PassRunning:
     """Where the target's pass is; sent some times a second while it runs."""
 
@@ -195,7 +202,7 @@ class OfAnswer:
     """`Finished` or `Failed` is the last one."""
 
 
-_LoadReport = Loading | Loaded | LoadRefused | StillLoading
+_LoadReport = Loading | Loaded | LoadRefused | StillLoading | SessionNote
 Report = _LoadReport | Failed | OfAnswer
 """A `Failed` outside an answer is that of a load."""
 

@@ -18,6 +18,7 @@ from tui.chat.engine.messages import (
     PassRunning,
     Report,
     SessionFigures,
+    SessionNote,
     StillLoading,
 )
 from tui.chat.machine.figures import RunningFigures
@@ -126,7 +127,10 @@ def with_report(state: EngineState, report: Report) -> EngineState:
         case Loaded():
             return EngineState(phase="ready", model=report)
         case StillLoading():
-            return _still_loading(state, report)
+            late = None if state.model is None else report.progress
+            return replace(_with_sentences(state, report.sentences), late=late)
+        case SessionNote():
+            return _with_sentences(state, report.sentences)
         case LoadRefused():
             return EngineState(phase="ready", model=report.loaded)
         case Failed():
@@ -135,12 +139,13 @@ def with_report(state: EngineState, report: Report) -> EngineState:
             return _within_answer(state, report.event)
 
 
-def _still_loading(state: EngineState, report: StillLoading) -> EngineState:
+def _with_sentences(state: EngineState, sentences: tuple[str, ...]) -> EngineState:
+    """Add what there is to know about the session that is open, if one is."""
     model = state.model
     if model is None:
         return state
-    more = tuple(sentence for sentence in report.sentences if sentence not in model.sentences)
-    return replace(state, late=report.progress, model=replace(model, sentences=(*model.sentences, *more)))
+    more = tuple(sentence for sentence in sentences if sentence not in model.sentences)
+    return replace(state, model=replace(model, sentences=(*model.sentences, *more)))
 
 
 def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:

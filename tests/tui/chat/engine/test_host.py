@@ -24,6 +24,7 @@ from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Finished, PrefillProgress, Round, TextDelta
 from runtime.model.generation_config import GenerationConfig
+from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.fakes import InstantEngine
 from tests.support.numbered_layers import make_layers, run_pass
@@ -51,6 +52,7 @@ from tui.chat.engine.messages import (
     Quit,
     Report,
     SessionFigures,
+    SessionNote,
     StillLoading,
     StopAnswer,
     StopLoad,
@@ -155,6 +157,23 @@ def test_an_answer_may_begin_while_layers_are_read_and_the_app_hears_how_far_tha
     assert late[0].progress is not None and late[0].progress.num_done_bytes < late[0].progress.num_bytes
     assert late[-1] == StillLoading(None)
     assert end_of([report for report in reports if isinstance(report, OfAnswer)]).finish_reason == "length"
+
+
+def test_what_turns_out_while_a_draft_runs_is_told_once_behind_the_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device says that it cannot record passes when the first one is to be recorded."""
+    notices: list[str] = []
+
+    def react(inbox: RequestInbox, report: Report) -> None:
+        if has_text(report):
+            notices.append("draft passes are not recorded")
+
+    monkeypatch.setattr(StreamedModel, "notices", property(lambda model: tuple(notices[:1])))
+    reports = serve(load(folder, draft="substitute"), ask(1, "the cat"), ask(2, "a dog"), react=react)
+    assert [report for report in reports if isinstance(report, SessionNote)] == [
+        SessionNote(("draft passes are not recorded",))
+    ]
 
 
 def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):

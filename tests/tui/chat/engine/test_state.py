@@ -18,7 +18,7 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tui.chat.engine.messages import Failed, LoadRefused, PassRunning, StillLoading
+from tui.chat.engine.messages import Failed, LoadRefused, PassRunning, SessionNote, StillLoading
 from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
 
 
@@ -58,6 +58,13 @@ def test_a_model_that_is_still_loaded_is_ready_all_the_same():
     state = with_report(with_report(state, StillLoading(None, said)), StillLoading(None, said))
     assert state.late is None and state.model == replace(LOADED, sentences=(*LOADED.sentences, *said))
     assert with_report(begin_load(), StillLoading(half)) == begin_load()
+
+
+def test_what_turns_out_while_it_answers_is_known_of_the_session_once():
+    said = ("draft passes are not recorded",)
+    state = with_report(with_report(ready(), SessionNote(said)), SessionNote(said))
+    assert state == replace(ready(), model=replace(LOADED, sentences=(*LOADED.sentences, *said)))
+    assert with_report(begin_load(), SessionNote(said)) == begin_load()
 
 
 def test_an_answer_is_prefill_before_the_engine_says_so():
