@@ -169,8 +169,8 @@ class EngineConfig:
     draft: Annotated[
         str,
         Option(
-            "auto (where layers stream the best that is on this machine, else none), substitute (the target itself, "
-            "quantized), none, or a folder or hub name.",
+            "auto (the best on this machine where layers stream), substitute (the target itself, quantized), none, "
+            "or a folder or hub name.",
             MODELS,
         ),
     ] = "substitute"

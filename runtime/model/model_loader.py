@@ -195,9 +195,8 @@ class ModelFiles:
         """Return what its passes hold on the device."""
         config = self.config
         hidden, heads = config.hidden_size, config.num_attention_heads
-        inner, kv_heads, head_dim = (
-            getattr(config, name, None) for name in ("intermediate_size", "num_key_value_heads", "head_dim")
-        )
+        sizes = config.to_dict()  # attributes that differ by layer are no attributes of the whole
+        inner, kv_heads, head_dim = map(sizes.get, ("intermediate_size", "num_key_value_heads", "head_dim"))
         head_dim = head_dim if type(head_dim) is int else hidden // heads
         return Workspace(
             hidden_size=hidden,
@@ -207,7 +206,7 @@ class ModelFiles:
             item_bytes=compute_dtype.itemsize,
             num_masks=self.num_masks,
             expanded_width=expanded_width(
-                config.to_dict(),
+                sizes,
                 num_heads=heads,
                 num_kv_heads=kv_heads if type(kv_heads) is int else heads,
                 head_dim=head_dim,

@@ -62,7 +62,10 @@ def open_tiny(
     options |= settings
     budget = None
     if num_residents is not None:
-        fixed_bytes = LoadPlan.build(EngineConfig(target=str(target), **options)).placement.fixed_bytes
+        # Where every layer stays, no prompt is computed in long passes: what streaming takes beside them is counted.
+        least = None if options.get("share_layers") else 0
+        fixed = LoadPlan.build(EngineConfig(target=str(target), device_memory_bytes=least, **options)).placement
+        fixed_bytes = fixed.fixed_bytes
         slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).layouts)
         budget = fixed_bytes + (int(options.get("ring_slots", 2)) + num_residents) * slab_bytes
     config = EngineConfig(target=str(target), device_memory_bytes=budget, **options)

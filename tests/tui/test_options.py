@@ -44,6 +44,7 @@ ENGINE_CHOICES = {
     "--emulate-disk": "3GB/s",
     "--ring-slots": "3",
     "--io": "buffered",
+    "--kv-cache": "host",
     "--reader-threads": "2",
     "--draft": "d",
     "--tree": "64x10",

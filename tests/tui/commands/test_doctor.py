@@ -49,7 +49,7 @@ def test_the_machine_and_the_models_are_shown(install, capsys):
         "caches 100 GB free for overstory in /cache/overstory",
         "versions python 3.12.1, torch 2.13.0 (CUDA 13.0)",
         "Some-70B, 4000 tokens of context, draft: none",
-        "bfloat16 slow bfloat16 would need 48.0 GB of host memory, int8 20.0 GB; you have 19.0 GB, so nf4 (6.00 GB) is "
+        "bfloat16 slow bfloat16 would need 44.0 GB of host memory, int8 18.0 GB; you have 15.0 GB, so nf4 (5.00 GB) is "
         "the nearest that fits; as it is, every pass reads 32.0 GB from disk layers: 2 wait in host memory, 8 are read "
         "from disk; a pass moves 40.0 GB in 16 s or more",
         "nf4 fits 6 of 10 layers stay on the device (13.0 GB of 13.0 GB) and 4.00 GB wait in host memory a pass moves "

@@ -3,7 +3,8 @@
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ from runtime.bench.card.child import PROBES, answer
 from runtime.bench.card.examination import run_card
 from runtime.bench.card.setting import SMALL, Findings, Setting
 from tests.support import simulated_device as sim
-from tests.support.accelerator_sessions import DEVICE, scratch
+from tests.support.accelerator_sessions import DEVICE, quick_sessions, scratch
 from tests.support.sim_checks import SimChecks
 
-CHECKS = SimChecks(__file__)
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Surroundings of its own: what probes leave in the allocator's cache is not for other checks to find."""
+    with quick_sessions():
+        yield
+
+
+CHECKS = SimChecks(__file__, probing)
 check = CHECKS.check
 ON_SIMULATED = (
     "import sys; from tests.support import simulated_device; simulated_device.load(); "
