@@ -44,9 +44,9 @@ class SoakDriver:
         wanted = self.num_passes + num_passes
         begin_pass = self.opened.streamer.begin_pass
 
-        def counted() -> None:
+        def counted(**rows: int) -> None:
             self.num_passes += 1
-            begin_pass()
+            begin_pass(**rows)
 
         with self._unreliable_reads(), mock.patch.object(self.opened.streamer, "begin_pass", counted):
             while self.num_passes < wanted:
