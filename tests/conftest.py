@@ -75,7 +75,7 @@ def sim_failures(request: pytest.FixtureRequest) -> dict[str, str]:
     own: SimChecks = request.module.CHECKS
     wanted: dict[str, list[str]] = {}
     for item in request.session.items:
-        if "sim_failures" in item.fixturenames and item.module.CHECKS.surroundings is own.surroundings:
+        if "sim_failures" in item.fixturenames and own.shares_process_with(item.module.CHECKS):
             names = wanted.setdefault(item.module.CHECKS.file, [])
             names.extend(item.callspec.params.values() if hasattr(item, "callspec") else ())
     return own.failures(wanted)

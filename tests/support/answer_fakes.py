@@ -92,12 +92,12 @@ def loading_of(
     module = ModuleType("runtime.engine.loading")
     module.opened = []
 
-    def load_session(config, stack, *, requests=(), state_folder=None):
+    def load_session(config, stack, *, requests=(), state_folder=None, is_early=False):
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
         plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
         session = SimpleNamespace(generate=generate, generation=generation or GenerationConfig())
-        return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=())
+        return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=(), load_progress=None)
 
     module.LoadPlan = SimpleNamespace(build=lambda config, *, requests=(): SimpleNamespace(placement=PLACEMENT))
     module.load_session = load_session

@@ -33,11 +33,19 @@ needs_compiler = pytest.mark.skipif(not sim.is_buildable(), reason="no C++ compi
 class SimChecks(dict[str, Callable[[], None]]):
     """The checks of one file, by name."""
 
-    def __init__(self, file: str, surroundings: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(
+        self,
+        file: str,
+        surroundings: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        is_alone: bool = False,
+    ) -> None:
         super().__init__()
         self.file = ".".join(Path(file).resolve().relative_to(ROOT).with_suffix("").parts)
         self.surroundings = surroundings
         """What is set up, once, around all the checks of a process."""
+        self.is_alone = is_alone
+        """Whether they have a process of their own: what other checks leave in the allocator would be found there."""
         self.slow: set[str] = set()
         """Names of those that only the full run asks for."""
         self.tested: tuple[str, ...] = ()
@@ -47,6 +55,10 @@ class SimChecks(dict[str, Callable[[], None]]):
         """Name a function as one of the checks that run in the other process."""
         self[function.__name__] = function
         return function
+
+    def shares_process_with(self, other: "SimChecks") -> bool:
+        """Whether both files' checks run in one process."""
+        return self is other or (self.surroundings is other.surroundings and not self.is_alone and not other.is_alone)
 
     def as_test(self) -> Callable[[str, dict[str, str]], None]:
         """One test for each check; ask for it when all of them are named."""

@@ -8,8 +8,6 @@ keys, masks and logits would show.
 import functools
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +24,7 @@ from tests.support.accelerator_sessions import DEVICE, opened_on, quick_sessions
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.sim_checks import SimChecks
 
-
-@contextmanager
-def long_texts() -> Iterator[None]:
-    """Surroundings of its own, so that these checks, which take minutes, run in a process of their own."""
-    with quick_sessions():
-        yield
-
-
-CHECKS = SimChecks(__file__, long_texts)
+CHECKS = SimChecks(__file__, quick_sessions, is_alone=True)
 check = CHECKS.check
 
 VOCAB_SIZE = 4000

@@ -4,8 +4,7 @@ import functools
 import gc
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -34,15 +33,7 @@ from tests.support.generator_ends import drained
 from tests.support.session_factory import answer, request
 from tests.support.sim_checks import SimChecks
 
-
-@contextmanager
-def own_memory() -> Iterator[None]:
-    """Surroundings of its own: what sessions of other checks left allocated would be missing here."""
-    with quick_sessions():
-        yield
-
-
-CHECKS = SimChecks(__file__, own_memory)
+CHECKS = SimChecks(__file__, quick_sessions, is_alone=True)
 check = CHECKS.check
 
 

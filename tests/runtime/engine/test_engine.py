@@ -101,7 +101,7 @@ def test_a_round_without_a_draft_has_no_steps_of_the_one_before(
     with open_tiny(folders["target"], draft=folders["unrelated"], tree="4x4") as opened:
         planner = opened.session.engine.planner
         shapes = iter([planner.topology(max_levels=4), TreeTopology.single()])
-        monkeypatch.setattr(type(planner), "shape", lambda self, *, max_levels: next(shapes))
+        monkeypatch.setattr(type(planner), "shape", lambda self, **_: next(shapes))
         rounds = [event for event in list_events(opened, num_rounds=2) if isinstance(event, Round)]
     assert [len(done.draft_steps) for done in rounds] == [3, 0]
     assert rounds[1].overhead_seconds > 0

@@ -157,15 +157,18 @@ def test_where_the_substitute_does_not_fit_the_sentence_names_the_way_to_another
     assert "--draft" not in str(refused.value)
 
 
-def test_a_session_holds_its_draft_as_its_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every pair of sizes and every card, with a fused kernel and without one, wherever the plan finds room."""
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_session_holds_its_draft_as_its_plan_says(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one in `every` of all pairs of sizes and cards, with a fused kernel and without, where the plan finds room."""
     pairs = [("Llama-3.3-70B", "Llama-3.1-8B"), ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen2.5-32B", None)]
     machines = [
         replace(reference_machine(name), has_fused_nf4=is_fused, host_free_bytes=160 * GB)
         for name, is_fused in product(("rtx-4060-ti-16gb", "rtx-4090", "l40"), (True, False))
     ]
     found = []
-    for (target, draft), machine, context_tokens in product(pairs, machines, (4096, 16384)):
+    for (target, draft), machine, context_tokens in list(product(pairs, machines, (4096, 16384)))[::every]:
         folders = [config_folder(tmp_path, name) for name in (target, draft) if name is not None]
         files = [ModelFilesOfConfig(folder) for folder in folders]
         config = EngineConfig(target=str(folders[0]), draft="substitute" if draft is None else str(folders[1]))
@@ -185,8 +188,9 @@ def test_a_session_holds_its_draft_as_its_plan_says(tmp_path: Path, monkeypatch:
         except BudgetError:
             continue
         found.append((held, planned.main.draft_held))
-    assert len(found) > 20
-    assert {held for held, _ in found} == {"nf4", "stored", "int8"}
+    assert len(found) > 20 / every
+    if every == 1:
+        assert {held for held, _ in found} == {"nf4", "stored", "int8"}
     assert all(held == planned for held, planned in found)
 
 

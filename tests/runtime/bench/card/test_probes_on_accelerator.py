@@ -3,8 +3,7 @@
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,7 @@ from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import DEVICE, quick_sessions, scratch
 from tests.support.sim_checks import SimChecks
 
-
-@contextmanager
-def probing() -> Iterator[None]:
-    """Surroundings of its own: what probes leave in the allocator's cache is not for other checks to find."""
-    with quick_sessions():
-        yield
-
-
-CHECKS = SimChecks(__file__, probing)
+CHECKS = SimChecks(__file__, quick_sessions, is_alone=True)
 check = CHECKS.check
 ON_SIMULATED = (
     "import sys; from tests.support import simulated_device; simulated_device.load(); "
