@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from offload.errors import LinkError
 from offload.free_memory import free_memory_bytes
 from offload.pinning.pinned_memory import HostPinner, open_pinner
 from offload.units import PAGE_BYTES, format_bytes
+from profiles.child_process import EndedChild, finish_child
 from profiles.machine_profile import PinBudgetSource
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ RESERVE_BYTES = 2 << 30
 """Of free host memory, left alone: the child's own libraries, and everybody else."""
 _KEPT_PERCENT = 80
 _TIMEOUT_SECONDS = 180.0
-_GRACE_SECONDS = 5.0
 _CHILD = "offload.pinning.pin_probe"
 _STEP = re.compile(r"^pinned (\d+) bytes(?:: (granted|refused))?$", re.MULTILINE)
 """A line of the child's; what a driver prints, and what a crash cut off, is none."""
@@ -68,41 +67,20 @@ def probe_pin_budget(device: torch.device) -> PinBudget:
     limit_bytes = max(0, free_memory_bytes() - RESERVE_BYTES)
     # The child finds modules where this process does, and not in whatever folder the user happens to be.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}  # noqa: PTH100
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", _CHILD, str(device), str(limit_bytes)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
+    return _read_report(
+        finish_child(
+            (sys.executable, "-P", "-m", _CHILD, str(device), str(limit_bytes)),
+            limit_seconds=_TIMEOUT_SECONDS,
+            environment=environment,
+        )
     )
-    try:
-        output, complaints = child.communicate(timeout=_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return _read_report(*_kill(child), exit_code=None)
-    except BaseException:
-        _kill(child)
-        raise
-    return _read_report(output, complaints, exit_code=child.returncode)
 
 
-def _kill(child: subprocess.Popen[str]) -> tuple[str, str]:
-    """End the child; return all that it wrote."""
-    child.kill()
-    try:
-        return child.communicate(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired as error:  # stuck in the driver, where no signal reaches it: leave it there
-        output: str | bytes | None = error.output
-        return output.decode(errors="replace") if isinstance(output, bytes) else output or "", ""
-
-
-def _read_report(output: str, complaints: str, *, exit_code: int | None) -> PinBudget:
-    """Return what the last whole line says; `exit_code` None means that the child was killed when its time was up."""
-    steps = _STEP.findall(output)
+def _read_report(child: EndedChild) -> PinBudget:
+    """Return what the child's last whole line says."""
+    exit_code, steps = child.exit_code, _STEP.findall(child.output)
     if not steps:
-        last_words = complaints.strip().splitlines()[-1:] or ["it said nothing"]
+        last_words = child.complaints.strip().splitlines()[-1:] or ["it said nothing"]
         what = "took too long" if exit_code is None else f"ended with {exit_code}"
         raise LinkError(
             f"The driver could not be asked how much host memory it pins: the probe {what} before its first step "

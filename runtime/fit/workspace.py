@@ -4,21 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.model.pass_shapes import RECORDED_WIDTH, bucket_of, mask_row_elements, num_key_buckets
+
 HIDDEN_COPIES, INNER_COPIES = 3, 3
 """Hidden states and MLP activations of a token that a layer holds at once beside what comes in: in its MLP.
 
 Residual, normed, and one more that is not freed yet; gate, up and their product. Measured on the simulated device with
-512 tokens, what comes in included: 4.06 hidden states beside three inner ones in llama and qwen2, 4.12 in gemma3, in
-float32 and bfloat16 alike.
+512 tokens, what comes in included: 4.1 hidden states beside three inner ones in llama, qwen2 and gemma3, in float32 and
+bfloat16 alike.
 """
 WALK_ROWS = 64
 """Rows of the target's logits that a walk computes at once: a descent of the deepest tree."""
 RANKED_BYTES = 12
 """Of each logit of a draft's level: itself, its noise and their sum, in float32."""
-MASK_ALIGNMENT = 16
-"""Elements to which the rows of a mask are rounded."""
-RECORDED_WIDTH = 128
-"""Tokens of the widest draft pass that is recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +60,7 @@ class Workspace:
         return (activations + made) * self.item_bytes + self._mask_bytes(num_tokens, num_keys)
 
     def _mask_bytes(self, num_tokens: int, num_keys: int) -> int:
-        row = -(-num_keys // MASK_ALIGNMENT) * MASK_ALIGNMENT
-        return self.num_masks * num_tokens * row * self.item_bytes
+        return self.num_masks * num_tokens * mask_row_elements(num_keys) * self.item_bytes
 
     def logits_bytes(self, num_rows: int) -> int:
         """Return what the head holds for so many rows: its own product, and that in float32."""
@@ -74,8 +71,13 @@ class Workspace:
         return self.vocab_size * (num_rows * RANKED_BYTES + 16)
 
     def recorded_bytes(self, num_keys: int) -> int:
-        """Return what recordings of passes that see up to K keys keep for good: the widest one's memory serves all."""
-        return self.pass_bytes(RECORDED_WIDTH, num_keys)
+        """Return what recordings of passes that see up to K keys keep for good.
+
+        The widest one's memory serves all, but what each returns, hidden states of its width, is its own.
+        """
+        widths = sum({bucket_of(count, 1) for count in range(1, RECORDED_WIDTH + 1)})
+        returned = widths * num_key_buckets(num_keys) * self.hidden_size * self.item_bytes
+        return self.pass_bytes(RECORDED_WIDTH, num_keys) + returned
 
 
 def expanded_width(config: Mapping[str, Any], *, num_heads: int, num_kv_heads: int, head_dim: int) -> int:

@@ -15,10 +15,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from runtime.model.pass_shapes import mask_row_elements
+
 GROUPED_ATTENTION = "overstory_grouped"
 """What transformers' registries call `grouped_attention`."""
-_MASK_ALIGNMENT = 16
-"""Elements. torch pads (copies) a mask in every layer unless the strides of its rows are multiples of this."""
 
 
 def register_grouped_attention() -> str:
@@ -100,8 +100,3 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     mask = torch.zeros((num_queries, mask_row_elements(num_keys)), dtype=dtype, device=allowed.device)[:, :num_keys]
     mask.masked_fill_(~allowed, torch.finfo(dtype).min)
     return mask[None, None]
-
-
-def mask_row_elements(num_keys: int) -> int:
-    """Return how many elements apart the rows of a mask lie."""
-    return -(-num_keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT

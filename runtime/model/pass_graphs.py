@@ -16,19 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.model.attention import attention_masks, mask_row_elements
+from runtime.model.attention import attention_masks
 from runtime.model.layer_binding import HostEmbedding
+from runtime.model.pass_shapes import RECORDED_WIDTH, bucket_of, key_bucket, mask_row_elements
 from runtime.model.tree_cache import TreeCache
 from runtime.model.upload import upload
 
 logger = logging.getLogger(__name__)
 
-MAX_WIDTH = 128
-"""Tokens beyond which a pass computes longer than its launches take; static trees of 1,024 nodes have levels of 103."""
-LEAST_KEYS = 256
-"""Smallest bucket of keys."""
-KEY_STEP = 1024
-"""Between buckets of 2,048 keys and more: a recorded pass attends to its whole bucket."""
 USES_BEFORE_RECORDING = 2
 """Recording takes as long as a few passes: a shape that comes once is not worth it."""
 PASSES_BEFORE_RETRY = 256
@@ -89,39 +84,16 @@ class CudaRecorder:
         return replay
 
 
-def graph_bytes(
-    *,
-    capacity: int,
-    hidden_size: int,
-    inner_size: int,
-    dtype: torch.dtype,
-    width: int = MAX_WIDTH,
-    widened_elements: int = 0,
-) -> int:
-    """Estimate the bytes that all recordings of a model hold: the activations of the largest, and what each returns.
-
-    `capacity`: tokens of its cache. `inner_size`: the width between the matrices of an MLP. `widened_elements`: of the
-    largest matrix that a kernel brings to `dtype` as a whole while it multiplies; 0 where none does.
-    """
-    activations = width * (8 * hidden_size + 3 * inner_size) + widened_elements
-    mask = width * mask_row_elements(capacity)
-    returned = (
-        2 * width * hidden_size * len({key_bucket(keys, capacity) for keys in range(1, capacity + 1, LEAST_KEYS)})
-    )
-    inputs = 3 * width * torch.int64.itemsize
-    return (activations + mask + returned) * dtype.itemsize + inputs
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _FixedInputs:
     """Where all recordings read: each as much as its shape has, from the beginning."""
 
     numbers: torch.Tensor
-    """(3, MAX_WIDTH) int64, flat: for W tokens W ids, W positions and W slots."""
+    """(3, RECORDED_WIDTH) int64, flat: for W tokens W ids, W positions and W slots."""
     mask: torch.Tensor
-    """(MAX_WIDTH * row,) additive: W rows, as long as the bucket's keys with what aligns them."""
+    """(RECORDED_WIDTH * row,) additive: W rows, as long as the bucket's keys with what aligns them."""
     rows: torch.Tensor | None
-    """(MAX_WIDTH, E) the tokens' embeddings, where they come from host memory."""
+    """(RECORDED_WIDTH, E) the tokens' embeddings, where they come from host memory."""
 
     def of(self, width: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return token ids (1, W), positions (1, W), slots (W,) and mask (1, 1, W, K) of a shape."""
@@ -175,7 +147,7 @@ class PassGraphs:
         """
         num_tokens, num_keys = len(token_ids), self._cache.num_cached + len(token_ids)
         shape = (bucket_of(num_tokens, 1), key_bucket(num_keys, self._cache.capacity))
-        if num_tokens > MAX_WIDTH or num_keys > self._cache.capacity or not self._has_recording(shape, device):
+        if num_tokens > RECORDED_WIDTH or num_keys > self._cache.capacity or not self._has_recording(shape, device):
             return None
         assert self._inputs is not None, "a recording has inputs"
         width, keys = shape
@@ -218,7 +190,7 @@ class PassGraphs:
             if self._inputs is None:
                 self._inputs = self._allocate_inputs(device)
                 # Every later recording finds its memory in the pool.
-                largest = (MAX_WIDTH, key_bucket(self._cache.capacity, self._cache.capacity))
+                largest = (RECORDED_WIDTH, key_bucket(self._cache.capacity, self._cache.capacity))
                 self._passes[largest] = self._record(largest, self._inputs)
             if shape not in self._passes:
                 self._passes[shape] = self._record(shape, self._inputs)
@@ -241,11 +213,11 @@ class PassGraphs:
         logger.warning("%s", self.notice)
 
     def _allocate_inputs(self, device: torch.device) -> _FixedInputs:
-        rows = MAX_WIDTH * mask_row_elements(self._cache.capacity)
+        rows = RECORDED_WIDTH * mask_row_elements(self._cache.capacity)
         return _FixedInputs(
-            torch.zeros(3 * MAX_WIDTH, dtype=torch.int64, device=device),
+            torch.zeros(3 * RECORDED_WIDTH, dtype=torch.int64, device=device),
             torch.zeros(rows, dtype=self._dtype, device=device),
-            None if self._embedding is None else self._embedding.device_rows(MAX_WIDTH),
+            None if self._embedding is None else self._embedding.device_rows(RECORDED_WIDTH),
         )
 
     def _record(self, shape: tuple[int, int], inputs: _FixedInputs) -> Replay:
@@ -260,14 +232,3 @@ class PassGraphs:
                 return self._forward(token_ids, positions, mask)
 
         return self._record_work(work)
-
-
-def bucket_of(count: int, least: int) -> int:
-    """Return the smallest power of two that is at least `count` and `least`; both 1 or more."""
-    return 1 << (max(count, least) - 1).bit_length()
-
-
-def key_bucket(num_keys: int, capacity: int) -> int:
-    """Return how many keys a recording for `num_keys` attends to, at most `capacity`: few sizes, but no waste."""
-    fine = -(-num_keys // KEY_STEP) * KEY_STEP
-    return min(fine if num_keys > 2 * KEY_STEP else bucket_of(num_keys, LEAST_KEYS), capacity)

@@ -24,8 +24,8 @@ from typing import TypeVar
 
 from offload.errors import CheckpointError
 from offload.units import format_bytes
+from profiles.child_process import child_command, child_environment
 from profiles.errors import OverstoryError
-from runtime.child_process import child_command, child_environment
 from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.limits import MEMORY_BYTES, WAITING_FACTOR, WAITING_SECONDS

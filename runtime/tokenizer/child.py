@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
-from runtime.child_process import own_streams
+from profiles.child_process import own_streams
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.limits import FileGuard, ignore_signals, limit_memory, limited_time
 

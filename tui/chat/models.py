@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from offload.errors import BudgetError
 from offload.units import format_bytes
+from profiles.child_process import child_command, child_environment, own_streams
 from profiles.errors import BadInputError, OverstoryError
 from profiles.files import read_regular_file
 from profiles.steps import finish
-from runtime.child_process import child_command, child_environment, own_streams
 from runtime.config import EngineConfig, parse_speed
 from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name

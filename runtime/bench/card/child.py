@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from profiles.child_process import own_streams
 from profiles.errors import OverstoryError
 from runtime.bench.card import kernels, sessions, transfers
 from runtime.bench.card.setting import FULL, SMALL, Findings, Setting
-from runtime.child_process import own_streams
 
 
 @dataclass(frozen=True, slots=True)

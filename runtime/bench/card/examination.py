@@ -8,7 +8,6 @@ fails.
 import json
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -21,11 +20,10 @@ import torch
 
 from offload.device import select_device
 from offload.units import format_bytes
+from profiles.child_process import child_command, child_environment, finish_child
 from runtime.bench.card.child import PROBES, Probe
-from runtime.child_process import child_command, child_environment
 from runtime.errors import OptionError
 
-_GRACE_SECONDS = 5.0
 _QUOTED_SIGNS = 300
 
 Command = Callable[[Sequence[str]], Sequence[str]]
@@ -117,33 +115,18 @@ def _run_probe(
 
 def _answer_of(command: Sequence[str], limit_seconds: float) -> tuple[dict[str, Any] | None, str]:
     """Return what the child wrote, or None and what became of it."""
-    child = subprocess.Popen(
-        list(command),
-        env=child_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        output, complaints = child.communicate(timeout=limit_seconds)
-    except subprocess.TimeoutExpired:
-        _end(child)
+    child = finish_child(command, limit_seconds=limit_seconds, environment=child_environment())
+    if child.exit_code is None:
         return None, f"it took more than {limit_seconds:g} s"
-    except BaseException:
-        _end(child)
-        raise
-    lines = output.strip().splitlines()
-    if child.returncode == 0 and lines:
+    lines = child.output.strip().splitlines()
+    if child.exit_code == 0 and lines:
         try:
             answer: dict[str, Any] = json.loads(lines[-1])
         except ValueError:
             return None, f"its answer was none: {lines[-1][:_QUOTED_SIGNS]}"
         return (None, str(answer["failure"])) if "failure" in answer else (answer, "")
-    last_words = " ".join(complaints.split())[-_QUOTED_SIGNS:] or "it said nothing"
-    return None, f"its process ended {_ending(child.returncode)}: {last_words}"
+    last_words = " ".join(child.complaints.split())[-_QUOTED_SIGNS:] or "it said nothing"
+    return None, f"its process ended {_ending(child.exit_code)}: {last_words}"
 
 
 def _ending(exit_code: int) -> str:
@@ -152,10 +135,3 @@ def _ending(exit_code: int) -> str:
     with suppress(ValueError):
         return f"by {signal.Signals(-exit_code).name}"
     return f"by signal {-exit_code}"
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """Kill the child; one that is stuck in the driver, where no signal reaches it, is left there."""
-    child.kill()
-    with suppress(subprocess.TimeoutExpired):
-        child.communicate(timeout=_GRACE_SECONDS)

@@ -19,6 +19,7 @@ from offload.pinning.pin_probe import (
     probe_pin_budget,
 )
 from offload.pinning.pinned_memory import HostPinner, PinnedMemory, open_pinner
+from profiles.child_process import EndedChild
 from profiles.machine_profile import PinBudgetSource
 from tests.support import fake_driver
 from tests.support.fake_driver import FakeDriver
@@ -154,14 +155,14 @@ def test_a_folder_that_happens_to_be_the_current_one_is_not_searched_for_modules
 )
 def test_the_last_whole_line_counts(output: str, exit_code: int | None, expected: tuple[int, PinBudgetSource]) -> None:
     """All of it if nothing went wrong, else four fifths."""
-    assert _read_report(output, "", exit_code=exit_code) == PinBudget(*expected)
+    assert _read_report(EndedChild(exit_code, output, "")) == PinBudget(*expected)
 
 
 def test_no_line_at_all_is_an_error() -> None:
     with pytest.raises(LinkError, match=r"took too long before its first step \(it said nothing\)"):
-        _read_report("", " \n", exit_code=None)
+        _read_report(EndedChild(None, "", " \n"))
     with pytest.raises(LinkError, match=r"ended with 1 before its first step \(RuntimeError: no device found\)"):
-        _read_report("hello\n", "Traceback:\nRuntimeError: no device found\n", exit_code=1)
+        _read_report(EndedChild(1, "hello\n", "Traceback:\nRuntimeError: no device found\n"))
 
 
 def test_a_probe_leaves_memory_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_where_the_substitute_does_not_fit_the_sentence_names_the_way_to_another
 def test_a_session_holds_its_draft_as_its_plan_says(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For one in `every` of all pairs of sizes and cards, with a fused kernel and without, where the plan finds room."""
+    """For one in `every` of pairs of sizes and cards, with a fused kernel and without, where the plan finds room."""
     pairs = [("Llama-3.3-70B", "Llama-3.1-8B"), ("Llama-3.1-8B", "Llama-3.2-1B"), ("Qwen2.5-32B", None)]
     machines = [
         replace(reference_machine(name), has_fused_nf4=is_fused, host_free_bytes=160 * GB)

@@ -25,6 +25,12 @@ def test_what_a_layer_makes_of_cached_keys_grows_with_them_and_not_with_the_pass
     assert latent.pass_bytes(3, 33) - SMALL.pass_bytes(3, 33) == 2 * 33 * 7
 
 
+def test_recordings_keep_the_widest_pass_and_what_each_returns():
+    """Widths of 1, 2, 4 ... 128 tokens, in buckets of 256, 512 and 600 keys."""
+    returned = 255 * 3 * 10 * 2
+    assert SMALL.recorded_bytes(600) == SMALL.pass_bytes(128, 600) + returned
+
+
 def test_logits_are_counted_as_often_as_they_are_there():
     assert SMALL.logits_bytes(4) == 4 * 100 * (2 + 4)
     assert (

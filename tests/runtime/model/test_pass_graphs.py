@@ -13,15 +13,11 @@ import torch
 from runtime.model import pass_graphs, streamed_model
 from runtime.model.layer_binding import ComputePlan, HostEmbedding
 from runtime.model.pass_graphs import (
-    MAX_WIDTH,
     USES_BEFORE_RECORDING,
     CudaRecorder,
     PassGraphs,
     Recorder,
     Replay,
-    bucket_of,
-    graph_bytes,
-    key_bucket,
     recorder_for,
 )
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
@@ -133,7 +129,7 @@ def test_a_shape_is_recorded_after_it_came_twice_and_wide_ones_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = RepeatingRecorder()
-    monkeypatch.setattr(pass_graphs, "MAX_WIDTH", 4)
+    monkeypatch.setattr(pass_graphs, "RECORDED_WIDTH", 4)
     (recorded,) = drafts(save_tiny_folder(tmp_path / "m"), recorder)
     graphs = recorded._graphs
     assert graphs is not None
@@ -306,30 +302,3 @@ def test_a_recording_that_fails_ends_and_the_usual_stream_waits(monkeypatch: pyt
     with pytest.raises(torch.OutOfMemoryError):
         record(work)
     assert cuda.calls == RECORDING
-
-
-def test_buckets_of_keys_waste_little() -> None:
-    """At 4,200 tokens of text powers of two would attend to 8,192 keys."""
-    buckets = [key_bucket(count, 9000) for count in (1, 256, 257, 2000, 2048, 2049, 4200, 8193, 9000)]
-    assert buckets == [256, 256, 512, 2048, 2048, 3072, 5120, 9000, 9000]
-    assert key_bucket(40, 96) == 96
-
-
-def test_the_memory_of_recordings_is_that_of_the_largest() -> None:
-    """An 8B draft of Llama's shape at chat's default context, by hand."""
-    found = graph_bytes(capacity=5152, hidden_size=4096, inner_size=14336, dtype=torch.bfloat16)
-    activations = 128 * (8 * 4096 + 3 * 14336) * 2
-    mask, inputs, returned = 128 * 5152 * 2, 3 * 128 * 8, 2 * 128 * 4096 * 2 * 8
-    assert found == activations + mask + inputs + returned
-    assert 35e6 < found < 45e6
-    widened = graph_bytes(
-        capacity=5152, hidden_size=4096, inner_size=14336, dtype=torch.bfloat16, widened_elements=4096 * 14336
-    )
-    assert widened - found == 4096 * 14336 * 2
-
-
-def test_widths_are_powers_of_two() -> None:
-    assert [bucket_of(count, 1) for count in (1, 2, 3, 4, 5, 255, 256)] == [1, 2, 4, 4, 8, 256, 256]
-    assert bucket_of(3, 256) == 256
-    assert bucket_of(257, 256) == 512
-    assert bucket_of(MAX_WIDTH, 1) == MAX_WIDTH

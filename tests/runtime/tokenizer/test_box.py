@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from offload.errors import CheckpointError
-from runtime.child_process import child_environment
+from profiles.child_process import child_environment
 from runtime.errors import OptionError
 from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from runtime.child_process import child_command, child_environment
+from profiles.child_process import child_command, child_environment
 from runtime.tokenizer.messages import Encode, Load, Ready, Refused, Request, read_reply, to_frame
 from tests.support.model_factory import save_tiny_tokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.child_process import child_environment
+from profiles.child_process import child_environment
 from runtime.tokenizer.limits import MEMORY_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has none of these limits")

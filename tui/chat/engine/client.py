@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from profiles.child_process import child_command, child_environment
 from profiles.errors import BadInputError
-from runtime.child_process import child_command, child_environment
 from tui.chat.engine.messages import Quit, Report, Request, from_line, to_line
 
 MAX_LINE_BYTES = 1 << 24

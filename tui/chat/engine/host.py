@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 
 from offload.errors import BudgetError
+from profiles.child_process import own_streams
 from profiles.errors import BadInputError, OverstoryError
 from profiles.steps import finish
-from runtime.child_process import own_streams
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Finished, LoadProgress, Round

@@ -8,7 +8,7 @@ import threading
 import psutil
 import pytest
 
-from runtime.child_process import child_environment
+from profiles.child_process import child_environment
 from tui.chat.engine.child_process import (
     NICENESS,
     OUT_OF_MEMORY_SCORE,
@@ -19,7 +19,7 @@ from tui.chat.engine.child_process import (
 
 NOISY = """
 import os, subprocess, sys
-from runtime.child_process import own_streams
+from profiles.child_process import own_streams
 from tui.chat.engine.child_process import lines_of, write_line
 requests, reports = own_streams()
 print("a library prints", flush=True)

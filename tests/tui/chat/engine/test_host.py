@@ -18,7 +18,7 @@ import pytest
 from offload import layer_filling
 from offload.errors import BudgetError, LinkError
 from offload.layer_streamer import LayerStreamer
-from runtime.child_process import child_command, child_environment
+from profiles.child_process import child_command, child_environment
 from runtime.config import EngineConfig, SamplingParams
 from runtime.engine.session import Session
 from runtime.errors import OptionError, PromptTooLongError

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from runtime.child_process import child_command, child_environment
+from profiles.child_process import child_command, child_environment
 
 
 def test_a_child_finds_our_packages_and_keeps_the_users_own_path(monkeypatch):

@@ -1,0 +1,31 @@
+"""Shapes that a draft pass is padded to where it is recorded, and rows that a mask is; imports no torch."""
+
+MASK_ALIGNMENT = 16
+"""Elements. torch pads (copies) a mask in every layer unless the strides of its rows are multiples of this."""
+RECORDED_WIDTH = 128
+"""Tokens beyond which a pass computes longer than its launches take; static trees of 1,024 nodes have levels of 103."""
+LEAST_KEYS = 256
+"""Smallest bucket of keys."""
+KEY_STEP = 1024
+"""Between buckets of 2,048 keys and more: a recorded pass attends to its whole bucket."""
+
+
+def mask_row_elements(num_keys: int) -> int:
+    """Return how many elements apart the rows of a mask lie."""
+    return -(-num_keys // MASK_ALIGNMENT) * MASK_ALIGNMENT
+
+
+def bucket_of(count: int, least: int) -> int:
+    """Return the smallest power of two that is at least `count` and `least`; both 1 or more."""
+    return 1 << (max(count, least) - 1).bit_length()
+
+
+def key_bucket(num_keys: int, capacity: int) -> int:
+    """Return how many keys a recording for `num_keys` attends to, at most `capacity`: few sizes, but no waste."""
+    fine = -(-num_keys // KEY_STEP) * KEY_STEP
+    return min(fine if num_keys > 2 * KEY_STEP else bucket_of(num_keys, LEAST_KEYS), capacity)
+
+
+def num_key_buckets(capacity: int) -> int:
+    """Return how many buckets of keys the recordings of a cache with so many tokens may have."""
+    return len({key_bucket(num_keys, capacity) for num_keys in range(1, capacity + LEAST_KEYS, LEAST_KEYS)})
