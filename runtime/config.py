@@ -289,7 +289,11 @@ class EngineConfig:
     io: Annotated[
         ReadPath, Option("Disk reads: auto, direct (past the page cache) or buffered.", MEMORY, is_setting=False)
     ] = "auto"
-    """`auto` is direct where the file system allows it."""
+    """`auto` is direct where the file system allows it, but loads through the page cache where memory has room for it.
+
+    What the page cache holds is loaded from there in any case: the second start of a model that fits into memory twice
+    waits for no disk. Layers that stream from disk do not look there.
+    """
     num_reader_threads: Annotated[
         int,
         Option("Threads that read one layer from disk together, at most 256.", MEMORY, is_setting=False),

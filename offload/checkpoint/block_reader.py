@@ -2,7 +2,8 @@
 
 Three ways, tried in this order: os.preadv with O_DIRECT (Linux: bytes go from the disk into the slab, the page cache
 stays as it was), os.preadv through the page cache, and seek + readinto with one file object per thread (Windows has no
-preadv). May be called from several threads.
+preadv). What the page cache holds may be copied from there before the disk is asked (Linux: RWF_NOWAIT fails at once
+where it would have to read). May be called from several threads.
 """
 
 import errno
@@ -49,9 +50,13 @@ class FileBlock:
 class SourceFile:
     """One file, opened once; `read` may be called from several threads at a time. Close it when they are done."""
 
-    def __init__(self, path: Path, *, direct: bool | None = None) -> None:
-        """`direct`: True demands O_DIRECT, False never uses it, None does where it works. Raises OSError, LinkError."""
+    def __init__(self, path: Path, *, direct: bool | None = None, cached_first: bool = False) -> None:
+        """`direct`: True demands O_DIRECT, False never uses it, None does where it works. Raises OSError, LinkError.
+
+        `cached_first`: read directly only what the page cache does not hold.
+        """
         self.path = path
+        self._is_cached_first = cached_first and hasattr(os, "RWF_NOWAIT")
         self._must_be_direct = direct is True
         self._of_thread = threading.local()
         self._thread_files: list[FileIO] = []
@@ -107,7 +112,7 @@ class SourceFile:
 
     def _read_direct(self, block: FileBlock) -> None:
         assert self._direct_descriptor is not None
-        position = 0
+        position = self._read_cached(block) if self._is_cached_first else 0
         while position < block.wanted_bytes:
             num_read = os.preadv(self._direct_descriptor, [block.destination[position:]], block.file_offset + position)
             if position + num_read >= block.wanted_bytes:
@@ -116,6 +121,24 @@ class SourceFile:
             if num_pages_bytes == 0:
                 raise self._ends_early(block, position + num_read)
             position += num_pages_bytes
+
+    def _read_cached(self, block: FileBlock) -> int:
+        """Copy the block's beginning from the page cache; return its bytes, whole pages unless it is all of them."""
+        assert self._descriptor is not None
+        position = 0
+        while position < block.wanted_bytes:
+            piece = block.destination[position : block.wanted_bytes]
+            try:
+                num_read = os.preadv(self._descriptor, [piece], block.file_offset + position, os.RWF_NOWAIT)
+            except BlockingIOError:
+                break
+            except OSError:  # a file system, or a kernel, that does not know the flag
+                self._is_cached_first = False
+                break
+            if num_read == 0:
+                break
+            position += num_read
+        return position if position == block.wanted_bytes else position // PAGE_BYTES * PAGE_BYTES
 
     def _read_buffered(self, block: FileBlock) -> None:
         position = 0

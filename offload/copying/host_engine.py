@@ -87,18 +87,21 @@ class HostCopyEngine(Closeable):
         num_threads: int = DEFAULT_NUM_THREADS,
         block_bytes: int = DEFAULT_BLOCK_BYTES,
         direct: bool | None = None,
+        cached_first: bool = False,
         clock: Callable[[], float] = time.perf_counter,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`direct`: True demands O_DIRECT, False never uses it, None uses it where file system and layout allow it.
 
-        Where no block has come for the patience, every wait raises LinkError, and `close` gives up.
+        `cached_first`: what the page cache holds is copied from there. Where no block has come for the patience, every
+        wait raises LinkError, and `close` gives up.
         """
         if num_threads < 1 or block_bytes < PAGE_BYTES or block_bytes % PAGE_BYTES:
             raise ValueError(f"{num_threads} threads and blocks of {block_bytes} bytes: need 1 or more, in whole pages")
         self.block_bytes = block_bytes
         self.num_threads = num_threads
         self._direct = direct
+        self._is_cached_first = cached_first
         self._clock = clock
         self._patience_seconds = patience_seconds
         self._files: dict[Path, SourceFile] = {}
@@ -244,7 +247,7 @@ class HostCopyEngine(Closeable):
     def _open(self, path: Path) -> SourceFile:
         if path not in self._files:
             try:
-                self._files[path] = SourceFile(path, direct=self._direct)
+                self._files[path] = SourceFile(path, direct=self._direct, cached_first=self._is_cached_first)
             except OSError as error:
                 raise LinkError(
                     f"{path} cannot be opened ({error.strerror or error}); check that it is there."

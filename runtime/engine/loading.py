@@ -7,7 +7,7 @@ closing it, or an error, frees everything again.
 """
 
 import gc
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
 from offload.device import device_memory, keep_sums_in_float32
+from offload.free_memory import free_memory_bytes
 from offload.layer_filling import LayerFilling
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_slabs import slab_views
@@ -34,7 +35,7 @@ from offload.stage_ring import StageRing, plan_stages
 from offload.travelling_rows import TravellingRows
 from offload.units import format_bytes, parse_link
 from profiles.steps import finish, relabel
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, ReadPath
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
 from runtime.engine.load_plan import LoadPlan
@@ -57,6 +58,10 @@ from runtime.planner.planner import TreePlanner
 from runtime.planner.prefill import PassWidths, PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
 
+_DIRECT: Mapping[ReadPath, bool | None] = {"auto": None, "direct": True, "buffered": False}
+"""What the ways to read files mean to those that read them."""
+_CACHE_RESERVE_BYTES = 2 << 30
+"""Of free memory, left to others where files are read through the page cache."""
 _MOST_TRADED_LAYERS = 8
 """Residents that may be given up for pinned memory; a ring of stages is never more than one of them."""
 
@@ -140,17 +145,16 @@ def load_session(
         plan, start, is_undrafted = *paying, False
     keep_sums_in_float32(plan.device)
     config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
-    direct = {"auto": None, "direct": True, "buffered": False}[config.io]
-    reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=direct))
+    reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=_DIRECT[config.io]))
+    loader = stack.enter_context(_open_loader(plan))
     plan, pinning = _with_pinning(plan, state_folder)
     path = _StreamPath(plan, reader, stack, pinning)
     reading = _Reading(_bytes_to_read(plan))
     yield reading.add("embeddings, norm and head", 0)
     with explained_shortage("the embeddings, norm and head"):
-        others = read_others(target, reader, device=plan.device)
+        others = read_others(target, loader, device=plan.device)
     yield reading.add("layers", target.other_layout.payload_bytes)
     placed = path.place()
-    loader = HostCopyEngine(num_threads=config.num_reader_threads, direct=direct)
     filling = stack.enter_context(LayerFilling(placed.homes, loader, path.pinner))
     drafter = cache = None
     if not config.is_plain:
@@ -158,7 +162,7 @@ def load_session(
             yield from relabel(filling.steps(), partial(reading.add, "layers"))
         with explained_shortage("the draft"):
             cache = _draft_cache(plan, state_folder)
-            drafter = yield from _load_drafter(plan, reader, reading, others, placed, cache)
+            drafter = yield from _load_drafter(plan, loader, reading, others, placed, cache)
     streamer, link = path.open(placed, filling)
     stack.callback(filling.close)  # first of all: what still comes is not wanted any more
     compute = ComputePlan(plan.dtype, device=plan.device)
@@ -184,6 +188,22 @@ def load_session(
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
     placement = plan.placement.with_tiers(placed.tiers)
     return OpenSession(session, plan, placement, filling, streamer, link, reader, path, placed, notes, reading)
+
+
+def _open_loader(plan: LoadPlan) -> HostCopyEngine:
+    """Return what reads every file once.
+
+    Where memory is left for them all beside the session they are read through the page cache, where the next start
+    finds them; else past it, but for what it holds already.
+    """
+    placement, direct = plan.placement, _DIRECT[plan.config.io]
+    held_bytes = placement.host_bytes + placement.stage_bytes + (placement.device_bytes if plan.is_host else 0)
+    is_room = free_memory_bytes() - held_bytes > _bytes_to_read(plan) + _CACHE_RESERVE_BYTES
+    return HostCopyEngine(
+        num_threads=plan.config.num_reader_threads,
+        direct=False if direct is None and is_room else direct,
+        cached_first=direct is None,
+    )
 
 
 def _with_pinning(plan: LoadPlan, state_folder: Path | None) -> tuple[LoadPlan, PinningPlan | None]:
@@ -411,7 +431,7 @@ def _draft_cache(plan: LoadPlan, state_folder: Path | None) -> DraftCache | None
 
 def _load_drafter(
     plan: LoadPlan,
-    reader: HostCopyEngine,
+    loader: HostCopyEngine,
     reading: _Reading,
     others: dict[str, torch.Tensor],
     placed: PlacedLayers,
@@ -420,11 +440,11 @@ def _load_drafter(
     """Load a separate draft, or a substitute, which may use the target's resident layers as they are."""
     shared: SharedLayers | None = None
     if plan.draft is not None:
-        others = read_others(plan.draft, reader, device=plan.draft_device)
+        others = read_others(plan.draft, loader, device=plan.draft_device)
         yield reading.add("draft", plan.draft.other_layout.payload_bytes)
     else:
         if plan.draft_device != plan.device:
-            others = read_others(plan.target, reader, device=plan.draft_device)
+            others = read_others(plan.target, loader, device=plan.draft_device)
         shared = {
             index: slab_views(plan.target.layouts[index], layer.slab)
             for index, layer in enumerate(placed.layers)
@@ -432,7 +452,7 @@ def _load_drafter(
         }
     compute = ComputePlan(plan.draft_dtype, is_fast=True, device=plan.draft_device)
     files, held, capacity = plan.draft_files, plan.draft_held, plan.need.capacity_tokens
-    loading = load_draft(files, compute, held, reader, others=others, capacity=capacity, shared=shared, cache=cache)
+    loading = load_draft(files, compute, held, loader, others=others, capacity=capacity, shared=shared, cache=cache)
     model = yield from relabel(loading, partial(reading.add, "draft"))
     return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 

@@ -1,4 +1,7 @@
-"""O_DIRECT leaves nothing in the page cache: a model larger than memory must not push everything else out."""
+"""What reading leaves in the page cache: nothing with O_DIRECT, and all of a model that memory has room for twice.
+
+A model larger than memory must not push everything else out; one that is smaller is there again at the next start.
+"""
 
 import ctypes
 import mmap
@@ -14,6 +17,9 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.layer_layout import layout_layer
 from offload.copying.host_engine import HostCopyEngine
 from offload.layer_slabs import read_slab
+from runtime.engine import loading
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.session_factory import open_tiny
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mincore and O_DIRECT are Linux's")
 
@@ -25,11 +31,16 @@ def folder(tmp_path: Path) -> Path:
     """One tensor of 8 MiB, written through and dropped from the cache."""
     save_file({"w": np.ones(NUM_BYTES // 4, dtype=np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    descriptor = os.open(tmp_path / "model.safetensors", os.O_RDONLY)
+    forget(tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def forget(file: Path) -> None:
+    """Drop a file from the page cache."""
+    descriptor = os.open(file, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
-    return tmp_path
 
 
 def cached_pages(file: Path) -> int:
@@ -61,3 +72,28 @@ def test_direct_reads_do_not_grow_the_page_cache(folder: Path) -> None:
 def test_buffered_reads_do_which_is_how_we_know_that_the_count_counts(folder: Path) -> None:
     read_whole(folder, direct=False)
     assert cached_pages(folder / "model.safetensors") > NUM_BYTES // mmap.PAGESIZE // 2
+
+
+@pytest.mark.parametrize(
+    ("io", "free_bytes", "is_kept"),
+    [
+        ("auto", 1 << 40, True),
+        ("auto", 1 << 30, False),
+        ("direct", 1 << 40, False),
+        ("buffered", 1 << 30, True),
+    ],
+)
+def test_a_session_leaves_its_files_in_the_page_cache_where_memory_has_room_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, io: str, free_bytes: int, is_kept: bool
+) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    target = save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "target", **sizes))
+    file = target / "model.safetensors"
+    if not read_whole(target, direct=True):
+        pytest.skip("the temporary folder's file system has no O_DIRECT")
+    forget(file)
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda: free_bytes)
+    with open_tiny(target, io=io):
+        num_pages = file.stat().st_size // mmap.PAGESIZE
+        assert num_pages > 1000
+        assert (cached_pages(file) > 0.9 * num_pages) == is_kept

@@ -115,6 +115,43 @@ def test_a_short_direct_read_that_ends_inside_a_page_starts_again_at_the_page(
     file.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system cannot say what its page cache holds")
+@pytest.mark.parametrize(
+    ("num_cached", "from_disk"),
+    [
+        (20_480, []),
+        (8192, [8192]),
+        (10_000, [8192]),  # the next read has to start at a page
+        (0, [0]),
+        (None, [0]),
+    ],
+)
+def test_what_the_page_cache_holds_is_not_read_from_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch, num_cached: int | None, from_disk: list[int]
+) -> None:
+    """Nor is the disk waited for: a read that would have to fails, and None stands for a kernel without the flag."""
+    open_file(path, "direct", monkeypatch).close()
+    file = SourceFile(path, cached_first=True)
+    whole_read, offsets = os.preadv, []
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if descriptor == file._direct_descriptor:
+            offsets.append(offset)
+            return whole_read(descriptor, buffers, offset)
+        assert flags == os.RWF_NOWAIT
+        if num_cached is None:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        if offset >= num_cached:
+            raise BlockingIOError(errno.EAGAIN, "would have to wait")
+        return whole_read(descriptor, [buffers[0][: num_cached - offset]], offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    slab, begin = read_range(file, 0, 20_480, block_bytes=32_768)
+    assert slab[begin : begin + 20_480].numpy().tobytes() == CONTENT[:20_480]
+    assert offsets == from_disk
+    file.close()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_file_that_ends_early_is_an_error_with_both_sizes(
     path: Path, monkeypatch: pytest.MonkeyPatch, way: str
