@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from profiles.acceptance import log_chances
 from runtime.config import SamplingParams
 from runtime.events import LevelDrafted
+from runtime.model.pass_shapes import most_ranked
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.model.upload import upload
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
@@ -30,6 +32,7 @@ from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 NUM_FILTERED = 1024
 """Tokens of a row that filters look at on an accelerator; a nucleus that is larger has hardly a chance of being met."""
+_Nodes = TypeVar("_Nodes", list[int], NDArray[np.int64])
 _DROPPED = -1e4
 """Below every score in logits, and from here on downwards by likelihood: tokens that a filter drops."""
 NUM_CANDIDATES = 32
@@ -69,8 +72,8 @@ class Drafter:
             if nodes:
                 begun = time.perf_counter()
                 inputs = self._level_input(tree, nodes) if self.step_seconds else self._text_input(text)
-                place = partial(_place_level, tree, nodes, scheme=scheme, params=params, rng=rng)
-                yield self._step(inputs, len(nodes), place, begun=begun)
+                place = partial(_place_level, tree, scheme=scheme, params=params, rng=rng)
+                yield self._step(inputs, nodes, place, at_once=most_ranked(topology.num_nodes), begun=begun)
         return tree
 
     def grow_in_context(
@@ -93,7 +96,7 @@ class Drafter:
             begun = time.perf_counter()
             inputs = self._growth_input(growth, nodes) if self.step_seconds else self._text_input(text)
 
-            def place(logits: torch.Tensor, nodes: NDArray[np.int64] = nodes) -> None:
+            def place(nodes: NDArray[np.int64], logits: torch.Tensor) -> None:
                 if is_ranked_on_device(scheme, params, logits.device):
                     positions = (len(text) + growth.nodes.depths[nodes]).tolist()
                     ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=count)
@@ -103,7 +106,7 @@ class Drafter:
                     ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
                 growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
 
-            yield self._step(inputs, len(nodes), place, begun=begun)
+            yield self._step(inputs, nodes, place, at_once=len(nodes), begun=begun)
         tree, run_index = growth.finish()
         first_slot = self.num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(run_index.tolist()) if index >= 0}
@@ -114,18 +117,27 @@ class Drafter:
         self._slots = {}
 
     def _step(
-        self, inputs: PassInput, num_nodes: int, place: Callable[[torch.Tensor], None], *, begun: float
+        self,
+        inputs: PassInput,
+        nodes: _Nodes,
+        place: Callable[[_Nodes, torch.Tensor], None],
+        *,
+        at_once: int,
+        begun: float,
     ) -> LevelDrafted:
-        """Run a pass whose last tokens are the nodes of a level, and place children by their logits (W, target's V)."""
-        logits = self.fit_vocabulary(self.model.logits(self._run(inputs)[-num_nodes:]))
+        """Run a pass whose last tokens are these nodes of a level, and place their children, so many `at_once`."""
+        hidden = self._run(inputs)[-len(nodes) :]
         if not self.step_seconds:
             self.num_committed = self.model.cache.num_cached  # the text; the first pass ends with the root
-        run = time.perf_counter()
-        place(logits)
-        now = time.perf_counter()
-        self.step_seconds.append((len(inputs.token_ids), now - begun))
-        self.placing_seconds += now - run
-        return LevelDrafted(level=len(self.step_seconds) - 1, width=num_nodes)
+        for start in range(0, len(nodes), at_once):
+            part = slice(start, start + at_once)
+            logits = self.fit_vocabulary(self.model.logits(hidden[part]))  # (W, target's V)
+            run = time.perf_counter()
+            place(nodes[part], logits)
+            self.placing_seconds += time.perf_counter() - run
+            del logits  # before the next part's are computed
+        self.step_seconds.append((len(inputs.token_ids), time.perf_counter() - begun))
+        return LevelDrafted(level=len(self.step_seconds) - 1, width=len(nodes))
 
     def follow(self, text: Sequence[int], *, chunk_tokens: int) -> None:
         """Run the text in chunks until fewer than `chunk_tokens` tokens are left for the next tree's first forward."""

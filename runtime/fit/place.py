@@ -15,6 +15,7 @@ from offload.units import round_up_to_page
 from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS, KvCache
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 from runtime.fit.workspace import WALK_ROWS, Workspace
+from runtime.model.pass_shapes import most_ranked, widest_level
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
@@ -24,10 +25,6 @@ USUAL_FILL = 0.5
 """Of the context, over the passes of a conversation: what travels then."""
 _LEAST_SAVING = 0.05
 """Of a pass's bytes, below which caches stay on the device: travelling has costs of its own."""
-
-
-_LEAST_LEVEL, _LEVEL_SHARE = 8, 4
-"""No level of a tree has more nodes to run than so many, or this share of its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +227,9 @@ class MemoryNeed:
             )
         yield self.workspace.logits_bytes(WALK_ROWS)
         if self.draft is not None and (drafting := self.draft.workspace) is not None:
-            yield drafting.pass_bytes(min(PREFILL_CHUNK_TOKENS, self.capacity_tokens), self.capacity_tokens)
-            yield drafting.ranking_bytes(max(_LEAST_LEVEL, self.max_nodes // _LEVEL_SHARE))
+            widest = max(PREFILL_CHUNK_TOKENS, widest_level(self.max_nodes))
+            yield drafting.pass_bytes(min(widest, self.capacity_tokens), self.capacity_tokens)
+            yield drafting.ranking_bytes(most_ranked(self.max_nodes))
 
     def without_draft(self) -> "MemoryNeed":
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)

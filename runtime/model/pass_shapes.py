@@ -1,4 +1,4 @@
-"""Shapes that a draft pass is padded to where it is recorded, and rows that a mask is; imports no torch."""
+"""Widths of draft passes and what they are padded to where they are recorded, and rows of masks; imports no torch."""
 
 MASK_ALIGNMENT = 16
 """Elements. torch pads (copies) a mask in every layer unless the strides of its rows are multiples of this."""
@@ -8,6 +8,20 @@ LEAST_KEYS = 256
 """Smallest bucket of keys."""
 KEY_STEP = 1024
 """Between buckets of 2,048 keys and more: a recorded pass attends to its whole bucket."""
+
+
+LEAST_RANKED, RANKED_SHARE = 8, 4
+"""Nodes whose children are chosen at once, or one of so many of the tree's: logits are what a step holds most of."""
+
+
+def most_ranked(num_nodes: int) -> int:
+    """Return how many nodes of a tree have their children chosen at once; wider levels take their turn in parts."""
+    return max(LEAST_RANKED, num_nodes // RANKED_SHARE)
+
+
+def widest_level(num_nodes: int) -> int:
+    """Return the most nodes that one draft pass runs for a tree: each has a child, and the root stands above them."""
+    return max(1, (num_nodes - 1) // 2)
 
 
 def mask_row_elements(num_keys: int) -> int:

@@ -11,6 +11,7 @@ from profiles.steps import finish
 from runtime.config import SamplingParams
 from runtime.engine.drafter import Drafter, is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
+from runtime.model.pass_shapes import most_ranked, widest_level
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens
@@ -117,6 +118,29 @@ def test_leaves_are_never_run(drafter: Drafter) -> None:
     grown(drafter, TEXT, GREEDY)
     widths = [width for width, _ in drafter.step_seconds]
     assert widths == [len(TEXT), 2, 1]  # the root brings the text along; 2 and 5, 6, 7 have no children
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sequoia"])
+def test_a_wide_level_chooses_its_children_in_parts(
+    drafter: Drafter, folder: Path, params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a tree may be one level, of which no more rows of logits are held than are counted for its size."""
+    topology = tree_of_counts([20] + [1] * 20 + [0] * 20)
+    head, rows = drafter.model.logits, list[int]()
+    monkeypatch.setattr(drafter.model, "logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
+    rng, scheme = np.random.default_rng(3), scheme_for(params)
+    levels, tree = drained(drafter.grow(TEXT, topology, params=params, rng=rng, scheme=scheme))
+    assert [level.width for level in levels] == [1, widest_level(41)] == [1, 20]
+    assert rows == [1, 10, 10] and max(rows) == most_ranked(41)
+    for node in range(21):
+        row = own_row(folder, TEXT[:-1] + tree.path_token_ids(node).tolist())
+        if params.is_greedy:
+            assert (
+                tree.token_ids[list(topology.children(node))].tolist()
+                == top_tokens(row, 20 if node == 0 else 1).tolist()
+            )
+        else:
+            np.testing.assert_allclose(tree.draft_probs[node], logits_to_probs(row, params), atol=1e-5)
 
 
 def test_rolling_back_forgets_a_shortened_text(drafter: Drafter, folder: Path) -> None:

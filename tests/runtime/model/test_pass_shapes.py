@@ -1,6 +1,18 @@
 """The few shapes that draft passes are recorded in."""
 
-from runtime.model.pass_shapes import RECORDED_WIDTH, bucket_of, key_bucket, mask_row_elements, num_key_buckets
+from itertools import product
+
+import numpy as np
+
+from runtime.model.pass_shapes import (
+    RECORDED_WIDTH,
+    bucket_of,
+    key_bucket,
+    mask_row_elements,
+    num_key_buckets,
+    widest_level,
+)
+from runtime.speculation.tree_search import best_first
 
 
 def test_buckets_of_keys_waste_little() -> None:
@@ -25,3 +37,13 @@ def test_widths_are_powers_of_two() -> None:
 
 def test_rows_of_a_mask_are_padded_to_what_kernels_take() -> None:
     assert [mask_row_elements(num_keys) for num_keys in (1, 16, 17, 5152)] == [16, 16, 32, 5152]
+
+
+def test_no_tree_is_wider_than_its_widest_level_and_one_is_as_wide() -> None:
+    """Of nodes that a draft runs: those with children."""
+    for num_nodes, num_levels, rate in product((2, 3, 16, 65), (2, 3, 9), (0.03, 0.3)):
+        search = best_first(rate ** np.arange(1, 33) if rate == 0.3 else [rate] * 32, num_nodes, num_levels)
+        topology = search.topology(len(search.depths))
+        assert np.bincount(topology.depths[topology.num_children > 0]).max() <= widest_level(num_nodes)
+    flat = best_first([0.03] * 32, 65, 3).topology(65)
+    assert np.bincount(flat.depths[flat.num_children > 0]).max() == widest_level(65) == 32
