@@ -96,7 +96,9 @@ class Engine:
                 f"verification is {params.scheme_name} and the tree dynamic, whose shape depends on what is drawn; "
                 f"such trees need {' or '.join(SCHEMES_IN_CONTEXT)}: give --verification coupled, or another --tree"
             )
-        self.planner.use_temperature(params.temperature, can_grow_in_context=can_grow_in_context)
+        self.planner.use_temperature(
+            params.temperature, can_grow_in_context=can_grow_in_context, num_text_tokens=len(self.text)
+        )
 
     def _round(self, choosing: _Choosing, *, max_levels: int) -> Iterator[Event]:
         """Run one round of Sequoia: grow a tree, verify it in one streamed pass, keep the accepted path."""

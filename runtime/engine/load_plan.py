@@ -215,6 +215,12 @@ class LoadPlan:
         return self.placement.residency
 
     @property
+    def row_bytes(self) -> dict[int, int]:
+        """Bytes of each token's keys and values, by layer, where they travel with it."""
+        sizes = self.target.cache_layer_bytes(self.dtype)
+        return {index: sizes[index] for index in self.residency.travelling}
+
+    @property
     def disk_ring(self) -> StageRing:
         """The host stages that layers from disk go through; none where they go straight to the ring."""
         return _disk_ring(self.config, self.residency, device=self.device)

@@ -343,7 +343,6 @@ class _StreamPath:
         plan = self._plan
         if not plan.residency.travelling:
             return None
-        sizes = plan.target.cache_layer_bytes(plan.dtype)
         budget = None if self._pinning is None else self._pinning.budget_bytes
         is_pinned = not plan.is_host and (budget is None or has_room_for_rows(budget, plan.residency))
 
@@ -357,7 +356,7 @@ class _StreamPath:
 
         with explained_shortage("the keys and values that wait in host memory"):
             rows = TravellingRows(
-                {index: sizes[index] for index in plan.residency.travelling},
+                plan.row_bytes,
                 capacity=plan.need.capacity_tokens,
                 allocate=allocate,
             )
@@ -468,6 +467,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
         num_slots=config.ring_slots,
         num_stages=ring.num_stages,
         num_pieces=[ring.num_pieces(layout.slab_bytes) for layout in plan.target.layouts],
+        row_bytes=plan.row_bytes,
     )
     return TreePlanner(
         start.prior(substitute_held=plan.draft_held if has_substitute else None),

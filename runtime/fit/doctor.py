@@ -119,7 +119,7 @@ class DoctorReport:
             "format": fit.placement.format_name,
             "can_run": fit.placement.can_run,
             "runs_well": fit.placement.runs_well,
-            "bytes_per_pass": fit.placement.streamed_bytes,
+            "bytes_per_pass": round(fit.placement.usual_pass_bytes),
             "seconds_per_pass": self.seconds_per_pass(fit.placement),
             "placement": fit.placement.to_record(),
             "sentence": fit.sentence,
@@ -158,11 +158,15 @@ class DoctorReport:
         return found
 
     def seconds_per_pass(self, placement: Placement) -> float | None:
-        """Return the least that moving the weights takes; None if nothing moves, or a rate that counts is unknown."""
+        """Return the least that moving a pass's bytes takes; None if nothing moves, or a rate that counts is unknown.
+
+        Keys and values that travel are among them, as many as there are where the context is half full.
+        """
         machine = self.machine
         if machine is None or not placement.can_run:
             return None
-        ways = [(placement.disk_bytes, machine.disk), (0 if machine.is_cpu else placement.streamed_bytes, machine.link)]
+        over_link = 0 if machine.is_cpu else round(placement.usual_pass_bytes)
+        ways = [(placement.disk_bytes, machine.disk), (over_link, machine.link)]
         links = [(num_bytes, link) for num_bytes, link in ways if num_bytes]
         seconds = [link.speed.copy_seconds(num_bytes) for num_bytes, link in links if link is not None]
         return max(seconds) if seconds and len(seconds) == len(links) else None

@@ -96,7 +96,7 @@ class PlanOption:
             "device_budget_bytes": placed.device_budget_bytes,
             "fixed_bytes": placed.fixed_bytes,
             "ring": {"slots": placed.residency.num_slots, "bytes": placed.ring_bytes},
-            "bytes_per_pass": placed.streamed_bytes,
+            "bytes_per_pass": round(placed.usual_pass_bytes),
             "kv_cache": {
                 "travelling_layers": len(placed.residency.travelling),
                 "host_bytes": placed.travelling_bytes,

@@ -121,6 +121,16 @@ class StreamShape:
     """Stages that reads go through."""
     num_pieces: tuple[int, ...] = ()
     """(L,) pieces in which each layer goes through them; () for whole layers."""
+    row_bytes: tuple[int, ...] = ()
+    """(L,) what crosses with each layer for every token of the text: its keys and values, 0 where they stay; () for
+    none."""
+
+    def shares(self, num_rows: int) -> tuple[float, ...]:
+        """Return (L,) what crosses with each layer behind `num_rows` tokens of text, over what its weights are."""
+        if not self.row_bytes:
+            return (1.0,) * len(self.streamed_bytes)
+        each = zip(self.streamed_bytes, self.row_bytes, strict=True)
+        return tuple(1 + num_rows * rows / size if size else 1.0 for size, rows in each)
 
 
 def costs_from_profiles(
@@ -183,7 +193,10 @@ class CostLearner:
     """
 
     def __init__(self, shape: StreamShape, initial: RoundCosts | None = None) -> None:
-        """`initial`: a profile's costs of the same layers, which measurements then scale."""
+        """`initial`: a profile's costs of the same layers, which measurements then scale; without what travels."""
+        self.num_rows = 0
+        """Tokens of the text, whose keys and values the next pass finds; those of layers that they travel with cross
+        the link."""
         self._shape = shape
         self._initial = initial
         self._is_cold = True
@@ -204,8 +217,11 @@ class CostLearner:
         if self._is_cold or done.pass_statistics.is_loading:
             self._is_cold = False
             return
+        if all_row_bytes := sum(self._shape.row_bytes):
+            self.num_rows = done.pass_statistics.cache_bytes_sent // all_row_bytes
+        initial = None if self._initial is None else self._with_rows(self._initial)
         for part, size, seconds in _measured_parts(done):
-            expected = size if self._initial is None else _expected_seconds(self._initial, part, size, done)
+            expected = size if initial is None else _expected_seconds(initial, part, size, done)
             if expected > 0:
                 self._samples[part].append((expected, seconds))
 
@@ -213,7 +229,7 @@ class CostLearner:
         """Return what a round costs by all that is known; ask only once `is_known`."""
         initial, shape, samples = self._initial, self._shape, self._samples
         if initial is None:
-            return RoundCosts(
+            of_weights = RoundCosts(
                 copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
                 pass_seconds=_pass_line(samples["pass"], samples["plain"]),
                 draft_step_seconds=_line(samples["step"]),
@@ -223,6 +239,8 @@ class CostLearner:
                 num_stages=shape.num_stages,
                 num_pieces=shape.num_pieces,
             )
+            return self._with_rows(of_weights)
+        initial = self._with_rows(initial)
         ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
         factors = {part: cost_factor(ratios[part]) for part in ratios}
         if not samples["plain"]:
@@ -235,6 +253,13 @@ class CostLearner:
             draft_step_seconds=None if step is None else step.times(factors["step"]),
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
+        )
+
+    def _with_rows(self, costs: RoundCosts) -> RoundCosts:
+        """Return the costs of weights alone with what travels beside them now, at the rate of the weights."""
+        each = zip(costs.copy_seconds, self._shape.shares(self.num_rows), strict=True)
+        return replace(
+            costs, copy_seconds=tuple(None if seconds is None else seconds * share for seconds, share in each)
         )
 
 
@@ -268,7 +293,7 @@ def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
         yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
     yield "walk" if done.num_nodes > 1 else "plain walk", done.num_nodes, done.overhead_seconds
     if statistics.link_busy_seconds > 0:
-        yield "link", statistics.bytes_streamed, statistics.link_busy_seconds
+        yield "link", statistics.bytes_streamed + statistics.cache_bytes_sent, statistics.link_busy_seconds
     if statistics.disk_busy_seconds > 0:
         yield "disk", statistics.bytes_read, statistics.disk_busy_seconds
 

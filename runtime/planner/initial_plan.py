@@ -4,10 +4,11 @@ A profile that is stale or damaged costs a session its head start, never the ses
 one, and a sentence says why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,8 +148,12 @@ def stream_shape(
     num_slots: int,
     num_stages: int,
     num_pieces: Sequence[int] = (),
+    row_bytes: Mapping[int, int] = MappingProxyType({}),
 ) -> StreamShape:
-    """Return what crosses the link in every pass, with the layers in these tiers; no disk without stages."""
+    """Return what crosses the link in every pass, with the layers in these tiers; no disk without stages.
+
+    `row_bytes`: per token, of the layers whose keys and values travel.
+    """
     sizes = list(zip(tiers, payload_bytes, strict=True))
     return StreamShape(
         streamed_bytes=tuple(None if tier is Tier.RESIDENT else size for tier, size in sizes),
@@ -156,6 +161,7 @@ def stream_shape(
         read_bytes=tuple(size if tier is Tier.DISK else None for tier, size in sizes) if num_stages else (),
         num_stages=num_stages,
         num_pieces=tuple(num_pieces) if num_stages else (),
+        row_bytes=tuple(row_bytes.get(index, 0) for index in range(len(tiers))) if row_bytes else (),
     )
 
 

@@ -72,6 +72,7 @@ class TreePlanner:
         self._prior = prior
         self._can_grow_in_context = False
         self._learner = CostLearner(stream, initial_costs)
+        self._has_rows = any(stream.row_bytes)
         self._max_nodes = max_nodes
         self._fixed_shape = fixed_shape
         self._has_profile = initial_costs is not None
@@ -111,12 +112,17 @@ class TreePlanner:
         """How far draft and target differ at the present temperature, in logits; see `profiles.acceptance`."""
         return self._prior.chances_at(self._temperature).spread
 
-    def use_temperature(self, temperature: float, *, can_grow_in_context: bool = False) -> None:
+    def use_temperature(
+        self, temperature: float, *, can_grow_in_context: bool = False, num_text_tokens: int = 0
+    ) -> None:
         """Take the acceptance of the temperature that the next rounds are drawn at, and choose a tree for it.
 
         `can_grow_in_context`: whether their verification is right for trees that take their shape from context.
+        `num_text_tokens`: how long the text is that they begin behind, whose keys and values may cross the link.
         """
-        if (temperature, can_grow_in_context) != (self._temperature, self._can_grow_in_context):
+        is_longer = self._has_rows and num_text_tokens != self._learner.num_rows
+        self._learner.num_rows = num_text_tokens
+        if is_longer or (temperature, can_grow_in_context) != (self._temperature, self._can_grow_in_context):
             self._temperature, self._can_grow_in_context = temperature, can_grow_in_context
             self._start()
 

@@ -144,3 +144,19 @@ def test_bytes_are_counted_in_both_directions(folders: dict[str, Path]) -> None:
 
     row = 4 * 2 * 2 * 8 * torch.float32.itemsize  # layers, keys and values, heads, their width
     assert texts_where("host", folders["target"], passes) == [(0, 5 * row), (5 * row, 7 * row), (12 * row, row)]
+
+
+def test_a_session_plans_with_the_rows_that_travel(folders: dict[str, Path]) -> None:
+    def copies_by_length(opened: OpenSession) -> list[list[float]]:
+        planner, found = opened.session.engine.planner, []
+        ask_all(opened, max_new_tokens=12)
+        for num_tokens in (0, 150):
+            planner.use_temperature(0.0, num_text_tokens=num_tokens)
+            assert planner.costs is not None
+            found.append(list(filter(None, planner.costs.copy_seconds)))
+        return found
+
+    for where in ("device", "host"):
+        empty, full = texts_where(where, folders["target"], copies_by_length, draft="substitute", tree="auto")
+        assert (empty == full) == (where == "device")
+        assert all(more >= less for less, more in zip(empty, full, strict=True))

@@ -98,7 +98,11 @@ def _fit_lines(fit: "Advice", report: "DoctorReport") -> list[str]:
     )
     seconds = report.seconds_per_pass(placement)
     cost = "; how fast was not measured" if seconds is None else f" in {_seconds(seconds)} or more"
-    cost = f"a pass moves {format_bytes(placement.streamed_bytes)}{cost}"
+    moved = format_bytes(placement.usual_pass_bytes)
+    if placement.travelling_bytes:
+        rows = format_bytes(placement.usual_pass_bytes - placement.streamed_bytes)
+        moved += f" ({rows} of it keys and values, with the context half full)"
+    cost = f"a pass moves {moved}{cost}"
     counted = ", ".join(f"{number} {where}" for number, where in tiers if number)
     return [sentence, cost if placement.runs_well else f"layers: {counted}; {cost}"]
 

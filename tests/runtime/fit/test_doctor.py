@@ -111,6 +111,18 @@ def test_a_pass_takes_the_slower_links_time():
     assert seconds_per_pass(found, link=None, disk=12e9) is None
 
 
+def test_keys_and_values_that_travel_are_bytes_of_a_pass():
+    """Half of them, as many as there are where the context is half full; found: weights alone were counted."""
+    found = machine(host=60 * GB, device=FIXED + 8 * GB)
+    asked = replace(question(context_tokens=19_999).need, kv_cache="host")
+    (model,) = examined(FakeProbes(found=found), replace(question(), need=asked)).models
+    fit = model.fits[0]
+    assert fit.placement.streamed_bytes == 40 * GB and fit.placement.travelling_bytes == 20 * GB
+    report = DoctorReport({}, replace(found, link=link(25e9, "x")), (model,))
+    record = report.to_record()["models"][0]["formats"][0]
+    assert (record["bytes_per_pass"], record["seconds_per_pass"]) == (50 * GB, 2.0)
+
+
 def test_on_a_cpu_only_the_disk_is_a_link():
     assert seconds_per_pass(machine(host=FIXED + 12 * GB), disk=9e9) == 36 / 9
     assert seconds_per_pass(machine(host=60 * GB), disk=9e9) is None  # every layer stays

@@ -101,6 +101,7 @@ def observation(
     overhead: float = 0.05,
     disk: float = 0.0,
     bytes_read: int = 0,
+    rows_sent: int = 0,
 ) -> Round:
     """A round with one draft step of width 6; by default just as INITIAL expects."""
     statistics = PassStatistics(
@@ -113,6 +114,7 @@ def observation(
         compute_seconds=compute,
         disk_busy_seconds=disk,
         bytes_read=bytes_read,
+        cache_bytes_sent=rows_sent,
     )
     return Round(
         parents=(-1,) + (0,) * (num_tokens - 1),
@@ -262,3 +264,29 @@ def test_a_walk_without_a_tree_has_its_own_cost() -> None:
     for num_tokens, overhead in ((12, 0.09), (1, 0.02), (24, 0.09)):
         learner.observe(observation(num_tokens=num_tokens, overhead=overhead))
     assert learner.costs().walk_seconds([1, 2, 24]) == pytest.approx([0.02, 0.09, 0.09])
+
+
+ROWS = replace(SHAPE, row_bytes=(5, 0, 5, 0))
+"""A token's keys and values take 5 bytes in each of two layers of 1,000 bytes."""
+
+
+def test_keys_and_values_that_travel_cross_the_link_as_many_as_there_are() -> None:
+    """Found: the first tree was planned as if only weights crossed the link."""
+    learner = CostLearner(ROWS, INITIAL)
+    assert learner.costs().copy_seconds == INITIAL.copy_seconds
+    learner.num_rows = 400
+    copies = learner.costs().copy_seconds
+    assert copies[1] is None and copies[0::2] == pytest.approx((0.3, 0.3)) and copies[3] == pytest.approx(0.1)
+    assert learner.costs().pass_seconds == INITIAL.pass_seconds
+
+
+@pytest.mark.parametrize("initial", [INITIAL, None], ids=["profile", "none"])
+def test_rows_that_were_measured_teach_the_rate_and_not_a_slower_link(initial: RoundCosts | None) -> None:
+    """3,000 bytes of weights in 0.3 s: with 300 tokens 3,000 more take as long again."""
+    learner = warm(initial, ROWS)
+    for _ in range(20):
+        learner.observe(observation(link=0.6, rows_sent=3000))
+    assert learner.num_rows == 300
+    assert learner.costs().copy_seconds[0::3] == pytest.approx((0.25, 0.1), rel=0.02)
+    learner.num_rows = 0
+    assert learner.costs().copy_seconds[0::3] == pytest.approx((0.1, 0.1), rel=0.02)

@@ -60,7 +60,8 @@ def test_the_shape_of_a_stream_follows_the_tiers() -> None:
     tiers = (RESIDENT, HOST, DISK)
     staged = stream_shape(tiers, (1, 2, 3), num_slots=4, num_stages=2)
     assert (staged.streamed_bytes, staged.read_bytes) == ((None, 2, 3), (None, None, 3))
-    assert (staged.num_slots, staged.num_stages) == (4, 2)
+    assert (staged.num_slots, staged.num_stages, staged.row_bytes) == (4, 2, ())
+    assert stream_shape(tiers, (1, 2, 3), num_slots=4, num_stages=2, row_bytes={2: 9}).row_bytes == (0, 0, 9)
     assert stream_shape(tiers, (1, 2, 3), num_slots=4, num_stages=0).read_bytes == ()
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,20 @@ def test_with_a_profile_another_temperature_gets_its_planned_tree_at_once() -> N
     assert_same_choice(planner, expected)
     planner.use_temperature(0.0)
     assert_same_choice(planner, choose_tree(costs, BUILTIN, max_nodes=256, max_levels=MAX_TREE_LEVELS).best)
+
+
+def test_the_first_tree_is_planned_for_the_keys_and_values_that_travel_then() -> None:
+    """A long text makes every pass longer, which a larger tree is worth; the next text may be short again."""
+    costs = Machine(link=2e8, compute=(0.01, 1e-3), draft=(0.001, 1e-4)).costs()
+    stream = StreamShape((LAYER_BYTES,) * NUM_LAYERS, num_slots=2, row_bytes=(LAYER_BYTES // 1000,) * NUM_LAYERS)
+    planner = TreePlanner(PairPrior(lambda temperature: BUILTIN), stream, max_nodes=256, initial_costs=costs)
+    for num_tokens in (0, 10_000, 100):
+        planner.use_temperature(0.0, num_text_tokens=num_tokens)
+        seconds = (1 + num_tokens / 1000) * LAYER_BYTES / 2e8
+        longer = replace(costs, copy_seconds=(seconds,) * NUM_LAYERS)
+        assert_same_choice(planner, choose_tree(longer, BUILTIN, max_nodes=256, max_levels=MAX_TREE_LEVELS).best)
+        assert planner.choice is not None
+        assert (planner.choice.num_nodes > 100) == (num_tokens == 10_000)
 
 
 def test_planning_between_rounds_takes_no_noticeable_time() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +98,13 @@ def test_rates_that_are_missing_are_said(install, capsys):
     text = " ".join(run(capsys)[1].split())
     assert "a pass moves 40.0 GB; how fast was not measured" in text
     assert "5.00 GB/s from pageable host memory; refused: no" in text
+
+
+def test_keys_and_values_that_travel_are_said(install, capsys):
+    long = replace(question(), need=replace(question(context_tokens=19_999).need, kv_cache="host"))
+    install(FakeProbes(found=machine(host=60 * GB, device=13_001 * 10**6)), long)
+    text = " ".join(run(capsys)[1].split())
+    assert "a pass moves 50.0 GB (10.0 GB of it keys and values, with the context half full) in 2.5 s or more" in text
 
 
 def test_on_a_cpu_layers_stay_in_memory(install, capsys):
