@@ -1,13 +1,9 @@
 """Grows the tree of drafts level by level with a small resident model: its nodes that have children run, leaves never.
 
 An accepted leaf is fed again, as part of the next round's first forward. The verification scheme says which tokens
-become children. Greedy candidates are the largest logits, coupled ones the largest of logits / T + noise: a sum and a
-top-k on the device, and a few numbers a row cross to the processor; on an accelerator filters are applied to the
-likeliest tokens before. Whatever else shapes a distribution is evaluated row by row with the scheme's own function.
-Ties may fall otherwise, and a far tail is left out: that changes proposals, never what is emitted.
+become children, on the device where it can (`row_ranking`).
 """
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -21,20 +17,15 @@ from numpy.typing import NDArray
 
 from profiles.acceptance import log_chances
 from runtime.config import SamplingParams
+from runtime.engine.row_ranking import is_ranked_on_device, rank_on_device, rank_row_by_row
 from runtime.events import LevelDrafted
 from runtime.model.pass_shapes import most_ranked
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
-from runtime.model.upload import upload
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.sampling import NUCLEUS_TOLERANCE
-from runtime.speculation.schemes import Candidates, Coupled, Greedy, Place, RankingScheme, Scheme, position_noise
+from runtime.speculation.schemes import Place, RankingScheme, Scheme
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
-NUM_FILTERED = 1024
-"""Tokens of a row that filters look at on an accelerator; a nucleus that is larger has hardly a chance of being met."""
 _Nodes = TypeVar("_Nodes", list[int], NDArray[np.int64])
-_DROPPED = -1e4
-"""Below every score in logits, and from here on downwards by likelihood: tokens that a filter drops."""
 NUM_CANDIDATES = 32
 """Of each node, for trees that take their shape from context; with so many the target's token was none in 0.6 %."""
 
@@ -97,13 +88,15 @@ class Drafter:
             inputs = self._growth_input(growth, nodes) if self.step_seconds else self._text_input(text)
 
             def place(nodes: NDArray[np.int64], logits: torch.Tensor) -> None:
+                def places() -> list[Place]:
+                    paths = map(growth.path_token_ids, nodes.tolist())
+                    return [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+
                 if is_ranked_on_device(scheme, params, logits.device):
                     positions = (len(text) + growth.nodes.depths[nodes]).tolist()
-                    ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=count)
+                    ranked = rank_on_device(scheme, logits, positions, places, params=params, num_candidates=count)
                 else:
-                    paths = map(growth.path_token_ids, nodes.tolist())
-                    places = [Place(params, len(text) + len(path), tuple(path)) for path in paths]
-                    ranked = rank_row_by_row(scheme, logits, places, num_candidates=count)
+                    ranked = rank_row_by_row(scheme, logits, places(), num_candidates=count)
                 growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
 
             yield self._step(inputs, nodes, place, at_once=len(nodes), begun=begun)
@@ -214,93 +207,14 @@ def _place_level(
     if is_ranked_on_device(scheme, params, logits.device):
         positions = (tree.root_position + 1 + tree.topology.depths[nodes]).tolist()
         most = int(num_children[nodes].max())
-        best = rank_on_device(scheme, logits, positions, params=params, num_candidates=most).token_ids
-        for node, tokens in zip(nodes, best, strict=True):
+
+        def places() -> list[Place]:
+            return [Place.below(tree, node, params) for node in nodes]
+
+        ranked = rank_on_device(scheme, logits, positions, places, params=params, num_candidates=most)
+        for node, tokens in zip(nodes, ranked.token_ids, strict=True):
             tree.set_children(node, token_ids=tokens[: num_children[node]])
         return
     for node, row in zip(nodes, logits.numpy(force=True), strict=True):
         placed = scheme.place(row, int(num_children[node]), Place.below(tree, node, params), rng)
         tree.set_children(node, token_ids=placed.token_ids, draft_probs=placed.draft_probs, drawn=placed.drawn)
-
-
-def is_ranked_on_device(scheme: Scheme, params: SamplingParams, device: torch.device) -> bool:
-    """Return whether no row has to leave the device; a temperature of almost 0 is left to the scheme.
-
-    A processor ranks filtered rows faster itself: its topk of a vocabulary takes longer than a row's own way.
-    """
-    is_whole = params.top_k == 0 and params.top_p == 1 and params.min_p == 0
-    is_coupled = isinstance(scheme, Coupled) and params.temperature > 1e-3
-    return isinstance(scheme, Greedy) or (is_coupled and (is_whole or device.type != "cpu"))
-
-
-def rank_on_device(
-    scheme: Scheme, logits: torch.Tensor, positions: Sequence[int], *, params: SamplingParams, num_candidates: int
-) -> Candidates:
-    """Return the first `num_candidates` candidates (W, B), at most the vocabulary, from logits (W, V).
-
-    `positions` (W,) are those of the tokens to be chosen. `is_ranked_on_device` must say so. Where a filter keeps more
-    than NUM_FILTERED tokens, those are all that can be proposed.
-    """
-    scores, token_ids = logits.float(), None
-    if isinstance(scheme, Coupled):
-        if params.top_k or params.top_p < 1 or params.min_p > 0:
-            scores, token_ids = _filtered(scores, params, num_tokens=max(num_candidates, NUM_FILTERED))
-        scores = scores + _scaled_noise(scheme, positions, params.temperature, logits, token_ids)
-        if token_ids is not None:  # behind what is kept the likeliest others, as `fill_up` has them
-            order = torch.arange(scores.shape[-1], device=scores.device)
-            scores = torch.where(scores == -torch.inf, _DROPPED - order, scores)
-    best = scores.topk(min(num_candidates, logits.shape[-1]), dim=-1)  # (W, B)
-    values = best.values.masked_fill(best.values <= _DROPPED, -torch.inf)
-    chosen = best.indices if token_ids is None else token_ids.gather(1, best.indices)
-    packed = torch.stack((values.view(torch.int32), chosen.to(torch.int32)))  # crosses in one copy
-    scores_on_host, indices = packed.numpy(force=True)
-    return Candidates(indices.astype(np.int64), scores_on_host.view(np.float32))
-
-
-def _filtered(logits: torch.Tensor, params: SamplingParams, *, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return T log Q (W, C) of the likeliest tokens, and which these are, as `logits_to_probs` would keep them.
-
-    The largest is 0 and what a filter drops -inf. `num_tokens`: how many are looked at, of which top-p keeps the
-    smallest set whose share of the whole distribution reaches it.
-    """
-    is_top_k = 0 < params.top_k < logits.shape[-1]
-    top = logits.topk(min(num_tokens, logits.shape[-1]), dim=-1)
-    kept = top.values - top.values[:, :1]
-    if is_top_k:
-        kept[:, params.top_k :] = -torch.inf
-    if params.top_p < 1:
-        rest = kept if is_top_k and params.top_k <= num_tokens else logits - top.values[:, :1]
-        shares = (kept / params.temperature - (rest / params.temperature).logsumexp(-1, keepdim=True)).exp()
-        before = shares.cumsum(-1) - shares
-        kept = kept.masked_fill(before >= params.top_p - NUCLEUS_TOLERANCE, -torch.inf)
-        kept[:, 0] = 0
-    if params.min_p > 0:
-        kept = kept.masked_fill(kept < params.temperature * math.log(params.min_p), -torch.inf)
-    return kept, top.indices
-
-
-def rank_row_by_row(
-    scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place], *, num_candidates: int
-) -> Candidates:
-    """Return what `rank_on_device` does for any scheme that has scores, with logits (W, V) at `places` (W,)."""
-    num_candidates = min(num_candidates, logits.shape[-1])
-    rows = zip(logits.numpy(force=True), places, strict=True)
-    ranked = [scheme.rank(row, num_candidates, place) for row, place in rows]
-    return Candidates(np.stack([one.token_ids for one in ranked]), np.stack([one.scores for one in ranked]))
-
-
-def _scaled_noise(
-    scheme: Coupled,
-    positions: Sequence[int],
-    temperature: float,
-    logits: torch.Tensor,
-    token_ids: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return T * noise (W, V), or that of `token_ids` (W, C), where the logits are; nodes of one depth share theirs."""
-    known = sorted(set(positions))
-    noise = np.stack([position_noise(scheme.seed, position, logits.shape[-1]) for position in known])  # (positions, V)
-    rows = np.array([known.index(position) for position in positions])
-    shared, index = upload((noise, rows), logits.device)
-    if token_ids is None:
-        return shared.index_select(0, index) * temperature
-    return shared[index[:, None], token_ids] * temperature

@@ -79,7 +79,7 @@ class Engine:
         self._begin_planning(params)
         scheme = scheme_for(params)
         if not processor.is_idle:
-            scheme = AdjustedRows(scheme, processor.adjusted)
+            scheme = AdjustedRows(scheme, processor)
         choosing = _Choosing(params, rng, processor, scheme)
         try:
             with explained_shortage("a pass over the model"):

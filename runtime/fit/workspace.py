@@ -16,7 +16,7 @@ bfloat16 alike.
 WALK_ROWS = 64
 """Rows of the target's logits that a walk computes at once: a descent of the deepest tree."""
 RANKED_BYTES = 12
-"""Of each logit of a draft's level: itself, its noise and their sum, in float32."""
+"""Of each logit of a draft's level: itself, itself less its penalty, and its noise, in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from runtime.speculation.sampling import (
 from runtime.speculation.token_tree import TokenTree
 
 Row = NDArray[np.float32]
+TokenIds = NDArray[np.int64]
 
 MAX_CACHED_POSITIONS = 64
 """More than the levels of a tree: a round asks for each position twice, and the next one for what was rejected. With a
@@ -127,13 +128,42 @@ class RankingScheme(Scheme, Protocol):
         """Return the first `num_candidates` candidates (B,), at most the vocabulary, from the draft's logits (V,)."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowChanges:
+    """What happens to some tokens of W rows: a logit is divided by the penalty, or multiplied if it is negative.
+
+    Then its drop is subtracted, which is infinite for what may not follow.
+    """
+
+    penalty: float
+    token_ids: TokenIds
+    """(K,) in every row."""
+    drops: Row
+    """(K,)"""
+    own_token_ids: TokenIds
+    """(W, P) in one row each, where they stand instead of the others; a row with fewer of them repeats its first."""
+    own_drops: Row
+    """(W, P)"""
+    has_own: NDArray[np.bool_]
+    """(W,) False for a row without any, which has anything in the two above."""
+
+
+class RowRules(Protocol):
+    """What happens to a row of logits because of the text and the path before it, alike for both models."""
+
+    def adjusted(self, row: Row, path_token_ids: Sequence[int] = ()) -> Row:
+        """Return the logits (V,) that are used in place of `row`, which is left alone, or `row` itself."""
+
+    def changes(self, paths: Sequence[Sequence[int]]) -> RowChanges | None:
+        """Return the same for W paths; None where whole rows change."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdjustedRows:
     """A scheme whose rows, the draft's and the target's, are changed by what their own path holds."""
 
     scheme: Scheme
-    adjusted: Callable[[Row, tuple[int, ...]], Row]
-    """From logits (V,) and the path behind the text to other logits (V,), for both models; it leaves its argument."""
+    rules: RowRules
 
     def place(self, draft_row: Row, num_children: int, place: Place, rng: np.random.Generator) -> Children:
         return self.scheme.place(self._proposable(draft_row, place), num_children, place, rng)
@@ -144,7 +174,7 @@ class AdjustedRows:
 
     def judge(self, children: Children, target_row: Row, place: Place, rng: np.random.Generator) -> Judgement:
         """Raise OptionError where nothing may follow."""
-        row = self.adjusted(target_row, place.path)
+        row = self.rules.adjusted(target_row, place.path)
         if row is not target_row and row.max() == -np.inf:
             raise OptionError(
                 "what may not be written here leaves no token of the model; ban or forbid less, or give --generation "
@@ -154,7 +184,7 @@ class AdjustedRows:
 
     def _proposable(self, draft_row: Row, place: Place) -> Row:
         """Return the draft's row as adjusted; as it was where nothing may follow, which its target may never reach."""
-        row = self.adjusted(draft_row, place.path)
+        row = self.rules.adjusted(draft_row, place.path)
         return draft_row if row.max() == -np.inf else row
 
 

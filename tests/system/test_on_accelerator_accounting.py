@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from runtime.config import SamplingParams
-from runtime.engine.drafter import rank_on_device
+from runtime.engine.row_ranking import rank_on_device
 from runtime.events import Round
 from runtime.fit.machine import RESERVED_BYTES
 from runtime.fit.workspace import Workspace
-from runtime.speculation.schemes import Coupled
+from runtime.speculation.logit_processors import LogitProcessor
+from runtime.speculation.schemes import AdjustedRows, Coupled, Place
 from tests.support.accelerator_sessions import DEVICE, opened_on, quick_sessions, scratch
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.sim_checks import SimChecks
@@ -103,13 +104,17 @@ for _tokens, _num_layers, _has_draft in ((2048, 4, True), (4096, 8, True), (4096
 
 @check
 def ranking_holds_what_is_counted() -> None:
-    """Sampled candidates of a level: the logits, the noise of two positions, and what they add up to."""
-    num_rows, scheme = 32, Coupled(seed=3)
+    """Sampled candidates of a level: the logits, what a penalty makes of them, and the noise of two positions."""
+    num_rows = 32
+    processor = LogitProcessor(SamplingParams(repetition_penalty=1.1), prompt=[1, 2], vocab_size=20_000)
+    scheme = AdjustedRows(Coupled(seed=3), processor)
     sizes = Workspace(hidden_size=1, head_dim=1, inner_size=1, vocab_size=20_000, item_bytes=2)
     watch = Watch()
     logits = torch.randn(num_rows, 20_000, device=DEVICE)
     positions = [5] * 16 + [6] * 16
-    rank_on_device(scheme, logits, positions, params=SamplingParams(temperature=0.8), num_candidates=8)
+    params = SamplingParams(temperature=0.8)
+    places = [Place(params, position, (7,) * (position - 5)) for position in positions]
+    rank_on_device(scheme, logits, positions, lambda: places, params=params, num_candidates=8)
     assert abs(watch.peak().allocated / sizes.ranking_bytes(num_rows) - 1) <= TOLERANCE
 
 

@@ -60,7 +60,7 @@ def written(
     """The answer, and how many rounds it took."""
     prompt, rng = [3, 1, 4, 1, 5], np.random.default_rng(0)
     processor = LogitProcessor(params, prompt=prompt, vocab_size=VOCAB_SIZE)
-    scheme = AdjustedRows(scheme_for(params), processor.adjusted)
+    scheme = AdjustedRows(scheme_for(params), processor)
     text, num_rounds = list(prompt), 0
     while len(text) < len(prompt) + num_tokens:
         topology = topologies[num_rounds % len(topologies)]

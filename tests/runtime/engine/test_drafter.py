@@ -1,28 +1,23 @@
 """The drafter against plain forwards of the same draft model: every child must come from its own path's row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from profiles.steps import finish
 from runtime.config import SamplingParams
-from runtime.engine.drafter import Drafter, is_ranked_on_device, rank_on_device, rank_row_by_row
+from runtime.engine.drafter import Drafter
 from runtime.events import LevelDrafted
 from runtime.model.pass_shapes import most_ranked, widest_level
 from runtime.speculation.dynamic_tree import GrowthLimits
-from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.sampling import logits_to_probs, top_tokens
 from runtime.speculation.schemes import (
-    AdjustedRows,
-    Candidates,
     Coupled,
     Greedy,
     Place,
     RankingScheme,
-    Sequoia,
     scheme_for,
 )
 from runtime.speculation.token_tree import TokenTree
@@ -178,111 +173,3 @@ def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, f
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
     text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]
     assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
-
-
-CHOICES = [
-    GREEDY,
-    SamplingParams(temperature=0.7),
-    SamplingParams(temperature=1.3, top_k=9),
-    SamplingParams(temperature=1e-4),
-    SamplingParams(temperature=0.8, top_p=0.7, min_p=0.02),
-]
-
-
-ACCELERATOR = torch.device("meta")
-"""What chooses the way that an accelerator's rows take; the rows themselves are a processor's here."""
-FILTERS = [
-    SamplingParams(temperature=0.7, top_p=0.95),
-    SamplingParams(temperature=0.6, top_p=0.9),
-    SamplingParams(temperature=0.7, top_p=0.8, top_k=20),
-    SamplingParams(temperature=1.0, min_p=0.05),
-    SamplingParams(temperature=1.2, top_k=50, top_p=0.9, min_p=0.02),
-]
-
-
-def scheme_of(params: SamplingParams) -> RankingScheme:
-    return Greedy() if params.is_greedy else Coupled(5)
-
-
-def rows_of(num_rows: int, vocab_size: int = 600) -> torch.Tensor:
-    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(2)) * 3
-
-
-@pytest.mark.parametrize("params", CHOICES, ids=str)
-def test_each_row_has_the_candidates_that_its_scheme_gives_it(params: SamplingParams) -> None:
-    """Nodes of one level stand at one position, those of a tree in context at several."""
-    scheme, logits = scheme_of(params), rows_of(5)
-    positions = [30, 31, 30, 33, 31]
-    places = [Place(params, position) for position in positions]
-    for device in (torch.device("cpu"), ACCELERATOR):
-        if is_ranked_on_device(scheme, params, device):
-            ranked = rank_on_device(scheme, logits, positions, params=params, num_candidates=7)
-        else:
-            ranked = rank_row_by_row(scheme, logits, places, num_candidates=7)
-        assert_own_candidates(ranked, scheme, logits, places)
-
-
-def assert_own_candidates(
-    ranked: Candidates, scheme: RankingScheme, logits: torch.Tensor, places: Sequence[Place]
-) -> None:
-    for row, place, tokens, scores in zip(logits, places, ranked.token_ids, ranked.scores, strict=True):
-        own = scheme.rank(row.numpy(), 7, place)
-        is_kept = np.isfinite(own.scores)
-        assert tokens[is_kept].tolist() == own.token_ids[is_kept].tolist()
-        assert np.isfinite(scores).tolist() == is_kept.tolist()
-        gaps, own_gaps = scores[0] - scores[is_kept], own.scores[0] - own.scores[is_kept]
-        assert gaps == pytest.approx(own_gaps, abs=1e-4)
-
-
-@pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.7)], ids=str)
-def test_a_penalty_is_evaluated_on_each_nodes_own_path(params: SamplingParams) -> None:
-    processor = LogitProcessor(SamplingParams(presence_penalty=2.0), prompt=[1], vocab_size=600)
-    scheme, logits = AdjustedRows(scheme_of(params), processor.adjusted), rows_of(2)
-    best = scheme.rank(logits[0].numpy(), 1, Place(params, 30)).token_ids[0]
-    places = [Place(params, 30), Place(params, 31, (int(best),))]
-    ranked = rank_row_by_row(scheme, logits[[0, 0]], places, num_candidates=4)
-    own = [scheme.rank(logits[0].numpy(), 4, place).scores for place in places]
-    assert np.array_equal(ranked.scores, np.stack(own))
-    assert not np.array_equal(own[0], own[1])
-
-
-def test_a_small_vocabulary_has_no_more_candidates_than_tokens() -> None:
-    ranked = rank_on_device(Greedy(), rows_of(2, 3), [1, 1], params=GREEDY, num_candidates=32)
-    assert ranked.token_ids.shape == ranked.scores.shape == (2, 3)
-
-
-def test_what_filters_keep_of_a_large_vocabulary_is_what_the_scheme_keeps() -> None:
-    """As the draft's rows are: the likeliest 1,024 tokens hold any nucleus of use; the noise decides among them."""
-    logits = rows_of(6, 20_000) * torch.linspace(0.8, 2.5, 6)[:, None]
-    for params in FILTERS:
-        positions = [30, 31, 30, 33, 31, 35]
-        ranked = rank_on_device(Coupled(5), logits, positions, params=params, num_candidates=7)
-        places = [Place(params, position) for position in positions]
-        assert_own_candidates(ranked, Coupled(5), logits, places)
-
-
-def test_behind_what_a_filter_keeps_come_the_likeliest_others() -> None:
-    """A static tree has a place for each child, however few tokens a filter leaves."""
-    params, logits = SamplingParams(temperature=0.7, top_k=3, top_p=0.9), rows_of(3, 2000)
-    ranked = rank_on_device(Coupled(5), logits, [30, 31, 30], params=params, num_candidates=12)
-    for row, position, tokens in zip(logits.numpy(), (30, 31, 30), ranked.token_ids, strict=True):
-        own = Coupled(5).place(row, 12, Place(params, position), np.random.default_rng(0))
-        assert tokens.tolist() == own.token_ids.tolist()
-
-
-def test_of_a_flat_row_the_likeliest_tokens_can_be_proposed() -> None:
-    """Its nucleus has 18,000 tokens: what lies behind the first 1,024 is left out, and nothing else happens."""
-    params, logits = SamplingParams(temperature=1, top_p=0.95), rows_of(1, 20_000) * 1e-3
-    ranked = rank_on_device(Coupled(5), logits, [3], params=params, num_candidates=32)
-    assert set(ranked.token_ids[0].tolist()) <= set(logits[0].topk(1024).indices.tolist())
-    assert np.isfinite(ranked.scores).all() and (np.diff(ranked.scores) <= 0).all()
-
-
-def test_only_sums_and_maxima_stay_on_a_processor_and_filters_on_an_accelerator() -> None:
-    plain, filtered = SamplingParams(temperature=1), SamplingParams(temperature=1, top_p=0.9)
-    for device in (torch.device("cpu"), ACCELERATOR):
-        assert is_ranked_on_device(Greedy(), GREEDY, device)
-        assert is_ranked_on_device(Coupled(0), plain, device)
-        assert is_ranked_on_device(Coupled(0), filtered, device) == (device == ACCELERATOR)
-        assert not is_ranked_on_device(Sequoia(), filtered, device)
-        assert not is_ranked_on_device(Coupled(0), SamplingParams(temperature=1e-4), device)

@@ -250,7 +250,7 @@ def test_a_token_that_is_asked_for_by_name_overrules_the_rules() -> None:
 
 def test_where_nothing_may_follow_the_draft_goes_on_and_the_target_says_so() -> None:
     rules = TextRules(no_repeat_ngram_size=1)
-    scheme = AdjustedRows(Greedy(), processor_of(SamplingParams(), prompt=range(5), vocab_size=5, rules=rules).adjusted)
+    scheme = AdjustedRows(Greedy(), processor_of(SamplingParams(), prompt=range(5), vocab_size=5, rules=rules))
     row, rng, place = np.arange(5, dtype=np.float32), np.random.default_rng(0), Place(SamplingParams(), 5)
     assert scheme.place(row, 2, place, rng).token_ids.tolist() == [4, 3]
     assert scheme.rank(row, 2, place).token_ids.tolist() == [4, 3]
@@ -284,7 +284,7 @@ def answer_with_trees(
     """Rounds of draft and verification over a small tree, both adjusted on each node's own path."""
     topology = tree_of_counts([2, 2, 1, 1, 0, 0, 0])
     processor = LogitProcessor(choices, prompt=SMALL_PROMPT, vocab_size=SMALL_VOCAB, rules=rules)
-    scheme = AdjustedRows(scheme_for(params), processor.adjusted)
+    scheme = AdjustedRows(scheme_for(params), processor)
     text = list(SMALL_PROMPT)
     while len(text) < len(SMALL_PROMPT) + num_tokens:
         tree = TokenTree.rooted(topology, root_token_id=text[-1], root_position=len(text) - 1)

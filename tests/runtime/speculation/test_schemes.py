@@ -1,6 +1,7 @@
 """Schemes over single rows: placing and judging. Exactness is in test_lossless.py, texts in test_text_of_a_seed.py."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -91,13 +92,17 @@ def test_missing_children_are_the_most_likely_other_tokens() -> None:
 def test_adjusted_rows_reach_placing_and_judging_with_the_nodes_own_path(verification: str) -> None:
     """A ban of the path's last token: neither model's row may get past it."""
 
-    def ban_last(row: Row, path: tuple[int, ...]) -> Row:
-        changed = row.copy()
-        changed[path[-1]] = -np.inf
-        return changed
+    class BanLast:
+        def adjusted(self, row: Row, path_token_ids: Sequence[int] = ()) -> Row:
+            changed = row.copy()
+            changed[path_token_ids[-1]] = -np.inf
+            return changed
+
+        def changes(self, paths: Sequence[Sequence[int]]) -> None:
+            raise AssertionError("no device is asked")
 
     params = SamplingParams(temperature=1, verification=verification)
-    scheme = AdjustedRows(scheme_for(params), ban_last)
+    scheme = AdjustedRows(scheme_for(params), BanLast())
     row, rng, place = np.float32([0, 9, 0, 0]), np.random.default_rng(0), Place(params, 5, (0, 1))
     for _ in range(20):
         assert 1 not in scheme.place(row, 3, place, rng).token_ids
