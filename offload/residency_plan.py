@@ -41,6 +41,8 @@ class ResidencyPlan:
     """Per layer: what its keys and values take, wherever they are; empty if they are no part of the plan."""
     travelling: tuple[int, ...] = ()
     """Streamed layers whose keys and values wait in host memory and cross the link with them."""
+    row_bytes: tuple[int, ...] = ()
+    """Per layer: what its keys and values take where they travel, if that is not what they take on the device."""
 
     @property
     def streamed_layers(self) -> tuple[int, ...]:
@@ -58,16 +60,31 @@ class ResidencyPlan:
     @property
     def travelling_bytes(self) -> int:
         """Of host memory, for keys and values; what crosses the link in a pass once the context is full."""
-        return sum(self.cache_bytes[index] for index in self.travelling)
+        return sum(map(self.travelling_bytes_of, self.travelling))
+
+    def travelling_bytes_of(self, layer_index: int) -> int:
+        """Return one layer's share of `travelling_bytes`."""
+        return (self.row_bytes or self.cache_bytes)[layer_index] if layer_index in self.travelling else 0
+
+    @property
+    def kept_cache_bytes(self) -> int:
+        """Of the device, for the keys and values that do not travel."""
+        return sum(size for index, size in enumerate(self.cache_bytes) if index not in self.travelling)
 
     @property
     def row_slot_bytes(self) -> int:
         """Beside each slot: room for any one travelling layer's keys and values."""
-        return max((self.cache_bytes[index] for index in self.travelling), default=0)
+        return max(map(self.travelling_bytes_of, self.travelling), default=0)
+
+    @property
+    def widened_bytes(self) -> int:
+        """Of the device: where one layer after the other has its narrow rows widened; 0 where none are narrow."""
+        return max((self.cache_bytes[index] for index in self.travelling), default=0) if self.row_bytes else 0
 
     @property
     def ring_bytes(self) -> int:
-        return self.num_slots * (self.slot_bytes + self.row_slot_bytes)
+        """Of all slots, and of the place where narrow rows are widened."""
+        return self.num_slots * (self.slot_bytes + self.row_slot_bytes) + self.widened_bytes
 
     @property
     def resident_bytes(self) -> int:
@@ -100,6 +117,7 @@ def plan_residency(
     host_budget_bytes: int,
     saved_bytes: Sequence[int] | None = None,
     cache_bytes: Sequence[int] = (),
+    row_bytes: Sequence[int] = (),
 ) -> ResidencyPlan:
     """Fill the device budget with residents beside a ring of `num_slots` slots, then the host budget; the rest is disk.
 
@@ -107,28 +125,33 @@ def plan_residency(
     costs. If every layer fits without a ring, there is none. No layer could be moved to a faster tier on top.
     `saved_bytes`: per layer, what its residency frees elsewhere on the device (a draft that shares it needs no copy).
     `cache_bytes`: per layer, what its keys and values take, if they may travel: the device budget pays for the others,
-    the host budget for these.
+    the host budget for these. `row_bytes`: what they take where they travel, if that is another number; the device then
+    has room to widen those of one layer.
 
     Raises BudgetError if the device budget does not hold the ring.
     """
     sizes = tuple(layer_bytes)
     caches = tuple(cache_bytes) or (0,) * len(sizes)
+    rows = tuple(row_bytes) or caches
+    widened = caches if row_bytes else (0,) * len(sizes)
     costs: tuple[int, ...] = tuple(map(add, sizes, caches))
     if saved_bytes is not None:
         costs = tuple(map(sub, costs, saved_bytes))
     if sum(costs) <= device_budget_bytes:
-        return ResidencyPlan((Tier.RESIDENT,) * len(sizes), sizes, num_slots=0, cache_bytes=tuple(cache_bytes))
+        tiers = [Tier.RESIDENT] * len(sizes)
+        return ResidencyPlan(tuple(tiers), sizes, 0, tuple(cache_bytes), row_bytes=tuple(row_bytes))
 
     def device_cost(residents: frozenset[int]) -> int:
-        slot_bytes = sum(
+        largest, largest_rows, largest_widened = (
             max((size for index, size in enumerate(items) if index not in residents), default=0)
-            for items in (sizes, caches)
+            for items in (sizes, rows, widened)
         )
-        return sum(costs[index] for index in residents) + num_slots * slot_bytes
+        ring_bytes = num_slots * (largest + largest_rows) + largest_widened
+        return sum(costs[index] for index in residents) + ring_bytes
 
     residents = choose_evenly(costs, device_cost, device_budget_bytes)
     if residents is None:
-        needed = min(sum(costs), num_slots * (max(sizes) + max(caches)))
+        needed = min(sum(costs), num_slots * (max(sizes) + max(rows)) + max(widened))
         missing = needed - device_budget_bytes
         raise BudgetError(
             f"{format_bytes(max(0, device_budget_bytes))} of device memory are left for layers, but {num_slots} slots "
@@ -139,12 +162,12 @@ def plan_residency(
     if cache_bytes:
         kept = _as_many_as_fit([caches[index] for index in streamed], device_budget_bytes - device_cost(residents))
         travelling = tuple(index for place, index in enumerate(streamed) if place not in kept)
-        host_budget_bytes -= sum(caches[index] for index in travelling)
+        host_budget_bytes -= sum(rows[index] for index in travelling)
     in_host = _as_many_as_fit([sizes[index] for index in streamed], host_budget_bytes)
     tiers = [Tier.RESIDENT] * len(sizes)
     for place, index in enumerate(streamed):
         tiers[index] = Tier.HOST if place in in_host else Tier.DISK
-    return ResidencyPlan(tuple(tiers), sizes, num_slots, tuple(cache_bytes), travelling)
+    return ResidencyPlan(tuple(tiers), sizes, num_slots, tuple(cache_bytes), travelling, tuple(row_bytes))
 
 
 def _as_many_as_fit(sizes: Sequence[int], budget_bytes: int) -> frozenset[int]:

@@ -22,6 +22,8 @@ ReadPath = Literal["auto", "direct", "buffered"]
 DraftFormat = Literal["auto", "int8", "nf4", "stored"]
 KvCache = Literal["auto", "device", "host"]
 """Where the target's keys and values are: all on the device, or those of streamed layers in host memory."""
+KvFormat = Literal["exact", "int8"]
+"""What keys and values are that travel: as they are computed, or int8 with one scale for each head of each token."""
 Lookup = Literal["on", "off"]
 Generation = Literal["auto", "plain"]
 """Whether a model's generation_config.json says how its answers are written, where nobody chose, or only ends them."""
@@ -253,6 +255,14 @@ class EngineConfig:
             is_setting=False,
         ),
     ] = "auto"
+    kv_format: Annotated[
+        KvFormat,
+        Option(
+            "How keys and values travel, where any do: exact, or int8, half the bytes, with which the text may differ.",
+            MEMORY,
+        ),
+    ] = "exact"
+    """`exact` is the text of a cache on the device; with `int8` which layers stream has a say in it too."""
     host_memory_bytes: Annotated[
         int | None,
         Option(

@@ -63,6 +63,15 @@ def int8_rows_bytes(shape: Sequence[int]) -> int:
     return math.prod(shape) + 4 * shape[0]
 
 
+def int8_token_bytes(num_heads: int, num_elements: int) -> int:
+    """Return the bytes of what a layer's cache keeps of one token, as int8: the elements, then a float32 scale a head.
+
+    Rounded up, so that rows begin at multiples of 16 bytes.
+    """
+    scales_begin = -(-num_elements // 4) * 4
+    return -(-(scales_begin + 4 * num_heads) // 16) * 16
+
+
 def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:
     """Return the bytes of a matrix as bitsandbytes NF4, without its JSON state (some 160 bytes).
 

@@ -217,7 +217,7 @@ class LoadPlan:
     @property
     def row_bytes(self) -> dict[int, int]:
         """Bytes of each token's keys and values, by layer, where they travel with it."""
-        sizes = self.target.cache_layer_bytes(self.dtype)
+        sizes = self.need.row_layer_bytes or self.need.cache_layer_bytes
         return {index: sizes[index] for index in self.residency.travelling}
 
     @property
@@ -231,7 +231,7 @@ class LoadPlan:
         saved = self.need.saved_bytes or (0,) * len(residency.layer_bytes)
         costs = [size - less for size, less in zip(residency.layer_bytes, saved, strict=True)]
         kept_bytes = sum(costs[index] for index in residency.resident_layers) - num_layers * max(costs)
-        kept_bytes += sum(residency.cache_bytes) - residency.travelling_bytes
+        kept_bytes += residency.kept_cache_bytes
         fewer = plan_residency(
             residency.layer_bytes,
             num_slots=residency.num_slots,
@@ -239,6 +239,7 @@ class LoadPlan:
             host_budget_bytes=placement.host_budget_bytes,
             saved_bytes=self.need.saved_bytes,
             cache_bytes=residency.cache_bytes,
+            row_bytes=residency.row_bytes,
         )
         fixed = self.need.fixed_entries(fewer.resident_layers, travelling=fewer.travelling)
         stages = _disk_ring(self.config, fewer, device=self.device)
@@ -293,7 +294,12 @@ def _question(
 ) -> PlanQuestion:
     """Return what `plan` would be asked about a session. Raises CheckpointError for a model that has no plan."""
     return PlanQuestion(
-        request=PlanRequest(draft_format=config.draft_format, tree=config.tree),
+        request=PlanRequest(
+            draft_format=config.draft_format,
+            kv_cache=config.kv_cache,
+            kv_format=config.kv_format,
+            tree=config.tree,
+        ),
         target=shape_of_folder(target.checkpoint.folder),
         draft=None if draft is None else shape_of_folder(draft.checkpoint.folder),
         is_substitute=False,
@@ -387,6 +393,7 @@ def need_of_files(
         num_graft_nodes=config.num_graft_nodes,
         kv_cache=kv_cache_on(config.kv_cache, is_apart=device.type != "cpu" or config.link is not None),
         cache_layer_bytes=target.cache_layer_bytes(dtype),
+        row_layer_bytes=target.row_layer_bytes(config.kv_format),
     )
 
 

@@ -168,7 +168,15 @@ def load_session(
     compute = ComputePlan(plan.dtype, device=plan.device)
     need = plan.need
     widths = PassWidths(need.slice_width, need.pass_tokens)
-    model = open_streamed(target, compute, streamer, others=others, capacity=need.capacity_tokens, widths=widths)
+    model = open_streamed(
+        target,
+        compute,
+        streamer,
+        others=others,
+        capacity=need.capacity_tokens,
+        widened=path.widened,
+        widths=widths,
+    )
     engine = Engine(
         model,
         drafter,
@@ -183,7 +191,7 @@ def load_session(
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
     on_type = () if plan.dtype_note is None else (plan.dtype_note,)
     planned = start.notes(plan, is_planned=engine.planner.choice is not None)
-    notes = (*on_type, *on_draft, *_cache_notes(plan.placement), *planned)
+    notes = (*on_type, *on_draft, *_cache_notes(plan), *planned)
     if not is_early:
         yield from relabel(filling.steps(), partial(reading.add, "layers"))
     placement = plan.placement.with_tiers(placed.tiers)
@@ -225,14 +233,19 @@ def _with_pinning(plan: LoadPlan, state_folder: Path | None) -> tuple[LoadPlan, 
     return plans[best], pinning
 
 
-def _cache_notes(placement: Placement) -> tuple[str, ...]:
-    """Return a sentence where keys and values travel, which costs bytes of every pass."""
-    travelling = placement.residency.travelling
+def _cache_notes(plan: LoadPlan) -> tuple[str, ...]:
+    """Return a sentence where keys and values travel, which costs bytes of every pass, or where they should have."""
+    travelling, is_exact = plan.residency.travelling, plan.config.kv_format == "exact"
     if not travelling:
-        return ()
+        return (
+            ()
+            if is_exact
+            else (f"no keys and values travel, so that --kv-format {plan.config.kv_format} does nothing",)
+        )
     layers = "one layer wait" if len(travelling) == 1 else f"{len(travelling)} layers wait"
-    size = f"{format_bytes(placement.travelling_bytes)} once the context is full"
-    return (f"keys and values of {layers} in host memory and cross the link with their weights, {size}",)
+    size = f"{format_bytes(plan.placement.travelling_bytes)} once the context is full"
+    note = f"keys and values of {layers} in host memory and cross the link with their weights, {size}"
+    return (note if is_exact else f"{note}; they are {plan.config.kv_format}, with which the text may differ",)
 
 
 class _StreamPath:
@@ -267,6 +280,8 @@ class _StreamPath:
             self._ring[:0] = [
                 self._empty_slot(plan.residency.row_slot_bytes) for _ in plan.residency.travelling and self._ring
             ]
+            widened_bytes = plan.residency.widened_bytes
+            self._widened = self._empty_slot(widened_bytes) if widened_bytes else None
         # Before any layer: a driver that has refused memory once pins nothing more.
         self._stages = self._pinned_stages(ring)
         self._rows = self._travelling_rows()
@@ -274,6 +289,11 @@ class _StreamPath:
     @property
     def pinner(self) -> HostPinner:
         return self._pinner
+
+    @property
+    def widened(self) -> torch.Tensor | None:
+        """Memory of the device in which narrow keys and values are widened; None where none travel."""
+        return self._widened
 
     def place(self) -> PlacedLayers:
         """Give every layer memory in its tier, or a tier down; reads nothing."""

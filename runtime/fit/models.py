@@ -25,12 +25,13 @@ from offload.formats.stored_sizes import (
     QUANTIZED_FORMATS,
     WIDE_HEAD_ELEMENTS,
     int8_rows_bytes,
+    int8_token_bytes,
     nf4_bytes,
     scratch_elements,
 )
 from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
-from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS
+from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS, KvFormat
 from runtime.errors import OptionError
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.fit.workspace import Workspace, expanded_width, num_masks
@@ -83,8 +84,8 @@ class ModelShape:
     """Whether the MLP has a gate beside up and down."""
     published_as: str | None = None
     """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
-    cache_width: int | None = None
-    """Numbers that a layer's cache keeps of one token; None is a key and a value of each key head."""
+    cache_heads: tuple[int, int] | None = None
+    """(heads, numbers in all) that a layer's cache keeps of one token; None is a key and a value of each key head."""
     num_masks: int = 1
     """Windows that its layers have, full attention included."""
     expanded_width: int = 0
@@ -147,8 +148,16 @@ class ModelShape:
 
     def cache_bytes_per_token(self, compute_item_bytes: int) -> int:
         """Return the bytes of one token's keys and values in all layers."""
-        width = self.cache_width or 2 * self.num_kv_heads * self.head_dim
-        return self.num_layers * width * compute_item_bytes
+        _, num_elements = self._cached
+        return self.num_layers * num_elements * compute_item_bytes
+
+    def row_layer_bytes(self, kv_format: KvFormat) -> tuple[int, ...]:
+        """Return the same by layer where keys and values travel; empty where they do as they are computed."""
+        return () if kv_format == "exact" else (int8_token_bytes(*self._cached),) * self.num_layers
+
+    @property
+    def _cached(self) -> tuple[int, int]:
+        return self.cache_heads or (2 * self.num_kv_heads, 2 * self.num_kv_heads * self.head_dim)
 
     def held_bytes(self, held: str) -> int:
         """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
@@ -351,7 +360,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         num_vector_elements=(heads + 2 * kv_heads) * head_dim if kind in _BIASED_QUERIES else 0,
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
-        cache_width=_cache_width(config, head_dim * heads, where=where),
+        cache_heads=_cache_heads(config, heads, head_dim, where=where),
         num_masks=num_masks(config),
         expanded_width=expanded_width(config, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim),
         max_context_tokens=_max_context_tokens(config, where=where),
@@ -367,12 +376,12 @@ def _max_context_tokens(config: Mapping[str, Any], *, where: str) -> int | None:
     return min(filter(None, sizes), default=None)
 
 
-def _cache_width(config: Mapping[str, Any], query_width: int, *, where: str) -> int | None:
+def _cache_heads(config: Mapping[str, Any], heads: int, head_dim: int, *, where: str) -> tuple[int, int] | None:
     """Return what a layer keeps of a token where that is not a key and a value of each key head."""
     if config.get("model_type") == "falcon" and config.get("new_decoder_architecture"):
-        return 2 * query_width  # it repeats the heads before it keeps them
+        return 2 * heads, 2 * heads * head_dim  # it repeats the heads before it keeps them
     latent, rotary = (_optional_size(config, (name,), where) for name in ("kv_lora_rank", "qk_rope_head_dim"))
-    return latent + rotary if latent and rotary else None
+    return (2, latent + rotary) if latent and rotary else None
 
 
 def _refuse_other_models(config: Mapping[str, Any], *, where: str) -> None:

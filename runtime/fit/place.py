@@ -105,6 +105,13 @@ class MemoryNeed:
     """Where the target's keys and values may be; `auto` is for `place` to decide."""
     cache_layer_bytes: tuple[int, ...] = ()
     """Of `cache_bytes_per_token`, what each layer has; empty: equal shares."""
+    row_layer_bytes: tuple[int, ...] = ()
+    """Bytes of a token's keys and values in each layer where they travel; empty: the same as on the device."""
+
+    @property
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer's keys and values for all tokens where they travel, if that is another number."""
+        return tuple(self.capacity_tokens * size for size in self.row_layer_bytes)
 
     @property
     def cache_bytes(self) -> tuple[int, ...]:
@@ -147,8 +154,10 @@ class MemoryNeed:
 
     @property
     def ring_bytes(self) -> int:
-        rows = max(self.cache_bytes) if self.kv_cache == "host" else 0
-        return self.num_slots * (max(self.layers.layer_bytes) + rows)
+        if self.kv_cache != "host":
+            return self.num_slots * max(self.layers.layer_bytes)
+        widened_bytes = max(self.cache_bytes) if self.row_bytes else 0
+        return self.num_slots * (max(self.layers.layer_bytes) + max(self.row_bytes or self.cache_bytes)) + widened_bytes
 
     @property
     def stage_bytes(self) -> int:
@@ -410,6 +419,7 @@ def _place(need: MemoryNeed, machine: Machine, budgets: tuple[int, int]) -> Plac
         host_budget_bytes=host_budget,
         saved_bytes=need.saved_bytes,
         cache_bytes=need.cache_bytes if need.kv_cache == "host" else (),
+        row_bytes=need.row_bytes if need.kv_cache == "host" else (),
     )
     placement = Placement(
         format_name=need.layers.name,

@@ -319,7 +319,8 @@ class _Planning:
             need = replace(need, file_bytes=0)
         is_apart = not machine.is_cpu or machine.is_link_emulated
         kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
-        need = replace(need.in_format(format_name), kv_cache=kv_cache)
+        rows = question.target.row_layer_bytes(question.request.kv_format)
+        need = replace(need.in_format(format_name), kv_cache=kv_cache, row_layer_bytes=rows)
         placement = place(need, machine)
         if not placement.can_run:
             with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"

@@ -98,6 +98,7 @@ class PlanOption:
             "ring": {"slots": placed.residency.num_slots, "bytes": placed.ring_bytes},
             "bytes_per_pass": round(placed.usual_pass_bytes),
             "kv_cache": {
+                "format": "int8" if placed.residency.widened_bytes else "exact",
                 "travelling_layers": len(placed.residency.travelling),
                 "host_bytes": placed.travelling_bytes,
                 "device_bytes": placed.cached_bytes,
@@ -252,6 +253,12 @@ def _notes(report: PlanReport, main: PlanOption) -> Iterator[str]:
     yield f"speeds are those of a text of {question.context_tokens // 2} tokens"
     if main.draft_held is not None and question.tree_shape is None and main.tree.num_nodes == main.max_nodes:
         yield f"the best tree is the largest that a session keeps memory for, {main.max_nodes} nodes"
+    if (kv_format := question.request.kv_format) != "exact":
+        yield (
+            f"keys and values that travel are {kv_format}, with which the text may differ"
+            if main.placement.residency.travelling
+            else f"no keys and values travel, so that --kv-format {kv_format} does nothing"
+        )
     if report.machine.is_host_assumed and host_bytes:
         held = format_bytes(host_bytes)
         yield f"host memory is assumed to hold the {held} of layers that wait there; say --host-memory"

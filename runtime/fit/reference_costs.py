@@ -53,9 +53,10 @@ def reference_costs(
     copies, reads = copies_and_reads(residency, machine)
     num_stages, num_pieces = stages_of(residency, reads)
     head_seconds = float(_head_seconds(target, np.ones(1), device)[0])
+    layers_seconds = pass_seconds(target, _sizes(), context_tokens, format_name=format_name, device=device)
     return RoundCosts(
         copy_seconds=copies,
-        pass_seconds=_table(pass_seconds(target, _sizes(), context_tokens, format_name=format_name, device=device)),
+        pass_seconds=_table(layers_seconds + _widening_seconds(residency, device)),
         draft_step_seconds=None if draft is None else _draft_steps(*draft, context_tokens, device),
         walk_seconds=CostTable((1.0,), (_HEAD_VISITS * head_seconds,)),
         num_slots=max(1, residency.num_slots),
@@ -79,9 +80,7 @@ def copies_and_reads(
         reads = tuple(disk.speed.copy_seconds(size) if tier is Tier.DISK else None for size, tier in sizes)
     if link is None:
         return reads, ()
-    rows = [
-        USUAL_FILL * residency.cache_bytes[index] if index in residency.travelling else 0 for index in range(len(sizes))
-    ]
+    rows = [USUAL_FILL * residency.travelling_bytes_of(index) for index in range(len(sizes))]
     copies = tuple(
         None if tier is Tier.RESIDENT else link.speed.copy_seconds(size + round(more))
         for (size, tier), more in zip(sizes, rows, strict=True)
@@ -175,6 +174,14 @@ def _attention_seconds(
     products = 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens * attended
     cache_bytes = shape.cache_bytes_per_token(device.compute_item_bytes) * attended
     return np.asarray(products / device.flops + cache_bytes / device.memory_bytes_per_second)
+
+
+def _widening_seconds(residency: ResidencyPlan, device: DeviceSpeed) -> float:
+    """Return the seconds in which narrow keys and values that have travelled are read and written wide."""
+    if not residency.widened_bytes:
+        return 0.0
+    moved = sum(residency.travelling_bytes_of(index) + residency.cache_bytes[index] for index in residency.travelling)
+    return USUAL_FILL * moved / device.memory_bytes_per_second
 
 
 def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:

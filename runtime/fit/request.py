@@ -10,6 +10,7 @@ from runtime.config import (
     CostModel,
     DraftFormat,
     KvCache,
+    KvFormat,
     Option,
     TreeSearch,
     check_choices,
@@ -57,6 +58,13 @@ class PlanRequest:
             MODELS,
         ),
     ] = "auto"
+    kv_format: Annotated[
+        KvFormat,
+        Option(
+            "How keys and values travel, where any do: exact, or int8, half the bytes, with which the text may differ.",
+            MODELS,
+        ),
+    ] = "exact"
     temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
     tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
     search: Annotated[TreeSearch, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"

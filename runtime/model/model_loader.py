@@ -25,12 +25,12 @@ from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.quantized_group import WeightFormat
-from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, scratch_elements
+from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, int8_token_bytes, scratch_elements
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
-from runtime.config import DraftFormat
+from runtime.config import DraftFormat, KvFormat
 from runtime.fit.workspace import Workspace, expanded_width
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.draft_cache import DraftCache
@@ -167,6 +167,12 @@ class ModelFiles:
         """Return the bytes of keys and values that one token takes in each layer."""
         return tuple(shape.width * compute_dtype.itemsize for shape in self.cache_shapes)
 
+    def row_layer_bytes(self, kv_format: KvFormat) -> tuple[int, ...]:
+        """Return the same where keys and values travel; empty where they do as they are computed."""
+        if kv_format == "exact":
+            return ()
+        return tuple(int8_token_bytes(shape.keys[0] + shape.values[0], shape.width) for shape in self.cache_shapes)
+
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Return the same of all layers together."""
         return sum(self.cache_layer_bytes(compute_dtype))
@@ -234,9 +240,13 @@ def open_streamed(
     *,
     others: Mapping[str, torch.Tensor],
     capacity: int,
+    widened: torch.Tensor | None = None,
     widths: PassWidths | None = None,
 ) -> StreamedModel:
-    """Return the model whose layers come from `streamer`; `others` as `read_others` returns them."""
+    """Return the model whose layers come from `streamer`; `others` as `read_others` returns them.
+
+    `widened`: where keys and values that travel as int8 are widened, uint8; None where none do.
+    """
     parts, table = _open_parts(files, compute, others)
     return StreamedModel(
         parts,
@@ -246,6 +256,7 @@ def open_streamed(
         embedding=table,
         layouts=files.layouts,
         streamer=streamer,
+        widened=widened,
         widths=widths,
     )
 

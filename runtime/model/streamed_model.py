@@ -89,19 +89,22 @@ class StreamedModel:
         embedding: HostEmbedding | None = None,
         layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
+        widened: torch.Tensor | None = None,
         widths: PassWidths | None = None,
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
         `capacity`: tokens that the cache holds at most, of `cache_shapes`, if those are known: then its layers share
-        one piece of memory. `embedding`: the tokens' rows, where they wait on the host.
+        one piece of memory. `embedding`: the tokens' rows, where they wait on the host. `widened`: see `TreeCache`.
         `widths`: how many tokens of a pass a layer computes at once; None: all of them.
         """
         self.parts = parts
         self._compute = compute
         self._embedding = embedding
         rows = None if streamer is None else streamer.rows
-        self.cache = TreeCache(num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes, travelling=rows)
+        self.cache = TreeCache(
+            num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes, travelling=rows, widened=widened
+        )
         if rows is not None and streamer is not None:
             for index in rows.layers:  # for measurements through another ring, which has no rows
                 self.cache.lend(index, rows.in_slot(index, streamer.row_slots[0]), compute.dtype)

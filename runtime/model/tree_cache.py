@@ -5,7 +5,8 @@ place, truncate. One slot per token and layer, with keys and values of all heads
 contiguous. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
 The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
 (`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding. The rows of layers that
-travel are not here: the ring lends them for each visit (`lend`), and what is kept of them is moved in host memory.
+travel are not here: the ring lends them for each visit (`lend`), and what is kept of them is moved in host memory. Rows
+of int8 are widened then, one layer's after the other's in the same place.
 """
 
 import math
@@ -19,6 +20,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from offload.travelling_rows import TravellingRows
+from runtime.model.int8_rows import Int8Rows
 from runtime.model.upload import upload
 
 _ALIGNMENT_ELEMENTS = 128
@@ -56,14 +58,15 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """During a pass of fixed shape: the new tokens' slots (T,), and how many keys the pass sees."""
         self._index = index
         self._allocate = allocate
+        self._narrow: Int8Rows | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Have the slots allocated, once the first keys and values show their shapes and dtype."""
         heads = [(states.shape[1], states.shape[3]) for states in (key_states, value_states)]
         self._allocate(self._index, key_states, CacheShape(*heads))
 
-    def bind(self, rows: torch.Tensor, shape: CacheShape) -> None:
-        """Keep keys and values in `rows` (slots, width) from now on."""
+    def bind(self, rows: torch.Tensor, shape: CacheShape, *, narrow: Int8Rows | None = None) -> None:
+        """Keep keys and values in `rows` (slots, width) from now on, or in `narrow` ones, which are widened there."""
         self.keys, self.values = (
             part.view(len(rows), *heads).transpose(0, 1)[None]
             for part, heads in (
@@ -71,7 +74,9 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
                 (rows[:, shape.key_width :], shape.values),
             )
         )
-        self.is_initialized = True
+        self.is_initialized, self._narrow = True, narrow
+        if narrow is not None:
+            narrow.widen(0, self.num_cached, (self.keys, self.values))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -87,8 +92,12 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         start, self.num_cached = self.num_cached, self.num_cached + key_states.shape[2]
         if self.num_cached > self.capacity:
             raise RuntimeError(f"the cache has {self.capacity} slots and {self.num_cached} are needed")
-        self.keys[:, :, start : self.num_cached] = key_states
-        self.values[:, :, start : self.num_cached] = value_states
+        if self._narrow is not None:
+            self._narrow.write(start, (key_states, value_states))
+            self._narrow.widen(start, self.num_cached, (self.keys, self.values))
+        else:
+            self.keys[:, :, start : self.num_cached] = key_states
+            self.values[:, :, start : self.num_cached] = value_states
         return self.keys[:, :, : self.num_cached], self.values[:, :, : self.num_cached]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -112,15 +121,18 @@ class TreeCache(Cache):  # type: ignore[misc]
         capacity: int,
         shapes: Sequence[CacheShape] | None = None,
         travelling: TravellingRows | None = None,
+        widened: torch.Tensor | None = None,
     ) -> None:
         """`shapes` of the layers; None: not known, and each layer takes memory of its own as it shows them.
 
-        The `travelling` ones take none, and must be lent rows before a pass reaches them.
+        The `travelling` ones take none, and must be lent rows before a pass reaches them: as they are computed, or
+        int8 where there is memory on the device in which one layer's are `widened`, uint8.
         """
         super().__init__(layers=[_TreeCacheLayer(index, capacity, self._allocate) for index in range(num_layers)])
         self.capacity = capacity
         self._shapes = shapes
         self._travelling = travelling
+        self._widened = widened
         self._has_spare_slot = False
         self._blocks: list[torch.Tensor] = []  # each (layers of one width, slots, width)
 
@@ -179,7 +191,12 @@ class TreeCache(Cache):  # type: ignore[misc]
     def lend(self, layer_index: int, rows: torch.Tensor, dtype: torch.dtype) -> None:
         """Let a travelling layer keep its keys and values in `rows`, uint8 (capacity, bytes), until others are lent."""
         assert self._shapes is not None
-        self.layers[layer_index].bind(rows.view(dtype), self._shapes[layer_index])
+        shape = self._shapes[layer_index]
+        if self._widened is None:
+            self.layers[layer_index].bind(rows.view(dtype), shape)
+            return
+        widened = self._widened.view(dtype)[: len(rows) * shape.width].view(len(rows), shape.width)
+        self.layers[layer_index].bind(widened, shape, narrow=Int8Rows(rows, (shape.keys, shape.values)))
 
     def _allocate(self, index: int, like: torch.Tensor, shape: CacheShape) -> None:
         """Bind every layer to rows of one allocation, the one of that index to rows of `shape`."""

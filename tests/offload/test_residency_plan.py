@@ -152,26 +152,38 @@ def test_a_model_of_many_different_layers_is_planned_quickly() -> None:
     strategies.integers(2, 3),
     strategies.integers(0, 600),
     strategies.integers(0, 600),
+    strategies.booleans(),
 )
 @settings(max_examples=300, deadline=None)
 def test_caches_that_may_travel_are_paid_for_where_they_are(
-    layers: list[tuple[int, int]], num_slots: int, device_budget: int, host_budget: int
+    layers: list[tuple[int, int]], num_slots: int, device_budget: int, host_budget: int, are_narrow: bool
 ) -> None:
-    """A resident layer's is on the device, a streamed one's there if it still fits, else it travels."""
+    """A resident layer's is on the device, a streamed one's there if it still fits, else it travels.
+
+    Narrow rows need room to be widened, once, whatever their number.
+    """
     sizes, caches = zip(*layers, strict=True)
-    least = min(sum(sizes) + sum(caches), num_slots * (max(sizes) + max(caches)))
+    rows = [size // 2 + 1 for size in caches] if are_narrow else caches
+    ring = num_slots * (max(sizes) + max(rows)) + (max(caches) if are_narrow else 0)
+    least = min(sum(sizes) + sum(caches), ring)
     budgets = {"device_budget_bytes": device_budget + least, "host_budget_bytes": host_budget}
-    plan = plan_residency(sizes, num_slots=num_slots, cache_bytes=caches, **budgets)
+    plan = plan_residency(
+        sizes, num_slots=num_slots, cache_bytes=caches, row_bytes=rows if are_narrow else (), **budgets
+    )
     assert set(plan.travelling) <= set(plan.streamed_layers)
     kept = sum(cache for index, cache in enumerate(caches) if index not in plan.travelling)
     assert plan.resident_bytes + kept + plan.ring_bytes <= device_budget + least
-    assert plan.travelling_bytes + kept == sum(caches)
+    assert plan.kept_cache_bytes == kept
+    assert plan.travelling_bytes == sum(rows[index] for index in plan.travelling)
+    assert plan.travelling_bytes == sum(map(plan.travelling_bytes_of, range(len(sizes))))
     assert plan.host_bytes <= max(host_budget, plan.travelling_bytes)
     if plan.travelling:
-        row_slots = max(caches[index] for index in plan.travelling)
-        assert plan.ring_bytes == num_slots * (max(sizes[index] for index in plan.streamed_layers) + row_slots)
+        row_slots = max(rows[index] for index in plan.travelling)
+        slots = num_slots * (max(sizes[index] for index in plan.streamed_layers) + row_slots)
+        widened = max(caches[index] for index in plan.travelling) if are_narrow else 0
+        assert plan.ring_bytes == slots + widened
     else:
-        assert plan.row_slot_bytes == 0
+        assert plan.row_slot_bytes == plan.widened_bytes == 0
 
 
 def test_equal_layers_keep_as_many_caches_as_are_left_room_for() -> None:

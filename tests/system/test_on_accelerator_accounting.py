@@ -10,6 +10,7 @@ import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ GROUPED = {
 TOLERANCE = 0.05
 NUM_ROUNDS = 3
 NUM_NODES = 64
+BLOCK_BYTES = 4096
+"""More than a few allocations are rounded up by."""
 
 
 @functools.cache
@@ -73,15 +76,19 @@ class Watch:
         )
 
 
-def peak_is_what_is_counted(context_tokens: int, num_layers: int, has_draft: bool) -> None:
-    """A prompt that fills the context, so that its last slice is as wide as any, then a few rounds."""
+def peak_is_what_is_counted(context_tokens: int, num_layers: int, has_draft: bool, **settings: Any) -> int:
+    """A prompt that fills the context, so that its last slice is as wide as any, then a few rounds.
+
+    Returns the bytes by which the peak is above what is counted.
+    """
     draft = grouped_folder(1) if has_draft else "none"
-    settings = {"tree": f"{NUM_NODES}x6"} if has_draft else {}
+    settings |= {"tree": f"{NUM_NODES}x6"} if has_draft else {}
     watch, rng = Watch(), np.random.default_rng(0)
     with opened_on(
-        grouped_folder(num_layers), draft=draft, context_tokens=context_tokens, num_residents=0, **settings
+        grouped_folder(num_layers), draft=draft, context_tokens=context_tokens, **{"num_residents": 0, **settings}
     ) as opened:
         placement = opened.placement
+        assert bool(placement.residency.travelling) == (settings.get("kv_cache") == "host")
         room = NUM_NODES - 1 if has_draft else NUM_ROUNDS + 1
         prompt = rng.integers(10, VOCAB_SIZE - 10, context_tokens - room).tolist()
         events = opened.session.engine.generate(prompt, SamplingParams(max_new_tokens=40), rng)
@@ -93,6 +100,7 @@ def peak_is_what_is_counted(context_tokens: int, num_layers: int, has_draft: boo
     share = peak.allocated / placement.device_bytes
     assert abs(share - 1) <= TOLERANCE, f"{share:.3f}: {peak} where {placement.entries()} are counted"
     assert peak.reserved <= placement.device_bytes + RESERVED_BYTES
+    return peak.allocated - placement.device_bytes
 
 
 for _tokens, _num_layers, _has_draft in ((2048, 4, True), (4096, 8, True), (4096, 4, False), (8192, 4, True)):
@@ -100,6 +108,16 @@ for _tokens, _num_layers, _has_draft in ((2048, 4, True), (4096, 8, True), (4096
     CHECKS[_name] = functools.partial(peak_is_what_is_counted, _tokens, _num_layers, _has_draft)
     if _tokens > 2048:
         CHECKS.slow.add(_name)
+
+
+@check
+def keys_and_values_that_travel_are_counted() -> None:
+    """With int8 also the place in which they are widened: the peaks differ by what the plans differ by."""
+    settings = {"kv_cache": "host", "num_residents": None, "device_memory_bytes": 0}
+    exact, narrow = (
+        peak_is_what_is_counted(2048, 4, True, kv_format=kv_format, **settings) for kv_format in ("exact", "int8")
+    )
+    assert abs(exact - narrow) <= BLOCK_BYTES, f"{exact} bytes more than counted, and {narrow} with int8"
 
 
 @check

@@ -209,6 +209,28 @@ for _way in TRAVELLING:
     )
 
 
+def rows_of_int8_are_widened_without_waiting(kind: str, way: str) -> None:
+    """The text is the processor's with rows of int8, and half or less of the bytes of keys and values move."""
+    folder, moved = folder_of(kind), {}
+    for kv_format in ("exact", "int8"):
+        settings = {"kv_cache": "host", "kv_format": kv_format, "device_memory_bytes": 0, **TRAVELLING[way]}
+        with opened_on(folder, **settings) as opened:
+            text, last = answer_under_watch(opened), opened.session.engine.target.last_pass
+            moved[kv_format] = last.cache_bytes_sent, last.cache_bytes_returned
+            assert sum(moved[kv_format]) > 0 and opened.streamer.rows is not None
+            assert opened.streamer.rows.num_bytes == opened.placement.travelling_bytes
+    with opened_on(folder, device="cpu", link="10GB/s", **settings) as opened:
+        assert answer(opened, ASKED)[1] == text
+    if not settings.get("draft"):  # the same passes
+        assert all(2 * narrow <= exact for narrow, exact in zip(moved["int8"], moved["exact"], strict=True))
+
+
+for _way in TRAVELLING:
+    CHECKS[f"rows_of_int8_are_widened_without_waiting: {_way}"] = functools.partial(
+        rows_of_int8_are_widened_without_waiting, "gemma3" if _way == "substitute" else "llama", _way
+    )
+
+
 @check
 def auto_is_the_accelerator() -> None:
     with opened_on(folder_of("llama"), device="auto", num_residents=1) as opened:

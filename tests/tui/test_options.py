@@ -45,6 +45,7 @@ ENGINE_CHOICES = {
     "--ring-slots": "3",
     "--io": "buffered",
     "--kv-cache": "host",
+    "--kv-format": "int8",
     "--reader-threads": "2",
     "--draft": "d",
     "--tree": "64x10",

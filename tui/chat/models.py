@@ -230,6 +230,8 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
                 target=folder,
                 draft=config.draft,
                 draft_format=config.draft_format,
+                kv_cache=config.kv_cache,
+                kv_format=config.kv_format,
                 context_tokens=config.context_tokens,
                 tree="auto" if config.is_plain else config.tree,
             )

@@ -136,7 +136,8 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
         yield (
             "keys, values",
             f"{format_bytes(placed.cached_bytes)} on the device; those of {len(travelling)} layers wait in host memory "
-            f"and move with them, {format_bytes(placed.travelling_bytes)} once the context is full",
+            f"{'as int8 ' if placed.residency.widened_bytes else ''}and move with them, "
+            f"{format_bytes(placed.travelling_bytes)} once the context is full",
         )
     yield "device", f"{format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}"
     best, second = main.ranking.best, main.ranking.second
@@ -185,6 +186,8 @@ def _settings(report: "PlanReport") -> str:
         words.append(f"--draft-format {main.draft_held}")
     if question.request.tree != "auto":
         words.append(f"--tree {question.request.tree}")
+    if main.placement.residency.widened_bytes:
+        words.append(f"--kv-format {question.request.kv_format}")
     return " ".join([*words, f"--context {question.context_tokens}"])
 
 

@@ -70,11 +70,12 @@ def test_a_small_tree_and_context_limit_the_largest_pass(folder: Path, tmp_path:
         assert pair.max_pass_tokens == pair.cache_tokens == 46
 
 
-@pytest.mark.parametrize("kv_cache", ["device", "host"])
+@pytest.mark.parametrize(("kv_cache", "kv_format"), [("device", "exact"), ("host", "exact"), ("host", "int8")])
 def test_every_part_takes_time_and_leaves_the_session_as_good_as_new(
-    kv_cache: str, folder: Path, tmp_path: Path
+    kv_cache: str, kv_format: str, folder: Path, tmp_path: Path
 ) -> None:
-    with open_tiny(folder, draft=folder, link=LINK, context_tokens=200, kv_cache=kv_cache) as opened:
+    settings = {"link": LINK, "context_tokens": 200, "kv_cache": kv_cache, "kv_format": kv_format}
+    with open_tiny(folder, draft=folder, **settings) as opened:
         assert bool(opened.plan.residency.travelling) == (kv_cache == "host")
         expected = answer(opened, request())[1]
         probes = probes_of(opened, tmp_path)

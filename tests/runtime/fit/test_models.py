@@ -87,8 +87,10 @@ def test_a_context_ends_where_longrope_changes_its_frequencies():
 def test_keys_and_values_are_those_of_a_session(family, changes, tmp_path):
     """All heads may share one key, or a latent may stand for all."""
     folder = save_architecture(family, tmp_path, **changes)
-    of_files = ModelFiles.open(folder).cache_bytes_per_token(torch.float32)
-    assert shape_of_folder(folder).cache_bytes_per_token(4) == of_files
+    files, found = ModelFiles.open(folder), shape_of_folder(folder)
+    assert found.cache_bytes_per_token(4) == files.cache_bytes_per_token(torch.float32)
+    assert found.row_layer_bytes("int8") == files.row_layer_bytes("int8")
+    assert found.row_layer_bytes("exact") == files.row_layer_bytes("exact") == ()
 
 
 def test_files_that_disagree_with_their_config_are_noted(tmp_path):

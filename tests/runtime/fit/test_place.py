@@ -150,6 +150,33 @@ def test_the_least_is_that_of_caches_that_travel():
     assert not place(LONG, machine(host=80 * GB, device=LONG.least_bytes - 1)).can_run
 
 
+def test_narrow_rows_take_less_of_link_and_host_and_are_widened_in_one_place_of_the_device():
+    found = machine(host=80 * GB, device=21 * GB)
+    need = replace(LONG, kv_cache="host")
+    exact, narrow = (place(replace(need, row_layer_bytes=rows), found) for rows in ((), (60_000,) * 10))
+    assert exact.num_resident_layers == narrow.num_resident_layers == 1
+    assert narrow.travelling_bytes == 20_001 * 9 * 60_000 == 0.6 * exact.travelling_bytes
+    assert narrow.ring_bytes == 2 * (4 * GB + 20_001 * 60_000) + 20_001 * 10**5
+    assert narrow.cached_bytes == exact.cached_bytes == 20_001 * 10**5
+    assert exact.host_bytes - narrow.host_bytes == 0.4 * exact.travelling_bytes
+    assert narrow.usual_pass_bytes < exact.usual_pass_bytes
+    assert narrow.device_bytes <= narrow.device_budget_bytes
+
+
+def test_the_least_of_narrow_rows_holds_them_widened_too():
+    need = replace(LONG, kv_cache="host", row_layer_bytes=(60_000,) * 10)
+    exact = place(need, machine(host=80 * GB, device=need.least_bytes))
+    assert exact.can_run and exact.num_resident_layers == 0 and exact.device_bytes == need.least_bytes
+    assert not place(need, machine(host=80 * GB, device=need.least_bytes - 1)).can_run
+
+
+def test_where_nothing_travels_narrow_rows_change_nothing():
+    for found, kv_cache in ((machine(host=80 * GB, device=80 * GB), "host"), (machine(host=80 * GB), "device")):
+        need = replace(LONG, kv_cache=kv_cache)
+        exact, narrow = (place(replace(need, row_layer_bytes=rows), found) for rows in ((), (60_000,) * 10))
+        assert not narrow.residency.travelling and narrow.entries() == exact.entries()
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "context_tokens", "draft_held"),
     [("rtx-4090", "nf4", 32768, "nf4"), ("l40", "bfloat16", 65536, "stored"), ("l40", "bfloat16", 65536, "nf4")],

@@ -175,6 +175,21 @@ def test_a_plan_is_refused_where_a_session_would_be():
     assert planned("rtx-4090", device_bytes=least - 10**8, **question, tree="64x10").main.max_nodes == 64
 
 
+def test_int8_halves_what_keys_and_values_add_to_a_pass():
+    """The 70B in NF4 with 32k tokens on a 4090: 8.4 GB beside the weights become 4.4, 2,112 of 4,096 bytes a token."""
+    question = {"target": "llama-3.3-70b", "format": "nf4", "context_tokens": 32768, "host_bytes": 60 * GB}
+    exact, narrow = (planned("rtx-4090", **question, kv_format=kv_format) for kv_format in ("exact", "int8"))
+    moved, moved_narrow = (report.main.placement.travelling_bytes for report in (exact, narrow))
+    assert len(exact.main.placement.residency.travelling) == len(narrow.main.placement.residency.travelling) == 61
+    assert moved_narrow == moved * 2112 / 4096
+    assert (moved / GB, moved_narrow / GB) == pytest.approx((8.44, 4.35), abs=0.01)
+    saved_seconds = exact.main.part_seconds["link"] - narrow.main.part_seconds["link"]
+    trees = exact.main.tree.num_nodes, narrow.main.tree.num_nodes
+    assert saved_seconds > 0.5 * (moved - moved_narrow) / 26e9 and narrow.main.seconds_per_token < (
+        exact.main.seconds_per_token
+    ), trees
+
+
 def test_a_disk_of_unknown_speed_stops_only_what_needs_it():
     machine = plan_machine(disk=None)
     with pytest.raises(BudgetError, match="give --disk"):

@@ -99,6 +99,20 @@ def test_the_qualities_are_those_of_the_measured_perplexities():
     } == QUALITY
 
 
+def test_whether_int8_keys_and_values_change_anything_is_said():
+    question = {"target": "llama-3.3-70b", "draft": "none", "format": "nf4", "context_tokens": 32768}
+    told = {}
+    for kv_cache, kv_format in (("host", "exact"), ("host", "int8"), ("device", "int8")):
+        report = planned("rtx-4090", **question, kv_cache=kv_cache, kv_format=kv_format, device_bytes=20 * GB)
+        notes = [note for note in report.notes if "keys and values" in note]
+        told[kv_cache, kv_format] = report.main.to_record()["kv_cache"]["format"], notes
+    assert told == {
+        ("host", "exact"): ("exact", []),
+        ("host", "int8"): ("int8", ["keys and values that travel are int8, with which the text may differ"]),
+        ("device", "int8"): ("exact", ["no keys and values travel, so that --kv-format int8 does nothing"]),
+    }
+
+
 def test_assumptions_are_noted():
     report = planned()
     notes, waiting = report.notes, format_bytes(report.main.placement.host_bytes)

@@ -65,6 +65,17 @@ def test_a_pass_reads_its_weights_or_multiplies_whichever_is_longer():
     assert found.pass_seconds(1000) == pytest.approx(2 * weights * 1000 / speed.flops + attention * 1000**2, rel=0.01)
 
 
+def test_keys_and_values_travel_half_full_and_narrow_ones_are_widened():
+    """Read as they travel, written as the device computes them, both at the speed of its memory."""
+    sizes = {"layer_bytes": (4000,) * 4, "num_slots": 2, "cache_bytes": (2000,) * 4, "travelling": (1, 3)}
+    exact, narrow = (ResidencyPlan((Tier.HOST,) * 4, **sizes, row_bytes=row_bytes) for row_bytes in ((), (1200,) * 4))
+    speed = device_speed(memory_bytes_per_second=1e3)
+    found, narrower = (costs(one, links(1e6, None), speed=speed) for one in (exact, narrow))
+    assert found.copy_seconds == pytest.approx((0.004, 0.005, 0.004, 0.005))
+    assert narrower.copy_seconds == pytest.approx((0.004, 0.0046, 0.004, 0.0046))
+    assert narrower.pass_seconds(1) - found.pass_seconds(1) == pytest.approx((1200 + 2000) / 1e3)
+
+
 def test_attention_grows_with_the_context():
     speed = device_speed(flops=1e6, memory_bytes_per_second=1e3)
     more = costs(context=100, speed=speed).pass_seconds(1) - costs(context=0, speed=speed).pass_seconds(1)

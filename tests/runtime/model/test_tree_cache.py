@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from offload.formats.stored_sizes import int8_token_bytes
+from offload.travelling_rows import TravellingRows
 from runtime.model.tree_cache import CacheShape, TreeCache
 
 
@@ -137,3 +139,38 @@ def test_the_text_so_far_is_contiguous_in_every_layer() -> None:
     for index in range(2):
         cache.update(*random_states(CacheShape((2, 4), (2, 4)), 3, seed=0), index)
     assert [layer.keys.stride()[1:] for layer in cache.layers] == [(4, 16, 1)] * 2
+
+
+def test_int8_rows_are_kept_as_they_were_made_and_widened_in_one_place() -> None:
+    """Two layers travel in turn, as in a ring with one slot; after a tree only some of its tokens are kept."""
+    shape = CacheShape((2, 8), (2, 4))
+    size, capacity = int8_token_bytes(4, shape.width), 9
+    travelling = TravellingRows({0: size, 1: size}, capacity=capacity)
+    widened = torch.zeros(capacity * shape.width * 4, dtype=torch.uint8)
+    cache = TreeCache(num_layers=2, capacity=capacity, shapes=[shape] * 2, travelling=travelling, widened=widened)
+
+    def run_pass(num_tokens: int, *, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        seen = []
+        for index in range(2):
+            rows = travelling.of_layer(index)
+            assert rows is not None
+            slot = rows.clone()  # what has crossed the link
+            cache.lend(index, slot, torch.float32)
+            keys, values = cache.update(*random_states(shape, num_tokens, seed=seed + index), index)
+            rows.copy_(slot)
+            seen.append((keys.clone(), values.clone()))
+        return seen
+
+    before = run_pass(3, seed=0)
+    tree = run_pass(5, seed=2)
+    committed = [travelling.of_layer(index)[:3].clone() for index in range(2)]
+    cache.compact(3, [4, 7])
+    assert all(torch.equal(travelling.of_layer(index)[:3], committed[index]) for index in range(2))
+    after = run_pass(1, seed=4)
+    for first, second, third in zip(before, tree, after, strict=True):
+        for one, two, three in zip(first, second, third, strict=True):
+            assert torch.equal(two[:, :, :3], one)
+            assert torch.equal(three[:, :, :5], two[:, :, [0, 1, 2, 4, 7]])
+    assert cache.layers[0].keys.data_ptr() == cache.layers[1].keys.data_ptr() == widened.data_ptr()
+    exact = random_states(shape, 3, seed=0)[0]
+    assert not torch.equal(before[0][0], exact) and torch.allclose(before[0][0], exact, atol=0.02)

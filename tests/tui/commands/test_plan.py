@@ -167,6 +167,15 @@ def test_everything_that_was_asked_for_is_shown():
         assert expected in text
 
 
+def test_keys_and_values_that_travel_as_int8_are_shown():
+    question = {"target": "llama-3.3-70b", "format": "nf4", "context_tokens": 32768, "kv_cache": "host"}
+    narrow = planned("rtx-4090", **question, kv_format="int8")
+    placed, text = narrow.main.placement, flat(narrow)
+    assert f"wait in host memory as int8 and move with them, {format_bytes(placed.travelling_bytes)} once" in text
+    assert "--kv-format int8 --context 32768" in text and "note: keys and values that travel are int8" in text
+    assert "int8" not in flat(planned("rtx-4090", **question)).split("keys, values")[1].split("device")[0]
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_line_is_wider_than_the_terminal_or_80_columns(width):
     assert max(map(len, text_of(planned(), width=width).splitlines())) <= min(width, 80)

@@ -42,7 +42,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
     "generation": {"default": "auto", "group": MODELS},
     "context_tokens": {"unset": f"{DEFAULT_CONTEXT_TOKENS}, or what the model has if that is less"},
-    **{name: {"group": _MEMORY} for name in ("device", "device_memory_bytes", "host_memory_bytes")},
+    **{name: {"group": _MEMORY} for name in ("device", "device_memory_bytes", "kv_format", "host_memory_bytes")},
 }
 """What is different about options in a conversation."""
 _LABELS: Mapping[str, str] = {
@@ -51,6 +51,7 @@ _LABELS: Mapping[str, str] = {
     "min_p": "Min-p",
     "max_new_tokens": "Most new tokens",
     "context_tokens": "Context",
+    "kv_format": "Keys and values",
     "target": "Model",
 }
 _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {

@@ -38,6 +38,7 @@ CHOSEN = ChatSettings(
     context_tokens=2048,
     device="cpu",
     device_memory="2GB",
+    kv_format="int8",
     host_memory="min",
     theme="nord",
     show_panel=True,
@@ -74,6 +75,7 @@ def test_every_value_reaches_the_engine():
         context_tokens=2048,
         device="cpu",
         device_memory_bytes=2 * 10**9,
+        kv_format="int8",
         host_memory_bytes=0,
     )
 
@@ -93,6 +95,7 @@ def test_every_value_reaches_the_engine():
         ("verification", "none", "verification is 'none'; it must be one of auto, sequoia"),
         ("draft", " ", "draft is empty; give a model folder or a hub name"),
         ("draft_format", "int4", "draft_format is 'int4'; it must be one of auto, int8, nf4, stored"),
+        ("kv_format", "int4", "kv_format is 'int4'; it must be one of exact, int8"),
         ("lookup", True, "lookup is True; it must be a text"),
         ("tree", "64", "tree is '64'; it must be auto, static, dynamic, nodes x levels"),
         ("context_tokens", 1, "context_tokens is 1; it must be 2 or more"),
@@ -179,7 +182,7 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
     assert list(groups.items()) == [
         ("Answers", answers.split()),
         ("Models", models.split()),
-        ("Memory", ["device", "device_memory", "host_memory"]),
+        ("Memory", ["device", "device_memory", "kv_format", "host_memory"]),
         ("Looks", ["theme", "show_panel"]),
     ]
     assert list(ChatSettings()) == list(SETTINGS)
