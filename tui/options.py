@@ -30,9 +30,9 @@ class Shown:
 
 AnsweringConfig = Annotated[EngineConfig, Shown(defaults={"draft": "auto", "lookup": "on", "generation": "auto"})]
 """Of commands that answer prompts."""
-ComparingConfig = Annotated[EngineConfig, Shown(defaults={"lookup": "on"})]
+ComparingConfig = Annotated[EngineConfig, Shown(defaults={"draft": "auto", "lookup": "on"})]
 """Of those that answer them to measure, without the model's own generation settings unless asked."""
-DraftingConfig = Annotated[EngineConfig, Shown(hidden=("lookup", "generation"))]
+DraftingConfig = Annotated[EngineConfig, Shown(hidden=("lookup", "generation"), defaults={"draft": "auto"})]
 """Of commands that count and time the draft's own trees."""
 PlainConfig = Annotated[
     EngineConfig,

@@ -5,6 +5,7 @@ Turns values into text; the only state is the progress line. Everything here goe
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,22 @@ def locate_in_sight(config: EngineConfig, console: Console) -> EngineConfig:
     found = show_load(locate_models(config, cache_folder=cache_folder()), console)
     check_startup(Path(str(found.target)))
     return found
+
+
+def settle_draft_in_sight(config: EngineConfig, requests: Sequence[PromptRequest], console: Console) -> EngineConfig:
+    """Return the config with its models' folders, and `auto` replaced by a draft, for what has no meaning without one.
+
+    It is the one that a session takes where layers stream. Raises BadInputError where none can be had.
+    """
+    config = locate_in_sight(config, console)
+    if config.draft != "auto":
+        return config
+    from runtime.engine.load_plan import LoadPlan
+
+    plan = LoadPlan.build(config, requests=requests, needs_draft=True)
+    if plan.draft_note is not None:
+        console.print(plan.draft_note, markup=False)
+    return replace(config, draft=plan.config.draft)
 
 
 def announce(steps: Generator[str, None, _Returned], console: Console) -> _Returned:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_small_file
 from offload.checkpoint.hub_download import HuggingFaceHub
@@ -46,6 +47,7 @@ MAX_PADDING = 2048
 """Rows by which embeddings of one tokenizer may differ: some are padded, Qwen2.5's by 128 from size to size."""
 _SOURCE = "config.json of "
 """What a known model's source says before its name on the hub."""
+_Used = TypeVar("_Used")
 _TIE = 1.02
 """Of drafts whose predicted times differ by less, the largest is taken: it keeps more of what is said of it."""
 _WORTH_DOWNLOADING = 0.9
@@ -140,14 +142,33 @@ def with_found_draft(question: PlanQuestion, machine: Machine, *, may_load_token
     with suppress(BudgetError):
         if question.request.tree == "auto" and not priced(plain, machine).streams:
             return own
-    choice = choose_drafts(plain, machine, local_drafts(target))
     folder = target.folder
     tokenizer = (lambda: Tokenizer(folder)) if may_load_tokenizers else None
-    taken = next(same_tokenizers(choice.found, folder, tokenizer), None)
-    sentence = choice.sentence(taken)
-    draft = None if taken is None else taken.shape
+    draft, sentence = take_draft(plain, machine, lambda found: found.shape, tokenizer)
     notes = question.notes if sentence is None else (*question.notes, sentence)
     return replace(question, draft=draft, is_substitute=draft is target, notes=notes)
+
+
+def take_draft(
+    question: PlanQuestion,
+    machine: Machine,
+    use: Callable[[FoundDraft], _Used],
+    tokenizer: Callable[[], Tokenizer] | None,
+) -> tuple[_Used | None, str | None]:
+    """Return what `use` makes of the best draft that can be had, None without one, and the sentence on the choice.
+
+    `question` is of the plain target, in a folder. One that `use` raises BadInputError for is passed over; `tokenizer`
+    as for `same_tokenizers`.
+    """
+    target = question.target
+    assert target.folder is not None, "drafts are looked for beside a folder"
+    choice = choose_drafts(question, machine, local_drafts(target))
+    for found in same_tokenizers(choice.found, target.folder, tokenizer):
+        try:
+            return use(found), choice.sentence(found)
+        except BadInputError as error:
+            logger.debug("%s is not taken as a draft: %s", found.draft, error)
+    return None, choice.sentence(None)
 
 
 def same_tokenizers(

@@ -26,7 +26,6 @@ from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, parse_link
-from profiles.errors import BadInputError
 from runtime.config import (
     ACCELERATOR_MAX_NODES,
     ACCELERATOR_MAX_PREFILL_TOKENS,
@@ -37,7 +36,7 @@ from runtime.config import (
     DraftFormat,
     EngineConfig,
 )
-from runtime.engine.draft_choice import choose_drafts, local_drafts, same_tokenizers
+from runtime.engine.draft_choice import FoundDraft, take_draft
 from runtime.engine.model_folders import model_name
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
@@ -60,6 +59,10 @@ from runtime.tokenizer.match import check_draft_tokenizer
 logger = logging.getLogger(__name__)
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
+_IN_MEMORY = (
+    "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
+    "model's own substitute drafts"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,14 @@ class LoadPlan:
     """Which draft `auto` took and why, or which it would have liked; None where there is nothing to say."""
 
     @classmethod
-    def build(cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = ()) -> "LoadPlan":
+    def build(
+        cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = (), needs_draft: bool = False
+    ) -> "LoadPlan":
         """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError.
 
         The plan's own config has no draft `auto` any more: that is none where everything stays in memory, in which a
-        draft gains little or nothing, and what `choose_drafts` finds where layers stream or a tree is asked for.
+        draft gains little or nothing, and what `choose_drafts` finds where layers stream or a tree is asked for. With
+        `needs_draft` there is always one: also where everything stays, and an OptionError where none can be had.
         """
         assert config.target is not None, "the models have been located"
         device = select_device(config.device)
@@ -139,28 +145,47 @@ class LoadPlan:
             baseline_bytes=resident_memory_bytes(),
             advice=advice,
         )
+        if is_open and needs_draft:
+            return plan._with_needed_draft()
         return (
             plan._with_found_draft() if is_open and (plan.residency.streamed_layers or config.tree != "auto") else plan
         )
 
+    def _with_needed_draft(self) -> "LoadPlan":
+        """Return the plan with the draft of a session that streams, or the only one that one in memory ever takes.
+
+        Raises OptionError where none can be had.
+        """
+        if not self.residency.streamed_layers and self.config.tree == "auto":
+            with suppress(BudgetError):
+                drafted = self.with_substitute()
+                if not drafted.residency.streamed_layers:
+                    return replace(drafted, draft_note=_IN_MEMORY)
+        found = self._with_found_draft()
+        if found.config.is_plain:
+            reason = found.draft_note or "the model's own substitute does not fit"
+            raise OptionError(
+                f"a draft is needed here, but {reason}; give --draft the folder or hub name of a smaller model "
+                "with the same tokenizer"
+            )
+        return found
+
     def _with_found_draft(self) -> "LoadPlan":
         """Return the plan with the best draft that can be had, or the plain one with a sentence on what was missing."""
-        target = self.target.checkpoint.folder
+
+        def use(found: FoundDraft) -> LoadPlan:
+            return self._with_draft(None if found.is_substitute else ModelFiles.open(Path(found.draft)), found.draft)
+
         try:
-            question = _question(self.config, self.target, None, context_tokens=self.need.context_tokens)
-            choice = choose_drafts(
-                question, _machine_with_link(self.config, self.device), local_drafts(question.target)
-            )
+            question = question_of(self.config, self.target, None, context_tokens=self.need.context_tokens)
         except CheckpointError as error:  # a model that runs, but that no plan can be made for
             logger.debug("no draft is looked for: %s", error)
-            return self.with_substitute()
-        for found in same_tokenizers(choice.found, target, lambda: self.tokenizer):
-            try:
-                draft = None if found.is_substitute else ModelFiles.open(Path(found.draft))
-                return replace(self._with_draft(draft, found.draft), draft_note=choice.sentence(found))
-            except BadInputError as error:
-                logger.debug("%s is not taken as a draft: %s", found.draft, error)
-        return replace(self, draft_note=choice.sentence(None))
+            with suppress(BudgetError):
+                return self.with_substitute()
+            return self
+        machine = _machine_with_link(self.config, self.device)
+        drafted, sentence = take_draft(question, machine, use, lambda: self.tokenizer)
+        return replace(drafted or self, draft_note=sentence)
 
     def _with_draft(self, draft: ModelFiles | None, name: str) -> "LoadPlan":
         """Return the plan of the same session with this draft, or the substitute for None. Raises BudgetError."""
@@ -283,13 +308,13 @@ def _with_held(
         return config
     context_tokens = config.context_tokens or usual_context_tokens
     context_tokens = min(context_tokens, max_positions(target.config) or context_tokens)
-    question = _question(config, target, files, context_tokens=context_tokens)
+    question = question_of(config, target, files, context_tokens=context_tokens)
     question = replace(question, is_substitute=draft is None)
     held = held_format(question, machine_of(config, device))
     return replace(config, draft_format=cast("DraftFormat", held))
 
 
-def _question(
+def question_of(
     config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, context_tokens: int
 ) -> PlanQuestion:
     """Return what `plan` would be asked about a session. Raises CheckpointError for a model that has no plan."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -17,8 +17,10 @@ from offload.device import select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
-from runtime.config import DEFAULT_CONTEXT_TOKENS, EngineConfig
-from runtime.engine.load_plan import default_max_nodes, need_of_files
+from runtime.config import DEFAULT_CONTEXT_TOKENS, DraftFormat, EngineConfig
+from runtime.engine.draft_choice import FoundDraft, take_draft
+from runtime.engine.load_plan import default_max_nodes, need_of_files, question_of
+from runtime.engine.model_folders import model_name
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import DeviceSpeed, Machine
@@ -27,8 +29,10 @@ from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.probes import MachineProbes
 from runtime.fit.reference_costs import reference_costs
 from runtime.model.model_loader import ModelFiles
+from runtime.planner.initial_plan import NO_DRAFT
 from runtime.planner.tree_choice import TreeChoice
 from runtime.speculation.token_tree import TreeTopology
+from runtime.tokenizer.box import Tokenizer
 
 SCHEMA_VERSION = 2
 _SLOW = {
@@ -69,18 +73,64 @@ class ModelOutlook:
 
     name: str
     draft: str
+    """What drafts for it; `none` while an open one has not been chosen."""
     need: MemoryNeed
     """What it takes, in the first of its formats."""
     streamed_need: MemoryNeed | None = None
     """What it takes where layers stream, if a draft is loaded only then."""
     shape: ModelShape | None = None
     """Its sizes, for what it computes; None where they are not known."""
+    open_draft: "OpenDraft | None" = None
+    """What chooses the draft once the machine is known; None where it is given."""
+    draft_note: str | None = None
+    """What a session says of the draft that it chose, or of one that it lacks; None where there is nothing to say."""
     fits: tuple[Advice, ...] = ()
     """In each of its formats, the largest first; none before the machine is known."""
 
     @property
     def can_run(self) -> bool:
         return any(fit.placement.can_run for fit in self.fits)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDraft:
+    """The choice of a draft that `auto` leaves to a session."""
+
+    config: EngineConfig
+    files: ModelFiles
+    device: torch.device
+
+    def settle(self, outlook: ModelOutlook, machine: Machine) -> ModelOutlook:
+        """Return the outlook with the draft of a session in its first format that runs here."""
+        placements = [place(outlook.need.in_format(layers.name), machine) for layers in outlook.need.formats]
+        runs = [placement for placement in placements if placement.can_run]
+        if not runs:
+            return outlook
+        if not runs[0].residency.streamed_layers:
+            return replace(outlook, draft_note=NO_DRAFT)
+        name, context_tokens = runs[0].format_name, outlook.need.context_tokens
+        question = question_of(self.config, self.files, None, context_tokens=context_tokens)
+        if name != outlook.need.layers.name:
+            question = replace(question, request=replace(question.request, format=name))
+
+        def use(found: FoundDraft) -> tuple[str, MemoryNeed]:
+            need = self._need(found)
+            if not place(need.in_format(name), machine).can_run:
+                raise BudgetError(f"{found.draft} does not fit as a draft")
+            return "substitute" if found.is_substitute else model_name(Path(found.draft)), need
+
+        folder = self.files.checkpoint.folder
+        taken, sentence = take_draft(question, machine, use, lambda: Tokenizer(folder))
+        draft, need = ("none", None) if taken is None else taken
+        return replace(outlook, draft=draft, streamed_need=need, draft_note=sentence)
+
+    def _need(self, found: FoundDraft) -> MemoryNeed:
+        """Return what a session with this draft takes. Raises CheckpointError if its files cannot be used."""
+        draft = None if found.is_substitute else ModelFiles.open(Path(found.draft))
+        config = replace(self.config, draft=found.draft)
+        if self.device.type != "cpu":  # where `auto` is not what was measured to be fastest
+            config = replace(config, draft_format=cast("DraftFormat", found.held))
+        return need_of_files(config, self.files, draft, device=self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +153,7 @@ class DoctorReport:
             {
                 "name": model.name,
                 "draft": model.draft,
+                "draft_note": model.draft_note,
                 "context_tokens": model.need.context_tokens,
                 "can_run": model.can_run,
                 "formats": [self._fit_record(fit) | self._first_token_record(model, fit) for fit in model.fits],
@@ -260,10 +311,9 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     if config.draft != "auto":
         need = need_of_files(config, files, draft_files, device=device)
         return ModelOutlook(str(target), config.draft, need, shape=shape)
-    plain, drafted = (
-        need_of_files(replace(config, draft=choice), files, None, device=device) for choice in ("none", "substitute")
-    )
-    return ModelOutlook(str(target), "a substitute where layers stream and it fits", plain, drafted, shape)
+    plain = replace(config, draft="none")
+    need = need_of_files(plain, files, None, device=device)
+    return ModelOutlook(str(target), plain.draft, need, shape=shape, open_draft=OpenDraft(plain, files, device))
 
 
 def find_folder(name_or_path: str) -> Path:
@@ -290,8 +340,10 @@ def _ask(label: str, probe: Callable[[], Any]) -> Row:
 
 
 def _look(question: ModelOutlook, machine: Machine) -> ModelOutlook:
+    if question.open_draft is not None:
+        question = question.open_draft.settle(question, machine)
     fits = [advise(question.need.in_format(layers.name), machine) for layers in question.need.formats]
-    if (drafted := question.streamed_need) is not None:  # no session takes a substitute that does not fit
+    if (drafted := question.streamed_need) is not None:  # no session takes a draft that does not fit
         drafted_fits = [advise(drafted.in_format(layers.name), machine) for layers in drafted.formats]
         fits = [
             found if fit.placement.residency.streamed_layers and found.placement.can_run else fit

@@ -99,6 +99,10 @@ def loading_of(
         session = SimpleNamespace(generate=generate, generation=generation or GenerationConfig())
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=(), load_progress=None)
 
-    module.LoadPlan = SimpleNamespace(build=lambda config, *, requests=(): SimpleNamespace(placement=PLACEMENT))
+    def build(config, *, requests=(), needs_draft=False):
+        found = replace(config, draft="substitute") if needs_draft and config.draft == "auto" else config
+        return SimpleNamespace(placement=PLACEMENT, config=found, draft_note=None)
+
+    module.LoadPlan = SimpleNamespace(build=build)
     module.load_session = load_session
     return module

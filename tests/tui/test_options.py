@@ -28,7 +28,7 @@ def made(kind: Any, *arguments: str) -> Any:
 
 def test_the_commands_defaults_are_those_of_the_engine_and_the_answers():
     """Two tables of defaults would drift apart."""
-    assert made(DraftingConfig) == EngineConfig()
+    assert made(DraftingConfig) == EngineConfig(draft="auto")
     assert made(SamplingParams) == SamplingParams()
 
 
@@ -96,9 +96,8 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
         assert getattr(params, field.name) != getattr(default, field.name), field.name
 
 
-def test_commands_that_answer_leave_the_draft_open_and_those_that_measure_have_one() -> None:
-    assert made(AnsweringConfig).draft == "auto"
-    assert made(ComparingConfig).draft == made(DraftingConfig).draft == "substitute"
+def test_commands_leave_the_draft_open() -> None:
+    assert made(AnsweringConfig).draft == made(ComparingConfig).draft == made(DraftingConfig).draft == "auto"
 
 
 def test_answers_look_up_unless_they_are_told_not_to():
@@ -135,7 +134,7 @@ def test_a_group_becomes_one_parameter_per_field():
 
 def test_the_models_own_settings_hold_in_answers_and_in_comparisons_only_if_asked():
     assert made(AnsweringConfig).generation == "auto"
-    assert made(ComparingConfig) == EngineConfig(lookup="on")
+    assert made(ComparingConfig) == EngineConfig(draft="auto", lookup="on")
     assert made(ComparingConfig, "--generation", "auto").generation == "auto"
     with pytest.raises(OptionError, match="generation is 'vllm'; it must be one of auto, plain"):
         made(AnsweringConfig, "--generation", "vllm")

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tui.printing import (
     open_session_in_sight,
     placement_lines,
     progress_console,
+    settle_draft_in_sight,
     show_load,
 )
 
@@ -150,3 +152,19 @@ def test_a_session_opens_with_its_placement_and_what_was_decided(tmp_path: Path)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "device memory:" in shown
     assert opened.plan.advice.sentence in shown
+
+
+def test_a_draft_that_nobody_named_is_settled_and_said(tmp_path):
+    """What has no meaning without a draft takes one even where everything stays in memory."""
+    folder = save_tiny_folder(tmp_path / "target")
+    console = terminal()
+    config = EngineConfig(target=str(folder), draft="auto", context_tokens=64)
+    assert settle_draft_in_sight(config, [], console) == replace(config, draft="substitute")
+    assert "here the model's own substitute drafts" in " ".join(console.file.getvalue().split())
+
+
+def test_a_draft_that_was_named_is_left_as_it_is(tmp_path):
+    folder = save_tiny_folder(tmp_path / "target")
+    for draft in ("substitute", "none", str(folder)):
+        config = EngineConfig(target=str(folder), draft=draft, device_memory_bytes=1)  # in which nothing fits
+        assert settle_draft_in_sight(config, [], terminal()) == config

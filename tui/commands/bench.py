@@ -1,6 +1,7 @@
 """The commands `overstory bench ...`: each measures this machine with a real model and ends with one JSON line.
 
-That line goes to stdout; progress, and tables of its figures, go to stderr.
+That line goes to stdout; progress, and tables of its figures, go to stderr. Without --draft those that draft take what
+`run` takes where layers stream, also where none does.
 """
 
 import json
@@ -27,6 +28,7 @@ from tui.printing import (
     open_session_in_sight,
     print_grid,
     progress_console,
+    settle_draft_in_sight,
 )
 from tui.terminal_text import one_line
 
@@ -72,6 +74,7 @@ def round_(
     if config.tree_kind == "dynamic":
         raise OptionError(f"tree is {config.tree}; all rounds need the same one here: give nodes x levels as in 64x10")
     console = progress_console(is_quiet=quiet)
+    config = settle_draft_in_sight(config, [], console)
     with open_session_in_sight(config, [], console) as opened:
         from runtime.bench.rounds import run_rounds
 
@@ -116,7 +119,7 @@ def validate(
     requests = _requests(prompts, "validation.jsonl", params)
     others = _requests(calibration, "calibration.jsonl", params)
     console = progress_console(is_quiet=quiet)
-    config = locate_in_sight(config, console)
+    config = settle_draft_in_sight(config, requests, console)
     from runtime.bench.validation import run_validation
 
     steps = run_validation(
@@ -161,6 +164,7 @@ def trees(
     config = replace(config, tree=f"dynamic:{max(sizes)}x{levels}")  # the session keeps room for it
     requests = _requests(prompts, "validation.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
     console = progress_console(is_quiet=quiet)
+    config = settle_draft_in_sight(config, requests, console)
     with open_session_in_sight(config, requests, console) as opened:
         from runtime.bench.trees import run_trees
 
@@ -188,7 +192,7 @@ def ratio(
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
     console = progress_console(is_quiet=quiet)
-    config = locate_in_sight(config, console)
+    config = settle_draft_in_sight(config, requests, console)
     from runtime.bench.ratio import run_ratio
 
     _show(run_ratio(config, requests, steps_per_pass=steps_per_pass), console)
@@ -219,6 +223,7 @@ def robustness(
         check_plot_path(plot)
     requests = _requests(prompts, "calibration.jsonl", SamplingParams())
     console = progress_console(is_quiet=quiet)
+    config = settle_draft_in_sight(config, [], console)
     with open_session_in_sight(config, [], console) as opened:
         from runtime.bench.robustness import run_robustness
 

@@ -22,7 +22,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import read_requests
 from tui.environment import cache_folder, packaged_prompts
 from tui.options import DraftingConfig, Quiet, with_option_groups
-from tui.printing import measurement_tables, open_session_in_sight, progress_console
+from tui.printing import measurement_tables, open_session_in_sight, progress_console, settle_draft_in_sight
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,10 @@ def calibrate(
     ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure this machine and this pair of models, and keep both profiles; ends with one JSON line."""
+    """Measure this machine and this pair of models, and keep both profiles; ends with one JSON line.
+
+    Unless you name a draft, it is the one that `run` takes where layers stream, also where none does.
+    """
     began = time.monotonic()
     if quick and thorough:
         raise OptionError("--quick and --thorough exclude each other; give one of them, or neither for three minutes")
@@ -67,6 +70,7 @@ def calibrate(
     if config.context_tokens is None:
         config = replace(config, context_tokens=scope.session_context_tokens)
     console = progress_console(is_quiet=quiet)
+    config = settle_draft_in_sight(config, [], console)
     with open_session_in_sight(config, [], console) as opened:
         from runtime.calibration.probes import SessionProbes
 

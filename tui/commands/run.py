@@ -113,6 +113,8 @@ def compare(
 ) -> int:
     """Answer each prompt twice, plain streaming and tree, on the same link and budget, and compare.
 
+    Unless you name a draft, it is the one that `run` takes where layers stream, also where none does.
+
     Without the model's own generation settings, so that figures of two models mean the same; --generation auto takes
     them.
     """
@@ -124,7 +126,7 @@ def compare(
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout
     if any(isinstance(item, PromptRequest) for item in items):
-        config = _with_fixed_budget(config, items, console)
+        config = _with_fixed_choices(config, items, console)
     out.write("\n== plain ==\n")
     plain = _show_all(replace(config, draft="none"), items, console, out)
     out.write("\n== tree ==\n")
@@ -148,14 +150,19 @@ def _show_all(
         return show_answers(run_prompts(_generate(opened), items), out, num_prompts=len(items), earlier=earlier)
 
 
-def _with_fixed_budget(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
-    """The same choices with the device budget that they would get now, so that two sessions get the same one."""
+def _with_fixed_choices(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
+    """Return the config with the draft and the device budget that it would get now, the same for both sessions.
+
+    Raises BadInputError where no draft can be had.
+    """
     config = locate_in_sight(config, console)
     from runtime.engine.load_plan import LoadPlan
 
     requests = [item for item in items if isinstance(item, PromptRequest)]
-    placement = LoadPlan.build(config, requests=requests).placement
-    return replace(config, device_memory_bytes=placement.device_budget_bytes)
+    plan = LoadPlan.build(config, requests=requests, needs_draft=True)
+    if plan.draft_note is not None:
+        console.print(plan.draft_note, markup=False)
+    return replace(config, draft=plan.config.draft, device_memory_bytes=plan.placement.device_budget_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from runtime.engine.draft_choice import (
     with_found_draft,
 )
 from runtime.engine.load_plan import LoadPlan
+from runtime.errors import OptionError
 from runtime.fit import probes
 from runtime.fit.machine import Machine, reference_machine
 from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
@@ -192,7 +193,7 @@ def test_a_session_takes_the_model_with_the_same_tokenizer(
         choice = choose_drafts(*asked)
         return replace(choice, found=tuple(sorted(choice.found, key=lambda one: one.is_substitute)))
 
-    monkeypatch.setattr(load_plan, "choose_drafts", folders_first)
+    monkeypatch.setattr(draft_choice, "choose_drafts", folders_first)
     target = large_target(tmp_path / "models" / "target")
     good = save_tiny_folder(tmp_path / "models" / "good", dtype=torch.bfloat16)
     other = save_tiny_folder(tmp_path / "models" / "other", dtype=torch.bfloat16)
@@ -204,6 +205,8 @@ def test_a_session_takes_the_model_with_the_same_tokenizer(
     assert plan.draft is not None and plan.draft.checkpoint.folder == good
     assert plan.draft_name == "good" and plan.residency.streamed_layers
     assert plan.draft_note is not None and plan.draft_note.startswith("drafting with good (")
+    needed = LoadPlan.build(config, needs_draft=True)
+    assert (needed.config, needed.draft_note) == (plan.config, plan.draft_note)
     alone = large_target(tmp_path / "alone" / "target")
     assert LoadPlan.build(replace(config, target=str(alone))).draft_name == "substitute"
 
@@ -211,10 +214,41 @@ def test_a_session_takes_the_model_with_the_same_tokenizer(
 def test_where_everything_stays_nothing_is_looked_for(
     tmp_path: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_plan, "local_drafts", lambda target: pytest.fail("a draft was looked for"))
+    monkeypatch.setattr(draft_choice, "local_drafts", lambda target: pytest.fail("a draft was looked for"))
     target = large_target(tmp_path / "target")
     plan = LoadPlan.build(EngineConfig(target=str(target), draft="auto", context_tokens=64))
     assert (plan.draft_name, plan.draft_note) == ("none", None)
+
+
+def test_where_everything_stays_what_needs_a_draft_takes_the_one_that_a_session_may(
+    tmp_path: Path, accelerator: None
+) -> None:
+    """The substitute, whose profile decides there whether it is loaded; and it is said that a session loads none."""
+    target = large_target(tmp_path / "models" / "target")
+    save_tiny_folder(tmp_path / "models" / "smaller", dtype=torch.bfloat16)
+    config = EngineConfig(target=str(target), draft="auto", context_tokens=64)
+    plan = LoadPlan.build(config, needs_draft=True)
+    assert (plan.draft_name, plan.residency.streamed_layers) == ("substitute", ())
+    assert plan.draft_note is not None and plan.draft_note.startswith("everything stays in memory, where a session")
+    named = LoadPlan.build(replace(config, draft="substitute"), needs_draft=True)
+    assert (named.draft_name, named.draft_note) == ("substitute", None)
+
+
+def test_what_needs_a_draft_says_what_to_give_where_none_fits(tmp_path: Path, accelerator: None) -> None:
+    """Found: the default was a substitute, also where that cannot fit."""
+    target = large_target(tmp_path / "target")
+    plain = EngineConfig(target=str(target), draft="none", context_tokens=64, device_memory_bytes=0)
+    least_bytes = LoadPlan.build(plain).placement.device_bytes
+    config = replace(plain, draft="auto", device_memory_bytes=least_bytes)
+    session = LoadPlan.build(config)
+    assert session.config.is_plain and session.draft_note is not None
+    with pytest.raises(OptionError) as refusal:
+        LoadPlan.build(config, needs_draft=True)
+    assert str(refusal.value) == (
+        f"a draft is needed here, but {session.draft_note}; give --draft the folder or hub name of a smaller model "
+        "with the same tokenizer"
+    )
+    assert session.draft_note.startswith("nothing drafts, since the model's own substitute takes ")
 
 
 def test_plan_takes_the_draft_that_a_session_takes(tmp_path: Path) -> None:

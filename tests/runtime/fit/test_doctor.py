@@ -7,10 +7,15 @@ import torch
 
 from offload.errors import CheckpointError, LinkError
 from runtime.config import EngineConfig
-from runtime.engine.load_plan import LoadPlan
+from runtime.engine import draft_choice
+from runtime.engine.draft_choice import choose_drafts, with_found_draft
+from runtime.engine.load_plan import LoadPlan, machine_of
 from runtime.fit import doctor
 from runtime.fit.doctor import DoctorReport, check_up, examine, find_folder, question_of_files, question_of_shapes
 from runtime.fit.place import place
+from runtime.fit.plan_question import resolve_question
+from runtime.fit.request import PlanRequest
+from runtime.planner.initial_plan import NO_DRAFT
 from tests.support.doctor_fakes import PAGEABLE, PROBES, FakeProbes, finished, link, question
 from tests.support.fit_needs import GB, machine, round_need
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
@@ -210,3 +215,54 @@ def test_an_open_draft_is_there_only_where_layers_stream(folder):
         outlook = doctor._look(question, machine(host=4 * GB, budget=budget_bytes))
         planned = LoadPlan.build(replace(config, draft=draft, device_memory_bytes=budget_bytes)).placement
         assert outlook.fits[0].placement.fixed_bytes == planned.fixed_bytes
+        assert (outlook.draft, outlook.draft_note) == (draft, NO_DRAFT if draft == "none" else None)
+
+
+def test_doctor_and_plan_and_a_session_take_one_draft_and_say_so_alike(tmp_path, monkeypatch):
+    """Found: doctor knew only the substitute. So small a target would draft best itself, so that folders come first."""
+
+    def folders_first(*asked):
+        choice = choose_drafts(*asked)
+        return replace(choice, found=tuple(sorted(choice.found, key=lambda one: one.is_substitute)))
+
+    monkeypatch.setattr(draft_choice, "choose_drafts", folders_first)
+    target = save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "target", num_hidden_layers=16))
+    good = save_tiny_tokenizer(save_tiny_model("llama", tmp_path / "good"))
+    config = EngineConfig(target=str(target), draft="auto", device_memory_bytes=0)
+    session = LoadPlan.build(config)
+    found = machine_of(config, CPU)
+    outlook = doctor._look(question_of_files(CPU, config, target, None), found)
+    planned = with_found_draft(resolve_question(PlanRequest(target=str(target))), found)
+    assert session.draft_note.startswith("drafting with good (")
+    assert (outlook.draft, session.draft_name, planned.draft_name) == ("good",) * 3
+    assert planned.draft.folder == good
+    assert outlook.draft_note == session.draft_note == planned.notes[-1]
+    assert outlook.fits[0].placement.fixed_bytes == session.placement.fixed_bytes
+    record = DoctorReport({}, found, (outlook,)).to_record()["models"][0]
+    assert (record["draft"], record["draft_note"]) == ("good", session.draft_note)
+
+
+def test_where_nothing_runs_no_draft_is_looked_for(folder, monkeypatch):
+    monkeypatch.setattr(doctor, "take_draft", lambda *asked: pytest.fail("a draft was looked for"))
+    question = question_of_files(CPU, EngineConfig(target=str(folder), draft="auto"), folder, None)
+    outlook = doctor._look(question, machine(host=1000))
+    assert not outlook.can_run
+    assert (outlook.draft, outlook.draft_note) == ("none", None)
+
+
+def test_of_several_formats_the_draft_is_that_of_the_first_that_runs(folder, monkeypatch):
+    asked = []
+
+    def take(question, *others):
+        asked.append(question.format_name)
+        return None, "nothing drafts"
+
+    monkeypatch.setattr(doctor, "take_draft", take)
+    outlook = question_of_files(CPU, EngineConfig(target=str(folder), draft="auto"), folder, None)
+    stored, *smaller = outlook.need.formats
+    large = replace(stored, layer_bytes=(GB,) * len(stored.layer_bytes))
+    need = replace(outlook.need, formats=(large, *smaller), scratch_bytes=0, head_scratch_bytes=0, prefill_tokens=0)
+    for name in ("float32", "int8"):
+        found = machine(host=10 * GB, budget=need.in_format(name).least_bytes)
+        assert doctor._look(replace(outlook, need=need), found).draft_note == "nothing drafts"
+    assert asked == ["float32", "int8"]

@@ -14,6 +14,8 @@ from profiles.pair_profile import PairProfile
 from profiles.profile_store import save_profile
 from profiles.records import from_record
 from runtime.calibration.probes import SessionProbes
+from runtime.config import EngineConfig
+from runtime.engine.load_plan import LoadPlan
 from runtime.errors import OptionError
 from tests.support.profile_factory import PAIR, machine_profile
 from tests.support.session_factory import save_tiny_folder
@@ -94,6 +96,22 @@ def test_quiet_leaves_one_line(folder: Path, state: Path, tmp_path: Path, capsys
     assert execute([*arguments(folder, tmp_path), "--quiet"]) == 0
     captured = capsys.readouterr()
     assert (len(captured.out.splitlines()), captured.err) == (1, "")
+
+
+def test_where_no_draft_fits_one_sentence_says_what_to_give(
+    folder: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found: the default was the substitute even there, and the refusal named an option that would have been right."""
+    config = EngineConfig(target=str(folder), draft="none", context_tokens=200, device_memory_bytes=0)
+    least_bytes = LoadPlan.build(config).placement.device_bytes
+    assert execute([*arguments(folder, tmp_path), "--device-memory", f"{least_bytes}B"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "a draft is needed here, but nothing drafts" in error and "; give --draft the folder or hub name of a" in error
+    )
+    assert len(error.strip().splitlines()) == 1
+    assert execute([*arguments(folder, tmp_path), "--draft", "substitute", "--device-memory", f"{least_bytes}B"]) == 2
+    assert "; --draft auto takes a smaller model of its family, if one is here" in capsys.readouterr().err
 
 
 def test_an_interrupt_leaves_old_profiles_as_they_were(
