@@ -190,6 +190,7 @@ def ratio(
     config = _drafting(config, "leaves nothing to compare")
     if config.link is not None:
         raise OptionError("--emulate-link is what this command chooses; give --steps-per-pass instead")
+    config = _with_defaults(config, device_memory_bytes=0)
     requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens))
     console = progress_console(is_quiet=quiet)
     config = settle_draft_in_sight(config, requests, console)
