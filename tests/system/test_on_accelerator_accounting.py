@@ -20,8 +20,10 @@ from runtime.engine.row_ranking import rank_on_device
 from runtime.events import Round
 from runtime.fit.machine import RESERVED_BYTES
 from runtime.fit.workspace import Workspace
+from runtime.model.pass_shapes import most_ranked, widest_level
 from runtime.speculation.logit_processors import LogitProcessor
-from runtime.speculation.schemes import AdjustedRows, Coupled, Place
+from runtime.speculation.schemes import AdjustedRows, Coupled, Place, scheme_for
+from runtime.speculation.tree_search import best_first
 from tests.support.accelerator_sessions import DEVICE, opened_on, quick_sessions, scratch
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.sim_checks import SimChecks
@@ -134,6 +136,24 @@ def ranking_holds_what_is_counted() -> None:
     places = [Place(params, position, (7,) * (position - 5)) for position in positions]
     rank_on_device(scheme, logits, positions, lambda: places, params=params, num_candidates=8)
     assert abs(watch.peak().allocated / sizes.ranking_bytes(num_rows) - 1) <= TOLERANCE
+
+
+@check
+def a_wide_level_holds_no_more_than_is_counted_for_its_tree() -> None:
+    """Half of the nodes in one level, which is ranked in parts: at once it would hold twice as many logits."""
+    folder = scratch() / "wide vocabulary"
+    save_tiny_tokenizer(save_tiny_model("llama", folder, **(GROUPED | {"vocab_size": 20_000})), 20_000)
+    topology = best_first([0.03] * 32, 65, 3).topology(65)
+    params, rng = SamplingParams(temperature=0.8), np.random.default_rng(0)
+    with opened_on(folder, draft=folder, context_tokens=256, num_residents=0, tree="65x3") as opened:
+        drafter, need = opened.session.engine.drafter, opened.plan.need
+        watch = Watch()
+        growth = drafter.grow([5, 6, 7], topology, params=params, rng=rng, scheme=scheme_for(params))
+        widths = [level.width for level in growth]
+        peak = watch.peak()
+    counted = need.draft.workspace.ranking_bytes(most_ranked(65))
+    assert widths == [1, widest_level(65)]
+    assert 0.5 * counted < peak.allocated <= (1 + TOLERANCE) * counted, f"{peak} where {counted} are counted"
 
 
 test_on_accelerator = CHECKS.as_test()
