@@ -124,7 +124,7 @@ class LoadPlan:
         is_open = config.draft == "auto"
         if is_open:
             config = replace(config, draft="none")
-        config = _with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
+        config = with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
         try:
             need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
         except BudgetError as error:
@@ -190,7 +190,7 @@ class LoadPlan:
     def _with_draft(self, draft: ModelFiles | None, name: str) -> "LoadPlan":
         """Return the plan of the same session with this draft, or the substitute for None. Raises BudgetError."""
         config, context_tokens = replace(self.config, draft=name), self.need.context_tokens
-        config = _with_held(config, self.target, draft, usual_context_tokens=context_tokens, device=self.device)
+        config = with_held(config, self.target, draft, usual_context_tokens=context_tokens, device=self.device)
         need, advice, placement = _placed(
             config, self.target, draft, usual_context_tokens=context_tokens, device=self.device
         )
@@ -289,7 +289,7 @@ def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> i
     return wanted
 
 
-def _with_held(
+def with_held(
     config: EngineConfig,
     target: ModelFiles,
     draft: ModelFiles | None,

@@ -19,7 +19,7 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, DraftFormat, EngineConfig
 from runtime.engine.draft_choice import FoundDraft, take_draft
-from runtime.engine.load_plan import default_max_nodes, need_of_files, question_of
+from runtime.engine.load_plan import default_max_nodes, need_of_files, question_of, with_held
 from runtime.engine.model_folders import model_name
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
@@ -309,6 +309,8 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     files = ModelFiles.open(target)
     shape = shape_of_folder(target)
     if config.draft != "auto":
+        with suppress(BudgetError):  # a device that does not say how much memory it has
+            config = with_held(config, files, draft_files, usual_context_tokens=DEFAULT_CONTEXT_TOKENS, device=device)
         need = need_of_files(config, files, draft_files, device=device)
         return ModelOutlook(str(target), config.draft, need, shape=shape)
     plain = replace(config, draft="none")

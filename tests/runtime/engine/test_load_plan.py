@@ -173,7 +173,7 @@ def test_a_session_holds_its_draft_as_its_plan_says(
         files = [ModelFilesOfConfig(folder) for folder in folders]
         config = EngineConfig(target=str(folders[0]), draft="substitute" if draft is None else str(folders[1]))
         monkeypatch.setattr(load_plan, "find_memory", lambda device, machine=machine, **budgets: machine)
-        held = load_plan._with_held(
+        held = load_plan.with_held(
             config,
             files[0],  # type: ignore[arg-type]
             files[1] if draft else None,  # type: ignore[arg-type]

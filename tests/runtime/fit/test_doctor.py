@@ -5,12 +5,13 @@ import huggingface_hub
 import pytest
 import torch
 
+from offload.device import DeviceMemory
 from offload.errors import CheckpointError, LinkError
 from runtime.config import EngineConfig
-from runtime.engine import draft_choice
+from runtime.engine import draft_choice, load_plan
 from runtime.engine.draft_choice import choose_drafts, with_found_draft
 from runtime.engine.load_plan import LoadPlan, machine_of
-from runtime.fit import doctor
+from runtime.fit import doctor, plan, probes
 from runtime.fit.doctor import DoctorReport, check_up, examine, find_folder, question_of_files, question_of_shapes
 from runtime.fit.place import place
 from runtime.fit.plan_question import resolve_question
@@ -240,6 +241,22 @@ def test_doctor_and_plan_and_a_session_take_one_draft_and_say_so_alike(tmp_path,
     assert outlook.fits[0].placement.fixed_bytes == session.placement.fixed_bytes
     record = DoctorReport({}, found, (outlook,)).to_record()["models"][0]
     assert (record["draft"], record["draft_note"]) == ("good", session.draft_note)
+
+
+@pytest.mark.parametrize("draft", ["auto", "substitute"])
+def test_on_an_accelerator_the_draft_is_held_as_in_a_session(folder, monkeypatch, draft):
+    """Found: a draft was counted as the fastest on a processor holds it, whatever layers that cost."""
+    device = torch.device("xpu", 0)
+    monkeypatch.setattr(load_plan, "select_device", lambda text: device)
+    monkeypatch.setattr(probes, "device_memory", lambda device: DeviceMemory(300_000_000, 400_000_000))
+    for module in (load_plan, plan):
+        monkeypatch.setattr(module, "held_format", lambda *asked: "nf4")
+    config = EngineConfig(target=str(folder), draft=draft, device_memory_bytes=0)
+    session = LoadPlan.build(config)
+    outlook = doctor._look(question_of_files(device, config, folder, None), machine_of(config, device))
+    need = outlook.streamed_need or outlook.need
+    assert need.draft.label == session.need.draft.label == "substitute draft (nf4)"
+    assert outlook.fits[0].placement.fixed_bytes == session.placement.fixed_bytes
 
 
 def test_where_nothing_runs_no_draft_is_looked_for(folder, monkeypatch):
