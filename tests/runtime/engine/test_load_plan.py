@@ -120,6 +120,23 @@ def test_fewer_residents_are_a_plan_of_its_own(folder: Path, accelerator: None) 
     assert fewer[2].placement.device_bytes == least
 
 
+@pytest.mark.parametrize("kv_format", ["exact", "int8"])
+def test_fewer_residents_let_more_keys_and_values_travel(kv_format: str, folder: Path, accelerator: None) -> None:
+    """Each leaves the memory of its weights; what the ring then needs, also to widen narrow rows, is in the plan."""
+    settings = {"kv_cache": "host", "kv_format": kv_format}
+    least = build(folder, device_memory_bytes=0, **settings).placement
+    size, cache = max(least.residency.layer_bytes), max(least.residency.cache_bytes)
+    plan = build(folder, device_memory_bytes=least.device_bytes + size + cache, **settings)
+    assert plan.placement.num_resident_layers == 1
+    for number in range(3):
+        fewer = plan.with_fewer_residents(number)
+        given_up = min(number, 1) * size
+        assert least.device_bytes <= fewer.placement.device_bytes <= plan.placement.device_bytes - given_up
+        assert fewer.placement.num_resident_layers == max(0, 1 - number)
+        assert fewer.residency.row_bytes == plan.residency.row_bytes == fewer.need.row_bytes
+        assert sum(fewer.row_bytes.values()) * fewer.need.capacity_tokens == fewer.placement.travelling_bytes
+
+
 @pytest.mark.parametrize(
     ("settings", "has_stages"),
     [
