@@ -66,6 +66,12 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
     return DeviceMemory(int(free), int(total)) if total > 0 else None
 
 
+def release_cached_memory() -> None:
+    """Give back what torch's allocator keeps of freed tensors, which no device counts as free."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 def wait_for_device(device: torch.device) -> None:
     """Block until the device has done all that was enqueued; on a CPU everything is done when it returns."""
     if device.type != "cpu":

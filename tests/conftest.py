@@ -37,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps a file's tests in one worker, and those on the simulated device, which share a process, in one as well.
+    """Keeps a file's tests in one worker, and those on the simulated device that share a process in one as well.
+
+    Files whose checks have a process of their own (`SimChecks.is_alone`) are named otherwise, and go to any worker.
 
     Without marks for groups: xdist 3.8 puts them where pytest 9.2 no longer looks.
     """
@@ -45,6 +47,16 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return next((family for family in ("test_on_accelerator", "test_simulated") if family in file), file)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers take files in the order of the collection, not the ones with the most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole systems: a soak of minutes that comes last would leave the other worker idle."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,7 +21,7 @@ from offload.copying.copy_engine import CopyEngine, CopySource, HostSource
 from offload.copying.emulated_link import EmulatedLink
 from offload.copying.host_engine import HostCopyEngine
 from offload.copying.staged_engine import StagedCopyEngine
-from offload.device import device_memory, keep_sums_in_float32
+from offload.device import device_memory, keep_sums_in_float32, release_cached_memory
 from offload.free_memory import free_memory_bytes
 from offload.layer_filling import LayerFilling
 from offload.layer_placement import LayerPlacer, PlacedLayers
@@ -135,9 +135,11 @@ def load_session(
         BadInputError: a folder, a budget or a pair of tokenizers cannot be used; nothing has been read then.
         LinkError: reading failed.
     """
-    # What an earlier session held must be free before free memory is counted: models are cyclic, pinned slabs wait.
+    # What an earlier session held must be free before free memory is counted: models are cyclic, pinned slabs wait, and
+    # torch keeps what was freed.
     wait_until_unpinned()
     gc.collect()
+    release_cached_memory()
     plan = LoadPlan.build(config, requests=requests)
     start = find_profiles(plan, state_folder)
     is_undrafted = config.draft == "auto" and plan.config.is_plain and not plan.residency.streamed_layers

@@ -13,6 +13,7 @@ from offload.errors import BudgetError
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, load_session, open_session
+from runtime.fit.machine import RESERVED_BYTES, RESERVED_SHARE
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
     ASKED,
@@ -55,6 +56,21 @@ def empty_device_cache() -> None:
 def allocated_bytes() -> int:
     empty_device_cache()
     return int(torch.accelerator.memory_allocated(torch.device(DEVICE)))
+
+
+@check
+def a_second_session_finds_the_memory_of_the_first() -> None:
+    """As where a chat opens another model: what torch's allocator caches is no free memory of the device."""
+    folder = wide_folder()
+    config = config_of(folder)
+    with capacity_restored():
+        needed = int(1.3 * LoadPlan.build(config).placement.device_bytes)
+        sim.set_capacity_bytes(allocated_bytes() + int((needed + RESERVED_BYTES) / (1 - RESERVED_SHARE)))
+        for _ in range(3):
+            with opened_on(folder) as opened:
+                assert num_tiers(opened) == (6, 0, 0)
+                answer(opened, ASKED)
+            del opened
 
 
 def device_runs_out_at_resident(number: int, host_layers: int, has_draft: bool) -> None:
