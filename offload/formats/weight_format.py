@@ -31,6 +31,8 @@ DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
 MEASURED_SIDE = 1024
 """Rows and columns of the matrices that kernels are compared with."""
+LEAST_BLOCK_ROWS = 16
+"""Of a batched product with one column: with 12 rows or fewer a processor with AVX-512 sums in another order."""
 _CHOICE_REPEATS = 12
 """Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
 
@@ -103,14 +105,15 @@ def multiply_widened_rows(matrix: torch.Tensor, columns: torch.Tensor, products:
 
     A product with one column divides a matrix among threads otherwise than the copy did that widened it, and half of it
     then crosses from one core's cache to another's: 1536 x 576 took 307 us on two virtual cores that happened to share
-    no cache, and 87 us in a batch of one block of rows per thread. A batch of two or more gives the same bits whatever
-    the number of blocks and threads.
+    no cache, and 87 us in a batch of one block of rows per thread. A batch of two or more blocks gives the same bits
+    whatever their number and that of the threads, if each has LEAST_BLOCK_ROWS.
     """
     if columns.shape[1] != 1 or matrix.device.type != "cpu" or matrix.dtype != torch.float32:
         torch.mm(matrix, columns, out=products)
         return
     num_rows, num_columns = matrix.shape
     most = max(2, torch.get_num_threads())
+    most = min(most, num_rows // LEAST_BLOCK_ROWS)
     num_blocks = next((blocks for blocks in range(most, 1, -1) if num_rows % blocks == 0), None)
     if num_blocks is None:  # twice the same, side by side
         products.copy_(torch.bmm(matrix.expand(2, -1, -1), columns.expand(2, -1, -1))[0])

@@ -85,7 +85,7 @@ def test_chunks_start_at_multiples_of_what_the_format_asks_for(scratch: UpcastSc
     torch.testing.assert_close(product.double(), F.linear(inputs.double(), matrix.double()), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("num_outputs", [1, 2, 96, 101, 1530])
+@pytest.mark.parametrize("num_outputs", [1, 2, 12, 31, 96, 101, 192, 1530, 1536])
 def test_one_column_gives_the_same_bits_with_any_number_of_threads(
     num_outputs: int, scratch: UpcastScratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
