@@ -243,6 +243,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
     side = side or (SIDE if is_cpu else ACCELERATOR_SIDE)
     # As a session computes: see LoadPlan.
     compute = torch.float32 if is_cpu else torch.bfloat16 if has_bfloat16(device) else torch.float16
+    memory_rate = _memory_rate(device, side)  # before there is anything else in memory
     scratch = UpcastScratch(compute, device)
     matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     nf4 = FourBitWeight.quantize(matrix, device=device)
@@ -269,7 +270,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
         target_weights_per_second=narrow,
         draft_weights_per_second={name: side**2 / seconds(held(name), 1) for name in get_args(HeldFormat)},
         flops=flops,
-        memory_bytes_per_second=_memory_rate(device, side),
+        memory_bytes_per_second=memory_rate,
         basis=Basis.MEASURED,
         source=(
             f"products of one {side} x {side} matrix: {narrow['bfloat16'] / 1e9:.2f} G weights/s in bf16 with 1 row, "

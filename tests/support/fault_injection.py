@@ -29,11 +29,11 @@ class Faults:
         self._read = os.preadv
         monkeypatch.setattr(os, "preadv", self)
 
-    def __call__(self, descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def __call__(self, descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
         self.num_calls += 1
         fault = self.at.pop(self.num_calls, None)
         found = None if fault is None else fault()
-        return self._read(descriptor, buffers, offset) if found is None else found
+        return self._read(descriptor, buffers, offset, flags) if found is None else found
 
     def soon(self, num_calls: int, fault: Callable[[], int | None]) -> None:
         """After so many more reads."""

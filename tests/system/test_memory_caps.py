@@ -64,7 +64,7 @@ def test_a_cap_is_met_with_an_answer_or_a_sentence(group: tuple[Path, Path], cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cap_mb", [250, 450, 550])
+@pytest.mark.parametrize("cap_mb", [250, 450, 650])
 @pytest.mark.parametrize("command", [["doctor", "--json"], ["plan", "--target", "llama-3-8b", "--json"]])
 def test_so_is_a_machine_measured(group: tuple[Path, Path], command: list[str], cap_mb: int) -> None:
     """The command that says what fits was ended itself."""
@@ -72,4 +72,4 @@ def test_so_is_a_machine_measured(group: tuple[Path, Path], command: list[str], 
     limit.write_text(str(cap_mb * 10**6))
     done = under(folder, *command, "-q")
     assert done.returncode >= 0 and "Traceback" not in done.stderr, done
-    assert ("measuring this machine take about" in done.stderr) == (cap_mb < 500), done
+    assert ("measuring this machine take about" in done.stderr) == (cap_mb < 600), done

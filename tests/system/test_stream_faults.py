@@ -186,7 +186,23 @@ def test_a_run_answers_the_prompts_after_a_fault(
 
 @needs_preadv
 def test_a_fault_while_loading_is_one_line(prompts: Path, folder: Path, faults: Faults) -> None:
-    faults.soon(1, raise_io_error)
+    faults.soon(0, raise_io_error)
     code, records, err = run_command(prompts, folder, "--device-memory", "1GB")
     assert (code, records) == (1, [])
     assert err.startswith("overstory: error: Reading ") and err.count("\n") == 1
+
+
+@needs_preadv
+def test_layers_that_cannot_be_read_cost_answers_and_a_fault_that_passes_costs_none(
+    prompts: Path, folder: Path, faults: Faults
+) -> None:
+    """The session is there before its layers: the first pass that wants one asks the disk again."""
+    _, whole, _ = run_command(prompts, folder, "--device-memory", "1GB")
+    faults.soon(1, raise_io_error)
+    code, records, err = run_command(prompts, folder, "--device-memory", "1GB")
+    assert (code, err) == (0, "") and [record["text"] for record in records] == [record["text"] for record in whole]
+    for num_reads in range(1, 500):
+        faults.soon(num_reads, raise_io_error)
+    code, records, err = run_command(prompts, folder, "--device-memory", "1GB")
+    assert code == 1 and err.count("\n") == 1
+    assert all(record["text"] is None and "Input/output error" in record["error"] for record in records)
