@@ -301,13 +301,14 @@ class SimStream {
  public:
   SimStream(int device, int64_t id) : device(device), id(id), number(int(device * kStreamsPerDevice + id)) {}
 
-  void enqueue(std::function<void()> run, std::vector<c10::Storage> keep = {}) {
+  // `tell` is called once the work counts as done: whoever hears of it finds the stream as idle as it then is.
+  void enqueue(std::function<void()> run, std::vector<c10::Storage> keep = {}, std::function<void()> tell = [] {}) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!is_started_) {
       is_started_ = true;
       std::thread([this] { work(); }).detach();
     }
-    queue_.push_back({std::move(run), std::move(keep)});
+    queue_.push_back({std::move(run), std::move(keep), std::move(tell)});
     ++num_enqueued_;
     wake_.notify_one();
   }
@@ -317,16 +318,19 @@ class SimStream {
     is_idle() ? run() : enqueue(std::move(run));
   }
 
+  void tell_in_order(std::function<void()> tell) {
+    is_idle() ? tell() : enqueue([] {}, {}, std::move(tell));
+  }
+
   bool is_idle() const {
+    std::lock_guard<std::mutex> lock(mutex_);
     return num_done_.load() == num_enqueued_.load();
   }
 
   void drain() {
+    std::unique_lock<std::mutex> lock(mutex_);
     const auto target = num_enqueued_.load();
-    if (num_done_.load() < target) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      done_.wait(lock, [&] { return num_done_.load() >= target; });
-    }
+    done_.wait(lock, [&] { return num_done_.load() >= target; });
   }
 
   const int device;
@@ -337,6 +341,7 @@ class SimStream {
   struct Operation {
     std::function<void()> run;
     std::vector<c10::Storage> keep;
+    std::function<void()> tell;
   };
 
   void work() {
@@ -356,11 +361,12 @@ class SimStream {
       graveyard().bury(std::move(operation.keep));
       std::lock_guard<std::mutex> lock(mutex_);
       ++num_done_;
+      operation.tell();
       done_.notify_all();
     }
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable done_;
   std::deque<Operation> queue_;
@@ -1007,7 +1013,7 @@ struct SimGuard final : public c10::impl::DeviceGuardImplInterface {
     auto& on = of(stream);
     auto recording = std::make_shared<Recording>(order().now(on.number));
     static_cast<SimEvent*>(*event)->latest = recording;
-    on.run_in_order([recording] { recording->complete(); });
+    on.tell_in_order([recording] { recording->complete(); });
   }
   void block(void* event, const c10::Stream& stream) const override {
     auto recording = static_cast<SimEvent*>(event)->latest;
