@@ -28,6 +28,8 @@ from offload.formats.weight_format import (
 )
 from offload.memory import allocate_slab
 
+KERNEL_COLUMNS = 32
+"""torch's product of bfloat16 with int8 rows reads and writes past rows that are no whole number of its vectors."""
 LEVELS = 127.0
 """The largest magnitude of a row's integers."""
 _DIGIT = 63
@@ -83,7 +85,8 @@ class Int8RowsWeight:
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         scales = self.absmax / LEVELS
-        if self.is_fast and num_rows(inputs) <= measure_bfloat16_max_rows(inputs.device, inputs.dtype):
+        is_whole = self.rows.shape[1] % KERNEL_COLUMNS == 0
+        if self.is_fast and is_whole and num_rows(inputs) <= measure_bfloat16_max_rows(inputs.device, inputs.dtype):
             product = _bfloat16_product(inputs, self.rows, scales)
         else:
             product = from_columns(scratch.multiply_widened(inputs, self.rows).mul_(scales[:, None]), inputs)

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from offload.formats import int8
 from offload.formats.int8 import (
     Int8RowsFormat,
     Int8RowsWeight,
@@ -177,3 +178,22 @@ def test_kernels_that_are_missing_or_wrong_are_not_used(monkeypatch: pytest.Monk
         assert measure(torch.float32) is False
     monkeypatch.setattr(PackedInt8Weight, "pack", missing)
     assert measure(torch.float32) is False
+
+
+@pytest.mark.parametrize("num_inputs", [4, 8, 24, 32, 136, 576])
+def test_torchs_kernel_gets_whole_vectors_only(
+    num_inputs: int, scratch: UpcastScratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AVX-512 it reads and writes past rows that are no multiple of 16, which ends the process sooner or later."""
+    asked, kernel = [], torch._weight_int8pack_mm
+
+    def ask(inputs: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        asked.append(rows.shape[1])
+        return kernel(inputs, rows, scales)
+
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", ask)
+    monkeypatch.setattr(int8, "measure_bfloat16_max_rows", lambda device, dtype: 64)
+    matrix, inputs = random_matrix(16, num_inputs), torch.randn(2, num_inputs)
+    product = Int8RowsWeight.quantize(matrix, is_fast=True).linear(inputs, None, scratch)
+    assert asked == ([num_inputs] if num_inputs % 32 == 0 else [])
+    assert relative_error(product, inputs @ matrix.T) < 0.03
