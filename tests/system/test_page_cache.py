@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def forget(file: Path) -> None:
-    """Drop a file from the page cache."""
+    """Drop a file from the page cache; pages that another processor has just written take a moment."""
     descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in range(200):
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if cached_pages(file) == 0:
+            break
+        time.sleep(0.05)
     os.close(descriptor)
 
 
