@@ -3,7 +3,8 @@
 Three ways, tried in this order: os.preadv with O_DIRECT (Linux: bytes go from the disk into the slab, the page cache
 stays as it was), os.preadv through the page cache, and seek + readinto with one file object per thread (Windows has no
 preadv). What the page cache holds may be copied from there before the disk is asked (Linux: RWF_NOWAIT fails at once
-where it would have to read). May be called from several threads.
+where it would have to read), up to the first miss in a file, since each one has the kernel read ahead. May be called
+from several threads.
 """
 
 import errno
@@ -53,7 +54,7 @@ class SourceFile:
     def __init__(self, path: Path, *, direct: bool | None = None, cached_first: bool = False) -> None:
         """`direct`: True demands O_DIRECT, False never uses it, None does where it works. Raises OSError, LinkError.
 
-        `cached_first`: read directly only what the page cache does not hold.
+        `cached_first`: read directly only from the first block on that the page cache does not hold.
         """
         self.path = path
         self._is_cached_first = cached_first and hasattr(os, "RWF_NOWAIT")
@@ -130,9 +131,7 @@ class SourceFile:
             piece = block.destination[position : block.wanted_bytes]
             try:
                 num_read = os.preadv(self._descriptor, [piece], block.file_offset + position, os.RWF_NOWAIT)
-            except BlockingIOError:
-                break
-            except OSError:  # a file system, or a kernel, that does not know the flag
+            except OSError:  # it is not there, or a file system or kernel does not know the flag
                 self._is_cached_first = False
                 break
             if num_read == 0:
