@@ -112,8 +112,7 @@ def multiply_widened_rows(matrix: torch.Tensor, columns: torch.Tensor, products:
         torch.mm(matrix, columns, out=products)
         return
     num_rows, num_columns = matrix.shape
-    most = max(2, torch.get_num_threads())
-    most = min(most, num_rows // LEAST_BLOCK_ROWS)
+    most = min(max(2, torch.get_num_threads()), num_rows // LEAST_BLOCK_ROWS)
     num_blocks = next((blocks for blocks in range(most, 1, -1) if num_rows % blocks == 0), None)
     if num_blocks is None:  # twice the same, side by side
         products.copy_(torch.bmm(matrix.expand(2, -1, -1), columns.expand(2, -1, -1))[0])
