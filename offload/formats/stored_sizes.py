@@ -32,6 +32,10 @@ Arithmetic, a layer of 70B: chunks of 8 M are 103 products, of 32 M 28, of 64 M 
 at 256 rows a chunk of the widest matrices is 16, 64 or 112 tiles, for 128 (RTX 4090) or 142 (L40) processors. In two
 bytes the chunk takes 17, 67 or 134 MB, of which the last is 0.3 of such a layer in 4 bits.
 """
+CHUNK_ROW_MULTIPLE = 32
+"""Rows of dense and packed matrices are widened by multiples of this, so that both multiply in the same steps."""
+PACKED_COLUMNS = 64
+"""A packed matrix has a multiple of so many columns: a quarter of a row then is whole vectors."""
 TILE_ROWS = 128
 """Rows of a tile: chunks of an accelerator are even numbers of them, so that none is a remainder."""
 WIDE_HEAD_ELEMENTS = 1 << 23

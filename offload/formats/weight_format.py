@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from offload.device import has_float32_products, wait_for_device
-from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, chunk_rows
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, CHUNK_ROW_MULTIPLE, chunk_rows
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -51,6 +51,7 @@ class UpcastScratch:
         self._device = device
         self._num_elements = chunk_elements(device) if num_elements is None else num_elements
         self._buffer = torch.empty(0, dtype=dtype, device=device)
+        self._narrow: UpcastScratch | None = None
 
     def view(self, num_rows: int, num_columns: int) -> torch.Tensor:
         """Return an uninitialised (num_rows, num_columns) matrix; valid until the next call."""
@@ -61,13 +62,25 @@ class UpcastScratch:
             self._buffer = torch.empty(max(num_elements, self._num_elements), dtype=self.dtype, device=self._device)
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
+    def widened_bfloat16(self, shape: tuple[int, int], write: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """Return in the compute dtype what `write` puts into a bfloat16 matrix of `shape`; valid as `view` is."""
+        if self.dtype == torch.bfloat16:
+            out = self.view(*shape)
+            write(out)
+            return out
+        if self._narrow is None:
+            self._narrow = UpcastScratch(torch.bfloat16, self._device, num_elements=self._num_elements)
+        narrow = self._narrow.view(*shape)
+        write(narrow)
+        return self.view(*shape).copy_(narrow)
+
     def multiply_widened(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         """Multiply `matrix` (O, I), which is widened in chunks, by `inputs` (..., I) as columns: (O, T)."""
 
         def widen(start: int, stop: int) -> torch.Tensor:
             return self.view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
 
-        return self.multiply(inputs, matrix.shape[0], widen)
+        return self.multiply(inputs, matrix.shape[0], widen, row_multiple=CHUNK_ROW_MULTIPLE)
 
     def multiply(
         self,
