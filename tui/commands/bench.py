@@ -201,6 +201,33 @@ def ratio(
 
 @bench_app.command()
 @with_option_groups
+def choice(
+    config: DraftingConfig,
+    *,
+    prompts: Prompts = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 50,
+    temperature: Annotated[float, typer.Option(help="Of draft and target; 0 is greedy.", min=0)] = 0.0,
+    turns: Annotated[int, typer.Option(help="Sessions of each choice.", min=1)] = 2,
+    quiet: Quiet = False,
+) -> None:
+    """The default beside no draft, a chain and five trees, each in sessions of its own; ends with one JSON line.
+
+    The fixed choices draft with what `run` takes where layers stream, also where none does.
+    """
+    config = _drafting(config, "leaves nothing to choose")
+    if config.tree != "auto":
+        raise OptionError("--tree is what this command goes through; leave it out")
+    requests = _requests(prompts, "demo.jsonl", SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature))
+    console = progress_console(is_quiet=quiet)
+    config = locate_in_sight(config, console)
+    drafted = settle_draft_in_sight(config, requests, console)
+    from runtime.bench.choice import run_choice
+
+    _show(run_choice(config, requests, draft=drafted.draft, num_turns=turns), console)
+
+
+@bench_app.command()
+@with_option_groups
 def robustness(
     config: DraftingConfig,
     *,

@@ -55,6 +55,13 @@ def test_the_round_benchmark_has_a_tree_of_its_own(measured, folder: Path) -> No
     assert (record["num_nodes"], record["num_levels"]) == (64, 10)
 
 
+def test_choices_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
+    options = ["--draft", str(folder), "--draft-format", "stored", "--max-new-tokens", "40", "--turns", "1"]
+    record = measured("choice", prompts, *options, "--temperature", "0.7")
+    assert len(record["choices"]) == 8
+    assert record["default_over_best"] > 0
+
+
 def test_ratios_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
     options = ["--draft", str(folder), "--tree", "6x6", "--draft-format", "stored", "--max-new-tokens", "20"]
     record = measured("ratio", prompts, *options, "--steps-per-pass", "5")
