@@ -4,9 +4,11 @@ A child speaks over pipes; whatever its libraries print must not get between the
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,15 @@ def own_streams() -> tuple[int, int]:
     os.close(nothing)
     os.dup2(2, 1)
     return requests, replies
+
+
+def ending_words(exit_code: int) -> str:
+    """Return how a process ended, as words behind `ended`: `with 1`, or `by SIGKILL` for a negative code."""
+    if exit_code >= 0:
+        return f"with {exit_code}"
+    with suppress(ValueError):
+        return f"by {signal.Signals(-exit_code).name}"
+    return f"by signal {-exit_code}"
 
 
 def finish_child(command: Sequence[str], *, limit_seconds: float, environment: Mapping[str, str]) -> EndedChild:

@@ -20,7 +20,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest, read_requests, read_text
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
-from tui.options import DraftingConfig, PlainConfig, Quiet, with_option_groups
+from tui.options import ComparingConfig, DraftingConfig, PlainConfig, Quiet, with_option_groups
 from tui.printing import (
     announce,
     locate_in_sight,
@@ -285,6 +285,69 @@ def perplexity(
 
 
 @bench_app.command()
+@with_option_groups
+def peers(
+    config: ComparingConfig,
+    *,
+    peer_target: Annotated[Path, typer.Option(metavar="FILE", help="The target as the peer reads it, a GGUF file.")],
+    peer_draft: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Its draft, a GGUF file.", show_default="none, so that it only runs plain"),
+    ] = None,
+    peer: Annotated[str, typer.Option(help="llama.cpp's server: a program on the PATH, or a path.")] = "llama-server",
+    peer_drafted: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="Most tokens that the peer drafts at a time, 0 without draft; may be given again.",
+            show_default="0, 4, 8 and 16",
+        ),
+    ] = None,
+    peer_argument: Annotated[
+        list[str] | None,
+        typer.Option(help="One more argument for the peer, as in --no-mmap; may be given again.", show_default="none"),
+    ] = None,
+    prompts: Prompts = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 48,
+    prompts_per_turn: Annotated[int, typer.Option(help="Prompts that an engine answers before the next.", min=1)] = 2,
+    quiet: Quiet = False,
+) -> int:
+    """This engine beside llama.cpp, plain and with its draft: seconds per token, to the first one, bytes read.
+
+    The same prompts, to the token, answered greedily and in turn, each engine alone in a process of its own; ends with
+    one JSON line. Exit code 1 if llama.cpp is not there, or failed with a setting. Worth most where memory is short:
+    run it under a cap on memory that page cache counts in (systemd-run -p MemoryMax=...), or all files stay in memory.
+    """
+    from runtime.bench.peers.comparison import run_peers
+    from runtime.bench.peers.llama_server import LlamaServer, PeerBuild
+    from runtime.bench.peers.own_engine import OwnEngine
+
+    build = PeerBuild.find(peer)
+    counts = peer_drafted or ([0] if peer_draft is None else [0, 4, 8, 16])
+    if peer_draft is None and any(counts):
+        raise OptionError("--peer-drafted needs a draft for the peer; add --peer-draft FILE, or leave only 0")
+    files = [path.absolute() for path in (peer_target, peer_draft) if path is not None]
+    for path in files:
+        if not path.is_file():
+            raise OptionError(f"{path} is no file; give a GGUF file, as llama.cpp's convert_hf_to_gguf.py writes it")
+    requests = _requests(prompts, "demo.jsonl", SamplingParams())
+    console = progress_console(is_quiet=quiet)
+    config = locate_in_sight(config, console)
+    arguments = peer_argument or ()
+    servers = [
+        LlamaServer(build, files[0], files[-1], num_drafted=count, max_new_tokens=max_new_tokens, arguments=arguments)
+        for count in counts
+    ]
+    own = OwnEngine(config, max_new_tokens=max_new_tokens, state_folder=cache_folder())
+    folders = [Path(folder) for folder in (config.target, config.draft_model) if folder is not None]
+    weights = [path for folder in folders for path in folder.glob("*.safetensors")]
+    steps = run_peers(own, servers, requests, prompts_per_turn=prompts_per_turn, files=[*files, *weights])
+    told = {"target": config.target, "peer": build.program, "peer_version": build.version}
+    return 1 if _show(steps, console, told)["num_failed"] else 0
+
+
+@bench_app.command()
 def card(
     *,
     device: Annotated[str, typer.Option(help="auto, or TYPE[:INDEX] as in cuda:0.")] = "auto",
@@ -350,9 +413,14 @@ def draw_robustness(report: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _show(steps: Generator[str, None, dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Run a benchmark in sight of the user, show the figures that it ends with, and write them as a JSON line."""
-    record = announce(steps, console)
+def _show(
+    steps: Generator[str, None, dict[str, Any]], console: Console, told: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run a benchmark in sight of the user, show the figures that it ends with, and write them as a JSON line.
+
+    `told`: what is known without measuring, which comes first.
+    """
+    record = {**(told or {}), **announce(steps, console)}
     console.print(*measurement_tables(record, title="measured"))
     sys.stdout.write(json.dumps(record) + "\n")
     return record

@@ -7,11 +7,9 @@ fails.
 
 import json
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 
 from offload.device import select_device
 from offload.units import format_bytes
-from profiles.child_process import child_command, child_environment, finish_child
+from profiles.child_process import child_command, child_environment, ending_words, finish_child
 from runtime.bench.card.child import PROBES, Probe
 from runtime.errors import OptionError
 
@@ -126,12 +124,4 @@ def _answer_of(command: Sequence[str], limit_seconds: float) -> tuple[dict[str, 
             return None, f"its answer was none: {lines[-1][:_QUOTED_SIGNS]}"
         return (None, str(answer["failure"])) if "failure" in answer else (answer, "")
     last_words = " ".join(child.complaints.split())[-_QUOTED_SIGNS:] or "it said nothing"
-    return None, f"its process ended {_ending(child.exit_code)}: {last_words}"
-
-
-def _ending(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"with {exit_code}"
-    with suppress(ValueError):
-        return f"by {signal.Signals(-exit_code).name}"
-    return f"by signal {-exit_code}"
+    return None, f"its process ended {ending_words(child.exit_code)}: {last_words}"

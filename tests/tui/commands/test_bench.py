@@ -1,10 +1,12 @@
 """`bench` as it is typed: one JSON line on stdout, and a sentence for what cannot be measured."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.fake_llama_server import save_fake_model, save_fake_server
 from tests.support.session_factory import save_tiny_folder
 from tui.cli import execute
 from tui.commands.bench import draw_robustness
@@ -93,6 +95,54 @@ def test_a_plot_needs_only_some_settings(tmp_path: Path) -> None:
     settings = [{"temperature": heat, "top_p": top_p, "schemes": schemes} for heat, top_p in ((0.0, 1.0), (0.6, 0.9))]
     draw_robustness({"tree_nodes": 64, "settings": settings}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake server is a shell script")
+def test_peers_end_with_one_json_line_and_a_failure_with_exit_code_1(
+    folder: Path, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = save_fake_server(tmp_path)
+    sound, failing = (
+        save_fake_model(tmp_path / "a.gguf", seconds=0.05),
+        save_fake_model(tmp_path / "b.gguf", fails="loading"),
+    )
+    options = [prompts, "--target", str(folder), "--draft", str(folder), "--draft-format", "stored"]
+    options += ["--peer", str(program), "--max-new-tokens", "8", "--prompts-per-turn", "3"]
+    peer = ["--peer-target", str(sound), "--peer-draft", str(sound), "--peer-drafted", "0", "--peer-drafted", "4"]
+    assert execute(["bench", "peers", *options, *peer]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    record = json.loads(line)
+    assert err == ""
+    assert [row["setting"] for row in record["settings"]] == ["overstory", "peer, plain", "peer, 4 drafted"]
+    assert (record["num_prompts"], record["peer_version"]) == (3, "version: 1 (fake)")
+    assert record["speedup"] == pytest.approx(record["best_peer_seconds_per_token"] / record["seconds_per_token"])
+    assert execute(["bench", "peers", *options, "--peer-target", str(failing)]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert "no room for the model" in record["settings"][1]["failure"]
+
+
+def test_peers_need_a_peer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--peer-target", str(tmp_path / "a.gguf"), "--target", str(folder), "--peer", str(tmp_path / "none")]
+    assert execute(["bench", "peers", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "no llama.cpp to measure beside" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake server is a shell script")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--peer-target nowhere.gguf", "nowhere.gguf is no file"),
+        ("--peer-target a --peer-drafted 4", "--peer-draft FILE"),
+    ],
+)
+def test_peers_need_their_models(
+    arguments: str, words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = ["--peer", str(save_fake_server(tmp_path)), "--target", str(folder)]
+    assert execute(["bench", "peers", *peer, *arguments.split()]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_perplexity_ends_with_one_json_line(measured, folder: Path, tmp_path: Path) -> None:
