@@ -3,7 +3,8 @@
     python -m tests.support.figures measure MODELS [NAME ...]   # run the commands, or those named, and keep the lines
     python -m tests.support.figures write                       # only write FIGURES.md and the README's table anew
 
-MODELS is a folder with the models qwen-coder-1.5b, qwen-coder-0.5b and smollm2-135m. Nothing else should run meanwhile.
+MODELS is a folder with the models qwen-coder-1.5b, qwen-coder-0.5b and smollm2-135m, and for `peers` the first two as
+NAME-bf16.gguf, which llama.cpp's convert_hf_to_gguf.py writes. Nothing else should run meanwhile.
 """
 
 import io
@@ -30,7 +31,13 @@ KEPT = ROOT / "tests" / "figures.jsonl"
 WRITTEN = ROOT / "tests" / "FIGURES.md"
 README = ROOT / "README.md"
 IN_README = ("demo", "ratio", "trees", "round", "plan")
-MODELS = {"1.5B": "qwen-coder-1.5b", "0.5B": "qwen-coder-0.5b", "135M": "smollm2-135m"}
+MODELS = {
+    "1.5B": "qwen-coder-1.5b",
+    "0.5B": "qwen-coder-0.5b",
+    "135M": "smollm2-135m",
+    "1.5B.gguf": "qwen-coder-1.5b-bf16.gguf",
+    "0.5B.gguf": "qwen-coder-0.5b-bf16.gguf",
+}
 OPENING = """\
 # Figures
 
@@ -111,6 +118,23 @@ def _say_resident(record: Mapping[str, Any]) -> str:
     )
 
 
+def _say_peers(record: Mapping[str, Any]) -> str:
+    ours, best = (
+        next(row for row in record["settings"] if row["setting"] == name) for name in ("overstory", record["best_peer"])
+    )
+
+    def costs(row: Mapping[str, Any]) -> str:
+        return (
+            f"{row['seconds_per_token']:.2f} s/token ({row['least']:.2f} to {row['most']:.2f}, first token after "
+            f"{row['first_token_seconds']:.1f} s, {row['bytes_read_per_token'] / 1e9:.2f} GB read per token)"
+        )
+
+    return (
+        f"{record['speedup']:.2f} times as fast: {costs(ours)} beside {costs(best)} ({best['setting']}); disk of "
+        f"{record['disk_bytes_per_second'] / 1e9:.1f} GB/s, {record['num_prompts']} prompts"
+    )
+
+
 def _say_plan(record: Mapping[str, Any]) -> str:
     plan, plain = record["plan"], record["plain"]
     return (
@@ -155,6 +179,12 @@ FIGURES = (
         "perplexity of a text through streamed passes",
         "overstory bench perplexity --target 1.5B --beside-transformers",
         _say_perplexity,
+    ),
+    Figure(
+        "peers",
+        "beside llama.cpp with both models in bf16, in 3.2 GiB of memory that page cache counts in",
+        "overstory bench peers --target 1.5B --draft 0.5B --peer-target 1.5B.gguf --peer-draft 0.5B.gguf",
+        _say_peers,
     ),
     *(
         Figure(
