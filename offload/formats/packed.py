@@ -75,9 +75,12 @@ class PackedWeight:
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         num_outputs, num_columns = self.format.shape
+        is_narrow = scratch.dtype == torch.bfloat16 or scratch.splits(inputs)
 
         def widen(start: int, stop: int) -> torch.Tensor:
-            return scratch.widened_bfloat16((stop - start, num_columns), lambda out: self.unpack_rows(start, stop, out))
+            rows = scratch.narrow_view(stop - start, num_columns)
+            self.unpack_rows(start, stop, rows)
+            return rows if is_narrow else scratch.view(stop - start, num_columns).copy_(rows)
 
         columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=CHUNK_ROW_MULTIPLE)
         product = from_columns(columns, inputs)

@@ -2,7 +2,8 @@
 
 Storage dtype is not compute dtype. A `StoredWeight` keeps the bytes of the file (or narrower ones made from them) and
 multiplies activations in the compute dtype. Where storage is narrower, the matrix is widened into one reused scratch
-buffer, a single cheap stream of memory, or multiplied in a narrower dtype where it `is_fast`.
+buffer, a single cheap stream of memory, or multiplied as it is: exactly in terms of the activations (`split_product`),
+or in a narrower dtype where it `is_fast`.
 The quantized formats are modules of their own.
 """
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from offload.device import has_float32_products, wait_for_device
+from offload.formats.split_product import has_split_products, multiply_terms, one_thread, split_terms
 from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, CHUNK_ROW_MULTIPLE, chunk_rows
 
 TORCH_DTYPES = {
@@ -26,6 +28,8 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
 }
 """safetensors names of the storage dtypes that can be streamed."""
+_WITHIN_BFLOAT16 = (torch.bfloat16, torch.int8)
+"""Storage dtypes all of whose numbers a bfloat16 holds exactly."""
 _CPU = torch.device("cpu")
 DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
@@ -35,6 +39,9 @@ LEAST_BLOCK_ROWS = 16
 """Of a batched product with one column: with 12 rows or fewer a processor with AVX-512 sums in another order."""
 _CHOICE_REPEATS = 12
 """Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
+_SPLIT_WIDTHS = (1, 16, 64, 128, 256)
+_TURNS = 4
+"""Runs of each of the two products at a width."""
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -45,10 +52,21 @@ def chunk_elements(device: torch.device) -> int:
 class UpcastScratch:
     """One buffer in the compute dtype, a chunk large, reused by every product of a model."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, num_elements: int | None = None) -> None:
-        """`num_elements`: of a chunk, unless a single row is longer (see `scratch_elements`)."""
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        num_elements: int | None = None,
+        max_split_rows: int | None = None,
+    ) -> None:
+        """`num_elements`: of a chunk, unless a single row is longer (see `scratch_elements`).
+
+        `max_split_rows`: most activations that are split (see `split_product`); by default what is measured here.
+        """
         self.dtype = dtype
         self._device = device
+        self._max_split_rows = max_split_rows
         self._num_elements = chunk_elements(device) if num_elements is None else num_elements
         self._buffer = torch.empty(0, dtype=dtype, device=device)
         self._narrow: UpcastScratch | None = None
@@ -62,23 +80,33 @@ class UpcastScratch:
             self._buffer = torch.empty(max(num_elements, self._num_elements), dtype=self.dtype, device=self._device)
         return self._buffer[:num_elements].view(num_rows, num_columns)
 
-    def widened_bfloat16(self, shape: tuple[int, int], write: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """Return in the compute dtype what `write` puts into a bfloat16 matrix of `shape`; valid as `view` is."""
+    def narrow_view(self, num_rows: int, num_columns: int) -> torch.Tensor:
+        """Return an uninitialised (num_rows, num_columns) matrix of bfloat16; valid as `view` is."""
         if self.dtype == torch.bfloat16:
-            out = self.view(*shape)
-            write(out)
-            return out
+            return self.view(num_rows, num_columns)
         if self._narrow is None:
             self._narrow = UpcastScratch(torch.bfloat16, self._device, num_elements=self._num_elements)
-        narrow = self._narrow.view(*shape)
-        write(narrow)
-        return self.view(*shape).copy_(narrow)
+        return self._narrow.view(num_rows, num_columns)
+
+    def splits(self, inputs: torch.Tensor) -> bool:
+        """Return whether `inputs` (..., I) are split for their products, which then take rows of bfloat16."""
+        if inputs.device.type != "cpu" or self._device.type != "cpu" or inputs.dtype != torch.float32:
+            return False
+        most = measure_split_max_rows() if self._max_split_rows is None else self._max_split_rows
+        return 0 < num_rows(inputs) <= most
 
     def multiply_widened(self, inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """Multiply `matrix` (O, I), which is widened in chunks, by `inputs` (..., I) as columns: (O, T)."""
+        """Multiply `matrix` (O, I), which is widened in chunks, by `inputs` (..., I) as columns: (O, T).
+
+        Rows of bfloat16 are multiplied where they lie if the inputs are split, and int8 rows are widened to bfloat16.
+        """
+        is_split = matrix.dtype in _WITHIN_BFLOAT16 and self.splits(inputs)
+        if is_split and matrix.dtype == torch.bfloat16:
+            return self.multiply(inputs, len(matrix), lambda start, stop: matrix[start:stop], row_multiple=len(matrix))
+        view = self.narrow_view if is_split else self.view
 
         def widen(start: int, stop: int) -> torch.Tensor:
-            return self.view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
+            return view(stop - start, matrix.shape[1]).copy_(matrix[start:stop])
 
         return self.multiply(inputs, matrix.shape[0], widen, row_multiple=CHUNK_ROW_MULTIPLE)
 
@@ -92,11 +120,12 @@ class UpcastScratch:
     ) -> torch.Tensor:
         """Multiply a matrix (O, I) by `inputs` (..., I) as columns: (O, T).
 
-        `widen(start, stop)` returns rows of the matrix in the compute dtype, (stop - start, I), valid until its next
-        call; every `start` is a multiple of `row_multiple`.
+        `widen(start, stop)` returns rows of the matrix, (stop - start, I), in the compute dtype, or in bfloat16 if this
+        `splits` the inputs, valid until its next call; every `start` is a multiple of `row_multiple`.
         """
         num_columns, is_host = inputs.shape[-1], self._device.type == "cpu"
         flat = inputs.reshape(-1, num_columns).t()  # (I, T)
+        terms: torch.Tensor | None = None
         if is_host:
             products = inputs.new_empty(num_outputs, flat.shape[1])  # (O, T)
         else:  # (O, T) too, but as it lies in the result: there is nothing to transpose at the end
@@ -109,7 +138,12 @@ class UpcastScratch:
         )
         for start in range(0, num_outputs, step):
             stop = min(start + step, num_outputs)
-            multiply_widened_rows(widen(start, stop), flat, products[start:stop])
+            rows = widen(start, stop)
+            if rows.dtype == inputs.dtype:
+                multiply_widened_rows(rows, flat, products[start:stop])
+                continue
+            terms = split_terms(flat.t()) if terms is None else terms
+            multiply_terms(rows, terms, products[start:stop], self.view)
         return products
 
 
@@ -256,3 +290,26 @@ def measure_direct_max_rows(device: torch.device, compute: torch.dtype) -> int:
         compute,
     )
     return 1 << 30 if best == 256 else best
+
+
+@cache
+def measure_split_max_rows() -> int:
+    """Return the most float32 activations whose products are faster split than with rows widened (takes 0.1 s).
+
+    Timed with one thread, and by turns: others who use the processor then slow no run, or both. Two cores with AMX,
+    1536 x 8960, 1 / 16 / 64 / 256 rows: widening 12.7 / 9.4 / 15.0 / 42.8 ms, this 2.2 / 3.9 / 5.8 / 20.8 ms. 0 where
+    the processor or its library has no such product.
+    """
+    if not has_split_products():
+        return 0
+    best, weight = 0, DenseWeight(torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.bfloat16))
+    scratches = [UpcastScratch(torch.float32, _CPU, max_split_rows=most) for most in (1 << 30, 0)]
+    with one_thread():
+        for width in _SPLIT_WIDTHS:
+            products = [partial(weight.linear, torch.ones(width, MEASURED_SIDE), None, each) for each in scratches]
+            turns = [[fastest_seconds(product, repeats=1) for product in products] for _ in range(_TURNS)]
+            split_seconds, wide_seconds = (min(seconds) for seconds in zip(*turns, strict=True))
+            if split_seconds > wide_seconds:
+                return best
+            best = width
+    return 1 << 30

@@ -15,6 +15,7 @@ from offload.formats.weight_format import (
     fastest_seconds,
     from_columns,
     measure_direct_max_rows,
+    measure_split_max_rows,
     multiply_to_float32,
     multiply_widened_rows,
 )
@@ -67,6 +68,41 @@ def test_only_a_fast_weight_rounds_and_only_few_rows(scratch: UpcastScratch, mon
 def test_the_crossover_is_measured_and_bounded() -> None:
     assert measure_direct_max_rows(torch.device("meta"), torch.float32) == 0
     assert measure_direct_max_rows(CPU, torch.float32) in {0, 1, 4, 16, 64, 1 << 30}
+
+
+def test_inputs_are_split_by_their_number_on_a_processor_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_format, "measure_split_max_rows", lambda: 4)
+    scratch, meta = UpcastScratch(torch.float32, CPU), UpcastScratch(torch.float32, META)
+    assert [scratch.splits(torch.empty(1, num_rows, 8)) for num_rows in (0, 1, 4, 5)] == [False, True, True, False]
+    assert not UpcastScratch(torch.float32, CPU, max_split_rows=0).splits(torch.empty(1, 8))
+    assert not UpcastScratch(torch.bfloat16, CPU).splits(torch.empty(1, 8, dtype=torch.bfloat16))
+    assert not meta.splits(torch.empty(1, 8, device=META))
+
+
+def test_the_widest_products_that_are_faster_split_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By turns and with one thread: two threads of which others delay one say little."""
+    measure, lost_from = measure_split_max_rows.__wrapped__, [256]
+    monkeypatch.setattr(weight_format, "has_split_products", lambda: True)
+    ran = []
+
+    def seconds(product: Any, *, repeats: int) -> float:
+        assert torch.get_num_threads() == 1
+        inputs, _, scratch = product.args
+        is_split = scratch.splits(inputs)
+        ran.append((len(inputs), is_split))
+        is_disturbed = is_split and ran.count(ran[-1]) == 2
+        return 9.0 if is_disturbed else 1.0 + (is_split == (len(inputs) >= lost_from[0]))
+
+    monkeypatch.setattr(weight_format, "fastest_seconds", seconds)
+    num_threads = torch.get_num_threads()
+    assert measure() == 128 and torch.get_num_threads() == num_threads
+    assert ran[:4] == [(1, True), (1, False), (1, True), (1, False)]
+    lost_from[0] = 1
+    assert measure() == 0
+    lost_from[0] = 1000
+    assert measure() > 4096
+    monkeypatch.setattr(weight_format, "has_split_products", lambda: False)
+    assert measure() == 0
 
 
 def test_chunks_start_at_multiples_of_what_the_format_asks_for(scratch: UpcastScratch) -> None:
