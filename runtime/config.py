@@ -64,10 +64,11 @@ On an L40 a pass of 70B weights in bf16 computes 4,096 tokens in about the time 
 of a layer there, and three tenths of one in NF4.
 """
 DEFAULT_CONTEXT_TOKENS = 4096
-DEFAULT_MAX_NODES = 256
-"""Largest tree that `auto` considers on a processor: a larger one computes longer than any disk reads."""
-ACCELERATOR_MAX_NODES = 1024
-"""The same on an accelerator, where a pass over so many nodes is still shorter than its copies (Sequoia, section 4)."""
+LEAST_MAX_NODES, MOST_MAX_NODES = 256, 1024
+"""Largest tree that `auto` considers: the most where its keys and values take little beside the model, else less.
+
+A pass over so many nodes is still shorter than its copies on an accelerator (Sequoia, section 4), which always has room
+for the most. Which size pays follows from what rounds cost."""
 MAX_GRAFTED_NODES = 32
 """Nodes that looked-up branches may add to a tree; every cache keeps room for them where they are wanted."""
 

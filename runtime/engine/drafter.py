@@ -22,7 +22,7 @@ from runtime.events import LevelDrafted
 from runtime.model.pass_shapes import most_ranked
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.speculation.dynamic_tree import GrowthLimits, TreeGrowth
-from runtime.speculation.schemes import Place, RankingScheme, Scheme
+from runtime.speculation.schemes import Candidates, Place, RankingScheme, Scheme
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 
 _Nodes = TypeVar("_Nodes", list[int], NDArray[np.int64])
@@ -83,23 +83,29 @@ class Drafter:
         self._begin_tree()
         growth = TreeGrowth(limits, root_token_id=text[-1], root_position=len(text) - 1)
         count = min(NUM_CANDIDATES, max(1, limits.num_nodes - 1))
+        ranked: list[Candidates] = []
+
+        def place(part: NDArray[np.int64], logits: torch.Tensor) -> None:
+            def places() -> list[Place]:
+                paths = map(growth.path_token_ids, part.tolist())
+                return [Place(params, len(text) + len(path), tuple(path)) for path in paths]
+
+            if is_ranked_on_device(scheme, params, logits.device):
+                positions = (len(text) + growth.nodes.depths[part]).tolist()
+                found = rank_on_device(scheme, logits, positions, places, params=params, num_candidates=count)
+            else:
+                found = rank_row_by_row(scheme, logits, places(), num_candidates=count)
+            ranked.append(found)
+            if part[-1] == growth.next_nodes()[-1]:  # the last part
+                token_ids = np.concatenate([one.token_ids for one in ranked])
+                scores = np.concatenate([one.scores for one in ranked])
+                ranked.clear()
+                growth.place_children(token_ids, log_chances(scores, spread=spread))
+
         while len(nodes := growth.next_nodes()):
             begun = time.perf_counter()
             inputs = self._growth_input(growth, nodes) if self.step_seconds else self._text_input(text)
-
-            def place(nodes: NDArray[np.int64], logits: torch.Tensor) -> None:
-                def places() -> list[Place]:
-                    paths = map(growth.path_token_ids, nodes.tolist())
-                    return [Place(params, len(text) + len(path), tuple(path)) for path in paths]
-
-                if is_ranked_on_device(scheme, params, logits.device):
-                    positions = (len(text) + growth.nodes.depths[nodes]).tolist()
-                    ranked = rank_on_device(scheme, logits, positions, places, params=params, num_candidates=count)
-                else:
-                    ranked = rank_row_by_row(scheme, logits, places(), num_candidates=count)
-                growth.place_children(ranked.token_ids, log_chances(ranked.scores, spread=spread))
-
-            yield self._step(inputs, nodes, place, at_once=len(nodes), begun=begun)
+            yield self._step(inputs, nodes, place, at_once=most_ranked(limits.num_nodes), begun=begun)
         tree, run_index = growth.finish()
         first_slot = self.num_committed - 1  # the root's
         self._slots = {node: first_slot + index for node, index in enumerate(run_index.tolist()) if index >= 0}

@@ -27,10 +27,8 @@ from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, parse_link
 from runtime.config import (
-    ACCELERATOR_MAX_NODES,
     ACCELERATOR_MAX_PREFILL_TOKENS,
     DEFAULT_CONTEXT_TOKENS,
-    DEFAULT_MAX_NODES,
     MAX_PREFILL_TOKENS,
     PREFILL_CHUNK_TOKENS,
     DraftFormat,
@@ -376,11 +374,6 @@ def check_plan(config: EngineConfig, *, held_bytes: int = 0) -> None:
         LoadPlan.build(replace(config, device_memory_bytes=usable_bytes(free_bytes) + held_bytes))
 
 
-def default_max_nodes(device: torch.device) -> int:
-    """Return the size of the largest tree that `auto` considers on this device."""
-    return DEFAULT_MAX_NODES if device.type == "cpu" else ACCELERATOR_MAX_NODES
-
-
 def need_of_files(
     config: EngineConfig,
     target: ModelFiles,
@@ -396,7 +389,7 @@ def need_of_files(
     dtype = _compute_dtype(config, target, device)
     context_tokens = config.context_tokens or usual_context_tokens
     shape = (1, 1) if config.is_plain else config.tree_shape
-    return MemoryNeed(
+    need = MemoryNeed(
         formats=layer_formats(target.layouts),
         others_bytes=target.other_bytes(device),
         table_bytes=target.table_bytes(device),
@@ -407,7 +400,7 @@ def need_of_files(
         ),
         cache_bytes_per_token=target.cache_bytes_per_token(dtype),
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
-        max_nodes=shape[0] if shape else default_max_nodes(device),
+        max_nodes=shape[0] if shape else 1,
         workspace=target.workspace(dtype),
         scratch_bytes=target.scratch_elements(dtype, device) * dtype.itemsize,
         head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
@@ -420,6 +413,7 @@ def need_of_files(
         cache_layer_bytes=target.cache_layer_bytes(dtype),
         row_layer_bytes=target.row_layer_bytes(config.kv_format),
     )
+    return need if shape else need.with_largest_tree(is_cpu=device.type == "cpu")
 
 
 def _placed(

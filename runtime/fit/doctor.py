@@ -19,7 +19,7 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, DraftFormat, EngineConfig
 from runtime.engine.draft_choice import FoundDraft, take_draft
-from runtime.engine.load_plan import default_max_nodes, need_of_files, question_of, with_held
+from runtime.engine.load_plan import need_of_files, question_of, with_held
 from runtime.engine.model_folders import model_name
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
@@ -291,10 +291,10 @@ def question_of_shapes(device: torch.device) -> ModelOutlook:
     need = target.need(
         draft.as_draft(item_bytes, is_cpu=device.type == "cpu"),
         context_tokens=DEFAULT_CONTEXT_TOKENS,
-        max_nodes=default_max_nodes(device),
+        max_nodes=1,
         compute_item_bytes=item_bytes,
         is_cpu=device.type == "cpu",
-    )
+    ).with_largest_tree(is_cpu=device.type == "cpu")
     need = replace(need, kv_cache=kv_cache_on("auto", is_apart=device.type != "cpu"))
     return ModelOutlook(target.name, f"{draft.name} in int8 rows", need, shape=target)
 

@@ -12,7 +12,13 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import plan_stages
 from offload.units import round_up_to_page
-from runtime.config import ACCELERATOR_SLICE_TOKENS, PREFILL_CHUNK_TOKENS, KvCache
+from runtime.config import (
+    ACCELERATOR_SLICE_TOKENS,
+    LEAST_MAX_NODES,
+    MOST_MAX_NODES,
+    PREFILL_CHUNK_TOKENS,
+    KvCache,
+)
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 from runtime.fit.workspace import WALK_ROWS, Workspace
 from runtime.model.pass_shapes import most_ranked, widest_level
@@ -23,6 +29,9 @@ KEYS_AND_VALUES = "keys and values"
 """What the caches' entry begins with."""
 USUAL_FILL = 0.5
 """Of the context, over the passes of a conversation: what travels then."""
+TREE_SHARE = 0.04
+"""Of the layers' bytes, what keys and values of the largest tree may take on a processor. Twice the nodes bring a tenth
+more tokens where a pass waits for its copies."""
 _LEAST_SAVING = 0.05
 """Of a pass's bytes, below which caches stay on the device: travelling has costs of its own."""
 
@@ -239,6 +248,14 @@ class MemoryNeed:
             widest = max(PREFILL_CHUNK_TOKENS, widest_level(self.max_nodes))
             yield drafting.pass_bytes(min(widest, self.capacity_tokens), self.capacity_tokens)
             yield drafting.ranking_bytes(most_ranked(self.max_nodes))
+
+    def with_largest_tree(self, *, is_cpu: bool) -> "MemoryNeed":
+        """Return the same with room for the largest tree that `auto` considers for these layers."""
+        node_bytes = self.cache_bytes_per_token + (0 if self.draft is None else self.draft.cache_bytes_per_token)
+        num_nodes = MOST_MAX_NODES
+        while is_cpu and num_nodes > LEAST_MAX_NODES and num_nodes * node_bytes > TREE_SHARE * self.layers.total_bytes:
+            num_nodes //= 2
+        return replace(self, max_nodes=num_nodes)
 
     def without_draft(self) -> "MemoryNeed":
         return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)

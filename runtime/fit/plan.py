@@ -19,7 +19,7 @@ from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
 from profiles.pair_profile import PairProfile
-from runtime.config import ACCELERATOR_MAX_NODES, DEFAULT_MAX_NODES, MAX_TREE_LEVELS, TreeSearch
+from runtime.config import MAX_TREE_LEVELS, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
@@ -134,13 +134,7 @@ class _Planning:
     machine: Machine
     pairs: Mapping[str, PairProfile]
     most_nodes: int | None = None
-    """Of the largest tree; None is the machine's default."""
-
-    @property
-    def _max_nodes(self) -> int:
-        if self.most_nodes is not None:
-            return self.most_nodes
-        return DEFAULT_MAX_NODES if self.machine.is_cpu else ACCELERATOR_MAX_NODES
+    """Of the largest tree; None is what `auto` considers."""
 
     def best(self, format_name: str) -> PlanOption:
         """Return the format with the draft held as a session would hold it. Raises BudgetError."""
@@ -213,7 +207,7 @@ class _Planning:
         ranking = choose_tree(
             costs,
             probabilities,
-            max_nodes=self._max_nodes,
+            max_nodes=self.most_nodes or need.with_largest_tree(is_cpu=machine.is_cpu).max_nodes,
             max_levels=MAX_TREE_LEVELS if search == "best-first" else DP_LEVELS,
             search=search,
             cost=question.request.cost,
@@ -308,10 +302,11 @@ class _Planning:
             draft = question.draft.as_draft(
                 speed.compute_item_bytes, held=held, is_substitute=question.is_substitute, is_cpu=machine.is_cpu
             )
+        most_nodes = self.most_nodes if question.tree_shape is None else question.tree_shape[0]
         need = question.target.need(
             draft,
             context_tokens=question.context_tokens,
-            max_nodes=self._max_nodes if question.tree_shape is None else question.tree_shape[0],
+            max_nodes=most_nodes or 1,
             compute_item_bytes=speed.compute_item_bytes,
             is_cpu=machine.is_cpu,
         )
@@ -321,6 +316,8 @@ class _Planning:
         kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
         rows = question.target.row_layer_bytes(question.request.kv_format)
         need = replace(need.in_format(format_name), kv_cache=kv_cache, row_layer_bytes=rows)
+        if most_nodes is None and draft is not None:
+            need = need.with_largest_tree(is_cpu=machine.is_cpu)
         placement = place(need, machine)
         if not placement.can_run:
             with_draft = "" if held is None else f" with draft {question.draft_name} ({held})"

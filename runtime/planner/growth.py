@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from profiles.acceptance import SEPARATE_DRAFT_SPREAD, SUBSTITUTE_SPREAD
 from profiles.builtin_profiles import unmeasured_pair
 from profiles.pair_profile import PairProfile
-from runtime.model.pass_shapes import most_ranked
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, bound_of
 from runtime.speculation.acceptance import builtin_acceptance
@@ -24,6 +23,8 @@ from runtime.speculation.tree_search import best_first_by_levels, make_non_incre
 
 GRID_FACTOR = 1.2
 """From one size, or level limit, to the next."""
+LEAST_WIDTH, WIDTH_SHARE = 8, 4
+"""Nodes of the widest step, or one of so many of the tree's: wide enough that no level has to wait."""
 LEAST_LOG_WORTH = -14.0
 """Nodes less likely than one in a million are of no use, nor is what stands below them."""
 NUM_BINS = 700
@@ -70,7 +71,7 @@ def growth_limits(num_nodes: int, num_levels: int) -> GrowthLimits:
     return GrowthLimits(
         num_nodes,
         num_levels - 1,
-        max_width=most_ranked(num_nodes),  # wide enough that no level has to wait
+        max_width=max(LEAST_WIDTH, num_nodes // WIDTH_SHARE),
         least_worth=1 / num_nodes,
         max_run=num_nodes,
     )

@@ -165,6 +165,22 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
         assert children.tolist() == ranked.token_ids.tolist()
 
 
+def test_a_wide_step_of_a_tree_in_context_chooses_its_children_in_parts(
+    drafter: Drafter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its width follows from the tree, the rows of logits that are held at once from memory: the tree is the same."""
+    limits = GrowthLimits(num_nodes=41, num_steps=3, max_width=15, least_lead=1.0, max_run=41)
+    head, rows = drafter.model.logits, list[int]()
+    monkeypatch.setattr(drafter.model, "logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
+    levels, tree = drained(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy(), spread=0.5))
+    assert [level.width for level in levels] == [1, 15, 15]
+    assert rows == [1, 10, 5, 10, 5] and max(rows) == most_ranked(41)
+    for node in np.flatnonzero(tree.topology.num_children).tolist():
+        row = own_row(folder, TEXT[:-1] + tree.path_token_ids(node).tolist())
+        children = tree.token_ids[list(tree.topology.children(node))]
+        assert children.tolist() == top_tokens(row, len(children)).tolist()
+
+
 def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
     tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy(), spread=0.5))

@@ -9,6 +9,7 @@ from runtime.model.pass_shapes import (
     bucket_of,
     key_bucket,
     mask_row_elements,
+    most_ranked,
     num_key_buckets,
     widest_level,
 )
@@ -33,6 +34,11 @@ def test_widths_are_powers_of_two() -> None:
     assert bucket_of(3, 256) == 256
     assert bucket_of(257, 256) == 512
     assert bucket_of(RECORDED_WIDTH, 1) == RECORDED_WIDTH
+
+
+def test_rows_of_logits_at_once_do_not_grow_with_the_largest_trees() -> None:
+    """256 rows of 152,000 tokens would take 467 MB, for trees of 1,024 nodes."""
+    assert [most_ranked(count) for count in (2, 32, 41, 256, 1024, 4096)] == [8, 8, 10, 64, 64, 64]
 
 
 def test_rows_of_a_mask_are_padded_to_what_kernels_take() -> None:
