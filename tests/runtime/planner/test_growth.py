@@ -1,5 +1,7 @@
 """Trees in context: forecasts against closed forms and grown trees, the choice, and what rounds teach."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,8 +84,35 @@ def test_the_root_alone_does_not_grow() -> None:
 
 
 def test_limits_count_the_root_and_keep_to_the_drafts_slots() -> None:
-    assert growth_limits(128, 24) == GrowthLimits(128, 23, 32, least_worth=1 / 128, max_run=128)
+    assert growth_limits(128, 24) == GrowthLimits(128, 23, 32, least_worth=1.5 / 128, max_run=128)
     assert growth_limits(5, 3).max_width == 8
+
+
+def test_what_the_draft_may_run_is_not_spent_on_nodes_that_are_outdone() -> None:
+    """Found: with nodes run that are worth 1 / N, deep trees ended for want of nodes to run, not of levels."""
+    chances = np.array(builtin_chances(substitute_held=None).by_confidence)
+    limits = growth_limits(128, 40)
+    eager = replace(limits, least_worth=1 / 128)
+    (tokens, num_run), (eager_tokens, eager_run) = (
+        np.sum([grown_from(chances, each, seed=seed) for seed in range(12)], axis=0) for each in (limits, eager)
+    )
+    assert tokens > 1.01 * eager_tokens
+    assert num_run < eager_run <= 12 * 128
+
+
+def grown_from(chances: np.ndarray, limits: GrowthLimits, *, seed: int) -> tuple[float, int]:
+    """Return the tokens and the nodes run of a tree whose nodes are positions of groups by chance, however it grows."""
+    growth = TreeGrowth(limits, root_token_id=0)
+    groups = np.random.default_rng(seed).integers(len(chances), size=(97, 97))
+    keys = {0: seed}
+    while len(nodes := growth.next_nodes()):
+        for node in nodes[nodes > 0].tolist():
+            keys[node] = 31 * keys[int(growth.nodes.parents[node])] + int(growth.nodes.ranks[node])
+        rows = np.stack([chances[groups[keys[node] % 97, keys[node] // 97 % 97]] for node in nodes.tolist()])
+        with np.errstate(divide="ignore"):
+            growth.place_children(np.zeros(rows.shape, dtype=np.int64), np.log(rows))
+    kept = np.sort(growth.nodes.worths)[-limits.num_nodes :]
+    return float(np.exp(kept).sum()), len(growth.run)
 
 
 def test_without_a_measurement_a_substitute_is_not_predicted_to_gain() -> None:
