@@ -47,8 +47,10 @@ SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
 SCHEMES_IN_CONTEXT = ("greedy", "coupled")
 """A tree's shape may depend on what was drawn where the target's own token is followed, whatever the tree holds."""
 
-MAX_TREE_NODES, MAX_TREE_LEVELS = 4096, 64
-"""The largest tree that may be asked for, and the deepest that is searched for."""
+MAX_TREE_NODES, MAX_TREE_LEVELS = 4096, 128
+"""The largest tree that may be asked for, and the deepest that is searched for.
+
+A draft that is right in 99 of 100 places brings half as much again with 128 levels as with 64."""
 PREFILL_CHUNK_TOKENS = 256
 """Prompt tokens that a layer of the target computes at once on a processor, and a draft in one pass."""
 ACCELERATOR_SLICE_TOKENS = 512

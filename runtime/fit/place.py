@@ -20,8 +20,8 @@ from runtime.config import (
     KvCache,
 )
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
-from runtime.fit.workspace import WALK_ROWS, Workspace
-from runtime.model.pass_shapes import most_ranked, widest_level
+from runtime.fit.workspace import Workspace
+from runtime.model.pass_shapes import WALK_ROWS, most_ranked, widest_level
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""

@@ -13,8 +13,6 @@ Residual, normed, and one more that is not freed yet; gate, up and their product
 512 tokens, what comes in included: 4.1 hidden states beside three inner ones in llama, qwen2 and gemma3, in float32 and
 bfloat16 alike.
 """
-WALK_ROWS = 64
-"""Rows of the target's logits that a walk computes at once: a descent of the deepest tree."""
 RANKED_BYTES = 12
 """Of each logit of a draft's level: itself, itself less its penalty, and its noise, in float32."""
 

@@ -9,7 +9,8 @@ LEAST_KEYS = 256
 KEY_STEP = 1024
 """Between buckets of 2,048 keys and more: a recorded pass attends to its whole bucket."""
 
-
+WALK_ROWS = 64
+"""Rows of the target's logits that a walk computes at once; those of 152,000 tokens take 39 MB."""
 LEAST_RANKED, MOST_RANKED, RANKED_SHARE = 8, 64, 4
 """Nodes whose children are chosen at once, from so many to so many, or one of so many of the tree's.
 

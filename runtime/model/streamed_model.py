@@ -30,6 +30,7 @@ from runtime.model.architecture import DecoderParts
 from runtime.model.attention import attention_masks
 from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
+from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
 from runtime.model.sliced_pass import SlicedPass, can_be_sliced
@@ -344,8 +345,8 @@ class LazyLogits:
     """Logit rows (V,) of a verified tree, float32, computed only for the nodes that the verifier visits, each once.
 
     The head of a large vocabulary costs more than a decoder layer, and a walk visits about as many nodes as it accepts.
-    The first row asked for brings those of its likeliest descendants along (first child of first child, ...), since one
-    product over several rows costs little more than over one.
+    The first row asked for brings those of its likeliest descendants along (first child of first child, ...), up to
+    WALK_ROWS of them, since one product over several rows costs little more than over one.
     """
 
     def __init__(self, model: StreamedModel, hidden: torch.Tensor, topology: TreeTopology) -> None:
@@ -361,12 +362,12 @@ class LazyLogits:
             nodes = self._first_descent(node)
             (index,) = upload((np.array(nodes, dtype=np.int64),), self._hidden.device)
             logits = self._model.logits(self._hidden.index_select(0, index)).numpy(force=True)
-            self._rows.update(zip(nodes, logits, strict=True))
+            self._rows = dict(zip(nodes, logits, strict=True))  # a walk never goes back up
         return self._rows[node]
 
     def _first_descent(self, node: int) -> list[int]:
         nodes = [node]
-        while children := self._topology.children(nodes[-1]):
+        while len(nodes) < WALK_ROWS and (children := self._topology.children(nodes[-1])):
             nodes.append(children[0])
         return nodes
 

@@ -32,8 +32,8 @@ Row = NDArray[np.float32]
 TokenIds = NDArray[np.int64]
 
 MAX_CACHED_POSITIONS = 64
-"""More than the levels of a tree: a round asks for each position twice, and the next one for what was rejected. With a
-vocabulary of 152,000 they take 39 MB."""
+"""As many as the levels of most trees: a round asks for each position twice, and the next one for what was rejected.
+Deeper trees make theirs anew. With a vocabulary of 152,000 they take 39 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 
 from offload.errors import PassCancelledError
 from runtime.engine.engine import verify_input
+from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.streamed_model import LazyLogits, chain_input
 from runtime.speculation.token_tree import TokenTree
 from tests.support.model_factory import MAIN_KINDS
@@ -137,6 +138,13 @@ def test_a_row_brings_its_first_descent_along_in_one_product(head: CountingHead)
     assert rows.row(1).tolist() == [2, 2, 2]
     assert rows.row(3).tolist() == [6, 6, 6]
     assert head.batches == [[0, 1, 3]]
+
+
+def test_a_descent_of_a_deep_tree_comes_in_parts_of_as_many_rows_as_are_counted(head: CountingHead) -> None:
+    rows = lazy(head, [*[1] * 99, 0])
+    for node in range(100):
+        assert rows.row(node).tolist() == [2 * node] * 3
+    assert list(map(len, head.batches)) == [WALK_ROWS, 100 - WALK_ROWS]
 
 
 def test_leaving_the_descent_computes_only_what_is_new(head: CountingHead) -> None:
