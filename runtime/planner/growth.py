@@ -108,16 +108,20 @@ class GrowthForecast:
         is_possible = sizes <= counts[:, -1:] + 1e-9
         return np.where(is_possible, np.array(rows), -np.inf)
 
-    def run_per_level(self, num_nodes: ArrayLike, level_limit: int, *, least_lead: float) -> NDArray[np.float64]:
+    def run_per_level(self, num_nodes: ArrayLike, level_limit: int) -> NDArray[np.float64]:
         """Return (d - 1, ...) nodes that the draft runs in each level, of trees of `num_nodes` (...) on d levels.
 
-        Those that are `least_lead` times as worthy as the tree's least, or more; at least one where the next level has
-        one, however little it leads. Those of the last level have no children.
+        Those worth RUN_WORTH of the tree's share, even if outdone later, as many as the tree has at most; at
+        least one where the next level has one. Those of the last level have no children.
         """
+        sizes = np.asarray(num_nodes, dtype=np.float64)
         within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
-        last_bins = np.interp(np.asarray(num_nodes, dtype=np.float64), within.sum(axis=0), np.arange(NUM_BINS))
-        led = _at_bins(within[:-1], last_bins - np.log(least_lead) / (-LEAST_LOG_WORTH / NUM_BINS))
-        return np.asarray(np.maximum(led, np.minimum(_at_bins(within[1:], last_bins), 1.0)), dtype=np.float64)
+        last_bins = np.interp(sizes, within.sum(axis=0), np.arange(NUM_BINS))
+        least = np.minimum(_at_bins(within[1:], last_bins), 1.0)
+        worth = _at_bins(within[:-1], np.log(sizes / RUN_WORTH) / (-LEAST_LOG_WORTH / NUM_BINS))
+        more = np.maximum(worth - 1.0, 0.0) * least
+        room = np.maximum(sizes - least.sum(axis=0), 0.0)
+        return np.asarray(least + more * np.minimum(1.0, room / np.maximum(more.sum(axis=0), 1e-9)), dtype=np.float64)
 
 
 def forecast_growth(log_chances: ArrayLike, max_levels: int) -> GrowthForecast:
@@ -226,12 +230,11 @@ def _grid(most: int) -> NDArray[np.int64]:
 def _draft_seconds(
     costs: RoundCosts, forecast: GrowthForecast, sizes: NDArray[np.int64], limits: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(L, S) one step for every level but the last, by how many of its nodes lead by enough to be run."""
-    assert costs.draft_step_seconds is not None
-    step_seconds, lead = costs.draft_step_seconds, growth_limits(2, 2).least_lead
-    rows = []
+    """(L, S) one step for every level but the last, by how many of its nodes are run."""
+    step_seconds, rows = costs.draft_step_seconds, []
+    assert step_seconds is not None
     for limit in limits.tolist():
-        widths = forecast.run_per_level(sizes, limit, least_lead=lead)  # (limit - 1, S)
+        widths = forecast.run_per_level(sizes, limit)  # (limit - 1, S)
         steps = step_seconds(np.maximum(widths, 1.0)) * np.minimum(widths, 1.0)  # some trees do not get so far
         rows.append(steps.sum(axis=0))
     return np.array(rows)
