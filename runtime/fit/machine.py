@@ -76,6 +76,8 @@ class Basis(StrEnum):
     DATA_SHEET = "data sheet"
     GIVEN = "given"
     """By the user."""
+    CARRIED_OVER = "carried over"
+    """Measured with other models."""
     ASSUMED = "assumed"
 
 

@@ -30,7 +30,7 @@ from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs, stages_of
 from runtime.planner.costs import CostTable, RoundCosts, costs_from_profiles, passes_of_profile
-from runtime.planner.growth import builtin_chances, chances_of, choose_growth
+from runtime.planner.growth import ContextChances, builtin_chances, chances_of, choose_growth
 from runtime.planner.known_pairs import stored_pairs
 from runtime.planner.tree_choice import TreeChoice, TreeRanking, choose_tree
 from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
@@ -223,6 +223,7 @@ class _Planning:
             acceptance=accepted,
             ranking=ranking,
             tree=ranking.best if held is None else self._tree(costs, probabilities, ranking, profile),
+            is_gain_measured=self._measured_chances(profile) is not None,
         )
 
     def _costs(
@@ -271,15 +272,17 @@ class _Planning:
     ) -> TreeChoice:
         """Return the user's tree, or the best.
 
-        Trees shaped by context are considered only where this pair's gain was measured, or where they are asked for.
+        What trees shaped by context gain is this pair's where it was measured, else that of a measured pair, as in a
+        session; nothing is known of a substitute's, so that its trees are static unless others are asked for.
         """
         question, within = self.question, ranking
         kind, shape = question.tree_kind, question.tree_shape
         if shape is not None:
             within = choose_tree(costs, accepted, max_nodes=shape[0], max_levels=shape[1], cost=question.request.cost)
-        chances = None if profile is None else chances_of(profile, question.request.temperature)
-        if kind == "dynamic":
-            chances = chances or builtin_chances(substitute_held="int8" if question.is_substitute else None)
+        chances = self._measured_chances(profile)
+        if chances is None and (kind == "dynamic" or not question.is_substitute):
+            chances = builtin_chances(substitute_held="int8" if question.is_substitute else None)
+        if kind == "dynamic" and chances is not None:
             return choose_growth(costs, chances, within, shape=shape) or ranking.best
         if shape is not None:
             if (found := within.of_shape(*shape)) is not None:
@@ -292,6 +295,9 @@ class _Planning:
             return ranking.best
         grown = choose_growth(costs, chances, ranking)
         return grown if grown and grown.seconds_per_token < ranking.best.seconds_per_token else ranking.best
+
+    def _measured_chances(self, profile: PairProfile | None) -> ContextChances | None:
+        return None if profile is None else chances_of(profile, self.question.request.temperature)
 
     def _place(self, format_name: str, held: str | None) -> tuple[MemoryNeed, Placement]:
         """Return what a session would hold, and where. Raises BudgetError."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_bytes
+from profiles.builtin_profiles import unmeasured_pair
 from runtime.fit.first_token import FirstToken
 from runtime.fit.machine import Basis, Machine
 from runtime.fit.place import Placement
@@ -61,6 +62,8 @@ class PlanOption:
     ranking: TreeRanking = field(repr=False)
     tree: TreeChoice
     """The user's tree, or the best."""
+    is_gain_measured: bool = False
+    """Whether what trees shaped by context gain was measured with this pair; else it is that of another one."""
 
     @property
     def seconds_per_token(self) -> float:
@@ -150,6 +153,11 @@ class PlanReport:
             lines.append(("computing", machine.speed.basis, machine.speed.source))
         if main.acceptance is not None:
             lines.append(("acceptance", main.acceptance.basis, main.acceptance.source))
+        if main.tree.is_dynamic and not main.is_gain_measured:
+            words = (
+                "what a tree gains by taking its shape from context is that of " + unmeasured_pair().confidence_source
+            )
+            lines.append(("trees", Basis.CARRIED_OVER, words))
         return tuple(lines)
 
     @property

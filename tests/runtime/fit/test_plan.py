@@ -42,8 +42,9 @@ def test_the_published_round_on_the_l40():
 def test_the_published_speed_on_the_l40():
     """0.60 s/token published; ours keeps 19 layers resident but expects 8.4 tokens where MT-Bench gave 11.7."""
     published = next(row for row in SEQUOIA.published if row.system == "Sequoia" and row.temperature == 0.0)
-    assert planned(draft_format="stored").main.seconds_per_token == pytest.approx(published.seconds_per_token, rel=0.1)
-    nothing_resident = planned(device_bytes=0, draft_format="stored").main.seconds_per_token
+    asked = {"draft_format": "stored", "tree": "static"}  # as published
+    assert planned(**asked).main.seconds_per_token == pytest.approx(published.seconds_per_token, rel=0.1)
+    nothing_resident = planned(device_bytes=0, **asked).main.seconds_per_token
     assert nothing_resident == pytest.approx(published.seconds_per_token, rel=0.25)
 
 
@@ -53,14 +54,15 @@ def test_the_published_speeds_on_the_rtx_4090():
     Their texts were short. Memory that is kept here for CUDA's context, widened chunks and long prompts would hold one
     more layer, which with a draft of 13 GB is one of a few: hence 15 % with it.
     """
-    report = planned("rtx-4090", target="llama-2-70b", temperature=0.6, draft_format="stored", context_tokens=512)
+    asked = {"target": "llama-2-70b", "temperature": 0.6, "draft_format": "stored", "context_tokens": 512}
+    report = planned("rtx-4090", **asked, tree="static")
     assert report.main.seconds_per_token == pytest.approx(0.57, rel=0.16)
     assert report.plain.seconds_per_token == pytest.approx(4.54, rel=0.03)
     assert report.plain.placement.num_resident_layers in (10, 11)
 
 
 def test_every_part_adds_up():
-    main = planned().main
+    main = planned(tree="static").main
     placed = main.placement
     assert placed.device_bytes <= placed.device_budget_bytes
     assert sum(layers_of(placed)) == 80
@@ -92,7 +94,10 @@ def test_a_70b_in_nf4_on_24_gb_has_its_draft_in_nf4(context_tokens):
 
 def test_without_a_fused_kernel_a_draft_is_widened_only_where_it_would_not_fit():
     card = replace(reference_machine("rtx-4090"), has_fused_nf4=False)
-    held = {target: planned(card, target=target).main.draft_held for target in ("llama-3.1-8b", "llama-3.3-70b")}
+    held = {
+        target: planned(card, target=target, context_tokens=32768).main.draft_held
+        for target in ("llama-3.1-8b", "llama-3.3-70b")
+    }
     assert held == {"llama-3.1-8b": "stored", "llama-3.3-70b": "nf4"}
 
 
@@ -178,6 +183,7 @@ def test_a_plan_is_refused_where_a_session_would_be():
 def test_int8_halves_what_keys_and_values_add_to_a_pass():
     """The 70B in NF4 with 32k tokens on a 4090: 8.4 GB beside the weights become 4.4, 2,112 of 4,096 bytes a token."""
     question = {"target": "llama-3.3-70b", "format": "nf4", "context_tokens": 32768, "host_bytes": 60 * GB}
+    question["tree"] = "static"
     exact, narrow = (planned("rtx-4090", **question, kv_format=kv_format) for kv_format in ("exact", "int8"))
     moved, moved_narrow = (report.main.placement.travelling_bytes for report in (exact, narrow))
     assert len(exact.main.placement.residency.travelling) == len(narrow.main.placement.residency.travelling) == 61
@@ -214,7 +220,7 @@ def test_a_processor_streams_from_disk():
 
 
 def test_the_papers_search_and_cost_are_there():
-    ours = planned(device_bytes=0, draft_format="stored")
+    ours = planned(device_bytes=0, draft_format="stored", tree="static")
     papers = planned(device_bytes=0, draft_format="stored", search="dp", cost="paper")
     assert papers.main.tree.expected_tokens == pytest.approx(
         papers.main.ranking.best.expected_tokens
@@ -242,15 +248,29 @@ def test_a_profile_of_a_few_positions_is_believed_in_costs_alone():
     assert basis_of(replace(PAIR, acceptance=rough)) is Basis.PUBLISHED  # as for any pair of this name
 
 
-def test_a_tree_in_context_is_planned_where_it_is_wished_for():
-    """Nobody measured what context gains with the published pair: only whoever asks gets such a tree."""
-    static, dynamic = planned().main, planned(tree="dynamic").main
-    assert not static.tree.is_dynamic
-    assert dynamic.tree.is_dynamic
-    assert dynamic.tree.seconds_per_token < static.tree.seconds_per_token
-    assert planned(tree="static").main.tree == static.tree
+def test_a_published_pair_has_the_gain_of_context_carried_over_and_says_so():
+    """Nobody measured it with this pair; a session grows such trees all the same, and nothing is known of others."""
+    by_itself, static = planned(), planned(tree="static")
+    assert by_itself.main.tree.is_dynamic and not static.main.tree.is_dynamic
+    assert by_itself.main.tree.seconds_per_token < static.main.tree.seconds_per_token
+    assert planned(tree="dynamic").main.tree == by_itself.main.tree
+    (line,) = [line for line in by_itself.basis_lines if line[0] == "trees"]
+    assert line[1] is Basis.CARRIED_OVER and "Qwen2.5-Coder-1.5B/0.5B" in line[2]
+    assert not [line for line in static.basis_lines if line[0] == "trees"]
     shaped = planned(tree="dynamic:256x20").main.tree
     assert (shaped.num_nodes, shaped.num_levels, shaped.is_dynamic) == (256, 20, True)
+    substitute = planned("rtx-4090", target="llama-3-8b", draft="substitute", device_bytes=14 * GB).main
+    assert not substitute.tree.is_dynamic
+
+
+def test_a_profile_that_saw_single_positions_carries_nothing_over():
+    question = resolve_question(PlanRequest(target="qwen2.5-1.5b", draft="qwen2.5-0.5b", draft_format="int8"))
+    groups = ((0.3, 0.2), (0.95, 0.02))
+    seen = tuple(replace(table, by_confidence=groups, spread=0.5) for table in PAIR.acceptance)
+    without, with_positions = (
+        make_plan(question, processor(), {"int8": pair}).main for pair in (PAIR, replace(PAIR, acceptance=seen))
+    )
+    assert (without.is_gain_measured, with_positions.is_gain_measured) == (False, True)
 
 
 def accepted(held="stored", **fields):

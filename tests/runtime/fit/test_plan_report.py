@@ -31,6 +31,7 @@ def test_the_record_is_json_and_says_everything():
         "link": "published",
         "computing": "data sheet",
         "acceptance": "published",
+        "trees": "carried over",
     }
 
 
@@ -41,7 +42,8 @@ def test_what_does_not_run_is_a_problem_in_the_record():
 
 def test_the_disk_is_named_only_where_it_is_used():
     used = planned("rtx-4090", target="qwen2.5-32b", host_bytes=16 * GB)
-    assert [what for what, _, _ in used.basis_lines] == ["device memory", "link", "disk", "computing", "acceptance"]
+    what_it_rests_on = ["device memory", "link", "disk", "computing", "acceptance", "trees"]
+    assert [what for what, _, _ in used.basis_lines] == what_it_rests_on
 
 
 def test_a_processors_disk_is_its_bound_and_its_part():

@@ -141,20 +141,22 @@ def flat(report):
 
 def test_everything_that_was_asked_for_is_shown():
     report = planned()
-    main, second, plain = report.main, report.main.ranking.second, report.plain
+    assert report.main.tree.is_dynamic
+    main, static, plain = report.main, report.main.ranking.best, report.plain
     text, placed = flat(report), main.placement
     for expected in (
         "Llama-3-70B on L40, draft Llama-3-8B, 4096 tokens of context, greedy",
         f"speed {main.seconds_per_token:.3g} s/token ({1 / main.seconds_per_token:.3g} tokens/s); bound by the link",
         f"settings --draft meta-llama/Meta-Llama-3-8B-Instruct --draft-format {main.draft_held} --context 4096",
-        f"tree {main.tree.num_nodes} nodes x {main.tree.num_levels} levels, {main.tree.expected_tokens:.2f} tokens",
+        f"tree {main.tree.num_nodes} nodes x {main.tree.num_levels} levels, shaped by context, "
+        f"{main.tree.expected_tokens:.2f} tokens",
         f"layers bfloat16: {placed.num_resident_layers} on the device ({format_bytes(placed.resident_bytes)}), "
         f"{placed.num_host_layers} in pinned host memory ({format_bytes(placed.host_bytes)})",
         f"ring {format_bytes(placed.streamed_bytes)} move in every pass, through 2 slots (3.42 GB)",
         f"device {format_bytes(placed.device_bytes)} of {format_bytes(placed.device_budget_bytes)}",
         f"until an answer begins a prompt of 512 {report.first_tokens[512].seconds:.3g} s, 1 pass: stream ",
         f"a prompt of 4096 {report.first_tokens[4096].seconds:.3g} s, ",
-        f"second best {second.num_nodes} x {second.num_levels}: ",
+        f"best static {static.num_nodes} x {static.num_levels}: ",
         f"plain {plain.seconds_per_token:.3g} s/token",
         "other formats int8 ",
         "what more would bring 1.00 GB more device memory ",
