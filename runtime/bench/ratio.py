@@ -33,7 +33,7 @@ def run_ratio(
     config: EngineConfig,
     requests: Sequence[PromptRequest],
     *,
-    temperatures: Sequence[float] = (0.0, 0.6),
+    temperatures: Sequence[float],
     steps_per_pass: float = STEPS_PER_PASS,
 ) -> Generator[str, None, dict[str, Any]]:
     """Answer the requests at each temperature over a link on which a pass takes `steps_per_pass` draft steps.

@@ -181,6 +181,9 @@ def ratio(
     steps_per_pass: Annotated[
         float, typer.Option(help="Draft steps that a pass over the emulated link takes.", min=1)
     ] = 220,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="May be given again.", show_default="0 and 0.6")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Speedup over plain streaming on a link where a pass costs 220 draft steps; ends with one JSON line.
@@ -196,7 +199,8 @@ def ratio(
     config = settle_draft_in_sight(config, requests, console)
     from runtime.bench.ratio import run_ratio
 
-    _show(run_ratio(config, requests, steps_per_pass=steps_per_pass), console)
+    temperatures = temperature or [0.0, 0.6]
+    _show(run_ratio(config, requests, temperatures=temperatures, steps_per_pass=steps_per_pass), console)
 
 
 @bench_app.command()

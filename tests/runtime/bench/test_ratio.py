@@ -47,4 +47,4 @@ def test_a_draft_that_is_never_wrong_gains_nearly_a_tree_of_tokens(folder: Path)
 def test_answers_that_end_within_their_first_round_are_a_sentence(folder: Path) -> None:
     short = [request(max_new_tokens=2)]
     with pytest.raises(OptionError, match="--max-new-tokens"):
-        list(run_ratio(config_of(folder), short, steps_per_pass=1))
+        list(run_ratio(config_of(folder), short, temperatures=(0.0,), steps_per_pass=1))

@@ -67,6 +67,8 @@ def test_choices_end_with_one_json_line(measured, folder: Path, prompts: str) ->
 def test_ratios_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
     options = ["--draft", str(folder), "--tree", "6x6", "--draft-format", "stored", "--max-new-tokens", "20"]
     record = measured("ratio", prompts, *options, "--steps-per-pass", "5")
+    alone = measured("ratio", prompts, *options, "--steps-per-pass", "5", "--temperature", "0.6")
+    assert [run["temperature"] for run in alone["runs"]] == [0.6]
     assert [run["temperature"] for run in record["runs"]] == [0.0, 0.6]
     assert record["draft"] == "target"
     assert [run["published_speedup"] for run in record["runs"]] == [9.5, 9.3]
