@@ -296,19 +296,27 @@ def measure_direct_max_rows(device: torch.device, compute: torch.dtype) -> int:
 def measure_split_max_rows() -> int:
     """Return the most float32 activations whose products are faster split than with rows widened (takes 0.1 s).
 
-    Timed with one thread, and by turns: others who use the processor then slow no run, or both. Two cores with AMX,
-    1536 x 8960, 1 / 16 / 64 / 256 rows: widening 12.7 / 9.4 / 15.0 / 42.8 ms, this 2.2 / 3.9 / 5.8 / 20.8 ms. 0 where
-    the processor or its library has no such product.
+    Timed with one thread, and by turns: others who use the processor then slow no run, or both. Each run has a matrix
+    of its own, since those of a pass come from memory, and the cache helps widening more. Two cores with AMX, 1536 x
+    8960, 1 / 16 / 64 rows: widening 12.7 / 9.4 / 15.0 ms, this 2.2 / 3.9 / 5.8 ms. 0 where the processor or its library
+    has no such product.
     """
     if not has_split_products():
         return 0
-    best, weight = 0, DenseWeight(torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.bfloat16))
+    best, turns = 0, range(_TURNS)
+    weights = [DenseWeight(torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.bfloat16)) for _ in range(2 * _TURNS)]
     scratches = [UpcastScratch(torch.float32, _CPU, max_split_rows=most) for most in (1 << 30, 0)]
     with one_thread():
         for width in _SPLIT_WIDTHS:
-            products = [partial(weight.linear, torch.ones(width, MEASURED_SIDE), None, each) for each in scratches]
-            turns = [[fastest_seconds(product, repeats=1) for product in products] for _ in range(_TURNS)]
-            split_seconds, wide_seconds = (min(seconds) for seconds in zip(*turns, strict=True))
+            inputs = torch.ones(width, MEASURED_SIDE)
+            seconds = [
+                [
+                    fastest_seconds(partial(weights[2 * turn + side].linear, inputs, None, scratch), repeats=1)
+                    for side, scratch in enumerate(scratches)
+                ]
+                for turn in turns
+            ]
+            split_seconds, wide_seconds = map(min, zip(*seconds, strict=True))
             if split_seconds > wide_seconds:
                 return best
             best = width
