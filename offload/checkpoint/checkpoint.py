@@ -1,9 +1,10 @@
 """The index of a model folder: which tensor lies where, in which file, as what.
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
-passes can be streamed without a second look. Of quantized folders those of bitsandbytes pass, and other methods are
-refused by name. Never reads a tensor's bytes, and opens nothing but JSON and safetensors, so no file of a checkpoint
-can run code. Everything in it counts as hostile. Imports neither torch nor transformers.
+passes can be streamed without a second look. Of quantized folders those of bitsandbytes pass, and folders that
+`prepare` packed; other methods are refused by name. Never reads a tensor's bytes, and opens nothing but JSON and
+safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile. Imports neither torch nor
+transformers.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
 
@@ -27,6 +28,9 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+PACKED_METHOD = "overstory-packed"
+"""The quant_method of a folder that `prepare` packed: one that transformers does not know."""
+PACKED_VERSION = 1
 MAX_HEADER_BYTES = 100 * 10**6
 _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500
@@ -83,8 +87,14 @@ class Checkpoint:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json says that linear layers are stored in formats of bitsandbytes."""
+        """Whether config.json says that linear layers are stored in formats of bitsandbytes, or packed."""
         return self.config.get("quantization_config") is not None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether config.json says that `prepare` packed the folder, so that it is an original bit for bit."""
+        settings = self.config.get("quantization_config")
+        return isinstance(settings, dict) and settings.get("quant_method") == PACKED_METHOD
 
     @property
     def total_bytes(self) -> int:
@@ -148,7 +158,7 @@ def _check_single(config: Mapping[str, Any], *, folder: Path) -> None:
 
 
 def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
-    """Let bitsandbytes pass, by the same rule as transformers, and refuse every other method by its name."""
+    """Let bitsandbytes pass, by the same rule as transformers, and our own; refuse every other method by its name."""
     for key in ("quantization_config", "compression_config"):
         settings = config.get(key)
         if settings is None:
@@ -156,6 +166,9 @@ def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
         next_step = "use the bf16, fp16 or fp32 original, or a bitsandbytes folder (4-bit NF4 or FP4, or 8-bit)"
         if not isinstance(settings, dict):
             raise CheckpointError(f"{folder}/config.json has {key} = {quote(settings)}; expected an object")
+        if key == "quantization_config" and settings.get("quant_method") == PACKED_METHOD:
+            _check_packed(settings, folder=folder)
+            continue
         is_loaded = [settings.get(name) is True for name in ("load_in_4bit", "load_in_8bit")]
         method = settings.get("quant_method", "bitsandbytes" if any(is_loaded) else None)
         if key != "quantization_config" or method != "bitsandbytes":
@@ -168,6 +181,14 @@ def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
                 f"{folder}/config.json names bitsandbytes in {key} without saying which format: expected either "
                 f"load_in_4bit or load_in_8bit to be true; {next_step}"
             )
+
+
+def _check_packed(settings: Mapping[str, Any], *, folder: Path) -> None:
+    version = settings.get("version")
+    if type(version) is not int or version != PACKED_VERSION:
+        raise CheckpointError(
+            f"{folder} was packed as version {quote(version)}; expected {PACKED_VERSION}, pack the original again"
+        )
 
 
 def _read_tensors(folder: Path) -> dict[str, TensorEntry]:

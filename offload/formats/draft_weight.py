@@ -13,6 +13,7 @@ import torch
 
 from offload.formats.four_bit import FourBitWeight, has_kernel
 from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
+from offload.formats.packed import PackedWeight
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
 from offload.formats.weight_format import MEASURED_SIDE, DenseWeight, StoredWeight, draft_seconds
 
@@ -26,11 +27,15 @@ def draft_converter(
 ) -> Callable[[StoredWeight], StoredWeight]:
     """Return what makes a draft's weight on `device`, in memory of its own, of one that views a slab.
 
-    What is stored quantized stays so, whatever `held` says.
+    What is stored quantized stays so, whatever `held` says; what is packed is unpacked first.
     """
     is_packed = device.type == "cpu" and measure_is_packed_faster(compute)
 
     def convert(stored: StoredWeight) -> StoredWeight:
+        if isinstance(stored, PackedWeight):
+            stored = DenseWeight(stored.unpack(), is_fast=True)
+            if held == "stored":
+                return stored.to(device)
         if isinstance(stored, DenseWeight) and held == "nf4":
             return FourBitWeight.quantize(stored.matrix, is_fast=True, device=device)
         if isinstance(stored, DenseWeight) and held == "int8":

@@ -101,6 +101,7 @@ class PackedWeight:
         first, last = int(ends[block - 1]) if block else 0, int(ends[-(-stop // CHUNK_ROW_MULTIPLE) - 1])
         if first < last:
             places = self.escapes[first:last].to(torch.int64).sub_(start * self.format.shape[1])
+            places.clamp_(0, out.numel() - 1)  # a damaged file must not write elsewhere, nor end a device's context
             out.view(-1).index_copy_(0, places, self.escape_values[first:last])
 
 

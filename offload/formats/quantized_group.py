@@ -1,41 +1,51 @@
-"""Find and check the tensors that a quantized linear layer is stored as, in bitsandbytes' spelling.
+"""Find and check the tensors that a linear layer is stored as: quantized, in bitsandbytes' spelling, or packed.
 
-Besides names and shapes it reads the few bytes that steer (the packed quant_state, the weight format), once, when a
-folder is opened, so that no pass has to fetch them from a device. Everything in them counts as hostile: each fault is
-one sentence.
+Besides names and shapes it reads the few bytes that steer (the packed quant_state, the weight format, the state of a
+packed matrix), once, when a folder is opened, so that no pass has to fetch them from a device. Everything in them
+counts as hostile: each fault is one sentence.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.checkpoint.strict_json import parse_json
 from offload.errors import CheckpointError
 from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
 from offload.formats.int8 import Int8RowsFormat
-from offload.formats.stored_sizes import NESTED_BLOCK_SIZE
+from offload.formats.packed import MAX_BASE, PackedFormat
+from offload.formats.packed_tensors import ESCAPE_MULTIPLE, FORMAT_NAME, STATE_SUFFIX
+from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, NESTED_BLOCK_SIZE, PACKED_COLUMNS
 from profiles.errors import quote
 
-WeightFormat: TypeAlias = Int8RowsFormat | FourBitFormat
-"""How a quantized matrix lies in a slab: known on the host before any of its bytes are on a device."""
+WeightFormat: TypeAlias = Int8RowsFormat | FourBitFormat | PackedFormat
+"""How a matrix of several tensors lies in a slab: known on the host before any of its bytes are on a device."""
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""
+_PACKED_KEYS = {"format", "shape", "base", "escape_counts", "sha256"}
+_PACKED_STATE_BYTES, _BYTES_PER_COUNT = 1024, 12
+"""Of a packed matrix's state: that of its keys, and of a block's number of escapes, at most."""
 _STATE = ".quant_state.bitsandbytes__"
 _STATE_KEYS = {"quant_type", "blocksize", "dtype", "shape"}
-_NESTED_KEYS = {"nested_blocksize", "nested_dtype", "nested_offset"}
+_NESTED_KEYS = frozenset(("nested_blocksize", "nested_dtype", "nested_offset"))
 _STORAGE_DTYPES = ("U8", "I8", "BF16", "F16", "F32")
 _COMPUTE_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedGroup:
-    """A quantized matrix as it is stored."""
+    """A quantized or packed matrix as it is stored."""
 
     format: WeightFormat
     entries: Mapping[str, TensorEntry]
     """Its tensors by their suffix in `format`."""
+    sha256: str | None = None
+    """Of the bytes of the matrix that was packed; None where nothing says it."""
 
 
 def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int]) -> QuantizedGroup | None:
@@ -46,6 +56,11 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
     entry = checkpoint.tensors[stored_name]
     absmax_name = stored_name.removesuffix("weight") + "SCB"
     states = [kind for kind in QUANT_TYPES if f"{stored_name}{_STATE}{kind}" in checkpoint.tensors]
+    num_others = len(states) + (absmax_name in checkpoint.tensors)
+    if f"{stored_name}{STATE_SUFFIX}" in checkpoint.tensors:
+        if num_others:
+            raise _wrong(entry, "is described as quantized and as packed", "one of the two")
+        return _packed_group(checkpoint, entry, shape)
     if len(states) + (entry.dtype == "I8" and not states) > 1 or (states and absmax_name in checkpoint.tensors):
         raise _wrong(entry, "is described by more than one quantization", "exactly one")
     if states:
@@ -91,14 +106,36 @@ def _four_bit_group(
     return QuantizedGroup(layout, {"": codes, **parts})
 
 
+def _packed_group(checkpoint: Checkpoint, entry: TensorEntry, shape: tuple[int, int]) -> QuantizedGroup:
+    num_rows, num_columns = shape
+    if num_columns % PACKED_COLUMNS:
+        raise _wrong(entry, f"is packed and has {num_columns} columns", f"a multiple of {PACKED_COLUMNS}")
+    _check(entry, "I16", (num_rows, 3 * num_columns // 4))
+    state = checkpoint.tensors[f"{entry.name}{STATE_SUFFIX}"]
+    num_blocks = -(-num_rows // CHUNK_ROW_MULTIPLE)
+    most_bytes = _PACKED_STATE_BYTES + _BYTES_PER_COUNT * num_blocks
+    found = _parse_json(state, keys=_PACKED_KEYS, max_bytes=most_bytes)
+    counts, base, sha256 = found["escape_counts"], found["base"], found["sha256"]
+    _expect(state, {"format": ((FORMAT_NAME,), found["format"]), "shape": ((list(shape),), found["shape"])})
+    if type(base) is not int or not 0 <= base <= MAX_BASE:
+        raise _wrong(state, f"has base = {quote(base)}", f"a whole number up to {MAX_BASE}")
+    most = CHUNK_ROW_MULTIPLE * num_columns
+    is_counted = isinstance(counts, list) and all(type(count) is int and 0 <= count <= most for count in counts)
+    if not is_counted or len(counts) != num_blocks:
+        raise _wrong(state, f"has escape_counts = {quote(counts)}", f"{num_blocks} numbers up to {most}")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise _wrong(state, f"has sha256 = {quote(sha256)}", "64 hexadecimal digits")
+    layout = PackedFormat(shape, base, np.cumsum(counts, dtype=np.int64))
+    names = [suffix for suffix in layout.part_suffixes if suffix]
+    parts = {suffix: _part(checkpoint, f"{entry.name}{suffix}", entry) for suffix in names}
+    num_listed = -(-sum(counts) // ESCAPE_MULTIPLE) * ESCAPE_MULTIPLE
+    _check(parts[".escapes"], "I32", (num_listed,))
+    _check(parts[".escape_values"], "BF16", (num_listed,))
+    return QuantizedGroup(layout, {"": entry, **parts}, sha256)
+
+
 def _parse_state(entry: TensorEntry, shape: tuple[int, int], *, quant_type: str) -> FourBitFormat:
-    if entry.dtype != "U8" or not 2 <= entry.num_bytes <= MAX_STATE_BYTES:
-        found = f"has {entry.num_bytes} bytes of {entry.dtype}"
-        raise _wrong(entry, found, f"up to {MAX_STATE_BYTES} bytes of U8")
-    state = parse_json(_read(entry), where=f"the tensor {quote(entry.name)} in {entry.file}")
-    keys = _STATE_KEYS | (_NESTED_KEYS if _NESTED_KEYS & state.keys() else set())
-    if state.keys() != keys:
-        raise _wrong(entry, f"has the keys {quote(sorted(state))}", f"{', '.join(sorted(keys))}")
+    state = _parse_json(entry, keys=_STATE_KEYS, more_keys=_NESTED_KEYS, max_bytes=MAX_STATE_BYTES)
     block_size = state["blocksize"]
     expected = {
         "quant_type": ((quant_type,), state["quant_type"]),
@@ -108,13 +145,31 @@ def _parse_state(entry: TensorEntry, shape: tuple[int, int], *, quant_type: str)
         "nested_blocksize": ((NESTED_BLOCK_SIZE,), state.get("nested_blocksize", NESTED_BLOCK_SIZE)),
         "nested_dtype": (("float32",), state.get("nested_dtype", "float32")),
     }
-    for key, (allowed, found) in expected.items():
-        if found not in allowed or isinstance(found, (bool, float)):
-            raise _wrong(entry, f"has {key} = {quote(found)}", " or ".join(quote(value) for value in allowed))
+    _expect(entry, expected)
     offset = state.get("nested_offset")
     if "nested_offset" in state and not _is_finite_number(offset):
         raise _wrong(entry, f"has nested_offset = {quote(offset)}", "a number")
     return FourBitFormat(shape, quant_type, block_size, None if offset is None else float(offset))
+
+
+def _parse_json(
+    entry: TensorEntry, *, keys: set[str], max_bytes: int, more_keys: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Return the JSON object that a tensor of bytes holds: with these keys, and with all or none of `more_keys`."""
+    if entry.dtype != "U8" or not 2 <= entry.num_bytes <= max_bytes:
+        raise _wrong(entry, f"has {entry.num_bytes} bytes of {entry.dtype}", f"up to {max_bytes} bytes of U8")
+    state = parse_json(_read(entry), where=f"the tensor {quote(entry.name)} in {entry.file}")
+    expected = keys | (more_keys if more_keys & state.keys() else set())
+    if state.keys() != expected:
+        raise _wrong(entry, f"has the keys {quote(sorted(state))}", f"{', '.join(sorted(expected))}")
+    return state
+
+
+def _expect(entry: TensorEntry, expected: Mapping[str, tuple[tuple[object, ...], object]]) -> None:
+    """Raise CheckpointError unless each key's value, given beside what is allowed, is one of those."""
+    for key, (allowed, found) in expected.items():
+        if found not in allowed or isinstance(found, (bool, float)):
+            raise _wrong(entry, f"has {key} = {quote(found)}", " or ".join(quote(value) for value in allowed))
 
 
 def _is_finite_number(value: object) -> bool:
@@ -144,7 +199,7 @@ def _wrong(entry: TensorEntry, found: str, expected: str) -> CheckpointError:
 
 
 def _read(entry: TensorEntry) -> bytes:
-    """Return a tensor's bytes: only those of steering ones, a few hundred at most."""
+    """Return a tensor's bytes: only those of steering ones, a few kilobytes at most."""
     try:
         with entry.file.open("rb") as opened:
             opened.seek(entry.offset_bytes)

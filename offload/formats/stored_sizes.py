@@ -10,11 +10,14 @@ from typing import Literal, get_args
 
 QuantizedFormat = Literal["int8", "nf4"]
 QUANTIZED_FORMATS: tuple[str, ...] = get_args(QuantizedFormat)
-"""What `overstory prepare` writes, the larger one first."""
+"""Those that a matrix loses bits in, the larger one first."""
 DEFAULT_BLOCK_SIZE = 64
 """4-bit weights that share one scale, unless a folder says otherwise."""
 NESTED_BLOCK_SIZE = 256
 """Scales that share one scale of their own, with double quantization; bitsandbytes writes no other."""
+PreparedFormat = Literal["int8", "nf4", "packed"]
+PREPARED_FORMATS: tuple[str, ...] = get_args(PreparedFormat)
+"""What `overstory prepare` writes: the quantized ones, and bfloat16 in 12 bits an element, bit for bit."""
 NF4_CODE_BYTES = 16 * 4
 """quant_map: the 16 levels, float32."""
 NF4_NESTED_CODE_BYTES = 256 * 4
@@ -74,6 +77,15 @@ def int8_token_bytes(num_heads: int, num_elements: int) -> int:
     """
     scales_begin = -(-num_elements // 4) * 4
     return -(-(scales_begin + 4 * num_heads) // 16) * 16
+
+
+def packed_bytes(shape: Sequence[int]) -> int:
+    """Return the bytes of a matrix of bfloat16 packed, without the few elements that have no code (0.1 % more).
+
+    One whose columns are no multiple of PACKED_COLUMNS stays as it is.
+    """
+    num_elements = math.prod(shape)
+    return 2 * num_elements if shape[1] % PACKED_COLUMNS else num_elements * 3 // 2
 
 
 def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:

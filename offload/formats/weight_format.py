@@ -25,6 +25,8 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "F32": torch.float32,
     "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
     "U8": torch.uint8,
 }
 """safetensors names of the storage dtypes that can be streamed."""

@@ -1,7 +1,7 @@
-"""Matrices as bitsandbytes stores them: 4-bit NormalFloat blocks (QLoRA) or LLM.int8 rows, made piece by piece.
+"""Matrices as bitsandbytes stores them, 4-bit NormalFloat blocks (QLoRA) or LLM.int8 rows, or packed bit for bit.
 
-The tensors are those that transformers saves for a model it quantized itself, to the last bit. A matrix is asked for
-in pieces of a few hundred thousand elements, so only its quantized form is ever whole in memory.
+bitsandbytes' tensors are those that transformers saves for a model it quantized itself, to the last bit. Such a matrix
+is asked for in pieces of a few hundred thousand elements, so only its quantized form is ever whole in memory.
 Sources: Dettmers et al., arXiv 2305.14314 (NF4, double quantization) and arXiv 2208.07339 (LLM.int8).
 """
 
@@ -13,10 +13,11 @@ import torch
 
 from offload.formats import four_bit
 from offload.formats.four_bit import ReadElements, quantize_blocks
+from offload.formats.packed_tensors import pack_to_tensors
 from offload.formats.stored_sizes import (
     DEFAULT_BLOCK_SIZE,
     NESTED_BLOCK_SIZE,
-    QuantizedFormat,
+    PreparedFormat,
     int8_rows_bytes,
     nf4_bytes,
 )
@@ -26,11 +27,16 @@ _STATE_BYTES = 256  # room for the JSON that describes a matrix; its length depe
 
 @dataclass(frozen=True, slots=True)
 class WeightQuantizer:
-    """Turns a matrix into the tensors of one quantized linear layer."""
+    """Turns a matrix into the tensors of one quantized or packed linear layer."""
 
-    format: QuantizedFormat
+    format: PreparedFormat
     is_double: bool = False
     """NF4 only: whether the blocks' scales are quantized again, to 8 bits."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every bit comes back; then only matrices of bfloat16 with PACKED_COLUMNS are taken."""
+        return self.format == "packed"
 
     def quantize(self, read: ReadElements, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Return the tensors by their names below the layer, each in memory of its own.
@@ -39,10 +45,15 @@ class WeightQuantizer:
 
         Raises ValueError if a value is not finite (for int8: in float16, which bitsandbytes converts to first).
         """
+        if self.is_exact:
+            parts = pack_to_tensors(read(0, math.prod(shape)).view(shape))
+            return {f"weight{suffix}": part for suffix, part in parts.items()}
         return self._quantize_rows(read, shape) if self.format == "int8" else self._quantize_blocks(read, shape, dtype)
 
     def max_bytes(self, shape: tuple[int, int]) -> int:
         """Return an upper bound of the bytes that `quantize` makes, at most a few hundred too large."""
+        if self.is_exact:
+            return 2 * math.prod(shape)  # one that packs badly stays as it is
         if self.format == "int8":
             return int8_rows_bytes(shape) + 1
         return nf4_bytes(shape, is_double=self.is_double) + _STATE_BYTES

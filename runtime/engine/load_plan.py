@@ -17,7 +17,7 @@ from typing import cast
 import torch
 
 from offload.checkpoint.checkpoint import ITEM_BYTES
-from offload.checkpoint.layer_layout import LayerLayout
+from offload.checkpoint.layer_layout import LayerLayout, SlabTensor
 from offload.device import device_name, has_bfloat16, select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
@@ -56,7 +56,7 @@ from runtime.tokenizer.match import check_draft_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "U8": "nf4"}
+_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I16": "packed", "I8": "int8", "U8": "nf4"}
 _IN_MEMORY = (
     "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
     "model's own substitute drafts"
@@ -402,9 +402,9 @@ def need_of_files(
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
         max_nodes=shape[0] if shape else 1,
         workspace=target.workspace(dtype),
-        scratch_bytes=target.scratch_elements(dtype, device) * dtype.itemsize,
+        scratch_bytes=target.scratch_bytes(dtype, device),
         head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
-        is_widened=target.is_quantized or target.stored_dtype != dtype,
+        is_widened=target.is_quantized or target.is_packed or target.stored_dtype != dtype,
         slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
         prefill_tokens=MAX_PREFILL_TOKENS if device.type == "cpu" else ACCELERATOR_MAX_PREFILL_TOKENS,
         num_slots=config.ring_slots,
@@ -469,7 +469,7 @@ def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
     )
     if stored.name in QUANTIZED_FORMATS:
         return (stored,)
-    shapes = [[tensor.shape for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
+    shapes = [[_matrix_shape(tensor) for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
     vectors = list(map(_vector_bytes, layouts))
     converted = (quantized_layers(name, shapes, vectors) for name in QUANTIZED_FORMATS)
     return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
@@ -506,6 +506,11 @@ def _stored_name(layouts: Sequence[LayerLayout]) -> str:
         counts[tensor.dtype] += math.prod(tensor.shape)
     dtype = counts.most_common(1)[0][0]
     return _FORMAT_NAMES.get(dtype, dtype)
+
+
+def _matrix_shape(tensor: SlabTensor) -> tuple[int, ...]:
+    """Return the shape of a matrix, also of one that is packed."""
+    return (tensor.shape[0], 4 * tensor.shape[1] // 3) if tensor.dtype == "I16" else tensor.shape
 
 
 def _vector_bytes(layout: LayerLayout) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border
-from offload.checkpoint.checkpoint import Checkpoint, is_hub_name
+from offload.checkpoint.checkpoint import PACKED_METHOD, Checkpoint, is_hub_name
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from offload.formats.stored_sizes import (
@@ -27,6 +27,7 @@ from offload.formats.stored_sizes import (
     int8_rows_bytes,
     int8_token_bytes,
     nf4_bytes,
+    packed_bytes,
     scratch_elements,
 )
 from offload.units import format_bytes, round_up_to_page
@@ -83,7 +84,7 @@ class ModelShape:
     is_gated: bool = True
     """Whether the MLP has a gate beside up and down."""
     published_as: str | None = None
-    """Format of the published layers: float16, int8, nf4; None is what item_bytes says."""
+    """Format of the published layers: float16, int8, nf4, packed; None is what item_bytes says."""
     cache_heads: tuple[int, int] | None = None
     """(heads, numbers in all) that a layer's cache keeps of one token; None is a key and a value of each key head."""
     num_masks: int = 1
@@ -124,9 +125,16 @@ class ModelShape:
         name = self.published_as or {2: "bfloat16", 4: "float32"}[self.item_bytes]
         if name in QUANTIZED_FORMATS:
             return (self._quantized(name),)
-        layer_bytes = self.num_layer_parameters * self.item_bytes + self._vector_bytes
-        published = LayerFormat(name, (round_up_to_page(layer_bytes),) * self.num_layers)
+        matrix_bytes = self.num_layer_parameters * self.item_bytes
+        if self.is_packed:
+            matrix_bytes = sum(map(packed_bytes, self.matrices))
+        layer_bytes = round_up_to_page(matrix_bytes + self._vector_bytes)
+        published = LayerFormat(name, (layer_bytes,) * self.num_layers)
         return (published, *map(self._quantized, QUANTIZED_FORMATS))
+
+    @property
+    def is_packed(self) -> bool:
+        return self.published_as == "packed"
 
     def _quantized(self, name: str) -> LayerFormat:
         layer = quantized_layers(name, [self.matrices], [self._vector_bytes])
@@ -160,7 +168,12 @@ class ModelShape:
         return self.cache_heads or (2 * self.num_kv_heads, 2 * self.num_kv_heads * self.head_dim)
 
     def held_bytes(self, held: str) -> int:
-        """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`."""
+        """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`.
+
+        What is packed a draft has unpacked.
+        """
+        if held == "stored" and self.is_packed:
+            return self.num_layers * (self.num_layer_parameters * self.item_bytes + self._vector_bytes)
         if held == "stored" or self.published_as in QUANTIZED_FORMATS:
             return self.formats[0].total_bytes
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
@@ -221,7 +234,7 @@ class ModelShape:
             workspace=self.workspace(compute_item_bytes),
             scratch_bytes=self._scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
             head_scratch_bytes=self._head_scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
-            is_widened=self.published_as in QUANTIZED_FORMATS or self.item_bytes != compute_item_bytes,
+            is_widened=self.published_as in (*QUANTIZED_FORMATS, "packed") or self.item_bytes != compute_item_bytes,
             slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
             prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
             file_bytes=formats[0].total_bytes + self.others_bytes,
@@ -230,7 +243,9 @@ class ModelShape:
     def _scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
         """Return what widening its matrices takes at a time, a head in another type than computed included."""
         head = () if self.item_bytes == compute_item_bytes else ((self.vocab_size, self.hidden_size),)
-        return scratch_elements((*self.matrices, *head), is_host=is_cpu) * compute_item_bytes
+        num_elements = scratch_elements((*self.matrices, *head), is_host=is_cpu)
+        narrow_bytes = self.item_bytes if self.is_packed and compute_item_bytes != self.item_bytes else 0
+        return num_elements * (compute_item_bytes + narrow_bytes)
 
     def _head_scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
         """Return what widening its head takes at a time, where it does not multiply to float32 by itself."""
@@ -409,6 +424,8 @@ def _stored_as(config: Mapping[str, Any], *, where: str) -> tuple[str | None, in
     if item_bytes is None:
         raise CheckpointError(f"{where} says dtype {quote(dtype)}; expected one of {', '.join(_ITEM_BYTES)}")
     settings = config.get("quantization_config")
+    if isinstance(settings, dict) and settings.get("quant_method") == PACKED_METHOD:
+        return "packed", 2
     if settings is None:
         return ("float16" if dtype == "float16" else None), item_bytes
     if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":

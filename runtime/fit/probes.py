@@ -27,6 +27,7 @@ from offload.errors import BudgetError, LinkError
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, has_fused_nf4
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight
+from offload.formats.packed import pack_matrix
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
 from offload.free_memory import control_group_bytes, free_memory_bytes
 from offload.pinning.pin_budget import find_pin_budget
@@ -253,6 +254,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
         "float32": DenseWeight(matrix.to(torch.float32)),
         "int8": Int8RowsWeight.quantize(matrix),
         "nf4": nf4,
+        "packed": pack_matrix(matrix),
     }
     targets = {name: weight.to(device) for name, weight in stored.items()}
 

@@ -63,10 +63,10 @@ class DecoderParts:
     """Per layer: W if the token at position q sees the keys at positions q-W+1..q (W keys, its own included), as
     transformers' masks have it (key > q - W); None for full attention."""
     layer_tensors: tuple[Mapping[str, TensorEntry], ...]
-    """Per layer: its parameters by their names below the layer; of a quantized matrix every tensor, by name and
-    suffix."""
+    """Per layer: its parameters by their names below the layer; of a quantized or packed matrix every tensor, by name
+    and suffix."""
     layer_formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantized matrices, by their names below the layer."""
+    """Per layer: the formats of its quantized and packed matrices, by their names below the layer."""
     other_tensors: Mapping[str, TensorEntry]
     """Everything else by full name: embeddings, final norm, head, and persistent buffers wherever they stand."""
     other_formats: Mapping[str, WeightFormat]
@@ -243,7 +243,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
 def _find_groups(
     model: PreTrainedModel, checkpoint: Checkpoint, stored_names: Mapping[str, str], *, tied: Mapping[str, str]
 ) -> dict[str, QuantizedGroup]:
-    """Return a quantized folder's quantized matrices by their full names; only linear layers can have one."""
+    """Return the quantized or packed matrices of a folder by their full names; only linear layers can have one."""
     if not checkpoint.is_quantized:
         return {}
     groups = {}

@@ -166,6 +166,8 @@ class DraftCache:
             raise ValueError("it is of another model, layer or version")
         formats, expected = {}, {}
         for tensor in layout.tensors:
+            if any(tensor.name.startswith(f"{name}.") for name in linears):
+                continue  # a part of a packed matrix
             if tensor.name not in linears:
                 expected[tensor.name] = (TORCH_DTYPES[tensor.dtype], tensor.shape)
                 continue

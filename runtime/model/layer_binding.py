@@ -1,8 +1,8 @@
 """Gives the empty modules of a transformers model their weights, and takes them away again.
 
-Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantized matrix
-comes as several tensors, which its `WeightFormat` puts together; embeddings gather
-their rows in the storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
+Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantized or
+packed matrix comes as several tensors, which its `WeightFormat` puts together; embeddings gather their rows in the
+storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
 """
 
 from collections.abc import Callable, Mapping
@@ -82,7 +82,7 @@ class ModuleBinder:
         formats: Mapping[str, WeightFormat] | None = None,
         convert: Convert | None = None,
     ) -> None:
-        """`formats` of the quantized matrices by name; what `convert` makes outlives the slab it came from.
+        """`formats` of the quantized and packed matrices by name; what `convert` makes outlives the slab it came from.
 
         With `convert`, which brings the matrices to the device, everything else is brought there too.
         """
@@ -93,9 +93,10 @@ class ModuleBinder:
         self._linears = {
             f"{name}.weight": child for name, child in module.named_modules() if isinstance(child, StoredLinear)
         }
-        self._part_names = {
+        self.part_names = {
             f"{name}{suffix}" for name, found in self._formats.items() for suffix in found.part_suffixes if suffix
         }
+        """Tensors that are parts of a matrix that has another name."""
 
     @property
     def weights(self) -> Mapping[str, StoredWeight]:
@@ -109,7 +110,7 @@ class ModuleBinder:
             if linear is not None:
                 stored = self._stored(name, tensors)
                 linear.stored = stored if self._convert is None else self._convert(stored)
-            elif name not in self._part_names:
+            elif name not in self.part_names:
                 self._bind_small(name, tensor)
 
     def _stored(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:

@@ -24,6 +24,7 @@ from offload.copying.copy_engine import CopyEngine
 from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
+from offload.formats.packed import PackedFormat
 from offload.formats.quantized_group import WeightFormat
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, int8_token_bytes, scratch_elements
 from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
@@ -73,7 +74,7 @@ class ModelFiles:
     num_masks: int
     """Masks of a pass: one for each window that layers have."""
     formats: tuple[Mapping[str, WeightFormat], ...]
-    """Per layer: the formats of its quantized matrices by name."""
+    """Per layer: the formats of its quantized or packed matrices by name."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
     cache_shapes: tuple[CacheShape, ...]
@@ -133,7 +134,12 @@ class ModelFiles:
 
     @property
     def is_quantized(self) -> bool:
-        return any(self.formats)
+        """Whether matrices lost bits in their format; packed ones did not."""
+        return any(not isinstance(found, PackedFormat) for layer in self.formats for found in layer.values())
+
+    @property
+    def is_packed(self) -> bool:
+        return any(isinstance(found, PackedFormat) for layer in self.formats for found in layer.values())
 
     def held_format(
         self, wanted: DraftFormat, dtype: torch.dtype, device: torch.device, *, is_substitute: bool
@@ -148,9 +154,13 @@ class ModelFiles:
         return "int8" if is_substitute and held == "stored" else held
 
     def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
-        """Return the bytes of each decoder layer in a draft of this format; norms and biases count in float32."""
+        """Return the bytes of each decoder layer in a draft of this format; norms and biases count in float32.
+
+        A draft has packed matrices unpacked.
+        """
         if held == "stored":
-            return tuple(layout.slab_bytes for layout in self.layouts)
+            layers = zip(self.layouts, self.formats, strict=True)
+            return tuple(layout.slab_bytes + sum(map(_unpacked_bytes, layer.values())) for layout, layer in layers)
         return tuple(
             sum(
                 held_bytes(linears[tensor.name], held) if tensor.name in linears else 4 * math.prod(tensor.shape)
@@ -182,6 +192,13 @@ class ModelFiles:
         shapes = [shape for linears in self.linears for shape in linears.values()]
         head = [self._head_shape] if self.stored_dtype != compute_dtype else []
         return scratch_elements(shapes + head, is_host=device.type == "cpu")
+
+    def scratch_bytes(self, compute_dtype: torch.dtype, device: torch.device) -> int:
+        """Return what widening takes; packed matrices become bfloat16 first, in memory apart from any other type."""
+        item_bytes = compute_dtype.itemsize
+        if self.is_packed and compute_dtype != torch.bfloat16:
+            item_bytes += torch.bfloat16.itemsize
+        return self.scratch_elements(compute_dtype, device) * item_bytes
 
     def head_scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return how many weights of a target's head are widened to float32 at a time; 0 where none has to be."""
@@ -218,6 +235,11 @@ class ModelFiles:
                 head_dim=head_dim,
             ),
         )
+
+
+def _unpacked_bytes(found: WeightFormat) -> int:
+    """Return how many bytes more than packed a matrix takes at most once it is unpacked; 0 for a quantized one."""
+    return found.shape[0] * found.shape[1] // 2 if isinstance(found, PackedFormat) else 0
 
 
 def read_others(
@@ -288,7 +310,7 @@ def load_draft(
     for index, tensors in bound.items():
         binder(index).bind(tensors)
     own = {index: layout for index, layout in enumerate(files.layouts) if index not in bound}
-    if held == "stored" and not files.is_quantized:
+    if held == "stored" and not any(files.formats):
         for index, layout in own.items():
             binder(index).bind(slab_views(layout, slab_on(compute.device, layout, read_slab(layout, engine))))
             yield layout.payload_bytes
@@ -335,7 +357,8 @@ def _bind_cached(
             is_kept = cache.has_room(files.linears) if is_kept is None else is_kept
             try:
                 if is_kept:
-                    others = {name: view for name, view in views.items() if name not in binder.weights}
+                    known = binder.weights.keys() | binder.part_names
+                    others = {name: view for name, view in views.items() if name not in known}
                     cache.save(index, binder.weights, others)
             except OSError as error:
                 logger.warning("the NF4 copy of a draft was not kept in %s: %s", cache.model_folder, error)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from offload.device import identify_device
 from offload.errors import BudgetError
 from offload.formats.four_bit import FourBitFormat
+from offload.formats.packed import PackedFormat
+from offload.formats.quantized_group import WeightFormat
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import OverstoryError, ProfileError
@@ -238,9 +240,11 @@ def held_name(files: ModelFiles, held: str) -> str:
     """Return what layers are held as, by name: "int8" or "nf4"; what is "stored" by what the files store."""
     if held != "stored":
         return held
-    kinds = {
-        form.quant_type if isinstance(form, FourBitFormat) else "int8"
-        for layer in files.formats
-        for form in layer.values()
-    }
+    kinds = {_kind(found) for layer in files.formats for found in layer.values()}
     return "+".join(sorted(kinds)) or str(files.stored_dtype).removeprefix("torch.")
+
+
+def _kind(found: WeightFormat) -> str:
+    if isinstance(found, FourBitFormat):
+        return found.quant_type
+    return "packed" if isinstance(found, PackedFormat) else "int8"

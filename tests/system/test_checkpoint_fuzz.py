@@ -17,6 +17,7 @@ from profiles.errors import BadInputError
 from runtime.model.model_loader import ModelFiles
 from tests.support.damage import ODD_VALUES, damage_bytes, damage_value, peak_bytes, to_json
 from tests.support.model_factory import save_tiny_model
+from tests.support.packed_factory import save_packed_folder
 from tests.support.quantized_factory import save_quantized_folder
 
 MAX_CASE_SECONDS = 10.0
@@ -99,11 +100,10 @@ def setting_cases(file: Path) -> Iterator[tuple[Path, bytes]]:
         yield file, to_json({**config, **extra})
 
 
-def state_cases(folder: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
-    """The packed quant_states: their bytes, single values of their JSON, and what they are stored as."""
-    file = folder / "model.safetensors"
+def state_cases(file: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    """The states of quantized and packed matrices: bytes, single values of their JSON, what they are stored as."""
     tensors = load_file(file)
-    names = sorted(name for name in tensors if ".quant_state." in name)
+    names = sorted(name for name in tensors if ".quant_state." in name or name.endswith(".packed"))
     for index in range(num_cases):
         name = source.choice(names)
         raw = bytes(tensors[name].tolist())
@@ -217,4 +217,22 @@ def test_every_quantization_setting_with_every_odd_value(check: Check, tmp_path)
 @pytest.mark.parametrize("name", ["nf4 nested", "fp4"])
 def test_damaged_quant_states(check: Check, tmp_path, name):
     folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
-    check(state_cases(folder, random.Random(7), 300), at_least=300)
+    check(state_cases(folder / "model.safetensors", random.Random(7), 300), at_least=300)
+
+
+PACKED_SIZES = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 192}
+
+
+def test_damaged_headers_of_packed_folders(check: Check, tmp_path):
+    _, folder = save_packed_folder(tmp_path, sizes=PACKED_SIZES)
+    check(header_cases(folder, random.Random(8), 300), at_least=300)
+
+
+def test_damaged_states_of_packed_matrices(check: Check, tmp_path):
+    _, folder = save_packed_folder(tmp_path, sizes=PACKED_SIZES)
+    check(state_cases(sorted(folder.glob("*.safetensors"))[0], random.Random(9), 300), at_least=300)
+
+
+def test_damaged_configs_of_packed_folders(check: Check, tmp_path):
+    _, folder = save_packed_folder(tmp_path, sizes=PACKED_SIZES)
+    check(json_cases(folder / "config.json", random.Random(10), 200), at_least=200)

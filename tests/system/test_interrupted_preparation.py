@@ -55,15 +55,18 @@ def end_at(limit: int, asked: Asked) -> bool:
 
 
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [("nf4", True), ("packed", False)], ids=["nf4", "packed"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in a child process")
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, stride: int) -> None:
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, options: tuple[str, bool], stride: int
+) -> None:
     source = save_tiny_model("llama", tmp_path / "model", num_hidden_layers=2, dtype=torch.bfloat16, **WIDE)
-    _, whole = finish(request(source, tmp_path / "whole", "nf4", True))
+    _, whole = finish(request(source, tmp_path / "whole", *options))
     expected = contents(whole.folder)
     num_kept = []
     for limit in count(1, stride):
         output = tmp_path / f"killed-{limit}"
-        asked = request(source, output, "nf4", True)
+        asked = request(source, output, *options)
         if not end_at(limit, asked):
             break
         assert not output.exists() or (output / JOURNAL_NAME).exists()

@@ -1,12 +1,13 @@
-"""The command `prepare`: write a quantized copy of a model that this program and transformers both load.
+"""The command `prepare`: write a copy of a model, quantized for this program and transformers, or packed bit for bit.
 
 Draws progress on stderr and ends with one JSON line on stdout.
 """
 
 import json
 import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +15,20 @@ from tui.interruption import CommandInterruptedError
 from tui.options import Quiet
 from tui.printing import measurement_tables, progress_console, show_load
 
+if TYPE_CHECKING:
+    from runtime.events import LoadProgress
+
 
 def prepare(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of the bf16, fp16 or fp32 model.")],
     *,
     weight_format: Annotated[
-        str, typer.Option("--format", help="int8 (rows, half the bytes of bf16) or nf4 (4-bit blocks, a quarter).")
+        str,
+        typer.Option(
+            "--format",
+            help="int8 (rows, half the bytes of bf16), nf4 (4-bit blocks, a quarter) or packed (bf16 bit for bit in "
+            "three quarters, which only this program reads).",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to be made.")],
     double_quant: Annotated[
@@ -30,18 +39,25 @@ def prepare(
     ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Write a quantized copy of a model that transformers itself loads, layer by layer; run again to go on."""
+    """Write a quantized copy of a model that transformers itself loads, or a packed one; run again to go on."""
     from runtime.fit.startup import check_startup
 
     check_startup(None)
     from runtime.prepare.preparation import prepare_model
 
-    console = progress_console(is_quiet=quiet)
     steps = prepare_model(model, output, weight_format=weight_format, is_double=double_quant)
+    return write_model(steps, doing="preparing", title="prepared", is_quiet=quiet)
+
+
+def write_model(
+    steps: "Generator[str | LoadProgress, None, dict[str, Any]]", *, doing: str, title: str, is_quiet: bool
+) -> int:
+    """Run the steps that write a model's folder, and end with their record."""
+    console = progress_console(is_quiet=is_quiet)
     try:
-        record = show_load(steps, console, doing="preparing")
+        record = show_load(steps, console, doing=doing)
     except KeyboardInterrupt:
         raise CommandInterruptedError("run the same command again to go on where it stopped") from None
-    console.print(*measurement_tables(record, title="prepared"))
+    console.print(*measurement_tables(record, title=title))
     sys.stdout.write(json.dumps(record) + "\n")
     return 0

@@ -6,6 +6,7 @@ from offload.formats import draft_weight
 from offload.formats.draft_weight import draft_converter, fastest_format, held_bytes
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight
+from offload.formats.packed import PackedWeight, pack_matrix
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
 
 CPU = torch.device("cpu")
@@ -21,6 +22,7 @@ def is_packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def stored_weights() -> dict[str, StoredWeight]:
     return {
         "dense": DenseWeight(MATRIX.clone()),
+        "packed": pack_matrix(MATRIX),
         "int8": Int8RowsWeight.quantize(MATRIX),
         "nf4": FourBitWeight.quantize(MATRIX),
     }
@@ -32,6 +34,9 @@ def stored_weights() -> dict[str, StoredWeight]:
         ("dense", "int8", Int8RowsWeight),
         ("dense", "nf4", FourBitWeight),
         ("dense", "stored", DenseWeight),
+        ("packed", "int8", Int8RowsWeight),
+        ("packed", "nf4", FourBitWeight),
+        ("packed", "stored", DenseWeight),
         ("int8", "stored", Int8RowsWeight),
         ("int8", "nf4", Int8RowsWeight),
         ("nf4", "int8", FourBitWeight),
@@ -56,6 +61,8 @@ def test_a_matrix_is_held_as_asked_unless_it_is_quantized_already(
 def vars_of(weight: StoredWeight) -> list[torch.Tensor]:
     if isinstance(weight, DenseWeight):
         return [weight.matrix]
+    if isinstance(weight, PackedWeight):
+        return [weight.words, weight.escapes, weight.escape_values]
     if isinstance(weight, Int8RowsWeight):
         return [weight.rows, weight.absmax]
     assert isinstance(weight, FourBitWeight)

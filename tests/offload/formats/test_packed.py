@@ -122,3 +122,15 @@ def test_a_copy_has_memory_of_its_own() -> None:
     assert isinstance(copied, PackedWeight)
     assert copied.words.data_ptr() != packed.words.data_ptr()
     assert torch.equal(copied.unpack(), packed.unpack())
+
+
+@pytest.mark.parametrize("place", [-(2**31), -1, 64 * 64, 2**31 - 1])
+def test_a_place_outside_the_matrix_writes_nothing_outside_the_rows(place: int) -> None:
+    """A file may have been damaged since it was opened, and a device would end its context."""
+    matrix = trained(64, 64)
+    matrix[40, 3] = 1e30
+    packed = pack_matrix(matrix)
+    packed.escapes.fill_(place)
+    memory = torch.zeros(96, 64, dtype=torch.bfloat16)
+    packed.unpack_rows(32, 64, memory[32:64])
+    assert not memory[:32].any() and not memory[64:].any()

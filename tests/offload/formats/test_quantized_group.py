@@ -11,6 +11,8 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from offload.formats.four_bit import FourBitFormat, FourBitWeight
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
+from offload.formats.packed import PackedFormat
+from offload.formats.packed_tensors import STATE_SUFFIX, pack_to_tensors, sha256_of, unpack_tensors
 from offload.formats.quantized_group import MAX_STATE_BYTES, QuantizedGroup, find_group
 from tests.support.four_bit_weights import four_bit_weight
 
@@ -187,3 +189,88 @@ def test_a_file_that_lost_its_end_since_it_was_opened_is_refused(tmp_path: Path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="ends after 0 bytes"):
         find_group(checkpoint, NAME, SHAPE)
+
+
+PACKED_SHAPE = (70, 64)
+
+
+def packed_matrix() -> torch.Tensor:
+    matrix = torch.randn(PACKED_SHAPE, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    matrix[3, 5], matrix[69, 63] = 1e30, 1e-30
+    return matrix
+
+
+def packed_tensors() -> Tensors:
+    return {f"{NAME}{suffix}": part for suffix, part in pack_to_tensors(packed_matrix()).items()}
+
+
+def packed_state(**changes: Any) -> torch.Tensor:
+    state = json.loads(bytes(packed_tensors()[f"{NAME}{STATE_SUFFIX}"].tolist()))
+    return as_tensor({key: value for key, value in {**state, **changes}.items() if value is not ...})
+
+
+def test_a_packed_group_is_found_with_what_steers_it(tmp_path: Path) -> None:
+    tensors = packed_tensors()
+    group = found(tmp_path, tensors, PACKED_SHAPE)
+    assert group is not None and isinstance(group.format, PackedFormat)
+    assert group.entries.keys() == set(group.format.part_suffixes)
+    assert group.sha256 == sha256_of(packed_matrix())
+    parts = {suffix: tensors[entry.name] for suffix, entry in group.entries.items()}
+    matrix = unpack_tensors(group.format, parts, sha256=group.sha256)
+    assert torch.equal(matrix.view(torch.int16), packed_matrix().view(torch.int16))
+
+
+def test_one_whose_state_is_gone_is_no_packed_group(tmp_path: Path) -> None:
+    """The tensor is then refused for its type, as any other of integers."""
+    tensors = packed_tensors()
+    del tensors[f"{NAME}{STATE_SUFFIX}"]
+    assert found(tmp_path, tensors, PACKED_SHAPE) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format": "bfloat16 in 11 bits"}, "format = 'bfloat16 in 11 bits'"),
+        ({"shape": [70, 128]}, "shape = [70, 128]"),
+        ({"base": 128}, "base = 128"),
+        ({"base": -1}, "base = -1"),
+        ({"base": True}, "base = True"),
+        ({"base": 1.0}, "base = 1.0"),
+        ({"escape_counts": None}, "escape_counts = None"),
+        ({"escape_counts": [1, 0]}, "expected 3 numbers up to 2048"),
+        ({"escape_counts": [1, -1, 2]}, "escape_counts = [1, -1, 2]"),
+        ({"escape_counts": [1, 2049, 0]}, "escape_counts = [1, 2049, 0]"),
+        ({"escape_counts": [1, 0, 9]}, "type I32 and shape [8]; expected I32 of [16]"),
+        ({"sha256": "0"}, "sha256 = '0'"),
+        ({"sha256": 3}, "64 hexadecimal digits"),
+        ({"sha256": ...}, "has the keys"),
+        ({"more": 1}, "has the keys"),
+        ({"more": "x" * 2000}, "expected up to 1060 bytes of U8"),
+    ],
+)
+def test_a_damaged_state_of_a_packed_matrix_is_one_sentence(tmp_path: Path, changes: Any, expected: str) -> None:
+    tensors = {**packed_tensors(), f"{NAME}{STATE_SUFFIX}": packed_state(**changes)}
+    with pytest.raises(CheckpointError) as caught:
+        found(tmp_path, tensors, PACKED_SHAPE)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "shape", "expected"),
+    [
+        ({}, (70, 96), "has 96 columns; expected a multiple of 64"),
+        ({}, (71, 64), "expected I16 of [71, 48]"),
+        ({".escapes": torch.zeros(8, dtype=torch.int64)}, PACKED_SHAPE, "expected I32 of [8]"),
+        ({".escape_values": torch.zeros(8)}, PACKED_SHAPE, "expected BF16 of [8]"),
+        ({".escapes": None}, PACKED_SHAPE, "lacks the tensor 'x.weight.escapes'"),
+        ({STATE_SUFFIX: torch.zeros(8)}, PACKED_SHAPE, "bytes of U8"),
+        ({".quant_state.bitsandbytes__nf4": torch.zeros(8)}, PACKED_SHAPE, "as quantized and as packed"),
+    ],
+)
+def test_tensors_that_are_not_those_of_a_packed_matrix_are_one_sentence(
+    tmp_path: Path, tensors: dict[str, torch.Tensor | None], shape: tuple[int, int], expected: str
+) -> None:
+    changed = {**packed_tensors(), **{f"{NAME}{suffix}": part for suffix, part in tensors.items()}}
+    with pytest.raises(CheckpointError) as caught:
+        found(tmp_path, {name: part for name, part in changed.items() if part is not None}, shape)
+    assert expected in str(caught.value)

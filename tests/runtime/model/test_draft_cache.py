@@ -14,6 +14,7 @@ from runtime.model.draft_cache import DraftCache
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import ModelFiles, load_draft, read_others
 from runtime.model.streamed_model import chain_input
+from tests.support.packed_factory import save_packed_folder
 from tests.support.session_factory import save_tiny_folder
 
 DIGEST = "0" * 64
@@ -114,3 +115,14 @@ def test_where_nothing_can_be_kept_the_draft_loads_all_the_same(
     cache = DraftCache(tmp_path / "drafts", DIGEST)
     assert torch.equal(logits_of(files, cache), logits_of(files, None))
     assert not (tmp_path / "drafts").is_dir()
+
+
+def test_layers_of_a_packed_draft_are_kept_too(tmp_path: Path) -> None:
+    """Without the parts that its matrices are made of."""
+    original, packed = map(ModelFiles.open, save_packed_folder(tmp_path / "model", "qwen2"))
+    expected = logits_of(original, None)
+    for _ in range(2):
+        cache = DraftCache(tmp_path / "drafts", DIGEST)
+        assert torch.equal(logits_of(packed, cache), expected)
+        assert cache.damaged == [] and len(list(cache.model_folder.iterdir())) == len(packed.layouts)
+    assert all(layer is not None for layer in cache.load(packed.layouts, packed.linears))

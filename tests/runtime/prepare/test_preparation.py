@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from offload.checkpoint.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ from offload.errors import CheckpointError
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import read_elements
+from runtime.prepare.preparation import read_elements, unpack_model
 from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model, tiny_config
@@ -126,7 +128,7 @@ def test_progress_adds_up(tmp_path: Path, name: str) -> None:
     assert prepared.source_bytes == sum(t.numel() * t.element_size() for t in tensors_of(source).values())
     names = [*(f"layer {number}" for number in range(1, 5)), "embeddings and head"]
     assert list(dict.fromkeys(event.what for event in progress)) == [f"{name} of 4 layers" for name in names]
-    assert prepared.num_quantized == 28
+    assert prepared.num_matrices == 28
 
 
 def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_a_value_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     source = save_source(tmp_path / "model")
     before = contents(tmp_path)
-    with pytest.raises(OptionError, match="must be one of int8, nf4"):
+    with pytest.raises(OptionError, match="must be one of int8, nf4, packed"):
         finish(request(source, tmp_path / "x", "fp8"))
     with pytest.raises(OptionError, match="leave it out for int8"):
         finish(request(source, tmp_path / "x", "int8", True))
@@ -277,3 +279,90 @@ def test_what_cannot_be_run_is_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="layers that do not run once each, in order"):
         finish(request(folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def as_stored(folder: Path) -> dict[str, tuple[torch.dtype, bytes]]:
+    tensors = tensors_of(folder)
+    return {
+        name: (tensor.dtype, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
+
+
+def unpack(folder: Path, output: Path) -> Asked:
+    return partial(unpack_model, str(folder), output)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_unpacked_folder_has_the_tensors_and_the_small_files_of_the_original(tmp_path: Path, name: str) -> None:
+    """Also where nothing packs: of fp16, of fp32, and of matrices that are stored turned."""
+    source = save_source(tmp_path / "model", name)
+    _, packed = finish(request(source, tmp_path / "packed", "packed"))
+    _, unpacked = finish(unpack(packed.folder, tmp_path / "unpacked"))
+    assert as_stored(unpacked.folder) == as_stored(source)
+    assert json.loads((unpacked.folder / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+    before, after = contents(source), contents(unpacked.folder)
+    small = {name for name in before if name != "config.json" and not name.endswith((".safetensors", ".index.json"))}
+    assert small and all(after[name] == before[name] for name in small)
+    is_packed = name == "llama, bf16"
+    assert (packed.num_matrices, unpacked.num_matrices > 0) == (28 if is_packed else 0, is_packed)
+    assert (packed.num_bytes < packed.source_bytes) == is_packed
+    ids = torch.arange(3, 40)[None]
+    loaded, report = AutoModelForCausalLM.from_pretrained(unpacked.folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(source)(ids).logits)
+
+
+def test_what_the_model_does_not_use_is_packed_along(tmp_path: Path) -> None:
+    """Under the name and in the type that it has, also of a model whose names lack their prefix."""
+    source = save_source(tmp_path / "model")
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors_of(source).items()}
+    tensors |= {"odd.mask": torch.tensor([[True, False]]), "odd.count": torch.tensor(2**40)}
+    save_file(tensors, source / "model.safetensors")
+    _, packed = finish(request(source, tmp_path / "packed", "packed"))
+    assert packed.num_matrices == 28 and "layers.0.mlp.up_proj.weight.packed" in tensors_of(packed.folder)
+    _, unpacked = finish(unpack(packed.folder, tmp_path / "unpacked"))
+    assert as_stored(unpacked.folder) == as_stored(source)
+
+
+def test_a_damaged_matrix_is_one_sentence_and_nothing_is_published(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    _, packed = finish(request(source, tmp_path / "packed", "packed"))
+    entry = Checkpoint.open(packed.folder).tensors["model.layers.2.mlp.up_proj.weight"]
+    with entry.file.open("r+b") as file:
+        file.seek(entry.offset_bytes + 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.up_proj\.weight' in .* is damaged: its bytes are not"):
+        finish(unpack(packed.folder, tmp_path / "unpacked"))
+    assert not (tmp_path / "unpacked").exists()
+
+
+def test_only_what_is_packed_is_unpacked_and_only_what_is_not_is_packed(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    _, packed = finish(request(source, tmp_path / "packed", "packed"))
+    with pytest.raises(CheckpointError, match="is not packed; give a folder that prepare --format packed wrote"):
+        finish(unpack(source, tmp_path / "x"))
+    for weight_format in ("packed", "nf4"):
+        with pytest.raises(CheckpointError, match="is packed; restore its original with overstory unpack first"):
+            finish(request(packed.folder, tmp_path / "x", weight_format))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_name_that_packed_matrices_need_is_refused(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    save_file(tensors_of(source) | {"x.packed": torch.zeros(2)}, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"the tensor 'x\.packed', a name that packed matrices need"):
+        finish(request(source, tmp_path / "x", "packed"))
+
+
+def test_an_interrupted_unpacking_goes_on(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "model")
+    _, packed = finish(request(source, tmp_path / "packed", "packed"))
+    asked = unpack(packed.folder, tmp_path / "unpacked")
+    interrupt(asked)
+    _, unpacked = finish(asked)
+    assert unpacked.num_kept_shards == 2
+    assert as_stored(unpacked.folder) == as_stored(source)

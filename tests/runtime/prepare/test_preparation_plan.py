@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig
 
 from offload.errors import CheckpointError
 from offload.formats.weight_quantizer import WeightQuantizer
-from runtime.prepare.preparation import PreparationPlan, matrix_shape
+from runtime.prepare.preparation_plan import PreparationPlan, matrix_shape
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 
 NF4 = WeightQuantizer("nf4")

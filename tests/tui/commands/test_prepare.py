@@ -48,7 +48,7 @@ def test_it_ends_with_one_json_line_and_a_folder_that_loads(source, capsys, opti
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--format", "q4"], "the format is 'q4'; it must be one of int8, nf4"),
+        (["--format", "q4"], "the format is 'q4'; it must be one of int8, nf4, packed"),
         (["--format", "int8", "--double-quant"], "double quantization belongs to nf4"),
     ],
 )
