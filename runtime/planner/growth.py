@@ -25,12 +25,14 @@ GRID_FACTOR = 1.2
 """From one size, or level limit, to the next."""
 LEAST_WIDTH, WIDTH_SHARE = 8, 4
 """Nodes of the widest step, or one of so many of the tree's: wide enough that no level has to wait."""
-RUN_WORTH = 1.5
-"""What a node must be worth to be run, in shares of the tree, of which the draft may run as many as there are in all.
+RUN_WORTHS = {1.5: 1.0, 2.0: 0.99, 3.0: 0.96}
+"""What a node may have to be worth to be run, in shares of the tree, and the share of tokens that is left with it.
 
-With 1 it runs out of them in wide early steps, on nodes that are outdone later. Simulated from the built-in groups of
-positions, 1.5 brings 2.6 to 3.4 % more tokens in trees of 256 nodes on up to 40 levels and 1.2 to 2.3 % in 1,024 on 32,
-with 5 to 14 % fewer nodes run; where levels are few, 0.1 to 0.4 % less with 16 to 18 % fewer; 2.5 is too much."""
+The draft may run as many nodes as the tree has. With 1 it runs out of them in wide early steps, on nodes that are
+outdone later: simulated from the built-in groups of positions, 1.5 brings 2.6 to 3.4 % more tokens in trees of 256
+nodes on up to 40 levels. With 2 it runs 14 to 16 % fewer for 0.2 to 1 % of the tokens, with 3 40 % fewer for 2.7 to
+2.8 % (256 and 512 nodes on 26 levels): on a processor, whose steps cost by their width, that pays."""
+RUN_WORTH = min(RUN_WORTHS)
 LEAST_LOG_WORTH = -14.0
 """Nodes less likely than one in a million are of no use, nor is what stands below them."""
 NUM_BINS = 700
@@ -72,13 +74,13 @@ def chances_of(pair: PairProfile, temperature: float) -> ContextChances | None:
     return ContextChances(np.array(table.by_confidence), table.spread)
 
 
-def growth_limits(num_nodes: int, num_levels: int) -> GrowthLimits:
-    """Return the limits of a tree of so many nodes and levels, both with the root."""
+def growth_limits(num_nodes: int, num_levels: int, *, run_worth: float = RUN_WORTH) -> GrowthLimits:
+    """Return the limits of a tree of so many nodes and levels, both with the root; see RUN_WORTHS."""
     return GrowthLimits(
         num_nodes,
         num_levels - 1,
         max_width=max(LEAST_WIDTH, num_nodes // WIDTH_SHARE),
-        least_worth=RUN_WORTH / num_nodes,
+        least_worth=run_worth / num_nodes,
         max_run=num_nodes,
     )
 
@@ -108,17 +110,19 @@ class GrowthForecast:
         is_possible = sizes <= counts[:, -1:] + 1e-9
         return np.where(is_possible, np.array(rows), -np.inf)
 
-    def run_per_level(self, num_nodes: ArrayLike, level_limit: int) -> NDArray[np.float64]:
+    def run_per_level(
+        self, num_nodes: ArrayLike, level_limit: int, *, run_worth: float = RUN_WORTH
+    ) -> NDArray[np.float64]:
         """Return (d - 1, ...) nodes that the draft runs in each level, of trees of `num_nodes` (...) on d levels.
 
-        Those worth RUN_WORTH of the tree's share, even if outdone later, as many as the tree has at most; at
+        Those worth `run_worth` shares of the tree, even if outdone later, as many as the tree has at most; at
         least one where the next level has one. Those of the last level have no children.
         """
         sizes = np.asarray(num_nodes, dtype=np.float64)
         within = np.cumsum(self.nodes[:level_limit], axis=1)  # (d, M)
         last_bins = np.interp(sizes, within.sum(axis=0), np.arange(NUM_BINS))
         least = np.minimum(_at_bins(within[1:], last_bins), 1.0)
-        worth = _at_bins(within[:-1], np.log(sizes / RUN_WORTH) / (-LEAST_LOG_WORTH / NUM_BINS))
+        worth = _at_bins(within[:-1], np.log(sizes / run_worth) / (-LEAST_LOG_WORTH / NUM_BINS))
         more = np.maximum(worth - 1.0, 0.0) * least
         room = np.maximum(sizes - least.sum(axis=0), 0.0)
         return np.asarray(least + more * np.minimum(1.0, room / np.maximum(more.sum(axis=0), 1e-9)), dtype=np.float64)
@@ -172,7 +176,24 @@ def choose_growth(
     is_possible = np.isfinite(dynamic) & np.isfinite(alike) & np.isfinite(static.expected_tokens[at])
     gain = np.divide(dynamic, alike, out=np.zeros_like(dynamic), where=is_possible)
     tokens = factor * gain * np.where(is_possible, static.expected_tokens[at], 0.0)  # (L, S)
-    draft_seconds = _draft_seconds(costs, forecast, sizes, limits)
+    choices = (
+        _cheapest(costs, forecast, share * tokens, (sizes, limits), run_worth=run_worth)
+        for run_worth, share in RUN_WORTHS.items()
+    )
+    return min(filter(None, choices), key=lambda choice: choice.seconds_per_token, default=None)
+
+
+def _cheapest(
+    costs: RoundCosts,
+    forecast: GrowthForecast,
+    tokens: NDArray[np.float64],
+    grid: tuple[NDArray[np.int64], NDArray[np.int64]],
+    *,
+    run_worth: float,
+) -> TreeChoice | None:
+    """The fewest seconds per token of this grid (S,), (L,) of sizes and level limits; `tokens` (L, S)."""
+    sizes, limits = grid
+    draft_seconds = _draft_seconds(costs, forecast, sizes, limits, run_worth=run_worth)
     round_seconds = costs.round_seconds(sizes, draft_seconds)
     seconds = np.divide(round_seconds, tokens, out=np.full(tokens.shape, np.inf), where=tokens > 0)
     row, column = map(int, np.unravel_index(np.argmin(seconds), seconds.shape))
@@ -186,7 +207,7 @@ def choose_growth(
         round_seconds=float(round_seconds[row, column]),
         draft_seconds=float(draft_seconds[row, column]),
         bound=bound_of(costs, num_nodes, float(draft_seconds[row, column])),
-        shape=lambda: growth_limits(num_nodes, num_levels),
+        shape=lambda: growth_limits(num_nodes, num_levels, run_worth=run_worth),
         is_dynamic=True,
     )
 
@@ -228,13 +249,18 @@ def _grid(most: int) -> NDArray[np.int64]:
 
 
 def _draft_seconds(
-    costs: RoundCosts, forecast: GrowthForecast, sizes: NDArray[np.int64], limits: NDArray[np.int64]
+    costs: RoundCosts,
+    forecast: GrowthForecast,
+    sizes: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    *,
+    run_worth: float,
 ) -> NDArray[np.float64]:
     """(L, S) one step for every level but the last, by how many of its nodes are run."""
     step_seconds, rows = costs.draft_step_seconds, []
     assert step_seconds is not None
     for limit in limits.tolist():
-        widths = forecast.run_per_level(sizes, limit)  # (limit - 1, S)
+        widths = forecast.run_per_level(sizes, limit, run_worth=run_worth)  # (limit - 1, S)
         steps = step_seconds(np.maximum(widths, 1.0)) * np.minimum(widths, 1.0)  # some trees do not get so far
         rows.append(steps.sum(axis=0))
     return np.array(rows)

@@ -9,6 +9,7 @@ from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.growth import (
     LEAST_LOG_WORTH,
     NUM_BINS,
+    RUN_WORTHS,
     TEXT_SHARE,
     ContextChances,
     YieldLearner,
@@ -98,6 +99,29 @@ def test_what_the_draft_may_run_is_not_spent_on_nodes_that_are_outdone() -> None
     )
     assert tokens > 1.01 * eager_tokens
     assert num_run < eager_run <= 12 * 128
+
+
+def test_a_draft_whose_steps_cost_by_their_width_runs_fewer_nodes() -> None:
+    """Found: a processor's draft of a 512-node tree took 6 s beside a pass of 19 s, most of it for outdone nodes."""
+    cheap = costs(copy=1.0, step=0.001)
+    dear = replace(cheap, draft_step_seconds=CostTable((0, 1), (0.001, 0.008)))
+    for each, least, most in ((cheap, 1.5, 1.5), (dear, 2.0, 3.0)):
+        ranking = choose_tree(each, MEANS, max_nodes=200, max_levels=24)
+        grown = choose_growth(each, ContextChances(TWO_KINDS, 0.8), ranking)
+        assert grown is not None
+        limits = grown.shape()
+        assert isinstance(limits, GrowthLimits)
+        assert least <= limits.least_worth * limits.num_nodes <= most
+
+
+@pytest.mark.parametrize("run_worth", sorted(RUN_WORTHS))
+def test_what_is_left_of_the_tokens_is_what_grown_trees_bring(run_worth: float) -> None:
+    chances = np.array(builtin_chances(substitute_held=None).by_confidence)
+    all_tokens, tokens = (
+        sum(grown_from(chances, growth_limits(128, 20, run_worth=worth), seed=seed)[0] for seed in range(15))
+        for worth in (1.5, run_worth)
+    )
+    assert tokens / all_tokens == pytest.approx(RUN_WORTHS[run_worth], abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(64, 12), (128, 16), (256, 16)])
