@@ -18,10 +18,12 @@ from offload.copying.copy_engine import CopyEngine
 from offload.errors import PassCancelledError
 from offload.layer_slabs import copy_slab, read_ahead
 from offload.memory import allocate_slab, explained_shortage
+from offload.packed_layers import PackedLayer
 from offload.pinning.pinned_memory import HostPinner
 from profiles.errors import OverstoryError
 
 _POLL_SECONDS = 0.02
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,22 @@ class LayerHome:
 
     index: int
     layout: LayerLayout
+    """How it is read."""
     slab: torch.Tensor
-    """uint8, at least layout.slab_bytes; on the device or in host memory."""
+    """uint8, as large as the layer will be there; on the device or in host memory."""
     is_to_pin: bool = False
     """Whether the slab comes from the pinner, and is pinned once it is full."""
+    packed: PackedLayer | None = None
+    """What it is to be packed as; None: it stays as it is read."""
 
     @property
     def is_on_device(self) -> bool:
         return self.slab.device.type != "cpu"
+
+    @property
+    def is_bounced(self) -> bool:
+        """Whether its bytes are read to another place first."""
+        return self.is_on_device or self.packed is not None
 
 
 class LayerFilling(Closeable):
@@ -47,8 +57,16 @@ class LayerFilling(Closeable):
     layer is asked for again that has not come.
     """
 
-    def __init__(self, homes: Sequence[LayerHome], loader: CopyEngine, pinner: HostPinner) -> None:
-        """Begins to read. `loader` reads the files; it is closed with the filling."""
+    def __init__(
+        self,
+        homes: Sequence[LayerHome],
+        loader: CopyEngine,
+        pinner: HostPinner,
+        *,
+        device: torch.device = _CPU,
+    ) -> None:
+        """Begins to read. `loader` reads the files; it is closed with the filling. `device`: where escapes go."""
+        self._device = device
         self._homes = tuple(homes)
         self._loader = loader
         self._pinner = pinner
@@ -145,17 +163,25 @@ class LayerFilling(Closeable):
                 self._changed.notify_all()
 
     def _read(self, homes: Sequence[LayerHome]) -> Iterator[LayerHome]:
-        """Read the layers in order, the next one while this one is used; a device's go through two bounce buffers."""
-        bounces: list[torch.Tensor] = []
-        if any(home.is_on_device for home in homes):
-            largest = max(home.layout.slab_bytes for home in homes if home.is_on_device)
-            bounces = [allocate_slab(largest) for _ in range(2)]
-        targets = [bounces[place % 2] if home.is_on_device else home.slab for place, home in enumerate(homes)]
+        """Read the layers in order, the next one while this one is used.
+
+        What is for a device, or to be packed, goes through two bounce buffers; what is both, through a third.
+        """
+        bounced = [home.layout.slab_bytes for home in homes if home.is_bounced]
+        bounces = [allocate_slab(max(bounced)) for _ in range(2 if bounced else 0)]
+        packed = [home.slab.numel() for home in homes if home.packed is not None and home.is_on_device]
+        packing_place = allocate_slab(max(packed)) if packed else None
+        targets = [bounces[place % 2] if home.is_bounced else home.slab for place, home in enumerate(homes)]
         layouts = [home.layout for home in homes]
         reads = read_ahead(self._loader, zip(layouts, targets, strict=True))
         for home, slab in zip(homes, reads, strict=True):
+            layout = home.layout
+            if home.packed is not None:
+                target = packing_place if packing_place is not None and home.is_on_device else home.slab
+                home.packed.pack(layout, slab, target, self._device)
+                layout, slab = home.packed.layout, target
             if slab is not home.slab:
-                copy_slab(home.layout, slab, home.slab)
+                copy_slab(layout, slab, home.slab)
             yield home
 
     def _arrive(self, index: int) -> None:

@@ -15,6 +15,7 @@ from offload.errors import BudgetError
 from offload.layer_filling import LayerHome
 from offload.layer_streamer import ResidentLayer, StreamedLayer
 from offload.memory import allocate_slab, is_out_of_memory
+from offload.packed_layers import PackedLayer, PackedLayout
 from offload.pinning.pinned_memory import HostPinner
 from offload.residency_plan import ResidencyPlan, Tier
 
@@ -34,6 +35,11 @@ class PlacedLayers:
     homes: tuple[LayerHome, ...]
     """Memory of those that are resident or in host memory, to be filled, in layer order."""
 
+    @property
+    def packed(self) -> dict[int, PackedLayer]:
+        """Those that lie packed, by index."""
+        return {home.index: home.packed for home in self.homes if home.packed is not None}
+
 
 @dataclass(slots=True)
 class LayerPlacer:
@@ -48,19 +54,35 @@ class LayerPlacer:
     _host_bytes: int = 0
     _notes: dict[str, str] = field(default_factory=dict)
 
-    def place(self, layouts: Sequence[LayerLayout], plan: ResidencyPlan) -> PlacedLayers:
-        """Return where every layer is to be. Raises BudgetError where no slot could stream one that has no room."""
+    def place(
+        self, layouts: Sequence[LayerLayout], plan: ResidencyPlan, *, packed: Sequence[PackedLayout] = ()
+    ) -> PlacedLayers:
+        """Return where every layer is to be; with `packed`, it lies so wherever it is but on disk.
+
+        Raises BudgetError where no slot could stream one that has no room.
+        """
         self._host_bytes = plan.host_bytes
         layers: list[StreamedLayer] = [*layouts]
         tiers = list(plan.tiers)
         homes: list[LayerHome] = []
         for index, layout in enumerate(layouts):
-            tiers[index], slab = self._find_slab(index, layout.slab_bytes, plan)
+            packing = packed[index] if packed and packed[index].matrices else None
+            held = layout if packing is None else packing.layout
+            tiers[index], slab = self._find_slab(index, held.slab_bytes, plan)
             if slab is None:
+                self._check_slot(index, layout.slab_bytes, plan)
                 continue
             is_resident = tiers[index] is Tier.RESIDENT
-            layers[index] = ResidentLayer(slab) if is_resident else HostSource(slab, layout.payload_bytes, layout.moves)
-            homes.append(LayerHome(index, layout, slab, is_to_pin=not is_resident and self.is_pinned(index)))
+            layers[index] = ResidentLayer(slab) if is_resident else HostSource(slab, held.payload_bytes, held.moves)
+            homes.append(
+                LayerHome(
+                    index,
+                    layout,
+                    slab,
+                    is_to_pin=not is_resident and self.is_pinned(index),
+                    packed=None if packing is None else PackedLayer(packing),
+                )
+            )
         return PlacedLayers(tuple(layers), tuple(tiers), tuple(self._notes.values()), tuple(homes))
 
     def _find_slab(self, index: int, num_bytes: int, plan: ResidencyPlan) -> tuple[Tier, torch.Tensor | None]:
@@ -83,6 +105,15 @@ class LayerPlacer:
         allocate = self.pinner.allocate if self.is_pinned(index) else allocate_slab
         slab = self._try("host memory", allocate, index, num_bytes)
         return (Tier.DISK, None) if slab is None else (Tier.HOST, slab)
+
+    def _check_slot(self, index: int, num_bytes: int, plan: ResidencyPlan) -> None:
+        """Raise BudgetError where a layer that has to stream from its file, unpacked, does not fit a slot."""
+        if num_bytes > plan.slot_bytes:
+            raise BudgetError(
+                f"memory ran out at layer {index}, and no slot of the ring is large enough to stream it from its file, "
+                "where it is not packed; give a smaller --host-memory, so that the ring is planned for it, or "
+                "--pack off"
+            )
 
     def _try(self, place: str, allocate: AllocateSlab, index: int, num_bytes: int) -> torch.Tensor | None:
         if place in self._notes:  # a second attempt would only disturb what else needs memory there

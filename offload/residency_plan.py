@@ -34,7 +34,7 @@ class ResidencyPlan:
 
     tiers: tuple[Tier, ...]
     layer_bytes: tuple[int, ...]
-    """Per layer, as allocated."""
+    """Per layer, as it is where it lies."""
     num_slots: int
     """Slots of the ring; 0 if nothing streams."""
     cache_bytes: tuple[int, ...] = ()
@@ -118,6 +118,7 @@ def plan_residency(
     saved_bytes: Sequence[int] | None = None,
     cache_bytes: Sequence[int] = (),
     row_bytes: Sequence[int] = (),
+    disk_bytes: Sequence[int] = (),
 ) -> ResidencyPlan:
     """Fill the device budget with residents beside a ring of `num_slots` slots, then the host budget; the rest is disk.
 
@@ -126,11 +127,13 @@ def plan_residency(
     `saved_bytes`: per layer, what its residency frees elsewhere on the device (a draft that shares it needs no copy).
     `cache_bytes`: per layer, what its keys and values take, if they may travel: the device budget pays for the others,
     the host budget for these. `row_bytes`: what they take where they travel, if that is another number; the device then
-    has room to widen those of one layer.
+    has room to widen those of one layer. `disk_bytes`: what each layer takes as it comes from disk, if that is another
+    number; every slot then has room for any layer so.
 
     Raises BudgetError if the device budget does not hold the ring.
     """
     sizes = tuple(layer_bytes)
+    in_slots = tuple(disk_bytes) or sizes
     caches = tuple(cache_bytes) or (0,) * len(sizes)
     rows = tuple(row_bytes) or caches
     widened = caches if row_bytes else (0,) * len(sizes)
@@ -144,14 +147,14 @@ def plan_residency(
     def device_cost(residents: frozenset[int]) -> int:
         largest, largest_rows, largest_widened = (
             max((size for index, size in enumerate(items) if index not in residents), default=0)
-            for items in (sizes, rows, widened)
+            for items in (in_slots, rows, widened)
         )
         ring_bytes = num_slots * (largest + largest_rows) + largest_widened
         return sum(costs[index] for index in residents) + ring_bytes
 
     residents = choose_evenly(costs, device_cost, device_budget_bytes)
     if residents is None:
-        needed = min(sum(costs), num_slots * (max(sizes) + max(rows)) + max(widened))
+        needed = min(sum(costs), num_slots * (max(in_slots) + max(rows)) + max(widened))
         missing = needed - device_budget_bytes
         raise BudgetError(
             f"{format_bytes(max(0, device_budget_bytes))} of device memory are left for layers, but {num_slots} slots "
@@ -167,7 +170,11 @@ def plan_residency(
     tiers = [Tier.RESIDENT] * len(sizes)
     for place, index in enumerate(streamed):
         tiers[index] = Tier.HOST if place in in_host else Tier.DISK
-    return ResidencyPlan(tuple(tiers), sizes, num_slots, tuple(cache_bytes), travelling, tuple(row_bytes))
+    lying = tuple(
+        in_slots[index] if tier is Tier.DISK else size
+        for index, (size, tier) in enumerate(zip(sizes, tiers, strict=True))
+    )
+    return ResidencyPlan(tuple(tiers), lying, num_slots, tuple(cache_bytes), travelling, tuple(row_bytes))
 
 
 def _as_many_as_fit(sizes: Sequence[int], budget_bytes: int) -> frozenset[int]:

@@ -39,6 +39,8 @@ CHUNK_ROW_MULTIPLE = 32
 """Rows of dense and packed matrices are widened by multiples of this, so that both multiply in the same steps."""
 PACKED_COLUMNS = 64
 """A packed matrix has a multiple of so many columns: a quarter of a row then is whole vectors."""
+ESCAPE_BYTES = 6
+"""Of an element that has no code: four for its place, two for itself."""
 TILE_ROWS = 128
 """Rows of a tile: chunks of an accelerator are even numbers of them, so that none is a remainder."""
 WIDE_HEAD_ELEMENTS = 1 << 23

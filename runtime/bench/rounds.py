@@ -370,7 +370,8 @@ def raw_link_seconds(opened: OpenSession) -> float:
     pairs = zip(opened.plan.target.layouts, opened.streamer.layers, strict=True)
     layouts = [layout for layout, layer in pairs if not isinstance(layer, ResidentLayer)]
     if isinstance(opened.link, EmulatedLink):
-        return sum(opened.link.link.copy_seconds(layout.payload_bytes) for layout in layouts)
+        sources = [layer for layer in opened.streamer.layers if not isinstance(layer, ResidentLayer)]
+        return sum(opened.link.link.copy_seconds(source.payload_bytes) for source in sources)
     slabs = [layer.slab for layer in opened.streamer.layers if isinstance(layer, HostSource)]
     if len(slabs) == len(layouts) and opened.plan.device.type != "cpu":
         return _copy_seconds(slabs, opened.plan.device)

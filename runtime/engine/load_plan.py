@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -36,12 +37,13 @@ from runtime.config import (
 )
 from runtime.engine.draft_choice import FoundDraft, take_draft
 from runtime.engine.model_folders import model_name
+from runtime.engine.packing import NOTHING_PACKS, packing_note, packing_of, with_packing
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
 from runtime.fit.machine import Basis, Link, Machine, usable_bytes
 from runtime.fit.models import shape_of_folder
-from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
+from runtime.fit.place import PACKED, DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
 from runtime.fit.plan import held_format
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.probes import find_memory
@@ -122,6 +124,7 @@ class LoadPlan:
         is_open = config.draft == "auto"
         if is_open:
             config = replace(config, draft="none")
+        config = packed_config(config, target, draft, usual_context_tokens=usual_context, device=device)
         config = with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
         try:
             need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
@@ -234,6 +237,13 @@ class LoadPlan:
         )
 
     @property
+    def packing_note(self) -> str | None:
+        """What to know of layers that lie packed; None where none do and none should."""
+        if self.config.pack == "on" and self.need.stored is None:
+            return NOTHING_PACKS
+        return packing_note(self.need, self.placement)
+
+    @property
     def residency(self) -> ResidencyPlan:
         return self.placement.residency
 
@@ -251,22 +261,33 @@ class LoadPlan:
     def with_fewer_residents(self, num_layers: int) -> "LoadPlan":
         """Return the plan with so many of the resident layers in host memory, as far as that has room, or on disk."""
         placement, residency = self.placement, self.residency
-        saved = self.need.saved_bytes or (0,) * len(residency.layer_bytes)
-        costs = [size - less for size, less in zip(residency.layer_bytes, saved, strict=True)]
+        need = replace(self.need, has_wide_slots=Tier.DISK in residency.tiers)
+        saved = need.saved_bytes or (0,) * len(residency.layer_bytes)
+        costs = [size - less for size, less in zip(self.need.layers.layer_bytes, saved, strict=True)]
         kept_bytes = sum(costs[index] for index in residency.resident_layers) - num_layers * max(costs)
         kept_bytes += residency.kept_cache_bytes
         fewer = plan_residency(
-            residency.layer_bytes,
+            need.layers.layer_bytes,
             num_slots=residency.num_slots,
             device_budget_bytes=residency.ring_bytes + max(0, kept_bytes),
             host_budget_bytes=placement.host_budget_bytes,
-            saved_bytes=self.need.saved_bytes,
+            saved_bytes=need.saved_bytes,
             cache_bytes=residency.cache_bytes,
             row_bytes=residency.row_bytes,
+            disk_bytes=need.disk_layer_bytes,
         )
-        fixed = self.need.fixed_entries(fewer.resident_layers, travelling=fewer.travelling)
+        if need.stored is not None and not need.has_wide_slots and fewer.disk_bytes:
+            return self  # its slots would not hold what comes from disk
+        fixed = need.fixed_entries(fewer.resident_layers, travelling=fewer.travelling)
         stages = _disk_ring(self.config, fewer, device=self.device)
-        return replace(self, placement=replace(placement, residency=fewer, fixed=fixed, stage_bytes=stages.num_bytes))
+        placement = replace(
+            placement,
+            residency=fewer,
+            payload_bytes=need.payload_bytes(fewer.tiers),
+            fixed=fixed,
+            stage_bytes=stages.num_bytes,
+        )
+        return replace(self, placement=placement)
 
     @property
     def is_host(self) -> bool:
@@ -285,6 +306,24 @@ def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> i
         with suppress(OptionError):
             wanted = max(wanted, len(format_prompt(tokenizer, request)) + request.params.max_new_tokens + 1)
     return wanted
+
+
+def packed_config(
+    config: EngineConfig,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    *,
+    usual_context_tokens: int,
+    device: torch.device,
+) -> EngineConfig:
+    """Return the config with what `auto` decides on packing the target's layers; see `packing_settled`."""
+
+    def question() -> PlanQuestion:
+        drafting = None if config.is_plain else draft or target
+        asked = question_of(config, target, drafting, context_tokens=config.context_tokens or usual_context_tokens)
+        return replace(asked, is_substitute=drafting is target)
+
+    return with_packing(config, target, question, partial(_machine_with_link, config, device))
 
 
 def with_held(
@@ -321,6 +360,7 @@ def question_of(
             draft_format=config.draft_format,
             kv_cache=config.kv_cache,
             kv_format=config.kv_format,
+            pack=config.pack,
             tree=config.tree,
         ),
         target=shape_of_folder(target.checkpoint.folder),
@@ -389,6 +429,7 @@ def need_of_files(
     dtype = _compute_dtype(config, target, device)
     context_tokens = config.context_tokens or usual_context_tokens
     shape = (1, 1) if config.is_plain else config.tree_shape
+    scratch_elements = target.scratch_elements(dtype, device)
     need = MemoryNeed(
         formats=layer_formats(target.layouts),
         others_bytes=target.other_bytes(device),
@@ -413,6 +454,17 @@ def need_of_files(
         cache_layer_bytes=target.cache_layer_bytes(dtype),
         row_layer_bytes=target.row_layer_bytes(config.kv_format),
     )
+    packing = packing_of(config, target)
+    if packing is not None:
+        need = need.packed(
+            LayerFormat(
+                PACKED,
+                tuple(each.layout.slab_bytes for each in packing),
+                tuple(each.layout.payload_bytes for each in packing),
+            ),
+            escape_bytes=sum(each.escape_bytes for each in packing),
+            narrow_scratch_bytes=0 if dtype == torch.bfloat16 else scratch_elements * torch.bfloat16.itemsize,
+        )
     return need if shape else need.with_largest_tree(is_cpu=device.type == "cpu")
 
 

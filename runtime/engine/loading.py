@@ -39,6 +39,7 @@ from runtime.config import EngineConfig, ReadPath
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
 from runtime.engine.load_plan import LoadPlan
+from runtime.engine.packing import packing_of
 from runtime.engine.session import Session
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
@@ -157,7 +158,7 @@ def load_session(
         others = read_others(target, loader, device=plan.device)
     yield reading.add("layers", target.other_layout.payload_bytes)
     placed = path.place()
-    filling = stack.enter_context(LayerFilling(placed.homes, loader, path.pinner))
+    filling = stack.enter_context(LayerFilling(placed.homes, loader, path.pinner, device=plan.device))
     drafter = cache = None
     if not config.is_plain:
         if config.share_layers:  # the draft's own layers are among them
@@ -178,6 +179,7 @@ def load_session(
         capacity=need.capacity_tokens,
         widened=path.widened,
         widths=widths,
+        packed=placed.packed,
     )
     engine = Engine(
         model,
@@ -191,7 +193,7 @@ def load_session(
     on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
     if cache is not None and cache.damaged:
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
-    on_type = () if plan.dtype_note is None else (plan.dtype_note,)
+    on_type = tuple(note for note in (plan.dtype_note, plan.packing_note) if note is not None)
     planned = start.notes(plan, is_planned=engine.planner.choice is not None)
     notes = (*on_type, *on_draft, *_cache_notes(plan), *planned)
     if not is_early:
@@ -307,7 +309,7 @@ class _StreamPath:
             is_pinned=lambda index: index not in self._pageable,
         )
         with explained_shortage("the layers on their way to the device"):
-            return placer.place(plan.target.layouts, plan.residency)
+            return placer.place(plan.target.layouts, plan.residency, packed=packing_of(plan.config, plan.target) or ())
 
     def open(self, placed: PlacedLayers, filling: LayerFilling) -> tuple[LayerStreamer, CopyEngine]:
         """The ring over the placed layers, and the engine that feeds it."""
@@ -466,8 +468,11 @@ def _load_drafter(
     else:
         if plan.draft_device != plan.device:
             others = read_others(plan.target, loader, device=plan.draft_device)
+        packed = placed.packed
         shared = {
-            index: slab_views(plan.target.layouts[index], layer.slab)
+            index: (packed[index].tensors(layer.slab), packed[index].formats)
+            if index in packed
+            else (slab_views(plan.target.layouts[index], layer.slab), {})
             for index, layer in enumerate(placed.layers)
             if plan.config.share_layers and isinstance(layer, ResidentLayer)
         }
@@ -485,7 +490,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
     ring = link.ring if isinstance(link, StagedCopyEngine) else StageRing()
     stream = stream_shape(
         placed.tiers,
-        plan.target.payload_bytes,
+        [0 if isinstance(layer, ResidentLayer) else layer.payload_bytes for layer in placed.layers],
         num_slots=config.ring_slots,
         num_stages=ring.num_stages,
         num_pieces=[ring.num_pieces(layout.slab_bytes) for layout in plan.target.layouts],

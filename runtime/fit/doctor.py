@@ -19,8 +19,9 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, DraftFormat, EngineConfig
 from runtime.engine.draft_choice import FoundDraft, take_draft
-from runtime.engine.load_plan import need_of_files, question_of, with_held
+from runtime.engine.load_plan import need_of_files, packed_config, question_of, with_held
 from runtime.engine.model_folders import model_name
+from runtime.engine.packing import packing_note
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import DeviceSpeed, Machine
@@ -91,6 +92,11 @@ class ModelOutlook:
     def can_run(self) -> bool:
         return any(fit.placement.can_run for fit in self.fits)
 
+    @property
+    def packing_note(self) -> str | None:
+        """What a session says of layers that it keeps packed; None where there is nothing to say."""
+        return packing_note(self.need, self.fits[0].placement) if self.fits else None
+
 
 @dataclass(frozen=True, slots=True)
 class OpenDraft:
@@ -154,6 +160,7 @@ class DoctorReport:
                 "name": model.name,
                 "draft": model.draft,
                 "draft_note": model.draft_note,
+                "packing_note": model.packing_note,
                 "context_tokens": model.need.context_tokens,
                 "can_run": model.can_run,
                 "formats": [self._fit_record(fit) | self._first_token_record(model, fit) for fit in model.fits],
@@ -308,6 +315,11 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     draft_files = None if draft is None else ModelFiles.open(draft)
     files = ModelFiles.open(target)
     shape = shape_of_folder(target)
+    chosen = replace(config, draft="none") if config.draft == "auto" else config
+    with suppress(BudgetError):  # a device that does not say how much memory it has
+        usual = DEFAULT_CONTEXT_TOKENS
+        chosen = packed_config(chosen, files, draft_files, usual_context_tokens=usual, device=device)
+    config = replace(config, pack=chosen.pack)
     if config.draft != "auto":
         with suppress(BudgetError):  # a device that does not say how much memory it has
             config = with_held(config, files, draft_files, usual_context_tokens=DEFAULT_CONTEXT_TOKENS, device=device)

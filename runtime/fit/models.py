@@ -8,6 +8,7 @@ on the hub only that file is fetched.
 import difflib
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from offload.formats.stored_sizes import (
     CHUNK_ELEMENTS,
+    ESCAPE_BYTES,
+    PACKED_COLUMNS,
     QUANTIZED_FORMATS,
     WIDE_HEAD_ELEMENTS,
     int8_rows_bytes,
@@ -34,7 +37,7 @@ from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
 from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS, KvFormat
 from runtime.errors import OptionError
-from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.place import PACKED, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.fit.workspace import Workspace, expanded_width, num_masks
 
 TOLERATED_DIFFERENCE = 0.06
@@ -52,6 +55,8 @@ _BIASED_QUERIES = {"qwen2"}
 _ONE_KEY_HEAD = {"falcon", "gpt_bigcode"}
 """Whose queries share one key and one value unless `multi_query` says otherwise."""
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_ESCAPE_SHARE = 4e-4
+"""Of a model's weights, for whose escapes memory is kept: twice what the worst of three trained models has."""
 _EXPERT_KEY = re.compile(r"experts?$")
 _PART_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
 _WORDS_WITHOUT_MEANING = {"instruct", "chat", "hf", "meta", "it", "base", "coder"}
@@ -238,6 +243,17 @@ class ModelShape:
             slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
             prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
             file_bytes=formats[0].total_bytes + self.others_bytes,
+        )
+
+    def packed(self, need: MemoryNeed, compute_item_bytes: int, *, is_cpu: bool = True) -> MemoryNeed:
+        """Return the same need with layers that lie packed in memory, as trained weights let them."""
+        sizes = [rows * columns * (2 if columns % PACKED_COLUMNS else 1.5) for rows, columns in self.matrices]
+        layer_bytes = round_up_to_page(math.ceil(sum(sizes)) + self._vector_bytes)
+        num_escapes = math.ceil(_ESCAPE_SHARE * self.num_layers * self.num_layer_parameters)
+        return need.packed(
+            LayerFormat(PACKED, (layer_bytes,) * self.num_layers),
+            escape_bytes=ESCAPE_BYTES * num_escapes,
+            narrow_scratch_bytes=0 if compute_item_bytes == 2 else self._scratch_bytes(2, is_cpu=is_cpu),
         )
 
     def _scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:

@@ -16,6 +16,7 @@ from runtime.config import (
     ACCELERATOR_SLICE_TOKENS,
     LEAST_MAX_NODES,
     MOST_MAX_NODES,
+    PACKED_SLICE_TOKENS,
     PREFILL_CHUNK_TOKENS,
     KvCache,
 )
@@ -27,6 +28,8 @@ OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
 KEYS_AND_VALUES = "keys and values"
 """What the caches' entry begins with."""
+PACKED = "packed"
+"""Name of layers whose matrices of bfloat16 lie packed in memory: see `offload.packed_layers`."""
 USUAL_FILL = 0.5
 """Of the context, over the passes of a conversation: what travels then."""
 TREE_SHARE = 0.04
@@ -41,7 +44,7 @@ class LayerFormat:
     """The decoder layers in one storage format."""
 
     name: str
-    """bfloat16, float16, float32, int8 or nf4."""
+    """bfloat16, float16, float32, int8, nf4, or PACKED."""
     layer_bytes: tuple[int, ...]
     """Bytes of each layer as allocated, in whole pages."""
     payload_bytes: tuple[int, ...] = ()
@@ -116,6 +119,14 @@ class MemoryNeed:
     """Of `cache_bytes_per_token`, what each layer has; empty: equal shares."""
     row_layer_bytes: tuple[int, ...] = ()
     """Bytes of a token's keys and values in each layer where they travel; empty: the same as on the device."""
+    stored: LayerFormat | None = None
+    """The layers as their files have them, where memory holds them packed: those on disk stream so."""
+    has_wide_slots: bool = False
+    """Whether some do, so that every slot has room for a layer that is not packed."""
+    escape_bytes: int = 0
+    """Bytes of what packed layers have no codes for."""
+    narrow_scratch_bytes: int = 0
+    """Bytes in which packed layers are unpacked, where that is not to the type of the products."""
 
     @property
     def row_bytes(self) -> tuple[int, ...]:
@@ -133,6 +144,15 @@ class MemoryNeed:
     def layers(self) -> LayerFormat:
         """The decoder layers as they would be run."""
         return self.formats[0]
+
+    def payload_bytes(self, tiers: Sequence[Tier]) -> tuple[int, ...]:
+        """Return the bytes of each layer's weights where it lies."""
+        in_memory, on_disk = (
+            layers.payload_bytes or layers.layer_bytes for layers in (self.layers, self.stored or self.layers)
+        )
+        return tuple(
+            read if tier is Tier.DISK else held for held, read, tier in zip(in_memory, on_disk, tiers, strict=True)
+        )
 
     @property
     def capacity_tokens(self) -> int:
@@ -162,16 +182,22 @@ class MemoryNeed:
         return self.max_nodes + self.num_graft_nodes
 
     @property
+    def disk_layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer in a slot that it came to from disk; empty if that is what it takes anywhere."""
+        return self.stored.layer_bytes if self.stored is not None and self.has_wide_slots else ()
+
+    @property
     def ring_bytes(self) -> int:
+        slot_bytes = max(self.disk_layer_bytes or self.layers.layer_bytes)
         if self.kv_cache != "host":
-            return self.num_slots * max(self.layers.layer_bytes)
+            return self.num_slots * slot_bytes
         widened_bytes = max(self.cache_bytes) if self.row_bytes else 0
-        return self.num_slots * (max(self.layers.layer_bytes) + max(self.row_bytes or self.cache_bytes)) + widened_bytes
+        return self.num_slots * (slot_bytes + max(self.row_bytes or self.cache_bytes)) + widened_bytes
 
     @property
     def stage_bytes(self) -> int:
         """Bytes of host memory through which layers reach a device that cannot fetch them itself."""
-        return plan_stages(max(self.layers.layer_bytes)).num_bytes
+        return plan_stages(max(self.disk_layer_bytes or self.layers.layer_bytes)).num_bytes
 
     @property
     def host_side_bytes(self) -> int:
@@ -222,6 +248,8 @@ class MemoryNeed:
         entries[f"{KEYS_AND_VALUES} of {self.capacity_tokens} tokens"] = cached_bytes
         if scratch_bytes := self._all_scratch_bytes:
             entries["upcast scratch"] = scratch_bytes
+        if self.escape_bytes:
+            entries["escapes of packed layers"] = self.escape_bytes
         entries["activations and logits"] = max(self._phases())
         if self.draft is not None and self.draft.is_recorded and self.draft.workspace is not None:
             entries["recorded draft passes"] = self.draft.workspace.recorded_bytes(self.capacity_tokens)
@@ -229,9 +257,10 @@ class MemoryNeed:
 
     @property
     def _all_scratch_bytes(self) -> int:
-        is_widened = self.is_widened or self.layers.name in QUANTIZED_FORMATS
+        is_widened = self.is_widened or self.layers.name in (PACKED, *QUANTIZED_FORMATS)
         of_draft = 0 if self.draft is None else self.draft.scratch_bytes
-        return (self.scratch_bytes if is_widened else 0) + self.head_scratch_bytes + of_draft
+        widening_bytes = self.scratch_bytes if is_widened else 0
+        return widening_bytes + self.narrow_scratch_bytes + self.head_scratch_bytes + of_draft
 
     def _phases(self) -> Iterator[int]:
         """Yield the bytes that each phase of a round holds; one ends before the next begins."""
@@ -271,7 +300,19 @@ class MemoryNeed:
             return self
         file_bytes = rest[0].total_bytes + self.others_bytes + self.table_bytes
         file_bytes += self.file_bytes if name == "int8" else 0
-        return replace(self, formats=rest, file_bytes=file_bytes)
+        unpacked = replace(self, stored=None, has_wide_slots=False, escape_bytes=0, narrow_scratch_bytes=0)
+        return replace(unpacked, formats=rest, file_bytes=file_bytes)
+
+    def packed(self, layers: LayerFormat, *, escape_bytes: int, narrow_scratch_bytes: int) -> "MemoryNeed":
+        """Return the same with layers that lie packed in memory, and in their files as before."""
+        return replace(
+            self,
+            formats=(layers, *self.formats[1:]),
+            slice_tokens=self.slice_tokens or PACKED_SLICE_TOKENS,
+            stored=self.layers,
+            escape_bytes=escape_bytes,
+            narrow_scratch_bytes=narrow_scratch_bytes,
+        )
 
 
 def quantized_layers(name: str, shapes: Sequence[Iterable[Sequence[int]]], vector_bytes: Sequence[int]) -> LayerFormat:
@@ -428,6 +469,14 @@ def place(need: MemoryNeed, machine: Machine) -> Placement:
 
 
 def _place(need: MemoryNeed, machine: Machine, budgets: tuple[int, int]) -> Placement:
+    placement = _place_in(need, machine, budgets)
+    if need.stored is None or need.has_wide_slots or not placement.disk_bytes:
+        return placement
+    wide = replace(need, has_wide_slots=True)
+    return _place_in(wide, machine, _budgets(wide, machine))
+
+
+def _place_in(need: MemoryNeed, machine: Machine, budgets: tuple[int, int]) -> Placement:
     device_budget, host_budget = budgets
     plan = plan_residency(
         need.layers.layer_bytes,
@@ -437,11 +486,12 @@ def _place(need: MemoryNeed, machine: Machine, budgets: tuple[int, int]) -> Plac
         saved_bytes=need.saved_bytes,
         cache_bytes=need.cache_bytes if need.kv_cache == "host" else (),
         row_bytes=need.row_bytes if need.kv_cache == "host" else (),
+        disk_bytes=need.disk_layer_bytes,
     )
     placement = Placement(
         format_name=need.layers.name,
         residency=plan,
-        payload_bytes=need.layers.payload_bytes or need.layers.layer_bytes,
+        payload_bytes=need.payload_bytes(plan.tiers),
         fixed=need.fixed_entries(plan.resident_layers, travelling=plan.travelling),
         device_budget_bytes=device_budget,
         host_budget_bytes=host_budget,

@@ -19,13 +19,13 @@ from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
 from profiles.pair_profile import PairProfile
-from runtime.config import MAX_TREE_LEVELS, TreeSearch
+from runtime.config import MAX_TREE_LEVELS, Pack, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import Basis, Machine, free_bytes_for, judged_alike
 from runtime.fit.models import find_shape
-from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
+from runtime.fit.place import PACKED, MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs, stages_of
@@ -40,6 +40,11 @@ DP_LEVELS = 32
 """Most levels of the trees that the dynamic program searches, which takes seconds for more."""
 MORE_DEVICE_BYTES = 10**9
 """Device memory that a what-if adds."""
+PACKS = "bfloat16"
+"""The format whose layers may lie packed in memory."""
+_EITHER: tuple[Pack, Pack] = ("off", "on")
+_CLEARLY = 0.95
+"""Share of the time of layers as stored that packed ones may take at most."""
 _BUILTIN_RATIO = 3.1
 """Sizes of the pair whose acceptance is built in: Qwen2.5-Coder-1.5B and 0.5B."""
 _MISSES_PER_DOUBLING = 0.03
@@ -64,6 +69,7 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
     Raises:
         BudgetError: what is asked for does not fit the machine; the sentence says what would.
     """
+    question = packing_settled(question, machine)
     planning = _Planning(question, machine, pairs or {})
     if question.request.draft == "auto" and question.is_substitute and not pairs and question.request.tree == "auto":
         whole = _try(planning.option, question.format_name, None)
@@ -75,8 +81,44 @@ def make_plan(question: PlanQuestion, machine: Machine, pairs: Mapping[str, Pair
         main = planning.option(main.format_name, main.draft_held, search="dp")
     plain = main if question.draft is None else _try(planning.option, main.format_name, None)
     others = {name: _try(planning.best, name) for name in question.format_names if name != main.format_name}
+    other: PlanOption | BudgetError | None = None
+    if main.format_name == PACKS:
+        turned = replace(planning, question=question.with_packing("off" if main.is_packed else "on"))
+        other = _try(turned.best, main.format_name)
     what_ifs, first_tokens = dict(planning.what_ifs(main)), dict(planning.first_tokens(main))
-    return PlanReport(question, machine, main, plain, others, what_ifs, first_tokens)
+    return PlanReport(question, machine, main, plain, others, what_ifs, first_tokens, other)
+
+
+def packing_settled(question: PlanQuestion, machine: Machine) -> PlanQuestion:
+    """Return the question with the choice of packing that `auto` makes, in a session and in its plan alike.
+
+    Layers of bfloat16 are packed where the passes of the question are predicted to take clearly less time so, if every
+    card had the speeds of one (see `judged_alike`), or where they do not run otherwise. What unpacking takes of a
+    processor is measured.
+    """
+    if question.request.pack != "auto":
+        return question
+    if question.format_name != PACKS:
+        return question.with_packing("off")
+    judged = judged_alike(machine)
+    if machine.is_cpu and judged.speed is not None:
+        speed = machine.speed
+        if speed is None:
+            from offload.formats.packed import measure_rates
+
+            rates = measure_rates()
+        else:
+            rates = speed.target_weights_per_second
+        rates = {**judged.speed.target_weights_per_second, PACKS: rates[PACKS], PACKED: rates[PACKED]}
+        judged = replace(judged, speed=replace(judged.speed, target_weights_per_second=rates))
+    held = None if question.draft is None else held_format(question.with_packing("off"), machine)
+    stored, packed = (
+        _try(_judging(question.with_packing(pack), judged).option, question.format_name, held) for pack in _EITHER
+    )
+    if isinstance(packed, BudgetError):
+        return question.with_packing("off")
+    is_faster = isinstance(stored, BudgetError) or packed.seconds_per_token < _CLEARLY * stored.seconds_per_token
+    return question.with_packing("on" if is_faster else "off")
 
 
 def held_format(question: PlanQuestion, machine: Machine, format_name: str | None = None) -> str:
@@ -168,10 +210,11 @@ class _Planning:
         question, speed, held = self.question, self.machine.speed, main.draft_held
         assert speed is not None
         need, placement = self._place(main.format_name, held)
-        profile = self._profile(main.format_name, held)
-        costs = self._costs(main.format_name, held, placement.residency, profile)
+        name = placement.format_name
+        profile = self._profile(name, held)
+        costs = self._costs(name, held, placement.residency, profile)
         draft = None if held is None or question.draft is None else (question.draft, held)
-        target_seconds, reading_seconds = seconds_by_speed(question.target, main.format_name, draft, speed)
+        target_seconds, reading_seconds = seconds_by_speed(question.target, name, draft, speed)
         if profile is not None:
             target_seconds = partial(_profiled_seconds, profile)
             if (steps := costs.draft_step_seconds) is not None and draft is not None:
@@ -200,8 +243,8 @@ class _Planning:
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
                 "pass, and how fast was not found out; give --disk, as in 3.5GB/s"
             )
-        profile = self._profile(format_name, held)
-        costs = self._costs(format_name, held, placement.residency, profile)
+        profile = self._profile(placement.format_name, held)
+        costs = self._costs(placement.format_name, held, placement.residency, profile)
         accepted = None if held is None else self._acceptance(held, profile, search)
         probabilities = np.ones(1) if accepted is None else accepted.probabilities
         ranking = choose_tree(
@@ -322,6 +365,8 @@ class _Planning:
         kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
         rows = question.target.row_layer_bytes(question.request.kv_format)
         need = replace(need.in_format(format_name), kv_cache=kv_cache, row_layer_bytes=rows)
+        if question.is_packed and format_name == PACKS:
+            need = question.target.packed(need, speed.compute_item_bytes, is_cpu=machine.is_cpu)
         if most_nodes is None and draft is not None:
             need = need.with_largest_tree(is_cpu=machine.is_cpu)
         placement = place(need, machine)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_link
-from runtime.config import DEFAULT_CONTEXT_TOKENS, TreeKind, parse_tree
+from runtime.config import DEFAULT_CONTEXT_TOKENS, Pack, TreeKind, parse_tree
 from runtime.errors import OptionError
 from runtime.fit.machine import Basis, Link, Machine, reference_machine
 from runtime.fit.models import ModelShape, find_model, usual_draft
@@ -44,6 +44,15 @@ class PlanQuestion:
     @property
     def format_name(self) -> str:
         return self.format_names[0] if self.request.format == "auto" else self.request.format
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its layers lie packed in memory, where the format that is run is one that packs."""
+        return self.request.pack == "on"
+
+    def with_packing(self, pack: Pack) -> "PlanQuestion":
+        """Return the same with that choice of packing."""
+        return replace(self, request=replace(self.request, pack=pack))
 
     @property
     def held_formats(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from offload.units import format_bytes
 from profiles.builtin_profiles import unmeasured_pair
 from runtime.fit.first_token import FirstToken
 from runtime.fit.machine import Basis, Machine
-from runtime.fit.place import Placement
+from runtime.fit.place import PACKED, Placement
 from runtime.fit.plan_question import PlanQuestion
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking
@@ -70,6 +70,11 @@ class PlanOption:
         return self.tree.seconds_per_token
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its layers lie packed in memory."""
+        return self.placement.format_name == PACKED
+
+    @property
     def streams(self) -> bool:
         return self.placement.streamed_bytes > 0
 
@@ -88,6 +93,7 @@ class PlanOption:
         placed = self.placement
         return {
             "format": self.format_name,
+            "is_packed": self.is_packed,
             "draft_format": self.draft_held,
             "tiers": {
                 "resident": {"layers": placed.num_resident_layers, "bytes": placed.resident_bytes},
@@ -129,6 +135,8 @@ class PlanReport:
     """Seconds per token, with the tree chosen anew, by a change of the machine: "1.00 GB more device memory"."""
     first_tokens: Mapping[int, FirstToken | BudgetError]
     """What prompts of a few lengths take until their answer begins, as asked, by their tokens; or why they do not."""
+    other_packing: PlanOption | BudgetError | None = None
+    """The same with layers as stored if they are packed, and packed if they are not; None where they cannot be."""
 
     def saved_share(self, seconds_per_token: float) -> float:
         """Return the share by which the seconds per token would fall."""
@@ -184,6 +192,9 @@ class PlanReport:
             "second": None if second is None else _tree_record(second),
             "plain": _option_record(main.format_name, self.plain),
             "other_formats": [_option_record(name, option) for name, option in self.others.items()],
+            "other_packing": None
+            if self.other_packing is None
+            else _option_record(main.format_name, self.other_packing),
             "what_if": [
                 {
                     "change": change,

@@ -14,13 +14,15 @@ from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import plan_stages
 from runtime.fit.machine import DeviceSpeed, Machine
 from runtime.fit.models import ModelShape
-from runtime.fit.place import USUAL_FILL
+from runtime.fit.place import PACKED, USUAL_FILL
 from runtime.planner.costs import CostTable, RoundCosts
 
 LAYER_LAUNCHES = 40
 """Kernels of a decoder layer of Llama's kind in bf16, counted as torch dispatches them (transformers 5.24)."""
 LAUNCHES_PER_MATRIX, LAUNCHES_PER_CHUNK = 2, 2
 """Of a quantized matrix, for its scales, and of each chunk that is widened and multiplied; of others one."""
+LAUNCHES_PER_PACKED_CHUNK = 16
+"""Of a chunk that is unpacked, its escapes and its product included."""
 FUSED_ATTENTION_TOKENS, FUSED_MLP_TOKENS = 8, 64
 """Tokens up to which bitsandbytes multiplies NF4 matrices of attention and of MLP as they are; it widens them for more.
 
@@ -110,13 +112,15 @@ def pass_seconds(
 
 
 def launches_per_layer(target: ModelShape, format_name: str) -> int:
-    """Return how many kernels a layer of the target launches; a quantized one widens its matrices in chunks."""
-    if format_name not in QUANTIZED_FORMATS:
+    """Return how many kernels a layer of the target launches; one that is quantized or packed widens it in chunks."""
+    if format_name not in (PACKED, *QUANTIZED_FORMATS):
         return LAYER_LAUNCHES
     chunks = sum(
         math.ceil(shape[0] / chunk_rows(shape, most_elements=ACCELERATOR_CHUNK_ELEMENTS, row_multiple=1, is_host=False))
         for shape in target.matrices
     )
+    if format_name == PACKED:
+        return LAYER_LAUNCHES + LAUNCHES_PER_PACKED_CHUNK * chunks
     return LAYER_LAUNCHES + len(target.matrices) * (LAUNCHES_PER_MATRIX - 1) + LAUNCHES_PER_CHUNK * chunks
 
 

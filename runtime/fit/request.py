@@ -12,6 +12,7 @@ from runtime.config import (
     KvCache,
     KvFormat,
     Option,
+    Pack,
     TreeSearch,
     check_choices,
     parse_memory,
@@ -65,6 +66,13 @@ class PlanRequest:
             MODELS,
         ),
     ] = "exact"
+    pack: Annotated[
+        Pack,
+        Option(
+            "Keep bfloat16 layers in memory in 12 bits an element, bit for bit: on, off, or auto, where it is faster.",
+            MODELS,
+        ),
+    ] = "auto"
     temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
     tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
     search: Annotated[TreeSearch, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"

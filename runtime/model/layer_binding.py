@@ -93,10 +93,16 @@ class ModuleBinder:
         self._linears = {
             f"{name}.weight": child for name, child in module.named_modules() if isinstance(child, StoredLinear)
         }
-        self.part_names = {
-            f"{name}{suffix}" for name, found in self._formats.items() for suffix in found.part_suffixes if suffix
-        }
+        self.part_names: set[str] = set()
         """Tensors that are parts of a matrix that has another name."""
+        self.learn(self._formats)
+
+    def learn(self, formats: Mapping[str, WeightFormat]) -> None:
+        """Take the formats of matrices that are not as the files have them."""
+        self._formats.update(formats)
+        self.part_names.update(
+            f"{name}{suffix}" for name, found in formats.items() for suffix in found.part_suffixes if suffix
+        )
 
     @property
     def weights(self) -> Mapping[str, StoredWeight]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -31,6 +32,7 @@ from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeigh
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
+from offload.packed_layers import PackedLayer, PackedLayout, plan_packing
 from runtime.config import DraftFormat, KvFormat
 from runtime.fit.workspace import Workspace, expanded_width
 from runtime.model.architecture import DecoderParts, open_decoder
@@ -52,8 +54,8 @@ from runtime.planner.prefill import PassWidths
 
 logger = logging.getLogger(__name__)
 
-SharedLayers: TypeAlias = Mapping[int, Mapping[str, torch.Tensor]]
-"""Layers by index, as named tensors in their storage types."""
+SharedLayers: TypeAlias = Mapping[int, tuple[Mapping[str, torch.Tensor], Mapping[str, WeightFormat]]]
+"""Layers by index: named tensors in their storage types, and the formats of matrices that are packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,10 @@ class ModelFiles:
         floats = [tensor for tensor in self.other_layout.tensors if tensor.dtype in SUPPORTED_DTYPES]
         largest = max(floats, key=lambda tensor: math.prod(tensor.shape))
         return TORCH_DTYPES[largest.dtype]
+
+    def packing(self) -> tuple[PackedLayout, ...] | None:
+        """Return every layer as it would lie packed, or None where that is not worth it. Reads samples of the files."""
+        return plan_packing(self.layouts, tuple(map(frozenset, self.linears)))
 
     @property
     def is_quantized(self) -> bool:
@@ -264,10 +270,12 @@ def open_streamed(
     capacity: int,
     widened: torch.Tensor | None = None,
     widths: PassWidths | None = None,
+    packed: Mapping[int, PackedLayer] = MappingProxyType({}),
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them.
 
-    `widened`: where keys and values that travel as int8 are widened, uint8; None where none do.
+    `widened`: where keys and values that travel as int8 are widened, uint8; None where none do. `packed`: layers that
+    lie so in memory, by index.
     """
     parts, table = _open_parts(files, compute, others)
     return StreamedModel(
@@ -280,6 +288,7 @@ def open_streamed(
         streamer=streamer,
         widened=widened,
         widths=widths,
+        packed=packed,
     )
 
 
@@ -307,8 +316,10 @@ def load_draft(
     def binder(index: int, convert: Convert | None = None) -> ModuleBinder:
         return ModuleBinder(parts.layers[index], compute, formats=parts.layer_formats[index], convert=convert)
 
-    for index, tensors in bound.items():
-        binder(index).bind(tensors)
+    for index, (tensors, formats) in bound.items():
+        shared_binder = binder(index)
+        shared_binder.learn(formats)
+        shared_binder.bind(tensors)
     own = {index: layout for index, layout in enumerate(files.layouts) if index not in bound}
     if held == "stored" and not any(files.formats):
         for index, layout in own.items():

@@ -8,9 +8,10 @@ their layers' bytes are differs.
 import copy
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from offload.checkpoint.layer_layout import LayerLayout
 from offload.errors import PassCancelledError
 from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer
+from offload.packed_layers import PackedLayer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.attention import attention_masks
@@ -92,12 +94,14 @@ class StreamedModel:
         streamer: LayerStreamer | None = None,
         widened: torch.Tensor | None = None,
         widths: PassWidths | None = None,
+        packed: Mapping[int, PackedLayer] = MappingProxyType({}),
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
         `capacity`: tokens that the cache holds at most, of `cache_shapes`, if those are known: then its layers share
         one piece of memory. `embedding`: the tokens' rows, where they wait on the host. `widened`: see `TreeCache`.
-        `widths`: how many tokens of a pass a layer computes at once; None: all of them.
+        `widths`: how many tokens of a pass a layer computes at once; None: all of them. `packed`: layers that lie so in
+        memory, by index.
         """
         self.parts = parts
         self._compute = compute
@@ -131,7 +135,7 @@ class StreamedModel:
             if self._widths is not None:
                 self._slice(layer, parts.layer_windows[index], is_last=index == len(parts.layers) - 1)
             if streamer is not None:
-                self._stream(layer, index, layouts[index])
+                self._stream(layer, index, layouts[index], packed.get(index))
 
     def _choose_mask(self, layer: nn.Module, window: int | None) -> None:
         place = list(inspect.signature(layer.forward).parameters).index("attention_mask")
@@ -162,12 +166,15 @@ class StreamedModel:
 
         layer.forward = in_slices
 
-    def _stream(self, layer: nn.Module, index: int, layout: LayerLayout) -> None:
+    def _stream(self, layer: nn.Module, index: int, layout: LayerLayout, packed: PackedLayer | None) -> None:
         binder = ModuleBinder(layer, self._compute, formats=self.parts.layer_formats[index])
 
         def bind(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert self._streamer is not None
-            binder.bind(slab_views(layout, self._streamer.acquire(index)))
+            slab = self._streamer.acquire(index)
+            if packed is not None:
+                binder.learn(packed.formats)
+            binder.bind(slab_views(layout, slab) if packed is None else packed.tensors(slab))
             if (rows := self._streamer.rows_of(index)) is not None:
                 self.cache.lend(index, rows, self._compute.dtype)
 

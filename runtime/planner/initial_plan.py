@@ -27,6 +27,7 @@ from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.config import MAX_TREE_LEVELS
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
+from runtime.fit.place import PACKED
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape, costs_from_profiles
 from runtime.planner.growth import builtin_chances, chances_of
@@ -207,7 +208,8 @@ def find_paying_substitute(plan: LoadPlan, state_folder: Path | None) -> tuple[L
     if drafted.residency.streamed_layers:
         return None
     start, residency = find_profiles(drafted, state_folder), drafted.residency
-    stream = stream_shape(residency.tiers, plan.target.payload_bytes, num_slots=plan.config.ring_slots, num_stages=0)
+    payloads = drafted.placement.payload_bytes
+    stream = stream_shape(residency.tiers, payloads, num_slots=plan.config.ring_slots, num_stages=0)
     costs = start.costs(residency.tiers, stream, drafted)
     if costs is None or not start.is_acceptance_measured:
         return None
@@ -231,13 +233,14 @@ def pair_identity(plan: LoadPlan) -> tuple[ModelIdentity, ModelIdentity]:
     A substitute has the target's digest and its own `held`. Reads headers and samples of the weights; raises
     CheckpointError if the files cannot be read any more.
     """
-    target = model_identity(plan.target.checkpoint.folder, held_name(plan.target, "stored"))
+    held = PACKED if plan.need.stored is not None else "stored"
+    target = model_identity(plan.target.checkpoint.folder, held_name(plan.target, held))
     files = plan.draft_files
     return target, model_identity(files.checkpoint.folder, held_name(files, plan.draft_held))
 
 
 def held_name(files: ModelFiles, held: str) -> str:
-    """Return what layers are held as, by name: "int8" or "nf4"; what is "stored" by what the files store."""
+    """Return what layers are held as, by name: "int8", "nf4" or "packed"; what is "stored" by what the files store."""
     if held != "stored":
         return held
     kinds = {_kind(found) for layer in files.formats for found in layer.values()}

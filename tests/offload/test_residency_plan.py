@@ -193,3 +193,12 @@ def test_equal_layers_keep_as_many_caches_as_are_left_room_for() -> None:
     assert (len(plan.travelling), plan.host_bytes, plan.disk_bytes) == (5, 20 + 40, 10)
     more = plan_residency([10] * 8, num_slots=2, device_budget_bytes=78, host_budget_bytes=60, cache_bytes=[4] * 8)
     assert (len(more.resident_layers), len(more.travelling)) == (3, 3)
+
+
+def test_slots_have_room_for_what_is_larger_as_it_comes_from_disk() -> None:
+    """Four packed layers of 75 in memory, of 100 in their files; the plan's sizes are those of where each lies."""
+    plan = plan_residency([75] * 4, num_slots=2, device_budget_bytes=275, host_budget_bytes=150, disk_bytes=[100] * 4)
+    assert sorted(tier.value for tier in plan.tiers) == ["disk", "host", "host", "resident"]
+    assert (plan.slot_bytes, plan.resident_bytes, plan.host_bytes, plan.disk_bytes) == (100, 75, 150, 100)
+    with pytest.raises(BudgetError, match="need 200 B"):
+        plan_residency([75] * 4, num_slots=2, device_budget_bytes=199, host_budget_bytes=0, disk_bytes=[100] * 4)

@@ -14,7 +14,7 @@ LLAMA_3_70B, LLAMA_3_8B = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3
 
 def device_speed(**fields):
     """A gigaweight a second in every format, a teraflop, a gigabyte a second."""
-    names = ("bfloat16", "float16", "float32", "int8", "nf4")
+    names = ("bfloat16", "float16", "float32", "int8", "nf4", "packed")
     given = {
         "target_weights_per_second": dict.fromkeys(names, 1e9),
         "draft_weights_per_second": dict.fromkeys(("stored", "int8", "nf4"), 1e9),
@@ -52,10 +52,10 @@ def processor(**fields):
 
 
 def planned(machine="l40", *, device_bytes=None, host_bytes=None, **request):
-    """The plan for a built-in machine by its name, or for a made one."""
+    """The plan for a built-in machine by its name, or for a made one; layers as stored, as in all published systems."""
     found = reference_machine(machine) if isinstance(machine, str) else machine
     limits = MachineRequest(device_memory_bytes=device_bytes, host_memory_bytes=host_bytes)
-    return make_plan(resolve_question(PlanRequest(**request)), under_request(found, limits))
+    return make_plan(resolve_question(PlanRequest(**{"pack": "off"} | request)), under_request(found, limits))
 
 
 def measured_machines(monkeypatch):

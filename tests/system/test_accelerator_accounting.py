@@ -48,9 +48,10 @@ BLOCK_BYTES = 4096
 
 
 @functools.cache
-def grouped_folder(num_layers: int) -> Path:
-    folder = scratch() / f"grouped-{num_layers}"
-    return save_tiny_tokenizer(save_tiny_model("llama", folder, num_hidden_layers=num_layers, **GROUPED), VOCAB_SIZE)
+def grouped_folder(num_layers: int, dtype: torch.dtype = torch.float32) -> Path:
+    folder = scratch() / f"grouped-{num_layers}-{dtype}"
+    saved = save_tiny_model("llama", folder, dtype=dtype, num_hidden_layers=num_layers, **GROUPED)
+    return save_tiny_tokenizer(saved, VOCAB_SIZE)
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,21 @@ class Watch:
         )
 
 
-def peak_is_what_is_counted(context_tokens: int, num_layers: int, has_draft: bool, **settings: Any) -> int:
+def peak_is_what_is_counted(
+    context_tokens: int, num_layers: int, has_draft: bool, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> int:
     """A prompt that fills the context, so that its last slice is as wide as any, then a few rounds.
 
     Returns the bytes by which the peak is above what is counted.
     """
-    draft = grouped_folder(1) if has_draft else "none"
+    draft = grouped_folder(1, dtype) if has_draft else "none"
     settings |= {"tree": f"{NUM_NODES}x6"} if has_draft else {}
     watch, rng = Watch(), np.random.default_rng(0)
     with opened_on(
-        grouped_folder(num_layers), draft=draft, context_tokens=context_tokens, **{"num_residents": 0, **settings}
+        grouped_folder(num_layers, dtype),
+        draft=draft,
+        context_tokens=context_tokens,
+        **{"num_residents": 0, **settings},
     ) as opened:
         placement = opened.placement
         assert bool(placement.residency.travelling) == (settings.get("kv_cache") == "host")
@@ -120,6 +126,13 @@ def keys_and_values_that_travel_are_counted() -> None:
         peak_is_what_is_counted(2048, 4, True, kv_format=kv_format, **settings) for kv_format in ("exact", "int8")
     )
     assert abs(exact - narrow) <= BLOCK_BYTES, f"{exact} bytes more than counted, and {narrow} with int8"
+
+
+@check
+def packed_layers_are_counted() -> None:
+    """Slots of three quarters, two chunks that layers are unpacked and widened to, and what has no code."""
+    settings = {"compute_dtype": "float32", "num_residents": None, "device_memory_bytes": 0, "kv_cache": "device"}
+    peak_is_what_is_counted(1024, 6, False, dtype=torch.bfloat16, pack="on", **settings)
 
 
 @check

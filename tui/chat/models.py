@@ -232,6 +232,7 @@ def make_estimates(folders: Sequence[str], config: EngineConfig) -> Iterator[Fit
                 draft_format=config.draft_format,
                 kv_cache=config.kv_cache,
                 kv_format=config.kv_format,
+                pack=config.pack,
                 context_tokens=config.context_tokens,
                 tree="auto" if config.is_plain else config.tree,
             )

@@ -62,8 +62,9 @@ def print_report(report: "DoctorReport", out: Console) -> None:
         title = f"{model.name}, {model.need.context_tokens} tokens of context, draft: {model.draft}"
         out.print()
         out.print(Text(one_line(title), "bold"))
-        if model.draft_note is not None:
-            out.print(Text(one_line(model.draft_note)))
+        for note in (model.draft_note, model.packing_note):
+            if note is not None:
+                out.print(Text(one_line(note)))
         print_grid(_model_rows(model, report), out)
         if any(change.kind in ("format", "combined") for fit in model.fits for change in fit.changes):
             out.print(Text("  int8, nf4: overstory prepare MODEL --format int8|nf4 --output DIR", "dim"))

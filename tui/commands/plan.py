@@ -106,6 +106,9 @@ def print_plan(report: "PlanReport", out: Console) -> None:
     _print_rows(out, _plan_rows(report))
     out.print(Text("\nuntil an answer begins", "bold"))
     _print_rows(out, _first_token_rows(report))
+    if report.other_packing is not None:
+        out.print(Text("\nlayers as stored" if report.main.is_packed else "\nlayers packed, bit for bit", "bold"))
+        _print_rows(out, [("--pack off" if report.main.is_packed else "--pack on", _other_text(report.other_packing))])
     if report.others:
         out.print(Text("\nother formats", "bold"))
         _print_rows(out, ((name, _other_text(one)) for name, one in report.others.items()))
@@ -128,7 +131,7 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
         f"{name.replace('_', ' ')} {_seconds(value)}" for name, value in main.part_seconds.items() if value
     )
     yield "round", f"{_seconds(tree.round_seconds)}: {parts} (they overlap)"
-    yield "layers", f"{main.format_name}: {_tiers(main)}"
+    yield "layers", f"{main.format_name}{', packed' if main.is_packed else ''}: {_tiers(main)}"
     if main.streams:
         ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {placed.residency.num_slots} slots"
         yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"

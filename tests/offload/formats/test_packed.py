@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offload.formats.packed import MAX_BASE, PackedWeight, pack_matrix
+from offload.formats.packed import MAX_BASE, PackedWeight, escape_share, pack_matrix
 from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, PACKED_COLUMNS
 from offload.formats.weight_format import DenseWeight, UpcastScratch
 
@@ -134,3 +134,10 @@ def test_a_place_outside_the_matrix_writes_nothing_outside_the_rows(place: int) 
     memory = torch.zeros(96, 64, dtype=torch.bfloat16)
     packed.unpack_rows(32, 64, memory[32:64])
     assert not memory[:32].any() and not memory[64:].any()
+
+
+def test_the_share_of_escapes_is_that_of_the_best_base() -> None:
+    bits = trained(256, 256).view(torch.uint16).numpy()
+    packed = pack_matrix(trained(256, 256))
+    assert escape_share(bits) == len(packed.escapes) / bits.size < 0.001
+    assert escape_share(bits[:0]) == escape_share(bits[:1] * 0) == 0.0

@@ -5,7 +5,7 @@ import pytest
 from offload.residency_plan import Tier
 from runtime.fit.machine import free_bytes_for, reference_machine, usable_bytes
 from runtime.fit.models import find_model
-from runtime.fit.place import place
+from runtime.fit.place import PACKED, LayerFormat, place
 from tests.support.fit_needs import GB, layers_of, machine, round_need
 
 NEED = round_need()
@@ -190,3 +190,36 @@ def test_a_70b_has_long_contexts_on_the_cards_it_is_meant_for(name, layers, cont
     found = replace(reference_machine(name), host_free_bytes=host_bytes, disk_free_bytes=None)
     placement = place(replace(need, kv_cache="auto"), found)
     assert placement.runs_well and placement.residency.travelling
+
+
+def packed_need():
+    """Layers of 4 GB that take 3 GB in memory, and 0.1 GB of the device for what has no code."""
+    return round_need().packed(LayerFormat(PACKED, (3 * GB,) * 10), escape_bytes=GB // 10, narrow_scratch_bytes=0)
+
+
+def test_packed_layers_take_less_wherever_they_are_but_on_disk():
+    fixed = packed_need().fixed_bytes
+    assert fixed == round_need().fixed_bytes + GB // 10
+    placement = place(packed_need(), machine(host=21 * GB, device=fixed + (2 + 3) * 3 * GB))
+    assert layers_of(placement) == (3, 7, 0)
+    assert (placement.ring_bytes, placement.streamed_bytes, placement.host_bytes) == (6 * GB, 21 * GB, 21 * GB)
+    assert placement.format_name == PACKED
+
+
+def test_slots_have_room_for_layers_as_stored_only_where_some_come_from_disk():
+    fixed = packed_need().fixed_bytes
+    placement = place(packed_need(), machine(host=12 * GB, device=fixed + 2 * 4 * GB + 3 * GB))
+    assert layers_of(placement) == (1, 4, 5)
+    assert (placement.ring_bytes, placement.disk_bytes, placement.host_bytes) == (8 * GB, 20 * GB, 12 * GB)
+    assert placement.streamed_bytes == 32 * GB
+
+
+def test_the_least_with_a_disk_holds_a_ring_for_it():
+    placement = place(packed_need(), machine(host=0, device=100 * GB, budget=0))
+    assert layers_of(placement) == (0, 0, 10)
+    assert placement.device_bytes == packed_need().fixed_bytes + 2 * 4 * GB and placement.can_run
+
+
+def test_a_quantized_format_is_not_packed():
+    need = packed_need().in_format("int8")
+    assert need.fixed_bytes == round_need().in_format("int8").fixed_bytes and need.stored is None

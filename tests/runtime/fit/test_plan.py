@@ -14,7 +14,7 @@ from runtime.fit.plan_report import PlanOption
 from runtime.fit.request import PlanRequest
 from runtime.speculation.acceptance import builtin_acceptance
 from tests.support.fit_needs import GB, layers_of
-from tests.support.plan_fakes import device_speed, plan_machine, planned, processor
+from tests.support.plan_fakes import device_speed, link_of, plan_machine, planned, processor
 from tests.support.profile_factory import PAIR
 from tests.support.published_pairs import published_pair
 
@@ -318,3 +318,69 @@ def test_a_model_that_stays_in_memory_gets_a_substitute_only_where_it_is_asked_f
     streamed = planned(target="llama-3.2-3b", draft="auto", device_bytes=5 * 10**9)
     assert [report.question.draft_name for report in (whole, asked, streamed)] == ["none", "substitute", "substitute"]
     assert not whole.main.streams and streamed.main.streams
+
+
+def test_a_70b_that_is_packed_moves_a_quarter_less_or_more_of_it_stays():
+    """An L40 with 150 GB of host memory: 99 GB a pass in 4.0 s become 64 GB in 3.0 s, and host memory holds as much."""
+    stored, packed = (planned(draft="none", host_bytes=150 * GB, pack=pack).main for pack in ("off", "auto"))
+    assert packed.is_packed and not stored.is_packed
+    assert packed.placement.streamed_bytes == pytest.approx(64.2e9, rel=0.01)
+    assert stored.placement.streamed_bytes == pytest.approx(99.3e9, rel=0.01)
+    assert (stored.seconds_per_token, packed.seconds_per_token) == pytest.approx((4.03, 2.99), rel=0.01)
+    assert packed.bound == "link" and packed.part_seconds["compute"] < packed.part_seconds["link"]
+
+
+def test_a_pair_in_trees_is_packed_too():
+    stored, packed = (planned(host_bytes=150 * GB, pack=pack).main for pack in ("off", "auto"))
+    assert packed.is_packed and packed.seconds_per_token < 0.85 * stored.seconds_per_token
+
+
+def test_packing_keeps_a_70b_from_the_disk():
+    """24 GB of device memory and 90 GB of host memory for layers: 8.8 s a pass, bound by the disk, become 3.8."""
+    stored, packed = (planned("rtx-4090", draft="none", host_bytes=90 * GB, pack=pack).main for pack in ("off", "auto"))
+    assert stored.placement.disk_bytes > 5 * GB and stored.bound == "disk"
+    assert packed.placement.disk_bytes == 0 and packed.bound == "link"
+    assert packed.seconds_per_token < 0.5 * stored.seconds_per_token
+
+
+def test_the_other_choice_of_packing_stands_beside_the_plan():
+    reports = {pack: planned(draft="none", host_bytes=150 * GB, pack=pack) for pack in ("off", "on")}
+    for pack, other in (("off", "on"), ("on", "off")):
+        assert reports[pack].other_packing.seconds_per_token == reports[other].main.seconds_per_token
+        record = reports[pack].to_record()
+        assert record["plan"]["is_packed"] is (pack == "on") is not record["other_packing"]["is_packed"]
+
+
+def test_other_formats_are_never_packed():
+    report = planned(draft="none", format="int8", pack="on")
+    assert not report.main.is_packed and report.other_packing is None
+    assert all(not other.is_packed for other in planned(draft="none", pack="on").others.values())
+
+
+def slow_unpacking(stored_rate, packed_rate, **fields):
+    rates = dict.fromkeys(("float16", "float32", "int8", "nf4"), 5e9) | {"bfloat16": stored_rate, "packed": packed_rate}
+    return processor(speed=device_speed(compute_item_bytes=4, target_weights_per_second=rates, flops=1e12), **fields)
+
+
+@pytest.mark.parametrize(
+    ("case", "is_packed"),
+    [
+        ({"fields": {}, "rate": 1.3e9}, False),
+        ({"fields": {"is_link_emulated": True, "link": link_of(0.5e9)}, "rate": 1.3e9}, True),
+        ({"fields": {"is_link_emulated": True, "link": link_of(20e9)}, "rate": 1.3e9}, False),
+        ({"fields": {"is_link_emulated": True, "link": link_of(0.5e9)}, "rate": 0.2e9}, False),
+    ],
+    ids=["all in memory", "a slow link", "a fast link", "a processor that unpacks slower than the link carries"],
+)
+def test_auto_packs_where_the_link_bounds_a_pass_and_unpacking_does_not(case, is_packed):
+    """A model of 8B on a processor with 32 GB; unpacking at a quarter of the rate of a copy, or less."""
+    machine = slow_unpacking(4.5e9, case["rate"], **case["fields"])
+    assert planned(machine, target="llama-3-8b", draft="none", pack="auto").main.is_packed is is_packed
+
+
+def test_auto_packs_where_a_processors_memory_then_holds_the_model():
+    """8B in bfloat16 are 16 GB: with 16 GB of memory 3 GB of it stream from a slow disk in every pass."""
+    machine = slow_unpacking(4.5e9, 1.3e9, host_free_bytes=16 * GB, disk=link_of(0.3e9))
+    report = planned(machine, target="llama-3-8b", draft="none", pack="auto")
+    assert report.main.is_packed and not report.main.streams
+    assert report.other_packing.placement.disk_bytes > 0

@@ -34,7 +34,7 @@ def test_text_is_on_stdout(capsys):
 def test_json_is_one_document_on_stdout(capsys):
     code, out, err = run(capsys, "--machine", "l40", "--json")
     assert (code, err, out.count("\n")) == (0, "", 1)
-    assert json.loads(out) == json.loads(json.dumps(planned().to_record()))
+    assert json.loads(out) == json.loads(json.dumps(planned(pack="auto").to_record()))
 
 
 def test_every_option_reaches_the_plan(capsys):
