@@ -239,8 +239,8 @@ class MemoryNeed:
         entries = {HEAD if self.table_bytes else OTHERS: self.others_bytes}
         if travelling is None:
             travelling = range(len(self.layers.layer_bytes)) if self.kv_cache == "host" else ()
-        cached_bytes = self.capacity_tokens * self.cache_bytes_per_token
-        cached_bytes -= sum(self.cache_bytes[index] for index in travelling)
+        cached_bytes, cache_bytes = self.capacity_tokens * self.cache_bytes_per_token, self.cache_bytes
+        cached_bytes -= sum(cache_bytes[index] for index in travelling)
         if self.draft is not None:
             shared = self.draft.shared_layer_bytes
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)

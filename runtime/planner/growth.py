@@ -33,6 +33,8 @@ outdone later: simulated from the built-in groups of positions, 1.5 brings 2.6 t
 nodes on up to 40 levels. With 2 it runs 14 to 16 % fewer for 0.2 to 1 % of the tokens, with 3 40 % fewer for 2.7 to
 2.8 % (256 and 512 nodes on 26 levels): on a processor, whose steps cost by their width, that pays."""
 RUN_WORTH = min(RUN_WORTHS)
+MOST_LEVELS = 64
+"""Of trees that are considered; where a draft is so good that deeper ones pay, context has nothing to add."""
 LEAST_LOG_WORTH = -14.0
 """Nodes less likely than one in a million are of no use, nor is what stands below them."""
 NUM_BINS = 700
@@ -162,8 +164,10 @@ def choose_growth(
     None where no tree may have two nodes. `factor`: tokens that such trees have really brought over those predicted.
     """
     num_limits, num_sizes = static.seconds_per_token.shape
-    sizes, limits = _grid(num_sizes), _grid(num_limits)
-    if shape is not None:
+    if shape is None:
+        num_limits = min(num_limits, MOST_LEVELS)
+        sizes, limits = _grid(num_sizes), _grid(num_limits)
+    else:
         sizes, limits = np.array([shape[0]]), np.array([shape[1]])
     if not len(sizes) or not len(limits) or costs.draft_step_seconds is None:
         return None
