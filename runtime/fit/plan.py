@@ -111,7 +111,7 @@ def packing_settled(question: PlanQuestion, machine: Machine) -> PlanQuestion:
             rates = speed.target_weights_per_second
         rates = {**judged.speed.target_weights_per_second, PACKS: rates[PACKS], PACKED: rates[PACKED]}
         judged = replace(judged, speed=replace(judged.speed, target_weights_per_second=rates))
-    held = None if question.draft is None else held_format(question.with_packing("off"), machine)
+    held = None if question.draft is None else held_format(question.with_packing("off"), judged)
     stored, packed = (
         _try(_judging(question.with_packing(pack), judged).option, question.format_name, held) for pack in _EITHER
     )

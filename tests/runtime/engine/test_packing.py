@@ -53,6 +53,15 @@ def test_auto_keeps_layers_as_stored_where_unpacking_costs_more_than_it_spares(
     assert plan.config.pack == "off" and plan.packing_note is None and plan.need.stored is None
 
 
+@pytest.mark.parametrize("draft", ["auto", "substitute", "folder"])
+def test_packing_is_decided_with_any_draft(draft: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: a session with a draft of several formats ended in an AssertionError, as no speed was known yet."""
+    rates(monkeypatch, bfloat16=4e9, packed_=1e9)
+    named = str(folder) if draft == "folder" else draft
+    plan = LoadPlan.build(EngineConfig(target=str(folder), draft=named, context_tokens=64, link="10MB/s"))
+    assert plan.config.pack in ("on", "off")
+
+
 def test_what_does_not_pack_is_said_where_it_was_asked_for(tmp_path: Path) -> None:
     folder = save_tiny_tokenizer(save_tiny_model("llama", tmp_path, **SIZES))
     assert plan_of(folder, link="10MB/s").config.pack == "off"
