@@ -46,6 +46,7 @@ ENGINE_CHOICES = {
     "--io": "buffered",
     "--kv-cache": "host",
     "--kv-format": "int8",
+    "--pack": "on",
     "--reader-threads": "2",
     "--draft": "d",
     "--tree": "64x10",

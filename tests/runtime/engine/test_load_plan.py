@@ -188,7 +188,9 @@ def test_a_session_holds_its_draft_as_its_plan_says(
     for (target, draft), machine, context_tokens in list(product(pairs, machines, (4096, 16384)))[::every]:
         folders = [config_folder(tmp_path, name) for name in (target, draft) if name is not None]
         files = [ModelFilesOfConfig(folder) for folder in folders]
-        config = EngineConfig(target=str(folders[0]), draft="substitute" if draft is None else str(folders[1]))
+        config = EngineConfig(
+            target=str(folders[0]), draft="substitute" if draft is None else str(folders[1]), pack="off"
+        )
         monkeypatch.setattr(load_plan, "find_memory", lambda device, machine=machine, **budgets: machine)
         held = load_plan.with_held(
             config,
@@ -198,7 +200,10 @@ def test_a_session_holds_its_draft_as_its_plan_says(
             device=torch.device("cuda", 0),
         ).draft_format
         request = PlanRequest(
-            target=str(folders[0]), draft="substitute" if draft is None else draft, context_tokens=context_tokens
+            target=str(folders[0]),
+            draft="substitute" if draft is None else draft,
+            context_tokens=context_tokens,
+            pack="off",
         )
         try:
             planned = make_plan(resolve_question(request), machine)
