@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
-from operator import add, sub
+from operator import add, itemgetter, sub
 from typing import TypeAlias
 
 from offload.errors import BudgetError
@@ -144,10 +144,11 @@ def plan_residency(
         tiers = [Tier.RESIDENT] * len(sizes)
         return ResidencyPlan(tuple(tiers), sizes, 0, tuple(cache_bytes), row_bytes=tuple(row_bytes))
 
+    by_size = [sorted(enumerate(items), key=itemgetter(1), reverse=True) for items in (in_slots, rows, widened)]
+
     def device_cost(residents: frozenset[int]) -> int:
         largest, largest_rows, largest_widened = (
-            max((size for index, size in enumerate(items) if index not in residents), default=0)
-            for items in (in_slots, rows, widened)
+            next((size for index, size in items if index not in residents), 0) for items in by_size
         )
         ring_bytes = num_slots * (largest + largest_rows) + largest_widened
         return sum(costs[index] for index in residents) + ring_bytes

@@ -88,6 +88,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+class _Server(HTTPServer):
+    """Says nothing of a client that is gone, as llama-server does."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 def main(arguments: list[str]) -> None:
     """Be the server."""
     if arguments == ["--version"]:
@@ -104,7 +111,7 @@ def main(arguments: list[str]) -> None:
             file.write(json.dumps(arguments) + "\n")
     if _Handler.model.get("fails") == "loading":
         sys.exit("error: there is no room for the model")
-    with HTTPServer((given["--host"], int(given["--port"])), _Handler) as server:
+    with _Server((given["--host"], int(given["--port"])), _Handler) as server:
         server.serve_forever()
 
 

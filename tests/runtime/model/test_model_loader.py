@@ -64,7 +64,7 @@ def test_no_logit_of_a_target_in_bfloat16_is_rounded_to_it(files: ModelFiles) ->
 def test_shared_layers_are_bound_as_they_are_and_not_read(files: ModelFiles) -> None:
     """The substitute uses the target's resident layers: with all of them it is the target."""
     with HostCopyEngine() as engine:
-        views = {i: slab_views(layout, read_slab(layout, engine)) for i, layout in enumerate(files.layouts)}
+        views = {i: (slab_views(layout, read_slab(layout, engine)), {}) for i, layout in enumerate(files.layouts)}
     exact, some = logits_of(files), {i: views[i] for i in (0, 2)}
     assert torch.equal(logits_of(files, "int8", shared=views), exact)
     errors = [(logits_of(files, "nf4", shared=shared) - exact).norm() for shared in (views, some, {})]
