@@ -186,11 +186,14 @@ class _Planning:
         )
 
     def what_ifs(self, main: PlanOption) -> Iterator[tuple[str, float]]:
-        """Yield (change, seconds per token) for more device memory, a faster link, and host memory for a disk."""
+        """Yield (change, seconds per token) for more device memory, a faster link, and host memory for a disk.
+
+        The draft is held as in `main`: deciding that anew for each would take as long as all the rest.
+        """
         if not main.streams:
             return
         for words, changed in _changes(self.machine, main):
-            option = _try(replace(self, machine=changed).best, main.format_name)
+            option = _try(replace(self, machine=changed).option, main.format_name, main.draft_held)
             if isinstance(option, PlanOption):
                 yield words, option.seconds_per_token
 

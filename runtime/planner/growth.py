@@ -8,6 +8,7 @@ depth and rank and a factor that rounds teach, is the prediction. Sizes and leve
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -171,12 +172,10 @@ def choose_growth(
         sizes, limits = np.array([shape[0]]), np.array([shape[1]])
     if not len(sizes) or not len(limits) or costs.draft_step_seconds is None:
         return None
-    with np.errstate(divide="ignore"):
-        forecast = forecast_growth(np.log(chances.by_confidence), num_limits)
+    groups = np.ascontiguousarray(chances.by_confidence, dtype=np.float64)
+    forecast, in_context, on_average = _forecasts(groups.tobytes(), groups.shape[1], num_limits, num_sizes)
     at = np.ix_(limits - 1, sizes - 1)
-    dynamic = forecast.expected_tokens(num_sizes)[at]
-    means = make_non_increasing(chances.by_confidence.mean(axis=0))  # where every position is like all on average
-    alike = np.stack([search.expected_tokens for search in best_first_by_levels(means, num_sizes, num_limits)])[at]
+    dynamic, alike = in_context[at], on_average[at]
     is_possible = np.isfinite(dynamic) & np.isfinite(alike) & np.isfinite(static.expected_tokens[at])
     gain = np.divide(dynamic, alike, out=np.zeros_like(dynamic), where=is_possible)
     tokens = factor * gain * np.where(is_possible, static.expected_tokens[at], 0.0)  # (L, S)
@@ -185,6 +184,21 @@ def choose_growth(
         for run_worth, share in RUN_WORTHS.items()
     )
     return min(filter(None, choices), key=lambda choice: choice.seconds_per_token, default=None)
+
+
+@lru_cache(maxsize=4)  # a plan asks again and again for other costs, a session after every few rounds
+def _forecasts(
+    groups: bytes, num_ranks: int, num_limits: int, num_sizes: int
+) -> tuple[GrowthForecast, NDArray[np.float64], NDArray[np.float64]]:
+    """Return the forecast from groups (G, R) of float64, and (D, N) tokens of trees in context and of the best static
+    ones where every position is like all on average.
+    """
+    by_confidence = np.frombuffer(groups).reshape(-1, num_ranks)
+    with np.errstate(divide="ignore"):
+        forecast = forecast_growth(np.log(by_confidence), num_limits)
+    means = make_non_increasing(by_confidence.mean(axis=0))
+    alike = np.stack([search.expected_tokens for search in best_first_by_levels(means, num_sizes, num_limits)])
+    return forecast, forecast.expected_tokens(num_sizes), alike
 
 
 def _cheapest(
