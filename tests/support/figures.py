@@ -147,7 +147,7 @@ FIGURES = (
     Figure(
         "demo",
         "the demo: four prompts, plain and tree, on an emulated link of 0.1 GB/s",
-        "overstory compare --device-memory 256MB --emulate-link 0.1GB/s --json",
+        "overstory compare --device-memory 256MB --pack off --emulate-link 0.1GB/s --json",
         _say_comparison,
     ),
     Figure(
