@@ -8,6 +8,8 @@ the same. Only the driver's version, for which torch has no common call, is read
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,3 +145,14 @@ def find_driver(root: Path = _ROOT) -> str:
         if asked.returncode == 0 and asked.stdout.strip():
             return f"NVIDIA {asked.stdout.split()[0]}"
     return UNKNOWN_DRIVER
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread of the processor in here."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -15,15 +15,11 @@ import torch
 from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import TENSOR_ALIGNMENT_BYTES, LayerLayout, SlabTensor
 from offload.formats.packed import PackedFormat, escape_share, pack_matrix
-from offload.formats.stored_sizes import ESCAPE_BYTES, PACKED_COLUMNS
+from offload.formats.stored_sizes import ESCAPE_BYTES, MAX_ESCAPE_SHARE, can_be_packed
 from offload.layer_slabs import slab_views
 from offload.units import round_up_to_page
 
-MAX_ESCAPE_SHARE = 0.01
-"""Of a matrix's sample; beyond it, unpacking would mostly write escapes."""
 _SAMPLE_BYTES = 1 << 16
-_MOST_ELEMENTS = 1 << 31
-"""Places of escapes are numbers of 32 bits."""
 _SPARE_ESCAPES = 2.0
 """Times what the samples say: memory that is kept for them."""
 
@@ -72,11 +68,9 @@ def _packed_layout(layout: LayerLayout, names: Collection[str]) -> PackedLayout:
 
 def _sampled_share(layout: LayerLayout, tensor: SlabTensor) -> float | None:
     """Return the share of escapes among some elements in the middle of a matrix, None where it cannot be packed."""
+    if not can_be_packed(tensor.dtype, tensor.shape):
+        return None
     num_elements = math.prod(tensor.shape)
-    if tensor.dtype != "BF16" or len(tensor.shape) != 2 or not 0 < num_elements < _MOST_ELEMENTS:
-        return None
-    if tensor.shape[1] % PACKED_COLUMNS:
-        return None
     num_bytes = min(_SAMPLE_BYTES, 2 * num_elements)
     begin = tensor.slab_offset + (2 * num_elements - num_bytes) // 4 * 2
     for part in layout.ranges:

@@ -7,7 +7,7 @@ Of a matrix `X.weight` (O, I) stand in the file
   layer are multiples of 16 bytes and cross a link in one piece;
 - `X.weight.packed`, U8: JSON with `format` (FORMAT_NAME), `shape` [O, I], `base`, `escape_counts` (one for each block
   of CHUNK_ROW_MULTIPLE rows) and `sha256`, that of the matrix's own bytes.
-A matrix that would not take less than WORTH_SHARE of its bytes is left as it is.
+A matrix with more escapes than MAX_ESCAPE_SHARE is left as it is.
 """
 
 import hashlib
@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 
 from offload.formats.packed import PackedFormat, pack_matrix
+from offload.formats.stored_sizes import MAX_ESCAPE_SHARE
 
 FORMAT_NAME = "bfloat16 in 12 bits"
 STATE_SUFFIX = ".packed"
 PART_SUFFIXES = (".escapes", ".escape_values", STATE_SUFFIX)
 """Of the names of the tensors beside a packed matrix's own."""
 ESCAPE_MULTIPLE = 8
-WORTH_SHARE = 0.8
-"""12 bits of 16 are 0.75; the rest are escapes, 48 bits each."""
 
 
 def pack_to_tensors(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -39,6 +38,8 @@ def pack_to_tensors(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         digest = hashing.submit(sha256_of, matrix)
         packed = pack_matrix(matrix)
         sha256 = digest.result()
+    if len(packed.escapes) > MAX_ESCAPE_SHARE * matrix.numel():
+        return {"": matrix}
     more = -len(packed.escapes) % ESCAPE_MULTIPLE
     state = {
         "format": FORMAT_NAME,
@@ -47,14 +48,12 @@ def pack_to_tensors(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         "escape_counts": np.diff(packed.format.escape_ends, prepend=0).tolist(),
         "sha256": sha256,
     }
-    parts = {
+    return {
         "": packed.words,
         ".escapes": F.pad(packed.escapes, (0, more)),
         ".escape_values": F.pad(packed.escape_values, (0, more)),
         STATE_SUFFIX: torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8),
     }
-    is_worth_it = sum(part.nbytes for part in parts.values()) < WORTH_SHARE * matrix.nbytes
-    return parts if is_worth_it else {"": matrix}
 
 
 def unpack_tensors(found: PackedFormat, parts: Mapping[str, torch.Tensor], *, sha256: str) -> torch.Tensor:

@@ -9,13 +9,13 @@ hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is sl
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from offload.device import one_thread
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 
 NUM_TERMS = 3
@@ -123,14 +123,3 @@ def is_exact(multiply: _Multiply) -> bool:
     expected = matrix.double() @ rows.double().t()
     error = (whole - expected).abs().max() / expected.abs().max()
     return bool(error < _TOLERANCE) and torch.equal(whole, parts)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread in here."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

@@ -16,6 +16,7 @@ DEFAULT_BLOCK_SIZE = 64
 NESTED_BLOCK_SIZE = 256
 """Scales that share one scale of their own, with double quantization; bitsandbytes writes no other."""
 PreparedFormat = Literal["int8", "nf4", "packed"]
+PACKED: PreparedFormat = "packed"
 PREPARED_FORMATS: tuple[str, ...] = get_args(PreparedFormat)
 """What `overstory prepare` writes: the quantized ones, and bfloat16 in 12 bits an element, bit for bit."""
 NF4_CODE_BYTES = 16 * 4
@@ -41,6 +42,9 @@ PACKED_COLUMNS = 64
 """A packed matrix has a multiple of so many columns: a quarter of a row then is whole vectors."""
 ESCAPE_BYTES = 6
 """Of an element that has no code: four for its place, two for itself."""
+MAX_ESCAPE_SHARE = 0.01
+"""Of a packed matrix; with more it would take over 0.78 of its bytes, and unpacking would mostly write escapes."""
+_MAX_PACKED_ELEMENTS = 1 << 31  # places of escapes are numbers of 32 bits
 TILE_ROWS = 128
 """Rows of a tile: chunks of an accelerator are even numbers of them, so that none is a remainder."""
 WIDE_HEAD_ELEMENTS = 1 << 23
@@ -81,13 +85,16 @@ def int8_token_bytes(num_heads: int, num_elements: int) -> int:
     return -(-(scales_begin + 4 * num_heads) // 16) * 16
 
 
-def packed_bytes(shape: Sequence[int]) -> int:
-    """Return the bytes of a matrix of bfloat16 packed, without the few elements that have no code (0.1 % more).
+def can_be_packed(dtype: str, shape: Sequence[int]) -> bool:
+    """Return whether a tensor is a matrix of a type ("BF16") and shape that packs; its exponents are another matter."""
+    is_matrix = dtype == "BF16" and len(shape) == 2
+    return is_matrix and shape[1] % PACKED_COLUMNS == 0 and 0 < math.prod(shape) < _MAX_PACKED_ELEMENTS
 
-    One whose columns are no multiple of PACKED_COLUMNS stays as it is.
-    """
+
+def packed_bytes(shape: Sequence[int]) -> int:
+    """Return the bytes of a matrix (O, I) of bfloat16 packed, without its escapes; of one that cannot be, its own."""
     num_elements = math.prod(shape)
-    return 2 * num_elements if shape[1] % PACKED_COLUMNS else num_elements * 3 // 2
+    return num_elements * 3 // 2 if can_be_packed("BF16", shape) else 2 * num_elements
 
 
 def nf4_bytes(shape: Sequence[int], *, is_double: bool = True) -> int:

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from offload.device import has_float32_products, wait_for_device
-from offload.formats.split_product import has_split_products, multiply_terms, one_thread, split_terms
+from offload.device import has_float32_products, one_thread, wait_for_device
+from offload.formats.split_product import has_split_products, multiply_terms, split_terms
 from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, CHUNK_ROW_MULTIPLE, chunk_rows
 
 TORCH_DTYPES = {

@@ -17,6 +17,7 @@ from offload.formats.packed_tensors import pack_to_tensors
 from offload.formats.stored_sizes import (
     DEFAULT_BLOCK_SIZE,
     NESTED_BLOCK_SIZE,
+    PACKED,
     PreparedFormat,
     int8_rows_bytes,
     nf4_bytes,
@@ -35,8 +36,8 @@ class WeightQuantizer:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every bit comes back; then only matrices of bfloat16 with PACKED_COLUMNS are taken."""
-        return self.format == "packed"
+        """Whether every bit comes back; then only matrices that `can_be_packed` are taken."""
+        return self.format == PACKED
 
     def quantize(self, read: ReadElements, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Return the tensors by their names below the layer, each in memory of its own.

@@ -22,7 +22,7 @@ from offload.checkpoint.layer_layout import LayerLayout, SlabTensor
 from offload.device import device_name, has_bfloat16, select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
-from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.formats.stored_sizes import PACKED, QUANTIZED_FORMATS
 from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import StageRing, plan_stages
@@ -43,7 +43,7 @@ from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
 from runtime.fit.machine import Basis, Link, Machine, usable_bytes
 from runtime.fit.models import shape_of_folder
-from runtime.fit.place import PACKED, DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
 from runtime.fit.plan import held_format
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.probes import find_memory
@@ -58,7 +58,7 @@ from runtime.tokenizer.match import check_draft_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I16": "packed", "I8": "int8", "U8": "nf4"}
+_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I16": PACKED, "I8": "int8", "U8": "nf4"}
 _IN_MEMORY = (
     "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
     "model's own substitute drafts"
@@ -317,12 +317,7 @@ def packed_config(
     device: torch.device,
 ) -> EngineConfig:
     """Return the config with what `auto` decides on packing the target's layers; see `packing_settled`."""
-
-    def question() -> PlanQuestion:
-        drafting = None if config.is_plain else draft or target
-        asked = question_of(config, target, drafting, context_tokens=config.context_tokens or usual_context_tokens)
-        return replace(asked, is_substitute=drafting is target)
-
+    question = partial(_question_beside, config, target, draft, usual_context_tokens=usual_context_tokens)
     return with_packing(config, target, question, partial(_machine_with_link, config, device))
 
 
@@ -343,12 +338,20 @@ def with_held(
         return config
     if draft_device_of(config, device) != device:  # no layer of the target has to make room for it
         return config
-    context_tokens = config.context_tokens or usual_context_tokens
-    context_tokens = min(context_tokens, max_positions(target.config) or context_tokens)
-    question = question_of(config, target, files, context_tokens=context_tokens)
-    question = replace(question, is_substitute=draft is None)
+    question = _question_beside(config, target, draft, usual_context_tokens=usual_context_tokens)
     held = held_format(question, machine_of(config, device))
     return replace(config, draft_format=cast("DraftFormat", held))
+
+
+def _question_beside(
+    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, usual_context_tokens: int
+) -> PlanQuestion:
+    """Return the question of a session with this draft, with its substitute where there is none, or with neither."""
+    context_tokens = config.context_tokens or usual_context_tokens
+    context_tokens = min(context_tokens, max_positions(target.config) or context_tokens)
+    drafting = None if config.is_plain else draft or target
+    asked = question_of(config, target, drafting, context_tokens=context_tokens)
+    return replace(asked, is_substitute=drafting is target)
 
 
 def question_of(
@@ -429,7 +432,9 @@ def need_of_files(
     dtype = _compute_dtype(config, target, device)
     context_tokens = config.context_tokens or usual_context_tokens
     shape = (1, 1) if config.is_plain else config.tree_shape
-    scratch_elements = target.scratch_elements(dtype, device)
+    packing, scratch_elements = packing_of(config, target), target.scratch_elements(dtype, device)
+    is_unpacked_apart = (packing is not None or target.is_packed) and dtype != torch.bfloat16
+    narrow_scratch_bytes = scratch_elements * torch.bfloat16.itemsize if is_unpacked_apart else 0
     need = MemoryNeed(
         formats=layer_formats(target.layouts),
         others_bytes=target.other_bytes(device),
@@ -443,7 +448,8 @@ def need_of_files(
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
         max_nodes=shape[0] if shape else 1,
         workspace=target.workspace(dtype),
-        scratch_bytes=target.scratch_bytes(dtype, device),
+        scratch_bytes=scratch_elements * dtype.itemsize,
+        narrow_scratch_bytes=narrow_scratch_bytes,
         head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
         is_widened=target.is_quantized or target.is_packed or target.stored_dtype != dtype,
         slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
@@ -454,7 +460,6 @@ def need_of_files(
         cache_layer_bytes=target.cache_layer_bytes(dtype),
         row_layer_bytes=target.row_layer_bytes(config.kv_format),
     )
-    packing = packing_of(config, target)
     if packing is not None:
         need = need.packed(
             LayerFormat(
@@ -463,7 +468,7 @@ def need_of_files(
                 tuple(each.layout.payload_bytes for each in packing),
             ),
             escape_bytes=sum(each.escape_bytes for each in packing),
-            narrow_scratch_bytes=0 if dtype == torch.bfloat16 else scratch_elements * torch.bfloat16.itemsize,
+            narrow_scratch_bytes=narrow_scratch_bytes,
         )
     return need if shape else need.with_largest_tree(is_cpu=device.type == "cpu")
 

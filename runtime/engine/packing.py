@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from offload.errors import BudgetError, CheckpointError
+from offload.formats.stored_sizes import PACKED
 from offload.packed_layers import PackedLayout
 from offload.units import format_bytes
 from runtime.config import EngineConfig, Pack
 from runtime.fit.machine import Machine
-from runtime.fit.place import PACKED, MemoryNeed, Placement
+from runtime.fit.place import MemoryNeed, Placement
 from runtime.fit.plan import packing_settled
 from runtime.fit.plan_question import PlanQuestion
 from runtime.model.model_loader import ModelFiles

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from offload.formats.stored_sizes import PACKED
 from offload.units import LinkSpeed, format_bytes
 from profiles.builtin_profiles import builtin_machine
 from profiles.machine_profile import DeviceIdentity, MachineProfile
@@ -278,7 +279,7 @@ def speed_of_data_sheet(*, memory_bytes_per_second: float, flops: float) -> Devi
         narrow = NARROW_BYTES[name]
         return reached / (narrow + 2 * NARROW_BYTES["bfloat16"] if name in ("int8", "nf4") else narrow)
 
-    targets = {name: rate(name) for name in NARROW_BYTES if name != "stored"} | {"packed": reached / PACKED_BYTES}
+    targets = {name: rate(name) for name in NARROW_BYTES if name != "stored"} | {PACKED: reached / PACKED_BYTES}
     return DeviceSpeed(
         target_weights_per_second=targets,
         draft_weights_per_second={"stored": rate("stored"), "int8": rate("int8"), "nf4": reached / FUSED_NF4_BYTES},

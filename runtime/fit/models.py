@@ -24,7 +24,7 @@ from offload.errors import CheckpointError
 from offload.formats.stored_sizes import (
     CHUNK_ELEMENTS,
     ESCAPE_BYTES,
-    PACKED_COLUMNS,
+    PACKED,
     QUANTIZED_FORMATS,
     WIDE_HEAD_ELEMENTS,
     int8_rows_bytes,
@@ -37,7 +37,7 @@ from offload.units import format_bytes, round_up_to_page
 from profiles.errors import quote
 from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS, KvFormat
 from runtime.errors import OptionError
-from runtime.fit.place import PACKED, DraftNeed, LayerFormat, MemoryNeed, quantized_layers
+from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
 from runtime.fit.workspace import Workspace, expanded_width, num_masks
 
 TOLERATED_DIFFERENCE = 0.06
@@ -139,7 +139,7 @@ class ModelShape:
 
     @property
     def is_packed(self) -> bool:
-        return self.published_as == "packed"
+        return self.published_as == PACKED
 
     def _quantized(self, name: str) -> LayerFormat:
         layer = quantized_layers(name, [self.matrices], [self._vector_bytes])
@@ -238,8 +238,11 @@ class ModelShape:
             max_nodes=1 if draft is None else max_nodes,
             workspace=self.workspace(compute_item_bytes),
             scratch_bytes=self._scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
+            narrow_scratch_bytes=(
+                self._narrow_scratch_bytes(compute_item_bytes, is_cpu=is_cpu) if self.is_packed else 0
+            ),
             head_scratch_bytes=self._head_scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
-            is_widened=self.published_as in (*QUANTIZED_FORMATS, "packed") or self.item_bytes != compute_item_bytes,
+            is_widened=self.published_as in (*QUANTIZED_FORMATS, PACKED) or self.item_bytes != compute_item_bytes,
             slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
             prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
             file_bytes=formats[0].total_bytes + self.others_bytes,
@@ -247,21 +250,22 @@ class ModelShape:
 
     def packed(self, need: MemoryNeed, compute_item_bytes: int, *, is_cpu: bool = True) -> MemoryNeed:
         """Return the same need with layers that lie packed in memory, as trained weights let them."""
-        sizes = [rows * columns * (2 if columns % PACKED_COLUMNS else 1.5) for rows, columns in self.matrices]
-        layer_bytes = round_up_to_page(math.ceil(sum(sizes)) + self._vector_bytes)
+        layer_bytes = round_up_to_page(sum(map(packed_bytes, self.matrices)) + self._vector_bytes)
         num_escapes = math.ceil(_ESCAPE_SHARE * self.num_layers * self.num_layer_parameters)
         return need.packed(
             LayerFormat(PACKED, (layer_bytes,) * self.num_layers),
             escape_bytes=ESCAPE_BYTES * num_escapes,
-            narrow_scratch_bytes=0 if compute_item_bytes == 2 else self._scratch_bytes(2, is_cpu=is_cpu),
+            narrow_scratch_bytes=self._narrow_scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
         )
 
     def _scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
         """Return what widening its matrices takes at a time, a head in another type than computed included."""
         head = () if self.item_bytes == compute_item_bytes else ((self.vocab_size, self.hidden_size),)
-        num_elements = scratch_elements((*self.matrices, *head), is_host=is_cpu)
-        narrow_bytes = self.item_bytes if self.is_packed and compute_item_bytes != self.item_bytes else 0
-        return num_elements * (compute_item_bytes + narrow_bytes)
+        return compute_item_bytes * scratch_elements((*self.matrices, *head), is_host=is_cpu)
+
+    def _narrow_scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
+        """Return what unpacking its matrices takes at a time, where they are multiplied in another type."""
+        return 0 if compute_item_bytes == 2 else 2 * scratch_elements(self.matrices, is_host=is_cpu)
 
     def _head_scratch_bytes(self, compute_item_bytes: int, *, is_cpu: bool) -> int:
         """Return what widening its head takes at a time, where it does not multiply to float32 by itself."""
@@ -441,7 +445,7 @@ def _stored_as(config: Mapping[str, Any], *, where: str) -> tuple[str | None, in
         raise CheckpointError(f"{where} says dtype {quote(dtype)}; expected one of {', '.join(_ITEM_BYTES)}")
     settings = config.get("quantization_config")
     if isinstance(settings, dict) and settings.get("quant_method") == PACKED_METHOD:
-        return "packed", 2
+        return PACKED, 2
     if settings is None:
         return ("float16" if dtype == "float16" else None), item_bytes
     if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":

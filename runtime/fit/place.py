@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from offload.formats.stored_sizes import QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
+from offload.formats.stored_sizes import PACKED, QUANTIZED_FORMATS, int8_rows_bytes, nf4_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import plan_stages
 from offload.units import round_up_to_page
@@ -28,8 +28,6 @@ OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
 KEYS_AND_VALUES = "keys and values"
 """What the caches' entry begins with."""
-PACKED = "packed"
-"""Name of layers whose matrices of bfloat16 lie packed in memory: see `offload.packed_layers`."""
 USUAL_FILL = 0.5
 """Of the context, over the passes of a conversation: what travels then."""
 TREE_SHARE = 0.04

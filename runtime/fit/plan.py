@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import BudgetError
+from offload.formats.stored_sizes import PACKED
 from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
@@ -25,7 +26,7 @@ from runtime.fit.advice import advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import Basis, Machine, free_bytes_for, judged_alike
 from runtime.fit.models import find_shape
-from runtime.fit.place import PACKED, MemoryNeed, Placement, kv_cache_on, place
+from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.plan_report import Acceptance, PlanOption, PlanReport
 from runtime.fit.reference_costs import copies_and_reads, reference_costs, stages_of

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import BudgetError
-from offload.formats.stored_sizes import QUANTIZED_FORMATS
+from offload.formats.stored_sizes import PACKED, QUANTIZED_FORMATS
 from offload.units import format_bytes
 from profiles.builtin_profiles import unmeasured_pair
 from runtime.fit.first_token import FirstToken
 from runtime.fit.machine import Basis, Machine
-from runtime.fit.place import PACKED, Placement
+from runtime.fit.place import Placement
 from runtime.fit.plan_question import PlanQuestion
 from runtime.planner.costs import RoundCosts
 from runtime.planner.tree_choice import TreeChoice, TreeRanking

@@ -28,6 +28,7 @@ from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_fo
 from offload.formats.four_bit import FourBitWeight
 from offload.formats.int8 import Int8RowsWeight
 from offload.formats.packed import pack_matrix
+from offload.formats.stored_sizes import PACKED
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, fastest_seconds
 from offload.free_memory import control_group_bytes, free_memory_bytes
 from offload.pinning.pin_budget import find_pin_budget
@@ -254,7 +255,7 @@ def measure_speed(device: torch.device, *, side: int | None = None) -> DeviceSpe
         "float32": DenseWeight(matrix.to(torch.float32)),
         "int8": Int8RowsWeight.quantize(matrix),
         "nf4": nf4,
-        "packed": pack_matrix(matrix),
+        PACKED: pack_matrix(matrix),
     }
     targets = {name: weight.to(device) for name, weight in stored.items()}
 

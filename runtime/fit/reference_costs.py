@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, QUANTIZED_FORMATS, chunk_rows
+from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, PACKED, QUANTIZED_FORMATS, chunk_rows
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import plan_stages
 from runtime.fit.machine import DeviceSpeed, Machine
 from runtime.fit.models import ModelShape
-from runtime.fit.place import PACKED, USUAL_FILL
+from runtime.fit.place import USUAL_FILL
 from runtime.planner.costs import CostTable, RoundCosts
 
 LAYER_LAUNCHES = 40

@@ -199,13 +199,6 @@ class ModelFiles:
         head = [self._head_shape] if self.stored_dtype != compute_dtype else []
         return scratch_elements(shapes + head, is_host=device.type == "cpu")
 
-    def scratch_bytes(self, compute_dtype: torch.dtype, device: torch.device) -> int:
-        """Return what widening takes; packed matrices become bfloat16 first, in memory apart from any other type."""
-        item_bytes = compute_dtype.itemsize
-        if self.is_packed and compute_dtype != torch.bfloat16:
-            item_bytes += torch.bfloat16.itemsize
-        return self.scratch_elements(compute_dtype, device) * item_bytes
-
     def head_scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return how many weights of a target's head are widened to float32 at a time; 0 where none has to be."""
         if compute_dtype == torch.float32 or self.multiplies_head_to_float32(compute_dtype, device):

@@ -18,6 +18,7 @@ from offload.errors import BudgetError
 from offload.formats.four_bit import FourBitFormat
 from offload.formats.packed import PackedFormat
 from offload.formats.quantized_group import WeightFormat
+from offload.formats.stored_sizes import PACKED
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import OverstoryError, ProfileError
@@ -27,7 +28,6 @@ from profiles.profile_store import load_machine_profile, load_pair_profile
 from runtime.config import MAX_TREE_LEVELS
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
-from runtime.fit.place import PACKED
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.costs import RoundCosts, StreamShape, costs_from_profiles
 from runtime.planner.growth import builtin_chances, chances_of
@@ -250,4 +250,4 @@ def held_name(files: ModelFiles, held: str) -> str:
 def _kind(found: WeightFormat) -> str:
     if isinstance(found, FourBitFormat):
         return found.quant_type
-    return "packed" if isinstance(found, PackedFormat) else "int8"
+    return PACKED if isinstance(found, PackedFormat) else "int8"

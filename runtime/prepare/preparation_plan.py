@@ -22,7 +22,7 @@ from offload.errors import CheckpointError
 from offload.formats.packed import PackedFormat
 from offload.formats.packed_tensors import PART_SUFFIXES
 from offload.formats.quantized_group import QuantizedGroup, find_group
-from offload.formats.stored_sizes import PACKED_COLUMNS
+from offload.formats.stored_sizes import can_be_packed
 from offload.formats.weight_format import TORCH_DTYPES
 from offload.formats.weight_quantizer import WeightQuantizer
 from profiles.errors import quote
@@ -50,7 +50,6 @@ _COMPANION_PATTERNS = (
 _BYTES_PER_NAME = 400  # its entries in a header and in the index
 _SMALL_FILES_BYTES = 100_000
 _ORIGINAL = "original"
-_MAX_PACKED_ELEMENTS = 1 << 31  # the places of what has no code are 32-bit numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +97,8 @@ class PreparationPlan:
             stored = [_by_stored_name(layer) for layer in layers]
             others = _all_others(stored, checkpoint)
             entries = [layer[name] for layer in layers for name in layer if is_turned.get(name) is False]
-            is_turned, layers = dict.fromkeys((entry.name for entry in entries if _is_packable(entry)), False), stored
+            packable = (entry.name for entry in entries if can_be_packed(entry.dtype, entry.shape))
+            is_turned, layers = dict.fromkeys(packable, False), stored
         else:
             dtypes = _loaded_dtypes(parts)
         return cls(
@@ -257,11 +257,6 @@ def _all_others(layers: Sequence[Tensors], checkpoint: Checkpoint, left_out: Col
     """Return whatever else the files hold, tensors that the model does not use included."""
     known = {name for layer in layers for name in layer} | set(left_out)
     return {name: entry for name, entry in checkpoint.tensors.items() if name not in known}
-
-
-def _is_packable(entry: TensorEntry) -> bool:
-    is_whole = entry.shape[1] % PACKED_COLUMNS == 0 and 0 < math.prod(entry.shape) < _MAX_PACKED_ELEMENTS
-    return entry.dtype == "BF16" and is_whole
 
 
 def _plan_shards(layers: Sequence[Tensors], others: Tensors) -> dict[str, Tensors]:

@@ -10,10 +10,10 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.host_engine import HostCopyEngine
 from offload.formats.packed import PackedFormat
-from offload.formats.stored_sizes import ESCAPE_BYTES
+from offload.formats.stored_sizes import ESCAPE_BYTES, MAX_ESCAPE_SHARE
 from offload.layer_slabs import read_slab
 from offload.memory import allocate_slab
-from offload.packed_layers import MAX_ESCAPE_SHARE, PackedLayer, PackedLayout, plan_packing
+from offload.packed_layers import PackedLayer, PackedLayout, plan_packing
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]

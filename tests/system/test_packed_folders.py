@@ -11,14 +11,11 @@ from offload.checkpoint.checkpoint import Checkpoint
 from offload.formats.packed import PackedFormat
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
-from runtime.engine.loading import OpenSession
 from runtime.fit.models import shape_of_folder
 from runtime.model.model_loader import ModelFiles
-from runtime.model.streamed_model import chain_input
-from tests.support.packed_factory import save_packed_folder
-from tests.support.session_factory import answer, open_tiny, request
+from tests.support.packed_factory import ASKED, ask, save_packed_folder
+from tests.support.session_factory import answer, open_tiny
 
-ASKED = [request(max_new_tokens=12), request("a dog", max_new_tokens=12, temperature=0.9, seed=5)]
 WAYS: dict[str, dict[str, Any]] = {
     "all resident": {},
     "all on disk": {"num_residents": 0},
@@ -38,13 +35,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def draft(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return save_packed_folder(tmp_path_factory.mktemp("draft"), "qwen2", seed=9)
-
-
-def ask(opened: OpenSession) -> tuple[list[list[int]], torch.Tensor]:
-    texts = [answer(opened, asked)[1] for asked in ASKED]
-    model = opened.session.engine.target
-    model.cache.truncate(0)
-    return texts, model.logits(model.run_pass(chain_input([3, 5, 8, 13, 21], num_cached=0)))
 
 
 @pytest.mark.parametrize("way", WAYS)

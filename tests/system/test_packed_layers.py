@@ -8,13 +8,9 @@ import torch
 
 from offload.copying.copy_engine import HostSource
 from offload.layer_streamer import ResidentLayer
-from runtime.engine.loading import OpenSession
-from runtime.model.streamed_model import chain_input
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
-from tests.support.session_factory import answer, open_tiny, request
-
-SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6}
-ASKED = [request(max_new_tokens=12), request("a dog", max_new_tokens=12, temperature=0.9, seed=5)]
+from tests.support.packed_factory import SIZES, ask
+from tests.support.session_factory import open_tiny
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +35,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "substitute": {"link": "10GB/s", "num_residents": 1, "draft": "substitute", "tree": "8x4"},
     "shared substitute": {"draft": "substitute", "tree": "8x4", "share_layers": True},
 }
-
-
-def ask(opened: OpenSession) -> tuple[list[list[int]], torch.Tensor]:
-    texts = [answer(opened, asked)[1] for asked in ASKED]
-    target = opened.session.engine.target
-    target.cache.truncate(0)
-    return texts, target.logits(target.run_pass(chain_input([3, 5, 8, 13, 21], num_cached=0)))
 
 
 @pytest.mark.parametrize("way", WAYS)
