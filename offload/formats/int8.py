@@ -19,6 +19,7 @@ import torch
 
 from offload.formats.stored_sizes import CHUNK_ELEMENTS
 from offload.formats.weight_format import (
+    DRAFT_ROWS,
     MEASURED_SIDE,
     UpcastScratch,
     draft_seconds,
@@ -165,7 +166,7 @@ def measure_is_packed_faster(compute: torch.dtype) -> bool:
     Two AVX2 cores, 8960 x 1536, 1 / 4 / 8 / 16 rows: bfloat16 activations 0.9 / 2.0 / 3.8 / 6.4 ms, these 0.4 / 0.9 /
     1.8 / 3 ms.
     """
-    matrix = torch.randn(MEASURED_SIDE, MEASURED_SIDE, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(DRAFT_ROWS, MEASURED_SIDE, generator=torch.Generator().manual_seed(0))
     weight, cpu = Int8RowsWeight.quantize(matrix, is_fast=True), torch.device("cpu")
     try:
         packed = PackedInt8Weight.pack(weight)

@@ -5,7 +5,8 @@ So a matrix times three terms, with the sums in float32, is what the same matrix
 the order of the sums; what is denormal counts as zero (bfloat16x3: Henry, Tang, Heinecke, arXiv 1904.06376).
 
 torch rounds such products to bfloat16 on a processor. MKL's `cblas_gemm_bf16bf16f32`, which torch's libraries for Linux
-hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow.
+hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow, and on processors with AVX2 alone its
+bits depend on the threads, so that it is not used there.
 """
 
 import ctypes
@@ -86,6 +87,8 @@ def has_split_products() -> bool:
 @cache
 def _find_multiply() -> _Multiply | None:
     """Return what writes `matrix` (O, I) times `rows` (N, I), transposed, to float32 (O, N); None if nothing does."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         function = ctypes.CDLL(str(library)).cblas_gemm_bf16bf16f32

@@ -37,6 +37,9 @@ DRAFT_WIDTHS = (1, 4, 8, 16)
 """Rows of the products that a draft step makes; what is fastest over these is the fastest for drafts."""
 MEASURED_SIDE = 1024
 """Rows and columns of the matrices that kernels are compared with."""
+DRAFT_ROWS = 4 * MEASURED_SIDE
+"""Rows of those that are compared for drafts, 4 M weights as a layer's are: in one of 1 M, what a product costs besides
+weighs most (two AVX2 cores, int8 rows and packed ones: 0.10 and 0.17 ms for 1 M, 0.23 and 0.22 ms for 4 M)."""
 LEAST_BLOCK_ROWS = 16
 """Of a batched product with one column: with 12 rows or fewer a processor with AVX-512 sums in another order."""
 _CHOICE_REPEATS = 12

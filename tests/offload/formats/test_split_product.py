@@ -168,3 +168,10 @@ def test_torch_without_the_product_does_without(monkeypatch: pytest.MonkeyPatch)
         split_product._find_multiply.cache_clear()
         monkeypatch.setattr(split_product.ctypes, "CDLL", library)
         assert not has_split_products()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_processor_with_avx2_alone_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL's product is there too, slow, and its bits depend on the number of threads."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not has_split_products()
