@@ -38,9 +38,11 @@ def run_ratio(
 ) -> Generator[str, None, dict[str, Any]]:
     """Answer the requests at each temperature over a link on which a pass takes `steps_per_pass` draft steps.
 
-    `config` names folders and a draft. The first prompt is answered once without being counted, so that the planner has
-    seen this machine. Raises OptionError if no layer streams.
+    `config` names folders and a draft; layers are packed only where it says so, since the link is made for the bytes of
+    a pass anyway. The first prompt is answered once without being counted, so that the planner has seen this machine.
+    Raises OptionError if no layer streams.
     """
+    config = replace(config, pack="on" if config.pack == "on" else "off")
     yield "measuring a draft step"
     with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
         check_streaming(opened)

@@ -177,7 +177,7 @@ def ratio(
     config: DraftingConfig,
     *,
     prompts: Prompts = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 96,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 128,
     steps_per_pass: Annotated[
         float, typer.Option(help="Draft steps that a pass over the emulated link takes.", min=1)
     ] = 220,
@@ -431,7 +431,12 @@ def _show(
 
 
 def _requests(prompts: str | None, packaged: str, params: SamplingParams) -> list[PromptRequest]:
-    return read_requests(packaged_prompts(packaged) if prompts is None else prompts, params)
+    """Return a person's prompts, or the packaged ones, whose own lengths of answers do not count here."""
+    if prompts is not None:
+        return read_requests(prompts, params)
+    requests = read_requests(packaged_prompts(packaged), params)
+    length = params.max_new_tokens
+    return [replace(request, params=replace(request.params, max_new_tokens=length)) for request in requests]
 
 
 def _drafting(config: EngineConfig, without: str) -> EngineConfig:
