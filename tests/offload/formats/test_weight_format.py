@@ -227,3 +227,22 @@ def test_a_drafts_products_are_timed_once_for_each_width(monkeypatch: pytest.Mon
 
 def test_draft_widths_are_those_of_narrow_levels() -> None:
     assert min(DRAFT_WIDTHS) == 1 and max(DRAFT_WIDTHS) == 16
+
+
+@pytest.mark.parametrize(("num_rows", "num_multiplied"), [(1, 1), (2, 4), (4, 4), (5, 8), (8, 8), (31, 32), (64, 64)])
+def test_a_processors_products_have_whole_vectors_of_columns(
+    num_rows: int, num_multiplied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """31 columns took twice as long as 32."""
+    asked, multiply = [], weight_format.multiply_widened_rows
+
+    def ask(matrix: torch.Tensor, columns: torch.Tensor, products: torch.Tensor) -> None:
+        asked.append(columns.shape[1])
+        multiply(matrix, columns, products)
+
+    monkeypatch.setattr(weight_format, "multiply_widened_rows", ask)
+    matrix, inputs = torch.randn(40, 24).to(torch.bfloat16), torch.randn(1, num_rows, 24)
+    scratch = UpcastScratch(torch.float32, CPU, max_split_rows=0)
+    product = DenseWeight(matrix).linear(inputs, torch.ones(40), scratch)
+    assert set(asked) == {num_multiplied}
+    torch.testing.assert_close(product, inputs @ matrix.to(torch.float32).t() + 1)
