@@ -30,7 +30,7 @@ ITEM_BYTES = {
 }
 PACKED_METHOD = "overstory-packed"
 """The quant_method of a folder that `prepare` packed: one that transformers does not know."""
-PACKED_VERSION = 1
+PACKED_VERSION = 2
 MAX_HEADER_BYTES = 100 * 10**6
 _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500

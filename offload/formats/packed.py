@@ -4,16 +4,19 @@ The 8 bits of a trained weight's exponent say little: in a matrix, 15 neighbouri
 the weights (three models measured). So an element is a code of 12 bits: the sign, 4 bits that count the exponent from a
 base the matrix shares, the mantissa. What has no code, an escape, has that of zero and stands in a list.
 
-A code lies where a bfloat16 has its bits, the sign at bit 15 and the rest at bits 10 to 0, so that one operation
-unpacks three quarters of a matrix: a row of I elements is 3 I / 4 words of 16 bits, which hold the codes of its first
-3 I / 4 elements, and in their bits 14 to 11 those of the last quarter. Of its j-th code the sign and bits 10 to 8 are
-in word j, bits 7 to 4 in word I / 4 + j, bits 3 to 0 in word I / 2 + j. A code read as a bfloat16 lacks only the base,
-which a product with a power of two gives back exactly, zero staying zero; then escapes are written over.
+A block of CHUNK_ROW_MULTIPLE rows, the last perhaps of fewer, is E elements in 3 E / 4 words of 16 bits. A code lies
+where a bfloat16 has its bits, the sign at bit 15 and the rest at bits 10 to 0, so that one operation unpacks three
+quarters of a block: its words hold the codes of its first 3 E / 4 elements. With words w in three parts of E / 4, the
+codes of its last quarter are, in whole numbers of 16 bits with signs,
+
+    ((((w[2] >> 4) ^ w[1]) >> 3) + 2 w[0]) >> 4,
+
+which bits 14 to 11 of the words are chosen for; only the bits of a code count. A code read as a bfloat16 lacks only the
+base, which a product with a power of two gives back exactly, zero staying zero; then escapes are written over.
 """
 
-import os
+import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -27,6 +30,7 @@ from offload.formats.weight_format import (
     DenseWeight,
     StoredWeight,
     UpcastScratch,
+    chunk_elements,
     fastest_seconds,
     from_columns,
 )
@@ -35,14 +39,17 @@ NUM_EXPONENTS = 15
 """Exponents that have a code, besides that of zero."""
 MAX_BASE = 127
 """Of a matrix: the power of two that it stands for is a bfloat16 as well. Larger weights than 2^15 are escapes."""
-_SAMPLE_ELEMENTS, _PIECE_ELEMENTS = 1 << 16, 1 << 17
+_SAMPLE_ELEMENTS, _PIECE_ELEMENTS, _GROUP_ELEMENTS = 1 << 16, 1 << 21, 128
 _MEASURED_ROWS, _MEASURED_REPEATS = 8192, 4
-_SIGN, _MAGNITUDE, _CODE, _SPARE = (np.uint16(bits) for bits in (0x8000, 0x7FFF, 0x87FF, 0x7800))
+_SIGN, _MAGNITUDE, _CODE, _SPARE = -0x8000, 0x7FFF, 0x87FF - (1 << 16), 0x7800
+"""Bits, in int16."""
 _ONE_EXPONENT = 1 << 7
 """A step of the exponent, in the bits of a bfloat16."""
 
 Bits = npt.NDArray[np.uint16]
-"""Elements of type bfloat16, or codes, as unsigned numbers."""
+"""Elements of type bfloat16, as unsigned numbers."""
+Codes = npt.NDArray[np.int16]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,11 +92,21 @@ class PackedWeight:
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         num_outputs, num_columns = self.format.shape
         is_narrow = scratch.dtype == torch.bfloat16 or scratch.splits(inputs)
+        # A processor multiplies float32 by a power of two 3 times as fast as bfloat16, which it has to round.
+        is_scaled_wide = scratch.dtype == torch.float32 and self.words.device.type == "cpu"
 
         def widen(start: int, stop: int) -> torch.Tensor:
             rows = scratch.narrow_view(stop - start, num_columns)
-            self.unpack_rows(start, stop, rows)
-            return rows if is_narrow else scratch.view(stop - start, num_columns).copy_(rows)
+            if is_narrow:
+                self.unpack_rows(start, stop, rows)
+                return rows
+            wide = scratch.view(stop - start, num_columns)
+            if not is_scaled_wide:
+                self.unpack_rows(start, stop, rows)
+                return wide.copy_(rows)
+            _unpack_codes(self.words[start:stop], rows)
+            self._complete(start, stop, wide.copy_(rows))
+            return wide
 
         columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=CHUNK_ROW_MULTIPLE)
         product = from_columns(columns, inputs)
@@ -97,13 +114,21 @@ class PackedWeight:
 
     def unpack(self) -> torch.Tensor:
         """Return the whole matrix, (O, I) bfloat16, in memory of its own."""
-        matrix = torch.empty(self.format.shape, dtype=torch.bfloat16, device=self.words.device)
-        self.unpack_rows(0, self.format.shape[0], matrix)
+        num_rows, num_columns = self.format.shape
+        matrix = torch.empty(num_rows, num_columns, dtype=torch.bfloat16, device=self.words.device)
+        step = max(1, chunk_elements(matrix.device) // (CHUNK_ROW_MULTIPLE * num_columns)) * CHUNK_ROW_MULTIPLE
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            self.unpack_rows(start, stop, matrix[start:stop])
         return matrix
 
     def unpack_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Write whole blocks of CHUNK_ROW_MULTIPLE rows, the matrix's last perhaps short, to `out`, bfloat16."""
-        _unpack_codes(self.words[start:stop], out.view(torch.int16))
+        _unpack_codes(self.words[start:stop], out)
+        self._complete(start, stop, out)
+
+    def _complete(self, start: int, stop: int, out: torch.Tensor) -> None:
+        """Make the codes in `out`, read as bfloat16 and perhaps widened to float32, the numbers they stand for."""
         if self.format.base:
             out.mul_(2.0**self.format.base)
         ends, block = self.format.escape_ends, start // CHUNK_ROW_MULTIPLE
@@ -111,46 +136,48 @@ class PackedWeight:
         if first < last:
             places = self.escapes[first:last].to(torch.int64).sub_(start * self.format.shape[1])
             places.clamp_(0, out.numel() - 1)  # a damaged file must not write elsewhere, nor end a device's context
-            out.view(-1).index_copy_(0, places, self.escape_values[first:last])
+            out.view(-1).index_copy_(0, places, self.escape_values[first:last].to(out.dtype))
+
+
+def _blocks_of(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Return whole blocks of CHUNK_ROW_MULTIPLE rows, (B, elements), and a short one at the end, (1, elements)."""
+    num_whole = len(rows) // CHUNK_ROW_MULTIPLE * CHUNK_ROW_MULTIPLE
+    blocks = [rows[:num_whole].view(-1, CHUNK_ROW_MULTIPLE * rows.shape[1]), rows[num_whole:].view(1, -1)]
+    return [part for part in blocks if part.numel()]
 
 
 def _unpack_codes(words: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the codes of `words` (O, 3 I / 4) to `out` (O, I), both int16, in a bfloat16's bits; takes no memory."""
-    num_words = words.shape[1]
-    quarter = num_words // 3
-    # The shifts keep the sign, which `code` takes away again where it does not belong.
-    code, spare_of = int(_CODE.view(np.int16)), tuple(slice(part * quarter, (part + 1) * quarter) for part in range(3))
-    torch.bitwise_and(words, code, out=out[:, :num_words])
-    last = out[:, num_words:]
-    torch.sub(words[:, spare_of[2]], out[:, spare_of[2]], out=last)  # what is not of the word's own code
-    for part in (1, 0):
-        last.bitwise_right_shift_(4).add_(words[:, spare_of[part]]).sub_(out[:, spare_of[part]])
-    last.bitwise_left_shift_(1).bitwise_right_shift_(4).bitwise_and_(code)
+    """Write the codes of `words` (O, 3 I / 4) int16 to `out` (O, I) bfloat16, in its bits; takes no memory."""
+    for block, codes in zip(_blocks_of(words), _blocks_of(out.view(torch.int16)), strict=True):
+        num_words = block.shape[1]
+        parts, last = torch.chunk(block, 3, dim=1), codes[:, num_words:]
+        torch.bitwise_and(block, _CODE, out=codes[:, :num_words])
+        torch.bitwise_right_shift(parts[2], 4, out=last)
+        last.bitwise_xor_(parts[1]).bitwise_right_shift_(3)
+        last.add_(parts[0], alpha=2).bitwise_right_shift_(4).bitwise_and_(_CODE)
 
 
-def pack_matrix(
-    matrix: torch.Tensor, *, words: torch.Tensor | None = None, num_threads: int | None = None
-) -> PackedWeight:
+def pack_matrix(matrix: torch.Tensor, *, words: torch.Tensor | None = None) -> PackedWeight:
     """Pack a matrix (O, I) of bfloat16 in host memory, I a multiple of PACKED_COLUMNS.
 
     Its words go to `words`, (O, 3 I / 4) int16, if that is given, else to memory of their own; its escapes always do.
-    With `num_threads` threads, by default as many as there are cores. The base is that of fewest escapes in a sample.
+    The base is that of fewest escapes in a sample.
     """
     num_rows, num_columns = matrix.shape
     assert num_columns % PACKED_COLUMNS == 0
     if words is None:
         words = torch.empty(num_rows, 3 * num_columns // 4, dtype=torch.int16)
-    bits, target = matrix.contiguous().view(torch.uint16).numpy(), words.view(torch.uint16).numpy()
-    base = _choose_base(bits)
-    num_threads = num_threads or os.cpu_count() or 1
-    share = -(-num_rows // num_threads)
-    starts = range(0, num_rows, share)
-    with ThreadPoolExecutor(num_threads) as threads:
-        shares = (slice(start, start + share) for start in starts)
-        found = list(threads.map(lambda rows: _pack_rows(bits[rows], base, target[rows]), shares))
-    pieces = [(places + start * num_columns, values) for start, (places, values) in zip(starts, found, strict=True)]
-    escapes = np.concatenate([places for places, _ in pieces])
-    values = np.concatenate([found for _, found in pieces])
+    matrix = matrix.contiguous().view(torch.int16)
+    base = _choose_base(matrix.view(torch.uint16).numpy())
+    found, first = [], 0
+    for bits, target in zip(_blocks_of(matrix), _blocks_of(words), strict=True):
+        step = min(len(bits), max(1, _PIECE_ELEMENTS // bits.shape[1]))
+        packer = _BlockPacker(base, (step, bits.shape[1]))
+        for blocks, goal in zip(torch.split(bits, step), torch.split(target, step), strict=True):
+            places, values = packer.pack(blocks, goal)
+            found.append((places + first, values))
+            first += blocks.numel()
+    escapes, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
     block_ends = np.arange(CHUNK_ROW_MULTIPLE, num_rows + CHUNK_ROW_MULTIPLE, CHUNK_ROW_MULTIPLE) * num_columns
     return PackedWeight(
         PackedFormat((num_rows, num_columns), base, np.searchsorted(escapes, block_ends)),
@@ -160,45 +187,64 @@ def pack_matrix(
     )
 
 
-def _pack_rows(bits: Bits, base: int, words: Bits) -> tuple[npt.NDArray[np.int64], Bits]:
-    """Write the words of some rows; return the places of their escapes in the flat rows, and their bits.
+class _BlockPacker:
+    """Packs so many blocks of one size at a time, or fewer, in memory that it keeps: new one costs more than the work.
 
-    A few rows at a time, in arrays that stay in the processor's cache.
+    These are torch's operations on many elements, which all cores share. NumPy's in a thread for each core were no
+    faster than in one, since they wait for each other at every call.
     """
-    num_rows, num_columns = bits.shape
-    quarter, step = num_columns // 4, min(num_rows, max(1, _PIECE_ELEMENTS // num_columns))
-    least = _ONE_EXPONENT if base else 0
-    codes_of, others_of = (np.empty((step, num_columns), dtype=np.uint16) for _ in range(2))
-    is_outside_of, spare_of = np.empty((step, num_columns), dtype=np.bool_), np.empty((step, quarter), dtype=np.uint16)
-    found = []
-    for start in range(0, num_rows, step):
-        rows, target = bits[start : start + step], words[start : start + step]
-        codes, others, is_outside, spare = (
-            scratch[: len(rows)] for scratch in (codes_of, others_of, is_outside_of, spare_of)
-        )
-        np.bitwise_and(rows, _MAGNITUDE, out=codes)
-        codes -= np.uint16(base * _ONE_EXPONENT)  # what lies below the base wraps around
-        np.subtract(codes, np.uint16(least), out=others)
-        np.greater_equal(others, np.uint16((NUM_EXPONENTS + 1) * _ONE_EXPONENT - least), out=is_outside)
-        np.copyto(codes, 0, where=is_outside)
-        np.bitwise_and(rows, _SIGN, out=others)
-        codes |= others
-        np.copyto(target, codes[:, : 3 * quarter])
-        last = codes[:, 3 * quarter :]
-        np.bitwise_and(last, np.uint16(0x07FF), out=spare)
-        spare <<= 3
-        last >>= 1
-        last &= _SIGN >> 1
-        spare |= last  # 12 bits, the highest at bit 14
-        for part in range(3):
-            np.bitwise_and(spare, _SPARE, out=last)
-            target[:, part * quarter : (part + 1) * quarter] |= last
-            spare <<= 4
-        places = np.flatnonzero(is_outside)
-        values = rows.reshape(-1)[places]
-        is_escape = values & _MAGNITUDE != 0
-        found.append((places[is_escape] + start * num_columns, values[is_escape]))
-    return np.concatenate([places for places, _ in found]), np.concatenate([values for _, values in found])
+
+    def __init__(self, base: int, shape: tuple[int, int]) -> None:
+        least = (base + 1) * _ONE_EXPONENT if base else 0
+        self._base, self._least = base * _ONE_EXPONENT, least
+        self._lift = torch.tensor(_SIGN - 2 * least).to(torch.int16)
+        """Added to twice an element: the least that has a code then is int16's lowest, what lies below wraps around."""
+        self._least_outside = _SIGN + 2 * ((base + NUM_EXPONENTS + 1) * _ONE_EXPONENT - least)
+        self._ranks, self._zeros = torch.empty(2, *shape, dtype=torch.int16)
+        self._quarters = torch.empty(4, shape[0], shape[1] // 4, dtype=torch.int16)
+
+    def pack(self, bits: torch.Tensor, words: torch.Tensor) -> tuple[Places, Codes]:
+        """Write the words (B, 3 E / 4) of blocks (B, E), in int16; return where escapes are, and their bits."""
+        num_elements, num_words = bits.shape[1], words.shape[1]
+        zeros, last = self._zeros[: len(bits)], self._quarters[0, : len(bits)]
+        torch.bitwise_and(bits, _MAGNITUDE, out=zeros).sub_(1).bitwise_right_shift_(15)  # -1 for a zero, else 0
+        places = self._find_escapes(bits, zeros)
+        values = bits.view(-1).numpy()[places]
+        torch.sub(bits[:, :num_words], self._base, out=words).add_(zeros[:, :num_words], alpha=-self._base)
+        torch.sub(bits[:, num_words:], self._base, out=last).add_(zeros[:, num_words:], alpha=-self._base)
+        block, place = np.divmod(places, num_elements)
+        is_last = place >= num_words
+        words.numpy()[block[~is_last], place[~is_last]] = 0
+        last.numpy()[block[is_last], place[is_last] - num_words] = 0
+        self._hide(last, words)
+        return places, values
+
+    def _find_escapes(self, bits: torch.Tensor, zeros: torch.Tensor) -> Places:
+        ranks = self._ranks[: len(bits)]
+        torch.add(self._lift, bits, alpha=2, out=ranks)  # twice is without the sign
+        ranks.add_(zeros, alpha=-2 * self._least)
+        groups = ranks.view(-1, math.gcd(ranks.numel(), _GROUP_ELEMENTS))
+        found = np.flatnonzero(groups.amax(1).numpy() >= self._least_outside)
+        group, place = np.divmod(np.flatnonzero(groups.numpy()[found] >= self._least_outside), groups.shape[1])
+        places: Places = found[group] * groups.shape[1] + place
+        return places
+
+    def _hide(self, last: torch.Tensor, words: torch.Tensor) -> None:
+        """Choose the spare bits of words (B, 3 E / 4), zero so far, for the codes (B, E / 4) of a last quarter.
+
+        Before its last shift the expression of the module's docstring is to be `wanted` in bits 15 to 4: the spare bits
+        of w[1] and w[2] come to stand in bits 11 to 4 of `hidden`, to which those of w[0] are added in bits 15 to 12.
+        """
+        first, second, third = torch.chunk(words, 3, dim=1)
+        wanted, hidden, others = (quarter[: len(last)] for quarter in self._quarters[1:])
+        torch.bitwise_and(last, _SIGN, out=wanted).add_(last, alpha=16)
+        torch.bitwise_right_shift(third, 4, out=hidden).bitwise_xor_(second).bitwise_right_shift_(3)
+        torch.bitwise_and(hidden, ~0x0FF0, out=others).add_(first, alpha=2).bitwise_and_(~0x000F)
+        wanted.sub_(others)
+        hidden.bitwise_xor_(wanted)
+        first.add_(wanted.bitwise_right_shift_(1).bitwise_and_(_SPARE))
+        second.add_(torch.bitwise_and(hidden, 0x0F00, out=others), alpha=8)
+        third.add_(torch.bitwise_and(hidden, 0x00F0, out=others), alpha=128)
 
 
 @cache

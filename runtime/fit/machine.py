@@ -65,11 +65,11 @@ NARROW_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "stored": 2.0, 
 """Bytes of one weight as it is stored."""
 FUSED_NF4_BYTES = 0.56
 """Bytes of one NF4 weight that a fused product of a draft reads: its code, and its share of the scales."""
-PACKED_BYTES = 21.5
+PACKED_BYTES = 16.0
 """Bytes that a device reads and writes for one packed weight, its product's included: see `formats.packed`.
 
-The mask moves 1.5 each way, the eleven operations on a quarter of the elements 12.5 together, the last power of two 2
-each way, and the product reads 2.
+The mask moves 1.5 each way, the six operations on a quarter of the elements 7 together, the last power of two 2 each
+way, and the product reads 2.
 """
 _JUDGED_AS = "rtx-4090"
 

@@ -21,7 +21,7 @@ LAYER_LAUNCHES = 40
 """Kernels of a decoder layer of Llama's kind in bf16, counted as torch dispatches them (transformers 5.24)."""
 LAUNCHES_PER_MATRIX, LAUNCHES_PER_CHUNK = 2, 2
 """Of a quantized matrix, for its scales, and of each chunk that is widened and multiplied; of others one."""
-LAUNCHES_PER_PACKED_CHUNK = 16
+LAUNCHES_PER_PACKED_CHUNK = 13
 """Of a chunk that is unpacked, its escapes and its product included."""
 FUSED_ATTENTION_TOKENS, FUSED_MLP_TOKENS = 8, 64
 """Tokens up to which bitsandbytes multiplies NF4 matrices of attention and of MLP as they are; it widens them for more.

@@ -127,9 +127,13 @@ def test_pickle_weights_are_never_opened(folder, name):
         ({"quantization_config": {"load_in_4bit": True, "load_in_8bit": True}}, "without saying which format"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": 1}}, "without saying which format"),
         ({"quantization_config": "nf4"}, "expected an object"),
-        ({"quantization_config": {"quant_method": "overstory-packed"}}, "packed as version None; expected 1"),
+        ({"quantization_config": {"quant_method": "overstory-packed"}}, "packed as version None; expected 2"),
         ({"quantization_config": {"quant_method": "overstory-packed", "version": True}}, "packed as version True"),
-        ({"compression_config": {"quant_method": "overstory-packed", "version": 1}}, "compression_config"),
+        (
+            {"quantization_config": {"quant_method": "overstory-packed", "version": 1}},
+            "packed as version 1; expected 2",
+        ),
+        ({"compression_config": {"quant_method": "overstory-packed", "version": 2}}, "compression_config"),
     ],
 )
 def test_other_quantizations_are_refused_by_name(folder, settings, expected):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from offload.device import one_thread
 from offload.formats.packed import MAX_BASE, PackedWeight, escape_share, pack_matrix
 from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, PACKED_COLUMNS
 from offload.formats.weight_format import DenseWeight, UpcastScratch
@@ -50,7 +51,7 @@ def test_a_matrix_of_many_escapes_comes_back(shape: tuple[int, int], share: floa
     generator = torch.Generator().manual_seed(11)
     odd = matrix_of(torch.randint(0, 65536, shape, generator=generator))
     matrix = torch.where(torch.rand(shape, generator=generator) < share, odd, trained(*shape))
-    packed = pack_matrix(matrix, num_threads=3)
+    packed = pack_matrix(matrix)
     assert torch.equal(bits_of(packed.unpack()), bits_of(matrix))
     assert (
         (len(packed.escapes) > 0.7 * share * matrix.numel()) if share else len(packed.escapes) <= 0.001 * matrix.numel()
@@ -67,6 +68,22 @@ def test_zeros_take_no_place_among_the_escapes() -> None:
     assert torch.equal(bits_of(packed.unpack()), bits_of(matrix))
 
 
+def test_the_words_are_those_that_the_format_says() -> None:
+    """Two blocks, the second of three rows, read as another program would read them."""
+    matrix = trained(CHUNK_ROW_MULTIPLE + 3, 128)
+    matrix[matrix.abs() < 1e-4] = 0.0
+    packed = pack_matrix(matrix)
+    assert len(packed.escapes) == 0
+    for rows in (slice(0, CHUNK_ROW_MULTIPLE), slice(CHUNK_ROW_MULTIPLE, None)):
+        words = packed.words[rows].flatten().tolist()
+        quarter = len(words) // 3
+        first, second, third = (words[part * quarter : (part + 1) * quarter] for part in range(3))
+        hidden = [((((c >> 4) ^ b) >> 3) + 2 * a) % 65536 for a, b, c in zip(first, second, third, strict=True)]
+        codes = [word & 0x87FF for word in words] + [(bits & 0x8000) | (bits >> 4 & 0x7FF) for bits in hidden]
+        stored = (bits % 65536 for bits in bits_of(matrix[rows]).flatten().tolist())
+        assert codes == [bits - (packed.format.base << 7) if bits & 0x7FFF else bits for bits in stored]
+
+
 def test_any_blocks_of_rows_are_unpacked_alone() -> None:
     matrix = with_every_value(100, scale=0.02)
     packed = pack_matrix(matrix)
@@ -81,7 +98,9 @@ def test_any_blocks_of_rows_are_unpacked_alone() -> None:
 def test_words_go_where_they_are_wanted_and_the_number_of_threads_changes_nothing() -> None:
     matrix = trained(500, PACKED_COLUMNS)
     words = torch.empty(500, 3 * PACKED_COLUMNS // 4, dtype=torch.int16)
-    packed, other = pack_matrix(matrix, words=words, num_threads=1), pack_matrix(matrix, num_threads=7)
+    with one_thread():
+        packed = pack_matrix(matrix, words=words)
+    other = pack_matrix(matrix)
     assert packed.words is words
     for name in ("words", "escapes", "escape_values"):
         assert torch.equal(getattr(packed, name), getattr(other, name))

@@ -321,12 +321,12 @@ def test_a_model_that_stays_in_memory_gets_a_substitute_only_where_it_is_asked_f
 
 
 def test_a_70b_that_is_packed_moves_a_quarter_less_or_more_of_it_stays():
-    """An L40 with 150 GB of host memory: 99 GB a pass in 4.0 s become 64 GB in 3.0 s, and host memory holds as much."""
+    """An L40 with 150 GB of host memory: 99 GB a pass in 4.0 s become 64 GB in 2.9 s, and host memory holds as much."""
     stored, packed = (planned(draft="none", host_bytes=150 * GB, pack=pack).main for pack in ("off", "auto"))
     assert packed.is_packed and not stored.is_packed
     assert packed.placement.streamed_bytes == pytest.approx(64.2e9, rel=0.01)
     assert stored.placement.streamed_bytes == pytest.approx(99.3e9, rel=0.01)
-    assert (stored.seconds_per_token, packed.seconds_per_token) == pytest.approx((4.03, 2.99), rel=0.01)
+    assert (stored.seconds_per_token, packed.seconds_per_token) == pytest.approx((4.03, 2.89), rel=0.01)
     assert packed.bound == "link" and packed.part_seconds["compute"] < packed.part_seconds["link"]
 
 
