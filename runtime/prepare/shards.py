@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,17 +106,25 @@ class PartialFolder:
         return known is not None and file.is_file() and _sha256(file) == known.sha256
 
     def write_shard(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Write a safetensors file and remember it as finished. Raises WriteError."""
+        """Write a safetensors file and remember it as finished. Raises WriteError.
+
+        Its digest is made while the disk takes it.
+        """
         with self._replaced(name) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
+            with ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
+                digest = hashing.submit(_sha256, temporary)
+                _sync_file(temporary)
+            sha256 = digest.result()
         tensor_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        self.shards[name] = FinishedShard(_sha256(self.folder / name), list(tensors), tensor_bytes)
+        self.shards[name] = FinishedShard(sha256, list(tensors), tensor_bytes)
         self._save_journal()
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a small file, which is written anew by every run. Raises WriteError."""
         with self._replaced(name) as temporary:
             temporary.write_bytes(content)
+            _sync_file(temporary)
 
     def publish(self) -> None:
         """Give the folder its final name; the journal goes last, so that nothing is lost if this is interrupted.
@@ -135,7 +144,7 @@ class PartialFolder:
 
     @contextmanager
     def _replaced(self, name: str) -> Iterator[Path]:
-        """Yield where to write the file of that name; it gets the name once its bytes are on the disk."""
+        """Yield where to write the file of that name and put it on the disk; it then gets the name."""
         file = self.folder / name
         temporary = file.with_name(f"{file.name}.tmp")
         try:
@@ -143,8 +152,6 @@ class PartialFolder:
             if file.parent != self.folder:
                 file.parent.mkdir(exist_ok=True)
             yield temporary
-            with temporary.open("rb+") as opened:
-                os.fsync(opened.fileno())
             temporary.replace(file)
             _sync_folder(file.parent)
         except (OSError, SafetensorError) as error:
@@ -231,6 +238,12 @@ def _locked(folder: Path) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _sync_file(file: Path) -> None:
+    """Put its bytes on the disk."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
