@@ -5,8 +5,8 @@ So a matrix times three terms, with the sums in float32, is what the same matrix
 the order of the sums; what is denormal counts as zero (bfloat16x3: Henry, Tang, Heinecke, arXiv 1904.06376).
 
 torch rounds such products to bfloat16 on a processor. MKL's `cblas_gemm_bf16bf16f32`, which torch's libraries for Linux
-hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow, and on processors with AVX2 alone its
-bits depend on the threads, so that it is not used there.
+hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow, and on processors with AVX2 alone
+its bits depend on the threads, so that it is not used there.
 """
 
 import ctypes

@@ -18,7 +18,13 @@ import torch.nn.functional as F
 
 from offload.device import has_float32_products, one_thread, wait_for_device
 from offload.formats.split_product import has_split_products, multiply_terms, split_terms
-from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, CHUNK_ROW_MULTIPLE, chunk_rows
+from offload.formats.stored_sizes import (
+    ACCELERATOR_CHUNK_ELEMENTS,
+    CHUNK_ELEMENTS,
+    CHUNK_ROW_MULTIPLE,
+    chunk_rows,
+    num_spare_columns,
+)
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -42,9 +48,6 @@ DRAFT_ROWS = 4 * MEASURED_SIDE
 weighs most (two AVX2 cores, int8 rows and packed ones: 0.10 and 0.17 ms for 1 M, 0.23 and 0.22 ms for 4 M)."""
 LEAST_BLOCK_ROWS = 16
 """Of a batched product with one column: with 12 rows or fewer a processor with AVX-512 sums in another order."""
-FEWEST_COLUMNS, COLUMN_MULTIPLE = 4, 8
-"""What the columns of a processor's float32 product are filled up to: a vector's numbers, or half a vector's. Others cost
-up to twice as much (8960 x 1536 on two AVX2 cores, 31 and 32 columns: 14.2 and 7.7 ms; 15 and 16: 11.8 and 5.4)."""
 _CHOICE_REPEATS = 12
 """Runs behind a choice that is kept: the fastest of them is steady even while others use the processor."""
 _SPLIT_WIDTHS = (1, 16, 64, 128, 256)
@@ -157,13 +160,6 @@ class UpcastScratch:
             terms = split_terms(flat.t()) if terms is None else terms
             multiply_terms(rows, terms, products[start:stop], self.view)
         return products[:, :num_inputs] if is_host else products
-
-
-def num_spare_columns(num_columns: int) -> int:
-    """Return how many columns of zeros make a processor's product with so many a quick one."""
-    if num_columns <= 1:
-        return 0
-    return -num_columns % (FEWEST_COLUMNS if num_columns <= FEWEST_COLUMNS else COLUMN_MULTIPLE)
 
 
 def multiply_widened_rows(matrix: torch.Tensor, columns: torch.Tensor, products: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offload.formats.stored_sizes import COLUMN_MULTIPLE
 from offload.layer_streamer import ResidentLayer
 from profiles.acceptance import error_between
 from profiles.calibration_probes import CalibrationScope
@@ -187,7 +188,7 @@ def _session_costs(opened: OpenSession, result: CalibrationResult) -> RoundCosts
         copy_seconds=[None if size is None else size / rate for size in streamed],
         num_slots=len(opened.streamer.slots),
         context_tokens=opened.plan.need.context_tokens // 2,
-    )
+    ).with_token_multiple(COLUMN_MULTIPLE if opened.plan.is_host else 1)
 
 
 def check_tree(

@@ -495,6 +495,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
         num_stages=ring.num_stages,
         num_pieces=[ring.num_pieces(layout.slab_bytes) for layout in plan.target.layouts],
         row_bytes=plan.row_bytes,
+        is_host=plan.is_host,
     )
     return TreePlanner(
         start.prior(substitute_held=plan.draft_held if has_substitute else None),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import BudgetError
-from offload.formats.stored_sizes import PACKED
+from offload.formats.stored_sizes import COLUMN_MULTIPLE, PACKED
 from offload.residency_plan import ResidencyPlan
 from offload.units import format_bytes
 from profiles.builtin_profiles import builtin_pairs
@@ -297,7 +297,7 @@ class _Planning:
             num_stages=num_stages,
             num_pieces=num_pieces,
             context_tokens=question.context_tokens // 2,
-        )
+        ).with_token_multiple(COLUMN_MULTIPLE if self.machine.is_cpu else 1)
 
     def _acceptance(self, held: str, profile: PairProfile | None, search: TreeSearch) -> Acceptance:
         """Return what was measured here, at the nearest temperature, or else what is known beforehand."""

@@ -7,7 +7,7 @@ computation and computation + a * copies.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,16 +27,20 @@ PRIOR_SAMPLES = 4.0
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """Seconds by size: measured points, straight lines between them, the last line's slope beyond; never negative."""
+    """Seconds by size: measured points, straight lines between them, the last line's slope beyond; never negative.
+
+    Above `multiple`, sizes cost what the next whole multiple of it costs, as columns of a processor's products do.
+    """
 
     sizes: tuple[float, ...]
     """Ascending, at least one."""
     seconds: tuple[float, ...]
     """Of each size."""
+    multiple: int = 1
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return each size's seconds, of the same shape; below the smallest point they are its own."""
-        wanted = np.asarray(sizes, dtype=np.float64)
+        wanted = self.counted(sizes)
         known, seconds = np.asarray(self.sizes, dtype=np.float64), np.asarray(self.seconds, dtype=np.float64)
         inside: NDArray[np.float64] = np.interp(wanted, known, seconds)
         if len(known) == 1:
@@ -46,7 +50,13 @@ class CostTable:
 
     def times(self, factor: float) -> "CostTable":
         """Return the same sizes at `factor` times the seconds."""
-        return CostTable(self.sizes, tuple(seconds * factor for seconds in self.seconds))
+        return replace(self, seconds=tuple(seconds * factor for seconds in self.seconds))
+
+    def counted(self, sizes: ArrayLike) -> NDArray[np.float64]:
+        """Return the sizes that these count as, of the same shape."""
+        wanted = np.asarray(sizes, dtype=np.float64)
+        whole = np.ceil(wanted / self.multiple) * self.multiple
+        return np.asarray(np.where(wanted > self.multiple, whole, wanted), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,10 @@ class RoundCosts:
             "head_and_walk": float(self.walk_seconds(num_nodes)),
         }
 
+    def with_token_multiple(self, multiple: int) -> "RoundCosts":
+        """Return the same with passes that cost by whole multiples of so many tokens."""
+        return replace(self, pass_seconds=replace(self.pass_seconds, multiple=multiple))
+
     def layer_seconds(self, num_nodes: ArrayLike) -> tuple[NDArray[np.float64], list[NDArray[np.float64] | None]]:
         """Return computation (C, L) and each layer's copy (C,) or None, both with what the other slows them by."""
         nodes = np.atleast_1d(np.asarray(num_nodes, dtype=np.float64))
@@ -124,6 +138,8 @@ class StreamShape:
     row_bytes: tuple[int, ...] = ()
     """(L,) what crosses with each layer for every token of the text: its keys and values, 0 where they stay; () for
     none."""
+    token_multiple: int = 1
+    """Passes over more tokens than that cost what the next multiple of it costs; see `CostTable`."""
 
     def shares(self, num_rows: int) -> tuple[float, ...]:
         """Return (L,) what crosses with each layer behind `num_rows` tokens of text, over what its weights are."""
@@ -198,7 +214,7 @@ class CostLearner:
         """Tokens of the text, whose keys and values the next pass finds; those of layers that they travel with cross
         the link."""
         self._shape = shape
-        self._initial = initial
+        self._initial = None if initial is None else initial.with_token_multiple(shape.token_multiple)
         self._is_cold = True
         parts = ("pass", "plain", "step", "walk", "plain walk", "link", "disk")
         self._samples = {part: deque[tuple[float, float]](maxlen=NUM_KEPT) for part in parts}
@@ -231,7 +247,7 @@ class CostLearner:
         if initial is None:
             of_weights = RoundCosts(
                 copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
-                pass_seconds=_pass_line(samples["pass"], samples["plain"]),
+                pass_seconds=_pass_line(self._counted(samples["pass"]), samples["plain"]),
                 draft_step_seconds=_line(samples["step"]),
                 walk_seconds=_walks(samples["walk"], samples["plain walk"]),
                 num_slots=shape.num_slots,
@@ -239,7 +255,7 @@ class CostLearner:
                 num_stages=shape.num_stages,
                 num_pieces=shape.num_pieces,
             )
-            return self._with_rows(of_weights)
+            return self._with_rows(of_weights.with_token_multiple(shape.token_multiple))
         initial = self._with_rows(initial)
         ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
         factors = {part: cost_factor(ratios[part]) for part in ratios}
@@ -254,6 +270,11 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
+
+    def _counted(self, samples: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Return samples by what their sizes count as."""
+        table = CostTable((1.0,), (0.0,), self._shape.token_multiple)
+        return [(float(table.counted(size)), seconds) for size, seconds in samples]
 
     def _with_rows(self, costs: RoundCosts) -> RoundCosts:
         """Return the costs of weights alone with what travels beside them now, at the rate of the weights."""
@@ -347,7 +368,7 @@ def _scaled_passes(passes: CostTable, factor: float, *, plain: float) -> CostTab
     if sizes[1] > 2:
         sizes.insert(1, 2.0)
         seconds.insert(1, float(scaled(2.0)))
-    return CostTable(tuple(sizes), tuple(seconds))
+    return replace(scaled, sizes=tuple(sizes), seconds=tuple(seconds))
 
 
 def _fit_line(

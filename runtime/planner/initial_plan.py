@@ -18,7 +18,7 @@ from offload.errors import BudgetError
 from offload.formats.four_bit import FourBitFormat
 from offload.formats.packed import PackedFormat
 from offload.formats.quantized_group import WeightFormat
-from offload.formats.stored_sizes import PACKED
+from offload.formats.stored_sizes import COLUMN_MULTIPLE, PACKED
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
 from profiles.errors import OverstoryError, ProfileError
@@ -124,7 +124,7 @@ class InitialPlan:
             num_stages=stream.num_stages,
             num_pieces=stream.num_pieces,
             context_tokens=plan.need.context_tokens // 2,
-        )
+        ).with_token_multiple(stream.token_multiple)
 
     def notes(self, plan: LoadPlan, *, is_planned: bool) -> tuple[str, ...]:
         """Return the problems, and one sentence where the first tree could be a planned one and is not."""
@@ -152,10 +152,11 @@ def stream_shape(
     num_stages: int,
     num_pieces: Sequence[int] = (),
     row_bytes: Mapping[int, int] = MappingProxyType({}),
+    is_host: bool = False,
 ) -> StreamShape:
     """Return what crosses the link in every pass, with the layers in these tiers; no disk without stages.
 
-    `row_bytes`: per token, of the layers whose keys and values travel.
+    `row_bytes`: per token, of the layers whose keys and values travel. `is_host`: whether a processor computes.
     """
     sizes = list(zip(tiers, payload_bytes, strict=True))
     return StreamShape(
@@ -165,6 +166,7 @@ def stream_shape(
         num_stages=num_stages,
         num_pieces=tuple(num_pieces) if num_stages else (),
         row_bytes=tuple(row_bytes.get(index, 0) for index in range(len(tiers))) if row_bytes else (),
+        token_multiple=COLUMN_MULTIPLE if is_host else 1,
     )
 
 
@@ -209,7 +211,9 @@ def find_paying_substitute(plan: LoadPlan, state_folder: Path | None) -> tuple[L
         return None
     start, residency = find_profiles(drafted, state_folder), drafted.residency
     payloads = drafted.placement.payload_bytes
-    stream = stream_shape(residency.tiers, payloads, num_slots=plan.config.ring_slots, num_stages=0)
+    stream = stream_shape(
+        residency.tiers, payloads, num_slots=plan.config.ring_slots, num_stages=0, is_host=plan.is_host
+    )
     costs = start.costs(residency.tiers, stream, drafted)
     if costs is None or not start.is_acceptance_measured:
         return None

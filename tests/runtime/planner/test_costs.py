@@ -30,6 +30,11 @@ def test_a_table_that_falls_at_its_end_stays_level_beyond() -> None:
     assert CostTable((1, 2), (2.0, 1.0))([2, 100]).tolist() == [1.0, 1.0]
 
 
+def test_sizes_cost_what_the_next_whole_multiple_costs() -> None:
+    table = CostTable((1, 2, 8, 16), (1.0, 2.0, 8.0, 10.0), multiple=8).times(2.0)
+    assert table([1, 2, 5, 8, 9, 16, 17, 24]).tolist() == [2.0, 4.0, 10.0, 16.0, 20.0, 20.0, 24.0, 24.0]
+
+
 def test_rounds_are_those_of_the_recurrence() -> None:
     costs = RoundCosts(
         copy_seconds=(0.1, None, 0.1),
@@ -182,6 +187,17 @@ def test_measurements_alone_become_costs() -> None:
     assert costs.draft_step_seconds([1, 6]) == pytest.approx([0.015, 0.015])
     assert costs.walk_seconds([1]) == pytest.approx([0.05], abs=0.02)
     assert costs.read_seconds == ()
+
+
+@pytest.mark.parametrize("initial", [None, INITIAL])
+def test_a_processors_passes_are_learned_and_priced_by_whole_multiples(initial: RoundCosts | None) -> None:
+    learner = CostLearner(replace(SHAPE, token_multiple=8), initial)
+    for num_tokens, seconds in ((17, 0.4), (24, 0.4), (33, 0.56), (40, 0.56)) * 8:
+        learner.observe(observation(num_tokens=num_tokens, compute=seconds))
+    passes = learner.costs().pass_seconds
+    assert passes(33) == passes(40) > passes(32) == passes(25) > passes(24)
+    if initial is None:
+        assert passes([24, 40]) == pytest.approx([0.4, 0.56])
 
 
 def test_nothing_is_learned_of_a_round_that_waited_for_layers_to_be_loaded() -> None:
