@@ -55,6 +55,8 @@ class CostTable:
     def counted(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return the sizes that these count as, of the same shape."""
         wanted = np.asarray(sizes, dtype=np.float64)
+        if self.multiple == 1:  # means may be no whole numbers
+            return wanted
         whole = np.ceil(wanted / self.multiple) * self.multiple
         return np.asarray(np.where(wanted > self.multiple, whole, wanted), dtype=np.float64)
 

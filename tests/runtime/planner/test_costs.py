@@ -33,6 +33,7 @@ def test_a_table_that_falls_at_its_end_stays_level_beyond() -> None:
 def test_sizes_cost_what_the_next_whole_multiple_costs() -> None:
     table = CostTable((1, 2, 8, 16), (1.0, 2.0, 8.0, 10.0), multiple=8).times(2.0)
     assert table([1, 2, 5, 8, 9, 16, 17, 24]).tolist() == [2.0, 4.0, 10.0, 16.0, 20.0, 20.0, 24.0, 24.0]
+    assert CostTable((1, 3), (1.0, 2.0))([1.5, 2.5]).tolist() == [1.25, 1.75]
 
 
 def test_rounds_are_those_of_the_recurrence() -> None:
