@@ -7,7 +7,7 @@ computation and computation + a * copies.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,7 @@ class CostTable:
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return each size's seconds, of the same shape; below the smallest point they are its own."""
-        wanted = self.counted(sizes)
+        wanted = counted_sizes(sizes, self.multiple)
         known, seconds = np.asarray(self.sizes, dtype=np.float64), np.asarray(self.seconds, dtype=np.float64)
         inside: NDArray[np.float64] = np.interp(wanted, known, seconds)
         if len(known) == 1:
@@ -52,13 +52,13 @@ class CostTable:
         """Return the same sizes at `factor` times the seconds."""
         return replace(self, seconds=tuple(seconds * factor for seconds in self.seconds))
 
-    def counted(self, sizes: ArrayLike) -> NDArray[np.float64]:
-        """Return the sizes that these count as, of the same shape."""
-        wanted = np.asarray(sizes, dtype=np.float64)
-        if self.multiple == 1:  # means may be no whole numbers
-            return wanted
-        whole = np.ceil(wanted / self.multiple) * self.multiple
-        return np.asarray(np.where(wanted > self.multiple, whole, wanted), dtype=np.float64)
+
+def counted_sizes(sizes: ArrayLike, multiple: int) -> NDArray[np.float64]:
+    """Return the sizes that these cost as: above `multiple` the next whole multiple of it; with 1 all as they are."""
+    wanted = np.asarray(sizes, dtype=np.float64)
+    if multiple == 1:  # means may be no whole numbers
+        return wanted
+    return np.asarray(np.where(wanted > multiple, np.ceil(wanted / multiple) * multiple, wanted), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class CostLearner:
         """Tokens of the text, whose keys and values the next pass finds; those of layers that they travel with cross
         the link."""
         self._shape = shape
-        self._initial = None if initial is None else initial.with_token_multiple(shape.token_multiple)
+        self._initial = initial
         self._is_cold = True
         parts = ("pass", "plain", "step", "walk", "plain walk", "link", "disk")
         self._samples = {part: deque[tuple[float, float]](maxlen=NUM_KEPT) for part in parts}
@@ -249,7 +249,7 @@ class CostLearner:
         if initial is None:
             of_weights = RoundCosts(
                 copy_seconds=_at_rate(shape.streamed_bytes, samples["link"]),
-                pass_seconds=_pass_line(self._counted(samples["pass"]), samples["plain"]),
+                pass_seconds=_pass_line(samples["pass"], samples["plain"], multiple=shape.token_multiple),
                 draft_step_seconds=_line(samples["step"]),
                 walk_seconds=_walks(samples["walk"], samples["plain walk"]),
                 num_slots=shape.num_slots,
@@ -257,7 +257,7 @@ class CostLearner:
                 num_stages=shape.num_stages,
                 num_pieces=shape.num_pieces,
             )
-            return self._with_rows(of_weights.with_token_multiple(shape.token_multiple))
+            return self._with_rows(of_weights)
         initial = self._with_rows(initial)
         ratios = {part: [seconds / expected for expected, seconds in samples[part]] for part in samples}
         factors = {part: cost_factor(ratios[part]) for part in ratios}
@@ -272,11 +272,6 @@ class CostLearner:
             walk_seconds=initial.walk_seconds.times(factors["walk"]),
             read_seconds=_times(initial.read_seconds, factors["disk"]),
         )
-
-    def _counted(self, samples: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Return samples by what their sizes count as."""
-        table = CostTable((1.0,), (0.0,), self._shape.token_multiple)
-        return [(float(table.counted(size)), seconds) for size, seconds in samples]
 
     def _with_rows(self, costs: RoundCosts) -> RoundCosts:
         """Return the costs of weights alone with what travels beside them now, at the rate of the weights."""
@@ -346,13 +341,15 @@ def _fading(num_samples: int) -> NDArray[np.float64]:
     return np.asarray(KEPT_PER_SAMPLE ** np.arange(num_samples - 1, -1, -1), dtype=np.float64)
 
 
-def _pass_line(samples: Sequence[tuple[float, float]], plain_samples: Sequence[tuple[float, float]]) -> CostTable:
+def _pass_line(
+    samples: Sequence[tuple[float, float]], plain_samples: Sequence[tuple[float, float]], *, multiple: int
+) -> CostTable:
     """Passes by size: a line through those of several tokens, and what one token was measured to take alone."""
-    line = _line(samples)
+    line = _line([(float(counted_sizes(size, multiple)), seconds) for size, seconds in samples])
     if not plain_samples:
-        return line
+        return replace(line, multiple=multiple)
     plain = _recent_median([seconds for _, seconds in plain_samples])
-    return CostTable((1.0, 2.0, 3.0), (plain, *line([2.0, 3.0]).tolist()))
+    return CostTable((1.0, 2.0, 3.0), (plain, *line([2.0, 3.0]).tolist()), multiple)
 
 
 def _walks(samples: Sequence[tuple[float, float]], plain_samples: Sequence[tuple[float, float]]) -> CostTable:

@@ -190,7 +190,7 @@ def test_measurements_alone_become_costs() -> None:
     assert costs.read_seconds == ()
 
 
-@pytest.mark.parametrize("initial", [None, INITIAL])
+@pytest.mark.parametrize("initial", [None, INITIAL.with_token_multiple(8)])
 def test_a_processors_passes_are_learned_and_priced_by_whole_multiples(initial: RoundCosts | None) -> None:
     learner = CostLearner(replace(SHAPE, token_multiple=8), initial)
     for num_tokens, seconds in ((17, 0.4), (24, 0.4), (33, 0.56), (40, 0.56)) * 8:
