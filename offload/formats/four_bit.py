@@ -45,6 +45,14 @@ class FourBitFormat:
     """What is added to every absmax of a doubly quantized matrix; None without double quantization."""
 
     @property
+    def name(self) -> str:
+        return self.quant_type
+
+    @property
+    def is_exact(self) -> bool:
+        return False
+
+    @property
     def is_nested(self) -> bool:
         return self.nested_offset is not None
 

@@ -44,6 +44,10 @@ PACKED_BYTES_PER_ROW = 12
 class Int8RowsFormat:
     """A matrix stored as int8 rows."""
 
+    shape: tuple[int, int]
+    """(O, I)."""
+    name: str = "int8"
+    is_exact: bool = False
     part_suffixes: tuple[str, ...] = ("", ".SCB")
     """What is appended to the matrix's name to name each of its tensors; "" is the matrix itself."""
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, PACKED_COLUMNS, chunk_rows
+from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, PACKED, PACKED_COLUMNS, chunk_rows
 from offload.formats.weight_format import (
     MEASURED_SIDE,
     DenseWeight,
@@ -62,6 +62,8 @@ class PackedFormat:
     """What is added to every exponent, 0 to MAX_BASE; 0 also gives denormals their codes."""
     escape_ends: npt.NDArray[np.int64]
     """(B,) escapes up to the end of each block of CHUNK_ROW_MULTIPLE rows."""
+    name: str = PACKED
+    is_exact: bool = True
     part_suffixes: tuple[str, ...] = ("", ".escapes", ".escape_values")
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> "PackedWeight":

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from offload.formats.int8 import Int8RowsFormat
 from offload.formats.packed import MAX_BASE, PackedFormat
 from offload.formats.packed_tensors import ESCAPE_MULTIPLE, FORMAT_NAME, STATE_SUFFIX
 from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, NESTED_BLOCK_SIZE, PACKED_COLUMNS
+from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
 
-WeightFormat: TypeAlias = Int8RowsFormat | FourBitFormat | PackedFormat
-"""How a matrix of several tensors lies in a slab: known on the host before any of its bytes are on a device."""
 MAX_STATE_BYTES = 4096
 """bitsandbytes writes about 160."""
 _PACKED_KEYS = {"format", "shape", "base", "escape_counts", "sha256"}
@@ -82,7 +81,7 @@ def _int8_group(
             raise _wrong(layout, f"has type {layout.dtype} and {layout.num_bytes} bytes", "one U8")
         if _read(layout) != b"\0":
             raise _wrong(layout, f"is {_read(layout)[0]}", "0 (row-major); save the model again with bitsandbytes")
-    return QuantizedGroup(Int8RowsFormat(), {"": entry, ".SCB": absmax})
+    return QuantizedGroup(Int8RowsFormat(shape), {"": entry, ".SCB": absmax})
 
 
 def _four_bit_group(

@@ -8,7 +8,7 @@ The quantized formats are modules of their own.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Protocol
@@ -216,6 +216,77 @@ class StoredWeight(Protocol):
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
         """Multiply `inputs` (..., I) by the transposed matrix, plus bias (O,): (..., O) in the dtype of `inputs`."""
+
+
+class WeightFormat(Protocol):
+    """How a matrix of one or several tensors is to be read: known on the host before any of it is on a device."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: "int8", "nf4", "packed", ..."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it holds the bits of the model as it was trained, so that nothing was rounded."""
+
+    @property
+    def part_suffixes(self) -> tuple[str, ...]:
+        """What is appended to the matrix's name to name each of its tensors; "" is the one that has the name itself."""
+
+    def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> StoredWeight:
+        """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
+
+
+class WidenedFormat(WeightFormat, Protocol):
+    """A format that is multiplied by widening rows."""
+
+    @property
+    def row_multiple(self) -> int:
+        """How many rows are a whole number of its blocks; 1 where rows are."""
+
+    def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
+        """Write rows start..stop, `start` a multiple of `row_multiple`, to `out`, (stop - start, I) of any float dtype.
+
+        The values are rounded once, to the dtype of `out`.
+        """
+
+    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
+        """Multiply `inputs` (..., I) by a kernel that widens nothing to memory: (..., O), for weights that are fast.
+
+        None where this device has no such kernel, or where it would not be faster for so many inputs.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class WidenedWeight:
+    """A matrix of a format that widens rows chunk by chunk."""
+
+    format: WidenedFormat
+    parts: Mapping[str, torch.Tensor]
+    """By suffix; usually views of a slab."""
+    is_fast: bool = False
+    """As of a DenseWeight."""
+
+    def to(self, device: torch.device, *, copy: bool = False) -> "WidenedWeight":
+        return replace(self, parts={suffix: part.to(device, copy=copy) for suffix, part in self.parts.items()})
+
+    def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
+        product = self.format.fused_product(self.parts, inputs) if self.is_fast else None
+        if product is None:
+            num_outputs, num_columns = self.format.shape
+
+            def widen(start: int, stop: int) -> torch.Tensor:
+                rows = scratch.view(stop - start, num_columns)
+                self.format.widen(self.parts, start, stop, rows)
+                return rows
+
+            columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=self.format.row_multiple)
+            product = from_columns(columns, inputs)
+        return product if bias is None else product.add_(bias)
 
 
 @dataclass(frozen=True, slots=True)

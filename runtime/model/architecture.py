@@ -27,7 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
-from offload.formats.quantized_group import QuantizedGroup, WeightFormat, find_group
+from offload.formats.quantized_group import QuantizedGroup, find_group
+from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
 from runtime.model.attention import register_grouped_attention
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings

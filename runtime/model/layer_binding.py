@@ -14,8 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from offload.formats.quantized_group import WeightFormat
-from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, multiply_to_float32
+from offload.formats.weight_format import (
+    DenseWeight,
+    StoredWeight,
+    UpcastScratch,
+    WeightFormat,
+    multiply_to_float32,
+)
 
 HOST_DEVICE = torch.device("cpu")
 Convert = Callable[[StoredWeight], StoredWeight]

@@ -26,9 +26,8 @@ from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.packed import PackedFormat
-from offload.formats.quantized_group import WeightFormat
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, int8_token_bytes, scratch_elements
-from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch
+from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch, WeightFormat
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
@@ -141,7 +140,7 @@ class ModelFiles:
     @property
     def is_quantized(self) -> bool:
         """Whether matrices lost bits in their format; packed ones did not."""
-        return any(not isinstance(found, PackedFormat) for layer in self.formats for found in layer.values())
+        return any(not found.is_exact for layer in self.formats for found in layer.values())
 
     @property
     def is_packed(self) -> bool:

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from offload.device import identify_device
 from offload.errors import BudgetError
-from offload.formats.four_bit import FourBitFormat
-from offload.formats.packed import PackedFormat
-from offload.formats.quantized_group import WeightFormat
 from offload.formats.stored_sizes import COLUMN_MULTIPLE, PACKED
 from offload.residency_plan import Tier
 from offload.units import LinkSpeed, parse_link
@@ -247,11 +244,5 @@ def held_name(files: ModelFiles, held: str) -> str:
     """Return what layers are held as, by name: "int8", "nf4" or "packed"; what is "stored" by what the files store."""
     if held != "stored":
         return held
-    kinds = {_kind(found) for layer in files.formats for found in layer.values()}
+    kinds = {found.name for layer in files.formats for found in layer.values()}
     return "+".join(sorted(kinds)) or str(files.stored_dtype).removeprefix("torch.")
-
-
-def _kind(found: WeightFormat) -> str:
-    if isinstance(found, FourBitFormat):
-        return found.quant_type
-    return PACKED if isinstance(found, PackedFormat) else "int8"

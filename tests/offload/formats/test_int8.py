@@ -81,7 +81,7 @@ def test_quantizing_leaves_the_matrix_as_it_was() -> None:
 
 def test_a_bound_weight_views_the_slab() -> None:
     rows, absmax = torch.ones(4, 6, dtype=torch.int8), torch.ones(4)
-    layout = Int8RowsFormat()
+    layout = Int8RowsFormat((4, 6))
     weight = layout.bind({"": rows, ".SCB": absmax}, is_fast=True)
     assert layout.part_suffixes == ("", ".SCB")
     assert weight.rows.data_ptr() == rows.data_ptr() and weight.absmax.data_ptr() == absmax.data_ptr()

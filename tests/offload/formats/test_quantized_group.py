@@ -86,7 +86,7 @@ def test_int8_rows_are_found_with_or_without_their_layout(tmp_path: Path) -> Non
     tensors = int8_tensors()
     for name in ("x.weight_format", None):
         group = found(tmp_path, tensors)
-        assert group is not None and group.format == Int8RowsFormat()
+        assert group is not None and group.format == Int8RowsFormat(SHAPE)
         assert group.entries[".SCB"].name == "x.SCB"
         tensors.pop(name or NAME)
 

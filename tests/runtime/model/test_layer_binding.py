@@ -91,7 +91,7 @@ def test_a_quantized_matrix_is_put_together_from_its_tensors(block: Block) -> No
     expected = block(inputs)
     block.to("meta")
     replace_linears(block, UpcastScratch(torch.float32, torch.device("cpu")))
-    formats = {"inner.0.weight": Int8RowsFormat()}
+    formats = {"inner.0.weight": Int8RowsFormat((6, 4))}
     binder = ModuleBinder(block, ComputePlan(torch.float32), formats=formats)
     binder.bind({**tensors, "inner.0.weight": quantized.rows, "inner.0.weight.SCB": quantized.absmax})
     torch.testing.assert_close(block(inputs), expected)
