@@ -15,7 +15,7 @@ from offload.formats.four_bit import FourBitWeight, has_kernel
 from offload.formats.int8 import PACKED_BYTES_PER_ROW, Int8RowsWeight, PackedInt8Weight, measure_is_packed_faster
 from offload.formats.packed import PackedWeight
 from offload.formats.stored_sizes import NF4_CODE_BYTES, nf4_bytes
-from offload.formats.weight_format import MEASURED_SIDE, DenseWeight, StoredWeight, draft_seconds
+from offload.formats.weight_format import MEASURED_SIDE, DenseWeight, StoredWeight, WidenedWeight, draft_seconds
 
 HeldFormat = Literal["int8", "nf4", "stored"]
 _DECIDED = 0.8
@@ -27,7 +27,9 @@ def draft_converter(
 ) -> Callable[[StoredWeight], StoredWeight]:
     """Return what makes a draft's weight on `device`, in memory of its own, of one that views a slab.
 
-    What is stored quantized stays so, whatever `held` says; what is packed is unpacked first.
+    What is packed is unpacked first, and what is widened for its products is widened once, to be rounded again: a
+    draft's rounding costs some acceptance and changes no text. What bitsandbytes quantized stays so, whatever `held`
+    says.
     """
     is_packed = device.type == "cpu" and measure_is_packed_faster(compute)
 
@@ -36,6 +38,8 @@ def draft_converter(
             stored = DenseWeight(stored.unpack(), is_fast=True)
             if held == "stored":
                 return stored.to(device)
+        if isinstance(stored, WidenedWeight) and held != "stored":
+            stored = DenseWeight(stored.widen(torch.float32), is_fast=True)
         if isinstance(stored, DenseWeight) and held == "nf4":
             return FourBitWeight.quantize(stored.matrix, is_fast=True, device=device)
         if isinstance(stored, DenseWeight) and held == "int8":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -241,6 +241,7 @@ class WeightFormat(Protocol):
         """Return the weight whose tensors are `parts`, by suffix; they are viewed, not copied."""
 
 
+@runtime_checkable
 class WidenedFormat(WeightFormat, Protocol):
     """A format that is multiplied by widening rows."""
 
@@ -259,6 +260,14 @@ class WidenedFormat(WeightFormat, Protocol):
 
         None where this device has no such kernel, or where it would not be faster for so many inputs.
         """
+
+
+@runtime_checkable
+class GatheredFormat(WidenedFormat, Protocol):
+    """One whose rows can be widened one by one, as looking tokens up needs."""
+
+    def gather(self, parts: Mapping[str, torch.Tensor], ids: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the rows of `ids` (T,), on the device of the parts, to `out`, (T, I) of any float dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +296,21 @@ class WidenedWeight:
             columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=self.format.row_multiple)
             product = from_columns(columns, inputs)
         return product if bias is None else product.add_(bias)
+
+    def widen(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the whole matrix, (O, I), where the weight lies and in memory of its own."""
+        device = next(iter(self.parts.values())).device
+        matrix = torch.empty(self.format.shape, dtype=dtype, device=device)
+        step = chunk_rows(
+            self.format.shape,
+            most_elements=chunk_elements(device),
+            row_multiple=self.format.row_multiple,
+            is_host=device.type == "cpu",
+        )
+        for start in range(0, len(matrix), step):
+            rows = matrix[start : start + step]
+            self.format.widen(self.parts, start, start + len(rows), rows)
+        return matrix
 
 
 @dataclass(frozen=True, slots=True)
