@@ -448,7 +448,7 @@ def need_of_files(
         context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
         max_nodes=shape[0] if shape else 1,
         workspace=target.workspace(dtype),
-        scratch_bytes=scratch_elements * dtype.itemsize,
+        scratch_bytes=target.scratch_bytes(dtype, device),
         narrow_scratch_bytes=narrow_scratch_bytes,
         head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
         is_widened=target.is_quantized or target.is_packed or target.stored_dtype != dtype,
@@ -551,7 +551,7 @@ def _draft_need(
         files.cache_bytes_per_token(dtype),
         table_bytes=0 if is_substitute else files.table_bytes(device),
         workspace=files.workspace(dtype),
-        scratch_bytes=files.scratch_elements(dtype, device) * dtype.itemsize if is_widened else 0,
+        scratch_bytes=files.scratch_bytes(dtype, device) if is_widened else 0,
         is_recorded=device.type == "cuda" and files.num_masks == 1,
         shared_layer_bytes=shared,
     )

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, find_group
-from offload.formats.weight_format import WeightFormat
+from offload.formats.weight_format import GatheredFormat, WeightFormat
 from profiles.errors import quote
 from runtime.model.attention import register_grouped_attention
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
@@ -71,7 +71,7 @@ class DecoderParts:
     other_tensors: Mapping[str, TensorEntry]
     """Everything else by full name: embeddings, final norm, head, and persistent buffers wherever they stand."""
     other_formats: Mapping[str, WeightFormat]
-    """The formats of quantized matrices among them (a head)."""
+    """The formats of quantized matrices among them (the input embeddings, a head)."""
     tied: Mapping[str, str]
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
 
@@ -244,17 +244,26 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
 def _find_groups(
     model: PreTrainedModel, checkpoint: Checkpoint, stored_names: Mapping[str, str], *, tied: Mapping[str, str]
 ) -> dict[str, QuantizedGroup]:
-    """Return the quantized or packed matrices of a folder by their full names; only linear layers can have one."""
+    """Return the quantized or packed matrices of a folder by their full names: of linear layers, and of the input
+    embeddings where rows of the format can be gathered.
+    """
     if not checkpoint.is_quantized:
         return {}
-    groups = {}
+    groups, inputs = {}, model.get_input_embeddings()
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight"
-        if type(module) is nn.Linear and name in stored_names and name not in tied:
+        if name not in stored_names or name in tied:
+            continue
+        if type(module) is nn.Linear:
             group = find_group(checkpoint, stored_names[name], (module.out_features, module.in_features))
-            if group is not None:
-                groups[name] = group
-    if not groups.keys().isdisjoint(tied.values()):
+        elif module is inputs and isinstance(module, nn.Embedding):
+            group = find_group(checkpoint, stored_names[name], (module.num_embeddings, module.embedding_dim))
+            group = group if group is not None and isinstance(group.format, GatheredFormat) else None
+        else:
+            continue
+        if group is not None:
+            groups[name] = group
+    if any(name in groups and not isinstance(groups[name].format, GatheredFormat) for name in tied.values()):
         raise unsupported(model, "embeddings that are tied to a quantized head")
     return groups
 

@@ -1,13 +1,13 @@
 """Gives the empty modules of a transformers model their weights, and takes them away again.
 
 Linear layers multiply through a `StoredWeight`, so that storage dtype and compute dtype stay apart; a quantized or
-packed matrix comes as several tensors, which its `WeightFormat` puts together; embeddings gather their rows in the
-storage dtype and widen only those; everything else (norms, biases) is small and widened on binding.
+packed matrix comes as several tensors, which its `WeightFormat` puts together; embeddings gather their rows, dense or
+of quantized blocks, and widen only those; everything else (norms, biases) is small and widened on binding.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,11 @@ from torch import nn
 
 from offload.formats.weight_format import (
     DenseWeight,
+    GatheredFormat,
     StoredWeight,
     UpcastScratch,
     WeightFormat,
+    WidenedWeight,
     multiply_to_float32,
 )
 
@@ -76,6 +78,11 @@ def replace_linears(module: nn.Module, scratch: UpcastScratch) -> None:
                 setattr(parent, name, StoredLinear(scratch))
 
 
+def part_names(formats: Mapping[str, WeightFormat]) -> set[str]:
+    """Return the names of tensors that are parts of a matrix that has another name."""
+    return {f"{name}{suffix}" for name, found in formats.items() for suffix in found.part_suffixes if suffix}
+
+
 class ModuleBinder:
     """Binds named tensors into one module; `unbind` makes any later use an error."""
 
@@ -105,9 +112,7 @@ class ModuleBinder:
     def learn(self, formats: Mapping[str, WeightFormat]) -> None:
         """Take the formats of matrices that are not as the files have them."""
         self._formats.update(formats)
-        self.part_names.update(
-            f"{name}{suffix}" for name, found in formats.items() for suffix in found.part_suffixes if suffix
-        )
+        self.part_names.update(part_names(formats))
 
     @property
     def weights(self) -> Mapping[str, StoredWeight]:
@@ -149,14 +154,37 @@ class ModuleBinder:
             linear.stored = None
 
 
-def bind_embedding(module: nn.Embedding, matrix: torch.Tensor, compute_dtype: torch.dtype) -> None:
-    """Let an nn.Embedding (or a subclass that scales) read its rows from `matrix` (V, E) in the storage dtype.
+Table: TypeAlias = torch.Tensor | WidenedWeight
+"""The rows (V, E) that tokens are looked up in: a dense matrix, or a weight of a GatheredFormat."""
+
+
+class _Rows:
+    """Gathers rows of a table, in the dtype that they are kept in: as stored, or widened already."""
+
+    def __init__(self, table: Table, compute_dtype: torch.dtype) -> None:
+        self._table = table
+        self.width = table.shape[1] if isinstance(table, torch.Tensor) else table.format.shape[1]
+        self.dtype = table.dtype if isinstance(table, torch.Tensor) else compute_dtype
+
+    def gather(self, ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the rows of `ids` (T,), (T, E), in the memory of `out` if that is given."""
+        table = self._table
+        if isinstance(table, torch.Tensor):
+            return table[ids] if out is None else torch.index_select(table, 0, ids, out=out)
+        assert isinstance(table.format, GatheredFormat)
+        rows = torch.empty(len(ids), self.width, dtype=self.dtype, device=ids.device) if out is None else out
+        table.format.gather(table.parts, ids, rows)
+        return rows
+
+
+def bind_embedding(module: nn.Embedding, table: Table, compute_dtype: torch.dtype) -> None:
+    """Let an nn.Embedding (or a subclass that scales) read its rows from `table`.
 
     Before each forward the rows asked for are gathered and widened, and the ids renumbered: the architecture's own
     forward then runs in the compute dtype without a widened copy of the table.
     """
-
-    _replace_table(module, lambda ids: matrix[ids.reshape(-1)].to(compute_dtype))
+    rows = _Rows(table, compute_dtype)
+    _replace_table(module, lambda ids: rows.gather(ids.reshape(-1)).to(compute_dtype))
 
 
 class HostEmbedding:
@@ -165,23 +193,22 @@ class HostEmbedding:
     A pass needs a few hundred rows of a table that takes as much of a device as several layers.
     """
 
-    def __init__(self, module: nn.Embedding, matrix: torch.Tensor, compute: ComputePlan) -> None:
-        """Let `module` (or a subclass that scales) read from `matrix` (V, E), which lies in host memory."""
-        self._matrix = matrix
+    def __init__(self, module: nn.Embedding, table: Table, compute: ComputePlan) -> None:
+        """Let `module` (or a subclass that scales) read from `table`, which lies in host memory."""
+        self._table = _Rows(table, compute.dtype)
         self._compute = compute
         self._is_pinnable = True
-        self._rows = matrix[:0]
+        self._rows = torch.empty(0, self._table.width, dtype=self._table.dtype)
         _replace_table(module, self._present)
 
     def gather(self, token_ids: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the rows (T, E) of the tokens in the storage dtype, in pinned memory unless a driver refuses it."""
-        rows = self._empty_rows(len(token_ids))
-        return torch.index_select(self._matrix, 0, torch.from_numpy(token_ids), out=rows)
+        """Return the rows (T, E) of the tokens in the table's dtype, in pinned memory unless a driver refuses it."""
+        return self._table.gather(torch.from_numpy(token_ids), out=self._empty_rows(len(token_ids)))
 
     def device_rows(self, num_tokens: int) -> torch.Tensor:
         """Return memory on the device for the rows of so many tokens, (T, E) of zeros."""
-        size = (num_tokens, self._matrix.shape[1])
-        return torch.zeros(size, dtype=self._matrix.dtype, device=self._compute.device)
+        size = (num_tokens, self._table.width)
+        return torch.zeros(size, dtype=self._table.dtype, device=self._compute.device)
 
     def show(self, rows: torch.Tensor) -> None:
         """Let the next forward find `rows` (T, E), on the device, where it looks up T tokens; they are gone then."""
@@ -195,11 +222,11 @@ class HostEmbedding:
         assert ids.numel() == len(self._rows), (
             f"{ids.numel()} tokens are looked up, {len(self._rows)} rows were brought"
         )
-        rows, self._rows = self._rows, self._matrix[:0]
+        rows, self._rows = self._rows, self._rows[:0]
         return rows.to(self._compute.dtype)
 
     def _empty_rows(self, num_tokens: int) -> torch.Tensor:
-        shape, dtype = (num_tokens, self._matrix.shape[1]), self._matrix.dtype
+        shape, dtype = (num_tokens, self._table.width), self._table.dtype
         if self._is_pinnable:
             try:
                 return torch.empty(shape, dtype=dtype, pin_memory=True)  # torch reuses it once its copy is done

@@ -24,10 +24,19 @@ from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
+from offload.formats.ggml_blocks import GgmlFormat, workspace_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.packed import PackedFormat
 from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, int8_token_bytes, scratch_elements
-from offload.formats.weight_format import TORCH_DTYPES, DenseWeight, StoredWeight, UpcastScratch, WeightFormat
+from offload.formats.weight_format import (
+    TORCH_DTYPES,
+    DenseWeight,
+    StoredWeight,
+    UpcastScratch,
+    WeightFormat,
+    WidenedFormat,
+    WidenedWeight,
+)
 from offload.layer_slabs import read_ahead, read_slab, slab_on, slab_views
 from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
@@ -43,7 +52,9 @@ from runtime.model.layer_binding import (
     HostEmbedding,
     ModuleBinder,
     StoredLinear,
+    Table,
     bind_embedding,
+    part_names,
     replace_linears,
 )
 from runtime.model.streamed_model import StreamedModel
@@ -76,6 +87,8 @@ class ModelFiles:
     """Masks of a pass: one for each window that layers have."""
     formats: tuple[Mapping[str, WeightFormat], ...]
     """Per layer: the formats of its quantized or packed matrices by name."""
+    other_formats: Mapping[str, WeightFormat]
+    """The same outside of the layers: a table of embeddings, a head."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
     cache_shapes: tuple[CacheShape, ...]
@@ -88,9 +101,9 @@ class ModelFiles:
         parts = open_decoder(checkpoint, dtype=torch.float32)
         layouts = tuple(map(layout_layer, parts.layer_tensors))
         others = layout_layer(parts.other_tensors)
-        table_name = _table_name(parts)
-        rest = {name: entry for name, entry in parts.other_tensors.items() if name != table_name}
-        table = None if table_name is None else layout_layer({table_name: parts.other_tensors[table_name]})
+        table_names = _table_names(parts)
+        rest = {name: entry for name, entry in parts.other_tensors.items() if name not in table_names}
+        table = {name: parts.other_tensors[name] for name in table_names}
         linears = tuple(
             {
                 f"{name}.weight": (module.out_features, module.in_features)
@@ -105,10 +118,11 @@ class ModelFiles:
             parts.model.config,
             layouts,
             others,
-            table,
+            layout_layer(table) if table else None,
             layout_layer(rest),
             len(set(parts.layer_windows)),
             parts.layer_formats,
+            parts.other_formats,
             linears,
             shapes,
         )
@@ -128,10 +142,13 @@ class ModelFiles:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Float type of the largest tensor outside the layers, the embedding, which is never quantized."""
-        floats = [tensor for tensor in self.other_layout.tensors if tensor.dtype in SUPPORTED_DTYPES]
-        largest = max(floats, key=lambda tensor: math.prod(tensor.shape))
-        return TORCH_DTYPES[largest.dtype]
+        """Float type of the largest matrix outside the layers; bfloat16 where those are quantized too.
+
+        Files of quantized blocks keep vectors in float32, which says nothing of the type that the model was made in.
+        """
+        floats = [t for t in self.other_layout.tensors if t.dtype in SUPPORTED_DTYPES and len(t.shape) > 1]
+        largest = max(floats, key=lambda tensor: math.prod(tensor.shape), default=None)
+        return torch.bfloat16 if largest is None else TORCH_DTYPES[largest.dtype]
 
     def packing(self) -> tuple[PackedLayout, ...] | None:
         """Return every layer as it would lie packed, or None where that is not worth it. Reads samples of the files."""
@@ -143,19 +160,29 @@ class ModelFiles:
         return any(not found.is_exact for layer in self.formats for found in layer.values())
 
     @property
+    def is_widened(self) -> bool:
+        """Whether all that is quantized in the layers is of formats that a draft can hold otherwise."""
+        found = [found for layer in self.formats for found in layer.values() if not found.is_exact]
+        return bool(found) and all(isinstance(each, WidenedFormat) for each in found)
+
+    @property
     def is_packed(self) -> bool:
         return any(isinstance(found, PackedFormat) for layer in self.formats for found in layer.values())
 
     def held_format(
         self, wanted: DraftFormat, dtype: torch.dtype, device: torch.device, *, is_substitute: bool
     ) -> HeldFormat:
-        """Return how a draft of these files is held: what is quantized stays so, and `auto` is the fastest measured.
+        """Return how a draft of these files is held: `auto` is the fastest measured.
 
-        A substitute held like an unquantized target would be the target itself, so it is int8 then.
+        What bitsandbytes quantized stays so. What is widened for every product is held so only if that is asked for,
+        or on an accelerator without a fused kernel. A substitute held like its target would be the target itself, so
+        it is int8 then.
         """
-        if self.is_quantized:
+        if self.is_quantized and not self.is_widened:
             return "stored"
         held = fastest_format(dtype, device) if wanted == "auto" else wanted
+        if self.is_widened and wanted == "auto" and held == "stored" and device.type == "cpu":
+            held = "int8"
         return "int8" if is_substitute and held == "stored" else held
 
     def draft_layer_bytes(self, held: HeldFormat) -> tuple[int, ...]:
@@ -170,8 +197,9 @@ class ModelFiles:
             sum(
                 held_bytes(linears[tensor.name], held) if tensor.name in linears else 4 * math.prod(tensor.shape)
                 for tensor in layout.tensors
+                if tensor.name not in part_names(formats)
             )
-            for layout, linears in zip(self.layouts, self.linears, strict=True)
+            for layout, linears, formats in zip(self.layouts, self.linears, self.formats, strict=True)
         )
 
     def draft_head_bytes(self, held: HeldFormat, device: torch.device = HOST_DEVICE) -> int:
@@ -195,8 +223,14 @@ class ModelFiles:
     def scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return how many weights are widened at a time: of the layers, and of a head in another type than computed."""
         shapes = [shape for linears in self.linears for shape in linears.values()]
-        head = [self._head_shape] if self.stored_dtype != compute_dtype else []
+        head = [self._head_shape] if self.stored_dtype != compute_dtype or self.other_formats else []
         return scratch_elements(shapes + head, is_host=device.type == "cpu")
+
+    def scratch_bytes(self, compute_dtype: torch.dtype, device: torch.device) -> int:
+        """Return what widening takes of `device`: the weights of `scratch_elements`, and the steps to them."""
+        formats = (found for layer in (*self.formats, self.other_formats) for found in layer.values())
+        steps_bytes = workspace_bytes(device.type) if any(isinstance(each, GgmlFormat) for each in formats) else 0
+        return self.scratch_elements(compute_dtype, device) * compute_dtype.itemsize + steps_bytes
 
     def head_scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return how many weights of a target's head are widened to float32 at a time; 0 where none has to be."""
@@ -206,7 +240,8 @@ class ModelFiles:
 
     def multiplies_head_to_float32(self, compute_dtype: torch.dtype, device: torch.device) -> bool:
         """Return whether the device itself multiplies the head, as it is stored, to float32."""
-        return self.stored_dtype == compute_dtype and has_float32_products(device, compute_dtype)
+        is_dense = self.stored_dtype == compute_dtype and not self.other_formats
+        return is_dense and has_float32_products(device, compute_dtype)
 
     @property
     def _head_shape(self) -> tuple[int, int]:
@@ -329,10 +364,11 @@ def load_draft(
         binder(index, convert).bind(slab_views(layout, slab))
         yield layout.payload_bytes
     head = parts.model.get_output_embeddings()
-    if shared is None and held == "int8" and isinstance(head, StoredLinear) and isinstance(head.stored, DenseWeight):
+    own_head = head.stored if shared is None and isinstance(head, StoredLinear) else None
+    if held == "int8" and isinstance(own_head, DenseWeight | WidenedWeight):
         # A draft of half a billion parameters spends a third of its step in a bfloat16 head. Where the int8 kernel is
         # not several times faster (on accelerators) the head stays as it is.
-        converted = convert(head.stored)
+        converted = convert(own_head)
         if isinstance(converted, PackedInt8Weight):
             head.stored = converted
     return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
@@ -384,30 +420,48 @@ def _open_parts(
     num_elements = files.scratch_elements(compute.dtype, compute.device)
     replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device, num_elements=num_elements))
     _let_head_give_float32(parts.model, files, compute)
-    tied = {name: others[source] for name, source in parts.tied.items() if source in others}
-    tensors = {**tied, **others}
+    tensors, formats = dict(others), dict(parts.other_formats)
+    for name, source in parts.tied.items():
+        found = formats.get(source)
+        for suffix in ("",) if found is None else found.part_suffixes:
+            if f"{source}{suffix}" in others:
+                tensors[f"{name}{suffix}"] = others[f"{source}{suffix}"]
+        if found is not None:
+            formats[name] = found
     on_host = None
     for name, module in parts.model.named_modules():
         if isinstance(module, nn.Embedding) and _takes_ids(module) and f"{name}.weight" in tensors:
-            matrix = tensors.pop(f"{name}.weight")
-            if matrix.device.type == compute.device.type:
-                bind_embedding(module, matrix, compute.dtype)
+            table = _take_table(f"{name}.weight", tensors, formats)
+            where = table.device if isinstance(table, torch.Tensor) else next(iter(table.parts.values())).device
+            if where.type == compute.device.type:
+                bind_embedding(module, table, compute.dtype)
             else:
-                on_host = HostEmbedding(module, matrix, compute)
-    ModuleBinder(parts.model, compute, formats=parts.other_formats).bind(tensors)
+                on_host = HostEmbedding(module, table, compute)
+    ModuleBinder(parts.model, compute, formats=formats).bind(tensors)
     _move_tables(parts.model, compute.device)
     return parts, on_host
 
 
-def _table_name(parts: DecoderParts) -> str | None:
-    """Return the full name of the input embeddings' table, where nothing but looking tokens up needs it."""
+def _take_table(name: str, tensors: dict[str, torch.Tensor], formats: dict[str, WeightFormat]) -> Table:
+    """Remove a table's tensors and its format, and return it."""
+    found = formats.pop(name, None)
+    if found is None:
+        return tensors.pop(name)
+    table = found.bind({suffix: tensors.pop(f"{name}{suffix}") for suffix in found.part_suffixes})
+    assert isinstance(table, WidenedWeight)
+    return table
+
+
+def _table_names(parts: DecoderParts) -> frozenset[str]:
+    """Return the full names of the input embeddings' tensors, where nothing but looking tokens up needs them."""
     inputs = parts.model.get_input_embeddings()
     for name, module in parts.model.named_modules():
         table = f"{name}.weight"
         is_alone = table in parts.other_tensors and table not in parts.tied.values()
         if module is inputs and isinstance(module, nn.Embedding) and _takes_ids(module) and is_alone:
-            return table
-    return None
+            found = parts.other_formats.get(table)
+            return frozenset((table,) if found is None else (f"{table}{suffix}" for suffix in found.part_suffixes))
+    return frozenset()
 
 
 def _let_head_give_float32(model: Any, files: ModelFiles, compute: ComputePlan) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from offload.formats.ggml_blocks import GgmlFormat
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
-from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
+from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, WidenedWeight
 from runtime.model.layer_binding import (
     ComputePlan,
     HostEmbedding,
@@ -122,6 +123,32 @@ def test_an_embedding_gathers_from_the_stored_table_and_keeps_its_own_forward() 
     bind_embedding(module, table, torch.float32)
     ids = torch.tensor([[7, 7, 0]])
     assert torch.equal(module(ids), table[ids].float() * 3)
+
+
+def block_table() -> tuple[WidenedWeight, torch.Tensor]:
+    """A table (10, 32) of Q8_0 blocks, and its numbers."""
+    codes = torch.randint(-128, 128, (10, 32), dtype=torch.int8)
+    scales = torch.rand(10, 1).half()
+    rows = torch.cat((scales.view(torch.uint8), codes.view(torch.uint8)), dim=1)
+    return WidenedWeight(GgmlFormat((10, 32), 8), {"": rows.reshape(-1)}), scales.float() * codes
+
+
+def test_an_embedding_gathers_from_quantized_blocks() -> None:
+    table, numbers = block_table()
+    module = ScaledEmbedding(10, 32, padding_idx=9, device="meta").requires_grad_(False)
+    bind_embedding(module, table, torch.float32)
+    ids = torch.tensor([[7, 7, 0], [9, 1, 2]])
+    assert torch.equal(module(ids), numbers[ids] * 3)
+
+
+def test_rows_of_quantized_blocks_are_widened_before_they_cross() -> None:
+    table, numbers = block_table()
+    module = ScaledEmbedding(10, 32, device="meta").requires_grad_(False)
+    embedding = HostEmbedding(module, table, ComputePlan(torch.bfloat16))
+    assert embedding.device_rows(4).shape == (4, 32) and embedding.device_rows(4).dtype == torch.bfloat16
+    embedding.bring(np.array([3, 3, 8]))
+    expected = numbers[torch.tensor([[3, 3, 8]])].bfloat16() * 3
+    assert torch.equal(module(torch.zeros(1, 3, dtype=torch.int64)), expected)
 
 
 @pytest.mark.parametrize("can_pin", [True, False])

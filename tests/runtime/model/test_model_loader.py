@@ -1,16 +1,22 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.copying.host_engine import HostCopyEngine
 from offload.errors import CheckpointError
 from offload.formats import draft_weight
 from offload.formats.draft_weight import HeldFormat
+from offload.formats.ggml_blocks import GgmlFormat, workspace_bytes
+from offload.formats.quantized_group import QuantizedGroup
 from offload.layer_slabs import read_slab, slab_views
 from profiles.steps import finish
-from runtime.model import model_loader
+from runtime.model import architecture, model_loader
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, read_others
 from runtime.model.streamed_model import chain_input
@@ -134,6 +140,76 @@ def test_embeddings_that_are_the_head_too_stay_on_the_device(tmp_path: Path) -> 
     tied = ModelFiles.open(save_tiny_model("gemma3", tmp_path / "tied"))
     assert tied.table_layout is None and tied.table_bytes(torch.device("cuda")) == 0
     assert tied.other_bytes(torch.device("cuda")) == tied.other_layout.slab_bytes
+
+
+def save_as_blocks(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A tiny model whose matrices are Q8_0 blocks, tables and heads too, and one of their numbers in float32."""
+    from gguf import GGMLQuantizationType, quants
+
+    def find(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> QuantizedGroup | None:
+        entry = checkpoint.tensors[name]
+        raw = {"": replace(entry, shape=(entry.num_bytes,))}
+        return QuantizedGroup(GgmlFormat(shape, 8), raw) if entry.dtype == "U8" else None
+
+    monkeypatch.setattr(architecture, "find_group", find)
+    monkeypatch.setattr(Checkpoint, "is_quantized", property(lambda checkpoint: True))
+    save_tiny_model(kind, folder / "dense")
+    shutil.copytree(folder / "dense", folder / "blocks")
+    tensors = load_file(folder / "dense" / "model.safetensors")
+    blocks, dense = dict(tensors), dict(tensors)
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 2:
+            rows = quants.quantize(tensor.float().numpy(), GGMLQuantizationType.Q8_0)
+            blocks[name] = torch.from_numpy(rows)
+            dense[name] = torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType.Q8_0))
+    save_file(blocks, folder / "blocks" / "model.safetensors", {"format": "pt"})
+    save_file(dense, folder / "dense" / "model.safetensors", {"format": "pt"})
+    return folder / "blocks", folder / "dense"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_tables_and_heads_of_blocks_are_those_of_their_numbers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head of its own, and one that is tied to the table."""
+    blocks, dense = map(ModelFiles.open, save_as_blocks(tmp_path, kind, monkeypatch))
+    assert (blocks.table_layout is None) == (dense.table_layout is None) == (kind == "gemma3")
+    expected = logits_of(dense)
+    torch.testing.assert_close(logits_of(blocks), expected, rtol=1e-4, atol=1e-4)
+    for held, bound in (("int8", 0.05), ("nf4", 0.4)):
+        for shared in ({}, None):
+            assert 0 < (logits_of(blocks, held, shared=shared) - expected).norm() / expected.norm() < bound
+
+
+def test_a_draft_of_blocks_is_held_as_is_fastest_and_measured_as_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, dense = map(ModelFiles.open, save_as_blocks(tmp_path, "llama", monkeypatch))
+    assert blocks.is_quantized and blocks.is_widened and not dense.is_widened
+    cpu, accelerator = torch.device("cpu"), torch.device("cuda")
+    for fastest, on_cpu, elsewhere in (("nf4", "nf4", "nf4"), ("int8", "int8", "int8"), ("stored", "int8", "stored")):
+        monkeypatch.setattr(model_loader, "fastest_format", lambda dtype, device, fastest=fastest: fastest)
+        assert blocks.held_format("auto", torch.float32, cpu, is_substitute=False) == on_cpu
+        assert blocks.held_format("auto", torch.float32, accelerator, is_substitute=False) == elsewhere
+    assert blocks.held_format("stored", torch.float32, cpu, is_substitute=False) == "stored"
+    assert blocks.held_format("stored", torch.float32, cpu, is_substitute=True) == "int8"
+    assert blocks.draft_layer_bytes("int8") == dense.draft_layer_bytes("int8")
+    assert blocks.draft_layer_bytes("stored") == tuple(layout.slab_bytes for layout in blocks.layouts)
+
+
+def test_a_model_of_blocks_alone_counts_as_one_made_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vectors are float32, whatever it was made in; its head is widened wherever it is multiplied."""
+    blocks, dense = map(ModelFiles.open, save_as_blocks(tmp_path, "llama", monkeypatch))
+    assert (blocks.stored_dtype, dense.stored_dtype) == (torch.bfloat16, torch.float32)
+    meta = torch.device("meta")
+    assert not blocks.multiplies_head_to_float32(torch.bfloat16, meta)
+    assert blocks.head_scratch_elements(torch.bfloat16, meta) == 96 * 32
+    assert blocks.scratch_elements(torch.bfloat16, meta) >= 96 * 32
+    num_bytes = 2 * blocks.scratch_elements(torch.bfloat16, meta)
+    assert blocks.scratch_bytes(torch.bfloat16, meta) == num_bytes + workspace_bytes("meta")
+    assert dense.scratch_bytes(torch.bfloat16, meta) == 2 * dense.scratch_elements(torch.bfloat16, meta)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
