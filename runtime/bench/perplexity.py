@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
 from runtime.model.streamed_model import chain_input
+from runtime.model.text_tower import is_composite
 from runtime.prompts.prompt_file import PromptRequest
 
 _HEAD_ROWS = 16  # 20 MB of double-precision logits for a vocabulary of 150,000
@@ -83,7 +84,10 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
 
 def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
     """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    options: Any = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(folder, **options)
+    whole = AutoModelForImageTextToText if is_composite(config) else AutoModelForCausalLM
+    model: Any = whole.from_pretrained(folder, **options)
     if getattr(model.config, "quantization_config", None) is None:
         model = model.to(torch.float32)  # the type that this project multiplies in
     model.eval()

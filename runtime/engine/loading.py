@@ -522,8 +522,13 @@ def _prefill_planner(plan: LoadPlan, streamer: LayerStreamer, *, can_slice: bool
 def _end_token_ids(plan: LoadPlan) -> list[int]:
     """Return the ids that end an answer: of generation_config.json, of the model's config and of the tokenizer."""
     found = set(plan.generation.eos_token_ids)
-    folder = plan.target.checkpoint.folder
-    for source, name in ((plan.target.config, "config.json"), (plan.tokenizer, "tokenizer_config.json")):
-        settings = {"eos_token_id": getattr(source, "eos_token_id", None)}
+    folder, whole = plan.target.checkpoint.folder, plan.target.checkpoint.config
+    sources: list[tuple[object, str]] = [
+        (whole.get("eos_token_id"), "config.json"),  # of a composite model: its text part may say something else
+        (getattr(plan.target.config, "eos_token_id", None), "config.json"),
+        (plan.tokenizer.eos_token_id, "tokenizer_config.json"),
+    ]
+    for value, name in sources:
+        settings = {"eos_token_id": value}
         found.update(token_ids_of(settings, "eos_token_id", where=f"{folder}/{name}"))
     return sorted(found)

@@ -46,9 +46,16 @@ class Session:
     def format_prompt(self, request: PromptRequest) -> list[int]:
         """Return the request's token ids, chat template applied unless it is raw.
 
-        Raises OptionError if that fails, or if the tokenizer has given an id that the model has no row for.
+        Raises OptionError if that fails, if the tokenizer has given an id that the model has no row for, or one that
+        stands for an image.
         """
         prompt = format_prompt(self._tokenizer, request)
+        if others := self.engine.target.parts.other_token_ids.intersection(prompt):
+            first = min(others)
+            raise OptionError(
+                f"the prompt holds the token {self._tokenizer.name(first)}, id {first}, in whose place the model "
+                "wants an image, a video or sound, and only text is answered; leave it out"
+            )
         if (largest := max(prompt)) >= (vocab_size := self.engine.target.vocab_size):
             raise OptionError(
                 f"the prompt holds the token {self._tokenizer.name(largest)}, id {largest}, and the "

@@ -1,7 +1,8 @@
 """From a checkpoint to an empty transformers model whose decoder layers can be fed one at a time.
 
 Accepts dense decoder-only causal language models by what they are (one list of attention layers, masks and positions
-taken from the caller), not by a list of names, and refuses everything else in a sentence. Checks every name and shape
+taken from the caller), not by a list of names, and refuses everything else in a sentence; of an image-text model the
+text part is built (`text_tower.py`), and the tensors of its other parts are passed over. Checks every name and shape
 against the files before any weight is read. A mangled config.json must neither crash, hang nor fill the memory: layer
 counts are compared before anything is built, and sizes while it is.
 """
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.errors import CheckpointError
@@ -32,11 +32,14 @@ from offload.formats.weight_format import GatheredFormat, WeightFormat
 from profiles.errors import quote
 from runtime.model.attention import register_grouped_attention
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
+from runtime.model.text_tower import decoder_class, is_composite, model_class, other_token_ids, text_config
 
 MAX_BUILT_ELEMENTS = 2**31
 """No single parameter of a dense model is larger; a config that asks for one is damaged."""
 _MAX_COUNT = 100_000
 _COUNT_KEY = re.compile(r"^(?!.*(size|dim|length|token|position)).*(layer|block|depth|label|loop|cycle)")
+_TOWER = re.compile(r"vis(ion|ual)|audio")
+"""In the names of layers that are no decoder's, of which there may be more."""
 _PLAIN_RETURNS = {
     "output_hidden_states": False,
     "output_attentions": False,
@@ -76,13 +79,28 @@ class DecoderParts:
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The decoder's configuration: of a composite model a part of its own."""
+        return text_config(self.model.config)
+
+    @property
     def decoder_name(self) -> str:
-        """Dotted path of the decoder below `model`: "model", "transformer", "model.decoder", ..."""
+        """Dotted path of the decoder below `model`: "model", "transformer", "model.language_model", ..."""
         return self.layers_name.rpartition(".")[0]
+
+    @property
+    def trunk_name(self) -> str:
+        """Dotted path of what the head takes hidden states from: the decoder, or what has it in a composite model."""
+        return self.model.base_model_prefix if is_composite(self.model.config) else self.decoder_name
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def other_token_ids(self) -> frozenset[int]:
+        """Tokens that stand for an image or for sound; of what is there, text is all that can be computed."""
+        return other_token_ids(self.model.config)
 
 
 def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
@@ -128,12 +146,13 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         raise CheckpointError(f"{where} ({found}) was refused by transformers: {first_line(error)}") from error
     try:
         refuse_unsupported(config, where=where)
-        _check_layer_count(config, checkpoint)
+        _check_layer_count(text_config(config), checkpoint)
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{where} holds a setting of the wrong kind: {first_line(error)}") from error
-    for name, value in _PLAIN_RETURNS.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
+    for part in (config, text_config(config)):
+        for name, value in _PLAIN_RETURNS.items():
+            if hasattr(part, name):
+                setattr(part, name, value)
     return config
 
 
@@ -153,7 +172,8 @@ def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None
     """Check, before building, that the files' tensor names show as many layers as the configuration counts."""
     indices: dict[str, set[int]] = {}
     for name in checkpoint.tensors:
-        if numbered := re.match(r"(\D*\.|)(\d{1,6})\.", name, re.ASCII):
+        numbered = re.match(r"(\D*\.|)(\d{1,6})\.", name, re.ASCII)
+        if numbered and not _TOWER.search(numbered[1]):
             indices.setdefault(numbered[1], set()).add(int(numbered[2]))
     if not indices:
         raise CheckpointError(f"{checkpoint.folder} has no decoder layers: expected tensors named like model.layers.0")
@@ -174,16 +194,15 @@ def build_empty_model(
     No parameter is initialised: what no memory holds need not be drawn. Raises CheckpointError if the configuration is
     inconsistent, or asks for a tensor of more than `max_elements`.
     """
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-    if attention == "sdpa" and model_class._can_set_attn_implementation():  # it looks the function up by this name
+    built, decoder = model_class(config), decoder_class(config)
+    assert built is not None and decoder is not None, "refuse_unsupported lets no other pass"
+    attention = "sdpa" if getattr(decoder, "_supports_sdpa", False) else "eager"
+    if attention == "sdpa" and decoder._can_set_attn_implementation():  # it looks the function up by this name
         attention = register_grouped_attention()
     try:
         with warnings.catch_warnings(), SafeBuild(max_elements), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-            )
+            model: PreTrainedModel = built._from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # settings that contradict each other make transformers and torch raise nearly anything
         where = f"config.json ({config.model_type})"
         raise CheckpointError(f"{where} describes a model that cannot be built: {first_line(error)}") from error
@@ -232,7 +251,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
         model=model,
         layers_name=layers_name,
         layers=layers,
-        layer_windows=_layer_windows(model, num_layers=len(layers)),
+        layer_windows=_layer_windows(model, layers_name, num_layers=len(layers)),
         layer_tensors=tuple(map(entries_of, by_layer, prefixes)),
         layer_formats=tuple(map(formats_of, by_layer, prefixes)),
         other_tensors=entries_of(others),
@@ -269,12 +288,12 @@ def _find_groups(
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    prefix = f"{model.base_model_prefix}."
+    prefix, num_layers = f"{model.base_model_prefix}.", text_config(model.config).num_hidden_layers
     outermost = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
-        and len(module) == model.config.num_hidden_layers
+        and len(module) == num_layers
         and next(module.parameters(), None) is not None
         and not re.search(r"\.\d+\.", name)
     ]
@@ -315,16 +334,17 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
     return tied, stored_names
 
 
-def _layer_windows(model: PreTrainedModel, *, num_layers: int) -> tuple[int | None, ...]:
+def _layer_windows(model: PreTrainedModel, layers_name: str, *, num_layers: int) -> tuple[int | None, ...]:
     """Return the windows of the model's own masks: by layer type where the class declares types, else one for all.
 
     Raises CheckpointError where transformers' own cache would keep other tokens than the masks show: its text would
     depend on whether it is used.
     """
-    config, where = model.config, f"config.json ({model.config.model_type})"
+    config, where = text_config(model.config), f"config.json ({model.config.model_type})"
+    decoder = model.get_submodule(layers_name.rpartition(".")[0])
     window = getattr(config, "sliding_window", None)  # what the mask functions read
     layer_types = declared(config, "layer_types")
-    if not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+    if not hasattr(sys.modules[type(decoder).__module__], "create_sliding_window_causal_mask"):
         layer_types = ["full_attention"] * num_layers
     elif layer_types is None:
         layer_types = ["sliding_attention" if window is not None else "full_attention"] * num_layers

@@ -74,7 +74,7 @@ class ModelFiles:
 
     checkpoint: Checkpoint
     config: Any
-    """transformers' configuration."""
+    """transformers' configuration; of a composite model that of its text part."""
     layouts: tuple[LayerLayout, ...]
     """Where each decoder layer's bytes are."""
     other_layout: LayerLayout
@@ -115,7 +115,7 @@ class ModelFiles:
         shapes = try_pass(parts)
         return cls(
             checkpoint,
-            parts.model.config,
+            parts.config,
             layouts,
             others,
             layout_layer(table) if table else None,

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from offload.errors import CheckpointError
 from profiles.errors import quote
+from runtime.model.text_tower import decoder_class, model_class, text_config
 
-SUPPORTED = "supported are dense decoder-only causal language models (Llama, Qwen, Mistral, Gemma and their kin)"
+SUPPORTED = (
+    "supported are dense decoder-only causal language models and the text part of image-text models (Llama, Qwen, "
+    "Mistral, Gemma and their kin)"
+)
 _EXPERT_KEY = re.compile(r"experts?$")
 _OTHER_INPUT_KEY = re.compile(r"^(vision|visual|audio|speech|image|video|text|thinker|talker|encoder|decoder)_config$")
 _UNSUITABLE_TYPES = {
@@ -35,7 +38,7 @@ _FILLS = frozenset(
 
 def refuse_unsupported(config: PreTrainedConfig, *, where: str) -> None:
     """Raise CheckpointError, saying what was found, unless a tree can be run; `where` names the file."""
-    reason = _unsuitable_parts(config) or _unsafe_forward(config)
+    reason = _unsuitable_parts(text_config(config)) or _unsafe_forward(config)
     if reason is not None:
         raise CheckpointError(f"{where} describes {quote(_architecture(config))}, {reason}; {SUPPORTED}")
 
@@ -46,7 +49,7 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
     is_expert_switch_off = settings.get("is_moe") is False or settings.get("enable_moe_block") is False
     for key, value in settings.items():
         if _OTHER_INPUT_KEY.match(key) and value:
-            return f"a composite model ({key}), not a text-only decoder"
+            return f"a composite model ({key}) of a kind whose text part cannot be run alone"
     for key, value in walk_settings(settings):
         if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
             return f"a mixture of experts ({key} = {value})"
@@ -60,21 +63,28 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
 
 def _unsafe_forward(config: PreTrainedConfig) -> str | None:
     """Say why a token tree cannot be run through this model's forward; None if it can."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    built, decoder, text = model_class(config), decoder_class(config), text_config(config)
+    if built is None or decoder is None:
         return "not a causal language model in transformers"
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not re.search(r"(ForCausalLM|LMHeadModel|Model)$", _architecture(config)):
+    if not re.search(r"(ForCausalLM|LMHeadModel|Model|ForConditionalGeneration)$", _architecture(config)):
         return "not a causal language model"
-    accepted = inspect.signature(model_class.forward).parameters
+    accepted = inspect.signature(decoder.forward).parameters
     needed = ("input_ids", "attention_mask", "position_ids", cache_argument(accepted))
     missing = [name for name in needed if name not in accepted]
     if missing:
         return f"a model whose forward takes no {missing[0]}, so that a tree of tokens cannot be placed in it"
-    if not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
+    if not hasattr(sys.modules[decoder.__module__], "create_causal_mask"):
         return "a model that does not take attention masks from its caller"
+    return _unsafe_settings(text)
+
+
+def _unsafe_settings(config: PreTrainedConfig) -> str | None:
+    """Say which setting makes a decoder attend otherwise than a tree of tokens can; None if none does."""
     if getattr(config, "alibi", False):
         return "a model whose attention goes by distance in memory (alibi)"
-    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+    bidirectional = getattr(config, "use_bidirectional_attention", False)
+    concerns_images = bidirectional == "vision" and config.model_type == "gemma4_text"
+    if (bidirectional and not concerns_images) or not getattr(config, "is_causal", True):
         return "a model with bidirectional attention"
     if getattr(config, "add_cross_attention", False):
         return "a model with cross-attention"
@@ -93,8 +103,7 @@ def _architecture(config: PreTrainedConfig) -> str:
     names = getattr(config, "architectures", None)
     if isinstance(names, list) and names:
         return str(names[0])
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return str(getattr(model_class, "__name__", config.model_type))
+    return str(getattr(model_class(config), "__name__", config.model_type))
 
 
 def declared(config: PreTrainedConfig, name: str) -> Any:

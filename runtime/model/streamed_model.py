@@ -119,7 +119,7 @@ class StreamedModel:
         self._masks: dict[int | None, torch.Tensor] = {}
         self._decoder = parts.model.get_submodule(parts.decoder_name)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
-        self._head = _with_module(parts.model, parts.decoder_name.split("."), _KnownHiddenStates())
+        self._head = _with_module(parts.model, parts.trunk_name.split("."), _KnownHiddenStates())
         self._threads = PassThreads() if compute.device.type == "cpu" else None
         self._graphs: PassGraphs | None = None
         if streamer is None and set(parts.layer_windows) == {None}:
@@ -212,7 +212,7 @@ class StreamedModel:
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
-        return int(self.parts.model.config.vocab_size)
+        return int(self.parts.config.vocab_size)
 
     @property
     def loading_seconds(self) -> float:

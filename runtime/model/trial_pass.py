@@ -33,7 +33,7 @@ def try_pass(parts: DecoderParts) -> tuple[CacheShape, ...]:
     """
     model = StreamedModel(parts, ComputePlan(torch.float32), capacity=2 * _NUM_TOKENS)
     layers = _TriedLayers(parts, model.cache)
-    last = max((max_positions(parts.model.config) or 0) - _NUM_TOKENS, 0)
+    last = max((max_positions(parts.config) or 0) - _NUM_TOKENS, 0)
     try:
         with _Weightless(_MAX_REAL_ELEMENTS):
             logits = model.logits(model.run_pass(_chain_at(0, num_cached=0, token_id=model.vocab_size - 1)))

@@ -222,7 +222,16 @@ def _message(turn: object, position: int) -> Message:
         raise PromptFileError(f"{name} must be an object with the keys role and content, and no other")
     if turn["role"] not in ROLES:
         raise PromptFileError(f"{name} has the role {_describe(turn['role'])}; it must be one of {', '.join(ROLES)}")
+    if (kind := _other_part(turn["content"])) is not None:
+        raise PromptFileError(f"{name} holds a part of type {_describe(kind)}; only text is answered, so leave it out")
     return Message(turn["role"], _text(turn["content"], f"the content of {name}"))
+
+
+def _other_part(content: object) -> object:
+    """Return the type of the first part of a turn that is an image, sound or the like; None if there is none."""
+    parts = content if isinstance(content, list) else []
+    kinds = (part.get("type", "text") for part in parts if isinstance(part, dict))
+    return next((kind for kind in kinds if kind != "text"), None)
 
 
 def _field_value(kind: Any, value: object, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Every causal language model that transformers knows, tiny, and whether a session gives its text.
+"""Every causal language model that transformers knows, and image-text ones, tiny, and whether a session gives its text.
 
 The sizes are found by the names that configurations give them, so that a new architecture rarely needs a line here.
 """
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from profiles.errors import BadInputError
 from runtime.engine.loading import OpenSession
 from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.text_tower import FAMILIES
 from tests.support.model_factory import TINY_VOCAB_SIZE, random_model, save_tiny_tokenizer
 from tests.support.reference_models import TIE, own_logits, reference_model
 from tests.support.session_factory import answer, open_tiny, request
@@ -65,6 +66,9 @@ _OTHERS: Mapping[str, Mapping[str, Any]] = {
         "vocab_size_per_layer_input": TINY_VOCAB_SIZE,
         "per_layer_config": {"2": {"head_dim": 16}},
     },
+    "qwen2_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
+    "qwen2_5_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
+    "qwen3_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}},
     "minicpm3": {"num_key_value_heads": 4},
     "moshi": {"sliding_window": 512},
     "youtu": {"num_key_value_heads": 4, "pad_token_id": None},  # whose row transformers empties while it loads
@@ -72,18 +76,75 @@ _OTHERS: Mapping[str, Mapping[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
 }
 """What is not found by name."""
+_TOWER_SIZES: Mapping[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 5,
+    "depth": 5,
+    "num_attention_heads": 2,
+    "num_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "embed_dim": 16,
+    "mlp_ratio": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "out_hidden_size": 32,
+    "fullatt_block_indexes": [1],
+    "deepstack_visual_indexes": [0],
+    "position_embedding_size": 16,
+}
+"""Of the part that sees: more layers than the text part has."""
+_TEXTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma4": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "per_layer_config": {"3": {"head_dim": 16, "num_key_value_heads": 1}},
+        "final_logit_softcapping": 30.0,
+        "use_bidirectional_attention": "vision",
+    },
+}
+"""As the checkpoints that people run have them."""
+_WHOLES: Mapping[str, Mapping[str, Any]] = {
+    "gemma3": {"mm_tokens_per_image": 4},
+    "muse_glimmer": {"out_hidden_size": 24, "projector_hidden_size": 24},
+}
 _LEFT_OUT = {"falcon": ("head_dim",)}
 
 
 def small_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a tiny model of an architecture, of experts and towers as transformers has them."""
     config_class = CONFIG_MAPPING[model_type]
+    if model_type in FAMILIES:
+        return _small_composite(model_type, **changes)
     known = config_class.__dataclass_fields__.keys() | config_class.attribute_map.keys()
     known |= set(dir(config_class))
     settings = {name: value for name, value in _SIZES.items() if name in known}
     settings |= _OTHERS.get(model_type, {})
     return config_class(
         **{name: value for name, value in settings.items() if name not in _LEFT_OUT.get(model_type, ())} | changes
+    )
+
+
+def _small_composite(model_type: str, *, text_type: str | None = None, **changes: Any) -> PreTrainedConfig:
+    """`changes` are those of the text part; where that is a model of its own, `text_type` may name another."""
+    config_class = CONFIG_MAPPING[model_type]
+    tower_class = config_class.sub_configs["vision_config"]
+    if not hasattr(tower_class, "attribute_map") or tower_class is AutoConfig:
+        tower_class = type(config_class().vision_config)
+    known = tower_class.__dataclass_fields__.keys() | tower_class.attribute_map.keys()
+    tower = {name: size for name, size in _TOWER_SIZES.items() if name in known}
+    text = small_config(text_type or config_class().text_config.model_type, **_TEXTS.get(model_type, {}) | changes)
+    return config_class(
+        text_config=text.to_dict(),
+        vision_config={"model_type": tower_class.model_type, **tower},
+        image_token_id=TINY_VOCAB_SIZE - 2,
+        video_token_id=TINY_VOCAB_SIZE - 1,
+        tie_word_embeddings=getattr(text, "tie_word_embeddings", False),
+        **_WHOLES.get(model_type, {}),
     )
 
 

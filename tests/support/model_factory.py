@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 TINY_VOCAB_SIZE = 96
 MAIN_KINDS = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
@@ -62,11 +70,16 @@ def tiny_config(kind: str, **overrides: object) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **settings)
 
 
+def auto_class(config: PreTrainedConfig) -> Any:
+    """transformers' class for models that write text, images given or not."""
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+
+
 def random_model(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A model in eval mode with weights wide enough for its logits to differ from token to token."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = auto_class(config).from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 is_norm_weight = parameter.dim() == 1 and name.endswith("weight")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
+
+from tests.support.model_factory import auto_class
 
 TIE = 1e-4
 """Logits that lie closer may fall either way."""
@@ -15,7 +17,7 @@ TIE = 1e-4
 @functools.lru_cache(maxsize=4)
 def reference_model(folder: Path) -> Any:
     """transformers' own model of a folder, in float32; the folder does not change."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=torch.float32)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from profiles.errors import BadInputError
 from runtime.model.model_loader import ModelFiles
 from tests.support.damage import ODD_VALUES, damage_bytes, damage_value, peak_bytes, to_json
+from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model
 from tests.support.packed_factory import save_packed_folder
 from tests.support.quantized_factory import save_quantized_folder
@@ -24,6 +25,8 @@ MAX_CASE_SECONDS = 10.0
 MAX_GROWTH_BYTES = 2**30
 EXTRA_SETTINGS: tuple[dict[str, Any], ...] = (
     {"vision_config": {"a": 1}},
+    {"text_config": {"model_type": "llama", "num_hidden_layers": 10**9}},
+    {"text_config": {"text_config": {"text_config": {}}}},
     {"num_experts": 8},
     {"is_encoder_decoder": True},
     {"auto_map": {"AutoConfig": "x.Y"}},
@@ -179,6 +182,27 @@ def test_damaged_indexes(check: Check, tmp_path):
 def test_damaged_configs(check: Check, tmp_path, kind):
     folder = save_tiny_model(kind, tmp_path, num_hidden_layers=2)
     check(json_cases(folder / "config.json", random.Random(4), 150), at_least=150)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma4", "mistral3", "muse_glimmer", "qwen2_5_vl", "qwen3_vl"])
+def test_damaged_configs_of_image_text_models(check: Check, tmp_path, family):
+    folder = save_architecture(family, tmp_path)
+    check(json_cases(folder / "config.json", random.Random(11), 150), at_least=150)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_every_setting_of_a_part_with_every_odd_value(check: Check, tmp_path, part):
+    """Nothing of an image-text model's towers is built, whatever is said of them."""
+    file = save_architecture("gemma3", tmp_path) / "config.json"
+    config = json.loads(file.read_bytes())
+
+    def cases() -> Iterator[tuple[Path, bytes]]:
+        for key, value in itertools.product(config[part], ODD_VALUES):
+            yield file, to_json({**config, part: {**config[part], key: value}})
+        for extra in EXTRA_SETTINGS:
+            yield file, to_json({**config, part: {**config[part], **extra}})
+
+    check(cases(), at_least=300)
 
 
 def test_every_setting_with_every_odd_value(check: Check, tmp_path):

@@ -15,8 +15,20 @@ from tests.support.every_architecture import ARCHITECTURES, WINDOW, outcome, sav
 
 EQUAL = (
     *("apertus", "apertus1p5_text", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "cohere_compass_text"),
-    *("ctrl", "cwm", "diffllama", "doge", "ernie4_5", "exaone", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text"),
-    *("gemma4_text", "glm", "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gptj"),
+    *("ctrl", "cwm", "diffllama", "doge", "ernie4_5", "exaone", "exaone4", "falcon", "gemma", "gemma2", "gemma3"),
+    *(
+        "gemma3_text",
+        "gemma4",
+        "gemma4_text",
+        "glm",
+        "glm4",
+        "gpt-sw3",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gpt_neox_japanese",
+        "gptj",
+    ),
     *("granite", "granite_swa", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2"),
     *("lfm2", "llama", "minicpm3", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi", "nanochat"),
     *("nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss"),

@@ -17,6 +17,7 @@ from runtime.bench.perplexity import (
 from runtime.config import EngineConfig
 from runtime.errors import OptionError
 from runtime.prepare.preparation import prepare_model
+from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.session_factory import open_tiny, save_tiny_folder, save_with_tokens_beyond
 
@@ -123,6 +124,15 @@ def test_both_sides_are_measured_one_after_the_other(tmp_path: Path) -> None:
     assert sides == sorted(sides) and set(sides) == {"streamed", "transformers"}
     assert (record["target"], record["text"]) == (str(folder), "a.txt")
     assert record["relative_difference"] == record["perplexity"] / record["transformers_perplexity"] - 1
+
+
+def test_an_image_text_model_is_compared_with_its_whole(tmp_path):
+    """transformers has no causal language model of this architecture."""
+    folder = save_tiny_tokenizer(save_architecture("muse_glimmer", tmp_path))
+    steps = perplexity.run_perplexity(
+        EngineConfig(target=str(folder), draft="none"), "the cat", source="a.txt", is_compared=True
+    )
+    assert abs(finish(steps, print)["relative_difference"]) < 1e-5
 
 
 def test_a_text_with_a_token_that_has_no_row_is_a_sentence(tmp_path):

@@ -155,6 +155,12 @@ BAD_LINES = [
     ({"prompt": "a", "id": ""}, "id is ''"),
     ({"prompt": "a", "id": ["x" * 100]}, "id is a long list"),
     ({"prompt": "a", "system": 1}, "system is 1"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+        "turn 1 of messages holds a part of type 'image_url'; only text is answered, so leave it out",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "the content of turn 1 of messages is [{"),
+    ({"messages": [{"role": "user", "content": [[], {"type": None}]}]}, "it must be text"),
     ({"prompt": "a", "verification": 1}, "verification is 1; it must be text"),
     (
         {"prompt": "a", "verification": "magic"},
