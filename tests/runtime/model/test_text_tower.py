@@ -64,5 +64,5 @@ def test_a_text_part_that_writes_no_text_has_no_class() -> None:
 
 def test_tokens_of_images_are_known() -> None:
     config = small_config("qwen3_vl")
-    config.image_token_id, config.video_token_id = 3, None
-    assert other_token_ids(config) == {3}
+    config.image_token_id, config.video_token_id = 3, 5
+    assert other_token_ids(config) == {3, 5}
