@@ -34,7 +34,8 @@ def is_composite(config: PreTrainedConfig) -> bool:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """Return the class that is built for a configuration; None where transformers has none that writes text."""
     if not is_composite(config):
-        return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        known: type[PreTrainedModel] | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        return known
     text = text_config(config)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING and text.model_type != f"{config.model_type}_text":
         return None
