@@ -22,10 +22,12 @@ from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
 from profiles.errors import BadInputError
 from runtime.engine.model_folders import model_name
+from runtime.fit.config_shape import shape_of_config
 from runtime.fit.machine import Machine
-from runtime.fit.models import ModelShape, shape_of_config, shape_of_folder, usual_draft
+from runtime.fit.models import find_shape, known_like, shape_of_folder, usual_draft
 from runtime.fit.plan import priced
 from runtime.fit.plan_question import PlanQuestion
+from runtime.fit.shapes import ModelShape
 from runtime.tokenizer.box import Tokenizer
 from runtime.tokenizer.match import check_draft_tokenizer, have_equal_tokenizers
 
@@ -45,8 +47,6 @@ LARGEST_SHARE = 0.5
 """A draft has at most this share of the target's weights."""
 MAX_PADDING = 2048
 """Rows by which embeddings of one tokenizer may differ: some are padded, Qwen2.5's by 128 from size to size."""
-_SOURCE = "config.json of "
-"""What a known model's source says before its name on the hub."""
 _Used = TypeVar("_Used")
 _TIE = 1.02
 """Of drafts whose predicted times differ by less, the largest is taken: it keeps more of what is said of it."""
@@ -80,6 +80,10 @@ class DraftChoice:
     """A known draft of the target's family that would be worth it, by its name on the hub; None where there is none."""
     substitute_bytes: int
     """What the target's own substitute would take at least."""
+    is_missing_compared: bool = True
+    """Whether somebody compared the missing draft's tokenizer with the target's."""
+    is_gguf: bool = False
+    """Whether the target is a GGUF file, so that its owner gets drafts as such files too."""
 
     def sentence(self, taken: FoundDraft | None) -> str | None:
         """Say which draft was taken and why, or which would be worth downloading; None where nothing is to be said."""
@@ -96,9 +100,10 @@ class DraftChoice:
         if better is not None and (
             taken is None or better.seconds_per_token < _WORTH_DOWNLOADING * taken.seconds_per_token
         ):
+            size = format_bytes(_file_bytes(better.shape)) + (", less as a GGUF file" if self.is_gguf else "")
+            doubt = "" if self.is_missing_compared else ", if its tokenizer turns out to be the same"
             words.append(
-                f"overstory run --draft {better.draft} is worth downloading ({format_bytes(_file_bytes(better.shape))})"
-                f"{self._gain(better)}"
+                f"overstory run --draft {better.draft} is worth downloading ({size}){doubt}{self._gain(better)}"
             )
         return "; ".join(words) or None
 
@@ -126,18 +131,29 @@ def choose_drafts(question: PlanQuestion, machine: Machine, shapes: Iterable[Mod
     best_missing = _best_first(missing)[0] if missing else None
     if best_missing is not None and plain_seconds is not None and best_missing.seconds_per_token >= plain_seconds:
         best_missing = None
-    return DraftChoice(tuple(_best_first(found)), plain_seconds, best_missing, substitute_bytes)
+    known = find_shape(target.name)
+    return DraftChoice(
+        tuple(_best_first(found)),
+        plain_seconds,
+        best_missing,
+        substitute_bytes,
+        is_missing_compared=known is not None and known.is_draft_compared,
+        is_gguf=target.folder is not None and target.folder.is_file(),
+    )
 
 
 def with_found_draft(question: PlanQuestion, machine: Machine, *, may_load_tokenizers: bool = True) -> PlanQuestion:
     """Return what `plan` is asked about a folder with the draft that `auto` takes there, as a session takes it.
 
     Without `may_load_tokenizers` only drafts count whose tokenizer is the target's byte for byte: the others take
-    seconds. Questions about models that are not here, or with a draft of the user's, come back as they are.
+    seconds. A model that is not here gets the first of its usual drafts that fits, else its substitute, else none.
+    Questions with a draft of the user's come back as they are.
     """
     target = question.target
-    if question.request.draft != "auto" or target.folder is None:
+    if question.request.draft != "auto":
         return question
+    if target.folder is None:
+        return _with_usual_draft(question, machine)
     plain, own = (replace(question, draft=draft, is_substitute=draft is target) for draft in (None, target))
     with suppress(BudgetError):
         if question.request.tree == "auto" and not priced(plain, machine).streams:
@@ -147,6 +163,17 @@ def with_found_draft(question: PlanQuestion, machine: Machine, *, may_load_token
     draft, sentence = take_draft(plain, machine, lambda found: found.shape, tokenizer)
     notes = question.notes if sentence is None else (*question.notes, sentence)
     return replace(question, draft=draft, is_substitute=draft is target, notes=notes)
+
+
+def _with_usual_draft(question: PlanQuestion, machine: Machine) -> PlanQuestion:
+    target = question.target
+    for draft in (*_usual_drafts(target), target):
+        asked = replace(question, draft=draft, is_substitute=draft is target)
+        with suppress(BudgetError):
+            priced(asked, machine)
+            return question if asked == question else asked
+    note = "no draft that is known for it fits beside it, nor its own substitute"
+    return replace(question, draft=None, is_substitute=False, notes=(*question.notes, note))
 
 
 def take_draft(
@@ -257,12 +284,10 @@ def _may_draft(folder: Path, target: ModelShape) -> bool:
 
 def _usual_drafts(target: ModelShape) -> list[ModelShape]:
     """Return the known models that draft for this one, each the usual draft of the one before."""
-    assert target.folder is not None
     found: list[ModelShape] = []
-    name = model_name(target.folder)
-    while (shape := usual_draft(name)) is not None and shape not in found:
-        found.append(shape)
-        name = shape.name
+    known = known_like(target)
+    while known is not None and (known := usual_draft(known.name)) is not None and known not in found:
+        found.append(known)
     return found
 
 
@@ -281,7 +306,7 @@ def _priced(question: PlanQuestion, machine: Machine, shapes: Iterable[ModelShap
             continue
         assert option.draft_held is not None
         for shape in equals:
-            draft = "substitute" if is_substitute else str(shape.folder or shape.source.removeprefix(_SOURCE))
+            draft = "substitute" if is_substitute else str(shape.folder or shape.hub_name or shape.name)
             yield FoundDraft(draft, shape, option.draft_held, option.seconds_per_token)
 
 

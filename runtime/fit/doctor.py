@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 import torch
 
+from offload import llama_cpp
 from offload.checkpoint.checkpoint import find_model_folder
 from offload.device import select_device
 from offload.errors import BudgetError, CheckpointError
@@ -25,10 +26,11 @@ from runtime.engine.packing import packing_note
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
 from runtime.fit.machine import DeviceSpeed, Machine
-from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
+from runtime.fit.models import known_shapes, shape_of_folder
 from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
 from runtime.fit.probes import MachineProbes
 from runtime.fit.reference_costs import reference_costs
+from runtime.fit.shapes import ModelShape
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.initial_plan import NO_DRAFT
 from runtime.planner.tree_choice import TreeChoice
@@ -161,6 +163,7 @@ class DoctorReport:
                 "draft": model.draft,
                 "draft_note": model.draft_note,
                 "packing_note": model.packing_note,
+                "elsewhere_note": self.elsewhere_note(model),
                 "context_tokens": model.need.context_tokens,
                 "can_run": model.can_run,
                 "formats": [self._fit_record(fit) | self._first_token_record(model, fit) for fit in model.fits],
@@ -214,6 +217,15 @@ class DoctorReport:
                 if placed.can_run and is_known:
                     found.append(_first_token(num_tokens, target, need, placed, machine))
         return found
+
+    def elsewhere_note(self, model: ModelOutlook) -> str | None:
+        """Return what would serve as well where a model stays in memory as it is; None where layers stream."""
+        placed = model.fits[0].placement if model.fits else None
+        if placed is None or self.machine is None or not placed.can_run or placed.streamed_bytes:
+            return None
+        folder = None if model.shape is None else model.shape.folder
+        file = folder if folder is not None and folder.is_file() else None
+        return llama_cpp.for_resident(file, is_cpu=self.machine.is_cpu)
 
     def seconds_per_pass(self, placement: Placement) -> float | None:
         """Return the least that moving a pass's bytes takes; None if nothing moves, or a rate that counts is unknown.

@@ -13,9 +13,9 @@ import numpy as np
 from offload.errors import BudgetError
 from runtime.config import PREFILL_CHUNK_TOKENS
 from runtime.fit.machine import DeviceSpeed
-from runtime.fit.models import ModelShape
 from runtime.fit.place import MemoryNeed
 from runtime.fit.reference_costs import draft_seconds, pass_seconds
+from runtime.fit.shapes import ModelShape
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.prefill import PassWidths, PrefillPlanner, stream_seconds_of
 from runtime.planner.tree_choice import TreeChoice

@@ -11,9 +11,11 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_link
 from runtime.config import DEFAULT_CONTEXT_TOKENS, Pack, TreeKind, parse_tree
 from runtime.errors import OptionError
+from runtime.fit.file_formats import FILE_FORMATS
 from runtime.fit.machine import Basis, Link, Machine, reference_machine
-from runtime.fit.models import ModelShape, find_model, usual_draft
+from runtime.fit.models import find_model, usual_draft
 from runtime.fit.request import MachineRequest, PlanRequest
+from runtime.fit.shapes import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class PlanQuestion:
     @property
     def held_formats(self) -> tuple[str, ...]:
         """How the draft may be held: the user's choice, or all that make sense."""
-        if (self.draft or self.target).formats[0].name in QUANTIZED_FORMATS:
+        if (self.draft or self.target).is_narrow:
             return ("stored",)
         if self.is_substitute and self.request.draft_format == "stored":
             return ("int8",)  # as a session: held like the target it would be the target itself
@@ -82,6 +84,8 @@ def resolve_question(request: PlanRequest) -> PlanQuestion:
         CheckpointError: a folder or a hub's config.json that cannot be used.
     """
     target = find_model(request.target, what="the target")
+    if request.format in FILE_FORMATS and request.format != target.formats[0].name:
+        target = target.stored_as(request.format)
     draft: ModelShape | None = None
     if request.draft == "auto":
         draft = usual_draft(target.name) or target

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offload import llama_cpp
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import PACKED, QUANTIZED_FORMATS
 from offload.units import format_bytes
 from profiles.builtin_profiles import unmeasured_pair
+from runtime.fit.file_formats import PERPLEXITY_MORE
 from runtime.fit.first_token import FirstToken
 from runtime.fit.machine import Basis, Machine
 from runtime.fit.place import Placement
@@ -254,7 +256,11 @@ def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
             f"{_quality(best.format_name)}."
         )
     if not main.streams:
+        target = report.question.target
+        file = target.folder if target.folder is not None and target.folder.is_file() else None
+        elsewhere = llama_cpp.for_resident(file, is_cpu=report.machine.is_cpu, hub_name=target.hub_name)
         yield "Nothing streams: every layer stays on the device."
+        yield f"{elsewhere[0].upper()}{elsewhere[1:]}."
     elif main.placement.disk_bytes:
         yield f"Every pass reads {format_bytes(main.placement.disk_bytes)} from disk: memory is too small for it."
     if main.draft_held is not None and main.tree.num_nodes == 1:
@@ -269,6 +275,10 @@ def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
 def _notes(report: PlanReport, main: PlanOption) -> Iterator[str]:
     question, host_bytes = report.question, main.placement.host_bytes
     yield from question.notes
+    if main.format_name in PERPLEXITY_MORE:
+        yield f"{main.format_name} as llama-quantize mixes it by itself; {_quality(main.format_name)}"
+    if report.machine.speed is not None and main.format_name not in report.machine.speed.target_weights_per_second:
+        yield f"products of {main.format_name} were not measured: they count as those of int8 rows or of NF4"
     yield f"speeds are those of a text of {question.context_tokens // 2} tokens"
     if main.draft_held is not None and question.tree_shape is None and main.tree.num_nodes == main.max_nodes:
         yield f"the best tree is the largest that a session keeps memory for, {main.max_nodes} nodes"
@@ -290,5 +300,7 @@ def _ratio(slow: PlanOption, fast: PlanOption) -> str:
 
 
 def _quality(format_name: str) -> str:
+    if (more := PERPLEXITY_MORE.get(format_name)) is not None:
+        return f"perplexity +{more:g} on Llama-3-8B (by llama.cpp's own list)"
     words = QUALITY.get(format_name)
     return "quality was not measured" if words is None else f"{words} (measured on a 1.5B model)"

@@ -13,8 +13,8 @@ from offload.formats.stored_sizes import ACCELERATOR_CHUNK_ELEMENTS, PACKED, QUA
 from offload.residency_plan import ResidencyPlan, Tier
 from offload.stage_ring import plan_stages
 from runtime.fit.machine import DeviceSpeed, Machine
-from runtime.fit.models import ModelShape
 from runtime.fit.place import USUAL_FILL
+from runtime.fit.shapes import ModelShape
 from runtime.planner.costs import CostTable, RoundCosts
 
 LAYER_LAUNCHES = 40
@@ -29,6 +29,8 @@ FUSED_ATTENTION_TOKENS, FUSED_MLP_TOKENS = 8, 64
 Its own table for sm_89 and the shapes of Llama's 8B (0.50, `_gemm_4bit_use_custom_cuda`): 8 for queries and outputs, 12
 for keys and values, 128 for gate and up, 64 for down.
 """
+_LIKE_INT8 = 0.75
+"""Bytes of a weight from which a format's products count as those of int8 rows, and below as those of NF4."""
 _HEAD_VISITS = 2
 _LOGIT_READS = 3
 """Choosing a level's children passes over its logits: to scale them, to normalise them, to take the best."""
@@ -104,16 +106,28 @@ def pass_seconds(
 ) -> NDArray[np.float64]:
     """Return the seconds (C,) that the target's layers compute over `tokens` (C,) behind a context."""
     seconds = _products_seconds(
-        target.num_layers * target.num_layer_parameters, tokens, device.target_weights_per_second[format_name], device
+        target.num_decoder_parameters, tokens, widening_rate(target, format_name, device), device
     )
     num_launches = target.num_layers * launches_per_layer(target, format_name)
     launching = num_launches * device.launch_seconds
     return np.asarray(np.maximum(seconds + _attention_seconds(target, tokens, context_tokens, device), launching))
 
 
+def widening_rate(target: ModelShape, format_name: str, device: DeviceSpeed) -> float:
+    """Return the weights a second that a narrow pass multiplies in a format.
+
+    Blocks of other programs' files that were not measured count as int8 rows or as NF4, whichever is nearer in bytes.
+    """
+    rates = device.target_weights_per_second
+    if format_name in rates:
+        return rates[format_name]
+    bytes_per_weight = target.formats[0].total_bytes / target.num_decoder_parameters
+    return rates["int8" if bytes_per_weight >= _LIKE_INT8 else "nf4"]
+
+
 def launches_per_layer(target: ModelShape, format_name: str) -> int:
     """Return how many kernels a layer of the target launches; one that is quantized or packed widens it in chunks."""
-    if format_name not in (PACKED, *QUANTIZED_FORMATS):
+    if not target.is_narrow and format_name not in (PACKED, *QUANTIZED_FORMATS):
         return LAYER_LAUNCHES
     chunks = sum(
         math.ceil(shape[0] / chunk_rows(shape, most_elements=ACCELERATOR_CHUNK_ELEMENTS, row_multiple=1, is_host=False))
@@ -134,10 +148,11 @@ def draft_seconds(
     published = shape.formats[0].name
     name = published if published in QUANTIZED_FORMATS else held
     rate, wide_rate = device.draft_weights_per_second[name], device.target_weights_per_second.get(name, np.inf)
+    if shape.is_narrow and published not in QUANTIZED_FORMATS:
+        rate = widening_rate(shape, published, device)
     seconds = _attention_seconds(shape, tokens, context_tokens, device)
     if name != "nf4" or rate <= wide_rate:
-        num_weights = shape.num_layers * shape.num_layer_parameters
-        return np.asarray(seconds + _products_seconds(num_weights, tokens, rate, device))
+        return np.asarray(seconds + _products_seconds(shape.num_decoder_parameters, tokens, rate, device))
     by_width = {FUSED_ATTENTION_TOKENS: sum(math.prod(matrix) for matrix in shape.matrices[:4])}
     by_width[FUSED_MLP_TOKENS] = shape.num_layer_parameters - by_width[FUSED_ATTENTION_TOKENS]
     for most_tokens, count in by_width.items():
@@ -190,9 +205,10 @@ def _widening_seconds(residency: ResidencyPlan, device: DeviceSpeed) -> float:
 
 def _head_seconds(shape: ModelShape, rows: NDArray[np.float64], device: DeviceSpeed) -> NDArray[np.float64]:
     num_weights = shape.vocab_size * shape.hidden_size
-    seconds: NDArray[np.float64] = np.maximum(
-        num_weights * shape.item_bytes / device.memory_bytes_per_second, 2 * num_weights * rows / device.flops
-    )
+    reading = num_weights * shape.item_bytes / device.memory_bytes_per_second
+    if shape.is_head_narrow:  # six bits, or eight, in all mixes
+        reading = max(reading, num_weights / widening_rate(shape, "int8", device))
+    seconds: NDArray[np.float64] = np.maximum(reading, 2 * num_weights * rows / device.flops)
     return seconds
 
 

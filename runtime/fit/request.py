@@ -20,9 +20,17 @@ from runtime.config import (
     parse_tree,
 )
 from runtime.errors import OptionError
+from runtime.fit.file_formats import FILE_FORMATS, canonical_format
 
 LARGEST_CONTEXT_TOKENS = 1 << 24
-_TARGET_FORMATS = ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS)
+_TARGET_FORMATS = ("auto", "bfloat16", "float16", "float32", *QUANTIZED_FORMATS, *FILE_FORMATS)
+
+
+def _parse_format(text: str, option: str) -> str:
+    """Return the format that is spelt in any case; `check_choices` tells of others."""
+    return canonical_format(text)
+
+
 ANSWER, _MACHINE = "Answer", "Machine"
 """Headings of the options, beside MODELS."""
 
@@ -31,9 +39,14 @@ ANSWER, _MACHINE = "Answer", "Machine"
 class PlanRequest:
     """Models and trees; raises OptionError for a value outside its range."""
 
-    target: Annotated[str, Option("A known model (llama-3-70b, qwen2.5-32b ...), a folder or hub name.", MODELS)] = (
-        "llama-3-70b"
-    )
+    target: Annotated[
+        str,
+        Option(
+            "A known model (llama-3.3-70b, qwen3-32b, gemma-3-27b ...), a folder or hub name; a format may follow: "
+            "llama-3.3-70b:Q4_K_M.",
+            MODELS,
+        ),
+    ] = "llama-3-70b"
     draft: Annotated[
         str,
         Option(
@@ -43,7 +56,14 @@ class PlanRequest:
         ),
     ] = "auto"
     format: Annotated[
-        str, Option("Of the target's layers: auto is as published; int8, nf4.", MODELS, choices=_TARGET_FORMATS)
+        str,
+        Option(
+            "Of the target's layers: auto is as published; int8, nf4; or as files to download have them: "
+            f"{', '.join(FILE_FORMATS)}.",
+            MODELS,
+            choices=_TARGET_FORMATS,
+            parse=_parse_format,
+        ),
     ] = "auto"
     draft_format: Annotated[
         DraftFormat, Option("How the draft is held: stored, int8, nf4, or auto: the fastest.", MODELS)

@@ -16,6 +16,9 @@ bfloat16 alike.
 RANKED_BYTES = 12
 """Of each logit of a draft's level: itself, itself less its penalty, and its noise, in float32."""
 
+_WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "cohere2", "muse_glimmer_text"}
+"""Whose layers have windows by turns even where config.json does not list them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
@@ -97,4 +100,6 @@ def num_masks(config: Mapping[str, Any]) -> int:
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and kinds:
         return len(set(map(str, kinds)))
-    return 2 if any(config.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern")) else 1
+    has_pattern = any(config.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern"))
+    has_windows = config.get("model_type") in _WINDOWED and bool(config.get("sliding_window", True))
+    return 2 if has_pattern or has_windows else 1

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 
+from offload import llama_cpp
 from offload.errors import CheckpointError
 from profiles.errors import quote
 from runtime.model.text_tower import decoder_class, model_class, text_config
@@ -52,7 +53,8 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
             return f"a composite model ({key}) of a kind whose text part cannot be run alone"
     for key, value in walk_settings(settings):
         if _EXPERT_KEY.search(key) and type(value) is int and value > 1 and not is_expert_switch_off:
-            return f"a mixture of experts ({key} = {value})"
+            layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+            return f"a mixture of experts ({key} = {value}), {llama_cpp.for_experts(layers)}"
     if getattr(config, "is_encoder_decoder", False):
         return "an encoder-decoder model"
     other_types = set(declared(config, "layer_types") or ()) - {"full_attention", "sliding_attention"}

@@ -16,8 +16,8 @@ from profiles.machine_profile import DeviceIdentity
 from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.profile_store import load_pair_profile
 from runtime.engine.model_folders import model_name
-from runtime.fit.models import ModelShape
 from runtime.fit.plan_question import PlanQuestion
+from runtime.fit.shapes import ModelShape
 
 PAGE_BYTES = 4096
 """Of each sample."""

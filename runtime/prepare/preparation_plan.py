@@ -215,7 +215,8 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
     for key in ("quantization_config", "compression_config"):
         if checkpoint.config.get(key) is not None:
             raise CheckpointError(
-                f"{checkpoint.folder} is quantized already ({key} in config.json); give the bf16, fp16 or fp32 original"
+                f"{checkpoint.folder} is quantized already ({key} in config.json), and runs as it is; to make another "
+                "format, give the bf16, fp16 or fp32 original"
             )
 
 

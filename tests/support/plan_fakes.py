@@ -11,6 +11,18 @@ from tests.support.fit_needs import GB
 
 LLAMA_3_70B, LLAMA_3_8B = known_shapes()["Llama-3-70B"], known_shapes()["Llama-3-8B"]
 
+LLAMA_3_8B_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
+
 
 def device_speed(**fields):
     """A gigaweight a second in every format, a teraflop, a gigabyte a second."""

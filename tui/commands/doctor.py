@@ -62,7 +62,7 @@ def print_report(report: "DoctorReport", out: Console) -> None:
         title = f"{model.name}, {model.need.context_tokens} tokens of context, draft: {model.draft}"
         out.print()
         out.print(Text(one_line(title), "bold"))
-        for note in (model.draft_note, model.packing_note):
+        for note in (model.draft_note, model.packing_note, report.elsewhere_note(model)):
             if note is not None:
                 out.print(Text(one_line(note)))
         print_grid(_model_rows(model, report), out)

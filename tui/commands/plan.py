@@ -182,7 +182,7 @@ def _settings(report: "PlanReport") -> str:
     main, question = report.main, report.question
     draft = question.request.draft
     if draft == "auto" and question.draft is not None:
-        source = str(question.draft.folder or question.draft.source.removeprefix("config.json of "))
+        source = str(question.draft.folder or question.draft.hub_name or question.draft.name)
         draft = "substitute" if question.is_substitute else source
     words = [f"--draft {draft}"]
     if main.draft_held is not None:

@@ -26,9 +26,10 @@ from runtime.engine.load_plan import LoadPlan
 from runtime.errors import OptionError
 from runtime.fit import probes
 from runtime.fit.machine import Machine, reference_machine
-from runtime.fit.models import ModelShape, known_shapes, shape_of_folder
+from runtime.fit.models import known_shapes, shape_of_folder
 from runtime.fit.plan_question import PlanQuestion, resolve_question
 from runtime.fit.request import PlanRequest
+from runtime.fit.shapes import ModelShape
 from tests.support.fit_needs import GB
 from tests.support.model_factory import edit_config, save_tiny_model, save_tiny_tokenizer
 from tests.support.plan_fakes import processor
@@ -150,10 +151,27 @@ def test_where_nothing_is_found_the_usual_draft_is_named(tmp_path: Path) -> None
 
 
 def test_a_model_that_nobody_knows_goes_on_with_its_substitute_and_nothing_is_said(tmp_path: Path) -> None:
-    target = target_of(tmp_path / "mine", "Llama-3.1-8B")
+    target = target_of(tmp_path / "mine", "Llama-3.1-8B", intermediate_size=14080)
     choice = choose_drafts(question_of(target), card("rtx-4060-ti-16gb"), [])
     assert [one.draft for one in choice.found] == ["substitute"]
     assert choice.sentence(choice.found[0]) is None
+
+
+def test_a_fine_tune_is_known_by_its_sizes_and_a_tokenizer_that_nobody_compared_is_told(tmp_path: Path) -> None:
+    choice = choose_drafts(question_of(target_of(tmp_path / "Hermes-4-70B", **NF4)), card(), [])
+    sentence = choice.sentence(None)
+    assert sentence is not None and "overstory run --draft meta-llama/Llama-3" in sentence
+    assert "if its tokenizer turns out to be the same" in sentence
+    named = choose_drafts(question_of(target_of(tmp_path / "Llama-3.3-70B", **NF4)), card(), []).sentence(None)
+    assert named is not None and "turns out" not in named
+
+
+def test_a_model_that_is_not_here_gets_the_first_usual_draft_that_fits_or_none() -> None:
+    asked = resolve_question(PlanRequest(target="llama-3.3-70b:Q4_K_M"))
+    small = with_found_draft(asked, replace(card(), device_budget_bytes=6 * GB))
+    assert small.draft is not None and small.draft.name == "Llama-3.2-1B"
+    none = with_found_draft(resolve_question(PlanRequest(target="gemma-4-31b")), card())
+    assert none.draft is None and none.notes[-1].startswith("no draft that is known for it fits")
 
 
 def test_of_drafts_as_good_as_equal_the_largest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from runtime.fit.machine import Basis
 from runtime.fit.models import find_shape
 from runtime.fit.plan_question import find_machine, resolve_question, under_request
 from runtime.fit.request import MachineRequest, PlanRequest
-from tests.runtime.fit.test_models import LLAMA_3_8B as CONFIG
 from tests.support.doctor_fakes import finished
 from tests.support.fit_needs import GB
+from tests.support.plan_fakes import LLAMA_3_8B_CONFIG as CONFIG
 from tests.support.plan_fakes import plan_machine, processor
 
 
@@ -25,6 +25,18 @@ def resolve(**fields):
 def folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     return str(tmp_path)
+
+
+def test_a_format_may_be_asked_for_in_two_ways():
+    named = resolve_question(PlanRequest(target="llama-3.3-70b:Q4_K_M"))
+    chosen = resolve_question(PlanRequest(target="llama-3.3-70b", format="Q4_K_M"))
+    assert named.target == chosen.target and named.format_name == chosen.format_name == "Q4_K_M"
+    assert named.held_formats == ("stored", "int8", "nf4")  # of its draft, which is published in bfloat16
+
+
+def test_a_file_of_the_hub_is_known_by_the_model_that_it_was_made_of():
+    found = resolve_question(PlanRequest(target="bartowski/Llama-3.3-70B-Instruct-GGUF:Q4_K_M"))
+    assert (found.target.name, found.format_name) == ("Llama-3.3-70B", "Q4_K_M")
 
 
 def test_a_known_model_comes_with_its_usual_draft():

@@ -81,7 +81,19 @@ def test_a_format_that_fits_but_is_no_faster_is_no_advice():
 
 
 def test_what_fits_whole_does_not_stream():
-    assert planned("l40", target="llama-3-8b").verdicts[0] == "Nothing streams: every layer stays on the device."
+    first, second = planned("l40", target="llama-3-8b").verdicts[:2]
+    assert first == "Nothing streams: every layer stays on the device."
+    assert second.startswith(
+        "Where nothing streams llama.cpp is at least as fast: llama-server -m MODEL.gguf -ngl 999, "
+    )
+    assert "vllm serve meta-llama/Meta-Llama-3-8B-Instruct" in second
+
+
+def test_a_mix_says_what_it_costs_by_its_makers_list_and_what_was_not_measured():
+    notes = planned("rtx-4090", target="llama-3.3-70b:q4_k_m").notes
+    assert any("perplexity +0.1754 on Llama-3-8B (by llama.cpp's own list)" in note for note in notes)
+    assert any(note.startswith("products of Q4_K_M were not measured") for note in notes)
+    assert not any("perplexity" in note for note in planned("rtx-4090", target="llama-3.3-70b:awq").notes)
 
 
 def test_reading_from_disk_is_said():

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from runtime.fit.models import ModelShape
+from runtime.fit.shapes import ModelShape
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B
 
 TINY = ModelShape(

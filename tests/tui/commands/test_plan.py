@@ -68,7 +68,9 @@ def test_a_folder_is_what_the_disk_is_measured_with(capsys, monkeypatch, tmp_pat
     seen = measured_machines(monkeypatch)
     code, out, _ = run(capsys, "--target", str(folder), "--draft", "none", "--json")
     assert (code, [where for _, where in seen]) == (0, [folder])
-    assert json.loads(out)["verdicts"] == ["Nothing streams: every layer stays on the device."]
+    first, second = json.loads(out)["verdicts"]
+    assert first == "Nothing streams: every layer stays on the device."
+    assert "llama-server -m MODEL.gguf" in second
 
 
 def test_explain_draws_after_the_text_and_beside_json_on_stderr(capsys, monkeypatch):
