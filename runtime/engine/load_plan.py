@@ -59,8 +59,6 @@ from runtime.tokenizer.match import check_draft_tokenizer
 logger = logging.getLogger(__name__)
 
 _FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I16": PACKED, "I8": "int8", "U8": "nf4"}
-_CONVERTIBLE = ("bfloat16", "float16", "float32", PACKED)
-"""What smaller formats are made of; all others are published quantized."""
 _IN_MEMORY = (
     "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
     "model's own substitute drafts"
@@ -526,7 +524,7 @@ def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
         tuple(layout.slab_bytes for layout in layouts),
         tuple(layout.payload_bytes for layout in layouts),
     )
-    if stored.name not in _CONVERTIBLE:
+    if stored.name not in ("bfloat16", "float16", "float32", PACKED):
         return (stored,)
     shapes = [[_matrix_shape(tensor) for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
     vectors = list(map(_vector_bytes, layouts))

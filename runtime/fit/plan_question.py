@@ -59,7 +59,7 @@ class PlanQuestion:
     @property
     def held_formats(self) -> tuple[str, ...]:
         """How the draft may be held: the user's choice, or all that make sense."""
-        if (self.draft or self.target).is_narrow:
+        if (self.draft or self.target).formats[0].name in QUANTIZED_FORMATS:
             return ("stored",)
         if self.is_substitute and self.request.draft_format == "stored":
             return ("int8",)  # as a session: held like the target it would be the target itself

@@ -148,7 +148,7 @@ def draft_seconds(
     published = shape.formats[0].name
     name = published if published in QUANTIZED_FORMATS else held
     rate, wide_rate = device.draft_weights_per_second[name], device.target_weights_per_second.get(name, np.inf)
-    if shape.is_narrow and published not in QUANTIZED_FORMATS:
+    if held == "stored" and shape.is_narrow and published not in QUANTIZED_FORMATS:
         rate = widening_rate(shape, published, device)
     seconds = _attention_seconds(shape, tokens, context_tokens, device)
     if name != "nf4" or rate <= wide_rate:

@@ -246,11 +246,11 @@ class ModelShape:
     def held_bytes(self, held: str) -> int:
         """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`.
 
-        What is packed a draft has unpacked.
+        What is packed a draft has unpacked; what bitsandbytes quantized stays so.
         """
         if held == "stored" and self.is_packed:
             return self.num_decoder_parameters * self.item_bytes + self.num_layers * self._vector_bytes
-        if held == "stored" or self.is_narrow:
+        if held == "stored" or self.published_as in QUANTIZED_FORMATS:
             return self.formats[0].total_bytes
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
         return sum(self._by_layer(lambda layer: sum(map(size, layer.values())) + self._vector_bytes))

@@ -7,7 +7,13 @@ from offload.residency_plan import ResidencyPlan, Tier
 from offload.units import LinkSpeed
 from profiles.builtin_profiles import builtin_machine
 from runtime.fit.machine import Basis, Link, speed_of_data_sheet
-from runtime.fit.reference_costs import LAYER_LAUNCHES, draft_seconds, launches_per_layer, reference_costs
+from runtime.fit.reference_costs import (
+    LAYER_LAUNCHES,
+    draft_seconds,
+    launches_per_layer,
+    reference_costs,
+    widening_rate,
+)
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.plan_fakes import LLAMA_3_8B, LLAMA_3_70B, device_speed, plan_machine
 from tests.support.published_pairs import published_pair
@@ -162,3 +168,24 @@ def test_a_fused_draft_is_widened_only_where_more_tokens_than_that_are_multiplie
     assert draft_seconds(TINY, "stored", np.array([1.0, 500.0]), 0, speed) == pytest.approx(
         [(attention + rest) / 1e6] * 2
     )
+
+
+def test_blocks_that_were_not_measured_count_as_the_format_that_is_as_large():
+    speed = device_speed(target_weights_per_second={"bfloat16": 1e6, "int8": 3e5, "nf4": 2e5})
+    names = ("Q4_K_M", "nvfp4", "fp8", "Q8_0")
+    rates = {name: widening_rate(LLAMA_3_8B.stored_as(name), name, speed) for name in names}
+    assert rates == {"Q4_K_M": 2e5, "nvfp4": 2e5, "fp8": 3e5, "Q8_0": 3e5}
+    measured = device_speed(target_weights_per_second={"bfloat16": 1e6, "int8": 3e5, "nf4": 2e5, "fp8": 7e5})
+    assert widening_rate(TINY.stored_as("fp8"), "fp8", measured) == 7e5
+
+
+def test_a_draft_in_blocks_is_widened_at_each_step_only_where_it_is_held_so():
+    speed = device_speed(
+        target_weights_per_second={"bfloat16": 1e6, "int8": 2e5, "nf4": 2e5},
+        draft_weights_per_second={"stored": 1e6, "int8": 1e6, "nf4": 4e6},
+        flops=1e30,
+        memory_bytes_per_second=1e30,
+    )
+    blocks = TINY.stored_as("Q4_K_M")
+    seconds = [draft_seconds(blocks, held, np.array([1.0]), 0, speed)[0] for held in ("stored", "nf4")]
+    assert seconds == pytest.approx([TINY.num_decoder_parameters / rate for rate in (2e5, 4e6)])
