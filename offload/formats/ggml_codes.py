@@ -8,6 +8,7 @@ whole tensors of bytes. What a matrix is made of and what becomes of the codes i
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -182,7 +183,9 @@ def _codes_q6_k(blocks: torch.Tensor, work: Workspace) -> torch.Tensor:
     """Of each half of a block, elements 32 k to 32 k + 31 have bits 2 k and 2 k + 1 of 32 bytes as their upper ones."""
     num_rows = 2 * len(blocks)
     low = work.take(2, num_rows, 32)  # what k = 0 and 2, and k = 1 and 3 share
-    low.view(2, -1, 2, 32).copy_(blocks[:, :128].view(-1, 2, 2, 32).permute(2, 0, 1, 3))
+    source, goal = blocks[:, :128].view(-1, 2, 2, 32), low.view(2, -1, 2, 32)
+    for half, k in product(range(2), range(2)):  # one copy of four dimensions takes longer
+        goal[k, :, half].copy_(source[:, half, k])
     planes = _nibbles(low[None].view(1, -1), work).view(4, num_rows, 32)
     high = work.copy(blocks[:, 128:192]).view(num_rows, 32)
     planes.bitwise_or_(_shifted(high, (-4, -2, 0, 2), 0x30, work))
