@@ -67,7 +67,13 @@ def prepare_model(
         raise OptionError(f"double quantization belongs to nf4; leave it out for {weight_format}")
     quantizer = WeightQuantizer(cast(PreparedFormat, weight_format), is_double)
     source = yield from _find_source(model, output)
-    record = yield from _write_folder(PreparationPlan.make(source, quantizer), output.expanduser().resolve(), begun)
+    plan = PreparationPlan.make(source, quantizer)
+    if left_out_bytes := plan.left_out_bytes:
+        yield (
+            f"{format_bytes(left_out_bytes)} that are not of the text part are left out: the copy runs here, and "
+            "transformers will miss them; --format packed keeps everything"
+        )
+    record = yield from _write_folder(plan, output.expanduser().resolve(), begun)
     return record | {"double_quant": is_double}
 
 

@@ -151,6 +151,14 @@ class PreparationPlan:
         return {name: entry for tensors in self.shards.values() for name, entry in tensors.items()}
 
     @property
+    def left_out_bytes(self) -> int:
+        """Bytes of what a composite model has beside its text part, which no quantized copy holds; 0 of others."""
+        if self.quantizer is None or self.quantizer.is_exact or not self.checkpoint.config.get("text_config"):
+            return 0
+        held = {entry.name for entry in self.tensors.values()}
+        return sum(entry.num_bytes for entry in self.checkpoint.tensors.values() if entry.name not in held)
+
+    @property
     def source_bytes(self) -> int:
         return sum(entry.num_bytes for entry in self.tensors.values())
 

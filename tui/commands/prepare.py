@@ -27,7 +27,8 @@ def prepare(
         typer.Option(
             "--format",
             help="int8 (rows, half the bytes of bf16), nf4 (4-bit blocks, a quarter) or packed (bf16 bit for bit in "
-            "three quarters, which only this program reads).",
+            "three quarters, which only this program reads). Of an image-text model int8 and nf4 hold the text part "
+            "alone.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to be made.")],

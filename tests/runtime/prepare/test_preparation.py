@@ -22,7 +22,8 @@ from offload.errors import CheckpointError
 from profiles.errors import BadInputError
 from runtime.errors import OptionError
 from runtime.events import LoadProgress
-from runtime.prepare.preparation import read_elements, unpack_model
+from runtime.model.model_loader import ModelFiles
+from runtime.prepare.preparation import prepare_model, read_elements, unpack_model
 from runtime.prepare.shards import JOURNAL_NAME
 from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model, tiny_config
@@ -366,3 +367,19 @@ def test_an_interrupted_unpacking_goes_on(tmp_path: Path) -> None:
     _, unpacked = finish(asked)
     assert unpacked.num_kept_shards == 2
     assert as_stored(unpacked.folder) == as_stored(source)
+
+
+@pytest.mark.parametrize(("weight_format", "keeps_all"), [("packed", True), ("int8", False), ("nf4", False)])
+def test_of_a_composite_model_a_quantized_copy_holds_the_text_part_and_a_packed_one_everything(
+    weight_format: str, keeps_all: bool, tmp_path: Path
+) -> None:
+    source = save_architecture("gemma3", tmp_path / "source")
+    told = list(prepare_model(str(source), tmp_path / "copy", weight_format=weight_format))
+    sentences = [one for one in told if isinstance(one, str) and "left out" in one]
+    assert len(sentences) == (0 if keeps_all else 1)
+    names = set(tensors_of(tmp_path / "copy"))
+    assert any("vision" in name for name in names) == keeps_all
+    files = ModelFiles.open(tmp_path / "copy")
+    assert files.is_quantized != keeps_all
+    if keeps_all:
+        assert names == set(tensors_of(source))
