@@ -1,10 +1,10 @@
 """The index of a model folder: which tensor lies where, in which file, as what.
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
-passes can be streamed without a second look. Of quantized folders those of bitsandbytes pass, and folders that
-`prepare` packed; other methods are refused by name. Never reads a tensor's bytes, and opens nothing but JSON and
-safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile. Imports neither torch nor
-transformers.
+passes can be streamed without a second look. Of quantized folders those of bitsandbytes and of PUBLISHED_METHODS pass,
+and folders that `prepare` packed; other methods are refused by name. Never reads a tensor's bytes, and opens nothing
+but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile. Imports neither
+torch nor transformers.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border, check_inside, is_inner_name
+from offload.checkpoint.published_settings import NEXT_STEP, PUBLISHED_METHODS, PublishedSettings
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
 from profiles.errors import quote
@@ -32,6 +33,8 @@ PACKED_METHOD = "overstory-packed"
 """The quant_method of a folder that `prepare` packed: one that transformers does not know."""
 PACKED_VERSION = 2
 MAX_HEADER_BYTES = 100 * 10**6
+CODES_SUFFIXES = (".qweight", ".weight_packed", ".weight_blocks")
+"""Of the names that published formats give the codes of a matrix X.weight."""
 _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500
 _LENGTH_BYTES = 8
@@ -62,13 +65,14 @@ class Checkpoint:
     """The folder as it was named."""
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
+    """By their names in the files; the codes of a published matrix by X.weight, whatever their format calls them."""
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
         """Read and check the index of `folder`.
 
-        Raises CheckpointError if the folder is missing, damaged, not stored as safetensors, or quantized by another
-        method than bitsandbytes.
+        Raises CheckpointError if the folder is missing, damaged, not stored as safetensors, or quantized by a method
+        that is not supported.
         """
         folder = Path(folder)
         try:
@@ -81,13 +85,15 @@ class Checkpoint:
             _check_single(config, folder=folder)
             _check_quantization(config, folder=folder)
             tensors = _read_tensors(folder)
+            if _published(config, folder=folder):
+                tensors = _by_matrix(tensors)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {quote(str(error))}") from error
         return cls(folder=folder, config=config, tensors=tensors)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json says that linear layers are stored in formats of bitsandbytes, or packed."""
+        """Whether config.json says that linear layers are stored in a quantized format, or packed."""
         return self.config.get("quantization_config") is not None
 
     @property
@@ -95,6 +101,11 @@ class Checkpoint:
         """Whether config.json says that `prepare` packed the folder, so that it is an original bit for bit."""
         settings = self.config.get("quantization_config")
         return isinstance(settings, dict) and settings.get("quant_method") == PACKED_METHOD
+
+    @property
+    def published(self) -> PublishedSettings | None:
+        """How config.json says that the model was published, quantized; None of every other folder."""
+        return _published(self.config, folder=self.folder)
 
     @property
     def total_bytes(self) -> int:
@@ -158,29 +169,56 @@ def _check_single(config: Mapping[str, Any], *, folder: Path) -> None:
 
 
 def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
-    """Let bitsandbytes pass, by the same rule as transformers, and our own; refuse every other method by its name."""
+    """Let published methods pass, bitsandbytes by transformers' own rule, and our own; refuse others by their name."""
     for key in ("quantization_config", "compression_config"):
         settings = config.get(key)
         if settings is None:
             continue
-        next_step = "use the bf16, fp16 or fp32 original, or a bitsandbytes folder (4-bit NF4 or FP4, or 8-bit)"
         if not isinstance(settings, dict):
             raise CheckpointError(f"{folder}/config.json has {key} = {quote(settings)}; expected an object")
         if key == "quantization_config" and settings.get("quant_method") == PACKED_METHOD:
             _check_packed(settings, folder=folder)
+            continue
+        if key == "quantization_config" and _published(config, folder=folder):
             continue
         is_loaded = [settings.get(name) is True for name in ("load_in_4bit", "load_in_8bit")]
         method = settings.get("quant_method", "bitsandbytes" if any(is_loaded) else None)
         if key != "quantization_config" or method != "bitsandbytes":
             raise CheckpointError(
                 f"{folder} is quantized with {quote(method)} ({key} in config.json), which cannot be streamed; "
-                f"{next_step}"
+                f"{NEXT_STEP}"
             )
         if sum(is_loaded) != 1:
             raise CheckpointError(
                 f"{folder}/config.json names bitsandbytes in {key} without saying which format: expected either "
-                f"load_in_4bit or load_in_8bit to be true; {next_step}"
+                f"load_in_4bit or load_in_8bit to be true; {NEXT_STEP}"
             )
+
+
+def _published(config: Mapping[str, Any], *, folder: Path) -> PublishedSettings | None:
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    method = settings.get("quant_method")
+    if not isinstance(method, str) or method not in PUBLISHED_METHODS:
+        return None
+    return PublishedSettings.parse(settings, where=f"quantization_config in {folder}/config.json")
+
+
+def _by_matrix(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the tensors with the codes of a published matrix under the name of the matrix, X.weight."""
+    found = dict(tensors)
+    for name in tensors:
+        suffix = next((suffix for suffix in CODES_SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        matrix = f"{name.removesuffix(suffix)}.weight"
+        if matrix in found:
+            raise CheckpointError(
+                f"{tensors[name].file} holds {quote(name)} beside {quote(found[matrix].name)}; expected one of the two"
+            )
+        found[matrix] = found.pop(name)
+    return found
 
 
 def _check_packed(settings: Mapping[str, Any], *, folder: Path) -> None:

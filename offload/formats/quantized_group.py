@@ -1,4 +1,5 @@
-"""Find and check the tensors that a linear layer is stored as: quantized, in bitsandbytes' spelling, or packed.
+"""Find and check the tensors that a linear layer is stored as: quantized, in bitsandbytes' spelling or as published,
+or packed.
 
 Besides names and shapes it reads the few bytes that steer (the packed quant_state, the weight format, the state of a
 packed matrix), once, when a folder is opened, so that no pass has to fetch them from a device. Everything in them
@@ -15,11 +16,12 @@ import numpy as np
 
 from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
 from offload.checkpoint.strict_json import parse_json
-from offload.errors import CheckpointError
 from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
+from offload.formats.group_parts import check_part, read_part, require_part, wrong_part
 from offload.formats.int8 import Int8RowsFormat
 from offload.formats.packed import MAX_BASE, PackedFormat
 from offload.formats.packed_tensors import ESCAPE_MULTIPLE, FORMAT_NAME, STATE_SUFFIX
+from offload.formats.published_groups import find_published
 from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, NESTED_BLOCK_SIZE, PACKED_COLUMNS
 from offload.formats.weight_format import WeightFormat
 from profiles.errors import quote
@@ -53,15 +55,18 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
     Raises CheckpointError: part of a group is missing or not what a matrix of `shape` (O, I) needs.
     """
     entry = checkpoint.tensors[stored_name]
+    if (settings := checkpoint.published) is not None:
+        found = find_published(checkpoint, settings, stored_name, shape)
+        return None if found is None else QuantizedGroup(*found)
     absmax_name = stored_name.removesuffix("weight") + "SCB"
     states = [kind for kind in QUANT_TYPES if f"{stored_name}{_STATE}{kind}" in checkpoint.tensors]
     num_others = len(states) + (absmax_name in checkpoint.tensors)
     if f"{stored_name}{STATE_SUFFIX}" in checkpoint.tensors:
         if num_others:
-            raise _wrong(entry, "is described as quantized and as packed", "one of the two")
+            raise wrong_part(entry, "is described as quantized and as packed", "one of the two")
         return _packed_group(checkpoint, entry, shape)
     if len(states) + (entry.dtype == "I8" and not states) > 1 or (states and absmax_name in checkpoint.tensors):
-        raise _wrong(entry, "is described by more than one quantization", "exactly one")
+        raise wrong_part(entry, "is described by more than one quantization", "exactly one")
     if states:
         return _four_bit_group(checkpoint, entry, shape, quant_type=states[0])
     if entry.dtype == "I8" or absmax_name in checkpoint.tensors:
@@ -72,15 +77,17 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
 def _int8_group(
     checkpoint: Checkpoint, entry: TensorEntry, shape: tuple[int, int], *, absmax_name: str
 ) -> QuantizedGroup:
-    _check(entry, "I8", shape)
-    absmax = _part(checkpoint, absmax_name, entry)
-    _check(absmax, "F32", (shape[0],))
+    check_part(entry, "I8", shape)
+    absmax = require_part(checkpoint, absmax_name, entry)
+    check_part(absmax, "F32", (shape[0],))
     layout = checkpoint.tensors.get(f"{entry.name}_format")
     if layout is not None:
         if layout.dtype != "U8" or layout.num_bytes != 1:
-            raise _wrong(layout, f"has type {layout.dtype} and {layout.num_bytes} bytes", "one U8")
-        if _read(layout) != b"\0":
-            raise _wrong(layout, f"is {_read(layout)[0]}", "0 (row-major); save the model again with bitsandbytes")
+            raise wrong_part(layout, f"has type {layout.dtype} and {layout.num_bytes} bytes", "one U8")
+        if read_part(layout) != b"\0":
+            raise wrong_part(
+                layout, f"is {read_part(layout)[0]}", "0 (row-major); save the model again with bitsandbytes"
+            )
     return QuantizedGroup(Int8RowsFormat(shape), {"": entry, ".SCB": absmax})
 
 
@@ -90,17 +97,17 @@ def _four_bit_group(
     state = checkpoint.tensors[f"{entry.name}{_STATE}{quant_type}"]
     layout = _parse_state(state, shape, quant_type=quant_type)
     if entry.dtype not in _STORAGE_DTYPES or entry.num_bytes != layout.packed_bytes:
-        raise _wrong(
+        raise wrong_part(
             entry,
             f"has {entry.num_bytes} bytes of {entry.dtype}",
             f"{layout.packed_bytes} bytes of 4-bit codes for a matrix of {quote(list(shape))}",
         )
     names = [suffix for suffix in layout.part_suffixes if suffix]
-    parts = {suffix: _part(checkpoint, f"{entry.name}{suffix}", entry) for suffix in names}
-    _check(parts[".absmax"], "U8" if layout.is_nested else "F32", (layout.num_blocks,))
+    parts = {suffix: require_part(checkpoint, f"{entry.name}{suffix}", entry) for suffix in names}
+    check_part(parts[".absmax"], "U8" if layout.is_nested else "F32", (layout.num_blocks,))
     if layout.is_nested:
-        _check(parts[".nested_absmax"], "F32", (-(-layout.num_blocks // NESTED_BLOCK_SIZE),))
-        _check(parts[".nested_quant_map"], "F32", (256,))
+        check_part(parts[".nested_absmax"], "F32", (-(-layout.num_blocks // NESTED_BLOCK_SIZE),))
+        check_part(parts[".nested_quant_map"], "F32", (256,))
     codes = replace(entry, dtype="U8", shape=(entry.num_bytes,))
     return QuantizedGroup(layout, {"": codes, **parts})
 
@@ -108,8 +115,8 @@ def _four_bit_group(
 def _packed_group(checkpoint: Checkpoint, entry: TensorEntry, shape: tuple[int, int]) -> QuantizedGroup:
     num_rows, num_columns = shape
     if num_columns % PACKED_COLUMNS:
-        raise _wrong(entry, f"is packed and has {num_columns} columns", f"a multiple of {PACKED_COLUMNS}")
-    _check(entry, "I16", (num_rows, 3 * num_columns // 4))
+        raise wrong_part(entry, f"is packed and has {num_columns} columns", f"a multiple of {PACKED_COLUMNS}")
+    check_part(entry, "I16", (num_rows, 3 * num_columns // 4))
     state = checkpoint.tensors[f"{entry.name}{STATE_SUFFIX}"]
     num_blocks = -(-num_rows // CHUNK_ROW_MULTIPLE)
     most_bytes = _PACKED_STATE_BYTES + _BYTES_PER_COUNT * num_blocks
@@ -117,19 +124,19 @@ def _packed_group(checkpoint: Checkpoint, entry: TensorEntry, shape: tuple[int, 
     counts, base, sha256 = found["escape_counts"], found["base"], found["sha256"]
     _expect(state, {"format": ((FORMAT_NAME,), found["format"]), "shape": ((list(shape),), found["shape"])})
     if type(base) is not int or not 0 <= base <= MAX_BASE:
-        raise _wrong(state, f"has base = {quote(base)}", f"a whole number up to {MAX_BASE}")
+        raise wrong_part(state, f"has base = {quote(base)}", f"a whole number up to {MAX_BASE}")
     most = CHUNK_ROW_MULTIPLE * num_columns
     is_counted = isinstance(counts, list) and all(type(count) is int and 0 <= count <= most for count in counts)
     if not is_counted or len(counts) != num_blocks:
-        raise _wrong(state, f"has escape_counts = {quote(counts)}", f"{num_blocks} numbers up to {most}")
+        raise wrong_part(state, f"has escape_counts = {quote(counts)}", f"{num_blocks} numbers up to {most}")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise _wrong(state, f"has sha256 = {quote(sha256)}", "64 hexadecimal digits")
+        raise wrong_part(state, f"has sha256 = {quote(sha256)}", "64 hexadecimal digits")
     layout = PackedFormat(shape, base, np.cumsum(counts, dtype=np.int64))
     names = [suffix for suffix in layout.part_suffixes if suffix]
-    parts = {suffix: _part(checkpoint, f"{entry.name}{suffix}", entry) for suffix in names}
+    parts = {suffix: require_part(checkpoint, f"{entry.name}{suffix}", entry) for suffix in names}
     num_listed = -(-sum(counts) // ESCAPE_MULTIPLE) * ESCAPE_MULTIPLE
-    _check(parts[".escapes"], "I32", (num_listed,))
-    _check(parts[".escape_values"], "BF16", (num_listed,))
+    check_part(parts[".escapes"], "I32", (num_listed,))
+    check_part(parts[".escape_values"], "BF16", (num_listed,))
     return QuantizedGroup(layout, {"": entry, **parts}, sha256)
 
 
@@ -147,7 +154,7 @@ def _parse_state(entry: TensorEntry, shape: tuple[int, int], *, quant_type: str)
     _expect(entry, expected)
     offset = state.get("nested_offset")
     if "nested_offset" in state and not _is_finite_number(offset):
-        raise _wrong(entry, f"has nested_offset = {quote(offset)}", "a number")
+        raise wrong_part(entry, f"has nested_offset = {quote(offset)}", "a number")
     return FourBitFormat(shape, quant_type, block_size, None if offset is None else float(offset))
 
 
@@ -156,11 +163,11 @@ def _parse_json(
 ) -> dict[str, Any]:
     """Return the JSON object that a tensor of bytes holds: with these keys, and with all or none of `more_keys`."""
     if entry.dtype != "U8" or not 2 <= entry.num_bytes <= max_bytes:
-        raise _wrong(entry, f"has {entry.num_bytes} bytes of {entry.dtype}", f"up to {max_bytes} bytes of U8")
-    state = parse_json(_read(entry), where=f"the tensor {quote(entry.name)} in {entry.file}")
+        raise wrong_part(entry, f"has {entry.num_bytes} bytes of {entry.dtype}", f"up to {max_bytes} bytes of U8")
+    state = parse_json(read_part(entry), where=f"the tensor {quote(entry.name)} in {entry.file}")
     expected = keys | (more_keys if more_keys & state.keys() else set())
     if state.keys() != expected:
-        raise _wrong(entry, f"has the keys {quote(sorted(state))}", f"{', '.join(sorted(expected))}")
+        raise wrong_part(entry, f"has the keys {quote(sorted(state))}", f"{', '.join(sorted(expected))}")
     return state
 
 
@@ -168,7 +175,7 @@ def _expect(entry: TensorEntry, expected: Mapping[str, tuple[tuple[object, ...],
     """Raise CheckpointError unless each key's value, given beside what is allowed, is one of those."""
     for key, (allowed, found) in expected.items():
         if found not in allowed or isinstance(found, (bool, float)):
-            raise _wrong(entry, f"has {key} = {quote(found)}", " or ".join(quote(value) for value in allowed))
+            raise wrong_part(entry, f"has {key} = {quote(found)}", " or ".join(quote(value) for value in allowed))
 
 
 def _is_finite_number(value: object) -> bool:
@@ -176,35 +183,3 @@ def _is_finite_number(value: object) -> bool:
         return type(value) in (int, float) and math.isfinite(float(value))  # type: ignore[arg-type]
     except OverflowError:
         return False
-
-
-def _part(checkpoint: Checkpoint, name: str, owner: TensorEntry) -> TensorEntry:
-    if name not in checkpoint.tensors:
-        raise CheckpointError(
-            f"{checkpoint.folder} lacks the tensor {quote(name)} that the quantized {quote(owner.name)} needs; "
-            "download it again"
-        )
-    return checkpoint.tensors[name]
-
-
-def _check(entry: TensorEntry, dtype: str, shape: tuple[int, ...]) -> None:
-    if entry.dtype != dtype or entry.shape != shape:
-        found = f"has type {entry.dtype} and shape {quote(list(entry.shape))}"
-        raise _wrong(entry, found, f"{dtype} of {quote(list(shape))}, which config.json calls for")
-
-
-def _wrong(entry: TensorEntry, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(f"the tensor {quote(entry.name)} in {entry.file} {found}; expected {expected}")
-
-
-def _read(entry: TensorEntry) -> bytes:
-    """Return a tensor's bytes: only those of steering ones, a few kilobytes at most."""
-    try:
-        with entry.file.open("rb") as opened:
-            opened.seek(entry.offset_bytes)
-            raw = opened.read(entry.num_bytes)
-    except OSError as error:
-        raise CheckpointError(f"{entry.file} cannot be read: {quote(str(error))}") from error
-    if len(raw) != entry.num_bytes:
-        raise _wrong(entry, f"ends after {len(raw)} bytes", f"{entry.num_bytes}; download it again")
-    return raw

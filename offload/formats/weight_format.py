@@ -34,6 +34,7 @@ TORCH_DTYPES = {
     "I16": torch.int16,
     "I32": torch.int32,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
 }
 """safetensors names of the storage dtypes that can be streamed."""
 _WITHIN_BFLOAT16 = (torch.bfloat16, torch.int8)

@@ -19,6 +19,7 @@ from tests.support.damage import ODD_VALUES, damage_bytes, damage_value, peak_by
 from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model
 from tests.support.packed_factory import save_packed_folder
+from tests.support.published_factory import save_published_folder
 from tests.support.quantized_factory import save_quantized_folder
 
 MAX_CASE_SECONDS = 10.0
@@ -242,6 +243,34 @@ def test_every_quantization_setting_with_every_odd_value(check: Check, tmp_path)
 def test_damaged_quant_states(check: Check, tmp_path, name):
     folder = save_quantized_folder(tmp_path, name, sizes=QUANTIZED_SIZES)
     check(state_cases(folder / "model.safetensors", random.Random(7), 300), at_least=300)
+
+
+PUBLISHED_KINDS = ("fp8 blocks", "compressed fp8 blocks", "w4a16 zeros", "nvfp4", "mxfp4 blocks", "awq", "gptq order")
+PUBLISHED_SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED_KINDS)
+def test_damaged_headers_of_published_folders(check: Check, tmp_path, kind):
+    folder, _ = save_published_folder(tmp_path, kind, sizes=PUBLISHED_SIZES)
+    check(header_cases(folder, random.Random(11), 150), at_least=150)
+
+
+@pytest.mark.parametrize("kind", PUBLISHED_KINDS)
+def test_published_settings_with_every_odd_value(check: Check, tmp_path, kind):
+    folder, _ = save_published_folder(tmp_path, kind, sizes=PUBLISHED_SIZES)
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes())
+    settings = config["quantization_config"]
+
+    def cases() -> Iterator[tuple[Path, bytes]]:
+        source = random.Random(12)
+        for key in (*settings, "bits", "group_size", "dynamic", "sparsity_config", "transform_config"):
+            for value in ODD_VALUES:
+                yield file, to_json({**config, "quantization_config": {**settings, key: value}})
+        for _ in range(100):
+            yield file, to_json({**config, "quantization_config": damage_value(settings, source)})
+
+    check(cases(), at_least=250)
 
 
 PACKED_SIZES = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 192}

@@ -116,10 +116,10 @@ def test_pickle_weights_are_never_opened(folder, name):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized with 'gptq'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized with 'awq'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized with 'fp8'"),
-        ({"quantization_config": {"quant_method": "compressed-tensors", "load_in_4bit": True}}, "'compressed-tensors'"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, "quantized with 'hqq'"),
+        ({"quantization_config": {"quant_method": "quark", "load_in_4bit": True}}, "quantized with 'quark'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "bits = 3; expected 4 or 8"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "(compression_config in config.json)"),
         ({"compression_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "compression_config"),
         ({"quantization_config": {"bits": 4}}, "quantized with None"),
         ({"quantization_config": {"quant_method": ["bitsandbytes"]}}, "quantized with ['bitsandbytes']"),
@@ -152,7 +152,23 @@ def test_other_quantizations_are_refused_by_name(folder, settings, expected):
 def test_bitsandbytes_folders_are_opened(folder, settings):
     assert not Checkpoint.open(folder).is_quantized
     (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
-    assert Checkpoint.open(folder).is_quantized
+    assert Checkpoint.open(folder).is_quantized and Checkpoint.open(folder).published is None
+
+
+def test_codes_of_published_formats_are_listed_by_their_matrix(folder):
+    header = {
+        f"a.{name}": {"dtype": "I32", "shape": [1], "data_offsets": [4 * index, 4 * index + 4]}
+        for index, name in enumerate(("qweight", "qzeros"))
+    }
+    write_safetensors(folder / "model.safetensors", header, bytes(8))
+    assert Checkpoint.open(folder).tensors.keys() == {"a.qweight", "a.qzeros"}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.published is not None and checkpoint.total_bytes == 8
+    assert {name: entry.name for name, entry in checkpoint.tensors.items()} == {
+        "a.weight": "a.qweight",
+        "a.qzeros": "a.qzeros",
+    }
 
 
 @pytest.mark.parametrize(
