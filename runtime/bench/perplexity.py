@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
+from profiles.errors import quote
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
 from runtime.errors import OptionError
@@ -83,11 +84,19 @@ def streamed_perplexity(opened: OpenSession, token_ids: Sequence[int]) -> Genera
 
 
 def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator[str, None, dict[str, Any]]:
-    """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says."""
+    """Measure the folder as transformers loads it: whole in memory, in float32, or as a quantized folder says.
+
+    Raises OptionError where transformers needs a package for its format that is not here.
+    """
     options: Any = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(folder, **options)
     whole = AutoModelForImageTextToText if is_composite(config) else AutoModelForCausalLM
-    model: Any = whole.from_pretrained(folder, **options)
+    try:
+        model: Any = whole.from_pretrained(folder, **options)
+    except ImportError as error:
+        raise OptionError(
+            f"transformers cannot load {folder} here: {quote(str(error))}; leave out --beside-transformers"
+        ) from error
     if getattr(model.config, "quantization_config", None) is None:
         model = model.to(torch.float32)  # the type that this project multiplies in
     model.eval()

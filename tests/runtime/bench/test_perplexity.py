@@ -19,6 +19,7 @@ from runtime.errors import OptionError
 from runtime.prepare.preparation import prepare_model
 from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.published_factory import save_published_folder
 from tests.support.session_factory import open_tiny, save_tiny_folder, save_with_tokens_beyond
 
 TEXT = "the cat and the dog, then one other thing: 12 hats in a pan"
@@ -141,3 +142,13 @@ def test_a_text_with_a_token_that_has_no_row_is_a_sentence(tmp_path):
         pytest.raises(OptionError, match="id 96, and the model has none beyond 95"),
     ):
         tokenize_text(opened, "see <image> here")
+
+
+def test_a_package_that_transformers_lacks_for_a_format_is_a_sentence(tmp_path: Path) -> None:
+    """It asks for gptqmodel, which nothing here needs."""
+    folder, _ = save_published_folder(tmp_path, "awq")
+    with open_tiny(folder) as opened:
+        token_ids = tokenize_text(opened, TEXT)
+        assert finish(streamed_perplexity(opened, token_ids))["perplexity"] > 1
+    with pytest.raises(OptionError, match=r"transformers cannot load .* here: .*; leave out --beside-transformers"):
+        finish(transformers_perplexity(folder, token_ids))
