@@ -66,6 +66,8 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     """By their names in the files; the codes of a published matrix by X.weight, whatever their format calls them."""
+    published: PublishedSettings | None = None
+    """How config.json says that the model was published, quantized; None of every other folder."""
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -83,13 +85,13 @@ class Checkpoint:
             check_border(folder)
             config = read_json(folder / "config.json", max_bytes=MAX_SETTINGS_BYTES)
             _check_single(config, folder=folder)
-            _check_quantization(config, folder=folder)
+            published = _check_quantization(config, folder=folder)
             tensors = _read_tensors(folder)
-            if _published(config, folder=folder):
+            if published is not None:
                 tensors = _by_matrix(tensors)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {quote(str(error))}") from error
-        return cls(folder=folder, config=config, tensors=tensors)
+        return cls(folder=folder, config=config, tensors=tensors, published=published)
 
     @property
     def is_quantized(self) -> bool:
@@ -101,11 +103,6 @@ class Checkpoint:
         """Whether config.json says that `prepare` packed the folder, so that it is an original bit for bit."""
         settings = self.config.get("quantization_config")
         return isinstance(settings, dict) and settings.get("quant_method") == PACKED_METHOD
-
-    @property
-    def published(self) -> PublishedSettings | None:
-        """How config.json says that the model was published, quantized; None of every other folder."""
-        return _published(self.config, folder=self.folder)
 
     @property
     def total_bytes(self) -> int:
@@ -168,18 +165,24 @@ def _check_single(config: Mapping[str, Any], *, folder: Path) -> None:
         )
 
 
-def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
-    """Let published methods pass, bitsandbytes by transformers' own rule, and our own; refuse others by their name."""
+def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> PublishedSettings | None:
+    """Return the settings of a published method, or let bitsandbytes pass, by transformers' own rule, and our own.
+
+    Raises CheckpointError, which names any other method.
+    """
+    published = None
     for key in ("quantization_config", "compression_config"):
         settings = config.get(key)
         if settings is None:
             continue
         if not isinstance(settings, dict):
             raise CheckpointError(f"{folder}/config.json has {key} = {quote(settings)}; expected an object")
-        if key == "quantization_config" and settings.get("quant_method") == PACKED_METHOD:
+        method = settings.get("quant_method")
+        if key == "quantization_config" and method == PACKED_METHOD:
             _check_packed(settings, folder=folder)
             continue
-        if key == "quantization_config" and _published(config, folder=folder):
+        if key == "quantization_config" and isinstance(method, str) and method in PUBLISHED_METHODS:
+            published = PublishedSettings.parse(settings, where=f"quantization_config in {folder}/config.json")
             continue
         is_loaded = [settings.get(name) is True for name in ("load_in_4bit", "load_in_8bit")]
         method = settings.get("quant_method", "bitsandbytes" if any(is_loaded) else None)
@@ -193,16 +196,7 @@ def _check_quantization(config: Mapping[str, Any], *, folder: Path) -> None:
                 f"{folder}/config.json names bitsandbytes in {key} without saying which format: expected either "
                 f"load_in_4bit or load_in_8bit to be true; {NEXT_STEP}"
             )
-
-
-def _published(config: Mapping[str, Any], *, folder: Path) -> PublishedSettings | None:
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict):
-        return None
-    method = settings.get("quant_method")
-    if not isinstance(method, str) or method not in PUBLISHED_METHODS:
-        return None
-    return PublishedSettings.parse(settings, where=f"quantization_config in {folder}/config.json")
+    return published
 
 
 def _by_matrix(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:

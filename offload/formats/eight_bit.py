@@ -36,7 +36,7 @@ class EightBitFormat:
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight of codes (O, I) and scales of `grid`, of any shape, float or (e8m0) uint8."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         codes, scales = parts[""], parts[".scales"].view(self.grid)
@@ -56,6 +56,3 @@ class EightBitFormat:
         if height == 1 or len(found) == 1:
             return found
         return found.repeat_interleave(height, dim=0)[start - first * height : stop - first * height]
-
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None

@@ -14,24 +14,13 @@ from functools import cache
 import torch
 
 from offload.formats.ggml_codes import BLOCK_TYPES, BlockType, Workspace
-from offload.formats.stored_sizes import CHUNK_ELEMENTS
+from offload.formats.stored_sizes import piece_elements
 from offload.formats.weight_format import WidenedWeight
 
-HOST_PIECE_ELEMENTS = CHUNK_ELEMENTS
-"""Elements widened at a time on a processor: a step costs some microseconds besides its work, so that quarters of it,
-which would stay in a core's own cache, take twice the time (Q4_K, two AVX2 cores)."""
-DEVICE_PIECE_ELEMENTS = 1 << 23
-"""The same on any other device, where each step of a piece is a launch, and its memory is that of the layers."""
 _WORD_BYTES = 4
 """What blocks of whole words are read by: they then begin at a multiple of it in their storage."""
-_BYTES_PER_ELEMENT, _LOOSE_BYTES_PER_ELEMENT = 9, 3
-"""Of a piece: its bytes, its codes once or twice, the numbers in float32; and what IQ types take besides."""
-
-
-def workspace_bytes(device_type: str) -> int:
-    """Return the memory that widening takes on a device, besides the numbers that it makes."""
-    num_elements = HOST_PIECE_ELEMENTS if device_type == "cpu" else DEVICE_PIECE_ELEMENTS
-    return num_elements * (_BYTES_PER_ELEMENT + _LOOSE_BYTES_PER_ELEMENT)
+_BYTES_PER_ELEMENT = 9
+"""Of a piece: its bytes, its codes once or twice, the numbers in float32; what IQ types take besides is torch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +69,7 @@ class GgmlFormat:
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight whose bytes are the part "", uint8; they are viewed, not copied."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         """Write rows start..stop to `out`, (stop - start, I) of any float dtype and on the device of the parts."""
@@ -91,9 +80,6 @@ class GgmlFormat:
         """Write the rows of `ids` (T,) to `out`, (T, I) of any float dtype."""
         rows = parts[""].view(self.shape[0], self.row_bytes).index_select(0, ids)
         self._widen(rows.view(-1, self.type.num_bytes), out)
-
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None
 
     def _widen(self, blocks: torch.Tensor, out: torch.Tensor) -> None:
         """Write the numbers of blocks (B, bytes) to contiguous memory of as many elements.
@@ -106,7 +92,7 @@ class GgmlFormat:
         if blocks.storage_offset() % math.gcd(kind.num_bytes, _WORD_BYTES):
             blocks = blocks.clone()
         work = _host_workspaces().workspace if is_host else Workspace(out.device)
-        step = max(1, (HOST_PIECE_ELEMENTS if is_host else DEVICE_PIECE_ELEMENTS) // kind.num_elements)
+        step = max(1, piece_elements(is_host=is_host) // kind.num_elements)
         flat = out.view(-1, kind.num_elements)
         finish = _finish_on_host if is_host else _finish_on_device
         with torch.inference_mode():

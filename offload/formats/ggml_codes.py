@@ -14,6 +14,8 @@ from math import prod
 import numpy as np
 import torch
 
+from offload.formats.stored_sizes import GGML_BLOCKS
+
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What a nibble of IQ4_NL and IQ4_XS stands for."""
 FP4_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -422,34 +424,34 @@ def _scales_iq1_m(blocks: torch.Tensor, work: Workspace) -> tuple[torch.Tensor, 
     return fields.mul_(2).add_(1).mul_(factors).div_(_IQ1_STEPS), None
 
 
-def _type(name: str, sizes: tuple[int, int], codes: Codes, scales: Scales) -> BlockType:
-    return BlockType(name, *sizes, codes, scales)
+def _type(name: str, codes: Codes, scales: Scales) -> BlockType:
+    return BlockType(name, *GGML_BLOCKS[name], codes, scales)
 
 
 _nl = partial(_codes_levels, half=16, levels=IQ4_LEVELS)
 _fp4 = partial(_codes_levels, levels=FP4_LEVELS)
 BLOCK_TYPES = {
-    2: _type("Q4_0", (32, 18), partial(_codes_nibbles, start=2, zero=8), _scales_plain),
-    3: _type("Q4_1", (32, 20), partial(_codes_nibbles, start=4), _scales_offset),
-    6: _type("Q5_0", (32, 22), partial(_codes_q5, start=2, zero=16), _scales_plain),
-    7: _type("Q5_1", (32, 24), partial(_codes_q5, start=4), _scales_offset),
-    8: _type("Q8_0", (32, 34), _codes_q8_0, _scales_plain),
-    10: _type("Q2_K", (256, 84), _codes_q2_k, _scales_q2_k),
-    11: _type("Q3_K", (256, 110), _codes_q3_k, _scales_q3_k),
-    12: _type("Q4_K", (256, 144), _codes_q4_k, _scales_k4),
-    13: _type("Q5_K", (256, 176), _codes_q5_k, _scales_k4),
-    14: _type("Q6_K", (256, 210), _codes_q6_k, _scales_q6_k),
-    16: _type("IQ2_XXS", (256, 66), _codes_iq2_xxs, partial(_scales_in_words, start=2, stop=66, factor=0.25)),
-    17: _type("IQ2_XS", (256, 74), _codes_iq2_xs, partial(_scales_iq2, start=66)),
-    18: _type("IQ3_XXS", (256, 98), _codes_iq3_xxs, partial(_scales_in_words, start=66, stop=98, factor=0.5)),
-    19: _type("IQ1_S", (256, 50), _codes_iq1_s, _scales_iq1_s),
-    20: _type("IQ4_NL", (32, 18), partial(_nl, start=2), _scales_plain),
-    21: _type("IQ3_S", (256, 110), _codes_iq3_s, _scales_iq3_s),
-    22: _type("IQ2_S", (256, 82), _codes_iq2_s, partial(_scales_iq2, start=74)),
-    23: _type("IQ4_XS", (256, 136), partial(_nl, start=8), _scales_iq4_xs),
-    29: _type("IQ1_M", (256, 56), _codes_iq1_m, _scales_iq1_m),
-    39: _type("MXFP4", (32, 17), partial(_fp4, start=1, half=16), partial(_scales_byte, kind="e8m0", count=1)),
-    40: _type("NVFP4", (64, 36), partial(_fp4, start=4, half=8), partial(_scales_byte, kind="ue4m3", count=4)),
+    2: _type("Q4_0", partial(_codes_nibbles, start=2, zero=8), _scales_plain),
+    3: _type("Q4_1", partial(_codes_nibbles, start=4), _scales_offset),
+    6: _type("Q5_0", partial(_codes_q5, start=2, zero=16), _scales_plain),
+    7: _type("Q5_1", partial(_codes_q5, start=4), _scales_offset),
+    8: _type("Q8_0", _codes_q8_0, _scales_plain),
+    10: _type("Q2_K", _codes_q2_k, _scales_q2_k),
+    11: _type("Q3_K", _codes_q3_k, _scales_q3_k),
+    12: _type("Q4_K", _codes_q4_k, _scales_k4),
+    13: _type("Q5_K", _codes_q5_k, _scales_k4),
+    14: _type("Q6_K", _codes_q6_k, _scales_q6_k),
+    16: _type("IQ2_XXS", _codes_iq2_xxs, partial(_scales_in_words, start=2, stop=66, factor=0.25)),
+    17: _type("IQ2_XS", _codes_iq2_xs, partial(_scales_iq2, start=66)),
+    18: _type("IQ3_XXS", _codes_iq3_xxs, partial(_scales_in_words, start=66, stop=98, factor=0.5)),
+    19: _type("IQ1_S", _codes_iq1_s, _scales_iq1_s),
+    20: _type("IQ4_NL", partial(_nl, start=2), _scales_plain),
+    21: _type("IQ3_S", _codes_iq3_s, _scales_iq3_s),
+    22: _type("IQ2_S", _codes_iq2_s, partial(_scales_iq2, start=74)),
+    23: _type("IQ4_XS", partial(_nl, start=8), _scales_iq4_xs),
+    29: _type("IQ1_M", _codes_iq1_m, _scales_iq1_m),
+    39: _type("MXFP4", partial(_fp4, start=1, half=16), partial(_scales_byte, kind="e8m0", count=1)),
+    40: _type("NVFP4", partial(_fp4, start=4, half=8), partial(_scales_byte, kind="ue4m3", count=4)),
 }
 """By ggml's number of the type (`enum ggml_type`)."""
 DENSE_TYPES = {0: "F32", 1: "F16", 30: "BF16"}

@@ -15,7 +15,14 @@ import torch
 
 from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE
 from offload.formats.weight_format import WidenedWeight
-from offload.formats.widened_codes import pieces, scale_integers, unpack_words, wide_scales, write_integers
+from offload.formats.widened_codes import (
+    interleaved_shifts,
+    pieces,
+    scale_integers,
+    unpack_words,
+    wide_scales,
+    write_integers,
+)
 
 AWQ_BITS = 4
 _AWQ_OUTPUTS = 32 // AWQ_BITS
@@ -51,7 +58,7 @@ class PackedIntegersFormat:
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight of codes int32 (O, I * bits / 32), scales (O, G) of any float dtype, and where it has them
         zeros int32 (O * bits / 32, G) and g_idx int32 (I,)."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         num_groups = self.shape[1] // self.group_size
@@ -70,9 +77,6 @@ class PackedIntegersFormat:
                 group_size=self.group_size,
                 groups=parts.get(".g_idx"),
             )
-
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class GptqFormat:
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight of codes int32 (I * bits / 32, O), qzeros int32 (G, O * bits / 32), scales (G, O) of any
         float dtype and, with act order, g_idx int32 (I,)."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         per_word = 32 // self.bits
@@ -118,9 +122,6 @@ class GptqFormat:
                 groups=parts.get(".g_idx"),
             )
 
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class AwqFormat:
@@ -137,7 +138,7 @@ class AwqFormat:
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight of codes int32 (I, O / 8), qzeros int32 (G, O / 8) and scales (G, O) of any float dtype."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         for first, end, rows in pieces(start, stop, out):
@@ -153,15 +154,11 @@ class AwqFormat:
                 group_size=self.group_size,
             )
 
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None
-
 
 def _write_interleaved(words: torch.Tensor, out: torch.Tensor) -> None:
     """Write the codes of int32 words (R / 8, I), each of eight rows, to `out` (R, I)."""
-    device, by_parity = out.device, (len(words), 4, 2, words.shape[1])
-    shifts = torch.arange(0, 16, 4, device=device)[:, None] + torch.arange(0, 32, 16, device=device)
-    shifts = shifts.to(torch.int32)[:, :, None]  # (4, 2, 1): of outputs 0, 1; 2, 3; 4, 5; 6, 7
+    by_parity = (len(words), 4, 2, words.shape[1])
+    shifts = interleaved_shifts(out.device)[:, :, None]  # (4, 2, 1): of outputs 0, 1; 2, 3; 4, 5; 6, 7
     if out.dtype == torch.float32:  # numbers as wide as words: made where they are converted
         codes = out.view(torch.int32).view(by_parity)
         torch.bitwise_right_shift(words[:, None, None], shifts, out=codes)

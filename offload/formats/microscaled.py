@@ -37,7 +37,7 @@ class MicroscaledFormat:
 
     def bind(self, parts: Mapping[str, torch.Tensor], *, is_fast: bool = False) -> WidenedWeight:
         """Return the weight of codes uint8, scales e4m3 or (e8m0) uint8, and global scale float32, of any shapes."""
-        return WidenedWeight(self, parts, is_fast)
+        return WidenedWeight(self, parts)
 
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         num_rows, num_columns = self.shape
@@ -51,6 +51,3 @@ class MicroscaledFormat:
             elif self.global_scale == "multiplies":
                 wide = wide * parts[".global_scale"].view(())
             scale_groups(rows, wide * E2M1_FACTOR, self.group_size)
-
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        return None

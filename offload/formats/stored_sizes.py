@@ -5,7 +5,7 @@ layers are quantized; vectors stay as they are. Imports no torch: `plan` answers
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 QuantizedFormat = Literal["int8", "nf4"]
@@ -24,6 +24,31 @@ NF4_CODE_BYTES = 16 * 4
 NF4_NESTED_CODE_BYTES = 256 * 4
 """nested_quant_map: the 256 levels of a scale, float32."""
 
+GGML_BLOCKS: Mapping[str, tuple[int, int]] = {
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ3_XXS": (256, 98),
+    "IQ1_S": (256, 50),
+    "IQ4_NL": (32, 18),
+    "IQ3_S": (256, 110),
+    "IQ2_S": (256, 82),
+    "IQ4_XS": (256, 136),
+    "IQ1_M": (256, 56),
+    "MXFP4": (32, 17),
+    "NVFP4": (64, 36),
+}
+"""(elements, bytes) of a block of each type that GGUF files have (llama.cpp, `ggml-common.h`)."""
+
 CHUNK_ELEMENTS = 1 << 20
 """Elements widened at a time: 4 MB in float32 stay in the processor's cache between being written and multiplied.
 
@@ -36,6 +61,9 @@ Arithmetic, a layer of 70B: chunks of 8 M are 103 products, of 32 M 28, of 64 M 
 at 256 rows a chunk of the widest matrices is 16, 64 or 112 tiles, for 128 (RTX 4090) or 142 (L40) processors. In two
 bytes the chunk takes 17, 67 or 134 MB, of which the last is 0.3 of such a layer in 4 bits.
 """
+PIECE_BYTES = 12
+"""What quantized formats make of an element on its way to a number, at most, for the elements of a piece."""
+_DEVICE_PIECE_ELEMENTS = 1 << 23
 CHUNK_ROW_MULTIPLE = 32
 """Rows of dense and packed matrices are widened by multiples of this, so that both multiply in the same steps."""
 FEWEST_COLUMNS, COLUMN_MULTIPLE = 4, 8
@@ -74,6 +102,15 @@ def chunk_rows(shape: Sequence[int], *, most_elements: int, row_multiple: int, i
     unit = math.lcm(TILE_ROWS, row_multiple)
     equal = -(-num_rows // -(-num_rows // most))
     return min(most, -(-equal // unit) * unit)
+
+
+def piece_elements(*, is_host: bool) -> int:
+    """Return how many elements of a chunk are brought out of a quantized format at a time.
+
+    A step costs some microseconds besides its work on a processor: quarters of a chunk, which would stay in a core's
+    own cache, take twice the time there (Q4_K, two AVX2 cores). Elsewhere its memory is taken from the layers.
+    """
+    return CHUNK_ELEMENTS if is_host else _DEVICE_PIECE_ELEMENTS
 
 
 def num_spare_columns(num_columns: int) -> int:

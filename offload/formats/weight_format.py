@@ -256,12 +256,6 @@ class WidenedFormat(WeightFormat, Protocol):
         The values are rounded once, to the dtype of `out`.
         """
 
-    def fused_product(self, parts: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor | None:
-        """Multiply `inputs` (..., I) by a kernel that widens nothing to memory: (..., O), for weights that are fast.
-
-        None where this device has no such kernel, or where it would not be faster for so many inputs.
-        """
-
 
 @runtime_checkable
 class GatheredFormat(WidenedFormat, Protocol):
@@ -278,24 +272,20 @@ class WidenedWeight:
     format: WidenedFormat
     parts: Mapping[str, torch.Tensor]
     """By suffix; usually views of a slab."""
-    is_fast: bool = False
-    """As of a DenseWeight."""
 
     def to(self, device: torch.device, *, copy: bool = False) -> "WidenedWeight":
         return replace(self, parts={suffix: part.to(device, copy=copy) for suffix, part in self.parts.items()})
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None, scratch: UpcastScratch) -> torch.Tensor:
-        product = self.format.fused_product(self.parts, inputs) if self.is_fast else None
-        if product is None:
-            num_outputs, num_columns = self.format.shape
+        num_outputs, num_columns = self.format.shape
 
-            def widen(start: int, stop: int) -> torch.Tensor:
-                rows = scratch.view(stop - start, num_columns)
-                self.format.widen(self.parts, start, stop, rows)
-                return rows
+        def widen(start: int, stop: int) -> torch.Tensor:
+            rows = scratch.view(stop - start, num_columns)
+            self.format.widen(self.parts, start, stop, rows)
+            return rows
 
-            columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=self.format.row_multiple)
-            product = from_columns(columns, inputs)
+        columns = scratch.multiply(inputs, num_outputs, widen, row_multiple=self.format.row_multiple)
+        product = from_columns(columns, inputs)
         return product if bias is None else product.add_(bias)
 
     def widen(self, dtype: torch.dtype) -> torch.Tensor:

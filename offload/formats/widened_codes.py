@@ -12,19 +12,18 @@ from collections.abc import Iterator
 
 import torch
 
-from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE
+from offload.formats.stored_sizes import CHUNK_ROW_MULTIPLE, piece_elements
 
 FLOAT8_FACTOR = 2.0**8
 """What the halves made of e4m3 codes lack: their exponents count from 15, those of the codes from 7."""
 E2M1_FACTOR = 2.0**14
 """The same of e2m1 codes, whose exponents count from 1."""
-_PIECE_ELEMENTS = 1 << 23
-"""Elements widened at a time on an accelerator: what is made on the way takes up to 8 bytes each."""
 
 
 def pieces(start: int, stop: int, out: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Divide rows start..stop of `out` (stop - start, I): yield first row, end, and that part of `out`."""
-    most = max(1, _PIECE_ELEMENTS // (out.shape[1] * CHUNK_ROW_MULTIPLE)) * CHUNK_ROW_MULTIPLE
+    num_elements = piece_elements(is_host=out.device.type == "cpu")
+    most = max(1, num_elements // (out.shape[1] * CHUNK_ROW_MULTIPLE)) * CHUNK_ROW_MULTIPLE
     for first in range(start, stop, most):
         end = min(first + most, stop)
         yield first, end, out[first - start : end - start]
@@ -67,12 +66,16 @@ def unpack_words(words: torch.Tensor, bits: int, *, interleaved: bool = False) -
     `interleaved`: eight of 4 bits as AWQ has them, the even ones in the lower half of a word.
     """
     if interleaved:
-        device = words.device
-        shifts = torch.arange(0, 16, 4, device=device)[:, None] + torch.arange(0, 32, 16, device=device)
-        shifts = shifts.view(-1).to(torch.int32)
+        shifts = interleaved_shifts(words.device).view(-1)
     else:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
     return (words[:, :, None] >> shifts).bitwise_and_((1 << bits) - 1).flatten(1)
+
+
+def interleaved_shifts(device: torch.device) -> torch.Tensor:
+    """Return by how many bits a word is shifted for each of eight codes as AWQ has them, int32 (4, 2)."""
+    shifts = torch.arange(0, 16, 4, device=device)[:, None] + torch.arange(0, 32, 16, device=device)
+    return shifts.to(torch.int32)
 
 
 def wide_scales(scales: torch.Tensor) -> torch.Tensor:

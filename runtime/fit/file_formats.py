@@ -11,26 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from offload.checkpoint.checkpoint import TensorEntry
+from offload.formats.stored_sizes import GGML_BLOCKS
 from offload.units import round_up_to_page
 
 Matrices = Mapping[str, tuple[int, int]]
 """A layer's linear weights (O, I) by their role: q, k, v, o, gate, up, down, attention_gate."""
 
-GGUF_BLOCKS: Mapping[str, tuple[int, int]] = {
-    "Q8_0": (32, 34),
-    "Q6_K": (256, 210),
-    "Q5_K": (256, 176),
-    "Q5_1": (32, 24),
-    "Q5_0": (32, 22),
-    "Q4_K": (256, 144),
-    "Q4_1": (32, 20),
-    "Q4_0": (32, 18),
-    "IQ4_NL": (32, 18),
-    "IQ4_XS": (256, 136),
-    "Q3_K": (256, 110),
-    "Q2_K": (256, 84),
-}
-"""(weights, bytes) of a block."""
 GGUF_MIXES: Mapping[str, str] = {
     "Q8_0": "Q8_0",
     "Q6_K": "Q6_K",
@@ -179,7 +165,7 @@ def has_more_bits(index: int, num_layers: int) -> bool:
 
 def block_bytes(block: str, shape: Sequence[int]) -> int:
     """Return the bytes of a matrix (O, I) in blocks of that type, or of the one that stands in for it."""
-    num_weights, num_bytes = GGUF_BLOCKS[block]
+    num_weights, num_bytes = GGML_BLOCKS[block]
     if shape[-1] % num_weights and block in _WIDER:
         return block_bytes(_WIDER[block], shape)
     return math.prod(shape[:-1]) * -(-shape[-1] // num_weights) * num_bytes

@@ -24,10 +24,16 @@ from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.device import has_float32_products
 from offload.formats.draft_weight import HeldFormat, draft_converter, fastest_format, held_bytes
-from offload.formats.ggml_blocks import GgmlFormat, workspace_bytes
 from offload.formats.int8 import PackedInt8Weight
 from offload.formats.packed import PackedFormat
-from offload.formats.stored_sizes import CHUNK_ELEMENTS, WIDE_HEAD_ELEMENTS, int8_token_bytes, scratch_elements
+from offload.formats.stored_sizes import (
+    CHUNK_ELEMENTS,
+    PIECE_BYTES,
+    WIDE_HEAD_ELEMENTS,
+    int8_token_bytes,
+    piece_elements,
+    scratch_elements,
+)
 from offload.formats.weight_format import (
     TORCH_DTYPES,
     DenseWeight,
@@ -229,7 +235,9 @@ class ModelFiles:
     def scratch_bytes(self, compute_dtype: torch.dtype, device: torch.device) -> int:
         """Return what widening takes of `device`: the weights of `scratch_elements`, and the steps to them."""
         formats = (found for layer in (*self.formats, self.other_formats) for found in layer.values())
-        steps_bytes = workspace_bytes(device.type) if any(isinstance(each, GgmlFormat) for each in formats) else 0
+        steps_bytes = 0
+        if any(isinstance(each, WidenedFormat) for each in formats):
+            steps_bytes = PIECE_BYTES * piece_elements(is_host=device.type == "cpu")
         return self.scratch_elements(compute_dtype, device) * compute_dtype.itemsize + steps_bytes
 
     def head_scratch_elements(self, compute_dtype: torch.dtype, device: torch.device) -> int:

@@ -2,25 +2,21 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from offload.checkpoint.checkpoint import Checkpoint
 from profiles.errors import BadInputError
-from runtime.engine.engine import verify_input
 from runtime.model.architecture import open_decoder
 from runtime.model.model_loader import ModelFiles
 from runtime.model.streamed_model import chain_input
 from runtime.prepare.preparation import prepare_model
-from runtime.speculation.token_tree import TokenTree
 from tests.support.generator_ends import drained
 from tests.support.published_factory import edit_settings, edit_tensors, save_published_folder
 from tests.support.published_weights import PUBLISHED
-from tests.support.reference_models import own_logits
+from tests.support.reference_models import assert_tree_is_its_paths, own_logits
 from tests.support.session_factory import answer, open_tiny, request
-from tests.support.trees import tree_of_counts
 
 TOKENS = [5, 17, 40, 8, 33, 62, 9, 71, 20, 14, 55]
 MODELS = ("llama", "qwen2", "mistral", "qwen3")
@@ -45,17 +41,8 @@ def test_streamed_logits_equal_those_of_the_unpacked_weights(index: int, kind: s
 @pytest.mark.parametrize("kind", ["fp8 blocks", "w4a16 zeros", "nvfp4", "awq", "gptq order"])
 def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path: Path) -> None:
     published, dense = save_published_folder(tmp_path, kind, model="mistral")
-    topology = tree_of_counts([3, 2, 1, 0, 1, 0, 0, 0])
-    tree = TokenTree(topology, np.random.default_rng(1).integers(3, 90, topology.num_nodes))
-    tree.token_ids[0] = TOKENS[-1]
     with open_tiny(published, num_residents=1) as opened:
-        target = opened.session.engine.target
-        target.run_pass(chain_input(TOKENS[:8], num_cached=0))
-        hidden = target.run_pass(verify_input(TOKENS, tree, num_cached=8))
-        logits = target.logits(hidden[len(TOKENS) - 8 - 1 :])
-    for node in range(topology.num_nodes):
-        path = [*TOKENS[:-1], *tree.path_token_ids(node).tolist()]
-        torch.testing.assert_close(logits[node], own_logits(dense, path)[-1], rtol=1e-5, atol=1e-5)
+        assert_tree_is_its_paths(opened.session.engine.target, dense, TOKENS, num_first=8)
 
 
 @pytest.mark.parametrize("kind", ["fp8 tensor", "w4a16", "mxfp4", "gptq"])

@@ -78,7 +78,7 @@ def test_pieces_end_between_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         data = random_bytes(found)
         expected = widened(found, data)
         for num_elements in (1, 256, 1000, 2048):
-            monkeypatch.setattr(ggml_blocks, "HOST_PIECE_ELEMENTS", num_elements)
+            monkeypatch.setattr(ggml_blocks, "piece_elements", lambda is_host, count=num_elements: count)
             assert same(widened(found, data), expected), found.name
         monkeypatch.undo()
 

@@ -56,7 +56,7 @@ def test_integers_packed_along_the_outputs(group_size: int) -> None:
 
 
 def test_an_accelerators_pieces_make_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(widened_codes, "_PIECE_ELEMENTS", 64 * SHAPE[1])
+    monkeypatch.setattr(widened_codes, "piece_elements", lambda is_host: 64 * SHAPE[1])
     tensors, expected = awq(SHAPE, torch.Generator().manual_seed(4))
     parts = {"": tensors["qweight"], ".qzeros": tensors["qzeros"], ".scales": tensors["scales"]}
     assert_widened(AwqFormat(SHAPE, 32), parts, expected)

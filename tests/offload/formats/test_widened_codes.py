@@ -80,7 +80,7 @@ def test_groups_of_columns_are_scaled_and_rounded_once(dtype: torch.dtype, num_c
 
 
 def test_rows_are_divided_into_pieces_that_begin_at_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(widened_codes, "_PIECE_ELEMENTS", 1000)
+    monkeypatch.setattr(widened_codes, "piece_elements", lambda is_host: 1000)
     out = torch.empty(100, 10)
     found = list(pieces(64, 164, out))
     assert [(first, end) for first, end, _ in found] == [(64, 160), (160, 164)]

@@ -12,8 +12,9 @@ from offload.copying.host_engine import HostCopyEngine
 from offload.errors import CheckpointError
 from offload.formats import draft_weight
 from offload.formats.draft_weight import HeldFormat
-from offload.formats.ggml_blocks import GgmlFormat, workspace_bytes
+from offload.formats.ggml_blocks import GgmlFormat
 from offload.formats.quantized_group import QuantizedGroup
+from offload.formats.stored_sizes import PIECE_BYTES, piece_elements
 from offload.layer_slabs import read_slab, slab_views
 from profiles.steps import finish
 from runtime.model import architecture, model_loader
@@ -208,7 +209,7 @@ def test_a_model_of_blocks_alone_counts_as_one_made_in_bfloat16(
     assert blocks.head_scratch_elements(torch.bfloat16, meta) == 96 * 32
     assert blocks.scratch_elements(torch.bfloat16, meta) >= 96 * 32
     num_bytes = 2 * blocks.scratch_elements(torch.bfloat16, meta)
-    assert blocks.scratch_bytes(torch.bfloat16, meta) == num_bytes + workspace_bytes("meta")
+    assert blocks.scratch_bytes(torch.bfloat16, meta) == num_bytes + PIECE_BYTES * piece_elements(is_host=False)
     assert dense.scratch_bytes(torch.bfloat16, meta) == 2 * dense.scratch_elements(torch.bfloat16, meta)
 
 

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from offload.errors import PassCancelledError
-from runtime.engine.engine import verify_input
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.streamed_model import LazyLogits, chain_input
-from runtime.speculation.token_tree import TokenTree
 from tests.support.model_factory import MAIN_KINDS
-from tests.support.reference_models import own_logits
+from tests.support.reference_models import assert_tree_is_its_paths, own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
 from tests.support.trees import tree_of_counts
 
@@ -40,18 +37,8 @@ def test_streamed_logits_equal_transformers_own(kind: str, num_residents: int, t
 def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path: Path) -> None:
     """One pass over a tree equals one sequential pass per path, positions and windows included."""
     folder = save_tiny_folder(tmp_path / kind, kind)
-    topology = tree_of_counts([3, 2, 1, 0, 1, 0, 0, 0])
-    rng = np.random.default_rng(1)
-    tree = TokenTree(topology, rng.integers(3, 90, topology.num_nodes))
-    tree.token_ids[0] = TOKENS[-1]
     with open_tiny(folder, num_residents=1) as opened:
-        target = opened.session.engine.target
-        target.run_pass(chain_input(TOKENS[:13], num_cached=0))
-        hidden = target.run_pass(verify_input(TOKENS, tree, num_cached=13))
-        logits = target.logits(hidden[len(TOKENS) - 13 - 1 :])
-    for node in range(topology.num_nodes):
-        path = [*TOKENS[:-1], *tree.path_token_ids(node).tolist()]
-        torch.testing.assert_close(logits[node], own_logits(folder, path)[-1], rtol=1e-5, atol=1e-5)
+        assert_tree_is_its_paths(opened.session.engine.target, folder, TOKENS, num_first=13)
 
 
 def test_bfloat16_storage_gives_the_logits_of_the_widened_model(tmp_path: Path) -> None:
