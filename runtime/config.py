@@ -176,13 +176,19 @@ class EngineConfig:
     """The choices of one session; raises OptionError for a value outside its range."""
 
     target: Annotated[
-        str | None, Option("Folder or hub name of the model to run.", MODELS, unset="the demo model", word="")
+        str | None,
+        Option(
+            "Folder, GGUF file or hub name of the model to run; also owner/name:Q4_K_M and ollama:NAME:TAG.",
+            MODELS,
+            unset="the demo model",
+            word="",
+        ),
     ] = None
     draft: Annotated[
         str,
         Option(
             "auto (the best on this machine where layers stream), substitute (the target itself, quantized), none, "
-            "or a folder or hub name.",
+            "or a model as for the target.",
             MODELS,
         ),
     ] = "substitute"
@@ -337,7 +343,7 @@ class EngineConfig:
             if value is not None and value > _MOST.get(name, value):
                 raise OptionError(f"{name} is {value}; it must be {_MOST[name]} or less")
         check_choices(self)
-        model = "a model folder or a hub name"
+        model = "a model folder, a GGUF file or a hub name"
         device = "auto, cpu, or one as in cuda:0"
         for name, what in {"target": model, "draft": model, "device": device, "draft_device": device}.items():
             text = getattr(self, name)

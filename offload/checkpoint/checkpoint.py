@@ -1,10 +1,10 @@
-"""The index of a model folder: which tensor lies where, in which file, as what.
+"""The index of a model folder, or of a GGUF file: which tensor lies where, in which file, as what.
 
 Reads config.json, the shard index and the header of every safetensors file, and checks all of it; a folder that
 passes can be streamed without a second look. Of quantized folders those of bitsandbytes and of PUBLISHED_METHODS pass,
 and folders that `prepare` packed; other methods are refused by name. Never reads a tensor's bytes, and opens nothing
-but JSON and safetensors, so no file of a checkpoint can run code. Everything in it counts as hostile. Imports neither
-torch nor transformers.
+but JSON, safetensors and GGUF, so no file of a checkpoint can run code. Everything in it counts as hostile. Imports
+neither torch nor transformers.
 Format: 8 bytes little-endian header length, a JSON header, then the data that its offsets count from.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border, check_inside, is_inner_name
+from offload.checkpoint.gguf_config import config_of_gguf
+from offload.checkpoint.gguf_file import GgufHeader, read_gguf
 from offload.checkpoint.published_settings import NEXT_STEP, PUBLISHED_METHODS, PublishedSettings
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
 from offload.errors import CheckpointError
@@ -48,7 +50,7 @@ class TensorEntry:
     name: str
     """The name in the file."""
     dtype: str
-    """The storage type in safetensors' spelling: "BF16", "F16", "F32", ..."""
+    """The storage type in safetensors' spelling: "BF16", "F16", "F32", ..., or a GGUF file's block type: "Q4_K", ..."""
     shape: tuple[int, ...]
     """Row-major."""
     file: Path
@@ -59,25 +61,29 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model folder whose files have been found sound."""
+    """A model folder whose files have been found sound, or a GGUF file."""
 
     folder: Path
-    """The folder as it was named."""
+    """The folder as it was named, or the file."""
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     """By their names in the files; the codes of a published matrix by X.weight, whatever their format calls them."""
     published: PublishedSettings | None = None
     """How config.json says that the model was published, quantized; None of every other folder."""
+    gguf: GgufHeader | None = None
+    """The header of a GGUF file; None of a folder."""
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Read and check the index of `folder`.
+        """Read and check the index of `folder`, or of the GGUF file that it is.
 
-        Raises CheckpointError if the folder is missing, damaged, not stored as safetensors, or quantized by a method
-        that is not supported.
+        Raises CheckpointError if it is missing, damaged, stored neither as safetensors nor as GGUF, or quantized by a
+        method that is not supported.
         """
         folder = Path(folder)
         try:
+            if folder.is_file():
+                return cls._open_gguf(folder)
             if not folder.is_dir():
                 raise CheckpointError(f"{folder} is not a folder; expected a model folder in Hugging Face format")
             if not (folder / "config.json").exists():
@@ -93,10 +99,28 @@ class Checkpoint:
             raise CheckpointError(f"{folder} cannot be read: {quote(str(error))}") from error
         return cls(folder=folder, config=config, tensors=tensors, published=published)
 
+    @classmethod
+    def _open_gguf(cls, file: Path) -> "Checkpoint":
+        header = read_gguf(file)
+        tensors = {
+            name: TensorEntry(name, tensor.dtype, tensor.shape, tensor.file, tensor.offset_bytes, tensor.num_bytes)
+            for name, tensor in header.tensors.items()
+        }
+        return cls(folder=header.file, config=config_of_gguf(header), tensors=tensors, gguf=header)
+
+    @property
+    def settings_place(self) -> str:
+        """Where the settings are, for people."""
+        return f"{self.folder}/config.json" if self.gguf is None else f"the metadata of {self.folder}"
+
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json says that linear layers are stored in a quantized format, or packed."""
-        return self.config.get("quantization_config") is not None
+        """Whether matrices may be stored in a quantized format, packed, or in the blocks of GGUF."""
+        return self.gguf is not None or self.config.get("quantization_config") is not None
+
+    @property
+    def _settings_name(self) -> str:
+        return "config.json" if self.gguf is None else "its metadata"
 
     @property
     def is_packed(self) -> bool:
@@ -118,13 +142,14 @@ class Checkpoint:
             entry = self.tensors.get((stored_names or {}).get(name, name))
             if entry is None:
                 raise CheckpointError(
-                    f"{self.folder} lacks the tensor {quote(name)} that its config.json calls for; "
-                    "the download is incomplete or config.json belongs to another model"
+                    f"{self.folder} lacks the tensor {quote(name)} that {self._settings_name} calls for; "
+                    f"the download is incomplete or {self._settings_name} belongs to another model"
                 )
             where = f"the tensor {quote(entry.name)} in {entry.file}"
             if entry.shape != tuple(shape):
                 raise CheckpointError(
-                    f"{where} has shape {quote(list(entry.shape))}, but config.json calls for {quote(list(shape))}; "
+                    f"{where} has shape {quote(list(entry.shape))}, but {self._settings_name} calls for "
+                    f"{quote(list(shape))}; "
                     "one of the two belongs to another model"
                 )
             if entry.dtype not in SUPPORTED_DTYPES:
@@ -136,24 +161,6 @@ class Checkpoint:
 def is_hub_name(text: str) -> bool:
     """Return whether this can be a model's name on the hub: "owner/name"."""
     return _HUB_NAME.fullmatch(text) is not None
-
-
-def find_model_folder(name_or_path: str) -> Path | None:
-    """Return the local folder of that path; None for a name of the hub. Raises CheckpointError if neither."""
-    try:
-        path = Path(name_or_path).expanduser()
-        if name_or_path and path.is_dir():
-            return path
-        is_other_file = path.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
-        is_other_file = False
-    if is_other_file:
-        raise CheckpointError(f"{quote(name_or_path)} is a file; expected the model folder that holds it")
-    if not is_hub_name(name_or_path):
-        raise CheckpointError(
-            f"model folder not found: {quote(name_or_path)}; expected an existing folder or a hub name like owner/name"
-        )
-    return None
 
 
 def _check_single(config: Mapping[str, Any], *, folder: Path) -> None:

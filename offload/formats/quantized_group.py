@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint, TensorEntry
 from offload.checkpoint.strict_json import parse_json
 from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
+from offload.formats.ggml_blocks import GgmlFormat
+from offload.formats.ggml_codes import BLOCK_TYPES
 from offload.formats.group_parts import check_part, read_part, require_part, wrong_part
 from offload.formats.int8 import Int8RowsFormat
 from offload.formats.packed import MAX_BASE, PackedFormat
@@ -55,6 +57,8 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
     Raises CheckpointError: part of a group is missing or not what a matrix of `shape` (O, I) needs.
     """
     entry = checkpoint.tensors[stored_name]
+    if checkpoint.gguf is not None:
+        return _ggml_group(entry, shape)
     if (settings := checkpoint.published) is not None:
         found = find_published(checkpoint, settings, stored_name, shape)
         return None if found is None else QuantizedGroup(*found)
@@ -72,6 +76,21 @@ def find_group(checkpoint: Checkpoint, stored_name: str, shape: tuple[int, int])
     if entry.dtype == "I8" or absmax_name in checkpoint.tensors:
         return _int8_group(checkpoint, entry, shape, absmax_name=absmax_name)
     return None
+
+
+def _ggml_group(entry: TensorEntry, shape: tuple[int, int]) -> QuantizedGroup | None:
+    if entry.dtype in SUPPORTED_DTYPES:
+        return None
+    if entry.shape != shape:
+        raise wrong_part(entry, f"has the shape {quote(list(entry.shape))}", f"{quote(list(shape))} by its metadata")
+    numbers = {kind.name: number for number, kind in BLOCK_TYPES.items()}
+    if entry.dtype not in numbers:
+        known = ", ".join((*SUPPORTED_DTYPES, *numbers))
+        raise wrong_part(
+            entry, f"is stored as {entry.dtype}", f"one of {known}: choose another quantization of the model"
+        )
+    raw = replace(entry, dtype="U8", shape=(entry.num_bytes,))
+    return QuantizedGroup(GgmlFormat(shape, numbers[entry.dtype]), {"": raw})
 
 
 def _int8_group(

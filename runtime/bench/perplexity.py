@@ -89,10 +89,13 @@ def transformers_perplexity(folder: Path, token_ids: Sequence[int]) -> Generator
     Raises OptionError where transformers needs a package for its format that is not here.
     """
     options: Any = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(folder, **options)
+    place = folder
+    if folder.is_file():
+        place, options = folder.parent, {**options, "gguf_file": folder.name}
+    config = AutoConfig.from_pretrained(place, **options)
     whole = AutoModelForImageTextToText if is_composite(config) else AutoModelForCausalLM
     try:
-        model: Any = whole.from_pretrained(folder, **options)
+        model: Any = whole.from_pretrained(place, **options)
     except ImportError as error:
         raise OptionError(
             f"transformers cannot load {folder} here: {quote(str(error))}; leave out --beside-transformers"

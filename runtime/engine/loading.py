@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from offload.checkpoint.gguf_config import end_token_ids
 from offload.checkpoint.layer_layout import LayerLayout
 from offload.copying.accelerator_engine import Accelerator, AcceleratorCopyEngine
 from offload.copying.copy_engine import CopyEngine, CopySource, HostSource
@@ -520,9 +521,12 @@ def _prefill_planner(plan: LoadPlan, streamer: LayerStreamer, *, can_slice: bool
 
 
 def _end_token_ids(plan: LoadPlan) -> list[int]:
-    """Return the ids that end an answer: of generation_config.json, of the model's config and of the tokenizer."""
+    """Return the ids that end an answer: of generation_config.json or a GGUF file, of the config and the tokenizer."""
     found = set(plan.generation.eos_token_ids)
-    folder, whole = plan.target.checkpoint.folder, plan.target.checkpoint.config
+    checkpoint = plan.target.checkpoint
+    if checkpoint.gguf is not None:
+        found.update(end_token_ids(checkpoint.gguf))
+    folder, whole = checkpoint.folder, checkpoint.config
     sources: list[tuple[object, str]] = [
         (whole.get("eos_token_id"), "config.json"),  # of a composite model: its text part may say something else
         (getattr(plan.target.config, "eos_token_id", None), "config.json"),

@@ -13,7 +13,8 @@ import msgspec
 import torch
 
 from offload import llama_cpp
-from offload.checkpoint.checkpoint import find_model_folder
+from offload.checkpoint.hub_download import cached_model
+from offload.checkpoint.model_places import find_place
 from offload.device import select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
@@ -343,13 +344,12 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
 
 
 def find_folder(name_or_path: str) -> Path:
-    """Return the model folder of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
-    if (folder := find_model_folder(name_or_path)) is not None:
-        return folder
-    import huggingface_hub
-
+    """Return the model of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
+    found = find_place(name_or_path)
+    if isinstance(found, Path):
+        return found
     try:
-        return Path(huggingface_hub.snapshot_download(name_or_path, local_files_only=True))
+        return cached_model(found)
     except Exception as error:  # the hub's client and the file system each raise their own
         raise CheckpointError(
             f"the model {quote(name_or_path)} is not on this machine, and doctor downloads nothing; name its folder, "

@@ -7,6 +7,7 @@ stands in profiles/builtin/models.json; of a model on the hub only that file is 
 import difflib
 import functools
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,15 +15,21 @@ from importlib import resources
 from pathlib import Path
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border
-from offload.checkpoint.checkpoint import Checkpoint, is_hub_name
+from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint, is_hub_name
+from offload.checkpoint.gguf_config import quantization_of_gguf
+from offload.checkpoint.hub_download import cached_model
+from offload.checkpoint.model_places import as_hub_model, find_local
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from offload.units import format_bytes
 from profiles.errors import quote
+from runtime.engine.model_folders import model_name
 from runtime.errors import OptionError
 from runtime.fit.config_shape import shape_of_config
 from runtime.fit.file_formats import FILE_FORMATS, header_sizes, split_format
 from runtime.fit.shapes import ModelShape
+
+logger = logging.getLogger(__name__)
 
 TOLERATED_DIFFERENCE = 0.06
 """Share by which the files' bytes may differ from the sizes' before a note says so; plain NF4 scales are 5 %."""
@@ -44,15 +51,8 @@ def find_model(name: str, *, what: str) -> ModelShape:
     """
     if not name.strip():
         raise OptionError(f"{what} is empty; give a model folder, a known model or a hub name")
-    try:
-        folder = Path(name).expanduser()
-        is_folder, is_file = folder.is_dir(), folder.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name too long, or the home of an unknown user
-        is_folder = is_file = False
-    if is_folder:
-        return shape_of_folder(folder)
-    if is_file:
-        raise CheckpointError(f"{what} {name!r:.80} is a file; expected the model folder that holds it")
+    if (place := find_local(name) or _cached_file(name)) is not None:
+        return shape_of_folder(place)
     model, format_name = split_format(name)
     found = find_shape(model) or (shape_on_hub(model) if is_hub_name(model) else None)
     if found is not None:
@@ -107,7 +107,12 @@ def known_shapes() -> Mapping[str, ModelShape]:
 
 
 def shape_of_folder(folder: Path) -> ModelShape:
-    """Return the sizes of the model in `folder`, whose weights may be missing. Raises CheckpointError."""
+    """Return the sizes of the model in `folder`, whose weights may be missing, or of a GGUF file.
+
+    Raises CheckpointError.
+    """
+    if folder.is_file():
+        return _shape_of_gguf(folder)
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; expected a model folder in Hugging Face format")
     check_border(folder)
@@ -128,6 +133,29 @@ def shape_of_folder(folder: Path) -> ModelShape:
             f"{format_bytes(expected_bytes)} for a Llama-like model: figures may be off by as much"
         )
     return replace(shape, folder=folder, note=note)
+
+
+def _shape_of_gguf(file: Path) -> ModelShape:
+    checkpoint = Checkpoint.open(file)
+    assert checkpoint.gguf is not None, "it is a file"
+    shape = shape_of_config(checkpoint.config, name=model_name(file), where=checkpoint.settings_place)
+    mix = quantization_of_gguf(checkpoint.gguf)
+    shape = replace(shape, folder=checkpoint.folder)
+    if mix in SUPPORTED_DTYPES:
+        return replace(shape, published_as="float16" if mix == "F16" else None, item_bytes=4 if mix == "F32" else 2)
+    return replace(shape, published_as=mix, stored=header_sizes(checkpoint.tensors.values(), shape.num_layers))
+
+
+def _cached_file(name: str) -> Path | None:
+    """Return the GGUF file of a name like owner/name:Q4_K_M, if the hub's cache has it."""
+    model = as_hub_model(name)
+    if model is None or model.variant is None:
+        return None
+    try:
+        return cached_model(model)
+    except Exception as error:  # the hub's client and the file system each raise their own
+        logger.debug("%s is not in the hub's cache: %s", name, error)
+        return None
 
 
 def shape_on_hub(name: str) -> ModelShape:

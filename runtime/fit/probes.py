@@ -35,6 +35,7 @@ from offload.pinning.pin_budget import find_pin_budget
 from offload.units import LinkSpeed, format_bytes
 from profiles.errors import OverstoryError, ProfileError
 from profiles.profile_store import load_machine_profile
+from runtime.engine.model_folders import weight_files
 from runtime.fit.machine import Basis, DeviceSpeed, Link, Machine, stored_speeds
 
 PACKAGES = ("transformers", "bitsandbytes", "accelerate", "safetensors", "textual", "psutil")
@@ -159,8 +160,7 @@ class MachineProbes:
     def disk(self) -> Link:
         """Measure reads of the model's files, or of a temporary one. Raises LinkError."""
         if self.model_folder is not None:
-            files = sorted(self.model_folder.glob("*.safetensors"))
-            return _measured_disk(files, where=self.model_folder)
+            return _measured_disk(weight_files(self.model_folder), where=self.model_folder)
         with _sample_file(self.cache_folder) as file:
             return _measured_disk([file], where=self.cache_folder)
 
@@ -364,7 +364,7 @@ def _stored_links(device: torch.device, folder: Path) -> tuple[Link | None, Link
 def _measured_disk(files: Sequence[Path], *, where: Path) -> Link:
     ranges = [SlabRange(file, 0, file.stat().st_size, 0) for file in files if file.stat().st_size]
     if not ranges:
-        raise LinkError(f"{where} holds no safetensors file to measure the disk with")
+        raise LinkError(f"{where} holds no weights to measure the disk with")
     measured = measure_raw_link(ranges, max_seconds=_MEASURED_SECONDS)
     way = "past the page cache" if measured.is_direct else "through the page cache, so perhaps the speed of memory"
     return Link(LinkSpeed(measured.bytes_per_second), Basis.MEASURED, f"{way}, in {where}")

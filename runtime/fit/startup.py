@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.strict_json import read_json
 from offload.errors import BudgetError, CheckpointError
 from offload.free_memory import free_memory_bytes
@@ -46,9 +47,12 @@ def check_startup(folder: Path | None, *, is_measuring: bool = False, root: Path
 
 
 def _vocabulary_size(folder: Path) -> int:
-    """Return what config.json says; what is wrong with it is said when the model is opened."""
+    """Return what config.json or the metadata says; what is wrong with it is said when the model is opened."""
     try:
-        found = read_json(folder / "config.json", max_bytes=MAX_SETTINGS_BYTES).get("vocab_size")
+        is_file = folder.is_file()
+        file = folder / "config.json"
+        settings = Checkpoint.open(folder).config if is_file else read_json(file, max_bytes=MAX_SETTINGS_BYTES)
+        found = settings.get("vocab_size")
     except CheckpointError:
         found = None
     return found if type(found) is int and 0 < found < 10**7 else _USUAL_ENTRIES

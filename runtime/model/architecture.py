@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import init_empty_weights
@@ -30,6 +30,7 @@ from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, find_group
 from offload.formats.weight_format import GatheredFormat, WeightFormat
 from profiles.errors import quote
+from runtime.model import gguf_names
 from runtime.model.attention import register_grouped_attention
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
 from runtime.model.text_tower import decoder_class, is_composite, model_class, other_token_ids, text_config
@@ -77,6 +78,10 @@ class DecoderParts:
     """The formats of quantized matrices among them (the input embeddings, a head)."""
     tied: Mapping[str, str]
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
+    paired_heads: Mapping[str, int] = field(default_factory=dict)
+    """Heads of the linear layers whose outputs the file has in pairs, by full name: see `gguf_names`."""
+    shifts: Mapping[str, float] = field(default_factory=dict)
+    """What is added to a module's stored weight when it is bound, by the module's full name."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -112,10 +117,11 @@ def open_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype) -> DecoderParts:
     sizes = (max(math.prod(entry.shape), entry.num_bytes) for entry in checkpoint.tensors.values())
     largest = max(sizes, default=0)  # of 4-bit codes too: they are two a byte
     model = build_empty_model(config, dtype=dtype, max_elements=max(2 * largest, 2**24))
+    gguf_names.divide_frequencies(model, checkpoint)
     try:
         return inspect_decoder(model, checkpoint)
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        where = f"{checkpoint.folder}/config.json"
+        where = checkpoint.settings_place
         raise CheckpointError(f"{where} holds a setting of the wrong kind: {first_line(error)}") from error
 
 
@@ -125,7 +131,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     Raises CheckpointError if config.json is damaged, counts other layers than the files hold, or describes something
     else than a dense decoder-only causal language model.
     """
-    where = f"{checkpoint.folder}/config.json"
+    where = checkpoint.settings_place
     raw = checkpoint.config
     for key, value in walk_settings(raw):  # some configurations build lists of this length while they are parsed
         if type(value) is int and _COUNT_KEY.search(key) and not -1 <= value <= _MAX_COUNT:
@@ -135,9 +141,9 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     try:
         with warnings.catch_warnings(), _unlogged("transformers"):
             warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False
-            )
+            config = _config_of(checkpoint)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file makes transformers raise nearly anything
         if "auto_map" in raw and "trust_remote_code" in str(error):
             reason = "needs code from its own repository (auto_map), which is never run"
@@ -153,6 +159,15 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         for name, value in _PLAIN_RETURNS.items():
             if hasattr(part, name):
                 setattr(part, name, value)
+    return config
+
+
+def _config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
+    if checkpoint.gguf is not None:
+        settings = {**checkpoint.config, **gguf_names.rope_settings(checkpoint)}
+        config: PreTrainedConfig = AutoConfig.for_model(**settings)
+        return config
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     return config
 
 
@@ -181,8 +196,8 @@ def _check_layer_count(config: PreTrainedConfig, checkpoint: Checkpoint) -> None
     num_layers = config.num_hidden_layers
     if type(num_layers) is not int or stored != set(range(num_layers if num_layers < _MAX_COUNT else 0)):
         raise CheckpointError(
-            f"{checkpoint.folder}/config.json calls for {quote(num_layers)} decoder layers, but the files hold tensors "
-            f"of {len(stored)}; the download is incomplete or config.json belongs to another model"
+            f"{checkpoint.settings_place} calls for {quote(num_layers)} decoder layers, but the files hold tensors "
+            f"of {len(stored)}; the download is incomplete or its settings belong to another model"
         )
 
 
@@ -222,6 +237,7 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
     has no single list of attention layers.
     """
     layers_name, layers = _find_layers(model)
+    header = checkpoint.gguf
     tied, stored_names = _match_names(model, checkpoint)
     groups = _find_groups(model, checkpoint, stored_names, tied=tied)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
@@ -257,6 +273,8 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
         other_tensors=entries_of(others),
         other_formats=formats_of(others),
         tied=tied,
+        paired_heads={} if header is None else gguf_names.paired_heads(stored_names, header, model.config),
+        shifts={} if header is None else gguf_names.shifts_of(stored_names, header),
     )
 
 
@@ -319,7 +337,10 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
     renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
     converters = [item for item in conversions if isinstance(item, WeightConverter)]
     stored_names = {name: name for name in state if name in checkpoint.tensors}
-    for stored_name in checkpoint.tensors:
+    if checkpoint.gguf is not None:
+        num_layers = model.config.num_hidden_layers
+        stored_names = gguf_names.stored_names_of(state, checkpoint.gguf, num_layers=num_layers)
+    for stored_name in checkpoint.tensors if checkpoint.gguf is None else ():
         name, conversion = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, state)
         if conversion is not None and name in state:
             raise unsupported(model, f"tensors that are converted while loading ({quote(stored_name)})")

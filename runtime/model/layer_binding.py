@@ -25,6 +25,8 @@ from offload.formats.weight_format import (
 )
 
 HOST_DEVICE = torch.device("cpu")
+_SHIFT = "stored_shift"
+"""The attribute of a module that says what is added to its stored weight."""
 Convert = Callable[[StoredWeight], StoredWeight]
 """Makes another weight, in memory of its own, of one that views a slab."""
 
@@ -49,6 +51,8 @@ class StoredLinear(nn.Module):
         self._float32_scratch: UpcastScratch | None = None
         self.stored: StoredWeight | None = None
         self.bias: torch.Tensor | None = None
+        self.paired_heads: int | None = None
+        """Heads whose outputs are stored in pairs, for a rotation of neighbours; None where they are in halves."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -67,7 +71,31 @@ class StoredLinear(nn.Module):
         assert self.stored is not None, "the layer's weights were released"
         if self._float32_scratch is not None:
             return multiply_to_float32(self.stored, inputs, self.bias, self._float32_scratch)
-        return self.stored.linear(inputs, self.bias, self._scratch)
+        outputs = self.stored.linear(inputs, self.bias, self._scratch)
+        return outputs if self.paired_heads is None else in_halves(outputs, self.paired_heads)
+
+
+def in_halves(outputs: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Put a head's numbers that are rotated with each other half a head apart: 0 1 2 3 become 0 2 1 3.
+
+    (..., O) to (..., O). So the bytes of a matrix stay as the file has them, wherever they stream from, and only
+    activations are moved.
+    """
+    pairs = outputs.view(*outputs.shape[:-1], num_heads, -1, 2)  # (..., H, D/2, 2)
+    return pairs.transpose(-1, -2).reshape(outputs.shape)
+
+
+def undo_conversion(model: nn.Module, paired_heads: Mapping[str, int], shifts: Mapping[str, float]) -> None:
+    """Let the layers of an empty model take weights that the file has in other words: see `gguf_names`.
+
+    Both by full name: of linear layers the heads whose outputs are in pairs, of modules what is added to their weight.
+    """
+    for name, num_heads in paired_heads.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, StoredLinear), f"{name} is no linear layer"
+        linear.paired_heads = num_heads
+    for name, shift in shifts.items():
+        model.get_submodule(name).__dict__[_SHIFT] = shift
 
 
 def replace_linears(module: nn.Module, scratch: UpcastScratch) -> None:
@@ -140,6 +168,8 @@ class ModuleBinder:
         owner_name, _, attribute = name.rpartition(".")
         owner = self._module.get_submodule(owner_name)
         device = tensor.device if self._convert is None else self._compute.device
+        if attribute == "weight" and _SHIFT in owner.__dict__:
+            tensor = tensor.to(torch.float32) + owner.__dict__[_SHIFT]
         widened = tensor.to(device, self._compute.dtype, copy=self._convert is not None)
         if isinstance(owner, StoredLinear):
             owner.bias = widened
@@ -198,8 +228,7 @@ class HostEmbedding:
         self._table = _Rows(table, compute.dtype)
         self._compute = compute
         self._is_pinnable = True
-        self._no_rows = torch.empty(0, self._table.width, dtype=self._table.dtype)
-        self._rows = self._no_rows
+        self._rows = torch.empty(0, self._table.width, dtype=self._table.dtype)
         _replace_table(module, self._present)
 
     def gather(self, token_ids: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -223,7 +252,7 @@ class HostEmbedding:
         assert ids.numel() == len(self._rows), (
             f"{ids.numel()} tokens are looked up, {len(self._rows)} rows were brought"
         )
-        rows, self._rows = self._rows, self._no_rows  # an empty view of the rows would keep their memory
+        rows, self._rows = self._rows, self._rows[:0]
         return rows.to(self._compute.dtype)
 
     def _empty_rows(self, num_tokens: int) -> torch.Tensor:

@@ -62,6 +62,7 @@ from runtime.model.layer_binding import (
     bind_embedding,
     part_names,
     replace_linears,
+    undo_conversion,
 )
 from runtime.model.streamed_model import StreamedModel
 from runtime.model.tree_cache import CacheShape
@@ -427,6 +428,7 @@ def _open_parts(
     parts = open_decoder(files.checkpoint, dtype=compute.dtype)
     num_elements = files.scratch_elements(compute.dtype, compute.device)
     replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device, num_elements=num_elements))
+    undo_conversion(parts.model, parts.paired_heads, parts.shifts)
     _let_head_give_float32(parts.model, files, compute)
     tensors, formats = dict(others), dict(parts.other_formats)
     for name, source in parts.tied.items():

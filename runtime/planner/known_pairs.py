@@ -28,7 +28,7 @@ _NUM_READERS = 8  # shards are read side by side: a page takes a disk's latency,
 
 
 def model_digest(folder: Path) -> str:
-    """Return 64 hexadecimal digits that stand for the model in `folder`, whatever its path, date or copy.
+    """Return 64 hexadecimal digits that stand for the model in `folder`, or the GGUF file that it is, wherever it lies.
 
     They cover the configuration, every tensor's name, type, shape and place, the size of every file, and samples of the
     weights themselves, so that a fine-tune of equal shapes is another model. A few megabytes of a folder are read,
@@ -43,13 +43,17 @@ def model_digest(folder: Path) -> str:
         by_file.setdefault(entry.file, []).append(entry)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         digests = dict(zip(by_file, readers.map(_file_digest, by_file, by_file.values()), strict=True))
-    files = {file.relative_to(checkpoint.folder).as_posix(): digest for file, digest in digests.items()}
+    root = checkpoint.folder if checkpoint.gguf is None else checkpoint.folder.parent
+    files = {file.relative_to(root).as_posix(): digest for file, digest in digests.items()}
+    if checkpoint.gguf is not None:  # however it is called
+        files = {str(number): digest for number, (_, digest) in enumerate(sorted(files.items()))}
     return hashlib.sha256(_line([_FORMAT, checkpoint.config, files])).hexdigest()
 
 
 def model_identity(folder: Path, held: str) -> ModelIdentity:
     """Return the model in `folder`, whose layers are held as `held`. Raises CheckpointError like `model_digest`."""
-    return ModelIdentity(name=model_name(folder.resolve()), content_digest=model_digest(folder), held=held)
+    place = folder if folder.is_file() else folder.resolve()  # the hub's files are links to blobs without names
+    return ModelIdentity(name=model_name(place), content_digest=model_digest(folder), held=held)
 
 
 def sample_offsets(num_bytes: int) -> Sequence[int]:

@@ -218,6 +218,10 @@ class PreparationPlan:
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    if checkpoint.gguf is not None:
+        raise CheckpointError(
+            f"{checkpoint.folder} is a GGUF file, which streams as it lies; give a safetensors folder"
+        )
     if checkpoint.is_packed:
         raise CheckpointError(f"{checkpoint.folder} is packed; restore its original with overstory unpack first")
     for key in ("quantization_config", "compression_config"):

@@ -277,7 +277,7 @@ class Tokenizer:
         except BoxFailedError as error:
             raise CheckpointError(
                 f"the tokenizer in {self._folder} cannot be loaded: {error}; "
-                "expected tokenizer.json and tokenizer_config.json from the model's publisher"
+                "expected tokenizer.json and tokenizer_config.json, or a GGUF file, from the model's publisher"
             ) from error
         if isinstance(loaded, m.Refused):
             raise CheckpointError(loaded.sentence)

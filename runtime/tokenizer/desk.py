@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.checkpoint.border import link_places
+from offload.checkpoint.gguf_file import part_files
 from profiles.errors import OverstoryError, quote
 from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
@@ -59,7 +60,8 @@ class Desk:
         if self._guard is None:
             tokenizer = load_tokenizer(folder)
         else:
-            with self._guard.opened(link_places(folder)):
+            is_file = folder.is_file()
+            with self._guard.opened(part_files(folder) if is_file else link_places(folder), are_small=not is_file):
                 tokenizer = load_tokenizer(folder)
         self._tokenizers[task.key] = tokenizer
         end = tokenizer.eos_token_id

@@ -86,19 +86,21 @@ class FileGuard:
         own = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path} - {""}
         self._own = tuple(os.path.realpath(place) + os.sep for place in own)
         self._places: tuple[str, ...] = ()
+        self._are_small = True
 
     def start(self) -> None:
         """Guard this process from now on."""
         sys.addaudithook(self._judge)
 
     @contextmanager
-    def opened(self, places: Sequence[Path]) -> Iterator[None]:
-        """Let the files below `places` be read meanwhile."""
+    def opened(self, places: Sequence[Path], *, are_small: bool = True) -> Iterator[None]:
+        """Let `places` that are files, and files below, be read meanwhile: if they `are_small`, no large ones."""
         self._places = tuple(os.path.realpath(place) + os.sep for place in places)
+        self._are_small = are_small
         try:
             yield
         finally:
-            self._places = ()
+            self._places, self._are_small = (), True
 
     def _judge(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _OPENING:
@@ -114,7 +116,7 @@ class FileGuard:
             raise PermissionError("a tokenizer writes no file")
         name = os.path.realpath(os.fsdecode(path))
         if f"{name}{os.sep}".startswith(self._places):
-            if event == "open":
+            if event == "open" and self._are_small:
                 self._weigh(Path(name))
         elif name not in _DEVICES and not f"{name}{os.sep}".startswith(self._own):
             raise PermissionError(f"{name} lies outside the model folder")

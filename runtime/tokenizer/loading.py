@@ -1,4 +1,4 @@
-"""Loads transformers' tokenizer of a model folder, in the process that is made for it."""
+"""Loads transformers' tokenizer of a model folder or GGUF file, in the process that is made for it."""
 
 import json
 import re
@@ -27,24 +27,32 @@ _MAX_REASON_CHARACTERS = 200
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return transformers' tokenizer of a local model folder; no code of the folder is run.
+    """Return transformers' tokenizer of a local model folder or GGUF file; no code that lies there is run.
 
     Raises CheckpointError if the tokenizer files are missing or damaged, or lead out of the folder.
     """
+    expected = "tokenizer.json and tokenizer_config.json from the model's publisher"
     try:
-        check_border(folder)
-        _check_names(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if folder.is_file():
+                expected = "a vocabulary in its metadata that transformers reads; choose another release of the model"
+                from runtime.tokenizer.gguf_loading import (
+                    load_gguf_tokenizer,
+                )  # half a second that folders need not wait
+
+                tokenizer = load_gguf_tokenizer(folder)
+            else:
+                check_border(folder)
+                _check_names(folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if len(tokenizer) == 0:
             raise ValueError("the vocabulary is empty")
     except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
         raise
     except BaseException as error:  # damaged files raise nearly anything; a panic of Rust is no Exception
         raise CheckpointError(
-            f"the tokenizer in {folder} cannot be loaded ({reason(error)}); "
-            "expected tokenizer.json and tokenizer_config.json from the model's publisher"
+            f"the tokenizer in {folder} cannot be loaded ({reason(error)}); expected {expected}"
         ) from error
     return tokenizer
 

@@ -7,10 +7,12 @@ equal files show already is not read twice.
 
 import filecmp
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, MAX_VOCABULARY_BYTES, check_border
+from offload.checkpoint.gguf_file import GgufArray, MetadataValue, read_gguf
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from profiles.errors import BadInputError, quote
@@ -38,8 +40,10 @@ def check_draft_tokenizer(target_tokenizer: Tokenizer, *, target: Path, draft: P
 
 
 def have_equal_tokenizers(folder: Path, other: Path) -> bool:
-    """Return whether two folders hold the same tokenizer byte for byte; False if only a look inside could tell."""
+    """Return whether two models hold the same tokenizer byte for byte; False if only a look inside could tell."""
     try:
+        if folder.is_file() or other.is_file():
+            return _gguf_vocabulary(folder) == _gguf_vocabulary(other) is not None
         check_border(other)
         names = _tokenizer_files(folder)
         if "tokenizer.json" not in names or names != _tokenizer_files(other):
@@ -68,7 +72,7 @@ def check_tokenizers_match(target_tokenizer: Tokenizer, draft_tokenizer: Tokeniz
 
 def first_difference(tokenizer: Any, other: Any) -> Difference:
     """Return the first id that stands for another string, with both strings; for transformers' own tokenizers."""
-    pairs, other_pairs = set(tokenizer.get_vocab().items()), set(other.get_vocab().items())
+    pairs, other_pairs = _meaningful(tokenizer), _meaningful(other)
     if pairs == other_pairs:
         return Difference(-1, "", "")
     token_id = min(token_id for _, token_id in pairs ^ other_pairs)
@@ -77,6 +81,24 @@ def first_difference(tokenizer: Any, other: Any) -> Difference:
         for found in (pairs - other_pairs, other_pairs - pairs)
     )
     return Difference(token_id, string, other_string)
+
+
+def _meaningful(tokenizer: Any) -> set[tuple[str, int]]:
+    """Return the strings with their ids, but for those that llama.cpp's converter gives to padding rows."""
+    return {(string, token_id) for string, token_id in tokenizer.get_vocab().items() if string != f"[PAD{token_id}]"}
+
+
+def _gguf_vocabulary(place: Path) -> Mapping[str, object] | None:
+    """Return what a GGUF file says of its tokenizer, lists by their digests; None of a folder."""
+    if not place.is_file():
+        return None
+    header = read_gguf(place)
+    ours = {key: value for key, value in header.metadata.items() if key.startswith("tokenizer.ggml.")}
+    return {"": header.architecture, **{key: _shown(value) for key, value in ours.items()}}
+
+
+def _shown(value: MetadataValue) -> object:
+    return value.sha256 if isinstance(value, GgufArray) else value
 
 
 def _tokenizer_files(folder: Path) -> set[str]:

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from offload.checkpoint.gguf_file import read_gguf
 from profiles.errors import BadInputError
 from runtime.model.model_loader import ModelFiles
 from tests.support.damage import ODD_VALUES, damage_bytes, damage_value, peak_bytes, to_json
 from tests.support.every_architecture import save_architecture
+from tests.support.gguf_factory import gguf_model, write_gguf
 from tests.support.model_factory import save_tiny_model
 from tests.support.packed_factory import save_packed_folder
 from tests.support.published_factory import save_published_folder
@@ -118,8 +121,24 @@ def state_cases(file: Path, source: random.Random, num_cases: int) -> Iterator[t
         yield file, save({**tensors, name: packed})
 
 
+def gguf_cases(file: Path, source: random.Random, num_cases: int) -> Iterator[tuple[Path, bytes]]:
+    """A GGUF file's header: its bytes, and numbers of 4 and 8 bytes anywhere in it."""
+    raw = file.read_bytes()
+    data = min(entry.offset_bytes for entry in read_gguf(file).tensors.values())
+    for index in range(num_cases):
+        damaged = bytearray(raw)
+        if index % 2:
+            width = source.choice((4, 8))
+            odd = (0, 1, 7, 255, 2**16, 2**31, 2**32 - 1, 2**63, source.getrandbits(8 * width))
+            position = source.randrange(4, data - width)
+            damaged[position : position + width] = (source.choice(odd) % 2 ** (8 * width)).to_bytes(width, "little")
+            yield file, bytes(damaged)
+        else:
+            yield file, (damage_bytes(raw[:data], source) + raw[data:])[: source.choice((None, None, None, 300, -1))]
+
+
 def outcome(folder: Path) -> str:
-    """How the whole way from the folder to its laid-out layers ends."""
+    """How the whole way from the folder or GGUF file to its laid-out layers ends."""
     try:
         ModelFiles.open(folder)
     except BadInputError as error:
@@ -137,7 +156,7 @@ def run_cases(cases: Iterator[tuple[Path, bytes]]) -> Counter[str]:
         file.write_bytes(damaged)
         start = time.perf_counter()
         try:
-            outcomes[outcome(file.parent)] += 1
+            outcomes[outcome(file if file.suffix == ".gguf" else file.parent)] += 1
         except Exception as error:
             raise AssertionError(f"{type(error).__name__} for {file.name}: {damaged[:2000]!r}") from error
         finally:
@@ -289,3 +308,12 @@ def test_damaged_states_of_packed_matrices(check: Check, tmp_path):
 def test_damaged_configs_of_packed_folders(check: Check, tmp_path):
     _, folder = save_packed_folder(tmp_path, sizes=PACKED_SIZES)
     check(json_cases(folder / "config.json", random.Random(10), 200), at_least=200)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "phi3"])
+def test_damaged_headers_of_gguf_files(check: Check, tmp_path, kind):
+    """Factors of frequencies among them, which are read."""
+    factors = {"rope_freqs.weight": np.ones(4, np.float32)} if kind == "llama" else {}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    file = write_gguf(tmp_path / "m.gguf", gguf_model(kind, **sizes), kind=kind, types=("Q8_0",), extra=factors)
+    check(gguf_cases(file, random.Random(11), 400), at_least=400)

@@ -1,8 +1,9 @@
 """What the picker chooses from: the models that are on this machine, and how each would fit.
 
-Models lie in the hub's cache, in our own cache, and where they were used before. Listing looks at names and sizes
-only. Whether a model fits is for a plan to say, which needs torch and measures the machine for a second or two: a
-short-lived process makes the plans. Loads no model and asks nothing of the network.
+Models lie in the hub's cache, in our own cache, in those of ollama and LM Studio, and where they were used before; a
+model is a folder or a GGUF file. Listing looks at names and sizes only. Whether a model fits is for a plan to say,
+which needs torch and measures the machine for a second or two: a short-lived process makes the plans. Loads no model
+and asks nothing of the network.
 """
 
 import asyncio
@@ -22,7 +23,13 @@ from profiles.files import read_regular_file
 from profiles.steps import finish
 from runtime.config import EngineConfig, parse_speed
 from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
-from runtime.engine.model_folders import model_name
+from runtime.engine.model_folders import (
+    gguf_file_of,
+    gguf_files_below,
+    model_name,
+    models_of_others,
+    weight_files,
+)
 from tui.chat.commands.slash import as_typed_here, paths_from
 from tui.chat.engine.child_process import lines_of, step_back, write_line
 from tui.environment import cache_folder, prepare_libraries
@@ -42,13 +49,13 @@ class ListedModel:
     """One row of the list."""
 
     target: str
-    """What a session is opened on: a folder or a hub name; DEMO_TARGET is the demo model."""
+    """What a session is opened on: a folder, a GGUF file or any other spelling; DEMO_TARGET is the demo model."""
     name: str
     """What a person calls it."""
     folder: str = ""
-    """Where it lies on this machine; empty where that is not known."""
+    """Where it lies on this machine, a folder or a GGUF file; empty where that is not known."""
     weight_bytes: int = 0
-    """Size of its safetensors files, if it lies here."""
+    """Size of its weights, if it lies here."""
     is_recent: bool = False
     """Whether it was used before."""
     has_chat_template: bool = True
@@ -64,7 +71,7 @@ def find_models(
     may not be read is left out.
     """
     own_cache = own_cache or cache_folder()
-    cached = [*_own_models(own_cache), *_hub_models(hub_cache)]
+    cached = [*_own_models(own_cache), *_hub_models(hub_cache), *_models_of_others()]
     models: dict[str, ListedModel] = {}  # by their folders, whatever links lead there
     for model in sorted(cached, key=lambda each: (each.name.lower(), each.folder)):
         models.setdefault(os.path.realpath(model.folder), model)
@@ -73,11 +80,12 @@ def find_models(
     word = "demo" if demo.folder else f"demo, {DOWNLOAD_BYTES / 1e6:.0f} MB to download"
     models[os.path.realpath(demo_folder)] = replace(demo, target=DEMO_TARGET, name=f"{demo.name} ({word})")
     by_name = {model.name: folder for folder, model in models.items()}
+    by_target = {model.target: folder for folder, model in models.items()}
     used = []
     for target in dict.fromkeys(recent):
         folder = demo_folder if target == DEMO_TARGET else Path(os.path.expanduser(target))  # noqa: PTH111 - as in actions
-        known = models.pop(os.path.realpath(folder), None) or _model_of(folder)
-        known = known or models.pop(by_name.get(target, ""), None) or ListedModel(target, target)
+        known = models.pop(os.path.realpath(folder), None) or models.pop(by_target.get(target, ""), None)
+        known = known or _model_of(folder) or models.pop(by_name.get(target, ""), None) or ListedModel(target, target)
         used.append(replace(known, target=target, is_recent=True))
     return (*used, *models.values())
 
@@ -103,11 +111,24 @@ def _hub_models(hub_cache: Path | None) -> Iterator[ListedModel]:
         by_age = sorted(repository.revisions, key=lambda each: ("main" in each.refs, each.last_modified))
         snapshots = [model for each in by_age if (model := _model_of(each.snapshot_path)) is not None]
         yield from snapshots[-1:]
+        files = [tuple(map(str, gguf_files_below(each.snapshot_path))) for each in by_age]
+        for file in next(filter(None, reversed(files)), ()):
+            if (model := _model_of(Path(file))) is not None:
+                yield model
+
+
+def _models_of_others() -> Iterator[ListedModel]:
+    """Yield what ollama and LM Studio hold."""
+    for found in models_of_others():
+        yield ListedModel(found.spelling, found.spelling, str(found.file), found.num_bytes)
 
 
 def _model_of(folder: Path) -> ListedModel | None:
-    """Return the model in a folder with a config.json and weights, all of them there; None if it is none."""
+    """Return the model in a folder with a config.json and weights, all of them there, or in a GGUF file; else None."""
     try:
+        if (file := gguf_file_of(folder)) is not None:
+            num_bytes = sum(part.stat().st_size for part in weight_files(file))
+            return ListedModel(str(file), model_name(file), str(file), num_bytes)
         sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]  # of what the hub's links point to
         is_model = bool(sizes) and (folder / "config.json").exists()
     except OSError:  # not ours to read, or a link to a file that was deleted
@@ -125,12 +146,14 @@ def models_below(typed: str) -> tuple[ListedModel, ...]:
     path = Path(os.path.expanduser(typed))  # noqa: PTH111 - which leaves the home of an unknown user as it is
     children = [f"{typed.rstrip('/')}/" if path.is_dir() else "", typed]
     folders = [path, *(Path(os.path.expanduser(each)) for start in children for each in paths_from(start))]  # noqa: PTH111
-    found = {os.path.realpath(folder): _model_of(folder) for folder in folders}
-    return tuple(model for model in found.values() if model is not None)
+    found = [model for folder in folders if (model := _model_of(folder)) is not None]
+    return tuple({os.path.realpath(model.folder): model for model in reversed(found)}.values())[::-1]
 
 
 def is_path(typed: str) -> bool:
     """Return whether what is typed can only be a path: hub names have one slash, which is neither first nor last."""
+    if typed.startswith(("ollama:", "lmstudio:")):
+        return False
     return typed.startswith(("/", "~", "./", "../")) or typed.endswith("/") or typed.count("/") > 1
 
 
@@ -148,14 +171,17 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def refuse_no_model(name: str) -> None:
-    """Raise BadInputError for a path where no model lies; what may be a hub name is for the engine to find."""
+    """Raise BadInputError for a path where no model lies; what may be another spelling is for the engine to find."""
     if not name.startswith(("/", "~", "./", "../")):
         return
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 - which leaves the home of an unknown user as it is
     with suppress(OSError):  # which the engine says better
-        if not (folder / "config.json").exists():
+        if not (folder / "config.json").exists() and gguf_file_of(folder) is None:
             what = "holds no config.json, so it is no model folder" if folder.is_dir() else "is no folder"
-            raise BadInputError(f"{one_line(name)} {what}; give the folder of a model, or owner/name on the hub")
+            what = "is no GGUF file" if folder.is_file() else what
+            raise BadInputError(
+                f"{one_line(name)} {what}; give the folder of a model, a GGUF file, or owner/name on the hub"
+            )
 
 
 Fit = Literal["resident", "streams", "does not fit", "unusable", "unknown"]

@@ -326,6 +326,7 @@ def peers(
     from runtime.bench.peers.comparison import run_peers
     from runtime.bench.peers.llama_server import LlamaServer, PeerBuild
     from runtime.bench.peers.own_engine import OwnEngine
+    from runtime.engine.model_folders import weight_files
 
     build = PeerBuild.find(peer)
     counts = peer_drafted or ([0] if peer_draft is None else [0, 4, 8, 16])
@@ -345,7 +346,7 @@ def peers(
     ]
     own = OwnEngine(config, max_new_tokens=max_new_tokens, state_folder=cache_folder())
     folders = [Path(folder) for folder in (config.target, config.draft_model) if folder is not None]
-    weights = [path for folder in folders for path in folder.glob("*.safetensors")]
+    weights = [path for folder in folders for path in weight_files(folder)]
     steps = run_peers(own, servers, requests, prompts_per_turn=prompts_per_turn, files=[*files, *weights])
     told = {"target": config.target, "peer": build.program, "peer_version": build.version}
     return 1 if _show(steps, console, told)["num_failed"] else 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, find_model_folder
+from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, is_hub_name
 from offload.errors import CheckpointError
 from tests.support.model_factory import save_tiny_model, write_safetensors
 
@@ -97,7 +97,7 @@ def test_a_header_may_be_padded_and_tensors_may_be_empty(folder):
 
 def test_missing_pieces_are_named(tmp_path, folder):
     assert "not a folder" in refusal(tmp_path / "absent")
-    assert "not a folder" in refusal(folder / "config.json")
+    assert "is not a GGUF file" in refusal(folder / "config.json")
     (folder / "model.safetensors").unlink()
     assert "expected model.safetensors or model.safetensors.index.json" in refusal(folder)
     (folder / "config.json").unlink()
@@ -296,26 +296,6 @@ def test_expected_tensors_are_checked_by_name_shape_and_dtype(folder):
         Checkpoint.open(folder).check({"a": (2, 3)})
 
 
-def test_an_existing_folder_is_found_by_its_path(folder, monkeypatch):
-    assert find_model_folder(str(folder)) == folder
-    monkeypatch.chdir(folder.parent)
-    assert find_model_folder(folder.name).name == folder.name
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["./absent", "/absent", "absent", "a/b/c", "owner/na me", "~/absent/x", "~nobody-here/x", "", "x\0y", "x" * 5000],
-)
-def test_what_looks_like_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="model folder not found"):
-        find_model_folder(name)
-
-
-def test_a_file_in_place_of_a_folder_is_named(folder):
-    with pytest.raises(CheckpointError, match="is a file; expected the model folder"):
-        find_model_folder(str(folder / "model.safetensors"))
-
-
-def test_a_hub_name_is_left_to_the_hub(folder):
-    assert find_model_folder("Owner/Some-Model.v2") is None
+def test_a_hub_name_is_an_owner_and_a_name():
+    assert is_hub_name("Owner/Some-Model.v2")
+    assert not any(map(is_hub_name, ("name", "a/b/c", "./name", "owner/na me", "owner/name:Q4_K_M", "")))

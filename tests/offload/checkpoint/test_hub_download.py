@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from offload.checkpoint import hub_download
-from offload.checkpoint.hub_download import HuggingFaceHub, free_disk_bytes, watch_download
+from offload.checkpoint.hub_download import HuggingFaceHub, cached_model, free_disk_bytes, watch_download
+from offload.checkpoint.model_places import HubModel
 from offload.errors import CheckpointError
 from profiles.steps import finish
 from tests.support.generator_ends import drained
@@ -27,21 +28,27 @@ class FakeHub(HuggingFaceHub):
     num_bytes: int = 100
     missing: int = 100
     listing_error: Exception | None = None
+    names_error: Exception | None = None
     download_error: Exception | None = None
     downloaded: list[str] = field(default_factory=list)
     stored: list[int] = field(default_factory=lambda: [0])
     is_looked_at: threading.Event = field(default_factory=threading.Event)
 
-    def sizes(self, name):
+    def sizes(self, name, files=None):
         if self.listing_error is not None:
             raise self.listing_error
         return self.num_bytes, self.missing
 
-    def download(self, name):
+    def download(self, name, files=None):
         if self.download_error is not None:
             raise self.download_error
-        self.downloaded.append(name)
+        self.downloaded += [name] if files is None else files
         return CACHE / name
+
+    def file_names(self, name):
+        if self.names_error is not None:
+            raise self.names_error
+        return ["README.md", "m-Q4_K_M.gguf", "q8/m-Q8_0-00001-of-00002.gguf", "q8/m-Q8_0-00002-of-00002.gguf"]
 
     def cache_folder(self):
         return CACHE
@@ -55,14 +62,14 @@ class FakeHub(HuggingFaceHub):
 class SlowHub(FakeHub):
     """A hub whose download ends when its progress has been looked at."""
 
-    def download(self, name):
+    def download(self, name, files=None):
         assert self.is_looked_at.wait(20)
-        return super().download(name)
+        return super().download(name, files)
 
 
-def download(hub, *, free, cache=CACHE):
+def download(hub, *, free, cache=CACHE, variant=None):
     with mock.patch.object(hub_download, "free_disk_bytes", lambda folder: free if folder == cache else None):
-        return finish(watch_download("owner/name", hub=hub))
+        return finish(watch_download("owner/name", variant=variant, hub=hub))
 
 
 def test_a_model_that_fits_exactly_is_downloaded():
@@ -192,3 +199,60 @@ def test_a_watched_download_fails_as_an_unwatched_one():
 def test_free_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
     free = free_disk_bytes(tmp_path / "not" / "yet")
     assert abs(free - shutil.disk_usage(tmp_path).free) < 10**9
+
+
+@pytest.mark.parametrize(
+    ("variant", "files"),
+    [
+        ("Q4_K_M", ["m-Q4_K_M.gguf"]),
+        ("q8_0", ["q8/m-Q8_0-00001-of-00002.gguf", "q8/m-Q8_0-00002-of-00002.gguf"]),
+    ],
+)
+def test_of_a_gguf_repository_one_quantization_is_downloaded(variant, files):
+    hub = FakeHub()
+    assert download(hub, free=100, variant=variant) == CACHE / "owner/name" / files[0]
+    assert hub.downloaded == files
+
+
+def test_a_quantization_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(CheckpointError) as caught:
+        download(FakeHub(), free=100, variant="Q2_K")
+    assert str(caught.value) == (
+        "owner/name has no single GGUF file for 'Q2_K'; there are 'm-Q4_K_M', 'q8/m-Q8_0-00001-of-00002'"
+    )
+
+
+def test_a_hub_that_does_not_list_its_files_says_so():
+    hub = FakeHub(names_error=OSError("no network"))
+    with pytest.raises(CheckpointError, match="the model owner/name could not be downloaded: OSError: 'no network'"):
+        download(hub, free=100, variant="Q4_K_M")
+
+
+def test_only_the_files_asked_for_are_counted_and_fetched(monkeypatch):
+    """Of a repository of twenty quantizations the rest would be hundreds of gigabytes."""
+    files = [SimpleNamespace(rfilename=f"m-{name}.gguf", size=size) for name, size in (("Q4", 4), ("Q8", 8))]
+    info = SimpleNamespace(siblings=files, sha="abc")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **patterns: asked.update(patterns) or "/f")
+    hub = HuggingFaceHub()
+    assert hub.sizes("owner/name", ["m-Q4.gguf"]) == (4, 4)
+    assert hub.download("owner/name", ["m-Q4.gguf"]) == Path("/f") and asked == {"allow_patterns": ["m-Q4.gguf"]}
+
+
+def test_without_the_hub_the_files_of_the_cache_are_chosen_from(monkeypatch, tmp_path):
+    (tmp_path / "q4").mkdir()
+    (tmp_path / "q4" / "m-Q4_K_M.gguf").touch()
+
+    def unreachable(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert HuggingFaceHub().file_names("owner/name") == ["q4/m-Q4_K_M.gguf"]
+    model = HubModel("owner/name", "Q4_K_M")
+    assert cached_model(model) == tmp_path / "q4" / "m-Q4_K_M.gguf"
+    assert cached_model(HubModel("owner/name")) == tmp_path
+    with pytest.raises(FileNotFoundError):
+        cached_model(HubModel("owner/name", "Q8_0"))

@@ -18,6 +18,7 @@ from runtime.fit.models import (
 )
 from runtime.model.model_loader import ModelFiles
 from tests.support.every_architecture import save_architecture
+from tests.support.gguf_factory import gguf_model, write_gguf
 from tests.support.model_factory import save_tiny_model
 from tests.support.plan_fakes import LLAMA_3_8B_CONFIG as LLAMA_3_8B
 
@@ -193,3 +194,33 @@ def test_a_file_is_not_a_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="is a file"):
         find_model(str(tmp_path / "model.safetensors"), what="the target")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_sizes_of_a_gguf_file_are_those_of_its_header(kind, tmp_path):
+    file = write_gguf(tmp_path / "m-Q4_0.gguf", gguf_model(kind), kind=kind, types=("Q8_0", *["Q4_0"] * 7))
+    found, files = find_model(str(file), what="the target"), ModelFiles.open(file)
+    assert found.folder == file and found.name == "m-Q4_0" and found.num_layers == len(files.layouts)
+    assert found.formats[0].name == "Q4_0" and found.stored is not None
+    assert found.stored.total_bytes - files.checkpoint.total_bytes <= 4096 * found.num_layers
+    assert find_model(str(tmp_path), what="the target") == found
+
+
+@pytest.mark.parametrize(("types", "expected"), [(("F16",), "float16"), (("BF16",), "bfloat16"), (("F32",), "float32")])
+def test_a_gguf_file_that_is_not_quantized_is_what_its_numbers_are(types, expected, tmp_path):
+    file = write_gguf(tmp_path / "m.gguf", gguf_model("llama"), kind="llama", types=types)
+    found = shape_of_folder(file)
+    assert found.stored is None and found.formats[0].name == expected
+    assert abs(found.formats[0].total_bytes - layer_formats(ModelFiles.open(file).layouts)[0].total_bytes) <= 2**15
+
+
+def test_a_gguf_file_of_the_hub_is_asked_about_once_it_is_in_the_cache(tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "m.gguf", gguf_model("llama"), kind="llama")
+    monkeypatch.setattr(models, "cached_model", lambda model: file)
+    assert find_model("owner/name-GGUF:Q4_K_M", what="the target").folder == file
+
+    def absent(_):
+        raise OSError("not there")
+
+    monkeypatch.setattr(models, "cached_model", absent)
+    assert find_model("llama-3.3-70b:Q4_K_M", what="the target").formats[0].name == "Q4_K_M"

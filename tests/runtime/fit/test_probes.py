@@ -206,7 +206,7 @@ def test_the_disk_is_measured_with_the_models_own_files(tmp_path, monkeypatch):
     assert measured.speed.bytes_per_second > 0 and measured.source.endswith(f", in {tmp_path}")
     assert not (tmp_path / "cache").exists()
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(LinkError, match="holds no safetensors file"):
+    with pytest.raises(LinkError, match="holds no weights"):
         MachineProbes(CPU, tmp_path / "cache", model_folder=tmp_path).disk()
 
 

@@ -135,3 +135,11 @@ def test_folders_without_tokenizers_are_not_equal(pair, tmp_path):
         (folder / "tokenizer.json").unlink()
     assert not have_equal_tokenizers(*pair)
     assert not have_equal_tokenizers(pair[0], tmp_path / "missing")
+
+
+def test_padding_rows_that_a_converter_named_make_no_difference():
+    """A GGUF file has a token for every row of the embeddings; safetensors' tokenizers end before the padding."""
+    plain = Vocabulary(a=0, b=1)
+    padded = Vocabulary(**{"a": 0, "b": 1, "[PAD2]": 2, "[PAD3]": 3})
+    assert mismatch(plain, padded)[0] == mismatch(padded, plain)[0] == -1
+    assert mismatch(plain, Vocabulary(**{"a": 0, "b": 1, "[PAD9]": 2})) == (2, "no token", "'[PAD9]'")

@@ -1,12 +1,15 @@
 """Which models lie on this machine, told by names and sizes alone."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from tui.chat.models import ListedModel, find_models, has_chat_template, is_path, models_below
+from profiles.errors import BadInputError
+from tests.support.gguf_bytes import gguf_bytes
+from tui.chat.models import ListedModel, find_models, has_chat_template, is_path, models_below, refuse_no_model
 
 TEMPLATE = b'{"chat_template": "{{ messages }}"}'
 
@@ -35,6 +38,21 @@ def make_snapshot(hub: Path, name: str, revision: str, *, num_bytes: int = 10, i
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / "main").write_text(revision)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """So that the models of other programs on this machine stay out of it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    return tmp_path
+
+
+def make_gguf(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gguf_bytes())
+    return file
 
 
 @pytest.fixture
@@ -170,3 +188,40 @@ def test_a_folder_that_is_typed_lists_its_models(tmp_path):
 def test_a_path_is_told_from_a_name_of_the_hub():
     paths = ("/m", "~/m", "./m", "../m", "a/b/c", "a/")
     assert [each for each in (*paths, "owner/name", "name", "") if is_path(each)] == list(paths)
+
+
+def test_gguf_files_of_the_hub_of_ollama_and_of_lm_studio_are_listed(hub, own, tmp_path):
+    snapshot = hub / "models--owner--name-GGUF" / "snapshots" / "abc"
+    first = make_gguf(snapshot / "m-Q4_K_M.gguf")
+    make_gguf(own / "beside.gguf")
+    make_gguf(tmp_path / ".lmstudio" / "models" / "owner" / "small-GGUF" / "small-Q8_0.gguf")
+    blob = make_gguf(tmp_path / "ollama" / "blobs" / f"sha256-{'a' * 64}")
+    manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "llama3.3" / "70b"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'a' * 64}"}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    found = {model.target: model for model in listed(tmp_path)}
+    assert set(found) == {
+        str(first),
+        str(own / "beside.gguf"),
+        "lmstudio:owner/small-GGUF",
+        "ollama:llama3.3:70b",
+        "",
+    }
+    assert found[str(first)].name == "owner/name-GGUF/m-Q4_K_M"
+    listing = found["ollama:llama3.3:70b"]
+    assert (listing.folder, listing.weight_bytes) == (str(blob), len(gguf_bytes()))
+    recent, *_ = listed(tmp_path, "ollama:llama3.3:70b")
+    assert recent.is_recent and recent.folder == str(blob) and len(listed(tmp_path, "ollama:llama3.3:70b")) == 5
+
+
+def test_a_gguf_file_that_is_typed_is_a_model_and_another_file_is_none(tmp_path):
+    file = make_gguf(tmp_path / "typed" / "model-Q4_K_M.gguf")
+    assert [model.folder for model in models_below(str(file)[:-6])] == [str(file)]
+    assert [model.folder for model in models_below(str(file.parent))] == [str(file)]
+    refuse_no_model(str(file))
+    refuse_no_model(str(file.parent))
+    refuse_no_model("ollama:llama3.3:70b")
+    (tmp_path / "other.gguf").write_bytes(b"PK")
+    with pytest.raises(BadInputError, match="is no GGUF file"):
+        refuse_no_model(str(tmp_path / "other.gguf"))

@@ -92,7 +92,7 @@ def test_a_system_prompt_has_lines():
 
 def test_the_arrows_leave_a_system_prompt_at_its_ends():
     rows, _ = played("a", "enter", "b", "up", "down", "down", first="system_prompt")
-    assert any("Folder or hub name of the model to run" in row for row in rows)
+    assert any("Folder, GGUF file or hub name of the model to run" in row for row in rows)
     rows, _ = played("a", "enter", "b", "up", "up", first="system_prompt")
     assert any("How sampled tokens are verified" in row for row in rows)
 

@@ -93,7 +93,7 @@ def test_every_value_reaches_the_engine():
         ("seed", "auto", "seed is 'auto'; it must be a whole number or random"),
         ("max_new_tokens", 0, "max_new_tokens is 0; it must be 1 or more"),
         ("verification", "none", "verification is 'none'; it must be one of auto, sequoia"),
-        ("draft", " ", "draft is empty; give a model folder or a hub name"),
+        ("draft", " ", "draft is empty; give a model folder, a GGUF file or a hub name"),
         ("draft_format", "int4", "draft_format is 'int4'; it must be one of auto, int8, nf4, stored"),
         ("kv_format", "int4", "kv_format is 'int4'; it must be one of exact, int8"),
         ("lookup", True, "lookup is True; it must be a text"),
