@@ -109,7 +109,8 @@ class GptqFormat:
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         per_word = 32 // self.bits
         for first, end, rows in pieces(start, stop, out):
-            words = parts[""][:, first:end].t().contiguous()  # (R, I * bits / 32)
+            # Of one chunk, words are few to a row: laid together first, they are transposed in half the time.
+            words = parts[""][:, first:end].contiguous().t().contiguous()  # (R, I * bits / 32)
             write_integers(words.view(-1).view(torch.uint8).view(len(rows), -1), self.bits, rows)
             zeros = unpack_words(parts[".qzeros"][:, first // per_word : -(-end // per_word)], self.bits)
             if self.zero_offset:
@@ -143,7 +144,6 @@ class AwqFormat:
     def widen(self, parts: Mapping[str, torch.Tensor], start: int, stop: int, out: torch.Tensor) -> None:
         for first, end, rows in pieces(start, stop, out):
             words_of = slice(first // _AWQ_OUTPUTS, end // _AWQ_OUTPUTS)
-            # Words of one chunk are few to a row: laid together first, they are transposed in half the time.
             words = parts[""][:, words_of].contiguous().t().contiguous()  # (R / 8, I)
             _write_interleaved(words, rows)
             zeros = unpack_words(parts[".qzeros"][:, words_of], AWQ_BITS, interleaved=True)

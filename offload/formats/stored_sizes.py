@@ -61,7 +61,7 @@ Arithmetic, a layer of 70B: chunks of 8 M are 103 products, of 32 M 28, of 64 M 
 at 256 rows a chunk of the widest matrices is 16, 64 or 112 tiles, for 128 (RTX 4090) or 142 (L40) processors. In two
 bytes the chunk takes 17, 67 or 134 MB, of which the last is 0.3 of such a layer in 4 bits.
 """
-PIECE_BYTES = 12
+PIECE_BYTES = 16
 """What quantized formats make of an element on its way to a number, at most, for the elements of a piece."""
 _DEVICE_PIECE_ELEMENTS = 1 << 23
 CHUNK_ROW_MULTIPLE = 32

@@ -228,7 +228,8 @@ class HostEmbedding:
         self._table = _Rows(table, compute.dtype)
         self._compute = compute
         self._is_pinnable = True
-        self._rows = torch.empty(0, self._table.width, dtype=self._table.dtype)
+        self._no_rows = torch.empty(0, self._table.width, dtype=self._table.dtype)
+        self._rows = self._no_rows
         _replace_table(module, self._present)
 
     def gather(self, token_ids: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -252,7 +253,7 @@ class HostEmbedding:
         assert ids.numel() == len(self._rows), (
             f"{ids.numel()} tokens are looked up, {len(self._rows)} rows were brought"
         )
-        rows, self._rows = self._rows, self._rows[:0]
+        rows, self._rows = self._rows, self._no_rows  # an empty view of the rows would keep their memory
         return rows.to(self._compute.dtype)
 
     def _empty_rows(self, num_tokens: int) -> torch.Tensor:

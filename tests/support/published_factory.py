@@ -1,6 +1,7 @@
 """Tiny models in the formats that models are published in, and beside each the same one with its matrices unpacked."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,32 +31,42 @@ def save_published_folder(
     Matrices of decoder layers are of a kind in PUBLISHED, but for those whose module's name ends like one in `kept`;
     `more` names others that are. The rest is bfloat16.
     """
-    published = save_tiny_model(model, root / "published", seed=seed, dtype=torch.bfloat16, **(sizes or SIZES))
     dense = save_tiny_model(model, root / "dense", seed=seed, **(sizes or SIZES))
-    generator, original = torch.Generator().manual_seed(seed), load_file(published / "model.safetensors")
+    published = publish(save_tiny_tokenizer(dense), root / "published", kind, seed=seed, kept=kept, more=more)
+    if kept:
+        settings = dict(PUBLISHED[kind][0])
+        names = [f"model.layers.{layer}.{name}" for layer in range(SIZES["num_hidden_layers"]) for name in kept]
+        key = "ignore" if settings["quant_method"] in ("compressed-tensors", "modelopt") else "modules_to_not_convert"
+        edit_settings(published, **{key: ["lm_head", *names]})
+    if more:
+        edit_settings(published, ignore=None)
+    return published, dense
+
+
+def publish(
+    dense: Path, published: Path, kind: str, *, seed: int = 0, kept: tuple[str, ...] = (), more: tuple[str, ...] = ()
+) -> Path:
+    """Save a copy of a folder of one file with its decoder layers' matrices in a kind of PUBLISHED, and return it.
+
+    `dense` itself then holds those matrices unpacked. Towers of images stay as they are.
+    """
+    shutil.copytree(dense, published)
+    generator, original = torch.Generator().manual_seed(seed), load_file(dense / "model.safetensors")
     stored: dict[str, torch.Tensor] = {}
     unpacked: dict[str, torch.Tensor] = {}
     for name, tensor in original.items():
         module = name.removesuffix(".weight")
-        is_chosen = module in more or (".layers." in name and not module.endswith(kept or ("-",)))
+        is_chosen = module in more or (".layers." in name and "vis" not in name and not module.endswith(kept or ("-",)))
         if tensor.dim() != 2 or not is_chosen:
-            stored[name], unpacked[name] = tensor, tensor.to(torch.float32)
+            stored[name] = tensor.to(torch.bfloat16)
+            unpacked[name] = stored[name].to(torch.float32)
             continue
         parts, unpacked[name] = published_matrix(kind, (tensor.shape[0], tensor.shape[1]), generator)
         stored |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
     save_file(stored, published / "model.safetensors", metadata={"format": "pt"})
     save_file(unpacked, dense / "model.safetensors", metadata={"format": "pt"})
-    settings = dict(PUBLISHED[kind][0])
-    if kept:
-        names = [f"model.layers.{layer}.{name}" for layer in range(SIZES["num_hidden_layers"]) for name in kept]
-        key = "ignore" if settings["quant_method"] in ("compressed-tensors", "modelopt") else "modules_to_not_convert"
-        settings[key] = ["lm_head", *names]
-    if more:
-        settings.pop("ignore", None)
-    edit_config(published, quantization_config=settings)
-    for folder in (published, dense):
-        save_tiny_tokenizer(folder)
-    return published, dense
+    edit_config(published, quantization_config=PUBLISHED[kind][0])
+    return published
 
 
 def edit_settings(folder: Path, **changes: object) -> None:

@@ -16,11 +16,16 @@ from tests.support.paths import ROOT
 from tests.support.session_factory import save_tiny_folder
 from tui.chat.store.store import ConversationStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX"),
+]
 if os.name == "posix":
     from tests.support.terminal_driver import TerminalDriver
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
+"""Two apps and their engines start at the same time, on two cores that other tests use too."""
 PASTE_SECONDS = 1.0
 """From a prompt's last letter to Enter: a paste must have ended."""
 
@@ -62,7 +67,8 @@ class Story:
         end = time.monotonic() + PATIENCE_SECONDS
         while not is_so():
             terminal.forget()
-            assert terminal.exit_code is None and time.monotonic() < end
+            assert terminal.exit_code is None, f"the app ended with {terminal.exit_code}"
+            assert time.monotonic() < end, f"not in {PATIENCE_SECONDS:g} s; saved is {self.saved()}"
             time.sleep(0.05)
 
     def ended(self, terminal: "TerminalDriver") -> int | None:
@@ -73,15 +79,15 @@ class Story:
             time.sleep(0.05)
         return terminal.exit_code
 
+    def saved(self) -> list[list[str]]:
+        """What is saved of every conversation."""
+        with ConversationStore(self.database) as store:
+            return [[each.content for each in store.messages(one.id)] for one in store.list_conversations()]
+
     def answer_to(self, words: str) -> str:
         """What is saved of the answer to this prompt."""
-        with ConversationStore(self.database) as store:
-            for conversation in store.list_conversations():
-                messages = store.messages(conversation.id)
-                for prompt, answer in itertools.pairwise(messages):
-                    if prompt.content == words:
-                        return answer.content
-        return ""
+        pairs = itertools.chain.from_iterable(map(itertools.pairwise, self.saved()))
+        return next((answer for prompt, answer in pairs if prompt == words), "")
 
 
 def engines_of(*apps: "TerminalDriver") -> list[psutil.Process]:

@@ -12,8 +12,9 @@ from runtime.model.architecture import open_decoder
 from runtime.model.model_loader import ModelFiles
 from runtime.model.streamed_model import chain_input
 from runtime.prepare.preparation import prepare_model
+from tests.support.every_architecture import save_architecture
 from tests.support.generator_ends import drained
-from tests.support.published_factory import edit_settings, edit_tensors, save_published_folder
+from tests.support.published_factory import edit_settings, edit_tensors, publish, save_published_folder
 from tests.support.published_weights import PUBLISHED
 from tests.support.reference_models import assert_tree_is_its_paths, own_logits
 from tests.support.session_factory import answer, open_tiny, request
@@ -36,6 +37,15 @@ def test_streamed_logits_equal_those_of_the_unpacked_weights(index: int, kind: s
     """Three passes of different width, on models with and without biases and windows."""
     published, dense = save_published_folder(tmp_path, kind, model=MODELS[index % len(MODELS)], seed=index)
     torch.testing.assert_close(logits_of(published), own_logits(dense, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "model"), [("fp8 tensor", "mistral3"), ("compressed fp8 blocks", "gemma3")])
+def test_the_text_part_of_a_quantized_image_text_model(kind: str, model: str, tmp_path: Path) -> None:
+    """As Mistral Medium is published: one scale a matrix, names that begin with the part's, towers in bfloat16."""
+    dense = save_architecture(model, tmp_path / "dense")
+    published = publish(dense, tmp_path / "published", kind)
+    assert ModelFiles.open(published).is_quantized
+    torch.testing.assert_close(logits_of(published), logits_of(dense), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fp8 blocks", "w4a16 zeros", "nvfp4", "awq", "gptq order"])

@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from offload.formats.eight_bit import EightBitFormat
+from offload.formats.integer_groups import AwqFormat, GptqFormat
+from offload.formats.microscaled import MicroscaledFormat
+from offload.formats.weight_format import WidenedFormat
 from runtime.model.attention import additive_mask, grouped_attention
 from tests.support import model_factory
 from tests.support import simulated_device as sim
+from tests.support.published_weights import awq, float8, gptq, nvfp4
 from tests.support.sim_checks import SimChecks
 
 CHECKS = SimChecks(__file__)
@@ -212,6 +217,35 @@ def random_numbers_follow_the_seed() -> None:
     ]
     assert drawn[0].equal(drawn[1])
     assert not drawn[0].equal(drawn[2])
+
+
+@check
+def published_matrices_are_widened_as_on_the_cpu() -> None:
+    """All of it stays on the device: nothing is read back."""
+    generator = torch.Generator().manual_seed(0)
+    order, awq_parts = gptq((104, 128), generator, has_order=True)[0], awq((104, 128), generator)[0]
+    blocks, small = float8((104, 128), generator, block=(16, 64))[0], nvfp4((104, 128), generator)[0]
+    cases: list[tuple[WidenedFormat, dict[str, torch.Tensor]]] = [
+        (GptqFormat((104, 128), 4, 32, 1, True), {"": order["qweight"], **{f".{name}": order[name] for name in order}}),
+        (AwqFormat((104, 128), 32), {"": awq_parts["qweight"], **{f".{name}": awq_parts[name] for name in awq_parts}}),
+        (
+            EightBitFormat((104, 128), "fp8", (16, 64)),
+            {"": blocks["weight"], ".scales": blocks["weight_scale_inv"]},
+        ),
+        (
+            MicroscaledFormat((104, 128), "nvfp4", 16, "divides"),
+            {
+                "": small["weight_packed"],
+                ".scales": small["weight_scale"],
+                ".global_scale": small["weight_global_scale"],
+            },
+        ),
+    ]
+    for found, parts in cases:
+        expected, out = torch.empty(40, 128), torch.empty(40, 128, device="sim:0")
+        found.widen(parts, 64, 104, expected)
+        found.widen({suffix: part.to("sim:0") for suffix, part in parts.items()}, 64, 104, out)
+        assert out.cpu().equal(expected), found.name
 
 
 # --------------------------------------------------------------------------------------------------------------- models
