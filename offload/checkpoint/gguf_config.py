@@ -8,6 +8,7 @@ Gemma models scale their attention. Imports neither torch nor transformers.
 from collections.abc import Mapping
 from typing import Any
 
+from offload import llama_cpp
 from offload.checkpoint.gguf_file import GgufArray, GgufHeader, MetadataValue
 from offload.errors import CheckpointError
 from profiles.errors import quote
@@ -66,13 +67,14 @@ def config_of_gguf(header: GgufHeader) -> dict[str, Any]:
     decoder, and for metadata that is missing or of the wrong kind.
     """
     architecture = header.architecture
+    if (header.count(f"{architecture}.expert_count") or 0) > 1:
+        advice = llama_cpp.for_experts(header.count(f"{architecture}.block_count"), header.file)
+        raise CheckpointError(f"{header.file} holds a mixture of experts, {advice}")
     if architecture not in _KEYS:
         raise CheckpointError(
             f"{header.file} holds the architecture {quote(architecture)}, for which there is no mapping here from GGUF "
             f"to a dense decoder of transformers; known are {', '.join(_KEYS)}: use the model's safetensors folder"
         )
-    if (header.count(f"{architecture}.expert_count") or 0) > 1:
-        raise CheckpointError(f"{header.file} holds a mixture of experts; supported are dense decoders")
     for key in _NEEDED:
         if header.count(f"{architecture}.{key}") is None:
             raise CheckpointError(f"{header.file} lacks {architecture}.{key} in its metadata; download it again")

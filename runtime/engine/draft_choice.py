@@ -1,8 +1,9 @@
 """Which draft `--draft auto` takes where layers stream: a model on this machine, the target's own substitute, or none.
 
-Looked for are model folders beside the target and in the hub's cache, offline, in about a second. Whatever is there may
-mean harm: a folder is read as every model folder is, none of its code is run, and one that cannot be used is passed
-over. What is found is priced by the planner, so that a draft that does not fit is never taken.
+Looked for are model folders and GGUF files beside the target, in the hub's cache, and where ollama and LM Studio keep
+theirs, offline, in about a second. Whatever is there may mean harm: it is read as every model is, none of its code is
+run, and what cannot be used is passed over. What is found is priced by the planner, so that what does not fit is never
+taken.
 """
 
 import logging
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_small_file
+from offload.checkpoint.gguf_file import part_files
 from offload.checkpoint.hub_download import HuggingFaceHub
+from offload.checkpoint.model_places import gguf_files
 from offload.checkpoint.strict_json import read_json
 from offload.errors import BudgetError, CheckpointError
 from offload.units import format_bytes
 from profiles.errors import BadInputError
-from runtime.engine.model_folders import model_name
+from runtime.engine.model_folders import model_name, models_of_others
 from runtime.fit.config_shape import shape_of_config
 from runtime.fit.machine import Machine
 from runtime.fit.models import find_shape, known_like, shape_of_folder, usual_draft
@@ -227,26 +230,42 @@ def local_drafts(target: ModelShape) -> list[ModelShape]:
     assert target.folder is not None
     begun = time.monotonic()
     found: dict[Path, ModelShape] = {}
-    for folder in _folders(target.folder):
+    for place in _places(target.folder):
         if time.monotonic() - begun > SCAN_SECONDS:
-            logger.debug("the search for a draft ended after %d folders", len(found))
+            logger.debug("the search for a draft ended after %d models", len(found))
             break
         try:
-            if _may_draft(folder, target):
-                found[folder.resolve()] = replace(shape_of_folder(folder), name=model_name(folder))
+            if (shape := _shape_of_draft(place, target)) is not None:
+                found[place.resolve()] = replace(shape, name=model_name(place))
         except (CheckpointError, OSError, RuntimeError, ValueError) as error:
-            logger.debug("%s drafts for nobody: %s", folder, error)
+            logger.debug("%s drafts for nobody: %s", place, error)
     return [shape for shape in found.values() if shape.folder is not None]
 
 
+def _places(target: Path) -> Iterator[Path]:
+    """Yield the folders and GGUF files beside the target, in the hub's cache, and those of other programs."""
+    is_file = target.is_file()
+    own = {target.resolve(), *(part_files(target) if is_file else ())}
+    for folder in _folders(target):
+        models = [folder] if (folder / "config.json").is_file() else []
+        for place in (*models, *gguf_files(folder)):
+            if place.resolve() not in own and place not in own:
+                yield place
+    for model in islice(models_of_others(), MAX_FOLDERS):
+        if model.file.resolve() not in own:
+            yield model.file
+
+
 def _folders(target: Path) -> Iterator[Path]:
-    """Yield the folders beside the target, unless those are its own revisions, and what the hub's cache holds."""
-    here = target.resolve()
-    if here.parent.name != "snapshots":
-        with suppress(OSError), os.scandir(here.parent) as entries:
-            for entry in islice(entries, MAX_FOLDERS):
-                if entry.is_dir() and Path(entry.path).resolve() != here:
-                    yield Path(entry.path)
+    """Yield the folders in which there may be models: round the target, but for its own revisions, and of the cache."""
+    here = target.absolute().parent if target.is_file() else target.resolve()
+    if here.parent.name != "snapshots" and here.name != "blobs":
+        for around in (here, here.parent) if target.is_file() else (here.parent,):
+            yield around
+            with suppress(OSError), os.scandir(around) as entries:
+                for entry in islice(entries, MAX_FOLDERS):
+                    if entry.is_dir() and Path(entry.path).resolve() != here:
+                        yield Path(entry.path)
     yield from islice(_cached_snapshots(HuggingFaceHub().cache_folder()), MAX_FOLDERS)
 
 
@@ -266,16 +285,21 @@ def _cached_snapshots(hub_folder: Path) -> Iterator[Path]:
             yield Path(max(repository.revisions, key=lambda one: one.last_modified).snapshot_path)
 
 
-def _may_draft(folder: Path, target: ModelShape) -> bool:
-    """Return whether a folder's config.json is that of a much smaller model with as large a vocabulary."""
-    with os.scandir(folder) as entries:
+def _shape_of_draft(place: Path, target: ModelShape) -> ModelShape | None:
+    """Return the sizes of the model there if it is much smaller and has as large a vocabulary; None if not."""
+    if place.is_file():
+        shape = shape_of_folder(place)
+        return shape if _may_draft(shape, target) else None
+    with os.scandir(place) as entries:
         if sum(1 for _ in islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
-            return False
-    file = folder / "config.json"
-    if not file.is_file():
-        return False
+            return None
+    file = place / "config.json"
     check_small_file(file, max_bytes=MAX_SETTINGS_BYTES)
-    shape = shape_of_config(read_json(file, max_bytes=MAX_SETTINGS_BYTES), name=folder.name, where=str(file))
+    shape = shape_of_config(read_json(file, max_bytes=MAX_SETTINGS_BYTES), name=place.name, where=str(file))
+    return shape_of_folder(place) if _may_draft(shape, target) else None
+
+
+def _may_draft(shape: ModelShape, target: ModelShape) -> bool:
     return (
         abs(shape.vocab_size - target.vocab_size) <= MAX_PADDING
         and shape.num_parameters <= LARGEST_SHARE * target.num_parameters

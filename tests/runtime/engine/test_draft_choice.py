@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from offload.checkpoint.hub_download import HuggingFaceHub
+from offload.checkpoint.model_places import FoundModel
 from offload.device import DeviceMemory
 from offload.errors import CheckpointError
 from runtime.config import EngineConfig
@@ -31,6 +32,7 @@ from runtime.fit.plan_question import PlanQuestion, resolve_question
 from runtime.fit.request import PlanRequest
 from runtime.fit.shapes import ModelShape
 from tests.support.fit_needs import GB
+from tests.support.gguf_factory import gguf_model, write_gguf
 from tests.support.model_factory import edit_config, save_tiny_model, save_tiny_tokenizer
 from tests.support.plan_fakes import processor
 from tests.support.session_factory import save_tiny_folder
@@ -86,6 +88,51 @@ def test_smaller_models_of_the_family_are_found_beside_the_target_and_in_the_cac
     found = {shape.name: shape.folder for shape in local_drafts(target)}
     assert found.keys() == {"Llama-3.2-1B", "meta/Llama-3.1-8B"}
     assert found["meta/Llama-3.1-8B"] in (old, new)
+
+
+def test_gguf_files_are_found_wherever_people_have_them(
+    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the target, in the folders around it, in the hub's cache and with other programs; not its own parts."""
+    large, small = (gguf_model("llama", num_hidden_layers=layers) for layers in (8, 1))
+    models = tmp_path / "models"
+    target = write_gguf(models / "large" / "large.gguf", large, kind="llama", types=("Q8_0",), num_parts=2)
+    places = {
+        "beside": models / "large" / "beside.gguf",
+        "around": models / "small" / "around.gguf",
+        "owner/name/cached": hub / "models--owner--name" / "snapshots" / "new" / "cached.gguf",
+        "other": tmp_path / "other program" / "other.gguf",
+    }
+    for place in places.values():
+        write_gguf(place, small, kind="llama", types=("Q4_0", "Q8_0"))
+    (models / "large" / "mmproj.gguf").write_bytes(b"GGUF")
+    (models / "large" / "damaged.gguf").write_bytes(b"GGUF")
+    other = FoundModel("ollama:other:1b", places["other"], 1)
+    monkeypatch.setattr(draft_choice, "models_of_others", lambda: iter([other]))
+    assert {shape.name for shape in local_drafts(shape_of_folder(target))} == places.keys()
+    blob = tmp_path / "blobs" / "sha256-0"
+    blob.parent.mkdir()
+    (models / "large" / "beside.gguf").rename(blob)
+    assert local_drafts(shape_of_folder(blob)) == []
+
+
+def test_a_folder_and_a_gguf_file_draft_for_each_other(tmp_path: Path, hub: Path) -> None:
+    large, small = (gguf_model("llama", num_hidden_layers=layers) for layers in (8, 1))
+    folder, file = tmp_path / "folder", tmp_path / "file.gguf"
+    large.save_pretrained(folder)
+    write_gguf(file, small, kind="llama", types=("Q8_0",))
+    assert [shape.folder for shape in local_drafts(shape_of_folder(folder))] == [file]
+    small.save_pretrained(folder)
+    write_gguf(file, large, kind="llama", types=("Q8_0",))
+    assert [shape.folder for shape in local_drafts(shape_of_folder(file))] == [folder]
+
+
+def test_the_owner_of_a_gguf_file_is_told_of_drafts_as_such_files(tmp_path: Path) -> None:
+    file = tmp_path / "Llama-3.3-70B-Q4_K_M.gguf"
+    file.touch()
+    target = replace(known_shapes()["Llama-3.3-70B"].stored_as("Q4_K_M"), name=file.stem, folder=file)
+    sentence = choose_drafts(question_of(target), card(), []).sentence(None)
+    assert sentence is not None and "GB, less as a GGUF file): " in sentence
 
 
 def test_folders_that_mean_harm_are_passed_over(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from profiles.profile_store import pair_profile_path, save_profile
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import open_session
+from runtime.fit.models import shape_of_folder
 from runtime.model.model_loader import ModelFiles
 from runtime.planner.costs import CostTable, RoundCosts
 from runtime.planner.growth import builtin_chances
@@ -35,6 +36,7 @@ from runtime.planner.initial_plan import (
     stream_shape,
 )
 from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
+from tests.support.gguf_factory import gguf_model, write_gguf
 from tests.support.profile_factory import PAIR, machine_profile
 from tests.support.quantized_factory import save_quantized_folder
 from tests.support.session_factory import CONTEXT_TOKENS, open_tiny, save_tiny_folder
@@ -270,6 +272,12 @@ def test_auto_names_the_format_that_the_session_chose(mixed_folders: tuple[Path,
 def test_what_is_stored_quantized_is_called_what_it_is(tmp_path: Path, method: str, expected: str) -> None:
     files = ModelFiles.open(save_quantized_folder(tmp_path, method))
     assert held_name(files, "stored") == expected
+
+
+def test_a_gguf_file_is_called_in_profiles_what_its_plan_calls_it(tmp_path: Path) -> None:
+    """Else no calibration of it would ever be found again."""
+    file = write_gguf(tmp_path / "m.gguf", gguf_model("llama"), kind="llama", types=("Q8_0", *["Q4_0"] * 7))
+    assert held_name(ModelFiles.open(file), "stored") == shape_of_folder(file).formats[0].name == "Q4_0"
 
 
 def resident_costs(*, step_seconds: float) -> RoundCosts:
