@@ -334,7 +334,7 @@ def with_held(
     On a processor `auto` is measured (see `fastest_format`), and what is quantized already stays as it is.
     """
     files = draft or target
-    if config.draft_format != "auto" or config.is_plain or device.type == "cpu" or files.is_quantized:
+    if config.draft_format != "auto" or config.is_plain or device.type == "cpu" or files.keeps_format:
         return config
     if draft_device_of(config, device) != device:  # no layer of the target has to make room for it
         return config
@@ -436,7 +436,7 @@ def need_of_files(
     is_unpacked_apart = (packing is not None or target.is_packed) and dtype != torch.bfloat16
     narrow_scratch_bytes = scratch_elements * torch.bfloat16.itemsize if is_unpacked_apart else 0
     need = MemoryNeed(
-        formats=layer_formats(target.layouts),
+        formats=layer_formats(target.layouts, target.stored_name if target.is_widened else None),
         others_bytes=target.other_bytes(device),
         table_bytes=target.table_bytes(device),
         draft=(
@@ -517,10 +517,10 @@ def _check_draft_device(
     return num_bytes
 
 
-def layer_formats(layouts: Sequence[LayerLayout]) -> tuple[LayerFormat, ...]:
+def layer_formats(layouts: Sequence[LayerLayout], name: str | None = None) -> tuple[LayerFormat, ...]:
     """Return the layers as stored, then as each smaller quantized format; quantized layers have no other."""
     stored = LayerFormat(
-        _stored_name(layouts),
+        name or _stored_name(layouts),
         tuple(layout.slab_bytes for layout in layouts),
         tuple(layout.payload_bytes for layout in layouts),
     )

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint
+from offload.checkpoint.gguf_config import quantization_of_gguf
 from offload.checkpoint.layer_layout import LayerLayout, layout_layer
 from offload.copying.copy_engine import CopyEngine
 from offload.device import has_float32_products
@@ -173,6 +174,19 @@ class ModelFiles:
         return bool(found) and all(isinstance(each, WidenedFormat) for each in found)
 
     @property
+    def keeps_format(self) -> bool:
+        """Whether a draft of these files is held as they are stored, whatever is asked for."""
+        return self.is_quantized and not self.is_widened
+
+    @property
+    def stored_name(self) -> str:
+        """What people call the layers' format: a GGUF file's mix, else the formats of the matrices, or their type."""
+        kinds = {found.name for layer in self.formats for found in layer.values()}
+        if kinds and self.checkpoint.gguf is not None:
+            return quantization_of_gguf(self.checkpoint.gguf)
+        return "+".join(sorted(kinds)) or str(self.stored_dtype).removeprefix("torch.")
+
+    @property
     def is_packed(self) -> bool:
         return any(isinstance(found, PackedFormat) for layer in self.formats for found in layer.values())
 
@@ -185,7 +199,7 @@ class ModelFiles:
         or on an accelerator without a fused kernel. A substitute held like its target would be the target itself, so
         it is int8 then.
         """
-        if self.is_quantized and not self.is_widened:
+        if self.keeps_format:
             return "stored"
         held = fastest_format(dtype, device) if wanted == "auto" else wanted
         if self.is_widened and wanted == "auto" and held == "stored" and device.type == "cpu":

@@ -13,7 +13,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.checkpoint.gguf_config import quantization_of_gguf
 from offload.device import identify_device
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import COLUMN_MULTIPLE, PACKED
@@ -243,9 +242,4 @@ def pair_identity(plan: LoadPlan) -> tuple[ModelIdentity, ModelIdentity]:
 
 def held_name(files: ModelFiles, held: str) -> str:
     """Return what layers are held as, by name: "int8", "nf4" or "packed"; what is "stored" by what the files store."""
-    if held != "stored":
-        return held
-    kinds = {found.name for layer in files.formats for found in layer.values()}
-    if kinds and files.checkpoint.gguf is not None:
-        return quantization_of_gguf(files.checkpoint.gguf)  # as the plan of the file names it
-    return "+".join(sorted(kinds)) or str(files.stored_dtype).removeprefix("torch.")
+    return files.stored_name if held == "stored" else held

@@ -219,7 +219,7 @@ def test_a_session_holds_its_draft_as_its_plan_says(
 class ModelFilesOfConfig:
     """A folder with nothing but its config.json."""
 
-    is_quantized = False
+    keeps_format = False
 
     def __init__(self, folder: Path) -> None:
         self.checkpoint = SimpleNamespace(folder=folder)

@@ -14,6 +14,7 @@ from runtime.fit.place import place
 from runtime.model.model_loader import ModelFiles
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.fit_needs import layers_of
+from tests.support.gguf_factory import gguf_model, write_gguf
 from tests.support.model_factory import MAIN_KINDS, save_tiny_model, save_tiny_tokenizer
 
 
@@ -132,3 +133,12 @@ def test_a_session_is_refused_where_the_check_says_so_and_not_before(folder):
         assert place(need, machine).can_run is can_run
         with nullcontext() if can_run else pytest.raises(BudgetError):
             LoadPlan.build(config)
+
+
+def test_layers_in_blocks_are_named_by_their_file_and_have_no_other_format(tmp_path):
+    """Found: the bytes of blocks were taken for NF4's."""
+    file = write_gguf(tmp_path / "m.gguf", gguf_model("llama"), kind="llama", types=("Q8_0", *["Q4_0"] * 7))
+    files = ModelFiles.open(file)
+    need = need_of_files(EngineConfig(target=str(file), draft="none"), files, None, device=torch.device("cpu"))
+    assert [layers.name for layers in need.formats] == ["Q4_0"] == [files.stored_name]
+    assert not files.keeps_format
