@@ -12,13 +12,25 @@ def for_experts(num_layers: object = None, file: Path | None = None) -> str:
     )
 
 
-def for_resident(file: Path | None = None, *, is_cpu: bool = False, hub_name: str | None = None) -> str:
-    """Return that others are at least as fast where nothing streams, with the command, of a GGUF file if it is one."""
-    command = f"where nothing streams llama.cpp is at least as fast: llama-server -m {_shown(file)}"
-    if is_cpu:
-        return command
-    served = f", or vLLM: vllm serve {hub_name or 'MODEL'}" if file is None else ""
-    return f"{command} -ngl 999{served}"
+def for_model(
+    file: Path | None = None, *, streams: bool, is_cpu: bool = False, hub_name: str | None = None
+) -> str | None:
+    """Return that others are as fast where nothing streams, or faster with a GGUF `file` on a processor.
+
+    With the command; None where this runtime is the better choice.
+    """
+    command = f"llama-server -m {_shown(file)}"
+    if file is not None and is_cpu:
+        return (
+            "on a processor llama.cpp is faster with this file: it multiplies the blocks as they are, which here are "
+            f"widened in every pass: {command}"
+        )
+    if streams:
+        return None
+    if not is_cpu:
+        command += " -ngl 999"
+        command += f", or vLLM: vllm serve {hub_name or 'MODEL'}" if file is None else ""
+    return f"where nothing streams llama.cpp is at least as fast: {command}"
 
 
 def _shown(file: Path | None) -> str:

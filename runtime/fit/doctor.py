@@ -220,13 +220,13 @@ class DoctorReport:
         return found
 
     def elsewhere_note(self, model: ModelOutlook) -> str | None:
-        """Return what would serve as well where a model stays in memory as it is; None where layers stream."""
+        """Return what would serve as well or better; None where this runtime is the right choice."""
         placed = model.fits[0].placement if model.fits else None
-        if placed is None or self.machine is None or not placed.can_run or placed.streamed_bytes:
+        if placed is None or self.machine is None or not placed.can_run:
             return None
         folder = None if model.shape is None else model.shape.folder
         file = folder if folder is not None and folder.is_file() else None
-        return llama_cpp.for_resident(file, is_cpu=self.machine.is_cpu)
+        return llama_cpp.for_model(file, streams=placed.streamed_bytes > 0, is_cpu=self.machine.is_cpu)
 
     def seconds_per_pass(self, placement: Placement) -> float | None:
         """Return the least that moving a pass's bytes takes; None if nothing moves, or a rate that counts is unknown.

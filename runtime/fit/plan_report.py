@@ -255,13 +255,14 @@ def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
             f"{best.format_name} would run at {best.seconds_per_token:.3g} s/token, {_ratio(main, best)}; "
             f"{_quality(best.format_name)}."
         )
+    target, is_cpu = report.question.target, report.machine.is_cpu
+    file = target.folder if target.folder is not None and target.folder.is_file() else None
+    elsewhere = llama_cpp.for_model(file, streams=main.streams, is_cpu=is_cpu, hub_name=target.hub_name)
     if not main.streams:
-        target = report.question.target
-        file = target.folder if target.folder is not None and target.folder.is_file() else None
-        elsewhere = llama_cpp.for_resident(file, is_cpu=report.machine.is_cpu, hub_name=target.hub_name)
         yield "Nothing streams: every layer stays on the device."
+    if elsewhere is not None:
         yield f"{elsewhere[0].upper()}{elsewhere[1:]}."
-    elif main.placement.disk_bytes:
+    if main.streams and main.placement.disk_bytes:
         yield f"Every pass reads {format_bytes(main.placement.disk_bytes)} from disk: memory is too small for it."
     if main.draft_held is not None and main.tree.num_nodes == 1:
         yield "No tree pays here: plain decoding is the fastest."

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 from offload import llama_cpp
 
@@ -13,6 +14,21 @@ def test_nonsense_is_no_number_of_layers():
 
 
 def test_what_stays_in_memory_gets_the_command_for_its_file():
-    assert "llama-server -m 'a b.gguf' -ngl 999" in llama_cpp.for_resident(Path("somewhere/a b.gguf"))
-    assert "vllm serve owner/name" in llama_cpp.for_resident(hub_name="owner/name")
-    assert "-ngl" not in llama_cpp.for_resident(is_cpu=True)
+    assert "llama-server -m 'a b.gguf' -ngl 999" in said(Path("somewhere/a b.gguf"), streams=False)
+    assert "vllm serve owner/name" in said(streams=False, hub_name="owner/name")
+    assert "-ngl" not in said(streams=False, is_cpu=True)
+
+
+def test_what_streams_to_a_card_is_at_home_here():
+    assert llama_cpp.for_model(streams=True) is None and llama_cpp.for_model(Path("a.gguf"), streams=True) is None
+    assert llama_cpp.for_model(streams=True, is_cpu=True) is None
+
+
+def test_a_file_of_blocks_on_a_processor_is_not():
+    assert said(Path("somewhere/a b.gguf"), streams=True, is_cpu=True).endswith("llama-server -m 'a b.gguf'")
+
+
+def said(file: Path | None = None, **known: Any) -> str:
+    found = llama_cpp.for_model(file, **known)
+    assert found is not None
+    return found
