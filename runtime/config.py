@@ -178,7 +178,8 @@ class EngineConfig:
     target: Annotated[
         str | None,
         Option(
-            "Folder, GGUF file or hub name of the model to run; also owner/name:Q4_K_M and ollama:NAME:TAG.",
+            "Folder, GGUF file or hub name of the model to run; also owner/name:Q4_K_M, ollama:NAME:TAG and "
+            "lmstudio:PUBLISHER/REPOSITORY.",
             MODELS,
             unset="the demo model",
             word="",

@@ -22,6 +22,7 @@ from offload.formats.stored_sizes import (
     ACCELERATOR_CHUNK_ELEMENTS,
     CHUNK_ELEMENTS,
     CHUNK_ROW_MULTIPLE,
+    COLUMN_MULTIPLE,
     chunk_rows,
     num_spare_columns,
 )
@@ -140,6 +141,7 @@ class UpcastScratch:
         num_inputs = len(flat)  # T
         if is_host and not self.splits(inputs):
             flat = F.pad(flat, (0, 0, 0, num_spare_columns(num_inputs)))
+            flat = flat.contiguous() if num_inputs <= COLUMN_MULTIPLE else flat
         flat = flat.t()  # (I, T or more)
         terms: torch.Tensor | None = None
         if is_host:

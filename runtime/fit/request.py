@@ -42,8 +42,8 @@ class PlanRequest:
     target: Annotated[
         str,
         Option(
-            "A known model (llama-3.3-70b, qwen3-32b, gemma-3-27b ...), a folder or hub name; a format may follow: "
-            "llama-3.3-70b:Q4_K_M.",
+            "A known model (llama-3.3-70b, qwen3-32b, gemma-3-27b ...), a folder, GGUF file or hub name; a format may "
+            "follow: llama-3.3-70b:Q4_K_M.",
             MODELS,
         ),
     ] = "llama-3-70b"

@@ -30,10 +30,10 @@ _VERDICTS = {"fits": "green", "slow": "yellow", "no": "red"}
 
 def doctor(
     target: Annotated[
-        str | None, typer.Option(help="A model folder or cached hub name to ask about.", show_default="none")
+        str | None, typer.Option(help="A model folder, GGUF file or cached hub name to ask about.", show_default="none")
     ] = None,
     draft: Annotated[
-        str, typer.Option(help="What would draft for it: auto, substitute, none, or a folder or cached hub name.")
+        str, typer.Option(help="What would draft for it: auto, substitute, none, or a model as for the target.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, or TYPE[:INDEX] as in cuda:0.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,

@@ -246,3 +246,12 @@ def test_a_processors_products_have_whole_vectors_of_columns(
     product = DenseWeight(matrix).linear(inputs, torch.ones(40), scratch)
     assert set(asked) == {num_multiplied}
     torch.testing.assert_close(product, inputs @ matrix.to(torch.float32).t() + 1)
+
+
+@pytest.mark.parametrize("num_rows", [4, 8])
+def test_how_few_inputs_lie_in_memory_changes_no_bit(num_rows: int) -> None:
+    """Interleaved ones, as a product leaves them, took twice as long and rounded twice as much."""
+    matrix, inputs = torch.randn(64, 1536).to(torch.bfloat16), torch.randn(num_rows, 1536)
+    interleaved = inputs.t().contiguous().t()
+    weight, scratch = DenseWeight(matrix), UpcastScratch(torch.float32, CPU, max_split_rows=0)
+    assert torch.equal(weight.linear(interleaved, None, scratch), weight.linear(inputs, None, scratch))
