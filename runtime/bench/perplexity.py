@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
+from offload.checkpoint.gguf_file import part_files
 from profiles.errors import quote
 from runtime.config import PREFILL_CHUNK_TOKENS, EngineConfig, SamplingParams
 from runtime.engine.loading import OpenSession, open_session
@@ -35,8 +36,14 @@ def run_perplexity(
 
     `config` names folders; the text is that of the file `source`. Returns the streamed figures, and beside them those
     of transformers where they are asked for. Raises OptionError if the text has fewer than two tokens, or more than the
-    context holds.
+    context holds, or if transformers is asked for and does not read the target.
     """
+    num_parts = len(part_files(Path(config.target or "")))
+    if is_compared and num_parts > 1:  # it would read the first, and fill up the rest with random numbers
+        raise OptionError(
+            f"transformers does not read GGUF files in parts, and {config.target} is one of {num_parts}; leave out "
+            "--beside-transformers, or join them with llama-gguf-split --merge"
+        )
     with open_session(config, requests=[text_request(text)]) as opened:
         token_ids = tokenize_text(opened, text)
         streamed = yield from streamed_perplexity(opened, token_ids)

@@ -152,3 +152,10 @@ def test_a_package_that_transformers_lacks_for_a_format_is_a_sentence(tmp_path: 
         assert finish(streamed_perplexity(opened, token_ids))["perplexity"] > 1
     with pytest.raises(OptionError, match=r"transformers cannot load .* here: .*; leave out --beside-transformers"):
         finish(transformers_perplexity(folder, token_ids))
+
+
+def test_parts_of_a_gguf_file_are_not_compared_with_what_transformers_makes_of_the_first() -> None:
+    """It left all but the first part random, and a perplexity of 2e11 stood beside ours."""
+    config = EngineConfig(target="m-00001-of-00003.gguf", draft="none")
+    with pytest.raises(OptionError, match=r"does not read GGUF files in parts, and m-00001-of-00003\.gguf is one of 3"):
+        finish(perplexity.run_perplexity(config, TEXT, source="a.txt", is_compared=True))
