@@ -118,7 +118,8 @@ def test_gguf_files_are_found_wherever_people_have_them(
 
 def test_a_folder_and_a_gguf_file_draft_for_each_other(tmp_path: Path, hub: Path) -> None:
     large, small = (gguf_model("llama", num_hidden_layers=layers) for layers in (8, 1))
-    folder, file = tmp_path / "folder", tmp_path / "file.gguf"
+    models = tmp_path / "models"  # also what lies beside the folder of a file is looked at
+    folder, file = models / "folder", models / "file.gguf"
     large.save_pretrained(folder)
     write_gguf(file, small, kind="llama", types=("Q8_0",))
     assert [shape.folder for shape in local_drafts(shape_of_folder(folder))] == [file]

@@ -43,7 +43,8 @@ def test_an_answer_is_counted_by_the_server_and_timed_by_us(build: PeerBuild, tm
     found = answer(server(build, tmp_path, text=["a ", "b ", "c ", "d"], seconds=0.05))
     assert (found.text, found.num_tokens, found.decode_tokens, found.num_passes) == ("a b c d", 4, 3, 4)
     assert found.told_seconds_per_token == pytest.approx(0.05)
-    assert found.decode_seconds >= 3 * 0.05 and found.first_seconds < found.decode_seconds
+    # The first part may be read late on a busy machine, and the time of the others then seems shorter.
+    assert found.first_seconds + found.decode_seconds >= 3 * 0.05 and found.decode_seconds > 0
     assert found.seconds_per_token == pytest.approx(found.decode_seconds / 3)
     assert found.token_ids == QUESTION.token_ids
     assert found.bytes_read is None or found.bytes_read >= 0
