@@ -1,6 +1,7 @@
 """A chat that is disturbed in every way loses no word that was sent, and none of an answer that was on the screen."""
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ class Story:
     def __init__(self, root: Path) -> None:
         self.database = root / "data" / "conversations.db"
         self._target = save_tiny_folder(root / "target", seed=37)
+        never_ending(self._target)
         self._environment = {
             **os.environ,
             "OVERSTORY_DATA": str(self.database.parent),
@@ -88,6 +90,14 @@ class Story:
         """What is saved of the answer to this prompt."""
         pairs = itertools.chain.from_iterable(map(itertools.pairwise, self.saved()))
         return next((answer for prompt, answer in pairs if prompt == words), "")
+
+
+def never_ending(folder: Path) -> None:
+    """Take a model's end token away: else one answer in some thirty ends within its first letters."""
+    keys = {"config": "eos_token_id", "generation_config": "eos_token_id", "tokenizer_config": "eos_token"}
+    for name, key in keys.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: None}))
 
 
 def engines_of(*apps: "TerminalDriver") -> list[psutil.Process]:
