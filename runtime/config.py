@@ -178,8 +178,7 @@ class EngineConfig:
     target: Annotated[
         str | None,
         Option(
-            "Folder, GGUF file or hub name of the model to run; also owner/name:Q4_K_M, ollama:NAME:TAG and "
-            "lmstudio:PUBLISHER/REPOSITORY.",
+            "Folder, GGUF file or hub name of the model to run, ollama:NAME:TAG or lmstudio:OWNER/NAME.",
             MODELS,
             unset="the demo model",
             word="",
