@@ -149,8 +149,7 @@ class Checkpoint:
             if entry.shape != tuple(shape):
                 raise CheckpointError(
                     f"{where} has shape {quote(list(entry.shape))}, but {self._settings_name} calls for "
-                    f"{quote(list(shape))}; "
-                    "one of the two belongs to another model"
+                    f"{quote(list(shape))}; one of the two belongs to another model"
                 )
             if entry.dtype not in SUPPORTED_DTYPES:
                 raise CheckpointError(

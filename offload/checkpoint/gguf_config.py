@@ -40,7 +40,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
 """By architecture: what of the metadata below its name is which setting."""
 _MODEL_TYPES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 """Where the architecture is not the model_type: these files hold the text part alone."""
-_TOKENS = {
+SPECIAL_TOKENS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
     "tokenizer.ggml.unknown_token_id": "unk_token_id",
@@ -82,7 +82,7 @@ def config_of_gguf(header: GgufHeader) -> dict[str, Any]:
         "model_type": _model_type(header),
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
-    names = {f"{architecture}.{key}": name for key, name in _KEYS[architecture].items()} | _TOKENS
+    names = {f"{architecture}.{key}": name for key, name in _KEYS[architecture].items()} | SPECIAL_TOKENS
     config |= {name: _plain(header.metadata[key]) for key, name in names.items() if key in header.metadata}
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if "vocab_size" not in config and isinstance(tokens, GgufArray):

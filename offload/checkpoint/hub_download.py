@@ -4,6 +4,7 @@ The same cache, tokens and offline switches as transformers' own downloads, but 
 before a byte is written; a hub that does not tell them is left to the download itself to complain about.
 """
 
+import glob
 import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -97,12 +98,7 @@ def cached_model(model: HubModel) -> Path:
 
 
 def _patterns(files: Sequence[str] | None) -> dict[str, list[str]]:
-    return _PATTERNS if files is None else {"allow_patterns": [_literal(file) for file in files]}
-
-
-def _literal(name: str) -> str:
-    """Return the pattern that this name alone matches."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
+    return _PATTERNS if files is None else {"allow_patterns": [glob.escape(file) for file in files]}
 
 
 def watch_download(

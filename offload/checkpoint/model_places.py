@@ -165,7 +165,7 @@ def ollama_file(name: str) -> Path:
 
 def ollama_ignores(file: Path) -> str | None:
     """Return the sentence on what ollama keeps beside a model and is not used here; None for any other file."""
-    for model in ollama_models():
+    for model in ollama_models() if file.parent.name == "blobs" else ():
         if model.file == file:
             return (
                 f"{model.spelling} is read as its GGUF file says: ollama's own template and parameters for it are not "

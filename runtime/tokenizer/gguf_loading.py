@@ -11,17 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-from offload.checkpoint.gguf_config import config_of_gguf
+from offload.checkpoint.gguf_config import SPECIAL_TOKENS, config_of_gguf
 from offload.checkpoint.gguf_file import GgufArray, GgufHeader, read_gguf
 from offload.errors import CheckpointError
 from profiles.errors import quote
-
-_SPECIAL_TOKENS = {
-    "bos_token": "tokenizer.ggml.bos_token_id",
-    "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id",
-    "pad_token": "tokenizer.ggml.padding_token_id",
-}
 
 
 def load_gguf_tokenizer(file: Path) -> Any:
@@ -35,11 +28,11 @@ def load_gguf_tokenizer(file: Path) -> Any:
         settings.setdefault("add_bos_token", True)  # as sentencepiece's own has it where the file does not say
     elif kind == "gemma4":
         settings["add_bos_token"] = False  # its chat template writes it
-    for name, key in _SPECIAL_TOKENS.items():
+    for key, setting in SPECIAL_TOKENS.items():
         token_id = header.count(key)
         if token_id is not None and token_id >= len(tokens):
             raise CheckpointError(f"{file} has {key} = {token_id}, and {quote(len(tokens))} tokens; download it again")
-        settings[name] = None if token_id is None else tokens[token_id]
+        settings[setting.removesuffix("_id")] = None if token_id is None else tokens[token_id]
     backend, more = convert_gguf_tokenizer(header.architecture, described)
     tokenizer_class = (
         tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES.get(model_type) or "") or PreTrainedTokenizerFast

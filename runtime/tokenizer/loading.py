@@ -37,9 +37,8 @@ def load_tokenizer(folder: Path) -> Any:
             warnings.simplefilter("ignore")  # old spellings of settings, which transformers translates
             if folder.is_file():
                 expected = "a vocabulary in its metadata that transformers reads; choose another release of the model"
-                from runtime.tokenizer.gguf_loading import (
-                    load_gguf_tokenizer,
-                )  # half a second that folders need not wait
+                # Here, since it takes half a second that folders need not wait.
+                from runtime.tokenizer.gguf_loading import load_gguf_tokenizer
 
                 tokenizer = load_gguf_tokenizer(folder)
             else:
