@@ -21,6 +21,7 @@ from offload.checkpoint.gguf_config import config_of_gguf
 from offload.checkpoint.gguf_file import GgufHeader, read_gguf
 from offload.checkpoint.published_settings import NEXT_STEP, PUBLISHED_METHODS, PublishedSettings
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import quote
 
@@ -41,22 +42,6 @@ _MAX_RANK = 64
 _MAX_NAME_CHARACTERS = 500
 _LENGTH_BYTES = 8
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor's bytes are."""
-
-    name: str
-    """The name in the file."""
-    dtype: str
-    """The storage type in safetensors' spelling: "BF16", "F16", "F32", ..., or a GGUF file's block type: "Q4_K", ..."""
-    shape: tuple[int, ...]
-    """Row-major."""
-    file: Path
-    offset_bytes: int
-    """From the beginning of the file, its header included."""
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +87,7 @@ class Checkpoint:
     @classmethod
     def _open_gguf(cls, file: Path) -> "Checkpoint":
         header = read_gguf(file)
-        tensors = {
-            name: TensorEntry(name, tensor.dtype, tensor.shape, tensor.file, tensor.offset_bytes, tensor.num_bytes)
-            for name, tensor in header.tensors.items()
-        }
-        return cls(folder=header.file, config=config_of_gguf(header), tensors=tensors, gguf=header)
+        return cls(folder=header.file, config=config_of_gguf(header), tensors=header.tensors, gguf=header)
 
     @property
     def settings_place(self) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from offload.checkpoint.strict_json import read_start
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.stored_sizes import GGML_BLOCKS
 from profiles.errors import quote
@@ -89,29 +90,13 @@ MetadataValue = int | float | bool | str | GgufArray
 
 
 @dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """Where one tensor's bytes are."""
-
-    name: str
-    """As GGUF spells it: "blk.0.attn_q.weight"."""
-    dtype: str
-    """The ggml type: "F32", "Q4_K", ..."""
-    shape: tuple[int, ...]
-    """Row-major: (O, I) of a matrix, which the file says the other way round."""
-    file: Path
-    offset_bytes: int
-    """From the beginning of the file."""
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class GgufHeader:
     """What the header of one file says, or those of all parts together."""
 
     file: Path
     """The file, or the first of its parts."""
     metadata: Mapping[str, MetadataValue]
-    tensors: Mapping[str, GgufTensor]
+    tensors: Mapping[str, TensorEntry]
 
     @property
     def architecture(self) -> str:
@@ -188,7 +173,7 @@ def read_gguf(file: Path, *, keeps_lists: bool = False) -> GgufHeader:
             f"{first.file} is one of {count} parts by its metadata and one of {len(files)} by its name; expected parts "
             f"that keep the names NAME-00001-of-{count:05}.gguf, side by side"
         )
-    tensors: dict[str, GgufTensor] = {}
+    tensors: dict[str, TensorEntry] = {}
     for number, header in enumerate(headers):
         if (header.count("split.no") or 0) != number:
             raise CheckpointError(
@@ -258,8 +243,8 @@ class _Reading:
 
     def _placed(
         self, found: list[tuple[str, str, tuple[int, ...], int]], data_begin: int, alignment: int
-    ) -> dict[str, GgufTensor]:
-        tensors: dict[str, GgufTensor] = {}
+    ) -> dict[str, TensorEntry]:
+        tensors: dict[str, TensorEntry] = {}
         for name, dtype, shape, offset in found:
             if name in tensors:
                 raise self._damaged(f"the tensor {quote(name)} stands twice")
@@ -271,7 +256,7 @@ class _Reading:
                     f"{self.file} is truncated: the tensor {quote(name)} ends at byte "
                     f"{quote(data_begin + offset + num_bytes)} and the file has {self.file_bytes}; download it again"
                 )
-            tensors[name] = GgufTensor(name, dtype, shape, self.file, data_begin + offset, num_bytes)
+            tensors[name] = TensorEntry(name, dtype, shape, self.file, data_begin + offset, num_bytes)
         in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset_bytes)
         for left, right in pairwise(in_order):
             if left.offset_bytes + left.num_bytes > right.offset_bytes:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.units import PAGE_BYTES, round_up_to_page
 
 MAX_GAP_BYTES = 1 << 20

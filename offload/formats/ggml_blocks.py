@@ -29,8 +29,8 @@ class GgmlFormat:
 
     shape: tuple[int, int]
     """(O, I); I is a multiple of the type's `num_elements`."""
-    number: int
-    """ggml's number of the type: a key of BLOCK_TYPES."""
+    name: str
+    """The type's: a key of BLOCK_TYPES."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if rows are no whole numbers of blocks."""
@@ -41,11 +41,7 @@ class GgmlFormat:
 
     @property
     def type(self) -> BlockType:
-        return BLOCK_TYPES[self.number]
-
-    @property
-    def name(self) -> str:
-        return self.type.name
+        return BLOCK_TYPES[self.name]
 
     @property
     def is_exact(self) -> bool:

@@ -5,7 +5,7 @@ codes lie: this module brings them out in planes, rows of codes that are neighbo
 whole tensors of bytes. What a matrix is made of and what becomes of the codes is `ggml_blocks`' matter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -424,35 +424,30 @@ def _scales_iq1_m(blocks: torch.Tensor, work: Workspace) -> tuple[torch.Tensor, 
     return fields.mul_(2).add_(1).mul_(factors).div_(_IQ1_STEPS), None
 
 
-def _type(name: str, codes: Codes, scales: Scales) -> BlockType:
-    return BlockType(name, *GGML_BLOCKS[name], codes, scales)
-
-
 _nl = partial(_codes_levels, half=16, levels=IQ4_LEVELS)
 _fp4 = partial(_codes_levels, levels=FP4_LEVELS)
-BLOCK_TYPES = {
-    2: _type("Q4_0", partial(_codes_nibbles, start=2, zero=8), _scales_plain),
-    3: _type("Q4_1", partial(_codes_nibbles, start=4), _scales_offset),
-    6: _type("Q5_0", partial(_codes_q5, start=2, zero=16), _scales_plain),
-    7: _type("Q5_1", partial(_codes_q5, start=4), _scales_offset),
-    8: _type("Q8_0", _codes_q8_0, _scales_plain),
-    10: _type("Q2_K", _codes_q2_k, _scales_q2_k),
-    11: _type("Q3_K", _codes_q3_k, _scales_q3_k),
-    12: _type("Q4_K", _codes_q4_k, _scales_k4),
-    13: _type("Q5_K", _codes_q5_k, _scales_k4),
-    14: _type("Q6_K", _codes_q6_k, _scales_q6_k),
-    16: _type("IQ2_XXS", _codes_iq2_xxs, partial(_scales_in_words, start=2, stop=66, factor=0.25)),
-    17: _type("IQ2_XS", _codes_iq2_xs, partial(_scales_iq2, start=66)),
-    18: _type("IQ3_XXS", _codes_iq3_xxs, partial(_scales_in_words, start=66, stop=98, factor=0.5)),
-    19: _type("IQ1_S", _codes_iq1_s, _scales_iq1_s),
-    20: _type("IQ4_NL", partial(_nl, start=2), _scales_plain),
-    21: _type("IQ3_S", _codes_iq3_s, _scales_iq3_s),
-    22: _type("IQ2_S", _codes_iq2_s, partial(_scales_iq2, start=74)),
-    23: _type("IQ4_XS", partial(_nl, start=8), _scales_iq4_xs),
-    29: _type("IQ1_M", _codes_iq1_m, _scales_iq1_m),
-    39: _type("MXFP4", partial(_fp4, start=1, half=16), partial(_scales_byte, kind="e8m0", count=1)),
-    40: _type("NVFP4", partial(_fp4, start=4, half=8), partial(_scales_byte, kind="ue4m3", count=4)),
+_READINGS: Mapping[str, tuple[Codes, Scales]] = {
+    "Q4_0": (partial(_codes_nibbles, start=2, zero=8), _scales_plain),
+    "Q4_1": (partial(_codes_nibbles, start=4), _scales_offset),
+    "Q5_0": (partial(_codes_q5, start=2, zero=16), _scales_plain),
+    "Q5_1": (partial(_codes_q5, start=4), _scales_offset),
+    "Q8_0": (_codes_q8_0, _scales_plain),
+    "Q2_K": (_codes_q2_k, _scales_q2_k),
+    "Q3_K": (_codes_q3_k, _scales_q3_k),
+    "Q4_K": (_codes_q4_k, _scales_k4),
+    "Q5_K": (_codes_q5_k, _scales_k4),
+    "Q6_K": (_codes_q6_k, _scales_q6_k),
+    "IQ2_XXS": (_codes_iq2_xxs, partial(_scales_in_words, start=2, stop=66, factor=0.25)),
+    "IQ2_XS": (_codes_iq2_xs, partial(_scales_iq2, start=66)),
+    "IQ3_XXS": (_codes_iq3_xxs, partial(_scales_in_words, start=66, stop=98, factor=0.5)),
+    "IQ1_S": (_codes_iq1_s, _scales_iq1_s),
+    "IQ4_NL": (partial(_nl, start=2), _scales_plain),
+    "IQ3_S": (_codes_iq3_s, _scales_iq3_s),
+    "IQ2_S": (_codes_iq2_s, partial(_scales_iq2, start=74)),
+    "IQ4_XS": (partial(_nl, start=8), _scales_iq4_xs),
+    "IQ1_M": (_codes_iq1_m, _scales_iq1_m),
+    "MXFP4": (partial(_fp4, start=1, half=16), partial(_scales_byte, kind="e8m0", count=1)),
+    "NVFP4": (partial(_fp4, start=4, half=8), partial(_scales_byte, kind="ue4m3", count=4)),
 }
-"""By ggml's number of the type (`enum ggml_type`)."""
-DENSE_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
-"""Types by ggml's number that are tensors like any other, by safetensors' name."""
+BLOCK_TYPES = {name: BlockType(name, *GGML_BLOCKS[name], *reading) for name, reading in _READINGS.items()}
+"""By name."""

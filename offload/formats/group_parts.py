@@ -3,7 +3,8 @@
 Each fault is one sentence that names the tensor, its file, what was found and what was expected.
 """
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import quote
 

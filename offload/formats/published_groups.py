@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.published_settings import PUBLISHED_METHODS, NumberKind, PublishedSettings
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.formats.eight_bit import EightBitFormat
 from offload.formats.group_parts import check_part, read_part, require_part, wrong_part
 from offload.formats.integer_groups import AWQ_BITS, AwqFormat, GptqFormat, PackedIntegersFormat

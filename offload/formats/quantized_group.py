@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import SUPPORTED_DTYPES, Checkpoint
 from offload.checkpoint.strict_json import parse_json
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.formats.four_bit import BLOCK_SIZES, QUANT_TYPES, FourBitFormat
 from offload.formats.ggml_blocks import GgmlFormat
 from offload.formats.ggml_codes import BLOCK_TYPES
@@ -83,14 +84,13 @@ def _ggml_group(entry: TensorEntry, shape: tuple[int, int]) -> QuantizedGroup | 
         return None
     if entry.shape != shape:
         raise wrong_part(entry, f"has the shape {quote(list(entry.shape))}", f"{quote(list(shape))} by its metadata")
-    numbers = {kind.name: number for number, kind in BLOCK_TYPES.items()}
-    if entry.dtype not in numbers:
-        known = ", ".join((*SUPPORTED_DTYPES, *numbers))
+    if entry.dtype not in BLOCK_TYPES:
+        known = ", ".join((*SUPPORTED_DTYPES, *BLOCK_TYPES))
         raise wrong_part(
             entry, f"is stored as {entry.dtype}", f"one of {known}: choose another quantization of the model"
         )
     raw = replace(entry, dtype="U8", shape=(entry.num_bytes,))
-    return QuantizedGroup(GgmlFormat(shape, numbers[entry.dtype]), {"": raw})
+    return QuantizedGroup(GgmlFormat(shape, entry.dtype), {"": raw})
 
 
 def _int8_group(

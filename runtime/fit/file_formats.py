@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offload.checkpoint.checkpoint import TensorEntry
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.formats.stored_sizes import GGML_BLOCKS
 from offload.units import round_up_to_page
 

@@ -25,7 +25,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.quantized_group import QuantizedGroup, find_group
 from offload.formats.weight_format import GatheredFormat, WeightFormat

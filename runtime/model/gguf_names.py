@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.gguf_file import GgufHeader
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import quote
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from offload.checkpoint.checkpoint import Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import Checkpoint
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import ProfileError, quote
 from profiles.machine_profile import DeviceIdentity

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from offload.checkpoint.border import MAX_VOCABULARY_BYTES
-from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
+from offload.checkpoint.checkpoint import ITEM_BYTES
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.device import one_thread
 from offload.errors import CheckpointError
 from offload.formats.four_bit import ReadElements

@@ -17,7 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from offload.checkpoint.border import MAX_VOCABULARY_BYTES, check_small_file
-from offload.checkpoint.checkpoint import PACKED_METHOD, PACKED_VERSION, Checkpoint, TensorEntry
+from offload.checkpoint.checkpoint import PACKED_METHOD, PACKED_VERSION, Checkpoint
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from offload.formats.packed import PackedFormat
 from offload.formats.packed_tensors import PART_SUFFIXES

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, TensorEntry, is_hub_name
+from offload.checkpoint.checkpoint import MAX_HEADER_BYTES, Checkpoint, is_hub_name
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from tests.support.model_factory import save_tiny_model, write_safetensors
 

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from offload.checkpoint.checkpoint import ITEM_BYTES, TensorEntry
+from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.checkpoint.layer_layout import (
     DEVICE_ALIGNMENT_BYTES,
     MAX_GAP_BYTES,
@@ -13,6 +13,7 @@ from offload.checkpoint.layer_layout import (
     SlabRange,
     layout_layer,
 )
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.stage_ring import piece_bounds
 from offload.units import PAGE_BYTES
 

@@ -19,7 +19,6 @@ from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight
 from offload.formats.weight_format import GatheredFormat, UpcastScratch, WidenedFormat, WidenedWeight
 
 CPU = torch.device("cpu")
-BY_NAME = {kind.name: number for number, kind in BLOCK_TYPES.items()}
 WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 """Types that gguf can write, or that random bytes make plausible numbers of."""
 
@@ -29,14 +28,14 @@ def random_bytes(found: GgmlFormat, seed: int = 0) -> torch.Tensor:
 
 
 def formats(shape: tuple[int, int] = (7, 768)) -> Iterator[GgmlFormat]:
-    for number in BLOCK_TYPES:
-        yield GgmlFormat(shape, number)
+    for name in BLOCK_TYPES:
+        yield GgmlFormat(shape, name)
 
 
 def by_gguf(found: GgmlFormat, data: torch.Tensor) -> torch.Tensor:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = quants.dequantize(data.numpy().reshape(found.shape[0], -1), GGMLQuantizationType(found.number))
+        rows = quants.dequantize(data.numpy().reshape(found.shape[0], -1), GGMLQuantizationType[found.name])
     return torch.from_numpy(np.array(rows))
 
 
@@ -61,9 +60,9 @@ def test_every_type_equals_ggufs_own_numbers_to_the_bit() -> None:
 
 def test_the_types_that_transformers_reads_equal_its_numbers_to_the_bit() -> None:
     for found in formats():
-        if found.number in dequant.GGML_BLOCK:
+        if (number := GGMLQuantizationType[found.name]) in dequant.GGML_BLOCK:
             data = random_bytes(found)
-            assert same(widened(found, data), dequant.dequantize(data, found.number).view(found.shape)), found.name
+            assert same(widened(found, data), dequant.dequantize(data, int(number)).view(found.shape)), found.name
 
 
 def test_blocks_of_one_byte_repeated_are_read_whatever_it_is() -> None:
@@ -132,10 +131,10 @@ def test_bytes_may_begin_anywhere_in_a_slab() -> None:
 
 def written(name: str, shape: tuple[int, int]) -> tuple[WidenedWeight, torch.Tensor]:
     """A weight whose numbers are about one, and they."""
-    found = GgmlFormat(shape, BY_NAME[name])
+    found = GgmlFormat(shape, name)
     matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     try:
-        data = torch.from_numpy(quants.quantize(matrix, GGMLQuantizationType(found.number)).reshape(-1).copy())
+        data = torch.from_numpy(quants.quantize(matrix, GGMLQuantizationType[found.name]).reshape(-1).copy())
     except NotImplementedError:
         data = random_bytes(found).view(-1, found.type.num_bytes)
         start = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
@@ -166,7 +165,7 @@ def test_a_matrix_of_many_chunks_is_multiplied_in_the_memory_of_one() -> None:
 
 
 def test_the_format_says_what_it_is() -> None:
-    found = GgmlFormat((6, 512), BY_NAME["Q4_K"])
+    found = GgmlFormat((6, 512), "Q4_K")
     assert isinstance(found, WidenedFormat) and isinstance(found, GatheredFormat)
     assert (found.name, found.row_bytes, found.num_bytes, found.row_multiple) == ("Q4_K", 288, 1728, 1)
     assert found.part_suffixes == ("",) and not found.is_exact
@@ -174,7 +173,7 @@ def test_the_format_says_what_it_is() -> None:
 
 def test_a_row_that_is_no_whole_number_of_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rows of 300 elements.*Q4_K.*256"):
-        GgmlFormat((6, 300), BY_NAME["Q4_K"])
+        GgmlFormat((6, 300), "Q4_K")
 
 
 def test_a_bound_weight_views_its_bytes() -> None:

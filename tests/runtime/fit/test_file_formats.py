@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from offload.checkpoint.checkpoint import TensorEntry
+from offload.checkpoint.tensor_entry import TensorEntry
 from runtime.fit.file_formats import (
     FILE_FORMATS,
     GGUF_MIXES,

@@ -130,7 +130,7 @@ def block_table() -> tuple[WidenedWeight, torch.Tensor]:
     codes = torch.randint(-128, 128, (10, 32), dtype=torch.int8)
     scales = torch.rand(10, 1).half()
     rows = torch.cat((scales.view(torch.uint8), codes.view(torch.uint8)), dim=1)
-    return WidenedWeight(GgmlFormat((10, 32), 8), {"": rows.reshape(-1)}), scales.float() * codes
+    return WidenedWeight(GgmlFormat((10, 32), "Q8_0"), {"": rows.reshape(-1)}), scales.float() * codes
 
 
 def test_an_embedding_gathers_from_quantized_blocks() -> None:

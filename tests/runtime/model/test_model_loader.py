@@ -150,7 +150,7 @@ def save_as_blocks(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     def find(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> QuantizedGroup | None:
         entry = checkpoint.tensors[name]
         raw = {"": replace(entry, shape=(entry.num_bytes,))}
-        return QuantizedGroup(GgmlFormat(shape, 8), raw) if entry.dtype == "U8" else None
+        return QuantizedGroup(GgmlFormat(shape, "Q8_0"), raw) if entry.dtype == "U8" else None
 
     monkeypatch.setattr(architecture, "find_group", find)
     monkeypatch.setattr(Checkpoint, "is_quantized", property(lambda checkpoint: True))
