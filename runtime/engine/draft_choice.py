@@ -141,7 +141,7 @@ def choose_drafts(question: PlanQuestion, machine: Machine, shapes: Iterable[Mod
         best_missing,
         substitute_bytes,
         is_missing_compared=known is not None and known.is_draft_compared,
-        is_gguf=target.folder is not None and target.folder.is_file(),
+        is_gguf=target.gguf_file is not None,
     )
 
 

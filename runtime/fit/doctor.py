@@ -224,8 +224,7 @@ class DoctorReport:
         placed = model.fits[0].placement if model.fits else None
         if placed is None or self.machine is None or not placed.can_run:
             return None
-        folder = None if model.shape is None else model.shape.folder
-        file = folder if folder is not None and folder.is_file() else None
+        file = None if model.shape is None else model.shape.gguf_file
         return llama_cpp.for_model(file, streams=placed.streamed_bytes > 0, is_cpu=self.machine.is_cpu)
 
     def seconds_per_pass(self, placement: Placement) -> float | None:

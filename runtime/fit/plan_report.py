@@ -256,8 +256,7 @@ def _verdicts(report: PlanReport, main: PlanOption) -> Iterator[str]:
             f"{_quality(best.format_name)}."
         )
     target, is_cpu = report.question.target, report.machine.is_cpu
-    file = target.folder if target.folder is not None and target.folder.is_file() else None
-    elsewhere = llama_cpp.for_model(file, streams=main.streams, is_cpu=is_cpu, hub_name=target.hub_name)
+    elsewhere = llama_cpp.for_model(target.gguf_file, streams=main.streams, is_cpu=is_cpu, hub_name=target.hub_name)
     if not main.streams:
         yield "Nothing streams: every layer stays on the device."
     if elsewhere is not None:

@@ -93,6 +93,11 @@ class ModelShape:
     """Why the sizes may be wrong; None where nothing says so."""
 
     @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file that its weights are; None if they are none, or not on this machine."""
+        return self.folder if self.folder is not None and self.folder.is_file() else None
+
+    @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
         """(outputs, inputs) of an ordinary layer's linear weights: q, k, v, o, gate, up, down."""
         return tuple(self._layer().values())
