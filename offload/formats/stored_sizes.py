@@ -70,8 +70,8 @@ FEWEST_COLUMNS, COLUMN_MULTIPLE = 4, 8
 """What the columns of a processor's float32 product are filled up to: half a vector's numbers, or whole vectors'.
 
 Others cost up to twice as much: 8960 x 1536 on two AVX2 cores, 31 and 32 columns 14.2 and 7.7 ms.
-Up to COLUMN_MULTIPLE columns are also laid out each in one piece: MKL multiplies interleaved ones by another kernel, with
-twice the rounding.
+Up to COLUMN_MULTIPLE columns are also laid out each in one piece: MKL multiplies interleaved ones by another kernel,
+with twice the rounding.
 """
 PACKED_COLUMNS = 64
 """A packed matrix has a multiple of so many columns: a quarter of a row then is whole vectors."""
