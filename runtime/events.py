@@ -145,6 +145,13 @@ class GenerationStatistics:
         return cls(**{each.name: sum(getattr(row, each.name) for row in rows) for each in fields(cls)})
 
     @property
+    def usage(self) -> dict[str, int]:
+        """Return the tokens by the names of OpenAI's API."""
+        prompt_tokens, new_tokens = self.prompt_tokens, self.new_tokens
+        total_tokens = prompt_tokens + new_tokens
+        return {"prompt_tokens": prompt_tokens, "completion_tokens": new_tokens, "total_tokens": total_tokens}
+
+    @property
     def tokens_per_round(self) -> float | None:
         """Return the answer's tokens per pass of the target; None before the first pass."""
         return self.new_tokens / self.rounds if self.rounds else None

@@ -3,9 +3,11 @@
 Turns values into text; the only state is the progress line. Everything here goes to stderr: stdout is for results.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -208,6 +210,53 @@ class _WordsAndLoad(ProgressColumn):
         return Text(task.description + loading)
 
 
+class TimeLeft:
+    """How long the other prompts of a run will take, if they take as long as those that were answered.
+
+    Prompts may be answered side by side. Loading does not count, nor do lines that cannot be answered.
+    """
+
+    def __init__(self, num_prompts: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._num_left = num_prompts
+        self._clock = clock
+        self._begun: float | None = None
+        self._started: set[tuple[int, str]] = set()
+        self._num_answered = 0
+        self._latest = 0.0
+
+    def observe(self, event: HeadlessEvent) -> None:
+        """Take note of one event of `run_prompts`."""
+        if isinstance(event, PromptStarted):
+            self._started.add((event.request.line_number, event.request.id))
+            self._begun = self._clock() if self._begun is None else self._begun
+        elif isinstance(event, PromptResult):
+            self._num_left -= 1
+            if (event.line_number, event.id) in self._started:
+                self._started.remove((event.line_number, event.id))
+                self._num_answered += 1
+                self._latest = self._clock()
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the time left from now on; None until a prompt has been answered."""
+        if self._begun is None or not self._num_answered:
+            return None
+        expected = self._num_left * (self._latest - self._begun) / self._num_answered
+        return max(0.0, expected - (self._clock() - self._latest))
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """The time left of a run, in words."""
+
+    def __init__(self, time_left: TimeLeft) -> None:
+        super().__init__()
+        self._time_left = time_left
+
+    def render(self, task: Task) -> Text:
+        seconds = self._time_left.seconds
+        return Text("" if seconds is None else f"about {timedelta(seconds=round(seconds))} left", style="cyan")
+
+
 class RunProgress(Progress):
     """Says on one line of a terminal which prompt is being answered and how it goes; a context manager.
 
@@ -218,12 +267,14 @@ class RunProgress(Progress):
         self, console: Console, *, num_prompts: int, late: Callable[[], LoadProgress | None] = lambda: None
     ) -> None:
         """`late` says how far the load is of a session that answers already; None once it has ended."""
+        self._time_left = TimeLeft(num_prompts)
         super().__init__(
             SpinnerColumn(),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             _WordsAndLoad(late),
             TimeElapsedColumn(),
+            _TimeLeftColumn(self._time_left),
             console=console,
             transient=True,
             redirect_stdout=False,
@@ -238,6 +289,7 @@ class RunProgress(Progress):
         """Bring the line up to date with one event of `run_prompts`."""
         if self.console.quiet:
             return
+        self._time_left.observe(event)
         if isinstance(event, PromptStarted):
             self._name, self._num_tokens, self._num_rounds = one_line(event.request.id), 0, 0
             self._say("prefill")

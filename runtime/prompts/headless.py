@@ -41,6 +41,7 @@ class PromptResult:
             "own_settings": answer and dict(answer.own_settings),
             "prompt_tokens": costs and costs.prompt_tokens,
             "new_tokens": costs and costs.new_tokens,
+            "usage": costs and costs.usage,
             "rounds": costs and costs.rounds,
             "tokens_per_round": costs and costs.tokens_per_round,
             "prefill_seconds": costs and costs.prefill_seconds,

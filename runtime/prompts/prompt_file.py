@@ -13,11 +13,11 @@ from typing import Any
 from profiles.files import parse_json_text
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
+from runtime.prompts.json_values import describe, encodable, option_value, text_value
 
 ROLES = ("system", "user", "assistant")
 _PARAMS_OPTIONS = options_of(SamplingParams)
 _LINE_KEYS = ("prompt", "messages", "id", "system", *_PARAMS_OPTIONS)
-_JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class PromptRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     unchosen: frozenset[str] = frozenset()
     """Fields of `params` that nobody chose, so that the model's own generation settings may fill them."""
+    top_logprobs: int | None = None
+    """Likeliest tokens to list beside each token of the answer with their log-probabilities, 0: its own alone; None
+    lists nothing."""
+    response_schema: str | None = None
+    """JSON schema that the answer must keep to, `{}` for any JSON object; None leaves it free."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
     line_number: int = 1
@@ -93,37 +98,77 @@ def read_prompts(
     Raises:
         PromptFileError: the file is missing, unreadable, not UTF-8, of another kind, or holds no prompt.
     """
-    name = "standard input" if str(path) == "-" else str(path)
-    if system is not None:
-        _encodable(system, "--system")
-    is_jsonl = _is_jsonl(path)
+    common = LineDefaults(params=defaults, unchosen=frozenset(unchosen), system=system, is_raw=is_raw)
+    return parse_prompts(PromptLines.read(path), common)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineDefaults:
+    """What holds for lines that do not say otherwise; raises PromptFileError for a system turn that is not UTF-8."""
+
+    params: SamplingParams
+    unchosen: frozenset[str] = frozenset()
+    """Fields of `params` that nobody chose."""
+    system: str | None = None
+    is_raw: bool = False
+    """Whether prompts go without chat template."""
+
+    def __post_init__(self) -> None:
+        if self.system is not None:
+            encodable(self.system, "--system")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLines:
+    """The lines of a prompt file that are not blank."""
+
+    name: str
+    """What sentences call the file."""
+    is_jsonl: bool
+    lines: tuple[tuple[int, str], ...]
+    """Each with its number, from 1."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "PromptLines":
+        """Read a file, standard input for `-`. Raises PromptFileError as `read_prompts` does."""
+        name = "standard input" if str(path) == "-" else str(path)
+        is_jsonl = _is_jsonl(path)
+        numbered = enumerate(read_text(path, name).split("\n"), start=1)
+        lines = tuple((number, line) for number, line in numbered if line.strip())
+        if not lines:
+            raise PromptFileError(f"{name} holds no prompt; write one prompt on each line")
+        return cls(name, is_jsonl, lines)
+
+    def bad_line(self, number: int, item_id: str, error: Exception) -> BadLine:
+        """Return what is said of a line that cannot be used."""
+        return BadLine(number, item_id, f"{self.name} line {number}: {_shortened(str(error))}")
+
+
+def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest | BadLine]:
+    """Return what the lines ask, in order."""
     items: list[PromptRequest | BadLine] = []
     line_number_of_id: dict[str, int] = {}
-    for line_number, line in enumerate(read_text(path, name).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for line_number, line in file.lines:
         item_id = str(line_number)
         try:
-            fields = _parse_object(line) if is_jsonl else {"prompt": line.removesuffix("\r")}
-            item_id = _unused_id(fields, line_number, line_number_of_id=line_number_of_id)
-            messages = _conversation(fields, system=system, is_raw=is_raw)
+            fields = _parse_fields(line) if file.is_jsonl else {"prompt": line.removesuffix("\r")}
+            item_id = unused_id(_own_id(fields, line_number), line_number, line_number_of_id=line_number_of_id)
+            messages = _conversation(fields, system=common.system, is_raw=common.is_raw)
             prompt = fields["prompt"] if messages is None else None
             given = {key: fields[key] for key in _PARAMS_OPTIONS if key in fields}
-            chosen = {key: _field_value(_PARAMS_OPTIONS[key].kind, value, key) for key, value in given.items()}
+            chosen = {key: option_value(_PARAMS_OPTIONS[key].kind, value, key) for key, value in given.items()}
             items.append(
                 PromptRequest(
                     id=item_id,
                     messages=messages,
                     prompt=prompt,
-                    params=replace(defaults, **chosen),
-                    unchosen=frozenset(unchosen).difference(chosen),
+                    params=replace(common.params, **chosen),
+                    unchosen=common.unchosen.difference(chosen),
                     line_number=line_number,
                 )
             )
         except (PromptFileError, OptionError) as error:
-            items.append(BadLine(line_number, item_id, f"{name} line {line_number}: {_shortened(str(error))}"))
-    if not items:
-        raise PromptFileError(f"{name} holds no prompt; write one prompt on each line")
+            items.append(file.bad_line(line_number, item_id, error))
     return items
 
 
@@ -153,28 +198,37 @@ def read_text(path: str | Path, name: str) -> str:
         ) from error
 
 
-def _parse_object(line: str) -> dict[str, Any]:
+def parse_object(line: str) -> dict[str, Any]:
+    """Return the JSON object of a line. Raises PromptFileError."""
     try:
         fields = parse_json_text(line.encode())
     except ValueError as error:  # also a number with thousands of digits
         raise PromptFileError(f"not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise PromptFileError('expected a JSON object such as {"prompt": "..."}')
-    for key in fields:
-        if key not in _LINE_KEYS:
-            raise PromptFileError(f"unknown key {_describe(key)}; the keys are {', '.join(_LINE_KEYS)}")
     return fields
 
 
-def _unused_id(fields: Mapping[str, Any], line_number: int, *, line_number_of_id: dict[str, int]) -> str:
-    """Return the line's id, and record it in `line_number_of_id`."""
+def _parse_fields(line: str) -> dict[str, Any]:
+    fields = parse_object(line)
+    for key in fields:
+        if key not in _LINE_KEYS:
+            raise PromptFileError(f"unknown key {describe(key)}; the keys are {', '.join(_LINE_KEYS)}")
+    return fields
+
+
+def _own_id(fields: Mapping[str, Any], line_number: int) -> str:
     value = fields.get("id", line_number)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise PromptFileError(f"id is {_describe(value)}; it must be text or a whole number")
-    item_id = _encodable(str(value), "id")
+        raise PromptFileError(f"id is {describe(value)}; it must be text or a whole number")
+    return encodable(str(value), "id")
+
+
+def unused_id(item_id: str, line_number: int, *, line_number_of_id: dict[str, int]) -> str:
+    """Return the line's id, and record it. Raises PromptFileError where an earlier line has it."""
     if item_id in line_number_of_id:
         raise PromptFileError(
-            f"the id {_describe(item_id)} is already that of line {line_number_of_id[item_id]}; ids must differ"
+            f"the id {describe(item_id)} is already that of line {line_number_of_id[item_id]}; ids must differ"
         )
     line_number_of_id[item_id] = line_number
     return item_id
@@ -184,30 +238,34 @@ def _conversation(fields: Mapping[str, Any], *, system: str | None, is_raw: bool
     """Return the line's turns, system turn first; None when the prompt is raw text."""
     if ("prompt" in fields) == ("messages" in fields):
         raise PromptFileError("expected either prompt or messages, and only one of them")
-    own_system = _text(fields["system"], "system") if "system" in fields else None
+    own_system = text_value(fields["system"], "system") if "system" in fields else None
     if is_raw and ("messages" in fields or own_system is not None):
         raise PromptFileError(
             "a raw prompt has no chat template; use prompt without messages and system, or drop --raw"
         )
     if "prompt" in fields:
-        prompt = _text(fields["prompt"], "prompt")
+        prompt = text_value(fields["prompt"], "prompt")
         if not prompt.strip():
             raise PromptFileError("prompt is empty; write something to answer")
         if is_raw:
             return None
         messages: tuple[Message, ...] = (Message("user", prompt),)
     else:
-        messages = _messages(fields["messages"])
-    has_system = messages[0].role == "system"
-    if has_system and own_system is not None:
+        messages = parse_messages(fields["messages"])
+    if messages[0].role == "system" and own_system is not None:
         raise PromptFileError("system stands beside messages that already open with a system turn; keep one")
-    chosen_system = system if own_system is None else own_system
-    return messages if has_system or chosen_system is None else (Message("system", chosen_system), *messages)
+    return with_system(messages, system if own_system is None else own_system)
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """Return the turns behind a system turn, if there is one to set before them and they do not open with theirs."""
+    return messages if messages[0].role == "system" or system is None else (Message("system", system), *messages)
+
+
+def parse_messages(value: object) -> tuple[Message, ...]:
+    """Return the turns of a conversation that waits for an answer. Raises PromptFileError."""
     if not isinstance(value, list) or not value:
-        raise PromptFileError(f"messages is {_describe(value)}; it must be a list of turns with role and content")
+        raise PromptFileError(f"messages is {describe(value)}; it must be a list of turns with role and content")
     messages = tuple(_message(turn, position) for position, turn in enumerate(value, start=1))
     if any(message.role == "system" for message in messages[1:]):
         raise PromptFileError("messages has a system turn after its first turn; move it to the front")
@@ -221,10 +279,10 @@ def _message(turn: object, position: int) -> Message:
     if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
         raise PromptFileError(f"{name} must be an object with the keys role and content, and no other")
     if turn["role"] not in ROLES:
-        raise PromptFileError(f"{name} has the role {_describe(turn['role'])}; it must be one of {', '.join(ROLES)}")
+        raise PromptFileError(f"{name} has the role {describe(turn['role'])}; it must be one of {', '.join(ROLES)}")
     if (kind := _other_part(turn["content"])) is not None:
-        raise PromptFileError(f"{name} holds a part of type {_describe(kind)}; only text is answered, so leave it out")
-    return Message(turn["role"], _text(turn["content"], f"the content of {name}"))
+        raise PromptFileError(f"{name} holds a part of type {describe(kind)}; only text is answered, so leave it out")
+    return Message(turn["role"], text_value(turn["content"], f"the content of {name}"))
 
 
 def _other_part(content: object) -> object:
@@ -234,66 +292,6 @@ def _other_part(content: object) -> object:
     return next((kind for kind in kinds if kind != "text"), None)
 
 
-def _field_value(kind: Any, value: object, key: str) -> Any:
-    """Return the value of a field of `SamplingParams` of this kind."""
-    if kind is float:
-        return _number(value, key)
-    if kind is int:
-        if not _is_whole_number(value):
-            raise PromptFileError(f"{key} is {_describe(value)}; it must be a whole number")
-        return value
-    if kind == tuple[int, ...]:
-        if not isinstance(value, list) or not all(map(_is_whole_number, value)):
-            raise PromptFileError(
-                f"{key} is {_describe(value)}; it must be a list of token ids, which are whole numbers"
-            )
-        return tuple(value)
-    if kind == tuple[str, ...]:
-        return tuple(_text(text, key) for text in (value if isinstance(value, list) else [value]))
-    return _text(value, key)
-
-
-def _is_whole_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PromptFileError(f"{key} is {_describe(value)}; it must be a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise PromptFileError(f"{name} is {_describe(value)}; it must be text")
-    return _encodable(value, name)
-
-
-def _encodable(text: str, name: str) -> str:
-    """Return the text itself.
-
-    JSON, and an argument that is not UTF-8, can hold half of a surrogate pair, which no tokenizer and no file can take.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptFileError(
-            f"{name} holds half of a surrogate pair (\\ud800 to \\udfff), or is not UTF-8; remove it"
-        ) from error
-    return text
-
-
 def _shortened(sentence: str) -> str:
     """Return the sentence without the middle of what somebody wrote into the file, if it is long."""
     return sentence if len(sentence) <= 500 else f"{sentence[:250]} ... {sentence[-200:]}"
-
-
-def _describe(value: object) -> str:
-    """Return a short value as it stands in the file, otherwise what kind of value it is."""
-    if value is None:
-        return "null"
-    shown = ascii(value)
-    return shown if len(shown) <= 40 else _JSON_TYPE_NAMES.get(type(value), "a long value")

@@ -2,7 +2,8 @@
 
 Every answer is on the disk before the next prompt starts. On resume a half-written last line is cut off, results that
 carry an error are taken out so that their prompts are tried again, and everything else stays as it is: one result per
-id. Another process is kept out by a lock.
+id. What a line holds is for its `ResultFormat` to say; a file has lines of one kind. Another process is kept out by a
+lock.
 """
 
 import json
@@ -19,9 +20,8 @@ from profiles.errors import OverstoryError
 from profiles.files import lock, replace_content
 from runtime.errors import OptionError
 from runtime.prompts.headless import PromptResult
+from runtime.prompts.result_format import LINE_START, OWN_FORMAT, ResultFormat, is_answer, kind_of
 
-_RESULT_KEYS = {"id", "text", "error"}
-_LINE_START = b'{"id": "'
 # Legal in JSON, but a terminal obeys the first range, some readers end the line at the next two, and the last range, as
 # in the name of a file that is not UTF-8, cannot be encoded.
 _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -39,13 +39,17 @@ class ResultStream:
     finished_ids: Collection[str] = ()
     kept_in: Path | None = None
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, result_format: ResultFormat = OWN_FORMAT) -> None:
         self._stream = stream
+        self._format = result_format
 
     def append(self, result: PromptResult) -> None:
-        """Write one line and flush it."""
+        """Write one line and flush it, once the line is complete."""
+        record = self._format.record(result)
+        if record is None:
+            return
         try:
-            self._stream.write(format_record(result.to_record()) + "\n")
+            self._stream.write(format_record(record) + "\n")
             self._stream.flush()
         except BrokenPipeError:
             raise
@@ -63,15 +67,16 @@ class ResultFile:
 
     Raises:
         OptionError: the file cannot be opened, another process writes results to it, it holds something already and
-            `is_resumed` is false, or it holds a line that is no result.
+            `is_resumed` is false, or it holds a line that is no result, or none of this format.
     """
 
-    def __init__(self, path: Path, *, is_resumed: bool) -> None:
+    def __init__(self, path: Path, *, is_resumed: bool, result_format: ResultFormat = OWN_FORMAT) -> None:
         self.finished_ids: Collection[str] = ()
-        """Ids that the file answers already; none unless resumed."""
+        """Ids of requests that the file answers already; none unless resumed."""
         self.kept_in: Path | None = None
         """Where the results are, if not where they should be."""
         self._path = path
+        self._format = result_format
         self._lines: list[bytes] = []  # all that the file should hold
         try:
             self._was_there = path.exists()
@@ -94,7 +99,7 @@ class ResultFile:
                 raise OptionError(
                     f"{self._path} already holds something; add --resume to go on with it, or give another --output"
                 )
-            self._lines, self.finished_ids = _recover(content, self._path)
+            self._lines, self.finished_ids = _recover(content, self._path, self._format)
             repaired = b"".join(self._lines)
             if repaired != content:
                 before = self._file
@@ -108,15 +113,20 @@ class ResultFile:
             raise
 
     def append(self, result: PromptResult) -> None:
-        """Write one line to the disk; if that fails, no part of it stays. An interruption leaves all of it or none.
+        """Write one line to the disk, once it is complete; if that fails, no part of it stays.
+
+        An interruption leaves all of it or none.
 
         Raises:
             OverstoryError: the file system refused, for example because the disk is full.
         """
-        line = (format_record(result.to_record()) + "\n").encode()
+        record = self._format.record(result)
+        if record is None:
+            return
+        line = (format_record(record) + "\n").encode()
         try:
             self._lines.append(line)
-            self._write(line, is_synced=result.error is None)  # what is tried again on resume need not survive
+            self._write(line, is_synced=is_answer(record))  # what is tried again on resume need not survive
         except BaseException:
             if self._lines[-1:] == [line] and not self._ends_with(line):
                 self._lines.pop()
@@ -255,24 +265,29 @@ def _keep_beside(path: Path, content: bytes) -> BinaryIO:
     raise OverstoryError(f"{path} is gone, and no folder takes the results; make room and answer the prompts again")
 
 
-def _recover(content: bytes, path: Path) -> tuple[list[bytes], frozenset[str]]:
+def _recover(content: bytes, path: Path, result_format: ResultFormat) -> tuple[list[bytes], frozenset[str]]:
     """Return the lines that an earlier run left whole and without an error, and the ids that they answer."""
     *lines, tail = content.split(b"\n")
-    if _parse_result(tail) is not None or not _is_cut_short(tail):
+    if kind_of(_parsed(tail)) is not None or not _is_cut_short(tail):
         lines.append(tail)
     finished_ids: set[str] = set()
     kept: list[bytes] = []
     for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        record = _parse_result(line)
-        if record is None:
+        record = _parsed(line)
+        kind = kind_of(record)
+        if kind is None:
             raise OptionError(
                 f"{path} line {line_number} is not a result of an earlier run; "
                 "remove that line, or give another --output"
             )
-        if record["error"] is None:
-            finished_ids.add(record["id"])
+        if kind != result_format.kind:
+            raise OptionError(
+                f"{path} holds {kind}, and this prompt file gives {result_format.kind}; give another --output"
+            )
+        if is_answer(record):
+            finished_ids.update(result_format.ids_answered_by(record))
             kept.append(line + b"\n")
     return kept, frozenset(finished_ids)
 
@@ -280,13 +295,11 @@ def _recover(content: bytes, path: Path) -> tuple[list[bytes], frozenset[str]]:
 def _is_cut_short(tail: bytes) -> bool:
     """Return whether bytes without a newline can be the start of a line of ours, and not somebody's own text."""
     written = tail.rstrip(b"\0")  # a power cut can leave a file's last blocks unwritten
-    return written.startswith(_LINE_START) or _LINE_START.startswith(written)
+    return written.startswith(LINE_START) or LINE_START.startswith(written)
 
 
-def _parse_result(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_result = isinstance(record, dict) and record.keys() >= _RESULT_KEYS and isinstance(record["id"], str)
-    return record if is_result else None

@@ -5,12 +5,14 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from tests.support.batch_files import chat_line, write_lines
 from tests.support.disturbed_commands import ECHOING, REAL, DisturbedCommand, on_a_disk_that_hangs
 from tests.support.session_factory import save_tiny_folder
 
@@ -20,6 +22,7 @@ if sys.platform == "linux":
     import termios
 
 NUM_PROMPTS, NUM_DISTURBANCES = 400, 32
+NUM_KILLED, NUM_CHOICES = 40, 3
 
 
 class Story:
@@ -116,6 +119,29 @@ def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
         assert command.end() == 0
     assert story.num_results() == NUM_PROMPTS
     assert answers(story.output) == {f"no. {n}": f"THE CAT AND {n} DOGS" for n in range(NUM_PROMPTS)}
+
+
+def test_a_batch_that_is_killed_again_and_again_has_every_line_once_and_in_order(tmp_path: Path) -> None:
+    """A line of it has several choices, which are there together or not at all."""
+    story = Story(tmp_path)
+    lines = (chat_line(f"no. {n}", f"the cat and {n} dogs", n=NUM_CHOICES, seed=n) for n in range(NUM_PROMPTS))
+    write_lines(story.prompts, *lines)
+    for _ in range(NUM_KILLED):
+        with story.begin("--resume", "--in-order") as command:
+            wanted = story.num_results() + story.random.randint(0, 4)
+            command.wait_until(lambda wanted=wanted: story.num_results() >= wanted)
+            time.sleep(story.random.random() * 0.03)
+            command.send("SIGKILL")
+            assert command.end() == -9
+    before = story.num_results()
+    assert NUM_KILLED / 2 < before < NUM_PROMPTS
+    with story.begin("--resume", "--in-order") as command:
+        assert command.end() == 0
+    results = list(map(json.loads, story.output.read_text().splitlines()))
+    assert [result["custom_id"] for result in results] == [f"no. {n}" for n in range(NUM_PROMPTS)]
+    for number, result in enumerate(results):
+        choices = result["response"]["body"]["choices"]
+        assert [choice["message"]["content"] for choice in choices] == [f"THE CAT AND {number} DOGS"] * NUM_CHOICES
 
 
 def test_on_a_disk_that_hangs_the_streaming_engine_ends_in_order_and_goes_on(tmp_path: Path) -> None:

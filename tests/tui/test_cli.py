@@ -11,7 +11,9 @@ import pytest
 
 from offload.errors import LinkError
 from runtime.model.generation_config import GenerationConfig
+from runtime.prompts.headless import PromptResult, run_prompts
 from tests.support.answer_fakes import echo, loading_of
+from tests.support.batch_files import chat_line, completion_line, write_lines
 from tests.support.paths import ROOT
 from tui import cli
 from tui.environment import prepare_libraries
@@ -135,9 +137,61 @@ def test_resume_answers_only_what_is_missing(prompts, install, tmp_path, capsys)
     assert len(module.opened) == 2
 
 
+def test_a_batch_of_openais_is_answered_in_its_format_and_gone_on_with(prompts, install, tmp_path, capsys):
+    asked = []
+
+    def watch(request):
+        asked.append((request.id, request.params.temperature))
+        yield from echo(request)
+
+    install(watch)
+    lines = (chat_line("a", "one", n=2), {"prompt": "of another format"}, completion_line("b", "two"), chat_line("c"))
+    batch, output = write_lines(tmp_path / "batch.jsonl", *lines), tmp_path / "results.jsonl"
+    assert run(batch, "--output", str(output), "--limit", "1") == 0
+    assert [record["custom_id"] for record in records(output.read_text())] == ["a"]
+    assert run(batch, "--output", str(output), "--limit", "1", "--resume") == 1
+    assert [record["custom_id"] for record in records(output.read_text())] == ["a", None, "b"]
+    assert run(batch, "--output", str(output), "--resume", "--temperature", "0.5") == 1
+    assert [record["custom_id"] for record in records(output.read_text())] == ["a", "b", None, "c"]
+    assert asked == [("a [0]", 1.0), ("a [1]", 1.0), ("b", 1.0), ("c", 0.5)]
+    capsys.readouterr()
+    assert run(prompts, "--output", str(output), "--resume") == 2
+    assert "holds results in OpenAI's batch format, and this prompt file gives" in capsys.readouterr().err
+    assert run(batch) == 1
+    assert [record["custom_id"] for record in records(capsys.readouterr().out)] == ["a", None, "b", "c"]
+
+
+def test_the_first_lines_alone_are_answered_and_then_the_next_ones(prompts, install, tmp_path, capsys):
+    install()
+    assert run(prompts, "--limit", "2") == 0
+    assert [record["id"] for record in records(capsys.readouterr().out)] == ["one", "two"]
+    output = tmp_path / "results.jsonl"
+    for expected in (["one"], ["one", "two"], ["one", "two", "three"], ["one", "two", "three"]):
+        assert run(prompts, "--output", str(output), "--resume", "--limit", "1") == 0
+        assert [record["id"] for record in records(output.read_text())] == expected
+
+
+@pytest.mark.parametrize("options", [["--in-order"], []], ids=["in order", "as they finish"])
+def test_results_in_any_order_are_written_as_they_finish_or_in_order(
+    prompts, install, tmp_path, capsys, monkeypatch, options
+):
+    def backwards(generate, items):
+        return reversed([event for event in run_prompts(generate, items) if isinstance(event, PromptResult)])
+
+    install()
+    monkeypatch.setattr("tui.commands.run.run_prompts", backwards)
+    output = tmp_path / "results.jsonl"
+    assert run(prompts, "--output", str(output), *options) == 0
+    names = ["one", "two", "three"]
+    assert [record["id"] for record in records(output.read_text())] == (names if options else names[::-1])
+    assert run(prompts, *options) == 0
+    assert [record["id"] for record in records(capsys.readouterr().out)] == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["run", "x.txt", "--limit", "0"], "invalid value for '--limit'"),
         (["run", "missing.txt"], "missing.txt cannot be read"),
         (["run"], "Missing argument"),
         (["run", "x.txt", "--frobnicate"], "No such option"),

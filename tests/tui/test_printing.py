@@ -9,12 +9,13 @@ from rich.console import Console
 from offload.errors import LinkError
 from runtime.config import EngineConfig
 from runtime.events import LoadProgress
-from runtime.prompts.headless import run_prompts
+from runtime.prompts.headless import PromptResult, PromptStarted, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import PLACEMENT, STATISTICS, echo, statistics
 from tests.support.session_factory import save_tiny_folder
 from tui.printing import (
     RunProgress,
+    TimeLeft,
     announce,
     cost_line,
     measurement_tables,
@@ -101,6 +102,47 @@ def test_progress_says_how_much_has_been_read_of_a_model_that_answers_already():
     shown = console.file.getvalue()
     assert "first: prefill, 30% of the model loaded" in shown
     assert "per pass, " not in shown
+
+
+def started(number):
+    return PromptStarted(PromptRequest(id=f"{number}", prompt="hello", line_number=number), number)
+
+
+def answered(number):
+    return PromptResult(id=f"{number}", line_number=number)
+
+
+def test_the_time_left_is_that_of_the_prompts_so_far():
+    now = [100.0]
+    left = TimeLeft(5, clock=lambda: now[0])
+    now[0] = 160.0  # the model was loading
+    left.observe(answered(1))  # a bad line: nothing was answered
+    assert left.seconds is None
+    left.observe(started(2))
+    now[0] = 170.0
+    left.observe(started(3))
+    assert left.seconds is None
+    now[0] = 180.0
+    left.observe(answered(3))
+    assert left.seconds == 60.0  # three, of 20 s each
+    now[0] = 190.0
+    assert left.seconds == 50.0
+    left.observe(answered(2))
+    assert left.seconds == 30.0  # two, of 15 s each: they were answered side by side
+    now[0] = 1000.0
+    assert left.seconds == 0.0
+
+
+def test_progress_says_the_time_left_once_a_prompt_has_been_answered():
+    console = terminal()
+    requests = [PromptRequest(id=f"{n}", prompt="hello", line_number=n) for n in (1, 2)]
+    with RunProgress(console, num_prompts=2) as progress:
+        for event in run_prompts(echo, requests):
+            if isinstance(event, PromptStarted) and event.position == 2:
+                assert " left" not in console.file.getvalue()
+            progress.show(event)
+            progress.refresh()
+    assert "about 0:00:00 left" in console.file.getvalue()
 
 
 def test_progress_on_a_quiet_console_writes_nothing():

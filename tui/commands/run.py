@@ -27,8 +27,10 @@ from runtime.prompts.headless import (
     pending_items,
     run_prompts,
 )
-from runtime.prompts.prompt_file import PromptRequest, read_prompts
+from runtime.prompts.openai_batch import read_prompts_or_batch
+from runtime.prompts.prompt_file import PromptRequest
 from runtime.prompts.result_file import ResultFile, ResultStream
+from runtime.prompts.result_order import InputOrder, first_lines
 from tui.environment import packaged_prompts
 from tui.options import AnsweringConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
 from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
@@ -44,7 +46,11 @@ if TYPE_CHECKING:
 @with_option_groups
 def run(
     prompts: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="A .txt or .jsonl prompt file, or - for standard input.")
+        str,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="A .txt or .jsonl prompt file, the latter also in OpenAI's batch format, or - for standard input.",
+        ),
     ],
     command_line: typer.Context,
     config: AnsweringConfig,
@@ -55,9 +61,26 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Append results to this file.", show_default="stdout")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already answers.")] = False,
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="Write to --output in the order of the prompts; results that wait for an earlier one are lost if the run ends.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Answer the first N lines that have no answer yet.", show_default="all of them"
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
-    """Answer a prompt file; results are JSON lines, in order.
+    """Answer a prompt file; results are JSON lines.
+
+    They are in the order of the prompts, but in --output as they finish. A file in OpenAI's batch format, with lines
+    for /v1/chat/completions or /v1/completions, is answered in that format, and sampled at temperature 1 unless a line,
+    --temperature or the model's own settings say otherwise.
 
     What you leave out of temperature, top-p, top-k, min-p, repetition penalty, stop texts and length is as the
     model's own generation settings say, as in transformers' generate(); --generation plain takes the defaults
@@ -66,23 +89,26 @@ def run(
     if resume and output is None:
         raise OptionError("--resume needs the file to go on with; add --output FILE")
     unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
-    items = read_prompts(prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen)
+    items, result_format = read_prompts_or_batch(
+        prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen
+    )
     console = progress_console(is_quiet=quiet)
     num_errors = 0
     with ExitStack() as stack:
-        results: ResultFile | ResultStream = ResultStream(sys.stdout)
+        results: ResultFile | ResultStream = ResultStream(sys.stdout, result_format)
         if output is not None:
-            results = ResultFile(output, is_resumed=resume)
+            results = ResultFile(output, is_resumed=resume, result_format=result_format)
             stack.callback(_tell_where_kept, results, output)
             stack.enter_context(results)
-        items = pending_items(items, results.finished_ids)
+        items = first_lines(pending_items(items, results.finished_ids), limit)
+        written = InputOrder(results, items) if in_order or output is None else results
         opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
         late = (lambda: None) if opened is None else (lambda: opened.load_progress)
         progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
         for event in run_prompts(_generate(opened), items):
             progress.show(event)
             if isinstance(event, PromptResult):
-                results.append(event)
+                written.append(event)
                 num_errors += event.error is not None
     return max(_report_errors(num_errors, len(items)), int(results.kept_in is not None))
 
@@ -122,7 +148,7 @@ def compare(
         raise OptionError("--draft none leaves nothing to compare; leave it out, or name a draft")
     path = packaged_prompts("demo.jsonl") if prompts is None else prompts
     unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
-    items = read_prompts(path, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen)
+    items, _ = read_prompts_or_batch(path, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen)
     console = progress_console(is_quiet=quiet)
     out = sys.stderr if as_json else sys.stdout
     if any(isinstance(item, PromptRequest) for item in items):
