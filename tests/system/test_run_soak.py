@@ -22,7 +22,7 @@ if sys.platform == "linux":
     import termios
 
 NUM_PROMPTS, NUM_DISTURBANCES = 400, 32
-NUM_KILLED, NUM_CHOICES = 40, 3
+NUM_KILLED, NUM_CHOICES = 8, 3
 
 
 class Story:
@@ -128,13 +128,13 @@ def test_a_batch_that_is_killed_again_and_again_has_every_line_once_and_in_order
     write_lines(story.prompts, *lines)
     for _ in range(NUM_KILLED):
         with story.begin("--resume", "--in-order") as command:
-            wanted = story.num_results() + story.random.randint(0, 4)
+            wanted = story.num_results() + story.random.randint(0, 20)
             command.wait_until(lambda wanted=wanted: story.num_results() >= wanted)
             time.sleep(story.random.random() * 0.03)
             command.send("SIGKILL")
             assert command.end() == -9
     before = story.num_results()
-    assert NUM_KILLED / 2 < before < NUM_PROMPTS
+    assert 0 < before < NUM_PROMPTS
     with story.begin("--resume", "--in-order") as command:
         assert command.end() == 0
     results = list(map(json.loads, story.output.read_text().splitlines()))

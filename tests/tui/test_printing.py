@@ -138,7 +138,7 @@ def test_progress_says_the_time_left_once_a_prompt_has_been_answered():
     requests = [PromptRequest(id=f"{n}", prompt="hello", line_number=n) for n in (1, 2)]
     with RunProgress(console, num_prompts=2) as progress:
         for event in run_prompts(echo, requests):
-            if isinstance(event, PromptStarted) and event.position == 2:
+            if isinstance(event, PromptResult) and event.id == "1":
                 assert " left" not in console.file.getvalue()
             progress.show(event)
             progress.refresh()

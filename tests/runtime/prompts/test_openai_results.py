@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -136,6 +138,60 @@ def test_what_the_api_itself_answered_counts_and_what_it_refused_is_asked_here(b
     write_lines(path, *(json.dumps(each, separators=(",", ":")) for each in (answered, refused, expired)))
     assert answer(batch, path, is_resumed=True) == ["a", "c"]
     assert custom_ids(path) == ["b", "a", "c", "d"]
+
+
+SHUFFLED_RUN = """
+import random, sys, time
+from pathlib import Path
+from runtime.config import SamplingParams
+from runtime.events import Finished, GenerationStatistics
+from runtime.prompts.headless import PromptResult, pending_items
+from runtime.prompts.openai_batch import read_prompts_or_batch
+from runtime.prompts.result_file import ResultFile
+from runtime.prompts.result_order import InputOrder
+
+batch, path, seed, is_in_order = sys.argv[1:]
+random.seed(int(seed))
+items, result_format = read_prompts_or_batch(batch, SamplingParams())
+statistics = GenerationStatistics.total([])
+with ResultFile(Path(path), is_resumed=True, result_format=result_format) as file:
+    waiting = pending_items(items, file.finished_ids)
+    results = InputOrder(file, waiting) if is_in_order else file
+    print("begun", flush=True)
+    under_way = []
+    while waiting or under_way:
+        while waiting and len(under_way) < 7:
+            under_way.append(waiting.pop(0))
+        item = under_way.pop(random.randrange(len(under_way)))
+        time.sleep(0.001)
+        finished = Finished("stop", item.prompt.upper() + item.id, statistics)
+        results.append(PromptResult(id=item.id, line_number=item.line_number, finished=finished))
+"""
+
+
+@pytest.mark.parametrize("is_in_order", [False, True], ids=["as they finish", "in order"])
+def test_killed_at_random_moments_with_many_prompts_under_way(tmp_path, path, is_in_order, pytestconfig):
+    """40 times with `--fuzz 1`: every line is there once, whole, with the text that it has alone."""
+    source = random.Random(11)
+    names = [f"no. {number}" for number in range(300)]
+    batch = write_lines(tmp_path / "batch.jsonl", *(completion_line(name, f"{name}: ", n=2) for name in names))
+    arguments = [sys.executable, "-c", SHUFFLED_RUN, str(batch), str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    num_kills = 40 // min(5, pytestconfig.getoption("fuzz"))
+    for seed in range(num_kills):
+        command = [*arguments, str(seed), "x" * is_in_order]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+            assert process.stdout.readline() == b"begun\n"
+            time.sleep(source.random() * 0.5 / num_kills)
+            process.kill()
+        with path.open("ab") as torn:  # as where the power went, too
+            torn.write(b'{"id": "batch_req_5", "cus'[: source.randint(0, 26)])
+    assert 0 < len(path.read_bytes().splitlines()) < len(names)
+    subprocess.run([*arguments, "99", "x" * is_in_order], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert (custom_ids(path) if is_in_order else sorted(custom_ids(path), key=names.index)) == names
+    for record in records(path):
+        name, choices = record["custom_id"], record["response"]["body"]["choices"]
+        assert [choice["text"] for choice in choices] == [f"NO. {name[4:]}: {name} [{index}]" for index in (0, 1)]
 
 
 KILLED_RUN = """
