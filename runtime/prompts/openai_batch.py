@@ -53,8 +53,9 @@ class _Question:
 
     url: str
     model: str
+    num_choices: int
     requests: tuple[PromptRequest, ...]
-    """One for each choice; until ids are given, one of them with the line's `custom_id` as its id."""
+    """One for each choice; until ids are given, the first alone, with the line's `custom_id` as its id."""
 
 
 def read_prompts_or_batch(
@@ -102,7 +103,7 @@ def _parse_batch(file: PromptLines, common: LineDefaults) -> tuple[list[PromptIt
     questions: dict[int, _Question] = {}
     for number, question in found.items():
         if isinstance(question, _Question):
-            questions[number] = replace(question, requests=_with_ids_of_choices(question.requests, taken))
+            questions[number] = _with_all_choices(question, taken)
             items += questions[number].requests
         else:
             items.append(question)
@@ -140,12 +141,12 @@ def _question(fields: Mapping[str, Any], custom_id: str, line_number: int, commo
         **_choices_of_text(body, custom_id, common),
     )
     _check_can_be_done(request)
-    num_choices = whole_number(body.get("n", 1), "n", least=1, most=MAX_CHOICES)
-    seed = request.params.seed
-    requests = tuple(
-        replace(request, params=replace(request.params, seed=seed + index)) for index in range(num_choices)
+    return _Question(
+        url=url,
+        model=text_value(body.get("model"), "model"),
+        num_choices=whole_number(body.get("n", 1), "n", least=1, most=MAX_CHOICES),
+        requests=(request,),
     )
-    return _Question(url=url, model=text_value(body.get("model"), "model"), requests=requests)
 
 
 def _known_keys(body: Mapping[str, Any], url: str) -> dict[str, Any]:
@@ -252,18 +253,23 @@ def _check_can_be_done(request: PromptRequest) -> None:
         )
 
 
-def _with_ids_of_choices(requests: Sequence[PromptRequest], taken: set[str]) -> tuple[PromptRequest, ...]:
-    """Return the requests with ids that no other of the file has; `taken` are those of its lines, and takes these."""
-    if len(requests) == 1:
-        return tuple(requests)
-    renamed = []
-    for index, request in enumerate(requests):
-        choice_id = f"{request.id} [{index}]"
+def _with_all_choices(question: _Question, taken: set[str]) -> _Question:
+    """Return the question with a request for each choice, of an id that no other of the file has, and the next seed.
+
+    `taken` are the ids of the file's lines, and takes these.
+    """
+    if question.num_choices == 1:
+        return question
+    (first,) = question.requests
+    requests = []
+    for index in range(question.num_choices):
+        choice_id = f"{first.id} [{index}]"
         while choice_id in taken:
             choice_id += "'"
         taken.add(choice_id)
-        renamed.append(replace(request, id=choice_id))
-    return tuple(renamed)
+        params = replace(first.params, seed=first.params.seed + index)
+        requests.append(replace(first, id=choice_id, params=params))
+    return replace(question, requests=tuple(requests))
 
 
 class OpenAiFormat:

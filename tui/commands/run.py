@@ -78,9 +78,9 @@ def run(
 ) -> int:
     """Answer a prompt file; results are JSON lines.
 
-    They are in the order of the prompts, but in --output as they finish. A file in OpenAI's batch format, with lines
-    for /v1/chat/completions or /v1/completions, is answered in that format, and sampled at temperature 1 unless a line,
-    --temperature or the model's own settings say otherwise.
+    They are in the order of the prompts, but in --output as they finish. A file in OpenAI's batch format, with
+    lines for /v1/chat/completions or /v1/completions, is answered in that format, and sampled at temperature 1
+    unless a line, --temperature or the model's own settings say otherwise.
 
     What you leave out of temperature, top-p, top-k, min-p, repetition penalty, stop texts and length is as the
     model's own generation settings say, as in transformers' generate(); --generation plain takes the defaults
