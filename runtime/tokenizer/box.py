@@ -252,6 +252,16 @@ class Tokenizer:
         task = m.EncodeConversation(self._key, tuple(turns), is_continued)
         return self._encoded(task, num_characters=sum(len(content) for _, content in turns))
 
+    def encode_pair(self, context: str | None, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a context and of its continuation, each at least one, as `formatting.encode_pair` does.
+
+        Raises OptionError.
+        """
+        task = m.EncodePair(self._key, context, continuation)
+        seconds = self._seconds(len(context or "") + len(continuation))
+        pair = self._use(task, m.EncodedPair, seconds=seconds)
+        return pair.context_ids, pair.continuation_ids
+
     def name(self, token_id: int) -> str:
         """Return what an id stands for, as it may be printed."""
         return self._use(m.Name(self._key, token_id), m.Text).text
@@ -288,12 +298,14 @@ class Tokenizer:
     def _encoded(self, task: m.Encode | m.EncodeConversation, *, num_characters: int) -> list[int]:
         if task in self._too_much:  # which is asked twice: to size the caches, and to answer
             raise self._too_much[task]
-        seconds = self._box.limits.use_seconds * (1 + num_characters / 1e6)
         try:
-            return self._use(task, m.Encoded, seconds=seconds).token_ids
+            return self._use(task, m.Encoded, seconds=self._seconds(num_characters)).token_ids
         except _TooMuchError as error:
             self._too_much[task] = error
             raise
+
+    def _seconds(self, num_characters: int) -> float:
+        return self._box.limits.use_seconds * (1 + num_characters / 1e6)
 
     def _use(self, task: m.Task, expected: type[_R], *, seconds: float | None = None) -> _R:
         reply = self._collect(self._post(task, seconds=seconds), expected)

@@ -11,7 +11,7 @@ from profiles.errors import OverstoryError, quote
 from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.answer_text import AnswerText
-from runtime.tokenizer.formatting import encode_conversation, encode_text
+from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
 from runtime.tokenizer.limits import FileGuard
 from runtime.tokenizer.loading import load_tokenizer, reason
 from runtime.tokenizer.match import first_difference
@@ -32,6 +32,7 @@ class Desk:
             m.Load: self._load,
             m.Encode: self._encode,
             m.EncodeConversation: self._encode_conversation,
+            m.EncodePair: self._encode_pair,
             m.Name: self._name,
             m.Compare: self._compare,
             m.Begin: self._begin,
@@ -74,6 +75,12 @@ class Desk:
         tokenizer = self._tokenizers[task.key]
         return _encoded(encode_conversation(tokenizer, task.turns, is_continued=task.is_continued))
 
+    def _encode_pair(self, task: m.EncodePair) -> m.Reply:
+        context_ids, continuation_ids = encode_pair(self._tokenizers[task.key], task.context, task.continuation)
+        if (refused := _too_many(len(context_ids) + len(continuation_ids))) is not None:
+            return refused
+        return m.EncodedPair(context_ids, continuation_ids)
+
     def _name(self, task: m.Name) -> m.Reply:
         return m.Text(quote(self._tokenizers[task.key].convert_ids_to_tokens(task.token_id)))
 
@@ -100,6 +107,10 @@ class Desk:
 
 
 def _encoded(token_ids: list[int]) -> m.Reply:
-    if len(token_ids) > MAX_PROMPT_TOKENS:
-        return m.Refused(f"the prompt has become {len(token_ids)} tokens; expected at most {MAX_PROMPT_TOKENS}")
-    return m.Encoded(token_ids)
+    return _too_many(len(token_ids)) or m.Encoded(token_ids)
+
+
+def _too_many(num_tokens: int) -> m.Refused | None:
+    if num_tokens <= MAX_PROMPT_TOKENS:
+        return None
+    return m.Refused(f"the prompt has become {num_tokens} tokens; expected at most {MAX_PROMPT_TOKENS}")

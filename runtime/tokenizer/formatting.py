@@ -11,13 +11,36 @@ from runtime.tokenizer.loading import reason
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of raw text, special tokens around it as the tokenizer wants. Raises OptionError."""
-    try:
-        token_ids = tokenizer(text)["input_ids"]
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # a panic of Rust is no Exception
-        raise OptionError(f"the target's tokenizer fails on the prompt ({reason(error)})") from error
-    return _some(token_ids)
+    return _some(_encoded(tokenizer, text))
+
+
+def encode_pair(tokenizer: Any, context: str | None, continuation: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of a context and of what follows it, split as lm_eval does (TemplateLM._encode_pair).
+
+    Spaces that end the context belong to the continuation, whose tokens are those of both without as many as the
+    context has alone. A context of nothing is the token that begins a text, or the one that ends it, and so it is where
+    `context` is None: then the continuation has the special tokens that the tokenizer wants. Raises OptionError.
+    """
+    begin_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    begin = "" if begin_id is None else tokenizer.decode([begin_id])
+
+    def encode(text: str) -> list[int]:
+        return _encoded(tokenizer, text, has_special=not (begin and text.startswith(begin)))
+
+    if context is not None and (kept := context.rstrip()):
+        context_ids = encode(kept)
+        continuation_ids = encode(context + continuation)[len(context_ids) :]
+    elif begin_id is None:
+        raise OptionError("there is no context, and the tokenizer has no token that begins or ends a text; give some")
+    elif context is None:
+        context_ids, continuation_ids = [begin_id], encode(continuation)
+    else:
+        continuation_ids = _encoded(tokenizer, context + continuation, has_special=False)
+        num_begun = int(continuation_ids[:1] == [begin_id] and len(continuation_ids) > 1)
+        context_ids, continuation_ids = [begin_id], continuation_ids[num_begun:]
+    if not continuation_ids:
+        raise OptionError("the continuation adds no token to the context; give it some text")
+    return context_ids, continuation_ids
 
 
 def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_continued: bool) -> list[int]:
@@ -50,6 +73,17 @@ def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_
             f"the target's chat template fails on the conversation ({reason(error)}); use --raw"
         ) from error
     return _some(token_ids)
+
+
+def _encoded(tokenizer: Any, text: str, *, has_special: bool = True) -> list[int]:
+    """Return the ids of a text, with the special tokens that the tokenizer wants around it or without."""
+    how = {} if has_special else {"add_special_tokens": False}
+    try:
+        return list(tokenizer(text, **how)["input_ids"])
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        raise OptionError(f"the target's tokenizer fails on the prompt ({reason(error)})") from error
 
 
 def _said(error: TemplateError) -> str:

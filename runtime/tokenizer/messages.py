@@ -39,6 +39,15 @@ class EncodeConversation(_Message, frozen=True):
     is_continued: bool
 
 
+class EncodePair(_Message, frozen=True):
+    """Turn a context and its continuation into token ids, to be scored."""
+
+    key: int
+    context: str | None
+    """None: there is none, and the whole text is scored."""
+    continuation: str
+
+
 class Name(_Message, frozen=True):
     """Say which string a token id stands for."""
 
@@ -75,7 +84,7 @@ class End(_Message, frozen=True):
     answer_key: int
 
 
-Task = Load | Encode | EncodeConversation | Name | Compare | Begin | Add | End
+Task = Load | Encode | EncodeConversation | EncodePair | Name | Compare | Begin | Add | End
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -103,6 +112,13 @@ class Encoded(_Message, frozen=True):
     """The token ids of a prompt."""
 
     token_ids: list[int]
+
+
+class EncodedPair(_Message, frozen=True):
+    """The token ids of a context and its continuation."""
+
+    context_ids: list[int]
+    continuation_ids: list[int]
 
 
 class Text(_Message, frozen=True):
@@ -143,7 +159,7 @@ class Refused(_Message, frozen=True):
     ends: bool = False
 
 
-Reply = Ready | Loaded | Encoded | Text | Difference | Released | Ended | Refused
+Reply = Ready | Loaded | Encoded | EncodedPair | Text | Difference | Released | Ended | Refused
 _requests, _replies = msgspec.msgpack.Decoder(Request), msgspec.msgpack.Decoder(Reply)
 _encoder = msgspec.msgpack.Encoder()
 

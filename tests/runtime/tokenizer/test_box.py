@@ -74,6 +74,7 @@ def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: Toke
     ]
     assert ids == theirs.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
     assert ours.encode("the cat") == theirs("the cat")["input_ids"]
+    assert ours.encode_pair("the ", "cat") == (theirs("the")["input_ids"], theirs(" cat")["input_ids"])
     assert ours.name(2) == "'</s>'"
     answer, same = ours.begin_answer(("dog",), behind=ids[:2]), AnswerText(theirs, ("dog",), behind=ids[:2])
     for token_id in [*ids, *ids]:

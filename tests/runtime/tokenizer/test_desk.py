@@ -23,6 +23,7 @@ def ask(desk: Desk, task: m.Task, *dropped_keys: int) -> m.Reply:
 def test_a_prompt_and_its_answer(desk: Desk) -> None:
     ids = build_tokenizer()("the cat")["input_ids"]
     assert ask(desk, m.Encode(1, "the cat")) == m.Encoded(ids)
+    assert ask(desk, m.EncodePair(1, "the cat", " sat")) == m.EncodedPair(ids, build_tokenizer()(" sat")["input_ids"])
     assert isinstance(ask(desk, m.EncodeConversation(1, (("user", "the cat"),), False)), m.Encoded)
     assert ask(desk, m.Begin(1, 2, ["a"], [])) == m.Ready()
     assert ask(desk, m.Add(2, ids)) == m.Released("the c", ids.index(build_tokenizer()("a")["input_ids"][0]) + 1, True)
@@ -38,7 +39,14 @@ def test_two_tokenizers_are_compared(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_is_a_sentence(desk: Desk, tmp_path: Path) -> None:
-    for task in (m.Encode(1, ""), m.Encode(9, "x"), m.Add(9, [1]), m.End(9), m.Load(3, bytes(tmp_path / "none"))):
+    for task in (
+        m.Encode(1, ""),
+        m.EncodePair(1, "", ""),
+        m.Encode(9, "x"),
+        m.Add(9, [1]),
+        m.End(9),
+        m.Load(3, bytes(tmp_path / "none")),
+    ):
         reply = ask(desk, task)
         assert isinstance(reply, m.Refused) and reply.sentence and not reply.ends
     assert isinstance(ask(desk, m.Encode(1, "the cat")), m.Encoded)
@@ -58,5 +66,6 @@ def test_a_process_that_ran_out_of_memory_is_not_used_again(desk: Desk, monkeypa
 
 def test_a_prompt_of_too_many_tokens_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.tokenizer.desk.MAX_PROMPT_TOKENS", 3)
-    reply = ask(desk, m.Encode(1, "the cat"))
-    assert isinstance(reply, m.Refused) and "expected at most 3" in reply.sentence
+    for task in (m.Encode(1, "the cat"), m.EncodePair(1, "a ", "cat")):
+        reply = ask(desk, task)
+        assert isinstance(reply, m.Refused) and "expected at most 3" in reply.sentence

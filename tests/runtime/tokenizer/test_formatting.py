@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from runtime.errors import OptionError
-from runtime.tokenizer.formatting import encode_conversation, encode_text
+from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
 from tests.support.model_factory import build_tokenizer
 
 TURNS = [("user", "the cat"), ("assistant", "the dog"), ("user", "a <b> & 'c'")]
@@ -30,6 +31,60 @@ def test_the_chat_template_is_applied_to_turns_and_not_to_text() -> None:
     ids = encode_conversation(tokenizer, TURNS[:1], is_continued=False)
     assert tokenizer.decode(ids) == "<|user|>the cat</s><|assistant|>"
     assert tokenizer.decode(encode_text(tokenizer, "the cat")) == "the cat"
+
+
+def beginning_with_bos() -> Any:
+    """As Llama's: every text gets `<s>` before it."""
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "split"),
+    [
+        ("the cat", " sat", ("the cat", " sat")),
+        ("the cat ", "sat", ("the cat", " sat")),
+        ("the cat\n ", "sat", ("the cat", "\n sat")),
+        ("", "the cat", ("<s>", "the cat")),
+        ("  ", "the cat", ("<s>", "  the cat")),
+        ("", "<s>the cat", ("<s>", "the cat")),
+        ("", "<s>", ("<s>", "<s>")),
+        ("t", "he cat", ("t", " cat")),
+        (None, "the cat ", ("<s>", "the cat ")),
+    ],
+)
+def test_a_context_and_its_continuation_are_split_as_lm_eval_does(
+    context: str | None, continuation: str, split: tuple[str, str]
+) -> None:
+    """Where both are merged over their border, the continuation is what is left, or the whole begins with less."""
+    tokenizer = build_tokenizer()
+    pair = encode_pair(tokenizer, context, continuation)
+    assert tuple(map(tokenizer.decode, pair)) == split
+
+
+def test_the_special_tokens_of_a_text_stand_once() -> None:
+    tokenizer = beginning_with_bos()
+    assert tuple(map(tokenizer.decode, encode_pair(tokenizer, "the cat", " sat"))) == ("<s>the cat", " sat")
+    assert tuple(map(tokenizer.decode, encode_pair(tokenizer, "<s>the cat", " sat"))) == ("<s>the cat", " sat")
+    assert tuple(map(tokenizer.decode, encode_pair(tokenizer, "", "sat"))) == ("<s>", "sat")
+    assert tuple(map(tokenizer.decode, encode_pair(tokenizer, None, "sat"))) == ("<s>", "<s>sat")
+
+
+def test_a_context_of_nothing_is_the_token_that_begins_or_else_ends_a_text() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = None
+    assert encode_pair(tokenizer, "", "the cat")[0] == [2]
+    tokenizer.eos_token = None
+    with pytest.raises(OptionError, match="there is no context, and the tokenizer has no token that begins or ends"):
+        encode_pair(tokenizer, " ", "the cat")
+
+
+def test_a_continuation_without_a_token_of_its_own_is_refused() -> None:
+    with pytest.raises(OptionError, match="the continuation adds no token"):
+        encode_pair(build_tokenizer(), "the cat", "")
+    with pytest.raises(OptionError, match="the continuation adds no token"):
+        encode_pair(build_tokenizer(), "th", "e")
 
 
 def test_a_prompt_without_a_token_and_a_tokenizer_without_a_template_are_refused() -> None:
