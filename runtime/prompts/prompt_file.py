@@ -152,7 +152,7 @@ def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest
         item_id = str(line_number)
         try:
             fields = _parse_fields(line) if file.is_jsonl else {"prompt": line.removesuffix("\r")}
-            item_id = unused_id(_own_id(fields, line_number), line_number, line_number_of_id=line_number_of_id)
+            item_id = unused_id(own_id(fields, line_number), line_number, line_number_of_id=line_number_of_id)
             messages = _conversation(fields, system=common.system, is_raw=common.is_raw)
             prompt = fields["prompt"] if messages is None else None
             given = {key: fields[key] for key in _PARAMS_OPTIONS if key in fields}
@@ -217,7 +217,8 @@ def _parse_fields(line: str) -> dict[str, Any]:
     return fields
 
 
-def _own_id(fields: Mapping[str, Any], line_number: int) -> str:
+def own_id(fields: Mapping[str, Any], line_number: int) -> str:
+    """Return the id that a line gives itself, else its number. Raises PromptFileError."""
     value = fields.get("id", line_number)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise PromptFileError(f"id is {describe(value)}; it must be text or a whole number")

@@ -1,15 +1,16 @@
-"""What a line of results holds, in this project's own format or in OpenAI's, and how it is known again on resume."""
+"""What a line of results holds, answers in our own format or in OpenAI's or scores, and how it is known on resume."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Protocol
 
 from runtime.prompts.headless import PromptResult
 
-ResultKind = Literal["results in overstory's own format", "results in OpenAI's batch format"]
+ResultKind = Literal["results in overstory's own format", "results in OpenAI's batch format", "scores"]
 """In words."""
 OWN: ResultKind = "results in overstory's own format"
 OPENAI: ResultKind = "results in OpenAI's batch format"
-_OWN_KEYS = {"id", "text", "error"}
+SCORES: ResultKind = "scores"
+_OWN_KEYS: Mapping[ResultKind, set[str]] = {OWN: {"id", "text", "error"}, SCORES: {"id", "log_likelihood", "error"}}
 _OPENAI_KEYS = {"custom_id", "response", "error"}
 # Both begin so, which is how a half-written line is known: a record's first key is its id, and that is text.
 LINE_START = b'{"id": "'
@@ -31,9 +32,10 @@ class ResultFormat(Protocol):
 
 
 class OwnFormat:
-    """One line for each result."""
+    """One line for each result, as the result says it."""
 
-    kind = OWN
+    def __init__(self, kind: ResultKind) -> None:
+        self.kind = kind
 
     def record(self, result: PromptResult) -> dict[str, Any]:
         return result.to_record()
@@ -42,7 +44,7 @@ class OwnFormat:
         return (record["id"],)
 
 
-OWN_FORMAT = OwnFormat()
+OWN_FORMAT, SCORE_FORMAT = OwnFormat(OWN), OwnFormat(SCORES)
 
 
 def kind_of(record: object) -> ResultKind | None:
@@ -51,12 +53,14 @@ def kind_of(record: object) -> ResultKind | None:
         return None
     if record.keys() >= _OPENAI_KEYS and _is_openai(record["custom_id"], record["response"], record["error"]):
         return OPENAI
-    return OWN if record.keys() >= _OWN_KEYS and isinstance(record["id"], str) else None
+    if not isinstance(record.get("id"), str):
+        return None
+    return next((kind for kind, keys in _OWN_KEYS.items() if record.keys() >= keys), None)
 
 
 def is_answer(record: Mapping[str, Any]) -> bool:
     """Return whether a result is one that stays on resume; what failed is tried again."""
-    return record["error"] is None and (kind_of(record) == OWN or record["response"]["status_code"] == 200)
+    return record["error"] is None and (kind_of(record) != OPENAI or record["response"]["status_code"] == 200)
 
 
 def _is_openai(custom_id: object, response: object, error: object) -> bool:

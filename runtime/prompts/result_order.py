@@ -15,6 +15,16 @@ class Results(Protocol):
         """Take one result."""
 
 
+class Line(Protocol):
+    """A line of a file that has one result."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def line_number(self) -> int: ...
+
+
 class InputOrder:
     """Results that come in any order, handed on in that of their prompts.
 
@@ -22,7 +32,7 @@ class InputOrder:
     so that a run that goes on with the file keeps the order.
     """
 
-    def __init__(self, results: Results, items: Iterable[PromptItem]) -> None:
+    def __init__(self, results: Results, items: Iterable[Line]) -> None:
         """`items` are the lines to be answered, in order, each of which has one result."""
         self._results = results
         self._awaited = deque((item.line_number, item.id) for item in items)

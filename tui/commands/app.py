@@ -14,6 +14,7 @@ from tui.commands.doctor import doctor
 from tui.commands.plan import plan
 from tui.commands.prepare import prepare
 from tui.commands.run import compare, run
+from tui.commands.score import score
 from tui.commands.unpack import unpack
 
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
-for _command in (run, compare, chat, calibrate, doctor, prepare, unpack, plan):
+for _command in (run, score, compare, chat, calibrate, doctor, prepare, unpack, plan):
     app.command()(_command)
 for _registered in (*app.registered_commands, *bench_app.registered_commands):
     _registered.cls = _Command

@@ -65,7 +65,8 @@ def run(
         bool,
         typer.Option(
             "--in-order",
-            help="Write to --output in the order of the prompts; results that wait for an earlier one are lost if the run ends.",
+            help="Write to --output in the order of the prompts; results that wait for an earlier one are lost if the run "
+            "ends.",
         ),
     ] = False,
     limit: Annotated[
@@ -98,7 +99,7 @@ def run(
         results: ResultFile | ResultStream = ResultStream(sys.stdout, result_format)
         if output is not None:
             results = ResultFile(output, is_resumed=resume, result_format=result_format)
-            stack.callback(_tell_where_kept, results, output)
+            stack.callback(tell_where_kept, results, output)
             stack.enter_context(results)
         items = first_lines(pending_items(items, results.finished_ids), limit)
         written = InputOrder(results, items) if in_order or output is None else results
@@ -113,7 +114,8 @@ def run(
     return max(_report_errors(num_errors, len(items)), int(results.kept_in is not None))
 
 
-def _tell_where_kept(results: ResultFile, output: Path) -> None:
+def tell_where_kept(results: ResultFile, output: Path) -> None:
+    """Say where the results of a command are, if `output` no longer has them."""
     if results.kept_in is not None:
         sys.stderr.write(
             f"overstory: error: {output} was moved, removed or changed by another program during the run; all results "

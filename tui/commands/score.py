@@ -1,0 +1,117 @@
+"""`overstory score` says how likely a model finds continuations that are given, many to a pass."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from runtime.config import MAX_PREFILL_TOKENS, EngineConfig, SamplingParams
+from runtime.errors import OptionError
+from runtime.prompts.prompt_file import BadLine, PromptRequest
+from runtime.prompts.result_file import ResultFile, ResultStream
+from runtime.prompts.result_format import SCORE_FORMAT
+from runtime.prompts.result_order import InputOrder
+from runtime.scoring.score_file import ScoreRequest, ScoreResult, read_score_requests
+from tui.commands.run import tell_where_kept
+from tui.options import PlainConfig, Quiet, with_option_groups
+from tui.printing import open_session_in_sight, progress_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@with_option_groups
+def score(
+    texts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXTS", help="A file of JSON lines with context, continuation and optionally id, or - for stdin."
+        ),
+    ],
+    config: PlainConfig,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Append results to this file.", show_default="stdout")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip ids that --output already has.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Score continuations: log-likelihood given the context, and whether greedy decoding would write them.
+
+    Results are JSON lines, in the order of the texts, but in --output as they come: log_likelihood (natural, of all
+    tokens of the continuation together), is_greedy, tokens, context_tokens, truncated_tokens, error.
+
+    Many texts share each pass over the model, and what they begin with alike is computed once, as the choices of a
+    question or the examples before all questions.
+
+    Context and continuation are split into tokens as lm-evaluation-harness does: spaces that end the context belong to
+    the continuation, and an empty context is the token that begins a text. What is longer than --context (unless given,
+    the longest text, at most what the model allows) loses its beginning, as truncated_tokens says.
+    """
+    if resume and output is None:
+        raise OptionError("--resume needs the file to go on with; add --output FILE")
+    items = read_score_requests(texts)
+    console = progress_console(is_quiet=quiet)
+    num_errors = 0
+    with ExitStack() as stack:
+        results: ResultFile | ResultStream = ResultStream(sys.stdout, SCORE_FORMAT)
+        if output is not None:
+            results = ResultFile(output, is_resumed=resume, result_format=SCORE_FORMAT)
+            stack.callback(tell_where_kept, results, output)
+            stack.enter_context(results)
+        items = [item for item in items if isinstance(item, BadLine) or item.id not in results.finished_ids]
+        written = results if output is not None else InputOrder(results, items)
+        for result in _scored(config, items, console):
+            written.append(result)
+            num_errors += result.error is not None
+    if num_errors:
+        sys.stderr.write(f"overstory: error: {num_errors} of {len(items)} texts have no score; see `error` there\n")
+    return int(num_errors > 0 or results.kept_in is not None)
+
+
+def _scored(config: EngineConfig, items: Sequence[ScoreRequest | BadLine], console: "Console") -> Iterator[ScoreResult]:
+    """Yield the result of every line, bad ones first; where no other is left, no model is opened."""
+    requests = [item for item in items if isinstance(item, ScoreRequest)]
+    for item in items:
+        if isinstance(item, BadLine):
+            yield ScoreResult(id=item.id, line_number=item.line_number, error=item.error)
+    if not requests:
+        return
+    with open_session_in_sight(config, _sizing(requests), console) as opened:
+        from runtime.scoring.scorer import Scorer
+
+        with _progress(console) as progress:
+            task = progress.add_task("", total=len(requests))
+            for event in Scorer(opened.session.engine, opened.plan.tokenizer).run(requests):
+                if isinstance(event, ScoreResult):
+                    progress.advance(task)
+                    yield event
+
+
+def _sizing(requests: Sequence[ScoreRequest]) -> list[PromptRequest]:
+    """Return prompts for which a session has the room that the texts need, and that a wide pass of short ones needs."""
+    texts = [
+        PromptRequest(id=each.id, prompt=each.context + each.continuation, params=SamplingParams(max_new_tokens=1))
+        for each in requests
+    ]
+    return [*texts, PromptRequest(id="", prompt="a", params=SamplingParams(max_new_tokens=MAX_PREFILL_TOKENS))]
+
+
+def _progress(console: "Console") -> Progress:
+    """Return a line that says how many texts are scored; it is gone at the end."""
+    return Progress(
+        SpinnerColumn(),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=console.quiet,
+    )
