@@ -12,6 +12,11 @@ export PYTHONDONTWRITEBYTECODE =
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+# With lm-evaluation-harness, which takes longer to set up than `make test` should.
+.venv/.installed-eval: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,eval]'
+	touch $@
+
 # The link is emulated so slow that one pass of this small model takes as many draft steps as a large one's over PCIe.
 # Packed, all of it would fit into the budget, and nothing would stream.
 demo: .venv/.installed
@@ -22,7 +27,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # Everything: also the whole fuzz, the soaks and every point at which a process can be killed.
-test-all: .venv/.installed
+test-all: .venv/.installed-eval
 	$(BIN)/python -m pytest -n 2 --fuzz 1
 
 check: .venv/.installed

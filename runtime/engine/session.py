@@ -207,6 +207,8 @@ class _Answer:
 
 def format_prompt(tokenizer: Tokenizer, request: PromptRequest) -> list[int]:
     """Return a request's token ids, at least one. Raises OptionError if the tokenizer or its template refuses it."""
+    if request.token_ids is not None:
+        return list(request.token_ids)
     if request.prompt is not None:
         return tokenizer.encode(request.prompt)
     assert request.messages is not None

@@ -31,7 +31,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRequest:
-    """One prompt to answer; exactly one of `messages` and `prompt` is set."""
+    """One prompt to answer; exactly one of `messages`, `prompt` and `token_ids` is set."""
 
     id: str
     """Unique in its file; the line number where the line gives none."""
@@ -40,6 +40,8 @@ class PromptRequest:
     `is_continued` with the assistant's."""
     prompt: str | None = None
     """Raw text, tokenised as it stands."""
+    token_ids: tuple[int, ...] | None = None
+    """Tokens as they are, at least one."""
     params: SamplingParams = field(default_factory=SamplingParams)
     unchosen: frozenset[str] = frozenset()
     """Fields of `params` that nobody chose, so that the model's own generation settings may fill them."""
@@ -54,7 +56,8 @@ class PromptRequest:
     """Line of the prompt file, from 1."""
 
     def __post_init__(self) -> None:
-        assert (self.messages is None) != (self.prompt is None), "a request has messages or a raw prompt"
+        given = (self.messages, self.prompt, self.token_ids)
+        assert given.count(None) == 2, "a request has messages, a raw prompt or tokens"
 
 
 @dataclass(frozen=True, slots=True)
