@@ -74,6 +74,10 @@ class DisturbedCommand:
             stderr=subprocess.PIPE,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_until(self, is_reached: Callable[[], bool]) -> None:
         """Wait until something is so; fail if the command ends before."""
         end = time.monotonic() + PATIENCE_SECONDS

@@ -31,6 +31,7 @@ from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.prompts.result_file import ResultFile, ResultStream
 from runtime.prompts.result_order import InputOrder, first_lines
+from tui.commands.on_ray import answer_on_ray
 from tui.environment import packaged_prompts
 from tui.options import AnsweringConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
 from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
@@ -75,6 +76,16 @@ def run(
             min=1, metavar="N", help="Answer the first N lines that have no answer yet.", show_default="all of them"
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS|local",
+            help="Answer on all nodes of the Ray cluster at HOST:PORT, a whole engine on each; "
+            "local is a cluster of this machine alone.",
+            show_default="this process",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Answer a prompt file; results are JSON lines.
@@ -103,14 +114,17 @@ def run(
             stack.enter_context(results)
         items = first_lines(pending_items(items, results.finished_ids), limit)
         written = InputOrder(results, items) if in_order or output is None else results
-        opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
-        late = (lambda: None) if opened is None else (lambda: opened.load_progress)
-        progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
-        for event in run_prompts(_generate(opened), items):
-            progress.show(event)
-            if isinstance(event, PromptResult):
-                written.append(event)
-                num_errors += event.error is not None
+        if ray is not None:
+            num_errors = answer_on_ray(ray, config, items, written, console)
+        else:
+            opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
+            late = (lambda: None) if opened is None else (lambda: opened.load_progress)
+            progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
+            for event in run_prompts(_generate(opened), items):
+                progress.show(event)
+                if isinstance(event, PromptResult):
+                    written.append(event)
+                    num_errors += event.error is not None
     return max(_report_errors(num_errors, len(items)), int(results.kept_in is not None))
 
 
