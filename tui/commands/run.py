@@ -66,8 +66,8 @@ def run(
         bool,
         typer.Option(
             "--in-order",
-            help="Write to --output in the order of the prompts; results that wait for an earlier one are lost if the run "
-            "ends.",
+            help="Write to --output in the order of the prompts; results that wait for an earlier one are lost if the "
+            "run ends.",
         ),
     ] = False,
     limit: Annotated[
