@@ -62,7 +62,8 @@ def open_cluster(address: str) -> Iterator[None]:
         try:
             ray.init(**options, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason, advice = str(error).partition("\n")[0], "run without --ray" if address == LOCAL else _HOW_TO_JOIN
+            reason = str(error).partition("\n")[0].rstrip(".")
+            advice = "run without --ray" if address == LOCAL else _HOW_TO_JOIN
             raise OptionError(f"--ray {quote(address)}: {reason}; {advice}") from error
         finally:
             signal.signal(signal.SIGTERM, on_termination)  # Ray's own has taken its place
